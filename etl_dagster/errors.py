@@ -1,0 +1,226 @@
+"""What can go wrong, one class for each thing a caller or an operator would do differently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EtlError(Exception):
+    """What went wrong is the message (`reason`); what to do about it is `solution`.
+
+    Neither ever holds a row value or a password.
+    """
+
+    solution: str = "Read the cause below; once it is gone, retry the table by hand."
+    #: Whether waiting alone can help. The one place where retries are decided.
+    retryable: bool = False
+
+    def __init__(self, reason: str, *, solution: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        if solution is not None:
+            self.solution = solution
+
+
+class ConfigError(EtlError):
+    """The configuration can't be used; every mistake found is listed, none was acted on."""
+
+    solution = "Correct the lines named above. `etl-dagster init` writes a commented example."
+
+    def __init__(self, mistakes: Sequence[str], *, origin: str = "etl.yaml") -> None:
+        count = len(mistakes)
+        heading = f"{origin} has {count} mistake{'s' if count != 1 else ''}:"
+        super().__init__("\n".join([heading, *(f"  {mistake}" for mistake in mistakes)]))
+        self.mistakes = tuple(mistakes)
+        self.origin = origin
+
+
+class DecodeError(EtlError):
+    """The stream holds bytes that are no pgoutput; it can't be trusted past this point."""
+
+    solution = (
+        "Restart the pipeline: it streams again from the last durable position. "
+        "If the error returns at the same place, report it with the server's version."
+    )
+
+    def __init__(self, reason: str, *, offset: int | None = None) -> None:
+        at = "" if offset is None else f" (at byte {offset} of the message)"
+        super().__init__(f"{reason}{at}")
+        #: Bytes from the start of the message, where it is known.
+        self.offset = offset
+
+
+# -- source ------------------------------------------------------------------------------------
+
+
+class SourceError(EtlError):
+    """The source Postgres refused or failed."""
+
+    solution = "Read the server's message; `etl-dagster doctor` checks the source line by line."
+
+
+class SourceUnreachable(SourceError):
+    """No connection to the source, or it broke."""
+
+    solution = "Check host, port and that the server is up; the pipeline reconnects by itself."
+    retryable = True
+
+
+class SourceAuthenticationFailed(SourceError):
+    """The source knows the user not, or not with this password."""
+
+    solution = (
+        "Check source.user and source.password (or ETL_DAGSTER__SOURCE__PASSWORD), "
+        "and the server's pg_hba.conf."
+    )
+
+
+class SourceNotPrepared(SourceError):
+    """The source is reachable but isn't set up for logical replication."""
+
+
+class PublicationMissing(SourceNotPrepared):
+    """The publication doesn't exist in the source database."""
+
+    def __init__(self, publication: str, known: Sequence[str]) -> None:
+        there = f"it has {', '.join(map(repr, known))}" if known else "it has no publication"
+        super().__init__(
+            f"publication {publication!r} does not exist in the source database; {there}",
+            solution=f'Create it: CREATE PUBLICATION "{publication}" FOR TABLE ...; '
+            "or correct source.publication.",
+        )
+        self.publication = publication
+
+
+class PublicationEmpty(SourceNotPrepared):
+    """The publication holds no table."""
+
+    def __init__(self, publication: str) -> None:
+        super().__init__(
+            f"publication {publication!r} contains no table",
+            solution=f'Add one: ALTER PUBLICATION "{publication}" ADD TABLE ...;',
+        )
+        self.publication = publication
+
+
+class ReplicaIdentityMissing(SourceNotPrepared):
+    """Published tables send updates or deletes but have nothing to identify a row by."""
+
+    def __init__(self, tables: Sequence[str]) -> None:
+        super().__init__(
+            "no replica identity, though the publication publishes updates or deletes: "
+            + ", ".join(tables)
+            + ". Postgres refuses UPDATE and DELETE on such a table for every application",
+            solution="Add a primary key, or ALTER TABLE ... REPLICA IDENTITY USING INDEX ... / "
+            "FULL; or publish inserts only: "
+            "ALTER PUBLICATION ... SET (publish = 'insert, truncate').",
+        )
+        self.tables = tuple(tables)
+
+
+class SlotError(SourceError):
+    """Something is wrong with a replication slot."""
+
+
+class SlotInUse(SlotError):
+    """Another process reads the slot."""
+
+    solution = (
+        "Another replicator runs this pipeline. Stop it, or wait: the slot is free as soon as "
+        "its connection ends."
+    )
+    retryable = True
+
+
+class SlotMissing(SlotError):
+    """The slot is gone though tables depend on it; the changes since are lost to it."""
+
+    solution = (
+        "Run `etl-dagster reset` to copy the tables again. Find out who dropped the slot first."
+    )
+
+
+class SlotInvalidated(SlotError):
+    """Postgres removed WAL that the slot still needed; its changes can't be streamed any more."""
+
+    solution = (
+        "Raise max_slot_wal_keep_size on the source, then run `etl-dagster reset` to copy again."
+    )
+
+
+class SlotAdvanced(SlotError):
+    """The slot was confirmed past what is durable at the destination: changes were skipped."""
+
+    solution = (
+        "Something else consumed this slot. Find it, then run `etl-dagster reset` to copy again."
+    )
+
+
+# -- state store -------------------------------------------------------------------------------
+
+
+class StoreError(EtlError):
+    """The state store refused or failed."""
+
+    solution = "Check state_store.dsn; `etl-dagster doctor` checks its rights."
+
+
+class StoreUnreachable(StoreError):
+    """No connection to the state store, or it broke."""
+
+    solution = "Check state_store.dsn and that the server is up; the pipeline reconnects by itself."
+    retryable = True
+
+
+class StateRollbackError(StoreError):
+    """The table has no earlier state to go back to."""
+
+    solution = "Reset the table instead."
+
+
+class DestinationMetadataApplying(StoreError):
+    """A schema change at the destination was begun and not finished."""
+
+    solution = "Restart the pipeline; start-up finishes an interrupted change."
+
+
+# -- destination -------------------------------------------------------------------------------
+
+
+class DestinationError(EtlError):
+    """The destination refused or failed."""
+
+    solution = "Read the destination's message; the pipeline goes on once it accepts writes."
+
+
+class DestinationUnreachable(DestinationError):
+    """The destination can't be opened or reached."""
+
+    solution = "Check the destination's settings and rights; the pipeline retries by itself."
+    retryable = True
+
+
+class Superseded(DestinationError):
+    """A newer replicator took over this pipeline; this one must write nothing more."""
+
+    solution = "Nothing to do: the newer process goes on."
+
+
+# -- pipeline ----------------------------------------------------------------------------------
+
+
+class InvalidState(EtlError):
+    """A call came at a moment when it makes no sense."""
+
+
+class PipelineInUse(EtlError):
+    """Two processes for one pipeline."""
+
+    solution = "Stop the other process, or give this pipeline another name."
+
+
+class LeaseLost(EtlError):
+    """The worker's lease ended while it worked; another may have taken its place."""
+
+    solution = "Nothing to do: the work is resumed where it stopped."
+    retryable = True

@@ -1,0 +1,1 @@
+"""Translates the engine into the vocabulary of the systems around it."""

@@ -1,0 +1,81 @@
+"""The contract of a destination."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+
+from etl_dagster.model.events import EventBatch, TableRows
+from etl_dagster.model.schema import TableSchema
+
+if TYPE_CHECKING:
+    from etl_dagster.model.stores import DestinationStore
+
+#: None: durable when the method returned. A future: durable when it completes, and failed when it
+#: raises; progress waits for it.
+WriteResult: TypeAlias = "Future[None] | None"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a destination promises beyond the least; the conformance suite checks what is set."""
+
+    #: Data and position are committed together, so each change is applied exactly once.
+    transactional: bool = False
+    #: Updates and deletes change rows in place; without it every change is appended.
+    mirror: bool = True
+    truncate: bool = True
+    schema_changes: bool = False
+
+
+@runtime_checkable
+class Destination(Protocol):
+    """Where rows and events go.
+
+    Delivery is at least once and, within a table, in commit order. Calls come from several
+    threads: `write_table_rows` from the copy workers of any tables, `write_events` from one
+    thread for each stream (the apply worker, and each table that is catching up); one table is
+    never written by two streams at a time. A failure is raised (an `EtlError` where there is
+    something to do about it) and then nothing of that call may be visible, or all of it.
+    """
+
+    @property
+    def name(self) -> str:
+        """A short label, such as ``duckdb``; part of the tables' state IDs."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def startup(self, store: DestinationStore) -> None:
+        """Called once before anything else: open, check rights, finish what was interrupted."""
+        ...
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        """Forget earlier copies of the table, before a copy begins; idempotent.
+
+        The table's rows may stay readable until the end of the new copy, which replaces them.
+        Everything the destination remembers of the table's positions and chunks goes.
+        """
+        ...
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> WriteResult:
+        """Write one chunk of a copy, or finish the copy (`rows.is_end_of_copy`).
+
+        The end creates the table when the copy had no rows, replaces the previous table where
+        there was one, and is only durable once every chunk of the copy is. Both may come a second
+        time after a crash and then change nothing where the destination is transactional.
+        """
+        ...
+
+    def write_events(self, events: EventBatch) -> WriteResult:
+        """Apply changes. A transactional destination skips those at or before a table's position.
+
+        Per table, the steps come in commit order. Across tables `events` may be read in any order.
+        """
+        ...
+
+    def shutdown(self) -> None:
+        """Release everything; called at most once, after the last write. Never loses a write."""
+        ...

@@ -1,0 +1,297 @@
+"""What a destination receives: rows of a copy, and changes of a stream, both over Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import TableId, TableSchema
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+#: The values of `TableChanges.ops`: the tags that pgoutput itself uses.
+INSERT, UPDATE, DELETE = ord("I"), ord("U"), ord("D")
+
+
+# -- the copy ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkId:
+    """Names a chunk of one copy: the key by which a second delivery of it is recognised."""
+
+    copy_id: str
+    index: int
+
+
+class TableRows:
+    """Rows of a copy: one whole chunk, or no row at all.
+
+    Without rows (`chunk` is None) it is the end of the copy: every chunk was written before, the
+    table must exist from now on, and what was written must be durable when the write returns.
+    """
+
+    def __init__(
+        self,
+        copy_id: str,
+        batches: Iterable[pa.RecordBatch] = (),
+        chunk: ChunkId | None = None,
+    ) -> None:
+        #: The copy that the rows belong to; another copy of the same table has another.
+        self.copy_id = copy_id
+        self.chunk = chunk
+        self._batches = batches
+
+    @property
+    def is_end_of_copy(self) -> bool:
+        return self.chunk is None
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows in pieces of some MiB, fetched as they are asked for; once only.
+
+        Memory stays bounded whatever the chunk holds. Raises what the source raises.
+        """
+        batches, self._batches = self._batches, ()
+        yield from batches
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The rows as dictionaries; simple, and slow."""
+        for batch in self.batches():
+            yield from batch.to_pylist()
+
+
+# -- the stream --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TableChanges:
+    """Inserts, updates and deletes of one table under one schema, in commit order.
+
+    All arrays are of one length, one element for each change.
+    """
+
+    schema: TableSchema
+    #: uint8: `INSERT`, `UPDATE` or `DELETE`.
+    ops: np.ndarray
+    #: uint64: the offset of `Position.commit_lsn`.
+    commit_lsns: np.ndarray
+    #: int64: `Position.ordinal`.
+    ordinals: np.ndarray
+    #: int64: commit time, microseconds since 1970-01-01 UTC.
+    commit_times_us: np.ndarray
+    #: int64: place in the whole batch, across tables and marks.
+    sequence: np.ndarray
+    #: The new row of an insert or update; of a delete the old row, of which often only the
+    #: identity columns are known (the others are null). Schema: `schema.arrow_schema`.
+    rows: pa.RecordBatch
+    #: Columns in which some update carries an unchanged TOAST value, which Postgres doesn't send:
+    #: a bool array for each, true where the value in `rows` is unknown (and null there).
+    unchanged: Mapping[str, np.ndarray] = field(default_factory=dict)
+    #: int64, ascending: the changes (updates) that an old row came with. Postgres sends it when
+    #: the identity changed, and always under REPLICA IDENTITY FULL.
+    old_indices: np.ndarray | None = None
+    #: The old rows, one for each of `old_indices`; only identity columns are set unless FULL.
+    old_rows: pa.RecordBatch | None = None
+    #: Values that their column's type can't hold and that became null, by column name.
+    replaced: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+    def position(self, index: int) -> Position:
+        return Position(Lsn(int(self.commit_lsns[index])), int(self.ordinals[index]))
+
+    @property
+    def last_position(self) -> Position:
+        return self.position(-1)
+
+    def after(self, position: Position) -> TableChanges | None:
+        """The changes past the position: all of them, some, or None."""
+        import numpy as np
+
+        lsn = position.commit_lsn.offset
+        first = int(np.searchsorted(self.commit_lsns, np.uint64(lsn), side="left"))
+        # Within the one transaction that the position may stand in, ordinals ascend.
+        end = int(np.searchsorted(self.commit_lsns, np.uint64(lsn), side="right"))
+        first += int(np.searchsorted(self.ordinals[first:end], position.ordinal, side="right"))
+        if first == 0:
+            return self
+        return None if first >= len(self) else self.slice(first)
+
+    def slice(self, start: int, stop: int | None = None) -> TableChanges:
+        """The changes from `start` up to `stop`, without copying."""
+        stop = len(self) if stop is None else stop
+        old_indices, old_rows = self.old_indices, self.old_rows
+        if old_indices is not None and old_rows is not None:
+            low, high = old_indices.searchsorted([start, stop])
+            old_indices, old_rows = old_indices[low:high] - start, old_rows.slice(low, high - low)
+        return TableChanges(
+            schema=self.schema,
+            ops=self.ops[start:stop],
+            commit_lsns=self.commit_lsns[start:stop],
+            ordinals=self.ordinals[start:stop],
+            commit_times_us=self.commit_times_us[start:stop],
+            sequence=self.sequence[start:stop],
+            rows=self.rows.slice(start, stop - start),
+            unchanged={name: mask[start:stop] for name, mask in self.unchanged.items()},
+            old_indices=old_indices,
+            old_rows=old_rows,
+            replaced=self.replaced,
+        )
+
+    def events(self) -> Iterator[RowEvent]:
+        """Each change as an object; simple, and slow."""
+        rows = self.rows.to_pylist()
+        old: dict[int, dict[str, Any]] = {}
+        if self.old_indices is not None and self.old_rows is not None:
+            old = dict(zip(self.old_indices.tolist(), self.old_rows.to_pylist(), strict=True))
+        for index, (op, row) in enumerate(zip(self.ops.tolist(), rows, strict=True)):
+            unknown = frozenset(name for name, mask in self.unchanged.items() if mask[index])
+            kind = _EVENT_OF_OP[op]
+            yield kind(
+                schema=self.schema,
+                position=self.position(index),
+                sequence=int(self.sequence[index]),
+                commit_time_us=int(self.commit_times_us[index]),
+                row={name: value for name, value in row.items() if name not in unknown},
+                old_row=old.get(index),
+                unchanged=unknown,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RowEvent:
+    """One change of one row; the concrete class says which."""
+
+    schema: TableSchema
+    position: Position
+    sequence: int
+    commit_time_us: int
+    #: Column name to value. Of a delete, the old row's known columns. Lacks `unchanged` columns.
+    row: dict[str, Any]
+    old_row: dict[str, Any] | None
+    unchanged: frozenset[str]
+
+
+class InsertEvent(RowEvent):
+    """A new row."""
+
+    __slots__ = ()
+
+
+class UpdateEvent(RowEvent):
+    """A row's new values; `old_row` is set when its identity changed, or under FULL."""
+
+    __slots__ = ()
+
+
+class DeleteEvent(RowEvent):
+    """A row is gone; `row` identifies it."""
+
+    __slots__ = ()
+
+
+_EVENT_OF_OP: dict[int, type[RowEvent]] = {
+    INSERT: InsertEvent,
+    UPDATE: UpdateEvent,
+    DELETE: DeleteEvent,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TruncateEvent:
+    """All rows of the table are gone."""
+
+    schema: TableSchema
+    position: Position
+    sequence: int
+    commit_time_us: int
+    cascade: bool = False
+    restart_identity: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RelationEvent:
+    """From here on the table has this schema; `schema.snapshot_id` names the version."""
+
+    schema: TableSchema
+    #: The schema before; None when the destination has not seen the table yet.
+    previous: TableSchema | None
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class BeginEvent:
+    """A transaction begins."""
+
+    commit_lsn: Lsn
+    commit_time_us: int
+    xid: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitEvent:
+    """A transaction is complete; `end_lsn` is what progress is counted in."""
+
+    commit_lsn: Lsn
+    end_lsn: Lsn
+    commit_time_us: int
+    sequence: int
+
+
+Event: TypeAlias = RowEvent | TruncateEvent | RelationEvent | BeginEvent | CommitEvent
+#: What one table's part of a batch is made of; truncates and relations are barriers in it.
+TableStep: TypeAlias = TableChanges | TruncateEvent | RelationEvent
+
+
+@dataclass(frozen=True)
+class EventBatch:
+    """A stretch of the stream. A transaction larger than a batch spans several.
+
+    `tables` is for destinations that read columns: per table, its steps in order. Iterating gives
+    every event, marks included, in the order of the stream.
+    """
+
+    tables: Mapping[TableId, Sequence[TableStep]]
+    marks: Sequence[BeginEvent | CommitEvent] = ()
+    #: `CommitEvent.end_lsn` of the last transaction that ends in the batch, if one does. Once the
+    #: batch is durable, so is everything that was committed before.
+    commit_end_lsn: Lsn | None = None
+    #: Fences a stalled older process: a destination with transactions refuses a smaller epoch
+    #: than it has seen. 0 asks for no fence.
+    epoch: int = 0
+
+    @cached_property
+    def row_count(self) -> int:
+        return sum(
+            len(step)
+            for steps in self.tables.values()
+            for step in steps
+            if isinstance(step, TableChanges)
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing for a destination to do (marks alone change nothing)."""
+        return not any(self.tables.values())
+
+    def __iter__(self) -> Iterator[Event]:
+        import heapq
+
+        def one_table(steps: Sequence[TableStep]) -> Iterator[Event]:
+            for step in steps:
+                if isinstance(step, TableChanges):
+                    yield from step.events()
+                else:
+                    yield step
+
+        streams: list[Iterable[Event]] = [one_table(steps) for steps in self.tables.values()]
+        streams.append(self.marks)
+        return heapq.merge(*streams, key=lambda event: event.sequence)

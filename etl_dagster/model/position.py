@@ -1,0 +1,27 @@
+"""Where a change stands in the stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from etl_dagster.lsn import LSN_ZERO, Lsn
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Position:
+    """The place of one change: the LSN of its commit record, and its number in the transaction.
+
+    The ordinal counts from 0 what changes rows: inserts, updates, deletes, and one for each table
+    of a truncate. Relation messages don't count, since Postgres sends them again after each
+    reconnect. So the same change has the same position however often it is streamed.
+    """
+
+    commit_lsn: Lsn
+    ordinal: int
+
+    def __str__(self) -> str:
+        return f"{self.commit_lsn}:{self.ordinal}"
+
+
+#: Before every change.
+POSITION_ZERO = Position(LSN_ZERO, -1)

@@ -1,0 +1,123 @@
+"""Tables as the source describes them, in versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from etl_dagster.lsn import LSN_ZERO, Lsn
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: The OID of a table in the source (pg_class.oid). Stable over renames, not over DROP and CREATE.
+TableId: TypeAlias = int
+
+#: Where a schema version begins to hold; ``0/0`` is the version that the initial copy saw.
+SnapshotId: TypeAlias = Lsn
+INITIAL_SNAPSHOT: SnapshotId = LSN_ZERO
+
+#: pg_class.relreplident: default (primary key), using index, full, nothing.
+ReplicaIdentity: TypeAlias = Literal["d", "i", "f", "n"]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSchema:
+    """One published column."""
+
+    name: str
+    #: pg_type.oid; a domain keeps its own OID here and its base type's in `base_type_oid`.
+    type_oid: int
+    #: pg_attribute.atttypmod; -1 where the type has none.
+    type_modifier: int = -1
+    #: As format_type() spells it, e.g. ``numeric(12,2)``; for people, never parsed.
+    type_name: str = ""
+    #: pg_attribute.attnum: survives a rename, is never used again after a DROP COLUMN.
+    attnum: int = 0
+    nullable: bool = True
+    #: 1-based place in the primary key, None outside it.
+    primary_key_ordinal: int | None = None
+    #: Part of the replica identity (key flag of the Relation message).
+    is_identity: bool = False
+    #: For domains: the type behind it; else equal to `type_oid` (0 = unknown).
+    base_type_oid: int = 0
+
+    @property
+    def effective_type_oid(self) -> int:
+        """The OID that decides how values are decoded."""
+        return self.base_type_oid or self.type_oid
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """The published columns of a table from `snapshot_id` on, in the order Postgres sends them."""
+
+    id: TableId
+    schema_name: str
+    table_name: str
+    columns: tuple[ColumnSchema, ...]
+    snapshot_id: SnapshotId = INITIAL_SNAPSHOT
+    replica_identity: ReplicaIdentity = "d"
+
+    @property
+    def name(self) -> str:
+        """``schema.table``, unquoted: for people and as a name elsewhere, never as SQL."""
+        return f"{self.schema_name}.{self.table_name}"
+
+    @cached_property
+    def key_columns(self) -> tuple[str, ...]:
+        """What identifies a row: the primary key, else the identity index; empty without either.
+
+        REPLICA IDENTITY FULL without a primary key has no key here: the whole row identifies it.
+        With REPLICA IDENTITY NOTHING no update or delete is ever sent, but a primary key is still
+        one: it makes the rows of a copy unique.
+        """
+        primary = [c for c in self.columns if c.primary_key_ordinal is not None]
+        if self.replica_identity == "i":
+            return tuple(c.name for c in self.columns if c.is_identity)
+        return tuple(
+            c.name for c in sorted(primary, key=lambda column: column.primary_key_ordinal or 0)
+        )
+
+    @cached_property
+    def identity_columns(self) -> tuple[str, ...]:
+        """The columns that an old tuple of this table carries."""
+        return tuple(c.name for c in self.columns if c.is_identity)
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def arrow_schema(self) -> pa.Schema:
+        """The Arrow schema of the table's rows, one field for each column, in order."""
+        import pyarrow as pa
+
+        from etl_dagster.model.types import arrow_type
+
+        return pa.schema(
+            [pa.field(column.name, arrow_type(column), column.nullable) for column in self.columns]
+        )
+
+    def at(self, snapshot_id: SnapshotId) -> TableSchema:
+        """The same description as a version of its own."""
+        return replace(self, snapshot_id=snapshot_id)
+
+    def describes_same_columns(self, other: TableSchema) -> bool:
+        """Whether a row of one is a row of the other."""
+        return (
+            self.name == other.name
+            and self.columns == other.columns
+            and self.replica_identity == other.replica_identity
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchemaRetention:
+    """Versions of a table's schema that ended before `lsn` are no longer needed.
+
+    The version in force at `lsn`, the newest at or before it, is always kept.
+    """
+
+    lsn: Lsn

@@ -1,0 +1,296 @@
+"""The contracts of a state store: three small ones, and what the engine adds for several processes.
+
+A store of one's own implements `SchemaStore`, `StateStore` and `TableLifecycleStore`. A store that
+also implements `Coordination` lets the two workers of a table live in different processes and
+lets copies resume; without it, the engine keeps that part in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from etl_dagster.errors import DestinationMetadataApplying
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
+from etl_dagster.model.states import TableState
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyWorker:
+    """The one worker that streams all ready tables of a pipeline."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSyncWorker:
+    """The worker that copies one table and catches up with the stream."""
+
+    table_id: TableId
+
+
+WorkerType: TypeAlias = ApplyWorker | TableSyncWorker
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationTableMetadata:
+    """What a table looks like at the destination, and whether a change of it is under way."""
+
+    #: The table's name there, as the destination writes it.
+    destination_table_id: str
+    #: The schema version that the destination table has, or is being given.
+    snapshot_id: SnapshotId
+    status: Literal["applying", "applied"]
+    #: One flag for each column of the schema version: is it replicated?
+    replication_mask: tuple[bool, ...]
+    #: The version before the change under way; None for a new table.
+    previous_snapshot_id: SnapshotId | None = None
+
+    def to_applied(self) -> DestinationTableMetadata:
+        return replace(self, status="applied", previous_snapshot_id=None)
+
+    def require_applied(self) -> DestinationTableMetadata:
+        """The metadata itself.
+
+        Raises:
+            DestinationMetadataApplying: a change was begun and not finished.
+        """
+        if self.status != "applied":
+            raise DestinationMetadataApplying(
+                f"the change of {self.destination_table_id} to schema version "
+                f"{self.snapshot_id} was begun and not finished"
+            )
+        return self
+
+
+@runtime_checkable
+class SchemaStore(Protocol):
+    """Keeps the versions of every table's schema. Safe for several threads."""
+
+    def get_table_schema(self, table_id: TableId, snapshot_id: SnapshotId) -> TableSchema | None:
+        """The newest version at or before the snapshot, or None."""
+        ...
+
+    def get_table_schemas(self) -> Sequence[TableSchema]:
+        """Every version of every table that is loaded."""
+        ...
+
+    def load_table_schemas(self) -> int:
+        """Read all versions from where they are kept into the cache; returns how many."""
+        ...
+
+    def store_table_schema(self, schema: TableSchema) -> TableSchema:
+        """Keep a version; the same table and snapshot again replaces it. Returns what is kept."""
+        ...
+
+    def prune_table_schemas(self, retentions: Mapping[TableId, TableSchemaRetention]) -> int:
+        """Remove versions no longer needed; never the one in force. Returns how many."""
+        ...
+
+
+@runtime_checkable
+class StateStore(Protocol):
+    """Keeps table states, progress and destination metadata. Safe for several threads."""
+
+    def get_table_replication_state(self, table_id: TableId) -> TableState | None: ...
+
+    def get_table_replication_states(self) -> Mapping[TableId, TableState]: ...
+
+    def load_table_replication_states(self) -> int:
+        """Read the current states from where they are kept; returns how many."""
+        ...
+
+    def update_table_replication_states(
+        self, updates: Sequence[tuple[TableId, TableState]]
+    ) -> None:
+        """Make these the current states, all or none; the ones before are kept as history."""
+        ...
+
+    def rollback_table_replication_state(self, table_id: TableId) -> TableState:
+        """Go back to the previous state, which is returned; the current one is removed.
+
+        Raises:
+            StateRollbackError: there is no previous state.
+        """
+        ...
+
+    def get_replication_progress(self, worker: WorkerType) -> Lsn | None: ...
+
+    def upsert_replication_progress(self, worker: WorkerType, flush_lsn: Lsn) -> Lsn:
+        """Move the worker's progress forward and return what is now stored.
+
+        A smaller LSN changes nothing.
+        """
+        ...
+
+    def delete_replication_progress(self, worker: WorkerType) -> None: ...
+
+    def get_destination_table_metadata(
+        self, table_id: TableId
+    ) -> DestinationTableMetadata | None: ...
+
+    def get_applied_destination_table_metadata(
+        self, table_id: TableId
+    ) -> DestinationTableMetadata | None:
+        """The metadata, or None when there is none.
+
+        Raises:
+            DestinationMetadataApplying: a change was begun and not finished.
+        """
+        ...
+
+    def load_destination_tables_metadata(self) -> int: ...
+
+    def store_destination_table_metadata(
+        self, table_id: TableId, metadata: DestinationTableMetadata
+    ) -> None: ...
+
+
+@runtime_checkable
+class TableLifecycleStore(Protocol):
+    """Operations over everything that is kept of a table; each is atomic."""
+
+    def clear_table_copy_state(self, table_id: TableId) -> None:
+        """Before a copy: remove schemas, destination metadata and sync progress; keep the state."""
+        ...
+
+    def delete_table_pipeline_state(self, table_id: TableId) -> None:
+        """The table left the publication: remove everything kept of it."""
+        ...
+
+    def reset_for_resync(self) -> int:
+        """Every table back to `Init`, without apply progress; schemas and metadata stay, so that
+        the old destination tables can be found. Returns how many tables."""
+        ...
+
+
+class SharedStateStore(StateStore, TableLifecycleStore, Protocol):
+    """What workers share."""
+
+
+class DestinationStore(SchemaStore, StateStore, Protocol):
+    """What a destination may see."""
+
+
+@runtime_checkable
+class PipelineStore(SchemaStore, StateStore, TableLifecycleStore, Protocol):
+    """All of it: what a pipeline needs of a store."""
+
+
+# -- several processes -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CopyChunk:
+    """A part of a table that is copied in one short transaction.
+
+    `first_block` and `end_block` bound it by heap block, the end excluded and None for "to the
+    end, also of what is added later"; `relation_id` is the leaf partition or the table itself.
+    """
+
+    index: int
+    relation_id: int
+    first_block: int = 0
+    end_block: int | None = None
+    #: From the planner's statistics; for progress bars only.
+    estimated_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedChunk:
+    """What a finished chunk held. `read_lsn` is at or past its snapshot."""
+
+    index: int
+    row_count: int
+    byte_count: int
+    read_lsn: Lsn
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class CopyPlan:
+    """A copy under way: its chunks, and which of them are durable at the destination."""
+
+    copy_id: str
+    chunks: tuple[CopyChunk, ...]
+    finished: Mapping[int, FinishedChunk]
+    #: Consistent point of the table sync slot: the changes from here on are replayed.
+    slot_lsn: Lsn
+    started_at: datetime
+
+    @property
+    def remaining(self) -> tuple[CopyChunk, ...]:
+        return tuple(chunk for chunk in self.chunks if chunk.index not in self.finished)
+
+
+@runtime_checkable
+class Lease(Protocol):
+    """Proof that nobody else does this work; ends with the process that holds it."""
+
+    @property
+    def is_held(self) -> bool:
+        """False once the connection behind the lease is lost."""
+        ...
+
+    def release(self) -> None: ...
+
+
+@runtime_checkable
+class Coordination(Protocol):
+    """Where the workers of one pipeline meet, in one process or in many."""
+
+    def transition_table_state(
+        self, table_id: TableId, expected: TableState, new: TableState
+    ) -> bool:
+        """Change the state if it still is the expected one; whether it was."""
+        ...
+
+    def wait_for_change(self, timeout_s: float) -> None:
+        """Return when some state, plan or request of the pipeline may have changed, or in time."""
+        ...
+
+    def wake(self) -> None:
+        """Have all `wait_for_change` of this store object return now (to stop a worker)."""
+        ...
+
+    def acquire_lease(self, name: str) -> Lease | None:
+        """Take a lease by name, such as ``apply`` or ``table:16384``; None when another has it."""
+        ...
+
+    def is_leased(self, name: str) -> bool:
+        """Whether anybody holds the lease now."""
+        ...
+
+    def take_epoch(self) -> int:
+        """Begin a new epoch, larger than all before; the caller is now the pipeline's replicator."""
+        ...
+
+    def current_epoch(self) -> int:
+        """The newest epoch; 0 before the first."""
+        ...
+
+    def get_copy_plan(self, table_id: TableId) -> CopyPlan | None: ...
+
+    def store_copy_plan(self, table_id: TableId, plan: CopyPlan) -> None:
+        """Keep a new plan in place of the table's earlier one, with nothing finished."""
+        ...
+
+    def finish_chunk(self, table_id: TableId, copy_id: str, chunk: FinishedChunk) -> None:
+        """Record a chunk as durable; a second time, or for another copy, changes nothing."""
+        ...
+
+    def request_copy(self, table_id: TableId) -> None:
+        """Ask for the table to be copied (again) from the beginning: state back to `Init`."""
+        ...
+
+    def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
+        """Show JSON to other processes, such as the lag under ``apply``; the last one stays."""
+        ...
+
+    def get_status(self, key: str) -> Mapping[str, Any] | None: ...
+
+
+@runtime_checkable
+class CoordinatingStore(PipelineStore, Coordination, Protocol):
+    """A store for several processes, such as `PostgresStore`."""

@@ -1,0 +1,1 @@
+"""Bytes in, values out: frames, pgoutput, columns. No sockets, no clock, no logging."""

@@ -1,0 +1,1 @@
+"""Pipeline, apply worker, table sync worker, batching, delivery, supervision."""

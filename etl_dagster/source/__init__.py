@@ -1,0 +1,1 @@
+"""The only place that talks to the source Postgres: catalog, slots, stream, copy."""
