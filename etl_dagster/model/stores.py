@@ -263,7 +263,7 @@ class Coordination(Protocol):
         ...
 
     def take_epoch(self) -> int:
-        """Begin a new epoch, larger than all before; the caller is now the pipeline's replicator."""
+        """Begin a new epoch, larger than all before: the caller is the replicator from now on."""
         ...
 
     def current_epoch(self) -> int:

@@ -1,0 +1,319 @@
+"""The configuration of a pipeline: one YAML file, or the same objects made in Python."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from etl_dagster.errors import ConfigError
+
+#: Overrides such as ``ETL_DAGSTER__SOURCE__PASSWORD`` begin with this; ``__`` goes one level down.
+ENV_PREFIX = "ETL_DAGSTER__"
+_EXPANSION = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
+_SLUG = r"^[a-z][a-z0-9_]*$"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
+    )
+
+
+class SourceConfig(_Section):
+    """The Postgres that is replicated: a DSN, or its parts; parts win over the DSN."""
+
+    publication: str = Field(description="The publication whose tables are replicated.")
+    dsn: SecretStr | None = Field(
+        None, description="A libpq URI or key/value string; may hold the password."
+    )
+    host: str | None = None
+    port: int | None = Field(None, ge=1, le=65535)
+    user: str | None = None
+    password: SecretStr | None = None
+    database: str | None = None
+    sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] | None = (
+        None
+    )
+    sslrootcert: str | None = None
+    sslcert: str | None = None
+    sslkey: str | None = None
+    connect_timeout_s: int = Field(10, ge=1, description="Seconds to wait for a connection.")
+
+    @field_validator("publication")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must name a publication")
+        return value
+
+    @model_validator(mode="after")
+    def _reachable(self) -> SourceConfig:
+        if self.dsn is None and self.database is None:
+            raise ValueError("needs either dsn, or at least database (and host, user, ...)")
+        return self
+
+    def conninfo(self, **extra: object) -> str:
+        """A libpq connection string, password included; `extra` are further libpq parameters.
+
+        Raises:
+            ConfigError: the DSN can't be read.
+        """
+        import psycopg
+        from psycopg.conninfo import make_conninfo
+
+        parts = {
+            "host": self.host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password.get_secret_value() if self.password else None,
+            "dbname": self.database,
+            "sslmode": self.sslmode,
+            "sslrootcert": self.sslrootcert,
+            "sslcert": self.sslcert,
+            "sslkey": self.sslkey,
+            "connect_timeout": self.connect_timeout_s,
+        } | extra
+        given = {key: value for key, value in parts.items() if value is not None}
+        try:
+            return make_conninfo(self.dsn.get_secret_value() if self.dsn else "", **given)
+        except psycopg.Error:
+            # libpq's own message repeats what it could not read, password and all.
+            raise ConfigError(
+                ["source.dsn: not a libpq URI or key/value string"], origin="source"
+            ) from None
+
+
+class StateStoreConfig(_Section):
+    """Where table states, progress and schemas are kept; without a DSN in the source itself."""
+
+    type: Literal["postgres", "memory"] = "postgres"
+    dsn: SecretStr | None = None
+    schema_name: str = Field("etl", alias="schema", min_length=1)
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True
+    )
+
+
+class DuckDBDestinationConfig(_Section):
+    """One DuckDB file, shared by the replicator, the copies and readers."""
+
+    type: Literal["duckdb"]
+    path: Path = Field(description="The file; its folder must exist.")
+    memory_limit: str = Field("256MB", pattern=r"^\d+(\.\d+)?\s?[KMGT]i?B$")
+    lock_timeout_s: float = Field(60.0, gt=0)
+    changelog: bool = Field(False, description="Also keep the position of every change.")
+
+
+class MemoryDestinationConfig(_Section):
+    """Keeps everything in the process; for trying things out."""
+
+    type: Literal["memory"]
+
+
+DestinationConfig = Annotated[
+    DuckDBDestinationConfig | MemoryDestinationConfig, Field(discriminator="type")
+]
+
+
+class BatchConfig(_Section):
+    """When a stretch of the stream is closed and written."""
+
+    max_fill_ms: int = Field(1000, ge=1, description="Age of the oldest change, at most.")
+    max_bytes: int = Field(8 * 1024**2, ge=1024, description="Size as Postgres sends it, at most.")
+    max_rows: int = Field(200_000, ge=1)
+    max_queued: int = Field(2, ge=1, description="Closed batches waiting for the destination.")
+
+
+class CopyConfig(_Section):
+    """How tables are copied."""
+
+    max_table_sync_workers: int = Field(4, ge=1, description="Tables at a time.")
+    max_connections_per_table: int = Field(4, ge=1, description="Chunks of one table at a time.")
+    chunk_rows: int = Field(250_000, ge=1, description="Rows in a chunk, by statistics.")
+
+
+class RetryConfig(_Section):
+    """How failures that waiting may cure are retried; the delay doubles, with jitter."""
+
+    initial_delay_ms: int = Field(500, ge=1)
+    max_delay_ms: int = Field(30_000, ge=1)
+    max_attempts: int = Field(8, ge=1, description="In a row; progress resets the count.")
+
+
+class TableConfig(_Section):
+    """What differs for one table."""
+
+    copy_rows: bool = Field(True, alias="copy", description="False streams from now on only.")
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True
+    )
+
+
+class PipelineConfig(_Section):
+    """A pipeline: from one publication to one destination."""
+
+    pipeline: str = Field(
+        pattern=_SLUG,
+        max_length=30,
+        description="Its name: part of slot names and state IDs. Lower-case letters, digits, _.",
+    )
+    environment: str = Field("dev", pattern=r"^[A-Za-z0-9_-]+$")
+    source: SourceConfig
+    state_store: StateStoreConfig = StateStoreConfig()
+    destination: DestinationConfig
+    batch: BatchConfig = BatchConfig()
+    copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
+    retry: RetryConfig = RetryConfig()
+    tables: dict[str, TableConfig] = {}
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True
+    )
+
+    @field_validator("tables")
+    @classmethod
+    def _qualified(cls, tables: dict[str, TableConfig]) -> dict[str, TableConfig]:
+        wrong = [name for name in tables if "." not in name]
+        if wrong:
+            raise ValueError(f"write tables as schema.table: {', '.join(wrong)}")
+        return tables
+
+    def state_id(self, table_name: str) -> str:
+        """The Meltano state ID of a table, given as ``schema.table``."""
+        return f"{self.environment}:{self.pipeline}-to-{self.destination.type}:{table_name}"
+
+    def state_store_conninfo(self) -> str:
+        """A libpq connection string for the state store, password included."""
+        if self.state_store.dsn is not None:
+            return self.state_store.dsn.get_secret_value()
+        return self.source.conninfo()
+
+    def table(self, table_name: str) -> TableConfig:
+        return self.tables.get(table_name, TableConfig())
+
+
+def load_config(path: str | Path, environ: Mapping[str, str] | None = None) -> PipelineConfig:
+    """Read a YAML file, expand ``${NAME}`` and ``${NAME:-default}``, apply the overrides.
+
+    ``$$`` is a plain dollar sign. A relative `destination.path` is relative to the file.
+
+    Raises:
+        ConfigError: the file can't be read, or holds mistakes: all of them, each with its place.
+    """
+    import yaml
+
+    environ = os.environ if environ is None else environ
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigError([f"can't be read: {what}"], origin=str(path)) from error
+    try:
+        raw = yaml.safe_load(text) or {}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        # The cause quotes the line, which may hold a password.
+        raise ConfigError([f"{place}{error.problem}"], origin=str(path)) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(["must hold a mapping, such as `pipeline: shop`"], origin=str(path))
+    return parse_config(raw, environ, origin=path)
+
+
+def parse_config(
+    raw: Mapping[str, Any],
+    environ: Mapping[str, str] | None = None,
+    *,
+    origin: str | Path = "configuration",
+) -> PipelineConfig:
+    """Make a configuration from plain values; as `load_config`, without the file."""
+    environ = os.environ if environ is None else environ
+    mistakes: list[str] = []
+    values = _expand(raw, environ, mistakes, ())
+    _override(values, environ, mistakes)
+    config = None
+    try:
+        config = PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        mistakes += [_mistake(detail) for detail in error.errors(include_input=False)]
+    if mistakes or config is None:
+        raise ConfigError(mistakes, origin=str(origin))
+    if isinstance(origin, Path) and isinstance(config.destination, DuckDBDestinationConfig):
+        file = origin.absolute().parent / config.destination.path.expanduser()
+        destination = config.destination.model_copy(update={"path": file})
+        config = config.model_copy(update={"destination": destination})
+    return config
+
+
+def _expand(
+    value: Any, environ: Mapping[str, str], mistakes: list[str], place: tuple[str, ...]
+) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _expand(v, environ, mistakes, (*place, str(k))) for k, v in value.items()}
+    if isinstance(value, list):
+        return [
+            _expand(v, environ, mistakes, (*place, str(index))) for index, v in enumerate(value)
+        ]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        if name is None:
+            return "$"
+        if name in environ:
+            return environ[name]
+        if default is not None:
+            return default
+        mistakes.append(f"{'.'.join(place)}: the environment variable {name} is not set")
+        return "0"  # stands in so that the rest can still be checked
+
+    return _EXPANSION.sub(replacement, value)
+
+
+def _override(values: dict[str, Any], environ: Mapping[str, str], mistakes: list[str]) -> None:
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX):
+            continue
+        *sections, key = name.removeprefix(ENV_PREFIX).lower().split("__")
+        target: Any = values
+        for section in sections:
+            target = target.setdefault(section, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict) or not key:
+            mistakes.append(f"{name}: there is no such setting to override")
+            continue
+        target[key] = environ[name]
+
+
+def _mistake(detail: Any) -> str:
+    """One line about one mistake, never with the value, which may be a secret."""
+    place = ".".join(str(part) for part in detail["loc"] if part not in ("duckdb", "memory"))
+    kind, message = detail["type"], detail["msg"]
+    if kind == "extra_forbidden":
+        message = "unknown key"
+    elif kind == "missing":
+        message = "is required"
+    elif kind == "union_tag_not_found":
+        place, message = f"{place}.type", "is required, for example `type: duckdb`"
+    elif kind == "union_tag_invalid":
+        known = detail["ctx"]["expected_tags"].replace("'", "")
+        place, message = f"{place}.type", f"unknown destination; known are: {known}"
+    elif kind == "value_error":
+        message = message.removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

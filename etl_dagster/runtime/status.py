@@ -1,0 +1,86 @@
+"""What a running pipeline tells about itself; plain data that also crosses processes as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Phase = Literal["starting", "streaming", "retrying", "stopping", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """One table. Counts are of this process since it started, unless they say otherwise."""
+
+    table_id: int
+    #: ``schema.table``.
+    name: str
+    #: `model.states.state_name`, such as ``ready``.
+    state: str
+    state_id: str
+    rows_inserted: int = 0
+    rows_updated: int = 0
+    rows_deleted: int = 0
+    truncates: int = 0
+    #: Rows at the destination; None where it can't tell.
+    row_count: int | None = None
+    #: Commit record of the last change that is durable, with its commit time (ISO 8601, UTC).
+    last_commit_lsn: str | None = None
+    last_commit_time: str | None = None
+    #: Of the copy under way: chunks and rows that are durable, and the planner's estimate.
+    copy_chunks_done: int = 0
+    copy_chunks_total: int = 0
+    copy_rows_done: int = 0
+    copy_rows_estimated: int = 0
+    #: Values that their column's type could not hold and that became null.
+    values_replaced: int = 0
+    error: str | None = None
+    solution: str | None = None
+
+    @property
+    def rows_changed(self) -> int:
+        return self.rows_inserted + self.rows_updated + self.rows_deleted
+
+
+@dataclass(frozen=True)
+class PipelineStatus:
+    """A pipeline at one moment. LSNs are in Postgres' notation."""
+
+    pipeline: str
+    destination: str
+    phase: Phase
+    epoch: int = 0
+    #: Confirmed to Postgres: durable at the destination and in the store.
+    confirmed_lsn: str = "0/0"
+    received_lsn: str = "0/0"
+    #: The end of the server's WAL, as the stream last said.
+    server_lsn: str = "0/0"
+    #: `server_lsn` minus `confirmed_lsn`, bytes.
+    lag_bytes: int = 0
+    #: Age of the oldest commit that is received and not yet durable, seconds; 0 when none is.
+    lag_seconds: float = 0.0
+    #: WAL that the slot makes the server keep, bytes; None until first measured.
+    retained_wal_bytes: int | None = None
+    rows_total: int = 0
+    rows_per_second: float = 0.0
+    batches: int = 0
+    tables: Mapping[str, TableStatus] = field(default_factory=dict)
+    error: str | None = None
+    solution: str | None = None
+    #: When it was taken, seconds since 1970-01-01 UTC.
+    at: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, payload: Mapping[str, Any]) -> PipelineStatus:
+        """Read what `to_json` gave; keys of a newer version are ignored."""
+        known = {name: payload[name] for name in cls.__dataclass_fields__ if name in payload}
+        fields = TableStatus.__dataclass_fields__
+        known["tables"] = {
+            name: TableStatus(**{k: v for k, v in table.items() if k in fields})
+            for name, table in payload.get("tables", {}).items()
+        }
+        return cls(**known)
