@@ -1,0 +1,226 @@
+"""A destination in memory: for tests, and for trying a pipeline out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from etl_dagster.destinations.evolution import (
+    AddColumn,
+    DropColumn,
+    RenameColumn,
+    schema_changes,
+)
+from etl_dagster.errors import InvalidState, Superseded
+from etl_dagster.model.destination import Capabilities
+from etl_dagster.model.events import (
+    DeleteEvent,
+    EventBatch,
+    InsertEvent,
+    RelationEvent,
+    RowEvent,
+    TableChanges,
+    TableRows,
+    TruncateEvent,
+)
+from etl_dagster.model.position import POSITION_ZERO, Position
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.stores import DestinationStore
+
+Row = dict[str, Any]
+
+
+class MemoryTable:
+    """Rows by key; where the table has none, in the order they came."""
+
+    def __init__(self, schema: TableSchema) -> None:
+        self.schema = schema
+        self._by_key: dict[tuple[Any, ...], Row] = {}
+        self._keyless: list[Row] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        return list(self._by_key.values()) if self.schema.key_columns else list(self._keyless)
+
+    def __len__(self) -> int:
+        return len(self._by_key) if self.schema.key_columns else len(self._keyless)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def put(self, rows: Iterable[Row]) -> None:
+        if self.schema.key_columns:
+            self._by_key.update((self._key(row), row) for row in rows)
+        else:
+            self._keyless.extend(rows)
+
+    def apply(self, event: RowEvent) -> None:
+        if isinstance(event, InsertEvent):
+            self.put([event.row])
+        elif isinstance(event, DeleteEvent):
+            self._remove(event.row)
+        else:
+            old = event.old_row or {}
+            identity = {name: old[name] for name in self.schema.identity_columns if name in old}
+            # Postgres leaves out unchanged TOAST values; the identity it always sends.
+            before = self._remove(identity or event.row) or {}
+            kept = {name: identity.get(name, before.get(name)) for name in event.unchanged}
+            self.put([event.row | kept])
+
+    def clear(self) -> None:
+        self._by_key.clear()
+        self._keyless.clear()
+
+    def evolve(self, schema: TableSchema) -> None:
+        """Give all rows another schema; values keep their old type."""
+        rows = self.rows
+        for change in schema_changes(self.schema, schema):
+            for row in rows:
+                match change:
+                    case DropColumn(column):
+                        row.pop(column.name, None)
+                    case RenameColumn(old_name, new_name):
+                        row[new_name] = row.pop(old_name, None)
+                    case AddColumn(column):
+                        row[column.name] = None
+        self.clear()
+        self.schema = schema
+        self.put(rows)
+
+    def _key(self, row: Row) -> tuple[Any, ...]:
+        return tuple(_hashable(row.get(name)) for name in self.schema.key_columns)
+
+    def _remove(self, row: Row) -> Row | None:
+        if self.schema.key_columns:
+            return self._by_key.pop(self._key(row), None)
+        for index, candidate in enumerate(self._keyless):
+            if candidate == row:
+                return self._keyless.pop(index)
+        return None
+
+
+@dataclass
+class _Copy:
+    copy_id: str
+    table: MemoryTable
+    chunks: set[int] = field(default_factory=set)
+    is_complete: bool = False
+
+
+class MemoryDestination:
+    """Applies each change exactly once, as a destination with transactions does.
+
+    Read `tables`, or `rows("public.orders")`; `changelog` holds every change that was applied.
+    """
+
+    name = "memory"
+    capabilities = Capabilities(transactional=True, schema_changes=True)
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.tables: dict[TableId, MemoryTable] = {}
+        self.positions: dict[TableId, Position] = {}
+        #: Row changes and truncates in the order in which they were applied, skipped ones left out.
+        self.changelog: list[RowEvent | TruncateEvent] = []
+        self._copies: dict[TableId, _Copy] = {}
+        self._ended_copies: dict[TableId, set[str]] = {}
+        self._epoch = 0
+
+    def rows(self, table_name: str) -> list[Row]:
+        """The rows of a table, given as ``schema.table``; empty while there is no such table."""
+        with self._lock:
+            for table in self.tables.values():
+                if table.schema.name == table_name:
+                    return [dict(row) for row in table.rows]
+        return []
+
+    def startup(self, store: DestinationStore) -> None:
+        """Nothing to prepare."""
+
+    def shutdown(self) -> None:
+        """Nothing to release."""
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        with self._lock:
+            self._copies.pop(schema.id, None)
+            self._ended_copies.pop(schema.id, None)
+            self.positions.pop(schema.id, None)
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+        with self._lock:
+            copy = self._current_copy(schema, rows.copy_id)
+            if copy.is_complete:
+                return
+            if rows.chunk is None:
+                self._replace_table(schema, copy)
+                return
+            if rows.chunk.index in copy.chunks:
+                return
+        # The source is slow: read it without the lock, as other tables are written meanwhile.
+        arrived = list(rows)
+        with self._lock:
+            copy = self._current_copy(schema, rows.copy_id)
+            if rows.chunk.index not in copy.chunks:
+                copy.chunks.add(rows.chunk.index)
+                copy.table.put(arrived)
+
+    def write_events(self, events: EventBatch) -> None:
+        with self._lock:
+            if events.epoch:
+                if events.epoch < self._epoch:
+                    raise Superseded(f"epoch {events.epoch} was followed by epoch {self._epoch}")
+                self._epoch = events.epoch
+            for table_id, steps in events.tables.items():
+                for step in steps:
+                    table = self.tables.setdefault(table_id, MemoryTable(step.schema))
+                    match step:
+                        case TableChanges():
+                            self._apply_changes(table, step)
+                        case TruncateEvent():
+                            self._truncate(table, step)
+                        case RelationEvent(schema):
+                            if schema.snapshot_id >= table.schema.snapshot_id:
+                                table.evolve(schema)
+
+    def _apply_changes(self, table: MemoryTable, step: TableChanges) -> None:
+        changes = step.after(self.positions.get(step.schema.id, POSITION_ZERO))
+        if changes is None:
+            return
+        for event in changes.events():
+            table.apply(event)
+            self.changelog.append(event)
+        self.positions[step.schema.id] = changes.last_position
+
+    def _truncate(self, table: MemoryTable, event: TruncateEvent) -> None:
+        if event.position > self.positions.get(event.schema.id, POSITION_ZERO):
+            table.clear()
+            self.changelog.append(event)
+            self.positions[event.schema.id] = event.position
+
+    def _current_copy(self, schema: TableSchema, copy_id: str) -> _Copy:
+        """The copy; one never heard of begins now, and ends the one before."""
+        copy = self._copies.get(schema.id)
+        if copy is not None and copy.copy_id == copy_id:
+            return copy
+        ended = self._ended_copies.setdefault(schema.id, set())
+        if copy_id in ended:
+            raise InvalidState(f"a newer copy of {schema.name} has begun than {copy_id}")
+        if copy is not None:
+            ended.add(copy.copy_id)
+        copy = self._copies[schema.id] = _Copy(copy_id, MemoryTable(schema))
+        return copy
+
+    def _replace_table(self, schema: TableSchema, copy: _Copy) -> None:
+        self.tables[schema.id] = copy.table
+        self.positions.pop(schema.id, None)
+        copy.is_complete = True
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return tuple((key, _hashable(item)) for key, item in value.items())
+    return value
