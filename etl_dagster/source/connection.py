@@ -1,0 +1,291 @@
+"""Connections to the source: one way to open them, one way to say why they fail."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from etl_dagster.config import SourceConfig
+from etl_dagster.errors import (
+    ConfigError,
+    EtlError,
+    SourceAuthenticationFailed,
+    SourceError,
+    SourceNotPrepared,
+    SourceUnreachable,
+)
+
+#: Values come as text in one spelling, whatever the server, the database or the role prefers.
+#: Without a search path, names and regclass values print qualified everywhere, and nobody slips
+#: us an operator; Postgres' own subscribers do the same (libpqwalreceiver.c).
+_SETTINGS = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "3",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "search_path": "",
+}
+#: A role's own timeouts would end a copy or an idle stream in the middle.
+_TIMEOUTS = (
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+)
+#: A peer that vanished is noticed after some 60 seconds; a DSN may say otherwise.
+_TCP = {
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+
+
+# -- opening -----------------------------------------------------------------------------------
+
+
+def source_conninfo(
+    config: SourceConfig,
+    *,
+    application_name: str,
+    replication: bool = False,
+    statement_timeout_s: float | None = None,
+    lock_timeout_s: float | None = None,
+) -> str:
+    """A libpq connection string with all session settings; for psycopg and ADBC alike.
+
+    It holds the password. Settings travel as ``options``, which need no round trip and also hold
+    on a replication connection; options of the DSN are kept where they don't contradict.
+
+    Raises:
+        ConfigError: the DSN can't be read.
+    """
+    _check_dsn(config)
+    given = conninfo_to_dict(config.conninfo())
+    port = given.get("port")
+    if port and not all(part.isdigit() for part in str(port).split(",")):
+        # It may be a piece of a password that should have been percent-encoded.
+        raise ConfigError(["source.dsn: the port is not a number"], origin="source")
+    timeouts = dict.fromkeys(_TIMEOUTS, "0")
+    if statement_timeout_s is not None:
+        timeouts["statement_timeout"] = str(int(statement_timeout_s * 1000))
+        timeouts["idle_in_transaction_session_timeout"] = timeouts["statement_timeout"]
+    if lock_timeout_s is not None:
+        timeouts["lock_timeout"] = str(int(lock_timeout_s * 1000))
+    options = [f"-c {name}={value}" for name, value in (_SETTINGS | timeouts).items()]
+    if given.get("options"):
+        options.insert(0, str(given["options"]))
+    values: dict[str, Any] = (
+        _TCP
+        | given
+        | {
+            "application_name": application_name,
+            "client_encoding": "UTF8",
+            "options": " ".join(options),
+        }
+    )
+    if replication:
+        values["replication"] = "database"
+    return make_conninfo("", **values)
+
+
+def connect(
+    config: SourceConfig,
+    *,
+    application_name: str,
+    replication: bool = False,
+    autocommit: bool = True,
+    statement_timeout_s: float | None = None,
+    lock_timeout_s: float | None = None,
+) -> psycopg.Connection[Any]:
+    """Open a connection with the settings that every value and every comparison relies on.
+
+    Args:
+        replication: speak the replication protocol; ordinary queries without parameters work, too.
+        statement_timeout_s: for bounded questions to the catalog; None waits without end.
+        lock_timeout_s: also bounds how long CREATE_REPLICATION_SLOT waits for open transactions.
+
+    Raises:
+        ConfigError: the DSN can't be read.
+        SourceError: one of its kinds; see `translate`.
+    """
+    conninfo = source_conninfo(
+        config,
+        application_name=application_name,
+        replication=replication,
+        statement_timeout_s=statement_timeout_s,
+        lock_timeout_s=lock_timeout_s,
+    )
+    try:
+        return psycopg.connect(conninfo, autocommit=autocommit)
+    except psycopg.Error as error:
+        failure = translate(error, f"connecting to {source_uri(config)}")
+        failure.reason = _redact(failure.reason, config)
+        failure.args = (failure.reason,)
+    # Outside of the handler: libpq's text doesn't follow as a cause, should it hold a secret.
+    raise failure
+
+
+def source_uri(config: SourceConfig) -> str:
+    """Where the source is, for people: a URI without password or parameters."""
+    _check_dsn(config)
+    given = conninfo_to_dict(config.conninfo())
+    user, host, port = (str(given.get(key) or "") for key in ("user", "host", "port"))
+    authority = quote(host, safe=",:[]") if not host.startswith("/") else quote(host, safe="")
+    if user:
+        authority = f"{quote(user, safe='')}@{authority}"
+    if port:
+        authority = f"{authority}:{port}"
+    return f"postgresql://{authority}/{quote(str(given.get('dbname') or user), safe='')}"
+
+
+def check_dsn(dsn: str, place: str) -> None:
+    """Refuse a URI that libpq would take apart at the wrong place, in the middle of a password.
+
+    It would then name the piece of the password as a host or port in its messages.
+
+    Raises:
+        ConfigError: the message names `place`, such as ``source.dsn``, and nothing of the DSN.
+    """
+    match = re.match(r"\Apostgres(?:ql)?://([^?]*)", dsn)
+    if match is None:
+        return
+    before, at, after = match[1].rpartition("@")
+    if at and ("@" in before or "/" in before or "@" in after):
+        raise ConfigError(
+            [
+                f"{place}: user or password hold a character that must be percent-encoded "
+                "(@ as %40, / as %2F); or use source.user and source.password"
+            ],
+            origin="configuration",
+        )
+
+
+def _check_dsn(config: SourceConfig) -> None:
+    if config.dsn is not None:
+        check_dsn(config.dsn.get_secret_value(), "source.dsn")
+
+
+def _redact(text: str, config: SourceConfig) -> str:
+    password = conninfo_to_dict(config.conninfo()).get("password")
+    return text.replace(str(password), "***") if password and len(str(password)) > 3 else text
+
+
+# -- failing -----------------------------------------------------------------------------------
+
+#: What a failed connection says (libpq gives no SQLSTATE then), and the SQLSTATE it stands for.
+#: A server that speaks another language falls through to `SourceUnreachable`, with its text.
+_CONNECT_MESSAGES = (
+    (r"password authentication failed|no password supplied|no pg_hba.conf entry", "28P01"),
+    (r"authentication failed|is not permitted to log in|authentication method", "28000"),
+    (r'role ".*" does not exist', "28000"),
+    (r'database ".*" does not exist', "3D000"),
+    (r"permission denied to start WAL sender|superuser or replication role", "REPL"),
+    (r"permission denied for database", "42501"),
+    (r"server does not support SSL|certificate|SSL error|sslmode|SSL negotiation", "TLS"),
+    (r"max_wal_senders", "SENDERS"),
+    (r"too many (clients|connections)|remaining connection slots", "53300"),
+)
+
+_RETRYABLE = {"55P03", "57014", "40001", "40P01"}
+
+
+def translate(error: psycopg.Error, what: str) -> EtlError:
+    """The error that tells the person on call what to do.
+
+    Args:
+        error: whatever psycopg raised, at the connection or in a statement.
+        what: what was being done, such as ``reading the publication``; begins the reason.
+    """
+    message = _message(error)
+    code = error.sqlstate or _code_of_connection_failure(error, message)
+    reason = f"{what}: {message}"
+    match code:
+        case None:
+            return SourceUnreachable(reason)
+        case "REPL":
+            return SourceNotPrepared(
+                reason,
+                solution="Give the user of source.user the right to replicate: "
+                "ALTER ROLE ... REPLICATION; (on Amazon RDS: GRANT rds_replication TO ...;)",
+            )
+        case "TLS":
+            return SourceError(
+                reason, solution="Check source.sslmode, source.sslrootcert and the certificates."
+            )
+        case "SENDERS":
+            return SourceUnreachable(
+                reason, solution="All WAL senders are busy: raise max_wal_senders on the source."
+            )
+        case "3D000":
+            return SourceError(reason, solution="Correct source.database, or create the database.")
+        case "42501":
+            return SourceError(reason, solution=_grant(message))
+        case "53300":
+            return SourceUnreachable(
+                reason,
+                solution="All connections are in use: raise max_connections, or lower "
+                "copy.max_table_sync_workers and copy.max_connections_per_table.",
+            )
+        case "53400":
+            return SourceNotPrepared(
+                reason,
+                solution="Raise max_replication_slots on the source, or drop slots nobody reads.",
+            )
+        case "55000" if "wal_level" in message:
+            return SourceNotPrepared(
+                reason,
+                solution="Set wal_level = logical on the source and restart it.",
+            )
+        case _ if code.startswith("28"):
+            return SourceAuthenticationFailed(reason)
+        case _ if code.startswith(("08", "57P")):
+            return SourceUnreachable(reason)
+        case _:
+            failure = SourceError(reason)
+            failure.retryable = code in _RETRYABLE or code.startswith("53")
+            return failure
+
+
+def _code_of_connection_failure(error: psycopg.Error, message: str) -> str | None:
+    if not isinstance(error, psycopg.OperationalError):
+        return "XX000"
+    for pattern, code in _CONNECT_MESSAGES:
+        if re.search(pattern, message):
+            return code
+    return None
+
+
+def _message(error: psycopg.Error) -> str:
+    """The message on one line, without row values."""
+    message = error.diag.message_primary
+    if message is None:
+        lines = [line.strip() for line in str(error).splitlines()]
+        # libpq appends a hint for terminals, psycopg every address that it tried.
+        kept = [
+            line for line in lines if line and not line.startswith(("Is the server", "Multiple"))
+        ]
+        message = kept[0].removeprefix("connection failed: ") if kept else type(error).__name__
+        message = re.sub(r"\Aconnection to server .*? failed: ", "", message)
+        message = re.sub(r"\AFATAL: +", "", message)
+    if (error.sqlstate or "").startswith("22"):
+        message = re.sub(r'"[^"]*"', '"..."', message)
+    return message
+
+
+def _grant(message: str) -> str:
+    found = re.search(r"permission denied for (\w+) (\S+)", message)
+    kind, name = (found[1], found[2]) if found else ("", "")
+    if kind in ("table", "relation", "view"):
+        return f"Let the user of source.user read it: GRANT SELECT ON {name} TO ...;"
+    if kind == "schema":
+        return f"Let the user of source.user see it: GRANT USAGE ON SCHEMA {name} TO ...;"
+    if kind == "database":
+        return f"Let the user of source.user in: GRANT CONNECT ON DATABASE {name} TO ...;"
+    return "Grant the user of source.user the right named above; `etl-dagster doctor` lists all."
