@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from etl_dagster.lsn import Lsn
+from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
 
@@ -42,10 +42,14 @@ class TableRows:
         copy_id: str,
         batches: Iterable[pa.RecordBatch] = (),
         chunk: ChunkId | None = None,
+        replay_from: Lsn = LSN_ZERO,
     ) -> None:
         #: The copy that the rows belong to; another copy of the same table has another.
         self.copy_id = copy_id
         self.chunk = chunk
+        #: Every change of a transaction whose commit record begins before is part of the copy. A
+        #: destination that keeps positions begins the table's there when the copy ends.
+        self.replay_from = replay_from
         self._batches = batches
 
     @property

@@ -22,6 +22,11 @@ class Position:
     def __str__(self) -> str:
         return f"{self.commit_lsn}:{self.ordinal}"
 
+    @classmethod
+    def just_before(cls, commit_lsn: Lsn) -> Position:
+        """After every change that was committed before, and before the first one at `commit_lsn`."""
+        return cls(Lsn(max(commit_lsn.offset - 1, 0)), 2**62)
+
 
 #: Before every change.
 POSITION_ZERO = Position(LSN_ZERO, -1)

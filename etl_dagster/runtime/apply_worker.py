@@ -1,0 +1,146 @@
+"""The apply worker: streams every ready table of the pipeline through the permanent slot."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import EtlError, Superseded
+from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.destination import Destination
+from etl_dagster.model.events import EventBatch
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.states import Errored, ManualRetry
+from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.protocol.session import ReplicationSession
+from etl_dagster.runtime.delivery import Delivery
+from etl_dagster.runtime.metrics import Metrics
+from etl_dagster.runtime.ownership import Ownership
+from etl_dagster.runtime.schemas import SchemaTracker
+from etl_dagster.runtime.stream_loop import StreamLoop
+from etl_dagster.source.slots import apply_slot_name
+from etl_dagster.source.stream import ReplicationStream
+
+_log = logging.getLogger(__name__)
+
+
+class ApplyWorker:
+    """One connection's worth of streaming; the pipeline makes a new one after each failure."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        store: CoordinatingStore,
+        destination: Destination,
+        *,
+        start_lsn: Lsn,
+        epoch: int,
+        fetch_schema: Callable[[TableId], TableSchema | None],
+        metrics: Metrics,
+        on_durable: Callable[[Lsn], None],
+        stop: threading.Event,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._metrics = metrics
+        self._progress = on_durable
+        self._stop = stop
+        self._epoch = epoch
+        self._session = ReplicationSession(
+            max_bytes=config.batch.max_bytes, max_rows=config.batch.max_rows
+        )
+        self._stream = ReplicationStream(
+            config.source,
+            apply_slot_name(config.pipeline),
+            self._session,
+            start_lsn,
+            application_name=f"etl_dagster apply {config.pipeline}",
+        )
+        self._schemas = SchemaTracker(store, fetch_schema)
+        self._delivery = Delivery(
+            destination,
+            store,
+            ApplyWorkerType(),
+            self._schemas,
+            config.retry,
+            epoch=epoch,
+            max_queued=config.batch.max_queued,
+            stop=stop,
+            on_durable=self._durable,
+            on_table_error=self._table_failed,
+            name=f"apply writer {config.pipeline}",
+        )
+        self._loop = StreamLoop(
+            self._stream, self._session, self._delivery, self, config.batch, stop=stop
+        )
+        self._ownership = Ownership(
+            store, position=lambda: self._loop.position, on_taken=self._taken, stop=stop
+        )
+
+    def run(self) -> None:
+        """Stream until stopped; raises what it failed with."""
+        self._ownership.start()
+        self._loop.run()
+
+    # -- what the stream loop asks ---------------------------------------------------------------
+
+    def between_reads(self) -> bool:
+        self._ownership.refresh()
+        return True
+
+    @property
+    def apply_from(self) -> Mapping[TableId, Lsn]:
+        return self._ownership.apply_from
+
+    # -- what others ask -------------------------------------------------------------------------
+
+    def states_changed(self) -> None:
+        """Some table state may have changed. From any thread."""
+        self._ownership.invalidate()
+        self._stream.interrupt()
+
+    def hurry(self) -> None:
+        """Confirm what is durable as soon as possible. From any thread."""
+        self._loop.hurry()
+
+    def interrupt(self) -> None:
+        self._stream.interrupt()
+
+    @property
+    def received(self) -> Lsn:
+        return max(self._session.last_commit_end, self._session.last_keepalive_end)
+
+    @property
+    def server_end(self) -> Lsn:
+        return self._session.last_wal_end
+
+    @property
+    def lag_s(self) -> float:
+        return self._delivery.pending_s
+
+    # -- what the delivery reports ---------------------------------------------------------------
+
+    def _durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
+        if events is not None:
+            self._metrics.add(events)
+        if lsn is not None and lsn > LSN_ZERO:
+            self._stream.confirm(lsn)
+            self._progress(lsn)
+
+    def _taken(self, table_id: TableId) -> None:
+        self._schemas.forget(table_id)
+        self._delivery.include(table_id)
+        _log.info("table %s is streamed from now on", table_id)
+
+    def _table_failed(self, table_id: TableId, error: EtlError) -> None:
+        if isinstance(error, Superseded):
+            raise error
+        _log.error("table %s stopped: %s", table_id, error.reason)
+        # Its changes since are not kept, so going on means copying it again: a person decides.
+        self._store.update_table_replication_states(
+            [(table_id, Errored(error.reason, error.solution, ManualRetry()))]
+        )
+        self._ownership.invalidate()

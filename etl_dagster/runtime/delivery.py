@@ -1,0 +1,249 @@
+"""From closed batches to durable changes: decode, write, keep progress, in order."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, replace
+
+from etl_dagster.config import RetryConfig
+from etl_dagster.errors import DestinationError, EtlError, Superseded, TableWriteFailed
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.destination import Destination, WriteResult
+from etl_dagster.model.events import EventBatch
+from etl_dagster.model.schema import TableId
+from etl_dagster.model.stores import PipelineStore, WorkerType
+from etl_dagster.protocol.batch import RawBatch
+from etl_dagster.runtime.retry import Backoff
+from etl_dagster.runtime.schemas import SchemaTracker
+
+_log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The pipeline was told to stop while something was waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """Nothing to write: everything before `lsn` is durable already."""
+
+    lsn: Lsn
+
+
+class Delivery:
+    """The writer side of one stream: a thread that takes batches from a bounded queue.
+
+    Args:
+        prepare: a last word on a decoded batch, for example to complete values in it.
+        on_durable: called from the thread with each LSN that is durable at the destination and
+            in the store, ascending; and with the batch, when there was one.
+        on_table_error: called when one table's changes can't be written; the batch goes on
+            without the table. Raising ends the delivery.
+    """
+
+    def __init__(
+        self,
+        destination: Destination,
+        store: PipelineStore,
+        worker: WorkerType,
+        schemas: SchemaTracker,
+        retry: RetryConfig,
+        *,
+        epoch: int = 0,
+        max_queued: int = 2,
+        stop: threading.Event,
+        prepare: Callable[[EventBatch], EventBatch] = lambda events: events,
+        on_durable: Callable[[Lsn | None, EventBatch | None], None],
+        on_table_error: Callable[[TableId, EtlError], None],
+        name: str,
+    ) -> None:
+        self._destination = destination
+        self._store = store
+        self._worker = worker
+        self._schemas = schemas
+        self._retry = retry
+        self._epoch = epoch
+        self._stop = stop
+        self._prepare = prepare
+        self._on_durable = on_durable
+        self._on_table_error = on_table_error
+        self._queue: queue.Queue[tuple[RawBatch, Mapping[TableId, Lsn]] | _Progress | None]
+        self._queue = queue.Queue(max_queued)
+        self._failure: BaseException | None = None
+        #: Tables taken out of this stream after an error; read by the other thread.
+        self._excluded: set[TableId] = set()
+        self._oldest_pending: float | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # -- the reader's side -----------------------------------------------------------------------
+
+    def put(self, batch: RawBatch, apply_from: Mapping[TableId, Lsn]) -> None:
+        """Hand over a batch; waits while the queue is full (that is the back-pressure).
+
+        Raises:
+            Stopped: the pipeline stops.
+        """
+        if self._oldest_pending is None:
+            self._oldest_pending = time.monotonic()
+        self._put((batch, apply_from))
+
+    def put_progress(self, lsn: Lsn) -> None:
+        """Tell that nothing needs to be written up to `lsn`."""
+        self._put(_Progress(lsn))
+
+    def _put(self, item: tuple[RawBatch, Mapping[TableId, Lsn]] | _Progress | None) -> None:
+        while True:
+            self.raise_failure()
+            try:
+                return self._queue.put(item, timeout=0.2)
+            except queue.Full:
+                if self._stop.is_set():
+                    raise Stopped from None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that was handed over is durable."""
+        return self._queue.unfinished_tasks == 0
+
+    @property
+    def pending_s(self) -> float:
+        """Age of the oldest batch that isn't durable yet; 0 when all are."""
+        oldest = self._oldest_pending
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
+    def raise_failure(self) -> None:
+        """Raise what the delivery failed with, if it did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def include(self, table_id: TableId) -> None:
+        """Write the table's changes again, after its copy."""
+        self._excluded.discard(table_id)
+
+    def finish(self) -> None:
+        """Wait until what was handed over is durable, then end the thread.
+
+        Bounded by the destination once the pipeline stops: the write under way is waited for, the
+        queue is left.
+        """
+        if self._thread.is_alive():
+            try:
+                self._put(None)
+            except BaseException:
+                # Stopped or failed: the thread ends by itself after what it is doing.
+                pass
+            self._thread.join()
+
+    # -- the thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            try:
+                item = self._queue.get(timeout=0.2)
+            except queue.Empty:
+                if self._stop.is_set():
+                    return
+                continue
+            try:
+                if item is None or self._stop.is_set():
+                    return
+                self._deliver(item)
+            except Stopped:
+                return
+            except BaseException as failure:
+                self._failure = failure
+                return
+            finally:
+                self._queue.task_done()
+                if self.is_idle:
+                    self._oldest_pending = None
+
+    def _deliver(self, item: tuple[RawBatch, Mapping[TableId, Lsn]] | _Progress) -> None:
+        if isinstance(item, _Progress):
+            self._keep_progress(item.lsn)
+            self._on_durable(item.lsn, None)
+            return
+        raw, apply_from = item
+        wanted = {t: lsn for t, lsn in apply_from.items() if t not in self._excluded}
+        if raw.first_commit_lsn is not None:
+            self._schemas.at(raw.first_commit_lsn)
+        events = raw.decode(self._schemas.resolve, wanted, self._epoch)
+        events = self._prepare(self._schemas.announce(events))
+        changes = self._schemas.begin_changes(events)
+        events = self._write(events)
+        self._schemas.finish_changes([c for c in changes if c.schema.id in events.tables])
+        if events.commit_end_lsn is not None:
+            self._keep_progress(events.commit_end_lsn)
+        self._on_durable(events.commit_end_lsn, events)
+
+    def _write(self, events: EventBatch) -> EventBatch:
+        """Write until durable; returns the batch without the tables that had to be left out."""
+        backoff = Backoff(self._retry)
+        while not events.is_empty:
+            try:
+                self._wait_durable(self._destination.write_events(events))
+                break
+            except TableWriteFailed as error:
+                self._excluded.add(error.table_id)
+                self._on_table_error(error.table_id, error)
+                kept = {t: s for t, s in events.tables.items() if t != error.table_id}
+                events = replace(events, tables=kept)
+            except Superseded:
+                raise
+            except Exception as error:
+                self._pause(error, backoff)
+        return events
+
+    def _pause(self, error: Exception, backoff: Backoff) -> None:
+        """Wait before the next try, or give up."""
+        if isinstance(error, EtlError) and not error.retryable:
+            raise error
+        if backoff.is_exhausted:
+            if isinstance(error, EtlError):
+                raise error
+            raise DestinationError(
+                f"{self._destination.name} failed {backoff.attempt} times: {type(error).__name__}"
+            ) from error
+        delay_s = backoff.next_delay_s()
+        _log.warning(
+            "%s refused a batch (%s); try %d in %.1f s",
+            self._destination.name,
+            error.reason if isinstance(error, EtlError) else type(error).__name__,
+            backoff.attempt + 1,
+            delay_s,
+        )
+        if self._stop.wait(delay_s):
+            raise Stopped
+
+    def _wait_durable(self, result: WriteResult) -> None:
+        wait_durable(result, self._stop)
+
+    def _keep_progress(self, lsn: Lsn) -> None:
+        self._store.upsert_replication_progress(self._worker, lsn)
+
+
+def wait_durable(result: WriteResult, stop: threading.Event) -> None:
+    """Wait for a write to be durable; raises what it failed with.
+
+    Raises:
+        Stopped: told to stop before the answer came.
+    """
+    if not isinstance(result, Future):
+        return
+    while True:
+        try:
+            return result.result(timeout=0.2)
+        except FutureTimeout:
+            if result.done():  # the write's own TimeoutError
+                raise
+            if stop.is_set():
+                raise Stopped from None

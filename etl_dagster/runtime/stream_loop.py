@@ -1,0 +1,138 @@
+"""One stream from slot to destination: reads, closes batches, hands them to the delivery."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from etl_dagster.config import BatchConfig
+from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.schema import TableId
+from etl_dagster.protocol.session import ReplicationSession
+from etl_dagster.runtime.delivery import Delivery, Stopped
+from etl_dagster.source.stream import ReplicationStream
+
+#: An idle stream's position is stored and confirmed this often. Each time writes a row in the
+#: state store; where that is the source itself, it is WAL that the slot sees again.
+_IDLE_CONFIRM_S = 10.0
+#: How often the guide is asked though nothing happens.
+_TURN_S = 0.25
+
+
+class Guide(Protocol):
+    """What a worker decides between two reads; called from the reading thread only."""
+
+    def between_reads(self) -> bool:
+        """Do what is due; whether to go on reading."""
+        ...
+
+    @property
+    def apply_from(self) -> Mapping[TableId, Lsn]:
+        """The tables whose changes are applied, each from its LSN on."""
+        ...
+
+
+class StreamLoop:
+    """Runs in the calling thread until its guide says so, it is stopped, or something fails."""
+
+    def __init__(
+        self,
+        stream: ReplicationStream,
+        session: ReplicationSession,
+        delivery: Delivery,
+        guide: Guide,
+        config: BatchConfig,
+        *,
+        stop: threading.Event,
+    ) -> None:
+        self._stream = stream
+        self._session = session
+        self._delivery = delivery
+        self._guide = guide
+        self._max_fill_s = config.max_fill_ms / 1000
+        self._stop = stop
+        #: When the first row of the open batch was seen; None while it has none.
+        self._opened_at: float | None = None
+        self._confirmed_idle = LSN_ZERO
+        self._confirm_idle_at = 0.0
+        self._hurry = False
+
+    def run(self) -> None:
+        """Stream.
+
+        Raises:
+            EtlError: what the stream, the delivery or the guide failed with.
+        """
+        try:
+            self._stream.open()
+            self._delivery.start()
+            while not self._stop.is_set() and self._guide.between_reads():
+                full = self._stream.read(self._patience_s())
+                self._delivery.raise_failure()
+                if full or self._is_old():
+                    self.close_batch()
+                self._confirm_when_idle()
+        except Stopped:
+            pass
+        finally:
+            try:
+                self._delivery.finish()
+            finally:
+                self._stream.close()
+        self._delivery.raise_failure()
+
+    def close_batch(self) -> None:
+        """Hand the open batch to the delivery, if it holds anything."""
+        self._opened_at = None
+        if not self._session.is_empty:
+            self._delivery.put(self._session.take_batch(), self._guide.apply_from)
+
+    def hurry(self) -> None:
+        """Confirm the idle position without delay, once: somebody waits for it."""
+        self._hurry = True
+        self._stream.request_keepalive()
+
+    @property
+    def position(self) -> Lsn:
+        """The smallest LSN past every transaction of which something was read."""
+        session = self._session
+        past_open = session.open_commit_lsn
+        reached = max(session.last_commit_end, session.last_keepalive_end)
+        return reached if past_open is None else max(reached, Lsn(past_open.offset + 1))
+
+    @property
+    def is_between_transactions(self) -> bool:
+        return self._session.open_commit_lsn is None
+
+    def _patience_s(self) -> float:
+        if self._session.row_count and self._opened_at is None:
+            self._opened_at = time.monotonic()
+        if self._opened_at is None:
+            return _TURN_S
+        left = self._opened_at + self._max_fill_s - time.monotonic()
+        return min(max(left, 0.0), _TURN_S)
+
+    def _is_old(self) -> bool:
+        if self._opened_at is None:
+            return False
+        return time.monotonic() - self._opened_at >= self._max_fill_s
+
+    def _confirm_when_idle(self) -> None:
+        """Let the server forget WAL that holds nothing of ours.
+
+        Marks without rows in the open batch are nothing to wait for.
+        """
+        if self._session.row_count or not self.is_between_transactions:
+            return
+        now = time.monotonic()
+        position = self.position
+        if position <= self._confirmed_idle or not (self._hurry or now >= self._confirm_idle_at):
+            return
+        if self._delivery.is_idle:
+            self._session.take_batch()
+            self._hurry = False
+            self._confirmed_idle = position
+            self._confirm_idle_at = now + _IDLE_CONFIRM_S
+            self._delivery.put_progress(position)

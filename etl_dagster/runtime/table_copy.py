@@ -1,0 +1,211 @@
+"""The copy of one table: its chunks, several at a time, each durable before it is recorded."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import psycopg
+import pyarrow as pa
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import EtlError
+from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.destination import Destination
+from etl_dagster.model.events import ChunkId, TableRows
+from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, FinishedChunk
+from etl_dagster.runtime.delivery import Stopped, wait_durable
+from etl_dagster.runtime.retry import Backoff
+from etl_dagster.source.catalog import PublishedTable, fetch_insert_lsn, fetch_qualified_name
+from etl_dagster.source.connection import connect, translate
+from etl_dagster.source.copy import ChunkReader
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CopySummary:
+    """A finished copy, with what earlier workers had done of it."""
+
+    row_count: int
+    byte_count: int
+    chunk_count: int
+    resumed_chunks: int
+    #: The newest of the chunks' snapshots lies before.
+    newest_read_lsn: Lsn
+
+
+class TableCopy:
+    """Copies the chunks of a plan that aren't finished."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        store: CoordinatingStore,
+        destination: Destination,
+        table: PublishedTable,
+        plan: CopyPlan,
+        *,
+        snapshot_name: str | None,
+        stop: threading.Event,
+        on_chunk: Callable[[FinishedChunk], None],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._destination = destination
+        self._table = table
+        self._plan = plan
+        self._snapshot_name = snapshot_name
+        self._stop = stop
+        self._on_chunk = on_chunk
+        #: Set when one worker failed: the others end after their chunk.
+        self._failed = threading.Event()
+
+    def run(self) -> CopySummary:
+        """Copy until every chunk is durable, and finish the copy at the destination.
+
+        Raises:
+            Stopped: told to stop; finished chunks are recorded.
+            EtlError: what the source, the store or the destination failed with.
+        """
+        todo: queue.SimpleQueue[CopyChunk] = queue.SimpleQueue()
+        for chunk in self._plan.remaining:
+            todo.put(chunk)
+        finished = dict(self._plan.finished)
+        workers = min(self._config.copy_tables.max_connections_per_table, todo.qsize())
+        if workers:
+            with ThreadPoolExecutor(workers, f"copy {self._table.schema.name}") as pool:
+                jobs = [pool.submit(self._work, todo, finished) for _ in range(workers)]
+            failures = [error for job in jobs if (error := job.exception()) is not None]
+            if failures:
+                # What a worker failed with says more than that the others then stopped.
+                raise next((e for e in failures if not isinstance(e, Stopped)), failures[0])
+        self._finish()
+        return CopySummary(
+            row_count=sum(chunk.row_count for chunk in finished.values()),
+            byte_count=sum(chunk.byte_count for chunk in finished.values()),
+            chunk_count=len(self._plan.chunks),
+            resumed_chunks=len(self._plan.finished),
+            newest_read_lsn=max((c.read_lsn for c in finished.values()), default=LSN_ZERO),
+        )
+
+    def _finish(self) -> None:
+        """The end of the copy: the destination makes it the table, durable as a whole."""
+        end = TableRows(self._plan.copy_id, replay_from=self._plan.slot_lsn)
+        wait_durable(self._destination.write_table_rows(self._table.schema, end), self._stop)
+
+    def _work(
+        self, todo: queue.SimpleQueue[CopyChunk], finished: dict[int, FinishedChunk]
+    ) -> None:
+        backoff = Backoff(self._config.retry)
+        reader: ChunkReader | None = None
+        control: psycopg.Connection | None = None
+        chunk: CopyChunk | None = None
+        try:
+            while True:
+                if self._stop.is_set() or self._failed.is_set():
+                    raise Stopped
+                if chunk is None:
+                    try:
+                        chunk = todo.get_nowait()
+                    except queue.Empty:
+                        return
+                try:
+                    if reader is None or control is None:
+                        control, reader = self._connect()
+                    done = self._copy(chunk, reader, control)
+                except (EtlError, psycopg.Error) as raised:
+                    error = translate(raised, "copying") if isinstance(raised, psycopg.Error) else raised
+                    # A snapshot ends with the connection that exported it; only a new copy helps.
+                    if not error.retryable or self._snapshot_name or backoff.is_exhausted:
+                        raise error from raised
+                    delay_s = backoff.next_delay_s()
+                    _log.warning(
+                        "chunk %d of %s failed (%s); again in %.1f s",
+                        chunk.index,
+                        self._table.schema.name,
+                        error.reason,
+                        delay_s,
+                    )
+                    self._close(reader, control)
+                    reader = control = None
+                    self._stop.wait(delay_s)
+                    continue
+                backoff.reset()
+                finished[chunk.index] = done
+                self._on_chunk(done)
+                chunk = None
+        except BaseException:
+            self._failed.set()
+            raise
+        finally:
+            self._close(reader, control)
+
+    def _connect(self) -> tuple[psycopg.Connection, ChunkReader]:
+        name = f"etl_dagster copy {self._config.pipeline} {self._table.schema.id}"
+        control = connect(self._config.source, application_name=name)
+        try:
+            reader = ChunkReader(
+                self._config.source,
+                self._table.schema,
+                row_filter=self._table.row_filter,
+                snapshot_name=self._snapshot_name,
+                application_name=name,
+            )
+        except BaseException:
+            control.close()
+            raise
+        return control, reader
+
+    @staticmethod
+    def _close(reader: ChunkReader | None, control: psycopg.Connection | None) -> None:
+        if reader is not None:
+            reader.close()
+        if control is not None:
+            control.close()
+
+    def _copy(
+        self, chunk: CopyChunk, reader: ChunkReader, control: psycopg.Connection
+    ) -> FinishedChunk:
+        started = time.monotonic()
+        relation = fetch_qualified_name(control, chunk.relation_id)
+        counted = _Counted(reader.read(chunk, relation) if relation else iter(()))
+        rows = TableRows(
+            self._plan.copy_id,
+            counted,
+            ChunkId(self._plan.copy_id, chunk.index),
+            replay_from=self._plan.slot_lsn,
+        )
+        wait_durable(self._destination.write_table_rows(self._table.schema, rows), self._stop)
+        done = FinishedChunk(
+            chunk.index,
+            counted.row_count,
+            counted.byte_count,
+            fetch_insert_lsn(control),
+            time.monotonic() - started,
+        )
+        self._store.finish_chunk(self._table.schema.id, self._plan.copy_id, done)
+        return done
+
+
+class _Counted:
+    """An iterator over record batches that counts what passes."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self.row_count = 0
+        self.byte_count = 0
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return self
+
+    def __next__(self) -> pa.RecordBatch:
+        batch = next(self._batches)
+        self.row_count += batch.num_rows
+        self.byte_count += batch.nbytes
+        return batch

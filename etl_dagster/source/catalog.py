@@ -1,0 +1,284 @@
+"""What the source's catalog says: publications, tables, columns, identities, positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from etl_dagster.errors import PublicationEmpty, PublicationMissing
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A row of pg_publication."""
+
+    name: str
+    insert: bool
+    update: bool
+    delete: bool
+    truncate: bool
+    via_partition_root: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedTable:
+    """A table of a publication, with what a copy needs to know of it."""
+
+    schema: TableSchema
+    #: The publication's WHERE clause for the table, an SQL expression; None without one.
+    row_filter: str | None
+    #: ``pg_class.reltuples``, never negative; a guess.
+    estimated_rows: int
+
+    @property
+    def can_resume_copy(self) -> bool:
+        """Whether chunks may have differing snapshots: replayed changes find their row by key.
+
+        Without a key a change can't replace the row that a chunk already brought.
+        """
+        return bool(self.schema.key_columns)
+
+
+_TABLES = """
+with published as (
+  select c.oid, n.nspname, c.relname, c.relreplident, c.relkind,
+         greatest(c.reltuples, 0)::bigint as estimated_rows,
+         {attnames} as attnames, {rowfilter} as rowfilter
+  from pg_publication_tables p
+  join pg_namespace n on n.nspname = p.schemaname
+  join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
+  where p.pubname = %(publication)s
+)
+select t.oid, t.nspname, t.relname, t.relreplident::text, t.estimated_rows, t.rowfilter,
+       a.attnum, a.attname, a.atttypid,
+       case when a.atttypmod = -1 then coalesce(b.typmod, -1) else a.atttypmod end as typmod,
+       format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull,
+       coalesce(b.oid, a.atttypid) as base_type,
+       array_position(pk.indkey::int2[], a.attnum) as pk_offset,
+       case t.relreplident when 'f' then true when 'n' then false
+            when 'd' then coalesce(a.attnum = any (pk.indkey), false)
+            else coalesce(a.attnum = any (ri.indkey), false) end as is_identity
+from published t
+join pg_attribute a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+left join pg_index pk on pk.indrelid = t.oid and pk.indisprimary
+left join pg_index ri on ri.indrelid = t.oid and ri.indisreplident
+left join lateral (
+  with recursive base (oid, kind, parent, typmod) as (
+    select oid, typtype, typbasetype, typtypmod from pg_type where oid = a.atttypid
+    union all
+    select y.oid, y.typtype, y.typbasetype,
+           case when base.typmod = -1 then y.typtypmod else base.typmod end
+    from base join pg_type y on y.oid = base.parent where base.kind = 'd'
+  )
+  select oid, typmod from base where kind <> 'd'
+) b on true
+where t.attnames is null and a.attgenerated = '' or a.attname = any (t.attnames)
+order by t.nspname, t.relname, a.attnum
+"""
+
+
+def fetch_publication(connection: Connection, name: str) -> Publication:
+    """The publication.
+
+    Raises:
+        PublicationMissing: the database has none of that name.
+    """
+    with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute("select * from pg_publication order by pubname")
+        rows = {row["pubname"]: row for row in cursor}
+    if name not in rows:
+        raise PublicationMissing(name, list(rows))
+    row = rows[name]
+    return Publication(
+        name,
+        insert=row["pubinsert"],
+        update=row["pubupdate"],
+        delete=row["pubdelete"],
+        truncate=row["pubtruncate"],
+        via_partition_root=row["pubviaroot"],
+    )
+
+
+def fetch_published_tables(connection: Connection, publication: str) -> list[PublishedTable]:
+    """The publication's tables by name, with their published columns; maybe none.
+
+    Source: PostgreSQL documentation, "pg_publication_tables". Its column and row lists are there
+    from version 15 on.
+    """
+    has_lists = connection.info.server_version >= 150000
+    query = sql.SQL(_TABLES).format(
+        attnames=sql.SQL("p.attnames" if has_lists else "null::name[]"),
+        rowfilter=sql.SQL("p.rowfilter" if has_lists else "null::text"),
+    )
+    tables: dict[TableId, tuple[dict[str, Any], list[ColumnSchema]]] = {}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(query, {"publication": publication})
+        for row in cursor:
+            pk_offset = row["pk_offset"]
+            column = ColumnSchema(
+                name=row["attname"],
+                type_oid=row["atttypid"],
+                type_modifier=row["typmod"],
+                type_name=row["type_name"],
+                attnum=row["attnum"],
+                nullable=not row["attnotnull"],
+                # indkey is an int2vector, counted from 0.
+                primary_key_ordinal=None if pk_offset is None else pk_offset + 1,
+                is_identity=row["is_identity"],
+                base_type_oid=row["base_type"],
+            )
+            tables.setdefault(row["oid"], (row, []))[1].append(column)
+    return [
+        PublishedTable(
+            TableSchema(
+                id=oid,
+                schema_name=row["nspname"],
+                table_name=row["relname"],
+                columns=tuple(columns),
+                replica_identity=row["relreplident"],
+            ),
+            row_filter=row["rowfilter"],
+            estimated_rows=row["estimated_rows"],
+        )
+        for oid, (row, columns) in tables.items()
+    ]
+
+
+def fetch_publication_tables(connection: Connection, publication: str) -> list[TableSchema]:
+    """The schemas of the publication's tables.
+
+    Raises:
+        PublicationMissing: the database has no such publication.
+        PublicationEmpty: it contains no table.
+    """
+    fetch_publication(connection, publication)
+    tables = fetch_published_tables(connection, publication)
+    if not tables:
+        raise PublicationEmpty(publication)
+    return [table.schema for table in tables]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A relation that holds rows of a table: the table itself, or a partition without parts."""
+
+    relation_id: int
+    #: Blocks of 8 KiB, measured, not guessed.
+    block_count: int
+    estimated_rows: int
+
+
+def fetch_leaves(connection: Connection, table_id: TableId) -> list[Leaf]:
+    """Where the table's rows are: one relation, or every leaf partition.
+
+    Source: PostgreSQL documentation, "pg_partition_tree", which returns nothing for a plain table.
+    """
+    cursor = connection.execute(
+        """
+        select c.oid, pg_relation_size(c.oid) / current_setting('block_size')::bigint,
+               greatest(c.reltuples, 0)::bigint
+        from pg_class c
+        where c.oid in (select %(id)s::oid where not exists (
+                          select from pg_class where oid = %(id)s::oid and relkind = 'p')
+                        union select relid::oid from pg_partition_tree(%(id)s::oid::regclass)
+                        where isleaf and relid <> %(id)s::oid)
+        order by c.oid
+        """,
+        {"id": table_id},
+    )
+    return [Leaf(*row) for row in cursor]
+
+
+def fetch_qualified_name(connection: Connection, relation_id: int) -> tuple[str, str] | None:
+    """Schema and name of a relation, None when it is gone."""
+    row = connection.execute(
+        "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where c.oid = %s::oid",
+        [relation_id],
+    ).fetchone()
+    return None if row is None else (row[0], row[1])
+
+
+def fetch_insert_lsn(connection: Connection) -> Lsn:
+    """Every transaction that this connection can see now was committed before this position."""
+    row = connection.execute(
+        "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn()"
+        " else pg_current_wal_insert_lsn() end::text"
+    ).fetchone()
+    assert row is not None
+    return Lsn.parse(row[0])
+
+
+def emit_marker(connection: Connection) -> Lsn:
+    """Write an empty record to the WAL and return a position that the stream will soon reach.
+
+    On an idle server the stream ends at the last record, which may lie a page header before the
+    insert position; waiting for that one could last until somebody writes. The transactional
+    message also has the WAL flushed. Where it isn't allowed (a standby) nothing is written.
+
+    Source: PostgreSQL documentation, "pg_logical_emit_message".
+    """
+    position = fetch_insert_lsn(connection)
+    try:
+        connection.execute("select pg_logical_emit_message(true, 'etl_dagster', '')")
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
+        return Lsn.parse(
+            connection.execute(  # type: ignore[index]
+                "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn()"
+                " else pg_current_wal_flush_lsn() end::text"
+            ).fetchone()[0]
+        )
+    except psycopg.errors.ObjectNotInPrerequisiteState:
+        return position
+    return position
+
+
+def fetch_rows_by_key(
+    connection: Connection,
+    schema: TableSchema,
+    columns: Sequence[str],
+    keys: Sequence[Sequence[str | None]],
+) -> dict[tuple[str | None, ...], tuple[str | None, ...]]:
+    """The current values, as text, of some columns of the rows with these keys (text, too).
+
+    Rows that are gone are missing from the answer.
+    """
+    if not keys:
+        return {}
+    key_types = {column.name: column.type_name for column in schema.columns}
+    arrays = sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in schema.key_columns)
+    names = sql.SQL(", ").join(
+        sql.Identifier(f"k{index}") for index, _ in enumerate(schema.key_columns)
+    )
+    condition = sql.SQL(" and ").join(
+        sql.SQL("t.{} = k.{}::{}").format(
+            sql.Identifier(name),
+            sql.Identifier(f"k{index}"),
+            sql.SQL(key_types[name]),  # as format_type() quotes it
+        )
+        for index, name in enumerate(schema.key_columns)
+    )
+    query = sql.SQL("select {keys}, {columns} from {table} t join unnest({arrays}) k ({names}) on {condition}").format(
+        keys=sql.SQL(", ").join(
+            sql.SQL("k.{}").format(sql.Identifier(f"k{i}")) for i, _ in enumerate(schema.key_columns)
+        ),
+        columns=sql.SQL(", ").join(
+            sql.SQL("t.{}::text").format(sql.Identifier(name)) for name in columns
+        ),
+        table=sql.Identifier(schema.schema_name, schema.table_name),
+        arrays=arrays,
+        names=names,
+        condition=condition,
+    )
+    width = len(schema.key_columns)
+    rows = connection.execute(query, [list(column) for column in zip(*keys, strict=True)])
+    return {tuple(row[:width]): tuple(row[width:]) for row in rows}

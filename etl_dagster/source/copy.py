@@ -1,0 +1,142 @@
+"""Rows of a table as Arrow, a chunk at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+from adbc_driver_manager import dbapi as adbc
+from adbc_driver_postgresql import dbapi as adbc_postgresql
+from psycopg import sql
+
+from etl_dagster.config import SourceConfig
+from etl_dagster.errors import SourceError, SourceUnreachable
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.model.stores import CopyChunk
+from etl_dagster.model.types import adbc_is_exact, fix_adbc, parse_text
+from etl_dagster.source.catalog import Leaf
+from etl_dagster.source.connection import source_conninfo
+
+#: What the driver puts into one record batch, bytes; bounds the memory of a chunk being read.
+_BATCH_BYTES = 4 * 1024**2
+#: No chunk spans more heap than this, however few rows the statistics promise.
+_CHUNK_BLOCKS = 128 * 1024**2 // 8192
+
+
+def plan_chunks(leaves: Sequence[Leaf], chunk_rows: int) -> tuple[CopyChunk, ...]:
+    """Cut a table into block ranges of some `chunk_rows` rows, the biggest relations first.
+
+    The last range of a relation has no end, so that rows added behind it while the copy runs are
+    in it. Statistics that were never gathered (0 rows) count as 100 rows a block.
+    """
+    chunks: list[CopyChunk] = []
+    for leaf in sorted(leaves, key=lambda leaf: (-leaf.block_count, leaf.relation_id)):
+        rows = leaf.estimated_rows or leaf.block_count * 100
+        pieces = max(math.ceil(rows / chunk_rows), math.ceil(leaf.block_count / _CHUNK_BLOCKS), 1)
+        pieces = min(pieces, max(leaf.block_count, 1))
+        edges = [leaf.block_count * piece // pieces for piece in range(pieces)]
+        for first, end in zip(edges, [*edges[1:], None], strict=True):
+            chunks.append(CopyChunk(len(chunks), leaf.relation_id, first, end, rows // pieces))
+    return tuple(chunks)
+
+
+class ChunkReader:
+    """One connection that reads chunks of one table; for one thread."""
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        schema: TableSchema,
+        *,
+        row_filter: str | None = None,
+        snapshot_name: str | None = None,
+        application_name: str,
+    ) -> None:
+        self._schema = schema
+        self._row_filter = row_filter
+        self._exact = [adbc_is_exact(column) for column in schema.columns]
+        try:
+            self._connection = adbc_postgresql.connect(
+                source_conninfo(config, application_name=application_name)
+            )
+        except adbc.Error as error:
+            raise SourceUnreachable(f"no connection for a copy: {_first_line(error)}") from None
+        if snapshot_name is not None:
+            with self._connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                cursor.execute(
+                    sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot_name).as_string()
+                )
+        self._keeps_transaction = snapshot_name is not None
+
+    def read(self, chunk: CopyChunk, relation: tuple[str, str]) -> Iterator[pa.RecordBatch]:
+        """The chunk's rows in batches of a few MiB with the table's Arrow schema.
+
+        Args:
+            relation: schema and name that the chunk's relation has now.
+
+        Raises:
+            SourceError: the server refused.
+            SourceUnreachable: the connection broke.
+        """
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.adbc_statement.set_options(
+                    **{"adbc.postgresql.batch_size_hint_bytes": str(_BATCH_BYTES)}
+                )
+                cursor.execute(self._query(chunk, relation))
+                for batch in cursor.fetch_record_batch():
+                    if batch.num_rows:
+                        yield self._typed(batch)
+            if not self._keeps_transaction:
+                self._connection.rollback()
+        except adbc.OperationalError as error:
+            raise SourceUnreachable(
+                f"the copy of {self._schema.name} was interrupted: {_first_line(error)}"
+            ) from None
+        except adbc.Error as error:
+            raise SourceError(
+                f"the copy of {self._schema.name} was refused: {_first_line(error)}",
+                solution="Read the server's message; SELECT on the table and USAGE on its schema "
+                "are needed.",
+            ) from None
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _query(self, chunk: CopyChunk, relation: tuple[str, str]) -> str:
+        columns = [
+            sql.Identifier(column.name)
+            if exact
+            # What ADBC reads otherwise than the stream goes through the stream's own text.
+            else sql.SQL("{}::text").format(sql.Identifier(column.name))
+            for column, exact in zip(self._schema.columns, self._exact, strict=True)
+        ]
+        conditions: list[sql.Composable] = []
+        if chunk.first_block:
+            conditions.append(sql.SQL("ctid >= {}::tid").format(f"({chunk.first_block},0)"))
+        if chunk.end_block is not None:
+            conditions.append(sql.SQL("ctid < {}::tid").format(f"({chunk.end_block},0)"))
+        if self._row_filter:
+            conditions.append(sql.SQL("({})").format(sql.SQL(self._row_filter)))
+        where = sql.SQL(" where ") + sql.SQL(" and ").join(conditions) if conditions else sql.SQL("")
+        return (
+            sql.SQL("select {} from only {}{}")
+            .format(sql.SQL(", ").join(columns), sql.Identifier(*relation), where)
+            .as_string()
+        )
+
+    def _typed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        arrays: list[Any] = []
+        for column, exact, array in zip(
+            self._schema.columns, self._exact, batch.columns, strict=True
+        ):
+            arrays.append(fix_adbc(column, array) if exact else parse_text(column, array)[0])
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema.arrow_schema)
+
+
+def _first_line(error: Exception) -> str:
+    """The server's words without what follows; never a connection string."""
+    return str(error).strip().splitlines()[0]

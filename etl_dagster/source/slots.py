@@ -1,0 +1,163 @@
+"""Replication slots: made, looked at, dropped."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from etl_dagster.errors import SlotError, SlotInUse, SlotInvalidated
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.schema import TableId
+
+Connection = psycopg.Connection[Any]
+
+
+def apply_slot_name(pipeline: str) -> str:
+    """The slot that the pipeline's apply worker reads, for as long as the pipeline exists."""
+    return f"etl_dagster_apply_{pipeline}"
+
+
+def table_sync_slot_name(pipeline: str, table_id: TableId) -> str:
+    """The slot that keeps a table's changes while it is copied."""
+    return f"etl_dagster_sync_{pipeline}_{table_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A row of pg_replication_slots."""
+
+    name: str
+    plugin: str
+    database: str
+    active: bool
+    active_pid: int | None
+    #: reserved, extended, unreserved or lost.
+    wal_status: str | None
+    restart_lsn: Lsn | None
+    confirmed_flush_lsn: Lsn | None
+    #: WAL that the server keeps for the slot, bytes.
+    retained_bytes: int
+
+    @property
+    def is_lost(self) -> bool:
+        return self.wal_status == "lost"
+
+
+def fetch_slot(connection: Connection, name: str) -> Slot | None:
+    """The slot, or None when there is none of that name."""
+    row = connection.execute(
+        """
+        select slot_name, plugin, database, active, active_pid, wal_status,
+               restart_lsn::text, confirmed_flush_lsn::text,
+               coalesce(pg_wal_lsn_diff(
+                 case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
+                      else pg_current_wal_lsn() end, restart_lsn), 0)::bigint
+        from pg_replication_slots where slot_name = %s
+        """,
+        [name],
+    ).fetchone()
+    if row is None:
+        return None
+    restart, confirmed = (Lsn.parse(text) if text else None for text in row[6:8])
+    return Slot(*row[:6], restart, confirmed, row[8])
+
+
+def require_usable(slot: Slot) -> None:
+    """Refuse a slot whose WAL is gone.
+
+    Raises:
+        SlotInvalidated: it is lost.
+    """
+    if slot.is_lost:
+        raise SlotInvalidated(f"slot {slot.name!r} is lost: the server removed WAL it still needed")
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedSlot:
+    """The answer to CREATE_REPLICATION_SLOT."""
+
+    name: str
+    #: Every transaction that commits from here on will be streamed.
+    consistent_point: Lsn
+    #: For SET TRANSACTION SNAPSHOT while the connection that made the slot stays as it is.
+    snapshot_name: str | None
+
+
+def create_slot(
+    replication_connection: Connection, name: str, *, export_snapshot: bool = False
+) -> CreatedSlot:
+    """Make a logical slot for pgoutput.
+
+    Postgres waits here for every transaction that is open now. The connection's lock_timeout ends
+    the wait (statement_timeout doesn't).
+
+    Raises:
+        SlotError: it took too long, the name is taken, or no slot is free.
+
+    Source: PostgreSQL documentation, "Streaming Replication Protocol".
+    """
+    # The form without parentheses is understood by every version since 10.
+    command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {}").format(
+        sql.Identifier(name),
+        sql.SQL("EXPORT_SNAPSHOT" if export_snapshot else "NOEXPORT_SNAPSHOT"),
+    )
+    try:
+        row = replication_connection.execute(command).fetchone()
+    except psycopg.errors.LockNotAvailable as error:
+        raise SlotError(
+            f"slot {name!r} could not be created: a transaction that was open before is still open",
+            solution="End long-running transactions on the source "
+            "(select pid, xact_start, query from pg_stat_activity order by xact_start); "
+            "the pipeline tries again.",
+        ) from error
+    except psycopg.errors.ConfigurationLimitExceeded as error:
+        raise SlotError(
+            f"slot {name!r} could not be created: all replication slots of the server are in use",
+            solution="Raise max_replication_slots, or drop slots that nobody reads.",
+        ) from error
+    except psycopg.errors.DuplicateObject as error:
+        raise SlotInUse(f"slot {name!r} exists already") from error
+    assert row is not None
+    return CreatedSlot(row[0], Lsn.parse(row[1]), row[2])
+
+
+def drop_slot(connection: Connection, name: str, *, wait_s: float = 30.0) -> bool:
+    """Drop the slot if it exists; whether it did.
+
+    Raises:
+        SlotInUse: somebody still reads it after `wait_s`.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            connection.execute("select pg_drop_replication_slot(%s)", [name])
+        except psycopg.errors.UndefinedObject:
+            return False
+        except psycopg.errors.ObjectInUse as error:
+            if time.monotonic() > deadline:
+                raise SlotInUse(f"slot {name!r} is read by another process") from error
+            # The server frees a slot a moment after its reader's connection ended; nothing tells.
+            time.sleep(0.1)
+        else:
+            return True
+
+
+_SYNC_SLOT = re.compile(r"\Aetl_dagster_sync_(?P<pipeline>.+)_(?P<table>\d+)\Z")
+
+
+def fetch_table_sync_slots(connection: Connection, pipeline: str) -> dict[TableId, str]:
+    """The table sync slots that exist for the pipeline, by table."""
+    names = connection.execute(
+        "select slot_name from pg_replication_slots where database = current_database()"
+    )
+    found = {}
+    for (name,) in names:
+        match = _SYNC_SLOT.match(name)
+        if match and match["pipeline"] == pipeline:
+            found[int(match["table"])] = name
+    return found

@@ -1,0 +1,226 @@
+"""The replication stream: one COPY BOTH connection, read by one thread and answered by another."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg import pq, sql
+
+from etl_dagster.config import SourceConfig
+from etl_dagster.errors import SlotInUse, SlotInvalidated, SlotMissing, SourceUnreachable
+from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.protocol.frames import encode_standby_status_update
+from etl_dagster.protocol.session import ReplicationSession
+from etl_dagster.source.connection import connect, translate
+
+#: Seconds from 1970-01-01 to 2000-01-01 UTC, where Postgres' clock begins.
+_POSTGRES_EPOCH_S = 946_684_800
+#: Status updates go out at least this often, well below the usual wal_sender_timeout of 60 s.
+_STATUS_INTERVAL_S = 10.0
+#: ... and at most this often, however fast positions are confirmed.
+_STATUS_DEBOUNCE_S = 0.1
+
+
+class ReplicationStream:
+    """Feeds a `ReplicationSession` from a slot, and confirms positions.
+
+    `read` belongs to one thread; `confirm` and `request_keepalive` may come from any. A thread of
+    its own sends the status updates, so the server hears from us also while nobody reads:
+    a destination may take minutes, the server's patience is wal_sender_timeout.
+    """
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        slot_name: str,
+        session: ReplicationSession,
+        start_lsn: Lsn,
+        *,
+        application_name: str,
+    ) -> None:
+        self._config = config
+        self._slot_name = slot_name
+        self._session = session
+        self._start_lsn = start_lsn
+        self._application_name = application_name
+        self._connection: psycopg.Connection[Any] | None = None
+        # libpq connections are not for two threads at a time.
+        self._wire = threading.Lock()
+        self._flushed = start_lsn
+        self._received = LSN_ZERO
+        self._wants_keepalive = False
+        self._status_due = threading.Event()
+        self._closed = threading.Event()
+        self._feedback: threading.Thread | None = None
+        self._wake_reader, self._wake_writer = -1, -1
+
+    def open(self) -> None:
+        """Connect and start streaming.
+
+        Raises:
+            SlotInUse, SlotMissing, SlotInvalidated: see there.
+            EtlError: the source can't be reached or refuses.
+        """
+        self._connection = connect(
+            self._config, application_name=self._application_name, replication=True
+        )
+        try:
+            self._start_replication(self._connection)
+        except BaseException:
+            self._connection.close()
+            raise
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_writer, False)
+        self._feedback = threading.Thread(
+            target=self._send_feedback, name=f"feedback {self._slot_name}", daemon=True
+        )
+        self._feedback.start()
+
+    def _start_replication(self, connection: psycopg.Connection[Any]) -> None:
+        command = sql.SQL(
+            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {})"
+        ).format(
+            sql.Identifier(self._slot_name),
+            sql.SQL(str(self._start_lsn)),
+            # A list of identifiers inside of a literal; each quoted, then the whole.
+            sql.Literal('"' + self._config.publication.replace('"', '""') + '"'),
+        )
+        result = connection.pgconn.exec_(command.as_bytes(connection))
+        if result.status == pq.ExecStatus.COPY_BOTH:
+            return
+        error = psycopg.errors.error_from_result(result)
+        if isinstance(error, psycopg.errors.ObjectInUse):
+            raise SlotInUse(f"slot {self._slot_name!r} is read by another process") from error
+        if isinstance(error, psycopg.errors.UndefinedObject):
+            raise SlotMissing(f"slot {self._slot_name!r} does not exist on the source") from error
+        if isinstance(error, psycopg.errors.ObjectNotInPrerequisiteState):
+            raise SlotInvalidated(
+                f"slot {self._slot_name!r} can't be read any more: {error.diag.message_primary}"
+            ) from error
+        raise translate(error, "starting the replication stream") from error
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def read(self, timeout_s: float) -> bool:
+        """Move what has arrived into the session, waiting up to `timeout_s` for something.
+
+        Returns whether the session's batch is full: take it before reading on.
+
+        Raises:
+            SourceUnreachable: the stream ended.
+            DecodeError: what arrived is no pgoutput.
+        """
+        assert self._connection is not None
+        pgconn = self._connection.pgconn
+        status = self._drain(pgconn)
+        if status == 0 and self._wait_readable(pgconn, timeout_s):
+            with self._wire:
+                try:
+                    pgconn.consume_input()
+                except psycopg.OperationalError as error:
+                    raise self._ended(error) from error
+            status = self._drain(pgconn)
+        self._received = max(self._received, self._session.last_wal_end)
+        if self._session.take_reply_request():
+            self._status_due.set()
+        return status > 0
+
+    def _drain(self, pgconn: pq.abc.PGconn) -> int:
+        get: Callable[[], tuple[int, memoryview]] = lambda: pgconn.get_copy_data(1)  # noqa: E731
+        with self._wire:
+            try:
+                status = self._session.drain(get)
+            except psycopg.OperationalError as error:
+                raise self._ended(error) from error
+            if status == -1:
+                result = pgconn.get_result()
+                error = psycopg.errors.error_from_result(result) if result else None
+                raise self._ended(error)
+        return status
+
+    def _wait_readable(self, pgconn: pq.abc.PGconn, timeout_s: float) -> bool:
+        readable, _, _ = select.select([pgconn.socket, self._wake_reader], [], [], timeout_s)
+        if self._wake_reader in readable:
+            os.read(self._wake_reader, 4096)
+        return pgconn.socket in readable
+
+    def interrupt(self) -> None:
+        """Have a waiting `read` return now. From any thread."""
+        if not self._closed.is_set() and self._wake_writer >= 0:
+            try:
+                os.write(self._wake_writer, b"x")
+            except BlockingIOError:
+                pass  # the pipe is full of earlier calls; the reader will see those
+
+    def _ended(self, error: psycopg.Error | None) -> SourceUnreachable:
+        why = str(error).strip().splitlines()[0] if error and str(error).strip() else "no reason"
+        return SourceUnreachable(f"the replication stream of {self._slot_name!r} ended: {why}")
+
+    # -- answering -----------------------------------------------------------------------------
+
+    def confirm(self, lsn: Lsn) -> None:
+        """Tell the server that everything before is durable; a smaller LSN changes nothing."""
+        if lsn > self._flushed:
+            self._flushed = lsn
+            self._status_due.set()
+
+    @property
+    def confirmed(self) -> Lsn:
+        return self._flushed
+
+    def request_keepalive(self) -> None:
+        """Ask the server how far it is; the answer is a keepalive in the stream."""
+        self._wants_keepalive = True
+        self._status_due.set()
+
+    def _send_feedback(self) -> None:
+        while not self._closed.is_set():
+            self._status_due.wait(_STATUS_INTERVAL_S)
+            self._status_due.clear()
+            if self._closed.is_set():
+                return
+            try:
+                self._send_status()
+            except psycopg.OperationalError:
+                return  # the reader meets the same end, and reports it
+            self._closed.wait(_STATUS_DEBOUNCE_S)
+
+    def _send_status(self) -> None:
+        assert self._connection is not None
+        pgconn = self._connection.pgconn
+        wants_keepalive, self._wants_keepalive = self._wants_keepalive, False
+        flushed = self._flushed
+        message = encode_standby_status_update(
+            written=max(self._received, flushed),
+            flushed=flushed,
+            applied=flushed,
+            now_us=int((time.time() - _POSTGRES_EPOCH_S) * 1_000_000),
+            reply_requested=wants_keepalive,
+        )
+        with self._wire:
+            pgconn.put_copy_data(message)
+            pgconn.flush()
+
+    def close(self) -> None:
+        """Send the last position and end the connection; the slot is free a moment later."""
+        if self._closed.is_set() or self._connection is None:
+            return
+        self._closed.set()
+        self._status_due.set()
+        if self._feedback is not None:
+            self._feedback.join()
+        try:
+            self._send_status()
+        except psycopg.OperationalError:
+            pass  # it is gone already; the store has the position
+        self._connection.close()
+        for end in (self._wake_reader, self._wake_writer):
+            if end >= 0:
+                os.close(end)
+        self._wake_writer = -1

@@ -1,0 +1,145 @@
+"""Connections to the state store, made again when they break."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psycopg
+import psycopg_pool
+from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from etl_dagster.errors import ConfigError, StoreError, StoreUnreachable
+
+T = TypeVar("T")
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+#: A connection that a firewall forgot is noticed within half a minute.
+_DEFAULTS: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+#: How an operation that may be repeated is, when the connection breaks.
+_FIRST_DELAY_S, _LONGEST_DELAY_S, _GIVE_UP_AFTER_S = 0.05, 2.0, 15.0
+#: libpq gives no SQLSTATE for what goes wrong while connecting.
+_REFUSALS = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "does not exist",
+    "permission denied",
+)
+
+
+class Connections:
+    """A small pool, plus single connections for what needs one of its own. Opened when used."""
+
+    def __init__(self, dsn: str, *, application_name: str, max_size: int) -> None:
+        try:
+            parts = conninfo_to_dict(dsn)
+        except psycopg.Error:
+            # libpq's message repeats what it could not read, password and all.
+            raise ConfigError(
+                ["state_store.dsn: not a libpq URI or key/value string"], origin="state store"
+            ) from None
+        given = {"application_name": application_name, **parts}
+        self._conninfo = make_conninfo(**{**_DEFAULTS, **given})
+        self._password = str(parts.get("password") or "")
+        self._max_size = max_size
+        self._lock = threading.Lock()
+        self._pool: psycopg_pool.ConnectionPool[Connection] | None = None
+
+    def connect(self) -> Connection:
+        """A connection of its own, in autocommit; the caller closes it.
+
+        Raises:
+            StoreUnreachable: no server answers.
+            StoreError: the server refuses us.
+        """
+        try:
+            return psycopg.connect(self._conninfo, autocommit=True)
+        except psycopg.OperationalError as error:
+            raise self.translate(error) from error
+
+    def run(self, work: Callable[[Connection], T], *, repeatable: bool = True) -> T:
+        """Do the work in one transaction.
+
+        When the connection breaks, work that is repeatable is done again. Other work only is when
+        it was not begun, or Postgres says that it was rolled back.
+
+        Raises:
+            StoreUnreachable: the connection broke, and did so again for some seconds.
+            StoreError: the server refused.
+        """
+        deadline = time.monotonic() + _GIVE_UP_AFTER_S
+        delay_s = _FIRST_DELAY_S
+        while True:
+            begun = False
+            try:
+                with self._open_pool().connection() as connection:
+                    begun = True
+                    return work(connection)
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                rolled_back = isinstance(
+                    error, errors.SerializationFailure | errors.DeadlockDetected
+                )
+                if begun and not repeatable and not rolled_back:
+                    raise self.translate(error) from error
+                if time.monotonic() + delay_s > deadline:
+                    raise self.translate(error) from error
+            except psycopg.Error as error:
+                raise self.translate(error) from error
+            time.sleep(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+
+    def close(self) -> None:
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def translate(self, error: psycopg.Error) -> StoreError:
+        """The error in our own vocabulary, without the password."""
+        message = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if self._password:
+            message = message.replace(self._password, "***")
+        if isinstance(error, errors.InsufficientPrivilege):
+            return StoreError(
+                f"the state store refuses us: {message}",
+                solution="Grant the user USAGE on the store's schema, and SELECT, INSERT, UPDATE, "
+                "DELETE on its tables; or let it create them: GRANT CREATE ON DATABASE ...",
+            )
+        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+            if any(refusal in message for refusal in _REFUSALS):
+                return StoreError(
+                    f"the state store refuses the connection: {message}",
+                    solution="Check user, password and database in state_store.dsn, and the "
+                    "server's pg_hba.conf.",
+                )
+            return StoreUnreachable(f"the state store can't be reached: {message}")
+        return StoreError(f"the state store failed: {message}")
+
+    def _open_pool(self) -> psycopg_pool.ConnectionPool[Connection]:
+        with self._lock:
+            if self._pool is None:
+                # Says what is wrong at once; the pool would only time out.
+                self.connect().close()
+                self._pool = psycopg_pool.ConnectionPool(
+                    self._conninfo,
+                    min_size=1,
+                    max_size=self._max_size,
+                    num_workers=1,
+                    timeout=_GIVE_UP_AFTER_S,
+                    reconnect_timeout=2 * _GIVE_UP_AFTER_S,
+                    check=psycopg_pool.ConnectionPool.check_connection,
+                    name="etl-store",
+                    open=True,
+                )
+            return self._pool

@@ -1,0 +1,653 @@
+"""The store that the processes of a pipeline share."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from etl_dagster.errors import StateRollbackError
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
+from etl_dagster.model.states import (
+    Init,
+    TableState,
+    is_durable,
+    state_from_json,
+    state_to_json,
+)
+from etl_dagster.model.stores import (
+    CopyPlan,
+    DestinationTableMetadata,
+    FinishedChunk,
+    WorkerType,
+)
+from etl_dagster.stores.changes import Changes
+from etl_dagster.stores.postgres import records
+from etl_dagster.stores.postgres.cache import Cache
+from etl_dagster.stores.postgres.connections import Connection, Connections
+from etl_dagster.stores.postgres.leases import PostgresLease, is_locked, lock_key, try_acquire
+from etl_dagster.stores.postgres.listener import Listener
+from etl_dagster.stores.postgres.migrate import migrate
+
+T = TypeVar("T")
+#: What a notification says has changed.
+Topic = Literal["states", "schemas", "metadata", "plans"]
+#: While nothing is heard, a wait ends this often so that its caller looks for itself.
+_POLL_S = 1.0
+
+
+class PostgresStore:
+    """Keeps everything in one schema of a Postgres database, by the name of the pipeline.
+
+    Nothing is connected until the first call, which also creates or upgrades the tables. An
+    operation that may be repeated survives a restart of the server. States, schemas and metadata
+    are cached only while a connection listens for the changes of other processes, from the first
+    `wait_for_change` on.
+
+    Leases are session locks and LISTEN needs a session, so connect to the server itself or to a
+    pooler in session mode.
+
+    Args:
+        dsn: a libpq URI or key/value string.
+        pipeline: whose rows these are.
+        schema: where the tables are, created when missing.
+
+    Raises:
+        ConfigError: the DSN can't be read.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        pipeline: str,
+        schema: str = "etl",
+        *,
+        application_name: str = "etl-dagster-store",
+        max_connections: int = 4,
+    ) -> None:
+        self.pipeline = pipeline
+        self.schema = schema
+        self._connections = Connections(
+            dsn, application_name=application_name, max_size=max_connections
+        )
+        # A channel is an identifier of at most 63 bytes, whatever the pipeline is called.
+        self._channel = "etl_{:08x}{:08x}".format(
+            *(part & 0xFFFFFFFF for part in lock_key(schema, pipeline, "changes"))
+        )
+        self._lock = threading.Lock()
+        self._is_open = False
+        self._listener: Listener | None = None
+        self._changes = Changes()
+        self._states: Cache[Mapping[TableId, TableState]] = Cache()
+        self._schemas: Cache[Sequence[TableSchema]] = Cache()
+        self._metadata: Cache[Mapping[TableId, DestinationTableMetadata]] = Cache()
+
+    def open(self) -> None:
+        """Connect and migrate; done by the first call otherwise.
+
+        Raises:
+            StoreUnreachable: no server answers.
+            StoreError: the server refuses us, or the tables can't be created.
+        """
+        with self._lock:
+            if self._is_open:
+                return
+            self.migrate()
+            self._connections.run(
+                lambda c: c.execute(
+                    self._sql(
+                        "INSERT INTO {schema}.pipelines (name) VALUES (%s) ON CONFLICT DO NOTHING"
+                    ),
+                    (self.pipeline,),
+                )
+            )
+            self._is_open = True
+
+    def close(self) -> None:
+        """Disconnect; a later call connects again. Leases live on until they are released."""
+        with self._lock:
+            self._is_open = False
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+        self._connections.close()
+
+    def migrate(self) -> int:
+        """Create or upgrade the tables; returns how many migrations were run."""
+        connection = self._connections.connect()
+        with connection:
+            return migrate(connection, self.schema)
+
+    # -- schemas -------------------------------------------------------------------------------
+
+    def get_table_schema(self, table_id: TableId, snapshot_id: SnapshotId) -> TableSchema | None:
+        versions = [
+            schema
+            for schema in self.get_table_schemas()
+            if schema.id == table_id and schema.snapshot_id <= snapshot_id
+        ]
+        return max(versions, key=lambda schema: schema.snapshot_id, default=None)
+
+    def get_table_schemas(self) -> Sequence[TableSchema]:
+        query = (
+            f"SELECT {records.SCHEMA_COLUMNS} FROM {{schema}}.table_schemas "
+            "WHERE pipeline = %s ORDER BY table_id, snapshot_id"
+        )
+
+        def load() -> Sequence[TableSchema]:
+            return [records.schema_from_row(row) for row in self._fetch(query, self.pipeline)]
+
+        return self._schemas.get(load, keep=self._hears_changes)
+
+    def load_table_schemas(self) -> int:
+        self._schemas.invalidate()
+        return len(self.get_table_schemas())
+
+    def store_table_schema(self, schema: TableSchema) -> TableSchema:
+        self._write(
+            "schemas",
+            """
+            INSERT INTO {schema}.table_schemas
+                (pipeline, table_id, snapshot_id, schema_name, table_name, replica_identity, columns)
+            VALUES (%s, %s, %s::pg_lsn, %s, %s, %s, %s)
+            ON CONFLICT (pipeline, table_id, snapshot_id) DO UPDATE SET
+                schema_name = excluded.schema_name, table_name = excluded.table_name,
+                replica_identity = excluded.replica_identity, columns = excluded.columns
+            """,
+            self.pipeline,
+            schema.id,
+            str(schema.snapshot_id),
+            schema.schema_name,
+            schema.table_name,
+            schema.replica_identity,
+            Jsonb(records.columns_to_json(schema)),
+        )
+        return schema
+
+    def prune_table_schemas(self, retentions: Mapping[TableId, TableSchemaRetention]) -> int:
+        return self._write(
+            "schemas",
+            """
+            WITH retention AS (
+                SELECT * FROM unnest(%s::bigint[], %s::text[]::pg_lsn[]) AS r (table_id, lsn)
+            )
+            DELETE FROM {schema}.table_schemas AS old
+            USING retention
+            WHERE old.pipeline = %s AND old.table_id = retention.table_id AND EXISTS (
+                SELECT FROM {schema}.table_schemas AS later
+                WHERE later.pipeline = old.pipeline AND later.table_id = old.table_id
+                    AND later.snapshot_id > old.snapshot_id
+                    AND later.snapshot_id <= retention.lsn
+            )
+            """,
+            list(retentions),
+            [str(retention.lsn) for retention in retentions.values()],
+            self.pipeline,
+        )
+
+    # -- states --------------------------------------------------------------------------------
+
+    def get_table_replication_state(self, table_id: TableId) -> TableState | None:
+        return self._current_states().get(table_id)
+
+    def get_table_replication_states(self) -> Mapping[TableId, TableState]:
+        return dict(self._current_states())
+
+    def load_table_replication_states(self) -> int:
+        self._states.invalidate()
+        return len(self._current_states())
+
+    def update_table_replication_states(
+        self, updates: Sequence[tuple[TableId, TableState]]
+    ) -> None:
+        def work(connection: Connection) -> None:
+            self._lock_pipeline(connection)
+            for table_id, state in updates:
+                self._set_state(connection, table_id, state)
+
+        self._change(work, "states")
+
+    def rollback_table_replication_state(self, table_id: TableId) -> TableState:
+        def work(connection: Connection) -> TableState:
+            self._lock_pipeline(connection)
+            history = connection.execute(
+                self._sql(
+                    "SELECT id, state FROM {schema}.table_states "
+                    "WHERE pipeline = %s AND table_id = %s ORDER BY id DESC"
+                ),
+                (self.pipeline, table_id),
+            ).fetchall()
+            for number, payload in history[1:]:
+                state = state_from_json(payload)
+                if is_durable(state):
+                    break
+            else:
+                raise StateRollbackError(f"table {table_id} has no earlier state to go back to")
+            connection.execute(
+                self._sql(
+                    "DELETE FROM {schema}.table_states "
+                    "WHERE pipeline = %s AND table_id = %s AND id > %s"
+                ),
+                (self.pipeline, table_id, number),
+            )
+            connection.execute(
+                self._sql("UPDATE {schema}.table_states SET is_current = true WHERE id = %s"),
+                (number,),
+            )
+            return state
+
+        return self._change(work, "states", repeatable=False)
+
+    def _current_states(self) -> Mapping[TableId, TableState]:
+        query = (
+            "SELECT table_id, state FROM {schema}.table_states "
+            "WHERE pipeline = %s AND is_current ORDER BY table_id"
+        )
+
+        def load() -> Mapping[TableId, TableState]:
+            rows = self._fetch(query, self.pipeline)
+            return {table_id: state_from_json(payload) for table_id, payload in rows}
+
+        return self._states.get(load, keep=self._hears_changes)
+
+    def _set_state(self, connection: Connection, table_id: TableId, state: TableState) -> None:
+        """Add a state to the history; the pipeline's row is locked by the caller."""
+        # The same state again is no change; it would only make a rollback go nowhere.
+        connection.execute(
+            self._sql(
+                """
+                WITH current AS (
+                    SELECT id, state FROM {schema}.table_states
+                    WHERE pipeline = %(pipeline)s AND table_id = %(table_id)s AND is_current
+                ), retired AS (
+                    UPDATE {schema}.table_states SET is_current = false
+                    WHERE id = (SELECT id FROM current WHERE state <> %(state)s)
+                    RETURNING id
+                )
+                INSERT INTO {schema}.table_states (pipeline, table_id, state, previous_id)
+                SELECT %(pipeline)s, %(table_id)s, %(state)s, (SELECT id FROM retired)
+                WHERE EXISTS (SELECT FROM retired) OR NOT EXISTS (SELECT FROM current)
+                """
+            ),
+            {"pipeline": self.pipeline, "table_id": table_id, "state": Jsonb(state_to_json(state))},
+        )
+
+    # -- progress ------------------------------------------------------------------------------
+
+    def get_replication_progress(self, worker: WorkerType) -> Lsn | None:
+        rows = self._fetch(
+            "SELECT flush_lsn::text FROM {schema}.replication_progress "
+            "WHERE pipeline = %s AND worker = %s",
+            self.pipeline,
+            records.worker_key(worker),
+        )
+        return Lsn.parse(rows[0][0]) if rows else None
+
+    def upsert_replication_progress(self, worker: WorkerType, flush_lsn: Lsn) -> Lsn:
+        [(stored,)] = self._fetch(
+            """
+            INSERT INTO {schema}.replication_progress AS progress (pipeline, worker, flush_lsn)
+            VALUES (%s, %s, %s::pg_lsn)
+            ON CONFLICT (pipeline, worker) DO UPDATE SET
+                flush_lsn = greatest(progress.flush_lsn, excluded.flush_lsn), updated_at = now()
+            RETURNING flush_lsn::text
+            """,
+            self.pipeline,
+            records.worker_key(worker),
+            str(flush_lsn),
+        )
+        return Lsn.parse(stored)
+
+    def delete_replication_progress(self, worker: WorkerType) -> None:
+        self._write(
+            None,
+            "DELETE FROM {schema}.replication_progress WHERE pipeline = %s AND worker = %s",
+            self.pipeline,
+            records.worker_key(worker),
+        )
+
+    # -- destination metadata ------------------------------------------------------------------
+
+    def get_destination_table_metadata(self, table_id: TableId) -> DestinationTableMetadata | None:
+        return self._all_metadata().get(table_id)
+
+    def get_applied_destination_table_metadata(
+        self, table_id: TableId
+    ) -> DestinationTableMetadata | None:
+        metadata = self.get_destination_table_metadata(table_id)
+        return None if metadata is None else metadata.require_applied()
+
+    def load_destination_tables_metadata(self) -> int:
+        self._metadata.invalidate()
+        return len(self._all_metadata())
+
+    def store_destination_table_metadata(
+        self, table_id: TableId, metadata: DestinationTableMetadata
+    ) -> None:
+        previous = metadata.previous_snapshot_id
+        self._write(
+            "metadata",
+            """
+            INSERT INTO {schema}.destination_tables
+                (pipeline, table_id, destination_table_id, snapshot_id, previous_snapshot_id,
+                 status, replication_mask)
+            VALUES (%s, %s, %s, %s::pg_lsn, %s::pg_lsn, %s, %s)
+            ON CONFLICT (pipeline, table_id) DO UPDATE SET
+                destination_table_id = excluded.destination_table_id,
+                snapshot_id = excluded.snapshot_id,
+                previous_snapshot_id = excluded.previous_snapshot_id,
+                status = excluded.status,
+                replication_mask = excluded.replication_mask,
+                updated_at = now()
+            """,
+            self.pipeline,
+            table_id,
+            metadata.destination_table_id,
+            str(metadata.snapshot_id),
+            None if previous is None else str(previous),
+            metadata.status,
+            list(metadata.replication_mask),
+        )
+
+    def _all_metadata(self) -> Mapping[TableId, DestinationTableMetadata]:
+        query = (
+            f"SELECT table_id, {records.METADATA_COLUMNS} FROM {{schema}}.destination_tables "
+            "WHERE pipeline = %s"
+        )
+
+        def load() -> Mapping[TableId, DestinationTableMetadata]:
+            rows = self._fetch(query, self.pipeline)
+            return {table_id: records.metadata_from_row(tuple(row)) for table_id, *row in rows}
+
+        return self._metadata.get(load, keep=self._hears_changes)
+
+    # -- lifecycle -----------------------------------------------------------------------------
+
+    def clear_table_copy_state(self, table_id: TableId) -> None:
+        self._change(
+            lambda connection: self._clear_copy(connection, table_id),
+            "schemas",
+            "metadata",
+            "plans",
+        )
+
+    def delete_table_pipeline_state(self, table_id: TableId) -> None:
+        def work(connection: Connection) -> None:
+            self._lock_pipeline(connection)
+            self._clear_copy(connection, table_id)
+            self._delete(connection, "table_states", table_id)
+
+        self._change(work, "states", "schemas", "metadata", "plans")
+
+    def reset_for_resync(self) -> int:
+        def work(connection: Connection) -> int:
+            self._lock_pipeline(connection)
+            table_ids = connection.execute(
+                self._sql(
+                    "SELECT table_id FROM {schema}.table_states WHERE pipeline = %s AND is_current"
+                ),
+                (self.pipeline,),
+            ).fetchall()
+            for (table_id,) in table_ids:
+                self._set_state(connection, table_id, Init())
+            for statement in (
+                "DELETE FROM {schema}.replication_progress "
+                "WHERE pipeline = %s AND worker = 'apply'",
+                "DELETE FROM {schema}.copy_plans WHERE pipeline = %s",
+            ):
+                connection.execute(self._sql(statement), (self.pipeline,))
+            return len(table_ids)
+
+        return self._change(work, "states", "plans")
+
+    def _clear_copy(self, connection: Connection, table_id: TableId) -> None:
+        for name in ("table_schemas", "destination_tables", "copy_plans"):
+            self._delete(connection, name, table_id)
+        connection.execute(
+            self._sql(
+                "DELETE FROM {schema}.replication_progress WHERE pipeline = %s AND worker = %s"
+            ),
+            (self.pipeline, records.sync_worker_key(table_id)),
+        )
+
+    def _delete(self, connection: Connection, name: str, table_id: TableId) -> None:
+        connection.execute(
+            sql.SQL("DELETE FROM {} WHERE pipeline = %s AND table_id = %s").format(
+                sql.Identifier(self.schema, name)
+            ),
+            (self.pipeline, table_id),
+        )
+
+    # -- coordination --------------------------------------------------------------------------
+
+    def transition_table_state(
+        self, table_id: TableId, expected: TableState, new: TableState
+    ) -> bool:
+        def work(connection: Connection) -> bool:
+            self._lock_pipeline(connection)
+            current = connection.execute(
+                self._sql(
+                    "SELECT 1 FROM {schema}.table_states "
+                    "WHERE pipeline = %s AND table_id = %s AND is_current AND state = %s"
+                ),
+                (self.pipeline, table_id, Jsonb(state_to_json(expected))),
+            ).fetchone()
+            if current is None:
+                return False
+            self._set_state(connection, table_id, new)
+            return True
+
+        return self._change(work, "states", repeatable=False)
+
+    def wait_for_change(self, timeout_s: float) -> None:
+        self._listen()
+        if self._hears_changes:
+            self._changes.wait(timeout_s)
+        else:
+            self._changes.wait(min(timeout_s, _POLL_S))
+
+    def wake(self) -> None:
+        self._changes.bump()
+
+    def acquire_lease(self, name: str) -> PostgresLease | None:
+        self.open()
+        key = lock_key(self.schema, self.pipeline, f"lease:{name}")
+        return try_acquire(self._connections.connect(), key)
+
+    def is_leased(self, name: str) -> bool:
+        key = lock_key(self.schema, self.pipeline, f"lease:{name}")
+        return self._run(lambda connection: is_locked(connection, key))
+
+    def take_epoch(self) -> int:
+        [(epoch,)] = self._fetch(
+            "UPDATE {schema}.pipelines SET epoch = epoch + 1 WHERE name = %s RETURNING epoch",
+            self.pipeline,
+        )
+        return int(epoch)
+
+    def current_epoch(self) -> int:
+        [(epoch,)] = self._fetch(
+            "SELECT epoch FROM {schema}.pipelines WHERE name = %s", self.pipeline
+        )
+        return int(epoch)
+
+    def get_copy_plan(self, table_id: TableId) -> CopyPlan | None:
+        def work(connection: Connection) -> CopyPlan | None:
+            # One snapshot for both queries: a plan is never seen with the chunks of another.
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            of_table = (self.pipeline, table_id)
+            plan = connection.execute(
+                self._sql(
+                    "SELECT copy_id, slot_lsn::text, started_at FROM {schema}.copy_plans "
+                    "WHERE pipeline = %s AND table_id = %s"
+                ),
+                of_table,
+            ).fetchone()
+            if plan is None:
+                return None
+            chunks = connection.execute(
+                self._sql(
+                    f"SELECT {records.CHUNK_COLUMNS} FROM {{schema}}.copy_chunks "
+                    "WHERE pipeline = %s AND table_id = %s ORDER BY chunk_index"
+                ),
+                of_table,
+            ).fetchall()
+            return records.plan_from_rows(plan, chunks)
+
+        return self._run(work)
+
+    def store_copy_plan(self, table_id: TableId, plan: CopyPlan) -> None:
+        def work(connection: Connection) -> None:
+            self._lock_pipeline(connection)
+            self._delete(connection, "copy_plans", table_id)
+            connection.execute(
+                self._sql(
+                    "INSERT INTO {schema}.copy_plans "
+                    "(pipeline, table_id, copy_id, slot_lsn, started_at) "
+                    "VALUES (%s, %s, %s, %s::pg_lsn, %s)"
+                ),
+                (self.pipeline, table_id, plan.copy_id, str(plan.slot_lsn), plan.started_at),
+            )
+            connection.execute(
+                self._sql(
+                    """
+                    INSERT INTO {schema}.copy_chunks
+                        (pipeline, table_id, chunk_index, relation_id, first_block, end_block,
+                         estimated_rows)
+                    SELECT %s, %s, * FROM unnest(
+                        %s::integer[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]
+                    )
+                    """
+                ),
+                (
+                    self.pipeline,
+                    table_id,
+                    [chunk.index for chunk in plan.chunks],
+                    [chunk.relation_id for chunk in plan.chunks],
+                    [chunk.first_block for chunk in plan.chunks],
+                    [chunk.end_block for chunk in plan.chunks],
+                    [chunk.estimated_rows for chunk in plan.chunks],
+                ),
+            )
+
+        self._change(work, "plans")
+
+    def finish_chunk(self, table_id: TableId, copy_id: str, chunk: FinishedChunk) -> None:
+        self._write(
+            "plans",
+            """
+            UPDATE {schema}.copy_chunks AS chunk
+            SET row_count = %s, byte_count = %s, read_lsn = %s::pg_lsn, duration_s = %s
+            FROM {schema}.copy_plans AS plan
+            WHERE plan.pipeline = %s AND plan.table_id = %s AND plan.copy_id = %s
+                AND chunk.pipeline = plan.pipeline AND chunk.table_id = plan.table_id
+                AND chunk.chunk_index = %s AND chunk.read_lsn IS NULL
+            """,
+            chunk.row_count,
+            chunk.byte_count,
+            str(chunk.read_lsn),
+            chunk.duration_s,
+            self.pipeline,
+            table_id,
+            copy_id,
+            chunk.index,
+        )
+
+    def request_copy(self, table_id: TableId) -> None:
+        def work(connection: Connection) -> None:
+            self._lock_pipeline(connection)
+            self._delete(connection, "copy_plans", table_id)
+            self._set_state(connection, table_id, Init())
+
+        self._change(work, "states", "plans")
+
+    def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
+        self._write(
+            None,
+            "INSERT INTO {schema}.status (pipeline, key, payload) VALUES (%s, %s, %s) "
+            "ON CONFLICT (pipeline, key) DO UPDATE "
+            "SET payload = excluded.payload, updated_at = now()",
+            self.pipeline,
+            key,
+            Jsonb(dict(payload)),
+        )
+
+    def get_status(self, key: str) -> Mapping[str, Any] | None:
+        rows = self._fetch(
+            "SELECT payload FROM {schema}.status WHERE pipeline = %s AND key = %s",
+            self.pipeline,
+            key,
+        )
+        return rows[0][0] if rows else None
+
+    # -- plumbing ------------------------------------------------------------------------------
+
+    def _sql(self, text: str) -> sql.Composed:
+        return _compose(text, self.schema)
+
+    def _run(self, work: Callable[[Connection], T], *, repeatable: bool = True) -> T:
+        self.open()
+        return self._connections.run(work, repeatable=repeatable)
+
+    def _fetch(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        return self._run(lambda c: c.execute(self._sql(query), values).fetchall())
+
+    def _write(self, topic: Topic | None, statement: str, *values: object) -> int:
+        """Run one statement that may be repeated; returns how many rows it touched."""
+        topics = () if topic is None else (topic,)
+        return self._change(lambda c: c.execute(self._sql(statement), values).rowcount, *topics)
+
+    def _change(
+        self, work: Callable[[Connection], T], *topics: Topic, repeatable: bool = True
+    ) -> T:
+        """Do the work and tell everybody, in one transaction."""
+
+        def work_and_tell(connection: Connection) -> T:
+            result = work(connection)
+            for topic in topics:
+                connection.execute("SELECT pg_notify(%s, %s)", (self._channel, topic))
+            return result
+
+        result = self._run(work_and_tell, repeatable=repeatable)
+        for topic in topics:
+            # Our own notification comes a moment later; our own threads see the change now.
+            self._heard(topic)
+        return result
+
+    def _lock_pipeline(self, connection: Connection) -> None:
+        """Have writers of states follow one another; each then sees what the one before wrote."""
+        connection.execute(
+            self._sql("SELECT FROM {schema}.pipelines WHERE name = %s FOR NO KEY UPDATE"),
+            (self.pipeline,),
+        )
+
+    def _listen(self) -> None:
+        self.open()
+        with self._lock:
+            if self._listener is None:
+                self._listener = Listener(self._connections, self._channel, self._heard)
+
+    @property
+    def _hears_changes(self) -> bool:
+        listener = self._listener
+        return listener is not None and listener.is_listening
+
+    def _heard(self, topic: str) -> None:
+        """Forget what has changed; everything, when notifications may have been missed."""
+        if topic in ("", "states"):
+            self._states.invalidate()
+        if topic in ("", "schemas"):
+            self._schemas.invalidate()
+        if topic in ("", "metadata"):
+            self._metadata.invalidate()
+        self._changes.bump()
+
+
+@functools.lru_cache(maxsize=256)
+def _compose(text: str, schema: str) -> sql.Composed:
+    return sql.SQL(text).format(schema=sql.Identifier(schema))
