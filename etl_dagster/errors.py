@@ -200,6 +200,20 @@ class DestinationUnreachable(DestinationError):
     retryable = True
 
 
+class TableWriteFailed(DestinationError):
+    """One table's changes can't be written; those of the batch's other tables can.
+
+    A destination raises it with nothing of the batch applied, so that the batch can be written
+    again without the table.
+    """
+
+    solution = "Read the destination's message, mend its cause, then reset the table."
+
+    def __init__(self, table_id: int, reason: str, *, solution: str | None = None) -> None:
+        super().__init__(reason, solution=solution)
+        self.table_id = table_id
+
+
 class Superseded(DestinationError):
     """A newer replicator took over this pipeline; this one must write nothing more."""
 
