@@ -1,0 +1,457 @@
+"""What must be true of the source before a pipeline can run, and what should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import psycopg
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import (
+    EtlError,
+    PublicationEmpty,
+    ReplicaIdentityMissing,
+    SlotInvalidated,
+    SourceNotPrepared,
+)
+from etl_dagster.source.catalog import (
+    Publication,
+    PublishedTable,
+    fetch_publication,
+    fetch_published_tables,
+)
+from etl_dagster.source.connection import connect, source_uri, translate
+from etl_dagster.source.readiness import ServerFacts, fetch_read_rights, fetch_server_facts
+from etl_dagster.source.slots import apply_slot_name, fetch_slot, fetch_table_sync_slots
+
+Connection = psycopg.Connection[Any]
+Level = Literal["ok", "warning", "error"]
+
+#: pg_replication_slots.wal_status and max_slot_wal_keep_size came with 13; older ones are untried.
+_OLDEST_VERSION = 140000
+_STATEMENT_TIMEOUT_S = 30.0
+_APPLICATION = "etl_dagster preflight"
+#: Below, a pause of minutes on a busy server loses the slot.
+_SMALL_WAL_LIMIT = 1024**3
+_MUCH_RETAINED_WAL = 1024**3
+_SHORT_SENDER_TIMEOUT_MS = 10_000
+#: So many names are listed; then a count.
+_LISTED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of a report."""
+
+    name: str
+    level: Level
+    message: str
+    #: What to do; empty when there is nothing to do.
+    solution: str = ""
+    #: What a pipeline that starts regardless would fail with.
+    failure: EtlError | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def ok(cls, name: str, message: str) -> Check:
+        return cls(name, "ok", message)
+
+    @classmethod
+    def warning(cls, name: str, message: str, solution: str) -> Check:
+        return cls(name, "warning", message, solution)
+
+    @classmethod
+    def error(cls, name: str, failure: EtlError) -> Check:
+        return cls(name, "error", failure.reason, failure.solution, failure)
+
+    def to_json(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "level": self.level,
+            "message": self.message,
+            "solution": self.solution,
+        }
+
+
+def require_ready(connection: Connection, config: PipelineConfig) -> list[PublishedTable]:
+    """The published tables of a source that is ready; changes nothing.
+
+    Args:
+        connection: an ordinary one to the source, in autocommit.
+
+    Raises:
+        SourceNotPrepared: or one of its kinds: the first thing that stands in the way.
+        SourceError: the source refused or failed meanwhile.
+    """
+    try:
+        facts = fetch_server_facts(connection)
+        _raise_first(_check_server(connection, config, facts))
+        publication = fetch_publication(connection, config.source.publication)
+        tables = fetch_published_tables(connection, publication.name)
+        _raise_first(_check_tables(connection, config, facts, publication, tables))
+    except psycopg.Error as error:
+        raise translate(error, "checking the source") from error
+    return tables
+
+
+def run_checks(config: PipelineConfig) -> list[Check]:
+    """Everything that can be said about the source; what is wrong is a finding, never raised."""
+    checks: list[Check] = []
+    try:
+        uri = source_uri(config.source)
+        with connect(
+            config.source,
+            application_name=_APPLICATION,
+            statement_timeout_s=_STATEMENT_TIMEOUT_S,
+        ) as connection:
+            facts = fetch_server_facts(connection)
+            checks.append(Check.ok("connection", f"connected to {uri} as {facts.user!r}"))
+            checks += _check_server(connection, config, facts)
+            checks += _check_publication(connection, config, facts)
+    except EtlError as error:
+        checks.append(Check.error("connection", error))
+    except psycopg.Error as error:
+        checks.append(Check.error("connection", translate(error, "checking the source")))
+    return checks
+
+
+def _raise_first(checks: Iterator[Check]) -> None:
+    for check in checks:
+        if check.failure is not None:
+            raise check.failure
+
+
+# -- the server --------------------------------------------------------------------------------
+
+
+def _check_server(
+    connection: Connection, config: PipelineConfig, facts: ServerFacts
+) -> Iterator[Check]:
+    yield _check_version(facts)
+    yield _check_wal_level(facts)
+    yield _check_slots(connection, config, facts)
+    yield _check_senders(connection, config, facts)
+    if facts.max_wal_senders:
+        yield _check_replication_right(config, facts)
+    yield from _check_settings(facts)
+
+
+def _check_version(facts: ServerFacts) -> Check:
+    name = "server version"
+    if facts.version < _OLDEST_VERSION:
+        failure = SourceNotPrepared(
+            f"the source runs PostgreSQL {facts.version_text}; 14 is the oldest that will do",
+            solution="Upgrade the source.",
+        )
+        return Check.error(name, failure)
+    if facts.is_standby and facts.version < 160000:
+        failure = SourceNotPrepared(
+            "the source is a standby, and logical decoding on a standby needs PostgreSQL 16",
+            solution="Connect to the primary.",
+        )
+        return Check.error(name, failure)
+    standby = ", a standby" if facts.is_standby else ""
+    return Check.ok(name, f"PostgreSQL {facts.version_text}{standby}")
+
+
+def _check_wal_level(facts: ServerFacts) -> Check:
+    if facts.wal_level == "logical":
+        return Check.ok("wal_level", "logical")
+    failure = SourceNotPrepared(
+        f"wal_level is {facts.wal_level!r} on the source; logical replication needs 'logical'",
+        solution="ALTER SYSTEM SET wal_level = 'logical'; then restart the server "
+        "(on Amazon RDS: set rds.logical_replication = 1 in the parameter group and reboot).",
+    )
+    return Check.error("wal_level", failure)
+
+
+def _check_slots(connection: Connection, config: PipelineConfig, facts: ServerFacts) -> Check:
+    name = "replication slots"
+    has_apply = fetch_slot(connection, apply_slot_name(config.pipeline)) is not None
+    syncing = len(fetch_table_sync_slots(connection, config.pipeline))
+    free = facts.max_replication_slots - facts.used_replication_slots
+    wanted = (not has_apply) + max(config.copy_tables.max_table_sync_workers - syncing, 0)
+    text = f"{facts.used_replication_slots} of {facts.max_replication_slots} in use"
+    raise_it = "Raise max_replication_slots on the source and restart it, or drop slots nobody uses"
+    if free == 0 and not has_apply:
+        failure = SourceNotPrepared(
+            f"no replication slot is free on the source: {text}",
+            solution=f"{raise_it}; the view pg_replication_slots lists them.",
+        )
+        return Check.error(name, failure)
+    if free < wanted:
+        return Check.warning(
+            name,
+            f"{text}; {free} free, up to {wanted} wanted while tables are copied",
+            f"{raise_it}; or lower copy.max_table_sync_workers.",
+        )
+    return Check.ok(name, text)
+
+
+def _check_senders(connection: Connection, config: PipelineConfig, facts: ServerFacts) -> Check:
+    name = "WAL senders"
+    slot = fetch_slot(connection, apply_slot_name(config.pipeline))
+    is_streaming = slot is not None and slot.active
+    free = facts.max_wal_senders - facts.used_wal_senders
+    # The apply worker's, one for each table sync worker.
+    wanted = (not is_streaming) + config.copy_tables.max_table_sync_workers
+    text = f"{facts.used_wal_senders} of {facts.max_wal_senders} in use"
+    raise_it = "Raise max_wal_senders on the source and restart it"
+    if free <= 0 and not is_streaming:
+        failure = SourceNotPrepared(
+            f"no WAL sender is free on the source: {text}",
+            solution=f"{raise_it}, or end other replication (see the view pg_stat_replication).",
+        )
+        return Check.error(name, failure)
+    if free < wanted and not is_streaming:
+        return Check.warning(
+            name,
+            f"{text}; {free} free, up to {wanted} wanted while tables are copied",
+            f"{raise_it}; or lower copy.max_table_sync_workers.",
+        )
+    return Check.ok(name, text)
+
+
+def _check_replication_right(config: PipelineConfig, facts: ServerFacts) -> Check:
+    """By doing it: attributes, memberships of managed services and pg_hba.conf all have a say."""
+    name = "replication right"
+    try:
+        with connect(config.source, application_name=_APPLICATION, replication=True) as connection:
+            connection.execute("IDENTIFY_SYSTEM")
+    except EtlError as error:
+        return Check.error(name, error)
+    except psycopg.Error as error:
+        return Check.error(name, translate(error, "opening a replication connection"))
+    return Check.ok(name, f"{facts.user!r} may replicate")
+
+
+def _check_settings(facts: ServerFacts) -> Iterator[Check]:
+    limit = facts.max_slot_wal_keep_bytes
+    if limit is None:
+        yield Check.warning(
+            "WAL limit",
+            "max_slot_wal_keep_size is unlimited: while the pipeline stands still, "
+            "the source keeps WAL until its disk is full",
+            "Set max_slot_wal_keep_size to what the disk can spare, "
+            "enough for the longest pause you expect.",
+        )
+    elif limit < _SMALL_WAL_LIMIT:
+        yield Check.warning(
+            "WAL limit",
+            f"max_slot_wal_keep_size is {human_bytes(limit)}: a pause in which more WAL is "
+            "written loses the slot, and every table must be copied again",
+            "Raise it to what the disk can spare.",
+        )
+    else:
+        yield Check.ok("WAL limit", f"max_slot_wal_keep_size is {human_bytes(limit)}")
+    timeout = facts.wal_sender_timeout_ms
+    if 0 < timeout < _SHORT_SENDER_TIMEOUT_MS:
+        yield Check.warning(
+            "wal_sender_timeout",
+            f"{timeout} ms: a short network delay ends the stream",
+            "Raise wal_sender_timeout; 60 s is usual.",
+        )
+    else:
+        yield Check.ok("wal_sender_timeout", f"{timeout / 1000:g} s" if timeout else "never")
+    if facts.idle_slot_timeout_s:
+        yield Check.warning(
+            "idle slots",
+            f"idle_replication_slot_timeout is {facts.idle_slot_timeout_s} s: a longer pause of "
+            "the pipeline loses the slot, and every table must be copied again",
+            "Set it to 0, or well above the longest pause you expect.",
+        )
+
+
+# -- the publication ---------------------------------------------------------------------------
+
+
+def _check_publication(
+    connection: Connection, config: PipelineConfig, facts: ServerFacts
+) -> Iterator[Check]:
+    tables: list[PublishedTable] = []
+    try:
+        publication = fetch_publication(connection, config.source.publication)
+    except EtlError as error:
+        yield Check.error("publication", error)
+    else:
+        yield Check.ok("publication", f"{publication.name!r} exists")
+        tables = fetch_published_tables(connection, publication.name)
+        yield from _check_tables(connection, config, facts, publication, tables)
+        yield from _check_configured_tables(config, tables)
+    yield _check_apply_slot(connection, config)
+    yield from _check_sync_slots(connection, config, tables)
+
+
+def _check_tables(
+    connection: Connection,
+    config: PipelineConfig,
+    facts: ServerFacts,
+    publication: Publication,
+    tables: Sequence[PublishedTable],
+) -> Iterator[Check]:
+    if not tables:
+        yield Check.error("published tables", PublicationEmpty(publication.name))
+        return
+    yield Check.ok("published tables", names([table.schema.name for table in tables]))
+    yield _check_published_changes(publication)
+    yield from _check_identities(publication, tables)
+    yield from _check_read_rights(connection, facts, tables)
+
+
+def _check_published_changes(publication: Publication) -> Check:
+    flags = {
+        kind: getattr(publication, kind) for kind in ("insert", "update", "delete", "truncate")
+    }
+    published = ", ".join(kind for kind, is_published in flags.items() if is_published)
+    missing = [kind for kind, is_published in flags.items() if not is_published]
+    if not missing:
+        return Check.ok("published changes", published)
+    return Check.warning(
+        "published changes",
+        f"only {published or 'nothing'}: no {' and no '.join(missing)} at the source ever arrives",
+        f'If that is not meant: ALTER PUBLICATION "{publication.name}" '
+        "SET (publish = 'insert, update, delete, truncate');",
+    )
+
+
+def _check_identities(
+    publication: Publication, tables: Sequence[PublishedTable]
+) -> Iterator[Check]:
+    name = "replica identity"
+    if not (publication.update or publication.delete):
+        yield Check.ok(name, "not needed: neither updates nor deletes are published")
+        return
+    missing = [table.schema.name for table in tables if not table.schema.identity_columns]
+    whole_row = [
+        table.schema.name
+        for table in tables
+        if table.schema.identity_columns and not table.schema.key_columns
+    ]
+    if missing:
+        yield Check.error(name, ReplicaIdentityMissing(missing))
+    if whole_row:
+        yield Check.warning(
+            name,
+            "REPLICA IDENTITY FULL without a primary key, so a row is only known by all of its "
+            f"values and an interrupted copy starts over: {names(whole_row)}",
+            "Add a primary key where there can be one.",
+        )
+    if not missing and not whole_row:
+        yield Check.ok(name, "every table has a key")
+
+
+def _check_read_rights(
+    connection: Connection, facts: ServerFacts, tables: Sequence[PublishedTable]
+) -> Iterator[Check]:
+    rights = fetch_read_rights(connection, tables)
+    there = [
+        (table.schema, rights[table.schema.id]) for table in tables if table.schema.id in rights
+    ]
+    schemas = sorted({schema.schema_name for schema, right in there if not right.may_use_schema})
+    unreadable = [schema for schema, right in there if not right.may_select]
+    if schemas or unreadable:
+        what = [f"schema {name}" for name in schemas] + [table.name for table in unreadable]
+        grants = [f'GRANT USAGE ON SCHEMA "{name}" TO "{facts.user}";' for name in schemas]
+        grants += [
+            f'GRANT SELECT ON "{table.schema_name}"."{table.table_name}" TO "{facts.user}";'
+            for table in unreadable
+        ]
+        more = " ..." if len(grants) > _LISTED else ""
+        failure = SourceNotPrepared(
+            f"the user {facts.user!r} may not read what is published: {names(what)}",
+            solution=" ".join(grants[:_LISTED]) + more,
+        )
+        yield Check.error("read rights", failure)
+    else:
+        yield Check.ok("read rights", f"{facts.user!r} may read every published table")
+    filtered = [schema.name for schema, right in there if right.is_filtered_by_policy]
+    if filtered:
+        yield Check.warning(
+            "row security",
+            f"policies decide which rows {facts.user!r} may read, and the copy lacks the "
+            f"others, though the stream brings their changes: {names(filtered)}",
+            f'As a superuser: ALTER ROLE "{facts.user}" BYPASSRLS;',
+        )
+
+
+def _check_configured_tables(
+    config: PipelineConfig, tables: Sequence[PublishedTable]
+) -> Iterator[Check]:
+    unknown = sorted(set(config.tables) - {table.schema.name for table in tables})
+    if unknown:
+        yield Check.warning(
+            "configured tables",
+            f"in the configuration, not in the publication: {names(unknown)}",
+            "Correct the names under `tables`, remove them, or add the tables to the publication.",
+        )
+
+
+# -- what earlier runs left --------------------------------------------------------------------
+
+
+def _check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
+    slot = fetch_slot(connection, apply_slot_name(config.pipeline))
+    if slot is None:
+        return Check.ok("slot", "not there yet; the first start creates it")
+    retained = human_bytes(slot.retained_bytes)
+    if slot.is_lost:
+        failure = SlotInvalidated(f"slot {slot.name!r} is lost: the server removed WAL it needed")
+        return Check.error("slot", failure)
+    if slot.wal_status == "unreserved":
+        return Check.warning(
+            "slot",
+            f"{slot.name!r} is about to be lost: it needs {retained} of WAL, more than "
+            "max_slot_wal_keep_size",
+            "Start the pipeline now, or raise max_slot_wal_keep_size.",
+        )
+    if slot.active:
+        return Check.ok(
+            "slot", f"{slot.name!r} is read by backend {slot.active_pid}; it keeps {retained}"
+        )
+    if slot.retained_bytes > _MUCH_RETAINED_WAL:
+        return Check.warning(
+            "slot",
+            f"nobody reads {slot.name!r}, for which the source keeps {retained} of WAL",
+            "Start the pipeline; or, if it is not needed any more, "
+            f"select pg_drop_replication_slot('{slot.name}');",
+        )
+    return Check.ok("slot", f"{slot.name!r} waits for the pipeline; it keeps {retained} of WAL")
+
+
+def _check_sync_slots(
+    connection: Connection, config: PipelineConfig, tables: Sequence[PublishedTable]
+) -> Iterator[Check]:
+    published = {table.schema.id for table in tables}
+    orphans = [
+        name
+        for table_id, name in fetch_table_sync_slots(connection, config.pipeline).items()
+        if table_id not in published
+    ]
+    if orphans:
+        drops = " ".join(f"select pg_drop_replication_slot('{name}');" for name in orphans)
+        yield Check.warning(
+            "table sync slots",
+            f"left by tables that are not published any more, and keeping WAL: {names(orphans)}",
+            drops,
+        )
+
+
+# -- words -------------------------------------------------------------------------------------
+
+
+def names(items: Sequence[str]) -> str:
+    """The names, the first ones and a count when there are many."""
+    if len(items) <= _LISTED:
+        return ", ".join(items)
+    return f"{', '.join(items[:_LISTED])} and {len(items) - _LISTED} more"
+
+
+def human_bytes(count: int) -> str:
+    """A size for people, such as ``1.5 GiB``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

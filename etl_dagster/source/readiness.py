@@ -1,0 +1,88 @@
+"""What the source's server and rights allow; read only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from etl_dagster.source.catalog import PublishedTable
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What logical replication needs to know of a server."""
+
+    #: As libpq numbers it: 180001 is 18.1.
+    version: int
+    version_text: str
+    user: str
+    database: str
+    is_standby: bool
+    wal_level: str
+    max_replication_slots: int
+    used_replication_slots: int
+    max_wal_senders: int
+    used_wal_senders: int
+    #: 0: never.
+    wal_sender_timeout_ms: int
+    #: None: no limit.
+    max_slot_wal_keep_bytes: int | None
+    #: 0, or a server before 18: never.
+    idle_slot_timeout_s: int
+
+
+def fetch_server_facts(connection: Connection) -> ServerFacts:
+    """The server's settings, and what of its slots and senders is in use now."""
+    row = connection.execute(
+        """
+        select current_setting('server_version'), current_user::text, current_database()::text,
+               pg_is_in_recovery(), current_setting('wal_level'),
+               current_setting('max_replication_slots')::int,
+               (select count(*) from pg_replication_slots)::int,
+               current_setting('max_wal_senders')::int,
+               (select count(*) from pg_stat_replication)::int,
+               (select setting from pg_settings where name = 'wal_sender_timeout')::int,
+               (select nullif(setting::bigint, -1) * 1024 * 1024
+                from pg_settings where name = 'max_slot_wal_keep_size'),
+               coalesce((select setting::int * case unit when 'min' then 60 else 1 end
+                         from pg_settings where name = 'idle_replication_slot_timeout'), 0)
+        """
+    ).fetchone()
+    assert row is not None
+    return ServerFacts(connection.info.server_version, *row)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRights:
+    """What the connection's user may read of a table."""
+
+    may_use_schema: bool
+    may_select: bool
+    #: A policy decides which rows it sees; the copy would lack the others, silently.
+    is_filtered_by_policy: bool
+
+
+def fetch_read_rights(
+    connection: Connection, tables: Sequence[PublishedTable]
+) -> dict[int, ReadRights]:
+    """By table OID, the rights on each published column of each table."""
+    pairs = [
+        (table.schema.id, column.attnum) for table in tables for column in table.schema.columns
+    ]
+    rows = connection.execute(
+        """
+        select c.oid, has_schema_privilege(c.relnamespace, 'usage'),
+               bool_and(has_column_privilege(c.oid, wanted.attnum, 'select')),
+               row_security_active(c.oid)
+        from unnest(%s::oid[], %s::int2[]) wanted (oid, attnum)
+        join pg_class c on c.oid = wanted.oid
+        group by c.oid, c.relnamespace
+        """,
+        [[oid for oid, _ in pairs], [attnum for _, attnum in pairs]],
+    )
+    return {oid: ReadRights(*rights) for oid, *rights in rows}
