@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from etl_dagster.model.events import EventBatch, TableRows
-from etl_dagster.model.schema import TableSchema
+from etl_dagster.model.schema import TableId, TableSchema
 
 if TYPE_CHECKING:
     from etl_dagster.model.stores import DestinationStore
@@ -78,4 +79,13 @@ class Destination(Protocol):
 
     def shutdown(self) -> None:
         """Release everything; called at most once, after the last write. Never loses a write."""
+        ...
+
+
+@runtime_checkable
+class CountsRows(Protocol):
+    """A destination that can say at little cost how many rows its tables hold."""
+
+    def count_rows(self, schemas: Sequence[TableSchema]) -> Mapping[TableId, int]:
+        """Rows now, by table; tables that don't exist are missing."""
         ...

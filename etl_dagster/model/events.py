@@ -271,6 +271,10 @@ class EventBatch:
     #: Fences a stalled older process: a destination with transactions refuses a smaller epoch
     #: than it has seen. 0 asks for no fence.
     epoch: int = 0
+    #: From where on its sender applies each table. A destination with positions ignores changes
+    #: from before the table's current copy (less than the copy's `TableRows.replay_from`): they
+    #: were sent by somebody who has not heard of it yet.
+    apply_from: Mapping[TableId, Lsn] = field(default_factory=dict)
 
     @cached_property
     def row_count(self) -> int:

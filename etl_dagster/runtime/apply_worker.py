@@ -59,12 +59,11 @@ class ApplyWorker:
             start_lsn,
             application_name=f"etl_dagster apply {config.pipeline}",
         )
-        self._schemas = SchemaTracker(store, fetch_schema)
         self._delivery = Delivery(
             destination,
             store,
             ApplyWorkerType(),
-            self._schemas,
+            SchemaTracker(store, fetch_schema),
             config.retry,
             epoch=epoch,
             max_queued=config.batch.max_queued,
@@ -130,9 +129,8 @@ class ApplyWorker:
             self._stream.confirm(lsn)
             self._progress(lsn)
 
-    def _taken(self, table_id: TableId) -> None:
-        self._schemas.forget(table_id)
-        self._delivery.include(table_id)
+    @staticmethod
+    def _taken(table_id: TableId) -> None:
         _log.info("table %s is streamed from now on", table_id)
 
     def _table_failed(self, table_id: TableId, error: EtlError) -> None:

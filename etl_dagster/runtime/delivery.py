@@ -76,7 +76,10 @@ class Delivery:
         self._queue: queue.Queue[tuple[RawBatch, Mapping[TableId, Lsn]] | _Progress | None]
         self._queue = queue.Queue(max_queued)
         self._failure: BaseException | None = None
-        #: Tables taken out of this stream after an error; read by the other thread.
+        #: From where on each table is applied, as of the last batch. Another LSN means another
+        #: copy: what was known of the table before holds no longer.
+        self._applied_from: dict[TableId, Lsn] = {}
+        #: Tables taken out of this stream after an error, until they are copied anew.
         self._excluded: set[TableId] = set()
         self._oldest_pending: float | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -125,9 +128,20 @@ class Delivery:
         if self._failure is not None:
             raise self._failure
 
-    def include(self, table_id: TableId) -> None:
-        """Write the table's changes again, after its copy."""
-        self._excluded.discard(table_id)
+    def flush(self) -> None:
+        """Wait until everything that was handed over is durable.
+
+        Raises:
+            Stopped: the pipeline stops.
+        """
+        while not self.is_idle:
+            self.raise_failure()
+            if self._stop.is_set():
+                raise Stopped
+            with self._queue.all_tasks_done:
+                if not self.is_idle:
+                    self._queue.all_tasks_done.wait(0.2)
+        self.raise_failure()
 
     def finish(self) -> None:
         """Wait until what was handed over is durable, then end the thread.
@@ -173,10 +187,11 @@ class Delivery:
             self._on_durable(item.lsn, None)
             return
         raw, apply_from = item
-        wanted = {t: lsn for t, lsn in apply_from.items() if t not in self._excluded}
+        wanted = self._wanted(apply_from)
         if raw.first_commit_lsn is not None:
             self._schemas.at(raw.first_commit_lsn)
         events = raw.decode(self._schemas.resolve, wanted, self._epoch)
+        events = replace(events, apply_from=wanted)
         events = self._prepare(self._schemas.announce(events))
         changes = self._schemas.begin_changes(events)
         events = self._write(events)
@@ -184,6 +199,14 @@ class Delivery:
         if events.commit_end_lsn is not None:
             self._keep_progress(events.commit_end_lsn)
         self._on_durable(events.commit_end_lsn, events)
+
+    def _wanted(self, apply_from: Mapping[TableId, Lsn]) -> dict[TableId, Lsn]:
+        for table_id, lsn in apply_from.items():
+            if self._applied_from.get(table_id) != lsn:
+                self._applied_from[table_id] = lsn
+                self._excluded.discard(table_id)
+                self._schemas.forget(table_id)
+        return {t: lsn for t, lsn in apply_from.items() if t not in self._excluded}
 
     def _write(self, events: EventBatch) -> EventBatch:
         """Write until durable; returns the batch without the tables that had to be left out."""
@@ -238,7 +261,7 @@ def wait_durable(result: WriteResult, stop: threading.Event) -> None:
         Stopped: told to stop before the answer came.
     """
     if not isinstance(result, Future):
-        return
+        return None
     while True:
         try:
             return result.result(timeout=0.2)

@@ -106,7 +106,9 @@ class Ownership:
                 return None
             if time.monotonic() > deadline:
                 # From here on the stream goes on without the table, unless it was done just now.
-                if self._store.transition_table_state(table_id, target, SyncWait(target.target_lsn)):
+                if self._store.transition_table_state(
+                    table_id, target, SyncWait(target.target_lsn)
+                ):
                     _log.warning("table %s did not reach %s in time", table_id, target.target_lsn)
                     self._pause_until[table_id] = time.monotonic() + _WITHDRAWN_PAUSE_S
                     return None
@@ -118,5 +120,3 @@ class Ownership:
         self._on_taken(table_id)
         self._store.transition_table_state(table_id, done, Ready(done.lsn))
         return done.lsn
-
-

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+from typing import Literal
+
 from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import EtlError, InvalidState, LeaseLost, PipelineInUse, Superseded
+from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
-from etl_dagster.model.stores import PipelineStore
-from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.states import Errored, Ready
+from etl_dagster.model.stores import CoordinatingStore, Lease
+from etl_dagster.runtime.apply_worker import ApplyWorker
+from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.members import Members
+from etl_dagster.runtime.metrics import Metrics
+from etl_dagster.runtime.preflight import require_ready
+from etl_dagster.runtime.reporter import Reporter
+from etl_dagster.runtime.retry import Backoff
+from etl_dagster.runtime.slot import prepare_apply_slot
+from etl_dagster.runtime.status import Phase, PipelineStatus
+from etl_dagster.runtime.table_syncs import TableSyncs
+from etl_dagster.source.catalog import emit_marker, fetch_table_schema
+from etl_dagster.source.control import SourceControl
+
+_log = logging.getLogger(__name__)
+
+#: How often the publication is read again.
+_MEMBERSHIP_S = 5.0
+#: A stream that lived so long begins its retries anew when it breaks.
+_STABLE_S = 60.0
 
 
 class Pipeline:
     """Replicates one publication to one destination until told to stop.
 
     Args:
+        store: stays the caller's, to close after `wait`.
+        destination: is started and shut down by the pipeline.
         copies: ``own`` runs the table sync workers as threads of this process; ``elsewhere``
             leaves them to other processes that share the store, such as Dagster runs.
     """
@@ -19,34 +48,279 @@ class Pipeline:
     def __init__(
         self,
         config: PipelineConfig,
-        store: PipelineStore,
+        store: CoordinatingStore,
         destination: Destination,
         *,
-        copies: str = "own",
+        copies: Literal["own", "elsewhere"] = "own",
     ) -> None:
-        raise NotImplementedError
+        self._config = config
+        self._store = store
+        self._destination = destination
+        self._control = SourceControl(
+            config.source, application_name=f"etl_dagster control {config.pipeline}"
+        )
+        self._metrics = Metrics()
+        self._members = Members(config, store, self._control)
+        self._stop = threading.Event()
+        self._done = threading.Event()
+        self._changed = threading.Event()
+        self._table_syncs = (
+            TableSyncs(config, store, destination, self._stop) if copies == "own" else None
+        )
+        self._reporter = Reporter(
+            config, store, destination, self._members, self._metrics, self._control
+        )
+        self._lease: Lease | None = None
+        self._epoch = 0
+        self._phase: Phase = "starting"
+        self._failure: BaseException | None = None
+        #: What the stream is being retried after.
+        self._trouble: EtlError | None = None
+        self._confirmed = LSN_ZERO
+        self._apply: ApplyWorker | None = None
+        self._threads: list[threading.Thread] = []
+
+    # -- start and end -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Check everything, prepare slot and states, start the workers; returns once streaming.
+        """Check everything, prepare slot and states, start the workers; returns once prepared.
 
         Raises:
             EtlError: something is wrong with configuration, source, store or destination.
             InvalidState: it was started before.
         """
-        raise NotImplementedError
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end; whether it came in time. Raises what the pipeline failed with."""
-        raise NotImplementedError
-
-    def wait_until_caught_up(self, timeout_s: float | None = None) -> bool:
-        """Wait until every table is ready (or errored) and what is committed now is durable."""
-        raise NotImplementedError
+        if self._lease is not None or self._done.is_set():
+            raise InvalidState("this pipeline was started before; make a new one")
+        try:
+            # Nothing is changed anywhere before the source is known to be ready.
+            members = self._control.ask("checking the source", require_ready, self._config)
+            self._destination.startup(self._store)
+            self._lease = self._store.acquire_lease("apply")
+            if self._lease is None:
+                raise PipelineInUse(f"another process runs the pipeline {self._config.pipeline!r}")
+            self._epoch = self._store.take_epoch()
+            self._members.update(members)
+            self._confirmed = prepare_apply_slot(self._store, self._control, self._config)
+        except BaseException:
+            self._release()
+            raise
+        for name, work in (
+            ("apply", self._run),
+            ("watcher", self._watch),
+            ("manager", self._manage),
+            ("reporter", self._report),
+        ):
+            thread = threading.Thread(
+                target=work, name=f"{name} {self._config.pipeline}", daemon=True
+            )
+            self._threads.append(thread)
+        for thread in self._threads:
+            thread.start()
 
     def shutdown(self) -> None:
         """Ask it to stop; `wait` tells when it has. Safe in a signal handler."""
-        raise NotImplementedError
+        self._stop.set()
+        apply = self._apply
+        if apply is not None:
+            apply.interrupt()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end; whether it came in time. Raises what the pipeline failed with."""
+        if not self._done.wait(timeout_s):
+            return False
+        if self._failure is not None:
+            raise self._failure
+        return True
+
+    def wait_until_caught_up(self, timeout_s: float | None = None) -> bool:
+        """Wait until every table is ready (or errored) and what is committed now is durable.
+
+        Returns False when the time was over first, or the pipeline was told to stop. Raises what
+        the pipeline failed with.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        goal = self._control.ask("marking the stream", emit_marker)
+        while not (self._are_tables_settled() and self._confirmed >= goal):
+            if self._done.is_set():
+                self.wait()
+                return False
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            if self._apply is not None:
+                self._apply.hurry()
+            self._done.wait(0.1)
+        return True
+
+    def _are_tables_settled(self) -> bool:
+        states = self._store.get_table_replication_states()
+        return all(
+            isinstance(states.get(table_id), Ready | Errored) for table_id in self._members.ids
+        )
+
+    def _finish(self) -> None:
+        """The end of the apply thread is the end of the pipeline."""
+        self._phase = "stopping"
+        self._stop.set()
+        self._changed.set()
+        self._store.wake()
+        if self._table_syncs is not None:
+            self._table_syncs.join()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._phase = "stopped" if self._failure is None else "failed"
+        try:
+            self._reporter.publish(self.status())
+            self._destination.shutdown()
+        except Exception as error:
+            self._failure = self._failure or error
+        finally:
+            self._release()
+            self._done.set()
+
+    def _release(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
+        self._control.close()
+
+    # -- the apply thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        backoff = Backoff(self._config.retry)
+        try:
+            while not self._stop.is_set():
+                started, confirmed = time.monotonic(), self._confirmed
+                try:
+                    self._stream()
+                except EtlError as error:
+                    if time.monotonic() - started > _STABLE_S or self._confirmed > confirmed:
+                        backoff.reset()
+                    if not error.retryable or backoff.is_exhausted:
+                        raise
+                    self._trouble, self._phase = error, "retrying"
+                    delay_s = backoff.next_delay_s()
+                    _log.warning("%s; trying again in %.1f s", error.reason, delay_s)
+                    self._stop.wait(delay_s)
+        except Stopped:
+            pass
+        except BaseException as failure:
+            self._failure = failure
+        finally:
+            self._apply = None
+            self._finish()
+
+    def _stream(self) -> None:
+        self._require_lease()
+        start_lsn = prepare_apply_slot(self._store, self._control, self._config)
+        self._apply = ApplyWorker(
+            self._config,
+            self._store,
+            self._destination,
+            start_lsn=start_lsn,
+            epoch=self._epoch,
+            fetch_schema=self._fetch_schema,
+            metrics=self._metrics,
+            on_durable=self._durable,
+            stop=self._stop,
+        )
+        self._phase = "streaming"
+        self._apply.run()
+
+    def _require_lease(self) -> None:
+        assert self._lease is not None
+        if self._lease.is_held:
+            return
+        # The store was away for a moment. If nobody took our place, we keep it.
+        self._lease.release()
+        lease = self._store.acquire_lease("apply")
+        if lease is None:
+            raise LeaseLost("the lease of the pipeline is held by another process")
+        self._lease = lease
+        if self._store.current_epoch() != self._epoch:
+            raise Superseded("a newer process took over this pipeline")
+
+    def _durable(self, lsn: Lsn) -> None:
+        self._confirmed = max(self._confirmed, lsn)
+        self._trouble = None
+
+    def _fetch_schema(self, table_id: TableId) -> TableSchema | None:
+        publication = self._config.source.publication
+        return self._control.ask(
+            "reading the table's columns", fetch_table_schema, publication, table_id
+        )
+
+    # -- the other threads -----------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Pass on that some state changed."""
+        while not self._stop.is_set():
+            try:
+                self._store.wait_for_change(1.0)
+            except EtlError as error:
+                _log.warning("the store can't be watched: %s", error.reason)
+                self._stop.wait(1.0)
+            self._changed.set()
+            apply = self._apply
+            if apply is not None:
+                apply.states_changed()
+
+    def _manage(self) -> None:
+        """Keep the tables in step with the publication, and start copies where they are ours."""
+        membership_due = time.monotonic() + _MEMBERSHIP_S
+        while not self._stop.is_set():
+            try:
+                if time.monotonic() >= membership_due:
+                    membership_due = time.monotonic() + _MEMBERSHIP_S
+                    self._members.refresh()
+                if self._table_syncs is not None:
+                    self._table_syncs.start_due(self._members.ids)
+            except EtlError as error:
+                # The stream meets what is worth stopping for.
+                _log.warning("the tables can't be looked after: %s", error.reason)
+            self._changed.wait(1.0)
+            self._changed.clear()
+
+    def _report(self) -> None:
+        while not self._stop.wait(1.0):
+            try:
+                self._reporter.measure()
+                self._reporter.publish(self.status())
+            except EtlError as error:
+                _log.warning("the status can't be published: %s", error.reason)
+
+    # -- what is going on ------------------------------------------------------------------------
 
     def status(self) -> PipelineStatus:
         """How things are now; cheap, from memory."""
-        raise NotImplementedError
+        apply, trouble = self._apply, self._failure or self._trouble
+        received = apply.received if apply is not None else LSN_ZERO
+        server = apply.server_end if apply is not None else LSN_ZERO
+        confirmed = self._confirmed
+        # The server's end is as of its last message; an idle stream has confirmed all of it.
+        end = max(server, received, confirmed)
+        return PipelineStatus(
+            pipeline=self._config.pipeline,
+            destination=self._config.destination.type,
+            phase=self._phase,
+            epoch=self._epoch,
+            confirmed_lsn=str(confirmed),
+            received_lsn=str(max(received, confirmed)),
+            server_lsn=str(end),
+            lag_bytes=end.offset - confirmed.offset,
+            lag_seconds=round(apply.lag_s, 3) if apply is not None else 0.0,
+            retained_wal_bytes=self._reporter.retained_wal_bytes,
+            rows_total=self._metrics.rows,
+            rows_per_second=round(self._metrics.rows_per_second, 1),
+            batches=self._metrics.batches,
+            tables=self._reporter.tables(),
+            error=_reason(trouble),
+            solution=trouble.solution if isinstance(trouble, EtlError) else None,
+            at=time.time(),
+        )
+
+
+def _reason(trouble: BaseException | None) -> str | None:
+    if trouble is None:
+        return None
+    # The message of an error that isn't ours may hold values.
+    return trouble.reason if isinstance(trouble, EtlError) else type(trouble).__name__

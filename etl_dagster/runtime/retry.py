@@ -25,7 +25,7 @@ class Backoff:
 
     def next_delay_s(self) -> float:
         """Seconds before the next try, between half of the nominal delay and all of it."""
-        delay_ms = min(
+        delay_ms: int = min(
             self._config.initial_delay_ms * 2**self.attempt, self._config.max_delay_ms
         )
         self.attempt += 1

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -38,6 +38,18 @@ class CopySummary:
     resumed_chunks: int
     #: The newest of the chunks' snapshots lies before.
     newest_read_lsn: Lsn
+
+    @classmethod
+    def of(cls, plan: CopyPlan, finished: Mapping[int, FinishedChunk] | None = None) -> CopySummary:
+        """The sum over the finished chunks; those of the plan were finished before."""
+        chunks = list((plan.finished if finished is None else finished).values())
+        return cls(
+            row_count=sum(chunk.row_count for chunk in chunks),
+            byte_count=sum(chunk.byte_count for chunk in chunks),
+            chunk_count=len(plan.chunks),
+            resumed_chunks=len(plan.finished),
+            newest_read_lsn=max((chunk.read_lsn for chunk in chunks), default=LSN_ZERO),
+        )
 
 
 class TableCopy:
@@ -86,22 +98,14 @@ class TableCopy:
                 # What a worker failed with says more than that the others then stopped.
                 raise next((e for e in failures if not isinstance(e, Stopped)), failures[0])
         self._finish()
-        return CopySummary(
-            row_count=sum(chunk.row_count for chunk in finished.values()),
-            byte_count=sum(chunk.byte_count for chunk in finished.values()),
-            chunk_count=len(self._plan.chunks),
-            resumed_chunks=len(self._plan.finished),
-            newest_read_lsn=max((c.read_lsn for c in finished.values()), default=LSN_ZERO),
-        )
+        return CopySummary.of(self._plan, finished)
 
     def _finish(self) -> None:
         """The end of the copy: the destination makes it the table, durable as a whole."""
         end = TableRows(self._plan.copy_id, replay_from=self._plan.slot_lsn)
         wait_durable(self._destination.write_table_rows(self._table.schema, end), self._stop)
 
-    def _work(
-        self, todo: queue.SimpleQueue[CopyChunk], finished: dict[int, FinishedChunk]
-    ) -> None:
+    def _work(self, todo: queue.SimpleQueue[CopyChunk], finished: dict[int, FinishedChunk]) -> None:
         backoff = Backoff(self._config.retry)
         reader: ChunkReader | None = None
         control: psycopg.Connection | None = None
@@ -120,7 +124,11 @@ class TableCopy:
                         control, reader = self._connect()
                     done = self._copy(chunk, reader, control)
                 except (EtlError, psycopg.Error) as raised:
-                    error = translate(raised, "copying") if isinstance(raised, psycopg.Error) else raised
+                    error = (
+                        translate(raised, "copying")
+                        if isinstance(raised, psycopg.Error)
+                        else raised
+                    )
                     # A snapshot ends with the connection that exported it; only a new copy helps.
                     if not error.retryable or self._snapshot_name or backoff.is_exhausted:
                         raise error from raised

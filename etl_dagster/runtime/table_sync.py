@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.lsn import Lsn
+from etl_dagster.errors import InvalidState, LeaseLost, SourceError
+from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.model.states import (
+    DataSync,
+    Errored,
+    FinishedCopy,
+    Init,
+    Ready,
+    SyncDone,
+    TimedRetry,
+    state_name,
+)
+from etl_dagster.model.stores import (
+    CoordinatingStore,
+    CopyChunk,
+    CopyPlan,
+    FinishedChunk,
+    Lease,
+    TableSyncWorker,
+)
+from etl_dagster.runtime.catchup import CatchUp
+from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.retry import errored_state
+from etl_dagster.runtime.schemas import destination_metadata
+from etl_dagster.runtime.table_copy import CopySummary, TableCopy
+from etl_dagster.source.catalog import (
+    PublishedTable,
+    fetch_leaves,
+    fetch_published_tables,
+)
+from etl_dagster.source.connection import connect
+from etl_dagster.source.control import SourceControl
+from etl_dagster.source.copy import plan_chunks
+from etl_dagster.source.slots import create_slot, drop_slot, fetch_slot, table_sync_slot_name
+
+_log = logging.getLogger(__name__)
+
+#: How long making a slot may wait for transactions that are open.
+_SLOT_LOCK_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +100,22 @@ class TableSync:
         stop: threading.Event | None = None,
         on_progress: Callable[[CopyProgress], None] = lambda progress: None,
     ) -> None:
-        raise NotImplementedError
+        self._config = config
+        self._store = store
+        self._destination = destination
+        self._table_id = table_id
+        self._worker = TableSyncWorker(table_id)
+        self._slot = table_sync_slot_name(config.pipeline, table_id)
+        self._stop = stop or threading.Event()
+        self._report = on_progress
+        self._control = SourceControl(
+            config.source, application_name=f"etl_dagster sync control {config.pipeline} {table_id}"
+        )
+        self._plan: CopyPlan | None = None
+        self._finished: dict[int, FinishedChunk] = {}
+        self._reporting = threading.Lock()
+        #: Failures in a row, this worker's own to come included; a finished chunk ends the row.
+        self._attempt = 1
 
     def run(self) -> TableSyncResult | None:
         """Work until the hand-over; None when it was told to stop before.
@@ -69,5 +126,207 @@ class TableSync:
         Raises:
             EtlError: the table can't be copied; its state is `Errored` by then.
             LeaseLost: another worker has the table.
+            InvalidState: the table is streamed already; ask for a copy first.
         """
-        raise NotImplementedError
+        lease = self._store.acquire_lease(f"table:{self._table_id}")
+        if lease is None:
+            raise LeaseLost(f"another worker has table {self._table_id}")
+        try:
+            return self._run(lease)
+        except Stopped:
+            return None
+        except (LeaseLost, InvalidState):
+            raise
+        except Exception as error:
+            state = errored_state(error, self._config.retry, self._attempt)
+            _log.error("table %s: %s", self._table_id, state.reason)
+            self._store.update_table_replication_states([(self._table_id, state)])
+            raise
+        finally:
+            self._control.close()
+            lease.release()
+
+    def _run(self, lease: Lease) -> TableSyncResult:
+        state = self._store.get_table_replication_state(self._table_id)
+        if isinstance(state, Ready | SyncDone):
+            raise InvalidState(
+                f"table {self._table_id} is {state_name(state)}: it is streamed already",
+                solution="Ask for a new copy first: `etl-dagster reset`.",
+            )
+        if isinstance(state, Errored) and isinstance(state.retry, TimedRetry):
+            self._attempt = state.retry.attempt + 1
+        table = self._fetch_table()
+        started = time.monotonic()
+        with self._prepared(table, state) as (table, plan, snapshot_name):
+            self._plan, self._finished = plan, dict(plan.finished)
+            copied = self._copy(table, plan, snapshot_name, lease)
+        copy_seconds = time.monotonic() - started
+        handover = self._catch_up(table.schema, plan, copied, lease)
+        return TableSyncResult(
+            schema=table.schema,
+            copy_id=plan.copy_id,
+            row_count=copied.row_count,
+            byte_count=copied.byte_count,
+            chunk_count=copied.chunk_count,
+            resumed_chunks=copied.resumed_chunks,
+            copy_seconds=copy_seconds,
+            catchup_seconds=time.monotonic() - started - copy_seconds,
+            snapshot_lsn=plan.slot_lsn,
+            handover_lsn=handover,
+        )
+
+    def _fetch_table(self) -> PublishedTable:
+        publication = self._config.source.publication
+        tables = self._control.ask("reading the publication", fetch_published_tables, publication)
+        for table in tables:
+            if table.schema.id == self._table_id:
+                return table
+        raise SourceError(
+            f"table {self._table_id} is not in publication {publication!r}",
+            solution="Add it to the publication again, or restart the pipeline to forget it.",
+        )
+
+    # -- beginning, or going on ----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _prepared(
+        self, table: PublishedTable, state: object
+    ) -> Iterator[tuple[PublishedTable, CopyPlan, str | None]]:
+        """The table as it is copied, the plan, and the snapshot while it lasts."""
+        plan = self._store.get_copy_plan(self._table_id)
+        if plan is not None and not isinstance(state, Init | None):
+            known = self._resumable(table, plan)
+            if known is not None:
+                _log.info("the copy of %s goes on", known.schema.name)
+                yield known, plan, None
+                return
+        with self._new_copy(table) as (table, plan, snapshot_name):
+            yield table, plan, snapshot_name
+
+    def _resumable(self, table: PublishedTable, plan: CopyPlan) -> PublishedTable | None:
+        """The table as the earlier worker copied it, where its work can be gone on with."""
+        slot = self._control.ask("looking at the slot", fetch_slot, self._slot)
+        schema = self._store.get_table_schema(self._table_id, LSN_ZERO)
+        if slot is None or slot.is_lost or schema is None:
+            return None
+        if self._is_copied():
+            return PublishedTable(schema, table.row_filter, table.estimated_rows)
+        if not table.can_resume_copy or not table.schema.describes_same_columns(schema):
+            return None
+        return table
+
+    def _is_copied(self) -> bool:
+        metadata = self._store.get_destination_table_metadata(self._table_id)
+        return metadata is not None
+
+    @contextlib.contextmanager
+    def _new_copy(
+        self, table: PublishedTable
+    ) -> Iterator[tuple[PublishedTable, CopyPlan, str | None]]:
+        self._destination.drop_table_for_copy(table.schema)
+        self._control.ask("dropping the earlier slot", drop_slot, self._slot)
+        self._store.clear_table_copy_state(self._table_id)
+        self._store.update_table_replication_states([(self._table_id, DataSync())])
+        # The snapshot lasts as long as the connection that made the slot does nothing else.
+        connection = connect(
+            self._config.source,
+            application_name=f"etl_dagster slot {self._config.pipeline} {self._table_id}",
+            replication=True,
+            lock_timeout_s=_SLOT_LOCK_TIMEOUT_S,
+        )
+        with contextlib.closing(connection):
+            slot = create_slot(connection, self._slot, export_snapshot=not table.can_resume_copy)
+            # The slot keeps every change from here on, also of the table's columns.
+            table = self._fetch_table()
+            self._store.store_table_schema(table.schema)
+            plan = CopyPlan(
+                copy_id=str(uuid.uuid4()),
+                chunks=self._chunks(table),
+                finished={},
+                slot_lsn=slot.consistent_point,
+                started_at=datetime.now(UTC),
+            )
+            self._store.store_copy_plan(self._table_id, plan)
+            self._store.upsert_replication_progress(self._worker, plan.slot_lsn)
+            _log.info("copying %s: %d chunks", table.schema.name, len(plan.chunks))
+            yield table, plan, slot.snapshot_name
+
+    def _chunks(self, table: PublishedTable) -> tuple[CopyChunk, ...]:
+        if not self._config.table(table.schema.name).copy_rows:
+            return ()
+        leaves = self._control.ask("measuring the table", fetch_leaves, self._table_id)
+        return plan_chunks(leaves, self._config.copy_tables.chunk_rows)
+
+    # -- the copy --------------------------------------------------------------------------------
+
+    def _copy(
+        self, table: PublishedTable, plan: CopyPlan, snapshot_name: str | None, lease: Lease
+    ) -> CopySummary:
+        if self._is_copied():
+            return CopySummary.of(plan)
+        self._store.update_table_replication_states([(self._table_id, DataSync())])
+        self._progressed("data_sync")
+
+        def chunk_done(chunk: FinishedChunk) -> None:
+            if not lease.is_held:
+                raise LeaseLost(f"the lease of {table.schema.name} ended while it was copied")
+            self._attempt = 1
+            with self._reporting:
+                self._finished[chunk.index] = chunk
+            self._progressed("data_sync")
+
+        summary = TableCopy(
+            self._config,
+            self._store,
+            self._destination,
+            table,
+            plan,
+            snapshot_name=snapshot_name,
+            stop=self._stop,
+            on_chunk=chunk_done,
+        ).run()
+        self._store.store_destination_table_metadata(
+            self._table_id, destination_metadata(table.schema, "applied")
+        )
+        return summary
+
+    # -- the hand-over ---------------------------------------------------------------------------
+
+    def _catch_up(
+        self, schema: TableSchema, plan: CopyPlan, copied: CopySummary, lease: Lease
+    ) -> Lsn:
+        self._store.update_table_replication_states([(self._table_id, FinishedCopy())])
+        self._progressed("finished_copy")
+        progress = self._store.get_replication_progress(self._worker)
+        handover = CatchUp(
+            self._config,
+            self._store,
+            self._destination,
+            self._control,
+            schema,
+            lease,
+            replay_from=plan.slot_lsn,
+            start_lsn=max(progress or LSN_ZERO, plan.slot_lsn),
+            must_reach=max(copied.newest_read_lsn, plan.slot_lsn),
+            stop=self._stop,
+            on_state=self._progressed,
+        ).run()
+        self._progressed("sync_done")
+        self._control.ask("dropping the slot", drop_slot, self._slot)
+        self._store.delete_replication_progress(self._worker)
+        return handover
+
+    def _progressed(self, state: str) -> None:
+        assert self._plan is not None
+        with self._reporting:
+            done = list(self._finished.values())
+            self._report(
+                CopyProgress(
+                    state=state,
+                    chunks_done=len(done),
+                    chunks_total=len(self._plan.chunks),
+                    rows_done=sum(chunk.row_count for chunk in done),
+                    bytes_done=sum(chunk.byte_count for chunk in done),
+                    rows_estimated=sum(chunk.estimated_rows for chunk in self._plan.chunks),
+                )
+            )

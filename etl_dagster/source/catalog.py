@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from etl_dagster.errors import PublicationEmpty, PublicationMissing
+from etl_dagster.errors import PublicationEmpty, PublicationMissing, SourceError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 
@@ -242,43 +242,57 @@ def emit_marker(connection: Connection) -> Lsn:
     return position
 
 
-def fetch_rows_by_key(
+def fetch_table_schema(
+    connection: Connection, publication: str, table_id: TableId
+) -> TableSchema | None:
+    """The table as the catalog has it now; None when it isn't published."""
+    tables = fetch_published_tables(connection, publication)
+    return next((table.schema for table in tables if table.schema.id == table_id), None)
+
+
+def fetch_row_values(
     connection: Connection,
     schema: TableSchema,
     columns: Sequence[str],
     keys: Sequence[Sequence[str | None]],
-) -> dict[tuple[str | None, ...], tuple[str | None, ...]]:
+) -> tuple[dict[tuple[str | None, ...], tuple[str | None, ...]], Lsn]:
     """The current values, as text, of some columns of the rows with these keys (text, too).
 
-    Rows that are gone are missing from the answer.
+    Rows that are gone are missing from the answer. With it comes an LSN at or past its snapshot.
+
+    Raises:
+        SourceError: the table's columns changed since.
     """
-    if not keys:
-        return {}
-    key_types = {column.name: column.type_name for column in schema.columns}
-    arrays = sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in schema.key_columns)
-    names = sql.SQL(", ").join(
-        sql.Identifier(f"k{index}") for index, _ in enumerate(schema.key_columns)
-    )
-    condition = sql.SQL(" and ").join(
-        sql.SQL("t.{} = k.{}::{}").format(
-            sql.Identifier(name),
-            sql.Identifier(f"k{index}"),
-            sql.SQL(key_types[name]),  # as format_type() quotes it
-        )
-        for index, name in enumerate(schema.key_columns)
-    )
-    query = sql.SQL("select {keys}, {columns} from {table} t join unnest({arrays}) k ({names}) on {condition}").format(
-        keys=sql.SQL(", ").join(
-            sql.SQL("k.{}").format(sql.Identifier(f"k{i}")) for i, _ in enumerate(schema.key_columns)
-        ),
+    relation = fetch_qualified_name(connection, schema.id)
+    if relation is None or not keys:
+        return {}, fetch_insert_lsn(connection)
+    type_names = {column.name: column.type_name for column in schema.columns}
+    numbered = [
+        (sql.Identifier(f"k{place}"), name) for place, name in enumerate(schema.key_columns)
+    ]
+    query = sql.SQL(
+        "select {keys}, {columns} from {table} t join unnest({arrays}) k ({names}) on {condition}"
+    ).format(
+        keys=sql.SQL(", ").join(sql.SQL("k.{}").format(key) for key, _ in numbered),
         columns=sql.SQL(", ").join(
             sql.SQL("t.{}::text").format(sql.Identifier(name)) for name in columns
         ),
-        table=sql.Identifier(schema.schema_name, schema.table_name),
-        arrays=arrays,
-        names=names,
-        condition=condition,
+        table=sql.Identifier(*relation),
+        arrays=sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in numbered),
+        names=sql.SQL(", ").join(key for key, _ in numbered),
+        condition=sql.SQL(" and ").join(
+            # The type's name is as format_type() quotes it.
+            sql.SQL("t.{} = k.{}::{}").format(sql.Identifier(name), key, sql.SQL(type_names[name]))
+            for key, name in numbered
+        ),
     )
-    width = len(schema.key_columns)
-    rows = connection.execute(query, [list(column) for column in zip(*keys, strict=True)])
-    return {tuple(row[:width]): tuple(row[width:]) for row in rows}
+    try:
+        rows = connection.execute(query, [list(column) for column in zip(*keys, strict=True)])
+    except (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable) as error:
+        raise SourceError(
+            f"columns of {schema.name} were renamed or dropped while it was being copied",
+            solution="Reset the table, so that it is copied as it is now.",
+        ) from error
+    width = len(numbered)
+    values = {tuple(row[:width]): tuple(row[width:]) for row in rows}
+    return values, fetch_insert_lsn(connection)

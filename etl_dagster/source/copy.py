@@ -121,7 +121,9 @@ class ChunkReader:
             conditions.append(sql.SQL("ctid < {}::tid").format(f"({chunk.end_block},0)"))
         if self._row_filter:
             conditions.append(sql.SQL("({})").format(sql.SQL(self._row_filter)))
-        where = sql.SQL(" where ") + sql.SQL(" and ").join(conditions) if conditions else sql.SQL("")
+        where = (
+            sql.SQL(" where ") + sql.SQL(" and ").join(conditions) if conditions else sql.SQL("")
+        )
         return (
             sql.SQL("select {} from only {}{}")
             .format(sql.SQL(", ").join(columns), sql.Identifier(*relation), where)

@@ -13,6 +13,7 @@ from psycopg import sql
 from etl_dagster.errors import SlotError, SlotInUse, SlotInvalidated
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
+from etl_dagster.source.connection import translate
 
 Connection = psycopg.Connection[Any]
 
@@ -63,8 +64,12 @@ def fetch_slot(connection: Connection, name: str) -> Slot | None:
     ).fetchone()
     if row is None:
         return None
-    restart, confirmed = (Lsn.parse(text) if text else None for text in row[6:8])
-    return Slot(*row[:6], restart, confirmed, row[8])
+    *described, restart, confirmed, retained = row
+    return Slot(*described, _lsn(restart), _lsn(confirmed), retained)
+
+
+def _lsn(text: str | None) -> Lsn | None:
+    return None if text is None else Lsn.parse(text)
 
 
 def require_usable(slot: Slot) -> None:
@@ -122,6 +127,8 @@ def create_slot(
         ) from error
     except psycopg.errors.DuplicateObject as error:
         raise SlotInUse(f"slot {name!r} exists already") from error
+    except psycopg.Error as error:
+        raise translate(error, f"creating slot {name!r}") from None
     assert row is not None
     return CreatedSlot(row[0], Lsn.parse(row[1]), row[2])
 

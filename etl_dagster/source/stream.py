@@ -140,8 +140,7 @@ class ReplicationStream:
                 raise self._ended(error) from error
             if status == -1:
                 result = pgconn.get_result()
-                error = psycopg.errors.error_from_result(result) if result else None
-                raise self._ended(error)
+                raise self._ended(psycopg.errors.error_from_result(result) if result else None)
         return status
 
     def _wait_readable(self, pgconn: pq.abc.PGconn, timeout_s: float) -> bool:

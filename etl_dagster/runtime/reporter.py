@@ -1,0 +1,120 @@
+"""Measures what the workers don't know themselves, and shows the status to other processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.model.destination import CountsRows, Destination
+from etl_dagster.model.schema import TableId
+from etl_dagster.model.states import DataSync, Errored, Ready, TableState, state_name
+from etl_dagster.model.stores import CoordinatingStore, CopyPlan
+from etl_dagster.runtime.members import Members
+from etl_dagster.runtime.metrics import Metrics
+from etl_dagster.runtime.slot import retained_wal_bytes
+from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.source.control import SourceControl
+
+#: Asking costs the source a query, or the destination an opened file.
+_WAL_EVERY_S = 5.0
+_COUNT_EVERY_S = 5.0
+#: An unchanged status is written again this often, so that readers see that somebody is there.
+_PUBLISH_EVERY_S = 5.0
+
+
+class Reporter:
+    """Belongs to the pipeline's reporting thread, but for `tables`."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        store: CoordinatingStore,
+        destination: Destination,
+        members: Members,
+        metrics: Metrics,
+        control: SourceControl,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._destination = destination
+        self._members = members
+        self._metrics = metrics
+        self._control = control
+        self._plans: dict[TableId, CopyPlan] = {}
+        self._wal_due = self._count_due = self._publish_due = 0.0
+        self._published: PipelineStatus | None = None
+        self.retained_wal_bytes: int | None = None
+
+    def measure(self) -> None:
+        """Ask source, store and destination for what is due."""
+        now = time.monotonic()
+        if now >= self._wal_due:
+            self._wal_due = now + _WAL_EVERY_S
+            self.retained_wal_bytes = retained_wal_bytes(self._control, self._config.pipeline)
+        states = self._store.get_table_replication_states()
+        plans = {
+            table_id: self._store.get_copy_plan(table_id)
+            for table_id in self._members.ids
+            if isinstance(states.get(table_id), DataSync)
+        }
+        self._plans = {table_id: plan for table_id, plan in plans.items() if plan is not None}
+        if now >= self._count_due and isinstance(self._destination, CountsRows):
+            self._count_due = now + _COUNT_EVERY_S
+            ready = [t for t in self._members.ids if isinstance(states.get(t), Ready)]
+            stale = [t for t in ready if self._metrics.table(t).is_row_count_stale]
+            for table_id in stale:
+                # Before counting: what changes meanwhile makes it stale again.
+                self._metrics.table(table_id).is_row_count_stale = False
+            schemas = [self._members.tables[table_id].schema for table_id in stale]
+            counted = self._destination.count_rows(schemas) if schemas else {}
+            for table_id, row_count in counted.items():
+                self._metrics.table(table_id).row_count = row_count
+
+    def publish(self, status: PipelineStatus) -> None:
+        """Write the status to the store, unless it says what the last one said."""
+        now = time.monotonic()
+        is_news = self._published is None or _gist(status) != _gist(self._published)
+        if not is_news and now < self._publish_due:
+            return
+        self._store.publish_status("apply", status.to_json())
+        self._published = status
+        self._publish_due = now + _PUBLISH_EVERY_S
+
+    def tables(self) -> Mapping[str, TableStatus]:
+        """Every table of the publication, by name."""
+        states = self._store.get_table_replication_states()
+        return {
+            table.schema.name: self._table(table_id, table.schema.name, states.get(table_id))
+            for table_id, table in self._members.tables.items()
+        }
+
+    def _table(self, table_id: TableId, name: str, state: TableState | None) -> TableStatus:
+        counts, plan = self._metrics.table(table_id), self._plans.get(table_id)
+        last_lsn = counts.last_commit_lsn
+        return TableStatus(
+            table_id=table_id,
+            name=name,
+            state=state_name(state) if state is not None else "init",
+            state_id=self._config.state_id(name),
+            rows_inserted=counts.inserted,
+            rows_updated=counts.updated,
+            rows_deleted=counts.deleted,
+            truncates=counts.truncates,
+            row_count=counts.row_count,
+            last_commit_lsn=None if last_lsn is None else str(last_lsn),
+            last_commit_time=counts.last_commit_time,
+            copy_chunks_done=len(plan.finished) if plan else 0,
+            copy_chunks_total=len(plan.chunks) if plan else 0,
+            copy_rows_done=sum(c.row_count for c in plan.finished.values()) if plan else 0,
+            copy_rows_estimated=sum(c.estimated_rows for c in plan.chunks) if plan else 0,
+            values_replaced=counts.replaced,
+            error=state.reason if isinstance(state, Errored) else None,
+            solution=state.solution if isinstance(state, Errored) else None,
+        )
+
+
+def _gist(status: PipelineStatus) -> object:
+    """What a reader would notice; an idle server's WAL grows a little all the time."""
+    tables = [(t.name, t.state, t.rows_changed, t.copy_chunks_done) for t in status.tables.values()]
+    return status.phase, status.error, status.rows_total, tables

@@ -1,0 +1,122 @@
+"""Values that Postgres didn't send, for rows that a copy may have missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.events import EventBatch, TableChanges, TableStep
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.model.types import parse_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Values of the key's columns, as text that Postgres reads.
+Key = tuple[str | None, ...]
+#: Some columns' values, as Postgres' text, of the rows with some keys; rows that are gone are
+#: missing. With it, an LSN at or past the moment of the answer.
+FetchValues = Callable[[TableSchema, Sequence[str], Sequence[Key]], tuple[Mapping[Key, Key], Lsn]]
+
+
+class UnchangedValues:
+    """Fetches unchanged TOAST values of a table that catches up from the source, by key.
+
+    Chunks are copied under differing snapshots, so a row that moved between two of them may be in
+    neither. The update that moved it is in the stream, but without the TOAST values it left as
+    they were. So while changes are replayed that a chunk's snapshot may have seen, every such
+    value is fetched. The fetched one is newer than the change; what happened in between follows in
+    the stream. Only a change of the key hides a row from us: those are completed as well, and
+    until `fetched_until` was streamed, the table isn't the source's at one moment.
+
+    Args:
+        copied_until: every snapshot of the copy lies before.
+    """
+
+    def __init__(self, fetch: FetchValues, *, copied_until: Lsn) -> None:
+        self._fetch_values = fetch
+        self._copied_until = copied_until
+        self.fetched_until = LSN_ZERO
+
+    def complete(self, events: EventBatch) -> EventBatch:
+        """The batch with the unchanged values filled in, where that may be needed.
+
+        Raises:
+            SourceError: the source can't be asked.
+        """
+        tables = {
+            table_id: [self._complete_step(step) for step in steps]
+            for table_id, steps in events.tables.items()
+        }
+        return replace(events, tables=tables)
+
+    def _complete_step(self, step: TableStep) -> TableStep:
+        if not isinstance(step, TableChanges) or not step.unchanged or not step.schema.key_columns:
+            return step
+        incomplete = np.logical_or.reduce(list(step.unchanged.values()))
+        early = step.commit_lsns < np.uint64(self._copied_until.offset)
+        rekeyed = np.zeros(len(step), dtype=bool)
+        if step.old_indices is not None:
+            rekeyed[step.old_indices] = True
+        indices = np.flatnonzero(incomplete & (early | rekeyed))
+        return self._fetch(step, indices) if len(indices) else step
+
+    def _fetch(self, step: TableChanges, indices: np.ndarray) -> TableChanges:
+        columns = [name for name, mask in step.unchanged.items() if mask[indices].any()]
+        keys = _keys(step, indices)
+        values, read_lsn = self._fetch_values(step.schema, columns, keys)
+        self.fetched_until = max(self.fetched_until, read_lsn)
+        rows, unchanged = step.rows, dict(step.unchanged)
+        for place, name in enumerate(columns):
+            found = [
+                (int(index), values[key][place])
+                for index, key in zip(indices, keys, strict=True)
+                if step.unchanged[name][index] and key in values
+            ]
+            if found:
+                rows = _put(rows, step, name, found)
+                unchanged[name] = step.unchanged[name].copy()
+                unchanged[name][[index for index, _ in found]] = False
+        still = {name: mask for name, mask in unchanged.items() if mask.any()}
+        return replace(step, rows=rows, unchanged=still)
+
+
+def _put(
+    rows: pa.RecordBatch,
+    step: TableChanges,
+    name: str,
+    found: Sequence[tuple[int, str | None]],
+) -> pa.RecordBatch:
+    """The rows with some values of one column set; the values are given as Postgres' text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    place = step.schema.column_names.index(name)
+    texts = pa.array([text for _, text in found], pa.string())
+    values, _ = parse_text(step.schema.columns[place], texts)
+    mask = np.zeros(len(step), dtype=bool)
+    mask[[index for index, _ in found]] = True
+    column = pc.replace_with_mask(rows.column(place), pa.array(mask), values)
+    return rows.set_column(place, rows.schema.field(place), column)
+
+
+def _keys(step: TableChanges, indices: np.ndarray) -> list[Key]:
+    """The keys of some rows, as text that Postgres reads back as the same values."""
+    columns = [
+        _as_text(step.rows.column(step.schema.column_names.index(name)).take(indices))
+        for name in step.schema.key_columns
+    ]
+    return list(zip(*columns, strict=True))
+
+
+def _as_text(array: pa.Array) -> list[str | None]:
+    import pyarrow as pa
+
+    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+        return [None if value is None else "\\x" + value.hex() for value in array.to_pylist()]
+    texts: list[str | None] = array.cast(pa.string()).to_pylist()
+    return texts

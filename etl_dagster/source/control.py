@@ -1,0 +1,78 @@
+"""The control connection: short questions and commands, beside the streams and the copies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import psycopg
+
+from etl_dagster.config import SourceConfig
+from etl_dagster.source.connection import connect, translate
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+
+#: No question takes long; a server that doesn't answer is a server that isn't reachable.
+_STATEMENT_TIMEOUT_S = 60.0
+
+
+class SourceControl:
+    """One connection for whoever asks, made when first needed and again when it broke.
+
+    Safe for several threads; one question at a time.
+    """
+
+    def __init__(self, config: SourceConfig, *, application_name: str) -> None:
+        self._config = config
+        self._application_name = application_name
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+
+    def ask(
+        self,
+        what: str,
+        question: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Call `question` with the connection, in autocommit, and return its answer.
+
+        A broken connection is made again and the question repeated, once.
+
+        Args:
+            what: what is being done, such as ``reading the publication``; begins the error.
+
+        Raises:
+            EtlError: of the kind that `translate` finds, or what the question raised itself.
+        """
+        with self._lock:
+            is_fresh = self._connection is None or self._connection.closed
+            try:
+                return question(self._open(), *args, **kwargs)
+            except psycopg.Error as error:
+                if is_fresh or not self._is_broken():
+                    raise translate(error, what) from None
+            try:
+                return question(self._open(), *args, **kwargs)
+            except psycopg.Error as error:
+                raise translate(error, what) from None
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+
+    def _open(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(
+                self._config,
+                application_name=self._application_name,
+                statement_timeout_s=_STATEMENT_TIMEOUT_S,
+            )
+        return self._connection
+
+    def _is_broken(self) -> bool:
+        return self._connection is None or bool(self._connection.broken or self._connection.closed)
