@@ -1,0 +1,68 @@
+"""The commands, and how failures end them."""
+
+from __future__ import annotations
+
+import click
+
+from etl_dagster import __version__
+from etl_dagster.cli.demo import demo
+from etl_dagster.cli.doctor import doctor
+from etl_dagster.cli.failures import explain
+from etl_dagster.cli.init import init
+from etl_dagster.cli.query import query
+from etl_dagster.cli.reset import reset
+from etl_dagster.cli.run import run
+from etl_dagster.cli.status import status
+
+_EPILOG = """\b
+First steps:
+  etl-dagster demo      see it work, on a Postgres of its own
+  etl-dagster init      write an etl.yaml for your Postgres
+  etl-dagster doctor    see what is missing, and what to do
+  etl-dagster run       copy and stream until you press Ctrl-C
+
+\b
+Exit codes: 0 all is well, 1 something failed while it ran (doctor: found an
+error), 2 it can't start as it is configured.
+"""
+
+
+class _Commands(click.Group):
+    """In the order of a first day, and with failures explained instead of traced."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            ctx.exit(explain(error))
+
+
+@click.group(
+    cls=_Commands,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="etl-dagster")
+@click.option("--debug", is_flag=True, help="Log everything, and show tracebacks.")
+def cli(debug: bool) -> None:
+    """Copy a Postgres publication into DuckDB and keep it in step, change by change.
+
+    Every command reads etl.yaml in the current folder, or what -c or the environment variable
+    ETL_DAGSTER_CONFIG names.
+    """
+
+
+for command in (demo, init, doctor, run, status, query, reset):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The entry point of the package."""
+    cli(prog_name="etl-dagster")

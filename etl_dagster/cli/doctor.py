@@ -1,0 +1,60 @@
+"""`etl-dagster doctor`: what is fine, what is missing, what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from etl_dagster.cli.failures import FAILED
+from etl_dagster.cli.options import config_option, json_option, load
+
+if TYPE_CHECKING:
+    from etl_dagster.runtime.preflight import Check
+
+_MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("error", "red")}
+
+
+@click.command(short_help="Check source, state store and destination.")
+@config_option
+@json_option
+@click.pass_context
+def doctor(context: click.Context, config_path: Path, as_json: bool) -> None:
+    """Check source, state store and destination, line by line; changes nothing.
+
+    Ends with exit code 1 when there is an error, 0 when there are only warnings.
+    """
+    config = load(config_path)
+    from etl_dagster.cli.checks import all_checks
+
+    checks = all_checks(config)
+    if as_json:
+        import json
+
+        click.echo(json.dumps([check.to_json() for check in checks], indent=2))
+    else:
+        _show(checks)
+    context.exit(FAILED if any(check.level == "error" for check in checks) else 0)
+
+
+def _show(checks: list[Check]) -> None:
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        mark, color = _MARKS[check.level]
+        click.echo(f"{click.style(f'{mark:<7}', fg=color)}  {check.name:<{width}}  {check.message}")
+        if check.solution:
+            click.echo(f"{'':<7}  {'':<{width}}  {click.style('-> ' + check.solution, bold=True)}")
+    errors = sum(check.level == "error" for check in checks)
+    warnings = sum(check.level == "warning" for check in checks)
+    if errors:
+        summary = f"{_count(errors, 'error')}: the pipeline can't start."
+    elif warnings:
+        summary = f"Ready, with {_count(warnings, 'warning')}. `etl-dagster run` starts it."
+    else:
+        summary = "Ready. `etl-dagster run` starts it."
+    click.echo(f"\n{summary}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

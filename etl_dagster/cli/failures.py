@@ -1,0 +1,55 @@
+"""One clear screen for each failure: what happened, and what to do."""
+
+from __future__ import annotations
+
+import click
+
+from etl_dagster.errors import EtlError
+
+#: Something failed while it ran.
+FAILED = 1
+#: It can't start as it is configured; nothing was made.
+CANNOT_START = 2
+
+
+class NotReady(EtlError):
+    """Several things stand in the way of a start; each is told with what to do."""
+
+    solution = "`etl-dagster doctor` shows the whole list again."
+
+
+class RunFailed(Exception):
+    """A pipeline failed after it had started; the cause says how."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def explain(error: BaseException) -> int:
+    """Say on stderr what went wrong; returns the exit code."""
+    if isinstance(error, RunFailed):
+        explain(error.error)
+        return FAILED
+    if isinstance(error, EtlError):
+        show(error.reason, error.solution)
+        return CANNOT_START
+    if isinstance(error, ModuleNotFoundError):
+        show(
+            f"the Python package {error.name} is not installed here",
+            "pip install 'etl-dagster[demo]' has all of it.",
+        )
+        return CANNOT_START
+    # Not one of ours: its message may hold a row value or a connection string.
+    show(
+        f"unexpected {type(error).__name__}",
+        "Run it again as `etl-dagster --debug ...` to see where; "
+        "if it is not the environment, report it with that output.",
+    )
+    return FAILED
+
+
+def show(reason: str, solution: str) -> None:
+    click.echo(click.style("Error: ", fg="red", bold=True) + reason, err=True)
+    if solution:
+        click.echo("\n" + click.style("What to do: ", bold=True) + solution, err=True)

@@ -1,0 +1,169 @@
+"""`etl-dagster init`: a configuration to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_TEMPLATE = """\
+# A pipeline of etl-dagster: one Postgres publication to one destination.
+# `etl-dagster doctor` checks it, `etl-dagster run` runs it.
+#
+# ${{NAME}} is an environment variable, ${{NAME:-other}} has a default, $$ is a dollar sign.
+# Any setting can be overridden from the environment: ETL_DAGSTER__SOURCE__PASSWORD=...
+
+# Part of slot names and state IDs, so don't change it later. Lower-case letters, digits and _.
+pipeline: {pipeline}
+# The first part of the state IDs: {environment}:{pipeline}-to-duckdb:schema.table
+environment: {environment}
+
+source:
+  # The tables to replicate, chosen in Postgres:
+  #   CREATE PUBLICATION {publication} FOR TABLE public.customers, public.orders;
+  publication: {publication}
+  # The user needs REPLICATION, SELECT on the tables, and CREATE on the database
+  # for the state store (see below).
+{source}
+  # disable, allow, prefer, require, verify-ca or verify-full
+  {sslmode}
+
+# Where positions and table states are kept; without a dsn in the source database itself.
+state_store:
+  # dsn: postgresql://etl:${{STATE_PASSWORD}}@db.example.com/state
+  schema: etl
+
+destination:
+  type: duckdb
+  # Relative to this file; its folder must exist.
+  path: {path}
+  memory_limit: 256MB
+
+# When a stretch of the stream is written: at the first of these.
+batch:
+  max_fill_ms: 1000
+  max_bytes: 8388608
+  max_rows: 200000
+
+# How tables are copied.
+copy:
+  max_table_sync_workers: 4     # tables at a time; each takes a replication slot
+  max_connections_per_table: 4  # chunks of one table at a time
+  chunk_rows: 250000
+
+# Failures that waiting may cure; the delay doubles.
+retry:
+  initial_delay_ms: 500
+  max_delay_ms: 30000
+  max_attempts: 8
+
+# What differs for single tables.
+tables: {{}}
+  # public.events:
+  #   copy: false               # only changes from now on
+"""
+_PASSWORD_VARIABLE = "SOURCE_PASSWORD"
+
+
+@click.command(short_help="Write a commented etl.yaml to begin with.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("etl.yaml"),
+    show_default=True,
+    help="The file to write.",
+)
+@click.option("--dsn", help="A libpq URI of the source; its password is not written.")
+@click.option("--publication", default="etl_pub", show_default=True)
+@click.option("--pipeline", default="main", show_default=True, help="The pipeline's name.")
+@click.option("--environment", default="dev", show_default=True)
+@click.option("--path", default="etl.duckdb", show_default=True, help="The DuckDB file.")
+@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+def init(
+    output: Path,
+    dsn: str | None,
+    publication: str,
+    pipeline: str,
+    environment: str,
+    path: str,
+    force: bool,
+) -> None:
+    """Write a commented etl.yaml to begin with.
+
+    \b
+    etl-dagster init --dsn postgresql://etl@db.example.com/shop --publication shop_pub
+    """
+    from etl_dagster.config import parse_config
+    from etl_dagster.errors import EtlError
+
+    parts = _parts(dsn)
+    text = _TEMPLATE.format(
+        pipeline=_scalar(pipeline),
+        environment=_scalar(environment),
+        publication=_scalar(publication),
+        path=_scalar(path),
+        source="\n".join(
+            [
+                f"  host: {_scalar(parts['host'])}",
+                f"  port: {parts['port']}",
+                f"  user: {_scalar(parts['user'])}",
+                f"  password: ${{{_PASSWORD_VARIABLE}:-}}",
+                f"  database: {_scalar(parts['dbname'])}",
+            ]
+        ),
+        sslmode=f"sslmode: {parts['sslmode']}" if "sslmode" in parts else "# sslmode: require",
+    )
+    import yaml
+
+    # What is written is what `run` will accept.
+    parse_config(yaml.safe_load(text), {}, origin="this command's options")
+    try:
+        with output.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise EtlError(
+            f"{output} exists", solution="Name another file with -o, or use --force."
+        ) from error
+    except OSError as error:
+        raise EtlError(
+            f"{output} can't be written: {error.strerror}", solution="Name another file with -o."
+        ) from error
+    click.echo(f"Wrote {output}. Next:")
+    click.echo(f"  1. Adapt it{'' if dsn else ', above all `source`'}.")
+    click.echo(f"  2. export {_PASSWORD_VARIABLE}=...   (unless none is needed)")
+    click.echo("  3. etl-dagster doctor   shows what is missing in Postgres, and what to do.")
+    click.echo("  4. etl-dagster run      copies the tables and streams their changes.")
+
+
+def _parts(dsn: str | None) -> dict[str, str]:
+    """The parts of a DSN that the file names; the password isn't one of them."""
+    parts = {"host": "localhost", "port": "5432", "user": "etl", "dbname": "postgres"}
+    if dsn is None:
+        return parts
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    from etl_dagster.errors import ConfigError
+    from etl_dagster.source.connection import check_dsn
+
+    check_dsn(dsn, "--dsn")
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.Error:
+        # libpq's own message repeats what it could not read, password and all.
+        raise ConfigError(
+            ["--dsn: not a libpq URI or key/value string"], origin="the command line"
+        ) from None
+    return parts | {key: str(value) for key, value in given.items() if value is not None}
+
+
+def _scalar(text: str) -> str:
+    """The text as YAML and our own expansion read it back."""
+    import json
+    import re
+
+    escaped = text.replace("$", "$$")
+    plain = re.fullmatch(r"[A-Za-z/_][A-Za-z0-9_./-]*", escaped)
+    is_word = escaped.lower() in {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+    return escaped if plain and not is_word else json.dumps(escaped)

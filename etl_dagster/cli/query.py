@@ -1,0 +1,95 @@
+"""`etl-dagster query`: look at the destination."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from etl_dagster.cli.options import config_option, load
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: A table on a terminal shows so many rows; the other formats show all.
+_SHOWN_ROWS = 100
+
+
+@click.command(short_help="Query the DuckDB file, also while it is written.")
+@click.argument("sql")
+@config_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="json gives one object on each line.",
+)
+def query(sql: str, config_path: Path, form: str) -> None:
+    """Run a query on the DuckDB file, read only, also while the pipeline writes it.
+
+    \b
+    etl-dagster query "select origin, count(*) from flights group by all"
+    """
+    config = load(config_path)
+    from etl_dagster.config import DuckDBDestinationConfig
+    from etl_dagster.errors import DestinationError
+
+    if not isinstance(config.destination, DuckDBDestinationConfig):
+        raise DestinationError(
+            f"a destination of type {config.destination.type} can't be queried from here",
+            solution="Query it with its own tools.",
+        )
+    path = config.destination.path
+    if not path.exists():
+        raise DestinationError(
+            f"there is no DuckDB file {path} yet", solution="`etl-dagster run` creates it."
+        )
+    from etl_dagster.destinations.duckdb import query as run_query
+
+    result = run_query(path, sql)
+    columns = result.column_names
+    rows = list(zip(*map(_values, result.columns), strict=True))
+    if form == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    elif form == "json":
+        for row in rows:
+            click.echo(json.dumps(dict(zip(columns, row, strict=True)), default=str))
+    else:
+        _show_table(columns, rows)
+
+
+def _values(column: pa.ChunkedArray[Any]) -> list[Any]:
+    """The column as Python values; as text where Python has no such value (infinity)."""
+    import pyarrow as pa
+
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError, pa.ArrowException):
+        return list(column.cast(pa.string()).to_pylist())
+
+
+def _show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for index, column in enumerate(columns):
+        first = next((row[index] for row in rows if row[index] is not None), None)
+        is_number = isinstance(first, int | float) and not isinstance(first, bool)
+        table.add_column(Text(column), justify="right" if is_number else "left")
+    for row in rows[:_SHOWN_ROWS]:
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+    Console().print(table)
+    more = len(rows) - _SHOWN_ROWS
+    count = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
+    click.echo(f"{count}, {_SHOWN_ROWS} shown; --format csv shows all" if more > 0 else count)

@@ -1,0 +1,134 @@
+"""`etl-dagster reset`: copy tables again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from etl_dagster.cli.options import config_option, load
+
+if TYPE_CHECKING:
+    from etl_dagster.config import PipelineConfig
+    from etl_dagster.model.stores import CoordinatingStore
+
+
+@click.command()
+@click.argument("tables", nargs=-1, metavar="[SCHEMA.TABLE]...")
+@config_option
+@click.option("--all", "everything", is_flag=True, help="All tables, and the replication slots.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen, and end.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def reset(
+    tables: tuple[str, ...], config_path: Path, everything: bool, dry_run: bool, yes: bool
+) -> None:
+    """Copy tables again from the beginning.
+
+    Named tables may be reset while the pipeline runs: their old rows stay readable until the new
+    copy replaces them. --all is for a pipeline that is stopped; it also drops the pipeline's
+    slots, which is the way back after one was lost.
+    """
+    if bool(tables) == everything:
+        raise click.UsageError("name tables, or use --all")
+    config = load(config_path)
+    from etl_dagster.cli.existing import existing_store
+
+    with existing_store(config) as store:
+        if everything:
+            _reset_all(config, store, dry_run=dry_run, yes=yes)
+        else:
+            _reset_tables(config, store, tables, dry_run=dry_run, yes=yes)
+
+
+def _reset_tables(
+    config: PipelineConfig,
+    store: CoordinatingStore,
+    tables: tuple[str, ...],
+    *,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    known = _table_ids(config, store)
+    unknown = [name for name in tables if name not in known]
+    if unknown:
+        raise click.UsageError(
+            f"the pipeline has no table {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+        )
+    for name in tables:
+        click.echo(f"{name} is copied again from the beginning; its old rows stay until then.")
+    if not _is_wanted(dry_run=dry_run, yes=yes):
+        return
+    for name in tables:
+        store.request_copy(known[name])
+    if store.is_leased("apply"):
+        click.echo("Done. The running pipeline begins with it now.")
+    else:
+        click.echo("Done. The next start begins with it.")
+
+
+def _reset_all(
+    config: PipelineConfig, store: CoordinatingStore, *, dry_run: bool, yes: bool
+) -> None:
+    from etl_dagster.errors import PipelineInUse
+    from etl_dagster.runtime.slot import drop_pipeline_slots
+    from etl_dagster.source.control import SourceControl
+    from etl_dagster.source.slots import apply_slot_name
+
+    in_use = PipelineInUse(f"a process runs the pipeline {config.pipeline!r}")
+    in_use.solution = "Stop it first: Ctrl-C where it runs, or turn the sensor off in Dagster."
+    if store.is_leased("apply"):
+        raise in_use
+    count = len(store.get_table_replication_states())
+    click.echo(
+        f"All {count} tables are copied again from the beginning; their old rows stay until then."
+    )
+    click.echo(
+        f"The slot {apply_slot_name(config.pipeline)} and the pipeline's table sync slots are "
+        "dropped; the next start makes new ones."
+    )
+    if not _is_wanted(dry_run=dry_run, yes=yes):
+        return
+    # Nobody may start it between here and the end.
+    lease = store.acquire_lease("apply")
+    if lease is None:
+        raise in_use
+    control = SourceControl(config.source, application_name="etl_dagster reset")
+    try:
+        # In this order: should it end in between, a second reset finds the rest.
+        store.reset_for_resync()
+        dropped = drop_pipeline_slots(control, config.pipeline)
+    finally:
+        control.close()
+        lease.release()
+    for name in dropped:
+        click.echo(f"Dropped {name}.")
+    click.echo("Done. `etl-dagster run`, or the sensor, begins anew.")
+
+
+def _table_ids(config: PipelineConfig, store: CoordinatingStore) -> dict[str, int]:
+    """By name: from the schemas that were copied, and for the others from the source."""
+    from etl_dagster.source.catalog import fetch_published_tables
+    from etl_dagster.source.control import SourceControl
+
+    states = store.get_table_replication_states()
+    known = {s.name: s.id for s in store.get_table_schemas() if s.id in states}
+    if len(known) < len(states):
+        control = SourceControl(config.source, application_name="etl_dagster reset")
+        try:
+            published = control.ask(
+                "reading the publication", fetch_published_tables, config.source.publication
+            )
+        finally:
+            control.close()
+        known |= {t.schema.name: t.schema.id for t in published if t.schema.id in states}
+    return known
+
+
+def _is_wanted(*, dry_run: bool, yes: bool) -> bool:
+    if dry_run:
+        click.echo("Nothing was done (--dry-run).")
+        return False
+    if not yes:
+        click.confirm("Go on?", abort=True)
+    return True

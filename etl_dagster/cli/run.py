@@ -1,0 +1,133 @@
+"""`etl-dagster run`: the pipeline in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from etl_dagster.cli.failures import FAILED, RunFailed
+from etl_dagster.cli.options import config_option, json_option, load, set_up_logging
+
+if TYPE_CHECKING:
+    from etl_dagster.cli.views import View
+    from etl_dagster.runtime.pipeline import Pipeline
+
+#: As shells report a process that ended by SIGINT.
+_INTERRUPTED = 130
+
+
+@click.command(short_help="Copy the published tables and stream their changes.")
+@config_option
+@click.option(
+    "--until-caught-up",
+    is_flag=True,
+    help="End when every table is copied, and all that is committed now is durable.",
+)
+@click.option("--plain", is_flag=True, help="Lines instead of a live display.")
+@json_option
+@click.pass_context
+def run(
+    context: click.Context, config_path: Path, until_caught_up: bool, plain: bool, as_json: bool
+) -> None:
+    """Copy every published table and stream its changes until Ctrl-C.
+
+    The first Ctrl-C stops when what is being written is durable; the second stops at once, and
+    the next start goes on from the last durable position. --json writes the status as one object
+    on each line.
+    """
+    try:
+        config = load(config_path)
+        from etl_dagster.cli.views import make_view
+
+        view = make_view(plain=plain, as_json=as_json)
+        set_up_logging(context, logging.INFO if plain else logging.WARNING, view.log_handler())
+        from etl_dagster.assembly import build_destination, build_store
+        from etl_dagster.cli.checks import require_all
+        from etl_dagster.runtime.pipeline import Pipeline
+
+        require_all(config)
+        store = build_store(config)
+        pipeline = Pipeline(config, store, build_destination(config))
+        with contextlib.ExitStack() as stack:
+            stack.callback(getattr(store, "close", lambda: None))
+            pipeline.start()
+            with _stopped_by_signals(pipeline.shutdown, view):
+                _follow(pipeline, view, until_caught_up=until_caught_up)
+    except Exception as error:
+        if as_json:
+            _tell(error)
+        raise
+    if until_caught_up and any(table.error for table in pipeline.status().tables.values()):
+        context.exit(FAILED)
+
+
+def _follow(pipeline: Pipeline, view: View, *, until_caught_up: bool) -> None:
+    """Show the pipeline until it ends.
+
+    Raises:
+        RunFailed: it failed.
+    """
+    failures: list[BaseException] = []
+    if until_caught_up:
+
+        def wait() -> None:
+            try:
+                pipeline.wait_until_caught_up()
+            except BaseException as failure:
+                failures.append(failure)
+            pipeline.shutdown()
+
+        threading.Thread(target=wait, name="until caught up", daemon=True).start()
+    try:
+        with view:
+            while not pipeline.wait(view.interval_s):
+                view.show(pipeline.status())
+            view.show(pipeline.status())
+    except Exception as error:
+        raise RunFailed(error) from error
+    if failures:
+        raise RunFailed(failures[0]) from failures[0]
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[None]:
+    """The first signal asks, the second doesn't."""
+    asked = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            view.restore_terminal()
+            os._exit(_INTERRUPTED)
+        asked = True
+        view.stopping()
+        shutdown()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(error: BaseException) -> None:
+    """The last line for programs; people read stderr."""
+    from etl_dagster.errors import EtlError
+
+    cause = error.error if isinstance(error, RunFailed) else error
+    line: dict[str, str | None] = {"error": type(cause).__name__, "solution": None}
+    if isinstance(cause, EtlError):
+        line = {"error": cause.reason, "solution": cause.solution}
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()

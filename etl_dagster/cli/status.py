@@ -1,0 +1,136 @@
+"""`etl-dagster status`: how a pipeline is, asked from outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from etl_dagster.cli.options import config_option, json_option, load
+
+if TYPE_CHECKING:
+    from etl_dagster.config import PipelineConfig
+    from etl_dagster.model.stores import CoordinatingStore
+
+
+@click.command(short_help="Show states, progress and lag.")
+@config_option
+@json_option
+def status(config_path: Path, as_json: bool) -> None:
+    """Show table states, progress and lag of a pipeline, wherever it runs."""
+    config = load(config_path)
+    from etl_dagster.cli.existing import existing_store
+
+    with existing_store(config) as store:
+        report = collect(config, store)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _show(report)
+
+
+def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
+    """What the store knows, what the pipeline last published, and the slot as it is now."""
+    from etl_dagster.model.states import DataSync, state_name, state_to_json
+    from etl_dagster.model.stores import ApplyWorker
+
+    published = store.get_status("apply") or {}
+    by_id = {table["table_id"]: table for table in published.get("tables", {}).values()}
+    names = {schema.id: schema.name for schema in store.get_table_schemas()}
+    tables = []
+    for table_id, state in store.get_table_replication_states().items():
+        known = by_id.get(table_id, {})
+        name = names.get(table_id) or known.get("name") or f"table {table_id}"
+        table: dict[str, Any] = {
+            "table": name,
+            "table_id": table_id,
+            "state": state_name(state),
+            "state_id": config.state_id(name),
+            "detail": state_to_json(state),
+            "row_count": known.get("row_count"),
+            "last_commit_lsn": known.get("last_commit_lsn"),
+            "last_commit_time": known.get("last_commit_time"),
+        }
+        plan = store.get_copy_plan(table_id) if isinstance(state, DataSync) else None
+        if plan is not None:
+            table["copy_chunks_done"] = len(plan.finished)
+            table["copy_chunks_total"] = len(plan.chunks)
+            table["copy_rows_done"] = sum(c.row_count for c in plan.finished.values())
+        tables.append(table)
+    progress = store.get_replication_progress(ApplyWorker())
+    return {
+        "pipeline": config.pipeline,
+        "destination": config.destination.type,
+        "is_running": store.is_leased("apply"),
+        "durable_lsn": None if progress is None else str(progress),
+        "slot": _slot(config),
+        "tables": sorted(tables, key=lambda table: str(table["table"])),
+        "published": published or None,
+    }
+
+
+def _slot(config: PipelineConfig) -> dict[str, Any]:
+    from etl_dagster.errors import EtlError
+    from etl_dagster.source.control import SourceControl
+    from etl_dagster.source.slots import apply_slot_name, fetch_slot
+
+    control = SourceControl(config.source, application_name="etl_dagster status")
+    name = apply_slot_name(config.pipeline)
+    try:
+        slot = control.ask("looking at the slot", fetch_slot, name)
+    except EtlError as error:
+        return {"name": name, "error": error.reason}
+    finally:
+        control.close()
+    if slot is None:
+        return {"name": name, "error": "it does not exist on the source"}
+    return {
+        "name": name,
+        "active": slot.active,
+        "wal_status": slot.wal_status,
+        "confirmed_lsn": str(slot.confirmed_flush_lsn),
+        "retained_bytes": slot.retained_bytes,
+    }
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from etl_dagster.runtime.preflight import human_bytes
+
+    running = "running" if report["is_running"] else "not running"
+    published, slot = report["published"] or {}, report["slot"]
+    click.echo(f"{report['pipeline']} to {report['destination']}: {running}")
+    click.echo(f"  durable up to  {report['durable_lsn'] or '-'}")
+    if "error" in slot:
+        click.echo(f"  slot           {slot['name']}: {slot['error']}")
+    else:
+        kept = human_bytes(slot["retained_bytes"])
+        click.echo(f"  slot           {slot['name']}: {slot['wal_status']}, keeps {kept} of WAL")
+    if report["is_running"] and published:
+        lag = human_bytes(published.get("lag_bytes", 0))
+        seconds = published.get("lag_seconds", 0.0)
+        rate = published.get("rows_per_second", 0.0)
+        click.echo(f"  lag            {lag}, {seconds:.1f} s, at {rate:,.0f} rows/s")
+    if published.get("error"):
+        click.echo(f"  last error     {published['error']}")
+    click.echo()
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("table", "state", "rows", "last change"):
+        table.add_column(heading, justify="right" if heading == "rows" else "left")
+    for row in report["tables"]:
+        state = row["state"]
+        if "copy_chunks_total" in row:
+            state += f" {row['copy_chunks_done']}/{row['copy_chunks_total']} chunks"
+        rows = "" if row["row_count"] is None else f"{row['row_count']:,}"
+        last = (row["last_commit_time"] or "").partition(".")[0].partition("+")[0]
+        table.add_row(Text(row["table"]), Text(state), rows, last.replace("T", " "))
+    Console().print(table)
+    for row in report["tables"]:
+        if row["state"] == "errored":
+            click.echo(f"\n{row['table']}: {row['detail']['reason']}")
+            click.echo(f"What to do: {row['detail']['solution']}")
