@@ -1,0 +1,183 @@
+"""What a stretch of changes amounts to: which keys go, and which rows are there afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl_dagster.model.events import DELETE, TableChanges
+
+
+@dataclass(frozen=True)
+class Collapsed:
+    """Delete the rows with `removed` keys, then insert `rows`: the same as all changes in order."""
+
+    #: The key columns, each key once: all keys that any change touched.
+    removed: pa.RecordBatch
+    #: The last row of each key that has one in the end.
+    rows: pa.RecordBatch
+    #: Values of `rows` that the changes don't tell (null there): a bool array for each column.
+    #: They stay what they are in the destination's row with the key in `lookup`.
+    unknown: Mapping[str, np.ndarray] = field(default_factory=dict)
+    #: One key for each of `rows`: the one that its row had before the changes.
+    lookup: pa.RecordBatch | None = None
+
+
+def collapse(changes: TableChanges, key: Sequence[str]) -> Collapsed:
+    """Keep the last state of each key; for tables with a key."""
+    changes = complete_from_old(changes)
+    if changes.old_indices is None and not changes.unchanged:
+        return _collapse_plain(changes, key)
+    return _collapse_linked(changes, key)
+
+
+def added_and_removed(changes: TableChanges) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
+    """For tables without a key: rows to append, then rows of which one copy each is to go."""
+    changes = complete_from_old(changes)
+    is_delete = changes.ops == DELETE
+    old = changes.old_rows
+    if not is_delete.any():
+        return changes.rows, old
+    added = changes.rows.filter(pa.array(~is_delete))
+    removed = changes.rows.filter(pa.array(is_delete))
+    return added, removed if old is None else _concat([removed, old])
+
+
+def complete_from_old(changes: TableChanges) -> TableChanges:
+    """Fill unchanged values in from the old rows that came along.
+
+    Under REPLICA IDENTITY FULL that is all of them; else those of identity columns, which
+    Postgres sends with the old row when they are stored out of line.
+    """
+    old_indices, old_rows = changes.old_indices, changes.old_rows
+    if old_indices is None or old_rows is None or not len(old_indices):
+        return replace(changes, old_indices=None, old_rows=None)
+    told = set(changes.schema.identity_columns)
+    if changes.schema.replica_identity == "f":
+        told = set(changes.schema.column_names)
+    rows, unchanged = changes.rows, dict(changes.unchanged)
+    for name in told & unchanged.keys():
+        missing = unchanged[name]
+        has_old = np.zeros(len(changes), bool)
+        has_old[old_indices] = True
+        source = np.arange(len(changes))
+        place = np.full(len(changes), -1)
+        place[old_indices] = np.arange(len(old_indices))
+        fill = missing & has_old
+        source[fill] = len(changes) + place[fill]
+        rows = _with_column(rows, name, _take([rows[name], old_rows[name]], source))
+        unchanged[name] = missing & ~has_old
+    unchanged = {name: mask for name, mask in unchanged.items() if mask.any()}
+    return replace(changes, rows=rows, unchanged=unchanged)
+
+
+def _collapse_plain(changes: TableChanges, key: Sequence[str]) -> Collapsed:
+    """Every change tells its whole row, and no key changes."""
+    keys = changes.rows.select(list(key))
+    last = _last_of_each(keys)
+    is_delete = changes.ops == DELETE
+    if last is None:
+        kept = changes.rows if not is_delete.any() else changes.rows.filter(pa.array(~is_delete))
+        return Collapsed(keys, kept)
+    rows = changes.rows.take(pa.array(last[~is_delete[last]]))
+    return Collapsed(keys.take(pa.array(last)), rows)
+
+
+def _last_of_each(keys: pa.RecordBatch) -> np.ndarray | None:
+    """The index at which each key occurs last, ascending; None when no key occurs twice."""
+    if keys.num_columns == 1 and pa.types.is_integer(keys.column(0).type):
+        values = keys.column(0).to_numpy(zero_copy_only=False)
+        # The usual case, new rows with a sequence as their key, needs no hash table.
+        if (values[1:] > values[:-1]).all():
+            return None
+    table = pa.Table.from_batches([keys]).append_column(
+        "\0index", pa.array(np.arange(keys.num_rows))
+    )
+    grouped = table.group_by(keys.schema.names, use_threads=False)
+    last = grouped.aggregate([("\0index", "max")])["\0index_max"].to_numpy()
+    return None if len(last) == keys.num_rows else np.sort(last)
+
+
+def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
+    """Some changes give a row another key, or leave values out.
+
+    What happens to keys are *touches*: one for each change, and before it one for the old key
+    where the change came with an old row. Arrays over touches hold the changes first, then the
+    old rows.
+    """
+    count = len(changes)
+    old_indices, key_batches = np.empty(0, np.int64), [changes.rows.select(list(key))]
+    if changes.old_indices is not None and changes.old_rows is not None:
+        old_indices = changes.old_indices
+        key_batches.append(changes.old_rows.select(list(key)))
+    keys = _concat(key_batches)
+    order = np.concatenate([2 * np.arange(count) + 1, 2 * old_indices])
+    ids = _key_ids(keys)
+    by_key = np.lexsort((order, ids))
+    same_as_next = ids[by_key][:-1] == ids[by_key][1:]
+    last_touches = by_key[np.append(~same_as_next, True)]
+    gives_row = np.zeros(len(keys), bool)
+    gives_row[:count] = changes.ops != DELETE
+    final = np.sort(last_touches[gives_row[last_touches]])
+    rows = changes.rows.take(pa.array(final))
+    removed = keys.take(pa.array(last_touches))
+    if not changes.unchanged:
+        return Collapsed(removed, rows)
+
+    before = np.full(len(keys), -1)
+    before[by_key[1:][same_as_next]] = by_key[:-1][same_as_next]
+    #: The touch at which each change finds its row: that of the old key, if it came with one.
+    found_at = np.arange(count)
+    found_at[old_indices] = count + np.arange(len(old_indices))
+    #: The change that the row was last given by; -1: none in this stretch.
+    given_by = before[found_at]
+    given_by[(given_by >= 0) & ~gives_row[given_by]] = -1
+    unknown: dict[str, np.ndarray] = {}
+    lookup = found_at[final]
+    for name, missing in changes.unchanged.items():
+        source = final.copy()
+        while (back := missing[source] & (given_by[source] >= 0)).any():
+            source[back] = given_by[source[back]]
+        rows = _with_column(rows, name, changes.rows[name].take(pa.array(source)))
+        still = missing[source]
+        if still.any():
+            unknown[name] = still
+            lookup[still] = found_at[source[still]]
+    return Collapsed(removed, rows, unknown, keys.take(pa.array(lookup)) if unknown else None)
+
+
+def _key_ids(keys: pa.RecordBatch) -> np.ndarray:
+    """int64: a number for each key, equal where the keys are."""
+    ids = np.zeros(keys.num_rows, np.int64)
+    for column in keys.columns:
+        encoded: Any = pc.dictionary_encode(column, null_encoding="encode")
+        codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        # Dense again after each column, so that the product can't overflow.
+        _, ids = np.unique(ids * (len(encoded.dictionary) + 1) + codes, return_inverse=True)
+    return ids
+
+
+def _take(arrays: Sequence[pa.Array[Any]], indices: np.ndarray) -> pa.Array[Any]:
+    return pa.concat_arrays(list(arrays)).take(pa.array(indices))
+
+
+def _with_column(rows: pa.RecordBatch, name: str, values: pa.Array[Any]) -> pa.RecordBatch:
+    columns = list(rows.columns)
+    columns[rows.schema.get_field_index(name)] = values
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+
+
+def _concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    columns = [
+        pa.concat_arrays([batch.column(index) for batch in batches])
+        for index in range(first.num_columns)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=first.schema)

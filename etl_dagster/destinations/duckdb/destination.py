@@ -1,0 +1,272 @@
+"""A destination that is one DuckDB file."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from etl_dagster.destinations.duckdb import reading
+from etl_dagster.destinations.duckdb.file import DatabaseFile
+from etl_dagster.destinations.duckdb.ledger import Ledger
+from etl_dagster.destinations.duckdb.merge import TableMerge, insert_rows
+from etl_dagster.destinations.duckdb.tables import column_types, create_table, quote, table_name
+from etl_dagster.errors import DestinationError, TableWriteFailed
+from etl_dagster.model.destination import Capabilities
+from etl_dagster.model.events import ChunkId, EventBatch, TableRows
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.stores import DestinationStore
+
+#: Of a chunk, this much is fetched before the file is taken, which then is held for as short as
+#: it can be.
+_FETCH_AHEAD_BYTES = 16 * 1024**2
+#: What a table or its values can be the reason of; anything else concerns the file.
+_OF_TABLE = (
+    duckdb.DataError,
+    duckdb.ProgrammingError,
+    duckdb.NotSupportedError,
+    duckdb.IntegrityError,
+    pa.ArrowInvalid,
+    pa.ArrowNotImplementedError,
+)
+_NOT_OF_TABLE = (duckdb.TransactionException, duckdb.OutOfMemoryException)
+#: Inside quotes, DuckDB's messages repeat values.
+_VALUES = re.compile(r"'.*'|\".*\"", re.DOTALL)
+
+
+class DuckDBDestination:
+    """Tables in schemas named as the source's, and in schema ``_etl`` what was applied to them.
+
+    Data and positions are committed together, so every change is applied exactly once. Any number
+    of processes may write at once, and readers read in between; each waits for its turn.
+
+    Args:
+        memory_limit: for DuckDB's own buffers; more goes to a temporary folder beside the file.
+        lock_timeout_s: how long to wait for somebody else to let go of the file.
+        changelog: also write the position of every applied change into ``_etl.changelog``.
+    """
+
+    name = "duckdb"
+    capabilities = Capabilities(transactional=True, schema_changes=True)
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        memory_limit: str = "256MB",
+        lock_timeout_s: float = 60.0,
+        changelog: bool = False,
+    ) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self._lock_timeout_s = lock_timeout_s
+        self._changelog = changelog
+        self._file = DatabaseFile(
+            self.path, memory_limit=memory_limit, lock_timeout_s=lock_timeout_s
+        )
+        #: Transactions run side by side, but for these: an epoch is compared and set, and copies
+        #: begin, one after the other.
+        self._events_lock, self._copies_lock = threading.Lock(), threading.Lock()
+
+    def startup(self, store: DestinationStore) -> None:
+        """Check the folder and the file, and create the ledger.
+
+        Raises:
+            DestinationError: the file can't be written where it is.
+        """
+        self._check_path()
+        with self._file.transaction() as connection:
+            Ledger(connection).create()
+
+    def shutdown(self) -> None:
+        self._file.close()
+
+    def _check_path(self) -> None:
+        folder = self.path.parent
+        wrong = None
+        if self.path.is_dir():
+            wrong = f"{self.path} is a directory"
+        elif not folder.is_dir():
+            wrong = f"the folder {folder} does not exist"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            wrong = f"the folder {folder} is not writable"
+        elif self.path.exists() and not os.access(self.path, os.R_OK | os.W_OK):
+            wrong = f"{self.path} is not writable"
+        if wrong:
+            raise DestinationError(
+                f"the DuckDB file can't be written: {wrong}",
+                solution="Correct destination.path, or create the folder with the right to write "
+                "in it.",
+            )
+
+    # -- the copy ------------------------------------------------------------------------------
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        with self._copies_lock, self._transaction(schema) as connection:
+            ledger = Ledger(connection)
+            ledger.forget_position(schema.id)
+            ledger.forget_copies([schema.id])
+            _drop_staging(connection, schema)
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+        chunk = rows.chunk
+        if chunk is None:
+            self._end_copy(schema, rows)
+            return
+        batches = _fetch_ahead(rows.batches(), _FETCH_AHEAD_BYTES)
+        if not self._begin_copy(schema, rows.copy_id, chunk):
+            return
+        types = column_types(schema)
+        with self._transaction(schema) as connection:
+            ledger = Ledger(connection)
+            if ledger.copy_status(schema.id, rows.copy_id) != "running" or ledger.has_chunk(
+                schema.id, chunk
+            ):
+                return
+            ledger.keep_chunk(schema.id, chunk)
+            staging = table_name(connection, schema.schema_name, _staging_name(schema.id))
+            for batch in batches:
+                insert_rows(connection, staging, batch, schema.column_names, types)
+
+    def _begin_copy(self, schema: TableSchema, copy_id: str, chunk: ChunkId | None) -> bool:
+        """Make the copy the current one; whether the chunk, or the end, is still missing."""
+        with self._copies_lock, self._transaction(schema) as connection:
+            ledger = Ledger(connection)
+            status = ledger.copy_status(schema.id, copy_id)
+            if status is None:
+                ledger.begin_copy(schema.id, copy_id)
+                _drop_staging(connection, schema)
+                create_table(connection, schema, _staging_name(schema.id))
+                return True
+            return status == "running" and not (chunk and ledger.has_chunk(schema.id, chunk))
+
+    def _end_copy(self, schema: TableSchema, rows: TableRows) -> None:
+        """The copy becomes the table, in place of the one before."""
+        if not self._begin_copy(schema, rows.copy_id, None):
+            return
+        with self._copies_lock, self._transaction(schema) as connection:
+            ledger = Ledger(connection)
+            for other in ledger.tables().values():
+                if other.id == schema.id or other.name == schema.name:
+                    old = table_name(connection, other.schema_name, other.table_name)
+                    connection.execute(f"DROP TABLE IF EXISTS {old}")
+                    # The same name under another OID: the source dropped and created the table.
+                    ledger.forget_table(other.id)
+                elif other.name.lower() == schema.name.lower():
+                    raise TableWriteFailed(
+                        schema.id,
+                        f"{schema.name} and {other.name} are one name to DuckDB, "
+                        "which doesn't tell upper from lower case",
+                        solution="Rename one of them in the source, or leave it out of the "
+                        "publication; then reset the table.",
+                    )
+            target = table_name(connection, schema.schema_name, schema.table_name)
+            staging = table_name(connection, schema.schema_name, _staging_name(schema.id))
+            connection.execute(f"DROP TABLE IF EXISTS {target}")
+            connection.execute(f"ALTER TABLE {staging} RENAME TO {quote(schema.table_name)}")
+            ledger.keep_table(schema)
+            ledger.keep_position(schema, Position.just_before(rows.replay_from))
+            ledger.end_copy(schema.id, rows.copy_id)
+
+    # -- the stream ----------------------------------------------------------------------------
+
+    def write_events(self, events: EventBatch) -> None:
+        """Apply the batch in one transaction, all tables and their positions together.
+
+        Raises:
+            Superseded: a newer epoch has written.
+            TableWriteFailed: one table refuses; nothing is applied.
+            DestinationUnreachable: the file can't be had, or not be written.
+        """
+        with self._events_lock, self._file.transaction() as connection:
+            ledger = Ledger(connection)
+            if events.epoch:
+                ledger.raise_epoch(events.epoch)
+            tables = ledger.tables()
+            for table_id, steps in events.tables.items():
+                merge = TableMerge(
+                    connection, ledger, tables.get(table_id), changelog=self._changelog
+                )
+                name = steps[0].schema.name if steps else str(table_id)
+                with _blaming(table_id, name):
+                    merge.apply(steps)
+
+    # -- readers -------------------------------------------------------------------------------
+
+    def query(self, sql: str) -> pa.Table:
+        """The result of a query; as `reading.query`."""
+        return reading.query(self.path, sql, lock_timeout_s=self._lock_timeout_s)
+
+    def count_rows(self) -> dict[str, int]:
+        """The number of rows of each table, by ``schema.table``."""
+        return reading.count_rows(self.path, lock_timeout_s=self._lock_timeout_s)
+
+    @contextmanager
+    def _transaction(self, schema: TableSchema) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A transaction about one table."""
+        with self._file.transaction() as connection, _blaming(schema.id, schema.name):
+            yield connection
+
+
+@contextmanager
+def _blaming(table_id: TableId, name: str) -> Iterator[None]:
+    """Tell failures of this table from those of the file. Messages keep no value of a row."""
+    try:
+        yield
+    except _NOT_OF_TABLE:
+        raise
+    except _OF_TABLE as error:
+        message = (str(error).splitlines() or [""])[0]
+        if isinstance(error, duckdb.ProgrammingError):
+            raise TableWriteFailed(table_id, f"DuckDB refuses {name}: {message}") from error
+        # The cause isn't kept either: it would be logged with its values.
+        message = _VALUES.sub("...", str(error)).splitlines()[0]
+        raise TableWriteFailed(
+            table_id,
+            f"DuckDB refuses a value of {name}: {message}",
+            solution="Compare the column's type at the destination with the source's, "
+            "then reset the table: the copy creates it anew.",
+        ) from None
+
+
+def _staging_name(table_id: TableId) -> str:
+    """Beside the table, since DuckDB renames tables but doesn't move them between schemas."""
+    return f"_etl_copy_{table_id}"
+
+
+def _drop_staging(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
+    # The table may have been in another schema when the copy began.
+    found = connection.execute(
+        "SELECT schema_name FROM duckdb_tables() "
+        "WHERE database_name = current_database() AND table_name = ?",
+        [_staging_name(schema.id)],
+    ).fetchall()
+    for (schema_name,) in found:
+        name = table_name(connection, schema_name, _staging_name(schema.id))
+        connection.execute(f"DROP TABLE {name}")
+
+
+def _fetch_ahead(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
+    """The same batches, the first `limit` bytes of them fetched now."""
+    ahead: list[pa.RecordBatch] = []
+    fetched = 0
+    for batch in batches:
+        ahead.append(batch)
+        fetched += batch.nbytes
+        if fetched >= limit:
+            break
+    return _chain(ahead, batches)
+
+
+def _chain(
+    ahead: list[pa.RecordBatch], batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    while ahead:
+        yield ahead.pop(0)
+    yield from batches

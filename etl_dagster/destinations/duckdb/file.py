@@ -1,0 +1,228 @@
+"""One DuckDB file that several threads and several processes share."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import filelock
+
+from etl_dagster.errors import DestinationError, DestinationUnreachable
+
+#: Opening and closing costs some 20 ms of CPU, so the next write has a moment to come.
+_LINGER_S = 0.03
+#: After this long the file is closed as soon as nobody is in it, however many would go on.
+_LONGEST_HOLD_S = 1.0
+#: Then other processes, which ask this often, get their turn.
+_POLL_S, _REST_S = 0.01, 0.03
+#: Nothing is fetched from the network.
+_CONFIG = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+_HOLDER = re.compile(r"Conflicting lock is held in (.*?\(PID \d+\))")
+
+
+class DatabaseFile:
+    """Opens the file when it is needed, and lets go of it soon.
+
+    DuckDB lets one process write a file, and while it does nobody else read it. So a process
+    holds ``<path>.lock`` while it has the file open. Its threads share that one database, where
+    each has transactions of its own.
+    """
+
+    def __init__(self, path: Path, *, memory_limit: str, lock_timeout_s: float) -> None:
+        self.path = path
+        self._lock_timeout_s = lock_timeout_s
+        self._config: dict[str, Any] = {
+            "memory_limit": memory_limit,
+            # Queries run in the threads that call; more of them would only cost memory.
+            "threads": 1,
+            "preserve_insertion_order": False,
+        }
+        self._file_lock = lock_of(path)
+        self._changed = threading.Condition()
+        self._database: duckdb.DuckDBPyConnection | None = None
+        self._is_opening = False
+        self._is_broken = False
+        self._users = 0
+        self._opened_at = self._idle_since = self._rest_until = 0.0
+
+    @contextmanager
+    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection inside a transaction, which is durable when the block ends well.
+
+        Raises:
+            DestinationUnreachable: the file is in use elsewhere, or can't be written now.
+        """
+        with self._connection() as connection:
+            connection.execute("BEGIN TRANSACTION")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except duckdb.Error as error:
+                self._roll_back(connection)
+                if isinstance(error, duckdb.FatalException | duckdb.InternalException):
+                    self._is_broken = True
+                raise translate(error, self.path) from error
+            except BaseException:
+                self._roll_back(connection)
+                raise
+
+    def close(self) -> None:
+        """Let go of the file as soon as nobody is in it."""
+        with self._changed:
+            self._is_broken = True
+            self._changed.notify_all()
+            while self._database is not None or self._is_opening:
+                self._changed.wait()
+
+    @contextmanager
+    def _connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        database = self._enter()
+        try:
+            connection = database.cursor()
+            try:
+                yield connection
+            finally:
+                connection.close()
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._idle_since = time.monotonic()
+                self._changed.notify_all()
+
+    def _enter(self) -> duckdb.DuckDBPyConnection:
+        deadline = time.monotonic() + self._lock_timeout_s
+        with self._changed:
+            while self._is_opening or (self._database is not None and self._is_due):
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise DestinationUnreachable(
+                        f"{self.path} is still written by other threads of this process after "
+                        f"{self._lock_timeout_s:g} s"
+                    )
+            if self._database is not None:
+                self._users += 1
+                return self._database
+            self._is_opening = True
+        database = None
+        try:
+            time.sleep(max(self._rest_until - time.monotonic(), 0))
+            database = open_locked(
+                self.path, self._file_lock, self._config, timeout_s=self._lock_timeout_s
+            )
+        finally:
+            with self._changed:
+                self._is_opening = False
+                if database is not None:
+                    self._database, self._users, self._is_broken = database, 1, False
+                    self._opened_at = time.monotonic()
+                self._changed.notify_all()
+        threading.Thread(target=self._close_when_idle, name="duckdb-closer", daemon=True).start()
+        return database
+
+    @property
+    def _is_due(self) -> bool:
+        return self._is_broken or time.monotonic() - self._opened_at > _LONGEST_HOLD_S
+
+    def _close_when_idle(self) -> None:
+        """Runs in a thread of its own while the file is open."""
+        with self._changed:
+            while True:
+                if self._users:
+                    self._changed.wait()
+                    continue
+                linger_s = self._idle_since + _LINGER_S - time.monotonic()
+                if self._is_due or linger_s <= 0:
+                    break
+                self._changed.wait(linger_s)
+            if self._is_due:
+                self._rest_until = time.monotonic() + _REST_S
+            try:
+                if self._database is not None:
+                    self._database.close()
+            finally:
+                self._database = None
+                self._file_lock.release()
+                self._changed.notify_all()
+
+    @staticmethod
+    def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:
+        try:
+            connection.execute("ROLLBACK")
+        except duckdb.Error:
+            pass  # the failure itself has ended the transaction
+
+
+def lock_of(path: Path) -> filelock.BaseFileLock:
+    """The lock that everybody who opens the file holds; another object for each caller."""
+    # The thread that closes isn't the one that opened.
+    return filelock.FileLock(f"{path}.lock", thread_local=False)
+
+
+def open_locked(
+    path: Path, lock: filelock.BaseFileLock, config: dict[str, Any], *, timeout_s: float, **how: Any
+) -> duckdb.DuckDBPyConnection:
+    """Take the lock and open the file, waiting for others to leave it; the lock is kept.
+
+    Raises:
+        DestinationUnreachable: others kept the file for too long, or it can't be opened now.
+        DestinationError: it can't be opened at all.
+    """
+    deadline = time.monotonic() + timeout_s
+    try:
+        lock.acquire(timeout=timeout_s, poll_interval=_POLL_S)
+    except filelock.Timeout as error:
+        raise DestinationUnreachable(
+            f"{path} is in use by another process; waited {timeout_s:g} s for {path}.lock",
+            solution="Find who holds it (`fuser` names the process) and let it finish; "
+            "the pipeline retries by itself.",
+        ) from error
+    except OSError as error:
+        raise DestinationError(
+            f"{path}.lock can't be written: {error.strerror}",
+            solution="Give this user the right to write in the folder, or correct "
+            "destination.path.",
+        ) from error
+    try:
+        while True:
+            try:
+                database = duckdb.connect(str(path), config=_CONFIG | config, **how)
+                database.execute("SET GLOBAL TimeZone = 'UTC'")
+                return database
+            except duckdb.Error as error:
+                # Somebody who doesn't know our lock, such as the duckdb shell.
+                holder = _HOLDER.search(str(error))
+                if holder is None:
+                    raise translate(error, path) from error
+                if time.monotonic() > deadline:
+                    raise DestinationUnreachable(
+                        f"{path} is held open by {holder[1]}; waited {timeout_s:g} s",
+                        solution="Close it there (DuckDB lets only one process have a file that "
+                        "is written); the pipeline retries by itself.",
+                    ) from error
+            time.sleep(0.1)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def translate(error: duckdb.Error, path: Path) -> DestinationError:
+    """A failure that isn't about one table, in our own words."""
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return DestinationError(
+            f"DuckDB needs more memory than it may use: {message}",
+            solution="Raise destination.memory_limit, or lower batch.max_bytes.",
+        )
+    if "not a valid DuckDB database file" in message:
+        return DestinationError(
+            f"{path} is no DuckDB file",
+            solution="Correct destination.path, or move the file away.",
+        )
+    if isinstance(error, duckdb.TransactionException):
+        return DestinationUnreachable(f"{path} was changed by somebody else: {message}")
+    return DestinationUnreachable(f"{path} can't be used: {message}")

@@ -1,0 +1,214 @@
+"""What the destination remembers in its own file, in schema ``_etl``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from etl_dagster.destinations.duckdb.tables import fetch_row
+from etl_dagster.errors import InvalidState, Superseded
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import ChunkId, TableChanges, TruncateEvent
+from etl_dagster.model.position import POSITION_ZERO, Position
+from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
+
+_CREATE = """
+CREATE SCHEMA IF NOT EXISTS _etl;
+-- The newest epoch that has written.
+CREATE TABLE IF NOT EXISTS _etl.meta (epoch UBIGINT NOT NULL);
+-- The tables that are there, and as which version of their schema.
+CREATE TABLE IF NOT EXISTS _etl.tables (
+    table_id BIGINT NOT NULL, schema_name VARCHAR NOT NULL, table_name VARCHAR NOT NULL,
+    snapshot_lsn UBIGINT NOT NULL, replica_identity VARCHAR NOT NULL, columns VARCHAR NOT NULL
+);
+-- Every change of the table up to this one is applied.
+CREATE TABLE IF NOT EXISTS _etl.positions (
+    table_id BIGINT NOT NULL, schema_name VARCHAR NOT NULL, table_name VARCHAR NOT NULL,
+    commit_lsn UBIGINT NOT NULL, ordinal BIGINT NOT NULL
+);
+-- status: running, complete, or ended (a newer one has begun).
+CREATE TABLE IF NOT EXISTS _etl.copies (
+    table_id BIGINT NOT NULL, copy_id VARCHAR NOT NULL, status VARCHAR NOT NULL
+);
+-- The chunks of a running copy that are in its table. The key refuses a second one at a time.
+CREATE TABLE IF NOT EXISTS _etl.chunks (
+    table_id BIGINT, copy_id VARCHAR, chunk_index BIGINT,
+    PRIMARY KEY (table_id, copy_id, chunk_index)
+);
+-- One row for each applied change, where that is asked for. op: I, U, D, or T for truncate.
+CREATE TABLE IF NOT EXISTS _etl.changelog (
+    table_id BIGINT NOT NULL, op VARCHAR NOT NULL, commit_lsn UBIGINT NOT NULL,
+    ordinal BIGINT NOT NULL
+);
+INSERT INTO _etl.meta SELECT 0 WHERE NOT EXISTS (FROM _etl.meta);
+"""
+
+
+class Ledger:
+    """Reads and writes the ledger inside a transaction."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def create(self) -> None:
+        row = fetch_row(
+            self._connection,
+            "SELECT count(*) FROM duckdb_tables() WHERE schema_name = '_etl' "
+            "AND table_name = 'changelog' AND database_name = current_database()",
+        )
+        if row == (0,):
+            self._connection.execute(_CREATE)
+
+    # -- the stream ----------------------------------------------------------------------------
+
+    def raise_epoch(self, epoch: int) -> None:
+        """Remember the epoch.
+
+        Raises:
+            Superseded: a newer one has written.
+        """
+        row = fetch_row(self._connection, "SELECT max(epoch) FROM _etl.meta")
+        newest = int(row[0] or 0) if row else 0
+        if epoch < newest:
+            raise Superseded(f"epoch {epoch} was followed by epoch {newest}")
+        if epoch > newest:
+            self._connection.execute("UPDATE _etl.meta SET epoch = ?", [epoch])
+
+    def tables(self) -> dict[TableId, TableSchema]:
+        """The tables that are there."""
+        rows = self._connection.execute(
+            "SELECT table_id, schema_name, table_name, columns, snapshot_lsn, replica_identity "
+            "FROM _etl.tables"
+        ).fetchall()
+        return {
+            table_id: TableSchema(
+                table_id,
+                schema_name,
+                name,
+                tuple(ColumnSchema(**column) for column in json.loads(columns)),
+                Lsn(snapshot_lsn),
+                identity,
+            )
+            for table_id, schema_name, name, columns, snapshot_lsn, identity in rows
+        }
+
+    def keep_table(self, schema: TableSchema) -> None:
+        self.forget_table(schema.id)
+        columns = json.dumps([asdict(column) for column in schema.columns])
+        self._connection.execute(
+            "INSERT INTO _etl.tables VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                schema.id,
+                schema.schema_name,
+                schema.table_name,
+                schema.snapshot_id.offset,
+                schema.replica_identity,
+                columns,
+            ],
+        )
+
+    def forget_table(self, table_id: TableId) -> None:
+        self._connection.execute("DELETE FROM _etl.tables WHERE table_id = ?", [table_id])
+
+    def position(self, table_id: TableId) -> Position:
+        row = fetch_row(
+            self._connection,
+            "SELECT commit_lsn, ordinal FROM _etl.positions WHERE table_id = ?",
+            [table_id],
+        )
+        return POSITION_ZERO if row is None else Position(Lsn(row[0]), row[1])
+
+    def keep_position(self, schema: TableSchema, position: Position) -> None:
+        self.forget_position(schema.id)
+        self._connection.execute(
+            "INSERT INTO _etl.positions VALUES (?, ?, ?, ?, ?)",
+            [
+                schema.id,
+                schema.schema_name,
+                schema.table_name,
+                position.commit_lsn.offset,
+                position.ordinal,
+            ],
+        )
+
+    def forget_position(self, table_id: TableId) -> None:
+        self._connection.execute("DELETE FROM _etl.positions WHERE table_id = ?", [table_id])
+
+    def log(self, step: TableChanges | TruncateEvent) -> None:
+        """Write the changes down one by one."""
+        if isinstance(step, TruncateEvent):
+            self._connection.execute(
+                "INSERT INTO _etl.changelog VALUES (?, 'T', ?, ?)",
+                [step.schema.id, step.position.commit_lsn.offset, step.position.ordinal],
+            )
+            return
+        ops = pa.array(np.asarray(step.ops, np.uint8).view("S1")).cast(pa.string())
+        entries = pa.RecordBatch.from_arrays(
+            [ops, pa.array(step.commit_lsns), pa.array(step.ordinals)], ["op", "lsn", "ordinal"]
+        )
+        self._connection.register("_etl_entries", entries)
+        self._connection.execute(
+            "INSERT INTO _etl.changelog SELECT ?, op, lsn, ordinal FROM _etl_entries",
+            [step.schema.id],
+        )
+        self._connection.unregister("_etl_entries")
+
+    # -- the copy ------------------------------------------------------------------------------
+
+    def copy_status(self, table_id: TableId, copy_id: str) -> str | None:
+        """running, complete, or None for a copy never heard of.
+
+        Raises:
+            InvalidState: a newer copy has begun since.
+        """
+        row = fetch_row(
+            self._connection,
+            "SELECT status FROM _etl.copies WHERE table_id = ? AND copy_id = ?",
+            [table_id, copy_id],
+        )
+        if row == ("ended",):
+            raise InvalidState(f"a newer copy of table {table_id} has begun than {copy_id}")
+        return None if row is None else str(row[0])
+
+    def begin_copy(self, table_id: TableId, copy_id: str) -> None:
+        """End the copy before; its chunks are forgotten."""
+        self._connection.execute(
+            "UPDATE _etl.copies SET status = 'ended' WHERE table_id = ?", [table_id]
+        )
+        self.forget_chunks(table_id)
+        self._connection.execute(
+            "INSERT INTO _etl.copies VALUES (?, ?, 'running')", [table_id, copy_id]
+        )
+
+    def end_copy(self, table_id: TableId, copy_id: str) -> None:
+        self._connection.execute(
+            "UPDATE _etl.copies SET status = 'complete' WHERE table_id = ? AND copy_id = ?",
+            [table_id, copy_id],
+        )
+        self.forget_chunks(table_id)
+
+    def has_chunk(self, table_id: TableId, chunk: ChunkId) -> bool:
+        row = fetch_row(
+            self._connection,
+            "SELECT 1 FROM _etl.chunks WHERE table_id = ? AND copy_id = ? AND chunk_index = ?",
+            [table_id, chunk.copy_id, chunk.index],
+        )
+        return row is not None
+
+    def keep_chunk(self, table_id: TableId, chunk: ChunkId) -> None:
+        self._connection.execute(
+            "INSERT INTO _etl.chunks VALUES (?, ?, ?)", [table_id, chunk.copy_id, chunk.index]
+        )
+
+    def forget_chunks(self, table_id: TableId) -> None:
+        self._connection.execute("DELETE FROM _etl.chunks WHERE table_id = ?", [table_id])
+
+    def forget_copies(self, table_ids: Iterable[TableId]) -> None:
+        for table_id in table_ids:
+            self._connection.execute("DELETE FROM _etl.copies WHERE table_id = ?", [table_id])
+            self.forget_chunks(table_id)

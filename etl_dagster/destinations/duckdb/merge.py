@@ -1,0 +1,215 @@
+"""Applies the changes of one table inside a transaction."""
+
+# Values are never part of a query's text, and every identifier is quoted.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import duckdb
+import pyarrow as pa
+
+from etl_dagster.destinations.collapse import Collapsed, added_and_removed, collapse
+from etl_dagster.destinations.duckdb.ledger import Ledger
+from etl_dagster.destinations.duckdb.tables import (
+    column_list,
+    column_types,
+    create_table,
+    evolve,
+    quote,
+    readable,
+    select_list,
+    table_name,
+)
+from etl_dagster.model.events import RelationEvent, TableChanges, TableStep, TruncateEvent
+from etl_dagster.model.schema import TableSchema
+
+
+class TableMerge:
+    """One table's part of a batch."""
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        ledger: Ledger,
+        table: TableSchema | None,
+        *,
+        changelog: bool,
+    ) -> None:
+        self._connection = connection
+        self._ledger = ledger
+        #: As it is in the file; None when it isn't there.
+        self._table = table
+        self._changelog = changelog
+
+    def apply(self, steps: Sequence[TableStep]) -> None:
+        """Apply what comes after the table's position, and move that."""
+        if not steps:
+            return
+        before = position = self._ledger.position(steps[0].schema.id)
+        for step in steps:
+            if isinstance(step, RelationEvent):
+                self._evolve_to(step.schema)
+                continue
+            self._evolve_to(step.schema)
+            if isinstance(step, TruncateEvent):
+                if step.position > position:
+                    self._connection.execute(f"DELETE FROM {self._target}")
+                    position = step.position
+                    self._log(step)
+            elif changes := step.after(position):
+                self._change(changes)
+                position = changes.last_position
+                self._log(changes)
+        if position != before:
+            self._ledger.keep_position(steps[-1].schema, position)
+
+    @property
+    def _target(self) -> str:
+        assert self._table is not None
+        return table_name(self._connection, self._table.schema_name, self._table.table_name)
+
+    def _log(self, step: TableChanges | TruncateEvent) -> None:
+        if self._changelog:
+            self._ledger.log(step)
+
+    def _evolve_to(self, schema: TableSchema) -> None:
+        """Bring the table to this schema, unless it has a newer one already."""
+        table = self._table
+        if table is None:
+            create_table(self._connection, schema)
+        elif schema.snapshot_id < table.snapshot_id or schema.describes_same_columns(table):
+            return
+        else:
+            evolve(self._connection, table, schema)
+        self._ledger.keep_table(schema)
+        self._table = schema
+
+    def _change(self, changes: TableChanges) -> None:
+        assert self._table is not None
+        # Changes of an older schema, sent again, may have columns that the table lost since.
+        there = set(self._table.column_names)
+        names = [name for name in changes.schema.column_names if name in there]
+        types = column_types(self._table)
+        key = changes.schema.key_columns
+        if key:
+            self._merge(collapse(changes, key), key, names, types)
+        else:
+            added, removed = added_and_removed(changes)
+            self._insert(added, names, types)
+            if removed is not None and len(removed):
+                self._remove_one_each(removed, names, types)
+
+    def _merge(
+        self, collapsed: Collapsed, key: Sequence[str], names: list[str], types: dict[str, str]
+    ) -> None:
+        if collapsed.unknown:
+            self._read_unknown(collapsed, key, names, types)
+        self._delete(collapsed.removed, key, types)
+        if collapsed.unknown:
+            columns = column_list(names)
+            self._connection.execute(
+                f"INSERT INTO {self._target} ({columns}) SELECT {columns} FROM temp._etl_known"
+            )
+            self._connection.execute("DROP TABLE temp._etl_known")
+        else:
+            self._insert(collapsed.rows, names, types)
+
+    def _insert(self, rows: pa.RecordBatch, names: list[str], types: dict[str, str]) -> None:
+        if not len(rows):
+            return
+        insert_rows(self._connection, self._target, rows, names, types)
+
+    def _delete(self, keys: pa.RecordBatch, key: Sequence[str], types: dict[str, str]) -> None:
+        self._connection.register("_etl_keys", readable(keys))
+        match = " AND ".join(f"target.{quote(name)} = gone.{quote(name)}" for name in key)
+        self._connection.execute(
+            f"DELETE FROM {self._target} AS target "
+            f"USING (SELECT {select_list(key, types)} FROM _etl_keys) AS gone WHERE {match}"
+        )
+        self._connection.unregister("_etl_keys")
+
+    def _read_unknown(
+        self, collapsed: Collapsed, key: Sequence[str], names: list[str], types: dict[str, str]
+    ) -> None:
+        """Keep the rows in a temporary table, completed with what the table has now.
+
+        To be read before the old rows are deleted.
+        """
+        assert collapsed.lookup is not None
+        incoming = readable(collapsed.rows)
+        found = readable(collapsed.lookup)
+        found_by = [f"_etl key {place}" for place in range(len(key))]
+        unknown_of = {name: f"_etl unknown {name}" for name in collapsed.unknown if name in names}
+        self._connection.register(
+            "_etl_rows",
+            pa.RecordBatch.from_arrays(
+                [
+                    *incoming.columns,
+                    *found.columns,
+                    *(pa.array(collapsed.unknown[name]) for name in unknown_of),
+                ],
+                [*incoming.schema.names, *found_by, *unknown_of.values()],
+            ),
+        )
+        columns = ", ".join(
+            f"CASE WHEN incoming.{quote(unknown_of[name])} THEN target.{quote(name)} "
+            f"ELSE CAST(incoming.{quote(name)} AS {types[name]}) END AS {quote(name)}"
+            if name in unknown_of
+            else f"incoming.{quote(name)}"
+            for name in names
+        )
+        match = " AND ".join(
+            f"target.{quote(name)} = CAST(incoming.{quote(alias)} AS {types[name]})"
+            for name, alias in zip(key, found_by, strict=True)
+        )
+        self._connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE _etl_known AS SELECT {columns} "
+            f"FROM _etl_rows AS incoming LEFT JOIN {self._target} AS target ON {match}"
+        )
+        self._connection.unregister("_etl_rows")
+
+    def _remove_one_each(
+        self, rows: pa.RecordBatch, names: list[str], types: dict[str, str]
+    ) -> None:
+        """Delete, for each of these rows, one row that is equal in every column."""
+        self._connection.register("_etl_gone", readable(rows))
+        match = " AND ".join(
+            f"target.{quote(name)} IS NOT DISTINCT FROM gone.{quote(name)}" for name in names
+        )
+        times, group = quote("_etl times"), quote("_etl group")
+        self._connection.execute(
+            f"""
+            DELETE FROM {self._target} WHERE rowid IN (
+                SELECT row_id FROM (
+                    SELECT target.rowid AS row_id, gone.{times} AS times,
+                        row_number() OVER (PARTITION BY gone.{group}) AS place
+                    FROM {self._target} AS target JOIN (
+                        SELECT *, row_number() OVER () AS {group} FROM (
+                            SELECT {column_list(names)}, count(*) AS {times}
+                            FROM (SELECT {select_list(names, types)} FROM _etl_gone)
+                            GROUP BY {column_list(names)}
+                        )
+                    ) AS gone ON {match}
+                ) WHERE place <= times
+            )
+            """
+        )
+        self._connection.unregister("_etl_gone")
+
+
+def insert_rows(
+    connection: duckdb.DuckDBPyConnection,
+    target: str,
+    rows: pa.RecordBatch,
+    names: Sequence[str],
+    types: dict[str, str],
+) -> None:
+    """Append the named columns of the rows to a table, given as SQL."""
+    connection.register("_etl_rows", readable(rows))
+    connection.execute(
+        f"INSERT INTO {target} ({column_list(names)}) "
+        f"SELECT {select_list(names, types)} FROM _etl_rows"
+    )
+    connection.unregister("_etl_rows")

@@ -1,0 +1,74 @@
+"""Reads the file of a `DuckDBDestination` while others write it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from etl_dagster.destinations.duckdb.file import lock_of, open_locked
+from etl_dagster.destinations.duckdb.tables import fetch_row, quote
+from etl_dagster.errors import DestinationError
+
+
+@contextmanager
+def read_connection(
+    path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that only reads. Writers wait until it is closed, so don't keep it.
+
+    Raises:
+        DestinationUnreachable: somebody else kept the file for too long.
+        DestinationError: there is no such file, or it is none of DuckDB.
+    """
+    file = Path(path).expanduser().absolute()
+    if not file.is_file():
+        raise DestinationError(
+            f"there is no file {file}",
+            solution="Start the pipeline first; it creates the file. Or correct destination.path.",
+        )
+    lock = lock_of(file)
+    connection = open_locked(file, lock, {}, timeout_s=lock_timeout_s, read_only=True)
+    try:
+        yield connection
+    finally:
+        connection.close()
+        lock.release()
+
+
+def query(path: str | os.PathLike[str], sql: str, *, lock_timeout_s: float = 60.0) -> pa.Table:
+    """The result of a query, as an Arrow table.
+
+    Raises:
+        DestinationError: DuckDB refuses the query, or the file can't be read.
+    """
+    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection:
+        try:
+            table = connection.execute(sql).to_arrow_table()
+            assert table is not None
+            return table
+        except duckdb.Error as error:
+            raise DestinationError(
+                f"DuckDB refuses the query: {error}", solution="Correct the query."
+            ) from error
+
+
+def count_rows(path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0) -> dict[str, int]:
+    """The number of rows of each replicated table, by ``schema.table``."""
+    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection:
+        row = fetch_row(connection, "SELECT current_database()")
+        database = row[0] if row else ""
+        tables = connection.execute(
+            "SELECT schema_name, table_name FROM _etl.tables ORDER BY ALL"
+        ).fetchall()
+        counts = {}
+        for schema_name, name in tables:
+            count = fetch_row(
+                connection, f"FROM {quote(database, schema_name, name)} SELECT count(*)"
+            )
+            counts[f"{schema_name}.{name}"] = int(count[0]) if count else 0
+        return counts

@@ -1,0 +1,177 @@
+"""Tables as DuckDB knows them: names, column types, and their change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from etl_dagster.destinations.evolution import (
+    AddColumn,
+    ChangeColumnType,
+    DropColumn,
+    MoveTable,
+    RenameColumn,
+    schema_changes,
+)
+from etl_dagster.model.schema import ColumnSchema, TableSchema
+
+#: Postgres types that are text in Arrow and have a type of their own in DuckDB.
+_BY_OID = {2950: "UUID", 114: "JSON", 3802: "JSON"}
+_UUID, _JSON = "UUID", "JSON"
+_BY_ARROW = {
+    pa.bool_(): "BOOLEAN",
+    pa.int8(): "TINYINT",
+    pa.int16(): "SMALLINT",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.uint8(): "UTINYINT",
+    pa.uint16(): "USMALLINT",
+    pa.uint32(): "UINTEGER",
+    pa.uint64(): "UBIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.date32(): "DATE",
+    pa.time64("us"): "TIME",
+}
+
+
+def fetch_row(
+    connection: duckdb.DuckDBPyConnection, sql: str, values: Sequence[object] = ()
+) -> tuple[Any, ...] | None:
+    """The one row of a query, or None."""
+    # A result that isn't read to its end keeps the connection busy.
+    rows = connection.execute(sql, list(values)).fetchall()
+    return rows[0] if rows else None
+
+
+def quote(*names: str) -> str:
+    """The names as one SQL identifier, such as ``"public"."orders"``."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
+def column_list(names: Iterable[str]) -> str:
+    return ", ".join(map(quote, names))
+
+
+def table_name(connection: duckdb.DuckDBPyConnection, schema_name: str, name: str) -> str:
+    """The table, quoted and with its database: alone, a schema could be taken for one."""
+    row = fetch_row(connection, "SELECT current_database()")
+    assert row is not None
+    return quote(row[0], schema_name, name)
+
+
+def column_type(column: ColumnSchema, arrow: pa.DataType) -> str:
+    """The DuckDB type for a column whose values have this Arrow type."""
+    if column.effective_type_oid in _BY_OID:
+        return _BY_OID[column.effective_type_oid]
+    if known := _BY_ARROW.get(arrow):
+        return known
+    if pa.types.is_timestamp(arrow):
+        return "TIMESTAMP" if arrow.tz is None else "TIMESTAMP WITH TIME ZONE"
+    if pa.types.is_decimal(arrow) and 0 <= arrow.scale <= arrow.precision <= 38:
+        return f"DECIMAL({arrow.precision},{arrow.scale})"
+    if pa.types.is_binary(arrow) or pa.types.is_large_binary(arrow):
+        return "BLOB"
+    if pa.types.is_list(arrow) or pa.types.is_large_list(arrow):
+        return f"{_element_type(arrow.value_type)}[]"
+    return "VARCHAR"
+
+
+def _element_type(arrow: pa.DataType) -> str:
+    return column_type(ColumnSchema("", 0), arrow)
+
+
+def column_types(schema: TableSchema) -> dict[str, str]:
+    arrow = schema.arrow_schema
+    return {
+        column.name: column_type(column, arrow.field(index).type)
+        for index, column in enumerate(schema.columns)
+    }
+
+
+def readable(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows with what DuckDB can't take from Arrow, such as 76 digits, as text."""
+    arrays, fields = [], []
+    for field, array in zip(rows.schema, rows.columns, strict=True):
+        if pa.types.is_decimal256(field.type):
+            array = array.cast(pa.string())
+        elif pa.types.is_dictionary(field.type):
+            array = array.cast(field.type.value_type)
+        arrays.append(array)
+        fields.append(pa.field(field.name, array.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def select_list(names: Iterable[str], types: dict[str, str]) -> str:
+    """The columns of Arrow rows, of the type that the table's have: then they can be compared."""
+    return ", ".join(
+        f"CAST({quote(name)} AS {types[name]}) AS {quote(name)}"
+        if types[name] in (_UUID, _JSON)
+        else quote(name)
+        for name in names
+    )
+
+
+def create_table(
+    connection: duckdb.DuckDBPyConnection, schema: TableSchema, name: str | None = None
+) -> None:
+    """Create the table, empty, under its own name or another.
+
+    Without keys and constraints: an index costs memory for every row and every write, forbids to
+    delete and insert a key in one transaction, and the source has checked all of it already.
+    """
+    database = table_name(connection, schema.schema_name, name or schema.table_name)
+    columns = ", ".join(
+        f"{quote(column)} {type_}" for column, type_ in column_types(schema).items()
+    )
+    create_schema(connection, schema.schema_name)
+    # DuckDB has no table without a column.
+    connection.execute(f"CREATE TABLE {database} ({columns or '_empty BOOLEAN'})")
+
+
+def create_schema(connection: duckdb.DuckDBPyConnection, schema_name: str) -> None:
+    qualified = table_name(connection, schema_name, "").removesuffix('.""')
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {qualified}")
+
+
+def evolve(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSchema) -> None:
+    """Give the table its new name, columns and types; values are converted where they can be."""
+    old_types, new_types = column_types(old), column_types(new)
+    qualified = table_name(connection, old.schema_name, old.table_name)
+    for change in schema_changes(old, new):
+        match change:
+            case MoveTable():
+                qualified = _move(connection, old, new)
+            case DropColumn(column):
+                connection.execute(f"ALTER TABLE {qualified} DROP COLUMN {quote(column.name)}")
+            case RenameColumn(old_name, new_name):
+                connection.execute(
+                    f"ALTER TABLE {qualified} RENAME COLUMN {quote(old_name)} TO {quote(new_name)}"
+                )
+            case ChangeColumnType(before, after):
+                type_ = new_types[after.name]
+                if type_ != old_types[before.name]:
+                    connection.execute(
+                        f"ALTER TABLE {qualified} ALTER COLUMN {quote(after.name)} TYPE {type_}"
+                    )
+            case AddColumn(column):
+                connection.execute(
+                    f"ALTER TABLE {qualified} "
+                    f"ADD COLUMN {quote(column.name)} {new_types[column.name]}"
+                )
+
+
+def _move(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSchema) -> str:
+    before = table_name(connection, old.schema_name, old.table_name)
+    after = table_name(connection, new.schema_name, new.table_name)
+    if old.schema_name == new.schema_name:
+        connection.execute(f"ALTER TABLE {before} RENAME TO {quote(new.table_name)}")
+    else:
+        # DuckDB can't move a table to another schema.
+        create_schema(connection, new.schema_name)
+        connection.execute(f"CREATE TABLE {after} AS FROM {before}")
+        connection.execute(f"DROP TABLE {before}")
+    return after
