@@ -13,9 +13,10 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready
-from etl_dagster.model.stores import CoordinatingStore, Lease
+from etl_dagster.model.stores import Lease, PipelineStore
 from etl_dagster.runtime.apply_worker import ApplyWorker
 from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.preflight import require_ready
@@ -48,13 +49,13 @@ class Pipeline:
     def __init__(
         self,
         config: PipelineConfig,
-        store: CoordinatingStore,
+        store: PipelineStore,
         destination: Destination,
         *,
         copies: Literal["own", "elsewhere"] = "own",
     ) -> None:
         self._config = config
-        self._store = store
+        self._store = store = coordinating(store)
         self._destination = destination
         self._control = SourceControl(
             config.source, application_name=f"etl_dagster control {config.pipeline}"

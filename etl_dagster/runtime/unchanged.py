@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -113,7 +113,7 @@ def _keys(step: TableChanges, indices: np.ndarray) -> list[Key]:
     return list(zip(*columns, strict=True))
 
 
-def _as_text(array: pa.Array) -> list[str | None]:
+def _as_text(array: Any) -> list[str | None]:
     import pyarrow as pa
 
     if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):

@@ -49,7 +49,7 @@ class Slot:
         return self.wal_status == "lost"
 
 
-def fetch_slot(connection: Connection, name: str) -> Slot | None:
+def fetch_slot(connection: Connection, slot_name: str) -> Slot | None:
     """The slot, or None when there is none of that name."""
     row = connection.execute(
         """
@@ -60,12 +60,22 @@ def fetch_slot(connection: Connection, name: str) -> Slot | None:
                       else pg_current_wal_lsn() end, restart_lsn), 0)::bigint
         from pg_replication_slots where slot_name = %s
         """,
-        [name],
+        [slot_name],
     ).fetchone()
     if row is None:
         return None
-    *described, restart, confirmed, retained = row
-    return Slot(*described, _lsn(restart), _lsn(confirmed), retained)
+    name, plugin, database, active, active_pid, wal_status, restart, confirmed, retained = row
+    return Slot(
+        name,
+        plugin,
+        database,
+        active,
+        active_pid,
+        wal_status,
+        _lsn(restart),
+        _lsn(confirmed),
+        retained,
+    )
 
 
 def _lsn(text: str | None) -> Lsn | None:

@@ -1,0 +1,201 @@
+"""Makes a store of one's own, with the three small contracts, enough for a pipeline."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
+from etl_dagster.model.states import Init, TableState
+from etl_dagster.model.stores import (
+    CoordinatingStore,
+    CopyPlan,
+    DestinationTableMetadata,
+    FinishedChunk,
+    PipelineStore,
+    WorkerType,
+)
+
+
+def coordinating(store: PipelineStore) -> CoordinatingStore:
+    """The store itself where it coordinates several processes, else one that does so for this one.
+
+    Then only one process may run the pipeline, and a copy that was interrupted begins anew.
+    """
+    return store if isinstance(store, CoordinatingStore) else LocalStore(store)
+
+
+@dataclass
+class _LocalLease:
+    holders: dict[str, _LocalLease]
+    name: str
+
+    @property
+    def is_held(self) -> bool:
+        return self.holders.get(self.name) is self
+
+    def release(self) -> None:
+        if self.is_held:
+            del self.holders[self.name]
+
+
+class LocalStore:
+    """A store, and in memory what the workers of one process need to meet."""
+
+    def __init__(self, store: PipelineStore) -> None:
+        self._store = store
+        self._lock = threading.RLock()
+        self._changed = threading.Condition()
+        self._plans: dict[TableId, CopyPlan] = {}
+        self._leases: dict[str, _LocalLease] = {}
+        self._status: dict[str, str] = {}
+        self._epoch = 0
+
+    # -- the store's own -----------------------------------------------------------------------
+
+    def get_table_schema(self, table_id: TableId, snapshot_id: SnapshotId) -> TableSchema | None:
+        return self._store.get_table_schema(table_id, snapshot_id)
+
+    def get_table_schemas(self) -> Sequence[TableSchema]:
+        return self._store.get_table_schemas()
+
+    def load_table_schemas(self) -> int:
+        return self._store.load_table_schemas()
+
+    def store_table_schema(self, schema: TableSchema) -> TableSchema:
+        return self._store.store_table_schema(schema)
+
+    def prune_table_schemas(self, retentions: Mapping[TableId, TableSchemaRetention]) -> int:
+        return self._store.prune_table_schemas(retentions)
+
+    def get_table_replication_state(self, table_id: TableId) -> TableState | None:
+        return self._store.get_table_replication_state(table_id)
+
+    def get_table_replication_states(self) -> Mapping[TableId, TableState]:
+        return self._store.get_table_replication_states()
+
+    def load_table_replication_states(self) -> int:
+        return self._store.load_table_replication_states()
+
+    def update_table_replication_states(
+        self, updates: Sequence[tuple[TableId, TableState]]
+    ) -> None:
+        with self._lock:
+            self._store.update_table_replication_states(updates)
+        self.wake()
+
+    def rollback_table_replication_state(self, table_id: TableId) -> TableState:
+        with self._lock:
+            state = self._store.rollback_table_replication_state(table_id)
+        self.wake()
+        return state
+
+    def get_replication_progress(self, worker: WorkerType) -> Lsn | None:
+        return self._store.get_replication_progress(worker)
+
+    def upsert_replication_progress(self, worker: WorkerType, flush_lsn: Lsn) -> Lsn:
+        return self._store.upsert_replication_progress(worker, flush_lsn)
+
+    def delete_replication_progress(self, worker: WorkerType) -> None:
+        self._store.delete_replication_progress(worker)
+
+    def get_destination_table_metadata(self, table_id: TableId) -> DestinationTableMetadata | None:
+        return self._store.get_destination_table_metadata(table_id)
+
+    def get_applied_destination_table_metadata(
+        self, table_id: TableId
+    ) -> DestinationTableMetadata | None:
+        return self._store.get_applied_destination_table_metadata(table_id)
+
+    def load_destination_tables_metadata(self) -> int:
+        return self._store.load_destination_tables_metadata()
+
+    def store_destination_table_metadata(
+        self, table_id: TableId, metadata: DestinationTableMetadata
+    ) -> None:
+        self._store.store_destination_table_metadata(table_id, metadata)
+
+    def clear_table_copy_state(self, table_id: TableId) -> None:
+        self._plans.pop(table_id, None)
+        self._store.clear_table_copy_state(table_id)
+
+    def delete_table_pipeline_state(self, table_id: TableId) -> None:
+        self._plans.pop(table_id, None)
+        self._store.delete_table_pipeline_state(table_id)
+        self.wake()
+
+    def reset_for_resync(self) -> int:
+        self._plans.clear()
+        count = self._store.reset_for_resync()
+        self.wake()
+        return count
+
+    # -- kept in memory ------------------------------------------------------------------------
+
+    def transition_table_state(
+        self, table_id: TableId, expected: TableState, new: TableState
+    ) -> bool:
+        with self._lock:
+            if self._store.get_table_replication_state(table_id) != expected:
+                return False
+            self._store.update_table_replication_states([(table_id, new)])
+        self.wake()
+        return True
+
+    def wait_for_change(self, timeout_s: float) -> None:
+        with self._changed:
+            self._changed.wait(timeout_s)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def acquire_lease(self, name: str) -> _LocalLease | None:
+        with self._lock:
+            if name in self._leases:
+                return None
+            lease = self._leases[name] = _LocalLease(self._leases, name)
+            return lease
+
+    def is_leased(self, name: str) -> bool:
+        return name in self._leases
+
+    def take_epoch(self) -> int:
+        # A destination remembers the epochs of earlier processes; the clock is past them.
+        with self._lock:
+            self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
+            return self._epoch
+
+    def current_epoch(self) -> int:
+        return self._epoch
+
+    def get_copy_plan(self, table_id: TableId) -> CopyPlan | None:
+        return self._plans.get(table_id)
+
+    def store_copy_plan(self, table_id: TableId, plan: CopyPlan) -> None:
+        self._plans[table_id] = replace(plan, finished={})
+        self.wake()
+
+    def finish_chunk(self, table_id: TableId, copy_id: str, chunk: FinishedChunk) -> None:
+        with self._lock:
+            plan = self._plans.get(table_id)
+            if plan is not None and plan.copy_id == copy_id:
+                finished = {chunk.index: chunk, **plan.finished}
+                self._plans[table_id] = replace(plan, finished=finished)
+        self.wake()
+
+    def request_copy(self, table_id: TableId) -> None:
+        self._plans.pop(table_id, None)
+        self.update_table_replication_states([(table_id, Init())])
+
+    def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
+        self._status[key] = json.dumps(payload)
+
+    def get_status(self, key: str) -> Mapping[str, Any] | None:
+        payload = self._status.get(key)
+        return None if payload is None else json.loads(payload)
