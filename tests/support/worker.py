@@ -1,0 +1,41 @@
+"""A worker in a process of its own, so that a test can kill it.
+
+The first line of stdin is a task: ``{"config": {...}}`` runs the pipeline with its copies
+elsewhere, ``{"config": {...}, "table_id": 16384}`` one table sync worker.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from etl_dagster.assembly import build_destination, build_store
+from etl_dagster.config import parse_config
+from etl_dagster.errors import EtlError
+from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.table_sync import TableSync
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
+    task = json.loads(sys.stdin.readline())
+    config = parse_config(task["config"], {})
+    store, destination = build_store(config), build_destination(config)
+    try:
+        if "table_id" in task:
+            destination.startup(store)
+            TableSync(config, store, destination, task["table_id"]).run()
+        else:
+            pipeline = Pipeline(config, store, destination, copies="elsewhere")
+            pipeline.start()
+            pipeline.wait()
+    except EtlError as error:
+        logging.exception("ended")
+        sys.exit(f"{type(error).__name__}: {error.reason}")
+    finally:
+        store.close()
+
+
+if __name__ == "__main__":
+    main()
