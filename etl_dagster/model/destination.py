@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from etl_dagster.model.events import EventBatch, TableRows
-from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.schema import TableSchema
 
 if TYPE_CHECKING:
     from etl_dagster.model.stores import DestinationStore
@@ -86,6 +86,6 @@ class Destination(Protocol):
 class CountsRows(Protocol):
     """A destination that can say at little cost how many rows its tables hold."""
 
-    def count_rows(self, schemas: Sequence[TableSchema]) -> Mapping[TableId, int]:
-        """Rows now, by table; tables that don't exist are missing."""
+    def count_rows(self) -> Mapping[str, int]:
+        """Rows now, by ``schema.table``; tables that don't exist yet are missing."""
         ...

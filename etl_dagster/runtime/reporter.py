@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.destination import CountsRows, Destination
@@ -61,15 +61,22 @@ class Reporter:
         self._plans = {table_id: plan for table_id, plan in plans.items() if plan is not None}
         if now >= self._count_due and isinstance(self._destination, CountsRows):
             self._count_due = now + _COUNT_EVERY_S
-            ready = [t for t in self._members.ids if isinstance(states.get(t), Ready)]
-            stale = [t for t in ready if self._metrics.table(t).is_row_count_stale]
-            for table_id in stale:
-                # Before counting: what changes meanwhile makes it stale again.
-                self._metrics.table(table_id).is_row_count_stale = False
-            schemas = [self._members.tables[table_id].schema for table_id in stale]
-            counted = self._destination.count_rows(schemas) if schemas else {}
-            for table_id, row_count in counted.items():
-                self._metrics.table(table_id).row_count = row_count
+            self._count_rows([t for t, state in states.items() if isinstance(state, Ready)])
+
+    def _count_rows(self, table_ids: Iterable[TableId]) -> None:
+        assert isinstance(self._destination, CountsRows)
+        counts = {table_id: self._metrics.table(table_id) for table_id in table_ids}
+        stale = {table_id: count for table_id, count in counts.items() if count.is_row_count_stale}
+        if not stale:
+            return
+        for count in stale.values():
+            # Before counting: what changes meanwhile makes it stale again.
+            count.is_row_count_stale = False
+        rows = self._destination.count_rows()
+        for table_id, count in stale.items():
+            table = self._members.tables.get(table_id)
+            if table is not None:
+                count.row_count = rows.get(table.schema.name)
 
     def publish(self, status: PipelineStatus) -> None:
         """Write the status to the store, unless it says what the last one said."""
