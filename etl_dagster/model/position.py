@@ -24,7 +24,7 @@ class Position:
 
     @classmethod
     def just_before(cls, commit_lsn: Lsn) -> Position:
-        """After every change that was committed before, and before the first one at `commit_lsn`."""
+        """After every change committed before `commit_lsn`, and before the first one there."""
         return cls(Lsn(max(commit_lsn.offset - 1, 0)), 2**62)
 
 
