@@ -1,0 +1,221 @@
+"""The parts of a pipeline as Dagster resources."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dagster import ConfigurableResource, ResourceDependency
+from pydantic import Field
+
+from etl_dagster.assembly import build_destination, build_store
+from etl_dagster.config import PipelineConfig, load_config, parse_config
+from etl_dagster.errors import ConfigError, InvalidState
+from etl_dagster.model.destination import Destination
+from etl_dagster.model.states import TableState, state_name
+from etl_dagster.model.stores import CoordinatingStore
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class PostgresSourceResource(ConfigurableResource[Any]):
+    """The Postgres that is replicated: a DSN, or its parts; parts win over the DSN.
+
+    Give secrets as ``EnvVar("NAME")``: they are read when used, and hidden in the UI.
+    """
+
+    publication: str = Field(description="The publication whose tables are replicated.")
+    dsn: str | None = Field(None, description="A libpq URI or key/value string, as an EnvVar.")
+    host: str | None = None
+    port: int | None = None
+    user: str | None = None
+    password: str | None = Field(None, description='As EnvVar("...").')
+    database: str | None = None
+    sslmode: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The section ``source`` of a configuration."""
+        return _given(self)
+
+
+class PostgresStateStoreResource(ConfigurableResource[Any]):
+    """Where states, progress and schemas are kept; without a DSN in the source itself."""
+
+    dsn: str | None = Field(None, description="A libpq URI or key/value string, as an EnvVar.")
+    schema_name: str = Field("etl", description="The database schema of the store's tables.")
+
+    def settings(self) -> dict[str, Any]:
+        """The section ``state_store`` of a configuration."""
+        return {"type": "postgres", "schema": self.schema_name} | (
+            {"dsn": self.dsn} if self.dsn is not None else {}
+        )
+
+    @contextlib.contextmanager
+    def get_store(self, pipeline: str) -> Iterator[CoordinatingStore]:
+        """The store of one pipeline; needs the resource's own DSN.
+
+        Raises:
+            ConfigError: there is no DSN.
+        """
+        from etl_dagster.stores.postgres import PostgresStore
+
+        if self.dsn is None:
+            raise ConfigError(["dsn: needed to open the store by itself"], origin="state store")
+        store = PostgresStore(self.dsn, pipeline, schema=self.schema_name)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+class DuckDBDestinationResource(ConfigurableResource[Any]):
+    """One DuckDB file, shared by the replicator, the copies and readers."""
+
+    path: str = Field(description="The file; its folder must exist.")
+    memory_limit: str = "256MB"
+
+    def settings(self) -> dict[str, Any]:
+        """The section ``destination`` of a configuration."""
+        return {"type": "duckdb"} | _given(self)
+
+    def get_destination(self) -> Destination:
+        """The destination as the engine writes to it; not started."""
+        from pathlib import Path
+
+        from etl_dagster.destinations.duckdb import DuckDBDestination
+
+        return DuckDBDestination(Path(self.path), memory_limit=self.memory_limit)
+
+    def query(self, sql: str) -> pa.Table:
+        """Read from the file, between two writes of the pipeline."""
+        from etl_dagster.destinations.duckdb import query
+
+        return query(self.path, sql)
+
+
+class EtlPipelineResource(ConfigurableResource[Any], ABC):
+    """A pipeline: its configuration, its state, its destination.
+
+    Nothing stays open between two calls, so every tick and every step may have its own.
+    """
+
+    @abstractmethod
+    def load_config(self) -> PipelineConfig:
+        """The configuration as it is now, secrets included.
+
+        Raises:
+            ConfigError: it holds mistakes; all of them are listed.
+        """
+
+    @contextlib.contextmanager
+    def get_store(self) -> Iterator[CoordinatingStore]:
+        """The pipeline's state store."""
+        store = build_store(self.load_config())
+        try:
+            yield store
+        finally:
+            close = getattr(store, "close", None)
+            if close is not None:
+                close()
+
+    def get_destination(self) -> Destination:
+        """The destination as the engine writes to it; not started."""
+        return build_destination(self.load_config())
+
+    def table_states(self) -> Mapping[str, TableState]:
+        """The state of every table, by ``schema.table``; tables never copied are missing."""
+        with self.get_store() as store:
+            names = _names(store)
+            return {
+                names[table_id]: state
+                for table_id, state in store.get_table_replication_states().items()
+                if table_id in names
+            }
+
+    def reset_table(self, name: str) -> str:
+        """Ask for a new copy of ``schema.table``; the name of its state before.
+
+        Raises:
+            InvalidState: the pipeline doesn't know the table.
+        """
+        with self.get_store() as store:
+            for table_id, known in _names(store).items():
+                state = store.get_table_replication_state(table_id)
+                if known == name and state is not None:
+                    store.request_copy(table_id)
+                    return state_name(state)
+        raise InvalidState(
+            f"the pipeline has no table {name!r}", solution="Write it as schema.table."
+        )
+
+    def query(self, sql: str) -> pa.Table:
+        """Read from the destination, where that is DuckDB.
+
+        Raises:
+            ConfigError: it is another one.
+        """
+        destination = self.load_config().destination
+        if destination.type != "duckdb":
+            raise ConfigError(["destination.type: only duckdb can be queried"])
+        from etl_dagster.destinations.duckdb import query
+
+        return query(destination.path, sql, lock_timeout_s=destination.lock_timeout_s)
+
+
+class EtlConfigFile(EtlPipelineResource):
+    """A pipeline configured by a YAML file, which is read at each use.
+
+    So Dagster never sees the secrets in it.
+    """
+
+    path: str = Field("etl.yaml", description="The configuration file.")
+
+    def load_config(self) -> PipelineConfig:
+        return load_config(self.path)
+
+
+class EtlPipeline(EtlPipelineResource):
+    """A pipeline put together from resources."""
+
+    pipeline: str = Field(description="Its name: part of slot names and state IDs.")
+    environment: str = "dev"
+    source: ResourceDependency[PostgresSourceResource]
+    state_store: ResourceDependency[PostgresStateStoreResource]
+    destination: ResourceDependency[DuckDBDestinationResource]
+    settings: dict[str, Any] = Field(
+        {}, description="Further sections, as in etl.yaml: batch, copy, retry, tables."
+    )
+
+    def load_config(self) -> PipelineConfig:
+        sections = {
+            "pipeline": self.pipeline,
+            "environment": self.environment,
+            "source": self.source.settings(),
+            "state_store": self.state_store.settings(),
+            "destination": self.destination.settings(),
+        }
+        # EnvVar has done what ${NAME} does in a file; a password may well hold a dollar sign.
+        return parse_config(_escaped(self.settings | sections), {}, origin=self.pipeline)
+
+
+def _given(resource: ConfigurableResource[Any]) -> dict[str, Any]:
+    names = type(resource).model_fields
+    values = {name: getattr(resource, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return value.replace("$", "$$") if isinstance(value, str) else value
+
+
+def _names(store: CoordinatingStore) -> dict[int, str]:
+    store.load_table_schemas()
+    newest = sorted(store.get_table_schemas(), key=lambda schema: schema.snapshot_id)
+    return {schema.id: schema.name for schema in newest}

@@ -1,0 +1,328 @@
+"""Keeps one replicator process alive for each pipeline, for as long as somebody asks for it.
+
+Everything here belongs to the code server's process: children are spawned when a sensor ticks,
+never when code is imported, and end with the process, by its exit hook or by their closed stdin.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import SecretStr
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import EtlError
+from etl_dagster.runtime.status import PipelineStatus
+
+#: After a failure, the next try comes after this long; doubled for each failure in a row.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
+#: A child that lived so long was healthy: failures are counted anew, and it is replaced at once.
+_STABLE_S = 60.0
+#: A tick waits this long for a new child's first words, so that a mistake shows at once.
+_FIRST_WORDS_S = 2.0
+#: A child tells its status every 5 s; one that says nothing for so long hangs.
+_SILENCE_S = 120.0
+#: How long a child may take to end when this process ends.
+_GOODBYE_S = 5.0
+_LOG_TAIL_LINES = 20
+
+
+class ReplicatorFailed(EtlError):
+    """The child ended with an error. Its text holds the solution, too: it is what the UI shows."""
+
+    def __init__(self, reason: str, *, solution: str) -> None:
+        super().__init__(reason, solution=solution)
+
+    def __str__(self) -> str:
+        return f"{self.reason}\n\nWhat to do: {self.solution}"
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a tick learns about the child."""
+
+    #: The child's last word about the pipeline; None before its first.
+    status: PipelineStatus | None
+    #: Another number means another child, whose counts begin at zero.
+    generation: int
+    #: Why there is no child, or that there is a new one; for people.
+    note: str | None = None
+
+
+class Replicator:
+    """One child process."""
+
+    def __init__(self, payload: str, lease_s: float) -> None:
+        self.started_at = time.monotonic()
+        self._heard_at = self.started_at
+        self._news = threading.Condition()
+        self._status: PipelineStatus | None = None
+        self._ending: Mapping[str, Any] | None = None
+        self._log_tail: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
+        # A session of its own: Ctrl-C in the terminal goes to Dagster, which tells us.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "etl_dagster.replicator"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        stdin, answers, log = self._process.stdin, self._process.stdout, self._process.stderr
+        assert stdin is not None
+        assert answers is not None
+        assert log is not None
+        self._stdin = stdin
+        self._threads = [
+            self._start_thread(self._drain_answers, answers),
+            self._start_thread(self._drain_log, log),
+        ]
+        self._say(f'{{"lease_s": {lease_s}, "config": {payload}}}')
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def status(self) -> PipelineStatus | None:
+        return self._status
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.started_at
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it told its status before, and now hangs."""
+        return self._status is not None and time.monotonic() - self._heard_at > _SILENCE_S
+
+    def renew(self, lease_s: float) -> None:
+        self._say(f"lease {lease_s}")
+
+    def wait_for_words(self, timeout_s: float) -> None:
+        """Wait for the first status or the end, whichever is first."""
+        deadline = time.monotonic() + timeout_s
+        with self._news:
+            while self._status is None and self.is_alive and time.monotonic() < deadline:
+                self._news.wait(0.1)
+
+    def stop(self, timeout_s: float) -> None:
+        """Let it end in good order; kill it when that takes too long."""
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it ended without a last word."""
+        return self._ending is None
+
+    def failure(self) -> ReplicatorFailed | None:
+        """What it ended with; None when it was in good order. Only after its end."""
+        for thread in self._threads:
+            thread.join(1.0)
+        code = self._process.returncode
+        if self._ending is not None and "error" in self._ending:
+            return ReplicatorFailed(
+                str(self._ending["error"]), solution=str(self._ending["solution"])
+            )
+        if code == 0:
+            return None
+        how = f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
+        log = "\n".join(self._log_tail) or "nothing"
+        return ReplicatorFailed(
+            f"the replicator ended {how}. Its last log lines:\n{log}",
+            solution="Nothing for now: it is started again, and goes on where it was.",
+        )
+
+    def _say(self, line: str) -> None:
+        # A child that just ended is noticed by the next look at it.
+        with contextlib.suppress(OSError, ValueError):
+            self._stdin.write(line.encode() + b"\n")
+            self._stdin.flush()
+
+    @staticmethod
+    def _start_thread(target: Any, stream: IO[bytes]) -> threading.Thread:
+        thread = threading.Thread(target=target, args=[stream], name="replicator", daemon=True)
+        thread.start()
+        return thread
+
+    def _drain_answers(self, stream: IO[bytes]) -> None:
+        for line in stream:
+            answer = json.loads(line)
+            with self._news:
+                self._heard_at = time.monotonic()
+                if "phase" in answer:
+                    self._status = PipelineStatus.from_json(answer)
+                else:
+                    self._ending = answer
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    def _drain_log(self, stream: IO[bytes]) -> None:
+        for line in stream:
+            text = line.decode(errors="replace").rstrip()
+            self._log_tail.append(text)
+            print(text, file=sys.stderr, flush=True)
+
+
+class Supervisor:
+    """The replicator of one pipeline."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._payload = ""
+        self._child: Replicator | None = None
+        self._generation = 0
+        self._failures = 0
+        self._failure: ReplicatorFailed | None = None
+        self._resume_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """The child's, while it lives."""
+        return self._child.pid if self._child is not None and self._child.is_alive else None
+
+    def keep(
+        self, config: PipelineConfig, lease_s: float, *, may_spawn: bool = True
+    ) -> Supervision:
+        """Renew the lease; first start the replicator if there is none and it is due.
+
+        Args:
+            may_spawn: False for a preview, which must not start anything.
+
+        Raises:
+            ReplicatorFailed: it ended with an error. Once for each time; until the next try, the
+                error is the supervision's note.
+        """
+        payload = json.dumps(config.model_dump(by_alias=True), default=_plain)
+        with self._lock:
+            if payload != self._payload:
+                self._forget(payload)
+            note = self._look_after_dead()
+            if self._child is None:
+                note = self._spawn(lease_s, note) if may_spawn else note
+            else:
+                self._child.renew(lease_s)
+            child = self._child
+        if child is None:
+            return Supervision(None, self._generation, note or "the replicator is not running")
+        if child.status is None:
+            child.wait_for_words(_FIRST_WORDS_S)
+            with self._lock:
+                self._look_after_dead()
+        return Supervision(child.status, self._generation, note)
+
+    def stop(self, timeout_s: float = _GOODBYE_S) -> None:
+        with self._lock:
+            child, self._child = self._child, None
+        if child is not None:
+            child.stop(timeout_s)
+
+    def _forget(self, payload: str) -> None:
+        """The configuration is another: what failed before may work now."""
+        if self._child is not None:
+            self._child.stop(_GOODBYE_S)
+        self._payload, self._child = payload, None
+        self._failures, self._failure, self._resume_at = 0, None, 0.0
+
+    def _look_after_dead(self) -> str | None:
+        child = self._child
+        if child is not None and child.is_alive and child.is_silent:
+            child.stop(0.0)
+        if child is None or child.is_alive:
+            return None
+        self._child = None
+        failure = child.failure()
+        if failure is None:
+            return None
+        if child.age_s > _STABLE_S:
+            self._failures = 0
+        self._failures += 1
+        if child.was_killed and self._failures == 1:
+            # Killed or crashed in the middle of its work: nothing to wait for.
+            return failure.reason.split("\n")[0]
+        pause_s = min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _LONGEST_PAUSE_S)
+        self._failure, self._resume_at = failure, time.monotonic() + pause_s
+        raise failure
+
+    def _spawn(self, lease_s: float, note: str | None) -> str | None:
+        pause_s = self._resume_at - time.monotonic()
+        if pause_s > 0 and self._failure is not None:
+            return (
+                f"next try in {pause_s:.0f} s, after: {self._failure.reason} "
+                f"What to do: {self._failure.solution}"
+            )
+        self._child = Replicator(self._payload, lease_s)
+        self._generation += 1
+        return f"{note}; started again" if note else None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _plain(value: object) -> str:
+    """The configuration's values that JSON doesn't know; the child's stdin may see secrets."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} in a configuration")
+
+
+# -- the process's supervisors -----------------------------------------------------------------
+
+_supervisors: dict[str, Supervisor] = {}
+_registry_lock = threading.Lock()
+_owner_pid = 0
+
+
+def supervisor_of(pipeline: str) -> Supervisor:
+    """This process's supervisor of the pipeline, made at the first call."""
+    global _owner_pid
+    with _registry_lock:
+        if _owner_pid != os.getpid():
+            # Children belong to the process that spawned them; a fork starts with none.
+            _supervisors.clear()
+            _owner_pid = os.getpid()
+            atexit.register(stop_all)
+        return _supervisors.setdefault(pipeline, Supervisor())
+
+
+def stop_all() -> None:
+    """End every child of this process, side by side."""
+    if _owner_pid != os.getpid():
+        return
+    with _registry_lock:
+        supervisors = list(_supervisors.values())
+        _supervisors.clear()
+    threads = [threading.Thread(target=supervisor.stop) for supervisor in supervisors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,102 @@
+"""How a published table looks as an asset; the one place to change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dagster import AssetSpec, MetadataValue, TableColumn, TableColumnConstraints
+from dagster import TableSchema as DagsterTableSchema
+
+from etl_dagster.model.schema import TableSchema
+
+PIPELINE_TAG = "etl_dagster/pipeline"
+TABLE_TAG = "etl_dagster/table"
+STATE_ID = "meltano/state_id"
+
+
+@dataclass(frozen=True)
+class PublishedTableProps:
+    """What the translator is told of a table."""
+
+    pipeline: str
+    environment: str
+    schema: TableSchema
+    #: The table's Meltano state ID.
+    state_id: str
+    publication: str
+    #: Where the source is, without the password.
+    source_uri: str
+    #: The destination's type, such as ``duckdb``, and for people where it is.
+    destination_type: str
+    destination_place: str
+
+    @property
+    def name(self) -> str:
+        """``schema.table``."""
+        return self.schema.name
+
+
+class EtlDagsterTranslator:
+    """Makes the asset of each table.
+
+    Override `get_asset_spec` to have other keys, groups, owners or descriptions:
+
+        class ByTeam(EtlDagsterTranslator):
+            def get_asset_spec(self, table):
+                spec = super().get_asset_spec(table)
+                return spec.replace_attributes(owners=["team:sales"])
+    """
+
+    def get_asset_spec(self, table: PublishedTableProps) -> AssetSpec:
+        """The asset of one table; its key must differ from every other table's."""
+        schema = table.schema
+        key = ", ".join(schema.key_columns) or "none"
+        return AssetSpec(
+            key=[table.pipeline, schema.schema_name, schema.table_name],
+            group_name=table.pipeline,
+            description=(
+                f"The rows of `{table.name}`, kept in step with PostgreSQL by the sensor "
+                f"`{table.pipeline}_replication`. Materialize it to copy the table again from "
+                f"the beginning.\n\n{len(schema.columns)} columns; key: {key}."
+            ),
+            kinds={"postgres", table.destination_type},
+            tags={PIPELINE_TAG: table.pipeline},
+            metadata={
+                "dagster/column_schema": column_schema(schema),
+                "dagster/table_name": table.name,
+                "dagster/storage_kind": table.destination_type,
+                STATE_ID: table.state_id,
+                "source": table.source_uri,
+                "publication": table.publication,
+                "destination": table.destination_place,
+                "replica identity": _IDENTITIES[schema.replica_identity],
+            },
+        )
+
+
+_IDENTITIES: Mapping[str, str] = {
+    "d": "primary key",
+    "i": "unique index",
+    "f": "whole row",
+    "n": "none",
+}
+
+
+def column_schema(schema: TableSchema) -> DagsterTableSchema:
+    """The columns with the types that PostgreSQL gives them."""
+    sole_key = schema.key_columns[0] if len(schema.key_columns) == 1 else None
+    return DagsterTableSchema(
+        columns=[
+            TableColumn(
+                name=column.name,
+                type=column.type_name or "unknown",
+                constraints=TableColumnConstraints(
+                    nullable=column.nullable,
+                    unique=column.name == sole_key,
+                    other=["primary key"] if column.primary_key_ordinal is not None else None,
+                ),
+            )
+            for column in schema.columns
+        ]
+    )
