@@ -1,0 +1,284 @@
+"""One file, every mistake at once, and no secret anywhere else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etl_dagster.config import (
+    ENV_PREFIX,
+    DuckDBDestinationConfig,
+    PipelineConfig,
+    load_config,
+    parse_config,
+)
+from etl_dagster.errors import ConfigError
+
+SECRET = "s3cr3t-Pa55"
+
+
+def minimal(**source: Any) -> dict[str, Any]:
+    return {
+        "pipeline": "shop",
+        "source": {"publication": "pub", "database": "shop"} | source,
+        "destination": {"type": "memory"},
+    }
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "etl.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+# -- mistakes ----------------------------------------------------------------------------------
+
+
+def test_every_mistake_is_reported_at_once_with_its_place() -> None:
+    raw = {
+        "pipeline": "My Shop",
+        "source": {"database": "shop", "port": 99999, "pasword": SECRET},
+        "destination": {"type": "bigquery"},
+        "batch": {"max_fill_ms": "soon"},
+        "copy": {"chunk_rows": 0},
+        "tables": {"flights": {}},
+        "sources": {},
+    }
+
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw, {})
+
+    places = {mistake.partition(":")[0] for mistake in caught.value.mistakes}
+    assert places == {
+        "pipeline",
+        "source.publication",
+        "source.port",
+        "source.pasword",
+        "destination.type",
+        "batch.max_fill_ms",
+        "copy.chunk_rows",
+        "tables",
+        "sources",
+    }
+    assert SECRET not in str(caught.value)
+
+
+def test_an_unknown_key_is_called_one() -> None:
+    with pytest.raises(ConfigError, match=r"source\.publicaton: unknown key"):
+        parse_config(minimal(publicaton="x"), {})
+
+
+def test_an_unknown_destination_names_those_that_are_known() -> None:
+    raw = minimal() | {"destination": {"type": "bigquery"}}
+
+    with pytest.raises(
+        ConfigError, match=r"destination\.type: unknown destination.*duckdb, memory"
+    ):
+        parse_config(raw, {})
+
+
+def test_a_source_needs_a_dsn_or_a_database() -> None:
+    raw = minimal()
+    del raw["source"]["database"]
+
+    with pytest.raises(ConfigError, match="source: needs either dsn, or at least database"):
+        parse_config(raw, {})
+
+
+def test_a_table_without_its_schema_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"tables: write tables as schema\.table: flights"):
+        parse_config(minimal() | {"tables": {"flights": {}}}, {})
+
+
+def test_broken_yaml_is_named_by_line_without_quoting_it(tmp_path: Path) -> None:
+    path = write(tmp_path, f"pipeline: shop\nsource: {{password: {SECRET}\n")
+
+    with pytest.raises(ConfigError, match="line 3") as caught:
+        load_config(path, {})
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no\.yaml has 1 mistake:\n  can't be read"):
+        load_config(tmp_path / "no.yaml", {})
+
+
+@pytest.mark.parametrize("text", ["[1]", "just words", "3"])
+def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="must hold a mapping"):
+        load_config(write(tmp_path, text), {})
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    ).flatmap(
+        lambda value: st.sampled_from(sorted(PipelineConfig.model_fields)).map(
+            lambda key: minimal() | {key: value}
+        )
+    )
+)
+def test_whatever_stands_in_the_file_is_accepted_or_a_config_error(raw: dict[str, Any]) -> None:
+    try:
+        config = parse_config(raw, {})
+    except ConfigError:
+        return
+    assert config.pipeline
+
+
+# -- environment -------------------------------------------------------------------------------
+
+
+def test_variables_are_expanded_wherever_text_may_stand() -> None:
+    raw = minimal(host="${HOST}", user="${USER:-etl}", port="${PORT:-5433}")
+
+    source = parse_config(raw, {"HOST": "db"}).source
+
+    assert (source.host, source.user, source.port) == ("db", "etl", 5433)
+
+
+def test_two_dollars_are_one() -> None:
+    assert parse_config(minimal(user="a$$b$$${C}"), {"C": "c"}).source.user == "a$b$c"
+
+
+def test_every_variable_that_is_not_set_is_named_with_its_place() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(minimal(host="${NO_HOST}", user="${NO_USER}") | {"nonsense": 1}, {})
+
+    assert caught.value.mistakes == (
+        "source.host: the environment variable NO_HOST is not set",
+        "source.user: the environment variable NO_USER is not set",
+        "nonsense: unknown key",
+    )
+
+
+def test_what_an_expanded_value_holds_is_not_expanded_again() -> None:
+    """A password may hold a dollar sign and braces."""
+    config = parse_config(minimal(password="${PW}"), {"PW": "a${B}$$"})
+
+    assert config.source.password is not None
+    assert config.source.password.get_secret_value() == "a${B}$$"
+
+
+def test_an_override_wins_over_the_file() -> None:
+    environ = {
+        f"{ENV_PREFIX}SOURCE__PASSWORD": SECRET,
+        f"{ENV_PREFIX}BATCH__MAX_ROWS": "7",
+        f"{ENV_PREFIX}ENVIRONMENT": "prod",
+    }
+
+    config = parse_config(minimal(password="from the file"), environ)
+
+    assert config.source.password is not None
+    assert config.source.password.get_secret_value() == SECRET
+    assert (config.batch.max_rows, config.environment) == (7, "prod")
+
+
+def test_an_override_is_not_expanded() -> None:
+    config = parse_config(minimal(), {f"{ENV_PREFIX}SOURCE__PASSWORD": "$a${b}"})
+
+    assert config.source.password is not None
+    assert config.source.password.get_secret_value() == "$a${b}"
+
+
+def test_an_override_of_nothing_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"source\.pasword: unknown key"):
+        parse_config(minimal(), {f"{ENV_PREFIX}SOURCE__PASWORD": "x"})
+    with pytest.raises(ConfigError, match=f"{ENV_PREFIX}PIPELINE__X: there is no such setting"):
+        parse_config(minimal(), {f"{ENV_PREFIX}PIPELINE__X": "x"})
+
+
+# -- secrets -----------------------------------------------------------------------------------
+
+
+def test_no_secret_shows_in_any_rendering_of_the_configuration() -> None:
+    dsn = f"postgresql://u:{SECRET}@h/d"
+    config = parse_config(minimal(password=SECRET, dsn=dsn) | {"state_store": {"dsn": dsn}}, {})
+
+    for text in (repr(config), str(config), config.model_dump_json(), repr(config.source)):
+        assert SECRET not in text
+    assert SECRET in config.source.conninfo()
+    assert SECRET in config.state_store_conninfo()
+
+
+def test_a_dsn_that_cannot_be_read_is_not_quoted() -> None:
+    config = parse_config(minimal(dsn=f"host=db password='{SECRET}"), {})
+
+    with pytest.raises(ConfigError, match=r"source\.dsn") as caught:
+        config.source.conninfo()
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("place", ["source", "state_store"])
+def test_a_secret_of_the_wrong_type_is_not_quoted(place: str) -> None:
+    raw = minimal()
+    raw.setdefault(place, {})["dsn"] = [SECRET]
+
+    with pytest.raises(ConfigError, match=rf"{place}\.dsn") as caught:
+        parse_config(raw, {})
+    assert SECRET not in str(caught.value)
+
+
+# -- what it means -----------------------------------------------------------------------------
+
+
+def test_parts_win_over_the_dsn() -> None:
+    from psycopg.conninfo import conninfo_to_dict
+
+    config = parse_config(minimal(dsn="postgresql://u:p@old/d1", host="new", database="d2"), {})
+
+    given = conninfo_to_dict(config.source.conninfo())
+    assert (given["host"], given["dbname"], given["user"]) == ("new", "d2", "u")
+
+
+def test_the_state_store_is_the_source_unless_told() -> None:
+    config = parse_config(minimal(), {})
+    elsewhere = parse_config(minimal() | {"state_store": {"dsn": "dbname=state"}}, {})
+
+    assert config.state_store_conninfo() == config.source.conninfo()
+    assert elsewhere.state_store_conninfo() == "dbname=state"
+
+
+def test_a_relative_destination_is_relative_to_the_file(tmp_path: Path) -> None:
+    text = json.dumps(minimal() | {"destination": {"type": "duckdb", "path": "out/x.duckdb"}})
+
+    destination = load_config(write(tmp_path, text), {}).destination
+
+    assert isinstance(destination, DuckDBDestinationConfig)
+    assert destination.path == tmp_path / "out" / "x.duckdb"
+
+
+def test_an_absolute_destination_stays(tmp_path: Path) -> None:
+    raw = minimal() | {"destination": {"type": "duckdb", "path": "/data/x.duckdb"}}
+
+    destination = parse_config(raw, {}, origin=tmp_path / "etl.yaml").destination
+
+    assert isinstance(destination, DuckDBDestinationConfig)
+    assert destination.path == Path("/data/x.duckdb")
+
+
+def test_a_state_id_is_meltanos() -> None:
+    assert parse_config(minimal(), {}).state_id("public.a") == "dev:shop-to-memory:public.a"
+
+
+def test_a_table_that_is_not_named_has_the_defaults() -> None:
+    config = parse_config(minimal() | {"tables": {"public.log": {"copy": False}}}, {})
+
+    assert config.table("public.log").copy_rows is False
+    assert config.table("public.other").copy_rows is True
+
+
+def test_a_configuration_made_in_python_is_checked_the_same() -> None:
+    config = PipelineConfig.model_validate(minimal())
+
+    assert config == parse_config(minimal(), {})
+    with pytest.raises(ValueError, match="frozen"):
+        config.pipeline = "other"  # type: ignore[misc]

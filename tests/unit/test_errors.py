@@ -1,0 +1,79 @@
+"""Errors help the person on call, and tell nothing they must not."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from etl_dagster import errors
+from etl_dagster.errors import (
+    ConfigError,
+    DecodeError,
+    EtlError,
+    PublicationMissing,
+    ReplicaIdentityMissing,
+    TableWriteFailed,
+)
+
+every_class = [
+    value
+    for value in vars(errors).values()
+    if inspect.isclass(value) and issubclass(value, EtlError)
+]
+
+
+@pytest.mark.parametrize("kind", every_class, ids=lambda kind: kind.__name__)
+def test_every_kind_of_error_says_what_to_do(kind: type[EtlError]) -> None:
+    assert kind.__doc__
+    assert len(kind.solution) > 15
+
+
+def test_a_solution_may_fit_the_case() -> None:
+    error = EtlError("the disk is full", solution="Make room.")
+
+    assert (error.reason, error.solution, str(error)) == (
+        "the disk is full",
+        "Make room.",
+        error.reason,
+    )
+    assert EtlError("another").solution != "Make room."
+
+
+def test_a_missing_publication_names_those_that_exist() -> None:
+    assert "it has 'shop', 'crm'" in PublicationMissing("etl", ["shop", "crm"]).reason
+    assert "it has no publication" in PublicationMissing("etl", []).reason
+
+
+def test_missing_identities_name_every_table() -> None:
+    error = ReplicaIdentityMissing(["public.a", "public.b"])
+
+    assert error.tables == ("public.a", "public.b")
+    assert "public.a, public.b" in error.reason
+
+
+def test_a_decode_error_says_where() -> None:
+    assert DecodeError("half a message", offset=7).offset == 7
+    assert "at byte 7" in str(DecodeError("half a message", offset=7))
+    assert DecodeError("half a message").offset is None
+
+
+def test_one_mistake_is_not_called_mistakes() -> None:
+    assert str(ConfigError(["x: unknown key"])).startswith("etl.yaml has 1 mistake:\n")
+    assert "2 mistakes" in str(ConfigError(["x: unknown key", "y: unknown key"]))
+
+
+def test_only_what_waiting_may_cure_is_retried() -> None:
+    retryable = {kind.__name__ for kind in every_class if kind.retryable}
+
+    assert retryable == {
+        "SourceUnreachable",
+        "SlotInUse",
+        "StoreUnreachable",
+        "DestinationUnreachable",
+        "LeaseLost",
+    }
+
+
+def test_a_failed_write_names_its_table() -> None:
+    assert TableWriteFailed(42, "a type is missing").table_id == 42
