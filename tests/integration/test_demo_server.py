@@ -1,0 +1,114 @@
+"""The private server behind the demo and the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from etl_dagster.demo.server import (
+    HOST,
+    EmbeddedPostgres,
+    PortInUse,
+    ServerBinaries,
+    find_servers,
+    free_port,
+)
+from tests.support.database import Database
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Path:
+    """pytest's own folders are closed to the account that the server runs as; so be it."""
+    return tmp_path / "a folder with spaces" / "pg"
+
+
+@pytest.fixture(params=find_servers(), ids=lambda binaries: f"pg{binaries.major}")
+def binaries(request: pytest.FixtureRequest) -> ServerBinaries:
+    found: ServerBinaries = request.param
+    return found
+
+
+def test_a_database_is_ready_for_logical_replication(database: Database) -> None:
+    assert database.query("SHOW wal_level") == [("logical",)]
+    database.query(
+        "SELECT pg_create_logical_replication_slot('s_' || current_database(), 'pgoutput')"
+    )
+    assert database.slots() == [f"s_{database.name}"]
+
+
+def test_data_and_port_outlive_a_restart(open_folder: Path, binaries: ServerBinaries) -> None:
+    server = EmbeddedPostgres(open_folder, binaries, durable=False)
+    with server, psycopg.connect(server.dsn()) as connection:
+        port = server.port
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+
+    again = EmbeddedPostgres(open_folder, binaries, durable=False)
+    with again, psycopg.connect(again.dsn()) as connection:
+        assert connection.execute("SELECT answer FROM kept").fetchall() == [(42,)]
+        assert again.port == port
+    assert not (open_folder / "data" / "postmaster.pid").exists()
+
+
+def test_the_password_is_random_and_only_its_owner_can_read_it(open_folder: Path) -> None:
+    with EmbeddedPostgres(open_folder, durable=False) as server:
+        assert stat.S_IMODE((open_folder / "password").stat().st_mode) == 0o600
+        assert len(server.password) >= 24
+        with pytest.raises(psycopg.OperationalError, match="password"):
+            psycopg.connect(server.dsn(password="wrong"))
+
+
+def test_a_port_in_use_is_named(open_folder: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(PortInUse, match=str(port)):
+            EmbeddedPostgres(open_folder, port=port, durable=False).start()
+
+
+def test_the_port_that_was_asked_for_is_used(open_folder: Path) -> None:
+    port = free_port()
+    with EmbeddedPostgres(open_folder, port=port, durable=False) as server:
+        assert server.port == port
+
+
+def test_a_killed_owner_takes_its_server_along(open_folder: Path) -> None:
+    """Even where nothing could clean up, the next start finds a folder that it can use."""
+    code = (
+        "import sys, time\n"
+        "from etl_dagster.demo.server import EmbeddedPostgres\n"
+        "server = EmbeddedPostgres(sys.argv[1], durable=False)\n"
+        "server.start()\n"
+        "print(server.process_id, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", code, str(open_folder)]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    server_id = int(owner.stdout.readline())
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    owner.stdout.close()
+
+    with (
+        EmbeddedPostgres(open_folder, durable=False) as server,
+        psycopg.connect(server.dsn()) as connection,
+    ):
+        assert server.process_id != server_id
+        connection.execute("SELECT 1")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has another account to run it as")
+def test_root_runs_the_server_as_somebody_else(open_folder: Path) -> None:
+    with EmbeddedPostgres(open_folder, durable=False) as server:
+        status = Path(f"/proc/{server.process_id}/status").read_text()
+        (uids,) = [line for line in status.splitlines() if line.startswith("Uid:")]
+        assert uids.split()[1] != "0"

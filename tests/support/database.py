@@ -1,0 +1,113 @@
+"""A database of a test's own, and a configuration for it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from etl_dagster.config import PipelineConfig, parse_config
+from etl_dagster.demo.server import EmbeddedPostgres
+
+PUBLICATION = "etl_pub"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database in a test server."""
+
+    server: EmbeddedPostgres
+    name: str
+
+    @classmethod
+    @contextmanager
+    def create(cls, server: EmbeddedPostgres) -> Iterator[Database]:
+        """A fresh one with a random name; at the end it is dropped, its slots before it."""
+        database = cls(server, f"test_{secrets.token_hex(6)}")
+        name = sql.Identifier(database.name)
+        with psycopg.connect(server.dsn(), autocommit=True) as admin:
+            admin.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        try:
+            yield database
+        finally:
+            database.drop_slots()
+            with psycopg.connect(server.dsn(), autocommit=True) as admin:
+                admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+    @property
+    def dsn(self) -> str:
+        """As the superuser."""
+        return self.server.dsn(self.name)
+
+    def connect(self, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
+        """A connection in autocommit mode, unless `autocommit=False` is given."""
+        return psycopg.connect(self.dsn, **({"autocommit": True} | options))
+
+    def execute(self, *statements: str) -> None:
+        """Run statements, each in a transaction of its own; one string may hold several."""
+        with self.connect() as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def query(
+        self, statement: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[tuple[Any, ...]]:
+        with self.connect() as connection:
+            return connection.execute(statement, parameters or None).fetchall()
+
+    def slots(self) -> list[str]:
+        """The names of this database's replication slots, sorted."""
+        rows = self.query(
+            "SELECT slot_name FROM pg_replication_slots WHERE database = %s ORDER BY 1", [self.name]
+        )
+        return [name for (name,) in rows]
+
+    def current_lsn(self) -> str:
+        return str(self.query("SELECT pg_current_wal_lsn()")[0][0])
+
+    def drop_slots(self) -> None:
+        """End whoever uses this database's slots, and drop them."""
+        with psycopg.connect(self.server.dsn(), autocommit=True) as admin:
+            # A walsender takes a moment to let go of its slot, so ending it must be waited for.
+            admin.execute(
+                "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots "
+                "WHERE database = %s AND active_pid IS NOT NULL",
+                [self.name],
+            )
+            admin.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots "
+                "WHERE database = %s",
+                [self.name],
+            )
+
+
+def make_config(database: Database, tmp_path: Path, **overrides: Any) -> PipelineConfig:
+    """A pipeline ``test`` from `database` to ``tmp_path/test.duckdb``.
+
+    An override is a whole section (``copy={"chunk_rows": 100}``, merged into the default) or,
+    through ``**{"batch.max_rows": 10}``, one dotted key.
+    """
+    values: dict[str, Any] = {
+        "pipeline": "test",
+        "source": {"dsn": database.dsn, "publication": PUBLICATION},
+        "destination": {"type": "duckdb", "path": str(tmp_path / "test.duckdb")},
+        "batch": {"max_fill_ms": 50},
+        "retry": {"initial_delay_ms": 50, "max_delay_ms": 500},
+    }
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        if isinstance(value, Mapping) and isinstance(target.get(last), Mapping):
+            value = {**target[last], **value}
+            if "type" in value and value["type"] != target[last].get("type", value["type"]):
+                value = dict(overrides[key])
+        target[last] = value
+    return parse_config(values, {})
