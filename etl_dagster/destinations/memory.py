@@ -14,6 +14,7 @@ from etl_dagster.destinations.evolution import (
     schema_changes,
 )
 from etl_dagster.errors import InvalidState, Superseded
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.events import (
     DeleteEvent,
@@ -154,7 +155,7 @@ class MemoryDestination:
             if copy.is_complete:
                 return
             if rows.chunk is None:
-                self._replace_table(schema, copy)
+                self._replace_table(schema, copy, rows.replay_from)
                 return
             if rows.chunk.index in copy.chunks:
                 return
@@ -212,9 +213,9 @@ class MemoryDestination:
         copy = self._copies[schema.id] = _Copy(copy_id, MemoryTable(schema))
         return copy
 
-    def _replace_table(self, schema: TableSchema, copy: _Copy) -> None:
+    def _replace_table(self, schema: TableSchema, copy: _Copy, replay_from: Lsn) -> None:
         self.tables[schema.id] = copy.table
-        self.positions.pop(schema.id, None)
+        self.positions[schema.id] = Position.just_before(replay_from)
         copy.is_complete = True
 
 

@@ -1,0 +1,280 @@
+"""Makes event batches by hand, and says what a table must hold after them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import (
+    DELETE,
+    INSERT,
+    UPDATE,
+    ChunkId,
+    EventBatch,
+    RelationEvent,
+    TableChanges,
+    TableRows,
+    TableStep,
+    TruncateEvent,
+)
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import ColumnSchema, ReplicaIdentity, TableSchema
+
+Row = dict[str, Any]
+
+BOOL, BYTEA, INT8, INT4, TEXT, JSONB = 16, 17, 20, 23, 25, 3802
+FLOAT8, DATE, TIMESTAMPTZ, NUMERIC, UUID = 701, 1082, 1184, 1700, 2950
+
+
+def column(
+    name: str, type_oid: int, attnum: int, *, key: int | None = None, **more: Any
+) -> ColumnSchema:
+    more.setdefault("is_identity", key is not None)
+    return ColumnSchema(
+        name, type_oid, attnum=attnum, nullable=key is None, primary_key_ordinal=key, **more
+    )
+
+
+def table(
+    columns: Sequence[ColumnSchema],
+    *,
+    table_id: int = 16384,
+    name: str = "orders",
+    identity: ReplicaIdentity = "d",
+    schema_name: str = "public",
+    snapshot: int = 0,
+) -> TableSchema:
+    return TableSchema(
+        table_id, schema_name, name, tuple(columns), Lsn(snapshot), replica_identity=identity
+    )
+
+
+ORDERS = table(
+    [
+        column("id", INT8, 1, key=1),
+        column("amount", NUMERIC, 2, type_modifier=((12 << 16) | 2) + 4),
+        column("note", TEXT, 3),
+        column("document", TEXT, 4),
+    ]
+)
+PRICES = table(
+    [column("sku", TEXT, 1, key=2), column("region", INT4, 2, key=1), column("price", INT4, 3)],
+    table_id=16390,
+    name="prices",
+)
+#: Neither key nor replica identity: rows are only ever appended.
+VISITS = table([column("page", TEXT, 1), column("at", INT8, 2)], table_id=16391, name="visits")
+#: No key, but REPLICA IDENTITY FULL: the whole old row comes along.
+READINGS = table(
+    [
+        column("sensor", TEXT, 1, is_identity=True),
+        column("value", INT4, 2, is_identity=True),
+        column("blob", TEXT, 3, is_identity=True),
+    ],
+    table_id=16392,
+    name="readings",
+    identity="f",
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change as Postgres sends it. op: I, U, D, T (truncate), R (relation)."""
+
+    schema: TableSchema
+    op: str
+    row: Row = field(default_factory=dict)
+    old: Row | None = None
+    unchanged: frozenset[str] = frozenset()
+    lsn: int = 0
+    ordinal: int = 0
+
+    @property
+    def position(self) -> Position:
+        return Position(Lsn(self.lsn), self.ordinal)
+
+
+class Transactions:
+    """A stream of changes that grows one transaction at a time."""
+
+    def __init__(self, first_lsn: int = 1000) -> None:
+        self.changes: list[Change] = []
+        self._lsn = first_lsn
+
+    def commit(self, *changes: Change) -> list[Change]:
+        """Add a transaction; its changes with their positions."""
+        numbered, ordinal = [], 0
+        for change in changes:
+            numbered.append(
+                Change(
+                    change.schema,
+                    change.op,
+                    change.row,
+                    change.old,
+                    change.unchanged,
+                    self._lsn,
+                    ordinal,
+                )
+            )
+            ordinal += change.op != "R"
+        self.changes += numbered
+        self._lsn += 100
+        return numbered
+
+
+def insert(schema: TableSchema, **row: Any) -> Change:
+    return Change(schema, "I", row)
+
+
+def update(
+    schema: TableSchema, *, old: Row | None = None, unchanged: Iterable[str] = (), **row: Any
+) -> Change:
+    return Change(schema, "U", row, old, frozenset(unchanged))
+
+
+def delete(schema: TableSchema, **row: Any) -> Change:
+    return Change(schema, "D", row)
+
+
+def truncate(schema: TableSchema) -> Change:
+    return Change(schema, "T")
+
+
+def relation(schema: TableSchema) -> Change:
+    return Change(schema, "R")
+
+
+def batch(changes: Sequence[Change], *, epoch: int = 0) -> EventBatch:
+    """The changes as one batch."""
+    tables: dict[int, list[TableStep]] = {}
+    runs: dict[int, list[tuple[int, Change]]] = {}
+
+    def close(table_id: int) -> None:
+        if run := runs.pop(table_id, None):
+            tables.setdefault(table_id, []).append(_table_changes(run))
+
+    for sequence, change in enumerate(changes):
+        table_id = change.schema.id
+        if change.op in "IUD":
+            if table_id in runs and runs[table_id][0][1].schema != change.schema:
+                close(table_id)
+            runs.setdefault(table_id, []).append((sequence, change))
+            continue
+        close(table_id)
+        step: TableStep
+        if change.op == "T":
+            step = TruncateEvent(change.schema, change.position, sequence, change.lsn)
+        else:
+            step = RelationEvent(change.schema, None, sequence)
+        tables.setdefault(table_id, []).append(step)
+    for table_id in list(runs):
+        close(table_id)
+    end = Lsn(changes[-1].lsn + 50) if changes else None
+    return EventBatch(tables, commit_end_lsn=end, epoch=epoch)
+
+
+def _table_changes(run: Sequence[tuple[int, Change]]) -> TableChanges:
+    changes = [change for _, change in run]
+    schema = changes[0].schema
+    with_old = [(place, c.old) for place, c in enumerate(changes) if c.old is not None]
+    unchanged = {
+        name: np.array([name in change.unchanged for change in changes])
+        for name in schema.column_names
+        if any(name in change.unchanged for change in changes)
+    }
+    return TableChanges(
+        schema,
+        np.array([{"I": INSERT, "U": UPDATE, "D": DELETE}[c.op] for c in changes], np.uint8),
+        np.array([change.lsn for change in changes], np.uint64),
+        np.array([change.ordinal for change in changes], np.int64),
+        np.array([change.lsn for change in changes], np.int64),
+        np.array([sequence for sequence, _ in run], np.int64),
+        arrow_rows(schema, [change.row for change in changes]),
+        unchanged,
+        np.array([place for place, _ in with_old], np.int64) if with_old else None,
+        arrow_rows(schema, [old for _, old in with_old]) if with_old else None,
+    )
+
+
+def arrow_rows(schema: TableSchema, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+    """Rows as Arrow; columns that a row lacks are null, also where the table has NOT NULL."""
+    fields = schema.arrow_schema
+    arrays = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in fields]
+    nullable = pa.schema([pa.field(field.name, field.type) for field in fields])
+    return pa.RecordBatch.from_arrays(arrays, schema=nullable)
+
+
+def chunk(copy_id: str, index: int, schema: TableSchema, rows: Sequence[Row]) -> TableRows:
+    half = len(rows) // 2
+    batches = [arrow_rows(schema, part) for part in (rows[:half], rows[half:]) if part]
+    return TableRows(copy_id, iter(batches), ChunkId(copy_id, index))
+
+
+def end_of_copy(copy_id: str, replay_from: int = 0) -> TableRows:
+    return TableRows(copy_id, replay_from=Lsn(replay_from))
+
+
+def content(rows: Iterable[Row]) -> Counter[str]:
+    """Rows to compare without their order, and without the difference of 1.5 and 1.50."""
+
+    def plain(value: Any) -> Any:
+        return value.normalize() if isinstance(value, Decimal) else value
+
+    return Counter(
+        repr(sorted((name, plain(value)) for name, value in row.items())) for row in rows
+    )
+
+
+class SourceTable:
+    """A table in the source: says what Postgres would send for each statement."""
+
+    def __init__(self, schema: TableSchema, toasted: Iterable[str] = ()) -> None:
+        self.schema = schema
+        self.rows: list[Row] = []
+        #: Columns that are stored out of line: not sent when an update leaves them alone.
+        self.toasted = frozenset(toasted)
+
+    def key(self, row: Row) -> tuple[Any, ...]:
+        return tuple(row[name] for name in self.schema.key_columns)
+
+    def insert(self, row: Row) -> Change | None:
+        if self.schema.key_columns and self.key(row) in map(self.key, self.rows):
+            return None
+        self.rows.append(row)
+        return Change(self.schema, "I", row)
+
+    def update(self, place: int, values: Row) -> Change | None:
+        """Change values of one row; None where that isn't possible."""
+        before = self.rows[place]
+        after = before | values
+        others = self.rows[:place] + self.rows[place + 1 :]
+        if self.schema.key_columns and self.key(after) in map(self.key, others):
+            return None
+        self.rows[place] = after
+        unchanged = frozenset(
+            name for name in self.toasted - values.keys() if before[name] is not None
+        )
+        old = None
+        if self.schema.replica_identity == "f":
+            old = before
+        elif self.key(before) != self.key(after):
+            old = {name: before[name] for name in self.schema.identity_columns}
+        sent = {name: value for name, value in after.items() if name not in unchanged}
+        return Change(self.schema, "U", sent, old, unchanged)
+
+    def delete(self, place: int) -> Change:
+        row = self.rows.pop(place)
+        if self.schema.replica_identity != "f":
+            row = {name: row[name] for name in self.schema.identity_columns}
+        return Change(self.schema, "D", row)
+
+    def truncate(self) -> Change:
+        self.rows.clear()
+        return Change(self.schema, "T")
