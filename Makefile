@@ -1,0 +1,73 @@
+# Paths are relative throughout: make can't handle a target whose path contains spaces.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Another interpreter: make PYTHON=/path/to/python3.12 test
+PYTHON ?=
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: help
+help: ## List what make can do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: $(READY) ## Flights in an embedded Postgres, streamed into DuckDB, seen in Dagster
+	@$(BIN)/etl-dagster demo $(DEMO_ARGS)
+
+.PHONY: test
+test: $(READY) ## Run all tests, on every PostgreSQL found
+	@$(BIN)/python -m pytest $(TEST_ARGS)
+
+.PHONY: bench
+bench: $(READY) ## Measure, and write benchmarks/latest.json
+	@$(BIN)/python -m benchmarks.run
+
+.PHONY: lint
+lint: $(READY) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: clean
+clean: ## Remove the environment, the demo's data and all caches
+	@if kill -0 "$$(head -n 1 .demo/postgres/data/postmaster.pid 2>/dev/null)" 2>/dev/null; then \
+		echo "The demo is running: stop it first (Ctrl-C in its terminal)." >&2; exit 1; fi
+	rm -rf .venv .demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .tmp_dagster_home_*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A python that is found isn't always one that runs (pyenv leaves names that only print an error).
+$(READY): pyproject.toml
+	@set -eu; \
+	if [ ! -x $(BIN)/python ]; then \
+		found=; need='import sys; sys.exit(sys.version_info < (3, 11))'; \
+		uv=$$(command -v uv || true); \
+		[ -n "$$uv" ] || need="import venv, ensurepip; $$need"; \
+		for name in "$(PYTHON)" python3.13 python3.12 python3.11 python3 python python3.14; do \
+			[ -n "$$name" ] || continue; \
+			if "$$name" -c "$$need" >/dev/null 2>&1; then found=$$name; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "No Python 3.11 or later with its venv module was found." >&2; \
+			echo "Install one (Debian: apt install python3 python3-venv)," >&2; \
+			echo "or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
+			exit 2; \
+		fi; \
+		echo "Making a virtual environment in .venv with $$found"; \
+		rm -rf .venv; \
+		if [ -n "$$uv" ]; then uv venv --quiet --python "$$found" .venv; \
+		else "$$found" -m venv .venv; fi; \
+	fi; \
+	echo "Installing the package and its dependencies (a minute or two)"; \
+	if command -v uv >/dev/null; then \
+		uv pip install --quiet --python $(BIN)/python -e ".[dev]"; \
+	else \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"; \
+	fi; \
+	touch $@
