@@ -66,8 +66,10 @@ class TableRows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The rows as dictionaries; simple, and slow."""
+        from etl_dagster.model.parsing import to_dicts
+
         for batch in self.batches():
-            yield from batch.to_pylist()
+            yield from to_dicts(batch)
 
 
 # -- the stream --------------------------------------------------------------------------------
@@ -151,10 +153,12 @@ class TableChanges:
 
     def events(self) -> Iterator[RowEvent]:
         """Each change as an object; simple, and slow."""
-        rows = self.rows.to_pylist()
+        from etl_dagster.model.parsing import to_dicts
+
+        rows = to_dicts(self.rows)
         old: dict[int, dict[str, Any]] = {}
         if self.old_indices is not None and self.old_rows is not None:
-            old = dict(zip(self.old_indices.tolist(), self.old_rows.to_pylist(), strict=True))
+            old = dict(zip(self.old_indices.tolist(), to_dicts(self.old_rows), strict=True))
         for index, (op, row) in enumerate(zip(self.ops.tolist(), rows, strict=True)):
             unknown = frozenset(name for name, mask in self.unchanged.items() if mask[index])
             kind = _EVENT_OF_OP[op]

@@ -1,1 +1,1 @@
-"""Bytes in, values out: frames, pgoutput, columns. No sockets, no clock, no logging."""
+"""The bytes of logical replication: no sockets, no clock, no logging."""

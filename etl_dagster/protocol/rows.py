@@ -1,0 +1,239 @@
+"""Row messages (Insert, Update, Delete), decoded a column at a time.
+
+No Python object is made for a value. An int64 array has the place of the current column in every
+message at once; the byte there tells null, unchanged or text, the next four bytes the length, and
+the next column begins behind. The values of a column are then cut out and converted together.
+
+Source: PostgreSQL documentation, "Logical Replication Message Formats": Insert, Update, Delete,
+TupleData.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from etl_dagster.errors import DecodeError
+from etl_dagster.model.events import DELETE, INSERT, UPDATE
+from etl_dagster.model.parsing import buffer_of
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.model.types import parse_text
+from etl_dagster.protocol.frames import XLOG_DATA_HEADER, XLOG_DATA_TAG
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Places: TypeAlias = npt.NDArray[np.int64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
+_HEADER: Final = XLOG_DATA_HEADER.size
+#: Tag and relation; what follows is 'N', 'K' or 'O' and a tuple with at least its column count.
+_PREFIX: Final = 5
+_SHORTEST: Final = _HEADER + _PREFIX + 1 + 2
+
+_NEW, _KEY, _OLD = ord("N"), ord("K"), ord("O")
+_NULL, _UNCHANGED, _TEXT = ord("n"), ord("u"), ord("t")
+#: Beyond this many bytes, places no longer fit the offsets of an ordinary string array.
+_INT32_END: Final = 2**31 - 1
+
+
+class RowMessages:
+    """Row messages in one buffer; all arrays have one element for each.
+
+    Args:
+        buffer: frames one behind the other, and some zeros, so that a look
+            ahead of a place inside of the last frame stays in the buffer.
+        lengths: the frames' lengths.
+
+    Raises:
+        DecodeError: a frame is too short or isn't XLogData.
+    """
+
+    def __init__(self, buffer: bytearray, lengths: list[int]) -> None:
+        self.data: Bytes = np.frombuffer(buffer, np.uint8)
+        size = np.array(lengths, np.int64)
+        #: Where the messages end, and begin (their tag).
+        self.ends: Places = np.cumsum(size)
+        self.starts: Places = self.ends - size + _HEADER
+        # The same bytes as big-endian numbers, one at every place.
+        self._uint32 = _sliding(buffer, ">u4")
+        self._uint16 = _sliding(buffer, ">u2")
+        if len(size) and int(size.min()) < _SHORTEST:
+            short = int(size[size < _SHORTEST][0])
+            raise DecodeError("a row message ends too early", offset=short - _HEADER)
+        if np.any(self.data[self.starts - _HEADER] != XLOG_DATA_TAG):
+            raise DecodeError("a frame that is no XLogData", offset=0)
+        #: uint8: `INSERT`, `UPDATE` or `DELETE`.
+        self.ops: Bytes = self.data[self.starts]
+        #: OIDs; int64 so that they compare with Python's numbers.
+        self.relation_ids: Places = self._uint32[self.starts + 1].astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def columns(self, places: Places, rows: Places, count: int) -> Iterator[Column]:
+        """Walk the tuples that begin at `places`, one in each of the messages `rows`.
+
+        Yields each column in turn. `places` is moved behind the tuples in the end, in place.
+
+        Raises:
+            DecodeError: a tuple has another number of columns, or doesn't fit its message.
+        """
+        ends = self.ends[rows]
+        self._check(places + 2 <= ends, places, rows, "a tuple ends too early")
+        self._check(self._uint16[places] == count, places, rows, f"a tuple hasn't {count} columns")
+        places += 2
+        for _ in range(count):
+            self._check(places < ends, places, rows, "a tuple ends too early")
+            kinds = self.data[places]
+            is_text = kinds == _TEXT
+            if is_text.all():
+                begins = places + 5
+                stops = begins + self._uint32[places + 1]
+                column = Column(begins, stops, None, None)
+            else:
+                unchanged = kinds == _UNCHANGED
+                known = is_text | unchanged | (kinds == _NULL)
+                self._check(known, places, rows, "a column value of an unknown kind")
+                begins = np.where(is_text, places + 5, places + 1)
+                # What isn't text has no length; the four bytes are of what follows.
+                stops = begins + np.where(is_text, self._uint32[places + 1], 0)
+                column = Column(begins, stops, is_text, unchanged if unchanged.any() else None)
+            self._check(stops <= ends, places, rows, "a column value goes past its message")
+            places[:] = stops
+            yield column
+
+    def tags(self, places: Places) -> Bytes:
+        """The bytes at `places`; 0 where the message has ended is no tag."""
+        return self.data[places]
+
+    def _check(self, is_right: Flags, places: Places, rows: Places, what: str) -> None:
+        if not is_right.all():
+            bad = int(np.argmin(is_right))
+            raise DecodeError(what, offset=int(places[bad] - self.starts[rows[bad]]))
+
+    def check_tags(self, tags: Bytes, allowed: bytes, places: Places, rows: Places) -> None:
+        """Raises DecodeError where a tag before a tuple is none of those allowed."""
+        is_right = np.isin(tags, list(allowed)) if len(allowed) > 1 else tags == allowed[0]
+        self._check(is_right, places, rows, f"a tuple that isn't one of {allowed.decode()}")
+
+    def check_ends(self, places: Places, rows: Places) -> None:
+        """Raises DecodeError where a message goes on after its last tuple."""
+        self._check(places == self.ends[rows], places, rows, "a row message goes on after its end")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Where the texts of one column are in the buffer.
+
+    Arrays of one length; places ascend.
+    """
+
+    begins: Places
+    stops: Places
+    #: Which values there are; None: all. Without a value, `begins` equals `stops`.
+    is_text: Flags | None
+    #: Unchanged TOAST values; None: no value is.
+    unchanged: Flags | None
+
+    def strings(self, data: Bytes) -> Any:
+        """A string array; null where there is no value. It may hold what isn't UTF-8."""
+        count = len(self.begins)
+        is_large = len(data) > _INT32_END
+        string_type: Any = pa.large_string() if is_large else pa.string()
+        # Arrow strings lie one behind the other. So the buffer as a whole becomes an array in
+        # which each value is followed by what lies between it and the next one; `take` then
+        # copies every other element, in C++.
+        offsets = np.empty(2 * count + 1, np.int64 if is_large else np.int32)
+        offsets[0 : 2 * count : 2] = self.begins
+        offsets[1 : 2 * count : 2] = self.stops
+        offsets[2 * count] = self.stops[-1] if count else 0
+        both: Any = pa.Array.from_buffers(
+            string_type, 2 * count, [None, buffer_of(offsets), buffer_of(data)]
+        )
+        strings = both.take(pa.array(np.arange(0, 2 * count, 2, dtype=np.int64)))
+        if self.is_text is None:
+            return strings
+        validity = buffer_of(np.packbits(self.is_text, bitorder="little"))
+        return pa.Array.from_buffers(string_type, count, [validity, *strings.buffers()[1:]])
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedRows:
+    """The typed content of some row messages; see `TableChanges` for the fields."""
+
+    rows: Any
+    unchanged: dict[str, Flags]
+    old_indices: Places | None
+    old_rows: Any
+    replaced: dict[str, int]
+
+
+def decode_rows(messages: RowMessages, which: Places, schema: TableSchema) -> DecodedRows:
+    """Decode messages of one table under one schema.
+
+    Args:
+        which: the numbers of the messages, ascending.
+
+    Raises:
+        DecodeError: a message doesn't follow the protocol, or has other columns than the schema.
+    """
+    ops = messages.ops[which]
+    places = messages.starts[which] + _PREFIX
+    is_insert, is_delete = ops == INSERT, ops == DELETE
+    old_indices: Places | None = None
+    old_rows = None
+    if not is_insert.all():
+        messages._check(is_insert | is_delete | (ops == UPDATE), places, which, "no row message")
+        tags = messages.tags(places)
+        has_old = (ops == UPDATE) & (tags != _NEW)
+        if has_old.any():
+            old_indices = np.flatnonzero(has_old)
+            behind = places[old_indices]
+            old_which = which[old_indices]
+            messages.check_tags(tags[old_indices], b"KO", behind, old_which)
+            behind += 1
+            old_rows = _decode_tuples(messages, behind, old_which, schema)[0]
+            places[old_indices] = behind
+        deletes = np.flatnonzero(is_delete)
+        messages.check_tags(tags[deletes], b"KO", places[deletes], which[deletes])
+        kept = np.flatnonzero(~is_delete)
+        tags = messages.tags(places[kept])
+        messages.check_tags(tags, b"N", places[kept], which[kept])
+    else:
+        messages.check_tags(messages.tags(places), b"N", places, which)
+    places += 1
+    rows, unchanged, replaced = _decode_tuples(messages, places, which, schema)
+    messages.check_ends(places, which)
+    return DecodedRows(rows, unchanged, old_indices, old_rows, replaced)
+
+
+def _decode_tuples(
+    messages: RowMessages, places: Places, which: Places, schema: TableSchema
+) -> tuple[Any, dict[str, Flags], dict[str, int]]:
+    arrays: list[Any] = []
+    unchanged: dict[str, Flags] = {}
+    replaced: dict[str, int] = {}
+    spans = messages.columns(places, which, len(schema.columns))
+    for column, span in zip(schema.columns, spans, strict=True):
+        array, lost = parse_text(column, span.strings(messages.data))
+        arrays.append(array)
+        if span.unchanged is not None:
+            unchanged[column.name] = span.unchanged
+        if lost:
+            replaced[column.name] = lost
+    if arrays:
+        rows = pa.RecordBatch.from_arrays(arrays, schema=schema.arrow_schema)
+    else:
+        empty: Any = pa.array([{}] * len(which), pa.struct([]))
+        rows = pa.RecordBatch.from_struct_array(empty)
+    return rows, unchanged, replaced
+
+
+def _sliding(buffer: bytearray, kind: str) -> npt.NDArray[Any]:
+    """A number of the given kind read at every byte of the buffer."""
+    width = np.dtype(kind).itemsize
+    return np.ndarray((len(buffer) - width + 1,), kind, buffer, strides=(1,))
