@@ -15,7 +15,7 @@ from etl_dagster.config import SourceConfig
 from etl_dagster.errors import SourceError, SourceUnreachable
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
-from etl_dagster.model.types import adbc_is_exact, fix_adbc, parse_text
+from etl_dagster.model.types import adbc_is_exact, fix_adbc, parse_text, text_expression
 from etl_dagster.source.catalog import Leaf
 from etl_dagster.source.connection import source_conninfo
 
@@ -111,7 +111,7 @@ class ChunkReader:
             sql.Identifier(column.name)
             if exact
             # What ADBC reads otherwise than the stream goes through the stream's own text.
-            else sql.SQL("{}::text").format(sql.Identifier(column.name))
+            else sql.SQL(text_expression(column)).format(sql.Identifier(column.name))
             for column, exact in zip(self._schema.columns, self._exact, strict=True)
         ]
         conditions: list[sql.Composable] = []
