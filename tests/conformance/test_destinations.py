@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from support.changes import (
+
+from etl_dagster.destinations.duckdb import DuckDBDestination, read_connection
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.errors import InvalidState, Superseded
+from etl_dagster.model.destination import Destination
+from etl_dagster.model.events import EventBatch, TableRows
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.stores.memory import MemoryStore
+from tests.support.changes import (
     INT4,
     INT8,
     NUMERIC,
@@ -33,19 +41,12 @@ from support.changes import (
     update,
 )
 
-from etl_dagster.destinations.duckdb import DuckDBDestination, read_connection
-from etl_dagster.destinations.memory import MemoryDestination
-from etl_dagster.errors import InvalidState, Superseded
-from etl_dagster.model.destination import Destination
-from etl_dagster.model.events import EventBatch, TableRows
-from etl_dagster.model.schema import TableSchema
-from etl_dagster.stores.memory import MemoryStore
-
 
 class Subject(Protocol):
     """A destination, and a way to see what is in it."""
 
-    destination: Destination
+    @property
+    def destination(self) -> Destination: ...
 
     def rows(self, schema: TableSchema) -> list[Row]: ...
 
@@ -397,8 +398,8 @@ def test_of_several_equal_rows_one_is_deleted_for_each_delete(subject: Subject) 
 
 
 def test_an_update_without_a_key_replaces_one_equal_row(subject: Subject) -> None:
-    first = {"sensor": "a", "value": 1, "blob": "large"}
-    second = {"sensor": "b", "value": None, "blob": None}
+    first: Row = {"sensor": "a", "value": 1, "blob": "large"}
+    second: Row = {"sensor": "b", "value": None, "blob": None}
     copy(subject.destination, READINGS, [first, first, second])
 
     write(
