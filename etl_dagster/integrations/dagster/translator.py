@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dagster import AssetSpec, MetadataValue, TableColumn, TableColumnConstraints
+from dagster import AssetSpec, TableColumn, TableColumnConstraints
 from dagster import TableSchema as DagsterTableSchema
 
 from etl_dagster.model.schema import TableSchema

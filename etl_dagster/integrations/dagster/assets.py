@@ -1,0 +1,311 @@
+"""One asset for each published table; materializing it copies the table."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dagster import (
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    AssetExecutionContext,
+    AssetKey,
+    AssetsDefinition,
+    AssetSpec,
+    Backoff,
+    Failure,
+    Jitter,
+    MaterializeResult,
+    RetryPolicy,
+    multi_asset,
+)
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import EtlError, InvalidState, LeaseLost
+from etl_dagster.integrations.dagster.metadata import LAG_CHECK, copy_metadata, table_metadata
+from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.model.destination import CountsRows, Destination
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.table_sync import CopyProgress, TableSync, TableSyncResult
+
+#: The pool that limits how many copies run at a time, over all pipelines of the instance.
+COPY_POOL = "etl_copy"
+
+_LOG_EVERY_S = 5.0
+_WAITING_EVERY_S = 15.0
+_POLL_S = 0.2
+#: How long a worker that was told to stop may take; what it had finished is durable anyway.
+_STOP_S = 60.0
+#: States in which nothing goes on without the replicator.
+_AT_HANDOVER = ("finished_copy", "sync_wait", "catchup")
+
+
+def build_table_asset(spec: AssetSpec, table_name: str, resource_key: str) -> AssetsDefinition:
+    """The asset of one table."""
+    name = "copy__" + "__".join(_identifier(part) for part in spec.key.path)
+
+    @multi_asset(
+        specs=[spec],
+        check_specs=[
+            AssetCheckSpec(
+                LAG_CHECK,
+                asset=spec.key,
+                description="Changes of the source arrive at the destination in time.",
+            )
+        ],
+        name=name,
+        required_resource_keys={resource_key},
+        pool=COPY_POOL,
+        retry_policy=RetryPolicy(
+            max_retries=3, delay=10, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS
+        ),
+    )
+    def copy_table(context: AssetExecutionContext) -> MaterializeResult[Any]:
+        resource = getattr(context.resources, resource_key)
+        return copy_one_table(context, resource, table_name, spec.key)
+
+    return copy_table
+
+
+def _identifier(text: str) -> str:
+    """Dagster's names know letters, digits and the underscore; others become their code point."""
+    return "".join(c if c.isascii() and (c.isalnum() or c == "_") else f"u{ord(c):x}" for c in text)
+
+
+def copy_one_table(
+    context: AssetExecutionContext,
+    resource: EtlPipelineResource,
+    table_name: str,
+    key: AssetKey,
+) -> MaterializeResult[Any]:
+    """Copy a table up to its hand-over, inside a step.
+
+    A copy that was begun is gone on with. A table that is streamed already is copied again from
+    the beginning, unless the sensor asked: then somebody else has done it meanwhile.
+
+    Raises:
+        Failure: with what to do about it; Dagster retries those that waiting may cure.
+    """
+    try:
+        config = resource.load_config()
+        with resource.get_store() as store:
+            destination = resource.get_destination()
+            destination.startup(store)
+            try:
+                return _Copy(context, config, store, destination, table_name).materialize(key)
+            finally:
+                destination.shutdown()
+    except EtlError as error:
+        raise Failure(
+            description=f"{error.reason}\n\nWhat to do: {error.solution}",
+            metadata={"reason": error.reason, "solution": error.solution, "table": table_name},
+            allow_retries=error.retryable,
+        ) from error
+
+
+class _Copy:
+    """One step's work on one table."""
+
+    def __init__(
+        self,
+        context: AssetExecutionContext,
+        config: PipelineConfig,
+        store: CoordinatingStore,
+        destination: Destination,
+        table_name: str,
+    ) -> None:
+        self._context = context
+        self._config = config
+        self._store = store
+        self._destination = destination
+        self._name = table_name
+        self._log = context.log
+        self._logged_at = 0.0
+        self._logged: CopyProgress | None = None
+        self._warned_at = 0.0
+
+    def materialize(self, key: AssetKey) -> MaterializeResult[Any]:
+        schema = self._find()
+        self._prepare(schema.id)
+        state_id = self._config.state_id(self._name)
+        result = self._run(schema.id)
+        row_count = self._count()
+        if result is None:
+            metadata = table_metadata(self._name, state_id, row_count) | {
+                "copied_by": "another worker"
+            }
+        else:
+            row_count = result.row_count if row_count is None else row_count
+            metadata = table_metadata(self._name, state_id, row_count) | copy_metadata(result)
+        check = AssetCheckResult(
+            check_name=LAG_CHECK,
+            asset_key=key,
+            passed=True,
+            severity=AssetCheckSeverity.WARN,
+            description="Copied, caught up and handed over to the stream.",
+        )
+        return MaterializeResult(asset_key=key, metadata=metadata, check_results=[check])
+
+    def _find(self) -> TableSchema:
+        """The table in the source, by the name that the asset was made with."""
+        from etl_dagster.source.catalog import fetch_publication_tables
+        from etl_dagster.source.connection import connect
+
+        publication = self._config.source.publication
+        with connect(self._config.source, application_name="etl_dagster copy") as connection:
+            for schema in fetch_publication_tables(connection, publication):
+                if schema.name == self._name:
+                    return schema
+        raise InvalidState(
+            f"{self._name} is not in publication {publication!r}",
+            solution="Add it to the publication, or reload the code location to forget the asset.",
+        )
+
+    def _prepare(self, table_id: TableId) -> None:
+        state = self._store.get_table_replication_state(table_id)
+        is_again = self._context.retry_number > 0 or self._is_requested_by_sensor()
+        match state:
+            case Ready() | SyncDone() if not is_again:
+                self._log.info(f"{self._name} is streamed; copying it again from the beginning")
+                self._store.request_copy(table_id)
+            case Errored(retry=retry) if not isinstance(retry, TimedRetry):
+                # A person looked at it and decided to go on.
+                self._log.info(f"{self._name} had stopped ({state.reason}); trying again")
+            case None:
+                self._log.info(f"{self._name} is new; the replicator has not seen it yet")
+            case _:
+                pass
+
+    def _is_requested_by_sensor(self) -> bool:
+        return "dagster/sensor_name" in self._context.run.tags
+
+    # -- the worker, on a thread so that a termination of the run is heard at once -----------------
+
+    def _run(self, table_id: TableId) -> TableSyncResult | None:
+        """Work up to the hand-over; None when somebody else has brought the table there."""
+        while True:
+            state = self._store.get_table_replication_state(table_id)
+            if isinstance(state, Ready | SyncDone):
+                return None
+            try:
+                result = self._run_worker(table_id)
+            except LeaseLost:
+                self._log.info(f"another worker copies {self._name}; waiting for it")
+                self._wait_for_other(table_id)
+                continue
+            if result is None:
+                raise LeaseLost(f"the copy of {self._name} was told to stop")
+            return result
+
+    def _run_worker(self, table_id: TableId) -> TableSyncResult | None:
+        stop = threading.Event()
+        progress: list[CopyProgress] = []
+        worker = TableSync(
+            self._config,
+            self._store,
+            self._destination,
+            table_id,
+            stop=stop,
+            on_progress=progress.append,
+        )
+        outcome = _Outcome(worker.run)
+        try:
+            while not outcome.wait(_POLL_S):
+                if progress:
+                    self._show(progress[-1])
+                    del progress[:-1]
+        except BaseException:
+            # The run is being terminated. What is finished stays, and the copy goes on from there.
+            stop.set()
+            self._store.wake()
+            outcome.wait(_STOP_S)
+            raise
+        if progress:
+            self._show(progress[-1])
+        return outcome.result()
+
+    def _wait_for_other(self, table_id: TableId) -> None:
+        while self._store.is_leased(f"table:{table_id}"):
+            self._store.wait_for_change(1.0)
+
+    # -- what the run's log says -------------------------------------------------------------------
+
+    def _show(self, progress: CopyProgress) -> None:
+        now = time.monotonic()
+        before = self._logged
+        is_news = before is None or before.state != progress.state
+        is_due = progress != before and now - self._logged_at >= _LOG_EVERY_S
+        if is_news or is_due:
+            self._logged, self._logged_at = progress, now
+            self._log.info(self._line(progress))
+        if progress.state in _AT_HANDOVER and now - self._warned_at >= _WAITING_EVERY_S:
+            self._warn_without_replicator(now)
+
+    def _line(self, progress: CopyProgress) -> str:
+        if progress.state != "data_sync":
+            return f"{self._name}: {_MEANINGS.get(progress.state, progress.state)}"
+        share = (
+            f" of about {progress.rows_estimated:,}"
+            if progress.rows_estimated > progress.rows_done
+            else ""
+        )
+        return (
+            f"{self._name}: chunk {progress.chunks_done} of {progress.chunks_total} is copied, "
+            f"{progress.rows_done:,} rows{share}"
+        )
+
+    def _warn_without_replicator(self, now: float) -> None:
+        if self._warned_at == 0.0:
+            # It takes a moment when all is well.
+            self._warned_at = now - _WAITING_EVERY_S + 3.0
+            return
+        self._warned_at = now
+        if not self._store.is_leased("apply"):
+            self._log.warning(
+                f"{self._name} is copied, and waits for the replicator to take it over: turn on "
+                f"the sensor {self._config.pipeline}_replication, or run `etl-dagster run`."
+            )
+
+    def _count(self) -> int | None:
+        if not isinstance(self._destination, CountsRows):
+            return None
+        return self._destination.count_rows().get(self._name)
+
+
+_MEANINGS: Mapping[str, str] = {
+    "finished_copy": "every row is copied; applying what changed meanwhile",
+    "sync_wait": "caught up; asking the replicator to take over",
+    "catchup": "applying the last changes before the hand-over",
+    "sync_done": "handed over to the stream",
+}
+
+
+class _Outcome:
+    """A function's, on a thread of its own."""
+
+    def __init__(self, function: Callable[[], TableSyncResult | None]) -> None:
+        self._function = function
+        self._result: TableSyncResult | None = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="copy", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._function()
+        except BaseException as failure:
+            self._failure = failure
+
+    def wait(self, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def result(self) -> TableSyncResult | None:
+        if self._failure is not None:
+            raise self._failure
+        return self._result

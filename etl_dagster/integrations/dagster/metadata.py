@@ -1,0 +1,152 @@
+"""What the events of a table show in the UI: names, units, and what plots over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckSeverity,
+    AssetKey,
+    AssetMaterialization,
+    MetadataValue,
+)
+
+from etl_dagster.integrations.dagster.translator import STATE_ID, column_schema
+from etl_dagster.lsn import Lsn
+from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.table_sync import TableSyncResult
+
+LAG_CHECK = "in_step_with_source"
+#: Tells the sensor's materializations from those of copies.
+REPORTED_BY = "reported_by"
+#: Old changes that are not yet durable make the check warn, and so does WAL kept for them.
+LAG_WARNING_S = 300.0
+WAL_WARNING_BYTES = 1024**3
+
+
+def table_metadata(name: str, state_id: str, row_count: int | None) -> dict[str, Any]:
+    """What every event of a table holds; the UI's row count is the latest event's."""
+    metadata: dict[str, Any] = {STATE_ID: state_id, "dagster/table_name": name}
+    if row_count is not None:
+        metadata["dagster/row_count"] = row_count
+    return metadata
+
+
+def copy_metadata(result: TableSyncResult) -> dict[str, Any]:
+    """What a copy did."""
+    return {
+        "dagster/column_schema": MetadataValue.table_schema(column_schema(result.schema)),
+        "rows": result.row_count,
+        "bytes": result.byte_count,
+        "seconds": round(result.copy_seconds, 2),
+        "rows_per_second": round(result.row_count / max(result.copy_seconds, 0.001)),
+        "catchup_seconds": round(result.catchup_seconds, 2),
+        "chunks": result.chunk_count,
+        "resumed_chunks": result.resumed_chunks,
+        "snapshot_lsn": str(result.snapshot_lsn),
+        "handover_lsn": str(result.handover_lsn),
+        "copy_id": result.copy_id,
+    }
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Changes of one table that became durable since the report before."""
+
+    inserted: int
+    updated: int
+    deleted: int
+    truncates: int
+
+    @classmethod
+    def between(cls, before: TableStatus | None, now: TableStatus) -> Activity:
+        """The difference of two statuses of one process; without the first, all of it."""
+        if before is None:
+            return cls(now.rows_inserted, now.rows_updated, now.rows_deleted, now.truncates)
+        return cls(
+            now.rows_inserted - before.rows_inserted,
+            now.rows_updated - before.rows_updated,
+            now.rows_deleted - before.rows_deleted,
+            now.truncates - before.truncates,
+        )
+
+    def __bool__(self) -> bool:
+        return self != Activity(0, 0, 0, 0)
+
+
+def stream_materialization(
+    key: AssetKey, status: PipelineStatus, table: TableStatus, activity: Activity
+) -> AssetMaterialization:
+    """Says that the stream changed the table."""
+    metadata = table_metadata(table.name, table.state_id, table.row_count) | {
+        "rows_inserted": activity.inserted,
+        "rows_updated": activity.updated,
+        "rows_deleted": activity.deleted,
+        "lag_bytes": status.lag_bytes,
+        "lag_seconds": float(status.lag_seconds),
+        "confirmed_lsn": status.confirmed_lsn,
+        "confirmed_lsn_offset": Lsn.parse(status.confirmed_lsn).offset,
+        REPORTED_BY: f"{status.pipeline}_replication",
+    }
+    if activity.truncates:
+        metadata["truncates"] = activity.truncates
+    if table.last_commit_lsn is not None and table.last_commit_time is not None:
+        metadata["last_commit_lsn"] = table.last_commit_lsn
+        metadata["last_commit_at"] = MetadataValue.timestamp(
+            datetime.fromisoformat(table.last_commit_time)
+        )
+    if table.values_replaced:
+        metadata["values_replaced"] = table.values_replaced
+    return AssetMaterialization(asset_key=key, description=_describe(activity), metadata=metadata)
+
+
+def _describe(activity: Activity) -> str:
+    parts = [
+        f"{count:,} {word}"
+        for count, word in (
+            (activity.inserted, "inserted"),
+            (activity.updated, "updated"),
+            (activity.deleted, "deleted"),
+        )
+        if count
+    ]
+    if activity.truncates:
+        parts.append("truncated")
+    return ", ".join(parts) or "Streamed from now on; nothing has changed yet."
+
+
+def lag_evaluation(
+    key: AssetKey, status: PipelineStatus, table: TableStatus
+) -> AssetCheckEvaluation:
+    """Whether the table is in step: an error of its own, else the lag of the whole stream."""
+    retained = status.retained_wal_bytes
+    severity = AssetCheckSeverity.WARN
+    if table.state == "errored":
+        passed, severity = False, AssetCheckSeverity.ERROR
+        words = f"{table.error}\n\nWhat to do: {table.solution}"
+    elif status.lag_seconds > LAG_WARNING_S:
+        passed = False
+        words = f"Changes wait for {status.lag_seconds:.0f} s to become durable."
+    elif retained is not None and retained > WAL_WARNING_BYTES:
+        passed = False
+        words = f"The source keeps {retained / 1024**3:.1f} GiB of WAL for the slot."
+    else:
+        passed, words = True, "Changes of the source become durable in time."
+    metadata: dict[str, Any] = {
+        "lag_seconds": float(status.lag_seconds),
+        "lag_bytes": status.lag_bytes,
+        "confirmed_lsn": status.confirmed_lsn,
+    }
+    if retained is not None:
+        metadata["retained_wal_bytes"] = retained
+    return AssetCheckEvaluation(
+        asset_key=key,
+        check_name=LAG_CHECK,
+        passed=passed,
+        severity=severity,
+        description=words,
+        metadata=metadata,
+    )
