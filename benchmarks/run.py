@@ -199,10 +199,10 @@ def main() -> None:
 def _measure(rows: int, rounds: int, folder: Path, console: Console) -> dict[str, float]:
     binaries = find_servers()[0]
     with (
-        EmbeddedPostgres(folder / "server", binaries, settings={"fsync": "off"}) as server,
+        EmbeddedPostgres(folder / "server", binaries, durable=False) as server,
         Progress(console=console, transient=True) as progress,
     ):
-        bench = Bench(server, binaries.bin_dir, rows, folder)
+        bench = Bench(server, binaries.folder, rows, folder)
         contenders: dict[str, Callable[[], Measurement]] = {
             "pg_recvlogical": lambda: bench.recvlogical("small"),
             "stream_to_arrow": lambda: bench.stream("small", "discard"),

@@ -58,6 +58,8 @@ class ReplicationStream:
         self._status_due = threading.Event()
         self._closed = threading.Event()
         self._feedback: threading.Thread | None = None
+        # A number that was closed may be another file's by now.
+        self._waking = threading.Lock()
         self._wake_reader, self._wake_writer = -1, -1
 
     def open(self) -> None:
@@ -151,11 +153,12 @@ class ReplicationStream:
 
     def interrupt(self) -> None:
         """Have a waiting `read` return now. From any thread."""
-        if not self._closed.is_set() and self._wake_writer >= 0:
-            try:
-                os.write(self._wake_writer, b"x")
-            except BlockingIOError:
-                pass  # the pipe is full of earlier calls; the reader will see those
+        with self._waking:
+            if self._wake_writer >= 0:
+                try:
+                    os.write(self._wake_writer, b"x")
+                except BlockingIOError:
+                    pass  # the pipe is full of earlier calls; the reader will see those
 
     def _ended(self, error: psycopg.Error | None) -> SourceUnreachable:
         why = str(error).strip().splitlines()[0] if error and str(error).strip() else "no reason"
@@ -219,7 +222,7 @@ class ReplicationStream:
         except psycopg.OperationalError:
             pass  # it is gone already; the store has the position
         self._connection.close()
-        for end in (self._wake_reader, self._wake_writer):
-            if end >= 0:
-                os.close(end)
-        self._wake_writer = -1
+        with self._waking:
+            os.close(self._wake_reader)
+            os.close(self._wake_writer)
+            self._wake_reader = self._wake_writer = -1

@@ -26,6 +26,7 @@ from etl_dagster.model.states import Errored, Ready, TimedRetry
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.runtime.table_syncs import is_sync_due
 from etl_dagster.source.catalog import emit_marker
+from tests.support.database import Database
 
 KILLS = 24
 ROWS = 6000
@@ -37,17 +38,20 @@ TABLES = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_random_changes_arrive_exactly_once_though_workers_are_killed(
-    postgres_dsn: str, tmp_path: Path
+    newest_database: Database, tmp_path: Path
 ) -> None:
+    dsn = newest_database.dsn
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    _create_tables(postgres_dsn)
-    task = _task(postgres_dsn, tmp_path)
+    _create_tables(dsn)
+    task = _task(dsn, tmp_path)
     config = parse_config(task["config"], {})
     store = build_store(config)
-    with _workload(postgres_dsn, rng.randrange(2**32)) as workload, Workers(task, tmp_path) as workers:
+    with _workload(dsn, rng.randrange(2**32)) as workload, Workers(task, tmp_path) as workers:
         kills = 0
         while kills < KILLS:
             workers.keep_alive(store)
@@ -55,10 +59,10 @@ def test_random_changes_arrive_exactly_once_though_workers_are_killed(
             time.sleep(rng.uniform(0.1, 0.9))
             kills += workers.kill_one(rng)
         workload.stop()
-        workers.run_until_caught_up(store, postgres_dsn)
+        workers.run_until_caught_up(store, dsn)
     store.close()
     for table in TABLES:
-        assert _destination_rows(config, table) == _source_rows(postgres_dsn, table), table
+        assert _destination_rows(config, table) == _source_rows(dsn, table), table
     _, doubled = _query(
         config,
         "select table_id, commit_lsn, ordinal, count(*) from _etl.changelog"
@@ -203,9 +207,9 @@ class _Workload:
         rng = self._rng
         number, other = rng.randrange(self._next), self._next
         table = rng.choice(list(TABLES))
-        kind = rng.choices(["insert", "update", "delete", "key", "truncate"], [40, 40, 15, 5, 0.02])[
-            0
-        ]
+        kind = rng.choices(
+            ["insert", "update", "delete", "key", "truncate"], [40, 40, 15, 5, 0.02]
+        )[0]
         self._next += kind in ("insert", "key")
         match kind, table:
             case "truncate", _:
@@ -222,7 +226,9 @@ class _Workload:
                 connection.execute("update orders set amount = amount + 1 where id = %s", [number])
             case "update", "documents" if rng.random() < 0.8:
                 # Leaves a TOAST value as it is: Postgres doesn't send it.
-                connection.execute("update documents set title = title || '.' where id = %s", [number])
+                connection.execute(
+                    "update documents set title = title || '.' where id = %s", [number]
+                )
             case "update", "documents":
                 body = rng.choice("xyz") * rng.randrange(2500, 6000)
                 connection.execute("update documents set body = %s where id = %s", [body, number])
