@@ -1,5 +1,8 @@
 """The store that the processes of a pipeline share."""
 
+# Queries are put together of constants only; identifiers go through psycopg.sql.
+# ruff: noqa: S608
+
 from __future__ import annotations
 
 import functools
@@ -136,7 +139,8 @@ class PostgresStore:
     def get_table_schemas(self) -> Sequence[TableSchema]:
         query = (
             f"SELECT {records.SCHEMA_COLUMNS} FROM {{schema}}.table_schemas "
-            "WHERE pipeline = %s ORDER BY table_id, snapshot_id"
+            # Unqualified, it would be the text that is selected.
+            "WHERE pipeline = %s ORDER BY table_id, table_schemas.snapshot_id"
         )
 
         def load() -> Sequence[TableSchema]:
@@ -153,7 +157,8 @@ class PostgresStore:
             "schemas",
             """
             INSERT INTO {schema}.table_schemas
-                (pipeline, table_id, snapshot_id, schema_name, table_name, replica_identity, columns)
+                (pipeline, table_id, snapshot_id, schema_name, table_name, replica_identity,
+                 columns)
             VALUES (%s, %s, %s::pg_lsn, %s, %s, %s, %s)
             ON CONFLICT (pipeline, table_id, snapshot_id) DO UPDATE SET
                 schema_name = excluded.schema_name, table_name = excluded.table_name,
@@ -222,12 +227,11 @@ class PostgresStore:
                 ),
                 (self.pipeline, table_id),
             ).fetchall()
-            for number, payload in history[1:]:
-                state = state_from_json(payload)
-                if is_durable(state):
-                    break
-            else:
+            earlier = ((number, state_from_json(payload)) for number, payload in history[1:])
+            found = next(((n, state) for n, state in earlier if is_durable(state)), None)
+            if found is None:
                 raise StateRollbackError(f"table {table_id} has no earlier state to go back to")
+            number, state = found
             connection.execute(
                 self._sql(
                     "DELETE FROM {schema}.table_states "
