@@ -1,7 +1,6 @@
 """One asset for each published table; materializing it copies the table."""
 
-from __future__ import annotations
-
+# Dagster reads the annotations of an asset's function, so they must not be strings.
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -65,7 +64,7 @@ def build_table_asset(spec: AssetSpec, table_name: str, resource_key: str) -> As
             max_retries=3, delay=10, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS
         ),
     )
-    def copy_table(context: AssetExecutionContext) -> MaterializeResult[Any]:
+    def copy_table(context: AssetExecutionContext) -> MaterializeResult:  # type: ignore[type-arg]
         resource = getattr(context.resources, resource_key)
         return copy_one_table(context, resource, table_name, spec.key)
 

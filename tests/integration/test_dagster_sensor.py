@@ -1,0 +1,255 @@
+"""The sensor and the copies it asks for, on a real source, with real child processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dagster import (
+    AssetCheckEvaluation,
+    AssetKey,
+    AssetMaterialization,
+    DagsterInstance,
+    Definitions,
+    RunRequest,
+    SensorDefinition,
+    build_sensor_context,
+    instance_for_test,
+)
+
+from etl_dagster.config import PipelineConfig, load_config
+from etl_dagster.destinations.duckdb import query
+from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster import build_etl_definitions
+from etl_dagster.integrations.dagster.supervisor import stop_all, supervisor_of
+from tests.support.database import Database
+
+DEADLINE_S = 60.0
+#: What Dagster makes of a SensorResult.
+Tick = Any
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left() -> Iterator[None]:
+    yield
+    stop_all()
+
+
+@pytest.fixture
+def shop(newest_database: Database) -> Database:
+    newest_database.execute(
+        "CREATE TABLE orders (id bigint PRIMARY KEY, amount numeric(12,2) NOT NULL, note text)",
+        "CREATE TABLE customers (id int PRIMARY KEY, name text)",
+        "INSERT INTO orders SELECT i, i * 1.5, 'n' FROM generate_series(1, 500) i",
+        "INSERT INTO customers VALUES (1, 'Ada'), (2, 'Bo')",
+        "CREATE PUBLICATION etl_pub FOR TABLE orders, customers",
+    )
+    return newest_database
+
+
+@pytest.fixture
+def config_file(shop: Database, tmp_path: Path) -> Path:
+    return write_config(shop.dsn, tmp_path)
+
+
+def write_config(dsn: str, folder: Path, **more: Any) -> Path:
+    path = folder / "etl.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "pipeline": "shop",
+                "source": {"dsn": dsn, "publication": "etl_pub"},
+                "destination": {"type": "duckdb", "path": "shop.duckdb"},
+                "batch": {"max_fill_ms": 50},
+            }
+            | more
+        )
+    )
+    return path
+
+
+class Dagster:
+    """What daemon and run launcher do, in this process."""
+
+    def __init__(self, instance: DagsterInstance, defs: Definitions) -> None:
+        self.instance = instance
+        self.defs = defs
+        self.cursor: str | None = None
+        self.requested: list[RunRequest] = []
+        self.materializations: list[AssetMaterialization] = []
+        self.checks: list[AssetCheckEvaluation] = []
+
+    def tick(self, *, preview: bool = False) -> Tick:
+        (sensor,) = self.defs.sensors or []
+        assert isinstance(sensor, SensorDefinition)
+        with build_sensor_context(
+            instance=self.instance,
+            cursor=self.cursor,
+            resources=dict(self.defs.resources or {}),
+            last_sensor_start_time=None if preview else 1.0,
+        ) as context:
+            result = sensor.evaluate_tick(context)
+        self.cursor = result.cursor
+        self.requested += result.run_requests or []
+        for event in result.asset_events:
+            if isinstance(event, AssetMaterialization):
+                self.materializations.append(event)
+                self.instance.report_runless_asset_event(event)
+            elif isinstance(event, AssetCheckEvaluation):
+                self.checks.append(event)
+        return result
+
+    def tick_until(self, done: Callable[[Tick], Any]) -> Tick:
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            result = self.tick()
+            if done(result):
+                return result
+            assert time.monotonic() < deadline, f"last tick: {result}"
+            # A child tells something twice a second; the sensor comes every 5 s.
+            time.sleep(0.2)
+
+    def run(self, request: RunRequest, raise_on_error: bool = True) -> Any:
+        job = self.defs.resolve_job_def("shop_copy")
+        return job.execute_in_process(
+            instance=self.instance,
+            asset_selection=list(request.asset_selection or []),
+            tags=dict(request.tags) | {"dagster/sensor_name": "shop_replication"},
+            raise_on_error=raise_on_error,
+        )
+
+    def copy_all(self, count: int) -> None:
+        done = 0
+        while done < count:
+            before = len(self.requested)
+            self.tick_until(lambda result: result.run_requests)
+            for request in self.requested[before:]:
+                assert self.run(request).success
+                done += 1
+
+    def materialization_of(self, table: str) -> AssetMaterialization:
+        event = self.instance.get_latest_materialization_event(key_of(table))
+        assert event is not None
+        assert event.asset_materialization is not None
+        return event.asset_materialization
+
+
+def key_of(table: str) -> AssetKey:
+    return AssetKey(["shop", "public", table])
+
+
+@contextmanager
+def dagster(config_file: Path, **options: Any) -> Iterator[Dagster]:
+    with instance_for_test() as instance:
+        yield Dagster(instance, build_etl_definitions(config_file, **options))
+
+
+def rows(config_file: Path, sql: str) -> list[dict[str, Any]]:
+    config: PipelineConfig = load_config(config_file)
+    path = config.destination.path  # type: ignore[union-attr]
+    return query(path, sql).to_pylist()
+
+
+def test_the_sensor_has_tables_copied_and_then_reports_their_changes(
+    shop: Database, config_file: Path
+) -> None:
+    with dagster(config_file, report_every_s=0.5) as ui:
+        ui.copy_all(2)
+        request = next(r for r in ui.requested if r.tags["etl_dagster/table"] == "public.orders")
+        assert request.tags["meltano/state_id"] == "dev:shop-to-duckdb:public.orders"
+        assert request.tags["etl_dagster/pipeline"] == "shop"
+        copied = ui.materialization_of("orders").metadata
+        assert copied["rows"].value == 500
+        assert copied["dagster/row_count"].value == 500
+        assert copied["meltano/state_id"].value == "dev:shop-to-duckdb:public.orders"
+        assert copied["dagster/column_schema"].value.columns[1].type == "numeric(12,2)"
+        for name in ("bytes", "seconds", "rows_per_second", "snapshot_lsn", "handover_lsn"):
+            assert copied[name].value
+
+        shop.execute(
+            "INSERT INTO orders SELECT i, 1 FROM generate_series(501, 520) i",
+            "UPDATE orders SET note = 'seen' WHERE id <= 3",
+            "DELETE FROM orders WHERE id = 500",
+        )
+        total = {"rows_inserted": 0, "rows_updated": 0, "rows_deleted": 0}
+        counted = 0
+
+        def everything_is_reported(result: Tick) -> bool:
+            nonlocal counted
+            for event in ui.materializations[counted:]:
+                for name in total:
+                    total[name] += int(event.metadata[name].value)  # type: ignore[arg-type]
+            counted = len(ui.materializations)
+            return total == {"rows_inserted": 20, "rows_updated": 3, "rows_deleted": 1}
+
+        ui.tick_until(everything_is_reported)
+        ui.tick_until(
+            lambda r: ui.materialization_of("orders").metadata["dagster/row_count"].value == 519
+            or shop.execute("UPDATE orders SET note = 'again' WHERE id = 1")
+        )
+        streamed = ui.materialization_of("orders").metadata
+        assert streamed["lag_bytes"].value is not None
+        assert streamed["confirmed_lsn_offset"].value > 0  # type: ignore[operator]
+        assert ui.cursor is not None
+        assert "confirmed_lsn" in ui.cursor
+        assert {check.passed for check in ui.checks} == {True}
+        assert rows(config_file, "select count(*) as n from public.orders") == [{"n": 519}]
+
+
+def test_a_killed_replicator_is_replaced_at_the_next_tick(
+    shop: Database, config_file: Path
+) -> None:
+    with dagster(config_file) as ui:
+        ui.copy_all(2)
+        first = supervisor_of("shop").pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        shop.execute("INSERT INTO orders VALUES (1000, 1)")
+
+        def arrived(result: Tick) -> bool:
+            return bool(rows(config_file, "select 1 from public.orders where id = 1000"))
+
+        ui.tick_until(arrived)
+        assert supervisor_of("shop").pid != first
+
+
+def test_a_wrong_password_is_a_failed_tick_that_says_what_to_do(
+    shop: Database, tmp_path: Path
+) -> None:
+    source = {"dsn": shop.dsn, "password": "not-the-password", "publication": "etl_pub"}
+    with dagster(write_config(shop.dsn, tmp_path, source=source)) as ui:
+        with pytest.raises(EtlError) as failed:
+            ui.tick_until(lambda result: False)
+        text = str(failed.value)
+        assert "password authentication failed" in text
+        assert "What to do: Check source.user and source.password" in text
+        assert "not-the-password" not in text
+        waiting = ui.tick()
+        assert waiting.skip_message is not None
+        assert "next try in" in waiting.skip_message
+    assert not (tmp_path / "shop.duckdb").exists()
+
+
+def test_a_preview_starts_nothing(config_file: Path) -> None:
+    with dagster(config_file) as ui:
+        assert ui.tick(preview=True).skip_message == "the replicator is not running"
+        assert supervisor_of("shop").pid is None
+
+
+def test_without_ticks_the_replicator_ends_with_its_lease(config_file: Path) -> None:
+    with dagster(config_file, lease_s=2.0) as ui:
+        ui.tick_until(lambda result: result.cursor)
+        pid = supervisor_of("shop").pid
+        assert pid is not None
+        child = supervisor_of("shop")
+        deadline = time.monotonic() + DEADLINE_S
+        while child.pid is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
