@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from etl_dagster.demo.processes import release, watch_over
 from etl_dagster.errors import EtlError
 
 HOST = "127.0.0.1"
@@ -359,10 +360,7 @@ class EmbeddedPostgres:
                 process.kill()
                 process.wait()
         if guard is not None:
-            guard.kill()
-            guard.wait()
-            if guard.stdin:
-                guard.stdin.close()
+            release(guard)
 
     def __enter__(self) -> Self:
         self.start()
@@ -471,7 +469,7 @@ class EmbeddedPostgres:
             )
         finally:
             os.close(log)
-        self._process, self._guard = process, _watch_over(process.pid)
+        self._process, self._guard = process, watch_over(process.pid)
         deadline = time.monotonic() + _START_DEADLINE_S
         try:
             while process.poll() is None and time.monotonic() < deadline:
@@ -502,17 +500,3 @@ def _give(folder: Path, owner: tuple[int, int]) -> None:
         for name in (*folders, *files):
             os.chown(os.path.join(parent, name), *owner, follow_symlinks=False)
     os.chown(folder, *owner)
-
-
-def _watch_over(process_id: int) -> subprocess.Popen[bytes]:
-    """A helper that ends the server when this process is gone, even by SIGKILL.
-
-    It waits on a pipe whose other end is held here and nowhere else.
-    """
-    return subprocess.Popen(
-        ["/bin/sh", "-c", 'read -r _; kill -INT "$0"', str(process_id)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
