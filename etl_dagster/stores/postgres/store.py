@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
@@ -123,8 +124,11 @@ class PostgresStore:
     def migrate(self) -> int:
         """Create or upgrade the tables; returns how many migrations were run."""
         connection = self._connections.connect()
-        with connection:
-            return migrate(connection, self.schema)
+        try:
+            with connection:
+                return migrate(connection, self.schema)
+        except psycopg.Error as error:
+            raise self._connections.translate(error) from error
 
     # -- schemas -------------------------------------------------------------------------------
 
