@@ -70,9 +70,9 @@ class DuckDBDestination:
         self._file = DatabaseFile(
             self.path, memory_limit=memory_limit, lock_timeout_s=lock_timeout_s
         )
-        #: Transactions run side by side, but for these: an epoch is compared and set, and copies
-        #: begin, one after the other.
-        self._events_lock, self._copies_lock = threading.Lock(), threading.Lock()
+        #: Chunks are written side by side. What compares and sets (an epoch, a copy), or creates
+        #: something that another transaction might create too, comes one after the other.
+        self._lock = threading.Lock()
 
     def startup(self, store: DestinationStore) -> None:
         """Check the folder and the file, and create the ledger.
@@ -108,7 +108,7 @@ class DuckDBDestination:
     # -- the copy ------------------------------------------------------------------------------
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
-        with self._copies_lock, self._transaction(schema) as connection:
+        with self._lock, self._transaction(schema) as connection:
             ledger = Ledger(connection)
             ledger.forget_position(schema.id)
             ledger.forget_copies([schema.id])
@@ -136,7 +136,7 @@ class DuckDBDestination:
 
     def _begin_copy(self, schema: TableSchema, copy_id: str, chunk: ChunkId | None) -> bool:
         """Make the copy the current one; whether the chunk, or the end, is still missing."""
-        with self._copies_lock, self._transaction(schema) as connection:
+        with self._lock, self._transaction(schema) as connection:
             ledger = Ledger(connection)
             status = ledger.copy_status(schema.id, copy_id)
             if status is None:
@@ -150,7 +150,7 @@ class DuckDBDestination:
         """The copy becomes the table, in place of the one before."""
         if not self._begin_copy(schema, rows.copy_id, None):
             return
-        with self._copies_lock, self._transaction(schema) as connection:
+        with self._lock, self._transaction(schema) as connection:
             ledger = Ledger(connection)
             for other in ledger.tables().values():
                 if other.id == schema.id or other.name == schema.name:
@@ -184,7 +184,7 @@ class DuckDBDestination:
             TableWriteFailed: one table refuses; nothing is applied.
             DestinationUnreachable: the file can't be had, or not be written.
         """
-        with self._events_lock, self._file.transaction() as connection:
+        with self._lock, self._file.transaction() as connection:
             ledger = Ledger(connection)
             if events.epoch:
                 ledger.raise_epoch(events.epoch)

@@ -110,9 +110,9 @@ class TableMerge:
         if collapsed.unknown:
             columns = column_list(names)
             self._connection.execute(
-                f"INSERT INTO {self._target} ({columns}) SELECT {columns} FROM temp._etl_known"
+                f"INSERT INTO {self._target} ({columns}) SELECT {columns} FROM temp.main._etl_known"
             )
-            self._connection.execute("DROP TABLE temp._etl_known")
+            self._connection.execute("DROP TABLE temp.main._etl_known")
         else:
             self._insert(collapsed.rows, names, types)
 

@@ -48,13 +48,14 @@ def query(path: str | os.PathLike[str], sql: str, *, lock_timeout_s: float = 60.
     """
     with read_connection(path, lock_timeout_s=lock_timeout_s) as connection:
         try:
-            table = connection.execute(sql).to_arrow_table()
-            assert table is not None
-            return table
+            relation = connection.sql(sql)
+            # A statement without a result, such as SET, gives no relation.
+            table: pa.Table | None = None if relation is None else relation.to_arrow_table()
         except duckdb.Error as error:
             raise DestinationError(
                 f"DuckDB refuses the query: {error}", solution="Correct the query."
             ) from error
+    return pa.table({}) if table is None else table
 
 
 def count_rows(path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0) -> dict[str, int]:
