@@ -75,9 +75,9 @@ _PASSWORD_VARIABLE = "SOURCE_PASSWORD"
     help="The file to write.",
 )
 @click.option("--dsn", help="A libpq URI of the source; its password is not written.")
-@click.option("--publication", default="etl_pub", show_default=True)
+@click.option("--publication", default="etl_pub", show_default=True, help="Whose tables.")
 @click.option("--pipeline", default="main", show_default=True, help="The pipeline's name.")
-@click.option("--environment", default="dev", show_default=True)
+@click.option("--environment", default="dev", show_default=True, help="Begins the state IDs.")
 @click.option("--path", default="etl.duckdb", show_default=True, help="The DuckDB file.")
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
 def init(

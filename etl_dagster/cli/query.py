@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: A table on a terminal shows so many rows; the other formats show all.
 _SHOWN_ROWS = 100
+#: DuckDB's timestamps without end, as they come through Arrow.
+_INFINITIES = {2**63 - 1: "infinity", -(2**63 - 1): "-infinity"}
 
 
 @click.command(short_help="Query the DuckDB file, also while it is written.")
@@ -35,7 +37,7 @@ def query(sql: str, config_path: Path, form: str) -> None:
     """Run a query on the DuckDB file, read only, also while the pipeline writes it.
 
     \b
-    etl-dagster query "select origin, count(*) from flights group by all"
+    etl-dagster query "select origin, count(*) from public.flights group by all"
     """
     config = load(config_path)
     from etl_dagster.config import DuckDBDestinationConfig
@@ -68,13 +70,18 @@ def query(sql: str, config_path: Path, form: str) -> None:
 
 
 def _values(column: pa.ChunkedArray[Any]) -> list[Any]:
-    """The column as Python values; as text where Python has no such value (infinity)."""
+    """The column as Python values; as text where Python has no such value."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     try:
         return list(column.to_pylist())
     except (ValueError, OverflowError, pa.ArrowException):
-        return list(column.cast(pa.string()).to_pylist())
+        texts: list[Any] = column.cast(pa.string()).to_pylist()
+    if pa.types.is_timestamp(column.type):
+        offsets: list[Any] = pc.cast(column, pa.int64()).to_pylist()
+        texts = [_INFINITIES.get(o, text) for o, text in zip(offsets, texts, strict=True)]
+    return texts
 
 
 def _show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
