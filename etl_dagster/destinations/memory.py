@@ -145,8 +145,8 @@ class MemoryDestination:
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         with self._lock:
-            self._copies.pop(schema.id, None)
-            self._ended_copies.pop(schema.id, None)
+            if copy := self._copies.pop(schema.id, None):
+                self._ended_copies.setdefault(schema.id, set()).add(copy.copy_id)
             self.positions.pop(schema.id, None)
 
     def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:

@@ -226,6 +226,17 @@ def test_an_abandoned_copy_adds_nothing_to_the_next(subject: Subject) -> None:
     assert subject.rows(ORDERS) == [order(2)]
 
 
+def test_a_worker_of_a_copy_that_was_given_up_is_refused(subject: Subject) -> None:
+    destination = subject.destination
+    destination.write_table_rows(ORDERS, chunk("copy-1", 0, ORDERS, [order(1)]))
+    destination.drop_table_for_copy(ORDERS)
+
+    with pytest.raises(InvalidState, match="newer copy"):
+        destination.write_table_rows(ORDERS, chunk("copy-1", 1, ORDERS, [order(2)]))
+    with pytest.raises(InvalidState, match="newer copy"):
+        destination.write_table_rows(ORDERS, end_of_copy("copy-1"))
+
+
 def test_changes_from_before_the_copy_are_skipped_and_those_since_applied(
     subject: Subject,
 ) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID as Uuid
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -249,6 +250,21 @@ def test_two_names_that_are_one_to_duckdb_do_not_overwrite_each_other(
     assert count_rows(path) == {"public.visits": 3}
 
 
+def test_a_table_that_is_not_ours_is_not_overwritten(
+    destination: DuckDBDestination, path: Path
+) -> None:
+    destination.shutdown()
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE SCHEMA public; CREATE TABLE public.visits AS SELECT 1 AS mine")
+    destination.write_table_rows(VISITS, chunk("copy", 0, VISITS, visits(3)))
+    with pytest.raises(TableWriteFailed, match=r"public\.visits"):
+        destination.write_table_rows(VISITS, end_of_copy("copy"))
+    with pytest.raises(TableWriteFailed, match=r"public\.visits"):
+        destination.write_events(batch(Transactions().commit(insert(VISITS, page="/", at=1))))
+
+    assert read(path, "FROM public.visits") == [{"mine": 1}]
+
+
 def test_a_table_that_was_dropped_and_created_again_replaces_the_old(
     destination: DuckDBDestination, path: Path
 ) -> None:
@@ -421,8 +437,6 @@ def test_an_older_epoch_is_refused_by_the_file_itself(path: Path) -> None:
 
 
 def test_shutdown_lets_go_of_the_file(destination: DuckDBDestination, path: Path) -> None:
-    import duckdb
-
     destination.write_events(batch(Transactions().commit(insert(VISITS, page="/", at=1))))
     destination.shutdown()
 

@@ -111,7 +111,7 @@ class DuckDBDestination:
         with self._lock, self._transaction(schema) as connection:
             ledger = Ledger(connection)
             ledger.forget_position(schema.id)
-            ledger.forget_copies([schema.id])
+            ledger.end_copies(schema.id)
             _drop_staging(connection, schema)
 
     def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
@@ -166,13 +166,12 @@ class DuckDBDestination:
                         solution="Rename one of them in the source, or leave it out of the "
                         "publication; then reset the table.",
                     )
-            target = table_name(connection, schema.schema_name, schema.table_name)
             staging = table_name(connection, schema.schema_name, _staging_name(schema.id))
-            connection.execute(f"DROP TABLE IF EXISTS {target}")
+            # Refused where a table is in the way that isn't ours.
             connection.execute(f"ALTER TABLE {staging} RENAME TO {quote(schema.table_name)}")
             ledger.keep_table(schema)
             ledger.keep_position(schema, Position.just_before(rows.replay_from))
-            ledger.end_copy(schema.id, rows.copy_id)
+            ledger.complete_copy(schema.id, rows.copy_id)
 
     # -- the stream ----------------------------------------------------------------------------
 

@@ -121,7 +121,8 @@ class DatabaseFile:
                     self._database, self._users, self._is_broken = database, 1, False
                     self._opened_at = time.monotonic()
                 self._changed.notify_all()
-        threading.Thread(target=self._close_when_idle, name="duckdb-closer", daemon=True).start()
+        # Not a daemon: a process that ends while DuckDB works in a thread is aborted.
+        threading.Thread(target=self._close_when_idle, name="duckdb-closer").start()
         return database
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 
 import duckdb
@@ -176,21 +175,25 @@ class Ledger:
         return None if row is None else str(row[0])
 
     def begin_copy(self, table_id: TableId, copy_id: str) -> None:
-        """End the copy before; its chunks are forgotten."""
-        self._connection.execute(
-            "UPDATE _etl.copies SET status = 'ended' WHERE table_id = ?", [table_id]
-        )
-        self.forget_chunks(table_id)
+        """Remember the copy as the one that is running."""
+        self.end_copies(table_id)
         self._connection.execute(
             "INSERT INTO _etl.copies VALUES (?, ?, 'running')", [table_id, copy_id]
         )
 
-    def end_copy(self, table_id: TableId, copy_id: str) -> None:
+    def end_copies(self, table_id: TableId) -> None:
+        """From now on refuse every copy of the table that was heard of."""
+        self._connection.execute(
+            "UPDATE _etl.copies SET status = 'ended' WHERE table_id = ?", [table_id]
+        )
+        self._forget_chunks(table_id)
+
+    def complete_copy(self, table_id: TableId, copy_id: str) -> None:
         self._connection.execute(
             "UPDATE _etl.copies SET status = 'complete' WHERE table_id = ? AND copy_id = ?",
             [table_id, copy_id],
         )
-        self.forget_chunks(table_id)
+        self._forget_chunks(table_id)
 
     def has_chunk(self, table_id: TableId, chunk: ChunkId) -> bool:
         row = fetch_row(
@@ -205,10 +208,5 @@ class Ledger:
             "INSERT INTO _etl.chunks VALUES (?, ?, ?)", [table_id, chunk.copy_id, chunk.index]
         )
 
-    def forget_chunks(self, table_id: TableId) -> None:
+    def _forget_chunks(self, table_id: TableId) -> None:
         self._connection.execute("DELETE FROM _etl.chunks WHERE table_id = ?", [table_id])
-
-    def forget_copies(self, table_ids: Iterable[TableId]) -> None:
-        for table_id in table_ids:
-            self._connection.execute("DELETE FROM _etl.copies WHERE table_id = ?", [table_id])
-            self.forget_chunks(table_id)

@@ -22,6 +22,7 @@ from etl_dagster.destinations.duckdb.tables import (
     select_list,
     table_name,
 )
+from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import RelationEvent, TableChanges, TableStep, TruncateEvent
 from etl_dagster.model.schema import TableSchema
 
@@ -93,6 +94,13 @@ class TableMerge:
         names = [name for name in changes.schema.column_names if name in there]
         types = column_types(self._table)
         key = changes.schema.key_columns
+        if not there.issuperset(key):
+            raise TableWriteFailed(
+                self._table.id,
+                f"{self._table.name} has no column {', '.join(set(key) - there)} at the "
+                "destination, though it is part of the key",
+                solution="Reset the table: the copy creates it anew.",
+            )
         if key:
             self._merge(collapse(changes, key), key, names, types)
         else:

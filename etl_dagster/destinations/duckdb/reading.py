@@ -46,30 +46,33 @@ def query(path: str | os.PathLike[str], sql: str, *, lock_timeout_s: float = 60.
     Raises:
         DestinationError: DuckDB refuses the query, or the file can't be read.
     """
-    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection:
-        try:
-            relation = connection.sql(sql)
-            # A statement without a result, such as SET, gives no relation.
-            table: pa.Table | None = None if relation is None else relation.to_arrow_table()
-        except duckdb.Error as error:
-            raise DestinationError(
-                f"DuckDB refuses the query: {error}", solution="Correct the query."
-            ) from error
+    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
+        relation = connection.sql(sql)
+        # A statement without a result, such as SET, gives no relation.
+        table: pa.Table | None = None if relation is None else relation.to_arrow_table()
     return pa.table({}) if table is None else table
 
 
 def count_rows(path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0) -> dict[str, int]:
     """The number of rows of each replicated table, by ``schema.table``."""
-    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection:
-        row = fetch_row(connection, "SELECT current_database()")
-        database = row[0] if row else ""
+    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
+        database = fetch_row(connection, "SELECT current_database()") or ("",)
         tables = connection.execute(
             "SELECT schema_name, table_name FROM _etl.tables ORDER BY ALL"
         ).fetchall()
         counts = {}
         for schema_name, name in tables:
-            count = fetch_row(
-                connection, f"FROM {quote(database, schema_name, name)} SELECT count(*)"
-            )
-            counts[f"{schema_name}.{name}"] = int(count[0]) if count else 0
+            table = quote(database[0], schema_name, name)
+            count = fetch_row(connection, f"FROM {table} SELECT count(*)") or (0,)
+            counts[f"{schema_name}.{name}"] = int(count[0])
         return counts
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        raise DestinationError(
+            f"DuckDB refuses the query: {error}", solution="Correct the query."
+        ) from error
