@@ -10,6 +10,7 @@ TupleData.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -36,6 +37,9 @@ _SHORTEST: Final = _HEADER + _PREFIX + 1 + 2
 
 _NEW, _KEY, _OLD = ord("N"), ord("K"), ord("O")
 _NULL, _UNCHANGED, _TEXT = ord("n"), ord("u"), ord("t")
+#: Messages decoded at a time, so that the arrays about them stay in the processor's cache: with
+#: 65,536 it takes twice as long.
+_BLOCK_ROWS: Final = 8192
 #: Beyond this many bytes, places no longer fit the offsets of an ordinary string array.
 _INT32_END: Final = 2**31 - 1
 
@@ -176,11 +180,46 @@ def decode_rows(messages: RowMessages, which: Places, schema: TableSchema) -> De
     """Decode messages of one table under one schema.
 
     Args:
-        which: the numbers of the messages, ascending.
+        which: the numbers of the messages, ascending; at least one.
 
     Raises:
         DecodeError: a message doesn't follow the protocol, or has other columns than the schema.
     """
+    begins = range(0, len(which), _BLOCK_ROWS)
+    return _joined(
+        [_decode_block(messages, which[begin : begin + _BLOCK_ROWS], schema) for begin in begins],
+        begins,
+    )
+
+
+def _joined(blocks: list[DecodedRows], begins: range) -> DecodedRows:
+    """Blocks of messages as one; `begins` has the number of the first message of each."""
+    if len(blocks) == 1:
+        return blocks[0]
+    old = [
+        (begin + block.old_indices, block.old_rows)
+        for begin, block in zip(begins, blocks, strict=True)
+        if block.old_indices is not None
+    ]
+    replaced: Counter[str] = Counter()
+    for block in blocks:
+        replaced.update(block.replaced)
+    names = dict.fromkeys(name for block in blocks for name in block.unchanged)
+    return DecodedRows(
+        pa.concat_batches([block.rows for block in blocks]),
+        {name: np.concatenate([_mask(block, name) for block in blocks]) for name in names},
+        np.concatenate([indices for indices, _ in old]) if old else None,
+        pa.concat_batches([rows for _, rows in old]) if old else None,
+        dict(replaced),
+    )
+
+
+def _mask(block: DecodedRows, name: str) -> Flags:
+    mask = block.unchanged.get(name)
+    return np.zeros(block.rows.num_rows, bool) if mask is None else mask
+
+
+def _decode_block(messages: RowMessages, which: Places, schema: TableSchema) -> DecodedRows:
     ops = messages.ops[which]
     places = messages.starts[which] + _PREFIX
     is_insert, is_delete = ops == INSERT, ops == DELETE
