@@ -36,12 +36,6 @@ DEADLINE_S = 60.0
 Tick = Any
 
 
-@pytest.fixture(autouse=True)
-def no_child_is_left() -> Iterator[None]:
-    yield
-    stop_all()
-
-
 @pytest.fixture
 def shop(newest_database: Database) -> Database:
     newest_database.execute(
@@ -148,7 +142,10 @@ def key_of(table: str) -> AssetKey:
 @contextmanager
 def dagster(config_file: Path, **options: Any) -> Iterator[Dagster]:
     with instance_for_test() as instance:
-        yield Dagster(instance, build_etl_definitions(config_file, **options))
+        try:
+            yield Dagster(instance, build_etl_definitions(config_file, **options))
+        finally:
+            stop_all()
 
 
 def rows(config_file: Path, sql: str) -> list[dict[str, Any]]:
@@ -191,8 +188,10 @@ def test_the_sensor_has_tables_copied_and_then_reports_their_changes(
 
         ui.tick_until(everything_is_reported)
         ui.tick_until(
-            lambda r: ui.materialization_of("orders").metadata["dagster/row_count"].value == 519
-            or shop.execute("UPDATE orders SET note = 'again' WHERE id = 1")
+            lambda r: (
+                ui.materialization_of("orders").metadata["dagster/row_count"].value == 519
+                or shop.execute("UPDATE orders SET note = 'again' WHERE id = 1")
+            )
         )
         streamed = ui.materialization_of("orders").metadata
         assert streamed["lag_bytes"].value is not None

@@ -247,7 +247,8 @@ class _Copy:
 
     def _line(self, progress: CopyProgress) -> str:
         if progress.state != "data_sync":
-            return f"{self._name}: {_MEANINGS.get(progress.state, progress.state)}"
+            meaning = _MEANINGS.get(progress.state, progress.state)
+            return f"{self._name}, {progress.rows_done:,} rows: {meaning}"
         share = (
             f" of about {progress.rows_estimated:,}"
             if progress.rows_estimated > progress.rows_done
@@ -277,7 +278,7 @@ class _Copy:
 
 
 _MEANINGS: Mapping[str, str] = {
-    "finished_copy": "every row is copied; applying what changed meanwhile",
+    "finished_copy": "all copied; applying what changed meanwhile",
     "sync_wait": "caught up; asking the replicator to take over",
     "catchup": "applying the last changes before the hand-over",
     "sync_done": "handed over to the stream",
