@@ -29,6 +29,7 @@ from etl_dagster.errors import EtlError
 
 FIRST_UI_PORT = 3000
 PIPELINE_NAME = "flights"
+_DAGSTER_PASSWORD = "ETL_DAGSTER_DEMO_STORAGE_PASSWORD"
 
 _UI_DEADLINE_S = 180.0
 _DAGSTER_STOP_S = 30.0
@@ -143,6 +144,7 @@ def _start_dagster(folder: Path, access: Databases, config: Path, ui_port: int) 
             "DAGSTER_DISABLE_TELEMETRY": "yes",
             "ETL_DAGSTER_CONFIG": str(config),
             "ETL_DAGSTER_DEMO": "1",
+            _DAGSTER_PASSWORD: access.passwords[databases.DAGSTER],
             "PYTHONUNBUFFERED": "1",
         },
     )
@@ -178,7 +180,8 @@ def _dagster_yaml(access: Databases) -> str:
                     "hostname": HOST,
                     "port": access.server.port,
                     "username": databases.DAGSTER,
-                    "password": access.passwords[databases.DAGSTER],
+                    # Dagster passes these settings on to its processes on the command line.
+                    "password": {"env": _DAGSTER_PASSWORD},
                     "db_name": databases.DAGSTER_STORAGE,
                 }
             }

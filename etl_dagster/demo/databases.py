@@ -28,6 +28,7 @@ PIPELINE = "etl"
 AIRLINE = "airline"
 DAGSTER = "dagster"
 
+_ROLES = (PIPELINE, AIRLINE, DAGSTER)
 _Connection = psycopg.Connection[tuple[Any, ...]]
 
 
@@ -81,9 +82,6 @@ def _passwords(file: Path) -> dict[str, str]:
     return wanted
 
 
-_ROLES = (PIPELINE, AIRLINE, DAGSTER)
-
-
 def write_private(file: Path, text: str) -> None:
     """Write a file with a secret in it, at once or not at all."""
     unfinished = file.with_name(f"{file.name}.new")
@@ -103,7 +101,8 @@ def _create_role(admin: _Connection, role: str, password: str) -> None:
 
 
 def _create_database(admin: _Connection, database: str, owner: str | None) -> None:
-    if admin.execute("SELECT FROM pg_database WHERE datname = %s", [database]).fetchone():
+    found = admin.execute("SELECT FROM pg_database WHERE datname = %s", [database]).fetchone()
+    if found is not None:
         return
     statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database))
     if owner is not None:
