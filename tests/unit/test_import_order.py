@@ -1,0 +1,139 @@
+"""The shape of the house: imports point down, and nothing runs in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import etl_dagster
+
+_PACKAGE = Path(etl_dagster.__file__).parent
+
+#: From the ground up. A module may import from its own floor and from those before it.
+FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"etl_dagster", "etl_dagster.errors", "etl_dagster.lsn", "etl_dagster.config"}),
+    frozenset({"etl_dagster.model"}),
+    frozenset({"etl_dagster.protocol"}),
+    frozenset({"etl_dagster.source"}),
+    frozenset({"etl_dagster.runtime"}),
+    frozenset({"etl_dagster.stores", "etl_dagster.destinations"}),
+    frozenset({"etl_dagster.assembly"}),
+    frozenset({"etl_dagster.integrations", "etl_dagster.testing"}),
+    frozenset({"etl_dagster.demo"}),
+    frozenset({"etl_dagster.cli", "etl_dagster.definitions", "etl_dagster.replicator"}),
+)
+
+#: Rooms on one floor that still have no business with each other.
+STRANGERS = (("etl_dagster.stores", "etl_dagster.destinations"),)
+
+#: (importer, imported) that may point up, each with its reason. Keep it short.
+EXEMPT: dict[tuple[str, str], str] = {}
+
+#: (importer, imported) in one room that close a circle, each with its reason: always an import
+#: in a function, so that either can be imported first.
+CLOSED_CIRCLES = {
+    ("etl_dagster.model.types", "etl_dagster.model.parsing"): "parsing needs NumPy and Arrow",
+    ("etl_dagster.model.schema", "etl_dagster.model.types"): "a schema knows its Arrow schema",
+}
+
+
+def modules() -> list[str]:
+    found = []
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        parts = path.relative_to(_PACKAGE.parent).with_suffix("").parts
+        found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def file_of(module: str) -> Path:
+    path = _PACKAGE.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def room(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def floor(module: str) -> int:
+    for number, rooms in enumerate(FLOORS):
+        if room(module) in rooms:
+            return number
+    pytest.fail(f"{module} has no floor: name its room in FLOORS")
+
+
+def imports(module: str, known: frozenset[str]) -> Iterator[tuple[str, int]]:
+    """Modules of the package that this one imports, with the line.
+
+    Everywhere counts: in functions, and for the type checker only.
+    """
+    for node in ast.walk(ast.parse(file_of(module).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: write imports in full"
+            base = node.module or ""
+            # `from package import name` imports a module where the name is one.
+            full = [f"{base}.{alias.name}" for alias in node.names]
+            names = [name if name in known else base for name in full]
+        else:
+            continue
+        for name in names:
+            if name == "etl_dagster" or name.startswith("etl_dagster."):
+                yield name, node.lineno
+
+
+MODULES = modules()
+KNOWN = frozenset(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    wrong = [
+        f"line {line}: {imported}"
+        for imported, line in imports(module, KNOWN)
+        if floor(imported) > floor(module) and (module, imported) not in EXEMPT
+    ]
+    assert not wrong, f"{module} imports from a floor above its own: {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_strangers_stay_strangers(module: str) -> None:
+    """The runtime knows a destination, never a DuckDB; a store knows no destination at all."""
+    for one, other in STRANGERS:
+        for here, there in ((one, other), (other, one)):
+            if room(module) == here:
+                assert not [name for name, _ in imports(module, KNOWN) if room(name) == there]
+
+
+@pytest.mark.parametrize("floor_rooms", FLOORS, ids=lambda rooms: min(rooms))
+def test_no_floor_has_a_circle(floor_rooms: frozenset[str]) -> None:
+    """Importing any module first must work; a package's own `__init__` may gather its modules."""
+    here = [module for module in MODULES if room(module) in floor_rooms]
+    graph = {
+        module: {
+            name
+            for name, _ in imports(module, KNOWN)
+            if name in here and (module, name) not in CLOSED_CIRCLES
+        }
+        for module in here
+    }
+    for package in [module for module in here if file_of(module).name == "__init__.py"]:
+        # `from package.module import x` doesn't need what the package gathers to be complete.
+        for module in here:
+            graph[module].discard(package)
+    while free := {module for module, needed in graph.items() if not needed}:
+        graph = {m: needed - free for m, needed in graph.items() if m not in free}
+    assert not graph, f"these import each other: {', '.join(sorted(graph))}"
+
+
+def test_every_exemption_is_still_needed() -> None:
+    needed = {
+        (module, imported)
+        for module in MODULES
+        for imported, _ in imports(module, KNOWN)
+        if floor(imported) > floor(module)
+    }
+    assert set(EXEMPT) == needed & set(EXEMPT)

@@ -1,0 +1,49 @@
+"""`import etl_dagster` costs next to nothing: everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "adbc_driver_postgresql",
+    "dagster",
+    "duckdb",
+    "numpy",
+    "psycopg",
+    "pyarrow",
+    "pydantic",
+    "rich",
+    "yaml",
+}
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules in a fresh interpreter after it has run `code`."""
+    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    answer = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True
+    )
+    return set(answer.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["etl_dagster", "etl_dagster.errors", "etl_dagster.lsn"])
+def test_nothing_heavy_is_imported(module: str) -> None:
+    assert not loaded_by(f"import {module}") & HEAVY
+
+
+def test_the_vocabulary_needs_no_driver() -> None:
+    """Naming states and positions must not need Arrow, a database or Dagster."""
+    assert not loaded_by("import etl_dagster.model.states") & (HEAVY - {"pydantic"})
+
+
+def test_the_command_line_starts_without_the_engine() -> None:
+    loaded = loaded_by("import etl_dagster.cli")
+    assert not loaded & {"dagster", "duckdb", "numpy", "psycopg", "pyarrow"}
+
+
+def test_the_replicator_knows_no_dagster() -> None:
+    """It runs beside Dagster, not in it: a crash of one doesn't take the other along."""
+    assert "dagster" not in loaded_by("import etl_dagster.replicator")
