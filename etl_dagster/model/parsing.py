@@ -290,6 +290,8 @@ def to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     ``infinity`` and ``-infinity``; others (BC, years past 9999) stay numbers, days or microseconds
     since 1970-01-01.
     """
+    if not batch.num_columns:
+        return [{} for _ in range(batch.num_rows)]
     columns = [_to_objects(column) for column in batch.columns]
     names = batch.schema.names
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

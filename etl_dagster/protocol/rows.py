@@ -206,12 +206,27 @@ def _joined(blocks: list[DecodedRows], begins: range) -> DecodedRows:
         replaced.update(block.replaced)
     names = dict.fromkeys(name for block in blocks for name in block.unchanged)
     return DecodedRows(
-        pa.concat_batches([block.rows for block in blocks]),
+        _concat([block.rows for block in blocks]),
         {name: np.concatenate([_mask(block, name) for block in blocks]) for name in names},
         np.concatenate([indices for indices, _ in old]) if old else None,
-        pa.concat_batches([rows for _, rows in old]) if old else None,
+        _concat([rows for _, rows in old]) if old else None,
         dict(replaced),
     )
+
+
+def _concat(batches: list[Any]) -> Any:
+    """Batches of one schema as one."""
+    columns = zip(*(batch.columns for batch in batches), strict=True)
+    arrays: list[Any] = [pa.concat_arrays(list(chunks)) for chunks in columns]
+    if not arrays:
+        return _empty_rows(sum(batch.num_rows for batch in batches))
+    return pa.RecordBatch.from_arrays(arrays, schema=batches[0].schema)
+
+
+def _empty_rows(count: int) -> Any:
+    """Rows of a table of which no column is published."""
+    rows: Any = pa.array([{}] * count, pa.struct([]))
+    return pa.RecordBatch.from_struct_array(rows)
 
 
 def _mask(block: DecodedRows, name: str) -> Flags:
@@ -267,8 +282,7 @@ def _decode_tuples(
     if arrays:
         rows = pa.RecordBatch.from_arrays(arrays, schema=schema.arrow_schema)
     else:
-        empty: Any = pa.array([{}] * len(which), pa.struct([]))
-        rows = pa.RecordBatch.from_struct_array(empty)
+        rows = _empty_rows(len(which))
     return rows, unchanged, replaced
 
 
