@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from etl_dagster.destinations.duckdb import reading
+from etl_dagster.destinations.duckdb.fetch import FetchAhead
 from etl_dagster.destinations.duckdb.file import DatabaseFile
 from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.merge import TableMerge, insert_rows
@@ -24,9 +25,6 @@ from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
 
-#: Of a chunk, this much is fetched before the file is taken, which then is held for as short as
-#: it can be.
-_FETCH_AHEAD_BYTES = 16 * 1024**2
 #: What a table or its values can be the reason of; anything else concerns the file.
 _OF_TABLE = (
     duckdb.DataError,
@@ -119,13 +117,19 @@ class DuckDBDestination:
         if chunk is None:
             self._end_copy(schema, rows)
             return
-        batches = _fetch_ahead(rows.batches(), _FETCH_AHEAD_BYTES)
         if not self._begin_copy(schema, rows.copy_id, chunk):
             return
+        with FetchAhead(rows.batches()) as batches:
+            batches.wait_until_worthwhile()
+            self._write_chunk(schema, chunk, batches)
+
+    def _write_chunk(
+        self, schema: TableSchema, chunk: ChunkId, batches: Iterable[pa.RecordBatch]
+    ) -> None:
         types = column_types(schema)
         with self._transaction(schema) as connection:
             ledger = Ledger(connection)
-            if ledger.copy_status(schema.id, rows.copy_id) != "running" or ledger.has_chunk(
+            if ledger.copy_status(schema.id, chunk.copy_id) != "running" or ledger.has_chunk(
                 schema.id, chunk
             ):
                 return
@@ -249,23 +253,3 @@ def _drop_staging(connection: duckdb.DuckDBPyConnection, schema: TableSchema) ->
     for (schema_name,) in found:
         name = table_name(connection, schema_name, _staging_name(schema.id))
         connection.execute(f"DROP TABLE {name}")
-
-
-def _fetch_ahead(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
-    """The same batches, the first `limit` bytes of them fetched now."""
-    ahead: list[pa.RecordBatch] = []
-    fetched = 0
-    for batch in batches:
-        ahead.append(batch)
-        fetched += batch.nbytes
-        if fetched >= limit:
-            break
-    return _chain(ahead, batches)
-
-
-def _chain(
-    ahead: list[pa.RecordBatch], batches: Iterator[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    while ahead:
-        yield ahead.pop(0)
-    yield from batches
