@@ -57,6 +57,9 @@ with published as (
   join pg_namespace n on n.nspname = p.schemaname
   join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
   where p.pubname = %(publication)s
+  and n.oid not in (
+    select relnamespace from pg_class
+    where relname = 'pipelines' and obj_description(oid, 'pg_class') = 'etl_dagster state store')
 )
 select t.oid, t.nspname, t.relname, t.relreplident::text, t.estimated_rows, t.rowfilter,
        a.attnum, a.attname, a.atttypid,
@@ -110,6 +113,9 @@ def fetch_publication(connection: Connection, name: str) -> Publication:
 
 def fetch_published_tables(connection: Connection, publication: str) -> list[PublishedTable]:
     """The publication's tables by name, with their published columns; maybe none.
+
+    Tables of a state store are left out: under FOR ALL TABLES they are published where the store
+    lives in the source, and every batch would make work for the next one.
 
     Source: PostgreSQL documentation, "pg_publication_tables". Its column and row lists are there
     from version 15 on.

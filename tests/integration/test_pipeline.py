@@ -337,3 +337,17 @@ def test_an_idle_database_does_not_retain_wal(
         )
         assert confirmed == [(True,)]
     assert all(isinstance(s, Ready) for s in store.get_table_replication_states().values())
+
+
+def test_the_state_store_is_not_replicated_though_all_tables_are_published(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    newest_database.execute(
+        "create table items (id int primary key)", "create publication etl_pub for all tables"
+    )
+    config = make_config(newest_database)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        assert list(pipeline.status().tables) == ["public.items"]

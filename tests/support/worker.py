@@ -29,11 +29,12 @@ def main() -> None:
         else:
             pipeline = Pipeline(config, store, destination, copies="elsewhere")
             pipeline.start()
-            pipeline.wait()
+            pipeline.wait()  # shuts the destination down
     except EtlError as error:
         logging.exception("ended")
         sys.exit(f"{type(error).__name__}: {error.reason}")
     finally:
+        destination.shutdown()
         store.close()
 
 

@@ -5,6 +5,8 @@ CREATE TABLE pipelines (
     epoch bigint NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT now()
 );
+-- By this comment the source knows tables that are never replicated (etl_dagster/source/catalog.py).
+COMMENT ON TABLE pipelines IS 'etl_dagster state store';
 
 -- A state is never changed: the next one points to it and takes over `is_current`.
 CREATE TABLE table_states (
