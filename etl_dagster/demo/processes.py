@@ -25,7 +25,7 @@ def watch_over(process_id: int, *, group: bool = False) -> subprocess.Popen[byte
     """
     target = f"-{process_id}" if group else str(process_id)
     return subprocess.Popen(
-        ["/bin/sh", "-c", 'read -r _; kill -INT -- "$0"', target],
+        ["/bin/sh", "-c", 'read -r _; kill -s INT -- "$0"', target],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -81,7 +82,7 @@ def test_the_port_that_was_asked_for_is_used(open_folder: Path) -> None:
 
 
 def test_a_killed_owner_takes_its_server_along(open_folder: Path) -> None:
-    """Even where nothing could clean up, the next start finds a folder that it can use."""
+    """It shuts down as if it had been told to, so the next start has nothing to repair."""
     code = (
         "import sys, time\n"
         "from etl_dagster.demo.server import EmbeddedPostgres\n"
@@ -94,16 +95,31 @@ def test_a_killed_owner_takes_its_server_along(open_folder: Path) -> None:
     owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     server_id = int(owner.stdout.readline())
+    process = psutil.Process(server_id)
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     owner.stdout.close()
 
+    process.wait()
     with (
         EmbeddedPostgres(open_folder, durable=False) as server,
         psycopg.connect(server.dsn()) as connection,
     ):
         assert server.process_id != server_id
         connection.execute("SELECT 1")
+        assert "was not properly shut down" not in server.log_path.read_text()
+
+
+def test_a_server_that_still_runs_is_stopped_by_the_next_start(open_folder: Path) -> None:
+    """As after a kill of everything but the server itself."""
+    left_over = EmbeddedPostgres(open_folder, durable=False)
+    left_over.start()
+    with (
+        EmbeddedPostgres(open_folder, durable=False) as server,
+        psycopg.connect(server.dsn()) as connection,
+    ):
+        connection.execute("SELECT 1")
+    left_over.stop()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has another account to run it as")
