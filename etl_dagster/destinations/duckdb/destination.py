@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -17,7 +18,13 @@ from etl_dagster.destinations.duckdb.fetch import FetchAhead
 from etl_dagster.destinations.duckdb.file import DatabaseFile
 from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.merge import TableMerge, insert_rows
-from etl_dagster.destinations.duckdb.tables import column_types, create_table, quote, table_name
+from etl_dagster.destinations.duckdb.tables import (
+    column_types,
+    create_table,
+    quote,
+    readable,
+    table_name,
+)
 from etl_dagster.errors import DestinationError, TableWriteFailed
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
@@ -119,14 +126,12 @@ class DuckDBDestination:
             return
         if not self._begin_copy(schema, rows.copy_id, chunk):
             return
-        with FetchAhead(rows.batches()) as batches:
-            batches.wait_until_worthwhile()
-            self._write_chunk(schema, chunk, batches)
+        with FetchAhead(rows.batches()) as fetched:
+            fetched.wait_until_worthwhile()
+            self._write_chunk(schema, chunk, fetched)
 
-    def _write_chunk(
-        self, schema: TableSchema, chunk: ChunkId, batches: Iterable[pa.RecordBatch]
-    ) -> None:
-        types = column_types(schema)
+    def _write_chunk(self, schema: TableSchema, chunk: ChunkId, fetched: FetchAhead) -> None:
+        types, batches = column_types(schema), iter(fetched)
         with self._transaction(schema) as connection:
             ledger = Ledger(connection)
             if ledger.copy_status(schema.id, chunk.copy_id) != "running" or ledger.has_chunk(
@@ -135,8 +140,18 @@ class DuckDBDestination:
                 return
             ledger.keep_chunk(schema.id, chunk)
             staging = table_name(connection, schema.schema_name, _staging_name(schema.id))
-            for batch in batches:
-                insert_rows(connection, staging, batch, schema.column_names, types)
+            first = next(batches, None)
+            if first is None:
+                return
+            stream = chain([readable(first)], map(readable, batches))
+            # One statement for all: DuckDB then compresses and writes row groups as they fill.
+            reader = pa.RecordBatchReader.from_batches(readable(first).schema, stream)
+            try:
+                insert_rows(connection, staging, reader, schema.column_names, types)
+            except duckdb.Error:
+                # Through DuckDB, a failure of the source would look like one of its own.
+                fetched.raise_failure()
+                raise
 
     def _begin_copy(self, schema: TableSchema, copy_id: str, chunk: ChunkId | None) -> bool:
         """Make the copy the current one; whether the chunk, or the end, is still missing."""

@@ -58,13 +58,17 @@ class FetchAhead:
             with self._changed:
                 self._wait_for(1)
                 if not self._ready:
-                    if self._failure is not None:
-                        raise self._failure
+                    self.raise_failure()
                     return
                 batch = self._ready.popleft()
                 self._ready_bytes -= _size(batch)
                 self._changed.notify_all()
             yield batch
+
+    def raise_failure(self) -> None:
+        """Raise what the source failed with, if it did."""
+        if self._failure is not None:
+            raise self._failure
 
     def _wait_for(self, count: int) -> None:
         self._changed.wait_for(lambda: self._ready_bytes >= count or self._is_at_end)

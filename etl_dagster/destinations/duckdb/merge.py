@@ -127,7 +127,7 @@ class TableMerge:
     def _insert(self, rows: pa.RecordBatch, names: list[str], types: dict[str, str]) -> None:
         if not len(rows):
             return
-        insert_rows(self._connection, self._target, rows, names, types)
+        insert_rows(self._connection, self._target, readable(rows), names, types)
 
     def _delete(self, keys: pa.RecordBatch, key: Sequence[str], types: dict[str, str]) -> None:
         self._connection.register("_etl_keys", readable(keys))
@@ -210,12 +210,12 @@ class TableMerge:
 def insert_rows(
     connection: duckdb.DuckDBPyConnection,
     target: str,
-    rows: pa.RecordBatch,
+    rows: pa.RecordBatch | pa.RecordBatchReader,
     names: Sequence[str],
     types: dict[str, str],
 ) -> None:
-    """Append the named columns of the rows to a table, given as SQL."""
-    connection.register("_etl_rows", readable(rows))
+    """Append the named columns of rows that DuckDB can read to a table, given as SQL."""
+    connection.register("_etl_rows", rows)
     connection.execute(
         f"INSERT INTO {target} ({column_list(names)}) "
         f"SELECT {select_list(names, types)} FROM _etl_rows"
