@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -102,6 +103,21 @@ class ChunkReader:
                 solution="Read the server's message; SELECT on the table and USAGE on its schema "
                 "are needed.",
             ) from None
+        except OSError as error:
+            # What goes wrong after the first batch comes through Arrow, without an SQLSTATE.
+            raise self._read_failure(error) from None
+
+    def _read_failure(self, error: OSError) -> SourceError:
+        message = _first_line(error)
+        refusal = re.search(r"ERROR: +(?!canceling|terminating)(.*)", message)
+        if refusal is None:
+            return SourceUnreachable(f"the copy of {self._schema.name} was interrupted: {message}")
+        # The server quotes values that it could not read.
+        reason = re.sub(r'"[^"]*"', '"..."', refusal[1])
+        return SourceError(
+            f"the copy of {self._schema.name} failed: {reason}",
+            solution="Mend its cause in the table or in its row filter, then reset the table.",
+        )
 
     def close(self) -> None:
         self._connection.close()

@@ -1,0 +1,601 @@
+"""The command line as people use it: real processes, real servers, real files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import yaml
+from psycopg.conninfo import make_conninfo
+
+from etl_dagster.demo.server import EmbeddedPostgres, find_servers
+from etl_dagster.destinations.duckdb import query
+from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.source.slots import apply_slot_name
+from tests.support.database import Database
+
+pytestmark = pytest.mark.timeout(120)
+
+COMMAND = [sys.executable, "-m", "etl_dagster.cli"]
+ROWS = 500
+_TIMEOUT_S = 60
+SECRET = "Wr0ng-s3cret"
+
+
+@dataclass
+class Shop:
+    """A source, a folder, and the commands that are run there."""
+
+    database: Database
+    folder: Path
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "shop.duckdb"
+
+    def configure(self, **sections: Any) -> None:
+        for name, section in sections.items():
+            merged = isinstance(section, Mapping) and self.values.get(name)
+            self.values[name] = {**self.values[name], **section} if merged else section
+        # JSON is YAML.
+        (self.folder / "etl.yaml").write_text(json.dumps(self.values))
+
+    def start(
+        self, *arguments: str, prefix: Sequence[str] = (), **options: Any
+    ) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*prefix, *COMMAND, *arguments],
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        with self.start(*arguments, **options) as process:
+            try:
+                out, err = process.communicate(timeout=_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def count(self) -> int:
+        """The orders at the destination."""
+        table = query(self.file, "select count(*) from public.orders")
+        return int(table.column(0)[0].as_py())
+
+    def states(self) -> list[str]:
+        """Every state the tables have had, in order."""
+        rows = self.database.query("select state ->> 'type' from etl.table_states order by id")
+        return [state for (state,) in rows]
+
+    @property
+    def is_untouched(self) -> bool:
+        """No slot, no schema, no file of ours."""
+        schemas = self.database.query("select nspname from pg_namespace where nspname = 'etl'")
+        files = {path.name for path in self.folder.iterdir()} - {"etl.yaml"}
+        return not (schemas or self.database.slots() or files)
+
+
+def shop_in(database: Database, folder: Path) -> Shop:
+    database.execute(
+        "create table orders (id int primary key, note text, at timestamptz)",
+        f"insert into orders select g, 'order ' || g, now() from generate_series(1, {ROWS}) g",
+        "create publication etl_pub for table orders",
+    )
+    shop = Shop(database, folder)
+    shop.configure(
+        pipeline="shop",
+        source={"dsn": database.dsn, "publication": "etl_pub"},
+        destination={"type": "duckdb", "path": "shop.duckdb"},
+        batch={"max_fill_ms": 50},
+    )
+    return shop
+
+
+@pytest.fixture
+def shop(newest_database: Database, tmp_path: Path) -> Shop:
+    return shop_in(newest_database, tmp_path)
+
+
+@contextmanager
+def running(shop: Shop, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A pipeline that streams; killed at the end if it still runs."""
+    process = shop.start("run", "--plain", *options)
+    try:
+        assert process.stdout is not None
+        wait_for(process.stdout, "public.orders: ready")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(lines: IO[str], text: str) -> str:
+    seen = []
+    for line in lines:
+        seen.append(line)
+        if text in line:
+            return line
+    pytest.fail(f"the process ended without {text!r}:\n{''.join(seen)}")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.02)
+
+
+def assert_explained(answer: subprocess.CompletedProcess[str], reason: str) -> None:
+    """One clear screen."""
+    assert reason in answer.stderr, answer.stderr
+    assert "What to do: " in answer.stderr
+    assert "Traceback" not in answer.stderr + answer.stdout
+    assert len(answer.stderr.splitlines()) < 25
+
+
+# -- the way of a first day --------------------------------------------------------------------
+
+
+def test_run_copies_streams_and_ends_when_it_has_caught_up(
+    database: Database, tmp_path: Path
+) -> None:
+    shop = shop_in(database, tmp_path)
+    assert shop.run("doctor").returncode == 0
+
+    first = shop.run("run", "--until-caught-up")
+    database.execute(
+        "update orders set note = 'new' where id <= 10; delete from orders where id > 490"
+    )
+    second = shop.run("run", "--until-caught-up")
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert shop.count() == ROWS - 10
+    new = query(shop.file, "select count(*) from public.orders where note = 'new'")
+    assert new.column(0).to_pylist() == [10]
+
+
+def test_ctrl_c_ends_a_running_pipeline_in_good_order(shop: Shop) -> None:
+    with running(shop) as process:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=_TIMEOUT_S)
+
+    assert process.returncode == 0, err
+    assert "Traceback" not in out + err
+    assert shop.database.slots() == [apply_slot_name("shop")]
+
+
+def test_json_lines_are_statuses(shop: Shop) -> None:
+    answer = shop.run("run", "--until-caught-up", "--json")
+
+    assert answer.returncode == 0, answer.stderr
+    statuses = [PipelineStatus.from_json(json.loads(line)) for line in answer.stdout.splitlines()]
+    assert statuses[-1].phase == "stopped"
+    assert statuses[-1].tables["public.orders"].state == "ready"
+
+
+def test_a_terminal_shows_the_live_display(shop: Shop) -> None:
+    control, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "run"],
+        cwd=shop.folder,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "110", "LINES": "40"},
+    )
+    os.close(terminal)
+    screen = b""
+    try:
+        while b"ready" not in screen:
+            screen += os.read(control, 65536)
+        process.send_signal(signal.SIGINT)
+        try:
+            while chunk := os.read(control, 65536):
+                screen += chunk
+        except OSError:
+            pass  # Linux says EIO when the last writer is gone
+        assert process.wait(_TIMEOUT_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(control)
+    text = screen.decode()
+    assert "public.orders" in text
+    assert "Ctrl-C stops" in text
+    assert "Traceback" not in text
+
+
+@pytest.fixture
+def table_of_values(tmp_path: Path) -> Shop:
+    """A destination without a pipeline."""
+    import duckdb
+
+    with duckdb.connect(tmp_path / "shop.duckdb") as connection:
+        connection.execute(
+            "create table t (id int, note text); insert into t values (1, 'a'), (2, null)"
+        )
+    shop = Shop(None, tmp_path)  # type: ignore[arg-type]
+    shop.configure(
+        pipeline="shop",
+        source={"dsn": "dbname=nowhere", "publication": "etl_pub"},
+        destination={"type": "duckdb", "path": "shop.duckdb"},
+    )
+    return shop
+
+
+def test_a_query_has_three_forms(table_of_values: Shop) -> None:
+    sql = "select id, note from t order by id"
+
+    table = table_of_values.run("query", sql).stdout
+    comma = table_of_values.run("query", "--format", "csv", sql).stdout
+    lines = table_of_values.run("query", "--format", "json", sql).stdout
+
+    assert "note" in table
+    assert "2 rows" in table
+    assert list(csv.reader(comma.splitlines())) == [["id", "note"], ["1", "a"], ["2", ""]]
+    assert [json.loads(line) for line in lines.splitlines()] == [
+        {"id": 1, "note": "a"},
+        {"id": 2, "note": None},
+    ]
+
+
+def test_a_query_shows_what_python_has_no_value_for(table_of_values: Shop) -> None:
+    sql = "select 'infinity'::timestamptz t, '20000-01-01'::timestamp late"
+
+    row = json.loads(table_of_values.run("query", "--format", "json", sql).stdout)
+
+    assert row["t"] == "infinity"
+    assert row["late"].startswith("20000-01-01")
+
+
+@pytest.mark.parametrize("sql", ["delete from t", "selec 1", "select * from nothing"])
+def test_a_query_only_reads_and_says_what_it_does_not_understand(
+    table_of_values: Shop, sql: str
+) -> None:
+    answer = table_of_values.run("query", sql)
+
+    assert answer.returncode == 2
+    assert_explained(answer, "DuckDB")
+    assert query(table_of_values.file, "select * from t").num_rows == 2
+
+
+def test_a_query_is_answered_while_the_pipeline_runs(shop: Shop) -> None:
+    with running(shop):
+        answer = shop.run("query", "--format", "csv", "select count(*) from public.orders")
+
+    assert answer.stdout.splitlines()[1:] == [str(ROWS)]
+
+
+# -- what can't start --------------------------------------------------------------------------
+
+
+def missing_publication(shop: Shop) -> str:
+    shop.configure(source={"publication": "no_pub"})
+    return "publication 'no_pub' does not exist"
+
+
+def empty_publication(shop: Shop) -> str:
+    shop.database.execute("alter publication etl_pub drop table orders")
+    return "publication 'etl_pub' contains no table"
+
+
+def missing_identity(shop: Shop) -> str:
+    shop.database.execute("alter table orders drop constraint orders_pkey")
+    return "no replica identity"
+
+
+def wrong_password(shop: Shop) -> str:
+    shop.configure(source={"dsn": make_conninfo(shop.database.dsn, password=SECRET)})
+    return "password authentication failed"
+
+
+def wrong_password_of_the_state_store(shop: Shop) -> str:
+    shop.configure(state_store={"dsn": make_conninfo(shop.database.dsn, password=SECRET)})
+    return "the state store refuses the connection"
+
+
+def no_server(shop: Shop) -> str:
+    shop.configure(source={"dsn": make_conninfo(shop.database.dsn, port=1)})
+    return "connecting to postgresql://"
+
+
+def no_folder(shop: Shop) -> str:
+    shop.configure(destination={"path": "no/such/folder/x.duckdb"})
+    return "there is no folder"
+
+
+def unknown_key(shop: Shop) -> str:
+    shop.configure(sorce={"dsn": SECRET})
+    return "sorce: unknown key"
+
+
+def broken_dsn(shop: Shop) -> str:
+    shop.configure(source={"dsn": f"postgresql://me:{SECRET}@x@host/db"})
+    return "percent-encoded"
+
+
+obstacles = [
+    missing_publication,
+    empty_publication,
+    missing_identity,
+    wrong_password,
+    wrong_password_of_the_state_store,
+    no_server,
+    no_folder,
+    unknown_key,
+    broken_dsn,
+]
+
+
+@pytest.mark.parametrize("obstruct", obstacles, ids=lambda obstruct: obstruct.__name__)
+def test_what_cannot_start_is_explained_and_leaves_nothing_behind(
+    shop: Shop, obstruct: Callable[[Shop], str]
+) -> None:
+    reason = obstruct(shop)
+
+    answer = shop.run("run")
+
+    assert answer.returncode == 2, answer.stdout + answer.stderr
+    assert_explained(answer, reason)
+    assert SECRET not in answer.stdout + answer.stderr
+    assert shop.is_untouched
+
+
+def test_everything_in_the_way_is_told_at_once(shop: Shop) -> None:
+    missing_publication(shop)
+    no_folder(shop)
+
+    answer = shop.run("run", "--json")
+
+    assert answer.returncode == 2
+    assert_explained(answer, "2 things stand in the way")
+    assert "no_pub" in answer.stderr
+    assert "there is no folder" in answer.stderr
+    assert "no_pub" in json.loads(answer.stdout)["error"]
+    assert shop.is_untouched
+
+
+def test_a_server_without_logical_wal_is_explained(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    folder = tmp_path_factory.mktemp("replica")
+    folder.chmod(0o755)
+    settings = {"wal_level": "replica"}
+    with (
+        EmbeddedPostgres(
+            folder / "pg", find_servers()[0], settings=settings, durable=False
+        ) as server,
+        Database.create(server) as database,
+    ):
+        shop = shop_in(database, tmp_path)
+
+        answer = shop.run("run")
+
+        assert answer.returncode == 2
+        assert_explained(answer, "wal_level is 'replica'")
+        assert shop.is_untouched
+
+
+def test_a_folder_that_may_not_be_written_is_explained(newest_database: Database) -> None:
+    with tempfile.TemporaryDirectory(prefix="etl-test-cli-") as name:
+        shop = shop_in(newest_database, Path(name))
+        Path(name).chmod(0o555)
+        # Root may write everywhere, unless it gives that right away.
+        as_others = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+
+        answer = shop.run("run", prefix=as_others)
+
+        Path(name).chmod(0o755)
+        assert answer.returncode == 2
+        assert_explained(answer, "no right to write in the folder")
+        assert shop.is_untouched
+
+
+def test_a_second_process_for_the_same_pipeline_is_refused(shop: Shop) -> None:
+    with running(shop):
+        answer = shop.run("run")
+
+        assert answer.returncode == 2
+        assert_explained(answer, "another process runs the pipeline 'shop'")
+
+
+# -- what fails while it runs ------------------------------------------------------------------
+
+
+def test_a_pipeline_that_fails_while_it_runs_ends_with_1(shop: Shop) -> None:
+    shop.configure(retry={"initial_delay_ms": 2000})
+    with running(shop) as process:
+        shop.database.drop_slots()
+        _, err = process.communicate(timeout=_TIMEOUT_S)
+
+    assert process.returncode == 1
+    assert "is gone from the source" in err
+    assert "What to do: Run `etl-dagster reset`" in err
+    assert "Traceback" not in err
+
+
+def test_a_table_that_cannot_be_copied_ends_the_run_with_1_and_the_others_are_there(
+    shop: Shop,
+) -> None:
+    shop.database.execute(
+        "create table ratios (x int primary key); insert into ratios values (0)",
+        "drop publication etl_pub",
+        "create publication etl_pub for table orders, ratios where (1 / x > 0)",
+    )
+
+    answer = shop.run("run", "--until-caught-up", "--plain")
+
+    assert answer.returncode == 1
+    assert "public.ratios: errored: " in answer.stdout
+    assert "division by zero" in answer.stdout
+    assert shop.count() == ROWS
+    status = json.loads(shop.run("status", "--json").stdout)
+    states = {table["table"]: table["state"] for table in status["tables"]}
+    assert states == {"public.orders": "ready", "public.ratios": "errored"}
+    assert "division by zero" in shop.run("status").stdout
+
+
+# -- doctor and status -------------------------------------------------------------------------
+
+
+def test_the_doctor_finds_everything_and_changes_nothing(shop: Shop) -> None:
+    empty_publication(shop)
+    no_folder(shop)
+
+    people, program = shop.run("doctor"), shop.run("doctor", "--json")
+
+    assert (people.returncode, program.returncode) == (1, 1)
+    errors = {check["name"] for check in json.loads(program.stdout) if check["level"] == "error"}
+    assert errors == {"published tables", "destination"}
+    assert "2 errors: the pipeline can't start." in people.stdout
+    assert "-> Add one: ALTER PUBLICATION" in people.stdout
+    assert shop.is_untouched
+
+
+def test_the_doctor_is_content_with_a_pipeline_that_runs(shop: Shop) -> None:
+    with running(shop):
+        answer = shop.run("doctor", "--json")
+
+    checks = {check["name"]: check for check in json.loads(answer.stdout)}
+    assert answer.returncode == 0
+    assert "is read by backend" in checks["slot"]["message"]
+    assert checks["state store"]["message"] == "schema 'etl' is up to date"
+
+
+def test_the_doctor_tells_a_role_that_may_not_create_the_state_store(shop: Shop) -> None:
+    role = f"{shop.database.name}_poor"
+    shop.database.execute(
+        f"create role {role} login replication password 'pw'", f"grant select on orders to {role}"
+    )
+    try:
+        shop.configure(source={"dsn": make_conninfo(shop.database.dsn, user=role, password="pw")})
+
+        answer = shop.run("run")
+
+        assert answer.returncode == 2
+        assert_explained(answer, "may not create")
+        assert f'CREATE SCHEMA "etl" AUTHORIZATION "{role}"' in answer.stderr
+        shop.database.execute(f'create schema etl authorization "{role}"')
+        assert shop.run("run", "--until-caught-up").returncode == 0
+    finally:
+        shop.database.drop_slots()
+        shop.database.execute(f"drop owned by {role} cascade", f"drop role {role}")
+
+
+def test_status_of_what_never_ran_makes_nothing(shop: Shop) -> None:
+    answer = shop.run("status")
+
+    assert answer.returncode == 2
+    assert_explained(answer, "knows no pipeline 'shop'")
+    assert shop.is_untouched
+
+
+def test_status_shows_a_pipeline_of_another_process(shop: Shop) -> None:
+    with running(shop):
+        status = json.loads(shop.run("status", "--json").stdout)
+        text = shop.run("status").stdout
+
+    assert status["is_running"] is True
+    assert status["slot"]["active"] is True
+    assert [(t["table"], t["state"], t["state_id"]) for t in status["tables"]] == [
+        ("public.orders", "ready", "dev:shop-to-duckdb:public.orders")
+    ]
+    assert "shop to duckdb: running" in text
+    assert "public.orders  ready" in text
+
+
+# -- reset -------------------------------------------------------------------------------------
+
+
+def test_a_table_is_copied_again_while_the_pipeline_runs(shop: Shop) -> None:
+    with running(shop):
+        answer = shop.run("reset", "public.orders", "--yes")
+        assert answer.returncode == 0, answer.stderr
+        assert "begins with it now" in answer.stdout
+        wait_until(lambda: shop.states()[-1] == "ready" and shop.states().count("ready") == 2)
+        assert shop.count() == ROWS
+
+
+def test_a_reset_announces_asks_and_may_be_only_tried(shop: Shop) -> None:
+    assert shop.run("run", "--until-caught-up").returncode == 0
+
+    tried = shop.run("reset", "--all", "--dry-run")
+    refused = shop.run("reset", "--all", stdin=subprocess.DEVNULL)
+
+    assert tried.returncode == 0
+    assert "All 1 tables are copied again" in tried.stdout
+    assert refused.returncode == 1
+    assert shop.database.slots() == [apply_slot_name("shop")]
+
+
+def test_a_lost_slot_stops_the_start_and_reset_all_is_the_way_back(shop: Shop) -> None:
+    assert shop.run("run", "--until-caught-up").returncode == 0
+    shop.database.drop_slots()
+
+    stopped = shop.run("run")
+    assert stopped.returncode == 2
+    assert_explained(stopped, "is gone from the source")
+
+    assert shop.run("reset", "--all", "--yes").returncode == 0
+    assert shop.run("run", "--until-caught-up").returncode == 0
+    assert shop.count() == ROWS
+
+
+def test_reset_all_is_refused_while_the_pipeline_runs(shop: Shop) -> None:
+    with running(shop):
+        answer = shop.run("reset", "--all", "--yes")
+
+        assert answer.returncode == 2
+        assert_explained(answer, "a process runs the pipeline 'shop'")
+        assert shop.database.slots() == [apply_slot_name("shop")]
+
+
+def test_a_reset_that_names_nothing_to_reset_is_refused(shop: Shop) -> None:
+    assert shop.run("run", "--until-caught-up").returncode == 0
+
+    for arguments in ([], ["public.orders", "--all"], ["public.nothing"]):
+        answer = shop.run("reset", "--yes", *arguments)
+
+        assert answer.returncode == 2
+        assert "Error: " in answer.stderr
+
+
+# -- init --------------------------------------------------------------------------------------
+
+
+def test_what_init_writes_runs_once_the_password_is_in_the_environment(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    shop = shop_in(newest_database, tmp_path)
+    (tmp_path / "etl.yaml").unlink()
+    password = newest_database.server.password
+    uri = (
+        f"postgresql://postgres:{password}@{newest_database.server.host}:"
+        f"{newest_database.server.port}/{newest_database.name}"
+    )
+    assert shop.run("init", "--dsn", uri).returncode == 0
+    assert password not in (tmp_path / "etl.yaml").read_text()
+    assert yaml.safe_load((tmp_path / "etl.yaml").read_text())["source"]["user"] == "postgres"
+
+    environ = os.environ | {"SOURCE_PASSWORD": password}
+    assert shop.run("run", "--until-caught-up", env=environ).returncode == 0
+    assert (tmp_path / "etl.duckdb").exists()
