@@ -7,7 +7,6 @@ together by `RawBatch.decode`, perhaps on another thread. Control messages are r
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import repeat
 from typing import Final
 
 from etl_dagster.errors import DecodeError
@@ -54,7 +53,7 @@ class ReplicationSession:
         self._open = BatchBuilder({}, None)
         self._last_commit_end = LSN_ZERO
         self._last_keepalive_end = LSN_ZERO
-        #: Not an `Lsn`: set for every read.
+        #: Read by other threads, too.
         self._wal_end = 0
         self._reply_requested = False
 
@@ -77,14 +76,10 @@ class ReplicationSession:
         batch = self._open
         buffer, add_length = batch.buffer, batch.lengths.append
         row_tags, max_bytes = _ROW_TAGS, self._max_bytes
-        room = self._max_rows - len(batch.lengths)
-        if room <= 0:
-            return 1
+        room = room_before = self._max_rows - len(batch.lengths)
         size = batch.size
         try:
-            for _ in repeat(None):
-                if size >= max_bytes:
-                    return 1
+            while room > 0 and size < max_bytes:
                 length, frame = get()
                 if length <= 0:
                     return length
@@ -94,15 +89,14 @@ class ReplicationSession:
                     buffer += frame
                     add_length(length)
                     room -= 1
-                    if not room:
-                        return 1
                 else:
                     batch.size = size
                     self._control(frame)
+            return 1
         finally:
             batch.size = size
-            self._note_wal_end()
-        raise AssertionError("unreachable")
+            if room < room_before:
+                self._note_wal_end()
 
     def feed(self, frame: bytes | memoryview) -> None:
         """Take one frame; it may fill the batch past its bounds.
@@ -120,7 +114,7 @@ class ReplicationSession:
             self._control(frame)
 
     def _note_wal_end(self) -> None:
-        """Read the newest row's header. Of a thousand rows in one read, only the last counts."""
+        """Read the newest row's header; once for each drain, since for each row is too much."""
         lengths = self._open.lengths
         if lengths:
             at = len(self._open.buffer) - lengths[-1]

@@ -6,7 +6,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -25,6 +25,10 @@ _POSTGRES_EPOCH_S = 946_684_800
 _STATUS_INTERVAL_S = 10.0
 #: ... and at most this often, however fast positions are confirmed.
 _STATUS_DEBOUNCE_S = 0.1
+#: A read that has got something waits this long for more of it ...
+_LULL_S = 0.002
+#: ... and ends after this time even if there is more.
+_STRETCH_S = 0.05
 
 
 class ReplicationStream:
@@ -61,6 +65,7 @@ class ReplicationStream:
         # A number that was closed may be another file's by now.
         self._waking = threading.Lock()
         self._wake_reader, self._wake_writer = -1, -1
+        self._poll = select.poll()
 
     def open(self) -> None:
         """Connect and start streaming.
@@ -79,6 +84,8 @@ class ReplicationStream:
             raise
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
+        self._poll.register(self._wake_reader, select.POLLIN)
+        self._poll.register(self._connection.pgconn.socket, select.POLLIN)
         self._feedback = threading.Thread(
             target=self._send_feedback, name=f"feedback {self._slot_name}", daemon=True
         )
@@ -121,20 +128,27 @@ class ReplicationStream:
         assert self._connection is not None
         pgconn = self._connection.pgconn
         status = self._drain(pgconn)
-        if status == 0 and self._wait_readable(pgconn, timeout_s):
+        stretch_end: float | None = None
+        # The server sends rows one by one, and a caller between two reads does more than one row
+        # is worth: so go on while more arrives.
+        while status == 0 and timeout_s >= 0 and self._wait_readable(timeout_s):
             with self._wire:
                 try:
                     pgconn.consume_input()
                 except psycopg.OperationalError as error:
                     raise self._ended(error) from error
             status = self._drain(pgconn)
+            now = time.monotonic()
+            if stretch_end is None:
+                stretch_end = now + min(timeout_s, _STRETCH_S)
+            timeout_s = min(stretch_end - now, _LULL_S)
         self._received = max(self._received, self._session.last_wal_end)
         if self._session.take_reply_request():
             self._status_due.set()
         return status > 0
 
     def _drain(self, pgconn: pq.abc.PGconn) -> int:
-        get: Callable[[], tuple[int, memoryview]] = lambda: pgconn.get_copy_data(1)  # noqa: E731
+        get = partial(pgconn.get_copy_data, 1)
         with self._wire:
             try:
                 status = self._session.drain(get)
@@ -145,11 +159,13 @@ class ReplicationStream:
                 raise self._ended(psycopg.errors.error_from_result(result) if result else None)
         return status
 
-    def _wait_readable(self, pgconn: pq.abc.PGconn, timeout_s: float) -> bool:
-        readable, _, _ = select.select([pgconn.socket, self._wake_reader], [], [], timeout_s)
-        if self._wake_reader in readable:
+    def _wait_readable(self, timeout_s: float) -> bool:
+        """Whether something arrives in time, and nobody interrupts."""
+        ready = [number for number, _ in self._poll.poll(timeout_s * 1000)]
+        if self._wake_reader in ready:
             os.read(self._wake_reader, 4096)
-        return pgconn.socket in readable
+            return False
+        return bool(ready)
 
     def interrupt(self) -> None:
         """Have a waiting `read` return now. From any thread."""
