@@ -118,7 +118,7 @@ def _deliveries(data: st.DataObject, count: int) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", list(SUBJECTS))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(transactions=_TRANSACTIONS, data=st.data())
 def test_random_changes_end_in_what_the_source_has(
     name: str, transactions: list[list[Any]], data: st.DataObject
@@ -139,7 +139,7 @@ def test_random_changes_end_in_what_the_source_has(
 
 
 @pytest.mark.parametrize("name", list(SUBJECTS))
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(before=_TRANSACTIONS, during=_TRANSACTIONS, after=_TRANSACTIONS)
 def test_a_copy_whose_chunks_differ_in_time_is_right_after_the_replay(
     name: str, before: list[list[Any]], during: list[list[Any]], after: list[list[Any]]
