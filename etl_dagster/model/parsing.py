@@ -79,9 +79,17 @@ def _valid_text(strings: Any) -> tuple[Any, int]:
     return strings, 0
 
 
+def _scalar(text: str, string_type: Any) -> Any:
+    """An ASCII string of the given type. pa.scalar() and pa.array() import pandas, if it is there,
+    which takes a second; what every stream needs doesn't call them."""
+    number = np.int64 if string_type == pa.large_string() else np.int32
+    offsets = buffer_of(np.array([0, len(text)], number))
+    return pa.Array.from_buffers(string_type, 1, [None, offsets, pa.py_buffer(text.encode())])[0]
+
+
 # -- casts -------------------------------------------------------------------------------------
 
-_NOT_A_NUMBER: Final = pa.array(["NaN", "Infinity", "-Infinity"])
+_NOT_A_NUMBER: Final = ("NaN", "Infinity", "-Infinity")
 
 
 def _numbers(strings: Any, arrow_type: Any) -> tuple[Any, int]:
@@ -90,7 +98,7 @@ def _numbers(strings: Any, arrow_type: Any) -> tuple[Any, int]:
     except pa.ArrowInvalid:
         pass
     strings = _valid_text(strings)[0]
-    is_odd = pc.is_in(strings, _NOT_A_NUMBER.cast(strings.type))
+    is_odd = pc.is_in(strings, pa.array(_NOT_A_NUMBER, strings.type))
     lost = pc.sum(is_odd).as_py() or 0
     try:
         return pc.cast(pc.if_else(is_odd, None, strings), arrow_type), lost
@@ -114,7 +122,7 @@ def _one_by_one(strings: Any, convert: Callable[[str], Any], arrow_type: Any) ->
 
 
 def _bools(strings: Any) -> tuple[Any, int]:
-    return pc.equal(strings, pa.scalar("t", strings.type)), 0
+    return pc.equal(strings, _scalar("t", strings.type)), 0
 
 
 # -- dates and times ---------------------------------------------------------------------------
@@ -186,7 +194,7 @@ def _days(year: int, month: int, day: int, is_bc: bool) -> int:
 def _times(strings: Any) -> tuple[Any, int]:
     """Arrow has no cast from text to a time of day, but one by way of that time on a day."""
     moments = pc.binary_join_element_wise(
-        pa.scalar("1970-01-01", strings.type), strings, pa.scalar(" ", strings.type)
+        _scalar("1970-01-01", strings.type), strings, _scalar(" ", strings.type)
     )
     odd = _odd_time_of_moment
     array, lost = _with_odd(moments, pa.timestamp("us"), pa.int64(), odd)

@@ -158,7 +158,9 @@ class Column:
         both: Any = pa.Array.from_buffers(
             string_type, 2 * count, [None, buffer_of(offsets), buffer_of(data)]
         )
-        strings = both.take(pa.array(np.arange(0, 2 * count, 2, dtype=np.int64)))
+        # Not pa.array(), which imports pandas where it is installed; that takes a second.
+        even = buffer_of(np.arange(0, 2 * count, 2, dtype=np.int64))
+        strings = both.take(pa.Array.from_buffers(pa.int64(), count, [None, even]))
         if self.is_text is None:
             return strings
         validity = buffer_of(np.packbits(self.is_text, bitorder="little"))
