@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from etl_dagster.config import (
     ENV_PREFIX,
@@ -282,3 +285,30 @@ def test_a_configuration_made_in_python_is_checked_the_same() -> None:
     assert config == parse_config(minimal(), {})
     with pytest.raises(ValueError, match="frozen"):
         config.pipeline = "other"  # type: ignore[misc]
+
+
+# -- what is written about it ------------------------------------------------------------------
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every setting as people write it."""
+    for name, field in model.model_fields.items():
+        place = f"{prefix}{field.alias or name}"
+        models = [
+            part
+            for part in (field.annotation, *get_args(field.annotation))
+            if isinstance(part, type) and issubclass(part, BaseModel)
+        ]
+        if not models:
+            yield place
+        for part in models:
+            inner = f"{place}.<schema.table>." if name == "tables" else f"{place}."
+            yield from settings(part, inner)
+
+
+def test_the_readme_lists_every_setting_and_no_other() -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    rows = re.findall(r"^\| (`[a-z_]+(?:\.[^|]*)?`[^|]*) \|", readme.read_text("utf-8"), re.M)
+    listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+    assert listed == set(settings(PipelineConfig))
