@@ -123,6 +123,7 @@ class MemoryDestination:
         self._lock = threading.RLock()
         self.tables: dict[TableId, MemoryTable] = {}
         self.positions: dict[TableId, Position] = {}
+        self._replay_points: dict[TableId, Lsn] = {}
         #: Row changes and truncates in the order in which they were applied, skipped ones left out.
         self.changelog: list[RowEvent | TruncateEvent] = []
         self._copies: dict[TableId, _Copy] = {}
@@ -174,6 +175,8 @@ class MemoryDestination:
                     raise Superseded(f"epoch {events.epoch} was followed by epoch {self._epoch}")
                 self._epoch = events.epoch
             for table_id, steps in events.tables.items():
+                if events.is_outdated(table_id, self._replay_points.get(table_id)):
+                    continue
                 for step in steps:
                     table = self.tables.setdefault(table_id, MemoryTable(step.schema))
                     match step:
@@ -216,6 +219,7 @@ class MemoryDestination:
     def _replace_table(self, schema: TableSchema, copy: _Copy, replay_from: Lsn) -> None:
         self.tables[schema.id] = copy.table
         self.positions[schema.id] = Position.just_before(replay_from)
+        self._replay_points[schema.id] = replay_from
         copy.is_complete = True
 
 

@@ -280,6 +280,15 @@ class EventBatch:
     #: were sent by somebody who has not heard of it yet.
     apply_from: Mapping[TableId, Lsn] = field(default_factory=dict)
 
+    def is_outdated(self, table_id: TableId, replay_from: Lsn | None) -> bool:
+        """Whether the sender does not know of the table's current copy; see `apply_from`.
+
+        Args:
+            replay_from: `TableRows.replay_from` of that copy, None before the first.
+        """
+        applied_from = self.apply_from.get(table_id)
+        return replay_from is not None and applied_from is not None and applied_from < replay_from
+
     @cached_property
     def row_count(self) -> int:
         return sum(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import pytest
 from etl_dagster.destinations.duckdb import DuckDBDestination, read_connection
 from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import InvalidState, Superseded
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
@@ -248,6 +250,22 @@ def test_changes_from_before_the_copy_are_skipped_and_those_since_applied(
     subject.destination.write_events(batch(before + since))
 
     assert subject.rows(ORDERS) == [order(1, "since")]
+
+
+def test_a_sender_who_has_not_heard_of_the_newest_copy_changes_nothing(subject: Subject) -> None:
+    stream = Transactions(first_lsn=1000)
+    first = stream.commit(insert(ORDERS, **order(2)))
+    second = stream.commit(update(ORDERS, **order(1, "late")))
+    copy(subject.destination, ORDERS, [order(1)], replay_from=first[0].lsn)
+
+    # It would move the position past the first change, which others still have to bring.
+    stale = replace(batch(second), apply_from={ORDERS.id: Lsn(500)})
+    subject.destination.write_events(stale)
+    assert subject.rows(ORDERS) == [order(1)]
+
+    known = replace(batch(first + second), apply_from={ORDERS.id: Lsn(first[0].lsn)})
+    subject.destination.write_events(known)
+    assert content(subject.rows(ORDERS)) == content([order(1, "late"), order(2)])
 
 
 def test_a_row_that_both_copy_and_stream_bring_is_there_once(subject: Subject) -> None:

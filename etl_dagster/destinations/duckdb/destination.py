@@ -190,7 +190,7 @@ class DuckDBDestination:
             connection.execute(f"ALTER TABLE {staging} RENAME TO {quote(schema.table_name)}")
             ledger.keep_table(schema)
             ledger.keep_position(schema, Position.just_before(rows.replay_from))
-            ledger.complete_copy(schema.id, rows.copy_id)
+            ledger.complete_copy(schema.id, rows.copy_id, rows.replay_from)
 
     # -- the stream ----------------------------------------------------------------------------
 
@@ -206,8 +206,10 @@ class DuckDBDestination:
             ledger = Ledger(connection)
             if events.epoch:
                 ledger.raise_epoch(events.epoch)
-            tables = ledger.tables()
+            tables, replay_points = ledger.tables(), ledger.replay_points()
             for table_id, steps in events.tables.items():
+                if events.is_outdated(table_id, replay_points.get(table_id)):
+                    continue
                 merge = TableMerge(
                     connection, ledger, tables.get(table_id), changelog=self._changelog
                 )

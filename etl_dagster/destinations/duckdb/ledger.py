@@ -30,9 +30,11 @@ CREATE TABLE IF NOT EXISTS _etl.positions (
     table_id BIGINT NOT NULL, schema_name VARCHAR NOT NULL, table_name VARCHAR NOT NULL,
     commit_lsn UBIGINT NOT NULL, ordinal BIGINT NOT NULL
 );
--- status: running, complete, or ended (a newer one has begun).
+-- status: running, complete, or ended (a newer one has begun). replay_lsn: where the changes begin
+-- that are not in a complete copy.
 CREATE TABLE IF NOT EXISTS _etl.copies (
-    table_id BIGINT NOT NULL, copy_id VARCHAR NOT NULL, status VARCHAR NOT NULL
+    table_id BIGINT NOT NULL, copy_id VARCHAR NOT NULL, status VARCHAR NOT NULL,
+    replay_lsn UBIGINT
 );
 -- The chunks of a running copy that are in its table. The key refuses a second one at a time.
 CREATE TABLE IF NOT EXISTS _etl.chunks (
@@ -178,7 +180,7 @@ class Ledger:
         """Remember the copy as the one that is running."""
         self.end_copies(table_id)
         self._connection.execute(
-            "INSERT INTO _etl.copies VALUES (?, ?, 'running')", [table_id, copy_id]
+            "INSERT INTO _etl.copies VALUES (?, ?, 'running', NULL)", [table_id, copy_id]
         )
 
     def end_copies(self, table_id: TableId) -> None:
@@ -188,12 +190,20 @@ class Ledger:
         )
         self._forget_chunks(table_id)
 
-    def complete_copy(self, table_id: TableId, copy_id: str) -> None:
+    def complete_copy(self, table_id: TableId, copy_id: str, replay_from: Lsn) -> None:
         self._connection.execute(
-            "UPDATE _etl.copies SET status = 'complete' WHERE table_id = ? AND copy_id = ?",
-            [table_id, copy_id],
+            "UPDATE _etl.copies SET status = 'complete', replay_lsn = ? "
+            "WHERE table_id = ? AND copy_id = ?",
+            [replay_from.offset, table_id, copy_id],
         )
         self._forget_chunks(table_id)
+
+    def replay_points(self) -> dict[TableId, Lsn]:
+        """Of each table's complete copy, where the changes begin that are not in it."""
+        rows = self._connection.execute(
+            "SELECT table_id, replay_lsn FROM _etl.copies WHERE status = 'complete'"
+        ).fetchall()
+        return {table_id: Lsn(replay_lsn) for table_id, replay_lsn in rows}
 
     def has_chunk(self, table_id: TableId, chunk: ChunkId) -> bool:
         row = fetch_row(
