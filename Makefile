@@ -68,6 +68,6 @@ $(READY): pyproject.toml
 	if command -v uv >/dev/null; then \
 		uv pip install --quiet --python $(BIN)/python -e ".[dev]"; \
 	else \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"; \
+		$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[dev]"; \
 	fi; \
 	touch $@

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -199,9 +198,9 @@ def _dagster_yaml(access: Databases) -> str:
 
 
 def _five_lines(server: EmbeddedPostgres, rate: float, url: str, folder: Path, config: Path) -> str:
-    program = shutil.which("etl-dagster") and "etl-dagster"
-    if program is None or shutil.which(program) != os.path.abspath(sys.argv[0]):
-        program = _shown(Path(sys.argv[0]))
+    program = _shown(Path(sys.executable).with_name("etl-dagster"))
+    if shutil.which("etl-dagster") == str(Path(sys.executable).with_name("etl-dagster")):
+        program = "etl-dagster"
     question = "select status, count(*), max(updated_at) from public.flights group by all"
     busy = f"{rate:g} changes a second" if rate > 0 else "no changes"
     return (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 _GRACE_S = 5.0
+_ORPHANS_GRACE_S = 15
 
 
 def watch_over(process_id: int, *, group: bool = False) -> subprocess.Popen[bytes]:
@@ -21,11 +22,15 @@ def watch_over(process_id: int, *, group: bool = False) -> subprocess.Popen[byte
 
     Args:
         process_id: who gets SIGINT.
-        group: interrupt the whole process group of that ID.
+        group: interrupt the whole process group of that ID, and kill what hangs nevertheless.
     """
     target = f"-{process_id}" if group else str(process_id)
+    # dash knows `--` only after `-s`.
+    script = 'read -r _; kill -s INT -- "$0"'
+    if group:
+        script += f'; sleep {_ORPHANS_GRACE_S}; kill -s KILL -- "$0"'
     return subprocess.Popen(
-        ["/bin/sh", "-c", 'read -r _; kill -s INT -- "$0"', target],
+        ["/bin/sh", "-c", script, target],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
