@@ -33,8 +33,5 @@ def demo(rate: float, port: int | None, folder: Path) -> None:
     Needs the extra: pip install 'etl-dagster[demo]'.
     """
     from etl_dagster.demo.app import run_demo
-    from etl_dagster.demo.server import PortInUse, is_port_free
 
-    if port is not None and not is_port_free(port):
-        raise PortInUse(port)
     run_demo(folder, rate=rate, port=port)

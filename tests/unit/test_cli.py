@@ -191,7 +191,6 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_port_in_use_ends_the_demo_before_it_begins(tmp_path: Path) -> None:
-    pytest.importorskip("etl_dagster.demo.app")
     folder = tmp_path / "demo"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
