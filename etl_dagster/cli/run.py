@@ -50,12 +50,12 @@ def run(
         from etl_dagster.cli.views import make_view
 
         view = make_view(plain=plain, as_json=as_json)
-        set_up_logging(context, logging.INFO if plain else logging.WARNING, view.log_handler())
         from etl_dagster.assembly import build_destination, build_store
         from etl_dagster.cli.checks import require_all
         from etl_dagster.runtime.pipeline import Pipeline
 
         require_all(config)
+        set_up_logging(context, logging.INFO if plain else logging.WARNING, view.log_handler())
         store = build_store(config)
         pipeline = Pipeline(config, store, build_destination(config))
         with contextlib.ExitStack() as stack:
