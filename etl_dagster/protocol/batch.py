@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, TypeAlias, overload
 
 from etl_dagster.errors import DecodeError
 from etl_dagster.lsn import Lsn
@@ -20,11 +22,17 @@ from etl_dagster.model.events import (
 )
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.protocol.pgoutput import Begin, Commit, Relation, Truncate
+from etl_dagster.protocol.frames import XLOG_DATA_HEADER
+from etl_dagster.protocol.pgoutput import Relation, Truncate, decode_begin, decode_commit
 
 if TYPE_CHECKING:
     from etl_dagster.protocol.rows import Places
 
+_HEADER: Final = XLOG_DATA_HEADER.size
+#: LSN, time and transaction of a Begin message in its frame; LSN, end and time of a Commit.
+BEGIN_FRAME: Final = struct.Struct("!26xQqI")
+COMMIT_FRAME: Final = struct.Struct("!27xQQq")
+BEGIN, COMMIT = ord("B"), ord("C")
 #: Zeros behind the last frame.
 PADDING: Final = 16
 #: Microseconds from 1970-01-01 to 2000-01-01 UTC, where Postgres' clock begins.
@@ -38,13 +46,13 @@ class OpenTransaction:
     commit_lsn: int
     #: Microseconds since 1970-01-01 UTC.
     commit_time_us: int
-    #: The ordinal of a row at the open batch's row number r is `r + ordinal_offset`.
+    #: The ordinal of a row that is the batch's message number n is `n + ordinal_offset`.
     ordinal_offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class _RelationChange:
-    """A table's rows look otherwise from row number `row` of the batch on."""
+    """A table's rows look otherwise from message number `row` of the batch on."""
 
     row: int
     sequence: int
@@ -54,7 +62,7 @@ class _RelationChange:
 
 @dataclass(frozen=True, slots=True)
 class _TableTruncate:
-    """A table is emptied before row number `row` of the batch."""
+    """A table is emptied before message number `row` of the batch."""
 
     row: int
     sequence: int
@@ -69,7 +77,7 @@ _Barrier: TypeAlias = _RelationChange | _TableTruncate
 
 
 class BatchBuilder:
-    """A batch being filled: row messages in one buffer, everything else beside it.
+    """A batch being filled: most messages in one buffer, the few others beside it.
 
     Args:
         relations: the relations known before the batch, by OID.
@@ -79,34 +87,40 @@ class BatchBuilder:
     def __init__(
         self, relations: Mapping[int, Relation], transaction: OpenTransaction | None
     ) -> None:
-        #: Frames of row messages, header and all, one behind the other, and their lengths.
+        #: Frames of row, Begin and Commit messages, header and all, one behind the other, and
+        #: their lengths. A transaction of one row is as ordinary as a row.
         self.buffer = bytearray()
         self.lengths: list[int] = []
         #: Bytes of all frames.
         self.size = 0
-        self.truncate_count = 0
         self.transaction = transaction
+        self._carried = transaction and replace(transaction)
+        self._mark_count = 0
         self._relations = relations
         self._barriers: dict[int, list[_Barrier]] = defaultdict(list)
-        #: (row number, commit LSN, time, ordinal offset): what holds for the rows from there on.
-        self._segments: list[tuple[int, int, int, int]] = []
-        #: (sequence, Begin or Commit)
-        self._marks: list[tuple[int, Begin | Commit]] = []
-        #: Row numbers before which something else took a place in the sequence.
+        #: Message numbers before which something else took a place in the sequence.
         self._others: list[int] = []
-        self._first_commit_lsn: int | None = None
-        self._commit_end: Lsn | None = None
-        if transaction is not None:
-            self._first_commit_lsn = transaction.commit_lsn
-            self._add_segment(transaction)
+        #: Message numbers before which a table was truncated.
+        self._truncates: list[int] = []
+        self._first_commit_lsn = None if transaction is None else transaction.commit_lsn
+        self._commit_end: int | None = None
 
     @property
     def is_empty(self) -> bool:
         return not self.lengths and not self._others
 
     @property
+    def row_message_count(self) -> int:
+        return len(self.lengths) - self._mark_count
+
+    @property
+    def row_count(self) -> int:
+        """Row messages and truncated tables."""
+        return self.row_message_count + len(self._truncates)
+
+    @property
     def transaction_at_end(self) -> OpenTransaction | None:
-        """The open transaction as the next batch, which counts its rows from 0, sees it."""
+        """The open transaction as the next batch, which counts from 0, sees it."""
         now = self.transaction
         if now is None:
             return None
@@ -115,31 +129,38 @@ class BatchBuilder:
 
     # -- filling ---------------------------------------------------------------------------------
 
-    def begin(self, begin: Begin) -> None:
+    def begin(self, frame: bytes | memoryview) -> None:
+        """Take a Begin message in its XLogData frame."""
+        if len(frame) != BEGIN_FRAME.size:
+            decode_begin(frame[_HEADER + 1 :])  # says what is wrong
+        lsn, time_us, _ = BEGIN_FRAME.unpack(frame)
         if self.transaction is not None:
             raise DecodeError("a Begin message inside of a transaction", offset=0)
-        lsn = begin.final_lsn.offset
-        self.transaction = OpenTransaction(
-            lsn, begin.commit_time_us + POSTGRES_EPOCH_US, -len(self.lengths)
-        )
+        self._take_mark(frame)
+        time_us += POSTGRES_EPOCH_US
+        self.transaction = OpenTransaction(lsn, time_us, -len(self.lengths))
         if self._first_commit_lsn is None:
             self._first_commit_lsn = lsn
-        self._add_segment(self.transaction)
-        self._marks.append((self._take_sequence(), begin))
 
-    def commit(self, commit: Commit) -> None:
-        transaction = self._current("Commit")
-        if commit.commit_lsn.offset != transaction.commit_lsn:
+    def commit(self, frame: bytes | memoryview) -> int:
+        """Take a Commit message in its XLogData frame; returns its end LSN."""
+        if len(frame) != COMMIT_FRAME.size:
+            decode_commit(frame[_HEADER + 1 :])
+        lsn, end_lsn, _ = COMMIT_FRAME.unpack(frame)
+        expected = self._current("Commit").commit_lsn
+        if lsn != expected:
             raise DecodeError(
-                f"a Commit message for {commit.commit_lsn} in the transaction of "
-                f"{Lsn(transaction.commit_lsn)}",
-                offset=2,
+                f"a Commit message for {Lsn(lsn)} in the transaction of {Lsn(expected)}", offset=2
             )
-        self._marks.append((self._take_sequence(), commit))
-        self._commit_end = commit.end_lsn
+        self._take_mark(frame)
+        self._commit_end = end_lsn
         self.transaction = None
-        # Rows outside of a transaction are refused when the batch is decoded.
-        self._segments.append((len(self.lengths), 0, 0, 0))
+        return int(end_lsn)
+
+    def _take_mark(self, frame: bytes | memoryview) -> None:
+        self.buffer += frame
+        self.lengths.append(len(frame))
+        self._mark_count += 1
 
     def relation(self, relation: Relation) -> None:
         lsn = self._current("Relation").commit_lsn
@@ -164,8 +185,7 @@ class BatchBuilder:
                 )
             )
             transaction.ordinal_offset += 1
-            self.truncate_count += 1
-        self._add_segment(transaction)
+            self._truncates.append(row)
 
     def _current(self, kind: str) -> OpenTransaction:
         if self.transaction is None:
@@ -177,16 +197,6 @@ class BatchBuilder:
         self._others.append(len(self.lengths))
         return sequence
 
-    def _add_segment(self, transaction: OpenTransaction) -> None:
-        self._segments.append(
-            (
-                len(self.lengths),
-                transaction.commit_lsn,
-                transaction.commit_time_us,
-                transaction.ordinal_offset,
-            )
-        )
-
     def build(self) -> RawBatch:
         """The batch; the builder isn't used any more."""
         # A look ahead from the last byte stays in the buffer; see `rows`.
@@ -196,15 +206,15 @@ class BatchBuilder:
             first = Lsn(self._first_commit_lsn)
         return RawBatch(
             first_commit_lsn=first,
-            commit_end_lsn=self._commit_end,
+            commit_end_lsn=None if self._commit_end is None else Lsn(self._commit_end),
             byte_count=self.size,
             _buffer=self.buffer,
             _lengths=self.lengths,
             _relations=self._relations,
             _barriers=self._barriers,
-            _segments=self._segments,
-            _marks=self._marks,
             _others=self._others,
+            _truncates=self._truncates,
+            _carried=self._carried,
         )
 
 
@@ -222,9 +232,9 @@ class RawBatch:
     _lengths: list[int]
     _relations: Mapping[int, Relation]
     _barriers: Mapping[int, list[_Barrier]]
-    _segments: list[tuple[int, int, int, int]]
-    _marks: list[tuple[int, Begin | Commit]]
     _others: list[int]
+    _truncates: list[int]
+    _carried: OpenTransaction | None
 
     def decode(
         self,
@@ -248,15 +258,47 @@ class RawBatch:
                 steps = decoder.decode(table_id, first)
                 if steps:
                     tables[table_id] = steps
-        marks = [_mark(sequence, message) for sequence, message in self._marks]
-        return EventBatch(tables, marks, self.commit_end_lsn, epoch)
+        return EventBatch(tables, decoder.marks(), self.commit_end_lsn, epoch)
 
 
-def _mark(sequence: int, message: Begin | Commit) -> BeginEvent | CommitEvent:
-    time_us = message.commit_time_us + POSTGRES_EPOCH_US
-    if isinstance(message, Begin):
-        return BeginEvent(message.final_lsn, time_us, message.xid, sequence)
-    return CommitEvent(message.commit_lsn, message.end_lsn, time_us, sequence)
+class _Marks(Sequence[BeginEvent | CommitEvent]):
+    """Begins and commits, which become objects only for those who look at them."""
+
+    def __init__(self, build: Callable[[], list[BeginEvent | CommitEvent]], count: int) -> None:
+        self._build = build
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> BeginEvent | CommitEvent: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[BeginEvent | CommitEvent]: ...
+    def __getitem__(
+        self, index: int | slice
+    ) -> BeginEvent | CommitEvent | Sequence[BeginEvent | CommitEvent]:
+        return self._events[index]
+
+    def __iter__(self) -> Iterator[BeginEvent | CommitEvent]:
+        return iter(self._events)
+
+    @cached_property
+    def _events(self) -> list[BeginEvent | CommitEvent]:
+        return self._build()
+
+
+def _mark_events(sequence: Places, frames: list[bytes]) -> list[BeginEvent | CommitEvent]:
+    events: list[BeginEvent | CommitEvent] = []
+    for number, frame in zip(sequence.tolist(), frames, strict=True):
+        if frame[_HEADER] == BEGIN:
+            lsn, time_us, xid = BEGIN_FRAME.unpack(frame)
+            events.append(BeginEvent(Lsn(lsn), time_us + POSTGRES_EPOCH_US, xid, number))
+        else:
+            lsn, end_lsn, time_us = COMMIT_FRAME.unpack(frame)
+            time_us += POSTGRES_EPOCH_US
+            events.append(CommitEvent(Lsn(lsn), Lsn(end_lsn), time_us, number))
+    return events
 
 
 class _TableDecoder:
@@ -269,32 +311,60 @@ class _TableDecoder:
 
         self._batch = batch
         self._schema_of = schema_of
-        self._messages = RowMessages(batch._buffer, batch._lengths)
-        count = len(self._messages)
-        self._sequence = _sequence(count, batch._others)
-        begins, lsns, times, offsets = zip(*([(0, 0, 0, 0), *batch._segments]), strict=True)
-        lengths = np.diff(np.array([*begins, count]))
-        #: One element for each row: commit LSN, commit time, ordinal.
-        self._lsns = np.repeat(np.array(lsns, np.uint64), lengths)
-        self._times = np.repeat(np.array(times, np.int64), lengths)
-        self._ordinals = np.arange(count) + np.repeat(np.array(offsets, np.int64), lengths)
-        if not self._lsns.all():
+        self._messages = messages = RowMessages(batch._buffer, batch._lengths)
+        count = len(messages)
+        tags = messages.ops
+        is_begin, is_commit = tags == BEGIN, tags == COMMIT
+        self._is_mark = is_begin | is_commit
+        self._sequence = np.arange(count) + _counted(count, batch._others)
+
+        # Transactions are numbered from 1 in the batch; 0 goes on from the batch before.
+        begins = np.flatnonzero(is_begin)
+        number = np.cumsum(is_begin)
+        carried = batch._carried
+        is_open = number - np.cumsum(is_commit) + (carried is not None)
+        if (is_open[~self._is_mark] != 1).any():
             raise DecodeError("a row message outside of a transaction", offset=0)
+        known = carried or OpenTransaction(0, 0, 0)
+        lsns, times = messages.begin_fields(begins)
+        lsns = np.concatenate([np.array([known.commit_lsn], np.uint64), lsns])
+        times = np.concatenate([[known.commit_time_us], times + POSTGRES_EPOCH_US])
+        truncated = _counted(count, batch._truncates)
+        offsets = np.concatenate([[known.ordinal_offset], -1 - begins - truncated[begins]])
+        #: One element for each message: commit LSN, commit time, ordinal (of rows only).
+        self._lsns = lsns[number]
+        self._times = times[number]
+        self._ordinals = np.arange(count) + truncated + offsets[number]
+        self._relation_ids = np.where(self._is_mark, 0, messages.relation_ids)
+
+    def marks(self) -> _Marks:
+        """The batch's begins and commits."""
+        import numpy as np
+
+        which = np.flatnonzero(self._is_mark)
+        sequence, messages = self._sequence[which], self._messages
+
+        def build() -> list[BeginEvent | CommitEvent]:
+            return _mark_events(sequence, messages.frames(which))
+
+        return _Marks(build, len(which))
 
     def table_ids(self) -> list[TableId]:
         """The tables that the batch has something of, in the order of their first row."""
         import numpy as np
 
-        ids = self._messages.relation_ids
+        ids = self._relation_ids
         # Rows of a table mostly come together, so the places where it changes are few.
         heads = ids[np.flatnonzero(np.diff(ids, prepend=-1))]
-        return list(dict.fromkeys([*heads.tolist(), *self._batch._barriers]))
+        return [
+            found for found in dict.fromkeys([*heads.tolist(), *self._batch._barriers]) if found
+        ]
 
     def decode(self, table_id: TableId, first: Lsn) -> list[TableStep]:
         """The table's steps, from the transaction with the commit LSN `first` on."""
         import numpy as np
 
-        is_wanted = self._messages.relation_ids == table_id
+        is_wanted = self._relation_ids == table_id
         is_wanted &= self._lsns >= np.uint64(first.offset)
         rows = np.flatnonzero(is_wanted)
         steps: list[TableStep] = []
@@ -353,9 +423,11 @@ class _TableDecoder:
         return self._schema_of(relation)
 
 
-def _sequence(count: int, others: list[int]) -> Places:
-    """The places of `count` rows in the whole batch; `others` has what comes before which row."""
+def _counted(count: int, numbers: list[int]) -> Places:
+    """For each of `count` messages, how many of the (ascending) numbers are not above its own."""
     import numpy as np
 
-    before = np.bincount(np.array(others, np.int64), minlength=count + 1)[:count]
-    return np.arange(count) + np.cumsum(before)
+    if not numbers:
+        return np.zeros(count, np.int64)
+    at = np.bincount(np.array(numbers, np.int64), minlength=count + 1)[:count]
+    return np.cumsum(at)

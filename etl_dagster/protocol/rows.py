@@ -45,7 +45,7 @@ _INT32_END: Final = 2**31 - 1
 
 
 class RowMessages:
-    """Row messages in one buffer; all arrays have one element for each.
+    """Row messages in one buffer, and marks between them; arrays have one element for each.
 
     Args:
         buffer: frames one behind the other, and some zeros, so that a look
@@ -70,13 +70,26 @@ class RowMessages:
             raise DecodeError("a row message ends too early", offset=short - _HEADER)
         if np.any(self.data[self.starts - _HEADER] != XLOG_DATA_TAG):
             raise DecodeError("a frame that is no XLogData", offset=0)
-        #: uint8: `INSERT`, `UPDATE` or `DELETE`.
+        #: uint8: `INSERT`, `UPDATE` or `DELETE`; the tag of a mark.
         self.ops: Bytes = self.data[self.starts]
-        #: OIDs; int64 so that they compare with Python's numbers.
+        #: OIDs; int64 so that they compare with Python's numbers. Of a mark, anything.
         self.relation_ids: Places = self._uint32[self.starts + 1].astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def begin_fields(self, which: Places) -> tuple[npt.NDArray[np.uint64], Places]:
+        """LSNs and times, as sent, of messages that are Begin messages."""
+        begins = self.starts[which] + 1
+        high, low = (self._uint32[begins + at].astype(np.uint64) for at in (0, 4))
+        lsns = high << np.uint64(32) | low
+        high, low = (self._uint32[begins + at].astype(np.uint64) for at in (8, 12))
+        return lsns, (high << np.uint64(32) | low).astype(np.int64)
+
+    def frames(self, which: Places) -> list[bytes]:
+        """Whole frames, header and all."""
+        spans = zip((self.starts[which] - _HEADER).tolist(), self.ends[which].tolist(), strict=True)
+        return [self.data[start:end].tobytes() for start, end in spans]
 
     def columns(self, places: Places, rows: Places, count: int) -> Iterator[Column]:
         """Walk the tuples that begin at `places`, one in each of the messages `rows`.

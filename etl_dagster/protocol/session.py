@@ -11,7 +11,7 @@ from typing import Final
 
 from etl_dagster.errors import DecodeError
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.protocol.batch import BatchBuilder, RawBatch
+from etl_dagster.protocol.batch import BEGIN, COMMIT, BatchBuilder, RawBatch
 from etl_dagster.protocol.frames import (
     KEEPALIVE_TAG,
     XLOG_DATA_HEADER,
@@ -20,8 +20,6 @@ from etl_dagster.protocol.frames import (
 )
 from etl_dagster.protocol.pgoutput import (
     Relation,
-    decode_begin,
-    decode_commit,
     decode_message,
     decode_origin,
     decode_relation,
@@ -51,9 +49,10 @@ class ReplicationSession:
         #: By OID, as last sent on this connection.
         self._relations: dict[int, Relation] = {}
         self._open = BatchBuilder({}, None)
-        self._last_commit_end = LSN_ZERO
+        self._commit_end = 0
         self._last_keepalive_end = LSN_ZERO
-        #: Read by other threads, too.
+        # Numbers, since an `Lsn` for each transaction takes longer than the rest of a Commit.
+        # Other threads read them, too.
         self._wal_end = 0
         self._reply_requested = False
 
@@ -76,7 +75,8 @@ class ReplicationSession:
         batch = self._open
         buffer, add_length = batch.buffer, batch.lengths.append
         row_tags, max_bytes = _ROW_TAGS, self._max_bytes
-        room = room_before = self._max_rows - len(batch.lengths)
+        room = self._max_rows - batch.row_message_count
+        known = len(batch.lengths)
         size = batch.size
         try:
             while room > 0 and size < max_bytes:
@@ -85,17 +85,21 @@ class ReplicationSession:
                     return length
                 size += length
                 # A keepalive is shorter; that the first byte is an XLogData's is checked later.
-                if length > _HEADER and frame[_HEADER] in row_tags:
+                tag = frame[_HEADER] if length > _HEADER else 0
+                if tag in row_tags:
                     buffer += frame
                     add_length(length)
                     room -= 1
+                elif tag == COMMIT:
+                    self._commit_end = batch.commit(frame)
+                elif tag == BEGIN:
+                    batch.begin(frame)
                 else:
-                    batch.size = size
                     self._control(frame)
             return 1
         finally:
             batch.size = size
-            if room < room_before:
+            if len(batch.lengths) > known:
                 self._note_wal_end()
 
     def feed(self, frame: bytes | memoryview) -> None:
@@ -106,12 +110,18 @@ class ReplicationSession:
         """
         batch = self._open
         batch.size += len(frame)
-        if len(frame) > _HEADER and frame[_HEADER] in _ROW_TAGS:
+        tag = frame[_HEADER] if len(frame) > _HEADER else 0
+        if tag in _ROW_TAGS:
             batch.buffer += frame
             batch.lengths.append(len(frame))
-            self._note_wal_end()
+        elif tag == COMMIT:
+            self._commit_end = batch.commit(frame)
+        elif tag == BEGIN:
+            batch.begin(frame)
         else:
             self._control(frame)
+            return
+        self._note_wal_end()
 
     def _note_wal_end(self) -> None:
         """Read the newest row's header; once for each drain, since for each row is too much."""
@@ -142,12 +152,6 @@ class ReplicationSession:
 
     def _message(self, tag: int, body: bytes | memoryview) -> None:
         match chr(tag):
-            case "B":
-                self._open.begin(decode_begin(body))
-            case "C":
-                commit = decode_commit(body)
-                self._open.commit(commit)
-                self._last_commit_end = commit.end_lsn
             case "R":
                 relation = decode_relation(body)
                 if self._relations.get(relation.id) != relation:
@@ -181,7 +185,7 @@ class ReplicationSession:
     @property
     def row_count(self) -> int:
         """Row messages and truncates in the open batch: what a destination would have to do."""
-        return len(self._open.lengths) + self._open.truncate_count
+        return self._open.row_count
 
     @property
     def open_commit_lsn(self) -> Lsn | None:
@@ -192,7 +196,7 @@ class ReplicationSession:
     @property
     def last_commit_end(self) -> Lsn:
         """Where the commit record of the last complete transaction ends; ``0/0`` before one."""
-        return self._last_commit_end
+        return Lsn(self._commit_end)
 
     @property
     def last_keepalive_end(self) -> Lsn:
