@@ -21,7 +21,7 @@ import click
 
 from etl_dagster.demo import databases
 from etl_dagster.demo.databases import Databases, write_private
-from etl_dagster.demo.flights import PUBLICATION
+from etl_dagster.demo.flights import PUBLICATION, data_folder
 from etl_dagster.demo.processes import Child
 from etl_dagster.demo.server import HOST, EmbeddedPostgres, PortInUse, is_port_free
 from etl_dagster.errors import EtlError
@@ -77,6 +77,7 @@ def run_demo(folder: str | Path = ".demo", *, rate: float = 50.0, port: int | No
     folder = Path(folder).absolute()
     if port is not None and not is_port_free(port):
         raise PortInUse(port)
+    data_folder()  # missing data is told before anything is made
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as running:
         running.enter_context(_only_one(folder))
@@ -101,7 +102,7 @@ def _run(
     if stop.is_set():
         return
     config = folder / "etl.yaml"
-    write_private(config, _etl_yaml(folder, access))
+    write_private(config, _etl_yaml(access))
     children: dict[str, Child] = {}
     if rate > 0:
         order = {"dsn": access.dsn(databases.SOURCE, databases.AIRLINE), "rate": rate}
@@ -149,7 +150,7 @@ def _start_dagster(folder: Path, access: Databases, config: Path, ui_port: int) 
     )
 
 
-def _etl_yaml(folder: Path, access: Databases) -> str:
+def _etl_yaml(access: Databases) -> str:
     import yaml
 
     values = {
