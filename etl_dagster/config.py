@@ -65,7 +65,7 @@ class SourceConfig(_Section):
             raise ValueError("needs either dsn, or at least database (and host, user, ...)")
         return self
 
-    def conninfo(self, **extra: object) -> str:
+    def conninfo(self, **extra: str | int | None) -> str:
         """A libpq connection string, password included; `extra` are further libpq parameters.
 
         Raises:
@@ -74,7 +74,7 @@ class SourceConfig(_Section):
         import psycopg
         from psycopg.conninfo import make_conninfo
 
-        parts = {
+        parts: dict[str, str | int | None] = {
             "host": self.host,
             "port": self.port,
             "user": self.user,
