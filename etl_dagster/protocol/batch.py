@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias, overload
 
@@ -23,7 +22,7 @@ from etl_dagster.model.events import (
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.protocol.frames import XLOG_DATA_HEADER
-from etl_dagster.protocol.pgoutput import Relation, Truncate, decode_begin, decode_commit
+from etl_dagster.protocol.pgoutput import Relation
 
 if TYPE_CHECKING:
     from etl_dagster.protocol.rows import Places
@@ -51,7 +50,7 @@ class OpenTransaction:
 
 
 @dataclass(frozen=True, slots=True)
-class _RelationChange:
+class RelationChange:
     """A table's rows look otherwise from message number `row` of the batch on."""
 
     row: int
@@ -61,7 +60,7 @@ class _RelationChange:
 
 
 @dataclass(frozen=True, slots=True)
-class _TableTruncate:
+class TableTruncate:
     """A table is emptied before message number `row` of the batch."""
 
     row: int
@@ -73,149 +72,26 @@ class _TableTruncate:
     restart_identity: bool
 
 
-_Barrier: TypeAlias = _RelationChange | _TableTruncate
+Barrier: TypeAlias = RelationChange | TableTruncate
 
 
-class BatchBuilder:
-    """A batch being filled: most messages in one buffer, the few others beside it.
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The messages of a batch, numbered in the order of the buffer."""
 
-    Args:
-        relations: the relations known before the batch, by OID.
-        transaction: the one that the batch goes on with.
-    """
-
-    def __init__(
-        self, relations: Mapping[int, Relation], transaction: OpenTransaction | None
-    ) -> None:
-        #: Frames of row, Begin and Commit messages, header and all, one behind the other, and
-        #: their lengths. A transaction of one row is as ordinary as a row.
-        self.buffer = bytearray()
-        self.lengths: list[int] = []
-        #: Bytes of all frames.
-        self.size = 0
-        self.transaction = transaction
-        self._carried = transaction and replace(transaction)
-        self._mark_count = 0
-        self._relations = relations
-        self._barriers: dict[int, list[_Barrier]] = defaultdict(list)
-        #: Message numbers before which something else took a place in the sequence.
-        self._others: list[int] = []
-        #: Message numbers before which a table was truncated.
-        self._truncates: list[int] = []
-        self._first_commit_lsn = None if transaction is None else transaction.commit_lsn
-        self._commit_end: int | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.lengths and not self._others
-
-    @property
-    def row_message_count(self) -> int:
-        return len(self.lengths) - self._mark_count
-
-    @property
-    def row_count(self) -> int:
-        """Row messages and truncated tables."""
-        return self.row_message_count + len(self._truncates)
-
-    @property
-    def transaction_at_end(self) -> OpenTransaction | None:
-        """The open transaction as the next batch, which counts from 0, sees it."""
-        now = self.transaction
-        if now is None:
-            return None
-        offset = now.ordinal_offset + len(self.lengths)
-        return OpenTransaction(now.commit_lsn, now.commit_time_us, offset)
-
-    # -- filling ---------------------------------------------------------------------------------
-
-    def begin(self, frame: bytes | memoryview) -> None:
-        """Take a Begin message in its XLogData frame."""
-        if len(frame) != BEGIN_FRAME.size:
-            decode_begin(frame[_HEADER + 1 :])  # says what is wrong
-        lsn, time_us, _ = BEGIN_FRAME.unpack(frame)
-        if self.transaction is not None:
-            raise DecodeError("a Begin message inside of a transaction", offset=0)
-        self._take_mark(frame)
-        time_us += POSTGRES_EPOCH_US
-        self.transaction = OpenTransaction(lsn, time_us, -len(self.lengths))
-        if self._first_commit_lsn is None:
-            self._first_commit_lsn = lsn
-
-    def commit(self, frame: bytes | memoryview) -> int:
-        """Take a Commit message in its XLogData frame; returns its end LSN."""
-        if len(frame) != COMMIT_FRAME.size:
-            decode_commit(frame[_HEADER + 1 :])
-        lsn, end_lsn, _ = COMMIT_FRAME.unpack(frame)
-        expected = self._current("Commit").commit_lsn
-        if lsn != expected:
-            raise DecodeError(
-                f"a Commit message for {Lsn(lsn)} in the transaction of {Lsn(expected)}", offset=2
-            )
-        self._take_mark(frame)
-        self._commit_end = end_lsn
-        self.transaction = None
-        return int(end_lsn)
-
-    def _take_mark(self, frame: bytes | memoryview) -> None:
-        self.buffer += frame
-        self.lengths.append(len(frame))
-        self._mark_count += 1
-
-    def relation(self, relation: Relation) -> None:
-        lsn = self._current("Relation").commit_lsn
-        sequence = self._take_sequence()
-        self._barriers[relation.id].append(
-            _RelationChange(len(self.lengths), sequence, lsn, relation)
-        )
-
-    def truncate(self, truncate: Truncate) -> None:
-        transaction = self._current("Truncate")
-        row = len(self.lengths)
-        for relation_id in truncate.relation_ids:
-            self._barriers[relation_id].append(
-                _TableTruncate(
-                    row,
-                    self._take_sequence(),
-                    transaction.commit_lsn,
-                    transaction.commit_time_us,
-                    row + transaction.ordinal_offset,
-                    truncate.cascade,
-                    truncate.restart_identity,
-                )
-            )
-            transaction.ordinal_offset += 1
-            self._truncates.append(row)
-
-    def _current(self, kind: str) -> OpenTransaction:
-        if self.transaction is None:
-            raise DecodeError(f"a {kind} message outside of a transaction", offset=0)
-        return self.transaction
-
-    def _take_sequence(self) -> int:
-        sequence = len(self.lengths) + len(self._others)
-        self._others.append(len(self.lengths))
-        return sequence
-
-    def build(self) -> RawBatch:
-        """The batch; the builder isn't used any more."""
-        # A look ahead from the last byte stays in the buffer; see `rows`.
-        self.buffer += bytes(PADDING)
-        first = None
-        if not self.is_empty and self._first_commit_lsn is not None:
-            first = Lsn(self._first_commit_lsn)
-        return RawBatch(
-            first_commit_lsn=first,
-            commit_end_lsn=None if self._commit_end is None else Lsn(self._commit_end),
-            byte_count=self.size,
-            _buffer=self.buffer,
-            _lengths=self.lengths,
-            _relations=self._relations,
-            _barriers=self._barriers,
-            _others=self._others,
-            _truncates=self._truncates,
-            _carried=self._carried,
-        )
+    #: Frames of row, Begin and Commit messages, header and all, and `PADDING` zeros.
+    buffer: bytearray
+    lengths: list[int]
+    #: Known before the batch, by OID.
+    relations: Mapping[int, Relation]
+    #: By OID, in order.
+    barriers: Mapping[int, list[Barrier]]
+    #: Numbers of the messages before which something else took a place in the sequence.
+    others: list[int]
+    #: Numbers of the messages before which a table was truncated.
+    truncates: list[int]
+    #: The transaction that the batch goes on with.
+    carried: OpenTransaction | None
 
 
 @dataclass(frozen=True)
@@ -228,13 +104,8 @@ class RawBatch:
     commit_end_lsn: Lsn | None
     #: Bytes of all frames.
     byte_count: int
-    _buffer: bytearray
-    _lengths: list[int]
-    _relations: Mapping[int, Relation]
-    _barriers: Mapping[int, list[_Barrier]]
-    _others: list[int]
-    _truncates: list[int]
-    _carried: OpenTransaction | None
+    #: What was received, for `decode` alone.
+    _content: Content
 
     def decode(
         self,
@@ -252,7 +123,7 @@ class RawBatch:
             DecodeError: the batch holds what is no pgoutput.
         """
         tables: dict[TableId, list[TableStep]] = {}
-        decoder = _TableDecoder(self, schema_of)
+        decoder = _TableDecoder(self._content, schema_of)
         for table_id in decoder.table_ids():
             if (first := apply_from.get(table_id)) is not None:
                 steps = decoder.decode(table_id, first)
@@ -304,24 +175,24 @@ def _mark_events(sequence: Places, frames: list[bytes]) -> list[BeginEvent | Com
 class _TableDecoder:
     """Decodes the tables of one batch, one after the other."""
 
-    def __init__(self, batch: RawBatch, schema_of: Callable[[Relation], TableSchema]) -> None:
+    def __init__(self, content: Content, schema_of: Callable[[Relation], TableSchema]) -> None:
         import numpy as np
 
         from etl_dagster.protocol.rows import RowMessages
 
-        self._batch = batch
+        self._content = content
         self._schema_of = schema_of
-        self._messages = messages = RowMessages(batch._buffer, batch._lengths)
+        self._messages = messages = RowMessages(content.buffer, content.lengths)
         count = len(messages)
         tags = messages.ops
         is_begin, is_commit = tags == BEGIN, tags == COMMIT
         self._is_mark = is_begin | is_commit
-        self._sequence = np.arange(count) + _counted(count, batch._others)
+        self._sequence = np.arange(count) + _counted(count, content.others)
 
         # Transactions are numbered from 1 in the batch; 0 goes on from the batch before.
         begins = np.flatnonzero(is_begin)
         number = np.cumsum(is_begin)
-        carried = batch._carried
+        carried = content.carried
         is_open = number - np.cumsum(is_commit) + (carried is not None)
         if (is_open[~self._is_mark] != 1).any():
             raise DecodeError("a row message outside of a transaction", offset=0)
@@ -329,7 +200,7 @@ class _TableDecoder:
         lsns, times = messages.begin_fields(begins)
         lsns = np.concatenate([np.array([known.commit_lsn], np.uint64), lsns])
         times = np.concatenate([[known.commit_time_us], times + POSTGRES_EPOCH_US])
-        truncated = _counted(count, batch._truncates)
+        truncated = _counted(count, content.truncates)
         offsets = np.concatenate([[known.ordinal_offset], -1 - begins - truncated[begins]])
         #: One element for each message: commit LSN, commit time, ordinal (of rows only).
         self._lsns = lsns[number]
@@ -357,7 +228,7 @@ class _TableDecoder:
         # Rows of a table mostly come together, so the places where it changes are few.
         heads = ids[np.flatnonzero(np.diff(ids, prepend=-1))]
         return [
-            found for found in dict.fromkeys([*heads.tolist(), *self._batch._barriers]) if found
+            found for found in dict.fromkeys([*heads.tolist(), *self._content.barriers]) if found
         ]
 
     def decode(self, table_id: TableId, first: Lsn) -> list[TableStep]:
@@ -368,14 +239,14 @@ class _TableDecoder:
         is_wanted &= self._lsns >= np.uint64(first.offset)
         rows = np.flatnonzero(is_wanted)
         steps: list[TableStep] = []
-        relation = self._batch._relations.get(table_id)
+        relation = self._content.relations.get(table_id)
         done = 0
-        for barrier in self._batch._barriers.get(table_id, ()):
+        for barrier in self._content.barriers.get(table_id, ()):
             upto = int(np.searchsorted(rows, barrier.row))
             if upto > done:
                 steps.append(self._changes(relation, rows[done:upto], table_id))
                 done = upto
-            if isinstance(barrier, _RelationChange):
+            if isinstance(barrier, RelationChange):
                 relation = barrier.relation
                 if barrier.commit_lsn >= first.offset:
                     schema = self._schema_of(relation)
@@ -406,7 +277,7 @@ class _TableDecoder:
         )
 
     def _truncate(
-        self, relation: Relation | None, barrier: _TableTruncate, table_id: TableId
+        self, relation: Relation | None, barrier: TableTruncate, table_id: TableId
     ) -> TruncateEvent:
         return TruncateEvent(
             self._schema(relation, table_id),

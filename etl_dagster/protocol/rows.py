@@ -100,11 +100,11 @@ class RowMessages:
             DecodeError: a tuple has another number of columns, or doesn't fit its message.
         """
         ends = self.ends[rows]
-        self._check(places + 2 <= ends, places, rows, "a tuple ends too early")
-        self._check(self._uint16[places] == count, places, rows, f"a tuple hasn't {count} columns")
+        self.check(places + 2 <= ends, places, rows, "a tuple ends too early")
+        self.check(self._uint16[places] == count, places, rows, f"a tuple hasn't {count} columns")
         places += 2
         for _ in range(count):
-            self._check(places < ends, places, rows, "a tuple ends too early")
+            self.check(places < ends, places, rows, "a tuple ends too early")
             kinds = self.data[places]
             is_text = kinds == _TEXT
             if is_text.all():
@@ -114,12 +114,12 @@ class RowMessages:
             else:
                 unchanged = kinds == _UNCHANGED
                 known = is_text | unchanged | (kinds == _NULL)
-                self._check(known, places, rows, "a column value of an unknown kind")
+                self.check(known, places, rows, "a column value of an unknown kind")
                 begins = np.where(is_text, places + 5, places + 1)
                 # What isn't text has no length; the four bytes are of what follows.
                 stops = begins + np.where(is_text, self._uint32[places + 1], 0)
                 column = Column(begins, stops, is_text, unchanged if unchanged.any() else None)
-            self._check(stops <= ends, places, rows, "a column value goes past its message")
+            self.check(stops <= ends, places, rows, "a column value goes past its message")
             places[:] = stops
             yield column
 
@@ -127,7 +127,8 @@ class RowMessages:
         """The bytes at `places`; 0 where the message has ended is no tag."""
         return self.data[places]
 
-    def _check(self, is_right: Flags, places: Places, rows: Places, what: str) -> None:
+    def check(self, is_right: Flags, places: Places, rows: Places, what: str) -> None:
+        """Raise a DecodeError about the first message for which `is_right` is false."""
         if not is_right.all():
             bad = int(np.argmin(is_right))
             raise DecodeError(what, offset=int(places[bad] - self.starts[rows[bad]]))
@@ -135,11 +136,11 @@ class RowMessages:
     def check_tags(self, tags: Bytes, allowed: bytes, places: Places, rows: Places) -> None:
         """Raises DecodeError where a tag before a tuple is none of those allowed."""
         is_right = np.isin(tags, list(allowed)) if len(allowed) > 1 else tags == allowed[0]
-        self._check(is_right, places, rows, f"a tuple that isn't one of {allowed.decode()}")
+        self.check(is_right, places, rows, f"a tuple that isn't one of {allowed.decode()}")
 
     def check_ends(self, places: Places, rows: Places) -> None:
         """Raises DecodeError where a message goes on after its last tuple."""
-        self._check(places == self.ends[rows], places, rows, "a row message goes on after its end")
+        self.check(places == self.ends[rows], places, rows, "a row message goes on after its end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +257,7 @@ def _decode_block(messages: RowMessages, which: Places, schema: TableSchema) -> 
     old_indices: Places | None = None
     old_rows = None
     if not is_insert.all():
-        messages._check(is_insert | is_delete | (ops == UPDATE), places, which, "no row message")
+        messages.check(is_insert | is_delete | (ops == UPDATE), places, which, "no row message")
         tags = messages.tags(places)
         has_old = (ops == UPDATE) & (tags != _NEW)
         if has_old.any():

@@ -11,7 +11,8 @@ from typing import Final
 
 from etl_dagster.errors import DecodeError
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.protocol.batch import BEGIN, COMMIT, BatchBuilder, RawBatch
+from etl_dagster.protocol.batch import BEGIN, COMMIT, RawBatch
+from etl_dagster.protocol.builder import BatchBuilder
 from etl_dagster.protocol.frames import (
     KEEPALIVE_TAG,
     XLOG_DATA_HEADER,

@@ -1,0 +1,170 @@
+"""A batch while it is being received."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+
+from etl_dagster.errors import DecodeError
+from etl_dagster.lsn import Lsn
+from etl_dagster.protocol.batch import (
+    BEGIN_FRAME,
+    COMMIT_FRAME,
+    PADDING,
+    POSTGRES_EPOCH_US,
+    Barrier,
+    Content,
+    OpenTransaction,
+    RawBatch,
+    RelationChange,
+    TableTruncate,
+)
+from etl_dagster.protocol.frames import XLOG_DATA_HEADER
+from etl_dagster.protocol.pgoutput import Relation, Truncate, decode_begin, decode_commit
+
+_HEADER = XLOG_DATA_HEADER.size
+
+
+class BatchBuilder:
+    """A batch being filled: most messages in one buffer, the few others beside it.
+
+    Args:
+        relations: the relations known before the batch, by OID.
+        transaction: the one that the batch goes on with.
+    """
+
+    def __init__(
+        self, relations: Mapping[int, Relation], transaction: OpenTransaction | None
+    ) -> None:
+        #: Frames of row, Begin and Commit messages, header and all, one behind the other, and
+        #: their lengths. A transaction of one row is as ordinary as a row.
+        self.buffer = bytearray()
+        self.lengths: list[int] = []
+        #: Bytes of all frames.
+        self.size = 0
+        self.transaction = transaction
+        self._carried = transaction and replace(transaction)
+        self._mark_count = 0
+        self._relations = relations
+        self._barriers: dict[int, list[Barrier]] = defaultdict(list)
+        #: Message numbers before which something else took a place in the sequence.
+        self._others: list[int] = []
+        #: Message numbers before which a table was truncated.
+        self._truncates: list[int] = []
+        self._first_commit_lsn = None if transaction is None else transaction.commit_lsn
+        self._commit_end: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.lengths and not self._others
+
+    @property
+    def row_message_count(self) -> int:
+        return len(self.lengths) - self._mark_count
+
+    @property
+    def row_count(self) -> int:
+        """Row messages and truncated tables."""
+        return self.row_message_count + len(self._truncates)
+
+    @property
+    def transaction_at_end(self) -> OpenTransaction | None:
+        """The open transaction as the next batch, which counts from 0, sees it."""
+        now = self.transaction
+        if now is None:
+            return None
+        offset = now.ordinal_offset + len(self.lengths)
+        return OpenTransaction(now.commit_lsn, now.commit_time_us, offset)
+
+    # -- filling ---------------------------------------------------------------------------------
+
+    def begin(self, frame: bytes | memoryview) -> None:
+        """Take a Begin message in its XLogData frame."""
+        if len(frame) != BEGIN_FRAME.size:
+            decode_begin(frame[_HEADER + 1 :])  # says what is wrong
+        lsn, time_us, _ = BEGIN_FRAME.unpack(frame)
+        if self.transaction is not None:
+            raise DecodeError("a Begin message inside of a transaction", offset=0)
+        self._take_mark(frame)
+        time_us += POSTGRES_EPOCH_US
+        self.transaction = OpenTransaction(lsn, time_us, -len(self.lengths))
+        if self._first_commit_lsn is None:
+            self._first_commit_lsn = lsn
+
+    def commit(self, frame: bytes | memoryview) -> int:
+        """Take a Commit message in its XLogData frame; returns its end LSN."""
+        if len(frame) != COMMIT_FRAME.size:
+            decode_commit(frame[_HEADER + 1 :])
+        lsn, end_lsn, _ = COMMIT_FRAME.unpack(frame)
+        expected = self._current("Commit").commit_lsn
+        if lsn != expected:
+            raise DecodeError(
+                f"a Commit message for {Lsn(lsn)} in the transaction of {Lsn(expected)}", offset=2
+            )
+        self._take_mark(frame)
+        self._commit_end = end_lsn
+        self.transaction = None
+        return int(end_lsn)
+
+    def _take_mark(self, frame: bytes | memoryview) -> None:
+        self.buffer += frame
+        self.lengths.append(len(frame))
+        self._mark_count += 1
+
+    def relation(self, relation: Relation) -> None:
+        lsn = self._current("Relation").commit_lsn
+        sequence = self._take_sequence()
+        self._barriers[relation.id].append(
+            RelationChange(len(self.lengths), sequence, lsn, relation)
+        )
+
+    def truncate(self, truncate: Truncate) -> None:
+        transaction = self._current("Truncate")
+        row = len(self.lengths)
+        for relation_id in truncate.relation_ids:
+            self._barriers[relation_id].append(
+                TableTruncate(
+                    row,
+                    self._take_sequence(),
+                    transaction.commit_lsn,
+                    transaction.commit_time_us,
+                    row + transaction.ordinal_offset,
+                    truncate.cascade,
+                    truncate.restart_identity,
+                )
+            )
+            transaction.ordinal_offset += 1
+            self._truncates.append(row)
+
+    def _current(self, kind: str) -> OpenTransaction:
+        if self.transaction is None:
+            raise DecodeError(f"a {kind} message outside of a transaction", offset=0)
+        return self.transaction
+
+    def _take_sequence(self) -> int:
+        sequence = len(self.lengths) + len(self._others)
+        self._others.append(len(self.lengths))
+        return sequence
+
+    def build(self) -> RawBatch:
+        """The batch; the builder isn't used any more."""
+        # A look ahead from the last byte stays in the buffer; see `rows`.
+        self.buffer += bytes(PADDING)
+        first = None
+        if not self.is_empty and self._first_commit_lsn is not None:
+            first = Lsn(self._first_commit_lsn)
+        return RawBatch(
+            first_commit_lsn=first,
+            commit_end_lsn=None if self._commit_end is None else Lsn(self._commit_end),
+            byte_count=self.size,
+            _content=Content(
+                self.buffer,
+                self.lengths,
+                self._relations,
+                self._barriers,
+                self._others,
+                self._truncates,
+                self._carried,
+            ),
+        )
