@@ -15,8 +15,9 @@ import filelock
 
 from etl_dagster.errors import DestinationError, DestinationUnreachable
 
-#: Opening and closing costs some 20 ms of CPU, so the next write has a moment to come.
-_LINGER_S = 0.03
+#: Opening and closing costs some 20 ms of CPU, so the next write has a moment to come: a long one
+#: when the last one came soon after the file was closed.
+_LINGER_S, _BUSY_LINGER_S = 0.03, 0.3
 #: After this long the file is closed as soon as nobody is in it, however many would go on.
 _LONGEST_HOLD_S = 1.0
 #: Then other processes, which ask this often, get their turn.
@@ -49,7 +50,8 @@ class DatabaseFile:
         self._is_opening = False
         self._is_broken = False
         self._users = 0
-        self._opened_at = self._idle_since = self._rest_until = 0.0
+        self._opened_at = self._closed_at = self._idle_since = self._rest_until = 0.0
+        self._linger_s = _LINGER_S
 
     @contextmanager
     def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -108,6 +110,8 @@ class DatabaseFile:
                 self._users += 1
                 return self._database
             self._is_opening = True
+            is_busy = time.monotonic() - self._closed_at < _BUSY_LINGER_S
+            self._linger_s = _BUSY_LINGER_S if is_busy else _LINGER_S
         database = None
         try:
             time.sleep(max(self._rest_until - time.monotonic(), 0))
@@ -136,7 +140,7 @@ class DatabaseFile:
                 if self._users:
                     self._changed.wait()
                     continue
-                linger_s = self._idle_since + _LINGER_S - time.monotonic()
+                linger_s = self._idle_since + self._linger_s - time.monotonic()
                 if self._is_due or linger_s <= 0:
                     break
                 self._changed.wait(linger_s)
@@ -147,6 +151,7 @@ class DatabaseFile:
                     self._database.close()
             finally:
                 self._database = None
+                self._closed_at = time.monotonic()
                 self._file_lock.release()
                 self._changed.notify_all()
 
