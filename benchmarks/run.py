@@ -81,12 +81,10 @@ class Bench:
             for first in range(1, self._rows + 1, transaction_rows):
                 last = min(first + transaction_rows - 1, self._rows)
                 connection.execute("insert into orders " + ROWS.format(first, last))
-            connection.execute("vacuum analyze orders")
             row = connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
             assert row is not None
             self._end_lsn[database] = row[0]
-            # What follows lets the stream pass the end.
-            connection.execute("select pg_logical_emit_message(true, 'bench', '')")
+            connection.execute("vacuum analyze orders")
             connection.execute("checkpoint")
 
     def recvlogical(self, database: str) -> Measurement:
@@ -127,7 +125,7 @@ class Bench:
                 "kind": kind,
                 "destination": destination,
                 "path": path,
-                "end_lsn": self._end_lsn[database],
+                "rows": self._rows,
                 "config": {
                     "pipeline": pipeline,
                     "source": {"dsn": self._server.dsn(database), "publication": "bench"},

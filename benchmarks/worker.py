@@ -85,11 +85,10 @@ def stream(
 ) -> tuple[int, float]:
     """Everything that the slot holds, through the apply worker as it is."""
     _pretend_copied(store, destination, table.schema)
-    end = Lsn.parse(task["end_lsn"])
     metrics, stop = Metrics(), threading.Event()
 
     def durable(lsn: Lsn) -> None:
-        if lsn >= end:
+        if metrics.rows >= task["rows"]:
             stop.set()
 
     worker = ApplyWorker(
