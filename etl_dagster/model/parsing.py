@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl_dagster.model.types import (
+from etl_dagster.model.oids import (
     BOOL,
     BYTEA,
     DATE,

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.columns import ColumnSchema as ColumnSchema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,33 +21,6 @@ INITIAL_SNAPSHOT: SnapshotId = LSN_ZERO
 
 #: pg_class.relreplident: default (primary key), using index, full, nothing.
 ReplicaIdentity: TypeAlias = Literal["d", "i", "f", "n"]
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnSchema:
-    """One published column."""
-
-    name: str
-    #: pg_type.oid; a domain keeps its own OID here and its base type's in `base_type_oid`.
-    type_oid: int
-    #: pg_attribute.atttypmod; -1 where the type has none.
-    type_modifier: int = -1
-    #: As format_type() spells it, e.g. ``numeric(12,2)``; for people, never parsed.
-    type_name: str = ""
-    #: pg_attribute.attnum: survives a rename, is never used again after a DROP COLUMN.
-    attnum: int = 0
-    nullable: bool = True
-    #: 1-based place in the primary key, None outside it.
-    primary_key_ordinal: int | None = None
-    #: Part of the replica identity (key flag of the Relation message).
-    is_identity: bool = False
-    #: For domains: the type behind it; else equal to `type_oid` (0 = unknown).
-    base_type_oid: int = 0
-
-    @property
-    def effective_type_oid(self) -> int:
-        """The OID that decides how values are decoded."""
-        return self.base_type_oid or self.type_oid
 
 
 @dataclass(frozen=True)

@@ -24,21 +24,33 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from etl_dagster.model.schema import ColumnSchema
+from etl_dagster.model.columns import ColumnSchema
+from etl_dagster.model.oids import (
+    BOOL,
+    BPCHAR,
+    BYTEA,
+    CHAR,
+    DATE,
+    FLOAT4,
+    FLOAT8,
+    INT2,
+    INT4,
+    INT8,
+    JSON,
+    JSONB,
+    NAME,
+    NUMERIC,
+    OID,
+    TEXT,
+    TIME,
+    TIMESTAMP,
+    TIMESTAMPTZ,
+    UUID,
+    VARCHAR,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-BOOL, BYTEA, CHAR, NAME = 16, 17, 18, 19
-INT8, INT2, INT4, TEXT, OID = 20, 21, 23, 25, 26
-JSON, XML, FLOAT4, FLOAT8, INET = 114, 142, 700, 701, 869
-BPCHAR, VARCHAR, DATE, TIME, TIMESTAMP, TIMESTAMPTZ = 1042, 1043, 1082, 1083, 1114, 1184
-NUMERIC, UUID, JSONB = 1700, 2950, 3802
-
-#: Of a timestamp column, in microseconds; its negative is ``-infinity``.
-TIMESTAMP_INFINITY: Final = 2**63 - 1
-#: Of a date column, in days.
-DATE_INFINITY: Final = 2**31 - 1
 
 _MAX_DECIMAL_DIGITS: Final = 76
 

@@ -32,13 +32,6 @@ STRANGERS = (("etl_dagster.stores", "etl_dagster.destinations"),)
 #: (importer, imported) that may point up, each with its reason. Keep it short.
 EXEMPT: dict[tuple[str, str], str] = {}
 
-#: (importer, imported) in one room that close a circle, each with its reason: always an import
-#: in a function, so that either can be imported first.
-CLOSED_CIRCLES = {
-    ("etl_dagster.model.types", "etl_dagster.model.parsing"): "parsing needs NumPy and Arrow",
-    ("etl_dagster.model.schema", "etl_dagster.model.types"): "a schema knows its Arrow schema",
-}
-
 
 def modules() -> list[str]:
     found = []
@@ -113,12 +106,7 @@ def test_no_floor_has_a_circle(floor_rooms: frozenset[str]) -> None:
     """Importing any module first must work; a package's own `__init__` may gather its modules."""
     here = [module for module in MODULES if room(module) in floor_rooms]
     graph = {
-        module: {
-            name
-            for name, _ in imports(module, KNOWN)
-            if name in here and (module, name) not in CLOSED_CIRCLES
-        }
-        for module in here
+        module: {name for name, _ in imports(module, KNOWN) if name in here} for module in here
     }
     for package in [module for module in here if file_of(module).name == "__init__.py"]:
         # `from package.module import x` doesn't need what the package gathers to be complete.

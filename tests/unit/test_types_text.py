@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl_dagster.model import types
+from etl_dagster.model import oids
 from etl_dagster.model.parsing import to_dicts
 from etl_dagster.model.schema import ColumnSchema
 from etl_dagster.model.types import (
-    DATE_INFINITY,
-    TIMESTAMP_INFINITY,
     arrow_type,
     fix_adbc,
     parse_text,
@@ -28,7 +26,7 @@ def _column(type_oid: int, type_modifier: int = -1, base: int = 0) -> ColumnSche
 
 
 def _numeric(precision: int, scale: int) -> ColumnSchema:
-    return _column(types.NUMERIC, (precision << 16 | scale & 0x7FF) + 4)
+    return _column(oids.NUMERIC, (precision << 16 | scale & 0x7FF) + 4)
 
 
 def _parsed(column: ColumnSchema, *texts: str | None) -> tuple[list[Any], int]:
@@ -56,11 +54,11 @@ def _numbers(column: ColumnSchema, kind: pa.DataType, *texts: str | None) -> lis
         (_numeric(77, 5), pa.string()),
         (_numeric(3, -2), pa.decimal128(5, 0)),
         (_numeric(2, 5), pa.decimal128(5, 5)),
-        (_column(types.NUMERIC), pa.string()),
-        (_column(types.TIMESTAMPTZ), pa.timestamp("us", "UTC")),
-        (_column(types.UUID), pa.string()),
+        (_column(oids.NUMERIC), pa.string()),
+        (_column(oids.TIMESTAMPTZ), pa.timestamp("us", "UTC")),
+        (_column(oids.UUID), pa.string()),
         (_column(99999), pa.string()),
-        (_column(99999, base=types.INT4), pa.int32()),
+        (_column(99999, base=oids.INT4), pa.int32()),
     ],
 )
 def test_a_column_has_the_type_that_holds_it(column: ColumnSchema, expected: pa.DataType) -> None:
@@ -71,14 +69,14 @@ def test_a_column_has_the_type_that_holds_it(column: ColumnSchema, expected: pa.
 
 
 def test_ordinary_values_become_what_they_say() -> None:
-    assert _parsed(_column(types.BOOL), "t", "f", None) == ([True, False, None], 0)
-    assert _parsed(_column(types.INT8), "-1", None) == ([-1, None], 0)
+    assert _parsed(_column(oids.BOOL), "t", "f", None) == ([True, False, None], 0)
+    assert _parsed(_column(oids.INT8), "-1", None) == ([-1, None], 0)
     assert _parsed(_numeric(12, 2), "-1.50", None) == ([Decimal("-1.50"), None], 0)
-    assert _parsed(_column(types.BYTEA), "\\x00ff", None, "\\x") == ([b"\0\xff", None, b""], 0)
-    assert _parsed(_column(types.DATE), "2024-02-29") == ([date(2024, 2, 29)], 0)
-    assert _parsed(_column(types.TIME), "12:00:00.5", None) == ([time(12, 0, 0, 500000), None], 0)
+    assert _parsed(_column(oids.BYTEA), "\\x00ff", None, "\\x") == ([b"\0\xff", None, b""], 0)
+    assert _parsed(_column(oids.DATE), "2024-02-29") == ([date(2024, 2, 29)], 0)
+    assert _parsed(_column(oids.TIME), "12:00:00.5", None) == ([time(12, 0, 0, 500000), None], 0)
     moment = datetime(2024, 2, 29, 12, 0, 0, 500000)
-    assert _parsed(_column(types.TIMESTAMP), "2024-02-29 12:00:00.5") == ([moment], 0)
+    assert _parsed(_column(oids.TIMESTAMP), "2024-02-29 12:00:00.5") == ([moment], 0)
 
 
 @pytest.mark.parametrize("type_oid", [16, 17, 20, 25, 701, 1082, 1083, 1114, 1184, 1700, 2950])
@@ -91,7 +89,7 @@ def test_no_value_and_only_nulls_are_columns_too(type_oid: int) -> None:
 def test_bytea_is_the_bytes_it_was_printed_from(values: list[bytes | None]) -> None:
     texts = [None if value is None else "\\x" + value.hex() for value in values]
 
-    assert _parsed(_column(types.BYTEA), *texts) == (values, 0)
+    assert _parsed(_column(oids.BYTEA), *texts) == (values, 0)
 
 
 # -- odd values ----------------------------------------------------------------------------------
@@ -100,18 +98,18 @@ def test_bytea_is_the_bytes_it_was_printed_from(values: list[bytes | None]) -> N
 def test_infinity_is_duckdbs_number_for_it() -> None:
     texts = ["infinity", "2000-01-01", None, "-infinity"]
 
-    days = _numbers(_column(types.DATE), pa.int32(), *texts)
-    assert days == [DATE_INFINITY, 10957, None, -DATE_INFINITY]
+    days = _numbers(_column(oids.DATE), pa.int32(), *texts)
+    assert days == [oids.DATE_INFINITY, 10957, None, -oids.DATE_INFINITY]
     texts[1] = "2000-01-01 00:00:00"
-    micros = _numbers(_column(types.TIMESTAMP), pa.int64(), *texts)
-    assert micros == [TIMESTAMP_INFINITY, 946_684_800_000_000, None, -TIMESTAMP_INFINITY]
+    micros = _numbers(_column(oids.TIMESTAMP), pa.int64(), *texts)
+    assert micros == [oids.TIMESTAMP_INFINITY, 946_684_800_000_000, None, -oids.TIMESTAMP_INFINITY]
 
 
 @given(st.dates())
 def test_a_date_among_odd_ones_is_the_date(value: date) -> None:
     odd = f"{value.year + 10000:05}-{value:%m-%d}"
 
-    ordinary, later = _numbers(_column(types.DATE), pa.int32(), value.isoformat(), odd)
+    ordinary, later = _numbers(_column(oids.DATE), pa.int32(), value.isoformat(), odd)
     assert ordinary is not None
     assert later is not None
     # The Gregorian calendar repeats after 400 years of 146,097 days.
@@ -119,14 +117,14 @@ def test_a_date_among_odd_ones_is_the_date(value: date) -> None:
 
 
 def test_years_before_christ_have_no_year_0() -> None:
-    days = _numbers(_column(types.DATE), pa.int32(), "0001-12-31 BC", "0001-01-01")
+    days = _numbers(_column(oids.DATE), pa.int32(), "0001-12-31 BC", "0001-01-01")
 
     assert days[1] is not None
     assert days[0] == days[1] - 1
 
 
 def test_a_timestamp_after_294247_is_null_and_counted() -> None:
-    column = _column(types.TIMESTAMPTZ)
+    column = _column(oids.TIMESTAMPTZ)
 
     assert _parsed(column, "294276-12-31 23:59:59.999999+00", None) == ([None, None], 1)
 
@@ -141,11 +139,11 @@ def test_not_a_number_in_a_decimal_is_null_and_counted() -> None:
 def test_a_number_too_wide_is_null_and_counted() -> None:
     """As after a change of type that the schema in force doesn't know yet."""
     assert _parsed(_numeric(3, 2), "123.45", "1.23") == ([None, Decimal("1.23")], 1)
-    assert _parsed(_column(types.INT4), "9999999999", "1", None) == ([None, 1, None], 1)
+    assert _parsed(_column(oids.INT4), "9999999999", "1", None) == ([None, 1, None], 1)
 
 
 def test_midnight_at_the_end_of_the_day_is_not_midnight_at_its_beginning() -> None:
-    micros = _numbers(_column(types.TIME), pa.int64(), "24:00:00", "00:00:00", None)
+    micros = _numbers(_column(oids.TIME), pa.int64(), "24:00:00", "00:00:00", None)
 
     assert micros == [86_400_000_000, 0, None]
 
@@ -159,7 +157,7 @@ def test_what_is_no_utf8_is_replaced_and_counted() -> None:
     """A database in SQL_ASCII keeps any byte, whatever the client's encoding is."""
     broken = pa.array([b"a\xffb", b"fine", None], pa.binary()).view(pa.string())
 
-    array, lost = parse_text(_column(types.TEXT), broken)
+    array, lost = parse_text(_column(oids.TEXT), broken)
 
     assert (array.to_pylist(), lost) == (["a\ufffdb", "fine", None], 1)
 
@@ -168,7 +166,7 @@ def test_what_is_no_utf8_is_replaced_and_counted() -> None:
 
 
 def test_rows_as_objects_have_text_for_infinity_and_numbers_beyond_python() -> None:
-    days, _ = parse_text(_column(types.DATE), pa.array(["infinity", "12024-01-01", "2024-01-01"]))
+    days, _ = parse_text(_column(oids.DATE), pa.array(["infinity", "12024-01-01", "2024-01-01"]))
     batch = pa.RecordBatch.from_arrays([days], names=["c"])
 
     assert to_dicts(batch) == [{"c": "infinity"}, {"c": 3_672_148}, {"c": date(2024, 1, 1)}]
@@ -181,11 +179,11 @@ def test_infinities_that_adbc_wrapped_are_unwrapped() -> None:
     epoch = 946_684_800_000_000
     wrapped = pa.array([2**63 - 1 + epoch - 2**64, -(2**63) + epoch, None, 5, -(2**63) + epoch + 9])
 
-    fixed = fix_adbc(_column(types.TIMESTAMP), wrapped.view(pa.timestamp("us")))
+    fixed = fix_adbc(_column(oids.TIMESTAMP), wrapped.view(pa.timestamp("us")))
 
     assert fixed.view(pa.int64()).to_pylist() == [
-        TIMESTAMP_INFINITY,
-        -TIMESTAMP_INFINITY,
+        oids.TIMESTAMP_INFINITY,
+        -oids.TIMESTAMP_INFINITY,
         None,
         5,
         None,
@@ -195,6 +193,6 @@ def test_infinities_that_adbc_wrapped_are_unwrapped() -> None:
 def test_part_of_an_array_is_unwrapped_like_the_whole() -> None:
     wrapped = pa.array([1, 2**31 - 1 + 10957 - 2**32, 3], pa.int32()).view(pa.date32())
 
-    fixed = fix_adbc(_column(types.DATE), wrapped.slice(1))
+    fixed = fix_adbc(_column(oids.DATE), wrapped.slice(1))
 
-    assert fixed.view(pa.int32()).to_pylist() == [DATE_INFINITY, 3]
+    assert fixed.view(pa.int32()).to_pylist() == [oids.DATE_INFINITY, 3]
