@@ -66,7 +66,7 @@ $(READY): pyproject.toml
 	fi; \
 	echo "Installing the package and its dependencies (a minute or two)"; \
 	if command -v uv >/dev/null; then \
-		uv pip install --quiet --python $(BIN)/python -e ".[dev]"; \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python -e ".[dev]"; \
 	else \
 		$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[dev]"; \
 	fi; \
