@@ -193,6 +193,8 @@ def _dagster_yaml(access: Databases) -> str:
         "run_monitoring": {"enabled": True, "poll_interval_seconds": 10},
         "retention": {"sensor": {"purge_after_days": {"skipped": 1, "success": 7, "failure": 7}}},
         "telemetry": {"enabled": False},
+        # Dagster's newsletter form would cover the first page.
+        "nux": {"enabled": False},
     }
     heading = "# The demo's Dagster instance. Written anew by each `etl-dagster demo`.\n"
     return heading + yaml.safe_dump(values, sort_keys=False)

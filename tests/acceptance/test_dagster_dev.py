@@ -252,7 +252,7 @@ def test_dagster_dev_keeps_a_pipeline_going_without_a_click(
         "dev:shop-to-duckdb:public.customers",
     }
     (copied,) = [event for event in ui.materializations("orders") if event["run"]]
-    assert copied["rows"] == copied["dagster/row_count"] == "5000"
+    assert copied["table_copy_rows"] == copied["dagster/row_count"] == "5000"
     assert copied["meltano/state_id"] == "dev:shop-to-duckdb:public.orders"
 
     shop.execute("INSERT INTO orders SELECT i, 1 FROM generate_series(10001, 10020) i")
