@@ -36,7 +36,7 @@ def table_metadata(name: str, state_id: str, row_count: int | None) -> dict[str,
 
 
 def copy_metadata(result: TableSyncResult) -> dict[str, Any]:
-    """What a copy did. The numbers' common prefix keeps their plots together, after the stream's."""
+    """What a copy did. With one prefix the numbers' plots come together, after the stream's."""
     return {
         "dagster/column_schema": MetadataValue.table_schema(column_schema(result.schema)),
         "table_copy_rows": result.row_count,

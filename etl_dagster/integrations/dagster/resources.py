@@ -1,7 +1,6 @@
 """The parts of a pipeline as Dagster resources."""
 
-from __future__ import annotations
-
+# Dagster reads the annotations of a resource's fields, so they must not be strings.
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -89,7 +88,7 @@ class DuckDBDestinationResource(ConfigurableResource[Any]):
 
         return DuckDBDestination(Path(self.path), memory_limit=self.memory_limit)
 
-    def query(self, sql: str) -> pa.Table:
+    def query(self, sql: str) -> "pa.Table":
         """Read from the file, between two writes of the pipeline."""
         from etl_dagster.destinations.duckdb import query
 
@@ -151,7 +150,7 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
             f"the pipeline has no table {name!r}", solution="Write it as schema.table."
         )
 
-    def query(self, sql: str) -> pa.Table:
+    def query(self, sql: str) -> "pa.Table":
         """Read from the destination, where that is DuckDB.
 
         Raises:

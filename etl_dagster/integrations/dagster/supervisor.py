@@ -216,7 +216,7 @@ class Supervisor:
             ReplicatorFailed: it ended with an error. Once for each time; until the next try, the
                 error is the supervision's note.
         """
-        payload = json.dumps(config.model_dump(by_alias=True), default=_plain)
+        payload = config_payload(config)
         with self._lock:
             if payload != self._payload:
                 self._forget(payload)
@@ -286,8 +286,12 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def config_payload(config: PipelineConfig) -> str:
+    """The configuration for the replicator's stdin, as JSON. It holds the secrets."""
+    return json.dumps(config.model_dump(by_alias=True), default=_plain)
+
+
 def _plain(value: object) -> str:
-    """The configuration's values that JSON doesn't know; the child's stdin may see secrets."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, Path):
