@@ -40,7 +40,8 @@ def test_resources_make_the_configuration_that_a_file_would(
 ) -> None:
     monkeypatch.setenv("SHOP_PASSWORD", PASSWORD)
     resource = pipeline(password=EnvVar("SHOP_PASSWORD"))
-    config = resource.process_config_and_initialize().load_config()
+    with resource.process_config_and_initialize_cm() as ready:
+        config = ready.load_config()
     assert config.source.password.get_secret_value() == PASSWORD
     assert config.state_store.schema_name == "state"
     assert config.copy_tables.max_table_sync_workers == 2

@@ -60,8 +60,8 @@ def build_etl_definitions(
         if isinstance(pipeline, EtlPipelineResource)
         else EtlConfigFile(path=str(Path(pipeline).absolute()))
     )
-    loaded: EtlPipelineResource = resource.process_config_and_initialize()
-    config = loaded.load_config()
+    with resource.process_config_and_initialize_cm() as loaded:
+        config = loaded.load_config()
     _require_processes(config)
     translator = translator or EtlDagsterTranslator()
     specs = {
