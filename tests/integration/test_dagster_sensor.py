@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ from dagster import (
     AssetCheckEvaluation,
     AssetKey,
     AssetMaterialization,
+    DagsterExecutionInterruptedError,
     DagsterInstance,
     Definitions,
+    EnvVar,
     RunRequest,
     SensorDefinition,
     build_sensor_context,
@@ -27,8 +30,17 @@ from dagster import (
 from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.duckdb import query
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster import build_etl_definitions
-from etl_dagster.integrations.dagster.supervisor import stop_all, supervisor_of
+from etl_dagster.integrations.dagster import (
+    DuckDBDestinationResource,
+    EtlConfigFile,
+    EtlPipeline,
+    EtlPipelineResource,
+    PostgresSourceResource,
+    PostgresStateStoreResource,
+    build_etl_definitions,
+)
+from etl_dagster.integrations.dagster.supervisor import Supervisor, stop_all, supervisor_of
+from etl_dagster.model.states import FinishedCopy, Ready, SyncWait
 from tests.support.database import Database
 
 DEADLINE_S = 60.0
@@ -140,10 +152,10 @@ def key_of(table: str) -> AssetKey:
 
 
 @contextmanager
-def dagster(config_file: Path, **options: Any) -> Iterator[Dagster]:
+def dagster(pipeline: Path | EtlPipelineResource, **options: Any) -> Iterator[Dagster]:
     with instance_for_test() as instance:
         try:
-            yield Dagster(instance, build_etl_definitions(config_file, **options))
+            yield Dagster(instance, build_etl_definitions(pipeline, **options))
         finally:
             stop_all()
 
@@ -254,3 +266,95 @@ def test_without_ticks_the_replicator_ends_with_its_lease(config_file: Path) -> 
         while child.pid is not None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+def test_a_click_on_a_streamed_table_copies_it_again(shop: Database, config_file: Path) -> None:
+    with dagster(config_file) as ui:
+        ui.copy_all(2)
+        shop.execute("TRUNCATE customers")
+        job = ui.defs.resolve_job_def("shop_copy")
+        again = job.execute_in_process(instance=ui.instance, asset_selection=[key_of("customers")])
+        assert again.success
+        assert ui.materialization_of("customers").metadata["table_copy_rows"].value == 0
+        assert rows(config_file, "select * from public.customers") == []
+
+
+def test_a_terminated_copy_is_asked_for_again_and_goes_on_where_it_was(
+    shop: Database, config_file: Path
+) -> None:
+    resource = EtlConfigFile(path=str(config_file))
+    with dagster(config_file) as ui:
+        request = ui.tick_until(lambda result: result.run_requests).run_requests[0]
+        table = request.tags["etl_dagster/table"]
+        # Without a replicator the copy ends before its hand-over, and waits there.
+        supervisor_of("shop").stop()
+
+        def terminate() -> None:
+            while not isinstance(resource.table_states().get(table), SyncWait | FinishedCopy):
+                time.sleep(0.1)
+            # As Dagster does it when a run is terminated.
+            os.kill(os.getpid(), signal.SIGINT)
+
+        terminator = threading.Thread(target=terminate)
+        terminator.start()
+        with pytest.raises(DagsterExecutionInterruptedError):
+            ui.run(request)
+        terminator.join()
+
+        def is_asked_for_again(result: Tick) -> bool:
+            return any(r.tags["etl_dagster/table"] == table for r in result.run_requests or ())
+
+        again = ui.tick_until(is_asked_for_again)
+        (request,) = [r for r in again.run_requests if r.tags["etl_dagster/table"] == table]
+        assert ui.run(request).success
+        resumed = ui.materialization_of(table.partition(".")[2]).metadata
+        assert resumed["table_copy_resumed_chunks"].value == 1
+
+
+def test_a_pipeline_of_resources_streams_and_shows_its_states(
+    shop: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_DSN", shop.dsn)
+    resource = EtlPipeline(
+        pipeline="shop",
+        source=PostgresSourceResource(dsn=EnvVar("SHOP_DSN"), publication="etl_pub"),
+        state_store=PostgresStateStoreResource(),
+        destination=DuckDBDestinationResource(path=str(tmp_path / "shop.duckdb")),
+    )
+    with dagster(resource) as ui:
+        ui.copy_all(2)
+        with resource.process_config_and_initialize_cm() as pipeline:
+            states = pipeline.table_states()
+            assert set(states) == {"public.orders", "public.customers"}
+            assert all(isinstance(state, Ready) for state in states.values())
+            found = pipeline.query("select count(*) as n from public.orders").to_pylist()
+            assert found == [{"n": 500}]
+            assert pipeline.reset_table("public.customers") == "ready"
+        (request,) = ui.tick_until(lambda result: result.run_requests).run_requests
+        assert request.tags["etl_dagster/table"] == "public.customers"
+        assert ui.run(request).success
+
+
+def test_a_second_replicator_stands_by_until_the_first_has_ended(
+    shop: Database, config_file: Path
+) -> None:
+    config = load_config(config_file)
+    first, second = Supervisor(), Supervisor()
+    try:
+        until(lambda: (s := first.keep(config, 30.0).status) and s.phase == "streaming")
+        until(lambda: (s := second.keep(config, 30.0).status) and s.error)
+        status = second.keep(config, 30.0).status
+        assert status is not None
+        assert status.error == "another process runs this pipeline; waiting for its end"
+        first.stop()
+        until(lambda: (s := second.keep(config, 30.0).status) and s.phase == "streaming")
+    finally:
+        first.stop()
+        second.stop()
+
+
+def until(done: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

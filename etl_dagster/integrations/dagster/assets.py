@@ -14,11 +14,9 @@ from dagster import (
     AssetKey,
     AssetsDefinition,
     AssetSpec,
-    Backoff,
     Failure,
-    Jitter,
     MaterializeResult,
-    RetryPolicy,
+    RetryRequested,
     multi_asset,
 )
 
@@ -35,6 +33,7 @@ from etl_dagster.runtime.table_sync import CopyProgress, TableSync, TableSyncRes
 #: The pool that limits how many copies run at a time, over all pipelines of the instance.
 COPY_POOL = "etl_copy"
 
+_MAX_RETRIES, _FIRST_RETRY_S = 3, 10
 _LOG_EVERY_S = 5.0
 _WAITING_EVERY_S = 15.0
 _POLL_S = 0.2
@@ -60,9 +59,6 @@ def build_table_asset(spec: AssetSpec, table_name: str, resource_key: str) -> As
         name=name,
         required_resource_keys={resource_key},
         pool=COPY_POOL,
-        retry_policy=RetryPolicy(
-            max_retries=3, delay=10, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS
-        ),
     )
     def copy_table(context: AssetExecutionContext) -> MaterializeResult:  # type: ignore[type-arg]
         resource = getattr(context.resources, resource_key)
@@ -88,7 +84,9 @@ def copy_one_table(
     the beginning, unless the sensor asked: then somebody else has done it meanwhile.
 
     Raises:
-        Failure: with what to do about it; Dagster retries those that waiting may cure.
+        RetryRequested: waiting may cure it. A `RetryPolicy` on the asset would do the same, but
+            Dagster obeys it also when somebody terminates the run, which then goes on.
+        Failure: with what to do about it.
     """
     try:
         config = resource.load_config()
@@ -100,10 +98,14 @@ def copy_one_table(
             finally:
                 destination.shutdown()
     except EtlError as error:
+        if error.retryable and context.retry_number < _MAX_RETRIES:
+            delay_s = _FIRST_RETRY_S * 2**context.retry_number
+            context.log.warning(f"{error.reason}. Trying again in {delay_s} s.")
+            raise RetryRequested(max_retries=_MAX_RETRIES, seconds_to_wait=delay_s) from error
         raise Failure(
             description=f"{error.reason}\n\nWhat to do: {error.solution}",
             metadata={"reason": error.reason, "solution": error.solution, "table": table_name},
-            allow_retries=error.retryable,
+            allow_retries=False,
         ) from error
 
 
