@@ -25,6 +25,9 @@ _POSTGRES_EPOCH_S = 946_684_800
 _STATUS_INTERVAL_S = 10.0
 #: ... and at most this often, however fast positions are confirmed.
 _STATUS_DEBOUNCE_S = 0.1
+#: From the first byte on, this long is left to the server to send more: rows that are taken one by
+#: one cost both sides a system call each.
+_GATHER_S = 0.002
 #: A read that has got something waits this long for more of it ...
 _LULL_S = 0.002
 #: ... and ends after this time even if there is more.
@@ -132,12 +135,8 @@ class ReplicationStream:
         # The server sends rows one by one, and a caller between two reads does more than one row
         # is worth: so go on while more arrives.
         while status == 0 and timeout_s >= 0 and self._wait_readable(timeout_s):
-            with self._wire:
-                try:
-                    pgconn.consume_input()
-                except psycopg.OperationalError as error:
-                    raise self._ended(error) from error
-            status = self._drain(pgconn)
+            time.sleep(_GATHER_S)
+            status = self._receive(pgconn)
             now = time.monotonic()
             if stretch_end is None:
                 stretch_end = now + min(timeout_s, _STRETCH_S)
@@ -146,6 +145,20 @@ class ReplicationStream:
         if self._session.take_reply_request():
             self._status_due.set()
         return status > 0
+
+    def _receive(self, pgconn: pq.abc.PGconn) -> int:
+        """Take all that is there, as `ReplicationSession.drain`; libpq reads 16 KiB at a time."""
+        status = 0
+        while status == 0:
+            with self._wire:
+                try:
+                    pgconn.consume_input()
+                except psycopg.OperationalError as error:
+                    raise self._ended(error) from error
+            status = self._drain(pgconn)
+            if pgconn.socket not in self._ready(0):
+                break
+        return status
 
     def _drain(self, pgconn: pq.abc.PGconn) -> int:
         get = partial(pgconn.get_copy_data, 1)
@@ -161,11 +174,14 @@ class ReplicationStream:
 
     def _wait_readable(self, timeout_s: float) -> bool:
         """Whether something arrives in time, and nobody interrupts."""
-        ready = [number for number, _ in self._poll.poll(timeout_s * 1000)]
+        ready = self._ready(timeout_s)
         if self._wake_reader in ready:
             os.read(self._wake_reader, 4096)
             return False
         return bool(ready)
+
+    def _ready(self, timeout_s: float) -> list[int]:
+        return [number for number, _ in self._poll.poll(timeout_s * 1000)]
 
     def interrupt(self) -> None:
         """Have a waiting `read` return now. From any thread."""
