@@ -52,12 +52,18 @@ class BatchBuilder:
         self._others: list[int] = []
         #: Message numbers before which a table was truncated.
         self._truncates: list[int] = []
-        self._first_commit_lsn = None if transaction is None else transaction.commit_lsn
+        #: The first transaction of which the batch has something.
+        self._first = transaction and replace(transaction)
         self._commit_end: int | None = None
 
     @property
     def is_empty(self) -> bool:
         return not self.lengths and not self._others
+
+    @property
+    def first_commit_time_us(self) -> int | None:
+        """Of the first transaction of which the batch has a row; microseconds since 1970 UTC."""
+        return self._first.commit_time_us if self._first is not None and self.row_count else None
 
     @property
     def row_message_count(self) -> int:
@@ -89,8 +95,8 @@ class BatchBuilder:
         self._take_mark(frame)
         time_us += POSTGRES_EPOCH_US
         self.transaction = OpenTransaction(lsn, time_us, -len(self.lengths))
-        if self._first_commit_lsn is None:
-            self._first_commit_lsn = lsn
+        if self._first is None:
+            self._first = replace(self.transaction)
 
     def commit(self, frame: bytes | memoryview) -> int:
         """Take a Commit message in its XLogData frame; returns its end LSN."""
@@ -151,11 +157,10 @@ class BatchBuilder:
         """The batch; the builder isn't used any more."""
         # A look ahead from the last byte stays in the buffer; see `rows`.
         self.buffer += bytes(PADDING)
-        first = None
-        if not self.is_empty and self._first_commit_lsn is not None:
-            first = Lsn(self._first_commit_lsn)
+        first = None if self.is_empty else self._first
         return RawBatch(
-            first_commit_lsn=first,
+            first_commit_lsn=None if first is None else Lsn(first.commit_lsn),
+            first_commit_time_us=None if first is None else first.commit_time_us,
             commit_end_lsn=None if self._commit_end is None else Lsn(self._commit_end),
             byte_count=self.size,
             _content=Content(

@@ -189,6 +189,14 @@ class ReplicationSession:
         return self._open.row_count
 
     @property
+    def first_commit_time_us(self) -> int | None:
+        """Commit time of the first transaction with rows in the open batch, None without rows.
+
+        Microseconds since 1970-01-01 UTC, by the source's clock.
+        """
+        return self._open.first_commit_time_us
+
+    @property
     def open_commit_lsn(self) -> Lsn | None:
         """Where the commit record of the transaction begins that is being received."""
         transaction = self._open.transaction

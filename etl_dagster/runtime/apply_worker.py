@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from etl_dagster.config import PipelineConfig
@@ -118,7 +119,13 @@ class ApplyWorker:
 
     @property
     def lag_s(self) -> float:
-        return self._delivery.pending_s
+        """Age of the oldest commit that is received and not yet durable, seconds; 0 without one.
+
+        By two clocks, the source's and ours.
+        """
+        waiting = (self._delivery.oldest_commit_time_us, self._session.first_commit_time_us)
+        oldest = min((moment for moment in waiting if moment is not None), default=None)
+        return 0.0 if oldest is None else max(time.time() - oldest / 1e6, 0.0)
 
     # -- what the delivery reports ---------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -81,7 +82,8 @@ class Delivery:
         self._applied_from: dict[TableId, Lsn] = {}
         #: Tables taken out of this stream after an error, until they are copied anew.
         self._excluded: set[TableId] = set()
-        self._oldest_pending: float | None = None
+        #: Of each batch that isn't durable yet, when its first transaction was committed.
+        self._pending: deque[int] = deque()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -95,8 +97,7 @@ class Delivery:
         Raises:
             Stopped: the pipeline stops.
         """
-        if self._oldest_pending is None:
-            self._oldest_pending = time.monotonic()
+        self._pending.append(batch.first_commit_time_us or time.time_ns() // 1000)
         self._put((batch, apply_from))
 
     def put_progress(self, lsn: Lsn) -> None:
@@ -118,10 +119,15 @@ class Delivery:
         return self._queue.unfinished_tasks == 0
 
     @property
-    def pending_s(self) -> float:
-        """Age of the oldest batch that isn't durable yet; 0 when all are."""
-        oldest = self._oldest_pending
-        return 0.0 if oldest is None else time.monotonic() - oldest
+    def oldest_commit_time_us(self) -> int | None:
+        """Of the transactions that aren't durable yet, the first one's commit time.
+
+        Microseconds since 1970-01-01 UTC, by the source's clock; None when all are durable.
+        """
+        try:
+            return self._pending[0]
+        except IndexError:
+            return None
 
     def raise_failure(self) -> None:
         """Raise what the delivery failed with, if it did."""
@@ -171,6 +177,8 @@ class Delivery:
                 if item is None or self._stop.is_set():
                     return
                 self._deliver(item)
+                if not isinstance(item, _Progress):
+                    self._pending.popleft()
             except Stopped:
                 return
             except BaseException as failure:
@@ -178,8 +186,6 @@ class Delivery:
                 return
             finally:
                 self._queue.task_done()
-                if self.is_idle:
-                    self._oldest_pending = None
 
     def _deliver(self, item: tuple[RawBatch, Mapping[TableId, Lsn]] | _Progress) -> None:
         if isinstance(item, _Progress):

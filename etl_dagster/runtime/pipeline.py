@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Literal
 
 from etl_dagster.config import PipelineConfig
@@ -112,7 +113,10 @@ class Pipeline:
             ("reporter", self._report),
         ):
             thread = threading.Thread(
-                target=work, name=f"{name} {self._config.pipeline}", daemon=True
+                target=self._guard,
+                args=[work],
+                name=f"{name} {self._config.pipeline}",
+                daemon=True,
             )
             self._threads.append(thread)
         for thread in self._threads:
@@ -171,7 +175,12 @@ class Pipeline:
                 thread.join()
         self._phase = "stopped" if self._failure is None else "failed"
         try:
+            if self._failure is None:
+                self._reporter.measure(at_once=True)
             self._reporter.publish(self.status())
+        except Exception as error:
+            _log.warning("the last status can't be published: %s", _reason(error))
+        try:
             self._destination.shutdown()
         except Exception as error:
             self._failure = self._failure or error
@@ -183,6 +192,15 @@ class Pipeline:
         if self._lease is not None:
             self._lease.release()
         self._control.close()
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Run a thread's work; a failure that nobody expected ends the pipeline, and is raised."""
+        try:
+            work()
+        except BaseException as failure:
+            _log.exception("%s failed", threading.current_thread().name)
+            self._failure = self._failure or failure
+            self.shutdown()
 
     # -- the apply thread ------------------------------------------------------------------------
 

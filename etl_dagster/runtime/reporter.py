@@ -46,9 +46,11 @@ class Reporter:
         self._published: PipelineStatus | None = None
         self.retained_wal_bytes: int | None = None
 
-    def measure(self) -> None:
-        """Ask source, store and destination for what is due."""
+    def measure(self, *, at_once: bool = False) -> None:
+        """Ask source, store and destination for what is due, or for all of it at once."""
         now = time.monotonic()
+        if at_once:
+            self._wal_due = self._count_due = now
         if now >= self._wal_due:
             self._wal_due = now + _WAL_EVERY_S
             self.retained_wal_bytes = retained_wal_bytes(self._control, self._config.pipeline)

@@ -16,7 +16,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.model.stores import ApplyWorker
-from etl_dagster.protocol.batch import RawBatch
+from etl_dagster.protocol.batch import POSTGRES_EPOCH_US, RawBatch
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery, Stopped
@@ -134,6 +134,19 @@ def test_progress_waits_until_the_destination_says_durable(side: Side) -> None:
     side.delivery.flush()
 
     assert side.progress == Lsn(1150)
+
+
+def test_the_oldest_commit_that_is_not_durable_is_known(side: Side) -> None:
+    side.destination.durable = Future()
+    side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
+    side.delivery.put(side.transaction((ORDERS, 2)), FROM_THE_START)
+    # The stream made by hand commits at the beginning of Postgres' time.
+    assert side.delivery.oldest_commit_time_us == POSTGRES_EPOCH_US
+
+    side.destination.durable.set_result(None)
+    side.delivery.flush()
+
+    assert side.delivery.oldest_commit_time_us is None
 
 
 def test_a_write_that_waiting_may_cure_is_tried_again(side: Side) -> None:
