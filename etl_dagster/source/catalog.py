@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -60,20 +60,26 @@ with published as (
   and n.oid not in (
     select relnamespace from pg_class
     where relname = 'pipelines' and obj_description(oid, 'pg_class') = 'etl_dagster state store')
+), keys as (
+  -- Without INCLUDE columns, and without indexes that are checked late: between two changes of one
+  -- transaction, several rows may have one key. Postgres doesn't identify rows by either.
+  select indrelid, indisprimary, indisreplident,
+         (indkey::int2[])[0:indnkeyatts - 1] as attnums
+  from pg_index where (indisprimary or indisreplident) and indimmediate
 )
 select t.oid, t.nspname, t.relname, t.relreplident::text, t.estimated_rows, t.rowfilter,
        a.attnum, a.attname, a.atttypid,
        case when a.atttypmod = -1 then coalesce(b.typmod, -1) else a.atttypmod end as typmod,
        format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull,
        coalesce(b.oid, a.atttypid) as base_type,
-       array_position(pk.indkey::int2[], a.attnum) as pk_offset,
+       array_position(pk.attnums, a.attnum) as pk_ordinal, cardinality(pk.attnums) as pk_size,
        case t.relreplident when 'f' then true when 'n' then false
-            when 'd' then coalesce(a.attnum = any (pk.indkey), false)
-            else coalesce(a.attnum = any (ri.indkey), false) end as is_identity
+            when 'd' then coalesce(a.attnum = any (pk.attnums), false)
+            else coalesce(a.attnum = any (ri.attnums), false) end as is_identity
 from published t
 join pg_attribute a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
-left join pg_index pk on pk.indrelid = t.oid and pk.indisprimary
-left join pg_index ri on ri.indrelid = t.oid and ri.indisreplident
+left join keys pk on pk.indrelid = t.oid and pk.indisprimary
+left join keys ri on ri.indrelid = t.oid and ri.indisreplident
 left join lateral (
   with recursive base (oid, kind, parent, typmod) as (
     select oid, typtype, typbasetype, typtypmod from pg_type where oid = a.atttypid
@@ -129,7 +135,6 @@ def fetch_published_tables(connection: Connection, publication: str) -> list[Pub
     with connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(query, {"publication": publication})
         for row in cursor:
-            pk_offset = row["pk_offset"]
             column = ColumnSchema(
                 name=row["attname"],
                 type_oid=row["atttypid"],
@@ -137,8 +142,7 @@ def fetch_published_tables(connection: Connection, publication: str) -> list[Pub
                 type_name=row["type_name"],
                 attnum=row["attnum"],
                 nullable=not row["attnotnull"],
-                # indkey is an int2vector, counted from 0.
-                primary_key_ordinal=None if pk_offset is None else pk_offset + 1,
+                primary_key_ordinal=row["pk_ordinal"],
                 is_identity=row["is_identity"],
                 base_type_oid=row["base_type"],
             )
@@ -149,7 +153,7 @@ def fetch_published_tables(connection: Connection, publication: str) -> list[Pub
                 id=oid,
                 schema_name=row["nspname"],
                 table_name=row["relname"],
-                columns=tuple(columns),
+                columns=_without_partial_key(columns, row["pk_size"] or 0),
                 replica_identity=row["relreplident"],
             ),
             row_filter=row["rowfilter"],
@@ -157,6 +161,16 @@ def fetch_published_tables(connection: Connection, publication: str) -> list[Pub
         )
         for oid, (row, columns) in tables.items()
     ]
+
+
+def _without_partial_key(
+    columns: Sequence[ColumnSchema], key_size: int
+) -> tuple[ColumnSchema, ...]:
+    """The columns, of no key when a column list leaves out some of it: rows are not told apart by
+    the rest. Postgres allows that where only inserts are published."""
+    if sum(column.primary_key_ordinal is not None for column in columns) == key_size:
+        return tuple(columns)
+    return tuple(replace(column, primary_key_ordinal=None) for column in columns)
 
 
 def fetch_publication_tables(connection: Connection, publication: str) -> list[TableSchema]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
-from etl_dagster.destinations.duckdb import query
 from etl_dagster.errors import PipelineInUse, SlotAdvanced, SlotMissing, TableWriteFailed
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.source.slots import apply_slot_name
 from tests.support.database import Database
+from tests.support.pipelines import rows, running
 
 MakeConfig = Callable[..., PipelineConfig]
 OpenStore = Callable[[PipelineConfig], CoordinatingStore]
@@ -37,34 +36,10 @@ SHOP = """
 """
 
 
-@contextmanager
-def running(
-    config: PipelineConfig,
-    *,
-    store: CoordinatingStore | None = None,
-    destination: Destination | None = None,
-) -> Iterator[Pipeline]:
-    """A pipeline that is shut down at the end; what it failed with is raised then."""
-    with closing(build_store(config)) as own_store:  # type: ignore[type-var]
-        pipeline = Pipeline(config, store or own_store, destination or build_destination(config))
-        pipeline.start()
-        try:
-            yield pipeline
-        finally:
-            pipeline.shutdown()
-            assert pipeline.wait(60), "it did not stop"
-
-
 @pytest.fixture
 def open_store() -> Iterator[OpenStore]:
     with ExitStack() as stack:
         yield lambda config: stack.enter_context(closing(build_store(config)))  # type: ignore[type-var]
-
-
-def rows(config: PipelineConfig, statement: str) -> list[tuple[Any, ...]]:
-    assert config.destination.type == "duckdb"
-    table = query(config.destination.path, statement)
-    return [tuple(row.values()) for row in table.to_pylist()]
 
 
 def assert_in_step(database: Database, config: PipelineConfig) -> None:

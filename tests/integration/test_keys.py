@@ -1,0 +1,72 @@
+"""What identifies a row, where it isn't simply an ordinary primary key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from etl_dagster.config import PipelineConfig
+from tests.support.database import Database
+from tests.support.pipelines import assert_table_in_step, running
+
+MakeConfig = Callable[..., PipelineConfig]
+
+
+def follow(database: Database, config: PipelineConfig, *changes: str) -> None:
+    """Copy, change, and compare."""
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        database.execute(*changes)
+        assert pipeline.wait_until_caught_up(60)
+        assert_table_in_step(database, config, "t")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "alter table t add primary key (id) include (v)",
+        "create unique index by_id on t (id) include (v);"
+        " alter table t replica identity using index by_id",
+    ],
+    ids=["primary key", "identity index"],
+)
+def test_columns_that_an_index_only_includes_are_no_part_of_the_key(
+    database: Database, make_config: MakeConfig, key: str
+) -> None:
+    database.execute(
+        "create table t (id int not null, v text not null)",
+        key,
+        "insert into t values (1, 'a'), (2, 'b')",
+        "create publication etl_pub for table t",
+    )
+    follow(database, make_config(database), "update t set v = 'z' where id = 1")
+
+
+def test_a_key_that_is_checked_late_identifies_no_row(
+    database: Database, make_config: MakeConfig
+) -> None:
+    """In the middle of the update, two rows have one key."""
+    database.execute(
+        "create table t (id int primary key deferrable, v text)",
+        "alter table t replica identity full",
+        "insert into t values (1, 'a'), (2, 'b'), (3, 'c')",
+        "create publication etl_pub for table t",
+    )
+    follow(database, make_config(database), "update t set id = id + 1")
+
+
+def test_a_part_of_the_key_does_not_tell_rows_apart(
+    database: Database, make_config: MakeConfig
+) -> None:
+    database.execute(
+        "create table t (a int, b int, primary key (a, b))",
+        "insert into t values (1, 1), (1, 2)",
+        "create publication etl_pub for table t (a) with (publish = 'insert')",
+    )
+    config = make_config(database)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        database.execute("insert into t values (1, 3), (1, 4)", "alter table t drop b")
+        assert pipeline.wait_until_caught_up(60)
+        assert_table_in_step(database, config, "t")

@@ -1,0 +1,62 @@
+"""Pipelines that run inside of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from etl_dagster.assembly import build_destination, build_store
+from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.duckdb import query
+from etl_dagster.model.destination import Destination
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.pipeline import Pipeline
+from tests.support.database import Database
+
+
+@contextmanager
+def running(
+    config: PipelineConfig,
+    *,
+    store: CoordinatingStore | None = None,
+    destination: Destination | None = None,
+) -> Iterator[Pipeline]:
+    """A pipeline that is shut down at the end; what it failed with is raised then."""
+    with closing(build_store(config)) as own_store:  # type: ignore[type-var]
+        pipeline = Pipeline(config, store or own_store, destination or build_destination(config))
+        pipeline.start()
+        try:
+            yield pipeline
+        finally:
+            pipeline.shutdown()
+            assert pipeline.wait(60), "it did not stop"
+
+
+def rows(config: PipelineConfig, statement: str) -> list[tuple[Any, ...]]:
+    """The answer of the DuckDB file."""
+    assert config.destination.type == "duckdb"
+    table = query(config.destination.path, statement)
+    return [tuple(row.values()) for row in table.to_pylist()]
+
+
+def assert_table_in_step(database: Database, config: PipelineConfig, table: str) -> None:
+    """Columns and rows of a table in schema public are those of the source, in any order.
+
+    For types that both sides print alike.
+    """
+    columns = database.query(
+        "select attname from pg_attribute where attrelid = to_regclass(quote_ident(%s))"
+        " and attnum > 0 and not attisdropped order by 1",
+        [table],
+    )
+    there = rows(
+        config,
+        "select column_name from duckdb_columns() where schema_name = 'public'"
+        f" and table_name = '{table}' order by 1",
+    )
+    assert there == columns
+    values = ", ".join(f'cast("{name}" as varchar)' for (name,) in columns)
+    expected = database.query(f'select {values} from "{table}"')
+    found = rows(config, f'select {values} from public."{table}"')
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
