@@ -24,7 +24,9 @@ from etl_dagster.model.events import (
     RowEvent,
     TableChanges,
     TableRows,
+    TableStep,
     TruncateEvent,
+    steps_after,
 )
 from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import TableId, TableSchema
@@ -76,6 +78,8 @@ class MemoryTable:
 
     def evolve(self, schema: TableSchema) -> None:
         """Give all rows another schema; values keep their old type."""
+        if schema.describes_same_columns(self.schema):
+            return
         rows = self.rows
         for change in schema_changes(self.schema, schema):
             for row in rows:
@@ -177,31 +181,25 @@ class MemoryDestination:
             for table_id, steps in events.tables.items():
                 if events.is_outdated(table_id, self._replay_points.get(table_id)):
                     continue
-                for step in steps:
-                    table = self.tables.setdefault(table_id, MemoryTable(step.schema))
-                    match step:
-                        case TableChanges():
-                            self._apply_changes(table, step)
-                        case TruncateEvent():
-                            self._truncate(table, step)
-                        case RelationEvent(schema):
-                            if schema.snapshot_id >= table.schema.snapshot_id:
-                                table.evolve(schema)
+                position = self.positions.get(table_id, POSITION_ZERO)
+                for step in steps_after(steps, position):
+                    self._apply(self.tables.setdefault(table_id, MemoryTable(step.schema)), step)
 
-    def _apply_changes(self, table: MemoryTable, step: TableChanges) -> None:
-        changes = step.after(self.positions.get(step.schema.id, POSITION_ZERO))
-        if changes is None:
-            return
-        for event in changes.events():
-            table.apply(event)
-            self.changelog.append(event)
-        self.positions[step.schema.id] = changes.last_position
-
-    def _truncate(self, table: MemoryTable, event: TruncateEvent) -> None:
-        if event.position > self.positions.get(event.schema.id, POSITION_ZERO):
-            table.clear()
-            self.changelog.append(event)
-            self.positions[event.schema.id] = event.position
+    def _apply(self, table: MemoryTable, step: TableStep) -> None:
+        match step:
+            case TableChanges():
+                table.evolve(step.schema)
+                for event in step.events():
+                    table.apply(event)
+                    self.changelog.append(event)
+                self.positions[step.schema.id] = step.last_position
+            case TruncateEvent():
+                table.clear()
+                self.changelog.append(step)
+                self.positions[step.schema.id] = step.position
+            case RelationEvent(schema):
+                if schema.snapshot_id >= table.schema.snapshot_id:
+                    table.evolve(schema)
 
     def _current_copy(self, schema: TableSchema, copy_id: str) -> _Copy:
         """The copy; one never heard of begins now, and ends the one before."""

@@ -259,6 +259,29 @@ Event: TypeAlias = RowEvent | TruncateEvent | RelationEvent | BeginEvent | Commi
 TableStep: TypeAlias = TableChanges | TruncateEvent | RelationEvent
 
 
+def steps_after(steps: Sequence[TableStep], position: Position) -> list[TableStep]:
+    """The steps of a table that lie past its position.
+
+    A RelationEvent counts with the change that it stands before, and alone at the end. So what is
+    sent again from before a change of schema doesn't undo that.
+    """
+    left: list[TableStep] = []
+    relation: RelationEvent | None = None
+    for step in steps:
+        if isinstance(step, RelationEvent):
+            relation = step
+            continue
+        rest: TableStep | None
+        if isinstance(step, TableChanges):
+            rest = step.after(position)
+        else:
+            rest = step if step.position > position else None
+        if rest is not None:
+            left += [rest] if relation is None else [relation, rest]
+        relation = None
+    return left if relation is None else [*left, relation]
+
+
 @dataclass(frozen=True)
 class EventBatch:
     """A stretch of the stream. A transaction larger than a batch spans several.

@@ -30,7 +30,9 @@ class SchemaTracker:
     def __init__(self, store: PipelineStore, fetch_schema: FetchSchema) -> None:
         self._store = store
         self._fetch_schema = fetch_schema
-        self._by_relation: dict[Relation, TableSchema] = {}
+        #: The newest Relation message of each table, and its schema. An earlier one that comes
+        #: back, because a change was undone, is another version.
+        self._resolved: dict[TableId, tuple[Relation, TableSchema]] = {}
         #: What the destination has, as far as we know.
         self._applied: dict[TableId, TableSchema] = {}
         self._lsn = INITIAL_SNAPSHOT
@@ -40,14 +42,17 @@ class SchemaTracker:
         self._lsn = max(self._lsn, lsn)
 
     def resolve(self, relation: Relation) -> TableSchema:
-        """The schema that rows sent under this Relation message have."""
-        schema = self._by_relation.get(relation)
-        if schema is None:
-            schema = self._by_relation[relation] = self._find(relation)
+        """The schema that rows sent under this Relation message have.
+
+        To be asked in the order of the stream.
+        """
+        before, schema = self._resolved.get(relation.id, (None, None))
+        if schema is None or before != relation:
+            schema = self._find(relation, schema or self.applied(relation.id))
+            self._resolved[relation.id] = relation, schema
         return schema
 
-    def _find(self, relation: Relation) -> TableSchema:
-        known = self.applied(relation.id)
+    def _find(self, relation: Relation, known: TableSchema | None) -> TableSchema:
         if known is not None and _fits(known, relation):
             return known
         current = self._fetch(relation.id)
@@ -85,18 +90,20 @@ class SchemaTracker:
         return self._applied[table_id]
 
     def announce(self, events: EventBatch) -> EventBatch:
-        """Put a RelationEvent before the first change that the destination's schema doesn't fit."""
+        """Put a RelationEvent before the first change that the destination's schema doesn't fit.
+
+        One that no change follows is left out, until that change comes: only the position of a
+        change tells whether the destination has it, and its schema, already.
+        """
         tables: dict[TableId, list[TableStep]] = {}
         for table_id, steps in events.tables.items():
             applied = self.applied(table_id)
             announced: list[TableStep] = []
             for step in steps:
-                schema = step.schema
                 if isinstance(step, RelationEvent):
-                    if applied is not None and applied.describes_same_columns(schema):
-                        continue
-                    step = replace(step, previous=applied)
-                elif applied is None or not applied.describes_same_columns(schema):
+                    continue
+                schema = step.schema
+                if applied is None or not applied.describes_same_columns(schema):
                     first = step.sequence
                     sequence = int(first if isinstance(first, int) else first[0])
                     announced.append(RelationEvent(schema, applied, sequence))
@@ -132,11 +139,7 @@ class SchemaTracker:
     def forget(self, table_id: TableId) -> None:
         """The table was or will be copied anew; what is known of it is out of date."""
         self._applied.pop(table_id, None)
-        self._by_relation = {
-            relation: schema
-            for relation, schema in list(self._by_relation.items())
-            if relation.id != table_id
-        }
+        self._resolved.pop(table_id, None)
 
 
 def destination_metadata(
@@ -172,10 +175,23 @@ def _column_fits(column: ColumnSchema, sent: RelationColumn) -> bool:
     )
 
 
+def _has_same_columns(relation: Relation, current: TableSchema | None, known: TableSchema) -> bool:
+    """Whether columns were at most renamed or retyped, so that the place tells which is which.
+
+    As many columns as before are the same ones when none of them was dropped to this day.
+    """
+    today = {column.attnum for column in current.columns} if current else set()
+    return len(relation.columns) == len(known.columns) and all(
+        column.attnum in today for column in known.columns
+    )
+
+
 def _merge(
     relation: Relation, current: TableSchema | None, known: TableSchema | None
 ) -> TableSchema:
     """What the message says, with what catalog and earlier version add for the same columns."""
+    in_place = known.columns if known and _has_same_columns(relation, current, known) else ()
+    today = {(c.attnum, c.type_oid): c for c in current.columns} if current else {}
     described: dict[tuple[str, int], ColumnSchema] = {}
     for schema in (current, known):
         if schema is not None:
@@ -183,7 +199,13 @@ def _merge(
     columns = []
     for place, sent in enumerate(relation.columns, start=1):
         column = described.get((sent.name, sent.type_oid))
-        if column is None:
+        if in_place:
+            column = in_place[place - 1]
+            if column.type_oid != sent.type_oid:
+                retyped = replace(column, type_oid=sent.type_oid, type_name="", base_type_oid=0)
+                column = today.get((column.attnum, sent.type_oid), retyped)
+            column = replace(column, name=sent.name)
+        elif column is None:
             # Under the default identity, the flagged columns are the primary key.
             in_key = sent.is_identity and relation.replica_identity == "d"
             column = ColumnSchema(

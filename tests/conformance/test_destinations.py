@@ -593,3 +593,27 @@ def test_an_older_schema_delivered_again_does_not_undo_the_newer(subject: Subjec
         subject.destination.write_events(batch(changes))
 
     assert content(subject.rows(wider)) == content([order(1, extra=None), order(2, extra=5)])
+
+
+def test_what_is_delivered_again_does_not_undo_a_newer_schema(subject: Subject) -> None:
+    """After a crash, the sender numbers the old schema anew, past the newer one."""
+    wider = table([*ORDERS.columns, column("extra", INT4, 9)], snapshot=1100)
+    again = table(ORDERS.columns, snapshot=1200)
+    stream = Transactions()
+    old = stream.commit(relation(ORDERS), insert(ORDERS, **order(1)))
+    new = stream.commit(relation(wider), insert(wider, **order(2, extra=5)))
+    subject.destination.write_events(batch(old + new))
+
+    old_again = Transactions().commit(relation(again), insert(again, **order(1)))
+    subject.destination.write_events(batch(old_again))
+
+    assert content(subject.rows(wider)) == content([order(1, extra=None), order(2, extra=5)])
+
+
+def test_an_undone_change_of_schema_is_followed(subject: Subject) -> None:
+    """Its number may be any: what comes past the position is newer than what is there."""
+    wider = table([*ORDERS.columns, column("extra", INT4, 9)], snapshot=1100)
+
+    write(subject.destination, insert(wider, **order(1, extra=5)), insert(ORDERS, **order(2)))
+
+    assert content(subject.rows(ORDERS)) == content([order(1), order(2)])

@@ -202,7 +202,7 @@ def test_a_table_that_fails_does_not_stop_the_others(
     store = open_store(config)
     with running(
         config, store=store, destination=RefusesOrders(build_destination(config))
-    ) as pipeline:  # type: ignore[arg-type]
+    ) as pipeline:
         assert pipeline.wait_until_caught_up(60)
         database.execute(
             "insert into orders values (9001, 1, 1)",

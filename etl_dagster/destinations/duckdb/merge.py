@@ -22,8 +22,13 @@ from etl_dagster.destinations.duckdb.tables import (
     select_list,
     table_name,
 )
-from etl_dagster.errors import TableWriteFailed
-from etl_dagster.model.events import RelationEvent, TableChanges, TableStep, TruncateEvent
+from etl_dagster.model.events import (
+    RelationEvent,
+    TableChanges,
+    TableStep,
+    TruncateEvent,
+    steps_after,
+)
 from etl_dagster.model.schema import TableSchema
 
 
@@ -49,20 +54,19 @@ class TableMerge:
         if not steps:
             return
         before = position = self._ledger.position(steps[0].schema.id)
-        for step in steps:
+        for step in steps_after(steps, before):
             if isinstance(step, RelationEvent):
-                self._evolve_to(step.schema)
+                if self._table is None or step.schema.snapshot_id >= self._table.snapshot_id:
+                    self._evolve_to(step.schema)
                 continue
             self._evolve_to(step.schema)
             if isinstance(step, TruncateEvent):
-                if step.position > position:
-                    self._connection.execute(f"DELETE FROM {self._target}")
-                    position = step.position
-                    self._log(step)
-            elif changes := step.after(position):
-                self._change(changes)
-                position = changes.last_position
-                self._log(changes)
+                self._connection.execute(f"DELETE FROM {self._target}")
+                position = step.position
+            else:
+                self._change(step)
+                position = step.last_position
+            self._log(step)
         if position != before:
             self._ledger.keep_position(steps[-1].schema, position)
 
@@ -76,11 +80,11 @@ class TableMerge:
             self._ledger.log(step)
 
     def _evolve_to(self, schema: TableSchema) -> None:
-        """Bring the table to this schema, unless it has a newer one already."""
+        """Bring the table to this schema."""
         table = self._table
         if table is None:
             create_table(self._connection, schema)
-        elif schema.snapshot_id < table.snapshot_id or schema.describes_same_columns(table):
+        elif schema.describes_same_columns(table):
             return
         else:
             evolve(self._connection, table, schema)
@@ -89,18 +93,8 @@ class TableMerge:
 
     def _change(self, changes: TableChanges) -> None:
         assert self._table is not None
-        # Changes of an older schema, sent again, may have columns that the table lost since.
-        there = set(self._table.column_names)
-        names = [name for name in changes.schema.column_names if name in there]
+        names, key = list(changes.schema.column_names), changes.schema.key_columns
         types = column_types(self._table)
-        key = changes.schema.key_columns
-        if not there.issuperset(key):
-            raise TableWriteFailed(
-                self._table.id,
-                f"{self._table.name} has no column {', '.join(set(key) - there)} at the "
-                "destination, though it is part of the key",
-                solution="Reset the table: the copy creates it anew.",
-            )
         if key:
             self._merge(collapse(changes, key), key, names, types)
         else:
