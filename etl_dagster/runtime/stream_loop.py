@@ -100,6 +100,8 @@ class StreamLoop:
         session = self._session
         past_open = session.open_commit_lsn
         reached = max(session.last_commit_end, session.last_keepalive_end)
+        # Before the first frame: what lies before the start was read by somebody earlier.
+        reached = max(reached, self._stream.start_lsn)
         return reached if past_open is None else max(reached, Lsn(past_open.offset + 1))
 
     @property

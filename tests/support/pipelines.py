@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
@@ -21,10 +21,16 @@ def running(
     *,
     store: CoordinatingStore | None = None,
     destination: Destination | None = None,
+    copies: Literal["own", "elsewhere"] = "own",
 ) -> Iterator[Pipeline]:
     """A pipeline that is shut down at the end; what it failed with is raised then."""
     with closing(build_store(config)) as own_store:  # type: ignore[type-var]
-        pipeline = Pipeline(config, store or own_store, destination or build_destination(config))
+        pipeline = Pipeline(
+            config,
+            store or own_store,
+            destination or build_destination(config),
+            copies=copies,
+        )
         pipeline.start()
         try:
             yield pipeline
