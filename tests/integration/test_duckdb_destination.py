@@ -237,6 +237,24 @@ def test_a_table_that_refuses_is_named_and_the_rest_of_the_batch_can_go_on(
     assert count_rows(path) == {"public.visits": 1}
 
 
+def test_equal_rows_that_a_column_keeps_from_being_counted_are_left_alone(
+    destination: DuckDBDestination, path: Path
+) -> None:
+    """DuckDB's own rowid tells equal rows apart, unless a column is called so."""
+    schema = table(
+        [column("rowid", INT4, 1, is_identity=True), column("v", INT4, 2, is_identity=True)],
+        identity="f",
+    )
+    stream = Transactions()
+    destination.write_events(
+        batch(stream.commit(*(insert(schema, rowid=1, v=v) for v in (1, 1, 2))))
+    )
+    with pytest.raises(TableWriteFailed, match="called rowid"):
+        destination.write_events(batch(stream.commit(delete(schema, rowid=1, v=1))))
+
+    assert count_rows(path) == {"public.orders": 3}
+
+
 def test_two_names_that_are_one_to_duckdb_do_not_overwrite_each_other(
     destination: DuckDBDestination, path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from etl_dagster.config import PipelineConfig
 from tests.support.database import Database
-from tests.support.pipelines import assert_table_in_step, running
+from tests.support.pipelines import assert_table_in_step, rows, running
 
 MakeConfig = Callable[..., PipelineConfig]
 
@@ -70,3 +70,24 @@ def test_a_part_of_the_key_does_not_tell_rows_apart(
         database.execute("insert into t values (1, 3), (1, 4)", "alter table t drop b")
         assert pipeline.wait_until_caught_up(60)
         assert_table_in_step(database, config, "t")
+
+
+def test_a_key_that_its_type_cannot_hold_is_a_key_all_the_same(
+    database: Database, make_config: MakeConfig
+) -> None:
+    """A decimal has no NaN, so it is null at the destination."""
+    database.execute(
+        "create table t (id numeric(10, 2) primary key, v int)",
+        "insert into t values ('NaN', 1), (1, 1)",
+        "create publication etl_pub for table t",
+    )
+    config = make_config(database)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        database.execute("update t set v = 2", "update t set v = 3")
+        assert pipeline.wait_until_caught_up(60)
+
+    assert sorted(rows(config, "select cast(id as varchar), v from public.t"), key=repr) == [
+        ("1.00", 3),
+        (None, 3),
+    ]

@@ -22,6 +22,7 @@ from etl_dagster.destinations.duckdb.tables import (
     select_list,
     table_name,
 )
+from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import (
     RelationEvent,
     TableChanges,
@@ -125,7 +126,13 @@ class TableMerge:
 
     def _delete(self, keys: pa.RecordBatch, key: Sequence[str], types: dict[str, str]) -> None:
         self._connection.register("_etl_keys", readable(keys))
-        match = " AND ".join(f"target.{quote(name)} = gone.{quote(name)}" for name in key)
+        # A key is null where its column's type can't hold it, such as the NaN of a numeric(10,2).
+        match = " AND ".join(
+            f"target.{quote(name)} IS NOT DISTINCT FROM gone.{quote(name)}"
+            if keys[name].null_count
+            else f"target.{quote(name)} = gone.{quote(name)}"
+            for name in key
+        )
         self._connection.execute(
             f"DELETE FROM {self._target} AS target "
             f"USING (SELECT {select_list(key, types)} FROM _etl_keys) AS gone WHERE {match}"
@@ -176,6 +183,15 @@ class TableMerge:
         self, rows: pa.RecordBatch, names: list[str], types: dict[str, str]
     ) -> None:
         """Delete, for each of these rows, one row that is equal in every column."""
+        assert self._table is not None
+        if "rowid" in map(str.lower, names):
+            raise TableWriteFailed(
+                self._table.id,
+                f"a column of {self._table.name} is called rowid, which hides the number by which "
+                "DuckDB tells equal rows apart",
+                solution="Give the table a primary key, or the column another name; then reset the "
+                "table.",
+            )
         self._connection.register("_etl_gone", readable(rows))
         match = " AND ".join(
             f"target.{quote(name)} IS NOT DISTINCT FROM gone.{quote(name)}" for name in names
