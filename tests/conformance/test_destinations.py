@@ -285,6 +285,20 @@ def test_a_row_that_two_chunks_brought_is_one_again_after_its_update(subject: Su
     assert subject.rows(ORDERS) == [order(1, "after")]
 
 
+def test_a_row_that_two_chunks_brought_is_one_again_beside_an_unchanged_value(
+    subject: Subject,
+) -> None:
+    copy(subject.destination, ORDERS, [order(1), order(2)], [order(1)])
+
+    write(
+        subject.destination,
+        update(ORDERS, **order(1, "after")),
+        update(ORDERS, unchanged=["document"], id=2, note="x"),
+    )
+
+    assert content(subject.rows(ORDERS)) == content([order(1, "after"), order(2, "x")])
+
+
 # -- changes by key ----------------------------------------------------------------------------
 
 

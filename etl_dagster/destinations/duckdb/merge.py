@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from etl_dagster.destinations.collapse import Collapsed, added_and_removed, collapse
@@ -158,8 +159,9 @@ class TableMerge:
                     *incoming.columns,
                     *found.columns,
                     *(pa.array(collapsed.unknown[name]) for name in unknown_of),
+                    pa.array(np.arange(len(incoming))),
                 ],
-                [*incoming.schema.names, *found_by, *unknown_of.values()],
+                [*incoming.schema.names, *found_by, *unknown_of.values(), "_etl place"],
             ),
         )
         columns = ", ".join(
@@ -175,7 +177,9 @@ class TableMerge:
         )
         self._connection.execute(
             f"CREATE OR REPLACE TEMP TABLE _etl_known AS SELECT {columns} "
-            f"FROM _etl_rows AS incoming LEFT JOIN {self._target} AS target ON {match}"
+            f"FROM _etl_rows AS incoming LEFT JOIN {self._target} AS target ON {match} "
+            # Two chunks of a copy may both have brought a row that moved between them.
+            f"QUALIFY row_number() OVER (PARTITION BY incoming.{quote('_etl place')}) = 1"
         )
         self._connection.unregister("_etl_rows")
 
