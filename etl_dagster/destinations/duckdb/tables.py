@@ -19,7 +19,8 @@ from etl_dagster.destinations.evolution import (
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 
 #: Postgres types that are text in Arrow and have a type of their own in DuckDB.
-_BY_OID = {2950: "UUID", 114: "JSON", 3802: "JSON"}
+#: Not json: it may hold what DuckDB's JSON refuses, such as half of a surrogate pair.
+_BY_OID = {2950: "UUID", 3802: "JSON"}
 _UUID, _JSON = "UUID", "JSON"
 _BY_ARROW = {
     pa.bool_(): "BOOLEAN",
