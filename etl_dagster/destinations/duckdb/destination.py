@@ -171,6 +171,8 @@ class DuckDBDestination:
             return
         with self._lock, self._transaction(schema) as connection:
             ledger = Ledger(connection)
+            if ledger.copy_status(schema.id, rows.copy_id) != "running":
+                return
             for other in ledger.tables().values():
                 if other.id == schema.id or other.name == schema.name:
                     old = table_name(connection, other.schema_name, other.table_name)
