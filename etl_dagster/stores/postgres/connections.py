@@ -66,7 +66,7 @@ class Connections:
         try:
             return psycopg.connect(self._conninfo, autocommit=True)
         except psycopg.OperationalError as error:
-            raise self.translate(error) from error
+            raise self.translate(error) from None
 
     def run(self, work: Callable[[Connection], T], *, repeatable: bool = True) -> T:
         """Do the work in one transaction.
@@ -91,11 +91,11 @@ class Connections:
                     error, errors.SerializationFailure | errors.DeadlockDetected
                 )
                 if begun and not repeatable and not rolled_back:
-                    raise self.translate(error) from error
+                    raise self.translate(error) from None
                 if time.monotonic() + delay_s > deadline:
-                    raise self.translate(error) from error
+                    raise self.translate(error) from None
             except psycopg.Error as error:
-                raise self.translate(error) from error
+                raise self.translate(error) from None
             time.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
