@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import threading
 import time
@@ -21,7 +22,7 @@ from etl_dagster.source.connection import connect, translate
 
 #: Seconds from 1970-01-01 to 2000-01-01 UTC, where Postgres' clock begins.
 _POSTGRES_EPOCH_S = 946_684_800
-#: Status updates go out at least this often, well below the usual wal_sender_timeout of 60 s.
+#: Status updates go out at least this often, or three times in a shorter wal_sender_timeout.
 _STATUS_INTERVAL_S = 10.0
 #: ... and at most this often, however fast positions are confirmed.
 _STATUS_DEBOUNCE_S = 0.1
@@ -62,6 +63,7 @@ class ReplicationStream:
         self._flushed = start_lsn
         self._received = LSN_ZERO
         self._wants_keepalive = False
+        self._status_interval_s = _STATUS_INTERVAL_S
         self._status_due = threading.Event()
         self._closed = threading.Event()
         self._feedback: threading.Thread | None = None
@@ -81,6 +83,7 @@ class ReplicationStream:
             self._config, application_name=self._application_name, replication=True
         )
         try:
+            self._status_interval_s = _status_interval_s(self._connection)
             self._start_replication(self._connection)
         except BaseException:
             self._connection.close()
@@ -196,6 +199,11 @@ class ReplicationStream:
         why = str(error).strip().splitlines()[0] if error and str(error).strip() else "no reason"
         return SourceUnreachable(f"the replication stream of {self._slot_name!r} ended: {why}")
 
+    @property
+    def start_lsn(self) -> Lsn:
+        """Transactions that were committed before are not streamed."""
+        return self._start_lsn
+
     # -- answering -----------------------------------------------------------------------------
 
     def confirm(self, lsn: Lsn) -> None:
@@ -215,7 +223,7 @@ class ReplicationStream:
 
     def _send_feedback(self) -> None:
         while not self._closed.is_set():
-            self._status_due.wait(_STATUS_INTERVAL_S)
+            self._status_due.wait(self._status_interval_s)
             self._status_due.clear()
             if self._closed.is_set():
                 return
@@ -258,3 +266,13 @@ class ReplicationStream:
             os.close(self._wake_reader)
             os.close(self._wake_writer)
             self._wake_reader = self._wake_writer = -1
+
+
+def _status_interval_s(connection: psycopg.Connection[Any]) -> float:
+    """SHOW answers with a unit, such as ``1min`` or ``500ms``; 0 is no timeout."""
+    row = connection.execute("SHOW wal_sender_timeout").fetchone()
+    match = re.fullmatch(r"(\d+)(ms|s|min|h|d)", row[0]) if row else None
+    if match is None:
+        return _STATUS_INTERVAL_S
+    unit_s = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}[match[2]]
+    return min(_STATUS_INTERVAL_S, int(match[1]) * unit_s / 3)
