@@ -118,6 +118,16 @@ class ReplicaIdentityMissing(SourceNotPrepared):
         self.tables = tuple(tables)
 
 
+class TableRewritten(SourceError):
+    """All rows of a table were written anew while it was copied, so they are in other places.
+
+    VACUUM FULL, CLUSTER, TRUNCATE and some kinds of ALTER TABLE do that.
+    """
+
+    solution = "Nothing to do: the copy begins anew."
+    retryable = True
+
+
 class SlotError(SourceError):
     """Something is wrong with a replication slot."""
 
@@ -129,6 +139,12 @@ class SlotInUse(SlotError):
         "Another replicator runs this pipeline. Stop it, or wait: the slot is free as soon as "
         "its connection ends."
     )
+    retryable = True
+
+
+class SlotNotCreated(SlotError):
+    """No slot could be made now: open transactions, or no slot is free."""
+
     retryable = True
 
 

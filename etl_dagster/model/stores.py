@@ -195,6 +195,9 @@ class CopyChunk:
     end_block: int | None = None
     #: From the planner's statistics; for progress bars only.
     estimated_rows: int = 0
+    #: pg_class.relfilenode when the plan was made. Another one means that the rows were written
+    #: anew (VACUUM FULL, CLUSTER, some ALTER TABLE) and are in other blocks.
+    file_node: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,21 @@ class Members:
                 _log.warning("table %s left the publication; its rows stay", table_id)
                 self._store.delete_table_pipeline_state(table_id)
         self._tables = published
+        self._copy_again_what_was_out()
         self._drop_unneeded_slots()
+
+    def _copy_again_what_was_out(self) -> None:
+        """A table that was taken out of the publication and put in again has missed changes."""
+        last = (self._store.get_status("members") or {}).get("memberships", {})
+        now = {str(table_id): table.membership for table_id, table in self._tables.items()}
+        for table_id, table in self._tables.items():
+            if last.get(str(table_id), table.membership) == table.membership:
+                continue
+            if not isinstance(self._store.get_table_replication_state(table_id), Init):
+                _log.warning("%s was out of the publication; copying it again", table.schema.name)
+                self._store.request_copy(table_id)
+        if now != last:
+            self._store.publish_status("members", {"memberships": now})
 
     def _drop_unneeded_slots(self) -> None:
         slots = self._control.ask("listing slots", fetch_table_sync_slots, self._config.pipeline)

@@ -7,25 +7,32 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import psycopg
 import pyarrow as pa
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import EtlError
+from etl_dagster.errors import EtlError, TableRewritten
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import ChunkId, TableRows
 from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.retry import Backoff
-from etl_dagster.source.catalog import PublishedTable, fetch_insert_lsn, fetch_qualified_name
+from etl_dagster.source.catalog import (
+    PublishedTable,
+    fetch_file_node,
+    fetch_insert_lsn,
+    fetch_qualified_name,
+)
 from etl_dagster.source.connection import connect, translate
 from etl_dagster.source.copy import ChunkReader
 
 _log = logging.getLogger(__name__)
+
+_STOP_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ class TableCopy:
         self._on_chunk = on_chunk
         #: Set when one worker failed: the others end after their chunk.
         self._failed = threading.Event()
+        self._readers: set[ChunkReader] = set()
 
     def run(self) -> CopySummary:
         """Copy until every chunk is durable, and finish the copy at the destination.
@@ -93,12 +101,23 @@ class TableCopy:
         if workers:
             with ThreadPoolExecutor(workers, f"copy {self._table.schema.name}") as pool:
                 jobs = [pool.submit(self._work, todo, finished) for _ in range(workers)]
+                while wait(jobs, timeout=_STOP_POLL_S).not_done:
+                    if self._stop.is_set():
+                        self._cancel_reading()
             failures = [error for job in jobs if (error := job.exception()) is not None]
             if failures:
                 # What a worker failed with says more than that the others then stopped.
                 raise next((e for e in failures if not isinstance(e, Stopped)), failures[0])
         self._finish()
         return CopySummary.of(self._plan, finished)
+
+    def _cancel_reading(self) -> None:
+        """A server that keeps a worker waiting, for example for a lock, keeps it no longer."""
+        for reader in list(self._readers):
+            try:
+                reader.cancel()
+            except Exception as error:
+                _log.debug("a copy can't be cancelled: %s", type(error).__name__)
 
     def _finish(self) -> None:
         """The end of the copy: the destination makes it the table, durable as a whole."""
@@ -124,14 +143,17 @@ class TableCopy:
                         control, reader = self._connect()
                     done = self._copy(chunk, reader, control)
                 except (EtlError, psycopg.Error) as raised:
+                    if self._stop.is_set():
+                        raise Stopped from None
                     error = (
                         translate(raised, "copying")
                         if isinstance(raised, psycopg.Error)
                         else raised
                     )
                     # A snapshot ends with the connection that exported it; only a new copy helps.
-                    if not error.retryable or self._snapshot_name or backoff.is_exhausted:
-                        raise error from raised
+                    is_lost = self._snapshot_name is not None or isinstance(error, TableRewritten)
+                    if not error.retryable or is_lost or backoff.is_exhausted:
+                        raise error from None
                     delay_s = backoff.next_delay_s()
                     _log.warning(
                         "chunk %d of %s failed (%s); again in %.1f s",
@@ -168,11 +190,12 @@ class TableCopy:
         except BaseException:
             control.close()
             raise
+        self._readers.add(reader)
         return control, reader
 
-    @staticmethod
-    def _close(reader: ChunkReader | None, control: psycopg.Connection | None) -> None:
+    def _close(self, reader: ChunkReader | None, control: psycopg.Connection | None) -> None:
         if reader is not None:
+            self._readers.discard(reader)
             reader.close()
         if control is not None:
             control.close()
@@ -182,7 +205,7 @@ class TableCopy:
     ) -> FinishedChunk:
         started = time.monotonic()
         relation = fetch_qualified_name(control, chunk.relation_id)
-        counted = _Counted(reader.read(chunk, relation) if relation else iter(()))
+        counted = _Counted(reader.read(chunk, relation) if relation else iter(()), self._stop)
         rows = TableRows(
             self._plan.copy_id,
             counted,
@@ -190,6 +213,9 @@ class TableCopy:
             replay_from=self._plan.slot_lsn,
         )
         wait_durable(self._destination.write_table_rows(self._table.schema, rows), self._stop)
+        # Whoever writes the rows anew waits for our reading to end, so asking afterwards is enough.
+        if chunk.file_node and fetch_file_node(control, chunk.relation_id) != chunk.file_node:
+            raise TableRewritten(f"{self._table.schema.name} was rewritten while it was copied")
         done = FinishedChunk(
             chunk.index,
             counted.row_count,
@@ -198,14 +224,23 @@ class TableCopy:
             time.monotonic() - started,
         )
         self._store.finish_chunk(self._table.schema.id, self._plan.copy_id, done)
+        for column, count in reader.replaced.items():
+            _log.warning(
+                "%s.%s: %d values that the type can't hold became null",
+                self._table.schema.name,
+                column,
+                count,
+            )
+        reader.replaced.clear()
         return done
 
 
 class _Counted:
-    """An iterator over record batches that counts what passes."""
+    """An iterator over record batches that counts what passes, and ends with a stop."""
 
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+    def __init__(self, batches: Iterator[pa.RecordBatch], stop: threading.Event) -> None:
         self._batches = batches
+        self._stop = stop
         self.row_count = 0
         self.byte_count = 0
 
@@ -213,6 +248,8 @@ class _Counted:
         return self
 
     def __next__(self) -> pa.RecordBatch:
+        if self._stop.is_set():
+            raise Stopped
         batch = next(self._batches)
         self.row_count += batch.num_rows
         self.byte_count += batch.nbytes

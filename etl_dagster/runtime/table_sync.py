@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
@@ -17,12 +17,15 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import (
+    Catchup,
     DataSync,
     Errored,
     FinishedCopy,
     Init,
     Ready,
     SyncDone,
+    SyncWait,
+    TableState,
     TimedRetry,
     state_name,
 )
@@ -116,6 +119,8 @@ class TableSync:
         self._reporting = threading.Lock()
         #: Failures in a row, this worker's own to come included; a finished chunk ends the row.
         self._attempt = 1
+        #: As this worker found it or made it; another one in the store is somebody else's doing.
+        self._state: TableState | None = None
 
     def run(self) -> TableSyncResult | None:
         """Work until the hand-over; None when it was told to stop before.
@@ -140,14 +145,33 @@ class TableSync:
         except Exception as error:
             state = errored_state(error, self._config.retry, self._attempt)
             _log.error("table %s: %s", self._table_id, state.reason)
-            self._store.update_table_replication_states([(self._table_id, state)])
+            self._fail(state, lease)
             raise
         finally:
             self._control.close()
             lease.release()
 
+    def _fail(self, state: Errored, lease: Lease) -> None:
+        """Show the failure, unless the table is somebody else's by now."""
+        current = self._store.get_table_replication_state(self._table_id)
+        is_ours = current == self._state or isinstance(current, SyncWait | Catchup)
+        if current is not None and is_ours and lease.is_held:
+            self._store.transition_table_state(self._table_id, current, state)
+
+    def _move(self, expected: TableState | None, new: TableState) -> None:
+        """Change the table's state.
+
+        Raises:
+            LeaseLost: somebody else did, for example by asking for another copy.
+        """
+        if expected is None:
+            self._store.update_table_replication_states([(self._table_id, new)])
+        elif not self._store.transition_table_state(self._table_id, expected, new):
+            raise LeaseLost(f"somebody else changed the state of table {self._table_id}")
+        self._state = new
+
     def _run(self, lease: Lease) -> TableSyncResult:
-        state = self._store.get_table_replication_state(self._table_id)
+        state = self._state = self._store.get_table_replication_state(self._table_id)
         if isinstance(state, Ready | SyncDone):
             raise InvalidState(
                 f"table {self._table_id} is {state_name(state)}: it is streamed already",
@@ -207,13 +231,19 @@ class TableSync:
         """The table as the earlier worker copied it, where its work can be gone on with."""
         slot = self._control.ask("looking at the slot", fetch_slot, self._slot)
         schema = self._store.get_table_schema(self._table_id, LSN_ZERO)
-        if slot is None or slot.is_lost or schema is None:
+        if slot is None or slot.is_lost or slot.plugin != "pgoutput" or schema is None:
             return None
+        durable = max(self._store.get_replication_progress(self._worker) or LSN_ZERO, plan.slot_lsn)
+        if slot.confirmed_flush_lsn is None or slot.confirmed_flush_lsn > durable:
+            return None  # somebody else made it, or moved it past what is durable
         if self._is_copied():
-            return PublishedTable(schema, table.row_filter, table.estimated_rows)
+            return replace(table, schema=schema)
         if not table.can_resume_copy or not table.schema.describes_same_columns(schema):
             return None
-        return table
+        leaves = self._control.ask("measuring the table", fetch_leaves, self._table_id)
+        planned = {(chunk.relation_id, chunk.file_node) for chunk in plan.chunks}
+        there = {(leaf.relation_id, leaf.file_node) for leaf in leaves}
+        return table if planned <= there else None  # rewritten rows are at other places
 
     def _is_copied(self) -> bool:
         metadata = self._store.get_destination_table_metadata(self._table_id)
@@ -226,7 +256,7 @@ class TableSync:
         self._destination.drop_table_for_copy(table.schema)
         self._control.ask("dropping the earlier slot", drop_slot, self._slot)
         self._store.clear_table_copy_state(self._table_id)
-        self._store.update_table_replication_states([(self._table_id, DataSync())])
+        self._move(self._state, DataSync())
         # The snapshot lasts as long as the connection that made the slot does nothing else.
         connection = connect(
             self._config.source,
@@ -264,12 +294,14 @@ class TableSync:
     ) -> CopySummary:
         if self._is_copied():
             return CopySummary.of(plan)
-        self._store.update_table_replication_states([(self._table_id, DataSync())])
+        self._move(self._state, DataSync())
         self._progressed("data_sync")
 
         def chunk_done(chunk: FinishedChunk) -> None:
             if not lease.is_held:
                 raise LeaseLost(f"the lease of {table.schema.name} ended while it was copied")
+            if self._store.get_table_replication_state(self._table_id) != self._state:
+                raise LeaseLost(f"another copy of {table.schema.name} was asked for")
             self._attempt = 1
             with self._reporting:
                 self._finished[chunk.index] = chunk
@@ -295,7 +327,7 @@ class TableSync:
     def _catch_up(
         self, schema: TableSchema, plan: CopyPlan, copied: CopySummary, lease: Lease
     ) -> Lsn:
-        self._store.update_table_replication_states([(self._table_id, FinishedCopy())])
+        self._move(self._state, FinishedCopy())
         self._progressed("finished_copy")
         progress = self._store.get_replication_progress(self._worker)
         handover = CatchUp(

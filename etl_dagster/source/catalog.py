@@ -13,6 +13,7 @@ from psycopg.rows import dict_row
 from etl_dagster.errors import PublicationEmpty, PublicationMissing, SourceError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
+from etl_dagster.model.types import text_expression
 
 Connection = psycopg.Connection[Any]
 
@@ -38,22 +39,32 @@ class PublishedTable:
     row_filter: str | None
     #: ``pg_class.reltuples``, never negative; a guess.
     estimated_rows: int
+    #: Names this stay of the table in the publication; another one after it was taken out and put
+    #: in again, when changes in between were not published.
+    membership: str = ""
+    #: Whether the publication publishes updates.
+    has_updates: bool = True
 
     @property
     def can_resume_copy(self) -> bool:
-        """Whether chunks may have differing snapshots: replayed changes find their row by key.
+        """Whether chunks may have differing snapshots: replayed updates find their row by key.
 
-        Without a key a change can't replace the row that a chunk already brought.
+        Without a key, or without the updates, a row that an update moved between two chunks would
+        be there twice, or not at all.
         """
-        return bool(self.schema.key_columns)
+        return bool(self.schema.key_columns) and self.has_updates
 
 
 _TABLES = """
 with published as (
   select c.oid, n.nspname, c.relname, c.relreplident, c.relkind,
          greatest(c.reltuples, 0)::bigint as estimated_rows,
-         {attnames} as attnames, {rowfilter} as rowfilter
+         {attnames} as attnames, {rowfilter} as rowfilter, pub.pubupdate,
+         format('%%s/%%s', pub.oid, coalesce(
+           (select r.oid from pg_publication_rel r where r.prpubid = pub.oid and r.prrelid = c.oid),
+           0)) as membership
   from pg_publication_tables p
+  join pg_publication pub on pub.pubname = p.pubname
   join pg_namespace n on n.nspname = p.schemaname
   join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
   where p.pubname = %(publication)s
@@ -68,6 +79,7 @@ with published as (
   from pg_index where (indisprimary or indisreplident) and indimmediate
 )
 select t.oid, t.nspname, t.relname, t.relreplident::text, t.estimated_rows, t.rowfilter,
+       t.pubupdate, t.membership,
        a.attnum, a.attname, a.atttypid,
        case when a.atttypmod = -1 then coalesce(b.typmod, -1) else a.atttypmod end as typmod,
        format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull,
@@ -158,6 +170,8 @@ def fetch_published_tables(connection: Connection, publication: str) -> list[Pub
             ),
             row_filter=row["rowfilter"],
             estimated_rows=row["estimated_rows"],
+            membership=row["membership"],
+            has_updates=row["pubupdate"],
         )
         for oid, (row, columns) in tables.items()
     ]
@@ -195,6 +209,8 @@ class Leaf:
     #: Blocks of 8 KiB, measured, not guessed.
     block_count: int
     estimated_rows: int
+    #: pg_class.relfilenode: changes when all rows are written anew.
+    file_node: int
 
 
 def fetch_leaves(connection: Connection, table_id: TableId) -> list[Leaf]:
@@ -205,7 +221,7 @@ def fetch_leaves(connection: Connection, table_id: TableId) -> list[Leaf]:
     cursor = connection.execute(
         """
         select c.oid, pg_relation_size(c.oid) / current_setting('block_size')::bigint,
-               greatest(c.reltuples, 0)::bigint
+               greatest(c.reltuples, 0)::bigint, pg_relation_filenode(c.oid)::bigint
         from pg_class c
         where c.oid in (select %(id)s::oid where not exists (
                           select from pg_class where oid = %(id)s::oid and relkind = 'p')
@@ -226,6 +242,14 @@ def fetch_qualified_name(connection: Connection, relation_id: int) -> tuple[str,
         [relation_id],
     ).fetchone()
     return None if row is None else (row[0], row[1])
+
+
+def fetch_file_node(connection: Connection, relation_id: int) -> int | None:
+    """pg_class.relfilenode, None when the relation is gone."""
+    row = connection.execute(
+        "select pg_relation_filenode(oid)::bigint from pg_class where oid = %s::oid", [relation_id]
+    ).fetchone()
+    return None if row is None else row[0]
 
 
 def fetch_insert_lsn(connection: Connection) -> Lsn:
@@ -286,7 +310,7 @@ def fetch_row_values(
     relation = fetch_qualified_name(connection, schema.id)
     if relation is None or not keys:
         return {}, fetch_insert_lsn(connection)
-    type_names = {column.name: column.type_name for column in schema.columns}
+    described = {column.name: column for column in schema.columns}
     numbered = [
         (sql.Identifier(f"k{place}"), name) for place, name in enumerate(schema.key_columns)
     ]
@@ -295,14 +319,20 @@ def fetch_row_values(
     ).format(
         keys=sql.SQL(", ").join(sql.SQL("k.{}").format(key) for key, _ in numbered),
         columns=sql.SQL(", ").join(
-            sql.SQL("t.{}::text").format(sql.Identifier(name)) for name in columns
+            # Its own per cent signs are no placeholders.
+            sql.SQL(text_expression(described[name]).replace("%", "%%")).format(
+                sql.Identifier("t", name)
+            )
+            for name in columns
         ),
         table=sql.Identifier(*relation),
         arrays=sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in numbered),
         names=sql.SQL(", ").join(key for key, _ in numbered),
         condition=sql.SQL(" and ").join(
             # The type's name is as format_type() quotes it.
-            sql.SQL("t.{} = k.{}::{}").format(sql.Identifier(name), key, sql.SQL(type_names[name]))
+            sql.SQL("t.{} = k.{}::{}").format(
+                sql.Identifier(name), key, sql.SQL(described[name].type_name)
+            )
             for key, name in numbered
         ),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from adbc_driver_postgresql import dbapi as adbc_postgresql
 from psycopg import sql
 
 from etl_dagster.config import SourceConfig
-from etl_dagster.errors import SourceError, SourceUnreachable
+from etl_dagster.errors import EtlError, SourceError, SourceUnreachable, TableRewritten
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
 from etl_dagster.model.types import adbc_is_exact, fix_adbc, parse_text, text_expression
@@ -22,6 +23,8 @@ from etl_dagster.source.connection import source_conninfo
 
 #: What the driver puts into one record batch, bytes; bounds the memory of a chunk being read.
 _BATCH_BYTES = 4 * 1024**2
+#: undefined_column, undefined_table: the table isn't any more what the copy was planned for.
+_TABLE_CHANGED = ("42703", "42P01")
 #: No chunk spans more heap than this, however few rows the statistics promise.
 _CHUNK_BLOCKS = 128 * 1024**2 // 8192
 
@@ -39,7 +42,9 @@ def plan_chunks(leaves: Sequence[Leaf], chunk_rows: int) -> tuple[CopyChunk, ...
         pieces = min(pieces, max(leaf.block_count, 1))
         edges = [leaf.block_count * piece // pieces for piece in range(pieces)]
         for first, end in zip(edges, [*edges[1:], None], strict=True):
-            chunks.append(CopyChunk(len(chunks), leaf.relation_id, first, end, rows // pieces))
+            chunks.append(
+                CopyChunk(len(chunks), leaf.relation_id, first, end, rows // pieces, leaf.file_node)
+            )
     return tuple(chunks)
 
 
@@ -64,13 +69,24 @@ class ChunkReader:
             )
         except adbc.Error as error:
             raise SourceUnreachable(f"no connection for a copy: {_first_line(error)}") from None
+        self._keeps_transaction = snapshot_name is not None
+        self._cursor: adbc.Cursor | None = None
+        #: Values that their column's type could not hold and that became null, by column name.
+        self.replaced: Counter[str] = Counter()
         if snapshot_name is not None:
+            self._take_snapshot(snapshot_name)
+
+    def _take_snapshot(self, name: str) -> None:
+        try:
             with self._connection.cursor() as cursor:
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-                cursor.execute(
-                    sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot_name).as_string()
-                )
-        self._keeps_transaction = snapshot_name is not None
+                cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name).as_string())
+        except adbc.Error as error:
+            self._connection.close()
+            raise SourceUnreachable(
+                f"the snapshot of {self._schema.name} is gone: {_first_line(error)}",
+                solution="Nothing to do: the copy begins anew.",
+            ) from None
 
     def read(self, chunk: CopyChunk, relation: tuple[str, str]) -> Iterator[pa.RecordBatch]:
         """The chunk's rows in batches of a few MiB with the table's Arrow schema.
@@ -84,6 +100,7 @@ class ChunkReader:
         """
         try:
             with self._connection.cursor() as cursor:
+                self._cursor = cursor
                 cursor.adbc_statement.set_options(
                     **{"adbc.postgresql.batch_size_hint_bytes": str(_BATCH_BYTES)}
                 )
@@ -93,19 +110,32 @@ class ChunkReader:
                         yield self._typed(batch)
             if not self._keeps_transaction:
                 self._connection.rollback()
-        except adbc.OperationalError as error:
-            raise SourceUnreachable(
-                f"the copy of {self._schema.name} was interrupted: {_first_line(error)}"
-            ) from None
         except adbc.Error as error:
-            raise SourceError(
-                f"the copy of {self._schema.name} was refused: {_first_line(error)}",
-                solution="Read the server's message; SELECT on the table and USAGE on its schema "
-                "are needed.",
-            ) from None
+            raise self._failure(error) from None
         except OSError as error:
             # What goes wrong after the first batch comes through Arrow, without an SQLSTATE.
             raise self._read_failure(error) from None
+        finally:
+            self._cursor = None
+
+    def cancel(self) -> None:
+        """Have the server give up what is being read, if anything is. From any thread."""
+        cursor = self._cursor
+        if cursor is not None:
+            cursor.adbc_cancel()
+
+    def _failure(self, error: adbc.Error) -> EtlError:
+        if error.sqlstate in _TABLE_CHANGED:
+            return TableRewritten(f"{self._schema.name} was altered while it was copied")
+        if isinstance(error, adbc.OperationalError):
+            return SourceUnreachable(
+                f"the copy of {self._schema.name} was interrupted: {_first_line(error)}"
+            )
+        return SourceError(
+            f"the copy of {self._schema.name} was refused: {_first_line(error)}",
+            solution="Read the server's message; SELECT on the table and USAGE on its schema "
+            "are needed.",
+        )
 
     def _read_failure(self, error: OSError) -> SourceError:
         message = _first_line(error)
@@ -151,7 +181,13 @@ class ChunkReader:
         for column, exact, array in zip(
             self._schema.columns, self._exact, batch.columns, strict=True
         ):
-            arrays.append(fix_adbc(column, array) if exact else parse_text(column, array)[0])
+            if exact:
+                arrays.append(fix_adbc(column, array))
+                continue
+            parsed, replaced = parse_text(column, array)
+            arrays.append(parsed)
+            if replaced:
+                self.replaced[column.name] += replaced
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema.arrow_schema)
 
 

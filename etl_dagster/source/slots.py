@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from etl_dagster.errors import SlotError, SlotInUse, SlotInvalidated
+from etl_dagster.errors import SlotInUse, SlotInvalidated, SlotNotCreated
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.source.connection import translate
@@ -124,14 +124,14 @@ def create_slot(
     try:
         row = replication_connection.execute(command).fetchone()
     except psycopg.errors.LockNotAvailable as error:
-        raise SlotError(
+        raise SlotNotCreated(
             f"slot {name!r} could not be created: a transaction that was open before is still open",
             solution="End long-running transactions on the source "
             "(select pid, xact_start, query from pg_stat_activity order by xact_start); "
             "the pipeline tries again.",
         ) from error
     except psycopg.errors.ConfigurationLimitExceeded as error:
-        raise SlotError(
+        raise SlotNotCreated(
             f"slot {name!r} could not be created: all replication slots of the server are in use",
             solution="Raise max_replication_slots, or drop slots that nobody reads.",
         ) from error

@@ -73,6 +73,7 @@ CREATE TABLE copy_chunks (
     first_block bigint NOT NULL,
     end_block bigint,
     estimated_rows bigint NOT NULL,
+    file_node bigint NOT NULL,
     row_count bigint,
     byte_count bigint,
     read_lsn pg_lsn,

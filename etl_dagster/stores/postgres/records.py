@@ -24,7 +24,7 @@ METADATA_COLUMNS = (
     "destination_table_id, snapshot_id::text, status, replication_mask, previous_snapshot_id::text"
 )
 CHUNK_COLUMNS = (
-    "chunk_index, relation_id, first_block, end_block, estimated_rows, "
+    "chunk_index, relation_id, first_block, end_block, estimated_rows, file_node, "
     "row_count, byte_count, read_lsn::text, duration_s"
 )
 
@@ -74,8 +74,11 @@ def plan_from_rows(plan: tuple[Any, ...], chunks: Iterable[tuple[Any, ...]]) -> 
     copy_id, slot_lsn, started_at = plan
     planned = []
     finished = {}
-    for index, relation_id, first, end, estimate, rows, size, read_lsn, duration_s in chunks:
-        planned.append(CopyChunk(index, relation_id, first, end, estimate))
+    for *described, rows, size, read_lsn, duration_s in chunks:
+        chunk = CopyChunk(*described)
+        planned.append(chunk)
         if read_lsn is not None:
-            finished[index] = FinishedChunk(index, rows, size, Lsn.parse(read_lsn), duration_s)
+            finished[chunk.index] = FinishedChunk(
+                chunk.index, rows, size, Lsn.parse(read_lsn), duration_s
+            )
     return CopyPlan(copy_id, tuple(planned), finished, Lsn.parse(slot_lsn), started_at)

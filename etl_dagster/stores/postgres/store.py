@@ -526,9 +526,10 @@ class PostgresStore:
                     """
                     INSERT INTO {schema}.copy_chunks
                         (pipeline, table_id, chunk_index, relation_id, first_block, end_block,
-                         estimated_rows)
+                         estimated_rows, file_node)
                     SELECT %s, %s, * FROM unnest(
-                        %s::integer[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]
+                        %s::integer[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+                        %s::bigint[]
                     )
                     """
                 ),
@@ -540,6 +541,7 @@ class PostgresStore:
                     [chunk.first_block for chunk in plan.chunks],
                     [chunk.end_block for chunk in plan.chunks],
                     [chunk.estimated_rows for chunk in plan.chunks],
+                    [chunk.file_node for chunk in plan.chunks],
                 ),
             )
 
