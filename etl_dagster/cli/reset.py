@@ -77,7 +77,8 @@ def _reset_all(
 
     in_use = PipelineInUse(f"a process runs the pipeline {config.pipeline!r}")
     in_use.solution = "Stop it first: Ctrl-C where it runs, or turn the sensor off in Dagster."
-    if store.is_leased("apply"):
+    copying = [t for t in store.get_table_replication_states() if store.is_leased(f"table:{t}")]
+    if store.is_leased("apply") or copying:
         raise in_use
     count = len(store.get_table_replication_states())
     click.echo(

@@ -13,7 +13,7 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.model.states import Errored, ManualRetry
+from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.protocol.session import ReplicationSession
@@ -26,6 +26,8 @@ from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.source.stream import ReplicationStream
 
 _log = logging.getLogger(__name__)
+
+_LEASE_CHECK_S = 1.0
 
 
 class ApplyWorker:
@@ -42,12 +44,15 @@ class ApplyWorker:
         fetch_schema: Callable[[TableId], TableSchema | None],
         metrics: Metrics,
         on_durable: Callable[[Lsn], None],
+        require_lease: Callable[[], None] = lambda: None,
         stop: threading.Event,
     ) -> None:
         self._config = config
         self._store = store
         self._metrics = metrics
         self._progress = on_durable
+        self._require_lease = require_lease
+        self._check_lease_at = 0.0
         self._stop = stop
         self._epoch = epoch
         self._session = ReplicationSession(
@@ -88,6 +93,9 @@ class ApplyWorker:
     # -- what the stream loop asks ---------------------------------------------------------------
 
     def between_reads(self) -> bool:
+        if time.monotonic() >= self._check_lease_at:
+            self._check_lease_at = time.monotonic() + _LEASE_CHECK_S
+            self._require_lease()
         self._ownership.refresh()
         return True
 
@@ -145,7 +153,8 @@ class ApplyWorker:
             raise error
         _log.error("table %s stopped: %s", table_id, error.reason)
         # Its changes since are not kept, so going on means copying it again: a person decides.
-        self._store.update_table_replication_states(
-            [(table_id, Errored(error.reason, error.solution, ManualRetry()))]
-        )
+        state = self._store.get_table_replication_state(table_id)
+        if isinstance(state, Ready):  # else somebody has asked for a copy meanwhile
+            failed = Errored(error.reason, error.solution, ManualRetry())
+            self._store.transition_table_state(table_id, state, failed)
         self._ownership.invalidate()

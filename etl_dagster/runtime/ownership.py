@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.states import Catchup, Ready, SyncDone, SyncWait
+from etl_dagster.model.states import Catchup, Errored, ManualRetry, Ready, SyncDone, SyncWait
 from etl_dagster.model.stores import CoordinatingStore
 
 _log = logging.getLogger(__name__)
@@ -81,9 +81,10 @@ class Ownership:
             match state:
                 case Ready(lsn):
                     owned[table_id] = lsn
-                case SyncDone(lsn):
-                    owned[table_id] = lsn
-                    self._take(table_id, state)
+                case SyncDone():
+                    taken = self._take(table_id, state)
+                    if taken is not None:
+                        owned[table_id] = taken
                 case SyncWait() if now >= self._pause_until.get(table_id, 0.0):
                     taken = self._hand_over(table_id, state)
                     if taken is not None:
@@ -116,7 +117,17 @@ class Ownership:
             self._store.wait_for_change(_POLL_S)
         return None
 
-    def _take(self, table_id: TableId, done: SyncDone) -> Lsn:
+    def _take(self, table_id: TableId, done: SyncDone) -> Lsn | None:
+        if done.lsn < self._position():
+            # No worker of ours does this; going on would lose what lies between without a word.
+            lost = Errored(
+                f"the table was handed over at {done.lsn}, but its stream is past that already",
+                "Copy the table again: `etl-dagster reset`.",
+                ManualRetry(),
+            )
+            self._store.transition_table_state(table_id, done, lost)
+            return None
+        if not self._store.transition_table_state(table_id, done, Ready(done.lsn)):
+            return None
         self._on_taken(table_id)
-        self._store.transition_table_state(table_id, done, Ready(done.lsn))
         return done.lsn

@@ -9,14 +9,22 @@ from collections.abc import Callable
 from typing import Literal
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import EtlError, InvalidState, LeaseLost, PipelineInUse, Superseded
+from etl_dagster.errors import (
+    EtlError,
+    InvalidState,
+    LeaseLost,
+    PipelineInUse,
+    PublicationMissing,
+    Superseded,
+)
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
+from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.model.states import Errored, Ready
+from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import Lease, PipelineStore
 from etl_dagster.runtime.apply_worker import ApplyWorker
-from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import Metrics
@@ -96,11 +104,15 @@ class Pipeline:
         try:
             # Nothing is changed anywhere before the source is known to be ready.
             members = self._control.ask("checking the source", require_ready, self._config)
-            self._destination.startup(self._store)
             self._lease = self._store.acquire_lease("apply")
             if self._lease is None:
                 raise PipelineInUse(f"another process runs the pipeline {self._config.pipeline!r}")
+            self._destination.startup(self._store)
             self._epoch = self._store.take_epoch()
+            if self._destination.capabilities.transactional:
+                # From here on it refuses what a stalled older process still has in its hands.
+                fence = EventBatch({}, epoch=self._epoch)
+                wait_durable(self._destination.write_events(fence), self._stop)
             self._members.update(members)
             self._confirmed = prepare_apply_slot(self._store, self._control, self._config)
         except BaseException:
@@ -151,16 +163,15 @@ class Pipeline:
                 return False
             if deadline is not None and time.monotonic() > deadline:
                 return False
-            if self._apply is not None:
-                self._apply.hurry()
+            apply = self._apply
+            if apply is not None:
+                apply.hurry()
             self._done.wait(0.1)
         return True
 
     def _are_tables_settled(self) -> bool:
         states = self._store.get_table_replication_states()
-        return all(
-            isinstance(states.get(table_id), Ready | Errored) for table_id in self._members.ids
-        )
+        return all(_is_settled(states.get(table_id)) for table_id in self._members.ids)
 
     def _finish(self) -> None:
         """The end of the apply thread is the end of the pipeline."""
@@ -198,7 +209,8 @@ class Pipeline:
         try:
             work()
         except BaseException as failure:
-            _log.exception("%s failed", threading.current_thread().name)
+            if not isinstance(failure, EtlError):
+                _log.exception("%s failed", threading.current_thread().name)
             self._failure = self._failure or failure
             self.shutdown()
 
@@ -240,6 +252,7 @@ class Pipeline:
             fetch_schema=self._fetch_schema,
             metrics=self._metrics,
             on_durable=self._durable,
+            require_lease=self._require_lease,
             stop=self._stop,
         )
         self._phase = "streaming"
@@ -293,6 +306,9 @@ class Pipeline:
                     self._members.refresh()
                 if self._table_syncs is not None:
                     self._table_syncs.start_due(self._members.ids)
+            except PublicationMissing:
+                # Postgres 18 goes on streaming, with nothing in the stream.
+                raise
             except EtlError as error:
                 # The stream meets what is worth stopping for.
                 _log.warning("the tables can't be looked after: %s", error.reason)
@@ -315,8 +331,8 @@ class Pipeline:
         received = apply.received if apply is not None else LSN_ZERO
         server = apply.server_end if apply is not None else LSN_ZERO
         confirmed = self._confirmed
-        # The server's end is as of its last message; an idle stream has confirmed all of it.
-        end = max(server, received, confirmed)
+        # The stream tells the server's end with each message, the reporter asks every few seconds.
+        end = max(server, received, confirmed, self._reporter.server_lsn)
         return PipelineStatus(
             pipeline=self._config.pipeline,
             destination=self._config.destination.type,
@@ -336,6 +352,13 @@ class Pipeline:
             solution=trouble.solution if isinstance(trouble, EtlError) else None,
             at=time.time(),
         )
+
+
+def _is_settled(state: TableState | None) -> bool:
+    """Whether nothing more happens to the table by itself but streaming."""
+    if isinstance(state, Errored):
+        return not isinstance(state.retry, TimedRetry)
+    return isinstance(state, Ready)
 
 
 def _reason(trouble: BaseException | None) -> str | None:

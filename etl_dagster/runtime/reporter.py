@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.destination import CountsRows, Destination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import DataSync, Errored, Ready, TableState, state_name
@@ -14,6 +15,7 @@ from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.slot import retained_wal_bytes
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.source.catalog import fetch_insert_lsn
 from etl_dagster.source.control import SourceControl
 
 #: Asking costs the source a query, or the destination an opened file.
@@ -45,6 +47,7 @@ class Reporter:
         self._wal_due = self._count_due = self._publish_due = 0.0
         self._published: PipelineStatus | None = None
         self.retained_wal_bytes: int | None = None
+        self.server_lsn = LSN_ZERO
 
     def measure(self, *, at_once: bool = False) -> None:
         """Ask source, store and destination for what is due, or for all of it at once."""
@@ -54,6 +57,7 @@ class Reporter:
         if now >= self._wal_due:
             self._wal_due = now + _WAL_EVERY_S
             self.retained_wal_bytes = retained_wal_bytes(self._control, self._config.pipeline)
+            self.server_lsn = self._control.ask("reading the WAL's end", fetch_insert_lsn)
         states = self._store.get_table_replication_states()
         plans = {
             table_id: self._store.get_copy_plan(table_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import SlotAdvanced, SlotError, SlotMissing
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.states import Init
+from etl_dagster.model.states import Ready, SyncDone
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
@@ -39,7 +39,7 @@ def prepare_apply_slot(
     slot = control.ask("looking at the slot", fetch_slot, name)
     progress = store.get_replication_progress(ApplyWorker())
     states = store.get_table_replication_states()
-    depending = [table_id for table_id, state in states.items() if not isinstance(state, Init)]
+    depending = [t for t, state in states.items() if isinstance(state, SyncDone | Ready)]
     if slot is None:
         if depending:
             raise SlotMissing(

@@ -121,10 +121,10 @@ def test_a_target_of_an_earlier_apply_worker_holds_no_longer(side: ApplySide) ->
 
 
 def test_a_table_that_was_done_while_nobody_looked_is_taken(side: ApplySide) -> None:
-    side.set_state(SyncDone(Lsn(55)))
+    side.set_state(SyncDone(Lsn(1055)))
     side.refresh()
-    assert side.state == Ready(Lsn(55))
-    assert side.ownership.apply_from == {TABLE: Lsn(55)}
+    assert side.state == Ready(Lsn(1055))
+    assert side.ownership.apply_from == {TABLE: Lsn(1055)}
 
 
 def test_a_stop_ends_the_wait_for_a_table(side: ApplySide) -> None:
