@@ -98,11 +98,12 @@ TableState: TypeAlias = (
 TRANSITIONS: dict[type[TableState], frozenset[type[TableState]]] = {
     Init: frozenset({DataSync}),
     DataSync: frozenset({DataSync, FinishedCopy}),
-    FinishedCopy: frozenset({SyncWait, DataSync}),
-    # A worker that died while waiting is followed by one that begins again at FinishedCopy; the
-    # apply worker withdraws a target that isn't reached in time.
-    SyncWait: frozenset({Catchup, FinishedCopy}),
-    Catchup: frozenset({SyncDone, SyncWait, FinishedCopy}),
+    FinishedCopy: frozenset({FinishedCopy, SyncWait, DataSync}),
+    # A worker that died while waiting is followed by one that begins again at FinishedCopy, or
+    # with a new copy where its slot is lost; the apply worker withdraws a target that isn't
+    # reached in time.
+    SyncWait: frozenset({Catchup, FinishedCopy, DataSync}),
+    Catchup: frozenset({SyncDone, SyncWait, FinishedCopy, DataSync}),
     SyncDone: frozenset({Ready}),
     Ready: frozenset(),
     Errored: frozenset({DataSync, FinishedCopy}),

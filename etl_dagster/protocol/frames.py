@@ -24,42 +24,12 @@ KEEPALIVE_TAG: Final = ord("k")
 
 
 @dataclass(frozen=True, slots=True)
-class XLogData:
-    """A message of the output plugin; wire tag ``w``."""
-
-    start: Lsn
-    #: How far the server's WAL reaches.
-    wal_end: Lsn
-    #: Microseconds since 2000-01-01 UTC.
-    sent_us: int
-    message: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Keepalive:
     """The server has sent everything that it has for us up to `wal_end`; wire tag ``k``."""
 
     wal_end: Lsn
     sent_us: int
     reply_requested: bool
-
-
-def decode_xlog_data(frame: bytes | memoryview) -> XLogData:
-    """Decode an XLogData frame.
-
-    Raises:
-        DecodeError: too short, or another frame.
-    """
-    if len(frame) < XLOG_DATA_HEADER.size:
-        raise DecodeError(
-            f"an XLogData frame has {XLOG_DATA_HEADER.size} bytes before its message, "
-            f"the server sent {len(frame)}",
-            offset=len(frame),
-        )
-    tag, start, wal_end, sent_us = XLOG_DATA_HEADER.unpack_from(frame)
-    if tag != b"w":
-        raise DecodeError(f"an XLogData frame begins with 'w', not {tag!r}", offset=0)
-    return XLogData(Lsn(start), Lsn(wal_end), sent_us, bytes(frame[XLOG_DATA_HEADER.size :]))
 
 
 def decode_keepalive(frame: bytes | memoryview) -> Keepalive:

@@ -1,4 +1,4 @@
-"""The control messages of pgoutput, as frozen facts. Row messages are decoded in `tuples`.
+"""The control messages of pgoutput, as frozen facts. Row messages are decoded in `rows`.
 
 Every `decode_` function takes a message without its tag byte. Offsets in errors count from the tag.
 

@@ -27,6 +27,7 @@ from etl_dagster.model.states import (
     SyncWait,
     TableState,
     TimedRetry,
+    check_transition,
     state_name,
 )
 from etl_dagster.model.stores import (
@@ -164,6 +165,7 @@ class TableSync:
         Raises:
             LeaseLost: somebody else did, for example by asking for another copy.
         """
+        check_transition(expected, new)
         if expected is None:
             self._store.update_table_replication_states([(self._table_id, new)])
         elif not self._store.transition_table_state(self._table_id, expected, new):

@@ -11,7 +11,6 @@ from etl_dagster.errors import DecodeError
 from etl_dagster.lsn import Lsn
 from etl_dagster.protocol.frames import (
     decode_keepalive,
-    decode_xlog_data,
     encode_standby_status_update,
 )
 from etl_dagster.protocol.pgoutput import (
@@ -49,17 +48,6 @@ def test_a_status_update_is_34_bytes_with_all_three_positions() -> None:
 
     assert struct.unpack("!cQQQqB", update) == (b"r", 3, 2, 1, 5, 1)
     assert len(update) == 34
-
-
-def test_xlog_data_has_its_message_behind_the_header() -> None:
-    frame = decode_xlog_data(wire.xlog_data(b"Bxyz", wal_end=7))
-
-    assert (frame.wal_end, frame.message) == (Lsn(7), b"Bxyz")
-
-
-def test_a_short_xlog_data_is_refused() -> None:
-    with pytest.raises(DecodeError, match="25 bytes before its message, the server sent 24"):
-        decode_xlog_data(bytes(24))
 
 
 def test_a_keepalive_says_whether_it_wants_an_answer() -> None:
