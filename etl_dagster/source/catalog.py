@@ -211,6 +211,8 @@ class Leaf:
     estimated_rows: int
     #: pg_class.relfilenode: changes when all rows are written anew.
     file_node: int
+    #: Of values stored out of line.
+    toast_bytes: int = 0
 
 
 def fetch_leaves(connection: Connection, table_id: TableId) -> list[Leaf]:
@@ -221,7 +223,8 @@ def fetch_leaves(connection: Connection, table_id: TableId) -> list[Leaf]:
     cursor = connection.execute(
         """
         select c.oid, pg_relation_size(c.oid) / current_setting('block_size')::bigint,
-               greatest(c.reltuples, 0)::bigint, pg_relation_filenode(c.oid)::bigint
+               greatest(c.reltuples, 0)::bigint, pg_relation_filenode(c.oid)::bigint,
+               coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0)
         from pg_class c
         where c.oid in (select %(id)s::oid where not exists (
                           select from pg_class where oid = %(id)s::oid and relkind = 'p')

@@ -27,6 +27,9 @@ _BATCH_BYTES = 4 * 1024**2
 _TABLE_CHANGED = ("42703", "42P01")
 #: No chunk spans more heap than this, however few rows the statistics promise.
 _CHUNK_BLOCKS = 128 * 1024**2 // 8192
+#: ... and none has more than this of values stored out of line, which are compressed there. They
+#: all lie in the destination's memory until the chunk is committed.
+_CHUNK_TOAST_BYTES = 8 * 1024**2
 
 
 def plan_chunks(leaves: Sequence[Leaf], chunk_rows: int) -> tuple[CopyChunk, ...]:
@@ -38,7 +41,12 @@ def plan_chunks(leaves: Sequence[Leaf], chunk_rows: int) -> tuple[CopyChunk, ...
     chunks: list[CopyChunk] = []
     for leaf in sorted(leaves, key=lambda leaf: (-leaf.block_count, leaf.relation_id)):
         rows = leaf.estimated_rows or leaf.block_count * 100
-        pieces = max(math.ceil(rows / chunk_rows), math.ceil(leaf.block_count / _CHUNK_BLOCKS), 1)
+        pieces = max(
+            math.ceil(rows / chunk_rows),
+            math.ceil(leaf.block_count / _CHUNK_BLOCKS),
+            math.ceil(leaf.toast_bytes / _CHUNK_TOAST_BYTES),
+            1,
+        )
         pieces = min(pieces, max(leaf.block_count, 1))
         edges = [leaf.block_count * piece // pieces for piece in range(pieces)]
         for first, end in zip(edges, [*edges[1:], None], strict=True):

@@ -219,10 +219,20 @@ def open_locked(
 def translate(error: duckdb.Error, path: Path) -> DestinationError:
     """A failure that isn't about one table, in our own words."""
     message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if isinstance(error, duckdb.OutOfMemoryException):
-        return DestinationError(
+    # A commit fails with an exception of its own, whatever the cause.
+    if isinstance(error, duckdb.OutOfMemoryException) or "failed to pin block" in message:
+        failure = DestinationError(
             f"DuckDB needs more memory than it may use: {message}",
-            solution="Raise destination.memory_limit, or lower batch.max_bytes.",
+            solution="Raise destination.memory_limit, or lower batch.max_bytes, copy.chunk_rows or "
+            "copy.max_connections_per_table.",
+        )
+        # What others write at the same time counts, too.
+        failure.retryable = True
+        return failure
+    if "No space left on device" in message:
+        return DestinationUnreachable(
+            f"no space is left for {path}",
+            solution="Make room on its disk; the pipeline goes on by itself.",
         )
     if "not a valid DuckDB database file" in message:
         return DestinationError(
