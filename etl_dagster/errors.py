@@ -128,6 +128,19 @@ class TableRewritten(SourceError):
     retryable = True
 
 
+class TableNameTaken(SourceError):
+    """At the destination, another table still has the name that this one has in the source."""
+
+    retryable = True
+
+    def __init__(self, name: str, holder: str) -> None:
+        super().__init__(
+            f"{holder} was called {name} before, and still is at the destination",
+            solution=f"Change a row of {holder}, or reset it: the destination then follows the "
+            f"renaming. Reset {name}, too, if it doesn't go on by itself.",
+        )
+
+
 class SlotError(SourceError):
     """Something is wrong with a replication slot."""
 

@@ -7,12 +7,18 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import InvalidState, LeaseLost, SourceError
+from etl_dagster.errors import (
+    InvalidState,
+    LeaseLost,
+    SourceError,
+    TableNameTaken,
+    TableRewritten,
+)
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId, TableSchema
@@ -206,11 +212,24 @@ class TableSync:
         tables = self._control.ask("reading the publication", fetch_published_tables, publication)
         for table in tables:
             if table.schema.id == self._table_id:
+                self._require_free_name(table, tables)
                 return table
         raise SourceError(
             f"table {self._table_id} is not in publication {publication!r}",
             solution="Add it to the publication again, or restart the pipeline to forget it.",
         )
+
+    def _require_free_name(self, table: PublishedTable, tables: Sequence[PublishedTable]) -> None:
+        """Refuse to take the place of a table that was renamed: its next change tells that to the
+        destination, and until then its rows are under the old name."""
+        for other in tables:
+            metadata = self._store.get_destination_table_metadata(other.schema.id)
+            if (
+                other.schema.id != self._table_id
+                and metadata is not None
+                and metadata.destination_table_id == table.schema.name
+            ):
+                raise TableNameTaken(table.schema.name, other.schema.name)
 
     # -- beginning, or going on ----------------------------------------------------------------
 
@@ -268,8 +287,11 @@ class TableSync:
         )
         with contextlib.closing(connection):
             slot = create_slot(connection, self._slot, export_snapshot=not table.can_resume_copy)
-            # The slot keeps every change from here on, also of the table's columns.
-            table = self._fetch_table()
+            # The slot keeps every change from here on, also of the table's columns. Were they
+            # others before, the first changes would take the new ones away again.
+            before, table = table, self._fetch_table()
+            if not table.schema.describes_same_columns(before.schema):
+                raise TableRewritten(f"{table.schema.name} was altered while its copy was prepared")
             self._store.store_table_schema(table.schema)
             plan = CopyPlan(
                 copy_id=str(uuid.uuid4()),

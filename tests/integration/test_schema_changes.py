@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from etl_dagster.assembly import build_destination
+from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
+from etl_dagster.source.slots import CreatedSlot, create_slot
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, running
 
@@ -111,3 +113,66 @@ def test_a_transaction_that_adds_a_column_can_be_interrupted_anywhere(
         assert pipeline.wait_until_caught_up(60)
 
     assert_table_in_step(database, config, "items")
+
+
+def test_a_table_that_is_altered_just_as_its_copy_begins_keeps_the_new_column(
+    newest_database: Database, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slot has changes from before the column was there, and the copy has the column."""
+    database = newest_database
+    database.execute(ITEMS)
+    changes = iter(
+        [
+            "insert into items values (2, 2)",
+            "alter table items add colour int",
+            "update items set colour = 5",
+        ]
+    )
+
+    def create_slot_and_change(*args: Any, **options: Any) -> CreatedSlot:
+        slot = create_slot(*args, **options)
+        database.execute(*changes)
+        return slot
+
+    monkeypatch.setattr("etl_dagster.runtime.table_sync.create_slot", create_slot_and_change)
+    config = make_config(database)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        database.execute("insert into items values (3, 3, 3)")
+        assert pipeline.wait_until_caught_up(60)
+        assert_table_in_step(database, config, "items")
+
+
+def test_a_table_does_not_take_the_place_of_one_that_was_renamed(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """The destination hears of the new name with the next change; the rows must live till then."""
+    database = newest_database
+    database.execute(
+        "create table items (id int primary key, size int)",
+        "insert into items values (1, 1)",
+        "create publication etl_pub for all tables",
+    )
+    config = make_config(database, **{"retry.max_attempts": 1})
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+    database.execute(
+        "alter table items rename to items_before",
+        "create table items (id int primary key, size int)",
+        "insert into items values (7, 7)",
+    )
+
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        tables = pipeline.status().tables
+        assert tables["public.items"].state == "errored"
+        assert "public.items_before was called public.items" in (tables["public.items"].error or "")
+        database.execute("insert into items_before values (2, 2)")
+        assert pipeline.wait_until_caught_up(60)
+        assert_table_in_step(database, config, "items_before")
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        store.request_copy(tables["public.items"].table_id)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        for table in ("items", "items_before"):
+            assert_table_in_step(database, config, table)
