@@ -124,8 +124,7 @@ def test_a_table_that_is_altered_just_as_its_copy_begins_keeps_the_new_column(
     changes = iter(
         [
             "insert into items values (2, 2)",
-            "alter table items add colour int",
-            "update items set colour = 5",
+            "alter table items add colour int default 5",
         ]
     )
 
