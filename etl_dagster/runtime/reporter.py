@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import EtlError
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.destination import CountsRows, Destination
 from etl_dagster.model.schema import TableId
@@ -43,6 +45,9 @@ class Reporter:
         self._members = members
         self._metrics = metrics
         self._control = control
+        #: As last read.
+        self._states: Mapping[TableId, TableState] = {}
+        self._is_store_away = False
         self._plans: dict[TableId, CopyPlan] = {}
         self._wal_due = self._count_due = self._publish_due = 0.0
         self._published: PipelineStatus | None = None
@@ -51,6 +56,7 @@ class Reporter:
 
     def measure(self, *, at_once: bool = False) -> None:
         """Ask source, store and destination for what is due, or for all of it at once."""
+        states = self._read_states()
         now = time.monotonic()
         if at_once:
             self._wal_due = self._count_due = now
@@ -58,7 +64,6 @@ class Reporter:
             self._wal_due = now + _WAL_EVERY_S
             self.retained_wal_bytes = retained_wal_bytes(self._control, self._config.pipeline)
             self.server_lsn = self._control.ask("reading the WAL's end", fetch_insert_lsn)
-        states = self._store.get_table_replication_states()
         plans = {
             table_id: self._store.get_copy_plan(table_id)
             for table_id in self._members.ids
@@ -68,6 +73,15 @@ class Reporter:
         if now >= self._count_due and isinstance(self._destination, CountsRows):
             self._count_due = now + _COUNT_EVERY_S
             self._count_rows([t for t, state in states.items() if isinstance(state, Ready)])
+
+    def _read_states(self) -> Mapping[TableId, TableState]:
+        try:
+            self._states = self._store.get_table_replication_states()
+        except EtlError:
+            self._is_store_away = True
+            raise
+        self._is_store_away = False
+        return self._states
 
     def _count_rows(self, table_ids: Iterable[TableId]) -> None:
         assert isinstance(self._destination, CountsRows)
@@ -96,7 +110,11 @@ class Reporter:
 
     def tables(self) -> Mapping[str, TableStatus]:
         """Every table of the publication, by name."""
-        states = self._store.get_table_replication_states()
+        # Who asks how things are can't wait for a store that is away: it is a part of the answer.
+        if not self._is_store_away:
+            with contextlib.suppress(EtlError):
+                self._read_states()
+        states = self._states
         return {
             table.schema.name: self._table(table_id, table.schema.name, states.get(table_id))
             for table_id, table in self._members.tables.items()

@@ -68,7 +68,10 @@ def test_only_what_waiting_may_cure_is_retried() -> None:
 
     assert retryable == {
         "SourceUnreachable",
+        "TableNameTaken",
+        "TableRewritten",
         "SlotInUse",
+        "SlotNotCreated",
         "StoreUnreachable",
         "DestinationUnreachable",
         "LeaseLost",
