@@ -34,6 +34,9 @@ class Capabilities:
 class Destination(Protocol):
     """Where rows and events go.
 
+    Any object with these members is one. A class that names it as its base has only `name`,
+    `drop_table_for_copy`, `write_table_rows` and `write_events` to write, and inherits the rest.
+
     Delivery is at least once and, within a table, in commit order. Calls come from several
     threads: `write_table_rows` from the copy workers of any tables, `write_events` from one
     thread for each stream (the apply worker, and each table that is catching up); one table is
@@ -47,11 +50,17 @@ class Destination(Protocol):
         ...
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """What it promises beyond the least; by default nothing but `Capabilities()`."""
+        return Capabilities()
 
     def startup(self, store: DestinationStore) -> None:
-        """Called once before anything else: open, check rights, finish what was interrupted."""
-        ...
+        """Called once before anything else: open, check rights, finish what was interrupted.
+
+        Several processes may have the same destination open, each with an object of its own: the
+        replicator, and every run that copies a table.
+        """
+        return None
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         """Forget earlier copies of the table, before a copy begins; idempotent.
@@ -79,7 +88,7 @@ class Destination(Protocol):
 
     def shutdown(self) -> None:
         """Release everything; called at most once, after the last write. Never loses a write."""
-        ...
+        return None
 
 
 @runtime_checkable
@@ -88,4 +97,19 @@ class CountsRows(Protocol):
 
     def count_rows(self) -> Mapping[str, int]:
         """Rows now, by ``schema.table``; tables that don't exist yet are missing."""
+        ...
+
+
+@runtime_checkable
+class ChecksItself(Protocol):
+    """A destination that can look whether it would work; `etl-dagster doctor` asks it."""
+
+    def check(self) -> str:
+        """Look, change nothing, and say in a few words what was found.
+
+        Called on an object that was not started. Bounded by a timeout of the destination's own.
+
+        Raises:
+            EtlError: it would not work, with what to do.
+        """
         ...

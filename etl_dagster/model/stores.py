@@ -159,11 +159,6 @@ class TableLifecycleStore(Protocol):
         """The table left the publication: remove everything kept of it."""
         ...
 
-    def reset_for_resync(self) -> int:
-        """Every table back to `Init`, without apply progress; schemas and metadata stay, so that
-        the old destination tables can be found. Returns how many tables."""
-        ...
-
 
 class SharedStateStore(StateStore, TableLifecycleStore, Protocol):
     """What workers share."""
@@ -285,6 +280,11 @@ class Coordination(Protocol):
 
     def request_copy(self, table_id: TableId) -> None:
         """Ask for the table to be copied (again) from the beginning: state back to `Init`."""
+        ...
+
+    def reset_for_resync(self) -> int:
+        """Every table back to `Init`, without apply progress; schemas and metadata stay, so that
+        the old destination tables can be found. Returns how many tables."""
         ...
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState
 from etl_dagster.model.stores import (
+    ApplyWorker,
     CoordinatingStore,
     CopyPlan,
     DestinationTableMetadata,
@@ -129,12 +130,6 @@ class LocalStore:
         self._store.delete_table_pipeline_state(table_id)
         self.wake()
 
-    def reset_for_resync(self) -> int:
-        self._plans.clear()
-        count = self._store.reset_for_resync()
-        self.wake()
-        return count
-
     # -- kept in memory ------------------------------------------------------------------------
 
     def transition_table_state(
@@ -192,6 +187,16 @@ class LocalStore:
     def request_copy(self, table_id: TableId) -> None:
         self._plans.pop(table_id, None)
         self.update_table_replication_states([(table_id, Init())])
+
+    def reset_for_resync(self) -> int:
+        with self._lock:
+            self._plans.clear()
+            table_ids = list(self._store.get_table_replication_states())
+            # In this order: tables that are copied anew need no progress, ready ones do.
+            self._store.update_table_replication_states([(t, Init()) for t in table_ids])
+            self._store.delete_replication_progress(ApplyWorker())
+        self.wake()
+        return len(table_ids)
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
         self._status[key] = json.dumps(payload)
