@@ -57,6 +57,12 @@ class LocalStore:
         self._status: dict[str, str] = {}
         self._epoch = 0
 
+    def close(self) -> None:
+        """Close the store itself, where it can be closed."""
+        close = getattr(self._store, "close", None)
+        if close is not None:
+            close()
+
     # -- the store's own -----------------------------------------------------------------------
 
     def get_table_schema(self, table_id: TableId, snapshot_id: SnapshotId) -> TableSchema | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from etl_dagster.config import MemoryStoreConfig, PipelineConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
@@ -41,6 +42,14 @@ class MemoryLease:
 
 class MemoryStore:
     """Behaves as a store of several processes does, and forgets everything with its own."""
+
+    config_model = MemoryStoreConfig
+    in_process_only = True
+
+    @classmethod
+    def from_config(cls, config: MemoryStoreConfig, pipeline: PipelineConfig) -> MemoryStore:
+        """A store that holds nothing."""
+        return cls()
 
     def __init__(self) -> None:
         # One lock over everything makes each operation atomic.
