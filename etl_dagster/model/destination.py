@@ -65,6 +65,10 @@ class Destination(Protocol):
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         """Forget earlier copies of the table, before a copy begins; idempotent.
 
+        `schema` is the newest version that the store has of it, so the one that the destination
+        wrote last; before the first copy it is what will be copied. What the engine itself keeps
+        of the table is cleared only once this returns.
+
         The table's rows may stay readable until the end of the new copy, which replaces them.
         Everything the destination remembers of the table's positions and chunks goes.
         """
