@@ -22,7 +22,7 @@ demo: $(READY) ## Flights in an embedded Postgres, streamed into DuckDB, seen in
 
 .PHONY: test
 test: $(READY) ## Run all tests, on every PostgreSQL found
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TEST_ARGS)
 
 .PHONY: bench
 bench: $(READY) ## Measure, and write benchmarks/latest.json

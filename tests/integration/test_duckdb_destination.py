@@ -297,8 +297,8 @@ def test_a_table_that_was_dropped_and_created_again_replaces_the_old(
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda folder: folder / "missing" / "x.duckdb", "does not exist"),
-        (lambda folder: folder, "is a directory"),
+        (lambda folder: folder / "missing" / "x.duckdb", "there is no folder"),
+        (lambda folder: folder, "is a folder"),
     ],
 )
 def test_a_path_that_cannot_be_written_is_refused_at_once(
