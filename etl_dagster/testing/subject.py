@@ -137,12 +137,23 @@ class Subject:
         while self._started:
             self._started.pop().shutdown()
 
+    def another(self) -> Subject:
+        """The same destination in another process, while this one goes on."""
+        self._skip_unless_durable()
+        other = Subject(self.hooks, self.hooks.make_destination(self.folder), self.folder)
+        other.start()
+        self._started.append(other.destination)
+        return other
+
     def reopen(self) -> None:
         """Go on with another object, as after a crash."""
-        if not self.hooks.durable:
-            pytest.skip(f"{type(self.hooks).__name__} says that its destination isn't durable")
+        self._skip_unless_durable()
         self.destination = self.hooks.reopen(self.destination, self.folder)
         self.start()
+
+    def _skip_unless_durable(self) -> None:
+        if not self.hooks.durable:
+            pytest.skip(f"{type(self.hooks).__name__} says that its destination isn't durable")
 
     # -- writing -------------------------------------------------------------------------------
 
