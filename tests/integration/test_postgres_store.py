@@ -29,7 +29,7 @@ from etl_dagster.model.stores import (
 )
 from etl_dagster.stores.postgres import PostgresStore
 from etl_dagster.stores.postgres.migrate import STORE, script
-from tests.support.changes import ORDERS
+from etl_dagster.testing.changes import ORDERS
 from tests.support.database import Database
 
 HOLD_A_LEASE = """
