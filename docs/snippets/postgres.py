@@ -12,8 +12,8 @@ with EmbeddedPostgres("postgres") as server:
     address.write_text(
         f"export ETL_SOURCE_DSN='{server.dsn()}'\n"
         f"export SOURCE_PASSWORD='{server.password}'\n"
-        f"export PATH=\"$PATH:{server.binaries.folder}\"\n"
+        f'export PATH="$PATH:{server.binaries.folder}"\n'
     )
-    print(f"PostgreSQL {server.binaries.version} is ready; its address is in source.env", flush=True)
+    print(f"PostgreSQL {server.binaries.version} is ready: see source.env", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()

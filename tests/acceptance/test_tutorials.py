@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import site
 import subprocess
 import sys
+import tomllib
 import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.tutorials import Reader, read_steps
+from etl_dagster.demo.server import free_port
+from tests.support.tutorials import Expect, Reader, Step, Type, read_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -50,6 +53,7 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: os.environ[name] for name in kept if name in os.environ} | {
         "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "VIRTUAL_ENV": str(environment),
+        "RECEIVER_URL": f"http://127.0.0.1:{free_port()}",
     }
 
 
@@ -64,3 +68,49 @@ def reader(tmp_path: Path, environ: dict[str, str]) -> Iterator[Reader]:
 
 def test_the_first_pipeline_runs_as_the_tutorial_shows(reader: Reader) -> None:
     reader.follow(read_steps(_TUTORIALS / "first-pipeline.md"))
+
+
+def test_a_store_and_a_destination_of_ones_own_lose_nothing(reader: Reader) -> None:
+    reader.follow(read_steps(_TUTORIALS / "custom-stores-and-destinations.md"))
+
+
+def test_the_tutorials_destination_has_at_most_forty_lines() -> None:
+    code = (_REPOSITORY / "docs" / "snippets" / "http_destination.py").read_text("utf-8")
+
+    assert len(code.splitlines()) <= 40
+
+
+def test_what_a_reader_is_told_to_install_can_be_installed() -> None:
+    project = tomllib.loads((_REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    for page in _TUTORIALS.glob("*.md"):
+        told = re.findall(
+            r"^pip install '([\w-]+)\[(\w+)\]'$", page.read_text("utf-8"), re.MULTILINE
+        )
+        assert told, page.name
+        for name, extra in told:
+            assert name == project["name"]
+            assert extra in project["optional-dependencies"]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [Type(1, "echo one; echo two"), Expect(1, "one\nthree")],
+        [Type(1, "echo one; echo two"), Expect(1, "two")],
+        [Type(1, "false; true")],
+        [Type(1, "echo one; exit", keeps_running=True), Expect(1, "two")],
+    ],
+    ids=["other output", "more output", "a command that fails", "an early end"],
+)
+def test_a_tutorial_that_shows_something_else_fails(reader: Reader, steps: list[Step]) -> None:
+    with pytest.raises(AssertionError):
+        reader.follow(steps)
+
+
+def test_a_block_that_nobody_would_run_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "tutorials" / "page.md"
+    page.parent.mkdir()
+    page.write_text("```bash\necho\n```\n", "utf-8")
+
+    with pytest.raises(ValueError, match="without a title"):
+        read_steps(page)

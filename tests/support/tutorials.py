@@ -156,8 +156,8 @@ class _Terminal:
 
     def type(self, step: Type) -> None:
         commands = step.commands
-        if self._is_running:
-            raise AssertionError(f"typed while a command was running:\n{commands}")
+        if self._is_running:  # it was killed from another terminal, or else fails here
+            self._wait_for_prompt()
         self._asked = step if step.waits else None
         block = self._folder / f".typed-{id(self)}"
         block.write_text(f"failed=0; trap 'failed=$?' ERR\n{commands}\ntrap - ERR\n", "utf-8")
