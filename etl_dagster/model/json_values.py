@@ -78,10 +78,11 @@ def row_to_json(schema: TableSchema, row: Mapping[str, Any]) -> JsonObject:
 
     The row may lack columns; those of `schema` are all it may have.
     """
-    converters = {column.name: _TO_JSON.get(column.effective_type_oid) for column in schema.columns}
+    type_oids = schema.type_oids
+    converters = ((name, value, _TO_JSON.get(type_oids[name])) for name, value in row.items())
     return {
-        name: value if value is None or (convert := converters[name]) is None else convert(value)
-        for name, value in row.items()
+        name: value if value is None or convert is None else convert(value)
+        for name, value, convert in converters
     }
 
 
