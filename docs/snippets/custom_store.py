@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
-from etl_dagster.model.states import TableState, state_name
+from etl_dagster.model.states import TableState, is_durable, state_name
 from etl_dagster.model.stores import (
     DestinationTableMetadata,
     SchemaStore,
@@ -88,15 +88,18 @@ class CustomStore(SchemaStore, StateStore, TableLifecycleStore):
     ) -> None:
         with self._lock:
             for table_id, state in updates:
-                log.info("table %s is %s", table_id, state_name(state))
-                self._tables[table_id].states.append(state)
+                states = self._tables[table_id].states
+                if not states or states[-1] != state:  # the same again is no change
+                    log.info("table %s is %s", table_id, state_name(state))
+                    states.append(state)
 
     def rollback_table_replication_state(self, table_id: TableId) -> TableState:
         with self._lock:
             states = self._tables[table_id].states
-            if len(states) < 2:
+            earlier = [n for n, state in enumerate(states[:-1]) if is_durable(state)]
+            if not earlier:
                 raise StateRollbackError(f"table {table_id} has no earlier state")
-            states.pop()
+            del states[earlier[-1] + 1 :]
             return states[-1]
 
     # -- StateStore: how far each worker got

@@ -73,7 +73,7 @@ class SchemaStore(Protocol):
         ...
 
     def get_table_schemas(self) -> Sequence[TableSchema]:
-        """Every version of every table that is loaded."""
+        """Every version of every table that is loaded, in any order."""
         ...
 
     def load_table_schemas(self) -> int:
@@ -104,14 +104,19 @@ class StateStore(Protocol):
     def update_table_replication_states(
         self, updates: Sequence[tuple[TableId, TableState]]
     ) -> None:
-        """Make these the current states, all or none; the ones before are kept as history."""
+        """Make these the current states, all or none; the ones before are kept as history.
+
+        The state that a table has already is no change, and adds nothing to its history.
+        """
         ...
 
     def rollback_table_replication_state(self, table_id: TableId) -> TableState:
-        """Go back to the previous state, which is returned; the current one is removed.
+        """Go back to the previous state that is durable (`is_durable`), and return it.
+
+        What came after it is removed, the current state above all.
 
         Raises:
-            StateRollbackError: there is no previous state.
+            StateRollbackError: there is no such state.
         """
         ...
 

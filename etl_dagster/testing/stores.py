@@ -246,7 +246,8 @@ class StoreSuite:
         assert store.get_table_schema(ORDERS.id, Lsn(100)) == wider
         assert store.get_table_schema(ORDERS.id, Lsn(2**64 - 1)) == wider
         assert store.get_table_schema(99, Lsn(100)) is None
-        assert list(store.get_table_schemas()) == [ORDERS, wider, PRICES]
+        versions = sorted(store.get_table_schemas(), key=lambda s: (s.id, s.snapshot_id))
+        assert versions == [ORDERS, wider, PRICES]
 
     def test_before_its_first_version_a_table_has_no_schema(self, store: PipelineStore) -> None:
         store.store_table_schema(ORDERS.at(Lsn(100)))
@@ -270,7 +271,7 @@ class StoreSuite:
         }
 
         assert store.prune_table_schemas(retentions) == 2
-        assert [s.snapshot_id.offset for s in store.get_table_schemas()] == [200, 300, 0]
+        assert sorted(s.snapshot_id.offset for s in store.get_table_schemas()) == [0, 200, 300]
         assert store.get_table_schema(ORDERS.id, Lsn(250)) == ORDERS.at(Lsn(200))
         assert store.prune_table_schemas(retentions) == 0
 
@@ -419,7 +420,8 @@ class StoreSuite:
 
         again = reopened()
         assert again.get_table_schema(ORDERS.id, Lsn(50)) == ORDERS
-        assert list(again.get_table_schemas()) == [ORDERS, ORDERS.at(Lsn(100)), PRICES]
+        versions = sorted(again.get_table_schemas(), key=lambda s: (s.id, s.snapshot_id))
+        assert versions == [ORDERS, ORDERS.at(Lsn(100)), PRICES]
         assert again.load_table_schemas() == 3
 
     def test_progress_outlives_the_store_object_and_does_not_move_back_then(
