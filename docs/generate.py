@@ -68,9 +68,14 @@ def _table(model: type[BaseModel]) -> Iterator[str]:
     yield "| setting | type | default | |"
     yield "|---|---|---|---|"
     for name, setting in _settings(model):
-        section = bool(list(_models(setting.annotation)))
-        kind = f"[section](#{name})" if section else _type(setting)
-        yield f"| `{name}` | {kind} | {_default(setting, section)} | {setting.description or ''} |"
+        models = list(_models(setting.annotation))
+        kind = f"[section](#{name})" if models else _type(setting)
+        about = setting.description or ""
+        if len(models) == 1:
+            about = about or models[0].__doc__ or ""
+        elif models:
+            about = about or f"By `type`: {', '.join(map(_kind, models))}."
+        yield f"| `{name}` | {kind} | {_default(setting, bool(models))} | {about} |"
     yield ""
 
 

@@ -26,7 +26,9 @@ class Capabilities:
     transactional: bool = False
     #: Updates and deletes change rows in place; without it every change is appended.
     mirror: bool = True
+    #: A `TruncateEvent` empties the table.
     truncate: bool = True
+    #: The destination's table follows a `RelationEvent`.
     schema_changes: bool = False
 
 
