@@ -256,16 +256,25 @@ class CoordinationSuite(StoreSuite):
         within(self.patience_s, "a wait ends when something changes", wait_for_each)
         assert dict(store.get_table_replication_states()) == {}
 
-    def test_what_changed_while_a_thread_looked_ends_its_next_wait_at_once(
+    def test_two_workers_talk_through_the_store_and_miss_no_word(
         self, store: CoordinatingStore, other: CoordinatingStore
     ) -> None:
-        def look_until_it_is_there() -> None:
-            store.wait_for_change(0)
-            other.update_table_replication_states([(1, Init())])
-            while store.get_table_replication_state(1) is None:
-                store.wait_for_change(600)
+        """What changes while a worker looks and decides must end its next wait at once."""
+        tables = range(1, 11)
 
-        within(self.patience_s, "a thread sees what changed", look_until_it_is_there)
+        def ask() -> None:
+            for table_id in tables:
+                store.update_table_replication_states([(table_id, SyncWait(Lsn(5)))])
+                while store.get_table_replication_state(table_id) != Catchup(Lsn(9)):
+                    store.wait_for_change(600)
+
+        def answer() -> None:
+            for table_id in tables:
+                asked, answered = SyncWait(Lsn(5)), Catchup(Lsn(9))
+                while not other.transition_table_state(table_id, asked, answered):
+                    other.wait_for_change(600)
+
+        all_within(self.patience_s, "two workers hear of each other's changes", [ask, answer])
 
     def test_a_worker_can_be_woken(self, store: CoordinatingStore) -> None:
         ended = threading.Event()
@@ -306,7 +315,7 @@ class CoordinationSuite(StoreSuite):
 
     # -- opened again --------------------------------------------------------------------------
 
-    def test_a_copy_goes_on_after_the_store_was_opened_again(
+    def test_the_plan_of_a_copy_outlives_the_process(
         self, store: CoordinatingStore, reopened: Another
     ) -> None:
         done = FinishedChunk(0, 1000, 50_000, Lsn(88), 0.25)
@@ -316,9 +325,7 @@ class CoordinationSuite(StoreSuite):
 
         assert reopened().get_copy_plan(1) == replace(PLAN, finished={0: done})
 
-    def test_epochs_go_on_after_the_store_was_opened_again(
-        self, store: CoordinatingStore, reopened: Another
-    ) -> None:
+    def test_epochs_outlive_the_process(self, store: CoordinatingStore, reopened: Another) -> None:
         first = store.take_epoch()
         again = reopened()
 

@@ -168,7 +168,7 @@ class CopyChecks(DestinationChecks):
         subject.end_copy(ORDERS, copy_id="copy-2")
         subject.holds(ORDERS, [order(1, "new")])
 
-    @needs("schema_changes", "table_exists")
+    @needs("schema_changes", "mirror", "table_exists")
     def test_a_table_renamed_before_its_next_copy_is_there_under_its_new_name_only(
         self, subject: Subject
     ) -> None:
@@ -210,14 +210,15 @@ class CopyChecks(DestinationChecks):
     def test_changes_from_before_the_copy_are_skipped_and_those_since_applied(
         self, subject: Subject
     ) -> None:
+        """The copy has them already, and what followed on them."""
         stream = Transactions(first_lsn=1000)
-        before = stream.commit(delete(ORDERS, id=1))
-        since = stream.commit(update(ORDERS, **order(1, "since")))
-        subject.copy(ORDERS, [order(1)], replay_from=since[0].lsn)
+        before = stream.commit(update(ORDERS, **order(1, "before")), delete(ORDERS, id=3))
+        since = stream.commit(update(ORDERS, **order(2, "since")))
+        subject.copy(ORDERS, [order(1), order(2), order(3)], replay_from=since[0].lsn)
 
         subject.deliver(before + since)
 
-        subject.holds(ORDERS, [order(1, "since")])
+        subject.holds(ORDERS, [order(1), order(2, "since"), order(3)])
 
     @needs("transactional", "mirror")
     def test_a_sender_who_has_not_heard_of_the_newest_copy_changes_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -39,8 +40,9 @@ def all_within(patience_s: float, what: str, works: Iterable[Callable[[], T]]) -
     ]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + patience_s
     for thread in threads:
-        thread.join(patience_s)
+        thread.join(max(deadline - time.monotonic(), 0))
     if errors:
         raise errors[0]
     if any(thread.is_alive() for thread in threads):

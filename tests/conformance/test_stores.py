@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from etl_dagster.demo.server import ServerBinaries, find_servers
+from etl_dagster.errors import StateRollbackError
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.stores import (
     CoordinatingStore,
     PipelineStore,
@@ -20,13 +22,35 @@ from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.stores.postgres import PostgresStore
 from etl_dagster.testing import CoordinationSuite, StoreSuite
+from etl_dagster.testing.changes import ORDERS, PRICES
 from tests.conftest import _running as running
 from tests.support.database import Database
 
 _FOUND: dict[str, ServerBinaries] = {f"pg{found.major}": found for found in find_servers()}
 
 
-class TestMemoryStore(CoordinationSuite):
+class ChecksOfOurOwn(StoreSuite):
+    """What the suite can't ask of every store."""
+
+    def test_schemas_come_by_table_and_version(self, store: PipelineStore) -> None:
+        for schema in (PRICES, ORDERS.at(Lsn(100)), ORDERS):
+            store.store_table_schema(schema)
+
+        assert list(store.get_table_schemas()) == [ORDERS, ORDERS.at(Lsn(100)), PRICES]
+
+    def test_a_table_without_an_earlier_state_is_named(self, store: PipelineStore) -> None:
+        with pytest.raises(StateRollbackError, match="table 7 has no earlier state"):
+            store.rollback_table_replication_state(7)
+
+
+class EpochsAreCounted(CoordinationSuite):
+    def test_the_first_epochs_are_one_two_and_three(
+        self, store: CoordinatingStore, other: CoordinatingStore
+    ) -> None:
+        assert [store.take_epoch(), other.take_epoch(), store.take_epoch()] == [1, 2, 3]
+
+
+class TestMemoryStore(ChecksOfOurOwn, EpochsAreCounted):
     durable = False
 
     def make_store(self, folder: Path) -> MemoryStore:
@@ -39,7 +63,7 @@ def server_database(request: pytest.FixtureRequest) -> Iterator[Database]:
         yield database
 
 
-class TestPostgresStore(CoordinationSuite):
+class TestPostgresStore(ChecksOfOurOwn, EpochsAreCounted):
     """On every version of the server; each check has a pipeline of its own in one database."""
 
     @pytest.fixture(autouse=True)
