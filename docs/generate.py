@@ -156,7 +156,9 @@ def _default(setting: FieldInfo, section: bool) -> str:
     value = setting.get_default(call_default_factory=True)
     if section or value in (None, PydanticUndefined, {}, ()):
         return ""
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 # -- commands ----------------------------------------------------------------------------------

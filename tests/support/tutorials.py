@@ -22,7 +22,7 @@ _TERMINAL = re.compile(r"Terminal (\d+)(, keeps running|, a moment later| shows)
 _SNIPPET = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PROMPT = re.compile(r"<<ended (\d*)>>")
-_PATIENCE_S = 30
+_PATIENCE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
