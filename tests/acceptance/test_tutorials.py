@@ -41,20 +41,22 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     pip = [*run, "pip", "--python", str(environment / "bin" / "python"), "install"]
     options = ["--quiet", "--no-index", "--no-deps", "--ignore-installed"]
     subprocess.run([*pip, *options, str(wheel)], check=True)
+    kept = ("HOME", "LANG", "LC_ALL", "TMPDIR", "USER")
+    environ = {name: os.environ[name] for name in kept if name in os.environ} | {
+        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(environment),
+        "RECEIVER_URL": f"http://127.0.0.1:{free_port()}",
+    }
     where = subprocess.run(
         [environment / "bin" / "python", "-c", "import etl_dagster; print(etl_dagster.__file__)"],
         cwd=folder,
+        env=environ,
         check=True,
         capture_output=True,
         text=True,
     )
     assert Path(where.stdout).is_relative_to(packages)
-    kept = ("HOME", "LANG", "LC_ALL", "TMPDIR", "USER")
-    return {name: os.environ[name] for name in kept if name in os.environ} | {
-        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "VIRTUAL_ENV": str(environment),
-        "RECEIVER_URL": f"http://127.0.0.1:{free_port()}",
-    }
+    return environ
 
 
 @pytest.fixture
