@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -256,11 +256,16 @@ def end_of_copy(copy_id: str, replay_from: int = 0) -> TableRows:
     return TableRows(copy_id, replay_from=Lsn(replay_from))
 
 
+def exact(number: Decimal) -> Decimal:
+    """The number without zeros at its end, all other digits kept (28 are Python's default)."""
+    return number.normalize(Context(prec=1000))
+
+
 def content(rows: Iterable[Row]) -> Counter[str]:
     """Rows to compare without their order, and without the difference of 1.5 and 1.50."""
 
     def plain(value: Any) -> Any:
-        return value.normalize() if isinstance(value, Decimal) else value
+        return exact(value) if isinstance(value, Decimal) else value
 
     return Counter(
         repr(sorted((name, plain(value)) for name, value in row.items())) for row in rows

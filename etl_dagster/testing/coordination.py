@@ -225,9 +225,17 @@ class CoordinationSuite(StoreSuite):
 
     def test_epochs_taken_at_once_differ(self, another_store: Another) -> None:
         stores = [another_store() for _ in range(4)]
-        epochs = all_within(
-            self.patience_s, "epochs for four stores", [store.take_epoch for store in stores]
-        )
+        together = threading.Barrier(4)
+
+        def race(store: CoordinatingStore) -> Callable[[], int]:
+            def work() -> int:
+                together.wait(self.patience_s)
+                return store.take_epoch()
+
+            return work
+
+        races = [race(store) for store in stores]
+        epochs = all_within(self.patience_s, "epochs for four stores", races)
 
         assert len(set(epochs)) == 4
 

@@ -241,6 +241,35 @@ class DeliveryChecks(DestinationChecks):
 
         subject.holds(ORDERS, [order(1)])
 
+    # -- several processes ---------------------------------------------------------------------
+
+    @needs("mirror")
+    def test_another_process_copies_a_table_while_this_one_streams(self, subject: Subject) -> None:
+        """As a run of Dagster does beside the replicator, each with an object of its own."""
+        subject.copy(ORDERS, [order(1)])
+        other = subject.another()
+        other.destination.drop_table_for_copy(VISITS)
+        subject.write(update(ORDERS, **order(1, "x")))
+        other.write_chunk(VISITS, 0, [{"page": "/", "at": 1}])
+        subject.write(insert(ORDERS, **order(2)))
+        other.end_copy(VISITS)
+        subject.write(insert(VISITS, page="/", at=2), delete(ORDERS, id=1))
+
+        subject.holds(ORDERS, [order(2)])
+        subject.holds(VISITS, [{"page": "/", "at": 1}, {"page": "/", "at": 2}])
+
+    @needs("transactional", "mirror")
+    def test_a_stalled_process_is_refused_once_another_took_over(self, subject: Subject) -> None:
+        subject.copy(VISITS)
+        stream = Transactions()
+        first, late = (stream.commit(insert(VISITS, page="/", at=n)) for n in range(2))
+        subject.deliver(first, epoch=1)
+        subject.another().write_batch(EventBatch({}, epoch=2))
+        with pytest.raises(Superseded):
+            subject.deliver(late, epoch=1)
+
+        subject.holds(VISITS, [{"page": "/", "at": 0}])
+
     # -- epochs --------------------------------------------------------------------------------
 
     @needs("transactional", "mirror")
@@ -285,6 +314,18 @@ class DeliveryChecks(DestinationChecks):
             subject.holds(source_table.schema, source_table.rows)
 
     # -- what it may offer ---------------------------------------------------------------------
+
+    def test_checking_itself_changes_nothing(self, subject: Subject) -> None:
+        """`etl-dagster doctor` has it look before anything is there."""
+        empty = subject.folder / "empty"
+        empty.mkdir()
+        destination = self.make_destination(empty)
+        check = getattr(destination, "check", None)
+        if check is None:
+            pytest.skip(f"{type(destination).__name__} has no check()")
+        check()
+
+        assert list(empty.iterdir()) == []
 
     @needs("mirror")
     def test_rows_are_counted_as_they_are_read(self, subject: Subject) -> None:

@@ -25,7 +25,7 @@ from etl_dagster.testing.changes import (
     content,
     end_of_copy,
 )
-from etl_dagster.testing.values import readable_rows
+from etl_dagster.testing.values import differences, readable_rows
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -76,7 +76,7 @@ class DestinationHooks:
 
         Read them as somebody else would: from the file, the server or the receiver, not from what
         the object remembers. Values may be spelled as JSON does it (an int8 or a timestamp as its
-        text). Without `mirror`, only the rows that the copy brought.
+        text), and nulls left out. Without `mirror`, only the rows that the copy brought.
         """
         raise NotImplementedError(
             "define read_rows(self, destination, schema): it gives the table's rows"
@@ -137,12 +137,23 @@ class Subject:
         while self._started:
             self._started.pop().shutdown()
 
+    def another(self) -> Subject:
+        """The same destination in another process, while this one goes on."""
+        self._skip_unless_durable()
+        other = Subject(self.hooks, self.hooks.make_destination(self.folder), self.folder)
+        other.start()
+        self._started.append(other.destination)
+        return other
+
     def reopen(self) -> None:
         """Go on with another object, as after a crash."""
-        if not self.hooks.durable:
-            pytest.skip(f"{type(self.hooks).__name__} says that its destination isn't durable")
+        self._skip_unless_durable()
         self.destination = self.hooks.reopen(self.destination, self.folder)
         self.start()
+
+    def _skip_unless_durable(self) -> None:
+        if not self.hooks.durable:
+            pytest.skip(f"{type(self.hooks).__name__} says that its destination isn't durable")
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -206,7 +217,10 @@ class Subject:
     # -- reading -------------------------------------------------------------------------------
 
     def rows(self, schema: TableSchema) -> list[Row]:
-        return readable_rows(schema, self.hooks.read_rows(self.destination, schema))
+        """What `read_rows` gives, with Python's own values; a column that is missing is null."""
+        nulls = dict.fromkeys(schema.column_names)
+        found = self.hooks.read_rows(self.destination, schema)
+        return readable_rows(schema, [nulls | dict(row) for row in found])
 
     def exists(self, schema: TableSchema) -> bool:
         return self.hooks.table_exists(self.destination, schema)
@@ -227,14 +241,14 @@ class Subject:
 
     def holds(self, schema: TableSchema, rows: Sequence[Row]) -> None:
         """The table has these rows and no other, in any order."""
-        assert content(self.rows(schema)) == content(readable_rows(schema, rows))
+        _same(schema, self.rows(schema), readable_rows(schema, rows))
 
     def holds_at_least_once(self, schema: TableSchema, rows: Sequence[Row]) -> None:
         """As `holds`; a destination without transactions may have some rows several times."""
-        if self.capabilities.transactional:
-            self.holds(schema, rows)
-        else:
-            assert set(content(self.rows(schema))) == set(content(readable_rows(schema, rows)))
+        found = self.rows(schema)
+        if not self.capabilities.transactional:
+            found = list({repr(content([row])): row for row in found}.values())
+        _same(schema, found, readable_rows(schema, rows))
 
     def has_recorded(self, changes: Sequence[Change]) -> None:
         """The tables' logs have these changes in order, each with its operation and position."""
@@ -245,10 +259,17 @@ class Subject:
             assert [entry[:3] for entry in recorded] == [(c.op, c.lsn, c.ordinal) for c in sent]
             for entry, change in zip(recorded, sent, strict=True):
                 if entry.row is not None and change.op in "IU":
-                    found = {n: v for n, v in entry.row.items() if n in change.row}
-                    assert content(readable_rows(change.schema, [found])) == content(
-                        readable_rows(change.schema, [change.row])
+                    told = {name: entry.row[name] for name in change.row if name in entry.row}
+                    _same(
+                        change.schema,
+                        readable_rows(change.schema, [told]),
+                        readable_rows(change.schema, [change.row]),
                     )
+
+
+def _same(schema: TableSchema, found: Sequence[Row], expected: Sequence[Row]) -> None:
+    wrong = differences(schema, found, expected)
+    assert not wrong, "\n  ".join([f"{schema.name} isn't what the source has:", *wrong[:20]])
 
 
 class DestinationChecks(DestinationHooks):

@@ -28,7 +28,7 @@ from etl_dagster.model.oids import (
     UUID,
 )
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.testing.changes import Row
+from etl_dagster.testing.changes import Row, content, exact
 
 
 def readable_rows(schema: TableSchema, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -48,6 +48,50 @@ def readable_rows(schema: TableSchema, rows: Iterable[Mapping[str, Any]]) -> lis
     ]
 
 
+def differences(schema: TableSchema, found: Iterable[Row], expected: Iterable[Row]) -> list[str]:
+    """In words, what is missing, too much or otherwise; empty where the rows are the same.
+
+    Rows in any order, and as `readable_rows` gives them. Of two rows with the same key only the
+    values are told that differ.
+    """
+    found, expected = list(found), list(expected)
+    surplus = _without(found, expected)
+    wrong = []
+    for row in _without(expected, found):
+        twin = next((other for other in surplus if _same_key(schema, row, other)), None)
+        if twin is None:
+            wrong.append(f"missing: {row}")
+            continue
+        surplus.remove(twin)
+        key = {name: row[name] for name in schema.key_columns}
+        for name in sorted(row.keys() | twin.keys()):
+            if name not in twin:
+                wrong.append(f"{key}: there is no {name}, which should be {row[name]!r}")
+            elif name not in row:
+                wrong.append(f"{key}: {name} should not be there, it is {twin[name]!r}")
+            elif content([{name: row[name]}]) != content([{name: twin[name]}]):
+                wrong.append(f"{key}: {name} is {twin[name]!r}, should be {row[name]!r}")
+    return wrong + [f"not expected: {row}" for row in surplus]
+
+
+def _without(rows: list[Row], others: list[Row]) -> list[Row]:
+    left, counts = [], content(others)
+    for row in rows:
+        [(same, _)] = content([row]).items()
+        if counts[same]:
+            counts[same] -= 1
+        else:
+            left.append(row)
+    return left
+
+
+def _same_key(schema: TableSchema, one: Row, other: Row) -> bool:
+    missing = object()
+    return bool(schema.key_columns) and all(
+        one.get(name, missing) == other.get(name) for name in schema.key_columns
+    )
+
+
 def readable(column: ColumnSchema, value: Any) -> Any:
     """One value; what can't be read as the column's type stays as it is, and so differs."""
     read = _READERS.get(column.effective_type_oid)
@@ -64,7 +108,7 @@ def _integer(value: Any) -> Any:
 
 
 def _numeric(value: Any) -> Any:
-    return Decimal(value).normalize()
+    return exact(Decimal(value))
 
 
 def _float(value: Any) -> Any:

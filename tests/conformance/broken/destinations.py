@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from etl_dagster.destinations.evolution import DropColumn, RenameColumn, schema_changes
 from etl_dagster.destinations.memory import MemoryDestination, MemoryTable
-from etl_dagster.errors import InvalidState
+from etl_dagster.errors import DestinationError, InvalidState
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Capabilities, Destination, WriteResult
 from etl_dagster.model.events import (
@@ -86,7 +86,17 @@ class FileDestination(MemoryDestination):
         self.path = path
         self._writer = ThreadPoolExecutor(1)
 
+        #: Of the threads that write here; the one that saves needs `_lock`.
+        self._turn = threading.Lock()
+        self._pending: Future[None] | None = None
+
     def startup(self, store: DestinationStore) -> None:
+        self.load()
+
+    def load(self) -> None:
+        """What this object wrote last, or another since."""
+        if self._pending is not None:
+            self._pending.result()
         if self.path.exists():
             vars(self).update(pickle.loads(self.path.read_bytes()))
 
@@ -98,12 +108,17 @@ class FileDestination(MemoryDestination):
             aside.replace(self.path)
 
     def saved(self, write: Callable[..., None], *arguments: Any) -> WriteResult:
-        write(*arguments)
-        return self._writer.submit(self.save)
+        with self._turn:
+            self.load()
+            write(*arguments)
+            self._pending = self._writer.submit(self.save)
+            return self._pending
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
-        super().drop_table_for_copy(schema)
-        self.save()
+        with self._turn:
+            self.load()
+            super().drop_table_for_copy(schema)
+            self.save()
 
     def write_table_rows(self, schema: TableSchema, rows: TableRows) -> WriteResult:  # type: ignore[override]
         return self.saved(super().write_table_rows, schema, rows)
@@ -769,6 +784,46 @@ class TestAnOlderEpochIsAccepted(TestInMemory):
     class destination_class(MemoryDestination):
         def write_events(self, events: EventBatch) -> None:
             super().write_events(replace(events, epoch=0))
+
+
+class TestEachProcessKnowsItsOwnEpoch(TestInAFile):
+    promise = "test_a_stalled_process_is_refused_once_another_took_over"
+
+    class destination_class(FileDestination):
+        kept = tuple(name for name in FileDestination.kept if name != "_epoch")
+
+
+class TestOneProcessKeepsItToItself(TestInAFile):
+    promise = "test_another_process_copies_a_table_while_this_one_streams"
+
+    class destination_class(FileDestination):
+        def startup(self, store: DestinationStore) -> None:
+            lock = self.path.with_suffix(".lock")
+            if lock.exists():
+                raise DestinationError(f"another process has {self.path}")
+            lock.touch()
+            super().startup(store)
+
+
+class TestOneProcessOverwritesWhatAnotherWrote(TestInAFile):
+    promise = "test_another_process_copies_a_table_while_this_one_streams"
+
+    class destination_class(FileDestination):
+        _loaded = False
+
+        def load(self) -> None:
+            if not self._loaded:
+                super().load()
+            self._loaded = True
+
+
+class TestCheckingItselfCreatesTheFile(TestInAFile):
+    promise = "test_checking_itself_changes_nothing"
+
+    class destination_class(FileDestination):
+        def check(self) -> str:
+            self.save()
+            return "it can be written"
 
 
 class TestAnEpochWithoutChangesIsForgotten(TestInMemory):
