@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
 import site
 import subprocess
 import sys
+import threading
 import tomllib
 import venv
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from etl_dagster.demo.server import free_port
+from etl_dagster.model.events import EventBatch
 from tests.support.tutorials import Expect, Reader, Step, Type, read_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 _REPOSITORY = Path(__file__).parents[2]
 _TUTORIALS = _REPOSITORY / "docs" / "tutorials"
+_SNIPPETS = _REPOSITORY / "docs" / "snippets"
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +84,42 @@ def test_a_store_and_a_destination_of_ones_own_lose_nothing(reader: Reader) -> N
 
 
 def test_the_tutorials_destination_has_at_most_forty_lines() -> None:
-    code = (_REPOSITORY / "docs" / "snippets" / "http_destination.py").read_text("utf-8")
+    code = (_SNIPPETS / "http_destination.py").read_text("utf-8")
 
     assert len(code.splitlines()) <= 40
+
+
+@pytest.mark.parametrize(
+    ("answers", "requests"),
+    [([204], 1), ([500, 429, 503, 204], 4), ([404], 1), ([422, 204], 1)],
+)
+def test_the_tutorials_destination_repeats_what_may_pass_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, answers: list[int], requests: int
+) -> None:
+    came = 0
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            nonlocal came
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(answers[came])
+            self.end_headers()
+            came += 1
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    monkeypatch.syspath_prepend(_SNIPPETS)
+    destination_type = importlib.import_module("http_destination").HttpDestination
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        destination = destination_type(f"http://127.0.0.1:{server.server_port}")
+        refused = answers[requests - 1] >= 400
+        with pytest.raises(httpx.HTTPStatusError) if refused else contextlib.nullcontext():
+            destination.write_events(EventBatch({}))
+        server.shutdown()
+
+    assert came == requests
 
 
 def test_what_a_reader_is_told_to_install_can_be_installed() -> None:
