@@ -65,7 +65,7 @@ class Destination(Protocol):
         Several processes may have the same destination open, each with an object of its own: the
         replicator, and every run that copies a table.
         """
-        return None
+        return
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         """Forget earlier copies of the table, before a copy begins; idempotent.
@@ -93,7 +93,7 @@ class Destination(Protocol):
 
     def shutdown(self) -> None:
         """Release everything; called at most once, after the last write. Never loses a write."""
-        return None
+        return
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from etl_dagster.model.json_values import event_to_json, row_from_json, row_to_j
 from etl_dagster.model.parsing import to_dicts
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.types import arrow_type
-from tests.support.changes import (
+from etl_dagster.testing.changes import (
     FLOAT8,
     INT4,
     ORDERS,
@@ -195,7 +195,8 @@ def test_a_domain_has_the_form_of_its_base_type() -> None:
 
 
 def _events(*changes: Change) -> list[dict[str, Any]]:
-    events = batch(Transactions().commit(*changes))
+    """The changes, without the marks of their transaction."""
+    _, *events, _ = batch(Transactions().commit(*changes))
     return [json.loads(json.dumps(event_to_json(event), allow_nan=False)) for event in events]
 
 
