@@ -28,6 +28,12 @@ test: $(READY) ## Run all tests, on every PostgreSQL found
 bench: $(READY) ## Measure, and write benchmarks/latest.json
 	@$(BIN)/python -m benchmarks.run
 
+.PHONY: docs
+docs: $(READY) ## Build the documentation into build/docs
+	@$(BIN)/python docs/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open build/docs/index.html"
+
 .PHONY: lint
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check .

@@ -56,17 +56,17 @@ class SourceConfig(_Section):
     dsn: SecretStr | None = Field(
         None, description="A libpq URI or key/value string; may hold the password."
     )
-    host: str | None = None
-    port: int | None = Field(None, ge=1, le=65535)
-    user: str | None = None
-    password: SecretStr | None = None
-    database: str | None = None
+    host: str | None = Field(None, description="A name, an address, or a socket's folder.")
+    port: int | None = Field(None, ge=1, le=65535, description="5432 unless given.")
+    user: str | None = Field(None, description="Needs REPLICATION, and SELECT on the tables.")
+    password: SecretStr | None = Field(None, description="Better from the environment.")
+    database: str | None = Field(None, description="Where the publication is.")
     sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] | None = (
-        None
+        Field(None, description="How much TLS is asked for; libpq's default is `prefer`.")
     )
-    sslrootcert: str | None = None
-    sslcert: str | None = None
-    sslkey: str | None = None
+    sslrootcert: str | None = Field(None, description="File of the authorities to trust.")
+    sslcert: str | None = Field(None, description="File of the client's certificate.")
+    sslkey: str | None = Field(None, description="File of the client's private key.")
     connect_timeout_s: int = Field(10, ge=1, description="Seconds to wait for a connection.")
 
     @field_validator("publication")
@@ -156,8 +156,12 @@ class DuckDBDestinationConfig(DestinationConfig):
 
     type: Literal["duckdb"]
     path: Path = Field(description="The file; its folder must exist.")
-    memory_limit: str = Field("256MB", pattern=r"^\d+(\.\d+)?\s?[KMGT]i?B$")
-    lock_timeout_s: float = Field(60.0, gt=0)
+    memory_limit: str = Field(
+        "256MB", pattern=r"^\d+(\.\d+)?\s?[KMGT]i?B$", description="For DuckDB's buffers."
+    )
+    lock_timeout_s: float = Field(
+        60.0, gt=0, description="How long to wait for another process that has the file open."
+    )
     changelog: bool = Field(False, description="Also keep the position of every change.")
 
     @property
@@ -214,7 +218,7 @@ class BatchConfig(_Section):
 
     max_fill_ms: int = Field(1000, ge=1, description="Age of the oldest change, at most.")
     max_bytes: int = Field(8 * 1024**2, ge=1024, description="Size as Postgres sends it, at most.")
-    max_rows: int = Field(200_000, ge=1)
+    max_rows: int = Field(200_000, ge=1, description="Rows, at most.")
     max_queued: int = Field(2, ge=1, description="Closed batches waiting for the destination.")
 
 
@@ -229,8 +233,8 @@ class CopyConfig(_Section):
 class RetryConfig(_Section):
     """How failures that waiting may cure are retried; the delay doubles, with jitter."""
 
-    initial_delay_ms: int = Field(500, ge=1)
-    max_delay_ms: int = Field(30_000, ge=1)
+    initial_delay_ms: int = Field(500, ge=1, description="The first pause.")
+    max_delay_ms: int = Field(30_000, ge=1, description="The longest pause.")
     max_attempts: int = Field(8, ge=1, description="In a row; progress resets the count.")
 
 
@@ -248,7 +252,9 @@ class PipelineConfig(_Section):
         max_length=30,
         description="Its name: part of slot names and state IDs. Lower-case letters, digits, _.",
     )
-    environment: str = Field("dev", pattern=r"^[A-Za-z0-9_-]+$")
+    environment: str = Field(
+        "dev", pattern=r"^[A-Za-z0-9_-]+$", description="The first part of state IDs."
+    )
     source: SourceConfig
     state_store: Annotated[
         SerializeAsAny[StoreConfig], BeforeValidator(_Kind(STORES, default="postgres"))
