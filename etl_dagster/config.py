@@ -182,6 +182,10 @@ BUILT_IN_SECTIONS: Mapping[str, Mapping[str, type[_Section]]] = {
 }
 
 
+#: Stands for the type of a destination that a pipeline is given as an object.
+_GIVEN = "given"
+
+
 class _Kind:
     """Validates a section with the model that belongs to its ``type``."""
 
@@ -259,7 +263,9 @@ class PipelineConfig(_Section):
     state_store: Annotated[
         SerializeAsAny[StoreConfig], BeforeValidator(_Kind(STORES, default="postgres"))
     ] = PostgresStoreConfig()
-    destination: Annotated[SerializeAsAny[DestinationConfig], BeforeValidator(_Kind(DESTINATIONS))]
+    destination: Annotated[
+        SerializeAsAny[DestinationConfig], BeforeValidator(_Kind(DESTINATIONS))
+    ] = DestinationConfig(type=_GIVEN)
     batch: BatchConfig = BatchConfig()
     copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
     retry: RetryConfig = RetryConfig()
@@ -276,6 +282,13 @@ class PipelineConfig(_Section):
     def state_id(self, table_name: str) -> str:
         """The Meltano state ID of a table, given as ``schema.table``."""
         return f"{self.environment}:{self.pipeline}-to-{self.destination.type}:{table_name}"
+
+    def given_destination(self, name: str) -> PipelineConfig:
+        """The same for a destination given as an object; its name is used where none was
+        configured."""
+        if self.destination.type != _GIVEN:
+            return self
+        return self.model_copy(update={"destination": DestinationConfig(type=name)})
 
     def table(self, table_name: str) -> TableConfig:
         return self.tables.get(table_name, TableConfig())
@@ -317,11 +330,16 @@ def parse_config(
     *,
     origin: str | Path = "configuration",
 ) -> PipelineConfig:
-    """Make a configuration from plain values; as `load_config`, without the file."""
+    """Make a configuration from plain values; as `load_config`, without the file.
+
+    Without a `destination` it is for a pipeline that is given its destination as an object.
+    """
     environ = os.environ if environ is None else environ
     mistakes: list[str] = []
     values = _expand(raw, environ, mistakes, ())
     _override(values, environ, mistakes)
+    if isinstance(origin, Path) and "destination" not in values:
+        mistakes.append("destination: is required")
     config = None
     try:
         config = PipelineConfig.model_validate(values)

@@ -15,7 +15,6 @@ config = parse_config(
     {
         "pipeline": "tutorial",
         "source": {"dsn": os.environ["ETL_SOURCE_DSN"], "publication": "tutorial"},
-        "destination": {"type": "memory"},
         "batch": {"max_fill_ms": 100},
         "copy": {"chunk_rows": 1000},
     }

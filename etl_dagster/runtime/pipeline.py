@@ -66,7 +66,7 @@ class Pipeline:
         *,
         copies: Literal["own", "elsewhere"] = "own",
     ) -> None:
-        self._config = config
+        self._config = config = config.given_destination(destination.name)
         self._store = store = coordinating(store)
         self._destination = destination
         self._control = SourceControl(

@@ -278,6 +278,24 @@ def test_a_state_id_is_meltanos() -> None:
     assert parse_config(minimal(), {}).state_id("public.a") == "dev:shop-to-memory:public.a"
 
 
+def test_a_destination_given_as_an_object_lends_its_name() -> None:
+    raw = minimal()
+    del raw["destination"]
+
+    config = parse_config(raw, {}).given_destination("paper")
+
+    assert config.state_id("public.a") == "dev:shop-to-paper:public.a"
+    assert parse_config(minimal(), {}).given_destination("paper") == parse_config(minimal(), {})
+
+
+def test_a_file_must_name_a_destination(tmp_path: Path) -> None:
+    raw = minimal()
+    del raw["destination"]
+
+    with pytest.raises(ConfigError, match="destination: is required"):
+        load_config(write(tmp_path, json.dumps(raw)), {})
+
+
 def test_a_table_that_is_not_named_has_the_defaults() -> None:
     config = parse_config(minimal() | {"tables": {"public.log": {"copy": False}}}, {})
 
