@@ -22,11 +22,16 @@ WriteResult: TypeAlias = "Future[None] | None"
 class Capabilities:
     """What a destination promises beyond the least; the conformance suite checks what is set."""
 
-    #: Data and position are committed together, so each change is applied exactly once.
+    #: Data and position are committed together, so each change is applied exactly once. Epochs are
+    #: kept, and copies and their chunks: one that was given up is refused (`InvalidState`), and the
+    #: old rows stay until the new copy is complete.
     transactional: bool = False
-    #: Updates and deletes change rows in place; without it every change is appended.
+    #: Updates and deletes change rows in place; without it every change is appended, with its
+    #: operation and position.
     mirror: bool = True
+    #: A truncate empties the table (or is appended).
     truncate: bool = True
+    #: Columns and tables that are added, dropped and renamed are so at the destination.
     schema_changes: bool = False
 
 

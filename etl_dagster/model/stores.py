@@ -73,7 +73,7 @@ class SchemaStore(Protocol):
         ...
 
     def get_table_schemas(self) -> Sequence[TableSchema]:
-        """Every version of every table that is loaded."""
+        """Every version of every table, in any order; nobody has to call a `load_...` before."""
         ...
 
     def load_table_schemas(self) -> int:
@@ -104,14 +104,20 @@ class StateStore(Protocol):
     def update_table_replication_states(
         self, updates: Sequence[tuple[TableId, TableState]]
     ) -> None:
-        """Make these the current states, all or none; the ones before are kept as history."""
+        """Make these the current states, all or none; the ones before are kept as history.
+
+        Nobody sees some of them changed and others not. The state that a table has already is no
+        change, and no step in its history.
+        """
         ...
 
     def rollback_table_replication_state(self, table_id: TableId) -> TableState:
-        """Go back to the previous state, which is returned; the current one is removed.
+        """Go back to the previous durable state (`states.is_durable`), which is returned.
+
+        The current one is removed from the history, with those passed over on the way.
 
         Raises:
-            StateRollbackError: there is no previous state.
+            StateRollbackError: there is no such state.
         """
         ...
 
@@ -231,7 +237,9 @@ class Lease(Protocol):
         """False once the connection behind the lease is lost."""
         ...
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Let others have it; changes nothing when it was released before."""
+        ...
 
 
 @runtime_checkable
@@ -245,7 +253,11 @@ class Coordination(Protocol):
         ...
 
     def wait_for_change(self, timeout_s: float) -> None:
-        """Return when some state, plan or request of the pipeline may have changed, or in time."""
+        """Return when some state, plan or request of the pipeline may have changed, or in time.
+
+        What changed since this thread's last wait ends the next one at once: nothing is missed by
+        a worker that looked and decided in between.
+        """
         ...
 
     def wake(self) -> None:
@@ -275,7 +287,10 @@ class Coordination(Protocol):
         ...
 
     def finish_chunk(self, table_id: TableId, copy_id: str, chunk: FinishedChunk) -> None:
-        """Record a chunk as durable; a second time, or for another copy, changes nothing."""
+        """Record a chunk as durable.
+
+        A second time, for another copy, or for a chunk that isn't in the plan, it changes nothing.
+        """
         ...
 
     def request_copy(self, table_id: TableId) -> None:

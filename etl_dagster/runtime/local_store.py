@@ -52,6 +52,9 @@ class LocalStore:
         self._store = store
         self._lock = threading.RLock()
         self._changed = threading.Condition()
+        self._change_count = 0
+        #: How many changes each thread had heard of when its last wait ended.
+        self._seen = threading.local()
         self._plans: dict[TableId, CopyPlan] = {}
         self._leases: dict[str, _LocalLease] = {}
         self._status: dict[str, str] = {}
@@ -149,11 +152,15 @@ class LocalStore:
         return True
 
     def wait_for_change(self, timeout_s: float) -> None:
+        # What changed while a thread looked and decided must end its next wait at once.
         with self._changed:
-            self._changed.wait(timeout_s)
+            seen = getattr(self._seen, "count", -1)
+            self._changed.wait_for(lambda: self._change_count != seen, timeout_s)
+            self._seen.count = self._change_count
 
     def wake(self) -> None:
         with self._changed:
+            self._change_count += 1
             self._changed.notify_all()
 
     def acquire_lease(self, name: str) -> _LocalLease | None:
@@ -185,7 +192,11 @@ class LocalStore:
     def finish_chunk(self, table_id: TableId, copy_id: str, chunk: FinishedChunk) -> None:
         with self._lock:
             plan = self._plans.get(table_id)
-            if plan is not None and plan.copy_id == copy_id:
+            if (
+                plan is not None
+                and plan.copy_id == copy_id
+                and chunk.index in {planned.index for planned in plan.chunks}
+            ):
                 finished = {chunk.index: chunk, **plan.finished}
                 self._plans[table_id] = replace(plan, finished=finished)
         self.wake()

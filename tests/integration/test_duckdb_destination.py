@@ -34,7 +34,7 @@ from etl_dagster.errors import (
 )
 from etl_dagster.model.events import TableRows
 from etl_dagster.stores.memory import MemoryStore
-from tests.support.changes import (
+from etl_dagster.testing.changes import (
     BOOL,
     BYTEA,
     DATE,
@@ -487,7 +487,7 @@ def test_a_writer_killed_again_and_again_loses_and_doubles_nothing(
 ) -> None:
     import pickle
 
-    from tests.support.changes import SourceTable
+    from etl_dagster.testing.changes import SourceTable
 
     chance = random.Random(20261121)
     orders, stream = SourceTable(ORDERS, toasted={"document"}), Transactions()
