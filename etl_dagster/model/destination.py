@@ -111,7 +111,7 @@ class CountsRows(Protocol):
 
 @runtime_checkable
 class ChecksItself(Protocol):
-    """A destination that can look whether it would work; `etl-dagster doctor` asks it."""
+    """A destination, or a store, that can look whether it would work; `doctor` and `run` ask it."""
 
     def check(self) -> str:
         """Look, change nothing, and say in a few words what was found.

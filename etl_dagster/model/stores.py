@@ -2,7 +2,9 @@
 
 A store of one's own implements `SchemaStore`, `StateStore` and `TableLifecycleStore`. A store that
 also implements `Coordination` lets the two workers of a table live in different processes and
-lets copies resume; without it, the engine keeps that part in memory.
+lets copies resume; without it, the engine keeps that part in memory. Making a store object must
+touch nothing: its first call does. `close`, `knows_pipeline` and `check` (see
+`etl_dagster.model.destination.ChecksItself`) are used where a store has them.
 """
 
 from __future__ import annotations
@@ -177,6 +179,27 @@ class DestinationStore(SchemaStore, StateStore, Protocol):
 @runtime_checkable
 class PipelineStore(SchemaStore, StateStore, TableLifecycleStore, Protocol):
     """All of it: what a pipeline needs of a store."""
+
+
+# -- what else a store may have, and commands ask for where it does ------------------------------
+
+
+@runtime_checkable
+class KnowsPipeline(Protocol):
+    """A store that can be looked at without being made: `status` and `reset` ask it first."""
+
+    def knows_pipeline(self) -> bool:
+        """Whether the pipeline ever ran on this store; creates nothing."""
+        ...
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """A store that keeps something open, such as connections."""
+
+    def close(self) -> None:
+        """Let go of it; a later call opens it again. Leases live on until they are released."""
+        ...
 
 
 # -- several processes -------------------------------------------------------------------------

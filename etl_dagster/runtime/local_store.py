@@ -10,14 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.destination import ChecksItself
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState
 from etl_dagster.model.stores import (
     ApplyWorker,
+    Closes,
     CoordinatingStore,
     CopyPlan,
     DestinationTableMetadata,
     FinishedChunk,
+    KnowsPipeline,
     PipelineStore,
     WorkerType,
 )
@@ -62,9 +65,20 @@ class LocalStore:
 
     def close(self) -> None:
         """Close the store itself, where it can be closed."""
-        close = getattr(self._store, "close", None)
-        if close is not None:
-            close()
+        if isinstance(self._store, Closes):
+            self._store.close()
+
+    def knows_pipeline(self) -> bool:
+        """What the store itself says, where it can; else whether it has any state."""
+        if isinstance(self._store, KnowsPipeline):
+            return self._store.knows_pipeline()
+        return bool(self._store.get_table_replication_states())
+
+    def check(self) -> str:
+        """What the store itself finds when it looks, where it can."""
+        if isinstance(self._store, ChecksItself):
+            return self._store.check()
+        return f"{type(self._store).__name__}; it can't tell before the start"
 
     # -- the store's own -----------------------------------------------------------------------
 
