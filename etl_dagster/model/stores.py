@@ -9,6 +9,7 @@ touch nothing: its first call does. `close`, `knows_pipeline` and `check` (see
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -296,7 +297,11 @@ class Coordination(Protocol):
         ...
 
     def take_epoch(self) -> int:
-        """Begin a new epoch, larger than all before: the caller is the replicator from now on."""
+        """Begin a new epoch, larger than all before: the caller is the replicator from now on.
+
+        Larger also than those of a store that was lost: the destination still remembers them. So
+        it is no smaller than `epoch_by_clock`.
+        """
         ...
 
     def current_epoch(self) -> int:
@@ -335,3 +340,8 @@ class Coordination(Protocol):
 @runtime_checkable
 class CoordinatingStore(PipelineStore, Coordination, Protocol):
     """A store for several processes, such as `PostgresStore`."""
+
+
+def epoch_by_clock() -> int:
+    """Milliseconds since 1970-01-01 UTC: past every epoch of any store that was in use before."""
+    return time.time_ns() // 1_000_000

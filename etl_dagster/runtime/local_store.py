@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.changes import Changes
 from etl_dagster.model.destination import ChecksItself
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState
@@ -23,6 +23,7 @@ from etl_dagster.model.stores import (
     KnowsPipeline,
     PipelineStore,
     WorkerType,
+    epoch_by_clock,
 )
 
 
@@ -54,10 +55,7 @@ class LocalStore:
     def __init__(self, store: PipelineStore) -> None:
         self._store = store
         self._lock = threading.RLock()
-        self._changed = threading.Condition()
-        self._change_count = 0
-        #: How many changes each thread had heard of when its last wait ended.
-        self._seen = threading.local()
+        self._changes = Changes()
         self._plans: dict[TableId, CopyPlan] = {}
         self._leases: dict[str, _LocalLease] = {}
         self._status: dict[str, str] = {}
@@ -166,16 +164,10 @@ class LocalStore:
         return True
 
     def wait_for_change(self, timeout_s: float) -> None:
-        # What changed while a thread looked and decided must end its next wait at once.
-        with self._changed:
-            seen = getattr(self._seen, "count", -1)
-            self._changed.wait_for(lambda: self._change_count != seen, timeout_s)
-            self._seen.count = self._change_count
+        self._changes.wait(timeout_s)
 
     def wake(self) -> None:
-        with self._changed:
-            self._change_count += 1
-            self._changed.notify_all()
+        self._changes.bump()
 
     def acquire_lease(self, name: str) -> _LocalLease | None:
         with self._lock:
@@ -188,9 +180,8 @@ class LocalStore:
         return name in self._leases
 
     def take_epoch(self) -> int:
-        # A destination remembers the epochs of earlier processes; the clock is past them.
         with self._lock:
-            self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
+            self._epoch = max(self._epoch + 1, epoch_by_clock())
             return self._epoch
 
     def current_epoch(self) -> int:

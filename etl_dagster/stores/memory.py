@@ -11,6 +11,7 @@ from typing import Any
 from etl_dagster.config import MemoryStoreConfig, PipelineConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.changes import Changes
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState, is_durable
 from etl_dagster.model.stores import (
@@ -20,8 +21,8 @@ from etl_dagster.model.stores import (
     FinishedChunk,
     TableSyncWorker,
     WorkerType,
+    epoch_by_clock,
 )
-from etl_dagster.stores.changes import Changes
 
 
 class MemoryLease:
@@ -241,7 +242,7 @@ class MemoryStore:
 
     def take_epoch(self) -> int:
         with self._lock:
-            self._epoch += 1
+            self._epoch = max(self._epoch + 1, epoch_by_clock())
             return self._epoch
 
     def current_epoch(self) -> int:

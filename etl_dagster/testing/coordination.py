@@ -21,6 +21,7 @@ from etl_dagster.model.stores import (
     FinishedChunk,
     Lease,
     TableSyncWorker,
+    epoch_by_clock,
 )
 from etl_dagster.testing.changes import ORDERS
 from etl_dagster.testing.stores import (
@@ -222,6 +223,14 @@ class CoordinationSuite(StoreSuite):
         assert taken == sorted(set(taken))
         assert taken[0] > 0
         assert other.current_epoch() == taken[-1]
+
+    def test_an_epoch_is_larger_than_those_of_a_store_that_was_lost(
+        self, store: CoordinatingStore
+    ) -> None:
+        """The destination remembers them, and would refuse a smaller one for ever."""
+        lost = epoch_by_clock()
+
+        assert store.take_epoch() >= lost
 
     def test_epochs_taken_at_once_differ(self, another_store: Another) -> None:
         stores = [another_store() for _ in range(4)]

@@ -43,14 +43,7 @@ class ChecksOfOurOwn(StoreSuite):
             store.rollback_table_replication_state(7)
 
 
-class EpochsAreCounted(CoordinationSuite):
-    def test_the_first_epochs_are_one_two_and_three(
-        self, store: CoordinatingStore, other: CoordinatingStore
-    ) -> None:
-        assert [store.take_epoch(), other.take_epoch(), store.take_epoch()] == [1, 2, 3]
-
-
-class TestMemoryStore(ChecksOfOurOwn, EpochsAreCounted):
+class TestMemoryStore(ChecksOfOurOwn, CoordinationSuite):
     durable = False
 
     def make_store(self, folder: Path) -> MemoryStore:
@@ -63,7 +56,7 @@ def server_database(request: pytest.FixtureRequest) -> Iterator[Database]:
         yield database
 
 
-class TestPostgresStore(ChecksOfOurOwn, EpochsAreCounted):
+class TestPostgresStore(ChecksOfOurOwn, CoordinationSuite):
     """On every version of the server; each check has a pipeline of its own in one database."""
 
     @pytest.fixture(autouse=True)

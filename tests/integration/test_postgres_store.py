@@ -153,7 +153,7 @@ def test_many_processes_may_create_the_tables_at_once(database: Database) -> Non
 
     def use(store: PostgresStore) -> None:
         try:
-            assert store.take_epoch() == 1
+            assert store.take_epoch() > 0
         except BaseException as error:
             failures.append(error)
 
@@ -329,9 +329,9 @@ def test_a_closed_store_leaves_no_connection_and_can_be_used_again(
         )
 
     store.wait_for_change(0)
-    store.take_epoch()
+    before = store.take_epoch()
     assert connections()
     store.close()
     while connections():
         pass  # a backend needs a moment to leave
-    assert store.take_epoch() == 2
+    assert store.take_epoch() > before

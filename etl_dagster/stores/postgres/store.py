@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.changes import Changes
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import (
     Init,
@@ -30,8 +31,8 @@ from etl_dagster.model.stores import (
     DestinationTableMetadata,
     FinishedChunk,
     WorkerType,
+    epoch_by_clock,
 )
-from etl_dagster.stores.changes import Changes
 from etl_dagster.stores.postgres import records
 from etl_dagster.stores.postgres.cache import Cache
 from etl_dagster.stores.postgres.connections import Connection, Connections
@@ -532,7 +533,9 @@ class PostgresStore:
 
     def take_epoch(self) -> int:
         [(epoch,)] = self._fetch(
-            "UPDATE {schema}.pipelines SET epoch = epoch + 1 WHERE name = %s RETURNING epoch",
+            "UPDATE {schema}.pipelines SET epoch = greatest(epoch + 1, %s) "
+            "WHERE name = %s RETURNING epoch",
+            epoch_by_clock(),
             self.pipeline,
         )
         return int(epoch)

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Init, TableState
-from etl_dagster.model.stores import ApplyWorker, CopyPlan, FinishedChunk
+from etl_dagster.model.stores import ApplyWorker, CopyPlan, FinishedChunk, epoch_by_clock
 from pydantic import TypeAdapter
 
 from etl_files.locks import FileLease, try_lock
@@ -142,10 +142,8 @@ class SharedSqliteStore(SqliteStore):
         return self._leases / f"{quote(name, safe='')}.lock"
 
     def take_epoch(self) -> int:
-        # A destination remembers the epochs of a file that is gone by now; the clock is past them.
-        now = time.time_ns() // 1_000_000
         [(epoch,)] = self._write(
-            "UPDATE pipeline SET epoch = max(epoch + 1, ?) RETURNING epoch", now
+            "UPDATE pipeline SET epoch = max(epoch + 1, ?) RETURNING epoch", epoch_by_clock()
         )
         return int(epoch)
 

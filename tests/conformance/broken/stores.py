@@ -358,6 +358,16 @@ class TestAnEpochIsRepeated(TestSharedStore):
             return max(super().take_epoch() - 1, 1)
 
 
+class TestEpochsBeginAnew(TestSharedStore):
+    promise = "test_an_epoch_is_larger_than_those_of_a_store_that_was_lost"
+
+    class store_class(MemoryStore):
+        def take_epoch(self) -> int:
+            with self._lock:
+                self._epoch += 1
+                return self._epoch
+
+
 class TestEpochsAreTakenOutsideOfTheLock(TestSharedStore):
     promise = "test_epochs_taken_at_once_differ"
 
