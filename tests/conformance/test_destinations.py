@@ -42,6 +42,7 @@ from tests.support.changes import (
     truncate,
     update,
 )
+from tests.support.receiver import HttpSubject
 
 
 class Subject(Protocol):
@@ -110,6 +111,7 @@ class DuckDBSubject:
 SUBJECTS: dict[str, Callable[[Path], Subject]] = {
     "memory": lambda path: MemorySubject(),
     "duckdb": lambda path: DuckDBSubject(path / "warehouse.duckdb"),
+    "http": lambda path: HttpSubject(),
 }
 
 

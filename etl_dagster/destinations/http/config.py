@@ -55,6 +55,11 @@ class HttpDestinationConfig(BaseModel):
         extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
     )
 
+    @property
+    def place(self) -> str:
+        """Where it is, for people; without any secret."""
+        return self.url
+
     @field_validator("url")
     @classmethod
     def _plain(cls, url: str) -> str:
