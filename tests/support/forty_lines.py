@@ -23,8 +23,8 @@ class MyHttpDestination(Destination):
             raise DestinationUnreachable(f"POST {path}: {type(error).__name__}") from error
         if not response.is_success:  # unreachable: the pipeline tries again, with pauses
             later = response.is_server_error or response.status_code == 429
-            error = DestinationUnreachable if later else DestinationError
-            raise error(f"POST {path}: {response.status_code}")
+            kind = DestinationUnreachable if later else DestinationError
+            raise kind(f"POST {path}: {response.status_code}")
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         self.post(f"tables/{schema.name}/drop-for-copy", table=schema_to_json(schema))

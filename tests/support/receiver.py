@@ -32,6 +32,7 @@ class Receiver:
         self._log = (folder / "receiver.log").open("ab")
         self._process: subprocess.Popen[str] | None = None
         self._port = 0
+        self.starts = 0
         self.kills = 0
         self.start()
 
@@ -66,6 +67,7 @@ class Receiver:
         word, _, port = self._process.stdout.readline().partition(" ")
         assert word == "listening", Path(self._log.name).read_text()
         self._port = int(port)
+        self.starts += 1
 
     def kill(self) -> None:
         if self._process is not None:

@@ -132,14 +132,14 @@ class Handler(BaseHTTPRequestHandler):
         """Silent."""
 
 
-def main() -> None:
+def main(handler: type[Handler] = Handler) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("state")
     parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
     Handler.db = sqlite3.connect(options.state, isolation_level=None, check_same_thread=False)
     Handler.db.executescript(_TABLES)
-    server = ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", options.port), handler)
     server.daemon_threads = True
     print("listening", server.server_address[1], flush=True)
     server.serve_forever()

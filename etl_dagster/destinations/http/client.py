@@ -44,6 +44,7 @@ class HttpClient:
         self._config = config
         self._lock = threading.Lock()
         self._opened: httpx.Client | None = None
+        self._is_closed = False
         self._closing = threading.Event()
         self._patience = Patience(config.max_attempts, self._closing)
 
@@ -92,8 +93,9 @@ class HttpClient:
         self._closing.set()
 
     def close(self) -> None:
-        """Close the connections; idempotent."""
+        """Close the connections; idempotent. What is sent afterwards is unreachable."""
         with self._lock:
+            self._is_closed = True
             if self._opened is not None:
                 self._opened.close()
 
@@ -128,6 +130,8 @@ class HttpClient:
 
     def _client(self) -> httpx.Client:
         with self._lock:
+            if self._is_closed:
+                raise TryAgain("the destination is shut down")
             if self._opened is None:
                 self._opened = self._open()
             return self._opened

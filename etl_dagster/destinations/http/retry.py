@@ -16,9 +16,11 @@ from etl_dagster.errors import DestinationUnreachable
 
 _T = TypeVar("_T")
 
-_FIRST_DELAY_S: Final = 0.25
+#: 0.1, 0.3, 0.9, 2.7 and then 5 seconds, and up to 0.2 more, by chance.
+_FIRST_DELAY_S: Final = 0.1
+_DELAY_GROWTH: Final = 3.0
 _MAX_DELAY_S: Final = 5.0
-_JITTER_S: Final = 0.5
+_JITTER_S: Final = 0.2
 #: No new try after this; the pipeline's own retries, which end when it stops, go on from there.
 _MAX_TOTAL_S: Final = 45.0
 #: A receiver may ask for more; then the write fails, and the next one waits, for as long again.
@@ -55,7 +57,7 @@ def parse_retry_after(header: str | None, now: datetime) -> float | None:
         return float(header) if len(header) < 10 else None
     try:
         moment = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
@@ -99,6 +101,7 @@ class Patience:
                 attempts=self._max_attempts,
                 timeout=_MAX_TOTAL_S,
                 wait_initial=_FIRST_DELAY_S,
+                wait_exp_base=_DELAY_GROWTH,
                 wait_max=_MAX_DELAY_S,
                 wait_jitter=_JITTER_S,
             ):
