@@ -9,10 +9,10 @@ from tests.support import small_receiver
 
 
 class DyingHandler(small_receiver.Handler):
-    def answer(self, body: bytes) -> None:
+    def answer(self, body: bytes, status: int = 200) -> None:
         if self.command == "POST" and random.random() < 0.05:
             os._exit(9)
-        super().answer(body)
+        super().answer(body, status)
 
 
 if __name__ == "__main__":

@@ -16,20 +16,29 @@ from urllib.parse import parse_qs, urlsplit
 
 _TABLES = """
 pragma journal_mode = wal;
-create table if not exists tables (id integer primary key, name text, copy_id text, position text);
+create table if not exists tables (
+    id integer primary key, name text, copy_id text, replay_from text, position text);
 create table if not exists rows (number integer primary key, id integer, key text, content text);
 create index if not exists by_key on rows (id, key);
 """
 
 
+class Outdated(Exception):
+    """The body is of a copy that was given up for a newer one."""
+
+
 def write_rows(db: sqlite3.Connection, body: dict[str, Any]) -> None:
-    table = body["table"]
-    known = db.execute("select copy_id from tables where id = ?", [table["table_id"]]).fetchone()
-    if known != (body["copy_id"],):  # another copy: what is here is of an earlier one
+    table, copy = body["table"], (body["copy_id"], position(body["replay_from"], -1))
+    found = db.execute(
+        "select copy_id, replay_from from tables where id = ?", [table["table_id"]]
+    ).fetchone()
+    if found != copy:
+        if found and (found[1] or "") > copy[1]:
+            raise Outdated
+        # What is here is of an earlier copy; what the stream brings from before is in this one.
         db.execute("delete from rows where id = ?", [table["table_id"]])
-        before = position(body["replay_from"], -1)
-        values = [table["table_id"], table["table"], body["copy_id"], before]
-        db.execute("insert or replace into tables values (?, ?, ?, ?)", values)
+        values = [table["table_id"], table["table"], *copy, copy[1]]
+        db.execute("insert or replace into tables values (?, ?, ?, ?, ?)", values)
     columns = [column for column in table["columns"] if column["key"]]
     key = [column["name"] for column in sorted(columns, key=lambda column: column["key"])]
     for row in body["rows"]:
@@ -105,12 +114,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.lock, self.db:  # one transaction for the rows and the position
-            self.db.execute("begin immediate")
-            if self.path == "/rows":
-                write_rows(self.db, body)
-            elif self.path == "/events":
-                write_events(self.db, body["events"])
+        try:
+            with self.lock, self.db:  # one transaction for the rows and the position
+                self.db.execute("begin immediate")
+                if self.path == "/rows":
+                    write_rows(self.db, body)
+                elif self.path == "/events":
+                    write_events(self.db, body["events"])
+        except Outdated:
+            self.answer(b"{}", status=410)
+            return
         self.answer(b"{}")
 
     def do_GET(self) -> None:
@@ -122,8 +135,8 @@ class Handler(BaseHTTPRequestHandler):
             ).fetchall()
         self.answer(json.dumps([json.loads(content) for (content,) in found]).encode())
 
-    def answer(self, body: bytes) -> None:
-        self.send_response(200)
+    def answer(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

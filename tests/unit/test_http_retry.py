@@ -164,8 +164,8 @@ def test_the_server_decides_when_if_it_says_so() -> None:
     """Not before, and not all at the same moment."""
     patience = Patience(4, threading.Event())
 
-    assert 2.0 <= patience._delay(TryAgain("429", retry_after_s=2.0)) < 3.0
-    assert patience._delay(TryAgain("500")) is True
+    assert 2.0 <= patience._delay(TryAgain("429", retry_after_s=2.0), "POST x") < 3.0
+    assert patience._delay(TryAgain("500"), "POST x") is True
 
 
 def test_enough_failures_are_an_unreachable_destination_with_the_last_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -13,6 +14,8 @@ from typing import Final, TypeVar
 import stamina
 
 from etl_dagster.errors import DestinationUnreachable
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -97,7 +100,7 @@ class Patience:
         attempts = 0
         try:
             for attempt in stamina.retry_context(
-                on=self._delay,
+                on=lambda error: self._delay(error, what),
                 attempts=self._max_attempts,
                 timeout=_MAX_TOTAL_S,
                 wait_initial=_FIRST_DELAY_S,
@@ -117,10 +120,11 @@ class Patience:
             ) from None
         raise AssertionError("stamina ends with an answer or a failure")
 
-    def _delay(self, error: Exception) -> bool | float:
+    def _delay(self, error: Exception, what: str) -> bool | float:
         """For stamina: whether to try again, and when other than by its own reckoning."""
         if not isinstance(error, TryAgain):
             return False
+        _log.warning("%s failed: %s", what, error.reason)
         if error.retry_after_s is None:
             return not self._closing.is_set()
         self._not_before = max(self._not_before, self._clock() + error.retry_after_s)
