@@ -79,7 +79,8 @@ def test_the_server_has_what_the_source_has_though_both_sides_are_killed(
                 # Something happened, or all is idle: the moment after is what is random.
                 store.wait_for_change(2)
                 time.sleep(rng.uniform(0, 0.7))
-                rng.choice([sender.kill, receiver.kill])()
+                both: list[Sender | Receiver] = [sender, receiver]
+                rng.choice([side for side in both if side.kills < kills]).kill()
             _run_until_caught_up(store, newest_database.dsn, sender, receiver)
         workload.stop()
         _run_until_caught_up(store, newest_database.dsn, sender, receiver)

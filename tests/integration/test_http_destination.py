@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from etl_dagster.stores.memory import MemoryStore
 from tests.support.changes import (
     ORDERS,
     PRICES,
+    READINGS,
     VISITS,
     Transactions,
     arrow_rows,
@@ -305,17 +307,25 @@ def test_tables_are_sent_at_once_and_each_in_order(receiver: Receiver) -> None:
     assert [row["price"] for row in receiver.rows("public.prices") or []] == list(range(100))
 
 
-def test_connections_are_bounded(receiver: Receiver) -> None:
-    sender = destination(receiver, max_connections=1, max_body_bytes=1024)
+@pytest.mark.parametrize("bound", [1, 2])
+def test_connections_are_bounded_over_copies_and_streams(receiver: Receiver, bound: int) -> None:
+    sender = destination(receiver, max_connections=bound, max_body_bytes=1024)
     changes = Transactions().commit(
-        *(insert(VISITS, page="/", at=number) for number in range(50)),
-        *(insert(PRICES, sku=str(number), region=1, price=number) for number in range(50)),
+        *(insert(READINGS, sensor="a", value=number) for number in range(100)),
+        *(insert(PRICES, sku=str(number), region=1, price=number) for number in range(100)),
     )
+    rows = [{"page": "/", "at": number} for number in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        writes = [
+            pool.submit(sender.write_table_rows, VISITS, chunk("copy", index, VISITS, rows))
+            for index in range(3)
+        ]
+        writes.append(pool.submit(sender.write_events, batch(changes)))
+    for write in writes:
+        write.result()
 
-    sender.write_events(batch(changes))
-
-    assert len(receiver.requests()) > 2
-    assert receiver.most_requests_at_once() == 1
+    assert len(receiver.requests()) > 20
+    assert receiver.most_requests_at_once() == bound
 
 
 # -- who is there --------------------------------------------------------------------------------

@@ -125,9 +125,8 @@ class HttpDestination:
 
     def shutdown(self) -> None:
         """Wait for requests under way, which aren't tried again; idempotent."""
-        self._client.stop_retries()
-        self._pool.shutdown()
         self._client.close()
+        self._pool.shutdown()
 
 
 def _failure(job: Future[None]) -> BaseException | None:
