@@ -40,6 +40,7 @@ STORES = "etl_dagster.stores"
 _BUILT_IN: Mapping[str, Mapping[str, str]] = {
     DESTINATIONS: {
         "duckdb": "etl_dagster.destinations.duckdb:DuckDBDestination",
+        "http": "etl_dagster.destinations.http:HttpDestination",
         "memory": "etl_dagster.destinations.memory:MemoryDestination",
     },
     STORES: {

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from etl_dagster.destinations.duckdb import DuckDBDestination, read_connection
+from etl_dagster.destinations.http import HttpDestination
 from etl_dagster.destinations.memory import MemoryDestination
-from etl_dagster.model.destination import Destination
+from etl_dagster.model.destination import Capabilities, Destination
+from etl_dagster.model.json_values import row_from_json
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.testing import DestinationSuite, Recorded
 from etl_dagster.testing.changes import ORDERS, VISITS, Row, Transactions, insert, order, update
 from etl_dagster.testing.subject import DestinationChecks, Subject
+from tests.support.receiver import shared_receiver
 
 
 class ChecksOfOurOwn(DestinationChecks):
@@ -97,3 +101,29 @@ class TestDuckDBDestination(ChecksOfOurOwn, DestinationSuite):
                 [schema.id],
             ).fetchall()
         return [Recorded(*entry) for entry in found]
+
+
+class TestHttpDestination(ChecksOfOurOwn, DestinationSuite):
+    """What a receiver makes of it that keeps positions, copies and epochs."""
+
+    # An epoch reaches a receiver together with changes, never alone.
+    test_a_stalled_process_is_refused_once_another_took_over = None
+    test_an_epoch_alone_is_enough_to_refuse_older_ones = None
+
+    def make_destination(self, folder: Path) -> HttpDestination:
+        self.receiver = shared_receiver(folder)
+        return HttpDestination(self.receiver.url)
+
+    def capabilities(self, destination: Destination) -> Capabilities:
+        return replace(destination.capabilities, transactional=True)
+
+    def read_rows(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        found = self.receiver.rows(schema.name) or []
+        return [row_from_json(schema.columns, row) for row in found]
+
+    def table_exists(self, destination: Destination, schema: TableSchema) -> bool:
+        return self.receiver.rows(schema.name) is not None
+
+    def read_changes(self, destination: Destination, schema: TableSchema) -> list[Recorded]:
+        found = self.receiver.changelog()
+        return [Recorded(*change) for table_id, *change in found if table_id == schema.id]

@@ -27,14 +27,19 @@ from etl_dagster.testing.changes import (
 )
 from etl_dagster.testing.random_changes import KINDS, NUMBERS, TEXTS, RandomSource
 from etl_dagster.testing.subject import DestinationHooks, Subject
-from tests.conformance.test_destinations import TestDuckDBDestination, TestMemoryDestination
+from tests.conformance.test_destinations import (
+    TestDuckDBDestination,
+    TestHttpDestination,
+    TestMemoryDestination,
+)
 
 #: Not by these names: pytest would collect the suites once more.
 SUITES: dict[str, type[DestinationHooks]] = {
     "memory": TestMemoryDestination,
     "duckdb": TestDuckDBDestination,
+    "http": TestHttpDestination,
 }
-del TestMemoryDestination, TestDuckDBDestination
+del TestMemoryDestination, TestDuckDBDestination, TestHttpDestination
 
 _SMALL = st.sampled_from(NUMBERS)
 _TEXT = st.sampled_from(TEXTS)

@@ -83,7 +83,7 @@ def test_an_unknown_destination_names_those_that_are_known() -> None:
     raw = minimal() | {"destination": {"type": "bigquery"}}
 
     with pytest.raises(
-        ConfigError, match=r"destination\.type: unknown destination.*duckdb, memory"
+        ConfigError, match=r"destination\.type: unknown destination.*duckdb, http, memory"
     ):
         parse_config(raw, {})
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import queue
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Final
 
 import httpx
@@ -42,10 +45,16 @@ class HttpClient:
 
     def __init__(self, config: HttpDestinationConfig) -> None:
         self._config = config
-        self._lock = threading.Lock()
-        self._opened: httpx.Client | None = None
         self._closing = threading.Event()
+        self._close_lock = threading.Lock()
         self._patience = Patience(config.max_attempts, self._closing)
+        # A client for each connection, each used by one thread at a time, the last one first.
+        # One client with as many connections would do, if httpcore 1.0.9 didn't sometimes close a
+        # connection that it has given to a waiting request, which then hears nothing until it
+        # times out (encode/httpcore#1110).
+        self._clients: queue.LifoQueue[httpx.Client | None] = queue.LifoQueue()
+        for _ in range(config.max_connections):
+            self._clients.put(None)
 
     def post(self, body: Body, schema: TableSchema) -> None:
         """Have the receiver take the body; once this returns it is durable there.
@@ -75,7 +84,8 @@ class HttpClient:
         timeout_s = min(self._config.timeout_s, _CHECK_TIMEOUT_S)
         url = self._config.url
         try:
-            status = self._client().options(url, timeout=timeout_s).status_code
+            with self._client() as client:
+                status = client.options(url, timeout=timeout_s).status_code
         except httpx.TransportError as error:
             raise DestinationUnreachable(
                 f"{url}: {_reason(error, timeout_s)}",
@@ -87,15 +97,14 @@ class HttpClient:
                 solution="Check destination.token and destination.headers.",
             )
 
-    def stop_retries(self) -> None:
-        """Let requests under way end, one way or the other."""
-        self._closing.set()
-
     def close(self) -> None:
-        """Close the connections; idempotent."""
-        with self._lock:
-            if self._opened is not None:
-                self._opened.close()
+        """Let requests under way end, one way or the other, and try nothing again; idempotent."""
+        self._closing.set()
+        with self._close_lock:
+            for client in [self._clients.get() for _ in range(self._config.max_connections)]:
+                if client is not None:
+                    client.close()
+                self._clients.put(None)
 
     def _send(self, path: str, content: bytes, headers: Mapping[str, str]) -> int:
         """One try; returns a status that is final."""
@@ -105,7 +114,10 @@ class HttpClient:
             headers = {**headers, signature.HEADER: signed}
         url = f"{self._config.url}/{path}"
         try:
-            with self._client().stream("POST", url, content=content, headers=headers) as response:
+            with (
+                self._client() as client,
+                client.stream("POST", url, content=content, headers=headers) as response,
+            ):
                 self._read_whole(response)
         except httpx.TransportError as error:
             raise TryAgain(_reason(error, self._config.timeout_s)) from error
@@ -126,11 +138,18 @@ class HttpClient:
             if time.monotonic() > deadline:
                 raise TryAgain(f"no whole answer in {self._config.timeout_s:g} s")
 
-    def _client(self) -> httpx.Client:
-        with self._lock:
-            if self._opened is None:
-                self._opened = self._open()
-            return self._opened
+    @contextmanager
+    def _client(self) -> Iterator[httpx.Client]:
+        """One for this thread alone; waits while all are in use, which their timeouts end."""
+        client = self._clients.get()
+        try:
+            if self._closing.is_set():
+                raise TryAgain("the destination is shut down")
+            if client is None:
+                client = self._open()
+            yield client
+        finally:
+            self._clients.put(client)
 
     def _open(self) -> httpx.Client:
         config = self._config
@@ -138,21 +157,16 @@ class HttpClient:
         headers.setdefault("User-Agent", f"etl-dagster/{__version__}")
         if config.token is not None:
             headers["Authorization"] = f"Bearer {config.token.get_secret_value()}"
-        return httpx.Client(
-            headers=headers,
-            verify=_tls(config),
-            # Waiting for a free connection ends when those who have one time out.
-            timeout=httpx.Timeout(config.timeout_s, pool=None),
-            limits=httpx.Limits(
-                max_connections=config.max_connections,
-                max_keepalive_connections=config.max_connections,
-            ),
-        )
+        return httpx.Client(headers=headers, verify=self._tls, timeout=config.timeout_s)
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return _tls(self._config)
 
 
-def _tls(config: HttpDestinationConfig) -> ssl.SSLContext | bool:
+def _tls(config: HttpDestinationConfig) -> ssl.SSLContext:
     if not config.verify or config.ca_file is None:
-        return config.verify
+        return httpx.create_ssl_context(verify=config.verify)
     try:
         return ssl.create_default_context(cafile=str(config.ca_file))
     except OSError as error:  # also an ssl.SSLError

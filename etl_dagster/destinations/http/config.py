@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
+
+from etl_dagster.config import DestinationConfig
 
 #: What the destination itself sends; a header of the configuration can't replace it.
 RESERVED_HEADERS = frozenset(
@@ -27,7 +29,7 @@ _TOKEN_CHARACTERS = frozenset(
 )
 
 
-class HttpDestinationConfig(BaseModel):
+class HttpDestinationConfig(DestinationConfig):
     """A server that takes rows and changes as JSON; it may be several behind one address."""
 
     type: Literal["http"]
@@ -51,9 +53,10 @@ class HttpDestinationConfig(BaseModel):
     verify: bool = Field(True, description="False accepts any certificate: for tests only.")
     ca_file: Path | None = Field(None, description="Certificates (PEM) to trust instead.")
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
-    )
+    @property
+    def place(self) -> str:
+        """Where it is, for people; without any secret."""
+        return self.url
 
     @field_validator("url")
     @classmethod

@@ -28,10 +28,9 @@ class HttpDestination:
     recognises what it has. One table's bodies are sent one after the other, in order, those of
     several tables at once.
 
-    A batch of several tables is several requests. When one table is refused, the others may have
-    been taken: `TableWriteFailed` then doesn't mean that nothing of the batch was applied, as it
-    does elsewhere, but nothing is lost or doubled by it. The pipeline sends the batch again
-    without the table, and the receiver recognises the rest; what it has of the refused table is
+    A batch of several tables is several requests. When one table is refused (`TableWriteFailed`),
+    others may have been taken already. That is all right: the pipeline sends the batch again
+    without the table, and the receiver recognises the rest. What it has of the refused table is
     replaced by the copy that follows the table's reset.
 
     Args:
@@ -126,9 +125,8 @@ class HttpDestination:
 
     def shutdown(self) -> None:
         """Wait for requests under way, which aren't tried again; idempotent."""
-        self._client.stop_retries()
-        self._pool.shutdown()
         self._client.close()
+        self._pool.shutdown()
 
 
 def _failure(job: Future[None]) -> BaseException | None:

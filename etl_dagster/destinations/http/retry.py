@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -14,11 +15,15 @@ import stamina
 
 from etl_dagster.errors import DestinationUnreachable
 
+_log = logging.getLogger(__name__)
+
 _T = TypeVar("_T")
 
-_FIRST_DELAY_S: Final = 0.25
+#: 0.1, 0.3, 0.9, 2.7 and then 5 seconds, and up to 0.2 more, by chance.
+_FIRST_DELAY_S: Final = 0.1
+_DELAY_GROWTH: Final = 3.0
 _MAX_DELAY_S: Final = 5.0
-_JITTER_S: Final = 0.5
+_JITTER_S: Final = 0.2
 #: No new try after this; the pipeline's own retries, which end when it stops, go on from there.
 _MAX_TOTAL_S: Final = 45.0
 #: A receiver may ask for more; then the write fails, and the next one waits, for as long again.
@@ -55,7 +60,7 @@ def parse_retry_after(header: str | None, now: datetime) -> float | None:
         return float(header) if len(header) < 10 else None
     try:
         moment = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
@@ -95,10 +100,11 @@ class Patience:
         attempts = 0
         try:
             for attempt in stamina.retry_context(
-                on=self._delay,
+                on=lambda error: self._delay(error, what),
                 attempts=self._max_attempts,
                 timeout=_MAX_TOTAL_S,
                 wait_initial=_FIRST_DELAY_S,
+                wait_exp_base=_DELAY_GROWTH,
                 wait_max=_MAX_DELAY_S,
                 wait_jitter=_JITTER_S,
             ):
@@ -114,10 +120,11 @@ class Patience:
             ) from None
         raise AssertionError("stamina ends with an answer or a failure")
 
-    def _delay(self, error: Exception) -> bool | float:
+    def _delay(self, error: Exception, what: str) -> bool | float:
         """For stamina: whether to try again, and when other than by its own reckoning."""
         if not isinstance(error, TryAgain):
             return False
+        _log.warning("%s failed: %s", what, error.reason)
         if error.retry_after_s is None:
             return not self._closing.is_set()
         self._not_before = max(self._not_before, self._clock() + error.retry_after_s)
