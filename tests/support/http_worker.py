@@ -1,7 +1,7 @@
 """A pipeline into a server, in a process of its own, so that a test can kill it.
 
 The first line of stdin is a task: ``{"config": {...}, "kind": "http", "settings": {"url": ...}}``.
-With ``"kind": "forty_lines"`` it is the destination of the tutorial.
+With ``"kind": "forty_lines"`` it is one that somebody wrote in forty lines.
 """
 
 from __future__ import annotations
