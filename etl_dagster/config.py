@@ -164,6 +164,20 @@ class TableConfig(_Section):
     )
 
 
+class MeltanoConfig(_Section):
+    """The mirror of every table's position as Meltano state."""
+
+    enabled: bool = True
+    state_backend: SecretStr | None = Field(
+        None,
+        description="A postgres:// URI as Meltano's state_backend.uri; by default the database and "
+        "schema of the state store.",
+    )
+    interval_s: float = Field(
+        5.0, gt=0, description="A position is written this often; changes of phase at once."
+    )
+
+
 class PipelineConfig(_Section):
     """A pipeline: from one publication to one destination."""
 
@@ -180,6 +194,7 @@ class PipelineConfig(_Section):
     copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
     retry: RetryConfig = RetryConfig()
     tables: dict[str, TableConfig] = {}
+    meltano: MeltanoConfig = MeltanoConfig()
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True
