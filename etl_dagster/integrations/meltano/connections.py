@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors
+from psycopg.conninfo import make_conninfo
 
 from etl_dagster.integrations.meltano.errors import (
     StateLocked,
@@ -62,6 +63,7 @@ class Connections:
 
     def __init__(self, location: StateLocation) -> None:
         self._location = location
+        self._conninfo = make_conninfo(**location.parameters)
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
         self._process = os.getpid()
@@ -76,7 +78,7 @@ class Connections:
         """
         try:
             connection = psycopg.connect(
-                **self._location.parameters,
+                self._conninfo,
                 autocommit=True,
                 # Prepared statements belong to a session.
                 prepare_threshold=None,

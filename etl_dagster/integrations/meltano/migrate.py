@@ -159,9 +159,7 @@ def _run(
         if number in done:
             continue
         # Several statements in one string: only the simple protocol takes them.
-        psycopg.ClientCursor(connection).execute(
-            sql.SQL(statements).format(**names)  # type: ignore[arg-type]
-        )
+        psycopg.ClientCursor(connection).execute(sql.SQL(statements).format(**names))
         connection.execute(
             sql.SQL("INSERT INTO {migrations} (number, name) VALUES (%s, %s)").format(**names),
             (number, name),
@@ -207,7 +205,7 @@ def _columns(connection: Connection, schema: str, table: str) -> set[str]:
 
 
 def _put_aside_earlier_backend(connection: Connection, tables: StateTables) -> None:
-    """Rename its tables; what they hold comes into ours, and they stay until somebody drops them."""
+    """Rename its tables; what they hold comes into ours, and they stay there."""
     earlier = {
         tables.state: {"state_id", "partial_state", "completed_state", "updated_at"},
         tables.locks: {"state_id", "locked_at", "lock_id"},

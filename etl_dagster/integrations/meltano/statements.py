@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import LiteralString
 
 from psycopg import sql
 
 from etl_dagster.integrations.meltano.migrate import StateTables
 
+#: Parts that occur several times, in braces as well.
 _STATE = "state_id, partial_state, completed_state, version, updated_at, writer, run_id"
 _VERSION = (
     "state_id, version, operation, partial_state, completed_state, written_at, writer, run_id"
 )
 #: Without a lock (`lock_id` is null) a write is always allowed; with one, only while it is ours.
-_ALLOWED = """
-fence AS (
+_ALLOWED = """fence AS (
   SELECT FROM {locks} WHERE lock_key = %(lock_key)s AND lock_id = %(lock_id)s FOR UPDATE
 ), allowed AS (
   SELECT WHERE %(lock_id)s::uuid IS NULL OR EXISTS (SELECT FROM fence)
 )"""
 
-_WRITE = (
-    "WITH"
-    + _ALLOWED
-    + """, changed AS (
+_WRITE = """
+WITH {allowed}, changed AS (
   UPDATE {state} SET partial_state = %(partial)s, completed_state = %(completed)s,
     version = version + 1, updated_at = clock_timestamp(), writer = %(writer)s,
     run_id = %(run_id)s, write_id = %(write_id)s
@@ -37,8 +35,7 @@ _WRITE = (
                        run_id, write_id)
   SELECT %(state_id)s, %(partial)s, %(completed)s,
          1 + coalesce((SELECT max(version) FROM {history}
-                       WHERE "left"(state_id, 200) = "left"(%(state_id)s, 200)
-                       AND state_id = %(state_id)s), 0),
+                       WHERE {is_it}), 0),
          clock_timestamp(), %(writer)s, %(run_id)s, %(write_id)s
   WHERE NOT EXISTS (SELECT FROM {state} WHERE state_id = %(state_id)s)
   AND EXISTS (SELECT FROM allowed) AND coalesce(%(expected)s::bigint, 0) = 0
@@ -53,12 +50,9 @@ _WRITE = (
   FROM written WHERE %(keep)s
 )
 SELECT version, updated_at FROM written"""
-)
 
-_DELETE = (
-    "WITH"
-    + _ALLOWED
-    + """, gone AS (
+_DELETE = """
+WITH {allowed}, gone AS (
   DELETE FROM {state} WHERE state_id = %(state_id)s AND EXISTS (SELECT FROM allowed)
   RETURNING version
 ), kept AS (
@@ -66,7 +60,6 @@ _DELETE = (
   SELECT %(state_id)s, version + 1, 'delete', %(writer)s, %(run_id)s FROM gone WHERE %(keep)s
 )
 SELECT (SELECT count(*) FROM allowed), (SELECT count(*) FROM gone)"""
-)
 
 #: One row for each new state, given as arrays; the table is locked against other writers.
 _WRITE_ALL = """
@@ -114,10 +107,9 @@ SELECT count(*) FROM gone"""
 #: Keeps the newest versions, and of each earlier run the last one until it is old.
 _PRUNE = """
 DELETE FROM {history} AS old
-WHERE "left"(state_id, 200) = "left"(%(state_id)s, 200) AND state_id = %(state_id)s
-AND version <= (
+WHERE {is_it} AND version <= (
   SELECT max(version) FROM {history}
-  WHERE "left"(state_id, 200) = "left"(%(state_id)s, 200) AND state_id = %(state_id)s
+  WHERE {is_it}
 ) - %(versions)s
 AND (
   written_at < clock_timestamp() - %(age)s
@@ -128,6 +120,30 @@ AND (
     AND (later.run_id, later.writer) IS NOT DISTINCT FROM (old.run_id, old.writer)
   )
 )"""
+
+
+_IS_IT = '"left"(state_id, 200) = "left"(%(state_id)s, 200) AND state_id = %(state_id)s'
+
+_TEXTS: dict[str, LiteralString] = {
+    "get": "SELECT {columns} FROM {state} WHERE state_id = %s",
+    "get_for_update": "SELECT {columns} FROM {state} WHERE state_id = %s FOR UPDATE",
+    "get_all": 'SELECT {columns} FROM {state} ORDER BY state_id COLLATE "C"',
+    "get_some": "SELECT {columns} FROM {state} WHERE state_id = ANY(%s) "
+    'ORDER BY state_id COLLATE "C"',
+    "ids": "SELECT state_id FROM {state} WHERE starts_with(state_id, %s) "
+    'ORDER BY state_id COLLATE "C"',
+    "mark": "SELECT version, write_id FROM {state} WHERE state_id = %s",
+    "write": _WRITE,
+    "delete": _DELETE,
+    # Readers go on; whoever reads in order to write waits.
+    "lock_table": "LOCK TABLE {state} IN EXCLUSIVE MODE",
+    "write_all": _WRITE_ALL,
+    "clear_all": _CLEAR_ALL,
+    "history": "SELECT {version_columns} FROM {history} WHERE {is_it} "
+    "ORDER BY version DESC LIMIT %(limit)s",
+    "version": "SELECT {version_columns} FROM {history} WHERE {is_it} AND version = %(version)s",
+    "prune": _PRUNE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,30 +167,11 @@ class Statements:
 
     @classmethod
     def of(cls, tables: StateTables) -> Statements:
-        names = tables.identifiers()
-        by_id = (
-            ' WHERE "left"(state_id, 200) = "left"(%(state_id)s, 200) AND state_id = %(state_id)s'
-        )
-        texts: dict[str, Any] = {
-            "get": f"SELECT {_STATE} FROM {{state}} WHERE state_id = %s",
-            "get_for_update": f"SELECT {_STATE} FROM {{state}} WHERE state_id = %s FOR UPDATE",
-            "get_all": f'SELECT {_STATE} FROM {{state}} ORDER BY state_id COLLATE "C"',
-            "get_some": f"SELECT {_STATE} FROM {{state}} WHERE state_id = ANY(%s) "
-            'ORDER BY state_id COLLATE "C"',
-            "ids": "SELECT state_id FROM {state} WHERE starts_with(state_id, %s) "
-            'ORDER BY state_id COLLATE "C"',
-            "mark": "SELECT version, write_id FROM {state} WHERE state_id = %s",
-            "write": _WRITE,
-            "delete": _DELETE,
-            # Readers go on; whoever reads in order to write waits.
-            "lock_table": "LOCK TABLE {state} IN EXCLUSIVE MODE",
-            "write_all": _WRITE_ALL,
-            "clear_all": _CLEAR_ALL,
-            "history": f"SELECT {_VERSION} FROM {{history}}{by_id} "
-            "ORDER BY version DESC LIMIT %(limit)s",
-            "version": f"SELECT {_VERSION} FROM {{history}}{by_id} AND version = %(version)s",
-            "prune": _PRUNE,
+        parts: dict[str, sql.Composable] = {
+            **tables.identifiers(),
+            "columns": sql.SQL(_STATE),
+            "version_columns": sql.SQL(_VERSION),
+            "is_it": sql.SQL(_IS_IT),
         }
-        return cls(
-            **{field.name: sql.SQL(texts[field.name]).format(**names) for field in fields(cls)}
-        )
+        parts["allowed"] = sql.SQL(_ALLOWED).format(**parts)
+        return cls(**{name: sql.SQL(text).format(**parts) for name, text in _TEXTS.items()})

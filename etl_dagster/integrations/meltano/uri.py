@@ -134,7 +134,7 @@ def _without_schema(query: str) -> tuple[str, str | None]:
 
 
 def _kind(error: psycopg.Error) -> str:
-    """libpq quotes what it can't read, which may be a password; only its own words are passed on."""
+    """Only libpq's own words: it quotes what it can't read, which may be a password."""
     words = re.sub(r'"[^"]*"', '"..."', str(error).strip())
     known = ("invalid percent-encoded token", "invalid URI query parameter", "forbidden value")
     return next((kind for kind in known if kind in words), "one of its parts is malformed")
