@@ -13,13 +13,10 @@ import pytest
 from etl_dagster.assembly import build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.memory import Notice, load_notices
-from etl_dagster.integrations.meltano.positions import Mirror, mirrored_positions
-from etl_dagster.integrations.meltano.records import StoredState
-from etl_dagster.integrations.meltano.storage import StateStorage
 from etl_dagster.integrations.meltano.mirrored import state_location
+from etl_dagster.integrations.meltano.positions import mirrored_positions
+from etl_dagster.integrations.meltano.storage import StateStorage
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.states import Ready
-from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.database import Database
 from tests.support.pipelines import running
@@ -56,10 +53,12 @@ def person(config: PipelineConfig) -> Iterator[StateStorage]:
 
 @contextmanager
 def mirrored(config: PipelineConfig) -> Iterator[Pipeline]:
-    with closing(build_store(config)) as store:  # type: ignore[type-var]
-        with running(config, store=store) as pipeline:
-            with mirrored_positions(config, store, pipeline.status):
-                yield pipeline
+    with (
+        closing(build_store(config)) as store,  # type: ignore[type-var]
+        running(config, store=store) as pipeline,
+        mirrored_positions(config, store, pipeline.status),
+    ):
+        yield pipeline
 
 
 def until(what: str, look: Callable[[], Any]) -> Any:
@@ -80,8 +79,10 @@ def bookmark(storage: StateStorage, state_id: str) -> dict[str, Any]:
 
 
 def ready(storage: StateStorage, *state_ids: str) -> None:
-    for state_id in state_ids:
-        until(f"{state_id} in step", lambda: bookmark(storage, state_id).get("phase") == "ready")
+    def is_ready() -> bool:
+        return all(bookmark(storage, name).get("phase") == "ready" for name in state_ids)
+
+    until(f"{', '.join(state_ids)} in step", is_ready)
 
 
 def notices(config: PipelineConfig) -> list[Notice]:

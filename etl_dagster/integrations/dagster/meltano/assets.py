@@ -1,9 +1,10 @@
 """An ordinary `meltano run` as assets: one for each stream of the tap."""
 
 # Dagster reads the annotations of an asset's function, so they must not be strings.
+import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,16 @@ class _Run:
     ) -> _Results:
         run_id = self._context.run.run_id
         self._context.instance.add_run_tags(run_id, {STATE_ID: self.state_id})
-        with self._state.run_lease(self.state_id, wait_s=lease_wait_s, run_id=run_id) as lease:
+        with contextlib.ExitStack() as stack:
+            require: Callable[[], None] = _nothing
+            if self._state.is_postgres:
+                lease = self._state.run_lease(self.state_id, wait_s=lease_wait_s)
+                require = stack.enter_context(lease).require_held
+            else:
+                self._context.log.info(
+                    "This state backend has no run leases: runs of one state ID on several "
+                    "machines exclude each other only if they share Meltano's system database."
+                )
             before = self._state.get(self.state_id)
             run = self._meltano.run(
                 self._extractor,
@@ -244,7 +254,7 @@ class _Run:
                 refresh_catalog=config.refresh_catalog,
                 select_filter=select_filter,
                 on_log=self._log,
-                require=lease.require,
+                require=require,
             )
             after = self._state.get(self.state_id)
         return _Results(self.state_id, run, before, after, is_full_refresh=config.full_refresh)
@@ -253,3 +263,7 @@ class _Run:
         # Each line is an event in Dagster's database; metrics end up in the metadata.
         level = logging.DEBUG if line.metric is not None else line.level
         self._context.log.log(level, line.text)
+
+
+def _nothing() -> None:
+    """No lease, nothing to hold."""
