@@ -17,6 +17,7 @@ from dagster import (
     MetadataValue,
     RetryPolicy,
     multi_asset,
+    with_resources,
 )
 from pydantic import Field
 
@@ -104,10 +105,7 @@ def meltano_assets(
         can_subset=True,
         retry_policy=retry_policy,
         pool=pool,
-        resource_defs={
-            meltano_key: meltano,
-            state_key: state or MeltanoStateResource.of_project(meltano),
-        },
+        required_resource_keys={meltano_key, state_key},
     )
     def run_pair(
         context: AssetExecutionContext, config: MeltanoRunConfig
@@ -133,7 +131,14 @@ def meltano_assets(
         for key, stream in chosen.items():
             yield MaterializeResult(asset_key=key, metadata=results.metadata(stream))
 
-    return run_pair
+    (assets,) = with_resources(
+        [run_pair],
+        {
+            meltano_key: meltano,
+            state_key: state or MeltanoStateResource.of_project(meltano),
+        },
+    )
+    return assets
 
 
 def _streams(
