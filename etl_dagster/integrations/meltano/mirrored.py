@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -25,6 +26,14 @@ from etl_dagster.integrations.meltano.verdicts import Row
 
 #: Of a `meltano state move`: it writes the one state and deletes the other in one process.
 _MOVE_TAKES = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class StoredBookmark:
+    """A state, and when it was written; by the server's clock."""
+
+    state: Mapping[str, Any] | None
+    written_at: datetime
 
 
 class MirroredStates:
@@ -53,13 +62,16 @@ class MirroredStates:
         prefix = config.state_id("")
         return cls(config.pipeline, prefix, location)
 
-    def open(self) -> str:
-        """Make the tables if they are missing; what tells this place from any other.
+    def migrate(self) -> None:
+        """Make the tables if they are missing."""
+        self._steps.migrate()
+
+    def place(self) -> str:
+        """What tells this place from any other.
 
         Somebody may drop the tables, or restore an empty database under the same name: then no
         state is there, and nobody cleared any.
         """
-        self._steps.migrate()
         table = self._steps.tables.identifiers()["state"].as_string()
         try:
             with psycopg.connect(make_conninfo(**self._location.parameters)) as connection:
@@ -85,6 +97,13 @@ class MirroredStates:
                 if state is not None:
                     found[state_id] = state
         return {state_id: self._row(state) for state_id, state in found.items()}
+
+    def read_bookmarks(self) -> dict[str, StoredBookmark]:
+        """All states of the pipeline."""
+        return {
+            stored.state_id: StoredBookmark(self._row(stored).state, stored.updated_at)
+            for stored in self._steps.get_all(f"{self._prefix}*")
+        }
 
     def write(
         self, position: TablePosition, note: str | None, over: Row | None, *, is_step: bool

@@ -184,7 +184,8 @@ class Mirror:
 
     def _open_memory(self) -> Memory:
         if self._memory is None:
-            place = self._states.open()
+            self._states.migrate()
+            place = self._states.place()
             if self._coordination is None:
                 self._memory = Memory(place)
             else:

@@ -135,6 +135,22 @@ class Positions:
         return known[1]
 
 
+def published_position(status: PipelineStatus, table: TableStatus) -> TablePosition:
+    """A table's position as its pipeline has told it; enough to show."""
+    is_streamed = table.state in ("sync_done", "ready")
+    last = table.last_commit_lsn
+    return TablePosition(
+        state_id=table.state_id,
+        pipeline=status.pipeline,
+        table_id=table.table_id,
+        table=table.name,
+        phase=table.state,
+        lsn=Lsn.parse(status.confirmed_lsn) if is_streamed else None,
+        commit_lsn=None if last is None else Lsn.parse(last),
+        commit_time=table.last_commit_time,
+    )
+
+
 def state_key(store: Coordination | None, table_id: TableId, state: TableState) -> str:
     """Tells one stay in a state from the next."""
     plan = store.get_copy_plan(table_id) if store and isinstance(state, DataSync) else None

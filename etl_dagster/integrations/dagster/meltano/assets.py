@@ -32,18 +32,21 @@ from etl_dagster.integrations.dagster.meltano.translator import (
     MeltanoDagsterTranslator,
     MeltanoStreamProps,
 )
-from etl_dagster.integrations.dagster.translator import STATE_ID
+from etl_dagster.integrations.dagster.translator import STATE, STATE_ID
 
 RUN_ID = "meltano/run_id"
-STATE = "meltano/state"
 STATE_BEFORE = "meltano/state_before"
 
 
 class MeltanoRunConfig(Config):
     """What may be chosen in the launchpad, for one run."""
 
-    full_refresh: bool = Field(False, description="Ignore the state: extract from the beginning.")
-    refresh_catalog: bool = Field(False, description="Ask the tap anew what streams it has.")
+    full_refresh: bool = Field(
+        default=False, description="Ignore the state: extract from the beginning."
+    )
+    refresh_catalog: bool = Field(
+        default=False, description="Ask the tap anew what streams it has."
+    )
 
 
 def meltano_assets(

@@ -36,20 +36,25 @@ class MeltanoResource(ConfigurableResource[Any]):
 
     project_dir: str = Field(description="The folder that holds meltano.yml.")
     environment: str | None = Field(
-        None, description="Meltano's environment; by default the project's default_environment."
+        default=None,
+        description="Meltano's environment; by default the project's default_environment.",
     )
     executable: str | None = Field(
-        None, description="Meltano's program; by default the one beside this Python, or on PATH."
+        default=None,
+        description="Meltano's program; by default the one beside this Python, or on PATH.",
     )
     env: dict[str, str] = Field(
-        {}, repr=False, description='Environment variables; secrets as EnvVar("...").'
+        default={}, repr=False, description='Environment variables; secrets as EnvVar("...").'
     )
     state_backend_uri: str | None = Field(
-        None, repr=False, description="Overrides the project's state backend, as an EnvVar."
+        default=None, repr=False, description="Overrides the project's state backend, as an EnvVar."
     )
-    state_id_suffix: str | None = Field(None, description="The last part of every state ID.")
+    state_id_suffix: str | None = Field(
+        default=None, description="The last part of every state ID."
+    )
     grace_s: float = Field(
-        60.0, description="How long Meltano may take to end when a run is terminated, seconds."
+        default=60.0,
+        description="How long Meltano may take to end when a run is terminated, seconds.",
     )
 
     def project(self) -> MeltanoProject:

@@ -43,13 +43,15 @@ class MeltanoStateResource(ConfigurableResource[Any]):
     """
 
     uri: str | None = Field(
-        None, repr=False, description="postgres://user:password@host/database/schema, as an EnvVar."
+        default=None,
+        repr=False,
+        description="postgres://user:password@host/database/schema, as an EnvVar.",
     )
-    project_dir: str | None = Field(None, description="The folder that holds meltano.yml.")
-    environment: str | None = Field(None, description="Meltano's environment.")
-    executable: str | None = Field(None, description="Meltano's program.")
+    project_dir: str | None = Field(default=None, description="The folder that holds meltano.yml.")
+    environment: str | None = Field(default=None, description="Meltano's environment.")
+    executable: str | None = Field(default=None, description="Meltano's program.")
     env: dict[str, str] = Field(
-        {}, repr=False, description='Environment variables; secrets as EnvVar("...").'
+        default={}, repr=False, description='Environment variables; secrets as EnvVar("...").'
     )
 
     _states: "_States | None" = PrivateAttr(None)
@@ -63,7 +65,6 @@ class MeltanoStateResource(ConfigurableResource[Any]):
             # Given on as it is: an EnvVar stays one.
             env["MELTANO_STATE_BACKEND_URI"] = meltano.state_backend_uri
         return cls(
-            uri=None,
             project_dir=meltano.project_dir,
             environment=meltano.environment,
             executable=meltano.executable,
