@@ -38,7 +38,8 @@ EARLIER = """
       completed_state text, updated_at timestamp DEFAULT now());
     CREATE TABLE meltano_state_locks (state_id varchar(900) PRIMARY KEY, locked_at timestamp,
       lock_id varchar(255));
-    INSERT INTO meltano_state VALUES ('dev:old', NULL, '{"singer_state":  {"x": 1E5}}', '2026-02-01');
+    INSERT INTO meltano_state
+      VALUES ('dev:old', NULL, '{"singer_state":  {"x": 1E5}}', '2026-02-01');
     INSERT INTO meltano_state_locks VALUES ('dev:old', '2026-02-01', 'crashed');
 """
 
@@ -431,6 +432,7 @@ def test_a_wrong_password_a_wrong_database_and_no_server_are_told_apart(
     cases: list[tuple[str, type[StateStorageError]]] = [
         (state_uri(newest_database, password="geheim"), StateStorageRefused),
         (state_uri(newest_database, password="geheim", name="nope"), StateStorageRefused),
+        (state_uri(newest_database) + "?sslmode=require", StateStorageRefused),
         (state_uri(newest_database, password="geheim", port=1), StateStorageUnreachable),
     ]
     for uri, expected in cases:
@@ -474,11 +476,16 @@ def test_what_another_wrote_meanwhile_is_not_overwritten(
     storage: StateStorage, newest_database: Database
 ) -> None:
     storage.set("a", completed={"n": 1})
-    with pytest.raises(StateChanged), storage.lock("a"):
-        storage.get("a")
-        drop_all(newest_database)
-        newest_database.execute("UPDATE meltano_state SET version = version + 1")
-        storage.set("a", completed={"n": 2})
+
+    def write() -> None:
+        with storage.lock("a"):
+            storage.get("a")
+            drop_all(newest_database)
+            newest_database.execute("UPDATE meltano_state SET version = version + 1")
+            storage.set("a", completed={"n": 2})
+
+    with pytest.raises(StateChanged):
+        write()
     stored = storage.get("a")
     assert stored is not None
     assert stored.completed_object() == {"n": 1}
@@ -486,10 +493,15 @@ def test_what_another_wrote_meanwhile_is_not_overwritten(
 
 def test_an_error_in_the_block_undoes_what_it_wrote(storage: StateStorage) -> None:
     storage.set("a", completed={"n": 1})
-    with pytest.raises(ZeroDivisionError), storage.lock("a"):
-        storage.set("a", completed={"n": 2})
-        storage.delete("a")
-        _ = 1 / 0
+
+    def fail() -> None:
+        with storage.lock("a"):
+            storage.set("a", completed={"n": 2})
+            assert storage.delete("a")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     stored = storage.get("a")
     assert stored is not None
     assert stored.completed_object() == {"n": 1}

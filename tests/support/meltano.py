@@ -70,7 +70,9 @@ class MeltanoProject:
     script: Path = MELTANO
 
     @classmethod
-    def create(cls, folder: Path, uri: str, *, script: Path = MELTANO, **rest: Any) -> MeltanoProject:
+    def create(
+        cls, folder: Path, uri: str, *, script: Path = MELTANO, **rest: Any
+    ) -> MeltanoProject:
         """Further keywords become top-level keys of meltano.yml."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {
