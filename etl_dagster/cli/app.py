@@ -12,6 +12,7 @@ from etl_dagster.cli.init import init
 from etl_dagster.cli.query import query
 from etl_dagster.cli.reset import reset
 from etl_dagster.cli.run import run
+from etl_dagster.cli.state import state
 from etl_dagster.cli.status import status
 
 _EPILOG = """\b
@@ -59,7 +60,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (demo, init, doctor, run, status, query, reset):
+for command in (demo, init, doctor, run, status, query, reset, state):
     cli.add_command(command)
 
 

@@ -26,7 +26,7 @@ from etl_dagster.integrations.meltano.locks import Lease
 from etl_dagster.integrations.meltano.options import StorageOptions
 from etl_dagster.integrations.meltano.records import NewState, StoredState
 from etl_dagster.integrations.meltano.storage import StateStorage
-from etl_dagster.integrations.meltano.uri import locate
+from etl_dagster.integrations.meltano.uri import SETTINGS, locate
 
 
 class PostgresStateError(MeltanoError):
@@ -53,8 +53,7 @@ class PostgresStateBackend(StateStoreManager):
         lock_timeout_seconds: Meltano's ``state_backend.lock_timeout_seconds``: a lock that wasn't
             renewed for so long is over.
         lock_retry_seconds: the longest pause between two attempts at a lock.
-        settings: host, port, user, password, database, schema, sslmode, sslrootcert, sslcert,
-            sslkey, connect_timeout, application_name, options; each wins over the URI.
+        settings: those of `uri.SETTINGS`, such as host and password; each wins over the URI.
 
     Raises:
         PostgresStateError: from every method, with reason and instruction.
@@ -87,7 +86,7 @@ class PostgresStateBackend(StateStoreManager):
         tables = {"state_table": state_table, "locks_table": locks_table}
         with _meltano_errors():
             self.storage = StateStorage(
-                locate(uri, **{name: settings.get(name) for name in _CONNECTION_SETTINGS}),
+                locate(uri, **{name: settings.get(name) for name in SETTINGS}),
                 options=StorageOptions(**_given(options)),
                 run_id=_current_run_id,
                 **_given(tables),
@@ -183,23 +182,6 @@ class PostgresStateBackend(StateStoreManager):
         self.storage.close()
 
 
-_CONNECTION_SETTINGS = (
-    "host",
-    "port",
-    "user",
-    "password",
-    "database",
-    "schema",
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "connect_timeout",
-    "application_name",
-    "options",
-)
-
-
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None and value != ""}
 
@@ -233,4 +215,5 @@ def _meltano_errors() -> Iterator[None]:
             kind = PostgresStateSettingsError
         elif isinstance(error, StateLocked):
             kind = PostgresStateLockedError
-        raise kind(error.reason, error.solution) from error
+        # Meltano puts full stops behind them. The cause would only say the same again.
+        raise kind(error.reason.rstrip("."), error.solution.rstrip(".")) from None

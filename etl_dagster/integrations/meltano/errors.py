@@ -44,6 +44,10 @@ class StateTablesMissing(StateStorageError):
     """Schema or tables are not there and can't, or must not, be made."""
 
 
+class StateSchemaMissing(StateTablesMissing):
+    """The schema is not there. It isn't made: a mistyped name would look like empty state."""
+
+
 class StateCorrupt(StateStorageError):
     """What is stored for an ID isn't a JSON object. It is left as it is."""
 

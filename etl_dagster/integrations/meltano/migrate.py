@@ -11,7 +11,11 @@ import psycopg
 from psycopg import errors, sql
 
 from etl_dagster.integrations.meltano.connections import Connection
-from etl_dagster.integrations.meltano.errors import StateStorageError, StateTablesMissing
+from etl_dagster.integrations.meltano.errors import (
+    StateSchemaMissing,
+    StateStorageError,
+    StateTablesMissing,
+)
 from etl_dagster.stores.postgres.leases import lock_key
 
 _NUMBERED = re.compile(r"\A(\d{4})_\w+\.sql\Z")
@@ -83,10 +87,12 @@ def ensure_tables(
         if applied >= {number for number, _, _ in known}:
             return 0
     if not create:
+        _require_schema(connection, tables.schema, create=False)
         raise StateTablesMissing(
-            f"the tables for state are missing or old in schema {tables.schema!r}, and "
-            "create_tables is off",
-            solution="Have somebody with the right run `meltano upgrade` with create_tables on.",
+            f"the tables for state are missing or old in schema {tables.schema!r}, and are not "
+            "to be made now",
+            solution="`meltano upgrade` makes them, with create_tables on, as a role that may; "
+            "`etl-dagster state import` does, too.",
         )
     try:
         with connection.transaction():
@@ -181,7 +187,7 @@ def _require_schema(connection: Connection, schema: str, *, create: bool) -> Non
         "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' "
         "AND nspname <> 'information_schema' ORDER BY 1 LIMIT 10"
     ).fetchall()
-    raise StateTablesMissing(
+    raise StateSchemaMissing(
         f"schema {schema!r} does not exist in database {connection.info.dbname!r}; it has "
         + (", ".join(repr(name) for (name,) in there) or "none"),
         solution=f'Correct the schema in state_backend.uri, or make it: CREATE SCHEMA "{schema}"; '

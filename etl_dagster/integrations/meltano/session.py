@@ -27,11 +27,12 @@ _ATTEMPTS = 3
 
 
 class Session:
-    """At most one transaction, from the first statement to the end of the lock.
+    """At most one transaction, from the first read to the end of the lock.
 
-    Statements are sent without waiting for each one's answer; a write's failure shows at the end of
-    the block. When the connection breaks, the transaction is made again over another one, provided
-    that the lock is still ours and the state is as we read it.
+    Writes are sent at the end, together with the release; so a failure shows there. Between two
+    round trips the server knows that we idle, and ends the transaction of a process that stands
+    still. When the connection breaks, the transaction is made again over another one, provided that
+    the lock is still ours and the state is as we read it.
     """
 
     def __init__(self, writing: Writing, locks: Locks, lease: Lease) -> None:
@@ -40,52 +41,66 @@ class Session:
         self._locks = locks
         self._open: ExitStack | None = None
         self._connection: Connection | None = None
-        self._writes: list[Write | None] = []  # None deletes
+        self._pipeline: psycopg.Pipeline | None = None
+        #: What the block writes; None deletes. The first of them were sent and have their answers.
+        self._writes: list[Write | None] = []
         self._answers: list[Answer] = []
         #: The version that we read; None before.
         self._seen: int | None = None
         self._is_done = False
 
     def get(self) -> tuple[Any, ...] | None:
-        statement = self._writing.sql.get_for_update
-        row = self._do(lambda c: c.execute(statement, (self.lease.state_id,)).fetchone())
+        """The row as it is in this transaction, and stays until its end."""
+
+        def step() -> tuple[Any, ...] | None:
+            connection = self._send()
+            statement = self._writing.sql.get_for_update
+            cursor = connection.execute(statement, (self.lease.state_id,))
+            self._sync()
+            return cursor.fetchone()
+
+        row: tuple[Any, ...] | None = self._do(step)
         if not self._writes:
             self._seen = row[3] if row else 0
         return row
 
     def write(self, write: Write) -> None:
-        def step(connection: Connection) -> None:
-            self._answers.append(self._writing.write(connection, write, self.lease))
-
-        self._do(step)
         self._writes.append(write)
 
     def delete(self) -> bool:
-        def step(connection: Connection) -> tuple[Any, ...] | None:
-            return self._writing.delete(connection, self.lease.state_id, self.lease).fetchone()
+        """Whether there was a state. Raises StateLockLost."""
+        self._writes.append(None)
+
+        def step() -> tuple[Any, ...] | None:
+            self._send()
+            self._sync()
+            return self._answers[-1].row
 
         row = self._do(step)
-        if row is None or row[0] == 0:
+        if row is None or not row[0]:
             raise self._lost()
-        self._writes.append(None)
         return bool(row[1])
 
     def finish(self) -> None:
-        """Commit and release, in one round trip. Raises StateLockLost."""
-        if self._connection is None:
+        """Write, release and commit, in one round trip. Raises StateLockLost, StateChanged."""
+        if self._connection is None and not self._writes:
             self._locks.release(self.lease)
             return
 
-        def step(connection: Connection) -> None:
-            self._locks.release_with(connection, self.lease)
+        def step() -> None:
+            self._locks.release_with(self._send(), self.lease)
             self._close_transaction()
 
         self._do(step)
         self._locks.forget(self.lease)
         if self._is_done:
             return
-        for write, answer in zip([w for w in self._writes if w], self._answers, strict=True):
-            if answer.version is None:
+        for write, answer in zip(self._writes, self._answers, strict=True):
+            if write is None:
+                if not answer.row or not answer.row[0]:
+                    raise self._lost()
+                continue
+            if answer.row is None:
                 if write.expected_version is not None and self.lease.is_held:
                     raise StateChanged(f"state {self.lease.state_id!r} has another version")
                 raise self._lost()
@@ -98,10 +113,10 @@ class Session:
             self._locks.release(self.lease)
         self._locks.forget(self.lease)
 
-    def _do(self, step: Callable[[Connection], T]) -> T:
+    def _do(self, step: Callable[[], T]) -> T:
         for attempt in range(_ATTEMPTS):
             try:
-                return step(self._begun())
+                return step()
             except psycopg.Error as error:
                 self._roll_back()
                 if isinstance(error, errors.LockNotAvailable):
@@ -115,44 +130,52 @@ class Session:
             self._writing.connections.run(lambda c: c.execute("SELECT 1"))
         raise AssertionError("unreachable")
 
-    def _begun(self) -> Connection:
-        """The transaction's connection; after a break with everything done again."""
-        if self._connection is not None:
-            return self._connection
-        stack = ExitStack()
-        try:
-            connection = stack.enter_context(self._writing.connections.borrow())
-            stack.enter_context(connection.pipeline())
-            stack.enter_context(connection.transaction())
-            self._writing.begin(connection, self.lease.state_id)
-            self._open, self._connection = stack, connection
-            if self._seen is not None or self._writes:
-                self._repeat(connection)
-        except BaseException:
-            if self._connection is None:
-                stack.close()
-            raise
+    def _send(self) -> Connection:
+        """Send what is still to be written; in a new transaction everything."""
+        connection = self._begun()
+        if self._is_done:
+            return connection
+        state_id = self.lease.state_id
+        for write in self._writes[len(self._answers) :]:
+            if write is None:
+                cursor = self._writing.delete(connection, state_id, self.lease)
+            else:
+                cursor = self._writing.write(connection, write, self.lease)
+            self._answers.append(Answer(cursor))
         return connection
 
-    def _repeat(self, connection: Connection) -> None:
-        """Write again what the broken connection took along."""
+    def _sync(self) -> None:
+        """One round trip. From here on the server counts how long we idle."""
+        assert self._pipeline is not None
+        self._pipeline.sync()
+
+    def _begun(self) -> Connection:
+        if self._connection is not None:
+            return self._connection
+        is_repeated = self._seen is not None or bool(self._answers)
+        self._answers.clear()
+        with ExitStack() as stack:
+            connection = stack.enter_context(self._writing.connections.borrow())
+            pipeline = stack.enter_context(connection.pipeline())
+            stack.enter_context(connection.transaction())
+            self._writing.begin(connection, self.lease.state_id)
+            if is_repeated:
+                self._look_again(connection)
+            self._open, self._connection, self._pipeline = stack.pop_all(), connection, pipeline
+        return connection
+
+    def _look_again(self, connection: Connection) -> None:
+        """Over a new connection: is the state as we saw it, or was our commit done after all?"""
         state_id = self.lease.state_id
         row = connection.execute(self._writing.sql.mark, (state_id,)).fetchone()
-        last = self._writes[-1] if self._writes else None
-        if last is not None and row is not None and row[1] == last.write_id:
-            self._is_done = True  # the commit had worked, only its answer was lost
-            return
-        if self._seen is not None and self._seen != (row[0] if row else 0):
-            if self._writes and last is None and row is None:
-                self._is_done = True  # so had the deletion
-                return
-            raise StateChanged(f"state {state_id!r} was written by another while we were cut off")
-        self._answers.clear()
-        for write in self._writes:
-            if write is None:
-                self._writing.delete(connection, state_id, self.lease)
+        if self._writes:
+            last = self._writes[-1]
+            if last is None:
+                self._is_done = row is None and self._seen != 0
             else:
-                self._answers.append(self._writing.write(connection, write, self.lease))
+                self._is_done = row is not None and row[1] == last.write_id
+        if not self._is_done and self._seen not in (None, row[0] if row else 0):
+            raise StateChanged(f"state {state_id!r} was written by another while we were cut off")
 
     def _close_transaction(self) -> None:
         stack, self._open, self._connection = self._open, None, None

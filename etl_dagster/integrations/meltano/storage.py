@@ -183,7 +183,7 @@ class StateStorage:
         if session:
             session.write(write)
             return
-        answer = self._transaction(state_id, lambda c: self._writing.write(c, write))
+        answer = self._transaction(state_id, lambda c: Answer(self._writing.write(c, write)))
         if answer.version is None and self._writing.mark(state_id)[1] != write.write_id:
             raise StateChanged(f"state {state_id!r} has another version than {expected_version}")
         self._writing.prune(state_id, answer.version)
@@ -210,7 +210,8 @@ class StateStorage:
 
         def work(connection: Connection) -> Answer:
             row = connection.execute(self._writing.sql.get, (state_id,)).fetchone()
-            return self._writing.write(connection, merged(StoredState(*row) if row else None))
+            write = merged(StoredState(*row) if row else None)
+            return Answer(self._writing.write(connection, write))
 
         self._writing.prune(state_id, self._transaction(state_id, work).version)
 

@@ -21,6 +21,22 @@ from etl_dagster.integrations.meltano.errors import StateUriError
 
 SCHEMES = ("postgres", "postgresql")
 DEFAULT_SCHEMA = "public"
+#: The settings that say where and how to connect; each wins over the URI.
+SETTINGS = (
+    "host",
+    "port",
+    "user",
+    "password",
+    "database",
+    "schema",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "connect_timeout",
+    "application_name",
+    "options",
+)
 #: A connection that a firewall forgot is noticed within half a minute. The URI may say otherwise.
 _DEFAULTS: dict[str, str] = {
     "application_name": "meltano state",
@@ -62,8 +78,7 @@ def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
 
     Args:
         uri: may be empty, or have nothing but the scheme (``postgres://``).
-        settings: host, port, user, password, database, schema, sslmode, sslrootcert, sslcert,
-            sslkey, connect_timeout (seconds), application_name, options; each wins over the URI.
+        settings: those of `SETTINGS`; connect_timeout is in seconds.
 
     Raises:
         StateUriError: naming what is wrong, never the text itself.
@@ -88,6 +103,20 @@ def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
         # With several servers the one that takes writes is meant.
         parameters.setdefault("target_session_attrs", "read-write")
     return StateLocation({**_DEFAULTS, **parameters}, schema)
+
+
+def locate_dsn(dsn: str, schema: str) -> StateLocation:
+    """From a libpq DSN, URI or key/value, as the rest of etl-dagster has them.
+
+    Raises:
+        StateUriError: libpq can't read it.
+    """
+    try:
+        parsed = conninfo_to_dict(dsn)
+    except psycopg.Error as error:
+        raise StateUriError(f"libpq can't read the DSN: {_kind(error)}") from None
+    given = {name: str(value) for name, value in parsed.items()}
+    return StateLocation({**_DEFAULTS, **given}, schema)
 
 
 def _parse(uri: str) -> tuple[dict[str, str], str | None]:

@@ -46,11 +46,15 @@ class Answer:
         self._is_read = False
 
     @property
-    def version(self) -> int | None:
-        """None when nothing was written."""
+    def row(self) -> tuple[Any, ...] | None:
         if not self._is_read:
             self._row, self._is_read = self._cursor.fetchone(), True
-        return self._row[0] if self._row else None
+        return self._row
+
+    @property
+    def version(self) -> int | None:
+        """What was written; None when nothing was."""
+        return self.row[0] if self.row else None
 
 
 class Writing:
@@ -127,9 +131,11 @@ class Writing:
             "keep": self._options.history_versions > 0,
         }
 
-    def write(self, connection: Connection, write: Write, lease: Lease | None = None) -> Answer:
+    def write(
+        self, connection: Connection, write: Write, lease: Lease | None = None
+    ) -> psycopg.Cursor[Any]:
         """Send it; with a lease, nothing is written once that was taken by another."""
-        cursor = connection.execute(
+        return connection.execute(
             self.sql.write,
             {
                 **self.author(),
@@ -143,7 +149,6 @@ class Writing:
                 "lock_id": lease.lock_id if lease else None,
             },
         )
-        return Answer(cursor)
 
     def delete(
         self, connection: Connection, state_id: str, lease: Lease | None
