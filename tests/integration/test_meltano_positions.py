@@ -6,17 +6,27 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from pydantic import SecretStr
 
 from etl_dagster.assembly import build_store
+from etl_dagster.cli.app import cli
 from etl_dagster.config import PipelineConfig
-from etl_dagster.integrations.meltano.memory import Notice, load_notices
+from etl_dagster.demo.server import EmbeddedPostgres
+from etl_dagster.integrations.dagster.supervisor import Replicator, config_payload
+from etl_dagster.integrations.meltano.comparison import compare_bookmarks
+from etl_dagster.integrations.meltano.memory import STATUS_KEY, Notice, load_notices
 from etl_dagster.integrations.meltano.mirrored import state_location
 from etl_dagster.integrations.meltano.positions import mirrored_positions
 from etl_dagster.integrations.meltano.storage import StateStorage
+from etl_dagster.integrations.meltano.tables import state_key
+from etl_dagster.integrations.meltano.uri import locate
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.states import Ready
 from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.database import Database
 from tests.support.pipelines import running
@@ -88,6 +98,11 @@ def ready(storage: StateStorage, *state_ids: str) -> None:
 def notices(config: PipelineConfig) -> list[Notice]:
     with closing(build_store(config)) as store:  # type: ignore[type-var]
         return load_notices(store)[0]
+
+
+def problem(config: PipelineConfig) -> str | None:
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        return load_notices(store)[1]
 
 
 def copies_of(shop: Database, table: str) -> int:
@@ -268,8 +283,12 @@ def test_a_new_environment_takes_the_states_along(
 
 
 def test_a_table_that_leaves_the_publication_and_returns_was_not_cleared(
-    config: PipelineConfig, person: StateStorage, shop: Database
+    config: PipelineConfig,
+    person: StateStorage,
+    shop: Database,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("etl_dagster.runtime.pipeline._MEMBERSHIP_S", 0.2)
     with mirrored(config):
         ready(person, ORDERS, CUSTOMERS)
         shop.execute("ALTER PUBLICATION etl_pub DROP TABLE customers")
@@ -283,13 +302,191 @@ def test_states_that_went_with_their_table_were_not_cleared(
     config: PipelineConfig, person: StateStorage, shop: Database
 ) -> None:
     """Somebody restored an empty database, or dropped what looked unneeded."""
-    with mirrored(config):
-        ready(person, ORDERS, CUSTOMERS)
-    shop.execute(
+    drop = (
         "DROP TABLE etl.meltano_state, etl.meltano_state_history, etl.meltano_state_locks,"
         " etl.meltano_state_migrations"
     )
+    with mirrored(config):
+        ready(person, ORDERS, CUSTOMERS)
+        shop.execute(drop)
+        with closing(StateStorage(person.location)) as later:
+            # Makes the tables again, and reads them until all states are there.
+            ready(later, ORDERS, CUSTOMERS)
+    shop.execute(drop)
     with mirrored(config), closing(StateStorage(person.location)) as later:
         ready(later, ORDERS, CUSTOMERS)
     assert copies_of(shop, "orders") == 1
     assert not notices(config)
+
+
+# -- a process that dies, a place that is away ----------------------------------------------------
+
+
+@pytest.mark.parametrize("was_done", [False, True])
+def test_a_request_that_a_crash_interrupted_is_done_once(
+    shop: Database, config: PipelineConfig, person: StateStorage, was_done: bool
+) -> None:
+    """The process died after it had remembered the request; perhaps it had asked for the copy."""
+    with mirrored(config):
+        ready(person, ORDERS, CUSTOMERS)
+    person.delete(ORDERS)
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        ((table_id,),) = shop.query("select 'orders'::regclass::oid")
+        state = store.get_table_replication_state(table_id)
+        assert isinstance(state, Ready)
+        remembered = dict(store.get_status(STATUS_KEY) or {})
+        entry = remembered["entries"][ORDERS]
+        entry["requested_at"] = state_key(store, table_id, state)
+        store.publish_status(STATUS_KEY, remembered)
+        if was_done:
+            store.request_copy(table_id)
+            with running(config, store=store) as pipeline:
+                pipeline.wait_until_caught_up()
+            assert copies_of(shop, "orders") == 2
+    with mirrored(config) as pipeline:
+        pipeline.wait_until_caught_up()
+        ready(person, ORDERS)
+    assert copies_of(shop, "orders") == 2
+
+
+def test_a_state_that_could_not_be_written_was_not_cleared(
+    shop: Database, config: PipelineConfig, person: StateStorage
+) -> None:
+    """The first states of a pipeline that has run for long; the place refuses one of them."""
+    off = config.model_copy(
+        update={"meltano": config.meltano.model_copy(update={"enabled": False})}
+    )
+    with mirrored(off) as pipeline:
+        pipeline.wait_until_caught_up()
+    person.migrate()
+    shop.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE 'not now'; END $$",
+        "CREATE TRIGGER refuse BEFORE INSERT ON etl.meltano_state FOR EACH ROW"
+        f" WHEN (new.state_id = '{ORDERS}') EXECUTE FUNCTION refuse()",
+    )
+    with mirrored(config):
+        until("a refusal", lambda: problem(config))
+        shop.execute("DROP TRIGGER refuse ON etl.meltano_state")
+        ready(person, ORDERS, CUSTOMERS)
+    assert copies_of(shop, "orders") == copies_of(shop, "customers") == 1
+    assert not notices(config)
+
+
+def test_a_place_that_is_away_costs_a_warning_and_is_caught_up_with(
+    newest_server: EmbeddedPostgres,
+    shop: Database,
+    config: PipelineConfig,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    name = f"{shop.name}_states"
+    uri = (
+        f"postgres://postgres:{newest_server.password}@{newest_server.host}:{newest_server.port}"
+        f"/{name}/public"
+    )
+    section = config.meltano.model_copy(update={"state_backend": SecretStr(uri)})
+    away = config.model_copy(update={"meltano": section})
+    with caplog.at_level("WARNING"), mirrored(away) as pipeline:
+        pipeline.wait_until_caught_up()
+        until("a warning", lambda: "can't be mirrored" in caplog.text)
+        shop.execute(f"CREATE DATABASE {name}")
+        try:
+            with closing(StateStorage(locate(uri))) as person:
+                ready(person, ORDERS, CUSTOMERS)
+        finally:
+            pipeline.shutdown()
+            shop.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    assert newest_server.password not in caplog.text
+
+
+def test_a_uri_that_cannot_be_read_does_not_keep_the_pipeline_from_running(
+    config: PipelineConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    section = config.meltano.model_copy(
+        update={"state_backend": SecretStr("mysql://me:hunter22@host/db")}
+    )
+    with mirrored(config.model_copy(update={"meltano": section})) as pipeline:
+        pipeline.wait_until_caught_up()
+    assert "not mirrored" in caplog.text
+    assert "hunter22" not in caplog.text
+
+
+def test_nothing_is_mirrored_where_it_is_turned_off(shop: Database, config: PipelineConfig) -> None:
+    section = config.meltano.model_copy(update={"enabled": False})
+    with mirrored(config.model_copy(update={"meltano": section})) as pipeline:
+        pipeline.wait_until_caught_up()
+    assert shop.query("select to_regclass('etl.meltano_state')") == [(None,)]
+
+
+def test_the_replicator_that_dagster_supervises_mirrors_too(
+    config: PipelineConfig, person: StateStorage
+) -> None:
+    """Its copies are runs of Dagster, so here the tables stay where they are."""
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        store.load_table_schemas()  # makes the schema, so that `person` may look
+    child = Replicator(config_payload(config), 60.0)
+    try:
+        until("the states", lambda: bookmark(person, ORDERS).get("phase") == "init")
+        state = person.get(ORDERS)
+        assert state is not None
+        assert state.completed is None
+    finally:
+        child.stop(10.0)
+    assert child.failure() is None
+
+
+# -- while no pipeline runs ----------------------------------------------------------------------
+
+
+def invoke(config: PipelineConfig, tmp_path: Path, *arguments: str) -> str:
+    path = tmp_path / "etl.yaml"
+    path.write_text(config_payload(config).replace("$", "$$"))  # JSON is YAML
+    result = CliRunner().invoke(cli, [*arguments, "-c", str(path)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_reset_shows_what_a_start_would_do_and_can_do_it_before(
+    shop: Database, config: PipelineConfig, person: StateStorage, tmp_path: Path
+) -> None:
+    with mirrored(config):
+        ready(person, ORDERS, CUSTOMERS)
+    assert "No table is to be copied" in invoke(
+        config, tmp_path, "reset", "--from-meltano", "--dry-run"
+    )
+    person.delete(ORDERS)
+    person.set(
+        CUSTOMERS, completed={"singer_state": {"bookmarks": {"public-customers": {"lsn": 5}}}}
+    )
+
+    shown = invoke(config, tmp_path, "reset", "--from-meltano", "--dry-run")
+    assert f"{ORDERS}: its state was cleared; public.orders is copied again" in shown
+    assert f"{CUSTOMERS}: refused, the table can't go back to 0/5" in shown
+    assert "Nothing was done" in shown
+    assert person.get(ORDERS) is None
+
+    assert "Done" in invoke(config, tmp_path, "reset", "--from-meltano", "--yes")
+    with mirrored(config) as pipeline:
+        pipeline.wait_until_caught_up()
+        ready(person, ORDERS, CUSTOMERS)
+        assert "No table is to be copied" in invoke(config, tmp_path, "reset", "--from-meltano")
+    assert copies_of(shop, "orders") == 2
+    assert copies_of(shop, "customers") == 1
+    status = invoke(config, tmp_path, "status")
+    assert f"Meltano state {CUSTOMERS}: an edit was refused" in status
+
+
+def test_bookmarks_and_slot_tell_the_same_story_until_the_slot_is_gone(
+    shop: Database, config: PipelineConfig, person: StateStorage
+) -> None:
+    tables = {"public.orders": ORDERS}
+    with mirrored(config):
+        ready(person, ORDERS, CUSTOMERS)
+        compared = compare_bookmarks(config, tables)
+        assert compared is not None
+        assert compared["public.orders"].passed
+        assert compared["public.orders"].bookmark_lsn is not None
+    shop.drop_slots()
+    compared = compare_bookmarks(config, tables)
+    assert compared is not None
+    assert compared["public.orders"].is_severe

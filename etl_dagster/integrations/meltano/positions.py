@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
@@ -172,8 +173,14 @@ class Mirror:
         positions = self._positions.of(status)
         if not must_read and not any(self._is_new_phase(position) for position in positions):
             return False
+        if self._is_superseded(status):
+            return False
         memory = self._open_memory()
         rows = self._states.read([*memory.entries, *(p.state_id for p in positions)])
+        if memory.entries.keys() - rows.keys() and self._states.place() != memory.place:
+            # Not these states are gone, but all: the table is another one.
+            self._memory = None
+            memory = self._open_memory()
         for position in positions:
             self._settle(memory, position, rows.get(position.state_id), is_last=is_last)
         if positions:
@@ -181,6 +188,10 @@ class Mirror:
         memory.problem = None
         self._keep(memory)
         return True
+
+    def _is_superseded(self, status: PipelineStatus) -> bool:
+        """Whether another process has taken the pipeline over, and mirrors it."""
+        return self._coordination is not None and self._coordination.current_epoch() != status.epoch
 
     def _open_memory(self) -> Memory:
         if self._memory is None:
@@ -206,60 +217,63 @@ class Mirror:
         if row is not None and row.is_ours:
             position = self._positions.with_commit_of(position, row.state)
         entry = memory.entries.get(state_id)
-        if entry is not None and entry.requested_at is not None:
-            self._request(memory, position, entry, entry.requested_at)
-            position = self._positions.again(position)
-            entry = memory.entries[state_id]
-            verdict: Verdict = Unchanged() if row is not None and row.is_ours else New()
-        else:
-            verdict = judge(
-                position,
-                row,
-                was_mirrored=entry is not None,
-                known_lsns=self._lsns.get(state_id, ()),
-                find_move=lambda: self._states.find_move(position),
-            )
+        verdict = self._judge(position, row, entry)
         note = entry.note if entry is not None else None
+        text = ""
         match verdict:
             case Unchanged():
                 if not self._is_due(position, is_last=is_last):
                     return
-            case New():
-                if row is not None and entry is None:
-                    _log.info("%s is mirrored from now on; what was there is replaced", state_id)
             case Cleared(how):
-                note = self._copy_again(memory, position, how)
+                note = self._copy_again(memory, position, entry, how)
                 position = self._positions.again(position)
             case Moved(to):
-                note = (
-                    f"it was moved to {to}; a copy of it stays there, and the table keeps this ID"
-                )
-                self._say(memory, position, "moved", note)
-            case Edited():
-                note = None
-                self._say(memory, position, "edited", "what was changed is only displayed")
+                text = f"it was moved to {to}, which is a copy now; the table keeps this ID"
+                note = _dated(text)
             case Refused(reason):
-                note = f"an edit was refused: {reason}. To copy the table again, clear its state"
-                self._say(memory, position, "refused", note)
-        entry = memory.entries.get(state_id)
-        if entry is None or entry != Entry(position.table_id, position.table, None, note):
-            # Before the state is there: should this process die in between, the state is missing
-            # and a table is copied once more. The other way round a request would be lost.
-            memory.entries[state_id] = Entry(position.table_id, position.table, None, note)
-        self._write(position, row, note, is_step=not isinstance(verdict, Unchanged))
+                text = f"an edit was refused: {reason}. To copy the table again, clear its state"
+                note = _dated(text)
+            case Edited() | New():
+                note = None
+        if not self._write(position, row, note, is_step=not isinstance(verdict, Unchanged)):
+            return  # somebody was faster; the next pass sees what they did
+        # Not before the state is there: a state that could not be written was not cleared.
+        memory.entries[state_id] = Entry(position.table_id, position.table, None, note)
+        match verdict:
+            case Moved():
+                self._say(memory, position, "moved", text)
+            case Refused():
+                self._say(memory, position, "refused", text)
+            case Edited():
+                self._say(memory, position, "edited", "what was changed is only displayed")
+            case New() if row is not None:
+                _log.info("%s is mirrored from now on; what was there is replaced", state_id)
+
+    def _judge(self, position: TablePosition, row: Row | None, entry: Entry | None) -> Verdict:
+        if entry is not None and entry.requested_at is not None:
+            # Seen before; what is missing is its end.
+            return Cleared(entry.note or "its state was cleared")
+        return judge(
+            position,
+            row,
+            was_mirrored=entry is not None,
+            known_lsns=self._lsns.get(position.state_id, ()),
+            find_move=lambda: self._states.find_move(position),
+        )
 
     def _write(
         self, position: TablePosition, row: Row | None, note: str | None, *, is_step: bool
-    ) -> None:
+    ) -> bool:
         before = self._written.get(position.state_id)
         is_step = is_step or before is None or before.phase != position.phase
         if not self._states.write(position, note, row, is_step=is_step):
-            return  # somebody was faster; the next pass sees what they did
+            return False
         self._written[position.state_id] = position
         self._written_at[position.state_id] = time.monotonic()
         if position.lsn is not None:
             lsns = self._lsns.setdefault(position.state_id, deque(maxlen=_LSNS_KEPT))
             lsns.append(position.lsn.offset)
+        return True
 
     # -- when ------------------------------------------------------------------------------------
 
@@ -281,33 +295,27 @@ class Mirror:
 
     # -- requests --------------------------------------------------------------------------------
 
-    def _copy_again(self, memory: Memory, position: TablePosition, how: str) -> str:
-        """Ask for a new copy, once; the note that goes with the state."""
-        state = self._store.get_table_replication_state(position.table_id)
-        if state is None or isinstance(state, Init):
-            note = f"{how}; the table was going to be copied anyway"
-            self._say(memory, position, "copy", note)
-            return note
-        seen = state_key(self._coordination, position.table_id, state)
-        note = f"{how}, so the table is copied again from the beginning"
-        memory.entries[position.state_id] = Entry(position.table_id, position.table, seen, note)
-        self._say(memory, position, "copy", note)
-        # First remembered, then done: it can then be done again, but not be forgotten.
-        self._keep(memory)
-        self._request(memory, position, memory.entries[position.state_id], seen)
-        return note
+    def _copy_again(
+        self, memory: Memory, position: TablePosition, entry: Entry | None, how: str
+    ) -> str:
+        """Ask for a new copy, once for each request; the note that goes with the state.
 
-    def _request(
-        self, memory: Memory, position: TablePosition, entry: Entry, requested_at: str
-    ) -> None:
-        """Do what was asked for, if it isn't done yet."""
-        state = self._store.get_table_replication_state(position.table_id)
-        if (
-            state is not None
-            and state_key(self._coordination, position.table_id, state) == requested_at
-        ):
-            request_copy(self._store, position.table_id)
-        memory.entries[position.state_id] = dataclasses.replace(entry, requested_at=None)
+        The request is remembered with the table's state at that moment, and forgotten when the
+        mirrored state is written again. Between the two this may be called any number of times,
+        also by another process after a crash: a table in another state has been asked for.
+        """
+        table_id = position.table_id
+        state = self._store.get_table_replication_state(table_id)
+        key = None if state is None else state_key(self._coordination, table_id, state)
+        if entry is None or entry.requested_at is None:
+            text = f"{how}, so the table is copied again from the beginning"
+            entry = Entry(table_id, position.table, key or "unknown", _dated(text))
+            memory.entries[position.state_id] = entry
+            self._say(memory, position, "copy", text)
+            self._keep(memory)
+        if key == entry.requested_at and not isinstance(state, Init):
+            request_copy(self._store, table_id)
+        return entry.note or _dated(how)
 
     def _say(self, memory: Memory, position: TablePosition, kind: str, text: str) -> None:
         log = _log.info if kind == "edited" else _log.warning
@@ -328,3 +336,7 @@ class Mirror:
             del memory.entries[state_id]
             self._written.pop(state_id, None)
             _log.info("%s is no table of the pipeline any more; its state is removed", state_id)
+
+
+def _dated(text: str) -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {text}"
