@@ -25,7 +25,7 @@ from etl_dagster.integrations.meltano.comparison import Comparison, compare_book
 
 BOOKMARK_CHECK = "meltano_bookmark_in_step"
 #: It costs the source a query, and the states another.
-_EVERY_S = 60.0
+_EVERY_S, _SOON_S = 60.0, 3.0
 #: The daemon writes events one at a time, some 20 ms each.
 _EVENTS_PER_TICK = 25
 
@@ -90,20 +90,22 @@ class BookmarkReports:
     """What the sensor has said of one pipeline's checks; belongs to the code server's process."""
 
     def __init__(self) -> None:
-        self._due = 0.0
+        self._looked_at = float("-inf")
         self._said: dict[str, tuple[bool, bool]] = {}
 
     def due(
         self, config: PipelineConfig, keys: Mapping[str, AssetKey]
     ) -> list[AssetCheckEvaluation]:
-        """The evaluations whose outcome is another than the last one's, looked at once a minute.
+        """The evaluations whose outcome is another than the last one's.
 
-        A source or states that can't be reached have errors of their own elsewhere.
+        Looked at once a minute, and soon for a table that nothing was said of. A source or states
+        that can't be reached have errors of their own elsewhere.
         """
         now = time.monotonic()
-        if now < self._due:
+        pause_s = _SOON_S if keys.keys() - self._said.keys() else _EVERY_S
+        if not keys or now < self._looked_at + pause_s:
             return []
-        self._due = now + _EVERY_S
+        self._looked_at = now
         try:
             compared = compare_tables(config, keys)
         except EtlError:
