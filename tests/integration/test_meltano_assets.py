@@ -314,6 +314,10 @@ def test_the_tap_is_asked_for_its_streams_once(folder: Path, state_uri: str) -> 
     assert log.read_text().count("discovered") == 1
     assert fruit(folder, streams=None).keys == first.keys
     assert log.read_text().count("discovered") == 1
+    asked_again = {"ops": {STEP: {"config": {"refresh_catalog": True}}}}
+    assert materialize([first], run_config=asked_again).success
+    # For the run, and for the definitions' next load.
+    assert log.read_text().count("discovered") == 3
 
     # Another meltano.yml is another question; a tap that can't answer leaves the last answer.
     (folder / "tap-fruit").unlink()

@@ -22,7 +22,12 @@ from dagster import (
 from pydantic import Field
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.meltano.catalog import Stream, load_streams, parse_catalog
+from etl_dagster.integrations.dagster.meltano.catalog import (
+    Stream,
+    load_streams,
+    parse_catalog,
+    refresh_streams,
+)
 from etl_dagster.integrations.dagster.meltano.logs import LogLine, StreamCount
 from etl_dagster.integrations.dagster.meltano.project import MeltanoError
 from etl_dagster.integrations.dagster.meltano.resources import MeltanoResource
@@ -265,7 +270,16 @@ class _Run:
                 require=require,
             )
             after = self._state.get(self.state_id)
+        if config.refresh_catalog:
+            self._refresh_streams()
         return _Results(self.state_id, run, before, after, is_full_refresh=config.full_refresh)
+
+    def _refresh_streams(self) -> None:
+        """For the next load of the definitions; a run that succeeded stays one."""
+        try:
+            refresh_streams(self._meltano.project(), self._extractor)
+        except EtlError as error:
+            self._context.log.warning(f"{error.reason}. What to do: {error.solution}")
 
     def _log(self, line: LogLine) -> None:
         # Each line is an event in Dagster's database; metrics end up in the metadata.
