@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from psycopg import errors
 from etl_dagster.integrations.meltano.connections import Connection, Connections
 from etl_dagster.integrations.meltano.errors import StateLocked
 from etl_dagster.integrations.meltano.locks import Lease, own_name
-from etl_dagster.integrations.meltano.migrate import StateTables
+from etl_dagster.integrations.meltano.migrate import StateTables, advisory_key
 from etl_dagster.integrations.meltano.options import StorageOptions
 from etl_dagster.integrations.meltano.statements import Statements
 
@@ -110,8 +109,6 @@ class Writing:
 
     def begin(self, connection: Connection, state_id: str) -> None:
         """The first statement of a transaction; nothing of it outlives the transaction."""
-        names = (self._tables.schema, self._tables.state, state_id)
-        digest = hashlib.sha256("\0".join(names).encode()).digest()
         connection.execute(
             "SELECT set_config('lock_timeout', %s, true), "
             "set_config('idle_in_transaction_session_timeout', %s, true), "
@@ -119,7 +116,7 @@ class Writing:
             (
                 _milliseconds(self._options.wait_s),
                 _milliseconds(self._options.lease_s),
-                int.from_bytes(digest[:8], "big", signed=True),
+                advisory_key(self._tables.schema, self._tables.state, state_id),
             ),
         )
 
