@@ -158,7 +158,7 @@ class Session:
             connection = stack.enter_context(self._writing.connections.borrow())
             pipeline = stack.enter_context(connection.pipeline())
             stack.enter_context(connection.transaction())
-            self._writing.begin(connection, self.lease.state_id)
+            self._writing.begin(connection, self.lease.state_id, self.lease)
             if is_repeated:
                 self._look_again(connection)
             self._open, self._connection, self._pipeline = stack.pop_all(), connection, pipeline

@@ -107,17 +107,17 @@ class Writing:
 
         return self.connections.run(transact)
 
-    def begin(self, connection: Connection, state_id: str) -> None:
-        """The first statement of a transaction; nothing of it outlives the transaction."""
+    def begin(self, connection: Connection, state_id: str, lease: Lease | None = None) -> None:
+        """Send the first statement of a transaction that writes this state."""
         connection.execute(
-            "SELECT set_config('lock_timeout', %s, true), "
-            "set_config('idle_in_transaction_session_timeout', %s, true), "
-            "pg_advisory_xact_lock(%s)",
-            (
-                _milliseconds(self._options.wait_s),
-                _milliseconds(self._options.lease_s),
-                advisory_key(self._tables.schema, self._tables.state, state_id),
-            ),
+            self.sql.begin,
+            {
+                "wait_ms": _milliseconds(self._options.wait_s),
+                "idle_ms": _milliseconds(self._options.lease_s),
+                "advisory_key": advisory_key(self._tables.schema, self._tables.state, state_id),
+                "lock_key": lease.key if lease else None,
+                "lock_id": lease.lock_id if lease else None,
+            },
         )
 
     def author(self) -> dict[str, Any]:
