@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -151,7 +151,6 @@ WHERE lock_key = %(key)s AND lock_id = %(lock_id)s
 RETURNING 1
 """
 
-#: Returns a row when the lock was still ours.
 _RELEASE = """
 WITH gone AS (
   DELETE FROM {locks} WHERE lock_key = %(key)s AND lock_id = %(lock_id)s RETURNING awaited
@@ -209,22 +208,21 @@ class Locks:
         self._keep(lease)
         return lease
 
-    def release(self, lease: Lease) -> bool:
-        """Give it back; whether it still was ours."""
+    def release(self, lease: Lease) -> None:
+        """Give it back, if it still is ours."""
         self.forget(lease)
-        return self._connections.run(lambda c: self.release_with(c, lease).fetchone() is not None)
+        text, parameters = self.release_statement(lease)
+        self._connections.run(lambda c: c.execute(text, parameters))
 
-    def release_with(self, connection: Connection, lease: Lease) -> psycopg.Cursor[Any]:
-        """Within the caller's transaction. Call `forget` when that is done."""
-        return connection.execute(
-            self._release,
-            {
-                "key": lease.key,
-                "lock_id": lease.lock_id,
-                "channel": self._channel,
-                "hex": lease.key.hex(),
-            },
-        )
+    def release_statement(self, lease: Lease) -> tuple[bytes, Mapping[str, Any]]:
+        """For the caller's transaction. Call `forget` when that is done."""
+        parameters = {
+            "key": lease.key,
+            "lock_id": lease.lock_id,
+            "channel": self._channel,
+            "hex": lease.key.hex(),
+        }
+        return self._release, parameters
 
     def forget(self, lease: Lease) -> None:
         """Renew it no more."""

@@ -125,8 +125,8 @@ AND (
 _IS_IT = '"left"(state_id, 200) = "left"(%(state_id)s, 200) AND state_id = %(state_id)s'
 
 _TEXTS: dict[str, LiteralString] = {
-    "get": "SELECT {columns} FROM {state} WHERE state_id = %s",
-    "get_for_update": "SELECT {columns} FROM {state} WHERE state_id = %s FOR UPDATE",
+    "get": "SELECT {columns} FROM {state} WHERE state_id = %(state_id)s",
+    "get_for_update": "SELECT {columns} FROM {state} WHERE state_id = %(state_id)s FOR UPDATE",
     # Nothing of it outlives the transaction. With a lock of ours, whoever wants that now waits in
     # the server, and goes on the moment we commit.
     "begin": "SELECT set_config('lock_timeout', %(wait_ms)s, true), "
@@ -138,10 +138,11 @@ _TEXTS: dict[str, LiteralString] = {
     'ORDER BY state_id COLLATE "C"',
     "ids": "SELECT state_id FROM {state} WHERE starts_with(state_id, %s) "
     'ORDER BY state_id COLLATE "C"',
-    "mark": "SELECT version, write_id FROM {state} WHERE state_id = %s",
+    "mark": "SELECT version, write_id FROM {state} WHERE state_id = %(state_id)s",
     "write": _WRITE,
     "delete": _DELETE,
     # Readers go on; whoever reads in order to write waits.
+    "wait": "SELECT set_config('lock_timeout', %(wait_ms)s, true)",
     "lock_table": "LOCK TABLE {state} IN EXCLUSIVE MODE",
     "write_all": _WRITE_ALL,
     "clear_all": _CLEAR_ALL,
@@ -165,6 +166,7 @@ class Statements:
     mark: bytes
     write: bytes
     delete: bytes
+    wait: bytes
     lock_table: bytes
     write_all: bytes
     clear_all: bytes
