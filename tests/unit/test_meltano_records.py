@@ -67,6 +67,7 @@ def test_an_empty_half_is_nothing(empty: Any) -> None:
         ('{"a": NaN}', "NaN is no JSON"),
         ('{"secret', "not JSON"),
         ("[1]", "not a JSON object"),
+        ([1], "not a JSON object"),
         ('{"a": "\0"}', "not JSON"),
     ],
 )

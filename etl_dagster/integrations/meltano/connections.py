@@ -55,7 +55,9 @@ def is_lost(error: BaseException) -> bool:
     """Whether the connection is gone, so that the same may work over another one."""
     if isinstance(error, errors.LockNotAvailable | errors.QueryCanceled):
         return False
-    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    # The timeouts count as internal errors there; the server hangs up all the same.
+    timeouts = errors.IdleInTransactionSessionTimeout | errors.TransactionTimeout
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | timeouts)
 
 
 class Connections:

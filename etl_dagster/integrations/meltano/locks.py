@@ -5,15 +5,17 @@ A row is committed, so everybody can see who holds what. Only the server's clock
 
 from __future__ import annotations
 
+import functools
 import getpass
 import hashlib
 import logging
 import os
+import random
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -32,21 +34,28 @@ from etl_dagster.integrations.meltano.migrate import StateTables
 _log = logging.getLogger(__name__)
 
 Kind = Literal["write", "run"]
-#: The first pause of somebody who waits; each is half again as long, up to the one asked for.
+#: Pauses of somebody who waits: about the time of a write, at first.
 _FIRST_PAUSE_S = 0.004
-#: After so long a wait a connection is made that hears of releases.
-_LISTEN_AFTER_S = 0.03
+#: After so long a wait a connection is made that hears of releases. Short waits are mostly in the
+#: server, for the transaction of the owner.
+_LISTEN_AFTER_S = 0.25
 #: A renewal doesn't wait for our own transaction, which holds the row anyway.
 _RENEWAL_WAIT_MS = 200
 
 
 def own_name() -> str:
     """Who we are, for people: ``user@host:pid``."""
+    return _name_of(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _name_of(pid: int) -> str:
+    """Looked up once in each process, also in one that was forked."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}:{os.getpid()}"
+    return f"{user}@{socket.gethostname()}:{pid}"
 
 
 def lock_key(kind: Kind, state_id: str) -> bytes:
@@ -142,7 +151,6 @@ WHERE lock_key = %(key)s AND lock_id = %(lock_id)s
 RETURNING 1
 """
 
-#: Returns a row when the lock was still ours.
 _RELEASE = """
 WITH gone AS (
   DELETE FROM {locks} WHERE lock_key = %(key)s AND lock_id = %(lock_id)s RETURNING awaited
@@ -165,11 +173,11 @@ class Locks:
     ) -> None:
         self._connections = connections
         names = tables.identifiers()
-        self._acquire = sql.SQL(_ACQUIRE).format(**names)
-        self._await = sql.SQL(_AWAIT).format(**names)
-        self._renew = sql.SQL(_RENEW).format(**names)
-        self._release = sql.SQL(_RELEASE).format(**names)
-        self._list = sql.SQL(_LIST).format(**names)
+        self._acquire = sql.SQL(_ACQUIRE).format(**names).as_bytes(None)
+        self._await = sql.SQL(_AWAIT).format(**names).as_bytes(None)
+        self._renew = sql.SQL(_RENEW).format(**names).as_bytes(None)
+        self._release = sql.SQL(_RELEASE).format(**names).as_bytes(None)
+        self._list = sql.SQL(_LIST).format(**names).as_bytes(None)
         self._run_id = run_id
         digest = hashlib.sha256(f"{tables.schema}\0{tables.locks}".encode()).hexdigest()
         self._channel = f"etl_dagster_state_{digest[:16]}"
@@ -200,22 +208,21 @@ class Locks:
         self._keep(lease)
         return lease
 
-    def release(self, lease: Lease) -> bool:
-        """Give it back; whether it still was ours."""
+    def release(self, lease: Lease) -> None:
+        """Give it back, if it still is ours."""
         self.forget(lease)
-        return self._connections.run(lambda c: self.release_with(c, lease).fetchone() is not None)
+        text, parameters = self.release_statement(lease)
+        self._connections.run(lambda c: c.execute(text, parameters))
 
-    def release_with(self, connection: Connection, lease: Lease) -> psycopg.Cursor[Any]:
-        """Within the caller's transaction. Call `forget` when that is done."""
-        return connection.execute(
-            self._release,
-            {
-                "key": lease.key,
-                "lock_id": lease.lock_id,
-                "channel": self._channel,
-                "hex": lease.key.hex(),
-            },
-        )
+    def release_statement(self, lease: Lease) -> tuple[bytes, Mapping[str, Any]]:
+        """For the caller's transaction. Call `forget` when that is done."""
+        parameters = {
+            "key": lease.key,
+            "lock_id": lease.lock_id,
+            "channel": self._channel,
+            "hex": lease.key.hex(),
+        }
+        return self._release, parameters
 
     def forget(self, lease: Lease) -> None:
         """Renew it no more."""
@@ -260,7 +267,7 @@ class Locks:
         return True
 
     def _wait(self, lease: Lease, deadline: float, retry_s: float, waiting: _Waiting) -> None:
-        pause_s = _FIRST_PAUSE_S
+        pause_s = min(_FIRST_PAUSE_S, retry_s)
         began = time.monotonic()
         while True:
             holder = self._mark_awaited(lease, deadline)
@@ -269,13 +276,16 @@ class Locks:
                 if left_s <= 0:
                     raise StateLocked(lease.state_id, _held_by(lease, holder))
                 expires_in_s = max(holder[-1], 0.0) + 0.001
-                if time.monotonic() - began > _LISTEN_AFTER_S and waiting.listen():
+                is_long = time.monotonic() - began > _LISTEN_AFTER_S
+                if is_long and waiting.listen():
                     # Marked again, since the release may have come before we listened.
                     if self._mark_awaited(lease, deadline) is not None:
                         waiting.wait(min(retry_s, left_s, expires_in_s))
                 else:
-                    time.sleep(min(pause_s, retry_s, left_s, expires_in_s))
-                    pause_s = min(1.5 * pause_s, retry_s)
+                    # By chance, so that several who wait don't keep meeting.
+                    time.sleep(min(random.uniform(0.3, 1) * pause_s, left_s, expires_in_s))
+                    if is_long:  # and nothing tells of the release: a pooler is in between
+                        pause_s = min(1.5 * pause_s, retry_s)
             if self._try(lease, deadline):
                 return
 

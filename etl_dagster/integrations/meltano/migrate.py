@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from etl_dagster.integrations.meltano.errors import (
     StateStorageError,
     StateTablesMissing,
 )
-from etl_dagster.stores.postgres.leases import lock_key
 
 _NUMBERED = re.compile(r"\A(\d{4})_\w+\.sql\Z")
 
@@ -46,6 +46,12 @@ class StateTables:
             "migrations": self.migrations,
         }
         return {key: sql.Identifier(self.schema, name) for key, name in names.items()}
+
+
+def advisory_key(*names: str) -> int:
+    """The int8 key of an advisory lock, the same in every process and version."""
+    digest = hashlib.sha256("\0".join(names).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def migrations() -> Iterator[tuple[int, str, str]]:
@@ -139,7 +145,8 @@ def _run(
     create_schema: bool,
 ) -> int:
     connection.execute(
-        "SELECT pg_advisory_xact_lock(%s, %s)", lock_key(tables.schema, tables.state, "migrate")
+        "SELECT pg_advisory_xact_lock(%s)",
+        (advisory_key(tables.schema, tables.state, "", "migrate"),),
     )
     _require_schema(connection, tables.schema, create=create_schema)
     names = tables.identifiers()

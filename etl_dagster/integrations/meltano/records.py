@@ -37,6 +37,8 @@ def to_text(state_id: str, half: Half, name: str) -> str | None:
         if "\0" in half:
             raise StateNotStorable(f"the {name} state of {state_id!r} has a raw NUL character")
         return half if value else None
+    if not isinstance(half, Mapping):  # what was read from a file may be anything
+        raise StateNotStorable(f"the {name} state of {state_id!r} is not a JSON object")
     try:
         return json.dumps(half, allow_nan=False)
     except (ValueError, TypeError, RecursionError):

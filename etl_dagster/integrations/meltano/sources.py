@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -155,6 +157,7 @@ def _from_meltano(source: str) -> list[NewState]:
         from meltano.core.state_store import state_store_manager_from_project_settings
     except ModuleNotFoundError as error:
         raise _needs_meltano(error) from None
+    _calm_its_log()
     scheme = source.partition("://")[0]
     try:
         with _project_folder() as folder, _environment("MELTANO_STATE_BACKEND_URI", source):
@@ -180,6 +183,17 @@ def _from_meltano(source: str) -> list[NewState]:
             solution="Set its settings in the environment (MELTANO_STATE_BACKEND_...) and see "
             "whether `meltano state list` works with it.",
         ) from error
+
+
+def _calm_its_log() -> None:
+    """Outside of its own command Meltano logs everything to stdout, where results go."""
+    import structlog
+
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )
 
 
 def _one_by_one(manager: Any) -> Iterator[Any]:

@@ -125,17 +125,24 @@ AND (
 _IS_IT = '"left"(state_id, 200) = "left"(%(state_id)s, 200) AND state_id = %(state_id)s'
 
 _TEXTS: dict[str, LiteralString] = {
-    "get": "SELECT {columns} FROM {state} WHERE state_id = %s",
-    "get_for_update": "SELECT {columns} FROM {state} WHERE state_id = %s FOR UPDATE",
+    "get": "SELECT {columns} FROM {state} WHERE state_id = %(state_id)s",
+    "get_for_update": "SELECT {columns} FROM {state} WHERE state_id = %(state_id)s FOR UPDATE",
+    # Nothing of it outlives the transaction. With a lock of ours, whoever wants that now waits in
+    # the server, and goes on the moment we commit.
+    "begin": "SELECT set_config('lock_timeout', %(wait_ms)s, true), "
+    "set_config('idle_in_transaction_session_timeout', %(idle_ms)s, true), "
+    "pg_advisory_xact_lock(%(advisory_key)s), "
+    "(SELECT 1 FROM {locks} WHERE lock_key = %(lock_key)s AND lock_id = %(lock_id)s FOR UPDATE)",
     "get_all": 'SELECT {columns} FROM {state} ORDER BY state_id COLLATE "C"',
     "get_some": "SELECT {columns} FROM {state} WHERE state_id = ANY(%s) "
     'ORDER BY state_id COLLATE "C"',
     "ids": "SELECT state_id FROM {state} WHERE starts_with(state_id, %s) "
     'ORDER BY state_id COLLATE "C"',
-    "mark": "SELECT version, write_id FROM {state} WHERE state_id = %s",
+    "mark": "SELECT version, write_id FROM {state} WHERE state_id = %(state_id)s",
     "write": _WRITE,
     "delete": _DELETE,
     # Readers go on; whoever reads in order to write waits.
+    "wait": "SELECT set_config('lock_timeout', %(wait_ms)s, true)",
     "lock_table": "LOCK TABLE {state} IN EXCLUSIVE MODE",
     "write_all": _WRITE_ALL,
     "clear_all": _CLEAR_ALL,
@@ -148,22 +155,24 @@ _TEXTS: dict[str, LiteralString] = {
 
 @dataclass(frozen=True, slots=True)
 class Statements:
-    """Each for the tables of one storage."""
+    """Each for the tables of one storage; as bytes, which psycopg parses only once."""
 
-    get: sql.Composed
-    get_for_update: sql.Composed
-    get_all: sql.Composed
-    get_some: sql.Composed
-    ids: sql.Composed
-    mark: sql.Composed
-    write: sql.Composed
-    delete: sql.Composed
-    lock_table: sql.Composed
-    write_all: sql.Composed
-    clear_all: sql.Composed
-    history: sql.Composed
-    version: sql.Composed
-    prune: sql.Composed
+    get: bytes
+    get_for_update: bytes
+    begin: bytes
+    get_all: bytes
+    get_some: bytes
+    ids: bytes
+    mark: bytes
+    write: bytes
+    delete: bytes
+    wait: bytes
+    lock_table: bytes
+    write_all: bytes
+    clear_all: bytes
+    history: bytes
+    version: bytes
+    prune: bytes
 
     @classmethod
     def of(cls, tables: StateTables) -> Statements:
@@ -174,4 +183,6 @@ class Statements:
             "is_it": sql.SQL(_IS_IT),
         }
         parts["allowed"] = sql.SQL(_ALLOWED).format(**parts)
-        return cls(**{name: sql.SQL(text).format(**parts) for name, text in _TEXTS.items()})
+        return cls(
+            **{name: sql.SQL(text).format(**parts).as_bytes(None) for name, text in _TEXTS.items()}
+        )

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
-import psycopg
-
 from etl_dagster.integrations.meltano import records
 from etl_dagster.integrations.meltano.connections import Connection, Connections
 from etl_dagster.integrations.meltano.errors import (
@@ -32,7 +30,7 @@ from etl_dagster.integrations.meltano.records import (
 )
 from etl_dagster.integrations.meltano.session import Session
 from etl_dagster.integrations.meltano.uri import StateLocation, locate
-from etl_dagster.integrations.meltano.writing import Answer, Write, Writing
+from etl_dagster.integrations.meltano.writing import Row, Statement, Write, Writing, send
 
 __all__ = [
     "Change",
@@ -130,7 +128,9 @@ class StateStorage:
         row = (
             session.get()
             if session
-            else self._run(lambda c: c.execute(self._writing.sql.get, (state_id,)).fetchone())
+            else self._run(
+                lambda c: c.execute(self._writing.sql.get, {"state_id": state_id}).fetchone()
+            )
         )
         return StoredState(*row) if row else None
 
@@ -183,10 +183,17 @@ class StateStorage:
         if session:
             session.write(write)
             return
-        answer = self._transaction(state_id, lambda c: Answer(self._writing.write(c, write)))
-        if answer.version is None and self._writing.mark(state_id)[1] != write.write_id:
-            raise StateChanged(f"state {state_id!r} has another version than {expected_version}")
-        self._writing.prune(state_id, answer.version)
+        self._ready()
+        row = self._writing.transaction(state_id, self._writing.write(write))
+        if row is None:
+            mark = self._run(lambda c: send(c, self._writing.mark(state_id))[0])
+            # Done by an attempt whose answer was lost, or not at all.
+            if mark is None or mark[1] != write.write_id:
+                raise StateChanged(
+                    f"state {state_id!r} has another version than {expected_version}"
+                )
+        else:
+            self._writing.prune(state_id, row[0])
 
     def merge(self, state_id: str, partial: Mapping[str, Any]) -> None:
         """Merge into the partial half, as Meltano does; one transaction, so nothing gets lost.
@@ -208,12 +215,13 @@ class StateStorage:
             session.write(merged(self.get(state_id)))
             return
 
-        def work(connection: Connection) -> Answer:
-            row = connection.execute(self._writing.sql.get, (state_id,)).fetchone()
-            write = merged(StoredState(*row) if row else None)
-            return Answer(self._writing.write(connection, write))
+        def change(row: Row) -> Statement:
+            return self._writing.write(merged(StoredState(*row) if row else None))
 
-        self._writing.prune(state_id, self._transaction(state_id, work).version)
+        self._ready()
+        row = self._writing.read_and_write(state_id, change)
+        if row is not None:
+            self._writing.prune(state_id, row[0])
 
     def delete(self, state_id: str) -> bool:
         """Forget the state, not its history; whether there was one."""
@@ -221,9 +229,8 @@ class StateStorage:
         session = self._session(state_id)
         if session:
             return session.delete()
-        row = self._transaction(
-            state_id, lambda c: self._writing.delete(c, state_id, None).fetchone()
-        )
+        self._ready()
+        row = self._writing.transaction(state_id, self._writing.delete(state_id))
         return row is not None and row[1] > 0
 
     def set_all(self, states: Iterable[NewState], *, operation: str = "import") -> int:
@@ -248,12 +255,14 @@ class StateStorage:
             "completeds": [completed for _, completed in given.values()],
             "operation": operation,
         }
-        return self._table_transaction(lambda c: c.execute(self._writing.sql.write_all, parameters))
+        self._ready()
+        return self._writing.table_transaction((self._writing.sql.write_all, parameters))
 
     def clear_all(self) -> int:
         """Forget all states, not their history, in one transaction; how many there were."""
-        return self._table_transaction(
-            lambda c: c.execute(self._writing.sql.clear_all, self._writing.author())
+        self._ready()
+        return self._writing.table_transaction(
+            (self._writing.sql.clear_all, self._writing.author())
         )
 
     # -- history ---------------------------------------------------------------------------------
@@ -392,11 +401,3 @@ class StateStorage:
     def _run(self, work: Callable[[Connection], T]) -> T:
         self._ready()
         return self._connections.run(work)
-
-    def _transaction(self, state_id: str, work: Callable[[Connection], T]) -> T:
-        self._ready()
-        return self._writing.transaction(state_id, work)
-
-    def _table_transaction(self, work: Callable[[Connection], psycopg.Cursor[Any]]) -> int:
-        self._ready()
-        return self._writing.table_transaction(work)

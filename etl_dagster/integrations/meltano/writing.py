@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from psycopg import errors
@@ -15,14 +14,36 @@ from psycopg import errors
 from etl_dagster.integrations.meltano.connections import Connection, Connections
 from etl_dagster.integrations.meltano.errors import StateLocked
 from etl_dagster.integrations.meltano.locks import Lease, own_name
-from etl_dagster.integrations.meltano.migrate import StateTables
+from etl_dagster.integrations.meltano.migrate import StateTables, advisory_key
 from etl_dagster.integrations.meltano.options import StorageOptions
 from etl_dagster.integrations.meltano.statements import Statements
 
-T = TypeVar("T")
+#: A statement with its parameters.
+Statement = tuple[bytes, Mapping[str, Any]]
+Row = tuple[Any, ...] | None
 
+BEGIN: Statement = (b"BEGIN", {})
+COMMIT: Statement = (b"COMMIT", {})
 #: The history is pruned at every so many-th version of a state.
 _PRUNE_EVERY = 16
+
+
+def send(connection: Connection, *statements: Statement) -> list[Row]:
+    """Run several statements in one round trip; returns the first row of each.
+
+    Without BEGIN and COMMIT they are one transaction all the same: Postgres takes a string of
+    several statements for one. At the first error nothing more is run.
+
+    Source: PostgreSQL documentation, "Multiple Statements in a Simple Query".
+    """
+    cursor = psycopg.ClientCursor(connection)
+    script = ";\n".join(cursor.mogrify(text, parameters) for text, parameters in statements)
+    cursor.execute(script.encode())
+    rows: list[Row] = []
+    while True:
+        rows.append(cursor.fetchone() if cursor.description else None)
+        if not cursor.nextset():
+            return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +56,6 @@ class Write:
     operation: str
     expected_version: int | None = None
     write_id: uuid.UUID = field(default_factory=uuid.uuid4)
-
-
-class Answer:
-    """What a write said; asked only after its transaction, to save a round trip."""
-
-    def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
-        self._cursor = cursor
-        self._row: tuple[Any, ...] | None = None
-        self._is_read = False
-
-    @property
-    def row(self) -> tuple[Any, ...] | None:
-        if not self._is_read:
-            self._row, self._is_read = self._cursor.fetchone(), True
-        return self._row
-
-    @property
-    def version(self) -> int | None:
-        """What was written; None when nothing was."""
-        return self.row[0] if self.row else None
 
 
 class Writing:
@@ -76,52 +77,66 @@ class Writing:
         self._writer = writer
         self._run_id = run_id
 
-    def transaction(self, state_id: str, work: Callable[[Connection], T]) -> T:
-        """Do the work in a transaction that writes this state; repeated when the connection breaks.
+    def transaction(self, state_id: str, *statements: Statement) -> Row:
+        """Run them while nobody else writes this state; the last one's row.
 
         Raises:
             StateLocked: another transaction writes it and doesn't end.
         """
+        work = (self.begin(state_id), *statements)
+        return self._unlocked(state_id, lambda connection: send(connection, *work)[-1])
 
-        def transact(connection: Connection) -> T:
-            with connection.pipeline(), connection.transaction():
-                self.begin(connection, state_id)
-                return work(connection)
+    def read_and_write(self, state_id: str, change: Callable[[Row], Statement]) -> Row:
+        """The same for a write that depends on what is stored; `change` may be called again."""
 
-        try:
-            return self.connections.run(transact, lock_waits=True)
-        except errors.LockNotAvailable:
-            raise StateLocked(
-                state_id, f"another transaction writes state {state_id!r} and doesn't end"
-            ) from None
+        def work(connection: Connection) -> Row:
+            try:
+                get = (self.sql.get, {"state_id": state_id})
+                row = send(connection, BEGIN, self.begin(state_id), get)[-1]
+                return send(connection, change(row), COMMIT)[0]
+            except BaseException:
+                if not connection.closed:
+                    connection.rollback()
+                raise
 
-    def table_transaction(self, work: Callable[[Connection], psycopg.Cursor[Any]]) -> int:
-        """Do the work while nobody else writes any state; returns the count that it selects."""
+        return self._unlocked(state_id, work)
 
-        def transact(connection: Connection) -> int:
-            with connection.transaction():
-                wait_ms = _milliseconds(self._options.wait_s)
-                connection.execute("SELECT set_config('lock_timeout', %s, true)", (wait_ms,))
-                connection.execute(self.sql.lock_table)
-                row = work(connection).fetchone()
-                return int(row[0]) if row else 0
+    def table_transaction(self, statement: Statement) -> int:
+        """Run it while nobody else writes any state; the count that it selects."""
+        wait: Statement = (self.sql.wait, {"wait_ms": _milliseconds(self._options.wait_s)})
+        lock: Statement = (self.sql.lock_table, {})
+        row = self._unlocked("*", lambda connection: send(connection, wait, lock, statement)[-1])
+        return int(row[0]) if row else 0
 
-        return self.connections.run(transact)
-
-    def begin(self, connection: Connection, state_id: str) -> None:
-        """The first statement of a transaction; nothing of it outlives the transaction."""
-        names = (self._tables.schema, self._tables.state, state_id)
-        digest = hashlib.sha256("\0".join(names).encode()).digest()
-        connection.execute(
-            "SELECT set_config('lock_timeout', %s, true), "
-            "set_config('idle_in_transaction_session_timeout', %s, true), "
-            "pg_advisory_xact_lock(%s)",
-            (
-                _milliseconds(self._options.wait_s),
-                _milliseconds(self._options.lease_s),
-                int.from_bytes(digest[:8], "big", signed=True),
-            ),
+    def begin(self, state_id: str, lease: Lease | None = None) -> Statement:
+        """The first statement of a transaction that writes this state."""
+        return (
+            self.sql.begin,
+            {
+                "wait_ms": _milliseconds(self._options.wait_s),
+                "idle_ms": _milliseconds(self._options.lease_s),
+                "advisory_key": advisory_key(self._tables.schema, self._tables.state, state_id),
+                **_fence(lease),
+            },
         )
+
+    def write(self, write: Write, lease: Lease | None = None) -> Statement:
+        """With a lease, nothing is written once that was taken by another: then there is no row."""
+        parameters = {
+            **self.author(),
+            **_fence(lease),
+            "state_id": write.state_id,
+            "partial": write.partial,
+            "completed": write.completed,
+            "operation": write.operation,
+            "expected": write.expected_version,
+            "write_id": write.write_id,
+        }
+        return self.sql.write, parameters
+
+    def delete(self, state_id: str, lease: Lease | None = None) -> Statement:
+        """Its row says whether it was allowed and whether there was one, as counts."""
+        return self.sql.delete, {**self.author(), **_fence(lease), "state_id": state_id}
 
     def author(self) -> dict[str, Any]:
         """Parameters of every statement that writes."""
@@ -131,48 +146,14 @@ class Writing:
             "keep": self._options.history_versions > 0,
         }
 
-    def write(
-        self, connection: Connection, write: Write, lease: Lease | None = None
-    ) -> psycopg.Cursor[Any]:
-        """Send it; with a lease, nothing is written once that was taken by another."""
-        return connection.execute(
-            self.sql.write,
-            {
-                **self.author(),
-                "state_id": write.state_id,
-                "partial": write.partial,
-                "completed": write.completed,
-                "operation": write.operation,
-                "expected": write.expected_version,
-                "write_id": write.write_id,
-                "lock_key": lease.key if lease else None,
-                "lock_id": lease.lock_id if lease else None,
-            },
-        )
+    def mark(self, state_id: str) -> Statement:
+        """Version and last write."""
+        return self.sql.mark, {"state_id": state_id}
 
-    def delete(
-        self, connection: Connection, state_id: str, lease: Lease | None
-    ) -> psycopg.Cursor[Any]:
-        """Send it; answers with whether it was allowed and whether there was one, as counts."""
-        return connection.execute(
-            self.sql.delete,
-            {
-                **self.author(),
-                "state_id": state_id,
-                "lock_key": lease.key if lease else None,
-                "lock_id": lease.lock_id if lease else None,
-            },
-        )
-
-    def mark(self, state_id: str) -> tuple[int, uuid.UUID | None]:
-        """Version and last write; version 0 when there is no state."""
-        row = self.connections.run(lambda c: c.execute(self.sql.mark, (state_id,)).fetchone())
-        return (row[0], row[1]) if row else (0, None)
-
-    def prune(self, state_id: str, version: int | None) -> None:
+    def prune(self, state_id: str, version: int) -> None:
         """Let go of old history, at some of the versions."""
         options = self._options
-        if not options.history_versions or not version or version % _PRUNE_EVERY:
+        if not options.history_versions or version % _PRUNE_EVERY:
             return
         parameters = {
             "state_id": state_id,
@@ -180,6 +161,21 @@ class Writing:
             "age": timedelta(days=options.history_days),
         }
         self.connections.run(lambda c: c.execute(self.sql.prune, parameters))
+
+    def _unlocked(self, state_id: str, work: Callable[[Connection], Row]) -> Row:
+        try:
+            return self.connections.run(work, lock_waits=True)
+        except errors.LockNotAvailable:
+            raise StateLocked(
+                state_id, f"another transaction writes state {state_id!r} and doesn't end"
+            ) from None
+
+
+def _fence(lease: Lease | None) -> dict[str, Any]:
+    return {
+        "lock_key": lease.key if lease else None,
+        "lock_id": lease.lock_id if lease else None,
+    }
 
 
 def _milliseconds(seconds: float) -> str:
