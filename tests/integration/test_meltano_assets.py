@@ -405,10 +405,15 @@ def test_a_project_with_another_state_backend_is_asked_with_its_own_commands(
 
 
 def test_a_failed_command_tells_no_secret(folder: Path, state_uri: str) -> None:
+    tap = folder / "tap-fruit"
+    tap.write_text(
+        f"#!{sys.executable}\nimport os, sys\n"
+        "sys.exit('can not log in with ' + os.environ['TAP_FRUIT_DSN'] + ' and hunter22')"
+    )
     broken = MeltanoResource(
-        project_dir=str(folder),
-        env={"MELTANO_STATE_BACKEND_URI": "nowhere://user:hunter22@host"},
+        project_dir=str(folder), env={"TAP_FRUIT_DSN": "mysql://me:hunter22@host/shop"}
     )
     with pytest.raises(MeltanoError) as caught:
-        broken.command("state", "list")
+        broken.command("invoke", "tap-fruit")
+    assert "can not log in with ***" in caught.value.reason
     assert "hunter22" not in caught.value.reason

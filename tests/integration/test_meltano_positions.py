@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from etl_dagster.assembly import build_store
 from etl_dagster.cli.app import cli
-from etl_dagster.config import PipelineConfig
+from etl_dagster.config import PipelineConfig, StateStoreConfig
 from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.integrations.dagster.supervisor import Replicator, config_payload
 from etl_dagster.integrations.meltano.comparison import compare_bookmarks
@@ -28,6 +28,7 @@ from etl_dagster.integrations.meltano.uri import locate
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.stores.memory import MemoryStore
 from tests.support.database import Database
 from tests.support.pipelines import running
 
@@ -389,10 +390,12 @@ def test_a_place_that_is_away_costs_a_warning_and_is_caught_up_with(
     with caplog.at_level("WARNING"), mirrored(away) as pipeline:
         pipeline.wait_until_caught_up()
         until("a warning", lambda: "can't be mirrored" in caplog.text)
+        assert name in (problem(config) or "")
         shop.execute(f"CREATE DATABASE {name}")
         try:
             with closing(StateStorage(locate(uri))) as person:
                 ready(person, ORDERS, CUSTOMERS)
+            until("the end of the problem", lambda: problem(config) is None)
         finally:
             pipeline.shutdown()
             shop.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -409,6 +412,28 @@ def test_a_uri_that_cannot_be_read_does_not_keep_the_pipeline_from_running(
         pipeline.wait_until_caught_up()
     assert "not mirrored" in caplog.text
     assert "hunter22" not in caplog.text
+
+
+def test_a_pipeline_whose_store_forgets_mirrors_where_a_uri_says(
+    newest_server: EmbeddedPostgres, shop: Database, config: PipelineConfig
+) -> None:
+    uri = (
+        f"postgres://postgres:{newest_server.password}@{newest_server.host}:{newest_server.port}"
+        f"/{shop.name}/public"
+    )
+    forgetful = config.model_copy(
+        update={
+            "state_store": StateStoreConfig(type="memory"),
+            "meltano": config.meltano.model_copy(update={"state_backend": SecretStr(uri)}),
+        }
+    )
+    store = MemoryStore()
+    with (
+        running(forgetful, store=store) as pipeline,
+        mirrored_positions(forgetful, store, pipeline.status),
+        closing(StateStorage(locate(uri))) as person,
+    ):
+        ready(person, ORDERS, CUSTOMERS)
 
 
 def test_nothing_is_mirrored_where_it_is_turned_off(shop: Database, config: PipelineConfig) -> None:

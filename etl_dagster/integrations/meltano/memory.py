@@ -98,6 +98,11 @@ def _notices(payload: Mapping[str, Any]) -> list[Notice]:
     ]
 
 
+def keep_problem(store: Coordination, problem: str) -> None:
+    """Tell why nothing can be mirrored, before it is known what there is to remember."""
+    store.publish_status(STATUS_KEY, {**(store.get_status(STATUS_KEY) or {}), "problem": problem})
+
+
 def load_notices(store: Coordination) -> tuple[list[Notice], str | None]:
     """What the mirror has said lately, the newest last, and what it fails with."""
     payload = store.get_status(STATUS_KEY) or {}

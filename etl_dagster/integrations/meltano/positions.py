@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.meltano.bookmarks import TablePosition
-from etl_dagster.integrations.meltano.memory import Entry, Memory
+from etl_dagster.integrations.meltano.memory import Entry, Memory, keep_problem
 from etl_dagster.integrations.meltano.mirrored import MirroredStates
 from etl_dagster.integrations.meltano.tables import Positions, request_copy, state_key
 from etl_dagster.integrations.meltano.verdicts import (
@@ -157,11 +157,14 @@ class Mirror:
                 error.reason,
                 error.solution,
             )
-        memory = self._memory
-        if memory is not None and memory.problem is None:
-            memory.problem = error.reason
-            with contextlib.suppress(EtlError):
-                self._keep(memory)
+        if self._coordination is None:
+            return
+        with contextlib.suppress(EtlError):
+            if self._memory is None:
+                keep_problem(self._coordination, error.reason)
+            elif self._memory.problem is None:
+                self._memory.problem = error.reason
+                self._keep(self._memory)
 
     # -- one pass --------------------------------------------------------------------------------
 
@@ -335,7 +338,7 @@ class Mirror:
                 continue
             del memory.entries[state_id]
             self._written.pop(state_id, None)
-            _log.info("%s is no table of the pipeline any more; its state is removed", state_id)
+            _log.info("%s is no table of the pipeline any more, and not mirrored", state_id)
 
 
 def _dated(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from etl_dagster.errors import EtlError
 
@@ -142,12 +143,31 @@ class MeltanoProject:
         return settings
 
     def without_secrets(self, text: str) -> str:
-        """The text with the values of our own variables blotted out, where they look secret."""
-        for name, value in self.variables.items():
-            is_secret = any(word in name.upper() for word in _SECRET_WORDS)
-            if is_secret and len(value) > 3:
-                text = text.replace(value, "***")
+        """The text with the values of our own variables blotted out, where they are secret.
+
+        That is told by the variable's name; of a URI, the password alone is secret as well.
+        """
+        for secret in self._secrets():
+            text = text.replace(secret, "***")
         return text
+
+    def _secrets(self) -> list[str]:
+        found = set()
+        for name, value in self.variables.items():
+            if any(word in name.upper() for word in _SECRET_WORDS):
+                found.add(value)
+            if "://" in value:
+                password = _password_of(value)
+                found |= {password, unquote(password)}
+        # Shorter ones are in every other word. The longest first: one may be a part of another.
+        return sorted((s for s in found if len(s) > 3), key=len, reverse=True)
 
 
 _SECRET_WORDS = ("PASSWORD", "SECRET", "TOKEN", "KEY", "URI", "URL", "DSN", "CREDENTIAL")
+
+
+def _password_of(uri: str) -> str:
+    try:
+        return urlsplit(uri).password or ""
+    except ValueError:
+        return ""
