@@ -11,6 +11,7 @@ from typing import Any
 
 from dagster import (
     AssetCheckEvaluation,
+    AssetCheckKey,
     AssetKey,
     DagsterInstance,
     DagsterRunStatus,
@@ -25,7 +26,7 @@ from dagster import (
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.dagster.bookmark_check import bookmark_reports_of
-from etl_dagster.integrations.dagster.metadata import REPORTED_BY
+from etl_dagster.integrations.dagster.metadata import LAG_CHECK, REPORTED_BY
 from etl_dagster.integrations.dagster.notices import recent_notices
 from etl_dagster.integrations.dagster.reports import Reports
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
@@ -225,7 +226,15 @@ def _request(
         if datetime.now(UTC) < ended + timedelta(seconds=pause_s):
             return []
     last = records[0].dagster_run.run_id if records else "the first"
-    return [RunRequest(run_key=f"{table.state_id} after {last}", asset_selection=[key], tags=tags)]
+    return [
+        RunRequest(
+            run_key=f"{table.state_id} after {last}",
+            asset_selection=[key],
+            # The copy's own; others may fail for reasons that are none of the copy's.
+            asset_check_keys=[AssetCheckKey(key, LAG_CHECK)],
+            tags=tags,
+        )
+    ]
 
 
 # -- words ---------------------------------------------------------------------------------------

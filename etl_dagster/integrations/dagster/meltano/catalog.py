@@ -162,7 +162,7 @@ def refresh_streams(project: MeltanoProject, extractor: str) -> tuple[Stream, ..
     """
     try:
         payload = project.ask_json(
-            *("--log-level", "error", "invoke", "--dump=catalog", extractor),
+            *("invoke", "--dump=catalog", extractor),
             timeout_s=_DISCOVERY_TIMEOUT_S,
         )
     except MeltanoError as error:

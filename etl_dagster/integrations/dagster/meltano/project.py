@@ -91,10 +91,11 @@ class MeltanoProject:
             **(more or {}),
         }
 
-    def ask(
-        self, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S, stdin: str | None = None
-    ) -> str:
+    def ask(self, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S, quiet: bool = False) -> str:
         """Run a command to its end; what it wrote to stdout.
+
+        Args:
+            quiet: log errors only, for commands whose answer is all there is to say.
 
         Raises:
             MeltanoError: it failed, or took too long.
@@ -105,8 +106,8 @@ class MeltanoProject:
             done = subprocess.run(
                 self.command(*arguments),
                 cwd=self.folder,
-                env=self.environ(),
-                input=stdin or "",
+                env=self.environ({"MELTANO_CLI_LOG_LEVEL": "error"} if quiet else {}),
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -127,7 +128,7 @@ class MeltanoProject:
 
     def ask_json(self, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
         """As `ask`, for a command that answers in JSON."""
-        answer = self.ask(*arguments, timeout_s=timeout_s)
+        answer = self.ask(*arguments, timeout_s=timeout_s, quiet=True)
         try:
             return json.loads(answer)
         except ValueError:
@@ -137,9 +138,7 @@ class MeltanoProject:
 
     def settings(self) -> Mapping[str, Any]:
         """The project's own settings as Meltano resolves them, secrets included."""
-        settings: Mapping[str, Any] = self.ask_json(
-            "--log-level", "error", "config", "--unsafe", "print", "meltano"
-        )
+        settings: Mapping[str, Any] = self.ask_json("config", "--unsafe", "print", "meltano")
         return settings
 
     def without_secrets(self, text: str) -> str:

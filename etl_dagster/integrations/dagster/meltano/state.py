@@ -14,7 +14,7 @@ from dagster import ConfigurableResource, InitResourceContext
 from pydantic import Field, PrivateAttr
 
 from etl_dagster.errors import ConfigError, InvalidState
-from etl_dagster.integrations.dagster.meltano.project import MeltanoProject
+from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
 from etl_dagster.integrations.dagster.meltano.resources import MeltanoResource
 from etl_dagster.integrations.meltano.glob import matcher
 from etl_dagster.integrations.meltano.locks import Lease
@@ -312,7 +312,16 @@ class _Commands(_States):
 
     def export(self, pattern: str) -> dict[str, dict[str, Any]]:
         matches = matcher(pattern)
-        states: dict[str, dict[str, Any]] = json.loads(self._ask("export") or "{}")
+        try:
+            answer = self._ask("export")
+        except MeltanoError as error:
+            if "No such command" not in error.reason:
+                raise
+            raise MeltanoError(
+                "this Meltano can't export states",
+                solution="Upgrade to Meltano 4.3, or read them one by one: list() and get().",
+            ) from None
+        states: dict[str, dict[str, Any]] = json.loads(answer or "{}")
         return {name: s for name, s in states.items() if matches is None or matches(name)}
 
     def set(self, state_id: str, state: Mapping[str, Any]) -> None:
@@ -328,7 +337,7 @@ class _Commands(_States):
         pass
 
     def _ask(self, *arguments: str) -> str:
-        return self._project.ask("--log-level", "error", "state", *arguments)
+        return self._project.ask("state", *arguments, quiet=True)
 
     def _ask_with_file(self, *arguments: str, state: Mapping[str, Any], state_id: str) -> None:
         """A state may be longer than a command line, which everybody may read, too."""
