@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: Meltano's own names for the settings, as environment variables.
-_SETTING = "MELTANO_STATE_BACKEND_POSTGRES_"
+_SETTINGS = ("MELTANO_STATE_BACKEND_POSTGRES_", "MELTANO_STATE_BACKEND_POSTGRESQL_")
 #: A plan names so many states; the rest is counted.
 _SHOWN = 20
 
@@ -318,8 +318,8 @@ def _storage(uri: str | None, config_path: Path, *, create: bool = False) -> Ite
     from etl_dagster.integrations.meltano.storage import StateStorage, StorageOptions
 
     names = {
-        "state_table": os.environ.get(_SETTING + "STATE_TABLE") or "meltano_state",
-        "locks_table": os.environ.get(_SETTING + "LOCKS_TABLE") or "meltano_state_locks",
+        "state_table": _setting("state_table") or "meltano_state",
+        "locks_table": _setting("locks_table") or "meltano_state_locks",
     }
     options = StorageOptions(create_tables=create)
     storage = StateStorage(_location(uri, config_path), options=options, **names)
@@ -335,7 +335,7 @@ def _location(uri: str | None, config_path: Path) -> StateLocation:
 
     uri = uri or os.environ.get("MELTANO_STATE_BACKEND_URI")
     if uri:
-        return locate(uri, **{name: os.environ.get(_SETTING + name.upper()) for name in SETTINGS})
+        return locate(uri, **{name: _setting(name) for name in SETTINGS})
     if not config_path.exists():
         nowhere = ConfigError(
             [f"there is no --uri, no MELTANO_STATE_BACKEND_URI and no {config_path}"],
@@ -349,6 +349,11 @@ def _location(uri: str | None, config_path: Path) -> StateLocation:
             ["state_store.type: only a Postgres store has Meltano states"], origin=str(config_path)
         )
     return locate_dsn(config.state_store_conninfo(), config.state_store.schema_name)
+
+
+def _setting(name: str) -> str | None:
+    found = (os.environ.get(prefix + name.upper()) for prefix in _SETTINGS)
+    return next((value for value in found if value), None)
 
 
 def _all_by_id(storage: StateStorage) -> dict[str, StoredState]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -178,24 +179,27 @@ def test_meltano_4_2_works_as_well(project: MeltanoProject, storage: StateStorag
 
 
 def meltano_4_2() -> Path:
-    """Its console script, in an environment that is made once for this machine and interpreter."""
+    """Its console script, in an environment that is made once for this checkout and interpreter."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path(tempfile.gettempdir()))
-    folder = cache / f"etl-dagster-tests-meltano-4.2-py{version}-{os.getuid()}"
+    # An editable install doesn't follow changes of the entry points.
+    entry_points = (ROOT / "pyproject.toml").read_text("utf-8")
+    key = hashlib.sha256(f"{ROOT}\0{os.getuid()}\0{entry_points}".encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
+    folder = cache / f"etl-dagster-tests-{key}-meltano-4.2-py{version}"
     uv = MELTANO.with_name("uv")
     python = folder / "bin" / "python"
+    script = folder / "bin" / "meltano"
     with FileLock(f"{folder}.lock", timeout=300):
-        if not (folder / "bin" / "meltano").exists():
-            packages = ["meltano>=4.2,<4.3", "psycopg[binary]>=3.2"]
+        if not script.exists():
+            # Compiled, since each command would do it again where Python may not write.
+            install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python]
             for command in (
                 [uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder],
-                [uv, "pip", "install", "--quiet", "--python", python, *packages],
+                # Of what this package needs, the backend needs no more than this.
+                [*install, "psycopg[binary]>=3.2"],
+                [*install, "--no-deps", "-e", ROOT],
+                # Last: its script says that all of it is there.
+                [*install, "meltano>=4.2,<4.3"],
             ):
                 subprocess.run(command, check=True, timeout=300)
-        # This checkout, whichever was here before; its other dependencies aren't needed.
-        subprocess.run(
-            [uv, "pip", "install", "--quiet", "--python", python, "--no-deps", "-e", ROOT],
-            check=True,
-            timeout=300,
-        )
-    return folder / "bin" / "meltano"
+    return script

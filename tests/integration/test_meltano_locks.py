@@ -154,6 +154,11 @@ def test_a_lock_is_renewed_while_its_owner_lives(
         assert first.owner in refused.value.reason
         assert "since" in refused.value.reason
         storage.set("a", completed={"n": 1})
+        # The same while its transaction is open.
+        assert storage.get("a") is not None
+        with pytest.raises(StateLocked, match="since") as refused, other.lock("a"):
+            pass
+        assert first.owner in refused.value.reason
     assert other.list_ids() == ["a"]
     other.close()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -440,6 +442,30 @@ def test_a_wrong_password_a_wrong_database_and_no_server_are_told_apart(
             StateStorage.from_uri(uri).list_ids()
         assert "geheim" not in refused.value.reason + refused.value.solution
         assert refused.value.__suppress_context__
+
+
+def test_a_password_may_be_encoded_in_the_uri_or_come_from_libpqs_own_places(
+    newest_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = "p@ss/w:o#r%d ü"
+    with role(newest_database) as (user, _):
+        newest_database.execute(f"ALTER ROLE {user} PASSWORD '{password}'")
+        newest_database.execute(f"GRANT CREATE ON SCHEMA public TO {user}")
+        uri = state_uri(newest_database, "public", user=user, password=password)
+        assert StateStorage.from_uri(uri).list_ids() == []
+
+        without = uri.replace(f":{quote(password, safe='')}@", "@")
+        assert without != uri
+        with pytest.raises(StateStorageRefused, match="no password supplied"):
+            StateStorage.from_uri(without).list_ids()
+        with monkeypatch.context() as environ:
+            environ.setenv("PGPASSWORD", password)
+            assert StateStorage.from_uri(without).list_ids() == []
+        file = tmp_path / "pgpass"
+        file.write_text(f"*:*:*:{user}:{password.replace(':', chr(92) + ':')}\n")
+        file.chmod(0o600)
+        monkeypatch.setenv("PGPASSFILE", str(file))
+        assert StateStorage.from_uri(without).list_ids() == []
 
 
 def test_a_dropped_connection_is_made_again(

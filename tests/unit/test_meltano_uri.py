@@ -13,8 +13,10 @@ SECRET = "geheim"
 def parts(uri: str, **settings: str | int | None) -> dict[str, str]:
     """What libpq gets, without our defaults."""
     location = locate(uri, **settings)
-    ours = locate("").parameters
-    return {key: value for key, value in location.parameters.items() if ours.get(key) != value}
+    ours = locate("postgres://localhost").parameters.keys() - {"host"}
+    found = location.parameters.items()
+    asked = locate("postgres://x").parameters
+    return {k: value for k, value in found if k not in ours or asked[k] != value}
 
 
 def test_host_port_database_and_schema_come_from_the_uri() -> None:
@@ -44,7 +46,7 @@ def test_both_schemes_mean_the_same(scheme: str) -> None:
         ("postgres://?service=meltano", {"service": "meltano"}),
         ("postgres://[::1]:5/db", {"host": "::1", "port": "5", "dbname": "db"}),
         ("postgres://u@h", {"host": "h", "user": "u"}),
-        ("postgres://", {}),
+        ("postgres://", {"host": "localhost"}),
         ("postgres://u:p%40ss%2F%3A%23%25@h/a%20b", {"password": "p@ss/:#%", "dbname": "a b"}),
         ("postgres://h/db?connect_timeout=3", {"connect_timeout": "3"}),
     ],
@@ -107,10 +109,20 @@ def test_a_host_of_its_own_drops_the_ports_of_the_hosts_it_replaces() -> None:
 
 
 def test_what_nobody_says_is_left_to_libpq() -> None:
-    """So that PGHOST, ~/.pgpass and the service file count."""
-    assert not {"host", "port", "user", "password", "dbname", "sslmode"} & set(
-        locate("postgres://").parameters
-    )
+    """So that PGPASSWORD, ~/.pgpass and the like count."""
+    parameters = locate("postgres://").parameters
+    assert not {"port", "user", "password", "dbname", "sslmode"} & set(parameters)
+
+
+@pytest.mark.parametrize("name", ["PGHOST", "PGHOSTADDR", "PGSERVICE"])
+def test_the_host_is_localhost_unless_libpq_is_told_another(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert locate("postgres:///db").parameters["host"] == "localhost"
+    assert "host" not in locate("postgres:///db?hostaddr=10.0.0.1").parameters
+    assert "host" not in locate("postgres:///db?service=meltano").parameters
+    monkeypatch.setenv(name, "somewhere")
+    assert "host" not in locate("postgres:///db").parameters
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ _REFUSALS = (
     "permission denied",
     "not permitted to log in",
     "certificate verify failed",
+    "client certificate",
     "does not support SSL",
     "definition of service",
     "no such user",

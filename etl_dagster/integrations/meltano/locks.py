@@ -144,6 +144,12 @@ RETURNING owner, host, pid, run_id, acquired_at,
   extract(epoch FROM expires_at - clock_timestamp())::float8
 """
 
+_HOLDER = """
+SELECT owner, host, pid, run_id, acquired_at,
+  extract(epoch FROM expires_at - clock_timestamp())::float8
+FROM {locks} WHERE lock_key = %(key)s
+"""
+
 _RENEW = """
 UPDATE {locks} SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + %(lease)s
 FROM (SELECT set_config('lock_timeout', %(wait_ms)s, true)) AS settings
@@ -175,6 +181,7 @@ class Locks:
         names = tables.identifiers()
         self._acquire = sql.SQL(_ACQUIRE).format(**names).as_bytes(None)
         self._await = sql.SQL(_AWAIT).format(**names).as_bytes(None)
+        self._holder = sql.SQL(_HOLDER).format(**names).as_bytes(None)
         self._renew = sql.SQL(_RENEW).format(**names).as_bytes(None)
         self._release = sql.SQL(_RELEASE).format(**names).as_bytes(None)
         self._list = sql.SQL(_LIST).format(**names).as_bytes(None)
@@ -297,7 +304,8 @@ class Locks:
                 lambda c: c.execute(self._await, parameters).fetchone(), lock_waits=True
             )
         except errors.LockNotAvailable:
-            return ("somebody", "?", 0, None, None, 0.0)
+            # Its transaction holds the row; reading waits for nobody.
+            return self._connections.run(lambda c: c.execute(self._holder, parameters).fetchone())
 
     # -- renewal ---------------------------------------------------------------------------------
 
@@ -425,6 +433,8 @@ def _milliseconds(deadline: float) -> str:
 def _held_by(lease: Lease, holder: tuple[Any, ...]) -> str:
     owner, host, pid, run_id, acquired_at, _ = holder
     what = "is run by" if lease.kind == "run" else "is locked by"
-    since = f", since {acquired_at:%Y-%m-%d %H:%M:%S %Z}" if acquired_at else ""
     run = f", run {run_id}" if run_id else ""
-    return f"state {lease.state_id!r} {what} {owner} (host {host}, pid {pid}{run}){since}"
+    return (
+        f"state {lease.state_id!r} {what} {owner} (host {host}, pid {pid}{run}), "
+        f"since {acquired_at:%Y-%m-%d %H:%M:%S %Z}"
+    )

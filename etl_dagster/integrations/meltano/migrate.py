@@ -145,7 +145,7 @@ def _run(
     create_schema: bool,
 ) -> int:
     connection.execute(
-        "SELECT pg_advisory_xact_lock(%s)",
+        "SELECT set_config('lock_timeout', '60s', true), pg_advisory_xact_lock(%s)",
         (advisory_key(tables.schema, tables.state, "", "migrate"),),
     )
     _require_schema(connection, tables.schema, create=create_schema)

@@ -133,7 +133,8 @@ _TEXTS: dict[str, LiteralString] = {
     "set_config('idle_in_transaction_session_timeout', %(idle_ms)s, true), "
     "pg_advisory_xact_lock(%(advisory_key)s), "
     "(SELECT 1 FROM {locks} WHERE lock_key = %(lock_key)s AND lock_id = %(lock_id)s FOR UPDATE)",
-    "get_all": 'SELECT {columns} FROM {state} ORDER BY state_id COLLATE "C"',
+    "get_all": "SELECT {columns} FROM {state} WHERE starts_with(state_id, %s) "
+    'ORDER BY state_id COLLATE "C"',
     "get_some": "SELECT {columns} FROM {state} WHERE state_id = ANY(%s) "
     'ORDER BY state_id COLLATE "C"',
     "ids": "SELECT state_id FROM {state} WHERE starts_with(state_id, %s) "

@@ -142,13 +142,16 @@ class StateStorage:
         return [state_id for (state_id,) in rows if matches is None or matches(state_id)]
 
     def get_all(self, pattern: str | None = None) -> list[StoredState]:
-        """All states that match, by ID, as they are at one moment."""
-        if matcher(pattern) is None:
-            rows = self._run(lambda c: c.execute(self._writing.sql.get_all).fetchall())
-        else:
+        """All states that match, in the order of their IDs."""
+        matches, prefix = matcher(pattern), literal_prefix(pattern).replace("\0", "")
+        sql = self._writing.sql
+        if matches is not None and not prefix:
+            # States may be large: only those are fetched that are wanted.
             ids = self.list_ids(pattern)
-            rows = self._run(lambda c: c.execute(self._writing.sql.get_some, (ids,)).fetchall())
-        return [StoredState(*row) for row in rows]
+            rows = self._run(lambda c: c.execute(sql.get_some, (ids,)).fetchall())
+        else:
+            rows = self._run(lambda c: c.execute(sql.get_all, (prefix,)).fetchall())
+        return [StoredState(*row) for row in rows if matches is None or matches(row[0])]
 
     # -- writing ---------------------------------------------------------------------------------
 

@@ -4,11 +4,14 @@ Every other URI that libpq reads works as well: query parameters, several hosts,
 services, no password (then libpq looks into PGPASSWORD, ~/.pgpass or the client certificate).
 
 Precedence, highest first: a setting of its own (``state_backend.postgres.host``); the URI; libpq's
-environment (``PGHOST``) and service file; libpq's defaults. An empty setting counts as none.
+environment (``PGHOST``) and service file; libpq's defaults, save that the host is localhost, where
+libpq would look for a unix socket in a folder that depends on how it was built. An empty setting
+counts as none.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,6 +101,9 @@ def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
     if "host" in given:
         parameters.pop("hostaddr", None)
     parameters |= given
+    elsewhere = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
+    if not {"host", "hostaddr", "service"} & set(parameters) and not any(map(os.getenv, elsewhere)):
+        parameters["host"] = "localhost"
     hosts = parameters.get("host", "")
     if "," in hosts:
         # With several servers the one that takes writes is meant.
