@@ -248,6 +248,20 @@ class TableConfig(_Section):
     copy_rows: bool = Field(True, alias="copy", description="False streams from now on only.")
 
 
+class MeltanoConfig(_Section):
+    """The mirror of every table's position as Meltano state."""
+
+    enabled: bool = Field(True, description="Whether positions are mirrored.")
+    state_backend: SecretStr | None = Field(
+        None,
+        description="A postgres:// URI as Meltano's state_backend.uri; by default the database and "
+        "schema of the state store.",
+    )
+    interval_s: float = Field(
+        5.0, gt=0, description="A position is written this often; changes of phase at once."
+    )
+
+
 class PipelineConfig(_Section):
     """A pipeline: from one publication to one destination."""
 
@@ -270,6 +284,7 @@ class PipelineConfig(_Section):
     copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
     retry: RetryConfig = RetryConfig()
     tables: dict[str, TableConfig] = {}
+    meltano: MeltanoConfig = MeltanoConfig()
 
     @field_validator("tables")
     @classmethod

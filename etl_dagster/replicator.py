@@ -27,6 +27,7 @@ from typing import Any
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, LeaseLost, PipelineInUse, Superseded
+from etl_dagster.integrations.meltano.positions import mirrored_positions
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.status import PipelineStatus
@@ -284,7 +285,8 @@ class _Work:
             if self._stop.is_set():
                 pipeline.shutdown()
             try:
-                pipeline.wait()
+                with mirrored_positions(self._config, store, pipeline.status):
+                    pipeline.wait()
                 return
             except LeaseLost:
                 self._pipeline = None

@@ -13,6 +13,7 @@ from etl_dagster.cli.migrate import migrate
 from etl_dagster.cli.query import query
 from etl_dagster.cli.reset import reset
 from etl_dagster.cli.run import run
+from etl_dagster.cli.state import state
 from etl_dagster.cli.status import status
 
 _EPILOG = """\b
@@ -60,7 +61,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (demo, init, doctor, run, status, query, reset, migrate):
+for command in (demo, init, doctor, run, status, query, reset, state, migrate):
     cli.add_command(command)
 
 

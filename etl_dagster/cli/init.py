@@ -57,6 +57,12 @@ retry:
   max_delay_ms: 30000
   max_attempts: 8
 
+# Every table's position as Meltano state, for `meltano state list`; kept in the state store.
+meltano:
+  enabled: true
+  # state_backend: postgres://me@host/database/schema
+  interval_s: 5
+
 # What differs for single tables.
 tables: {{}}
   # public.events:

@@ -11,6 +11,7 @@ from etl_dagster.cli.options import config_option, load
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
+    from etl_dagster.integrations.meltano.pending import Pending
     from etl_dagster.model.stores import CoordinatingStore
 
 
@@ -18,25 +19,36 @@ if TYPE_CHECKING:
 @click.argument("tables", nargs=-1, metavar="[SCHEMA.TABLE]...")
 @config_option
 @click.option("--all", "everything", is_flag=True, help="All tables, and the replication slots.")
+@click.option(
+    "--from-meltano", is_flag=True, help="The tables whose Meltano state somebody has cleared."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would happen, and end.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 def reset(
-    tables: tuple[str, ...], config_path: Path, everything: bool, dry_run: bool, yes: bool
+    tables: tuple[str, ...],
+    config_path: Path,
+    everything: bool,
+    from_meltano: bool,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     """Copy tables again from the beginning.
 
     Named tables may be reset while the pipeline runs: their old rows stay readable until the new
     copy replaces them. --all is for a pipeline that is stopped; it also drops the pipeline's
-    slots, which is the way back after one was lost.
+    slots, which is the way back after one was lost. --from-meltano does now what the next start
+    would do about changes to the tables' Meltano states; with --dry-run it shows them.
     """
-    if bool(tables) == everything:
-        raise click.UsageError("name tables, or use --all")
+    if [bool(tables), everything, from_meltano].count(True) != 1:
+        raise click.UsageError("name tables, or use --all, or --from-meltano")
     config = load(config_path)
     from etl_dagster.cli.existing import existing_store
 
     with existing_store(config) as store:
         if everything:
             _reset_all(config, store, dry_run=dry_run, yes=yes)
+        elif from_meltano:
+            _reset_cleared(config, store, dry_run=dry_run, yes=yes)
         else:
             _reset_tables(config, store, tables, dry_run=dry_run, yes=yes)
 
@@ -105,6 +117,48 @@ def _reset_all(
     for name in dropped:
         click.echo(f"Dropped {name}.")
     click.echo("Done. `etl-dagster run`, or the sensor, begins anew.")
+
+
+def _reset_cleared(
+    config: PipelineConfig, store: CoordinatingStore, *, dry_run: bool, yes: bool
+) -> None:
+    from etl_dagster.integrations.meltano.pending import PendingChanges
+
+    with PendingChanges.of(config, store) as changes:
+        if changes is None:
+            raise click.UsageError("positions of this pipeline are not mirrored as Meltano state")
+        found = changes.find()
+        for pending in found:
+            click.echo(f"{pending.position.state_id}: {_meaning(pending)}")
+        copies = [pending for pending in found if pending.is_copy]
+        if not copies:
+            click.echo("No table is to be copied again.")
+            return
+        if store.is_leased("apply"):
+            click.echo("The running pipeline does it by itself, within seconds.")
+            return
+        if not _is_wanted(dry_run=dry_run, yes=yes):
+            return
+        for pending in copies:
+            changes.request(pending)
+    click.echo("Done. The next start begins with it.")
+
+
+def _meaning(pending: Pending) -> str:
+    """What becomes of a change, in a line."""
+    from etl_dagster.integrations.meltano.verdicts import Cleared, Moved, Refused
+
+    match pending.verdict:
+        case Cleared(how) if pending.is_copy:
+            table = pending.position.table
+            return f"{how}; {table} is copied again, its old rows stay until then"
+        case Cleared(how):
+            return f"{how}; the table is going to be copied anyway"
+        case Moved(to):
+            return f"it was moved to {to}; it is written again"
+        case Refused(reason):
+            return f"refused, {reason}; it is written again as it was"
+    return "only what is displayed was changed; it is written again"
 
 
 def _table_ids(config: PipelineConfig, store: CoordinatingStore) -> dict[str, int]:

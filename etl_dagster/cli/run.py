@@ -52,6 +52,7 @@ def run(
         view = make_view(plain=plain, as_json=as_json)
         from etl_dagster.assembly import build_destination, build_store
         from etl_dagster.cli.checks import require_all
+        from etl_dagster.integrations.meltano.positions import mirrored_positions
         from etl_dagster.runtime.pipeline import Pipeline
 
         require_all(config)
@@ -61,7 +62,10 @@ def run(
         with contextlib.ExitStack() as stack:
             stack.callback(getattr(store, "close", lambda: None))
             pipeline.start()
-            with _stopped_by_signals(pipeline.shutdown, view):
+            with (
+                _stopped_by_signals(pipeline.shutdown, view),
+                mirrored_positions(config, store, pipeline.status),
+            ):
                 _follow(pipeline, view, until_caught_up=until_caught_up)
     except Exception as error:
         if as_json:

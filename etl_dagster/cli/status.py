@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.model.stores import CoordinatingStore
 
+#: Of what people did to the tables' Meltano states.
+_NOTICES_SHOWN = 3
+
 
 @click.command(short_help="Show states, progress and lag.")
 @config_option
@@ -33,6 +36,7 @@ def status(config_path: Path, as_json: bool) -> None:
 
 def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
     """What the store knows, what the pipeline last published, and the slot as it is now."""
+    from etl_dagster.integrations.meltano.memory import load_notices
     from etl_dagster.model.states import DataSync, state_name, state_to_json
     from etl_dagster.model.stores import ApplyWorker
 
@@ -61,6 +65,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
             table["copy_rows_done"] = sum(c.row_count for c in plan.finished.values())
         tables.append(table)
     progress = store.get_replication_progress(ApplyWorker())
+    notices, problem = load_notices(store)
     return {
         "pipeline": config.pipeline,
         "destination": config.destination.type,
@@ -69,6 +74,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
         "slot": _slot(config),
         "tables": sorted(tables, key=lambda table: str(table["table"])),
         "published": published or None,
+        "meltano": {"problem": problem, "notices": [vars(notice) for notice in notices]},
     }
 
 
@@ -131,6 +137,10 @@ def _show(report: dict[str, Any]) -> None:
         last = (row["last_commit_time"] or "").partition(".")[0].partition("+")[0]
         table.add_row(Text(row["table"]), Text(state), rows, last.replace("T", " "))
     Console().print(table)
+    for notice in report["meltano"]["notices"][-_NOTICES_SHOWN:]:
+        click.echo(f"\n{notice['at']}  Meltano state {notice['state_id']}: {notice['text']}")
+    if report["meltano"]["problem"]:
+        click.echo(f"\nPositions are not mirrored now: {report['meltano']['problem']}")
     for row in report["tables"]:
         if row["state"] == "errored":
             click.echo(f"\n{row['table']}: {row['detail']['reason']}")

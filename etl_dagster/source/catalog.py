@@ -71,6 +71,8 @@ with published as (
   and n.oid not in (
     select relnamespace from pg_class
     where relname = 'pipelines' and obj_description(oid, 'pg_class') = 'etl_dagster state store')
+  -- Those of Meltano's state backend share a schema with whatever else is in it.
+  and obj_description(c.oid, 'pg_class') is distinct from 'etl_dagster state store'
 ), keys as (
   -- Without INCLUDE columns, and without indexes that are checked late: between two changes of one
   -- transaction, several rows may have one key. Postgres doesn't identify rows by either.

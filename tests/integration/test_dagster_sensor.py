@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dagster import (
     AssetCheckEvaluation,
     AssetKey,
     AssetMaterialization,
+    AssetSelection,
     DagsterExecutionInterruptedError,
     DagsterInstance,
     Definitions,
@@ -25,6 +26,7 @@ from dagster import (
     SensorDefinition,
     build_sensor_context,
     instance_for_test,
+    materialize,
 )
 
 from etl_dagster.config import PipelineConfig, load_config
@@ -39,7 +41,11 @@ from etl_dagster.integrations.dagster import (
     PostgresStateStoreResource,
     build_etl_definitions,
 )
+from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
+from etl_dagster.integrations.dagster.metadata import LAG_CHECK
 from etl_dagster.integrations.dagster.supervisor import Supervisor, stop_all, supervisor_of
+from etl_dagster.integrations.meltano.mirrored import state_location
+from etl_dagster.integrations.meltano.storage import StateStorage
 from etl_dagster.model.states import FinishedCopy, Ready, SyncWait
 from tests.support.database import Database
 
@@ -358,3 +364,47 @@ def until(done: Callable[[], Any]) -> None:
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_cleared_meltano_state_is_copied_again_and_the_sensor_says_so(
+    shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a code server that has just begun.
+    monkeypatch.setattr("etl_dagster.integrations.dagster.bookmark_check._reports", {})
+    monkeypatch.setattr("etl_dagster.integrations.dagster.notices._known", {})
+    monkeypatch.setattr("etl_dagster.integrations.dagster.notices._EVERY_S", 0.0)
+    state_id = "dev:shop-to-duckdb:public.orders"
+    with dagster(config_file) as ui:
+        ui.copy_all(2)
+        # A copy that is done must not fail because this check can't look.
+        assert {key.name for r in ui.requested for key in r.asset_check_keys or ()} == {LAG_CHECK}
+        shown = ui.materialization_of("orders").metadata["meltano/state"].value
+        assert isinstance(shown, dict)
+        assert shown["singer_state"]["bookmarks"]["public-orders"]["rows_copied"] == 500
+        ui.tick_until(lambda _: [c for c in ui.checks if c.check_name == BOOKMARK_CHECK])
+        assert all(check.passed for check in ui.checks)
+
+        checks = list(ui.defs.asset_checks or ())
+        checked = materialize(
+            [*(ui.defs.assets or ()), *checks],
+            selection=AssetSelection.checks(*checks),
+            resources=dict(ui.defs.resources or {}),
+            instance=ui.instance,
+        )
+        evaluations = checked.get_asset_check_evaluations()
+        assert {(e.asset_key, e.passed) for e in evaluations} == {
+            (key_of("orders"), True),
+            (key_of("customers"), True),
+        }
+
+        location = state_location(load_config(config_file))
+        assert location is not None
+        with closing(StateStorage(location)) as states:
+            states.delete(state_id)
+        (request,) = ui.tick_until(lambda result: result.run_requests).run_requests
+        assert request.tags["meltano/state_id"] == state_id
+        assert ui.run(request).success
+        line = ui.tick_until(lambda result: "cleared" in (result.skip_message or "")).skip_message
+        assert (
+            "Meltano state of public.orders: its state was cleared, so the table is copied" in line
+        )

@@ -29,14 +29,16 @@ listen_addr = 127.0.0.1
 listen_port = {port}
 auth_type = any
 pool_mode = {mode}
-default_pool_size = 10
+default_pool_size = {pool_size}
 unix_socket_dir =
 ignore_startup_parameters = extra_float_digits
 """
 
 
 @contextmanager
-def pgbouncer(database: Database, mode: Literal["transaction", "session"]) -> Iterator[str]:
+def pgbouncer(
+    database: Database, mode: Literal["transaction", "session"], *, pool_size: int = 10
+) -> Iterator[str]:
     """The DSN of the database through the pooler, as the superuser."""
     assert PGBOUNCER is not None
     parts = conninfo_to_dict(database.dsn)
@@ -46,7 +48,7 @@ def pgbouncer(database: Database, mode: Literal["transaction", "session"]) -> It
     folder = Path(tempfile.mkdtemp(prefix="etl-test-pgbouncer-"))
     folder.chmod(0o755)
     settings = folder / "pgbouncer.ini"
-    settings.write_text(_SETTINGS.format(target=target, port=port, mode=mode))
+    settings.write_text(_SETTINGS.format(target=target, port=port, mode=mode, pool_size=pool_size))
     account = ["-u", "nobody"] if os.getuid() == 0 else []
     process = subprocess.Popen(
         [PGBOUNCER, *account, str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -22,8 +22,15 @@ from dagster import (
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, InvalidState, LeaseLost
-from etl_dagster.integrations.dagster.metadata import LAG_CHECK, copy_metadata, table_metadata
+from etl_dagster.integrations.dagster.metadata import (
+    LAG_CHECK,
+    copy_metadata,
+    state_metadata,
+    table_metadata,
+)
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.translator import STATE_ID
+from etl_dagster.integrations.meltano.tables import Positions
 from etl_dagster.model.destination import CountsRows, Destination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
@@ -134,6 +141,7 @@ class _Copy:
         schema = self._find()
         self._prepare(schema.id)
         state_id = self._config.state_id(self._name)
+        self._tag_run(state_id)
         result = self._run(schema.id)
         row_count = self._count()
         if result is None:
@@ -143,6 +151,7 @@ class _Copy:
         else:
             row_count = result.row_count if row_count is None else row_count
             metadata = table_metadata(self._name, state_id, row_count) | copy_metadata(result)
+        metadata |= self._state(schema.id)
         check = AssetCheckResult(
             check_name=LAG_CHECK,
             asset_key=key,
@@ -151,6 +160,18 @@ class _Copy:
             description="Copied, caught up and handed over to the stream.",
         )
         return MaterializeResult(asset_key=key, metadata=metadata, check_results=[check])
+
+    def _tag_run(self, state_id: str) -> None:
+        """As the sensor does with the runs that it asks for; a run of several tables has no one
+        state."""
+        run = self._context.run
+        if STATE_ID not in run.tags and len(run.asset_selection or ()) == 1:
+            self._context.instance.add_run_tags(run.run_id, {STATE_ID: state_id})
+
+    def _state(self, table_id: TableId) -> dict[str, Any]:
+        state = self._store.get_table_replication_state(table_id)
+        positions = Positions(self._config, self._store)
+        return state_metadata(positions.position(self._name, table_id, state, None))
 
     def _find(self) -> TableSchema:
         """The table in the source, by the name that the asset was made with."""

@@ -15,6 +15,7 @@ from dagster import (
 
 from etl_dagster.assembly import require_processes
 from etl_dagster.integrations.dagster.assets import build_table_asset
+from etl_dagster.integrations.dagster.bookmark_check import build_bookmark_checks
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
 from etl_dagster.integrations.dagster.sensor import LEASE_S, REPORT_EVERY_S, build_etl_sensor
@@ -82,11 +83,13 @@ def build_etl_definitions(
         build_table_asset(spec, table_name, config.pipeline) for table_name, spec in specs.items()
     ]
     keys = {table_name: spec.key for table_name, spec in specs.items()}
-    job = None
+    job, checks = None, []
     if assets:
+        checks = [build_bookmark_checks(config.pipeline, config.pipeline, keys)]
         job = define_asset_job(
             f"{config.pipeline}_copy",
-            selection=AssetSelection.assets(*keys.values()),
+            # A copy that is done must not fail because a check can't look.
+            selection=AssetSelection.assets(*keys.values()) - AssetSelection.checks(*checks),
             executor_def=executor,
             tags={PIPELINE_TAG: config.pipeline},
             description=f"Copies tables of `{config.pipeline}`; the sensor requests what is due.",
@@ -102,6 +105,7 @@ def build_etl_definitions(
     )
     return Definitions(
         assets=assets,
+        asset_checks=checks,
         jobs=[job] if job is not None else [],
         sensors=[sensor],
         resources={config.pipeline: resource},

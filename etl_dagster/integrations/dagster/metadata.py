@@ -14,7 +14,9 @@ from dagster import (
     MetadataValue,
 )
 
-from etl_dagster.integrations.dagster.translator import STATE_ID, column_schema
+from etl_dagster.integrations.dagster.translator import STATE, STATE_ID, column_schema
+from etl_dagster.integrations.meltano.bookmarks import TablePosition
+from etl_dagster.integrations.meltano.tables import published_position
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 from etl_dagster.runtime.table_sync import TableSyncResult
@@ -33,6 +35,11 @@ def table_metadata(name: str, state_id: str, row_count: int | None) -> dict[str,
     if row_count is not None:
         metadata["dagster/row_count"] = row_count
     return metadata
+
+
+def state_metadata(position: TablePosition) -> dict[str, Any]:
+    """The position as `meltano state get` prints it."""
+    return {STATE: MetadataValue.json(position.to_state())}
 
 
 def copy_metadata(result: TableSyncResult) -> dict[str, Any]:
@@ -91,6 +98,7 @@ def stream_materialization(
         "confirmed_lsn_offset": Lsn.parse(status.confirmed_lsn).offset,
         REPORTED_BY: f"{status.pipeline}_replication",
     }
+    metadata |= state_metadata(published_position(status, table))
     if activity.truncates:
         metadata["truncates"] = activity.truncates
     if table.last_commit_lsn is not None and table.last_commit_time is not None:

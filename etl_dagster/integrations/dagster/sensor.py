@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
     AssetKey,
     DagsterInstance,
     DagsterRunStatus,
@@ -23,7 +25,9 @@ from dagster import (
 )
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.integrations.dagster.metadata import REPORTED_BY
+from etl_dagster.integrations.dagster.bookmark_check import bookmark_reports_of
+from etl_dagster.integrations.dagster.metadata import LAG_CHECK, REPORTED_BY
+from etl_dagster.integrations.dagster.notices import recent_notices
 from etl_dagster.integrations.dagster.reports import Reports
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.supervisor import Supervision, supervisor_of
@@ -126,11 +130,21 @@ def tick(
         every_s=report_every_s,
         was_reported=lambda key: _was_reported(context.instance, key),
     )
+    checks: list[AssetCheckEvaluation] = []
+    notices: list[str] = []
+    if not is_preview:
+        ready = {
+            name: key
+            for name, key in keys.items()
+            if name in status.tables and status.tables[name].state == "ready"
+        }
+        checks = bookmark_reports_of(config.pipeline).due(config, ready)
+        notices = recent_notices(config.pipeline, resource)
     return SensorResult(
         run_requests=requests,
-        asset_events=events,
+        asset_events=[*events, *checks],
         cursor=_cursor(status),
-        skip_reason=None if requests else _line(supervision, status, keys),
+        skip_reason=None if requests else _line(supervision, status, keys, notices),
     )
 
 
@@ -212,7 +226,15 @@ def _request(
         if datetime.now(UTC) < ended + timedelta(seconds=pause_s):
             return []
     last = records[0].dagster_run.run_id if records else "the first"
-    return [RunRequest(run_key=f"{table.state_id} after {last}", asset_selection=[key], tags=tags)]
+    return [
+        RunRequest(
+            run_key=f"{table.state_id} after {last}",
+            asset_selection=[key],
+            # The copy's own; others may fail for reasons that are none of the copy's.
+            asset_check_keys=[AssetCheckKey(key, LAG_CHECK)],
+            tags=tags,
+        )
+    ]
 
 
 # -- words ---------------------------------------------------------------------------------------
@@ -226,7 +248,12 @@ def _cursor(status: PipelineStatus) -> str:
     return json.dumps({"confirmed_lsn": status.confirmed_lsn})
 
 
-def _line(supervision: Supervision, status: PipelineStatus, keys: Mapping[str, AssetKey]) -> str:
+def _line(
+    supervision: Supervision,
+    status: PipelineStatus,
+    keys: Mapping[str, AssetKey],
+    notices: Sequence[str] = (),
+) -> str:
     """The tick in one line."""
     parts = [supervision.note] if supervision.note else []
     if status.error is not None:
@@ -247,6 +274,7 @@ def _line(supervision: Supervision, status: PipelineStatus, keys: Mapping[str, A
     unknown = [name for name in status.tables if name not in keys]
     if unknown:
         parts.append(f"no asset yet (reload the code location): {_some(unknown)}")
+    parts += notices
     return "; ".join(parts)
 
 

@@ -13,6 +13,8 @@ from etl_dagster.model.schema import TableSchema
 PIPELINE_TAG = "etl_dagster/pipeline"
 TABLE_TAG = "etl_dagster/table"
 STATE_ID = "meltano/state_id"
+#: The state itself, in the metadata of materializations.
+STATE = "meltano/state"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""Runs a command, and ends it with SIGTERM when the process that asked for it is gone.
+
+A step of Dagster that is killed can't say goodbye. Its end of our stdin closes all the same.
+Run as a script by a Python without site-packages; so nothing of this package is imported.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+_POLL_S = 0.2
+#: How long an orphan may take to end.
+_GRACE_S = 60.0
+
+
+def main() -> int:
+    told = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    kill_at = float("inf")
+    is_orphan = False
+    while True:
+        try:
+            code = process.wait(_POLL_S)
+            # As a shell reports it.
+            return code if code >= 0 else 128 - code
+        except subprocess.TimeoutExpired:
+            pass
+        if not is_orphan and select.select([0], [], [], 0)[0] and not os.read(0, 1024):
+            is_orphan, kill_at = True, time.monotonic() + _GRACE_S
+            told.append(signal.SIGTERM)
+        if told:
+            told.clear()
+            process.terminate()
+        if time.monotonic() > kill_at:
+            # The group is ours: `process.follow` started it.
+            os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""A Meltano project on this machine, and how its console script is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from etl_dagster.errors import EtlError
+
+#: For commands that answer and end; starting Meltano takes about a second of it.
+ANSWER_TIMEOUT_S = 120.0
+_LAST_LINES = 15
+
+
+class MeltanoError(EtlError):
+    """Meltano refused or failed."""
+
+    solution = "Read Meltano's own words above; run the same command by hand in the project."
+
+
+class MeltanoNotFound(MeltanoError):
+    """There is no project, or no program to run it with."""
+
+
+@dataclass(frozen=True)
+class MeltanoProject:
+    """Where the project is, and what its commands get to see."""
+
+    folder: Path
+    #: Meltano's environment, such as ``dev``; None leaves it to `default_environment`.
+    environment: str | None = None
+    #: The console script; None looks beside this Python and then on the PATH.
+    executable: str | None = None
+    #: Added to this process's environment variables. May hold secrets, so it is never shown.
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def require(self) -> None:
+        """Look whether the project is there.
+
+        Raises:
+            MeltanoNotFound: it is not, or Meltano isn't installed.
+        """
+        if not (self.folder / "meltano.yml").is_file():
+            raise MeltanoNotFound(
+                f"there is no meltano.yml in {self.folder}",
+                solution="Name the folder of a Meltano project; `meltano init` makes one.",
+            )
+        self.find_executable()
+
+    def find_executable(self) -> str:
+        """The console script; there is no ``python -m meltano``.
+
+        Raises:
+            MeltanoNotFound: it isn't there.
+        """
+        if self.executable is not None:
+            found = shutil.which(self.executable)
+        else:
+            # Not resolved: a venv's Python is a link to one that knows nothing of Meltano.
+            beside = Path(sys.executable).parent / "meltano"
+            found = str(beside) if beside.exists() else shutil.which("meltano")
+        if found is None:
+            raise MeltanoNotFound(
+                f"Meltano's program {self.executable or 'meltano'!r} is not found",
+                solution="Install it beside Dagster: pip install 'etl-dagster[meltano]'; or give "
+                "`executable`.",
+            )
+        return found
+
+    def command(self, *arguments: str) -> list[str]:
+        """The whole command, as a list: no shell ever reads it."""
+        environment = ["--environment", self.environment] if self.environment else []
+        return [self.find_executable(), *environment, *arguments]
+
+    def environ(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment variables of a command."""
+        return {
+            **os.environ,
+            "NO_COLOR": "1",
+            # Nothing here is for a person's terminal, and the check asks the internet.
+            "MELTANO_CLI_DISABLE_VERSION_CHECK": "true",
+            **self.variables,
+            **(more or {}),
+        }
+
+    def ask(self, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S, quiet: bool = False) -> str:
+        """Run a command to its end; what it wrote to stdout.
+
+        Args:
+            quiet: log errors only, for commands whose answer is all there is to say.
+
+        Raises:
+            MeltanoError: it failed, or took too long.
+        """
+        self.require()
+        what = f"meltano {' '.join(arguments[:2])}"
+        try:
+            done = subprocess.run(
+                self.command(*arguments),
+                cwd=self.folder,
+                env=self.environ({"MELTANO_CLI_LOG_LEVEL": "error"} if quiet else {}),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+            )
+        except subprocess.TimeoutExpired:
+            raise MeltanoError(
+                f"`{what}` gave no answer in {timeout_s:.0f} s",
+                solution="See what it waits for: run it by hand in the project.",
+            ) from None
+        if done.returncode != 0:
+            lines = (done.stderr or done.stdout).strip().splitlines()[-_LAST_LINES:]
+            raise MeltanoError(
+                f"`{what}` ended with exit code {done.returncode}: "
+                + (self.without_secrets("\n".join(lines)) or "it said nothing")
+            )
+        return done.stdout
+
+    def ask_json(self, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+        """As `ask`, for a command that answers in JSON."""
+        answer = self.ask(*arguments, timeout_s=timeout_s, quiet=True)
+        try:
+            return json.loads(answer)
+        except ValueError:
+            raise MeltanoError(
+                f"`meltano {' '.join(arguments[:2])}` did not answer in JSON"
+            ) from None
+
+    def settings(self) -> Mapping[str, Any]:
+        """The project's own settings as Meltano resolves them, secrets included."""
+        settings: Mapping[str, Any] = self.ask_json("config", "--unsafe", "print", "meltano")
+        return settings
+
+    def without_secrets(self, text: str) -> str:
+        """The text with the values of our own variables blotted out, where they are secret.
+
+        That is told by the variable's name; of a URI, the password alone is secret as well.
+        """
+        for secret in self._secrets():
+            text = text.replace(secret, "***")
+        return text
+
+    def _secrets(self) -> list[str]:
+        found = set()
+        for name, value in self.variables.items():
+            if any(word in name.upper() for word in _SECRET_WORDS):
+                found.add(value)
+            if "://" in value:
+                password = _password_of(value)
+                found |= {password, unquote(password)}
+        # Shorter ones are in every other word. The longest first: one may be a part of another.
+        return sorted((s for s in found if len(s) > 3), key=len, reverse=True)
+
+
+_SECRET_WORDS = ("PASSWORD", "SECRET", "TOKEN", "KEY", "URI", "URL", "DSN", "CREDENTIAL")
+
+
+def _password_of(uri: str) -> str:
+    try:
+        return urlsplit(uri).password or ""
+    except ValueError:
+        return ""

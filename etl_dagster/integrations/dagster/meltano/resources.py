@@ -1,0 +1,145 @@
+"""A Meltano project as a Dagster resource."""
+
+# Dagster reads the annotations of a resource's fields, so they must not be strings.
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dagster import ConfigurableResource
+from pydantic import Field
+
+from etl_dagster.integrations.dagster.meltano.logs import LogLine
+from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
+from etl_dagster.integrations.dagster.meltano.runs import (
+    MeltanoRun,
+    RunOptions,
+    run_meltano,
+    state_id,
+)
+
+
+class MeltanoResource(ConfigurableResource[Any]):
+    """A Meltano project: where it is, and what its commands get to see.
+
+        MeltanoResource(
+            project_dir="/srv/meltano",
+            environment="prod",
+            env={"TAP_POSTGRES_PASSWORD": EnvVar("SHOP_PASSWORD")},
+            state_backend_uri=EnvVar("PROD_STATE_URI"),
+        )
+
+    Several of them, for several projects or environments, don't know of each other. Meltano has
+    one state backend for all environments of a project; here each resource may name its own.
+    """
+
+    project_dir: str = Field(description="The folder that holds meltano.yml.")
+    environment: str | None = Field(
+        default=None,
+        description="Meltano's environment; by default the project's default_environment.",
+    )
+    executable: str | None = Field(
+        default=None,
+        description="Meltano's program; by default the one beside this Python, or on PATH.",
+    )
+    env: dict[str, str] = Field(
+        default={}, repr=False, description='Environment variables; secrets as EnvVar("...").'
+    )
+    state_backend_uri: str | None = Field(
+        default=None, repr=False, description="Overrides the project's state backend, as an EnvVar."
+    )
+    state_id_suffix: str | None = Field(
+        default=None, description="The last part of every state ID."
+    )
+    grace_s: float = Field(
+        default=60.0,
+        description="How long Meltano may take to end when a run is terminated, seconds.",
+    )
+
+    def project(self) -> MeltanoProject:
+        """The project, as the functions beneath take it."""
+        variables = dict(self.env)
+        if self.state_backend_uri is not None:
+            variables["MELTANO_STATE_BACKEND_URI"] = self.state_backend_uri
+        return MeltanoProject(
+            Path(self.project_dir).absolute(), self.environment, self.executable, variables
+        )
+
+    def environment_name(self) -> str:
+        """The environment that commands run in.
+
+        Raises:
+            MeltanoError: neither resource nor project names one; `meltano run` wants one.
+        """
+        name = self.environment or self._file().get("default_environment")
+        if not name:
+            raise MeltanoError(
+                f"no Meltano environment is active in {self.project_dir}",
+                solution="Give `environment`, or set default_environment in meltano.yml.",
+            )
+        return str(name)
+
+    def state_id(self, extractor: str, loader: str) -> str:
+        """The state ID of the pair, as `meltano run` makes it."""
+        environment = self.environment_name()
+        suffix = self.state_id_suffix or next(
+            (
+                entry.get("state_id_suffix")
+                for entry in self._file().get("environments") or ()
+                if isinstance(entry, dict) and entry.get("name") == environment
+            ),
+            None,
+        )
+        return state_id(environment, extractor, loader, suffix)
+
+    def run(
+        self,
+        extractor: str,
+        loader: str,
+        *,
+        run_id: str | None = None,
+        full_refresh: bool = False,
+        refresh_catalog: bool = False,
+        select_filter: Sequence[str] = (),
+        on_log: Callable[[LogLine], None] = lambda line: None,
+        require: Callable[[], None] = lambda: None,
+    ) -> MeltanoRun:
+        """`meltano run`, followed to its end; see `run_meltano`."""
+        return run_meltano(
+            self.project(),
+            extractor,
+            loader,
+            RunOptions(
+                run_id=run_id,
+                full_refresh=full_refresh,
+                refresh_catalog=refresh_catalog,
+                state_id_suffix=self.state_id_suffix,
+                select_filter=select_filter,
+            ),
+            on_log=on_log,
+            require=require,
+            grace_s=self.grace_s,
+        )
+
+    def command(self, *arguments: str) -> str:
+        """Any other command of Meltano's; what it wrote to stdout.
+
+        Raises:
+            MeltanoError: it failed.
+        """
+        return self.project().ask(*arguments)
+
+    def _file(self) -> Mapping[str, Any]:
+        self.project().require()
+        path = Path(self.project_dir) / "meltano.yml"
+        return _read_file(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _read_file(path: Path, changed_at: int) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MeltanoError(f"{path} can't be read as YAML") from error
+    return content if isinstance(content, dict) else {}

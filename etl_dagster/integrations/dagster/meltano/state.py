@@ -1,0 +1,347 @@
+"""Meltano's state as a Dagster resource, for any asset or op."""
+
+# Dagster reads the annotations of a resource's fields, so they must not be strings.
+import contextlib
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dagster import ConfigurableResource, InitResourceContext
+from pydantic import Field, PrivateAttr
+
+from etl_dagster.errors import ConfigError, InvalidState
+from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
+from etl_dagster.integrations.dagster.meltano.resources import MeltanoResource
+from etl_dagster.integrations.meltano.glob import matcher
+from etl_dagster.integrations.meltano.locks import Lease
+from etl_dagster.integrations.meltano.options import StorageOptions
+from etl_dagster.integrations.meltano.records import StateVersion
+from etl_dagster.integrations.meltano.storage import StateStorage
+from etl_dagster.integrations.meltano.uri import SCHEMES, locate
+
+_SINGER_STATE = "singer_state"
+
+
+class MeltanoStateResource(ConfigurableResource[Any]):
+    """The state of a Meltano project, or of a state backend without any project.
+
+        MeltanoStateResource(project_dir="/srv/meltano", environment="prod")
+        MeltanoStateResource(uri=EnvVar("STATE_URI"))
+
+        @asset
+        def report(meltano_state: MeltanoStateResource):
+            for state_id in meltano_state.list("dev:shop-to-duckdb:*"):
+                bookmark = meltano_state.get(state_id)
+
+    A project may have any of Meltano's state backends; it is asked with Meltano's own commands,
+    about a second each. Where that is PostgreSQL, with the backend of this package, and with a
+    URI, the database is asked itself; then there are also histories and run leases.
+    """
+
+    uri: str | None = Field(
+        default=None,
+        repr=False,
+        description="postgres://user:password@host/database/schema, as an EnvVar.",
+    )
+    project_dir: str | None = Field(default=None, description="The folder that holds meltano.yml.")
+    environment: str | None = Field(default=None, description="Meltano's environment.")
+    executable: str | None = Field(default=None, description="Meltano's program.")
+    env: dict[str, str] = Field(
+        default={}, repr=False, description='Environment variables; secrets as EnvVar("...").'
+    )
+
+    _states: "_States | None" = PrivateAttr(None)
+    _run_id: str | None = PrivateAttr(None)
+
+    @classmethod
+    def of_project(cls, meltano: MeltanoResource) -> "MeltanoStateResource":
+        """The state that the project's own runs read and write."""
+        env = dict(meltano.env)
+        if meltano.state_backend_uri is not None:
+            # Given on as it is: an EnvVar stays one.
+            env["MELTANO_STATE_BACKEND_URI"] = meltano.state_backend_uri
+        return cls(
+            project_dir=meltano.project_dir,
+            environment=meltano.environment,
+            executable=meltano.executable,
+            env=env,
+        )
+
+    def setup_for_execution(self, context: InitResourceContext) -> None:
+        self._run_id = context.run.run_id if context.run is not None else None
+
+    def teardown_after_execution(self, context: InitResourceContext) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open; the next call opens it again."""
+        states, self._states = self._states, None
+        if states is not None:
+            states.close()
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def list(self, pattern: str = "*") -> list[str]:
+        """The state IDs that match a pattern such as ``dev:shop-to-*``, in order."""
+        return self._open().list(pattern)
+
+    def get(self, state_id: str) -> dict[str, Any] | None:
+        """As the next run would get it: ``{"singer_state": ...}``; None where there is none."""
+        return self._open().get(state_id)
+
+    def export(self, pattern: str = "*") -> dict[str, dict[str, Any]]:
+        """States with both halves, as `meltano state export` writes them."""
+        return self._open().export(pattern)
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def set(self, state_id: str, state: Mapping[str, Any]) -> None:
+        """Replace a state.
+
+        Raises:
+            InvalidState: there is no ``singer_state`` at the top.
+        """
+        self._open().set(state_id, _valid(state))
+
+    def merge(self, state_id: str, state: Mapping[str, Any]) -> None:
+        """Lay bookmarks over those that are there.
+
+        Raises:
+            InvalidState: there is no ``singer_state`` at the top.
+        """
+        self._open().merge(state_id, _valid(state))
+
+    def clear(self, state_id: str) -> None:
+        """Forget a state; one that isn't there is no error. The next run begins anew."""
+        self._open().clear(state_id)
+
+    # -- with the backend of this package ----------------------------------------------------------
+
+    @property
+    def is_postgres(self) -> bool:
+        """Whether the state has histories and run leases."""
+        return isinstance(self._open(), _Database)
+
+    def history(self, state_id: str, *, limit: int | None = None) -> Sequence[StateVersion]:
+        """The versions that are kept, the newest first: when, by whom, in which run.
+
+        Raises:
+            InvalidState: the backend keeps none.
+        """
+        return self._storage().history(state_id, limit=limit)
+
+    def restore(self, state_id: str, version: int) -> None:
+        """Write an earlier version again.
+
+        Raises:
+            StateVersionMissing: the history has no such version.
+            InvalidState: the backend keeps none.
+        """
+        self._storage().restore(state_id, version)
+
+    @contextlib.contextmanager
+    def run_lease(self, state_id: str, *, wait_s: float = 0.0) -> Iterator[Lease]:
+        """Nobody else runs a pipeline with this state ID during the block, on any machine.
+
+        Args:
+            wait_s: how long to wait for the end of another run, seconds.
+
+        Raises:
+            StateLocked: another run has it; says who.
+            InvalidState: the backend has none.
+        """
+        with self._storage().run_lease(state_id, wait_seconds=wait_s) as lease:
+            yield lease
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _storage(self) -> StateStorage:
+        states = self._open()
+        if isinstance(states, _Database):
+            return states.storage
+        raise InvalidState(
+            "this state backend has neither histories nor run leases",
+            solution="Use PostgreSQL: set state_backend.uri to postgres://...",
+        )
+
+    def _open(self) -> "_States":
+        if self._states is None:
+            self._states = self._choose()
+        return self._states
+
+    def _choose(self) -> "_States":
+        if self.uri is not None:
+            return _Database(self._connect(self.uri, {}))
+        if self.project_dir is None:
+            raise ConfigError(["needs uri or project_dir"], origin="MeltanoStateResource")
+        project = MeltanoProject(
+            Path(self.project_dir).absolute(), self.environment, self.executable, dict(self.env)
+        )
+        section = project.settings().get("state_backend") or {}
+        uri = section.get("uri")
+        scheme = urlsplit(uri).scheme if isinstance(uri, str) else ""
+        if scheme in SCHEMES:
+            return _Database(self._connect(str(uri), section))
+        return _Commands(project)
+
+    def _connect(self, uri: str, section: Mapping[str, Any]) -> StateStorage:
+        """As Meltano's state backend does with the same settings."""
+        own = section.get(urlsplit(uri).scheme)
+        # Meltano prints {} for what isn't set.
+        settings = {
+            name: value
+            for name, value in {**section, **(own if isinstance(own, dict) else {})}.items()
+            if value not in (None, "", {}) and not isinstance(value, dict)
+        }
+        options = {name: settings[name] for name in _OPTIONS if name in settings}
+        tables = {name: settings[name] for name in _TABLES if name in settings}
+        connection = {name: settings[name] for name in _CONNECTION if name in settings}
+        return StateStorage(
+            locate(uri, **connection),
+            options=StorageOptions(**options),
+            run_id=lambda: self._run_id,
+            **tables,
+        )
+
+
+_OPTIONS = (
+    "lock_timeout_seconds",
+    "lock_retry_seconds",
+    "lock_wait_seconds",
+    "create_tables",
+    "history_versions",
+    "history_days",
+)
+_TABLES = ("state_table", "locks_table")
+_CONNECTION = (
+    *("host", "port", "user", "password", "database", "schema", "sslmode", "sslrootcert"),
+    *("sslcert", "sslkey", "connect_timeout", "application_name", "options"),
+)
+
+
+def _valid(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    if _SINGER_STATE not in state:
+        raise InvalidState(
+            f"a state needs {_SINGER_STATE!r} at the top, as Meltano has it",
+            solution='Write {"singer_state": {"bookmarks": {...}}}.',
+        )
+    return state
+
+
+class _States(ABC):
+    """What both ways to the state can do."""
+
+    @abstractmethod
+    def list(self, pattern: str) -> list[str]: ...
+
+    @abstractmethod
+    def get(self, state_id: str) -> dict[str, Any] | None: ...
+
+    @abstractmethod
+    def export(self, pattern: str) -> dict[str, dict[str, Any]]: ...
+
+    @abstractmethod
+    def set(self, state_id: str, state: Mapping[str, Any]) -> None: ...
+
+    @abstractmethod
+    def merge(self, state_id: str, state: Mapping[str, Any]) -> None: ...
+
+    @abstractmethod
+    def clear(self, state_id: str) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class _Database(_States):
+    """The database itself."""
+
+    def __init__(self, storage: StateStorage) -> None:
+        self.storage = storage
+
+    def list(self, pattern: str) -> list[str]:
+        return self.storage.list_ids(pattern)
+
+    def get(self, state_id: str) -> dict[str, Any] | None:
+        stored = self.storage.get(state_id)
+        return None if stored is None else stored.merged()
+
+    def export(self, pattern: str) -> dict[str, dict[str, Any]]:
+        return {
+            stored.state_id: {
+                "completed": stored.completed_object(),
+                "partial": stored.partial_object(),
+            }
+            for stored in self.storage.get_all(pattern)
+        }
+
+    def set(self, state_id: str, state: Mapping[str, Any]) -> None:
+        self.storage.set(state_id, completed=state)
+
+    def merge(self, state_id: str, state: Mapping[str, Any]) -> None:
+        self.storage.merge(state_id, state)
+
+    def clear(self, state_id: str) -> None:
+        self.storage.delete(state_id)
+
+    def close(self) -> None:
+        self.storage.close()
+
+
+class _Commands(_States):
+    """Meltano's commands, for every backend that it has."""
+
+    def __init__(self, project: MeltanoProject) -> None:
+        self._project = project
+
+    def list(self, pattern: str) -> list[str]:
+        # Not every backend's own patterns are the same.
+        lines = self._ask("list").splitlines()
+        matches = matcher(pattern)
+        found = (line.strip() for line in lines if line.strip())
+        return sorted(line for line in found if matches is None or matches(line))
+
+    def get(self, state_id: str) -> dict[str, Any] | None:
+        answer = self._ask("get", state_id).strip()
+        state = json.loads(answer) if answer else {}
+        return state or None
+
+    def export(self, pattern: str) -> dict[str, dict[str, Any]]:
+        matches = matcher(pattern)
+        try:
+            answer = self._ask("export")
+        except MeltanoError as error:
+            if "No such command" not in error.reason:
+                raise
+            raise MeltanoError(
+                "this Meltano can't export states",
+                solution="Upgrade to Meltano 4.3, or read them one by one: list() and get().",
+            ) from None
+        states: dict[str, dict[str, Any]] = json.loads(answer or "{}")
+        return {name: s for name, s in states.items() if matches is None or matches(name)}
+
+    def set(self, state_id: str, state: Mapping[str, Any]) -> None:
+        self._ask_with_file("set", "--force", state=state, state_id=state_id)
+
+    def merge(self, state_id: str, state: Mapping[str, Any]) -> None:
+        self._ask_with_file("merge", state=state, state_id=state_id)
+
+    def clear(self, state_id: str) -> None:
+        self._ask("clear", "--force", state_id)
+
+    def close(self) -> None:
+        pass
+
+    def _ask(self, *arguments: str) -> str:
+        return self._project.ask("state", *arguments, quiet=True)
+
+    def _ask_with_file(self, *arguments: str, state: Mapping[str, Any], state_id: str) -> None:
+        """A state may be longer than a command line, which everybody may read, too."""
+        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+            json.dump(state, file)
+            file.flush()
+            self._ask(*arguments, "--input-file", file.name, state_id)

@@ -1,0 +1,219 @@
+"""The state backend that Meltano finds for ``postgres://`` and ``postgresql://``."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from meltano.core.error import MeltanoError
+from meltano.core.state_store.base import (
+    MeltanoState,
+    MissingStateBackendSettingsError,
+    StateIDLockedError,
+    StateStoreManager,
+    UnsupportedStateBackendURIError,
+)
+
+from etl_dagster.integrations.meltano.errors import (
+    StateLocked,
+    StateStorageError,
+    StateStorageRefused,
+    StateUriError,
+)
+from etl_dagster.integrations.meltano.locks import Lease
+from etl_dagster.integrations.meltano.options import StorageOptions
+from etl_dagster.integrations.meltano.records import NewState, StoredState
+from etl_dagster.integrations.meltano.storage import StateStorage
+from etl_dagster.integrations.meltano.uri import SETTINGS, locate
+
+
+class PostgresStateError(MeltanoError):
+    """What went wrong and what to do; Meltano shows it in one line, without a traceback."""
+
+
+class PostgresStateUriError(PostgresStateError, UnsupportedStateBackendURIError):
+    """The URI or a setting can't be understood."""
+
+
+class PostgresStateSettingsError(PostgresStateError, MissingStateBackendSettingsError):
+    """The server doesn't accept user, password or database."""
+
+
+class PostgresStateLockedError(PostgresStateError, StateIDLockedError):
+    """Another process holds the lock or the run lease of the state ID."""
+
+
+class PostgresStateBackend(StateStoreManager):
+    """State in PostgreSQL. Safe for threads and processes; connects at the first use.
+
+    Args:
+        uri: ``postgres://user:password@host:port/database/schema``, or any URI of libpq's.
+        lock_timeout_seconds: Meltano's ``state_backend.lock_timeout_seconds``: a lock that wasn't
+            renewed for so long is over.
+        lock_retry_seconds: the longest pause between two attempts at a lock.
+        settings: those of `uri.SETTINGS`, such as host and password; each wins over the URI.
+
+    Raises:
+        PostgresStateError: from every method, with reason and instruction.
+    """
+
+    def __init__(
+        self,
+        uri: str = "",
+        *,
+        lock_timeout_seconds: float | None = None,
+        lock_retry_seconds: float | None = None,
+        lock_wait_seconds: float | None = None,
+        state_table: str | None = None,
+        locks_table: str | None = None,
+        create_tables: bool | None = None,
+        history_versions: int | None = None,
+        history_days: int | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        # Meltano hands over None for what isn't set.
+        options = {
+            "lock_timeout_seconds": lock_timeout_seconds,
+            "lock_retry_seconds": lock_retry_seconds,
+            "lock_wait_seconds": lock_wait_seconds,
+            "create_tables": create_tables,
+            "history_versions": history_versions,
+            "history_days": history_days,
+        }
+        tables = {"state_table": state_table, "locks_table": locks_table}
+        with _meltano_errors():
+            self.storage = StateStorage(
+                locate(uri, **{name: settings.get(name) for name in SETTINGS}),
+                options=StorageOptions(**_given(options)),
+                run_id=_current_run_id,
+                **_given(tables),
+            )
+        # Meltano doesn't close the managers of its runs.
+        self._finalizer = weakref.finalize(self, self.storage.close)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.storage.location.shown!r})"
+
+    @property
+    def label(self) -> str:
+        """For Meltano's log: where, without user and password."""
+        return f"PostgreSQL ({self.storage.location.shown})"
+
+    def set(self, state: MeltanoState) -> None:
+        """Replace both halves. Within `acquire_lock` a failure may show at the end of the block."""
+        with _meltano_errors():
+            self.storage.set(
+                state.state_id, partial=state.partial_state, completed=state.completed_state
+            )
+
+    def get(self, state_id: str) -> MeltanoState | None:
+        """The state, as new objects; empty halves are ``{}``."""
+        with _meltano_errors():
+            stored = self.storage.get(state_id)
+            return _to_meltano(stored) if stored else None
+
+    def delete(self, state_id: str) -> None:
+        """Forget the state; its history stays."""
+        with _meltano_errors():
+            self.storage.delete(state_id)
+
+    def clear_all(self) -> int:
+        """Forget all states in one transaction; returns how many there were."""
+        with _meltano_errors():
+            return self.storage.clear_all()
+
+    def get_all(self, pattern: str | None = None) -> list[MeltanoState]:
+        """All states that match, read in one query."""
+        with _meltano_errors():
+            return [_to_meltano(stored) for stored in self.storage.get_all(pattern)]
+
+    def set_all(self, states: Iterable[MeltanoState]) -> int:
+        """Replace many states in one transaction: all or none."""
+        with _meltano_errors():
+            return self.storage.set_all(
+                NewState(state.state_id, state.partial_state, state.completed_state)
+                for state in states
+            )
+
+    def get_state_ids(self, pattern: str | None = None) -> list[str]:
+        """The IDs that match ``* ? [..]``, case-sensitive, in order."""
+        with _meltano_errors():
+            return self.storage.list_ids(pattern)
+
+    @contextlib.contextmanager
+    def acquire_lock(self, state_id: str, *, retry_seconds: float = 1) -> Iterator[None]:
+        """Nobody else writes the state under its lock; what the block does is one transaction.
+
+        Args:
+            retry_seconds: a longest pause, like ``lock_retry_seconds``; the shorter counts.
+
+        Raises:
+            PostgresStateLockedError: somebody else has it, and lives.
+        """
+        with _meltano_errors(), self.storage.lock(state_id, retry_seconds=retry_seconds):
+            yield
+
+    @contextlib.contextmanager
+    def run_lease(
+        self, state_id: str, *, wait_seconds: float = 0.0, lease_seconds: float = 60.0
+    ) -> Iterator[Lease]:
+        """Only one process runs a pipeline with this state ID during the block, on any machine.
+
+        Raises:
+            PostgresStateLockedError: another one does, and did for `wait_seconds`; says who.
+        """
+        with _meltano_errors():
+            lease = self.storage.run_lease(
+                state_id, wait_seconds=wait_seconds, lease_seconds=lease_seconds
+            )
+            with lease as held:
+                yield held
+
+    def migrate(self) -> None:
+        """Make or upgrade the tables; `meltano upgrade` calls it."""
+        with _meltano_errors():
+            self.storage.migrate()
+
+    def close(self) -> None:
+        """Close idle connections. It may be used again, and nothing waits to be written."""
+        self.storage.close()
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None and value != ""}
+
+
+def _to_meltano(stored: StoredState) -> MeltanoState:
+    return MeltanoState(
+        state_id=stored.state_id,
+        partial_state=stored.partial_object(),
+        completed_state=stored.completed_object(),
+    )
+
+
+def _current_run_id() -> str | None:
+    """The run that Meltano works at: it binds the ID for its log."""
+    from structlog.contextvars import get_contextvars
+
+    run_id = get_contextvars().get("run_id")
+    return None if run_id is None else str(run_id)
+
+
+@contextlib.contextmanager
+def _meltano_errors() -> Iterator[None]:
+    """Our errors as Meltano's. Errors of a caller's block pass as they are."""
+    try:
+        yield
+    except StateStorageError as error:
+        kind = PostgresStateError
+        if isinstance(error, StateUriError):
+            kind = PostgresStateUriError
+        elif isinstance(error, StateStorageRefused):
+            kind = PostgresStateSettingsError
+        elif isinstance(error, StateLocked):
+            kind = PostgresStateLockedError
+        # Meltano puts full stops behind them. The cause would only say the same again.
+        raise kind(error.reason.rstrip("."), error.solution.rstrip(".")) from None

@@ -1,0 +1,105 @@
+"""Compares what Meltano shows with what the source's slot has confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.integrations.meltano.bookmarks import FoundState, stream_name
+from etl_dagster.integrations.meltano.mirrored import MirroredStates, StoredBookmark
+from etl_dagster.lsn import Lsn
+from etl_dagster.source.control import SourceControl
+from etl_dagster.source.slots import Slot, apply_slot_name, fetch_slot
+
+#: The slot hears of a confirmed position a little later than the state, and a batch is up to so
+#: large; beyond, the source keeps WAL that nobody needs.
+_SLOT_BEHIND_BYTES = 64 * 1024**2
+#: The mirror writes tables without changes every half a minute, and pauses a minute at most.
+_STALE_AFTER = timedelta(minutes=3)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One table's bookmark beside the slot."""
+
+    passed: bool
+    #: Whether changes may be lost, and not only the display be old.
+    is_severe: bool
+    words: str
+    bookmark_lsn: Lsn | None = None
+    confirmed_lsn: Lsn | None = None
+    written_at: datetime | None = None
+
+    @property
+    def slot_ahead_bytes(self) -> int | None:
+        """How far the slot is past the bookmark; negative where it is behind."""
+        if self.bookmark_lsn is None or self.confirmed_lsn is None:
+            return None
+        return self.confirmed_lsn.offset - self.bookmark_lsn.offset
+
+
+def compare_bookmarks(
+    config: PipelineConfig, tables: Mapping[str, str]
+) -> dict[str, Comparison] | None:
+    """Every table's bookmark and the pipeline's slot, as they are now.
+
+    Args:
+        tables: state IDs by ``schema.table``.
+
+    Returns:
+        By table; None where nothing is mirrored.
+
+    Raises:
+        EtlError: source or states can't be reached.
+    """
+    states = MirroredStates.of(config)
+    if states is None:
+        return None
+    try:
+        found = states.read_bookmarks()
+    finally:
+        states.close()
+    # In this order the slot may be ahead of the bookmark, which is harmless.
+    control = SourceControl(config.source, application_name="etl_dagster check")
+    try:
+        slot = control.ask("looking at the slot", fetch_slot, apply_slot_name(config.pipeline))
+    finally:
+        control.close()
+    now = datetime.now(UTC)
+    return {
+        table: compare(table, found.get(state_id), slot, now=now)
+        for table, state_id in tables.items()
+    }
+
+
+def compare(
+    table: str, stored: StoredBookmark | None, slot: Slot | None, *, now: datetime
+) -> Comparison:
+    """One table's."""
+    confirmed = slot.confirmed_flush_lsn if slot is not None else None
+    if slot is None or slot.is_lost:
+        what = "does not exist" if slot is None else "is lost"
+        return Comparison(False, True, f"The pipeline's replication slot {what} on the source.")
+    if stored is None:
+        return Comparison(False, False, "There is no Meltano state yet.", confirmed_lsn=confirmed)
+    bookmark = FoundState.read(stored.state, stream_name(table)).bookmark or {}
+    lsn, phase = bookmark.get("lsn"), bookmark.get("phase")
+    if not isinstance(lsn, int):
+        words = f"The table has no position yet: {phase or 'somebody else wrote its state'}."
+        return Comparison(phase is not None, False, words, None, confirmed, stored.written_at)
+    at = Lsn(lsn)
+    result = Comparison(True, False, "", at, confirmed, stored.written_at)
+    ahead = result.slot_ahead_bytes or 0
+    if ahead > 0 and now - stored.written_at > _STALE_AFTER:
+        words = f"The slot moves on, and the state was last written at {stored.written_at:%c}."
+        return Comparison(False, False, words, at, confirmed, stored.written_at)
+    if ahead < -_SLOT_BEHIND_BYTES:
+        words = (
+            f"The slot is {-ahead:,} bytes behind what is durable: the source keeps WAL that "
+            "nobody needs."
+        )
+        return Comparison(False, False, words, at, confirmed, stored.written_at)
+    words = f"The bookmark is at {at}, the slot at {confirmed}."
+    return Comparison(True, False, words, at, confirmed, stored.written_at)

@@ -1,0 +1,208 @@
+"""Connections to the database that holds the state, made again when they break.
+
+There is no pool of threads and no check before each use: a `meltano` command asks two or three
+times and ends. Nothing relies on the session, so a pooler in transaction mode may be in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import errors
+from psycopg.conninfo import make_conninfo
+
+from etl_dagster.integrations.meltano.errors import (
+    StateLocked,
+    StateNotStorable,
+    StateStorageError,
+    StateStorageForbidden,
+    StateStorageRefused,
+    StateStorageUnreachable,
+    StateTablesMissing,
+)
+from etl_dagster.integrations.meltano.uri import StateLocation
+
+T = TypeVar("T")
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+_FIRST_DELAY_S, _LONGEST_DELAY_S, _GIVE_UP_AFTER_S = 0.05, 2.0, 20.0
+#: So many are kept for the next use; more are made when threads need them, and closed.
+_KEPT = 4
+#: libpq gives no SQLSTATE for what goes wrong while connecting.
+_REFUSALS = (
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "does not exist",
+    "permission denied",
+    "not permitted to log in",
+    "certificate verify failed",
+    "client certificate",
+    "does not support SSL",
+    "definition of service",
+    "no such user",
+)
+_PASSING = errors.SerializationFailure | errors.DeadlockDetected
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the connection is gone, so that the same may work over another one."""
+    if isinstance(error, errors.LockNotAvailable | errors.QueryCanceled):
+        return False
+    # The timeouts count as internal errors there; the server hangs up all the same.
+    timeouts = errors.IdleInTransactionSessionTimeout | errors.TransactionTimeout
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | timeouts)
+
+
+class Connections:
+    """Hands connections out, in autocommit, to one thread at a time each."""
+
+    def __init__(self, location: StateLocation) -> None:
+        self._location = location
+        self._conninfo = make_conninfo(**location.parameters)
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._process = os.getpid()
+        self._was_connected = False
+
+    def connect(self) -> Connection:
+        """A connection of its own; the caller closes it.
+
+        Raises:
+            StateStorageUnreachable: no server answers.
+            StateStorageRefused: the server refuses us.
+        """
+        try:
+            connection = psycopg.connect(
+                self._conninfo,
+                autocommit=True,
+                # Prepared statements belong to a session.
+                prepare_threshold=None,
+            )
+        except psycopg.Error as error:
+            raise self.translate(error) from None
+        self._was_connected = True
+        return connection
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[Connection]:
+        """One for this block; closed after it when anything was amiss."""
+        connection = self._take()
+        try:
+            yield connection
+        except BaseException as error:
+            if is_lost(error):
+                # What else was idle went the same way, if the server restarted.
+                self.close()
+            self._give_back(connection)
+            raise
+        self._give_back(connection)
+
+    def run(self, work: Callable[[Connection], T], *, lock_waits: bool = False) -> T:
+        """Do the work; when the connection breaks, do it again over another one.
+
+        The first connection of all is tried once: a wrong host should be told at once.
+
+        Args:
+            work: may be done twice, also when it was done and only the answer got lost.
+            lock_waits: whether the caller deals with LockNotAvailable.
+
+        Raises:
+            StateStorageError: the server refused, or is away for longer than twenty seconds.
+            LockNotAvailable: with `lock_waits`.
+        """
+        deadline = time.monotonic() + _GIVE_UP_AFTER_S
+        delay_s = _FIRST_DELAY_S
+        while True:
+            was_connected = self._was_connected
+            try:
+                with self.borrow() as connection:
+                    return work(connection)
+            except StateStorageUnreachable:
+                if not was_connected or time.monotonic() + delay_s > deadline:
+                    raise
+            except psycopg.Error as error:
+                if lock_waits and isinstance(error, errors.LockNotAvailable):
+                    raise
+                repeatable = is_lost(error) or isinstance(error, _PASSING)
+                if not repeatable or time.monotonic() + delay_s > deadline:
+                    raise self.translate(error) from None
+            time.sleep(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+
+    def close(self) -> None:
+        """Close what is idle. The next use connects again."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def translate(self, error: psycopg.Error) -> StateStorageError:
+        """The error in our own vocabulary, without the password."""
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        password = self._location.parameters.get("password")
+        if password:
+            message = message.replace(password, "***")
+        where = self._location.shown
+        user = self._location.parameters.get("user", "the role")
+        schema = self._location.schema
+        match error:
+            case errors.InsufficientPrivilege():
+                return StateStorageForbidden(
+                    f"the role may not do this at {where}: {message}",
+                    solution=f'GRANT USAGE ON SCHEMA "{schema}" TO "{user}"; GRANT SELECT, INSERT, '
+                    f'UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO "{user}"; (SELECT alone '
+                    "is enough to read)",
+                )
+            case errors.ReadOnlySqlTransaction():
+                return StateStorageForbidden(
+                    f"{where} is read only: {message}",
+                    solution="Connect to the primary (?target_session_attrs=read-write finds it "
+                    "among several hosts), and see whether the role has "
+                    "default_transaction_read_only.",
+                )
+            case errors.InvalidSchemaName() | errors.UndefinedTable():
+                return StateTablesMissing(
+                    f"the tables for state are not at {where}: {message}",
+                    solution="Check the schema in state_backend.uri. `meltano upgrade` makes "
+                    "missing tables.",
+                )
+            case errors.LockNotAvailable():
+                return StateLocked("", f"another transaction holds a lock at {where}: {message}")
+            case errors.DataError() | psycopg.DataError():
+                return StateNotStorable(f"Postgres can't store this: {type(error).__name__}")
+            case psycopg.OperationalError() | psycopg.InterfaceError():
+                if any(refusal in str(error) for refusal in _REFUSALS):
+                    return StateStorageRefused(f"{where} refuses the connection: {message}")
+                return StateStorageUnreachable(f"{where} can't be reached: {message}")
+        return StateStorageError(f"{where} failed: {message}")
+
+    def _take(self) -> Connection:
+        with self._lock:
+            if self._process != os.getpid():
+                # A forked process must not speak on the sockets of its parent.
+                self._process, self._idle = os.getpid(), []
+            while self._idle:
+                connection = self._idle.pop()
+                if not connection.closed:
+                    return connection
+        return self.connect()
+
+    def _give_back(self, connection: Connection) -> None:
+        idle = psycopg.pq.TransactionStatus.IDLE
+        with self._lock:
+            if (
+                not connection.closed
+                and connection.info.transaction_status == idle
+                and len(self._idle) < _KEPT
+            ):
+                self._idle.append(connection)
+                return
+        connection.close()

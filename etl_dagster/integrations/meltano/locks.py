@@ -1,0 +1,409 @@
+"""Locks and run leases: rows that expire unless their owner keeps renewing them.
+
+A row is committed, so everybody can see who holds what. Only the server's clock is compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import hashlib
+import logging
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from psycopg import errors, sql
+
+from etl_dagster.integrations.meltano.connections import Connections
+from etl_dagster.integrations.meltano.errors import (
+    StateLocked,
+    StateLockLost,
+    StateStorageError,
+)
+from etl_dagster.integrations.meltano.listening import ReleaseListener
+from etl_dagster.integrations.meltano.migrate import StateTables
+
+_log = logging.getLogger(__name__)
+
+Kind = Literal["write", "run"]
+#: Pauses of somebody who waits: about the time of a write, at first.
+_FIRST_PAUSE_S = 0.004
+#: After so long a wait a connection is made that hears of releases. Short waits are mostly in the
+#: server, for the transaction of the owner.
+_LISTEN_AFTER_S = 0.25
+_GIVE_WAY_S, _TURNS_KEPT = 0.004, 1_000
+#: A renewal doesn't wait for our own transaction, which holds the row anyway.
+_RENEWAL_WAIT_MS = 200
+
+
+def own_name() -> str:
+    """Who we are, for people: ``user@host:pid``."""
+    return _name_of(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _name_of(pid: int) -> str:
+    """Looked up once in each process, also in one that was forked."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}:{pid}"
+
+
+def lock_key(kind: Kind, state_id: str) -> bytes:
+    """The row's key: of one length, however long the ID."""
+    return hashlib.sha256(f"{kind}\0{state_id}".encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class LockRow:
+    """A lock or run lease as everybody sees it."""
+
+    state_id: str
+    kind: Kind
+    owner: str
+    host: str
+    pid: int
+    run_id: str | None
+    fencing_token: int
+    acquired_at: datetime
+    renewed_at: datetime
+    expires_at: datetime
+    #: By the server's clock; an expired one is taken by whoever comes next.
+    is_expired: bool
+
+
+class Lease:
+    """A lock that we took. Renewed by a thread until it is released."""
+
+    def __init__(self, kind: Kind, state_id: str, lease_s: float, fencing_token: int) -> None:
+        self.kind = kind
+        self.state_id = state_id
+        self.lease_s = lease_s
+        #: Larger than that of every earlier owner.
+        self.fencing_token = fencing_token
+        self.lock_id = uuid.uuid4()
+        self.key = lock_key(kind, state_id)
+        #: By the monotonic clock: when it was last known to be ours.
+        self.renewed_at = time.monotonic()
+        self._lost = threading.Event()
+
+    @property
+    def is_held(self) -> bool:
+        """False once somebody took it, or it may have expired without our noticing."""
+        return not self._lost.is_set() and time.monotonic() < self.renewed_at + self.lease_s
+
+    def lose(self) -> None:
+        self._lost.set()
+
+    def require_held(self) -> None:
+        """Raises StateLockLost."""
+        if not self.is_held:
+            what = "run lease" if self.kind == "run" else "lock"
+            raise StateLockLost(f"the {what} of {self.state_id!r} is no longer ours")
+
+
+_ACQUIRE = """
+WITH settings AS MATERIALIZED (
+  -- A lock row that a crash of the server forgets does no harm: its owner is gone as well.
+  SELECT set_config('synchronous_commit', 'off', true),
+         set_config('lock_timeout', %(wait_ms)s, true)
+), previous AS MATERIALIZED (
+  SELECT owner, host, pid, renewed_at, lock_id FROM {locks} WHERE lock_key = %(key)s
+)
+INSERT INTO {locks} AS held (lock_key, kind, state_id, lock_id, owner, host, pid, run_id,
+                             acquired_at, renewed_at, expires_at)
+SELECT %(key)s, %(kind)s, %(state_id)s, %(lock_id)s, %(owner)s, %(host)s, %(pid)s, %(run_id)s,
+       clock_timestamp(), clock_timestamp(), clock_timestamp() + %(lease)s
+FROM settings
+ON CONFLICT (lock_key) DO UPDATE SET
+  lock_id = excluded.lock_id, fencing_token = excluded.fencing_token, owner = excluded.owner,
+  host = excluded.host, pid = excluded.pid, run_id = excluded.run_id,
+  acquired_at = clock_timestamp(), renewed_at = clock_timestamp(),
+  expires_at = clock_timestamp() + %(lease)s, awaited = false
+WHERE held.expires_at < clock_timestamp() OR held.lock_id = %(lock_id)s
+-- xmax tells an updated row from an inserted one.
+RETURNING fencing_token, CASE WHEN held.xmax <> 0 THEN
+  (SELECT format('%%s (host %%s, pid %%s), last renewed %%s', owner, host, pid, renewed_at)
+   FROM previous WHERE lock_id <> %(lock_id)s) END
+"""
+
+_AWAIT = """
+UPDATE {locks} SET awaited = true
+FROM (SELECT set_config('lock_timeout', %(wait_ms)s, true)) AS settings
+WHERE lock_key = %(key)s
+RETURNING owner, host, pid, run_id, acquired_at,
+  extract(epoch FROM expires_at - clock_timestamp())::float8
+"""
+
+_HOLDER = """
+SELECT owner, host, pid, run_id, acquired_at,
+  extract(epoch FROM expires_at - clock_timestamp())::float8
+FROM {locks} WHERE lock_key = %(key)s
+"""
+
+_RENEW = """
+UPDATE {locks} SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + %(lease)s
+FROM (SELECT set_config('lock_timeout', %(wait_ms)s, true)) AS settings
+WHERE lock_key = %(key)s AND lock_id = %(lock_id)s
+RETURNING 1
+"""
+
+_RELEASE = """
+WITH gone AS (
+  DELETE FROM {locks} WHERE lock_key = %(key)s AND lock_id = %(lock_id)s RETURNING awaited
+)
+SELECT CASE WHEN awaited THEN pg_notify(%(channel)s, %(hex)s) END FROM gone
+"""
+
+_LIST = """
+SELECT state_id, kind, owner, host, pid, run_id, fencing_token, acquired_at, renewed_at, expires_at,
+       expires_at < clock_timestamp()
+FROM {locks} ORDER BY acquired_at
+"""
+
+
+class Locks:
+    """The lock table. Leases that are held are renewed by one thread, which ends without any."""
+
+    def __init__(
+        self, connections: Connections, tables: StateTables, run_id: Callable[[], str | None]
+    ) -> None:
+        self._connections = connections
+        names = tables.identifiers()
+        self._acquire = sql.SQL(_ACQUIRE).format(**names).as_bytes(None)
+        self._await = sql.SQL(_AWAIT).format(**names).as_bytes(None)
+        self._holder = sql.SQL(_HOLDER).format(**names).as_bytes(None)
+        self._renew = sql.SQL(_RENEW).format(**names).as_bytes(None)
+        self._release = sql.SQL(_RELEASE).format(**names).as_bytes(None)
+        self._list = sql.SQL(_LIST).format(**names).as_bytes(None)
+        self._run_id = run_id
+        digest = hashlib.sha256(f"{tables.schema}\0{tables.locks}".encode()).hexdigest()
+        self._channel = f"etl_dagster_state_{digest[:16]}"
+        self._guard = threading.Condition()
+        self._held: dict[uuid.UUID, Lease] = {}
+        self._turns: dict[bytes, float] = {}
+        self._keeper: threading.Thread | None = None
+
+    def acquire(
+        self, kind: Kind, state_id: str, *, lease_s: float, wait_s: float, retry_s: float
+    ) -> Lease:
+        """Take the lock, as soon as it is free or has expired.
+
+        Args:
+            wait_s: how long to wait for an owner that lives.
+            retry_s: the longest pause between two attempts; a release is usually heard at once.
+
+        Raises:
+            StateLocked: it was not free in that time; says who has it.
+        """
+        lease = Lease(kind, state_id, lease_s, 0)
+        with self._guard:
+            turn_at = self._turns.pop(lease.key, 0.0)
+        time.sleep(max(0.0, turn_at - time.monotonic()))
+        deadline = time.monotonic() + wait_s
+        if not self._try(lease, deadline):
+            waiting = ReleaseListener(self._connections, self._channel, lease.key.hex())
+            try:
+                self._wait(lease, deadline, retry_s, waiting)
+            finally:
+                waiting.close()
+        self._keep(lease)
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """Give it back, if it still is ours."""
+        self.forget(lease)
+        text, parameters = self.release_statement(lease)
+        row = self._connections.run(lambda c: c.execute(text, parameters).fetchone())
+        self.give_way(lease, row)
+
+    def release_statement(self, lease: Lease) -> tuple[bytes, Mapping[str, Any]]:
+        """For the caller's transaction. Call `forget` before it, and `give_way` with its row."""
+        parameters = {
+            "key": lease.key,
+            "lock_id": lease.lock_id,
+            "channel": self._channel,
+            "hex": lease.key.hex(),
+        }
+        return self._release, parameters
+
+    def give_way(self, lease: Lease, released: tuple[Any, ...] | None) -> None:
+        """After a release that somebody waited for, our next turn comes a little later.
+
+        We would always be faster than those who have to wake up first, and they would starve.
+        """
+        if released and released[0] is not None:
+            with self._guard:
+                if len(self._turns) > _TURNS_KEPT:
+                    self._turns.clear()
+                self._turns[lease.key] = time.monotonic() + _GIVE_WAY_S
+
+    def forget(self, lease: Lease) -> None:
+        """Renew it no more."""
+        with self._guard:
+            self._held.pop(lease.lock_id, None)
+
+    def rows(self) -> list[LockRow]:
+        """All locks and run leases, the oldest first; also expired ones that nobody took yet."""
+        rows = self._connections.run(lambda c: c.execute(self._list).fetchall())
+        return [LockRow(*row) for row in rows]
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def _try(self, lease: Lease, deadline: float) -> bool:
+        parameters = {
+            "key": lease.key,
+            "kind": lease.kind,
+            "state_id": lease.state_id,
+            "lock_id": lease.lock_id,
+            "owner": own_name(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "run_id": self._run_id(),
+            "lease": timedelta(seconds=lease.lease_s),
+            "wait_ms": _milliseconds(deadline),
+        }
+        began = time.monotonic()
+        try:
+            row = self._connections.run(
+                lambda c: c.execute(self._acquire, parameters).fetchone(), lock_waits=True
+            )
+        except errors.LockNotAvailable:
+            return False
+        if row is None:
+            return False
+        lease.fencing_token, previous = row
+        lease.renewed_at = began
+        if previous is not None:
+            _log.warning(
+                "took over the expired %s lock of %r from %s", lease.kind, lease.state_id, previous
+            )
+        return True
+
+    def _wait(
+        self, lease: Lease, deadline: float, retry_s: float, waiting: ReleaseListener
+    ) -> None:
+        pause_s = min(_FIRST_PAUSE_S, retry_s)
+        began = time.monotonic()
+        while True:
+            holder = self._mark_awaited(lease, deadline)
+            if holder is not None:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise StateLocked(lease.state_id, _held_by(lease, holder))
+                expires_in_s = max(holder[-1], 0.0) + 0.001
+                is_long = time.monotonic() - began > _LISTEN_AFTER_S
+                if is_long and waiting.listen():
+                    # Marked again, since the release may have come before we listened.
+                    if self._mark_awaited(lease, deadline) is not None:
+                        waiting.wait(min(retry_s, left_s, expires_in_s))
+                else:
+                    # By chance, so that several who wait don't keep meeting.
+                    time.sleep(min(random.uniform(0.3, 1) * pause_s, left_s, expires_in_s))
+                    if is_long:  # and nothing tells of the release: a pooler is in between
+                        pause_s = min(1.5 * pause_s, retry_s)
+            if self._try(lease, deadline):
+                return
+
+    def _mark_awaited(self, lease: Lease, deadline: float) -> tuple[Any, ...] | None:
+        """Ask for a notification at the release; who holds it, or None when it is free."""
+        parameters = {"key": lease.key, "wait_ms": _milliseconds(deadline)}
+        try:
+            return self._connections.run(
+                lambda c: c.execute(self._await, parameters).fetchone(), lock_waits=True
+            )
+        except errors.LockNotAvailable:
+            # Its transaction holds the row; reading waits for nobody.
+            return self._connections.run(lambda c: c.execute(self._holder, parameters).fetchone())
+
+    # -- renewal ---------------------------------------------------------------------------------
+
+    def _keep(self, lease: Lease) -> None:
+        with self._guard:
+            self._held[lease.lock_id] = lease
+            if self._keeper is None or not self._keeper.is_alive():
+                self._keeper = threading.Thread(
+                    target=self._renew_all, name="meltano-state-leases", daemon=True
+                )
+                self._keeper.start()
+            elif lease.kind == "run":
+                self._guard.notify()
+
+    def _renew_all(self) -> None:
+        idle_since: float | None = None
+        while True:
+            with self._guard:
+                now = time.monotonic()
+                due = [x for x in self._held.values() if now >= x.renewed_at + x.lease_s / 3]
+                if not due:
+                    idle_since = (idle_since or now) if not self._held else None
+                    if idle_since is not None and now - idle_since > 10:
+                        self._keeper = None
+                        return
+                    next_s = [x.renewed_at + x.lease_s / 3 - now for x in self._held.values()]
+                    # Short locks come and go without waking this thread; the shortest lease is 1 s.
+                    self._guard.wait(min([*next_s, 0.3]))
+                    continue
+            idle_since = None
+            for lease in due:
+                self._renew_one(lease)
+
+    def _renew_one(self, lease: Lease) -> None:
+        parameters = {
+            "key": lease.key,
+            "lock_id": lease.lock_id,
+            "lease": timedelta(seconds=lease.lease_s),
+            "wait_ms": str(_RENEWAL_WAIT_MS),
+        }
+        began = time.monotonic()
+        try:
+            row = self._connections.run(
+                lambda c: c.execute(self._renew, parameters).fetchone(), lock_waits=True
+            )
+        except errors.LockNotAvailable:
+            # Our own transaction holds the row, so nobody can take it before that ends.
+            lease.renewed_at = began
+            return
+        except StateStorageError as error:
+            if lease.is_held:
+                _log.warning("the lock of %r could not be renewed yet: %s", lease.state_id, error)
+            # Not renewed: tried again at once, until it is over. `is_held` tells by then.
+            time.sleep(0.1)
+            if not lease.is_held:
+                lease.lose()
+                self.forget(lease)
+            return
+        if row is None:
+            with self._guard:
+                released = lease.lock_id not in self._held
+            if not released:
+                lease.lose()
+                self.forget(lease)
+                _log.error("the %s lock of %r was taken by another", lease.kind, lease.state_id)
+            return
+        lease.renewed_at = began
+
+
+def _milliseconds(deadline: float) -> str:
+    """What is left, for lock_timeout: never 0, which means for ever."""
+    return str(max(1, round(1000 * (deadline - time.monotonic()))))
+
+
+def _held_by(lease: Lease, holder: tuple[Any, ...]) -> str:
+    owner, host, pid, run_id, acquired_at, _ = holder
+    what = "is run by" if lease.kind == "run" else "is locked by"
+    run = f", run {run_id}" if run_id else ""
+    return (
+        f"state {lease.state_id!r} {what} {owner} (host {host}, pid {pid}{run}), "
+        f"since {acquired_at:%Y-%m-%d %H:%M:%S %Z}"
+    )

@@ -1,0 +1,110 @@
+"""What the mirror remembers in the pipeline's own store, so that missing is told from cleared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from etl_dagster.model.schema import TableId
+from etl_dagster.model.stores import Coordination
+
+#: Of `Coordination.publish_status`.
+STATUS_KEY = "meltano"
+_NOTICES_KEPT = 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A state that was mirrored."""
+
+    table_id: TableId
+    #: ``schema.table``.
+    table: str
+    #: A request that was seen, by the table's state at that moment: it is done once the table has
+    #: another state, and not done twice however often this process dies on the way.
+    requested_at: str | None = None
+    #: What was done about the last edit.
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that people should hear of."""
+
+    #: ISO 8601, UTC.
+    at: str
+    state_id: str
+    table: str
+    #: ``copy``, ``refused``, ``edited``, ``moved``.
+    kind: str
+    text: str
+
+
+@dataclass
+class Memory:
+    """All of it. Belongs to the mirror's thread."""
+
+    #: Where the states are; another place has not been mirrored to.
+    place: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+    notices: list[Notice] = field(default_factory=list)
+    #: Why the last look at the states failed.
+    problem: str | None = None
+
+    @classmethod
+    def load(cls, store: Coordination, place: str) -> Memory:
+        """What was remembered of this place; of another place, only the notices."""
+        payload = store.get_status(STATUS_KEY) or {}
+        memory = cls(place, notices=_notices(payload))
+        if payload.get("place") == place:
+            memory.entries = {
+                state_id: Entry(
+                    int(entry["table_id"]),
+                    str(entry["table"]),
+                    entry.get("requested_at"),
+                    entry.get("note"),
+                )
+                for state_id, entry in payload.get("entries", {}).items()
+            }
+        return memory
+
+    def keep(self, store: Coordination) -> None:
+        store.publish_status(
+            STATUS_KEY,
+            {
+                "place": self.place,
+                "entries": {state_id: _plain(entry) for state_id, entry in self.entries.items()},
+                "notices": [vars(notice) for notice in self.notices],
+                "problem": self.problem,
+            },
+        )
+
+    def notify(self, state_id: str, table: str, kind: str, text: str) -> None:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.notices = [*self.notices, Notice(at, state_id, table, kind, text)][-_NOTICES_KEPT:]
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    return {name: value for name, value in vars(entry).items() if value is not None}
+
+
+def _notices(payload: Mapping[str, Any]) -> list[Notice]:
+    names = Notice.__dataclass_fields__
+    return [
+        Notice(**{name: str(notice.get(name, "")) for name in names})
+        for notice in payload.get("notices", [])
+    ]
+
+
+def keep_problem(store: Coordination, problem: str) -> None:
+    """Tell why nothing can be mirrored, before it is known what there is to remember."""
+    store.publish_status(STATUS_KEY, {**(store.get_status(STATUS_KEY) or {}), "problem": problem})
+
+
+def load_notices(store: Coordination) -> tuple[list[Notice], str | None]:
+    """What the mirror has said lately, the newest last, and what it fails with."""
+    payload = store.get_status(STATUS_KEY) or {}
+    problem = payload.get("problem")
+    return _notices(payload), problem if isinstance(problem, str) else None

@@ -1,0 +1,188 @@
+"""The place that holds the mirrored states: read, and written only over what was read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.integrations.meltano.bookmarks import OURS, TablePosition
+from etl_dagster.integrations.meltano.errors import (
+    StateChanged,
+    StateCorrupt,
+    StateStorageUnreachable,
+)
+from etl_dagster.integrations.meltano.records import StoredState
+from etl_dagster.integrations.meltano.storage import StateStorage, StorageOptions
+from etl_dagster.integrations.meltano.uri import StateLocation, locate, locate_dsn
+from etl_dagster.integrations.meltano.verdicts import Row
+
+#: Of a `meltano state move`: it writes the one state and deletes the other in one process.
+_MOVE_TAKES = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class StoredBookmark:
+    """A state, and when it was written; by the server's clock."""
+
+    state: Mapping[str, Any] | None
+    written_at: datetime
+
+
+class MirroredStates:
+    """The states of one pipeline's tables. Not thread-safe."""
+
+    def __init__(self, pipeline: str, prefix: str, location: StateLocation) -> None:
+        self._prefix = prefix
+        self._location = location
+        self._writer = f"etl-dagster, pipeline {pipeline}"
+        self._steps = StateStorage(location, writer=self._writer)
+        # A position moves every few seconds: a history of that would be all there is to read.
+        self._moves = StateStorage(
+            location, writer=self._writer, options=StorageOptions(history_versions=0)
+        )
+
+    @classmethod
+    def of(cls, config: PipelineConfig) -> MirroredStates | None:
+        """Where the configuration says; None where nothing is mirrored.
+
+        Raises:
+            StateUriError: the URI can't be read.
+        """
+        location = state_location(config)
+        if location is None:
+            return None
+        prefix = config.state_id("")
+        return cls(config.pipeline, prefix, location)
+
+    def migrate(self) -> None:
+        """Make the tables if they are missing."""
+        self._steps.migrate()
+
+    def place(self) -> str:
+        """What tells this place from any other.
+
+        Somebody may drop the tables, or restore an empty database under the same name: then no
+        state is there, and nobody cleared any.
+        """
+        table = self._steps.tables.identifiers()["state"].as_string()
+        try:
+            with psycopg.connect(make_conninfo(**self._location.parameters)) as connection:
+                row = connection.execute(
+                    "select current_database(), to_regclass(%s)::oid, case when "
+                    "has_function_privilege('pg_control_system()', 'execute') then "
+                    "(select system_identifier from pg_control_system()) end",
+                    [table],
+                ).fetchone()
+        except psycopg.Error:
+            raise StateStorageUnreachable(
+                f"the states in {self._location.shown} can't be reached"
+            ) from None
+        return f"{table} in {' '.join(str(part) for part in row or ())}"
+
+    def read(self, state_ids: Iterable[str]) -> dict[str, Row]:
+        """Those of these states that there are."""
+        found = {state.state_id: state for state in self._steps.get_all(f"{self._prefix}*")}
+        for state_id in state_ids:
+            # Under an environment or destination of before.
+            if not state_id.startswith(self._prefix):
+                state = self._steps.get(state_id)
+                if state is not None:
+                    found[state_id] = state
+        return {state_id: self._row(state) for state_id, state in found.items()}
+
+    def read_bookmarks(self) -> dict[str, StoredBookmark]:
+        """All states of the pipeline."""
+        return {
+            stored.state_id: StoredBookmark(self._row(stored).state, stored.updated_at)
+            for stored in self._steps.get_all(f"{self._prefix}*")
+        }
+
+    def write(
+        self, position: TablePosition, note: str | None, over: Row | None, *, is_step: bool
+    ) -> bool:
+        """Write a position; False, and nothing is written, if there is something newer.
+
+        Args:
+            over: what was read; None for nothing.
+            is_step: whether the history keeps it.
+        """
+        state = position.to_state(note)
+        storage = self._steps if is_step else self._moves
+        try:
+            storage.set(
+                position.state_id,
+                partial=None if position.is_completed else state,
+                completed=state if position.is_completed else None,
+                expected_version=0 if over is None else over.version,
+                operation="mirror",
+            )
+        except StateChanged:
+            return False
+        return True
+
+    def delete(self, state_id: str, row: Row) -> bool:
+        """Remove a state as it was read; False if there is something newer."""
+        with self._steps.lock(state_id):
+            state = self._steps.get(state_id)
+            if state is not None and state.version != row.version:
+                return False
+            self._steps.delete(state_id)
+        return True
+
+    def find_move(self, position: TablePosition) -> str | None:
+        """The ID that a state was moved to which is gone now.
+
+        `meltano state move` writes the one and deletes the other, so both have one writer. A copy
+        that somebody made before clearing the state was made by another process.
+        """
+        versions = self._steps.history(position.state_id, limit=1)
+        if not versions or versions[0].operation != "delete":
+            return None
+        gone = versions[0]
+        for state in self._steps.get_all():
+            is_near = abs(gone.written_at - state.updated_at) <= _MOVE_TAKES
+            if state.writer != gone.writer or not is_near:
+                continue
+            row = self._row(state)
+            ours = (row.state or {}).get(OURS)
+            if isinstance(ours, dict) and ours.get("state_id") == position.state_id:
+                return state.state_id
+        return None
+
+    def close(self) -> None:
+        for storage in (self._steps, self._moves):
+            with contextlib.suppress(psycopg.Error):
+                storage.close()
+
+    def _row(self, state: StoredState) -> Row:
+        try:
+            merged = state.merged()
+        except StateCorrupt:
+            merged = None
+        return Row(state.version, merged, is_ours=state.writer == self._writer)
+
+
+def state_location(config: PipelineConfig) -> StateLocation | None:
+    """The database and schema of the mirrored states; None where nothing is mirrored.
+
+    Raises:
+        StateUriError: URI or DSN can't be read.
+    """
+    section = config.meltano
+    if not section.enabled:
+        return None
+    if section.state_backend is not None:
+        location = locate(section.state_backend.get_secret_value())
+    elif config.state_store.type == "postgres":
+        location = locate_dsn(config.state_store_conninfo(), config.state_store.schema_name)
+    else:
+        return None
+    name = {"application_name": "etl-dagster meltano mirror"}
+    return replace(location, parameters={**location.parameters, **name})

@@ -1,0 +1,345 @@
+"""Every table's position as Meltano state, written beside a running pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import EtlError
+from etl_dagster.integrations.meltano.bookmarks import TablePosition
+from etl_dagster.integrations.meltano.memory import Entry, Memory, keep_problem
+from etl_dagster.integrations.meltano.mirrored import MirroredStates
+from etl_dagster.integrations.meltano.tables import Positions, request_copy, state_key
+from etl_dagster.integrations.meltano.verdicts import (
+    Cleared,
+    Edited,
+    Moved,
+    New,
+    Refused,
+    Row,
+    Unchanged,
+    Verdict,
+    judge,
+)
+from etl_dagster.model.states import Init
+from etl_dagster.model.stores import Coordination, PipelineStore
+from etl_dagster.runtime.status import PipelineStatus
+
+_log = logging.getLogger(__name__)
+
+#: How often the tables are looked at; changes of phase are written then.
+_LOOK_EVERY_S = 1.0
+#: A table without changes follows the stream's position this many intervals later.
+_IDLE_INTERVALS = 6
+#: After a failure, the next try comes so much later; doubled for each in a row.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
+#: How long entering and leaving may wait for the place where states are.
+_FIRST_PASS_S, _LAST_PASS_S = 5.0, 10.0
+_LSNS_KEPT = 200
+
+
+@contextlib.contextmanager
+def mirrored_positions(
+    config: PipelineConfig,
+    store: PipelineStore,
+    status: Callable[[], PipelineStatus | None],
+) -> Iterator[Mirror | None]:
+    """Mirror the positions of a pipeline that this process runs, while the block runs.
+
+    On a thread of its own, which reads what the pipeline knows anyway. A state backend that is
+    away costs a warning; what is missing is written once it is back. What was requested while no
+    pipeline ran is done before the block begins, if the backend answers in time.
+
+    Args:
+        store: the pipeline's, open; the mirror remembers there what it has written.
+        status: the pipeline's; None while there is nothing to show.
+    """
+    try:
+        states = MirroredStates.of(config)
+    except EtlError as error:
+        # The pipeline runs already, and positions are for people.
+        _log.error(
+            "positions are not mirrored as Meltano state: %s. What to do: %s",
+            error.reason,
+            error.solution,
+        )
+        states = None
+    if states is None:
+        yield None
+        return
+    mirror = Mirror(config, store, status, states)
+    mirror.start()
+    try:
+        yield mirror
+    finally:
+        mirror.stop()
+
+
+class Mirror:
+    """The thread, and what it knows."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        store: PipelineStore,
+        status: Callable[[], PipelineStatus | None],
+        states: MirroredStates,
+    ) -> None:
+        self._config = config
+        self._store = store
+        #: Without it, memory lasts as long as this object.
+        self._coordination = store if isinstance(store, Coordination) else None
+        self._status = status
+        self._states = states
+        self._interval_s = config.meltano.interval_s
+        self._memory: Memory | None = None
+        self._kept: str | None = None
+        self._positions = Positions(config, store)
+        #: By state ID: what was last written, when, and the positions written lately.
+        self._written: dict[str, TablePosition] = {}
+        self._written_at: dict[str, float] = {}
+        self._lsns: dict[str, deque[int]] = {}
+        self._stop = threading.Event()
+        self._first_pass = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="meltano mirror", daemon=True)
+
+    def start(self) -> None:
+        """Begin, and wait a moment for the first look at what people asked for."""
+        self._thread.start()
+        self._first_pass.wait(_FIRST_PASS_S)
+
+    def stop(self) -> None:
+        """Write the last positions, and end; not much later than `_LAST_PASS_S`."""
+        self._stop.set()
+        self._thread.join(_LAST_PASS_S)
+        if self._thread.is_alive():
+            _log.warning("the last positions could not be mirrored as Meltano state in time")
+        self._states.close()
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failures, read_due = 0, 0.0
+        while True:
+            is_last = self._stop.is_set()
+            pause_s = min(_LOOK_EVERY_S, self._interval_s)
+            try:
+                now = time.monotonic()
+                if self._pass(must_read=is_last or now >= read_due, is_last=is_last):
+                    read_due = now + self._interval_s
+                failures = 0
+            except EtlError as error:
+                failures += 1
+                pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
+                self._say_problem(error, is_first=failures == 1)
+            except Exception:
+                # Positions are for people; whatever is wrong here, the pipeline goes on.
+                failures += 1
+                pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
+                _log.exception("mirroring positions failed")
+            self._first_pass.set()
+            if is_last:
+                return
+            self._stop.wait(pause_s)
+
+    def _say_problem(self, error: EtlError, *, is_first: bool) -> None:
+        if is_first:
+            _log.warning(
+                "positions can't be mirrored as Meltano state now: %s. What to do: %s. "
+                "The pipeline goes on, and what is missing is written later.",
+                error.reason,
+                error.solution,
+            )
+        if self._coordination is None:
+            return
+        with contextlib.suppress(EtlError):
+            if self._memory is None:
+                keep_problem(self._coordination, error.reason)
+            elif self._memory.problem is None:
+                self._memory.problem = error.reason
+                self._keep(self._memory)
+
+    # -- one pass --------------------------------------------------------------------------------
+
+    def _pass(self, *, must_read: bool, is_last: bool = False) -> bool:
+        """Look at the tables and, where due, at the states; whether these were read."""
+        status = self._status()
+        if status is None:
+            return False
+        positions = self._positions.of(status)
+        if not must_read and not any(self._is_new_phase(position) for position in positions):
+            return False
+        if self._is_superseded(status):
+            return False
+        memory = self._open_memory()
+        rows = self._states.read([*memory.entries, *(p.state_id for p in positions)])
+        if memory.entries.keys() - rows.keys() and self._states.place() != memory.place:
+            # Not these states are gone, but all: the table is another one.
+            self._memory = None
+            memory = self._open_memory()
+        for position in positions:
+            self._settle(memory, position, rows.get(position.state_id), is_last=is_last)
+        if positions:
+            self._forget(memory, {position.state_id for position in positions}, rows)
+        memory.problem = None
+        self._keep(memory)
+        return True
+
+    def _is_superseded(self, status: PipelineStatus) -> bool:
+        """Whether another process has taken the pipeline over, and mirrors it."""
+        return self._coordination is not None and self._coordination.current_epoch() != status.epoch
+
+    def _open_memory(self) -> Memory:
+        if self._memory is None:
+            self._states.migrate()
+            place = self._states.place()
+            if self._coordination is None:
+                self._memory = Memory(place)
+            else:
+                self._memory = Memory.load(self._coordination, place)
+        return self._memory
+
+    def _keep(self, memory: Memory) -> None:
+        content = repr(memory)
+        if content != self._kept and self._coordination is not None:
+            memory.keep(self._coordination)
+        self._kept = content
+
+    def _settle(
+        self, memory: Memory, position: TablePosition, row: Row | None, *, is_last: bool
+    ) -> None:
+        """Answer what somebody did to one state, and write it where that is due."""
+        state_id = position.state_id
+        if row is not None and row.is_ours:
+            position = self._positions.with_commit_of(position, row.state)
+        entry = memory.entries.get(state_id)
+        verdict = self._judge(position, row, entry)
+        note = entry.note if entry is not None else None
+        text = ""
+        match verdict:
+            case Unchanged():
+                if not self._is_due(position, is_last=is_last):
+                    return
+            case Cleared(how):
+                note = self._copy_again(memory, position, entry, how)
+                position = self._positions.again(position)
+            case Moved(to):
+                text = f"it was moved to {to}, which is a copy now; the table keeps this ID"
+                note = _dated(text)
+            case Refused(reason):
+                text = f"an edit was refused: {reason}. To copy the table again, clear its state"
+                note = _dated(text)
+            case Edited() | New():
+                note = None
+        if not self._write(position, row, note, is_step=not isinstance(verdict, Unchanged)):
+            return  # somebody was faster; the next pass sees what they did
+        # Not before the state is there: a state that could not be written was not cleared.
+        memory.entries[state_id] = Entry(position.table_id, position.table, None, note)
+        match verdict:
+            case Moved():
+                self._say(memory, position, "moved", text)
+            case Refused():
+                self._say(memory, position, "refused", text)
+            case Edited():
+                self._say(memory, position, "edited", "what was changed is only displayed")
+            case New() if row is not None:
+                _log.info("%s is mirrored from now on; what was there is replaced", state_id)
+
+    def _judge(self, position: TablePosition, row: Row | None, entry: Entry | None) -> Verdict:
+        if entry is not None and entry.requested_at is not None:
+            # Seen before; what is missing is its end.
+            return Cleared(entry.note or "its state was cleared")
+        return judge(
+            position,
+            row,
+            was_mirrored=entry is not None,
+            known_lsns=self._lsns.get(position.state_id, ()),
+            find_move=lambda: self._states.find_move(position),
+        )
+
+    def _write(
+        self, position: TablePosition, row: Row | None, note: str | None, *, is_step: bool
+    ) -> bool:
+        before = self._written.get(position.state_id)
+        is_step = is_step or before is None or before.phase != position.phase
+        if not self._states.write(position, note, row, is_step=is_step):
+            return False
+        self._written[position.state_id] = position
+        self._written_at[position.state_id] = time.monotonic()
+        if position.lsn is not None:
+            lsns = self._lsns.setdefault(position.state_id, deque(maxlen=_LSNS_KEPT))
+            lsns.append(position.lsn.offset)
+        return True
+
+    # -- when ------------------------------------------------------------------------------------
+
+    def _is_new_phase(self, position: TablePosition) -> bool:
+        before = self._written.get(position.state_id)
+        return before is None or before.phase != position.phase
+
+    def _is_due(self, position: TablePosition, *, is_last: bool) -> bool:
+        before = self._written.get(position.state_id)
+        if before is None or before.phase != position.phase:
+            return True
+        if before == position:
+            return False
+        if is_last:
+            return True
+        age_s = time.monotonic() - self._written_at[position.state_id]
+        is_idle = before == dataclasses.replace(position, lsn=before.lsn)
+        return age_s >= self._interval_s * (_IDLE_INTERVALS if is_idle else 1)
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def _copy_again(
+        self, memory: Memory, position: TablePosition, entry: Entry | None, how: str
+    ) -> str:
+        """Ask for a new copy, once for each request; the note that goes with the state.
+
+        The request is remembered with the table's state at that moment, and forgotten when the
+        mirrored state is written again. Between the two this may be called any number of times,
+        also by another process after a crash: a table in another state has been asked for.
+        """
+        table_id = position.table_id
+        state = self._store.get_table_replication_state(table_id)
+        key = None if state is None else state_key(self._coordination, table_id, state)
+        if entry is None or entry.requested_at is None:
+            text = f"{how}, so the table is copied again from the beginning"
+            entry = Entry(table_id, position.table, key or "unknown", _dated(text))
+            memory.entries[position.state_id] = entry
+            self._say(memory, position, "copy", text)
+            self._keep(memory)
+        if key == entry.requested_at and not isinstance(state, Init):
+            request_copy(self._store, table_id)
+        return entry.note or _dated(how)
+
+    def _say(self, memory: Memory, position: TablePosition, kind: str, text: str) -> None:
+        log = _log.info if kind == "edited" else _log.warning
+        log("Meltano state %s: %s", position.state_id, text)
+        memory.notify(position.state_id, position.table, kind, text)
+
+    # -- states that are no table's any more -----------------------------------------------------
+
+    def _forget(self, memory: Memory, present: Collection[str], rows: Mapping[str, Row]) -> None:
+        """Remove what the mirror wrote for tables that left, or under an earlier name.
+
+        What somebody else has written since stays theirs.
+        """
+        for state_id in memory.entries.keys() - set(present):
+            row = rows.get(state_id)
+            if row is not None and row.is_ours and not self._states.delete(state_id, row):
+                continue
+            del memory.entries[state_id]
+            self._written.pop(state_id, None)
+            _log.info("%s is no table of the pipeline any more, and not mirrored", state_id)
+
+
+def _dated(text: str) -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {text}"

@@ -1,0 +1,218 @@
+"""What is kept of a state: its two halves as text, and who wrote them when."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from etl_dagster.integrations.meltano.errors import StateCorrupt, StateNotStorable
+
+#: A half of a state, as an object or as the exact JSON text to keep.
+Half = Mapping[str, Any] | str | None
+
+
+def to_text(state_id: str, half: Half, name: str) -> str | None:
+    """The JSON text to store; None for nothing.
+
+    Text stays as it is, to the letter. An object is written in ASCII, in the order of its keys: NUL
+    and lone surrogates are escapes, which text columns can hold.
+
+    Raises:
+        StateNotStorable: NaN or Infinity, which JSON has not; or a text that is no JSON object.
+    """
+    if half is None or half == {}:
+        return None
+    if isinstance(half, str):
+        try:
+            value = json.loads(half, parse_constant=_no_constant)
+        except ValueError as error:
+            raise StateNotStorable(
+                f"the {name} state of {state_id!r} is not JSON: {_where(error)}"
+            ) from None
+        if not isinstance(value, dict):
+            raise StateNotStorable(f"the {name} state of {state_id!r} is not a JSON object")
+        if "\0" in half:
+            raise StateNotStorable(f"the {name} state of {state_id!r} has a raw NUL character")
+        return half if value else None
+    if not isinstance(half, Mapping):  # what was read from a file may be anything
+        raise StateNotStorable(f"the {name} state of {state_id!r} is not a JSON object")
+    try:
+        return json.dumps(half, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        raise StateNotStorable(
+            f"the {name} state of {state_id!r} holds {_unstorable(half)}, which JSON has not"
+        ) from None
+
+
+def from_text(state_id: str, text: str | None, name: str) -> dict[str, Any]:
+    """The object; empty for nothing. A new one at each call.
+
+    Raises:
+        StateCorrupt: it is no JSON object, because somebody wrote past this program.
+    """
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise StateCorrupt(state_id, name, f"is not JSON ({_where(error)})") from None
+    if not isinstance(value, dict):
+        raise StateCorrupt(state_id, name, "is not a JSON object")
+    return value
+
+
+def merge(onto: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """As Meltano merges states: objects key by key, anything else replaced."""
+    merged = dict(onto)
+    for key, value in top.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def check_id(state_id: str) -> None:
+    """Raises StateNotStorable: Postgres' text can't hold it, or it is empty."""
+    if not state_id:
+        raise StateNotStorable("a state ID is empty")
+    if "\0" in state_id:
+        raise StateNotStorable("a state ID has a NUL character, which Postgres can't store")
+    try:
+        state_id.encode()
+    except UnicodeEncodeError:
+        raise StateNotStorable("a state ID has a lone surrogate, which is no character") from None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """A state as it is stored now."""
+
+    state_id: str
+    #: JSON texts to the letter; None when the half is empty.
+    partial: str | None = field(repr=False)
+    completed: str | None = field(repr=False)
+    #: Counts the writes of this ID, from 1; goes on after a deletion while history is kept.
+    version: int
+    #: By the server's clock.
+    updated_at: datetime
+    writer: str | None
+    run_id: str | None
+
+    def partial_object(self) -> dict[str, Any]:
+        """Raises StateCorrupt."""
+        return from_text(self.state_id, self.partial, "partial")
+
+    def completed_object(self) -> dict[str, Any]:
+        """Raises StateCorrupt."""
+        return from_text(self.state_id, self.completed, "completed")
+
+    def merged(self) -> dict[str, Any]:
+        """What the next run gets: the partial half merged over the completed one.
+
+        Raises:
+            StateCorrupt: a half is no JSON object.
+        """
+        return merge(self.completed_object(), self.partial_object())
+
+
+@dataclass(frozen=True, slots=True)
+class NewState:
+    """A state to be written."""
+
+    state_id: str
+    partial: Half = None
+    completed: Half = None
+
+
+@dataclass(frozen=True, slots=True)
+class StateVersion:
+    """One write of a state, with the value after it."""
+
+    state_id: str
+    version: int
+    #: set, merge, import, restore or delete; a deleted one has no halves.
+    operation: str
+    partial: str | None = field(repr=False)
+    completed: str | None = field(repr=False)
+    written_at: datetime
+    writer: str | None
+    run_id: str | None
+
+    def merged(self) -> dict[str, Any]:
+        """Raises StateCorrupt."""
+        completed = from_text(self.state_id, self.completed, "completed")
+        return merge(completed, from_text(self.state_id, self.partial, "partial"))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A place where two versions differ: ``completed.singer_state.bookmarks.orders``."""
+
+    path: str
+    #: JSON texts; None where there is nothing.
+    before: str | None
+    after: str | None
+
+
+def diff(before: StoredState | StateVersion, after: StoredState | StateVersion) -> list[Change]:
+    """Where they differ, in the order of the paths. A half that isn't JSON counts as one value."""
+    old, new = _leaves(before), _leaves(after)
+    return [
+        Change(".".join(path), old.get(path), new.get(path))
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path)
+    ]
+
+
+def _leaves(state: StoredState | StateVersion) -> dict[tuple[str, ...], str]:
+    found: dict[tuple[str, ...], str] = {}
+
+    def walk(path: tuple[str, ...], value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk((*path, key), inner)
+        else:
+            found[path] = json.dumps(value)
+
+    for name, text in (("completed", state.completed), ("partial", state.partial)):
+        try:
+            value = from_text(state.state_id, text, name)
+        except StateCorrupt:
+            found[(name,)] = str(text)
+            continue
+        if value:
+            walk((name,), value)
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _where(error: ValueError) -> str:
+    """The place, without the text there."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos}"
+    return str(error)
+
+
+def _unstorable(value: Any, path: str = "") -> str:
+    """The kind and place of what JSON has no room for; no values."""
+    if isinstance(value, Mapping):
+        parts = [(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [(f"{path}[{index}]", inner) for index, inner in enumerate(value)]
+    else:
+        parts = []
+    for inner_path, inner in parts:
+        try:
+            json.dumps(inner, allow_nan=False)
+        except (ValueError, TypeError, RecursionError):
+            return _unstorable(inner, inner_path)
+    kind = "NaN or Infinity" if isinstance(value, float) else f"a {type(value).__name__}"
+    return f"{kind} at {path}" if path else kind

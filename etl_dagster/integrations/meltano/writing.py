@@ -1,0 +1,183 @@
+"""The transactions that write states; nobody else writes the same state during one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from psycopg import errors
+
+from etl_dagster.integrations.meltano.connections import Connection, Connections
+from etl_dagster.integrations.meltano.errors import StateLocked
+from etl_dagster.integrations.meltano.locks import Lease, own_name
+from etl_dagster.integrations.meltano.migrate import StateTables, advisory_key
+from etl_dagster.integrations.meltano.options import StorageOptions
+from etl_dagster.integrations.meltano.statements import Statements
+
+#: A statement with its parameters.
+Statement = tuple[bytes, Mapping[str, Any]]
+Row = tuple[Any, ...] | None
+
+BEGIN: Statement = (b"BEGIN", {})
+COMMIT: Statement = (b"COMMIT", {})
+#: The history is pruned at every so many-th version of a state.
+_PRUNE_EVERY = 16
+
+
+def send(connection: Connection, *statements: Statement) -> list[Row]:
+    """Run several statements in one round trip; returns the first row of each.
+
+    Without BEGIN and COMMIT they are one transaction all the same: Postgres takes a string of
+    several statements for one. At the first error nothing more is run.
+
+    Source: PostgreSQL documentation, "Multiple Statements in a Simple Query".
+    """
+    cursor = psycopg.ClientCursor(connection)
+    script = ";\n".join(cursor.mogrify(text, parameters) for text, parameters in statements)
+    cursor.execute(script.encode())
+    rows: list[Row] = []
+    while True:
+        rows.append(cursor.fetchone() if cursor.description else None)
+        if not cursor.nextset():
+            return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Both halves of a state, as texts."""
+
+    state_id: str
+    partial: str | None
+    completed: str | None
+    operation: str
+    expected_version: int | None = None
+    write_id: uuid.UUID = field(default_factory=uuid.uuid4)
+
+
+class Writing:
+    """What the statements need besides the state: tables, options, author."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        tables: StateTables,
+        options: StorageOptions,
+        *,
+        writer: str | None,
+        run_id: Callable[[], str | None],
+    ) -> None:
+        self.connections = connections
+        self.sql = Statements.of(tables)
+        self._tables = tables
+        self._options = options
+        self._writer = writer
+        self._run_id = run_id
+
+    def transaction(self, state_id: str, *statements: Statement) -> Row:
+        """Run them while nobody else writes this state; the last one's row.
+
+        Raises:
+            StateLocked: another transaction writes it and doesn't end.
+        """
+        work = (self.begin(state_id), *statements)
+        return self._unlocked(state_id, lambda connection: send(connection, *work)[-1])
+
+    def read_and_write(self, state_id: str, change: Callable[[Row], Statement]) -> Row:
+        """The same for a write that depends on what is stored; `change` may be called again."""
+
+        def work(connection: Connection) -> Row:
+            try:
+                get = (self.sql.get, {"state_id": state_id})
+                row = send(connection, BEGIN, self.begin(state_id), get)[-1]
+                return send(connection, change(row), COMMIT)[0]
+            except BaseException:
+                if not connection.closed:
+                    connection.rollback()
+                raise
+
+        return self._unlocked(state_id, work)
+
+    def table_transaction(self, statement: Statement) -> int:
+        """Run it while nobody else writes any state; the count that it selects."""
+        wait: Statement = (self.sql.wait, {"wait_ms": _milliseconds(self._options.wait_s)})
+        lock: Statement = (self.sql.lock_table, {})
+        row = self._unlocked("*", lambda connection: send(connection, wait, lock, statement)[-1])
+        return int(row[0]) if row else 0
+
+    def begin(self, state_id: str, lease: Lease | None = None) -> Statement:
+        """The first statement of a transaction that writes this state."""
+        return (
+            self.sql.begin,
+            {
+                "wait_ms": _milliseconds(self._options.wait_s),
+                "idle_ms": _milliseconds(self._options.lease_s),
+                "advisory_key": advisory_key(self._tables.schema, self._tables.state, state_id),
+                **_fence(lease),
+            },
+        )
+
+    def write(self, write: Write, lease: Lease | None = None) -> Statement:
+        """With a lease, nothing is written once that was taken by another: then there is no row."""
+        parameters = {
+            **self.author(),
+            **_fence(lease),
+            "state_id": write.state_id,
+            "partial": write.partial,
+            "completed": write.completed,
+            "operation": write.operation,
+            "expected": write.expected_version,
+            "write_id": write.write_id,
+        }
+        return self.sql.write, parameters
+
+    def delete(self, state_id: str, lease: Lease | None = None) -> Statement:
+        """Its row says whether it was allowed and whether there was one, as counts."""
+        return self.sql.delete, {**self.author(), **_fence(lease), "state_id": state_id}
+
+    def author(self) -> dict[str, Any]:
+        """Parameters of every statement that writes."""
+        return {
+            "writer": self._writer or own_name(),
+            "run_id": self._run_id(),
+            "keep": self._options.history_versions > 0,
+        }
+
+    def mark(self, state_id: str) -> Statement:
+        """Version and last write."""
+        return self.sql.mark, {"state_id": state_id}
+
+    def prune(self, state_id: str, version: int) -> None:
+        """Let go of old history, at some of the versions."""
+        options = self._options
+        if not options.history_versions or version % _PRUNE_EVERY:
+            return
+        parameters = {
+            "state_id": state_id,
+            "versions": options.history_versions,
+            "age": timedelta(days=options.history_days),
+        }
+        self.connections.run(lambda c: c.execute(self.sql.prune, parameters))
+
+    def _unlocked(self, state_id: str, work: Callable[[Connection], Row]) -> Row:
+        try:
+            return self.connections.run(work, lock_waits=True)
+        except errors.LockNotAvailable:
+            raise StateLocked(
+                state_id, f"another transaction writes state {state_id!r} and doesn't end"
+            ) from None
+
+
+def _fence(lease: Lease | None) -> dict[str, Any]:
+    return {
+        "lock_key": lease.key if lease else None,
+        "lock_id": lease.lock_id if lease else None,
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    """Never 0, which means for ever."""
+    return str(max(1, round(1000 * seconds)))

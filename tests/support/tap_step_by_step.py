@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""A Singer tap of three records; before the second it waits until it is told to go on.
+
+Its configuration (``go_on``) names the file to wait for.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def say(**message: object) -> None:
+    print(json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if "--discover" in arguments:
+        print(json.dumps({"streams": []}))
+        sys.exit()
+    go_on = Path(json.loads(Path(arguments[arguments.index("--config") + 1]).read_text())["go_on"])
+    properties = {"id": {"type": "integer"}}
+    say(type="SCHEMA", stream="steps", schema={"properties": properties}, key_properties=["id"])
+    deadline = time.monotonic() + 60
+    for step in (1, 2, 3):
+        while step == 2 and not go_on.exists():
+            if time.monotonic() > deadline:
+                sys.exit("nobody told it to go on")
+            time.sleep(0.02)
+        say(type="RECORD", stream="steps", record={"id": step})
+        say(type="STATE", value={"bookmarks": {"steps": {"id": step}}})

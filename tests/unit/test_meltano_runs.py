@@ -1,0 +1,161 @@
+"""What Meltano's log says, what a catalog holds, and how a run is asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.meltano.catalog import (
+    CatalogUnknown,
+    Column,
+    Stream,
+    parse_catalog,
+)
+from etl_dagster.integrations.dagster.meltano.logs import LogLine, Metric, Tally, parse_line
+from etl_dagster.integrations.dagster.meltano.runs import RunOptions, state_id
+
+COUNT = {"type": "counter", "metric": "record_count", "value": 2, "tags": {"stream": "orders"}}
+
+
+def entry(event: str, **more: Any) -> str:
+    return json.dumps({"event": event, "level": "info"} | more)
+
+
+def line(text: str) -> LogLine:
+    parsed = parse_line(text)
+    assert parsed is not None
+    return parsed
+
+
+def test_a_line_comes_at_its_own_level_and_names_its_plugin() -> None:
+    assert line(entry("slow", level="warning", name="tap-x")) == LogLine(
+        logging.WARNING, "tap-x: slow", "tap-x"
+    )
+    assert line(entry("gone", level="exception")).level == logging.ERROR
+    assert line(entry("odd", level="whatever")).level == logging.INFO
+
+
+def test_what_is_not_json_is_text() -> None:
+    assert line("2026 [info] Meltano 4.4.1\n") == LogLine(logging.INFO, "2026 [info] Meltano 4.4.1")
+    assert line('["an", "array"]').text == '["an", "array"]'
+    assert parse_line("  \n") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        entry("METRIC", metric_info=COUNT),
+        entry(f"2026-01-01 | INFO | METRIC: {json.dumps(COUNT)}"),
+        f"INFO METRIC: {json.dumps(COUNT | {'tags': {'endpoint': 'orders'}})}",
+    ],
+)
+def test_metrics_are_read_in_every_form_that_taps_write(text: str) -> None:
+    assert line(text).metric == Metric("record_count", 2.0, "orders")
+
+
+@pytest.mark.parametrize("payload", [{}, {"metric": 1}, {"metric": "a", "value": "b"}, [], 3])
+def test_a_metric_that_is_none_is_left_to_be_text(payload: Any) -> None:
+    assert line(f"METRIC: {json.dumps(payload)}").metric is None
+    assert line(entry("METRIC", metric_info=payload)).metric is None
+
+
+def test_counts_are_summed_and_a_loader_does_not_count_twice() -> None:
+    tally = Tally()
+    for text in (
+        entry("METRIC", metric_info=COUNT, producer=True),
+        entry("METRIC", metric_info=COUNT, producer=True),
+        entry("METRIC", metric_info=COUNT, consumer=True, producer=False),
+        entry("METRIC", metric_info=COUNT | {"tags": {}}),
+        entry("Run completed", duration_seconds=1.5),
+        entry("bad", level="error"),
+    ):
+        tally.add(line(text))
+    assert tally.streams["orders"].records == 4
+    assert list(tally.streams) == ["orders"]
+    assert tally.duration_s == 1.5
+    assert tally.errors == ["bad"]
+
+
+# -- catalogs ------------------------------------------------------------------------------------
+
+
+def catalog(*metadata: dict[str, Any], **more: Any) -> dict[str, Any]:
+    items = [{"breadcrumb": [], "metadata": {"selected": True}}, *metadata]
+    return {"streams": [{"tap_stream_id": "s", "metadata": items} | more]}
+
+
+def test_only_selected_streams_and_properties_are_known() -> None:
+    properties = {
+        "id": {"type": "integer"},
+        "at": {"type": ["null", "string"], "format": "date-time"},
+        "any": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "unwanted": {"type": "string"},
+        "untyped": {},
+    }
+    found = parse_catalog(
+        catalog(
+            {
+                "breadcrumb": ["properties", "unwanted"],
+                "metadata": {"inclusion": "available", "selected": False},
+            },
+            {"breadcrumb": ["properties", "id"], "metadata": {"inclusion": "automatic"}},
+            schema={"properties": properties},
+            key_properties=["id"],
+            replication_method="INCREMENTAL",
+            replication_key="at",
+        )
+    )
+    assert found == (
+        Stream(
+            "s",
+            (
+                Column("id", "integer", nullable=False),
+                Column("at", "string (date-time)", nullable=True),
+                Column("any", "string", nullable=True),
+                Column("untyped", "any", nullable=False),
+            ),
+            ("id",),
+            "INCREMENTAL",
+            "at",
+        ),
+    )
+    left_out = {"breadcrumb": [], "metadata": {"selected": False}}
+    assert parse_catalog({"streams": [{"tap_stream_id": "s", "metadata": [left_out]}]}) == ()
+
+
+@pytest.mark.parametrize("payload", [{}, [], None, {"streams": [1]}, {"streams": 3}])
+def test_what_is_no_catalog_is_an_error(payload: Any) -> None:
+    with pytest.raises(CatalogUnknown):
+        parse_catalog(payload)
+
+
+# -- runs ----------------------------------------------------------------------------------------
+
+
+def test_a_run_is_never_forced() -> None:
+    everything = RunOptions("id", True, True, "suffix", ("a",))
+    arguments = everything.arguments("tap-x", "target-y")
+    assert arguments[0] == "run"
+    assert arguments[-2:] == ["tap-x", "target-y"]
+    assert {"--run-id=id", "--full-refresh", "--refresh-catalog", "--state-id-suffix=suffix"} < set(
+        arguments
+    )
+    assert "--force" not in arguments
+    assert RunOptions().arguments("tap-x", "target-y") == ["run", "tap-x", "target-y"]
+
+
+def test_a_choice_of_streams_keeps_the_bookmarks_of_the_others() -> None:
+    some = RunOptions(select_filter=("a", "b"))
+    assert "--state-strategy=merge" in some.arguments("tap-x", "target-y")
+    assert some.variables("tap-x.y")["TAP_X_Y__SELECT_FILTER"] == '["a", "b"]'
+
+
+def test_state_ids_are_made_as_meltano_makes_them() -> None:
+    assert state_id("dev", "tap-x", "target-y") == "dev:tap-x-to-target-y"
+    assert state_id("dev", "tap-x", "target-y", "blue") == "dev:tap-x-to-target-y:blue"
+    with pytest.raises(EtlError, match="colon"):
+        state_id("dev", "tap:x", "target-y")

@@ -1,0 +1,160 @@
+"""What a change to a mirrored state means, told from its content alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from etl_dagster.integrations.meltano.bookmarks import TablePosition
+from etl_dagster.integrations.meltano.comparison import compare
+from etl_dagster.integrations.meltano.mirrored import StoredBookmark
+from etl_dagster.integrations.meltano.verdicts import (
+    Cleared,
+    Edited,
+    Moved,
+    New,
+    Refused,
+    Row,
+    Unchanged,
+    Verdict,
+    judge,
+)
+from etl_dagster.lsn import Lsn
+from etl_dagster.source.slots import Slot
+
+POSITION = TablePosition("dev:a-to-b:s.t", "a", 1, "s.t", "ready", Lsn(500))
+
+
+def verdict(
+    state: Any,
+    *,
+    was_mirrored: bool = True,
+    is_ours: bool = False,
+    known_lsns: Collection[int] = (),
+    moved_to: str | None = None,
+    position: TablePosition = POSITION,
+) -> Verdict:
+    row = None if state is None else Row(3, state, is_ours)
+    return judge(
+        position,
+        row,
+        was_mirrored=was_mirrored,
+        known_lsns=known_lsns,
+        find_move=lambda: moved_to,
+    )
+
+
+def marked(**bookmark: Any) -> dict[str, Any]:
+    return {"singer_state": {"bookmarks": {"s-t": bookmark}}}
+
+
+def test_missing_is_cleared_only_where_it_was_written_before() -> None:
+    assert verdict(None, was_mirrored=False) == New()
+    assert isinstance(verdict(None), Cleared)
+    assert verdict(None, moved_to="elsewhere") == Moved("elsewhere")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"singer_state": {}},
+        {"singer_state": {"bookmarks": {}}},
+        {"singer_state": {"bookmarks": None}},
+        {"singer_state": None},
+        {},
+    ],
+)
+def test_a_state_without_bookmarks_is_a_cleared_one(state: Any) -> None:
+    """For a Singer tap it means: from the beginning."""
+    assert isinstance(verdict(state), Cleared)
+    assert verdict(state, was_mirrored=False) == New()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"singer_state": {"bookmarks": {"s-other": {"lsn": 500}}}},
+        {"singer_state": {"bookmarks": ["s-t"]}},
+        {"singer_state": "s-t"},
+        {"singer_state": {"bookmarks": {"s-t": 500}}},
+    ],
+)
+def test_a_state_of_something_else_is_refused(state: Any) -> None:
+    assert isinstance(verdict(state), Refused)
+
+
+def test_a_state_that_is_no_json_object_is_refused() -> None:
+    assert isinstance(
+        judge(
+            POSITION, Row(3, None, False), was_mirrored=True, known_lsns=(), find_move=lambda: None
+        ),
+        Refused,
+    )
+
+
+@pytest.mark.parametrize("lsn", [499, 501, 0, -1, None, "500", 500.5, True])
+def test_no_other_position_can_be_set(lsn: Any) -> None:
+    assert isinstance(verdict(marked(lsn=lsn, phase="ready")), Refused)
+
+
+def test_nobody_sets_a_phase() -> None:
+    assert isinstance(verdict(marked(lsn=500, phase="init")), Refused)
+
+
+def test_what_is_displayed_may_be_changed_until_it_is_written_again() -> None:
+    assert verdict(marked(lsn=500, phase="ready", rows_copied=7)) == Edited()
+    assert verdict(marked(lsn=400, phase="ready"), known_lsns=(300, 400)) == Edited()
+
+
+def test_the_mirrors_own_is_left_alone_whatever_it_says() -> None:
+    assert verdict(marked(lsn=1), is_ours=True) == Unchanged()
+    assert verdict(marked(lsn=1), is_ours=True, was_mirrored=False) == Unchanged()
+
+
+def test_a_table_that_is_copied_has_no_position_to_set() -> None:
+    copying = TablePosition("dev:a-to-b:s.t", "a", 1, "s.t", "data_sync")
+    refused = verdict(marked(lsn=500, phase="ready"), position=copying)
+    assert isinstance(refused, Refused)
+    assert "not streamed yet" in refused.reason
+
+
+# -- the slot beside it --------------------------------------------------------------------------
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def slot(confirmed: int, wal_status: str = "reserved") -> Slot:
+    at = Lsn(confirmed)
+    return Slot("s", "pgoutput", "d", True, 1, wal_status, at, at, 0)
+
+
+def stored(lsn: int | None, *, age: timedelta = timedelta()) -> StoredBookmark:
+    state = marked(phase="ready" if lsn is not None else "data_sync", lsn=lsn)
+    return StoredBookmark(state, NOW - age)
+
+
+@pytest.mark.parametrize(
+    ("bookmark", "beside", "passed", "is_severe"),
+    [
+        (stored(500), slot(500), True, False),
+        # One of the two is always read a moment after the other.
+        (stored(500), slot(900), True, False),
+        (stored(900), slot(500), True, False),
+        (stored(None), slot(500), True, False),
+        (stored(500, age=timedelta(hours=1)), slot(500), True, False),
+        (stored(500, age=timedelta(hours=1)), slot(501), False, False),
+        (stored(100 * 1024**2), slot(500), False, False),
+        (None, slot(500), False, False),
+        (stored(500), None, False, True),
+        (stored(500), slot(500, "lost"), False, True),
+    ],
+)
+def test_a_bookmark_is_in_step_with_the_slot(
+    bookmark: StoredBookmark | None, beside: Slot | None, passed: bool, is_severe: bool
+) -> None:
+    found = compare("s.t", bookmark, beside, now=NOW)
+    assert (found.passed, found.is_severe) == (passed, is_severe)
+    assert found.words
