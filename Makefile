@@ -22,11 +22,17 @@ demo: $(READY) ## Flights in an embedded Postgres, streamed into DuckDB, seen in
 
 .PHONY: test
 test: $(READY) ## Run all tests, on every PostgreSQL found
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TEST_ARGS)
 
 .PHONY: bench
 bench: $(READY) ## Measure, and write benchmarks/latest.json
 	@$(BIN)/python -m benchmarks.run
+
+.PHONY: docs
+docs: $(READY) ## Build the documentation into build/docs
+	@$(BIN)/python docs/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open build/docs/index.html"
 
 .PHONY: lint
 lint: $(READY) ## Check style and types

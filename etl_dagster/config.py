@@ -6,19 +6,23 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
+    SerializeAsAny,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from etl_dagster.errors import ConfigError
+from etl_dagster.kinds import DESTINATIONS, STORES, UnknownKind, find_kind, known_kinds
 
 #: Overrides such as ``ETL_DAGSTER__SOURCE__PASSWORD`` begin with this; ``__`` goes one level down.
 ENV_PREFIX = "ETL_DAGSTER__"
@@ -28,8 +32,21 @@ _SLUG = r"^[a-z][a-z0-9_]*$"
 
 class _Section(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+        validate_default=True,
     )
+
+    def relative_to(self, folder: Path) -> Self:
+        """The same section with its relative paths taken from `folder`, and ``~`` expanded."""
+        paths = {
+            name: folder / value.expanduser()
+            for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), Path)
+        }
+        return self.model_copy(update=paths)
 
 
 class SourceConfig(_Section):
@@ -39,17 +56,17 @@ class SourceConfig(_Section):
     dsn: SecretStr | None = Field(
         None, description="A libpq URI or key/value string; may hold the password."
     )
-    host: str | None = None
-    port: int | None = Field(None, ge=1, le=65535)
-    user: str | None = None
-    password: SecretStr | None = None
-    database: str | None = None
+    host: str | None = Field(None, description="A name, an address, or a socket's folder.")
+    port: int | None = Field(None, ge=1, le=65535, description="5432 unless given.")
+    user: str | None = Field(None, description="Needs REPLICATION, and SELECT on the tables.")
+    password: SecretStr | None = Field(None, description="Better from the environment.")
+    database: str | None = Field(None, description="Where the publication is.")
     sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] | None = (
-        None
+        Field(None, description="How much TLS is asked for; libpq's default is `prefer`.")
     )
-    sslrootcert: str | None = None
-    sslcert: str | None = None
-    sslkey: str | None = None
+    sslrootcert: str | None = Field(None, description="File of the authorities to trust.")
+    sslcert: str | None = Field(None, description="File of the client's certificate.")
+    sslkey: str | None = Field(None, description="File of the client's private key.")
     connect_timeout_s: int = Field(10, ge=1, description="Seconds to wait for a connection.")
 
     @field_validator("publication")
@@ -96,37 +113,108 @@ class SourceConfig(_Section):
             ) from None
 
 
-class StateStoreConfig(_Section):
+class StoreConfig(_Section):
+    """What the section ``state_store`` of every type has; the base of a type of one's own."""
+
+    type: str
+
+
+class PostgresStoreConfig(StoreConfig):
     """Where table states, progress and schemas are kept; without a DSN in the source itself."""
 
-    type: Literal["postgres", "memory"] = "postgres"
+    type: Literal["postgres"] = "postgres"
     dsn: SecretStr | None = None
+    session_dsn: SecretStr | None = Field(
+        None, description="The server itself, where `dsn` is a pooler in transaction mode."
+    )
     schema_name: str = Field("etl", alias="schema", min_length=1)
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True
-    )
+    def conninfo(self, source: SourceConfig) -> str:
+        """A libpq connection string, password included."""
+        return self.dsn.get_secret_value() if self.dsn is not None else source.conninfo()
 
 
-class DuckDBDestinationConfig(_Section):
+class MemoryStoreConfig(StoreConfig):
+    """Forgets everything at the end of the process; for trying things out."""
+
+    type: Literal["memory"]
+
+
+class DestinationConfig(_Section):
+    """What the section ``destination`` of every type has; the base of a type of one's own."""
+
+    type: str
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people; without any secret."""
+        return self.type
+
+
+class DuckDBDestinationConfig(DestinationConfig):
     """One DuckDB file, shared by the replicator, the copies and readers."""
 
     type: Literal["duckdb"]
     path: Path = Field(description="The file; its folder must exist.")
-    memory_limit: str = Field("256MB", pattern=r"^\d+(\.\d+)?\s?[KMGT]i?B$")
-    lock_timeout_s: float = Field(60.0, gt=0)
+    memory_limit: str = Field(
+        "256MB", pattern=r"^\d+(\.\d+)?\s?[KMGT]i?B$", description="For DuckDB's buffers."
+    )
+    lock_timeout_s: float = Field(
+        60.0, gt=0, description="How long to wait for another process that has the file open."
+    )
     changelog: bool = Field(False, description="Also keep the position of every change.")
 
+    @property
+    def place(self) -> str:
+        return str(self.path)
 
-class MemoryDestinationConfig(_Section):
+
+class MemoryDestinationConfig(DestinationConfig):
     """Keeps everything in the process; for trying things out."""
 
     type: Literal["memory"]
 
 
-DestinationConfig = Annotated[
-    DuckDBDestinationConfig | MemoryDestinationConfig, Field(discriminator="type")
-]
+#: The models of built-in types; those of others come with their class.
+BUILT_IN_SECTIONS: Mapping[str, Mapping[str, type[_Section]]] = {
+    DESTINATIONS: {"duckdb": DuckDBDestinationConfig, "memory": MemoryDestinationConfig},
+    STORES: {"postgres": PostgresStoreConfig, "memory": MemoryStoreConfig},
+}
+
+
+#: Stands for the type of a destination that a pipeline is given as an object.
+_GIVEN = "given"
+
+
+class _Kind:
+    """Validates a section with the model that belongs to its ``type``."""
+
+    def __init__(self, group: str, default: str | None = None) -> None:
+        self._group = group
+        self._default = default
+
+    def __call__(self, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get("type", self._default)
+        known = ", ".join(known_kinds(self._group))
+        if name is None:
+            raise PydanticCustomError(
+                "type_missing", "is required; known are: {known}", {"known": known}
+            )
+        try:
+            return self._model(name).model_validate(value)
+        except UnknownKind as error:
+            raise PydanticCustomError("type_unknown", "{why}", {"why": error.reason}) from error
+
+    def _model(self, name: object) -> type[_Section]:
+        known = BUILT_IN_SECTIONS[self._group]
+        if not isinstance(name, str):
+            raise UnknownKind(f"must be one of: {', '.join(known_kinds(self._group))}")
+        found = known.get(name) or find_kind(self._group, name).config_model
+        if not (isinstance(found, type) and issubclass(found, _Section)):
+            raise UnknownKind("the config_model of this type's class is no model for this section")
+        return found
 
 
 class BatchConfig(_Section):
@@ -134,7 +222,7 @@ class BatchConfig(_Section):
 
     max_fill_ms: int = Field(1000, ge=1, description="Age of the oldest change, at most.")
     max_bytes: int = Field(8 * 1024**2, ge=1024, description="Size as Postgres sends it, at most.")
-    max_rows: int = Field(200_000, ge=1)
+    max_rows: int = Field(200_000, ge=1, description="Rows, at most.")
     max_queued: int = Field(2, ge=1, description="Closed batches waiting for the destination.")
 
 
@@ -149,8 +237,8 @@ class CopyConfig(_Section):
 class RetryConfig(_Section):
     """How failures that waiting may cure are retried; the delay doubles, with jitter."""
 
-    initial_delay_ms: int = Field(500, ge=1)
-    max_delay_ms: int = Field(30_000, ge=1)
+    initial_delay_ms: int = Field(500, ge=1, description="The first pause.")
+    max_delay_ms: int = Field(30_000, ge=1, description="The longest pause.")
     max_attempts: int = Field(8, ge=1, description="In a row; progress resets the count.")
 
 
@@ -158,10 +246,6 @@ class TableConfig(_Section):
     """What differs for one table."""
 
     copy_rows: bool = Field(True, alias="copy", description="False streams from now on only.")
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True
-    )
 
 
 class MeltanoConfig(_Section):
@@ -186,19 +270,21 @@ class PipelineConfig(_Section):
         max_length=30,
         description="Its name: part of slot names and state IDs. Lower-case letters, digits, _.",
     )
-    environment: str = Field("dev", pattern=r"^[A-Za-z0-9_-]+$")
+    environment: str = Field(
+        "dev", pattern=r"^[A-Za-z0-9_-]+$", description="The first part of state IDs."
+    )
     source: SourceConfig
-    state_store: StateStoreConfig = StateStoreConfig()
-    destination: DestinationConfig
+    state_store: Annotated[
+        SerializeAsAny[StoreConfig], BeforeValidator(_Kind(STORES, default="postgres"))
+    ] = PostgresStoreConfig()
+    destination: Annotated[
+        SerializeAsAny[DestinationConfig], BeforeValidator(_Kind(DESTINATIONS))
+    ] = DestinationConfig(type=_GIVEN)
     batch: BatchConfig = BatchConfig()
     copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
     retry: RetryConfig = RetryConfig()
     tables: dict[str, TableConfig] = {}
     meltano: MeltanoConfig = MeltanoConfig()
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True
-    )
 
     @field_validator("tables")
     @classmethod
@@ -212,11 +298,12 @@ class PipelineConfig(_Section):
         """The Meltano state ID of a table, given as ``schema.table``."""
         return f"{self.environment}:{self.pipeline}-to-{self.destination.type}:{table_name}"
 
-    def state_store_conninfo(self) -> str:
-        """A libpq connection string for the state store, password included."""
-        if self.state_store.dsn is not None:
-            return self.state_store.dsn.get_secret_value()
-        return self.source.conninfo()
+    def given_destination(self, name: str) -> PipelineConfig:
+        """The same for a destination given as an object; its name is used where none was
+        configured."""
+        if self.destination.type != _GIVEN:
+            return self
+        return self.model_copy(update={"destination": DestinationConfig(type=name)})
 
     def table(self, table_name: str) -> TableConfig:
         return self.tables.get(table_name, TableConfig())
@@ -225,7 +312,8 @@ class PipelineConfig(_Section):
 def load_config(path: str | Path, environ: Mapping[str, str] | None = None) -> PipelineConfig:
     """Read a YAML file, expand ``${NAME}`` and ``${NAME:-default}``, apply the overrides.
 
-    ``$$`` is a plain dollar sign. A relative `destination.path` is relative to the file.
+    ``$$`` is a plain dollar sign. Relative paths of destination and state store are relative to
+    the file.
 
     Raises:
         ConfigError: the file can't be read, or holds mistakes: all of them, each with its place.
@@ -257,11 +345,16 @@ def parse_config(
     *,
     origin: str | Path = "configuration",
 ) -> PipelineConfig:
-    """Make a configuration from plain values; as `load_config`, without the file."""
+    """Make a configuration from plain values; as `load_config`, without the file.
+
+    Without a `destination` it is for a pipeline that is given its destination as an object.
+    """
     environ = os.environ if environ is None else environ
     mistakes: list[str] = []
     values = _expand(raw, environ, mistakes, ())
     _override(values, environ, mistakes)
+    if isinstance(origin, Path) and "destination" not in values:
+        mistakes.append("destination: is required")
     config = None
     try:
         config = PipelineConfig.model_validate(values)
@@ -269,10 +362,11 @@ def parse_config(
         mistakes += [_mistake(detail) for detail in error.errors(include_input=False)]
     if mistakes or config is None:
         raise ConfigError(mistakes, origin=str(origin))
-    if isinstance(origin, Path) and isinstance(config.destination, DuckDBDestinationConfig):
-        file = origin.absolute().parent / config.destination.path.expanduser()
-        destination = config.destination.model_copy(update={"path": file})
-        config = config.model_copy(update={"destination": destination})
+    if isinstance(origin, Path):
+        folder = origin.absolute().parent
+        sections = ("destination", "state_store")
+        placed = {name: getattr(config, name).relative_to(folder) for name in sections}
+        config = config.model_copy(update=placed)
     return config
 
 
@@ -318,17 +412,14 @@ def _override(values: dict[str, Any], environ: Mapping[str, str], mistakes: list
 
 def _mistake(detail: Any) -> str:
     """One line about one mistake, never with the value, which may be a secret."""
-    place = ".".join(str(part) for part in detail["loc"] if part not in ("duckdb", "memory"))
+    place = ".".join(map(str, detail["loc"]))
     kind, message = detail["type"], detail["msg"]
     if kind == "extra_forbidden":
         message = "unknown key"
     elif kind == "missing":
         message = "is required"
-    elif kind == "union_tag_not_found":
-        place, message = f"{place}.type", "is required, for example `type: duckdb`"
-    elif kind == "union_tag_invalid":
-        known = detail["ctx"]["expected_tags"].replace("'", "")
-        place, message = f"{place}.type", f"unknown destination; known are: {known}"
+    elif kind in ("type_missing", "type_unknown"):
+        place = f"{place}.type"
     elif kind == "value_error":
         message = message.removeprefix("Value error, ")
     return f"{place}: {message}" if place else message

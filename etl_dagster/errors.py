@@ -232,8 +232,8 @@ class DestinationUnreachable(DestinationError):
 class TableWriteFailed(DestinationError):
     """One table's changes can't be written; those of the batch's other tables can.
 
-    A destination raises it with nothing of the batch applied, so that the batch can be written
-    again without the table.
+    A destination raises it with nothing of the batch applied, or where it recognises what comes
+    for the second time: the batch is written again without the table.
     """
 
     solution = "Read the destination's message, mend its cause, then reset the table."

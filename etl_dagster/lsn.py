@@ -40,3 +40,6 @@ class Lsn:
 
 #: Before every record; Postgres' InvalidXLogRecPtr (xlogdefs.h).
 LSN_ZERO = Lsn(0)
+
+#: At or after every record.
+LSN_MAX = Lsn(2**64 - 1)

@@ -54,7 +54,9 @@ def main() -> int:
         level=os.environ.get("ETL_DAGSTER_LOG_LEVEL", "INFO").upper(),
         format="%(asctime)s replicator %(levelname)s %(message)s",
     )
-    orders, answers = _Orders(sys.stdin.fileno()), _Answers(sys.stdout.fileno())
+    # A line for every request would drown the rest.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    orders, answers = _Orders(sys.stdin.fileno()), _Answers(_take_stdout())
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda signum, frame: orders.stop("told to stop by a signal"))
     first = orders.read_first_line()
@@ -81,6 +83,13 @@ def main() -> int:
     logging.shutdown()
     # A thread of a driver that hangs must not keep the process; everything durable is.
     os._exit(exit_code)
+
+
+def _take_stdout() -> int:
+    """Stdout for the answers alone: what a library or a destination prints goes to the log."""
+    answers = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return answers
 
 
 class _Orders:

@@ -9,6 +9,7 @@ from etl_dagster.cli.demo import demo
 from etl_dagster.cli.doctor import doctor
 from etl_dagster.cli.failures import explain
 from etl_dagster.cli.init import init
+from etl_dagster.cli.migrate import migrate
 from etl_dagster.cli.query import query
 from etl_dagster.cli.reset import reset
 from etl_dagster.cli.run import run
@@ -60,7 +61,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (demo, init, doctor, run, status, query, reset, state):
+for command in (demo, init, doctor, run, status, query, reset, state, migrate):
     cli.add_command(command)
 
 

@@ -6,13 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from psycopg import sql
-
-from etl_dagster.config import PipelineConfig
+from etl_dagster.assembly import build_store, forgets
+from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.errors import ConfigError, StoreError
+from etl_dagster.kinds import STORES
 from etl_dagster.source.connection import check_dsn
-from etl_dagster.stores.postgres import PostgresStore
-from etl_dagster.stores.postgres.connections import Connections
 
 if TYPE_CHECKING:
     from etl_dagster.model.stores import CoordinatingStore
@@ -26,34 +24,34 @@ def existing_store(config: PipelineConfig) -> Iterator[CoordinatingStore]:
         ConfigError: the store is in memory, where no other process can look.
         StoreError: it can't be reached, or the pipeline has never run.
     """
-    if config.state_store.type != "postgres":
+    section = config.state_store
+    if forgets(STORES, section.type):
         raise ConfigError(
-            ["state_store.type: memory is only seen by the process that runs the pipeline"],
+            [f"state_store.type: {section.type} is only seen by the pipeline's own process"],
             origin="the configuration",
         )
-    dsn = config.state_store_conninfo()
-    if config.state_store.dsn is not None:
-        check_dsn(dsn, "state_store.dsn")
-    schema = config.state_store.schema_name
-    if not _has_pipeline(dsn, schema, config.pipeline):
-        raise StoreError(
-            f"the state store knows no pipeline {config.pipeline!r}",
-            solution="Start it: `etl-dagster run`. If it runs elsewhere, compare `pipeline` and "
-            "`state_store` with the configuration there.",
-        )
-    store = PostgresStore(dsn, config.pipeline, schema=schema)
+    if isinstance(section, PostgresStoreConfig) and section.dsn is not None:
+        check_dsn(section.dsn.get_secret_value(), "state_store.dsn")
+    store = build_store(config)
     try:
+        if not _knows_pipeline(store):
+            raise StoreError(
+                f"the state store knows no pipeline {config.pipeline!r}",
+                solution="Start it: `etl-dagster run`. If it runs elsewhere, compare `pipeline` "
+                "and `state_store` with the configuration there.",
+            )
         yield store
     finally:
-        store.close()
+        close(store)
 
 
-def _has_pipeline(dsn: str, schema: str, pipeline: str) -> bool:
-    connections = Connections(dsn, application_name="etl-dagster status", max_size=1)
-    table = sql.Identifier(schema, "pipelines")
-    with connections.connect() as connection:
-        found = connection.execute("select to_regclass(%s)", [table.as_string()]).fetchone()
-        if found == (None,):
-            return False
-        query = sql.SQL("select 1 from {} where name = %s").format(table)
-        return connection.execute(query, [pipeline]).fetchone() is not None
+def close(store: object) -> None:
+    """Close what can be closed."""
+    end = getattr(store, "close", None)
+    if end is not None:
+        end()
+
+
+def _knows_pipeline(store: CoordinatingStore) -> bool:
+    look = getattr(store, "knows_pipeline", None)
+    return bool(look() if look is not None else store.get_table_replication_states())

@@ -66,3 +66,7 @@ def set_up_logging(
         )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("etl_dagster").setLevel(level)
+    # By default retries are printed on stdout wherever structlog happens to be installed.
+    from stamina.instrumentation import LoggingOnRetryHook, set_on_retry_hooks
+
+    set_on_retry_hooks((LoggingOnRetryHook,))

@@ -42,7 +42,8 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
 
     published = store.get_status("apply") or {}
     by_id = {table["table_id"]: table for table in published.get("tables", {}).values()}
-    names = {schema.id: schema.name for schema in store.get_table_schemas()}
+    versions = sorted(store.get_table_schemas(), key=lambda schema: schema.snapshot_id)
+    names = {schema.id: schema.name for schema in versions}
     tables = []
     for table_id, state in store.get_table_replication_states().items():
         known = by_id.get(table_id, {})

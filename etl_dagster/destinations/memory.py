@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from etl_dagster.config import MemoryDestinationConfig, PipelineConfig
 from etl_dagster.destinations.evolution import (
     AddColumn,
     DropColumn,
@@ -122,6 +123,15 @@ class MemoryDestination:
 
     name = "memory"
     capabilities = Capabilities(transactional=True, schema_changes=True)
+    config_model = MemoryDestinationConfig
+    in_process_only = True
+
+    @classmethod
+    def from_config(
+        cls, config: MemoryDestinationConfig, pipeline: PipelineConfig
+    ) -> MemoryDestination:
+        """A destination that holds nothing."""
+        return cls()
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

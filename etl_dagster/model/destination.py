@@ -22,17 +22,25 @@ WriteResult: TypeAlias = "Future[None] | None"
 class Capabilities:
     """What a destination promises beyond the least; the conformance suite checks what is set."""
 
-    #: Data and position are committed together, so each change is applied exactly once.
+    #: Data and position are committed together, so each change is applied exactly once. Epochs are
+    #: kept, and copies and their chunks: one that was given up is refused (`InvalidState`), and the
+    #: old rows stay until the new copy is complete.
     transactional: bool = False
-    #: Updates and deletes change rows in place; without it every change is appended.
+    #: Updates and deletes change rows in place; without it every change is appended, with its
+    #: operation and position.
     mirror: bool = True
+    #: A truncate empties the table (or is appended).
     truncate: bool = True
+    #: Columns and tables that are added, dropped and renamed are so at the destination.
     schema_changes: bool = False
 
 
 @runtime_checkable
 class Destination(Protocol):
     """Where rows and events go.
+
+    Any object with these members is one. A class that names it as its base has only `name`,
+    `drop_table_for_copy`, `write_table_rows` and `write_events` to write, and inherits the rest.
 
     Delivery is at least once and, within a table, in commit order. Calls come from several
     threads: `write_table_rows` from the copy workers of any tables, `write_events` from one
@@ -47,14 +55,24 @@ class Destination(Protocol):
         ...
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """What it promises beyond the least; by default nothing but `Capabilities()`."""
+        return Capabilities()
 
     def startup(self, store: DestinationStore) -> None:
-        """Called once before anything else: open, check rights, finish what was interrupted."""
-        ...
+        """Called once before anything else: open, check rights, finish what was interrupted.
+
+        Several processes may have the same destination open, each with an object of its own: the
+        replicator, and every run that copies a table.
+        """
+        return
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         """Forget earlier copies of the table, before a copy begins; idempotent.
+
+        `schema` is the newest version that the store has of it, so the one that the destination
+        wrote last; before the first copy it is what will be copied. What the engine itself keeps
+        of the table is cleared only once this returns.
 
         The table's rows may stay readable until the end of the new copy, which replaces them.
         Everything the destination remembers of the table's positions and chunks goes.
@@ -79,7 +97,7 @@ class Destination(Protocol):
 
     def shutdown(self) -> None:
         """Release everything; called at most once, after the last write. Never loses a write."""
-        ...
+        return
 
 
 @runtime_checkable
@@ -88,4 +106,19 @@ class CountsRows(Protocol):
 
     def count_rows(self) -> Mapping[str, int]:
         """Rows now, by ``schema.table``; tables that don't exist yet are missing."""
+        ...
+
+
+@runtime_checkable
+class ChecksItself(Protocol):
+    """A destination, or a store, that can look whether it would work; `doctor` and `run` ask it."""
+
+    def check(self) -> str:
+        """Look, change nothing, and say in a few words what was found.
+
+        Called on an object that was not started. Bounded by a timeout of the destination's own.
+
+        Raises:
+            EtlError: it would not work, with what to do.
+        """
         ...

@@ -296,7 +296,7 @@ def to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
     Python has no object for some dates and timestamps. Of these the infinities become the texts
     ``infinity`` and ``-infinity``; others (BC, years past 9999) stay numbers, days or microseconds
-    since 1970-01-01.
+    since 1970-01-01. The end of a day is the text ``24:00:00``.
     """
     if not batch.num_columns:
         return [{} for _ in range(batch.num_rows)]
@@ -306,6 +306,8 @@ def to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _to_objects(array: Any) -> list[Any]:
+    if array.type == pa.time64("us"):
+        return _to_times(array)
     try:
         objects: list[Any] = array.to_pylist()
     except OverflowError:
@@ -321,3 +323,12 @@ def _to_object(scalar: Any) -> Any:
         if abs(number) in (DATE_INFINITY, TIMESTAMP_INFINITY):
             return "infinity" if number > 0 else "-infinity"
         return number
+
+
+def _to_times(array: Any) -> list[Any]:
+    """Arrow's own conversion makes 24:00:00 the beginning of the day."""
+    numbers = array.view(pa.int64()).to_pylist()
+    return [
+        "24:00:00" if number == _DAY_US else value
+        for number, value in zip(numbers, array.to_pylist(), strict=True)
+    ]

@@ -64,6 +64,11 @@ class TableSchema:
         return tuple(column.name for column in self.columns)
 
     @cached_property
+    def type_oids(self) -> dict[str, int]:
+        """By column name, the OID that decides how its values are decoded."""
+        return {column.name: column.effective_type_oid for column in self.columns}
+
+    @cached_property
     def arrow_schema(self) -> pa.Schema:
         """The Arrow schema of the table's rows, one field for each column, in order."""
         import pyarrow as pa

@@ -2,11 +2,14 @@
 
 A store of one's own implements `SchemaStore`, `StateStore` and `TableLifecycleStore`. A store that
 also implements `Coordination` lets the two workers of a table live in different processes and
-lets copies resume; without it, the engine keeps that part in memory.
+lets copies resume; without it, the engine keeps that part in memory. Making a store object must
+touch nothing: its first call does. `close`, `knows_pipeline` and `check` (see
+`etl_dagster.model.destination.ChecksItself`) are used where a store has them.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -73,7 +76,7 @@ class SchemaStore(Protocol):
         ...
 
     def get_table_schemas(self) -> Sequence[TableSchema]:
-        """Every version of every table that is loaded."""
+        """Every version of every table, in any order; nobody has to call a `load_...` before."""
         ...
 
     def load_table_schemas(self) -> int:
@@ -104,14 +107,20 @@ class StateStore(Protocol):
     def update_table_replication_states(
         self, updates: Sequence[tuple[TableId, TableState]]
     ) -> None:
-        """Make these the current states, all or none; the ones before are kept as history."""
+        """Make these the current states, all or none; the ones before are kept as history.
+
+        Nobody sees some of them changed and others not. The state that a table has already is no
+        change, and no step in its history.
+        """
         ...
 
     def rollback_table_replication_state(self, table_id: TableId) -> TableState:
-        """Go back to the previous state, which is returned; the current one is removed.
+        """Go back to the previous durable state (`states.is_durable`), which is returned.
+
+        The current one is removed from the history, with those passed over on the way.
 
         Raises:
-            StateRollbackError: there is no previous state.
+            StateRollbackError: there is no such state.
         """
         ...
 
@@ -159,11 +168,6 @@ class TableLifecycleStore(Protocol):
         """The table left the publication: remove everything kept of it."""
         ...
 
-    def reset_for_resync(self) -> int:
-        """Every table back to `Init`, without apply progress; schemas and metadata stay, so that
-        the old destination tables can be found. Returns how many tables."""
-        ...
-
 
 class SharedStateStore(StateStore, TableLifecycleStore, Protocol):
     """What workers share."""
@@ -176,6 +180,27 @@ class DestinationStore(SchemaStore, StateStore, Protocol):
 @runtime_checkable
 class PipelineStore(SchemaStore, StateStore, TableLifecycleStore, Protocol):
     """All of it: what a pipeline needs of a store."""
+
+
+# -- what else a store may have, and commands ask for where it does ------------------------------
+
+
+@runtime_checkable
+class KnowsPipeline(Protocol):
+    """A store that can be looked at without being made: `status` and `reset` ask it first."""
+
+    def knows_pipeline(self) -> bool:
+        """Whether the pipeline ever ran on this store; creates nothing."""
+        ...
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """A store that keeps something open, such as connections."""
+
+    def close(self) -> None:
+        """Let go of it; a later call opens it again. Leases live on until they are released."""
+        ...
 
 
 # -- several processes -------------------------------------------------------------------------
@@ -236,7 +261,9 @@ class Lease(Protocol):
         """False once the connection behind the lease is lost."""
         ...
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Let others have it; changes nothing when it was released before."""
+        ...
 
 
 @runtime_checkable
@@ -250,7 +277,11 @@ class Coordination(Protocol):
         ...
 
     def wait_for_change(self, timeout_s: float) -> None:
-        """Return when some state, plan or request of the pipeline may have changed, or in time."""
+        """Return when some state, plan or request of the pipeline may have changed, or in time.
+
+        What changed since this thread's last wait ends the next one at once: nothing is missed by
+        a worker that looked and decided in between.
+        """
         ...
 
     def wake(self) -> None:
@@ -266,7 +297,11 @@ class Coordination(Protocol):
         ...
 
     def take_epoch(self) -> int:
-        """Begin a new epoch, larger than all before: the caller is the replicator from now on."""
+        """Begin a new epoch, larger than all before: the caller is the replicator from now on.
+
+        Larger also than those of a store that was lost: the destination still remembers them. So
+        it is no smaller than `epoch_by_clock`.
+        """
         ...
 
     def current_epoch(self) -> int:
@@ -280,11 +315,19 @@ class Coordination(Protocol):
         ...
 
     def finish_chunk(self, table_id: TableId, copy_id: str, chunk: FinishedChunk) -> None:
-        """Record a chunk as durable; a second time, or for another copy, changes nothing."""
+        """Record a chunk as durable.
+
+        A second time, for another copy, or for a chunk that isn't in the plan, it changes nothing.
+        """
         ...
 
     def request_copy(self, table_id: TableId) -> None:
         """Ask for the table to be copied (again) from the beginning: state back to `Init`."""
+        ...
+
+    def reset_for_resync(self) -> int:
+        """Every table back to `Init`, without apply progress; schemas and metadata stay, so that
+        the old destination tables can be found. Returns how many tables."""
         ...
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
@@ -297,3 +340,8 @@ class Coordination(Protocol):
 @runtime_checkable
 class CoordinatingStore(PipelineStore, Coordination, Protocol):
     """A store for several processes, such as `PostgresStore`."""
+
+
+def epoch_by_clock() -> int:
+    """Milliseconds since 1970-01-01 UTC: past every epoch of any store that was in use before."""
+    return time.time_ns() // 1_000_000

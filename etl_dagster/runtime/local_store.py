@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.changes import Changes
+from etl_dagster.model.destination import ChecksItself
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState
 from etl_dagster.model.stores import (
+    ApplyWorker,
+    Closes,
     CoordinatingStore,
     CopyPlan,
     DestinationTableMetadata,
     FinishedChunk,
+    KnowsPipeline,
     PipelineStore,
     WorkerType,
+    epoch_by_clock,
 )
 
 
@@ -50,11 +55,28 @@ class LocalStore:
     def __init__(self, store: PipelineStore) -> None:
         self._store = store
         self._lock = threading.RLock()
-        self._changed = threading.Condition()
+        self._changes = Changes()
         self._plans: dict[TableId, CopyPlan] = {}
         self._leases: dict[str, _LocalLease] = {}
         self._status: dict[str, str] = {}
         self._epoch = 0
+
+    def close(self) -> None:
+        """Close the store itself, where it can be closed."""
+        if isinstance(self._store, Closes):
+            self._store.close()
+
+    def knows_pipeline(self) -> bool:
+        """What the store itself says, where it can; else whether it has any state."""
+        if isinstance(self._store, KnowsPipeline):
+            return self._store.knows_pipeline()
+        return bool(self._store.get_table_replication_states())
+
+    def check(self) -> str:
+        """What the store itself finds when it looks, where it can."""
+        if isinstance(self._store, ChecksItself):
+            return self._store.check()
+        return f"{type(self._store).__name__}; it can't tell before the start"
 
     # -- the store's own -----------------------------------------------------------------------
 
@@ -129,12 +151,6 @@ class LocalStore:
         self._store.delete_table_pipeline_state(table_id)
         self.wake()
 
-    def reset_for_resync(self) -> int:
-        self._plans.clear()
-        count = self._store.reset_for_resync()
-        self.wake()
-        return count
-
     # -- kept in memory ------------------------------------------------------------------------
 
     def transition_table_state(
@@ -148,12 +164,10 @@ class LocalStore:
         return True
 
     def wait_for_change(self, timeout_s: float) -> None:
-        with self._changed:
-            self._changed.wait(timeout_s)
+        self._changes.wait(timeout_s)
 
     def wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+        self._changes.bump()
 
     def acquire_lease(self, name: str) -> _LocalLease | None:
         with self._lock:
@@ -166,9 +180,8 @@ class LocalStore:
         return name in self._leases
 
     def take_epoch(self) -> int:
-        # A destination remembers the epochs of earlier processes; the clock is past them.
         with self._lock:
-            self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
+            self._epoch = max(self._epoch + 1, epoch_by_clock())
             return self._epoch
 
     def current_epoch(self) -> int:
@@ -184,7 +197,11 @@ class LocalStore:
     def finish_chunk(self, table_id: TableId, copy_id: str, chunk: FinishedChunk) -> None:
         with self._lock:
             plan = self._plans.get(table_id)
-            if plan is not None and plan.copy_id == copy_id:
+            if (
+                plan is not None
+                and plan.copy_id == copy_id
+                and chunk.index in {planned.index for planned in plan.chunks}
+            ):
                 finished = {chunk.index: chunk, **plan.finished}
                 self._plans[table_id] = replace(plan, finished=finished)
         self.wake()
@@ -192,6 +209,16 @@ class LocalStore:
     def request_copy(self, table_id: TableId) -> None:
         self._plans.pop(table_id, None)
         self.update_table_replication_states([(table_id, Init())])
+
+    def reset_for_resync(self) -> int:
+        with self._lock:
+            self._plans.clear()
+            table_ids = list(self._store.get_table_replication_states())
+            # In this order: tables that are copied anew need no progress, ready ones do.
+            self._store.update_table_replication_states([(t, Init()) for t in table_ids])
+            self._store.delete_replication_progress(ApplyWorker())
+        self.wake()
+        return len(table_ids)
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
         self._status[key] = json.dumps(payload)

@@ -30,6 +30,7 @@ from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.preflight import require_ready
 from etl_dagster.runtime.reporter import Reporter
+from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import Backoff
 from etl_dagster.runtime.slot import prepare_apply_slot
 from etl_dagster.runtime.status import Phase, PipelineStatus
@@ -41,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 #: How often the publication is read again.
 _MEMBERSHIP_S = 5.0
+#: How often old versions of schemas are forgotten.
+_PRUNE_S = 3600.0
 #: A stream that lived so long begins its retries anew when it breaks.
 _STABLE_S = 60.0
 
@@ -63,7 +66,7 @@ class Pipeline:
         *,
         copies: Literal["own", "elsewhere"] = "own",
     ) -> None:
-        self._config = config
+        self._config = config = config.given_destination(destination.name)
         self._store = store = coordinating(store)
         self._destination = destination
         self._control = SourceControl(
@@ -298,12 +301,15 @@ class Pipeline:
 
     def _manage(self) -> None:
         """Keep the tables in step with the publication, and start copies where they are ours."""
-        membership_due = time.monotonic() + _MEMBERSHIP_S
+        membership_due = prune_due = time.monotonic() + _MEMBERSHIP_S
         while not self._stop.is_set():
             try:
                 if time.monotonic() >= membership_due:
                     membership_due = time.monotonic() + _MEMBERSHIP_S
                     self._members.refresh()
+                if time.monotonic() >= prune_due:
+                    prune_due = time.monotonic() + _PRUNE_S
+                    prune_schemas(self._store)
                 if self._table_syncs is not None:
                     self._table_syncs.start_due(self._members.ids)
             except PublicationMissing:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from etl_dagster.errors import SourceError
-from etl_dagster.lsn import Lsn
+from etl_dagster.lsn import LSN_MAX, Lsn
 from etl_dagster.model.events import EventBatch, RelationEvent, TableStep
 from etl_dagster.model.schema import INITIAL_SNAPSHOT, ColumnSchema, TableId, TableSchema
 from etl_dagster.model.stores import DestinationTableMetadata, PipelineStore
@@ -83,7 +83,7 @@ class SchemaTracker:
                 if metadata.status == "applied"
                 else metadata.previous_snapshot_id or metadata.snapshot_id
             )
-            known = self._store.get_table_schema(table_id, snapshot or Lsn(2**64 - 1))
+            known = self._store.get_table_schema(table_id, snapshot or LSN_MAX)
             if known is None:
                 return None
             self._applied[table_id] = known

@@ -19,7 +19,7 @@ from etl_dagster.errors import (
     TableNameTaken,
     TableRewritten,
 )
-from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import (
@@ -274,7 +274,9 @@ class TableSync:
     def _new_copy(
         self, table: PublishedTable
     ) -> Iterator[tuple[PublishedTable, CopyPlan, str | None]]:
-        self._destination.drop_table_for_copy(table.schema)
+        # Of an earlier copy the destination knows the table as it was then.
+        known = self._store.get_table_schema(self._table_id, LSN_MAX)
+        self._destination.drop_table_for_copy(known or table.schema)
         self._control.ask("dropping the earlier slot", drop_slot, self._slot)
         self._store.clear_table_copy_state(self._table_id)
         self._move(self._state, DataSync())

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from etl_dagster.config import MemoryStoreConfig, PipelineConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.changes import Changes
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState, is_durable
 from etl_dagster.model.stores import (
@@ -19,8 +21,8 @@ from etl_dagster.model.stores import (
     FinishedChunk,
     TableSyncWorker,
     WorkerType,
+    epoch_by_clock,
 )
-from etl_dagster.stores.changes import Changes
 
 
 class MemoryLease:
@@ -41,6 +43,14 @@ class MemoryLease:
 
 class MemoryStore:
     """Behaves as a store of several processes does, and forgets everything with its own."""
+
+    config_model = MemoryStoreConfig
+    in_process_only = True
+
+    @classmethod
+    def from_config(cls, config: MemoryStoreConfig, pipeline: PipelineConfig) -> MemoryStore:
+        """A store that holds nothing."""
+        return cls()
 
     def __init__(self) -> None:
         # One lock over everything makes each operation atomic.
@@ -232,7 +242,7 @@ class MemoryStore:
 
     def take_epoch(self) -> int:
         with self._lock:
-            self._epoch += 1
+            self._epoch = max(self._epoch + 1, epoch_by_clock())
             return self._epoch
 
     def current_epoch(self) -> int:

@@ -4,7 +4,7 @@ source has."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,92 +17,50 @@ from etl_dagster.destinations.collapse import added_and_removed, collapse
 from etl_dagster.destinations.memory import MemoryTable
 from etl_dagster.model.events import TableChanges
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.stores.memory import MemoryStore
-from tests.conformance.test_destinations import SUBJECTS, Subject
-from tests.support.changes import (
-    ORDERS,
-    PRICES,
-    READINGS,
-    VISITS,
-    Change,
+from etl_dagster.testing.changes import (
     Row,
     SourceTable,
-    Transactions,
     batch,
     chunk,
     content,
     end_of_copy,
 )
+from etl_dagster.testing.random_changes import KINDS, NUMBERS, TEXTS, RandomSource
+from etl_dagster.testing.subject import DestinationHooks, Subject
+from tests.conformance.test_destinations import (
+    TestDuckDBDestination,
+    TestHttpDestination,
+    TestMemoryDestination,
+)
 
-_SMALL = st.integers(0, 6)
-_TEXT = st.sampled_from([None, "", "a", "b", "a long document"])
+#: Not by these names: pytest would collect the suites once more.
+SUITES: dict[str, type[DestinationHooks]] = {
+    "memory": TestMemoryDestination,
+    "duckdb": TestDuckDBDestination,
+    "http": TestHttpDestination,
+}
+del TestMemoryDestination, TestDuckDBDestination, TestHttpDestination
+
+_SMALL = st.sampled_from(NUMBERS)
+_TEXT = st.sampled_from(TEXTS)
 #: A statement: which table, what to do there, and numbers and texts to do it with.
 _STATEMENT = st.tuples(
     st.integers(0, 3),
-    st.sampled_from("IIIUUUUDDKKT"),
+    st.sampled_from(KINDS),
     st.tuples(_SMALL, _SMALL),
     st.tuples(_TEXT, _TEXT),
 )
 _TRANSACTIONS = st.lists(st.lists(_STATEMENT, min_size=1, max_size=8), max_size=12)
 
 
-class Source:
-    """Four tables of different kinds, and what Postgres sends of their changes."""
-
-    def __init__(self, *, toast: bool = True) -> None:
-        self.tables = [
-            SourceTable(ORDERS, toasted={"document"} if toast else ()),
-            SourceTable(PRICES),
-            SourceTable(VISITS),
-            SourceTable(READINGS, toasted={"blob"} if toast else ()),
-        ]
-        self.stream = Transactions()
-
-    def run(self, transactions: list[list[Any]]) -> None:
-        for statements in transactions:
-            changes = [self._statement(*statement) for statement in statements]
-            self.stream.commit(*(change for change in changes if change is not None))
-
-    def _statement(
-        self, number: int, kind: str, numbers: tuple[int, int], texts: tuple[str | None, str | None]
-    ) -> Change | None:
-        table = self.tables[number]
-        if kind == "I":
-            return table.insert(self._row(number, numbers, texts))
-        if kind == "T":
-            return table.truncate()
-        if not table.rows or table.schema is VISITS:
-            return None
-        place = numbers[0] % len(table.rows)
-        if kind == "D":
-            return table.delete(place)
-        new = self._row(number, (numbers[1], numbers[1]), texts)
-        if kind == "K":
-            return table.update(place, {key: new[key] for key in table.schema.key_columns})
-        named = list(new)[-1] if texts[0] else list(new)[-2]
-        return table.update(
-            place, {named: new[named]} if named not in table.schema.key_columns else {}
-        )
-
-    @staticmethod
-    def _row(number: int, numbers: tuple[int, int], texts: tuple[str | None, str | None]) -> Row:
-        first, second = numbers
-        rows: list[Row] = [
-            {"id": first, "amount": None, "note": texts[0], "document": texts[1]},
-            {"sku": str(first % 2), "region": second % 3, "price": first},
-            {"page": texts[0], "at": second},
-            {"sensor": texts[0], "value": second % 2, "blob": texts[1]},
-        ]
-        return rows[number]
-
-
 @contextmanager
-def _started(make: Callable[[Path], Subject]) -> Iterator[Subject]:
-    with tempfile.TemporaryDirectory() as folder:
-        subject = make(Path(folder))
-        subject.destination.startup(MemoryStore())
+def _started(hooks: DestinationHooks) -> Iterator[Subject]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        subject = Subject(hooks, hooks.make_destination(folder), folder)
+        subject.start()
         yield subject
-        subject.destination.shutdown()
+        subject.shut_down()
 
 
 def _deliveries(data: st.DataObject, count: int) -> Iterator[tuple[int, int]]:
@@ -117,35 +75,33 @@ def _deliveries(data: st.DataObject, count: int) -> Iterator[tuple[int, int]]:
         done = max(done, stop)
 
 
-@pytest.mark.parametrize("name", list(SUBJECTS))
+@pytest.mark.parametrize("name", list(SUITES))
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(transactions=_TRANSACTIONS, data=st.data())
 def test_random_changes_end_in_what_the_source_has(
     name: str, transactions: list[list[Any]], data: st.DataObject
 ) -> None:
-    source = Source()
+    source = RandomSource()
     source.run(transactions)
     changes = source.stream.changes
-    with _started(SUBJECTS[name]) as subject:
+    with _started(SUITES[name]()) as subject:
         for start, stop in _deliveries(data, len(changes)):
             subject.destination.write_events(batch(changes[start:stop]))
 
         for table in source.tables:
             if any(change.schema.id == table.schema.id for change in changes):
                 assert content(subject.rows(table.schema)) == content(table.rows)
-        assert sorted(subject.changelog(), key=lambda entry: entry[2:]) == [
-            (change.schema.id, change.op, change.lsn, change.ordinal) for change in changes
-        ]
+        subject.has_recorded(changes)
 
 
-@pytest.mark.parametrize("name", list(SUBJECTS))
+@pytest.mark.parametrize("name", list(SUITES))
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(before=_TRANSACTIONS, during=_TRANSACTIONS, after=_TRANSACTIONS)
 def test_a_copy_whose_chunks_differ_in_time_is_right_after_the_replay(
     name: str, before: list[list[Any]], during: list[list[Any]], after: list[list[Any]]
 ) -> None:
     """A row may move between chunks: then both have it, or none. Its change is in the stream."""
-    source = Source(toast=False)
+    source = RandomSource(toast=False)
     source.run(before)
     orders, prices = source.tables[:2]
     replayed = len(source.stream.changes)
@@ -159,7 +115,7 @@ def test_a_copy_whose_chunks_differ_in_time_is_right_after_the_replay(
     source.run(after)
     changes = source.stream.changes
     slot_lsn = changes[replayed].lsn if replayed < len(changes) else 10**9
-    with _started(SUBJECTS[name]) as subject:
+    with _started(SUITES[name]()) as subject:
         for schema in first:
             for index, rows in enumerate((first[schema], second[schema])):
                 subject.destination.write_table_rows(schema, chunk("copy", index, schema, rows))
@@ -176,7 +132,7 @@ def test_a_copy_whose_chunks_differ_in_time_is_right_after_the_replay(
 def test_collapsed_changes_do_the_same_as_all_of_them(
     before: list[list[Any]], during: list[list[Any]]
 ) -> None:
-    source = Source()
+    source = RandomSource()
     source.run(before)
     tables = {table.schema.id: _copy(table) for table in source.tables}
     earlier = len(source.stream.changes)

@@ -611,3 +611,35 @@ def test_what_init_writes_runs_once_the_password_is_in_the_environment(
     environ = os.environ | {"SOURCE_PASSWORD": password}
     assert shop.run("run", "--until-caught-up", env=environ).returncode == 0
     assert (tmp_path / "etl.duckdb").exists()
+
+
+# -- migrate -----------------------------------------------------------------------------------
+
+
+def test_migrate_prints_what_an_administrator_then_runs(shop: Shop) -> None:
+    shop.configure(state_store={"schema": "my state"})
+
+    printed = shop.call("migrate", "--print")
+    assert printed.returncode == 0
+    assert "CREATE TABLE table_states" in printed.stdout
+    assert shop.database.query("SELECT to_regnamespace('\"my state\"')") == [(None,)]
+    assert shop.call("migrate", "--print", "--all").stdout == printed.stdout
+
+    shop.database.execute(printed.stdout)
+    assert json.loads(shop.call("migrate", "--json").stdout) == {"schema": "my state", "run": []}
+    assert shop.call("migrate", "--print").stdout == "-- schema my state is up to date\n"
+    assert "is up to date" in shop.call("doctor").stdout
+
+
+def test_migrate_creates_the_tables_and_says_so_once(shop: Shop) -> None:
+    assert shop.call("migrate").stdout == "ran 0001_state_store\n"
+    assert shop.call("migrate").stdout == "schema 'etl' is up to date\n"
+
+
+def test_migrate_of_another_store_is_refused(shop: Shop) -> None:
+    shop.configure(state_store={"type": "memory"})
+
+    refused = shop.call("migrate")
+
+    assert refused.returncode == 2
+    assert "state_store.type: memory has no migrations" in refused.stderr

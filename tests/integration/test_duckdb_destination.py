@@ -34,7 +34,7 @@ from etl_dagster.errors import (
 )
 from etl_dagster.model.events import TableRows
 from etl_dagster.stores.memory import MemoryStore
-from tests.support.changes import (
+from etl_dagster.testing.changes import (
     BOOL,
     BYTEA,
     DATE,
@@ -297,8 +297,8 @@ def test_a_table_that_was_dropped_and_created_again_replaces_the_old(
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda folder: folder / "missing" / "x.duckdb", "does not exist"),
-        (lambda folder: folder, "is a directory"),
+        (lambda folder: folder / "missing" / "x.duckdb", "there is no folder"),
+        (lambda folder: folder, "is a folder"),
     ],
 )
 def test_a_path_that_cannot_be_written_is_refused_at_once(
@@ -487,7 +487,7 @@ def test_a_writer_killed_again_and_again_loses_and_doubles_nothing(
 ) -> None:
     import pickle
 
-    from tests.support.changes import SourceTable
+    from etl_dagster.testing.changes import SourceTable
 
     chance = random.Random(20261121)
     orders, stream = SourceTable(ORDERS, toasted={"document"}), Transactions()

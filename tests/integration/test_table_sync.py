@@ -11,6 +11,7 @@ import pytest
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb import query
+from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import DestinationUnreachable, InvalidState, LeaseLost
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import TableRows
@@ -214,3 +215,25 @@ def test_a_worker_that_fails_leaves_reason_and_time_of_the_next_try(
         assert state.reason == "no route to the disk"
         assert isinstance(state.retry, TimedRetry)
         assert state.retry.attempt == attempt
+
+
+def test_before_a_new_copy_the_destination_is_told_the_table_as_it_knew_it(
+    database: Database, config: PipelineConfig, store: CoordinatingStore
+) -> None:
+    """It has to find what it wrote, which is under the old name."""
+    told: list[str] = []
+
+    class Noting(MemoryDestination):
+        def drop_table_for_copy(self, schema: TableSchema) -> None:
+            told.append(schema.name)
+            super().drop_table_for_copy(schema)
+
+    run_until_caught_up(config, store, Noting())
+    database.execute("alter table documents rename to papers")
+    [table_id] = store.get_table_replication_states()
+    store.request_copy(table_id)
+    destination = Noting()
+    run_until_caught_up(config, store, destination)
+
+    assert told == ["public.documents", "public.documents"]
+    assert len(destination.rows("public.papers")) > 0

@@ -216,7 +216,7 @@ def obstacle(path: Path) -> str:
         },
         {},
     )
-    (check,) = check_destination(config)
+    check = check_destination(config)
     return check.message if check.level == "error" else ""
 
 
@@ -253,8 +253,8 @@ def test_what_lives_in_memory_is_a_warning() -> None:
         {},
     )
 
-    assert [check.level for check in check_destination(config)] == ["warning"]
-    assert [check.level for check in check_state_store(config)] == ["warning"]
+    assert check_destination(config).level == "warning"
+    assert check_state_store(config).level == "warning"
 
 
 # -- displays ----------------------------------------------------------------------------------

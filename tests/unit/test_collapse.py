@@ -6,7 +6,7 @@ from typing import Any
 
 from etl_dagster.destinations.collapse import Collapsed, added_and_removed, collapse
 from etl_dagster.model.events import TableChanges
-from tests.support.changes import (
+from etl_dagster.testing.changes import (
     ORDERS,
     READINGS,
     Change,

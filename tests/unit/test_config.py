@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from etl_dagster.config import (
+    BUILT_IN_SECTIONS,
     ENV_PREFIX,
     DuckDBDestinationConfig,
     PipelineConfig,
+    PostgresStoreConfig,
     load_config,
     parse_config,
 )
 from etl_dagster.errors import ConfigError
+from etl_dagster.kinds import DESTINATIONS, STORES
 
 SECRET = "s3cr3t-Pa55"
 
@@ -80,7 +83,7 @@ def test_an_unknown_destination_names_those_that_are_known() -> None:
     raw = minimal() | {"destination": {"type": "bigquery"}}
 
     with pytest.raises(
-        ConfigError, match=r"destination\.type: unknown destination.*duckdb, memory"
+        ConfigError, match=r"destination\.type: unknown destination.*duckdb, http, memory"
     ):
         parse_config(raw, {})
 
@@ -208,7 +211,9 @@ def test_no_secret_shows_in_any_rendering_of_the_configuration() -> None:
     for text in (repr(config), str(config), config.model_dump_json(), repr(config.source)):
         assert SECRET not in text
     assert SECRET in config.source.conninfo()
-    assert SECRET in config.state_store_conninfo()
+    store = config.state_store
+    assert isinstance(store, PostgresStoreConfig)
+    assert SECRET in store.conninfo(config.source)
 
 
 def test_a_dsn_that_cannot_be_read_is_not_quoted() -> None:
@@ -246,8 +251,9 @@ def test_the_state_store_is_the_source_unless_told() -> None:
     config = parse_config(minimal(), {})
     elsewhere = parse_config(minimal() | {"state_store": {"dsn": "dbname=state"}}, {})
 
-    assert config.state_store_conninfo() == config.source.conninfo()
-    assert elsewhere.state_store_conninfo() == "dbname=state"
+    for made, expected in ((config, config.source.conninfo()), (elsewhere, "dbname=state")):
+        assert isinstance(made.state_store, PostgresStoreConfig)
+        assert made.state_store.conninfo(made.source) == expected
 
 
 def test_a_relative_destination_is_relative_to_the_file(tmp_path: Path) -> None:
@@ -272,6 +278,24 @@ def test_a_state_id_is_meltanos() -> None:
     assert parse_config(minimal(), {}).state_id("public.a") == "dev:shop-to-memory:public.a"
 
 
+def test_a_destination_given_as_an_object_lends_its_name() -> None:
+    raw = minimal()
+    del raw["destination"]
+
+    config = parse_config(raw, {}).given_destination("paper")
+
+    assert config.state_id("public.a") == "dev:shop-to-paper:public.a"
+    assert parse_config(minimal(), {}).given_destination("paper") == parse_config(minimal(), {})
+
+
+def test_a_file_must_name_a_destination(tmp_path: Path) -> None:
+    raw = minimal()
+    del raw["destination"]
+
+    with pytest.raises(ConfigError, match="destination: is required"):
+        load_config(write(tmp_path, json.dumps(raw)), {})
+
+
 def test_a_table_that_is_not_named_has_the_defaults() -> None:
     config = parse_config(minimal() | {"tables": {"public.log": {"copy": False}}}, {})
 
@@ -290,6 +314,9 @@ def test_a_configuration_made_in_python_is_checked_the_same() -> None:
 # -- what is written about it ------------------------------------------------------------------
 
 
+KINDS = {"state_store": STORES, "destination": DESTINATIONS}
+
+
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every setting as people write it."""
     for name, field in model.model_fields.items():
@@ -299,6 +326,8 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             for part in (field.annotation, *get_args(field.annotation))
             if isinstance(part, type) and issubclass(part, BaseModel)
         ]
+        if name in KINDS:
+            models = list(BUILT_IN_SECTIONS[KINDS[name]].values())
         if not models:
             yield place
         for part in models:

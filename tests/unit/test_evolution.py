@@ -13,7 +13,7 @@ from etl_dagster.destinations.evolution import (
     RenameColumn,
     schema_changes,
 )
-from tests.support.changes import INT4, INT8, TEXT, column, table
+from etl_dagster.testing.changes import INT4, INT8, TEXT, column, table
 
 ID = column("id", INT8, 1, key=1)
 OLD = table([ID, column("note", TEXT, 2), column("amount", INT4, 3)])

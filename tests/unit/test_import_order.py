@@ -14,7 +14,15 @@ _PACKAGE = Path(etl_dagster.__file__).parent
 
 #: From the ground up. A module may import from its own floor and from those before it.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"etl_dagster", "etl_dagster.errors", "etl_dagster.lsn", "etl_dagster.config"}),
+    frozenset(
+        {
+            "etl_dagster",
+            "etl_dagster.errors",
+            "etl_dagster.lsn",
+            "etl_dagster.kinds",
+            "etl_dagster.config",
+        }
+    ),
     frozenset({"etl_dagster.model"}),
     frozenset({"etl_dagster.protocol"}),
     frozenset({"etl_dagster.source"}),

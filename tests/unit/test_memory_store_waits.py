@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from etl_dagster.stores.changes import Changes
+from etl_dagster.model.changes import Changes
 
 
 def test_a_change_made_between_two_waits_ends_the_second_at_once() -> None:

@@ -13,11 +13,13 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from etl_dagster.config import DuckDBDestinationConfig, PipelineConfig
 from etl_dagster.destinations.duckdb import reading
 from etl_dagster.destinations.duckdb.fetch import FetchAhead
 from etl_dagster.destinations.duckdb.file import DatabaseFile
 from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.merge import TableMerge, insert_rows
+from etl_dagster.destinations.duckdb.readiness import check_file
 from etl_dagster.destinations.duckdb.tables import (
     column_types,
     create_table,
@@ -25,7 +27,7 @@ from etl_dagster.destinations.duckdb.tables import (
     readable,
     table_name,
 )
-from etl_dagster.errors import DestinationError, TableWriteFailed
+from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
 from etl_dagster.model.position import Position
@@ -60,6 +62,19 @@ class DuckDBDestination:
 
     name = "duckdb"
     capabilities = Capabilities(transactional=True, schema_changes=True)
+    config_model = DuckDBDestinationConfig
+
+    @classmethod
+    def from_config(
+        cls, config: DuckDBDestinationConfig, pipeline: PipelineConfig
+    ) -> DuckDBDestination:
+        """The destination, not yet opened."""
+        return cls(
+            config.path,
+            memory_limit=config.memory_limit,
+            lock_timeout_s=config.lock_timeout_s,
+            changelog=config.changelog,
+        )
 
     def __init__(
         self,
@@ -85,32 +100,23 @@ class DuckDBDestination:
         Raises:
             DestinationError: the file can't be written where it is.
         """
-        self._check_path()
+        self.check()
         with self._file.transaction() as connection:
             Ledger(connection).create()
 
     def shutdown(self) -> None:
         self._file.close()
 
-    def _check_path(self) -> None:
-        folder = self.path.parent
-        wrong = None
-        if self.path.is_dir():
-            wrong = f"{self.path} is a directory"
-        elif not folder.is_dir():
-            wrong = f"the folder {folder} does not exist"
-        elif not os.access(folder, os.W_OK | os.X_OK):
-            wrong = f"the folder {folder} is not writable"
-        elif self.path.exists() and not os.access(self.path, os.R_OK | os.W_OK):
-            wrong = f"{self.path} is not writable"
-        if wrong:
-            raise DestinationError(
-                f"the DuckDB file can't be written: {wrong}",
-                solution="Correct destination.path, or create the folder with the right to write "
-                "in it.",
-            )
+    def check(self) -> str:
+        """Whether the file can be written where it is; changes nothing.
 
-    # -- the copy ------------------------------------------------------------------------------
+        Raises:
+            DestinationError: it can't, with what to do.
+        """
+        check_file(self.path)
+        return f"DuckDB file {self.path}" + (
+            "" if self.path.exists() else "; the first start creates it"
+        )
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         with self._lock, self._transaction(schema) as connection:

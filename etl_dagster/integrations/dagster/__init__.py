@@ -9,23 +9,31 @@ The whole integration uses only what `dagster` itself exports.
 
 from etl_dagster.integrations.dagster.build import build_etl_definitions
 from etl_dagster.integrations.dagster.resources import (
+    DestinationResource,
     DuckDBDestinationResource,
     EtlConfigFile,
+    EtlDestinationResource,
     EtlPipeline,
     EtlPipelineResource,
+    EtlStateStoreResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
+    StateStoreResource,
 )
 from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator, PublishedTableProps
 
 __all__ = [
+    "DestinationResource",
     "DuckDBDestinationResource",
     "EtlConfigFile",
     "EtlDagsterTranslator",
+    "EtlDestinationResource",
     "EtlPipeline",
     "EtlPipelineResource",
+    "EtlStateStoreResource",
     "PostgresSourceResource",
     "PostgresStateStoreResource",
     "PublishedTableProps",
+    "StateStoreResource",
     "build_etl_definitions",
 ]

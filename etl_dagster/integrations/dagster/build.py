@@ -13,8 +13,7 @@ from dagster import (
     in_process_executor,
 )
 
-from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ConfigError
+from etl_dagster.assembly import require_processes
 from etl_dagster.integrations.dagster.assets import build_table_asset
 from etl_dagster.integrations.dagster.bookmark_check import build_bookmark_checks
 from etl_dagster.integrations.dagster.discovery import discover_tables
@@ -63,7 +62,7 @@ def build_etl_definitions(
     )
     with resource.process_config_and_initialize_cm() as loaded:
         config = loaded.load_config()
-    _require_processes(config)
+    require_processes(config)
     translator = translator or EtlDagsterTranslator()
     specs = {
         schema.name: translator.get_asset_spec(
@@ -75,7 +74,7 @@ def build_etl_definitions(
                 publication=config.source.publication,
                 source_uri=source_uri(config.source),
                 destination_type=config.destination.type,
-                destination_place=_place(config),
+                destination_place=config.destination.place,
             )
         )
         for schema in discover_tables(config).tables
@@ -111,20 +110,3 @@ def build_etl_definitions(
         sensors=[sensor],
         resources={config.pipeline: resource},
     )
-
-
-def _place(config: PipelineConfig) -> str:
-    path = getattr(config.destination, "path", None)
-    return config.destination.type if path is None else str(path)
-
-
-def _require_processes(config: PipelineConfig) -> None:
-    """Replicator and copies are processes of their own, and meet in store and destination."""
-    sections = (("state_store.type", config.state_store), ("destination.type", config.destination))
-    wrong = [
-        f"{name}: memory is seen by one process only, and Dagster uses several"
-        for name, section in sections
-        if section.type == "memory"
-    ]
-    if wrong:
-        raise ConfigError(wrong, origin=f"pipeline {config.pipeline}")

@@ -10,7 +10,12 @@ from dagster import ConfigurableResource, ResourceDependency
 from pydantic import Field
 
 from etl_dagster.assembly import build_destination, build_store
-from etl_dagster.config import PipelineConfig, load_config, parse_config
+from etl_dagster.config import (
+    DuckDBDestinationConfig,
+    PipelineConfig,
+    load_config,
+    parse_config,
+)
 from etl_dagster.errors import ConfigError, InvalidState
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.states import TableState, state_name
@@ -40,17 +45,35 @@ class PostgresSourceResource(ConfigurableResource[Any]):
         return _given(self)
 
 
-class PostgresStateStoreResource(ConfigurableResource[Any]):
-    """Where states, progress and schemas are kept; without a DSN in the source itself."""
+class EtlStateStoreResource(ConfigurableResource[Any], ABC):
+    """Where a pipeline's states, progress and schemas are kept."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The section ``state_store`` of a configuration."""
+
+
+class StateStoreResource(EtlStateStoreResource):
+    """A state store of any type that is installed; see `etl_dagster.kinds`."""
+
+    type: str = Field(description="As in etl.yaml.")
+    config: dict[str, Any] = Field({}, description="The rest of the section; secrets as EnvVar.")
+
+    def settings(self) -> dict[str, Any]:
+        return self.config | {"type": self.type}
+
+
+class PostgresStateStoreResource(EtlStateStoreResource):
+    """A state store in Postgres; without a DSN in the source itself."""
 
     dsn: str | None = Field(None, description="A libpq URI or key/value string, as an EnvVar.")
+    session_dsn: str | None = Field(
+        None, description="The server itself, where `dsn` is a pooler in transaction mode."
+    )
     schema_name: str = Field("etl", description="The database schema of the store's tables.")
 
     def settings(self) -> dict[str, Any]:
-        """The section ``state_store`` of a configuration."""
-        return {"type": "postgres", "schema": self.schema_name} | (
-            {"dsn": self.dsn} if self.dsn is not None else {}
-        )
+        return {"type": "postgres"} | _given(self)
 
     @contextlib.contextmanager
     def get_store(self, pipeline: str) -> Iterator[CoordinatingStore]:
@@ -70,14 +93,31 @@ class PostgresStateStoreResource(ConfigurableResource[Any]):
             store.close()
 
 
-class DuckDBDestinationResource(ConfigurableResource[Any]):
+class EtlDestinationResource(ConfigurableResource[Any], ABC):
+    """Where the rows of a pipeline go."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The section ``destination`` of a configuration."""
+
+
+class DestinationResource(EtlDestinationResource):
+    """A destination of any type that is installed; see `etl_dagster.kinds`."""
+
+    type: str = Field(description="As in etl.yaml.")
+    config: dict[str, Any] = Field({}, description="The rest of the section; secrets as EnvVar.")
+
+    def settings(self) -> dict[str, Any]:
+        return self.config | {"type": self.type}
+
+
+class DuckDBDestinationResource(EtlDestinationResource):
     """One DuckDB file, shared by the replicator, the copies and readers."""
 
     path: str = Field(description="The file; its folder must exist.")
     memory_limit: str = "256MB"
 
     def settings(self) -> dict[str, Any]:
-        """The section ``destination`` of a configuration."""
         return {"type": "duckdb"} | _given(self)
 
     def get_destination(self) -> Destination:
@@ -157,7 +197,7 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
             ConfigError: it is another one.
         """
         destination = self.load_config().destination
-        if destination.type != "duckdb":
+        if not isinstance(destination, DuckDBDestinationConfig):
             raise ConfigError(["destination.type: only duckdb can be queried"])
         from etl_dagster.destinations.duckdb import query
 
@@ -182,8 +222,8 @@ class EtlPipeline(EtlPipelineResource):
     pipeline: str = Field(description="Its name: part of slot names and state IDs.")
     environment: str = "dev"
     source: ResourceDependency[PostgresSourceResource]
-    state_store: ResourceDependency[PostgresStateStoreResource]
-    destination: ResourceDependency[DuckDBDestinationResource]
+    state_store: ResourceDependency[EtlStateStoreResource]
+    destination: ResourceDependency[EtlDestinationResource]
     settings: dict[str, Any] = Field(
         {}, description="Further sections, as in etl.yaml: batch, copy, retry, tables."
     )

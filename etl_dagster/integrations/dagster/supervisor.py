@@ -18,10 +18,10 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from pydantic import SecretStr
+from pydantic_core import to_jsonable_python
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
@@ -291,12 +291,10 @@ def config_payload(config: PipelineConfig) -> str:
     return json.dumps(config.model_dump(by_alias=True), default=_plain)
 
 
-def _plain(value: object) -> str:
+def _plain(value: object) -> object:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} in a configuration")
+    return to_jsonable_python(value)
 
 
 # -- the process's supervisors -----------------------------------------------------------------

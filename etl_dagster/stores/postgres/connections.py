@@ -36,19 +36,27 @@ _REFUSALS = (
     "does not exist",
     "permission denied",
 )
+#: How often a pooler is tried, which other clients use at the same time.
+_SESSION_TRIES = 3
 
 
 class Connections:
     """A small pool, plus single connections for what needs one of its own. Opened when used."""
 
-    def __init__(self, dsn: str, *, application_name: str, max_size: int) -> None:
+    def __init__(
+        self, dsn: str, *, application_name: str, max_size: int, place: str = "state_store.dsn"
+    ) -> None:
+        """Args:
+        place: what the DSN is called in messages about it.
+        """
         try:
             parts = conninfo_to_dict(dsn)
         except psycopg.Error:
             # libpq's message repeats what it could not read, password and all.
             raise ConfigError(
-                ["state_store.dsn: not a libpq URI or key/value string"], origin="state store"
+                [f"{place}: not a libpq URI or key/value string"], origin="state store"
             ) from None
+        self._place = place
         given = {"application_name": application_name, **parts}
         self._conninfo = make_conninfo(**{**_DEFAULTS, **given})
         self._password = str(parts.get("password") or "")
@@ -64,9 +72,46 @@ class Connections:
             StoreError: the server refuses us.
         """
         try:
-            return psycopg.connect(self._conninfo, autocommit=True)
+            # A pooler may give each transaction another server connection, which knows nothing of
+            # what was prepared on the one before.
+            return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
         except psycopg.OperationalError as error:
             raise self.translate(error) from None
+
+    def connect_session(self) -> Connection:
+        """A connection that keeps its session: what it locks and listens to stays its own.
+
+        Raises:
+            StoreUnreachable: no server answers.
+            StoreError: the server refuses us, or a pooler shares sessions among its clients.
+        """
+        connection = self.connect()
+        try:
+            if not self._keeps_session(connection):
+                raise StoreError(
+                    f"{self._place} leads to a pooler in transaction mode, where leases can't be "
+                    "held and changes not be heard",
+                    solution="Set state_store.session_dsn to the server itself, or to a pooler in "
+                    "session mode.",
+                )
+        except psycopg.Error as error:
+            connection.close()
+            raise self.translate(error) from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _keeps_session(self, connection: Connection) -> bool:
+        pid = _server_pid(connection)
+        if pid == connection.info.backend_pid:
+            return True  # a server tells its own process, a pooler makes a number up
+        # A pooler in transaction mode gives the connection used last to whoever asks next.
+        for _ in range(_SESSION_TRIES):
+            with self.connect() as other, other.transaction():
+                if _server_pid(other) == pid or _server_pid(connection) != pid:
+                    return False
+        return True
 
     def run(self, work: Callable[[Connection], T], *, repeatable: bool = True) -> T:
         """Do the work in one transaction.
@@ -120,7 +165,7 @@ class Connections:
             if any(refusal in message for refusal in _REFUSALS):
                 return StoreError(
                     f"the state store refuses the connection: {message}",
-                    solution="Check user, password and database in state_store.dsn, and the "
+                    solution=f"Check user, password and database in {self._place}, and the "
                     "server's pg_hba.conf.",
                 )
             return StoreUnreachable(f"the state store can't be reached: {message}")
@@ -133,6 +178,7 @@ class Connections:
                 self.connect().close()
                 self._pool = psycopg_pool.ConnectionPool(
                     self._conninfo,
+                    kwargs={"prepare_threshold": None},
                     min_size=1,
                     max_size=self._max_size,
                     num_workers=1,
@@ -143,3 +189,9 @@ class Connections:
                     open=True,
                 )
             return self._pool
+
+
+def _server_pid(connection: Connection) -> int:
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])

@@ -52,7 +52,7 @@ class Listener:
         delay_s = _FIRST_DELAY_S
         while not self._stopping.is_set():
             try:
-                with contextlib.closing(self._connections.connect()) as connection:
+                with contextlib.closing(self._connections.connect_session()) as connection:
                     connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
                     self.is_listening = True
                     self._on_notify("")

@@ -14,8 +14,10 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.changes import Changes
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import (
     Init,
@@ -29,14 +31,15 @@ from etl_dagster.model.stores import (
     DestinationTableMetadata,
     FinishedChunk,
     WorkerType,
+    epoch_by_clock,
 )
-from etl_dagster.stores.changes import Changes
 from etl_dagster.stores.postgres import records
 from etl_dagster.stores.postgres.cache import Cache
 from etl_dagster.stores.postgres.connections import Connection, Connections
 from etl_dagster.stores.postgres.leases import PostgresLease, is_locked, lock_key, try_acquire
 from etl_dagster.stores.postgres.listener import Listener
-from etl_dagster.stores.postgres.migrate import migrate
+from etl_dagster.stores.postgres.migrate import Migration, migrate, pending
+from etl_dagster.stores.postgres.readiness import check_store
 
 T = TypeVar("T")
 #: What a notification says has changed.
@@ -53,17 +56,21 @@ class PostgresStore:
     are cached only while a connection listens for the changes of other processes, from the first
     `wait_for_change` on.
 
-    Leases are session locks and LISTEN needs a session, so connect to the server itself or to a
-    pooler in session mode.
+    Leases are session locks and LISTEN needs a session. Everything else works through a pooler in
+    transaction mode, too; then `session_dsn` must lead to the server itself, or to a pooler in
+    session mode.
 
     Args:
         dsn: a libpq URI or key/value string.
         pipeline: whose rows these are.
         schema: where the tables are, created when missing.
+        session_dsn: for leases and LISTEN; by default the same as `dsn`.
 
     Raises:
         ConfigError: the DSN can't be read.
     """
+
+    config_model = PostgresStoreConfig
 
     def __init__(
         self,
@@ -71,6 +78,7 @@ class PostgresStore:
         pipeline: str,
         schema: str = "etl",
         *,
+        session_dsn: str | None = None,
         application_name: str = "etl-dagster-store",
         max_connections: int = 4,
     ) -> None:
@@ -79,6 +87,14 @@ class PostgresStore:
         self._connections = Connections(
             dsn, application_name=application_name, max_size=max_connections
         )
+        self._sessions = self._connections
+        if session_dsn is not None:
+            self._sessions = Connections(
+                session_dsn,
+                application_name=application_name,
+                max_size=1,
+                place="state_store.session_dsn",
+            )
         # A channel is an identifier of at most 63 bytes, whatever the pipeline is called.
         self._channel = "etl_{:08x}{:08x}".format(
             *(part & 0xFFFFFFFF for part in lock_key(schema, pipeline, "changes"))
@@ -90,6 +106,21 @@ class PostgresStore:
         self._states: Cache[Mapping[TableId, TableState]] = Cache()
         self._schemas: Cache[Sequence[TableSchema]] = Cache()
         self._metadata: Cache[Mapping[TableId, DestinationTableMetadata]] = Cache()
+
+    @classmethod
+    def from_config(cls, config: PostgresStoreConfig, pipeline: PipelineConfig) -> PostgresStore:
+        """The store of a pipeline, not yet connected.
+
+        Raises:
+            ConfigError: a DSN can't be read.
+        """
+        session_dsn = config.session_dsn
+        return cls(
+            config.conninfo(pipeline.source),
+            pipeline.pipeline,
+            schema=config.schema_name,
+            session_dsn=None if session_dsn is None else session_dsn.get_secret_value(),
+        )
 
     def open(self) -> None:
         """Connect and migrate; done by the first call otherwise.
@@ -121,12 +152,41 @@ class PostgresStore:
             listener.close()
         self._connections.close()
 
-    def migrate(self) -> int:
-        """Create or upgrade the tables; returns how many migrations were run."""
-        connection = self._connections.connect()
+    def migrate(self) -> list[Migration]:
+        """Create or upgrade the tables; returns the migrations that were run."""
+        return self._look(lambda connection: migrate(connection, self.schema))
+
+    def pending_migrations(self) -> list[Migration]:
+        """The migrations that the next start would run."""
+        return self._look(lambda connection: pending(connection, self.schema))
+
+    def check(self) -> str:
+        """Whether it can be reached, and its tables used or made; changes nothing.
+
+        Raises:
+            StoreError: it can't be used, with what to do.
+        """
+        found = self._look(lambda connection: check_store(connection, self.schema))
+        self._sessions.connect_session().close()
+        return found
+
+    def knows_pipeline(self) -> bool:
+        """Whether the pipeline ever ran on this store; creates nothing."""
+        return self._look(self._knows_pipeline)
+
+    def _knows_pipeline(self, connection: Connection) -> bool:
+        table = sql.Identifier(self.schema, "pipelines")
+        found = connection.execute("SELECT to_regclass(%s)", [table.as_string()]).fetchone()
+        if found == (None,):
+            return False
+        query = sql.SQL("SELECT 1 FROM {} WHERE name = %s").format(table)
+        return connection.execute(query, [self.pipeline]).fetchone() is not None
+
+    def _look(self, work: Callable[[Connection], T]) -> T:
+        """Do something on a connection of its own, outside of any transaction."""
         try:
-            with connection:
-                return migrate(connection, self.schema)
+            with self._connections.connect() as connection:
+                return work(connection)
         except psycopg.Error as error:
             raise self._connections.translate(error) from error
 
@@ -465,7 +525,7 @@ class PostgresStore:
     def acquire_lease(self, name: str) -> PostgresLease | None:
         self.open()
         key = lock_key(self.schema, self.pipeline, f"lease:{name}")
-        return try_acquire(self._connections.connect(), key)
+        return try_acquire(self._sessions.connect_session(), key)
 
     def is_leased(self, name: str) -> bool:
         key = lock_key(self.schema, self.pipeline, f"lease:{name}")
@@ -473,7 +533,9 @@ class PostgresStore:
 
     def take_epoch(self) -> int:
         [(epoch,)] = self._fetch(
-            "UPDATE {schema}.pipelines SET epoch = epoch + 1 WHERE name = %s RETURNING epoch",
+            "UPDATE {schema}.pipelines SET epoch = greatest(epoch + 1, %s) "
+            "WHERE name = %s RETURNING epoch",
+            epoch_by_clock(),
             self.pipeline,
         )
         return int(epoch)
@@ -640,7 +702,7 @@ class PostgresStore:
         self.open()
         with self._lock:
             if self._listener is None:
-                self._listener = Listener(self._connections, self._channel, self._heard)
+                self._listener = Listener(self._sessions, self._channel, self._heard)
 
     @property
     def _hears_changes(self) -> bool:

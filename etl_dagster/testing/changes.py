@@ -1,11 +1,19 @@
-"""Makes event batches by hand, and says what a table must hold after them."""
+"""Makes the batches that a destination receives by hand, and says what a table must hold then.
+
+For tests of a destination of one's own that go beyond `DestinationSuite`:
+
+>>> stream = Transactions()
+>>> changes = stream.commit(insert(ORDERS, id=1, note="new"), delete(ORDERS, id=2))
+>>> [type(event).__name__ for event in batch(changes)]
+['BeginEvent', 'InsertEvent', 'DeleteEvent', 'CommitEvent']
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
+from dataclasses import dataclass, field, replace
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -16,7 +24,9 @@ from etl_dagster.model.events import (
     DELETE,
     INSERT,
     UPDATE,
+    BeginEvent,
     ChunkId,
+    CommitEvent,
     EventBatch,
     RelationEvent,
     TableChanges,
@@ -25,7 +35,7 @@ from etl_dagster.model.events import (
     TruncateEvent,
 )
 from etl_dagster.model.position import Position
-from etl_dagster.model.schema import ColumnSchema, ReplicaIdentity, TableSchema
+from etl_dagster.model.schema import ColumnSchema, ReplicaIdentity, TableId, TableSchema
 
 Row = dict[str, Any]
 
@@ -36,6 +46,7 @@ FLOAT8, DATE, TIMESTAMPTZ, NUMERIC, UUID = 701, 1082, 1184, 1700, 2950
 def column(
     name: str, type_oid: int, attnum: int, *, key: int | None = None, **more: Any
 ) -> ColumnSchema:
+    """A column; `key` is its place in the primary key, from 1, and makes it NOT NULL."""
     more.setdefault("is_identity", key is not None)
     return ColumnSchema(
         name, type_oid, attnum=attnum, nullable=key is None, primary_key_ordinal=key, **more
@@ -51,6 +62,7 @@ def table(
     schema_name: str = "public",
     snapshot: int = 0,
 ) -> TableSchema:
+    """A table, called ``public.orders`` unless told otherwise; `snapshot` is its version's LSN."""
     return TableSchema(
         table_id, schema_name, name, tuple(columns), Lsn(snapshot), replica_identity=identity
     )
@@ -84,6 +96,11 @@ READINGS = table(
 )
 
 
+def order(id: int, note: str | None = "new", **more: Any) -> Row:
+    """A row of `ORDERS`."""
+    return {"id": id, "amount": None, "note": note, "document": None} | more
+
+
 @dataclass(frozen=True)
 class Change:
     """One change as Postgres sends it. op: I, U, D, T (truncate), R (relation)."""
@@ -95,6 +112,8 @@ class Change:
     unchanged: frozenset[str] = frozenset()
     lsn: int = 0
     ordinal: int = 0
+    #: Whether it ends its transaction.
+    is_last: bool = False
 
     @property
     def position(self) -> Position:
@@ -111,18 +130,9 @@ class Transactions:
     def commit(self, *changes: Change) -> list[Change]:
         """Add a transaction; its changes with their positions."""
         numbered, ordinal = [], 0
-        for change in changes:
-            numbered.append(
-                Change(
-                    change.schema,
-                    change.op,
-                    change.row,
-                    change.old,
-                    change.unchanged,
-                    self._lsn,
-                    ordinal,
-                )
-            )
+        for place, change in enumerate(changes, 1):
+            is_last = place == len(changes)
+            numbered.append(replace(change, lsn=self._lsn, ordinal=ordinal, is_last=is_last))
             ordinal += change.op != "R"
         self.changes += numbered
         self._lsn += 100
@@ -130,54 +140,77 @@ class Transactions:
 
 
 def insert(schema: TableSchema, **row: Any) -> Change:
+    """A new row; columns not named are null."""
     return Change(schema, "I", row)
 
 
 def update(
     schema: TableSchema, *, old: Row | None = None, unchanged: Iterable[str] = (), **row: Any
 ) -> Change:
+    """A row's new values.
+
+    Args:
+        old: the old row, as Postgres sends it when the identity changed, and under FULL.
+        unchanged: columns with a TOAST value that stayed, which Postgres doesn't send.
+    """
     return Change(schema, "U", row, old, frozenset(unchanged))
 
 
 def delete(schema: TableSchema, **row: Any) -> Change:
+    """A row is gone; `row` has its identity columns."""
     return Change(schema, "D", row)
 
 
 def truncate(schema: TableSchema) -> Change:
+    """All rows are gone."""
     return Change(schema, "T")
 
 
 def relation(schema: TableSchema) -> Change:
+    """From here on the table has this schema."""
     return Change(schema, "R")
 
 
-def batch(changes: Sequence[Change], *, epoch: int = 0) -> EventBatch:
-    """The changes as one batch."""
-    tables: dict[int, list[TableStep]] = {}
-    runs: dict[int, list[tuple[int, Change]]] = {}
+def batch(
+    changes: Sequence[Change], *, epoch: int = 0, apply_from: Mapping[TableId, Lsn] | None = None
+) -> EventBatch:
+    """The changes as one batch, with the marks of the transactions that begin and end in it."""
+    tables: dict[TableId, list[TableStep]] = {}
+    runs: dict[TableId, list[tuple[int, Change]]] = {}
+    marks: list[BeginEvent | CommitEvent] = []
+    sequence, begun, end = 0, None, None
 
-    def close(table_id: int) -> None:
+    def close(table_id: TableId) -> None:
         if run := runs.pop(table_id, None):
             tables.setdefault(table_id, []).append(_table_changes(run))
 
-    for sequence, change in enumerate(changes):
-        table_id = change.schema.id
+    for change in changes:
+        table_id, lsn = change.schema.id, Lsn(change.lsn)
+        if begun != lsn:
+            begun = lsn
+            if change.ordinal == 0:
+                marks.append(BeginEvent(lsn, change.lsn, xid=700 + change.lsn, sequence=sequence))
+                sequence += 1
         if change.op in "IUD":
             if table_id in runs and runs[table_id][0][1].schema != change.schema:
                 close(table_id)
             runs.setdefault(table_id, []).append((sequence, change))
-            continue
-        close(table_id)
-        step: TableStep
-        if change.op == "T":
-            step = TruncateEvent(change.schema, change.position, sequence, change.lsn)
         else:
-            step = RelationEvent(change.schema, None, sequence)
-        tables.setdefault(table_id, []).append(step)
+            close(table_id)
+            step: TableStep
+            if change.op == "T":
+                step = TruncateEvent(change.schema, change.position, sequence, change.lsn)
+            else:
+                step = RelationEvent(change.schema, None, sequence)
+            tables.setdefault(table_id, []).append(step)
+        sequence += 1
+        if change.is_last:
+            end = Lsn(change.lsn + 50)
+            marks.append(CommitEvent(lsn, end, change.lsn, sequence))
+            sequence += 1
     for table_id in list(runs):
         close(table_id)
-    end = Lsn(changes[-1].lsn + 50) if changes else None
-    return EventBatch(tables, commit_end_lsn=end, epoch=epoch)
+    return EventBatch(tables, marks, end, epoch, dict(apply_from or {}))
 
 
 def _table_changes(run: Sequence[tuple[int, Change]]) -> TableChanges:
@@ -212,20 +245,27 @@ def arrow_rows(schema: TableSchema, rows: Sequence[Mapping[str, Any]]) -> pa.Rec
 
 
 def chunk(copy_id: str, index: int, schema: TableSchema, rows: Sequence[Row]) -> TableRows:
+    """A chunk of a copy, its rows in two pieces."""
     half = len(rows) // 2
     batches = [arrow_rows(schema, part) for part in (rows[:half], rows[half:]) if part]
     return TableRows(copy_id, iter(batches), ChunkId(copy_id, index))
 
 
 def end_of_copy(copy_id: str, replay_from: int = 0) -> TableRows:
+    """The end of a copy; changes committed before `replay_from` are part of it."""
     return TableRows(copy_id, replay_from=Lsn(replay_from))
+
+
+def exact(number: Decimal) -> Decimal:
+    """The number without zeros at its end, all other digits kept (28 are Python's default)."""
+    return number.normalize(Context(prec=1000))
 
 
 def content(rows: Iterable[Row]) -> Counter[str]:
     """Rows to compare without their order, and without the difference of 1.5 and 1.50."""
 
     def plain(value: Any) -> Any:
-        return value.normalize() if isinstance(value, Decimal) else value
+        return exact(value) if isinstance(value, Decimal) else value
 
     return Counter(
         repr(sorted((name, plain(value)) for name, value in row.items())) for row in rows

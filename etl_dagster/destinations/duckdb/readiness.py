@@ -1,0 +1,61 @@
+"""Whether a path can be a DuckDB file; looks, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from etl_dagster.errors import DestinationError
+
+#: At offset 8 of every DuckDB file.
+_MAGIC = b"DUCK"
+
+
+def check_file(path: Path) -> None:
+    """Refuse what can't be, or become, a DuckDB file.
+
+    Raises:
+        DestinationError: with what to do.
+    """
+    failure = _obstacle(path)
+    if failure is not None:
+        raise failure
+
+
+def _obstacle(path: Path) -> DestinationError | None:
+    folder = path.parent
+    elsewhere = "Correct destination.path in the configuration."
+    try:
+        if path.is_dir():
+            return DestinationError(
+                f"the DuckDB file can't be written: {path} is a folder", solution=elsewhere
+            )
+        if not folder.is_dir():
+            return DestinationError(
+                f"the DuckDB file can't be written: there is no folder {folder}",
+                solution=f"Create the folder, or correct destination.path. (mkdir -p '{folder}')",
+            )
+        # The write-ahead log and the lock file come beside it.
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return DestinationError(
+                f"the DuckDB file can't be written: no right to write in the folder {folder}",
+                solution=f"Give this user the right to write there; or: {elsewhere}",
+            )
+        if not path.exists():
+            return None
+        if not os.access(path, os.R_OK | os.W_OK):
+            return DestinationError(
+                f"the DuckDB file can't be written: no right to write {path}",
+                solution=f"Give this user the right to write it; or: {elsewhere}",
+            )
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        return DestinationError(
+            f"the DuckDB file can't be written: {path}: {error.strerror}", solution=elsewhere
+        )
+    if head and head[8:12] != _MAGIC:
+        return DestinationError(
+            f"{path} is there, and is no DuckDB file", solution=f"Move it away; or: {elsewhere}"
+        )
+    return None

@@ -1,0 +1,81 @@
+"""What the status of an answer means for the pipeline.
+
+| status | means | raised |
+|---|---|---|
+| 2xx | durable | |
+| 429, 5xx | not now | `TryAgain`, at last `DestinationUnreachable` |
+| 409 | not like this: send the chunk or the batch again from its beginning | `WriteConflict` |
+| 410 on rows | a newer copy of the table has begun | `InvalidState` |
+| 412 | a newer replicator took over: the epoch is too small | `Superseded` |
+| 401, 403, 407 | who are you? | `DestinationError` |
+| 3xx, 404, 405, 408, 410, 415, 421, 426, 451 | nothing takes this here | `DestinationError` |
+| any other 4xx | this table's data can't be taken | `TableWriteFailed` |
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+from etl_dagster.errors import (
+    DestinationError,
+    EtlError,
+    InvalidState,
+    Superseded,
+    TableWriteFailed,
+)
+from etl_dagster.model.schema import TableSchema
+
+_WHO: Final = frozenset({401, 403, 407})
+_WHERE: Final = frozenset({404, 405, 408, 410, 415, 421, 426, 451})
+
+
+class WriteConflict(DestinationError):
+    """The receiver wants the data once more from the beginning of its chunk or batch."""
+
+    solution = "Nothing to do, unless it happens again and again: then read the server's log."
+    retryable = True
+
+
+def describe(status: int) -> str:
+    """The status with the words of the standard; the server's own might repeat a value."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def refusal(status: int, what: str, key: str, schema: TableSchema) -> EtlError:
+    """The error for an answer that is neither a success nor transient.
+
+    Args:
+        what: the request, for a person.
+        key: its Idempotency-Key, by which it can be found in the receiver's log.
+    """
+    reason = f"{what}: the server answered {describe(status)}"
+    if status == 412:
+        return Superseded(f"{reason}; a newer replicator took over")
+    if status == 409:
+        return WriteConflict(reason)
+    if status == 410 and what.endswith("/rows"):
+        return InvalidState(f"{reason}; a newer copy of {schema.name} has begun")
+    if status in _WHO:
+        return DestinationError(
+            reason, solution="Check destination.token, .headers and .hmac_secret."
+        )
+    if status < 400:
+        return DestinationError(
+            reason, solution="Set destination.url to where it leads; redirects aren't followed."
+        )
+    if status in _WHERE:
+        return DestinationError(
+            reason,
+            solution="Check destination.url, and that the server takes POST below it at rows, "
+            "events and tables/{name}/drop-for-copy, also for tables it has not seen.",
+        )
+    return TableWriteFailed(
+        schema.id,
+        f"{reason} for {schema.name}",
+        solution=f"Find Idempotency-Key {key} in the server's log, mend the cause, "
+        "then reset the table.",
+    )

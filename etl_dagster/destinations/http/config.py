@@ -1,0 +1,106 @@
+"""The settings of an HTTP destination."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+
+from etl_dagster.config import DestinationConfig
+
+#: What the destination itself sends; a header of the configuration can't replace it.
+RESERVED_HEADERS = frozenset(
+    {
+        "authorization",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "etl-signature",
+        "host",
+        "idempotency-key",
+        "transfer-encoding",
+    }
+)
+_TOKEN_CHARACTERS = frozenset(
+    "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)
+
+
+class HttpDestinationConfig(DestinationConfig):
+    """A server that takes rows and changes as JSON; it may be several behind one address."""
+
+    type: Literal["http"]
+    url: str = Field(description="The base URL; `rows`, `events` and `tables/...` are below it.")
+    token: SecretStr | None = Field(None, description="Sent as `Authorization: Bearer ...`.")
+    headers: dict[str, SecretStr] = Field({}, description="Further headers of every request.")
+    hmac_secret: SecretStr | None = Field(
+        None, description="Signs every body, in the header `Etl-Signature`."
+    )
+    gzip: bool = Field(False, description="Compress bodies; the receiver must expect that.")
+    timeout_s: float = Field(
+        30.0, gt=0, le=600, description="To connect, and to wait for any part of the answer."
+    )
+    max_attempts: int = Field(
+        4, ge=1, le=20, description="Of one request in a row, before the pipeline's own retries."
+    )
+    max_connections: int = Field(8, ge=1, le=256, description="Requests at a time.")
+    max_body_bytes: int = Field(
+        4 * 1024**2, ge=1024, description="Of one body's rows or events, before compression."
+    )
+    verify: bool = Field(True, description="False accepts any certificate: for tests only.")
+    ca_file: Path | None = Field(None, description="Certificates (PEM) to trust instead.")
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people; without any secret."""
+        return self.url
+
+    @field_validator("url")
+    @classmethod
+    def _plain(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            parts.port  # noqa: B018  (raises when it is no number)
+        except ValueError:
+            raise ValueError("is no URL") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must begin with http:// or https:// and name a host")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("must not hold a password; use token or headers")
+        if parts.query or parts.fragment:
+            raise ValueError("must not have a query or a fragment")
+        return url.rstrip("/")
+
+    @field_validator("headers")
+    @classmethod
+    def _sendable(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in headers.items():
+            if not name or not set(name) <= _TOKEN_CHARACTERS:
+                raise ValueError(f"{name!r} is no name of a header")
+            if name.lower() in RESERVED_HEADERS:
+                raise ValueError(f"{name} is sent by the destination itself")
+            _printable(value, f"the value of {name}")
+        return headers
+
+    @field_validator("token")
+    @classmethod
+    def _one_line(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None:
+            _printable(token, "it")
+        return token
+
+    @field_validator("hmac_secret")
+    @classmethod
+    def _not_empty(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and not secret.get_secret_value():
+            raise ValueError("must not be empty")
+        return secret
+
+
+def _printable(value: SecretStr, what: str) -> None:
+    text = value.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable():
+        raise ValueError(f"{what} must be printable ASCII, and not empty")

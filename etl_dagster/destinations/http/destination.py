@@ -1,0 +1,145 @@
+"""A destination that is a server which takes JSON."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+from etl_dagster.destinations.http.client import HttpClient
+from etl_dagster.destinations.http.config import HttpDestinationConfig
+from etl_dagster.destinations.http.payload import drop_body, events_bodies, rows_bodies
+from etl_dagster.errors import EtlError, Superseded, TableWriteFailed
+from etl_dagster.model.destination import Capabilities
+from etl_dagster.model.events import EventBatch, TableRows, TableStep
+from etl_dagster.model.schema import TableId, TableSchema
+
+if TYPE_CHECKING:
+    from etl_dagster.config import PipelineConfig
+    from etl_dagster.model.stores import DestinationStore
+
+
+class HttpDestination:
+    """Posts rows and changes to ``rows``, ``events`` and ``tables/{name}/drop-for-copy``.
+
+    An answer of 2xx says that the receiver has made the body durable. Delivery is at least once;
+    each body has an Idempotency-Key, and each change its position, by which the receiver
+    recognises what it has. One table's bodies are sent one after the other, in order, those of
+    several tables at once.
+
+    A batch of several tables is several requests. When one table is refused (`TableWriteFailed`),
+    others may have been taken already. That is all right: the pipeline sends the batch again
+    without the table, and the receiver recognises the rest. What it has of the refused table is
+    replaced by the copy that follows the table's reset.
+
+    Args:
+        pipeline: part of every body and key, so that several pipelines may share a receiver.
+        settings: as in `HttpDestinationConfig`.
+    """
+
+    name = "http"
+    #: What a receiver can do if it wants to: everything that is needed for it is sent. It can't
+    #: commit our progress, so the same change may come twice.
+    capabilities = Capabilities(mirror=True, truncate=True, schema_changes=True)
+    config_model = HttpDestinationConfig
+
+    def __init__(self, url: str, *, pipeline: str = "etl", **settings: Any) -> None:
+        self._set_up(HttpDestinationConfig(type="http", url=url, **settings), pipeline)
+
+    @classmethod
+    def from_config(
+        cls, config: HttpDestinationConfig, pipeline: PipelineConfig
+    ) -> HttpDestination:
+        """The destination of a pipeline, not yet connected."""
+        made = cls.__new__(cls)
+        made._set_up(config, pipeline.pipeline)
+        return made
+
+    def _set_up(self, config: HttpDestinationConfig, pipeline: str) -> None:
+        self._pipeline = pipeline
+        self._max_body_bytes = config.max_body_bytes
+        self._client = HttpClient(config)
+        self._pool = ThreadPoolExecutor(config.max_connections, "http destination")
+
+    def startup(self, store: DestinationStore) -> None:
+        """Nothing to prepare: the first request connects, and is tried again if it can't."""
+
+    def check(self) -> None:
+        """Ask the server for its OPTIONS; any answer will do but that we aren't let in.
+
+        Raises:
+            DestinationUnreachable: no answer.
+            DestinationError: 401, 403 or 407.
+        """
+        self._client.check()
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        self._client.post(drop_body(self._pipeline, schema, uuid.uuid4().hex), schema)
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+        """Send a chunk in parts of `max_body_bytes`, or the end of the copy.
+
+        One part is in memory at a time. If the source fails in between, the chunk's last part is
+        missing; the next attempt begins with part 0 again.
+        """
+        attempt = uuid.uuid4().hex[:12]
+        for body in rows_bodies(self._pipeline, schema, rows, attempt, self._max_body_bytes):
+            self._client.post(body, schema)
+
+    def write_events(self, events: EventBatch) -> None:
+        """Send each table's changes; returns once all are durable.
+
+        Raises:
+            TableWriteFailed: a table was refused; the others may have been taken.
+            EtlError: as `HttpClient.post`; some tables may have been taken.
+        """
+        tables = {table_id: steps for table_id, steps in events.tables.items() if steps}
+        if len(tables) <= 1:
+            for table_id, steps in tables.items():
+                self._write_table(table_id, steps, events)
+            return
+        jobs = [
+            self._pool.submit(self._write_table, table_id, steps, events)
+            for table_id, steps in tables.items()
+        ]
+        left = wait(jobs, return_when=FIRST_EXCEPTION).not_done
+        # The batch will be sent again: what has not begun need not.
+        for job in left:
+            job.cancel()
+        wait(jobs)
+        if failures := [error for job in jobs if (error := _failure(job)) is not None]:
+            raise min(failures, key=_rank)
+
+    def _write_table(
+        self, table_id: TableId, steps: Sequence[TableStep], events: EventBatch
+    ) -> None:
+        for body in events_bodies(
+            self._pipeline,
+            steps,
+            self._max_body_bytes,
+            epoch=events.epoch,
+            apply_from=events.apply_from.get(table_id),
+        ):
+            self._client.post(body, steps[0].schema)
+
+    def shutdown(self) -> None:
+        """Wait for requests under way, which aren't tried again; idempotent."""
+        self._client.close()
+        self._pool.shutdown()
+
+
+def _failure(job: Future[None]) -> BaseException | None:
+    return None if job.cancelled() else job.exception()
+
+
+def _rank(error: BaseException) -> int:
+    """Of several failures the one that decides most comes first."""
+    match error:
+        case Superseded():
+            return 0
+        case TableWriteFailed():
+            return 2
+        case EtlError() if error.retryable:
+            return 3
+    return 1

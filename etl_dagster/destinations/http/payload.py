@@ -1,0 +1,202 @@
+"""Bodies of requests in format 1, which ``schema/format-1.json`` describes, of bounded size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final
+from urllib.parse import quote
+
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import (
+    RelationEvent,
+    RowEvent,
+    TableChanges,
+    TableRows,
+    TableStep,
+    TruncateEvent,
+)
+from etl_dagster.model.json_values import event_to_json, row_to_json, schema_to_json
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import TableSchema
+
+FORMAT: Final = 1
+#: As many changes become objects at a time.
+_SLICE_ROWS: Final = 2000
+_ENCODER: Final = json.JSONEncoder(
+    allow_nan=False, check_circular=False, ensure_ascii=False, separators=(",", ":")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request to be sent, as it is however often that takes."""
+
+    #: Below the base URL.
+    path: str
+    #: Visible ASCII; another body never has the same.
+    key: str
+    #: JSON in UTF-8.
+    content: bytes
+
+
+def load_json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of every body."""
+    file = resources.files("etl_dagster.destinations.http") / "schema" / "format-1.json"
+    schema: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return schema
+
+
+# -- the copy ----------------------------------------------------------------------------------
+
+
+def drop_body(pipeline: str, schema: TableSchema, request_id: str) -> Body:
+    """What begins a copy. `request_id` tells this drop from any other."""
+    head = _head("drop-for-copy", pipeline, schema)
+    return Body(
+        f"tables/{quote(schema.name, safe='')}/drop-for-copy",
+        _key(pipeline, schema, "drop", request_id),
+        _encode(head),
+    )
+
+
+def rows_bodies(
+    pipeline: str, schema: TableSchema, rows: TableRows, attempt: str, max_bytes: int
+) -> Iterator[Body]:
+    """The parts of a chunk, or the end of the copy; read from `rows` as they are asked for.
+
+    Args:
+        attempt: tells this delivery of the chunk from another, which may hold other rows: the
+            source is read anew.
+    """
+    head = {
+        **_head("rows", pipeline, schema),
+        "copy_id": rows.copy_id,
+        "replay_from": str(rows.replay_from),
+        "end_of_copy": rows.is_end_of_copy,
+    }
+    if rows.chunk is None:
+        key = _key(pipeline, schema, "end-of-copy", rows.copy_id)
+        yield Body("rows", key, _encode(head | {"rows": []}))
+        return
+    index = rows.chunk.index
+    encoded = (_encode(row_to_json(schema, row)) for row in rows)
+    for part, (items, is_last) in enumerate(_pieces(encoded, max_bytes)):
+        place = {"chunk": index, "attempt": attempt, "part": part, "is_last_part": is_last}
+        key = _key(pipeline, schema, "rows", rows.copy_id, str(index), attempt, str(part))
+        yield Body("rows", key, _with_list(head | place, "rows", items))
+
+
+# -- the stream --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A change, and the relation that it came with, if one did; they are never sent apart."""
+
+    encoded: bytes
+    first: Position | None
+    last: Position | None
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+def events_bodies(
+    pipeline: str,
+    steps: Sequence[TableStep],
+    max_bytes: int,
+    *,
+    epoch: int = 0,
+    apply_from: Lsn | None = None,
+) -> Iterator[Body]:
+    """One table's part of a batch, in order. All events of a body have the schema it names."""
+    for stretch in _stretches(steps):
+        schema = stretch[0].schema
+        head = {
+            **_head("events", pipeline, schema),
+            "epoch": epoch,
+            "apply_from": None if apply_from is None else str(apply_from),
+        }
+        for items, _ in _pieces(_items(stretch), max_bytes):
+            first, last = items[0].first, items[-1].last
+            if first is None or last is None:
+                place = f"relation:{schema.snapshot_id}"
+            else:
+                place = f"{first}-{last}"
+            content = _with_list(head, "events", [item.encoded for item in items])
+            yield Body("events", _key(pipeline, schema, "events", place), content)
+
+
+def _stretches(steps: Sequence[TableStep]) -> Iterator[list[TableStep]]:
+    """The steps in pieces of one schema each; a relation begins one."""
+    stretch: list[TableStep] = []
+    for step in steps:
+        if stretch and (isinstance(step, RelationEvent) or step.schema != stretch[0].schema):
+            yield stretch
+            stretch = []
+        stretch.append(step)
+    if stretch:
+        yield stretch
+
+
+def _items(stretch: Sequence[TableStep]) -> Iterator[_Item]:
+    relation: bytes | None = None
+    for event in _events(stretch):
+        encoded = _encode(event_to_json(event))
+        if isinstance(event, RelationEvent):
+            relation = encoded
+            continue
+        if relation is not None:
+            encoded, relation = relation + b"," + encoded, None
+        yield _Item(encoded, event.position, event.position)
+    if relation is not None:
+        yield _Item(relation, None, None)
+
+
+def _events(stretch: Sequence[TableStep]) -> Iterator[RowEvent | TruncateEvent | RelationEvent]:
+    for step in stretch:
+        if not isinstance(step, TableChanges):
+            yield step
+            continue
+        for start in range(0, len(step), _SLICE_ROWS):
+            yield from step.slice(start, min(start + _SLICE_ROWS, len(step))).events()
+
+
+# -- both --------------------------------------------------------------------------------------
+
+
+def _head(kind: str, pipeline: str, schema: TableSchema) -> dict[str, Any]:
+    return {"format": FORMAT, "kind": kind, "pipeline": pipeline, "table": schema_to_json(schema)}
+
+
+def _key(pipeline: str, schema: TableSchema, *parts: str) -> str:
+    names = (pipeline, str(schema.id), *parts)
+    return ":".join(quote(name, safe="/:") for name in names)
+
+
+def _encode(value: Any) -> bytes:
+    return _ENCODER.encode(value).encode("utf-8")
+
+
+def _with_list(head: dict[str, Any], name: str, items: Iterable[bytes]) -> bytes:
+    """The object with one more member, a list of what is encoded already."""
+    return b'%s,"%s":[%s]}' % (_encode(head)[:-1], name.encode(), b",".join(items))
+
+
+def _pieces(items: Iterable[Any], max_bytes: int) -> Iterator[tuple[list[Any], bool]]:
+    """Lists of items that have together at most `max_bytes`, each with whether it is the last.
+
+    A larger item is alone in its list. Without items there is one empty list, the last.
+    """
+    piece: list[Any] = []
+    size = 0
+    for item in items:
+        if piece and size + len(item) > max_bytes:
+            yield piece, False
+            piece, size = [], 0
+        piece.append(item)
+        size += len(item) + 1
+    yield piece, True

@@ -1,0 +1,146 @@
+"""Which failures of a request are tried again, and when."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, TypeVar
+
+import stamina
+
+from etl_dagster.errors import DestinationUnreachable
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: 0.1, 0.3, 0.9, 2.7 and then 5 seconds, and up to 0.2 more, by chance.
+_FIRST_DELAY_S: Final = 0.1
+_DELAY_GROWTH: Final = 3.0
+_MAX_DELAY_S: Final = 5.0
+_JITTER_S: Final = 0.2
+#: No new try after this; the pipeline's own retries, which end when it stops, go on from there.
+_MAX_TOTAL_S: Final = 45.0
+#: A receiver may ask for more; then the write fails, and the next one waits, for as long again.
+_MAX_WAIT_S: Final = 10.0
+
+
+class TryAgain(Exception):
+    """A request failed in a way that time may cure. Never with a value or a secret.
+
+    Args:
+        retry_after_s: how long the receiver asks to leave it alone.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+def is_transient(status: int) -> bool:
+    """Whether the same request may be answered otherwise later: 429 and all of 5xx."""
+    return status == 429 or status >= 500
+
+
+def parse_retry_after(header: str | None, now: datetime) -> float | None:
+    """Seconds from a Retry-After header, which holds them or a date; None if neither.
+
+    Source: RFC 9110, section 10.2.3.
+    """
+    if header is None:
+        return None
+    header = header.strip()
+    if header.isascii() and header.isdecimal():
+        return float(header) if len(header) < 10 else None
+    try:
+        moment = parsedate_to_datetime(header)
+    except (ValueError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max((moment - now).total_seconds(), 0.0)
+
+
+class Patience:
+    """Runs requests until one succeeds, a failure is final, or it was enough.
+
+    It remembers what a receiver asked for with Retry-After: no request, of whatever table, is
+    begun before. Safe for several threads.
+
+    Args:
+        closing: once set, nothing is tried again.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        max_attempts: int,
+        closing: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_attempts = max_attempts
+        self._closing = closing
+        self._clock = clock
+        self._not_before = clock()
+
+    def run(self, request: Callable[[], _T], what: str) -> _T:
+        """The request's answer.
+
+        Raises:
+            DestinationUnreachable: every try ended in `TryAgain`, or the receiver asked to wait
+                for too long. The pipeline tries again.
+        """
+        self._wait_for_turn(what)
+        attempts = 0
+        try:
+            for attempt in stamina.retry_context(
+                on=lambda error: self._delay(error, what),
+                attempts=self._max_attempts,
+                timeout=_MAX_TOTAL_S,
+                wait_initial=_FIRST_DELAY_S,
+                wait_exp_base=_DELAY_GROWTH,
+                wait_max=_MAX_DELAY_S,
+                wait_jitter=_JITTER_S,
+            ):
+                with attempt:
+                    attempts += 1
+                    return request()
+        except TryAgain as failure:
+            tries = f"; tried {attempts} times" if attempts > 1 else ""
+            raise DestinationUnreachable(
+                f"{what}: {failure.reason}{tries}",
+                solution="Check destination.url and that the server is up; "
+                "the pipeline retries by itself.",
+            ) from None
+        raise AssertionError("stamina ends with an answer or a failure")
+
+    def _delay(self, error: Exception, what: str) -> bool | float:
+        """For stamina: whether to try again, and when other than by its own reckoning."""
+        if not isinstance(error, TryAgain):
+            return False
+        _log.warning("%s failed: %s", what, error.reason)
+        if error.retry_after_s is None:
+            return not self._closing.is_set()
+        self._not_before = max(self._not_before, self._clock() + error.retry_after_s)
+        if error.retry_after_s > _MAX_WAIT_S or self._closing.is_set():
+            return False
+        # Whoever was told the same doesn't come back at the same moment.
+        return error.retry_after_s + random.uniform(0, _JITTER_S)
+
+    def _wait_for_turn(self, what: str) -> None:
+        left_s = self._not_before - self._clock()
+        if left_s <= 0:
+            return
+        self._closing.wait(min(left_s, _MAX_WAIT_S))
+        left_s = self._not_before - self._clock()
+        if left_s > 0:
+            raise DestinationUnreachable(
+                f"{what}: the server asked for a pause, of which {left_s:.0f} s are left",
+                solution="Nothing to do, unless the server asks for it again and again.",
+            )

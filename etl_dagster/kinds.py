@@ -1,0 +1,114 @@
+"""Which kinds of stores and destinations there are, by the ``type`` that a configuration names.
+
+Besides the built-in ones, every installed package may bring some, as entry points whose name is
+the type and whose object is the class:
+
+    [project.entry-points."etl_dagster.destinations"]
+    jsonl = "etl_jsonl:JsonLinesDestination"
+
+The class has the model of its section in ``etl.yaml``, and is made from it:
+
+    class JsonLinesConfig(DestinationConfig):
+        type: Literal["jsonl"]
+        folder: Path
+
+    class JsonLinesDestination(Destination):
+        config_model = JsonLinesConfig
+
+        @classmethod
+        def from_config(cls, config: JsonLinesConfig, pipeline: PipelineConfig) -> Self: ...
+
+Stores are the same with `StoreConfig` and the group ``etl_dagster.stores``. Making an object must
+not touch anything: the first call (of a store) or `startup` (of a destination) does.
+
+Source: Python Packaging User Guide, "Entry points specification".
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from etl_dagster.errors import EtlError
+
+DESTINATIONS = "etl_dagster.destinations"
+STORES = "etl_dagster.stores"
+
+#: Where the built-in classes are; imported when they are used, since they bring their drivers.
+_BUILT_IN: Mapping[str, Mapping[str, str]] = {
+    DESTINATIONS: {
+        "duckdb": "etl_dagster.destinations.duckdb:DuckDBDestination",
+        "http": "etl_dagster.destinations.http:HttpDestination",
+        "memory": "etl_dagster.destinations.memory:MemoryDestination",
+    },
+    STORES: {
+        "postgres": "etl_dagster.stores.postgres:PostgresStore",
+        "memory": "etl_dagster.stores.memory:MemoryStore",
+    },
+}
+
+
+class UnknownKind(EtlError):
+    """Nothing that is installed provides the type, or what does can't be used."""
+
+    solution = "Correct `type`, or install the package that provides it in this environment."
+
+
+def known_kinds(group: str) -> list[str]:
+    """The types that a configuration may name, the built-in ones first."""
+    built_in = list(_BUILT_IN[group])
+    return built_in + sorted({point.name for point in _points(group)} - set(built_in))
+
+
+def find_kind(group: str, name: str) -> Any:
+    """The class that provides a type; built-in ones can't be replaced.
+
+    Args:
+        group: `DESTINATIONS` or `STORES`.
+
+    Raises:
+        UnknownKind: there is none, several packages want to be it, or it can't be imported.
+    """
+    if built_in := _BUILT_IN[group].get(name):
+        module, _, attribute = built_in.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    points = [point for point in _points(group) if point.name == name]
+    if not points:
+        what = "destination" if group == DESTINATIONS else "state store"
+        raise UnknownKind(f"unknown {what}; known are: {', '.join(known_kinds(group))}")
+    if len({point.value for point in points}) > 1:
+        packages = sorted(_package(point) for point in points)
+        raise UnknownKind(
+            f"several packages provide this type: {', '.join(packages)}",
+            solution="Uninstall all but one of them.",
+        )
+    return _load(points[0])
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        found = point.load()
+    except Exception as error:
+        raise UnknownKind(
+            f"{_package(point)}, which provides this type, can't be imported: "
+            f"{type(error).__name__}: {error}",
+            solution=f"Mend or upgrade {_package(point)}.",
+        ) from error
+    for name in ("config_model", "from_config"):
+        if not hasattr(found, name):
+            raise UnknownKind(
+                f"{point.value} of {_package(point)}, which provides this type, has no {name!r}",
+                solution=f"Upgrade {_package(point)}; its author finds in "
+                "etl_dagster/kinds.py what such a class needs.",
+            )
+    return found
+
+
+def _points(group: str) -> Iterator[EntryPoint]:
+    yield from entry_points(group=group)
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value

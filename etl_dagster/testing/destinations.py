@@ -1,0 +1,37 @@
+"""What every destination promises."""
+
+from __future__ import annotations
+
+from etl_dagster.testing.changing import ChangeChecks
+from etl_dagster.testing.copying import CopyChecks
+from etl_dagster.testing.delivering import DeliveryChecks
+from etl_dagster.testing.evolving import SchemaChecks
+
+
+class DestinationSuite(CopyChecks, ChangeChecks, DeliveryChecks, SchemaChecks):
+    """Checks a `Destination`: derive, make it, and say how its rows are read.
+
+    >>> class TestMine(DestinationSuite):
+    ...     def make_destination(self, folder: Path) -> Destination:
+    ...         return JsonLinesDestination(folder)
+    ...
+    ...     def read_rows(self, destination, schema):
+    ...         return destination.rows(schema.name)
+
+    What is checked is what the destination declares (`Capabilities`); the rest is skipped, and the
+    reason says what would have it run:
+
+    - always: copies, values, durability, batches, threads;
+    - `mirror`: rows by key and without one, unchanged TOAST values, and that everything delivered
+      again, in order, ends in the same rows;
+    - without `mirror`: every change is recorded with operation and position, also when it is
+      delivered again (`read_changes`);
+    - `transactional`: exactly once, positions, epochs, copies that were given up, and old rows that
+      stay until the next copy is complete;
+    - `truncate`, `schema_changes`: what their names say.
+
+    Every check has an empty folder of its own, `make_destination`'s argument. Fixtures of a derived
+    class work as usual, for example an autouse one that starts a receiver and keeps its address in
+    `self`. A check that can't apply is left out by its name: ``test_... = None``, with the reason
+    beside it.
+    """

@@ -1,0 +1,298 @@
+"""A destination under test: how the checks write to it, and how they see what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import pytest
+
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.destination import Capabilities, Destination, WriteResult
+from etl_dagster.model.events import EventBatch, TableRows
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.stores.memory import MemoryStore
+from etl_dagster.testing.changes import (
+    Change,
+    Row,
+    Transactions,
+    batch,
+    chunk,
+    content,
+    end_of_copy,
+)
+from etl_dagster.testing.values import differences, readable_rows
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+class Recorded(NamedTuple):
+    """A change as a destination keeps it that appends every change."""
+
+    #: ``I``, ``U``, ``D`` or ``T`` (truncate).
+    op: str
+    #: `Position.commit_lsn` as a number: its `offset`.
+    commit_lsn: int
+    ordinal: int
+    #: The values of an insert or update; None where they aren't kept, and then not compared.
+    row: Mapping[str, Any] | None = None
+
+
+def needs(*names: str) -> Callable[[F], F]:
+    """The check runs where the destination declares these capabilities and these hooks are there.
+
+    ``not mirror`` is for destinations without that capability.
+    """
+
+    def mark(check: F) -> F:
+        vars(check)["etl_needs"] = names
+        return check
+
+    return mark
+
+
+class DestinationHooks:
+    """What a test class says about its destination. Only the first two must be defined."""
+
+    #: How long a write may take before a check fails, in seconds.
+    patience_s: ClassVar[float] = 30.0
+    #: Whether what was written outlives the destination object. Without it nothing is reopened.
+    durable: ClassVar[bool] = True
+
+    def make_destination(self, folder: Path) -> Destination:
+        """A destination, not yet started, that writes to the same place for the same folder.
+
+        Each check has an empty folder of its own. A second call with the same folder gives what a
+        new process would have after the first one crashed.
+        """
+        raise NotImplementedError("define make_destination(self, folder): it gives the destination")
+
+    def read_rows(self, destination: Destination, schema: TableSchema) -> Sequence[Row]:
+        """The table's rows now, in any order, with Python values by column name.
+
+        Read them as somebody else would: from the file, the server or the receiver, not from what
+        the object remembers. Values may be spelled as JSON does it (an int8 or a timestamp as its
+        text), and nulls left out. Without `mirror`, only the rows that the copy brought.
+        """
+        raise NotImplementedError(
+            "define read_rows(self, destination, schema): it gives the table's rows"
+        )
+
+    def capabilities(self, destination: Destination) -> Capabilities:
+        """What is checked: by default what the destination declares.
+
+        Say more where `read_rows` sees more than the destination itself does, such as the tables of
+        a receiver that applies what it is sent:
+        ``replace(destination.capabilities, mirror=True)``.
+        """
+        return destination.capabilities
+
+    def table_exists(self, destination: Destination, schema: TableSchema) -> bool:
+        """Whether there is such a table, be it empty. Optional; what needs it is skipped without.
+
+        It matters: a table without rows must be there for those who query it.
+        """
+        raise NotImplementedError
+
+    def read_changes(self, destination: Destination, schema: TableSchema) -> Sequence[Recorded]:
+        """The changes recorded of the table, in the order in which they are kept.
+
+        Optional for a mirror that also keeps a log of changes, needed without `mirror`.
+        """
+        raise NotImplementedError
+
+    def reopen(self, destination: Destination, folder: Path) -> Destination:
+        """What a new process has after the one with this destination was killed, not yet started.
+
+        By default the first object is left alone, never shut down, and `make_destination` called.
+        Where that leaves a lock behind which the end of a process would release, release it here,
+        without writing anything.
+        """
+        return self.make_destination(folder)
+
+
+class Subject:
+    """The destination of one check."""
+
+    def __init__(self, hooks: DestinationHooks, destination: Destination, folder: Path) -> None:
+        self.hooks = hooks
+        self.destination = destination
+        self.folder = folder
+        self.stream = Transactions()
+        self._started: list[Destination] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.hooks.capabilities(self.destination)
+
+    def start(self) -> None:
+        self.destination.startup(MemoryStore())
+        self._started.append(self.destination)
+
+    def shut_down(self) -> None:
+        while self._started:
+            self._started.pop().shutdown()
+
+    def another(self) -> Subject:
+        """The same destination in another process, while this one goes on."""
+        self._skip_unless_durable()
+        other = Subject(self.hooks, self.hooks.make_destination(self.folder), self.folder)
+        other.start()
+        self._started.append(other.destination)
+        return other
+
+    def reopen(self) -> None:
+        """Go on with another object, as after a crash."""
+        self._skip_unless_durable()
+        self.destination = self.hooks.reopen(self.destination, self.folder)
+        self.start()
+
+    def _skip_unless_durable(self) -> None:
+        if not self.hooks.durable:
+            pytest.skip(f"{type(self.hooks).__name__} says that its destination isn't durable")
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def copy(
+        self,
+        schema: TableSchema,
+        *chunks: list[Row],
+        copy_id: str = "copy-1",
+        replay_from: int = 0,
+    ) -> None:
+        """A whole copy of a table."""
+        self.destination.drop_table_for_copy(schema)
+        for index, rows in enumerate(chunks):
+            self.write_chunk(schema, index, rows, copy_id=copy_id)
+        self.end_copy(schema, copy_id=copy_id, replay_from=replay_from)
+
+    def write_chunk(
+        self, schema: TableSchema, index: int, rows: list[Row], *, copy_id: str = "copy-1"
+    ) -> None:
+        self.write_rows(schema, chunk(copy_id, index, schema, rows))
+
+    def end_copy(
+        self, schema: TableSchema, *, copy_id: str = "copy-1", replay_from: int = 0
+    ) -> None:
+        self.write_rows(schema, end_of_copy(copy_id, replay_from))
+
+    def write_rows(self, schema: TableSchema, rows: TableRows) -> None:
+        self.wait_durable(self.destination.write_table_rows(schema, rows))
+
+    def write(self, *changes: Change) -> list[Change]:
+        """Write a transaction; its changes with their positions."""
+        committed = self.stream.commit(*changes)
+        self.deliver(committed)
+        return committed
+
+    def deliver(
+        self,
+        changes: Sequence[Change],
+        *,
+        epoch: int = 0,
+        apply_from: Mapping[TableId, Lsn] | None = None,
+    ) -> None:
+        """Write changes, once more perhaps, as one batch."""
+        self.write_batch(batch(changes, epoch=epoch, apply_from=apply_from))
+
+    def write_batch(self, events: EventBatch) -> None:
+        self.wait_durable(self.destination.write_events(events))
+
+    def wait_durable(self, result: WriteResult) -> None:
+        """Wait as the engine does; raises what the write failed with."""
+        if result is None:
+            return
+        assert isinstance(result, Future), "a write returns None or a concurrent.futures.Future"
+        try:
+            result.result(self.hooks.patience_s)
+        except FutureTimeout:
+            if result.done():
+                raise
+            pytest.fail(f"a write was not durable within {self.hooks.patience_s} s (patience_s)")
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def rows(self, schema: TableSchema) -> list[Row]:
+        """What `read_rows` gives, with Python's own values; a column that is missing is null."""
+        nulls = dict.fromkeys(schema.column_names)
+        found = self.hooks.read_rows(self.destination, schema)
+        return readable_rows(schema, [nulls | dict(row) for row in found])
+
+    def exists(self, schema: TableSchema) -> bool:
+        return self.hooks.table_exists(self.destination, schema)
+
+    def can(self, hook: str) -> bool:
+        """Whether the test class defines an optional hook."""
+        return getattr(type(self.hooks), hook) is not getattr(DestinationHooks, hook)
+
+    def recorded(self, schema: TableSchema) -> list[Recorded]:
+        """The changes recorded; where the destination isn't transactional, each position once."""
+        recorded = [Recorded(*entry) for entry in self.hooks.read_changes(self.destination, schema)]
+        if self.capabilities.transactional:
+            return recorded
+        first = {(entry.commit_lsn, entry.ordinal): entry for entry in reversed(recorded)}
+        return [entry for entry in recorded if first[entry.commit_lsn, entry.ordinal] is entry]
+
+    # -- asserting -----------------------------------------------------------------------------
+
+    def holds(self, schema: TableSchema, rows: Sequence[Row]) -> None:
+        """The table has these rows and no other, in any order."""
+        _same(schema, self.rows(schema), readable_rows(schema, rows))
+
+    def holds_at_least_once(self, schema: TableSchema, rows: Sequence[Row]) -> None:
+        """As `holds`; a destination without transactions may have some rows several times."""
+        found = self.rows(schema)
+        if not self.capabilities.transactional:
+            found = list({repr(content([row])): row for row in found}.values())
+        _same(schema, found, readable_rows(schema, rows))
+
+    def has_recorded(self, changes: Sequence[Change]) -> None:
+        """The tables' logs have these changes in order, each with its operation and position."""
+        latest = {change.schema.id: change.schema for change in changes}
+        for table_id, schema in latest.items():
+            sent = [c for c in changes if c.schema.id == table_id and c.op != "R"]
+            recorded = self.recorded(schema)
+            assert [entry[:3] for entry in recorded] == [(c.op, c.lsn, c.ordinal) for c in sent]
+            for entry, change in zip(recorded, sent, strict=True):
+                if entry.row is not None and change.op in "IU":
+                    told = {name: entry.row[name] for name in change.row if name in entry.row}
+                    _same(
+                        change.schema,
+                        readable_rows(change.schema, [told]),
+                        readable_rows(change.schema, [change.row]),
+                    )
+
+
+def _same(schema: TableSchema, found: Sequence[Row], expected: Sequence[Row]) -> None:
+    wrong = differences(schema, found, expected)
+    assert not wrong, "\n  ".join([f"{schema.name} isn't what the source has:", *wrong[:20]])
+
+
+class DestinationChecks(DestinationHooks):
+    """The fixture that all checks of a destination build on."""
+
+    @pytest.fixture
+    def subject(self, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Subject]:
+        subject = Subject(self, self.make_destination(tmp_path), tmp_path)
+        for need in getattr(request.function, "etl_needs", ()):
+            self._skip_unless(subject, need)
+        subject.start()
+        try:
+            yield subject
+        finally:
+            subject.shut_down()
+
+    @staticmethod
+    def _skip_unless(subject: Subject, need: str) -> None:
+        declared = {f.name: getattr(subject.capabilities, f.name) for f in fields(Capabilities)}
+        name = need.removeprefix("not ")
+        if name not in declared:
+            if not subject.can(name):
+                pytest.skip(f"define {name}(...) in {type(subject.hooks).__name__} to check this")
+        elif declared[name] == need.startswith("not "):
+            kind = type(subject.destination).__name__
+            pytest.skip(f"{kind} {'declares' if declared[name] else 'does not declare'} {name}")

@@ -1,0 +1,156 @@
+"""Compares rows by what their values mean, in whatever way a destination spells them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID as Uuid
+
+from etl_dagster.model.columns import ColumnSchema
+from etl_dagster.model.oids import (
+    BYTEA,
+    DATE,
+    FLOAT4,
+    FLOAT8,
+    INT2,
+    INT4,
+    INT8,
+    JSON,
+    JSONB,
+    NUMERIC,
+    OID,
+    TIMESTAMP,
+    TIMESTAMPTZ,
+    UUID,
+)
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.testing.changes import Row, content, exact
+
+
+def readable_rows(schema: TableSchema, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Rows as a destination gives them, with Python's own value for each.
+
+    An integer, numeric, date, timestamp, UUID or bytea (in base64) may come as its text, as it does
+    from JSON. A value that lost something on its way stays lost: a numeric that became a binary
+    fraction differs from what it was.
+    """
+    columns = {column.name: column for column in schema.columns}
+    return [
+        {
+            name: readable(columns[name], value) if name in columns else value
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
+
+
+def differences(schema: TableSchema, found: Iterable[Row], expected: Iterable[Row]) -> list[str]:
+    """In words, what is missing, too much or otherwise; empty where the rows are the same.
+
+    Rows in any order, and as `readable_rows` gives them. Of two rows with the same key only the
+    values are told that differ.
+    """
+    found, expected = list(found), list(expected)
+    surplus = _without(found, expected)
+    wrong = []
+    for row in _without(expected, found):
+        twin = next((other for other in surplus if _same_key(schema, row, other)), None)
+        if twin is None:
+            wrong.append(f"missing: {row}")
+            continue
+        surplus.remove(twin)
+        key = {name: row[name] for name in schema.key_columns}
+        for name in sorted(row.keys() | twin.keys()):
+            if name not in twin:
+                wrong.append(f"{key}: there is no {name}, which should be {row[name]!r}")
+            elif name not in row:
+                wrong.append(f"{key}: {name} should not be there, it is {twin[name]!r}")
+            elif content([{name: row[name]}]) != content([{name: twin[name]}]):
+                wrong.append(f"{key}: {name} is {twin[name]!r}, should be {row[name]!r}")
+    return wrong + [f"not expected: {row}" for row in surplus]
+
+
+def _without(rows: list[Row], others: list[Row]) -> list[Row]:
+    left, counts = [], content(others)
+    for row in rows:
+        [(same, _)] = content([row]).items()
+        if counts[same]:
+            counts[same] -= 1
+        else:
+            left.append(row)
+    return left
+
+
+def _same_key(schema: TableSchema, one: Row, other: Row) -> bool:
+    missing = object()
+    return bool(schema.key_columns) and all(
+        one.get(name, missing) == other.get(name) for name in schema.key_columns
+    )
+
+
+def readable(column: ColumnSchema, value: Any) -> Any:
+    """One value; what can't be read as the column's type stays as it is, and so differs."""
+    read = _READERS.get(column.effective_type_oid)
+    if value is None or read is None:
+        return value
+    try:
+        return read(value)
+    except (ArithmeticError, TypeError, ValueError):
+        return value
+
+
+def _integer(value: Any) -> Any:
+    return int(value) if isinstance(value, str) else value
+
+
+def _numeric(value: Any) -> Any:
+    return exact(Decimal(value))
+
+
+def _float(value: Any) -> Any:
+    number = float(value)
+    # NaN differs from itself, its name doesn't.
+    return "NaN" if number != number else number
+
+
+def _date(value: Any) -> Any:
+    return date.fromisoformat(value) if isinstance(value, str) else value
+
+
+def _timestamp(value: Any) -> Any:
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+def _timestamptz(value: Any) -> Any:
+    moment = _timestamp(value)
+    return moment.astimezone(UTC) if isinstance(moment, datetime) and moment.tzinfo else moment
+
+
+def _uuid(value: Any) -> Any:
+    return Uuid(value) if isinstance(value, str) else value
+
+
+def _bytes(value: Any) -> Any:
+    return base64.b64decode(value, validate=True) if isinstance(value, str) else bytes(value)
+
+
+def _json(value: Any) -> Any:
+    parsed = json.loads(value) if isinstance(value, str) else value
+    return json.dumps(parsed, sort_keys=True)
+
+
+_READERS: dict[int, Callable[[Any], Any]] = {
+    **dict.fromkeys((INT2, INT4, INT8, OID), _integer),
+    **dict.fromkeys((FLOAT4, FLOAT8), _float),
+    **dict.fromkeys((JSON, JSONB), _json),
+    NUMERIC: _numeric,
+    DATE: _date,
+    TIMESTAMP: _timestamp,
+    TIMESTAMPTZ: _timestamptz,
+    UUID: _uuid,
+    BYTEA: _bytes,
+}

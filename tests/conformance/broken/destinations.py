@@ -1,0 +1,950 @@
+"""Destinations with one defect each. `promise` is the check that must fail; the first have none.
+
+Not collected with the other tests: `test_broken.py` runs this file on its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, ClassVar
+
+from etl_dagster.destinations.evolution import DropColumn, RenameColumn, schema_changes
+from etl_dagster.destinations.memory import MemoryDestination, MemoryTable
+from etl_dagster.errors import DestinationError, InvalidState
+from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.destination import Capabilities, Destination, WriteResult
+from etl_dagster.model.events import (
+    DeleteEvent,
+    EventBatch,
+    InsertEvent,
+    RowEvent,
+    TableChanges,
+    TableRows,
+    TableStep,
+    TruncateEvent,
+    UpdateEvent,
+)
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.model.stores import DestinationStore
+from etl_dagster.testing import DestinationSuite, Recorded
+from etl_dagster.testing.changes import Row
+
+# -- without a defect: in memory, exactly once -------------------------------------------------
+
+
+class TestInMemory(DestinationSuite):
+    promise: ClassVar[str | None] = None
+    destination_class: ClassVar[type[MemoryDestination]] = MemoryDestination
+    durable = False
+
+    def make_destination(self, folder: Path) -> MemoryDestination:
+        return self.destination_class()
+
+    def read_rows(self, destination: Any, schema: TableSchema) -> list[Row]:
+        rows: list[Row] = destination.rows(schema.name)
+        return rows
+
+    def table_exists(self, destination: Any, schema: TableSchema) -> bool:
+        return any(table.schema.name == schema.name for table in destination.tables.values())
+
+    def read_changes(self, destination: Any, schema: TableSchema) -> list[Recorded]:
+        return [
+            Recorded(
+                type(event).__name__[0],
+                event.position.commit_lsn.offset,
+                event.position.ordinal,
+                getattr(event, "row", None),
+            )
+            for event in destination.changelog
+            if event.schema.id == schema.id
+        ]
+
+
+# -- without a defect: in a file, exactly once, by futures -------------------------------------
+
+
+class FileDestination(MemoryDestination):
+    """Everything in one file, which a thread of its own writes anew after each call."""
+
+    name = "file"
+    kept: ClassVar[tuple[str, ...]] = (
+        *("tables", "positions", "changelog"),
+        *("_replay_points", "_copies", "_ended_copies", "_epoch"),
+    )
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._writer = ThreadPoolExecutor(1)
+
+        #: Of the threads that write here; the one that saves needs `_lock`.
+        self._turn = threading.Lock()
+        self._pending: Future[None] | None = None
+
+    def startup(self, store: DestinationStore) -> None:
+        self.load()
+
+    def load(self) -> None:
+        """What this object wrote last, or another since."""
+        if self._pending is not None:
+            self._pending.result()
+        if self.path.exists():
+            vars(self).update(pickle.loads(self.path.read_bytes()))
+
+    def save(self) -> None:
+        with self._lock:
+            content = pickle.dumps({name: getattr(self, name) for name in self.kept})
+            aside = self.path.with_suffix(".new")
+            aside.write_bytes(content)
+            aside.replace(self.path)
+
+    def saved(self, write: Callable[..., None], *arguments: Any) -> WriteResult:
+        with self._turn:
+            self.load()
+            write(*arguments)
+            self._pending = self._writer.submit(self.save)
+            return self._pending
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        with self._turn:
+            self.load()
+            super().drop_table_for_copy(schema)
+            self.save()
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> WriteResult:  # type: ignore[override]
+        return self.saved(super().write_table_rows, schema, rows)
+
+    def write_events(self, events: EventBatch) -> WriteResult:  # type: ignore[override]
+        return self.saved(super().write_events, events)
+
+    def shutdown(self) -> None:
+        self._writer.shutdown()
+
+
+class TestInAFile(TestInMemory):
+    destination_class: ClassVar[Any] = FileDestination
+    durable = True
+
+    def make_destination(self, folder: Path) -> FileDestination:
+        self.path = folder / "tables.pickle"
+        made: FileDestination = self.destination_class(self.path)
+        return made
+
+    def _as_others_see_it(self) -> FileDestination:
+        reader = FileDestination(self.path)
+        reader.startup(None)  # type: ignore[arg-type]
+        return reader
+
+    def read_rows(self, destination: Any, schema: TableSchema) -> list[Row]:
+        return super().read_rows(self._as_others_see_it(), schema)
+
+    def table_exists(self, destination: Any, schema: TableSchema) -> bool:
+        return super().table_exists(self._as_others_see_it(), schema)
+
+    def read_changes(self, destination: Any, schema: TableSchema) -> list[Recorded]:
+        return super().read_changes(self._as_others_see_it(), schema)
+
+
+# -- without a defect: JSON documents by key, at least once ------------------------------------
+
+
+def _spelled(row: Row) -> Row:
+    def spell(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return base64.b64encode(value).decode()
+        return value if value is None or isinstance(value, str | float | bool) else str(value)
+
+    return {name: spell(value) for name, value in row.items()}
+
+
+class DocumentDestination:
+    """A folder for each table, a JSON file for each row; reads events one by one."""
+
+    name = "documents"
+    capabilities = Capabilities()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+
+    def startup(self, store: DestinationStore) -> None:
+        """Nothing to prepare."""
+
+    def shutdown(self) -> None:
+        """Nothing to release."""
+
+    def copy_folder(self, schema: TableSchema, copy_id: str) -> Path:
+        return self.folder / f"{schema.name}.copy"
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        for file in self.copy_folder(schema, "").glob("*"):
+            file.unlink()
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+        aside, table = self.copy_folder(schema, rows.copy_id), self.folder / schema.name
+        aside.mkdir(exist_ok=True)
+        for place, row in enumerate(rows):
+            key = self.key(schema, row) if schema.key_columns else None
+            # Without a key, a chunk delivered again finds its own files.
+            name = key or f"copy-{rows.chunk.index if rows.chunk else 0}-{place}"
+            self.put(aside, name, row)
+        if rows.is_end_of_copy:
+            for old in table.glob("*"):
+                old.unlink()
+            if table.exists():
+                table.rmdir()
+            aside.rename(table)
+
+    def write_events(self, events: EventBatch) -> None:
+        for event in events:
+            match event:
+                case InsertEvent() | UpdateEvent() | DeleteEvent():
+                    self.apply(event)
+                case TruncateEvent(schema):
+                    for file in (self.folder / schema.name).glob("*"):
+                        file.unlink()
+
+    def apply(self, event: RowEvent) -> None:
+        schema, table = event.schema, self.folder / event.schema.name
+        gone = event.row if isinstance(event, DeleteEvent) else event.old_row
+        row = event.row
+        if isinstance(event, UpdateEvent):
+            before = self.take(table, schema, event.old_row or event.row) or {}
+            row = row | {name: before.get(name) for name in event.unchanged}
+        elif gone is not None:
+            self.take(table, schema, gone)
+        if not isinstance(event, DeleteEvent):
+            position = event.position
+            name = f"{position.commit_lsn.offset}-{position.ordinal}"
+            self.put(table, self.key(schema, row) if schema.key_columns else name, row)
+
+    def take(self, table: Path, schema: TableSchema, row: Row) -> Row | None:
+        """Remove a row: the one with this key, or one that equals it."""
+        if schema.key_columns:
+            found = [table / self.key(schema, row)]
+        else:
+            wanted = json.loads(json.dumps(_spelled(row)))
+            found = [file for file in table.glob("*") if json.loads(file.read_text()) == wanted]
+        if not found or not found[0].exists():
+            return None
+        before: Row = json.loads(found[0].read_text())
+        found[0].unlink()
+        return before
+
+    def key(self, schema: TableSchema, row: Row) -> str:
+        return "key-" + "-".join(str(row[name]) for name in schema.key_columns)
+
+    def put(self, table: Path, name: str, row: Row) -> None:
+        (table / name).write_text(json.dumps(_spelled(row)))
+
+
+class TestDocuments(DestinationSuite):
+    promise: ClassVar[str | None] = None
+    destination_class: ClassVar[type[DocumentDestination]] = DocumentDestination
+
+    def make_destination(self, folder: Path) -> DocumentDestination:
+        self.folder = folder
+        return self.destination_class(folder)
+
+    def read_rows(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        files = sorted((self.folder / schema.name).glob("*"))
+        return [json.loads(file.read_text()) for file in files]
+
+    def table_exists(self, destination: Destination, schema: TableSchema) -> bool:
+        return (self.folder / schema.name).exists()
+
+
+# -- without a defect: a log of every change, at least once ------------------------------------
+
+
+class LogDestination:
+    """Appends what comes to a file for each table, one line of JSON each."""
+
+    name = "log"
+    capabilities = Capabilities(mirror=False, schema_changes=True)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+
+    def startup(self, store: DestinationStore) -> None:
+        """Nothing to prepare."""
+
+    def shutdown(self) -> None:
+        """Nothing to release."""
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        self.path(schema).unlink(missing_ok=True)
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+        self.append(schema, *({"op": "copy", "row": _spelled(row)} for row in rows))
+
+    def write_events(self, events: EventBatch) -> None:
+        for event in events:
+            if isinstance(event, RowEvent | TruncateEvent):
+                self.append(event.schema, self.line(event))
+
+    def line(self, event: RowEvent | TruncateEvent) -> Row:
+        return {
+            "op": type(event).__name__[0],
+            "lsn": event.position.commit_lsn.offset,
+            "ordinal": event.position.ordinal,
+            "row": _spelled(event.row) if isinstance(event, RowEvent) else None,
+        }
+
+    def append(self, schema: TableSchema, *lines: Row) -> None:
+        with self._lock, self.path(schema).open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def path(self, schema: TableSchema) -> Path:
+        return self.folder / f"{schema.id}.jsonl"
+
+
+class TestLog(DestinationSuite):
+    promise: ClassVar[str | None] = None
+    destination_class: ClassVar[type[LogDestination]] = LogDestination
+
+    def make_destination(self, folder: Path) -> LogDestination:
+        self.folder = folder
+        return self.destination_class(folder)
+
+    def _lines(self, schema: TableSchema) -> Iterator[Row]:
+        text = (self.folder / f"{schema.id}.jsonl").read_text()
+        return map(json.loads, text.splitlines())
+
+    def read_rows(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        return [line["row"] for line in self._lines(schema) if line["op"] == "copy"]
+
+    def table_exists(self, destination: Destination, schema: TableSchema) -> bool:
+        return (self.folder / f"{schema.id}.jsonl").exists()
+
+    def read_changes(self, destination: Destination, schema: TableSchema) -> list[Recorded]:
+        return [
+            Recorded(line["op"], line["lsn"], line["ordinal"], line["row"])
+            for line in self._lines(schema)
+            if line["op"] != "copy"
+        ]
+
+
+# -- the copy ----------------------------------------------------------------------------------
+
+
+class TestAnEmptyTableIsNotCreated(TestInMemory):
+    promise = "test_the_end_of_a_copy_without_rows_leaves_an_empty_table"
+
+    class destination_class(MemoryDestination):
+        def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+            super().write_table_rows(schema, rows)
+            if not self.rows(schema.name):
+                self.tables.pop(schema.id, None)
+
+
+class TestAChunkIsAppliedTwice(TestInMemory):
+    promise = "test_a_chunk_delivered_twice_is_there_once"
+
+    class destination_class(MemoryDestination):
+        def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+            if (copy := self._copies.get(schema.id)) and not copy.is_complete:
+                copy.chunks.clear()
+            super().write_table_rows(schema, rows)
+
+
+class TestAChunkOfWhichTheSourceFailedIsHalfThere(TestInMemory):
+    promise = "test_a_chunk_whose_source_fails_leaves_nothing"
+
+    class destination_class(MemoryDestination):
+        def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+            arrived: list[Row] = []
+            try:
+                arrived.extend(row for row in _noting(rows, arrived))
+            finally:
+                if rows.chunk:
+                    table = self._current_copy(schema, rows.copy_id).table
+                    table.put(arrived)
+                else:
+                    super().write_table_rows(schema, rows)
+
+
+def _noting(rows: TableRows, arrived: list[Row]) -> Iterator[Row]:
+    for row in rows:
+        arrived.append(row)
+    yield from ()
+
+
+class TestAFailureOfTheSourceIsSwallowed(TestInMemory):
+    promise = "test_a_chunk_whose_source_fails_can_be_written_again"
+
+    class destination_class(MemoryDestination):
+        def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+            try:
+                super().write_table_rows(schema, rows)
+            except ConnectionError:
+                return
+
+
+class TestTheNextCopyIsAddedToTheOldRows(TestInMemory):
+    promise = "test_the_end_of_the_next_copy_replaces_the_rows"
+
+    class destination_class(MemoryDestination):
+        def _replace_table(self, schema: TableSchema, copy: Any, replay_from: Lsn) -> None:
+            old = self.tables.get(schema.id)
+            new = copy.table.rows
+            if old is not None:
+                copy.table.put(old.rows)
+                copy.table.put(new)
+            super()._replace_table(schema, copy, replay_from)
+
+
+class TestTheOldRowsVanishWhileTheNewCopyLoads(TestInMemory):
+    promise = "test_the_old_rows_stay_readable_until_the_next_copy_is_complete"
+
+    class destination_class(MemoryDestination):
+        def drop_table_for_copy(self, schema: TableSchema) -> None:
+            super().drop_table_for_copy(schema)
+            if table := self.tables.get(schema.id):
+                table.clear()
+
+
+class TestAWorkerOfAnOldCopyIsLetIn(TestInMemory):
+    promise = "test_a_worker_of_a_copy_that_was_given_up_is_refused"
+
+    class destination_class(MemoryDestination):
+        def _current_copy(self, schema: TableSchema, copy_id: str) -> Any:
+            self._ended_copies.clear()
+            return super()._current_copy(schema, copy_id)
+
+
+class TestAnAbandonedCopyGoesIntoTheNext(TestInMemory):
+    promise = "test_an_abandoned_copy_adds_nothing_to_the_next"
+
+    class destination_class(MemoryDestination):
+        def _current_copy(self, schema: TableSchema, copy_id: str) -> Any:
+            copy = self._copies.get(schema.id)
+            if copy is not None and copy_id not in self._ended_copies.get(schema.id, ()):
+                copy.copy_id = copy_id
+            return super()._current_copy(schema, copy_id)
+
+
+class TestChunksBeforeADropStay(TestDocuments):
+    promise = "test_dropping_for_a_copy_forgets_the_chunks_before"
+
+    class destination_class(DocumentDestination):
+        def drop_table_for_copy(self, schema: TableSchema) -> None:
+            """Later."""
+
+
+class TestTwoTablesShareTheFolderOfTheirCopies(TestDocuments):
+    promise = "test_the_copies_of_two_tables_do_not_meet"
+
+    class destination_class(DocumentDestination):
+        def copy_folder(self, schema: TableSchema, copy_id: str) -> Path:
+            return self.folder / f"{copy_id}.copy"
+
+
+class TestAChunkReplacesTheOneBefore(TestDocuments):
+    promise = "test_a_copy_holds_the_rows_of_all_its_chunks"
+
+    class destination_class(DocumentDestination):
+        def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+            if rows.chunk:
+                super().drop_table_for_copy(schema)
+            super().write_table_rows(schema, rows)
+
+
+class TestChangesBeforeTheCopyAreApplied(TestInMemory):
+    promise = "test_changes_from_before_the_copy_are_skipped_and_those_since_applied"
+
+    class destination_class(MemoryDestination):
+        def _replace_table(self, schema: TableSchema, copy: Any, replay_from: Lsn) -> None:
+            super()._replace_table(schema, copy, LSN_ZERO)
+
+
+class TestASenderThatIsNotUpToDateIsBelieved(TestInMemory):
+    promise = "test_a_sender_who_has_not_heard_of_the_newest_copy_changes_nothing"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> None:
+            super().write_events(replace(events, apply_from={}))
+
+
+# -- changes -----------------------------------------------------------------------------------
+
+
+class _Eventwise(MemoryDestination):
+    """Lets a derived class say what becomes of the events of a run."""
+
+    def events(self, step: TableChanges) -> list[RowEvent]:
+        return list(step.events())
+
+    def _apply(self, table: MemoryTable, step: TableStep) -> None:
+        if not isinstance(step, TableChanges):
+            return super()._apply(table, step)
+        table.evolve(step.schema)
+        for event in self.events(step):
+            table.apply(event)
+            self.changelog.append(event)
+        self.positions[step.schema.id] = step.last_position
+        return None
+
+
+def _with_nulls(event: RowEvent) -> RowEvent:
+    row = event.row | dict.fromkeys(event.unchanged)
+    return replace(event, row=row, unchanged=frozenset())
+
+
+class TestAnEventIsDropped(TestInMemory):
+    promise = "test_no_change_is_lost"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            events = super().events(step)
+            return events[:-1] if len(events) > 9 else events
+
+
+class TestTheOrderWithinATableIsChanged(TestInMemory):
+    promise = "test_the_last_of_many_changes_of_a_row_stands"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            return super().events(step)[::-1]
+
+
+class TestInsertsComeBeforeDeletes(TestInMemory):
+    promise = "test_a_key_that_is_deleted_and_inserted_again_has_its_new_row"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            return sorted(super().events(step), key=lambda event: isinstance(event, DeleteEvent))
+
+
+class TestADeleteIsIgnored(TestInMemory):
+    promise = "test_a_deleted_row_is_gone"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            return [event for event in super().events(step) if not isinstance(event, DeleteEvent)]
+
+
+class TestAnUnchangedValueBecomesNull(TestInMemory):
+    promise = "test_an_unchanged_value_stays_what_the_destination_has"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            return [
+                replace(
+                    event, row=event.row | dict.fromkeys(event.unchanged), unchanged=frozenset()
+                )
+                for event in super().events(step)
+            ]
+
+
+class TestAnUnchangedValueStaysAtTheOldKey(TestInMemory):
+    promise = "test_an_unchanged_value_follows_its_row_to_another_key"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            return [
+                replace(
+                    event, row=event.row | dict.fromkeys(event.unchanged), unchanged=frozenset()
+                )
+                if event.old_row and event.schema.key_columns
+                else event
+                for event in super().events(step)
+            ]
+
+
+class TestAChangedKeyLeavesTheOldRow(TestInMemory):
+    promise = "test_a_changed_key_moves_the_row"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            return [
+                replace(event, old_row=None) if event.schema.key_columns else event
+                for event in super().events(step)
+            ]
+
+
+class TestARowIsFoundByTheFirstColumnOfItsKey(TestDocuments):
+    promise = "test_a_key_of_several_columns_identifies_a_row"
+
+    class destination_class(DocumentDestination):
+        def key(self, schema: TableSchema, row: Row) -> str:
+            return f"key-{row[schema.key_columns[0]]}"
+
+
+class TestADeleteTakesAllEqualRows(TestInMemory):
+    promise = "test_of_several_equal_rows_one_is_deleted_for_each_delete"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            events = super().events(step)
+            if not step.schema.key_columns:
+                events = [
+                    e for e in events if isinstance(e, DeleteEvent) for _ in range(3)
+                ] or events
+            return events
+
+
+class TestATruncateIsIgnored(TestInMemory):
+    promise = "test_a_truncate_empties_its_table_only"
+
+    class destination_class(MemoryDestination):
+        def _apply(self, table: MemoryTable, step: TableStep) -> None:
+            if not isinstance(step, TruncateEvent):
+                super()._apply(table, step)
+
+
+class TestATruncateEmptiesEverything(TestInMemory):
+    promise = "test_a_truncate_empties_its_table_only"
+
+    class destination_class(MemoryDestination):
+        def _apply(self, table: MemoryTable, step: TableStep) -> None:
+            super()._apply(table, step)
+            if isinstance(step, TruncateEvent):
+                for other in self.tables.values():
+                    other.clear()
+
+
+class TestNumbersTakeADetourOverFloats(TestInMemory):
+    promise = "test_the_stream_brings_values_without_loss"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            return [replace(event, row=_with_floats(event.row)) for event in super().events(step)]
+
+
+def _with_floats(row: Row) -> Row:
+    return {
+        name: Decimal(float(value)) if isinstance(value, Decimal) else value
+        for name, value in row.items()
+    }
+
+
+class TestTextsAreCutToLatin(TestDocuments):
+    promise = "test_the_copy_brings_values_without_loss"
+
+    class destination_class(DocumentDestination):
+        def put(self, table: Path, name: str, row: Row) -> None:
+            row = {
+                column: value.encode("latin-1", "replace").decode("latin-1")
+                if isinstance(value, str)
+                else value
+                for column, value in row.items()
+            }
+            super().put(table, name, row)
+
+
+# -- deliveries --------------------------------------------------------------------------------
+
+
+class TestABatchOfMarksIsRefused(TestInMemory):
+    promise = "test_a_batch_without_changes_is_accepted"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> None:
+            if events.is_empty:
+                raise InvalidState("there is nothing to write")
+            super().write_events(events)
+
+
+class TestItIsDurableTooEarly(TestInAFile):
+    promise = "test_changes_outlive_the_process_once_the_write_is_durable"
+
+    class destination_class(FileDestination):
+        def write_events(self, events: EventBatch) -> WriteResult:  # type: ignore[override]
+            self.save()
+            MemoryDestination.write_events(self, events)
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+
+
+class TestItIsReadableTooLate(TestInAFile):
+    promise = "test_what_was_written_can_be_read_once_the_write_is_durable"
+    destination_class = TestItIsDurableTooEarly.destination_class
+
+
+class TestACopyIsDurableTooEarly(TestInAFile):
+    promise = "test_a_finished_copy_outlives_the_process"
+
+    class destination_class(FileDestination):
+        def write_table_rows(self, schema: TableSchema, rows: TableRows) -> WriteResult:  # type: ignore[override]
+            MemoryDestination.write_table_rows(self, schema, rows)
+            return None
+
+        def shutdown(self) -> None:
+            self.save()
+            super().shutdown()
+
+
+class TestAWriteIsNeverDurable(TestInAFile):
+    promise = "test_a_write_gives_none_or_a_future"
+    patience_s = 0.2
+
+    class destination_class(FileDestination):
+        def write_events(self, events: EventBatch) -> WriteResult:  # type: ignore[override]
+            super().write_events(events)
+            return Future()
+
+
+class TestTheResultIsNoFuture(TestInMemory):
+    promise = "test_a_write_gives_none_or_a_future"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> Any:
+            super().write_events(events)
+            return True
+
+
+class TestShuttingDownLosesTheWriteUnderWay(TestInAFile):
+    promise = "test_shutting_down_loses_no_write_under_way"
+
+    class destination_class(FileDestination):
+        class _Waiting(Future[None]):
+            """Saves when somebody waits for it, if nobody has shut down before."""
+
+            def __init__(self, destination: FileDestination) -> None:
+                super().__init__()
+                self._destination: FileDestination | None = destination
+
+            def result(self, timeout: float | None = None) -> None:
+                if self._destination is not None:
+                    self._destination.save()
+
+        def write_events(self, events: EventBatch) -> WriteResult:  # type: ignore[override]
+            MemoryDestination.write_events(self, events)
+            self._waiting = self._Waiting(self)
+            return self._waiting
+
+        def shutdown(self) -> None:
+            if hasattr(self, "_waiting"):
+                self._waiting._destination = None
+            super().shutdown()
+
+
+class TestACopyUnderWayIsForgotten(TestInAFile):
+    promise = "test_a_copy_goes_on_in_another_process"
+
+    class destination_class(FileDestination):
+        kept = tuple(name for name in FileDestination.kept if name != "_copies")
+
+
+class TestPositionsAreForgotten(TestInAFile):
+    promise = "test_a_batch_delivered_again_to_another_process_changes_nothing"
+
+    class destination_class(FileDestination):
+        kept = tuple(name for name in FileDestination.kept if name != "positions")
+
+
+class TestARedeliveryDoubles(TestInMemory):
+    promise = "test_a_batch_delivered_again_changes_nothing"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> None:
+            self.positions.clear()
+            super().write_events(events)
+
+
+class TestATransactionIsSkippedAsAWhole(TestInMemory):
+    promise = "test_a_batch_cut_inside_a_transaction_goes_on_where_it_was_cut"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> None:
+            for table_id, position in self.positions.items():
+                self.positions[table_id] = Position(position.commit_lsn, 2**62)
+            super().write_events(events)
+
+
+class TestAnInsertIsAlwaysAppended(TestDocuments):
+    promise = "test_everything_delivered_again_ends_in_the_same_rows"
+
+    class destination_class(DocumentDestination):
+        def put(self, table: Path, name: str, row: Row) -> None:
+            copies = len(list(table.glob(f"{name}*")))
+            super().put(table, f"{name}.{copies}" if copies else name, row)
+
+
+class TestAStreamedRowIsAddedToTheCopiedOne(TestDocuments):
+    promise = "test_a_row_that_both_copy_and_stream_bring_is_there_once"
+    destination_class = TestAnInsertIsAlwaysAppended.destination_class
+
+
+class TestAnOlderEpochIsAccepted(TestInMemory):
+    promise = "test_an_older_epoch_is_refused_and_writes_nothing"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> None:
+            super().write_events(replace(events, epoch=0))
+
+
+class TestEachProcessKnowsItsOwnEpoch(TestInAFile):
+    promise = "test_a_stalled_process_is_refused_once_another_took_over"
+
+    class destination_class(FileDestination):
+        kept = tuple(name for name in FileDestination.kept if name != "_epoch")
+
+
+class TestOneProcessKeepsItToItself(TestInAFile):
+    promise = "test_another_process_copies_a_table_while_this_one_streams"
+
+    class destination_class(FileDestination):
+        def startup(self, store: DestinationStore) -> None:
+            lock = self.path.with_suffix(".lock")
+            if lock.exists():
+                raise DestinationError(f"another process has {self.path}")
+            lock.touch()
+            super().startup(store)
+
+
+class TestOneProcessOverwritesWhatAnotherWrote(TestInAFile):
+    promise = "test_another_process_copies_a_table_while_this_one_streams"
+
+    class destination_class(FileDestination):
+        _loaded = False
+
+        def load(self) -> None:
+            if not self._loaded:
+                super().load()
+            self._loaded = True
+
+
+class TestCheckingItselfCreatesTheFile(TestInAFile):
+    promise = "test_checking_itself_changes_nothing"
+
+    class destination_class(FileDestination):
+        def check(self) -> str:
+            self.save()
+            return "it can be written"
+
+
+class TestAnEpochWithoutChangesIsForgotten(TestInMemory):
+    promise = "test_an_epoch_alone_is_enough_to_refuse_older_ones"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> None:
+            if not events.is_empty:
+                super().write_events(events)
+
+
+# -- schemas -----------------------------------------------------------------------------------
+
+
+class TestARenamedColumnDropsItsValues(TestInMemory):
+    promise = "test_a_renamed_column_keeps_its_values"
+
+    class destination_class(MemoryDestination):
+        def _apply(self, table: MemoryTable, step: TableStep) -> None:
+            renames = [
+                change
+                for change in schema_changes(table.schema, step.schema)
+                if isinstance(change, RenameColumn)
+            ]
+            super()._apply(table, step)
+            for row in table.rows:
+                row.update((rename.new_name, None) for rename in renames if rename.new_name in row)
+
+
+class TestADroppedColumnStays(TestInMemory):
+    promise = "test_columns_are_added_dropped_renamed_and_change_their_type"
+
+    class destination_class(MemoryDestination):
+        def _apply(self, table: MemoryTable, step: TableStep) -> None:
+            dropped = [
+                change.column.name
+                for change in schema_changes(table.schema, step.schema)
+                if isinstance(change, DropColumn)
+            ]
+            rows = [{name: row.get(name) for name in dropped} for row in table.rows]
+            super()._apply(table, step)
+            for row, old in zip(table.rows, rows, strict=False):
+                row.update(old)
+
+
+class TestARenamedTableBeginsAnew(TestInMemory):
+    promise = "test_a_renamed_table_keeps_its_rows"
+
+    class destination_class(MemoryDestination):
+        def _apply(self, table: MemoryTable, step: TableStep) -> None:
+            if table.schema.name != step.schema.name:
+                table.clear()
+            super()._apply(table, step)
+
+
+class TestTheOldSchemaComesBack(TestInMemory):
+    promise = "test_what_is_delivered_again_does_not_undo_a_newer_schema"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> None:
+            for table_id, steps in events.tables.items():
+                if steps and (table := self.tables.get(table_id)):
+                    table.evolve(steps[0].schema)
+            super().write_events(events)
+
+
+# -- a log -------------------------------------------------------------------------------------
+
+
+class TestADeleteIsNotRecorded(TestLog):
+    promise = "test_every_change_is_recorded_with_its_operation_and_position_in_order"
+
+    class destination_class(LogDestination):
+        def append(self, schema: TableSchema, *lines: Row) -> None:
+            super().append(schema, *(line for line in lines if line["op"] != "D"))
+
+
+class TestPositionsAreNumberedOnArrival(TestLog):
+    promise = "test_changes_delivered_again_are_recorded_under_the_same_positions"
+
+    class destination_class(LogDestination):
+        _count = 0
+
+        def line(self, event: RowEvent | TruncateEvent) -> Row:
+            self._count += 1
+            return super().line(event) | {"ordinal": self._count}
+
+
+class TestAnUpdateIsRecordedAsAnInsert(TestLog):
+    promise = "test_every_change_is_recorded_with_its_operation_and_position_in_order"
+
+    class destination_class(LogDestination):
+        def line(self, event: RowEvent | TruncateEvent) -> Row:
+            line = super().line(event)
+            return line | {"op": "I"} if line["op"] == "U" else line
+
+
+class TestRecordedValuesAreOfTheFirstSchema(TestLog):
+    promise = "test_changes_under_another_schema_are_recorded_with_its_columns"
+
+    class destination_class(LogDestination):
+        def line(self, event: RowEvent | TruncateEvent) -> Row:
+            line = super().line(event)
+            if line["row"] is not None:
+                line["row"].pop("extra", None)
+            return line
+
+
+class TestTheLogIsWrittenAtTheEnd(TestLog):
+    promise = "test_recorded_changes_outlive_the_process"
+
+    class destination_class(LogDestination):
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            self._later: list[tuple[TableSchema, Row]] = []
+
+        def append(self, schema: TableSchema, *lines: Row) -> None:
+            copied = [line for line in lines if line["op"] == "copy"]
+            super().append(schema, *copied)
+            self._later += [(schema, line) for line in lines if line["op"] != "copy"]
+
+        def shutdown(self) -> None:
+            for schema, line in self._later:
+                super().append(schema, line)

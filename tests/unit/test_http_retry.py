@@ -1,0 +1,218 @@
+"""What is tried again, when, and what any other answer means."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+import stamina
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from etl_dagster.destinations.http.answers import WriteConflict, refusal
+from etl_dagster.destinations.http.retry import (
+    Patience,
+    TryAgain,
+    is_transient,
+    parse_retry_after,
+)
+from etl_dagster.errors import (
+    DestinationError,
+    DestinationUnreachable,
+    InvalidState,
+    Superseded,
+    TableWriteFailed,
+)
+from etl_dagster.testing.changes import ORDERS
+
+NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses() -> Iterator[None]:
+    """As many tries as configured, without the time between them."""
+    with stamina.set_testing(True, attempts=100, cap=True):
+        yield
+
+
+# -- what an answer means ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 507, 599])
+def test_these_are_tried_again(status: int) -> None:
+    assert is_transient(status)
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 400, 401, 404, 408, 409, 410, 422, 425, 499])
+def test_these_are_not(status: int) -> None:
+    assert not is_transient(status)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "expected"),
+    [
+        ("events", 400, TableWriteFailed),
+        ("events", 413, TableWriteFailed),
+        ("rows", 422, TableWriteFailed),
+        ("events", 409, WriteConflict),
+        ("rows", 410, InvalidState),
+        ("events", 410, DestinationError),
+        ("events", 412, Superseded),
+        ("events", 401, DestinationError),
+        ("events", 403, DestinationError),
+        ("events", 404, DestinationError),
+        ("events", 405, DestinationError),
+        ("events", 408, DestinationError),
+        ("events", 307, DestinationError),
+    ],
+)
+def test_each_refusal_has_its_error(path: str, status: int, expected: type) -> None:
+    error = refusal(status, f"POST https://example.com/{path}", "the-key", ORDERS)
+
+    assert type(error) is expected
+    assert f"POST https://example.com/{path}" in error.reason
+    assert str(status) in error.reason
+    assert error.solution
+    # The pipeline's own retries, too, leave it at that; but for what asks to be sent again.
+    assert error.retryable == (expected is WriteConflict)
+
+
+def test_a_refused_table_is_named_with_the_key_to_look_for() -> None:
+    error = refusal(422, "POST https://example.com/events", "shop:1:events:0/1:0-0/1:7", ORDERS)
+
+    assert isinstance(error, TableWriteFailed)
+    assert error.table_id == ORDERS.id
+    assert "public.orders" in error.reason
+    assert "shop:1:events:0/1:0-0/1:7" in error.solution
+
+
+# -- Retry-After -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, None),
+        ("0", 0.0),
+        ("120", 120.0),
+        (" 7 ", 7.0),
+        (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90.0),
+        (format_datetime(NOW - timedelta(seconds=90), usegmt=True), 0.0),
+        ("-5", None),
+        ("soon", None),
+        ("", None),
+        ("9" * 400, None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header: str | None, expected: float | None) -> None:
+    assert parse_retry_after(header, NOW) == expected
+
+
+_PIECES = [
+    "Wed,",
+    "1",
+    "31",
+    "Nov",
+    "Jan",
+    "0",
+    "9" * 20,
+    "2024",
+    "12:00",
+    "25:61:61",
+    "GMT",
+    "-",
+    "+9999",
+]
+
+
+@given(st.text() | st.lists(st.sampled_from(_PIECES), max_size=7).map(" ".join))
+@example(f"Jan {'9' * 20} Z 12:00 31 1")
+def test_no_header_is_an_error(header: str) -> None:
+    found = parse_retry_after(header, NOW)
+
+    assert found is None or found >= 0
+
+
+# -- patience ----------------------------------------------------------------------------------
+
+
+class Requests:
+    """Fails as told, then succeeds."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self._failures = list(failures)
+        self.count = 0
+
+    def __call__(self) -> str:
+        self.count += 1
+        if self._failures:
+            raise self._failures.pop(0)
+        return "done"
+
+
+def test_a_request_is_tried_until_it_succeeds() -> None:
+    requests = Requests(TryAgain("500"), TryAgain("refused"), TryAgain("429", 2.0))
+
+    assert Patience(4, threading.Event()).run(requests, "POST x") == "done"
+    assert requests.count == 4
+
+
+def test_the_server_decides_when_if_it_says_so() -> None:
+    """Not before, and not all at the same moment."""
+    patience = Patience(4, threading.Event())
+
+    assert 2.0 <= patience._delay(TryAgain("429", retry_after_s=2.0), "POST x") < 3.0
+    assert patience._delay(TryAgain("500"), "POST x") is True
+
+
+def test_enough_failures_are_an_unreachable_destination_with_the_last_reason() -> None:
+    requests = Requests(*(TryAgain(f"failure {n}") for n in range(9)))
+
+    with pytest.raises(DestinationUnreachable, match="POST x: failure 2; tried 3 times") as caught:
+        Patience(3, threading.Event()).run(requests, "POST x")
+
+    assert caught.value.retryable
+    assert requests.count == 3
+
+
+def test_what_is_no_transient_failure_is_not_tried_again() -> None:
+    requests = Requests(KeyError("a bug"))
+
+    with pytest.raises(KeyError):
+        Patience(4, threading.Event()).run(requests, "POST x")
+
+    assert requests.count == 1
+
+
+def test_nothing_is_tried_again_once_the_destination_closes() -> None:
+    closing = threading.Event()
+
+    def request() -> None:
+        closing.set()
+        raise TryAgain("500")
+
+    with pytest.raises(DestinationUnreachable, match=r"500$"):
+        Patience(4, closing).run(request, "POST x")
+
+
+def test_a_long_pause_that_the_server_asks_for_is_kept_by_all_requests() -> None:
+    """The write fails, so that a stop isn't kept waiting, and the pipeline's next try waits."""
+    now = 1000.0
+    closing = threading.Event()
+    patience = Patience(4, closing, clock=lambda: now)
+    asked = Requests(TryAgain("429", retry_after_s=120))
+    with pytest.raises(DestinationUnreachable, match="429"):
+        patience.run(asked, "POST x")
+    assert asked.count == 1
+
+    closing.set()  # waiting for its turn would take seconds
+    other = Requests()
+    with pytest.raises(DestinationUnreachable, match="of which 120 s are left"):
+        patience.run(other, "POST y")
+    assert other.count == 0
+
+    now += 121
+    assert patience.run(other, "POST y") == "done"
