@@ -9,10 +9,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.meltano.bookmarks import OURS, TablePosition
 from etl_dagster.integrations.meltano.errors import (
     StateChanged,
@@ -21,7 +20,7 @@ from etl_dagster.integrations.meltano.errors import (
 )
 from etl_dagster.integrations.meltano.records import StoredState
 from etl_dagster.integrations.meltano.storage import StateStorage, StorageOptions
-from etl_dagster.integrations.meltano.uri import StateLocation, locate
+from etl_dagster.integrations.meltano.uri import StateLocation, locate, locate_dsn
 from etl_dagster.integrations.meltano.verdicts import Row
 
 #: Of a `meltano state move`: it writes the one state and deletes the other in one process.
@@ -54,7 +53,7 @@ class MirroredStates:
         """Where the configuration says; None where nothing is mirrored.
 
         Raises:
-            ConfigError: the URI can't be read.
+            StateUriError: the URI can't be read.
         """
         location = state_location(config)
         if location is None:
@@ -174,27 +173,16 @@ def state_location(config: PipelineConfig) -> StateLocation | None:
     """The database and schema of the mirrored states; None where nothing is mirrored.
 
     Raises:
-        ConfigError: the URI can't be read.
+        StateUriError: URI or DSN can't be read.
     """
     section = config.meltano
     if not section.enabled:
         return None
     if section.state_backend is not None:
         location = locate(section.state_backend.get_secret_value())
-        return replace(location, parameters={**location.parameters, **_OURS})
-    if config.state_store.type != "postgres":
+    elif config.state_store.type == "postgres":
+        location = locate_dsn(config.state_store_conninfo(), config.state_store.schema_name)
+    else:
         return None
-    try:
-        parameters = conninfo_to_dict(config.state_store_conninfo())
-    except psycopg.Error:
-        # libpq's own message repeats what it could not read, password and all.
-        raise ConfigError(
-            ["state_store.dsn: not a libpq URI or key/value string"], origin="state store"
-        ) from None
-    given = {name: str(value) for name, value in parameters.items() if value is not None}
-    return StateLocation(
-        {**locate("postgres://").parameters, **given, **_OURS}, config.state_store.schema_name
-    )
-
-
-_OURS = {"application_name": "etl-dagster meltano mirror"}
+    name = {"application_name": "etl-dagster meltano mirror"}
+    return replace(location, parameters={**location.parameters, **name})
