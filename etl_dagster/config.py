@@ -251,7 +251,7 @@ class TableConfig(_Section):
 class MeltanoConfig(_Section):
     """The mirror of every table's position as Meltano state."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="Whether positions are mirrored.")
     state_backend: SecretStr | None = Field(
         None,
         description="A postgres:// URI as Meltano's state_backend.uri; by default the database and "
