@@ -210,7 +210,7 @@ def test_a_release_wakes_whoever_waits(newest_database: Database) -> None:
         with patient.lock("a"):
             taken.set()
 
-    waiter = threading.Thread(target=wait)
+    waiter = threading.Thread(target=wait, daemon=True)
     with patient.lock("a"):
         waiter.start()
         # It polls quickly at first, and then listens.

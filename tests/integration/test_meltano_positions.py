@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,8 @@ from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.integrations.dagster.supervisor import Replicator, config_payload
 from etl_dagster.integrations.meltano.comparison import compare_bookmarks
 from etl_dagster.integrations.meltano.memory import STATUS_KEY, Notice, load_notices
-from etl_dagster.integrations.meltano.mirrored import state_location
-from etl_dagster.integrations.meltano.positions import mirrored_positions
+from etl_dagster.integrations.meltano.mirrored import MirroredStates, state_location
+from etl_dagster.integrations.meltano.positions import Mirror, mirrored_positions
 from etl_dagster.integrations.meltano.storage import StateStorage
 from etl_dagster.integrations.meltano.tables import state_key
 from etl_dagster.integrations.meltano.uri import locate
@@ -371,6 +372,29 @@ def test_a_state_that_could_not_be_written_was_not_cleared(
         shop.execute("DROP TRIGGER refuse ON etl.meltano_state")
         ready(person, ORDERS, CUSTOMERS)
     assert copies_of(shop, "orders") == copies_of(shop, "customers") == 1
+    assert not notices(config)
+
+
+def test_a_process_whose_pipeline_another_took_over_writes_no_more(
+    config: PipelineConfig, person: StateStorage
+) -> None:
+    states = MirroredStates.of(config)
+    assert states is not None
+    with (
+        closing(build_store(config)) as store,  # type: ignore[type-var]
+        running(config, store=store) as pipeline,
+        closing(states),
+    ):
+        pipeline.wait_until_caught_up()
+        before = pipeline.status()
+        mirror = Mirror(config, store, lambda: before, states)
+        assert mirror._pass(must_read=True)
+        ready(person, ORDERS, CUSTOMERS)
+        person.delete(ORDERS)
+        later = dataclasses.replace(before, epoch=before.epoch - 1)
+        mirror._status = lambda: later
+        assert not mirror._pass(must_read=True, is_last=True)
+        assert person.get(ORDERS) is None
     assert not notices(config)
 
 

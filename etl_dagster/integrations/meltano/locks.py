@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-import psycopg
 from psycopg import errors, sql
 
-from etl_dagster.integrations.meltano.connections import Connection, Connections
+from etl_dagster.integrations.meltano.connections import Connections
 from etl_dagster.integrations.meltano.errors import (
     StateLocked,
     StateLockLost,
     StateStorageError,
 )
+from etl_dagster.integrations.meltano.listening import ReleaseListener
 from etl_dagster.integrations.meltano.migrate import StateTables
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ _FIRST_PAUSE_S = 0.004
 #: After so long a wait a connection is made that hears of releases. Short waits are mostly in the
 #: server, for the transaction of the owner.
 _LISTEN_AFTER_S = 0.25
+_GIVE_WAY_S, _TURNS_KEPT = 0.004, 1_000
 #: A renewal doesn't wait for our own transaction, which holds the row anyway.
 _RENEWAL_WAIT_MS = 200
 
@@ -190,6 +191,7 @@ class Locks:
         self._channel = f"etl_dagster_state_{digest[:16]}"
         self._guard = threading.Condition()
         self._held: dict[uuid.UUID, Lease] = {}
+        self._turns: dict[bytes, float] = {}
         self._keeper: threading.Thread | None = None
 
     def acquire(
@@ -205,9 +207,12 @@ class Locks:
             StateLocked: it was not free in that time; says who has it.
         """
         lease = Lease(kind, state_id, lease_s, 0)
+        with self._guard:
+            turn_at = self._turns.pop(lease.key, 0.0)
+        time.sleep(max(0.0, turn_at - time.monotonic()))
         deadline = time.monotonic() + wait_s
         if not self._try(lease, deadline):
-            waiting = _Waiting(self._connections, self._channel, lease.key.hex())
+            waiting = ReleaseListener(self._connections, self._channel, lease.key.hex())
             try:
                 self._wait(lease, deadline, retry_s, waiting)
             finally:
@@ -219,10 +224,11 @@ class Locks:
         """Give it back, if it still is ours."""
         self.forget(lease)
         text, parameters = self.release_statement(lease)
-        self._connections.run(lambda c: c.execute(text, parameters))
+        row = self._connections.run(lambda c: c.execute(text, parameters).fetchone())
+        self.give_way(lease, row)
 
     def release_statement(self, lease: Lease) -> tuple[bytes, Mapping[str, Any]]:
-        """For the caller's transaction. Call `forget` when that is done."""
+        """For the caller's transaction. Call `forget` before it, and `give_way` with its row."""
         parameters = {
             "key": lease.key,
             "lock_id": lease.lock_id,
@@ -230,6 +236,17 @@ class Locks:
             "hex": lease.key.hex(),
         }
         return self._release, parameters
+
+    def give_way(self, lease: Lease, released: tuple[Any, ...] | None) -> None:
+        """After a release that somebody waited for, our next turn comes a little later.
+
+        We would always be faster than those who have to wake up first, and they would starve.
+        """
+        if released and released[0] is not None:
+            with self._guard:
+                if len(self._turns) > _TURNS_KEPT:
+                    self._turns.clear()
+                self._turns[lease.key] = time.monotonic() + _GIVE_WAY_S
 
     def forget(self, lease: Lease) -> None:
         """Renew it no more."""
@@ -273,7 +290,9 @@ class Locks:
             )
         return True
 
-    def _wait(self, lease: Lease, deadline: float, retry_s: float, waiting: _Waiting) -> None:
+    def _wait(
+        self, lease: Lease, deadline: float, retry_s: float, waiting: ReleaseListener
+    ) -> None:
         pause_s = min(_FIRST_PAUSE_S, retry_s)
         began = time.monotonic()
         while True:
@@ -373,56 +392,6 @@ class Locks:
                 _log.error("the %s lock of %r was taken by another", lease.kind, lease.state_id)
             return
         lease.renewed_at = began
-
-
-class _Waiting:
-    """Hears a release over LISTEN, on a connection of its own; behind a pooler it hears nothing."""
-
-    def __init__(self, connections: Connections, channel: str, payload: str) -> None:
-        self._connections = connections
-        self._channel = channel
-        self._payload = payload
-        self._connection: Connection | None = None
-        self._is_possible = True
-
-    def listen(self) -> bool:
-        if self._connection is not None:
-            return True
-        if not self._is_possible:
-            return False
-        self._is_possible = False
-        try:
-            connection = self._connections.connect()
-        except StateStorageError:
-            return False
-        try:
-            row = connection.execute("SELECT pg_backend_pid()").fetchone()
-            # A pooler hands out a process ID of its own, and sessions that are not ours to keep.
-            if row != (connection.info.backend_pid,):
-                connection.close()
-                return False
-            connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
-        except psycopg.Error:
-            connection.close()
-            return False
-        self._connection = connection
-        return True
-
-    def wait(self, timeout_s: float) -> None:
-        assert self._connection is not None
-        deadline = time.monotonic() + timeout_s
-        try:
-            while (left_s := deadline - time.monotonic()) > 0:
-                for notify in self._connection.notifies(timeout=left_s, stop_after=1):
-                    if notify.payload == self._payload:
-                        return
-        except psycopg.Error:
-            self.close()
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 def _milliseconds(deadline: float) -> str:

@@ -82,16 +82,16 @@ class Session:
             return
 
         def step() -> None:
-            self._send(self._locks.release_statement(self.lease), COMMIT)
+            released, _ = self._send(self._locks.release_statement(self.lease), COMMIT)
             self._give_back()
+            self._locks.give_way(self.lease, released)
 
+        self._locks.forget(self.lease)
         try:
             self._do(step)
         except _WasDone:
             self._roll_back()
             return
-        finally:
-            self._locks.forget(self.lease)
         self._check_answers()
 
     def abandon(self) -> None:
@@ -99,7 +99,6 @@ class Session:
         self._roll_back()
         with contextlib.suppress(StateStorageError):  # it expires by itself
             self._locks.release(self.lease)
-        self._locks.forget(self.lease)
 
     def _check_answers(self) -> None:
         for write, row in zip(self._writes, self._answers, strict=True):
