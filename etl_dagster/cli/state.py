@@ -330,6 +330,7 @@ def _storage(uri: str | None, config_path: Path, *, create: bool = False) -> Ite
 
 
 def _location(uri: str | None, config_path: Path) -> StateLocation:
+    from etl_dagster.config import PostgresStoreConfig
     from etl_dagster.errors import ConfigError
     from etl_dagster.integrations.meltano.uri import SETTINGS, locate, locate_dsn
 
@@ -344,11 +345,12 @@ def _location(uri: str | None, config_path: Path) -> StateLocation:
         nowhere.solution = "--uri postgres://user:password@host:port/database/schema"
         raise nowhere
     config = load(config_path)
-    if config.state_store.type != "postgres":
+    store = config.state_store
+    if not isinstance(store, PostgresStoreConfig):
         raise ConfigError(
             ["state_store.type: only a Postgres store has Meltano states"], origin=str(config_path)
         )
-    return locate_dsn(config.state_store_conninfo(), config.state_store.schema_name)
+    return locate_dsn(store.conninfo(config.source), store.schema_name)
 
 
 def _setting(name: str) -> str | None:

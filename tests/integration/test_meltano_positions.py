@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from etl_dagster.assembly import build_store
 from etl_dagster.cli.app import cli
-from etl_dagster.config import PipelineConfig, StateStoreConfig
+from etl_dagster.config import MemoryStoreConfig, PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.integrations.dagster.supervisor import Replicator, config_payload
 from etl_dagster.integrations.meltano.comparison import compare_bookmarks
@@ -447,7 +447,7 @@ def test_a_pipeline_whose_store_forgets_mirrors_where_a_uri_says(
     )
     forgetful = config.model_copy(
         update={
-            "state_store": StateStoreConfig(type="memory"),
+            "state_store": MemoryStoreConfig(type="memory"),
             "meltano": config.meltano.model_copy(update={"state_backend": SecretStr(uri)}),
         }
     )

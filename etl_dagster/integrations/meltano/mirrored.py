@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from etl_dagster.config import PipelineConfig
+from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.integrations.meltano.bookmarks import OURS, TablePosition
 from etl_dagster.integrations.meltano.errors import (
     StateChanged,
@@ -180,8 +180,8 @@ def state_location(config: PipelineConfig) -> StateLocation | None:
         return None
     if section.state_backend is not None:
         location = locate(section.state_backend.get_secret_value())
-    elif config.state_store.type == "postgres":
-        location = locate_dsn(config.state_store_conninfo(), config.state_store.schema_name)
+    elif isinstance(store := config.state_store, PostgresStoreConfig):
+        location = locate_dsn(store.conninfo(config.source), store.schema_name)
     else:
         return None
     name = {"application_name": "etl-dagster meltano mirror"}
