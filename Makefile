@@ -14,7 +14,7 @@ READY := .venv/.installed
 
 .PHONY: help
 help: ## List what make can do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: $(READY) ## Flights in an embedded Postgres, streamed into DuckDB, seen in Dagster
@@ -33,6 +33,10 @@ docs: $(READY) ## Build the documentation into build/docs
 	@$(BIN)/python docs/generate.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "Open build/docs/index.html"
+
+.PHONY: bench-meltano
+bench-meltano: $(READY) ## Measure the Meltano state backend beside Meltano's own
+	@$(BIN)/python -m benchmarks.meltano_state
 
 .PHONY: lint
 lint: $(READY) ## Check style and types
