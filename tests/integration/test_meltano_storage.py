@@ -289,7 +289,7 @@ def test_a_role_that_may_only_read_reads(newest_database: Database) -> None:
         assert storage.list_ids("*a") == ["a"]
         assert len(storage.history("a")) == 1
         admin.require_writable()
-        with pytest.raises(StateStorageForbidden, match="no UPDATE on .*meltano_state"):
+        with pytest.raises(StateStorageForbidden, match=r"no UPDATE on .*meltano_state"):
             storage.require_writable()
         writes: list[Any] = [
             lambda: storage.set("a", completed={"n": 2}),
