@@ -127,8 +127,10 @@ def test_failures_are_one_line_with_what_to_do_and_without_a_traceback(
         (state_uri(newest_database, password=SECRET, port=1), "can't be reached", "server is up"),
         ("postgres://u:ge@heim@h/db", "more than one @", "percent-encoded"),
     ]
-    for wrong, reason, instruction in cases:
-        said = project.with_environ(MELTANO_STATE_BACKEND_URI=wrong).fails("state", "list")
+    commands = [["list"], ["get", "x"], ["set", "--force", "x", json.dumps(STATE)], ["list"]]
+    # `set` is the one that writes without reading first.
+    for (wrong, reason, instruction), command in zip(cases, commands, strict=True):
+        said = project.with_environ(MELTANO_STATE_BACKEND_URI=wrong).fails("state", *command)
         assert reason in said
         assert instruction in said
         assert "Traceback" not in said
@@ -150,11 +152,13 @@ def test_a_write_that_fails_says_why_and_changes_nothing(
             )
         )
         assert json.loads(reader("state", "get", "dev:a-to-b")) == {"singer_state": {"n": 1}}
-        said = reader.fails("state", "clear", "--force", "dev:a-to-b")
-        assert "permission denied" in said
-        assert "GRANT SELECT, INSERT, UPDATE, DELETE" in said
-        assert "Traceback" not in said
-        assert password not in said
+        for command in (["clear", "--force"], ["set", "--force"]):
+            content = [json.dumps(STATE)] if "set" in command else []
+            said = reader.fails("state", *command, "dev:a-to-b", *content)
+            assert "permission denied" in said
+            assert "GRANT SELECT, INSERT, UPDATE, DELETE" in said
+            assert "Traceback" not in said
+            assert password not in said
     newest_database.execute("UPDATE states.meltano_state SET completed_state = '{oops'")
     said = project.fails("state", "get", "dev:a-to-b")
     assert "the completed state stored for 'dev:a-to-b' is not JSON" in said

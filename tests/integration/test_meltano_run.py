@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from etl_dagster.integrations.meltano.storage import StateStorage
 from tests.support.database import Database
-from tests.support.meltano import MeltanoProject, open_storage, state_uri
+from tests.support.meltano import MeltanoProject, open_storage, role, state_uri
 
 pytest.importorskip("meltano")
 
@@ -143,6 +143,22 @@ def test_a_run_that_is_killed_leaves_its_state_and_holds_up_nobody(
     assert stored is not None
     assert stored.merged() == {"singer_state": {"bookmarks": {"steps": {"id": 1, "more": 1}}}}
     (tmp_path / "go_on").touch()
+
+
+def test_a_run_whose_state_cannot_be_written_ends_before_it_loads_anything(
+    newest_database: Database, storage: StateStorage, tmp_path: Path
+) -> None:
+    storage.migrate()
+    project = step_by_step(newest_database, tmp_path)
+    (tmp_path / "go_on").touch()
+    with role(newest_database, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}") as login:
+        uri = state_uri(newest_database, user=login[0], password=login[1])
+        reader = project.with_environ(MELTANO_STATE_BACKEND_URI=uri)
+        said = reader.fails("--environment=dev", "run", "tap-steps", "target-echo")
+    assert "states can't be written" in said
+    assert 'no INSERT on "public"."meltano_state"' in said
+    assert "Traceback" not in said
+    assert storage.list_ids() == []
 
 
 STEPS = "dev:tap-steps-to-target-echo"

@@ -288,6 +288,9 @@ def test_a_role_that_may_only_read_reads(newest_database: Database) -> None:
         assert storage.get("a") == admin.get("a")
         assert storage.list_ids("*a") == ["a"]
         assert len(storage.history("a")) == 1
+        admin.require_writable()
+        with pytest.raises(StateStorageForbidden, match=r"no UPDATE on .*meltano_state"):
+            storage.require_writable()
         writes: list[Any] = [
             lambda: storage.set("a", completed={"n": 2}),
             lambda: storage.delete("a"),
@@ -313,6 +316,8 @@ def test_a_server_that_is_read_only_is_told(newest_database: Database) -> None:
     assert storage.list_ids() == ["a"]
     with pytest.raises(StateStorageForbidden, match="read only"):
         storage.set("a", completed={"n": 2})
+    with pytest.raises(StateStorageForbidden, match="default_transaction_read_only is on"):
+        storage.require_writable()
 
 
 def test_missing_tables_that_may_not_be_made_are_told(newest_database: Database) -> None:

@@ -91,6 +91,7 @@ class PostgresStateBackend(StateStoreManager):
                 run_id=_current_run_id,
                 **_given(tables),
             )
+        self._may_write = False
         # Meltano doesn't close the managers of its runs.
         self._finalizer = weakref.finalize(self, self.storage.close)
 
@@ -112,6 +113,11 @@ class PostgresStateBackend(StateStoreManager):
     def get(self, state_id: str) -> MeltanoState | None:
         """The state, as new objects; empty halves are ``{}``."""
         with _meltano_errors():
+            if _current_run_id() is not None and not self._may_write:
+                # A run whose state can't be written should fail before it loads anything: when the
+                # write fails, Meltano may end the run all the same as if nothing had happened.
+                self.storage.require_writable()
+                self._may_write = True
             stored = self.storage.get(state_id)
             return _to_meltano(stored) if stored else None
 
@@ -153,8 +159,12 @@ class PostgresStateBackend(StateStoreManager):
         Raises:
             PostgresStateLockedError: somebody else has it, and lives.
         """
-        with _meltano_errors(), self.storage.lock(state_id, retry_seconds=retry_seconds):
-            yield
+        try:
+            with _meltano_errors(), self.storage.lock(state_id, retry_seconds=retry_seconds):
+                yield
+        except PostgresStateError as error:
+            _spare_the_traceback(error)
+            raise
 
     @contextlib.contextmanager
     def run_lease(
@@ -200,6 +210,26 @@ def _current_run_id() -> str | None:
 
     run_id = get_contextvars().get("run_id")
     return None if run_id is None else str(run_id)
+
+
+def _spare_the_traceback(error: PostgresStateError) -> None:
+    """End `meltano state set` as Meltano ends its other commands, with the message alone.
+
+    There, whatever a write raises is wrapped in an error that the command line prints with three
+    tracebacks. Nowhere else does this do anything.
+    """
+    import click
+
+    context = click.get_current_context(silent=True)
+    names = []
+    while context is not None:
+        names.append(context.info_name)
+        context = context.parent
+    if names[:2] == ["set", "state"]:
+        from meltano.cli.utils import CliError
+
+        CliError(str(error)).print()
+        raise SystemExit(error.exit_code().value)
 
 
 @contextlib.contextmanager

@@ -122,6 +122,19 @@ AND (
 )"""
 
 
+#: Has parameters for the tables, so that nothing is looked up in them.
+_MISSING_RIGHTS = """
+SELECT format('no %%s on %%s', needed."right", needed.name)
+FROM (VALUES (%(state)s, 'INSERT'), (%(state)s, 'UPDATE'), (%(locks)s, 'INSERT'),
+             (%(locks)s, 'UPDATE'), (%(locks)s, 'DELETE'), (%(history)s, 'INSERT'))
+  AS needed (name, "right")
+WHERE NOT has_table_privilege(needed.name, needed."right")
+UNION ALL
+SELECT 'the server is a standby' WHERE pg_is_in_recovery()
+UNION ALL
+SELECT 'default_transaction_read_only is on' WHERE current_setting('transaction_read_only')::bool
+AND NOT pg_is_in_recovery()"""
+
 _IS_IT = '"left"(state_id, 200) = "left"(%(state_id)s, 200) AND state_id = %(state_id)s'
 
 _TEXTS: dict[str, LiteralString] = {
@@ -151,6 +164,7 @@ _TEXTS: dict[str, LiteralString] = {
     "ORDER BY version DESC LIMIT %(limit)s",
     "version": "SELECT {version_columns} FROM {history} WHERE {is_it} AND version = %(version)s",
     "prune": _PRUNE,
+    "missing_rights": _MISSING_RIGHTS,
 }
 
 
@@ -174,6 +188,7 @@ class Statements:
     history: bytes
     version: bytes
     prune: bytes
+    missing_rights: bytes
 
     @classmethod
     def of(cls, tables: StateTables) -> Statements:

@@ -12,6 +12,7 @@ from etl_dagster.integrations.meltano import records
 from etl_dagster.integrations.meltano.connections import Connection, Connections
 from etl_dagster.integrations.meltano.errors import (
     StateChanged,
+    StateStorageForbidden,
     StateUriError,
     StateVersionMissing,
 )
@@ -118,6 +119,22 @@ class StateStorage:
         )
         self._is_ready = True
         return count
+
+    def require_writable(self) -> None:
+        """Look, and change nothing.
+
+        Raises:
+            StateStorageForbidden: the role or the server can't write; says what is missing.
+        """
+        names = {key: name.as_string(None) for key, name in self.tables.identifiers().items()}
+        sql = self._writing.sql.missing_rights
+        rows = self._run(lambda c: c.execute(sql, names).fetchall())
+        if rows:
+            missing = ", ".join(what for (what,) in rows)
+            raise StateStorageForbidden(
+                f"states can't be written at {self.location.shown}: {missing}",
+                solution="Grant what is missing, or connect to the server that takes writes.",
+            )
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ class Writing:
 
     def table_transaction(self, statement: Statement) -> int:
         """Run it while nobody else writes any state; the count that it selects."""
-        wait: Statement = (self.sql.wait, {"wait_ms": _milliseconds(self._options.wait_s)})
+        wait: Statement = (self.sql.wait, {"wait_ms": self._wait_ms()})
         lock: Statement = (self.sql.lock_table, {})
         row = self._unlocked("*", lambda connection: send(connection, wait, lock, statement)[-1])
         return int(row[0]) if row else 0
@@ -113,7 +113,7 @@ class Writing:
         return (
             self.sql.begin,
             {
-                "wait_ms": _milliseconds(self._options.wait_s),
+                "wait_ms": self._wait_ms(),
                 "idle_ms": _milliseconds(self._options.lease_s),
                 "advisory_key": advisory_key(self._tables.schema, self._tables.state, state_id),
                 **_fence(lease),
@@ -161,6 +161,10 @@ class Writing:
             "age": timedelta(days=options.history_days),
         }
         self.connections.run(lambda c: c.execute(self.sql.prune, parameters))
+
+    def _wait_ms(self) -> str:
+        """For transactions of others, which are short; also for those who won't wait for locks."""
+        return _milliseconds(max(1.0, self._options.wait_s))
 
     def _unlocked(self, state_id: str, work: Callable[[Connection], Row]) -> Row:
         try:
