@@ -315,12 +315,16 @@ def test_connections_are_bounded_over_copies_and_streams(receiver: Receiver, bou
         *(insert(PRICES, sku=str(number), region=1, price=number) for number in range(100)),
     )
     rows = [{"page": "/", "at": number} for number in range(100)]
+    receiver.misbehave(*[{"answer": "late", "when": "after"}] * bound)
     with ThreadPoolExecutor(4) as pool:
         writes = [
             pool.submit(sender.write_table_rows, VISITS, chunk("copy", index, VISITS, rows))
             for index in range(3)
         ]
         writes.append(pool.submit(sender.write_events, batch(changes)))
+        while receiver.most_requests_at_once() < bound:
+            assert not all(write.done() for write in writes)
+        receiver.release()
     for write in writes:
         write.result()
 
