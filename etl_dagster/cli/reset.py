@@ -11,7 +11,7 @@ from etl_dagster.cli.options import config_option, load
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
-    from etl_dagster.integrations.meltano.pending import Pending
+    from etl_dagster.integrations.meltano.positions.pending import Pending
     from etl_dagster.model.stores import CoordinatingStore
 
 
@@ -122,7 +122,7 @@ def _reset_all(
 def _reset_cleared(
     config: PipelineConfig, store: CoordinatingStore, *, dry_run: bool, yes: bool
 ) -> None:
-    from etl_dagster.integrations.meltano.pending import PendingChanges
+    from etl_dagster.integrations.meltano.positions.pending import PendingChanges
 
     with PendingChanges.of(config, store) as changes:
         if changes is None:
@@ -146,7 +146,7 @@ def _reset_cleared(
 
 def _meaning(pending: Pending) -> str:
     """What becomes of a change, in a line."""
-    from etl_dagster.integrations.meltano.verdicts import Cleared, Moved, Refused
+    from etl_dagster.integrations.meltano.positions.verdicts import Cleared, Moved, Refused
 
     match pending.verdict:
         case Cleared(how) if pending.is_copy:

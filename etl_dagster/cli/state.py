@@ -16,7 +16,7 @@ import click
 from etl_dagster.cli.options import config_option, json_option, load
 
 if TYPE_CHECKING:
-    from etl_dagster.integrations.meltano.storage import (
+    from etl_dagster.integrations.meltano.states.storage import (
         Change,
         NewState,
         StateLocation,
@@ -160,7 +160,7 @@ def restore(state_id: str, version: int, yes: bool, uri: str | None, config_path
 
     Shows what would change, and does it with --yes. What is there now stays in the history.
     """
-    from etl_dagster.integrations.meltano.records import diff as compare
+    from etl_dagster.integrations.meltano.states.records import diff as compare
 
     with _storage(uri, config_path) as storage:
         old, now = storage.version(state_id, version), storage.get(state_id)
@@ -254,8 +254,8 @@ def import_states(
 
     Shows what would be imported, and does it with --yes.
     """
-    from etl_dagster.integrations.meltano.glob import matcher
-    from etl_dagster.integrations.meltano.sources import read_states
+    from etl_dagster.integrations.meltano.states.glob import matcher
+    from etl_dagster.integrations.meltano.states.sources import read_states
 
     found = read_states(source, table=table)
     matches = matcher(pattern)
@@ -315,7 +315,7 @@ def locks(uri: str | None, config_path: Path, as_json: bool) -> None:
 @contextmanager
 def _storage(uri: str | None, config_path: Path, *, create: bool = False) -> Iterator[StateStorage]:
     """Looking makes no tables."""
-    from etl_dagster.integrations.meltano.storage import StateStorage, StorageOptions
+    from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 
     names = {
         "state_table": _setting("state_table") or "meltano_state",
@@ -332,7 +332,7 @@ def _storage(uri: str | None, config_path: Path, *, create: bool = False) -> Ite
 def _location(uri: str | None, config_path: Path) -> StateLocation:
     from etl_dagster.config import PostgresStoreConfig
     from etl_dagster.errors import ConfigError
-    from etl_dagster.integrations.meltano.uri import SETTINGS, locate, locate_dsn
+    from etl_dagster.integrations.meltano.states.uri import SETTINGS, locate, locate_dsn
 
     uri = uri or os.environ.get("MELTANO_STATE_BACKEND_URI")
     if uri:
@@ -359,7 +359,10 @@ def _setting(name: str) -> str | None:
 
 
 def _all_by_id(storage: StateStorage) -> dict[str, StoredState]:
-    from etl_dagster.integrations.meltano.errors import StateSchemaMissing, StateTablesMissing
+    from etl_dagster.integrations.meltano.states.errors import (
+        StateSchemaMissing,
+        StateTablesMissing,
+    )
 
     try:
         return {stored.state_id: stored for stored in storage.get_all()}
@@ -370,7 +373,7 @@ def _all_by_id(storage: StateStorage) -> dict[str, StoredState]:
 
 
 def _existing(storage: StateStorage, state_id: str) -> StoredState:
-    from etl_dagster.integrations.meltano.errors import StateVersionMissing
+    from etl_dagster.integrations.meltano.states.errors import StateVersionMissing
 
     stored = storage.get(state_id)
     if stored is None:
@@ -387,7 +390,7 @@ def _existing(storage: StateStorage, state_id: str) -> StoredState:
 
 def _verdict(new: NewState, here: StoredState | None, only_new: bool) -> str:
     """new, same, keep or replace."""
-    from etl_dagster.integrations.meltano.records import to_text
+    from etl_dagster.integrations.meltano.states.records import to_text
 
     if here is None:
         return "new"
@@ -399,7 +402,7 @@ def _verdict(new: NewState, here: StoredState | None, only_new: bool) -> str:
 
 
 def _nothing(state_id: str) -> StoredState:
-    from etl_dagster.integrations.meltano.storage import StoredState
+    from etl_dagster.integrations.meltano.states.storage import StoredState
 
     return StoredState(state_id, None, None, 0, datetime.min, None, None)
 

@@ -36,7 +36,7 @@ def status(config_path: Path, as_json: bool) -> None:
 
 def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
     """What the store knows, what the pipeline last published, and the slot as it is now."""
-    from etl_dagster.integrations.meltano.memory import load_notices
+    from etl_dagster.integrations.meltano.positions.memory import load_notices
     from etl_dagster.model.states import DataSync, state_name, state_to_json
     from etl_dagster.model.stores import ApplyWorker
 

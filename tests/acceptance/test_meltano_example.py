@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from etl_dagster.integrations.meltano.storage import StateStorage
-from etl_dagster.integrations.meltano.uri import locate
+from etl_dagster.integrations.meltano.states.storage import StateStorage
+from etl_dagster.integrations.meltano.states.uri import locate
 from tests.support.database import Database
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]

@@ -44,8 +44,8 @@ from etl_dagster.integrations.dagster import (
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.metadata import LAG_CHECK
 from etl_dagster.integrations.dagster.supervisor import Supervisor, stop_all, supervisor_of
-from etl_dagster.integrations.meltano.mirrored import state_location
-from etl_dagster.integrations.meltano.storage import StateStorage
+from etl_dagster.integrations.meltano.positions.mirrored import state_location
+from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.model.states import FinishedCopy, Ready, SyncWait
 from tests.support.database import Database
 

@@ -34,9 +34,9 @@ from etl_dagster.integrations.dagster.meltano import (
     meltano_assets,
 )
 from etl_dagster.integrations.dagster.meltano.process import follow
-from etl_dagster.integrations.meltano.errors import StateLocked, StateLockLost
-from etl_dagster.integrations.meltano.storage import StateStorage
-from etl_dagster.integrations.meltano.uri import locate
+from etl_dagster.integrations.meltano.states.errors import StateLocked, StateLockLost
+from etl_dagster.integrations.meltano.states.storage import StateStorage
+from etl_dagster.integrations.meltano.states.uri import locate
 from tests.support.database import Database
 from tests.support.singer import write_project
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from etl_dagster.integrations.meltano.storage import StateStorage, locate
+from etl_dagster.integrations.meltano.states.storage import StateStorage, locate
 from tests.support.database import Database
 from tests.support.meltano import MELTANO, MeltanoProject, open_storage, role, state_uri
 

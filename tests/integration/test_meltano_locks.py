@@ -16,8 +16,8 @@ from contextlib import contextmanager
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from etl_dagster.integrations.meltano.errors import StateLocked, StateLockLost
-from etl_dagster.integrations.meltano.storage import (
+from etl_dagster.integrations.meltano.states.errors import StateLocked, StateLockLost
+from etl_dagster.integrations.meltano.states.storage import (
     StateStorage,
     StorageOptions,
     locate,

@@ -19,13 +19,13 @@ from etl_dagster.cli.app import cli
 from etl_dagster.config import MemoryStoreConfig, PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.integrations.dagster.supervisor import Replicator, config_payload
-from etl_dagster.integrations.meltano.comparison import compare_bookmarks
-from etl_dagster.integrations.meltano.memory import STATUS_KEY, Notice, load_notices
-from etl_dagster.integrations.meltano.mirrored import MirroredStates, state_location
 from etl_dagster.integrations.meltano.positions import Mirror, mirrored_positions
-from etl_dagster.integrations.meltano.storage import StateStorage
-from etl_dagster.integrations.meltano.tables import state_key
-from etl_dagster.integrations.meltano.uri import locate
+from etl_dagster.integrations.meltano.positions.comparison import compare_bookmarks
+from etl_dagster.integrations.meltano.positions.memory import STATUS_KEY, Notice, load_notices
+from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates, state_location
+from etl_dagster.integrations.meltano.positions.tables import state_key
+from etl_dagster.integrations.meltano.states.storage import StateStorage
+from etl_dagster.integrations.meltano.states.uri import locate
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready
 from etl_dagster.runtime.pipeline import Pipeline

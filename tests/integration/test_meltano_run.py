@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from etl_dagster.integrations.meltano.storage import StateStorage
+from etl_dagster.integrations.meltano.states.storage import StateStorage
 from tests.support.database import Database
 from tests.support.meltano import MeltanoProject, open_storage, role, state_uri
 

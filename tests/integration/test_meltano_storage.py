@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from etl_dagster.integrations.meltano.errors import (
+from etl_dagster.integrations.meltano.states.errors import (
     StateChanged,
     StateCorrupt,
     StateNotStorable,
@@ -24,7 +24,7 @@ from etl_dagster.integrations.meltano.errors import (
     StateUriError,
     StateVersionMissing,
 )
-from etl_dagster.integrations.meltano.storage import (
+from etl_dagster.integrations.meltano.states.storage import (
     NewState,
     StateStorage,
     StorageOptions,

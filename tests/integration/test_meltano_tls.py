@@ -14,8 +14,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
-from etl_dagster.integrations.meltano.errors import StateStorageRefused
-from etl_dagster.integrations.meltano.storage import StateStorage, locate
+from etl_dagster.integrations.meltano.states.errors import StateStorageRefused
+from etl_dagster.integrations.meltano.states.storage import StateStorage, locate
 
 _DAYS = ["-days", "2", "-nodes", "-newkey", "rsa:2048"]
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from etl_dagster.cli.app import cli
-from etl_dagster.integrations.meltano.storage import StateStorage
+from etl_dagster.integrations.meltano.states.storage import StateStorage
 from tests.support.database import Database, make_config
 from tests.support.meltano import open_storage, state_uri
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from psycopg.conninfo import conninfo_to_dict
 
-from etl_dagster.integrations.meltano.storage import StateStorage, StorageOptions, locate
+from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions, locate
 from tests.support.database import Database
 
 #: Beside the interpreter that runs the tests: with the entry points of this package.

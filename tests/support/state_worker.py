@@ -12,8 +12,8 @@ from multiprocessing.synchronize import Barrier
 from meltano.core.state_store.base import MeltanoState
 
 from etl_dagster.integrations.meltano.backend import PostgresStateBackend
-from etl_dagster.integrations.meltano.errors import StateStorageError
-from etl_dagster.integrations.meltano.storage import StateStorage, StorageOptions
+from etl_dagster.integrations.meltano.states.errors import StateStorageError
+from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 
 _FORK = multiprocessing.get_context("fork")
 

@@ -57,7 +57,7 @@ def test_the_settings_load_nothing_but_meltano() -> None:
 
 
 def test_the_storage_loads_neither_meltano_nor_dagster() -> None:
-    loaded = loaded_by("import etl_dagster.integrations.meltano.storage")
+    loaded = loaded_by("import etl_dagster.integrations.meltano.states.storage")
     heavy = {"meltano", "dagster", "pyarrow", "pydantic", "numpy", "sqlalchemy", "psycopg_pool"}
     assert not loaded & heavy
 

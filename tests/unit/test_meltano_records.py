@@ -12,9 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from etl_dagster.integrations.meltano.errors import StateCorrupt, StateNotStorable
-from etl_dagster.integrations.meltano.glob import literal_prefix, matcher
-from etl_dagster.integrations.meltano.records import (
+from etl_dagster.integrations.meltano.states.errors import StateCorrupt, StateNotStorable
+from etl_dagster.integrations.meltano.states.glob import literal_prefix, matcher
+from etl_dagster.integrations.meltano.states.records import (
     Change,
     StoredState,
     check_id,

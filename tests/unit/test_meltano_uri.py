@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from etl_dagster.integrations.meltano.errors import StateUriError
-from etl_dagster.integrations.meltano.uri import locate
+from etl_dagster.integrations.meltano.states.errors import StateUriError
+from etl_dagster.integrations.meltano.states.uri import locate
 
 SECRET = "geheim"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from etl_dagster.integrations.meltano.bookmarks import TablePosition
-from etl_dagster.integrations.meltano.comparison import compare
-from etl_dagster.integrations.meltano.mirrored import StoredBookmark
-from etl_dagster.integrations.meltano.verdicts import (
+from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
+from etl_dagster.integrations.meltano.positions.comparison import compare
+from etl_dagster.integrations.meltano.positions.mirrored import StoredBookmark
+from etl_dagster.integrations.meltano.positions.verdicts import (
     Cleared,
     Edited,
     Moved,

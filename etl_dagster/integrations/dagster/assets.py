@@ -30,7 +30,7 @@ from etl_dagster.integrations.dagster.metadata import (
 )
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import STATE_ID
-from etl_dagster.integrations.meltano.tables import Positions
+from etl_dagster.integrations.meltano.positions.tables import Positions
 from etl_dagster.model.destination import CountsRows, Destination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry

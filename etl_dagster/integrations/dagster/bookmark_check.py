@@ -21,7 +21,7 @@ from dagster import (
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.translator import STATE_ID
-from etl_dagster.integrations.meltano.comparison import Comparison, compare_bookmarks
+from etl_dagster.integrations.meltano.positions.comparison import Comparison, compare_bookmarks
 
 BOOKMARK_CHECK = "meltano_bookmark_in_step"
 #: It costs the source a query, and the states another.

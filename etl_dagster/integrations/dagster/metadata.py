@@ -15,8 +15,8 @@ from dagster import (
 )
 
 from etl_dagster.integrations.dagster.translator import STATE, STATE_ID, column_schema
-from etl_dagster.integrations.meltano.bookmarks import TablePosition
-from etl_dagster.integrations.meltano.tables import published_position
+from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
+from etl_dagster.integrations.meltano.positions.tables import published_position
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 from etl_dagster.runtime.table_sync import TableSyncResult

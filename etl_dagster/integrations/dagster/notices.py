@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
-from etl_dagster.integrations.meltano.memory import load_notices
+from etl_dagster.integrations.meltano.positions.memory import load_notices
 
 #: Asking opens the store.
 _EVERY_S = 15.0

@@ -16,17 +16,17 @@ from meltano.core.state_store.base import (
     UnsupportedStateBackendURIError,
 )
 
-from etl_dagster.integrations.meltano.errors import (
+from etl_dagster.integrations.meltano.states.errors import (
     StateLocked,
     StateStorageError,
     StateStorageRefused,
     StateUriError,
 )
-from etl_dagster.integrations.meltano.locks import Lease
-from etl_dagster.integrations.meltano.options import StorageOptions
-from etl_dagster.integrations.meltano.records import NewState, StoredState
-from etl_dagster.integrations.meltano.storage import StateStorage
-from etl_dagster.integrations.meltano.uri import SETTINGS, locate
+from etl_dagster.integrations.meltano.states.locks import Lease
+from etl_dagster.integrations.meltano.states.options import StorageOptions
+from etl_dagster.integrations.meltano.states.records import NewState, StoredState
+from etl_dagster.integrations.meltano.states.storage import StateStorage
+from etl_dagster.integrations.meltano.states.uri import SETTINGS, locate
 
 
 class PostgresStateError(MeltanoError):

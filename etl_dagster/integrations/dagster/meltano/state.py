@@ -16,12 +16,12 @@ from pydantic import Field, PrivateAttr
 from etl_dagster.errors import ConfigError, InvalidState
 from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
 from etl_dagster.integrations.dagster.meltano.resources import MeltanoResource
-from etl_dagster.integrations.meltano.glob import matcher
-from etl_dagster.integrations.meltano.locks import Lease
-from etl_dagster.integrations.meltano.options import StorageOptions
-from etl_dagster.integrations.meltano.records import StateVersion
-from etl_dagster.integrations.meltano.storage import StateStorage
-from etl_dagster.integrations.meltano.uri import SCHEMES, locate
+from etl_dagster.integrations.meltano.states.glob import matcher
+from etl_dagster.integrations.meltano.states.locks import Lease
+from etl_dagster.integrations.meltano.states.options import StorageOptions
+from etl_dagster.integrations.meltano.states.records import StateVersion
+from etl_dagster.integrations.meltano.states.storage import StateStorage
+from etl_dagster.integrations.meltano.states.uri import SCHEMES, locate
 
 _SINGER_STATE = "singer_state"
 

@@ -7,7 +7,7 @@ from typing import LiteralString
 
 from psycopg import sql
 
-from etl_dagster.integrations.meltano.migrate import StateTables
+from etl_dagster.integrations.meltano.states.migrate import StateTables
 
 #: Parts that occur several times, in braces as well.
 _STATE = "state_id, partial_state, completed_state, version, updated_at, writer, run_id"

@@ -14,10 +14,10 @@ from typing import Any
 
 from psycopg import sql
 
-from etl_dagster.integrations.meltano.connections import Connections
-from etl_dagster.integrations.meltano.errors import StateStorageError, StateUriError
-from etl_dagster.integrations.meltano.records import Half, NewState
-from etl_dagster.integrations.meltano.uri import SCHEMES, StateLocation, locate
+from etl_dagster.integrations.meltano.states.connections import Connections
+from etl_dagster.integrations.meltano.states.errors import StateStorageError, StateUriError
+from etl_dagster.integrations.meltano.states.records import Half, NewState
+from etl_dagster.integrations.meltano.states.uri import SCHEMES, StateLocation, locate
 
 #: Ours and that of the first meltano-state-backend-postgres; Meltano's system database and the
 #: backend's later versions.

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
-from etl_dagster.integrations.meltano import records
-from etl_dagster.integrations.meltano.connections import Connection, Connections
-from etl_dagster.integrations.meltano.errors import (
+from etl_dagster.integrations.meltano.states import records
+from etl_dagster.integrations.meltano.states.connections import Connection, Connections
+from etl_dagster.integrations.meltano.states.errors import (
     StateChanged,
     StateStorageForbidden,
     StateUriError,
     StateVersionMissing,
 )
-from etl_dagster.integrations.meltano.glob import literal_prefix, matcher
-from etl_dagster.integrations.meltano.locks import Lease, LockRow, Locks
-from etl_dagster.integrations.meltano.migrate import StateTables, ensure_tables
-from etl_dagster.integrations.meltano.options import StorageOptions
-from etl_dagster.integrations.meltano.records import (
+from etl_dagster.integrations.meltano.states.glob import literal_prefix, matcher
+from etl_dagster.integrations.meltano.states.locks import Lease, LockRow, Locks
+from etl_dagster.integrations.meltano.states.migrate import StateTables, ensure_tables
+from etl_dagster.integrations.meltano.states.options import StorageOptions
+from etl_dagster.integrations.meltano.states.records import (
     Change,
     Half,
     NewState,
@@ -29,9 +29,9 @@ from etl_dagster.integrations.meltano.records import (
     check_id,
     to_text,
 )
-from etl_dagster.integrations.meltano.session import Session
-from etl_dagster.integrations.meltano.uri import StateLocation, locate
-from etl_dagster.integrations.meltano.writing import Row, Statement, Write, Writing, send
+from etl_dagster.integrations.meltano.states.session import Session
+from etl_dagster.integrations.meltano.states.uri import StateLocation, locate
+from etl_dagster.integrations.meltano.states.writing import Row, Statement, Write, Writing, send
 
 __all__ = [
     "Change",

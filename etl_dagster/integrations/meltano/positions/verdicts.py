@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from etl_dagster.integrations.meltano.bookmarks import FoundState, TablePosition
+from etl_dagster.integrations.meltano.positions.bookmarks import FoundState, TablePosition
 from etl_dagster.lsn import Lsn
 
 

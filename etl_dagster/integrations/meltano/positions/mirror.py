@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.meltano.bookmarks import TablePosition
-from etl_dagster.integrations.meltano.memory import Entry, Memory, keep_problem
-from etl_dagster.integrations.meltano.mirrored import MirroredStates
-from etl_dagster.integrations.meltano.tables import Positions, request_copy, state_key
-from etl_dagster.integrations.meltano.verdicts import (
+from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
+from etl_dagster.integrations.meltano.positions.memory import Entry, Memory, keep_problem
+from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates
+from etl_dagster.integrations.meltano.positions.tables import Positions, request_copy, state_key
+from etl_dagster.integrations.meltano.positions.verdicts import (
     Cleared,
     Edited,
     Moved,

@@ -11,12 +11,12 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from etl_dagster.integrations.meltano.connections import Connection, Connections
-from etl_dagster.integrations.meltano.errors import StateLocked
-from etl_dagster.integrations.meltano.locks import Lease, own_name
-from etl_dagster.integrations.meltano.migrate import StateTables, advisory_key
-from etl_dagster.integrations.meltano.options import StorageOptions
-from etl_dagster.integrations.meltano.statements import Statements
+from etl_dagster.integrations.meltano.states.connections import Connection, Connections
+from etl_dagster.integrations.meltano.states.errors import StateLocked
+from etl_dagster.integrations.meltano.states.locks import Lease, own_name
+from etl_dagster.integrations.meltano.states.migrate import StateTables, advisory_key
+from etl_dagster.integrations.meltano.states.options import StorageOptions
+from etl_dagster.integrations.meltano.states.statements import Statements
 
 #: A statement with its parameters.
 Statement = tuple[bytes, Mapping[str, Any]]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.integrations.meltano.bookmarks import FoundState, TablePosition
+from etl_dagster.integrations.meltano.positions.bookmarks import FoundState, TablePosition
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import (

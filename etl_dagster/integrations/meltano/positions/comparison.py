@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.integrations.meltano.bookmarks import FoundState, stream_name
-from etl_dagster.integrations.meltano.mirrored import MirroredStates, StoredBookmark
+from etl_dagster.integrations.meltano.positions.bookmarks import FoundState, stream_name
+from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates, StoredBookmark
 from etl_dagster.lsn import Lsn
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import Slot, apply_slot_name, fetch_slot

@@ -11,8 +11,8 @@ from importlib import resources
 import psycopg
 from psycopg import errors, sql
 
-from etl_dagster.integrations.meltano.connections import Connection
-from etl_dagster.integrations.meltano.errors import (
+from etl_dagster.integrations.meltano.states.connections import Connection
+from etl_dagster.integrations.meltano.states.errors import (
     StateSchemaMissing,
     StateStorageError,
     StateTablesMissing,
@@ -56,7 +56,7 @@ def advisory_key(*names: str) -> int:
 
 def migrations() -> Iterator[tuple[int, str, str]]:
     """Number, name and SQL of each migration, in order."""
-    folder = resources.files("etl_dagster.integrations.meltano.migrations")
+    folder = resources.files("etl_dagster.integrations.meltano.states.migrations")
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         match = _NUMBERED.match(file.name)
         if match:

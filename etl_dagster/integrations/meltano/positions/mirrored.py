@@ -12,16 +12,16 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from etl_dagster.config import PipelineConfig, PostgresStoreConfig
-from etl_dagster.integrations.meltano.bookmarks import OURS, TablePosition
-from etl_dagster.integrations.meltano.errors import (
+from etl_dagster.integrations.meltano.positions.bookmarks import OURS, TablePosition
+from etl_dagster.integrations.meltano.positions.verdicts import Row
+from etl_dagster.integrations.meltano.states.errors import (
     StateChanged,
     StateCorrupt,
     StateStorageUnreachable,
 )
-from etl_dagster.integrations.meltano.records import StoredState
-from etl_dagster.integrations.meltano.storage import StateStorage, StorageOptions
-from etl_dagster.integrations.meltano.uri import StateLocation, locate, locate_dsn
-from etl_dagster.integrations.meltano.verdicts import Row
+from etl_dagster.integrations.meltano.states.records import StoredState
+from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
+from etl_dagster.integrations.meltano.states.uri import StateLocation, locate, locate_dsn
 
 #: Of a `meltano state move`: it writes the one state and deletes the other in one process.
 _MOVE_TAKES = timedelta(seconds=30)

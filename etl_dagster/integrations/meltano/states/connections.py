@@ -18,7 +18,7 @@ import psycopg
 from psycopg import errors
 from psycopg.conninfo import make_conninfo
 
-from etl_dagster.integrations.meltano.errors import (
+from etl_dagster.integrations.meltano.states.errors import (
     StateLocked,
     StateNotStorable,
     StateStorageError,
@@ -27,7 +27,7 @@ from etl_dagster.integrations.meltano.errors import (
     StateStorageUnreachable,
     StateTablesMissing,
 )
-from etl_dagster.integrations.meltano.uri import StateLocation
+from etl_dagster.integrations.meltano.states.uri import StateLocation
 
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from etl_dagster.integrations.meltano.errors import StateUriError
+from etl_dagster.integrations.meltano.states.errors import StateUriError
 
 SCHEMES = ("postgres", "postgresql")
 DEFAULT_SCHEMA = "public"

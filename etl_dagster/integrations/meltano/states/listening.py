@@ -7,8 +7,8 @@ import time
 import psycopg
 from psycopg import sql
 
-from etl_dagster.integrations.meltano.connections import Connection, Connections
-from etl_dagster.integrations.meltano.errors import StateStorageError
+from etl_dagster.integrations.meltano.states.connections import Connection, Connections
+from etl_dagster.integrations.meltano.states.errors import StateStorageError
 
 
 class ReleaseListener:

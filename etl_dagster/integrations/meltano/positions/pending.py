@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.integrations.meltano.bookmarks import TablePosition
-from etl_dagster.integrations.meltano.memory import Memory
-from etl_dagster.integrations.meltano.mirrored import MirroredStates
-from etl_dagster.integrations.meltano.tables import Positions, state_key
-from etl_dagster.integrations.meltano.verdicts import Cleared, New, Unchanged, Verdict, judge
+from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
+from etl_dagster.integrations.meltano.positions.memory import Memory
+from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates
+from etl_dagster.integrations.meltano.positions.tables import Positions, state_key
+from etl_dagster.integrations.meltano.positions.verdicts import (
+    Cleared,
+    New,
+    Unchanged,
+    Verdict,
+    judge,
+)
 from etl_dagster.model.states import Init, state_name
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 

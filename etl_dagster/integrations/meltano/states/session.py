@@ -10,15 +10,15 @@ from typing import TypeVar
 import psycopg
 from psycopg import errors
 
-from etl_dagster.integrations.meltano.connections import Connection, is_lost
-from etl_dagster.integrations.meltano.errors import (
+from etl_dagster.integrations.meltano.states.connections import Connection, is_lost
+from etl_dagster.integrations.meltano.states.errors import (
     StateChanged,
     StateLocked,
     StateLockLost,
     StateStorageError,
 )
-from etl_dagster.integrations.meltano.locks import Lease, Locks
-from etl_dagster.integrations.meltano.writing import (
+from etl_dagster.integrations.meltano.states.locks import Lease, Locks
+from etl_dagster.integrations.meltano.states.writing import (
     BEGIN,
     COMMIT,
     Row,

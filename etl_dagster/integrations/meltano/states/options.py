@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from etl_dagster.integrations.meltano.errors import StateUriError
+from etl_dagster.integrations.meltano.states.errors import StateUriError
 
 
 @dataclass(frozen=True, slots=True)

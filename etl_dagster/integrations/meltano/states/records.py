@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from etl_dagster.integrations.meltano.errors import StateCorrupt, StateNotStorable
+from etl_dagster.integrations.meltano.states.errors import StateCorrupt, StateNotStorable
 
 #: A half of a state, as an object or as the exact JSON text to keep.
 Half = Mapping[str, Any] | str | None

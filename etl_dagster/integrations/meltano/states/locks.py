@@ -22,14 +22,14 @@ from typing import Any, Literal
 
 from psycopg import errors, sql
 
-from etl_dagster.integrations.meltano.connections import Connections
-from etl_dagster.integrations.meltano.errors import (
+from etl_dagster.integrations.meltano.states.connections import Connections
+from etl_dagster.integrations.meltano.states.errors import (
     StateLocked,
     StateLockLost,
     StateStorageError,
 )
-from etl_dagster.integrations.meltano.listening import ReleaseListener
-from etl_dagster.integrations.meltano.migrate import StateTables
+from etl_dagster.integrations.meltano.states.listening import ReleaseListener
+from etl_dagster.integrations.meltano.states.migrate import StateTables
 
 _log = logging.getLogger(__name__)
 
