@@ -208,6 +208,23 @@ def test_of_old_versions_the_last_of_each_run_is_kept(newest_database: Database)
     storage.close()
 
 
+def test_versions_that_were_not_kept_do_not_push_others_out(newest_database: Database) -> None:
+    """The mirror of positions moves every few seconds, and keeps the steps between only."""
+    location = locate(state_uri(newest_database))
+    steps = StateStorage(
+        location, options=StorageOptions(history_versions=10, history_days=1), writer="me"
+    )
+    moves = StateStorage(location, options=StorageOptions(history_versions=0), writer="me")
+    for n in range(8):
+        for move in range(15):
+            moves.set("a", completed={"step": n, "move": move})
+        steps.set("a", completed={"step": n})  # and prunes, at each sixteenth version
+
+    assert [version.version for version in steps.history("a")] == [*range(128, 0, -16)]
+    steps.close()
+    moves.close()
+
+
 def test_a_storage_without_history_keeps_none(newest_database: Database) -> None:
     storage = open_storage(newest_database, history_versions=0)
     storage.set("a", completed={"n": 1})

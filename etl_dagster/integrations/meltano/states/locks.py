@@ -119,12 +119,14 @@ WITH settings AS MATERIALIZED (
          set_config('lock_timeout', %(wait_ms)s, true)
 ), previous AS MATERIALIZED (
   SELECT owner, host, pid, renewed_at, lock_id FROM {locks} WHERE lock_key = %(key)s
+), moment AS MATERIALIZED (
+  SELECT clock_timestamp() AS now
 )
 INSERT INTO {locks} AS held (lock_key, kind, state_id, lock_id, owner, host, pid, run_id,
                              acquired_at, renewed_at, expires_at)
 SELECT %(key)s, %(kind)s, %(state_id)s, %(lock_id)s, %(owner)s, %(host)s, %(pid)s, %(run_id)s,
-       clock_timestamp(), clock_timestamp(), clock_timestamp() + %(lease)s
-FROM settings
+       now, now, now + %(lease)s
+FROM settings, moment
 ON CONFLICT (lock_key) DO UPDATE SET
   lock_id = excluded.lock_id, fencing_token = excluded.fencing_token, owner = excluded.owner,
   host = excluded.host, pid = excluded.pid, run_id = excluded.run_id,

@@ -107,10 +107,11 @@ SELECT count(*) FROM gone"""
 #: Keeps the newest versions, and of each earlier run the last one until it is old.
 _PRUNE = """
 DELETE FROM {history} AS old
-WHERE {is_it} AND version <= (
-  SELECT max(version) FROM {history}
-  WHERE {is_it}
-) - %(versions)s
+WHERE {is_it} AND version < (
+  -- By rows: not every version has one.
+  SELECT version FROM {history}
+  WHERE {is_it} ORDER BY version DESC OFFSET %(versions)s - 1 LIMIT 1
+)
 AND (
   written_at < clock_timestamp() - %(age)s
   OR EXISTS (
