@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from etl_dagster.assembly import build_destination, build_store, forgets
 from etl_dagster.cli.failures import NotReady
 from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.errors import EtlError
+from etl_dagster.integrations.meltano.positions.mirrored import state_location
+from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.kinds import DESTINATIONS, STORES
 from etl_dagster.runtime.preflight import Check, run_checks
 from etl_dagster.source.connection import check_dsn
@@ -15,7 +18,12 @@ from etl_dagster.source.connection import check_dsn
 
 def all_checks(config: PipelineConfig) -> list[Check]:
     """The report of the doctor."""
-    return [*run_checks(config), check_state_store(config), check_destination(config)]
+    return [
+        *run_checks(config),
+        check_state_store(config),
+        check_destination(config),
+        *check_positions(config),
+    ]
 
 
 def require_all(config: PipelineConfig) -> None:
@@ -64,6 +72,24 @@ def check_destination(config: PipelineConfig) -> Check:
             "For more than trying out, set destination.type to duckdb.",
         )
     return _check(name, lambda: _ask(build_destination(config), section.type))
+
+
+def check_positions(config: PipelineConfig) -> list[Check]:
+    """Whether positions can be mirrored, where their place is not the state store's.
+
+    Never an error: the pipeline goes on without.
+    """
+    if not config.meltano.enabled or config.meltano.state_backend is None:
+        return []
+    name = "meltano state"
+    try:
+        location = state_location(config)
+        assert location is not None
+        with contextlib.closing(StateStorage(location)) as storage:
+            storage.require_writable()
+    except EtlError as error:
+        return [Check.warning(name, error.reason, error.solution)]
+    return [Check.ok(name, f"positions are mirrored at {location.shown}")]
 
 
 def _ask(subject: object, kind: str) -> str:

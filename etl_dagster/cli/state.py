@@ -330,9 +330,9 @@ def _storage(uri: str | None, config_path: Path, *, create: bool = False) -> Ite
 
 
 def _location(uri: str | None, config_path: Path) -> StateLocation:
-    from etl_dagster.config import PostgresStoreConfig
     from etl_dagster.errors import ConfigError
-    from etl_dagster.integrations.meltano.states.uri import SETTINGS, locate, locate_dsn
+    from etl_dagster.integrations.meltano.positions.mirrored import states_location
+    from etl_dagster.integrations.meltano.states.uri import SETTINGS, locate
 
     uri = uri or os.environ.get("MELTANO_STATE_BACKEND_URI")
     if uri:
@@ -344,13 +344,16 @@ def _location(uri: str | None, config_path: Path) -> StateLocation:
         )
         nowhere.solution = "--uri postgres://user:password@host:port/database/schema"
         raise nowhere
-    config = load(config_path)
-    store = config.state_store
-    if not isinstance(store, PostgresStoreConfig):
+    location = states_location(load(config_path))
+    if location is None:
         raise ConfigError(
-            ["state_store.type: only a Postgres store has Meltano states"], origin=str(config_path)
+            [
+                "state_store.type: only a Postgres store has Meltano states; or set "
+                "meltano.state_backend"
+            ],
+            origin=str(config_path),
         )
-    return locate_dsn(store.conninfo(config.source), store.schema_name)
+    return location
 
 
 def _setting(name: str) -> str | None:

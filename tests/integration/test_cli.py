@@ -35,6 +35,7 @@ COMMAND = [sys.executable, "-m", "etl_dagster.cli"]
 ROWS = 500
 _TIMEOUT_S = 60
 SECRET = "Wr0ng-s3cret"
+SECRET_URI = f"postgres://me:{SECRET}@127.0.0.1:1/nowhere/public"
 
 
 @dataclass
@@ -622,6 +623,7 @@ def test_migrate_prints_what_an_administrator_then_runs(shop: Shop) -> None:
     printed = shop.call("migrate", "--print")
     assert printed.returncode == 0
     assert "CREATE TABLE table_states" in printed.stdout
+    assert 'CREATE TABLE "my state"."meltano_state"' in printed.stdout
     assert shop.database.query("SELECT to_regnamespace('\"my state\"')") == [(None,)]
     assert shop.call("migrate", "--print", "--all").stdout == printed.stdout
 
@@ -632,7 +634,7 @@ def test_migrate_prints_what_an_administrator_then_runs(shop: Shop) -> None:
 
 
 def test_migrate_creates_the_tables_and_says_so_once(shop: Shop) -> None:
-    assert shop.call("migrate").stdout == "ran 0001_state_store\n"
+    assert shop.call("migrate").stdout == "ran 0001_state_store\nran meltano_states\n"
     assert shop.call("migrate").stdout == "schema 'etl' is up to date\n"
 
 
@@ -643,3 +645,39 @@ def test_migrate_of_another_store_is_refused(shop: Shop) -> None:
 
     assert refused.returncode == 2
     assert "state_store.type: memory has no migrations" in refused.stderr
+
+
+def test_a_role_that_may_only_write_rows_runs_a_pipeline_and_mirrors_it(shop: Shop) -> None:
+    """With what `migrate --print` prints, and the grants that the documentation names."""
+    name = f"least_{shop.database.name}"
+    shop.database.execute(shop.call("migrate", "--print").stdout)
+    shop.database.execute(
+        f"CREATE ROLE {name} LOGIN REPLICATION PASSWORD 'pw'",
+        f"GRANT SELECT ON orders TO {name}",
+        f"GRANT USAGE ON SCHEMA etl TO {name}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA etl TO {name}",
+    )
+    try:
+        dsn = make_conninfo(shop.database.dsn, user=name, password="pw")
+        shop.configure(source={"dsn": dsn})
+
+        run = shop.run("run", "--until-caught-up", "--plain")
+
+        assert run.returncode == 0, run.stderr
+        assert shop.count() == ROWS
+        [state] = shop.database.query("SELECT state_id, writer FROM etl.meltano_state")
+        assert state == ("dev:shop-to-duckdb:public.orders", "etl-dagster, pipeline shop")
+    finally:
+        shop.database.drop_slots()
+        shop.database.execute(f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+def test_doctor_warns_of_a_place_for_positions_that_is_not_there(shop: Shop) -> None:
+    """The pipeline goes on without it, so it is no error."""
+    shop.configure(meltano={"state_backend": SECRET_URI})
+
+    report = shop.call("doctor")
+
+    assert report.returncode == 0, report.stderr
+    assert "meltano state" in report.stdout
+    assert SECRET not in report.stdout

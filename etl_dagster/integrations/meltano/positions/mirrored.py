@@ -175,14 +175,23 @@ def state_location(config: PipelineConfig) -> StateLocation | None:
     Raises:
         StateUriError: URI or DSN can't be read.
     """
-    section = config.meltano
-    if not section.enabled:
+    if not config.meltano.enabled:
         return None
-    if section.state_backend is not None:
-        location = locate(section.state_backend.get_secret_value())
-    elif isinstance(store := config.state_store, PostgresStoreConfig):
-        location = locate_dsn(store.conninfo(config.source), store.schema_name)
-    else:
+    location = states_location(config)
+    if location is None:
         return None
     name = {"application_name": "etl-dagster meltano mirror"}
     return replace(location, parameters={**location.parameters, **name})
+
+
+def states_location(config: PipelineConfig) -> StateLocation | None:
+    """Where Meltano states of this configuration are, mirrored or not; None where nowhere is named.
+
+    Raises:
+        StateUriError: URI or DSN can't be read.
+    """
+    if config.meltano.state_backend is not None:
+        return locate(config.meltano.state_backend.get_secret_value())
+    if isinstance(store := config.state_store, PostgresStoreConfig):
+        return locate_dsn(store.conninfo(config.source), store.schema_name)
+    return None

@@ -115,6 +115,44 @@ def ensure_tables(
         ) from None
 
 
+def script(tables: StateTables, connection: Connection | None = None) -> str:
+    """What `ensure_tables` would run, for an administrator to read and to run with psql.
+
+    Args:
+        connection: to a database that may have some of it already; without one, all of it is due.
+
+    Returns:
+        SQL; empty when nothing is due.
+    """
+    done = set() if connection is None else _applied(connection, tables) or set()
+    due = [migration for migration in migrations() if migration[0] not in done]
+    if not due:
+        return ""
+    names = tables.identifiers()
+    schema = sql.Identifier(tables.schema).as_string()
+    parts = [
+        f"-- Meltano states, schema {schema}",
+        "BEGIN;",
+        f"CREATE SCHEMA IF NOT EXISTS {schema};",
+        *(sql.SQL(statement).format(**names).as_string() + ";" for statement in _LEDGER),
+    ]
+    for number, name, statements in due:
+        record = sql.SQL("INSERT INTO {migrations} (number, name) VALUES ({number}, {name});")
+        parts += [
+            f"\n-- {name}",
+            sql.SQL(statements).format(**names).as_string().strip(),
+            record.format(**names, number=number, name=name).as_string(),
+        ]
+    return "\n".join([*parts, "\nCOMMIT;", ""])
+
+
+_LEDGER = (
+    "CREATE TABLE IF NOT EXISTS {migrations} (number integer PRIMARY KEY, "
+    "name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
+    "COMMENT ON TABLE {migrations} IS 'etl_dagster state store'",
+)
+
+
 def _applied(connection: Connection, tables: StateTables) -> set[int] | None:
     """The migrations that were run; None when the tables are not all there.
 
@@ -152,15 +190,8 @@ def _run(
     names = tables.identifiers()
     _put_aside_earlier_backend(connection, tables)
     # Inside the lock, CREATE TABLE can't meet another one.
-    connection.execute(
-        sql.SQL(
-            "CREATE TABLE IF NOT EXISTS {migrations} (number integer PRIMARY KEY, "
-            "name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
-        ).format(**names)
-    )
-    connection.execute(
-        sql.SQL("COMMENT ON TABLE {migrations} IS 'etl_dagster state store'").format(**names)
-    )
+    for statement in _LEDGER:
+        connection.execute(sql.SQL(statement).format(**names))
     done = {
         number
         for (number,) in connection.execute(

@@ -18,7 +18,7 @@ from etl_dagster.integrations.meltano.states.errors import (
 )
 from etl_dagster.integrations.meltano.states.glob import literal_prefix, matcher
 from etl_dagster.integrations.meltano.states.locks import Lease, LockRow, Locks
-from etl_dagster.integrations.meltano.states.migrate import StateTables, ensure_tables
+from etl_dagster.integrations.meltano.states.migrate import StateTables, ensure_tables, script
 from etl_dagster.integrations.meltano.states.options import StorageOptions
 from etl_dagster.integrations.meltano.states.records import (
     Change,
@@ -119,6 +119,10 @@ class StateStorage:
         )
         self._is_ready = True
         return count
+
+    def migration_script(self) -> str:
+        """What `migrate` would run, as SQL for an administrator; empty when nothing is due."""
+        return self._connections.run(lambda connection: script(self.tables, connection))
 
     def require_writable(self) -> None:
         """Look, and change nothing.
