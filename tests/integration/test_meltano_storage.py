@@ -466,6 +466,23 @@ def test_a_wrong_password_a_wrong_database_and_no_server_are_told_apart(
         assert refused.value.__suppress_context__
 
 
+def test_a_timeout_and_a_wrong_option_are_not_told_as_a_server_that_is_away(
+    storage: StateStorage, newest_database: Database
+) -> None:
+    storage.migrate()
+    uri = state_uri(newest_database, "public")
+    with pytest.raises(StateStorageRefused, match='parameter "nonsense"') as refused:
+        StateStorage.from_uri(f"{uri}?options=-c%20nonsense%3D1").list_ids()
+    assert "state_backend.postgres.options" in refused.value.solution
+    with newest_database.connect(autocommit=False) as other:
+        other.execute("LOCK TABLE meltano_state")
+        hurried = StateStorage.from_uri(f"{uri}?options=-c%20statement_timeout%3D50ms")
+        with pytest.raises(StateStorageError, match="statement timeout") as gave_up:
+            hurried.list_ids()
+    assert "statement_timeout" in gave_up.value.solution
+    assert not isinstance(gave_up.value, StateStorageUnreachable)
+
+
 def test_a_password_may_be_encoded_in_the_uri_or_come_from_libpqs_own_places(
     newest_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,12 +49,13 @@ _REFUSALS = (
     "definition of service",
     "no such user",
 )
+_OPTIONS_REFUSED = ("unrecognized configuration parameter", "invalid value for parameter")
 _PASSING = errors.SerializationFailure | errors.DeadlockDetected
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether the connection is gone, so that the same may work over another one."""
-    if isinstance(error, errors.LockNotAvailable | errors.QueryCanceled):
+    if isinstance(error, errors.LockNotAvailable | errors.QueryCanceled | errors.DiskFull):
         return False
     # The timeouts count as internal errors there; the server hangs up all the same.
     timeouts = errors.IdleInTransactionSessionTimeout | errors.TransactionTimeout
@@ -178,7 +179,24 @@ class Connections:
                 return StateLocked("", f"another transaction holds a lock at {where}: {message}")
             case errors.DataError() | psycopg.DataError():
                 return StateNotStorable(f"Postgres can't store this: {type(error).__name__}")
+            case errors.QueryCanceled():
+                return StateStorageError(
+                    f"{where} gave up: {message}",
+                    solution="See what keeps the server busy, or raise statement_timeout: in the "
+                    "options of the URI or of state_backend.postgres.options, or of the role.",
+                )
+            case errors.DiskFull():
+                return StateStorageError(
+                    f"{where} has no room: {message}",
+                    solution="Make room on the server's disk, and repeat it.",
+                )
             case psycopg.OperationalError() | psycopg.InterfaceError():
+                if any(refusal in str(error) for refusal in _OPTIONS_REFUSED):
+                    return StateStorageRefused(
+                        f"{where} refuses the connection: {message}",
+                        solution="Correct the options in state_backend.uri or in "
+                        "state_backend.postgres.options.",
+                    )
                 if any(refusal in str(error) for refusal in _REFUSALS):
                     return StateStorageRefused(f"{where} refuses the connection: {message}")
                 return StateStorageUnreachable(f"{where} can't be reached: {message}")
