@@ -42,7 +42,8 @@ def state() -> None:
     Where they are, the first that is given:
       --uri postgres://user:password@host:port/database/schema
       MELTANO_STATE_BACKEND_URI, and MELTANO_STATE_BACKEND_POSTGRES_PASSWORD etc.
-      the state store of etl.yaml, where the positions of its tables are mirrored
+      where etl.yaml has the positions of its tables mirrored: meltano.state_backend, or the
+      state store
 
     What changes something (restore, import, clear) only says what it would do, until it is called
     with --yes.
@@ -330,9 +331,9 @@ def _storage(uri: str | None, config_path: Path, *, create: bool = False) -> Ite
 
 
 def _location(uri: str | None, config_path: Path) -> StateLocation:
-    from etl_dagster.config import PostgresStoreConfig
     from etl_dagster.errors import ConfigError
-    from etl_dagster.integrations.meltano.states.uri import SETTINGS, locate, locate_dsn
+    from etl_dagster.integrations.meltano.positions.mirrored import state_location
+    from etl_dagster.integrations.meltano.states.uri import SETTINGS, locate
 
     uri = uri or os.environ.get("MELTANO_STATE_BACKEND_URI")
     if uri:
@@ -344,13 +345,16 @@ def _location(uri: str | None, config_path: Path) -> StateLocation:
         )
         nowhere.solution = "--uri postgres://user:password@host:port/database/schema"
         raise nowhere
-    config = load(config_path)
-    store = config.state_store
-    if not isinstance(store, PostgresStoreConfig):
+    location = state_location(load(config_path))
+    if location is None:
         raise ConfigError(
-            ["state_store.type: only a Postgres store has Meltano states"], origin=str(config_path)
+            [
+                "no positions are mirrored as Meltano state: meltano.enabled is false, or the "
+                "state store isn't Postgres and there is no meltano.state_backend"
+            ],
+            origin=str(config_path),
         )
-    return locate_dsn(store.conninfo(config.source), store.schema_name)
+    return location
 
 
 def _setting(name: str) -> str | None:
