@@ -447,6 +447,23 @@ def test_the_source_does_not_replicate_states(newest_database: Database) -> None
     assert [table.schema.name for table in tables] == ["public.items"]
 
 
+def test_states_are_written_under_a_publication_of_all_tables(newest_database: Database) -> None:
+    """Postgres refuses updates and deletes of a published table without a replica identity."""
+    newest_database.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    storage = open_storage(newest_database, history_versions=1)
+    for n in range(20):
+        storage.set("a", completed={"n": n})
+    assert len(storage.history("a")) < 20  # old ones were deleted
+    storage.merge("a", {"m": 1})
+    with storage.lock("a"), storage.run_lease("a"):
+        storage.set("a", completed={"n": 4})
+    assert storage.set_all([NewState("a", completed={"n": 5}), NewState("b")]) == 2
+    assert storage.delete("a")
+    storage.restore("a", 22)
+    assert storage.clear_all() == 2
+    storage.close()
+
+
 # -- connections ---------------------------------------------------------------------------------
 
 

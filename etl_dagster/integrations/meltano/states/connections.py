@@ -50,16 +50,21 @@ _REFUSALS = (
     "no such user",
 )
 _OPTIONS_REFUSED = ("unrecognized configuration parameter", "invalid value for parameter")
+#: SQLSTATEs of a connection that failed, a server that stops or starts, and one that is full.
+_GONE = ("08", "57P", "53300")
 _PASSING = errors.SerializationFailure | errors.DeadlockDetected
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether the connection is gone, so that the same may work over another one."""
-    if isinstance(error, errors.LockNotAvailable | errors.QueryCanceled | errors.DiskFull):
-        return False
     # The timeouts count as internal errors there; the server hangs up all the same.
     timeouts = errors.IdleInTransactionSessionTimeout | errors.TransactionTimeout
-    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | timeouts)
+    if isinstance(error, psycopg.InterfaceError | timeouts):
+        return True
+    # What psycopg calls operational is more than that: a full disk, a missing replica identity.
+    return isinstance(error, psycopg.OperationalError) and (
+        error.sqlstate is None or error.sqlstate.startswith(_GONE)
+    )
 
 
 class Connections:
@@ -190,7 +195,7 @@ class Connections:
                     f"{where} has no room: {message}",
                     solution="Make room on the server's disk, and repeat it.",
                 )
-            case psycopg.OperationalError() | psycopg.InterfaceError():
+            case psycopg.OperationalError() | psycopg.InterfaceError() if is_lost(error):
                 if any(refusal in str(error) for refusal in _OPTIONS_REFUSED):
                     return StateStorageRefused(
                         f"{where} refuses the connection: {message}",
