@@ -179,6 +179,7 @@ def test_what_was_exported_is_imported(run: Run, storage: StateStorage, tmp_path
     assert "not what `meltano" in run("import", "--from", "states.json", code=2).stderr
     (tmp_path / "states.json").write_text('{"b": {"completed": {}}, "c": {"completed": [1]}}')
     assert "'c'" in run("import", "--from", "states.json", "--yes", code=2).stderr
+    assert "'c'" in run("import", "--from", "states.json", code=2).stderr
     assert storage.list_ids() == ["a"]
 
 
