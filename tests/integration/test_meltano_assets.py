@@ -132,6 +132,7 @@ def test_a_run_shows_its_records_and_the_bookmark_before_and_after(
     assert shown["records_extracted"] == 2
     assert shown["meltano/state"] == {"singer_state": {"bookmarks": {"apples": {"id": 2}}}}
     assert "meltano/state_before" not in shown
+    assert shown["warnings"] == 1  # Meltano's: no state was found
     assert runs(folder) == [("SUCCESS", first.run_id.replace("-", ""))]
 
     # Only one stream: the other keeps its bookmark.
