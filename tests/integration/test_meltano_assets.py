@@ -132,6 +132,7 @@ def test_a_run_shows_its_records_and_the_bookmark_before_and_after(
     assert shown["records_extracted"] == 2
     assert shown["meltano/state"] == {"singer_state": {"bookmarks": {"apples": {"id": 2}}}}
     assert "meltano/state_before" not in shown
+    assert shown["warnings"] == 1  # Meltano's: no state was found
     assert runs(folder) == [("SUCCESS", first.run_id.replace("-", ""))]
 
     # Only one stream: the other keeps its bookmark.
@@ -166,6 +167,41 @@ def test_a_run_that_fails_says_why_and_keeps_what_was_written(folder: Path, stat
     assert "ended with exit code 1" in (described.description or "")
     assert "What to do:" in (described.description or "")
     assert storage_of(state_uri).get(STATE_ID) is not None
+
+
+def test_a_run_whose_state_was_not_written_fails_whatever_meltanos_exit_code(
+    newest_database: Database, folder: Path, state_uri: str
+) -> None:
+    """When the write fails while the plugins end, Meltano logs it and ends with 0."""
+    storage_of(state_uri).migrate()
+    newest_database.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'no states today'; END $$",
+        "CREATE TRIGGER refuse BEFORE INSERT ON meltano_state FOR EACH ROW EXECUTE "
+        "FUNCTION refuse()",
+    )
+    # Whether it does is a matter of who is faster; so it does always.
+    program = folder / "meltano-that-ends-well"
+    program.write_text(f'#!/bin/sh\n"{Path(sys.executable).parent}/meltano" "$@"\nexit 0\n')
+    program.chmod(0o755)
+    failed = materialize(
+        [
+            meltano_assets(
+                orchard(folder, executable=str(program)),
+                "tap-fruit",
+                "target-basket",
+                streams=["apples", "pears"],
+            )
+        ],
+        raise_on_error=False,
+    )
+    assert not failed.success
+    (failure,) = failed.get_step_failure_events()
+    described = failure.step_failure_data.user_failure_data
+    assert described is not None
+    assert "exit code 0, but not every state was written" in (described.description or "")
+    assert "no states today" in (described.description or "")
+    assert failed.get_asset_materialization_events() == []
 
 
 class Waiting:

@@ -152,8 +152,13 @@ def test_a_write_that_fails_says_why_and_changes_nothing(
             )
         )
         assert json.loads(reader("state", "get", "dev:a-to-b")) == {"singer_state": {"n": 1}}
-        for command in (["clear", "--force"], ["set", "--force"]):
-            content = [json.dumps(STATE)] if "set" in command else []
+        for command, *content in (
+            (["clear", "--force"],),
+            (["set", "--force"], json.dumps(STATE)),
+            (["merge"], json.dumps(STATE)),
+            (["copy", "--force"], "dev:c-to-d"),
+            (["move", "--force"], "dev:c-to-d"),
+        ):
             said = reader.fails("state", *command, "dev:a-to-b", *content)
             assert "permission denied" in said
             assert "GRANT SELECT, INSERT, UPDATE, DELETE" in said

@@ -125,6 +125,22 @@ def test_a_writer_killed_in_the_lock_holds_up_the_next_one_no_longer_than_its_le
     storage.close()
 
 
+@pytest.mark.parametrize("expires_at", ["9999-12-31", "now() + interval '3 hours'", "infinity"])
+def test_a_lock_that_would_never_end_holds_up_nobody(
+    storage: StateStorage, newest_database: Database, expires_at: str
+) -> None:
+    """Written by hand, or left by a crash before the server's clock was set back."""
+    with worker("hold", state_uri(newest_database), "a", "nothing") as dead:
+        assert dead.hear() == "held"
+        dead.kill()
+    value = expires_at if "now()" in expires_at else f"'{expires_at}'"
+    newest_database.execute(f"UPDATE meltano_state_locks SET expires_at = {value}")
+    hurried = open_storage(newest_database, lock_wait_seconds=1)
+    with hurried.lock("a"):
+        hurried.set("a", completed={"n": 1})
+    hurried.close()
+
+
 @pytest.mark.parametrize("argument", ["read", "nothing"])
 def test_a_writer_that_stood_still_writes_nothing_when_it_wakes_up(
     storage: StateStorage, newest_database: Database, argument: str

@@ -324,6 +324,34 @@ def test_states_that_went_with_their_table_were_not_cleared(
 # -- a process that dies, a place that is away ----------------------------------------------------
 
 
+def test_tables_that_are_dropped_under_a_running_pipeline_are_made_again(
+    config: PipelineConfig, shop: Database, person: StateStorage
+) -> None:
+    with mirrored(config):
+        ready(person, ORDERS, CUSTOMERS)
+        shop.execute(
+            "DROP TABLE etl.meltano_state, etl.meltano_state_locks, etl.meltano_state_history,"
+            " etl.meltano_state_migrations"
+        )
+        until(
+            "the table of states",
+            lambda: shop.query("select to_regclass('etl.meltano_state') is not null")[0][0],
+        )
+        ready(person, ORDERS, CUSTOMERS)
+    assert copies_of(shop, "orders") == 1
+
+
+def test_states_may_be_in_a_source_that_publishes_all_its_tables(
+    config: PipelineConfig, shop: Database, person: StateStorage
+) -> None:
+    shop.execute("DROP PUBLICATION etl_pub; CREATE PUBLICATION etl_pub FOR ALL TABLES")
+    with mirrored(config):
+        ready(person, ORDERS, CUSTOMERS)
+        shop.execute("INSERT INTO orders VALUES (1000, 'new')")
+        until("its commit", lambda: bookmark(person, ORDERS).get("commit_time"))
+    assert problem(config) is None
+
+
 @pytest.mark.parametrize("was_done", [False, True])
 def test_a_request_that_a_crash_interrupted_is_done_once(
     shop: Database, config: PipelineConfig, person: StateStorage, was_done: bool

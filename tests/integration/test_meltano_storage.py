@@ -447,6 +447,23 @@ def test_the_source_does_not_replicate_states(newest_database: Database) -> None
     assert [table.schema.name for table in tables] == ["public.items"]
 
 
+def test_states_are_written_under_a_publication_of_all_tables(newest_database: Database) -> None:
+    """Postgres refuses updates and deletes of a published table without a replica identity."""
+    newest_database.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    storage = open_storage(newest_database, history_versions=1)
+    for n in range(20):
+        storage.set("a", completed={"n": n})
+    assert len(storage.history("a")) < 20  # old ones were deleted
+    storage.merge("a", {"m": 1})
+    with storage.lock("a"), storage.run_lease("a"):
+        storage.set("a", completed={"n": 4})
+    assert storage.set_all([NewState("a", completed={"n": 5}), NewState("b")]) == 2
+    assert storage.delete("a")
+    storage.restore("a", 22)
+    assert storage.clear_all() == 2
+    storage.close()
+
+
 # -- connections ---------------------------------------------------------------------------------
 
 
@@ -464,6 +481,23 @@ def test_a_wrong_password_a_wrong_database_and_no_server_are_told_apart(
             StateStorage.from_uri(uri).list_ids()
         assert "geheim" not in refused.value.reason + refused.value.solution
         assert refused.value.__suppress_context__
+
+
+def test_a_timeout_and_a_wrong_option_are_not_told_as_a_server_that_is_away(
+    storage: StateStorage, newest_database: Database
+) -> None:
+    storage.migrate()
+    uri = state_uri(newest_database, "public")
+    with pytest.raises(StateStorageRefused, match='parameter "nonsense"') as refused:
+        StateStorage.from_uri(f"{uri}?options=-c%20nonsense%3D1").list_ids()
+    assert "state_backend.postgres.options" in refused.value.solution
+    with newest_database.connect(autocommit=False) as other:
+        other.execute("LOCK TABLE meltano_state")
+        hurried = StateStorage.from_uri(f"{uri}?options=-c%20statement_timeout%3D50ms")
+        with pytest.raises(StateStorageError, match="statement timeout") as gave_up:
+            hurried.list_ids()
+    assert "statement_timeout" in gave_up.value.solution
+    assert not isinstance(gave_up.value, StateStorageUnreachable)
 
 
 def test_a_password_may_be_encoded_in_the_uri_or_come_from_libpqs_own_places(

@@ -179,6 +179,7 @@ def test_what_was_exported_is_imported(run: Run, storage: StateStorage, tmp_path
     assert "not what `meltano" in run("import", "--from", "states.json", code=2).stderr
     (tmp_path / "states.json").write_text('{"b": {"completed": {}}, "c": {"completed": [1]}}')
     assert "'c'" in run("import", "--from", "states.json", "--yes", code=2).stderr
+    assert "'c'" in run("import", "--from", "states.json", code=2).stderr
     assert storage.list_ids() == ["a"]
 
 
@@ -198,6 +199,18 @@ def test_without_a_uri_the_states_are_in_the_state_store_of_etl_yaml(
     assert "schema 'mine' does not exist" in run("list", code=2).stderr
     open_storage(newest_database, "mine", create_schema=True).set("a", completed={"n": 1})
     assert run("list").stdout.splitlines()[1].startswith("a ")
+
+    # Where positions are mirrored to another place, that is where to look.
+    open_storage(newest_database, "other", create_schema=True).set("b", completed={"n": 1})
+    content["meltano"] = {"state_backend": state_uri(newest_database, "other")}
+    (tmp_path / "etl.yaml").write_text(json.dumps(content))
+    assert run("list").stdout.splitlines()[1].startswith("b ")
+    content["state_store"] = {"type": "memory"}
+    (tmp_path / "etl.yaml").write_text(json.dumps(content))
+    assert run("list").stdout.splitlines()[1].startswith("b ")
+    content["meltano"] = {}
+    (tmp_path / "etl.yaml").write_text(json.dumps(content))
+    assert "no positions are mirrored" in run("list", code=2).stderr
 
 
 def test_failures_keep_the_password_to_themselves(run: Run, newest_database: Database) -> None:

@@ -48,6 +48,13 @@ def test_an_object_comes_back_as_it_was(value: dict[str, Any]) -> None:
     assert json.dumps(back) == json.dumps(value)
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {"a": 1}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 def test_a_text_is_kept_to_the_letter() -> None:
     text = '{ "b": 1E5,\n "a": 1.10, "c": "\\u0000\\ud800" }'
     assert to_text(ID, text, "completed") == text
@@ -69,6 +76,9 @@ def test_an_empty_half_is_nothing(empty: Any) -> None:
         ("[1]", "not a JSON object"),
         ([1], "not a JSON object"),
         ('{"a": "\0"}', "not JSON"),
+        ('{"a": "\ud800"}', "lone surrogate that is not escaped"),
+        (nested(100_000), "nested too deeply"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
     ],
 )
 def test_what_json_has_not_is_refused_by_its_place(value: Any, told: str) -> None:
@@ -77,7 +87,14 @@ def test_what_json_has_not_is_refused_by_its_place(value: Any, told: str) -> Non
     assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("text", "told"), [('{"secret": ', "not JSON"), ("[1]", "not a JSON obj")])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"secret": ', "not JSON"),
+        ("[1]", "not a JSON obj"),
+        ('{"secret":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
+    ],
+)
 def test_a_stored_text_that_is_no_object_is_corrupt(text: str, told: str) -> None:
     with pytest.raises(StateCorrupt, match=told) as corrupt:
         stored(completed=text).merged()

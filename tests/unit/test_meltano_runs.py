@@ -39,6 +39,23 @@ def test_a_line_comes_at_its_own_level_and_names_its_plugin() -> None:
     assert line(entry("odd", level="whatever")).level == logging.INFO
 
 
+def test_an_exception_is_shown_with_its_causes_and_without_its_frames() -> None:
+    meltanos = [
+        {
+            "exc_type": "StatePersistenceError",
+            "exc_value": "not written",
+            "frames": [{"lineno": 1}],
+        },
+        {"exc_type": "PostgresStateError", "exc_value": "no room", "is_cause": True, "frames": []},
+    ]
+    assert line(entry("failed", exception=meltanos)).text == (
+        "failed\nStatePersistenceError: not written\nPostgresStateError: no room"
+    )
+    a_plugins = {"type": "KeyError", "message": "id", "traceback": []}
+    assert line(entry("failed", plugin_exception=a_plugins)).text == "failed\nKeyError: id"
+    assert line(entry("failed", exception="Traceback ...")).text == "failed\nTraceback ..."
+
+
 def test_what_is_not_json_is_text() -> None:
     assert line("2026 [info] Meltano 4.4.1\n") == LogLine(logging.INFO, "2026 [info] Meltano 4.4.1")
     assert line('["an", "array"]').text == '["an", "array"]'

@@ -213,10 +213,10 @@ def _current_run_id() -> str | None:
 
 
 def _spare_the_traceback(error: PostgresStateError) -> None:
-    """End `meltano state set` as Meltano ends its other commands, with the message alone.
+    """End `meltano state set`, `merge` and others as Meltano ends `list`: with the message alone.
 
     There, whatever a write raises is wrapped in an error that the command line prints with three
-    tracebacks. Nowhere else does this do anything.
+    tracebacks. Outside of `meltano state` this does nothing.
     """
     import click
 
@@ -225,7 +225,7 @@ def _spare_the_traceback(error: PostgresStateError) -> None:
     while context is not None:
         names.append(context.info_name)
         context = context.parent
-    if names[:2] == ["set", "state"]:
+    if names[1:2] == ["state"]:
         from meltano.cli.utils import CliError
 
         CliError(str(error)).print()

@@ -12,7 +12,11 @@ from etl_dagster.integrations.dagster.meltano.assets import MeltanoRunConfig, me
 from etl_dagster.integrations.dagster.meltano.catalog import CatalogUnknown, Stream
 from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoNotFound
 from etl_dagster.integrations.dagster.meltano.resources import MeltanoResource
-from etl_dagster.integrations.dagster.meltano.runs import MeltanoRun, MeltanoRunFailed
+from etl_dagster.integrations.dagster.meltano.runs import (
+    MeltanoRun,
+    MeltanoRunFailed,
+    StateNotWritten,
+)
 from etl_dagster.integrations.dagster.meltano.state import MeltanoStateResource
 from etl_dagster.integrations.dagster.meltano.translator import (
     MeltanoDagsterTranslator,
@@ -30,6 +34,7 @@ __all__ = [
     "MeltanoRunFailed",
     "MeltanoStateResource",
     "MeltanoStreamProps",
+    "StateNotWritten",
     "Stream",
     "meltano_assets",
 ]

@@ -214,6 +214,8 @@ class _Results:
             metadata["stream_seconds"] = round(count.duration_s, 3)
         if self._run.duration_s is not None:
             metadata["run_seconds"] = self._run.duration_s
+        if self._run.warnings:
+            metadata["warnings"] = self._run.warnings
         return metadata
 
 

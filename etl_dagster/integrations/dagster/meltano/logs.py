@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 _METRIC = re.compile(r"METRIC: (\{.*\})\s*$")
+#: Source: meltano.core.singer.bookmark_writer and meltano.core.state_service.
+_UNWRITTEN = re.compile(r"Failed to persist (incremental )?state")
 _LEVELS: Mapping[str, int] = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -83,11 +85,8 @@ def parse_line(line: str) -> LogLine | None:
     event = str(entry["event"])
     plugin = entry.get("name") or entry.get("string_id")
     text = event if plugin is None else f"{plugin}: {event}"
-    exception = entry.get("plugin_exception") or entry.get("exception")
-    if isinstance(exception, str):
-        text = f"{text}\n{exception}"
-    elif isinstance(exception, dict):
-        text = f"{text}\n{exception.get('type')}: {exception.get('message')}"
+    for exception in _exceptions(entry.get("plugin_exception") or entry.get("exception")):
+        text += f"\n{exception}"
     duration = entry.get("duration_seconds") if event == "Run completed" else None
     return LogLine(
         level=_LEVELS.get(str(entry.get("level", "info")).lower(), logging.INFO),
@@ -97,6 +96,21 @@ def parse_line(line: str) -> LogLine | None:
         metric=Metric.parse(entry.get("metric_info")) or _metric_in(event),
         duration_s=float(duration) if isinstance(duration, int | float) else None,
     )
+
+
+def _exceptions(value: Any) -> Iterator[str]:
+    """A plugin's is an object or a text; Meltano's own is a list, each the cause of the one before.
+
+    Source: singer_sdk.logging and structlog.tracebacks.ExceptionDictTransformer.
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        kind, message = value.get("type"), value.get("message")
+        yield f"{value.get('exc_type', kind)}: {value.get('exc_value', message)}"
+    elif isinstance(value, list):
+        for item in value:
+            yield from _exceptions(item)
 
 
 def _metric_in(text: str) -> Metric | None:
@@ -125,11 +139,15 @@ class Tally:
     streams: dict[str, StreamCount] = field(default_factory=dict)
     warnings: int = 0
     errors: list[str] = field(default_factory=list)
+    #: What Meltano said of states that it could not write.
+    unwritten: list[str] = field(default_factory=list)
     duration_s: float | None = None
 
     def add(self, line: LogLine) -> None:
         if line.level >= logging.ERROR:
             self.errors.append(line.text)
+            if _UNWRITTEN.search(line.text):
+                self.unwritten.append(line.text)
         elif line.level == logging.WARNING:
             self.warnings += 1
         if line.duration_s is not None:

@@ -25,6 +25,21 @@ class MeltanoRunFailed(MeltanoError):
         self.exit_code = exit_code
 
 
+class StateNotWritten(MeltanoRunFailed):
+    """Meltano ended as if all were well, although a state could not be written.
+
+    It does when the write fails while the plugins end: it only logs it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            reason,
+            exit_code=0,
+            solution="Correct what the backend says, and run it again: it begins at the last state "
+            "that was written, so records that were loaded since come again.",
+        )
+
+
 @dataclass(frozen=True)
 class MeltanoRun:
     """What a run that succeeded told about itself."""
@@ -89,7 +104,7 @@ def run_meltano(
         grace_s: how long Meltano may take to end then.
 
     Raises:
-        MeltanoRunFailed: it ended with an error.
+        MeltanoRunFailed: it ended with an error, or lost a state without one.
         MeltanoNotFound: there is nothing to run.
     """
     project.require()
@@ -111,6 +126,11 @@ def run_meltano(
     )
     if code != 0:
         raise _failure(extractor, loader, code, tally)
+    if tally.unwritten:
+        raise StateNotWritten(
+            f"`meltano run {extractor} {loader}` ended with exit code 0, but not every state was "
+            f"written: {tally.unwritten[-1]}"
+        )
     return MeltanoRun(options.run_id, tally.streams, tally.duration_s, tally.warnings)
 
 

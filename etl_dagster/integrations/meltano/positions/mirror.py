@@ -28,6 +28,7 @@ from etl_dagster.integrations.meltano.positions.verdicts import (
     Verdict,
     judge,
 )
+from etl_dagster.integrations.meltano.states.errors import StateTablesMissing
 from etl_dagster.model.states import Init
 from etl_dagster.model.stores import Coordination, PipelineStore
 from etl_dagster.runtime.status import PipelineStatus
@@ -136,6 +137,8 @@ class Mirror:
                     read_due = now + self._interval_s
                 failures = 0
             except EtlError as error:
+                if isinstance(error, StateTablesMissing):
+                    self._memory = None  # somebody dropped them; the next pass makes them again
                 failures += 1
                 pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
                 self._say_problem(error, is_first=failures == 1)
@@ -152,9 +155,9 @@ class Mirror:
     def _say_problem(self, error: EtlError, *, is_first: bool) -> None:
         if is_first:
             _log.warning(
-                "positions can't be mirrored as Meltano state now: %s. What to do: %s. "
+                "positions can't be mirrored as Meltano state now: %s. What to do: %s "
                 "The pipeline goes on, and what is missing is written later.",
-                error.reason,
+                error.reason.rstrip("."),
                 error.solution,
             )
         if self._coordination is None:

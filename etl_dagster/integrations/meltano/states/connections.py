@@ -49,16 +49,22 @@ _REFUSALS = (
     "definition of service",
     "no such user",
 )
+_OPTIONS_REFUSED = ("unrecognized configuration parameter", "invalid value for parameter")
+#: SQLSTATEs of a connection that failed, a server that stops or starts, and one that is full.
+_GONE = ("08", "57P", "53300")
 _PASSING = errors.SerializationFailure | errors.DeadlockDetected
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether the connection is gone, so that the same may work over another one."""
-    if isinstance(error, errors.LockNotAvailable | errors.QueryCanceled):
-        return False
     # The timeouts count as internal errors there; the server hangs up all the same.
     timeouts = errors.IdleInTransactionSessionTimeout | errors.TransactionTimeout
-    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | timeouts)
+    if isinstance(error, psycopg.InterfaceError | timeouts):
+        return True
+    # What psycopg calls operational is more than that: a full disk, a missing replica identity.
+    return isinstance(error, psycopg.OperationalError) and (
+        error.sqlstate is None or error.sqlstate.startswith(_GONE)
+    )
 
 
 class Connections:
@@ -178,7 +184,24 @@ class Connections:
                 return StateLocked("", f"another transaction holds a lock at {where}: {message}")
             case errors.DataError() | psycopg.DataError():
                 return StateNotStorable(f"Postgres can't store this: {type(error).__name__}")
-            case psycopg.OperationalError() | psycopg.InterfaceError():
+            case errors.QueryCanceled():
+                return StateStorageError(
+                    f"{where} gave up: {message}",
+                    solution="See what keeps the server busy, or raise statement_timeout: in the "
+                    "options of the URI or of state_backend.postgres.options, or of the role.",
+                )
+            case errors.DiskFull():
+                return StateStorageError(
+                    f"{where} has no room: {message}",
+                    solution="Make room on the server's disk, and repeat it.",
+                )
+            case psycopg.OperationalError() | psycopg.InterfaceError() if is_lost(error):
+                if any(refusal in str(error) for refusal in _OPTIONS_REFUSED):
+                    return StateStorageRefused(
+                        f"{where} refuses the connection: {message}",
+                        solution="Correct the options in state_backend.uri or in "
+                        "state_backend.postgres.options.",
+                    )
                 if any(refusal in str(error) for refusal in _REFUSALS):
                     return StateStorageRefused(f"{where} refuses the connection: {message}")
                 return StateStorageUnreachable(f"{where} can't be reached: {message}")

@@ -1,6 +1,9 @@
 """Locks and run leases: rows that expire unless their owner keeps renewing them.
 
 A row is committed, so everybody can see who holds what. Only the server's clock is compared.
+
+No lease is longer than an hour; so one that would end later than in two is nobody's: the clock was
+set back since, or somebody wrote the row by hand. It counts as expired.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ _FIRST_PAUSE_S = 0.004
 #: After so long a wait a connection is made that hears of releases. Short waits are mostly in the
 #: server, for the transaction of the owner.
 _LISTEN_AFTER_S = 0.25
+_LONGEST_LEASE_S = 3600.0
 _GIVE_WAY_S, _TURNS_KEPT = 0.004, 1_000
 #: A renewal doesn't wait for our own transaction, which holds the row anyway.
 _RENEWAL_WAIT_MS = 200
@@ -132,7 +136,8 @@ ON CONFLICT (lock_key) DO UPDATE SET
   host = excluded.host, pid = excluded.pid, run_id = excluded.run_id,
   acquired_at = clock_timestamp(), renewed_at = clock_timestamp(),
   expires_at = clock_timestamp() + %(lease)s, awaited = false
-WHERE held.expires_at < clock_timestamp() OR held.lock_id = %(lock_id)s
+WHERE held.expires_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '2 hours'
+OR held.lock_id = %(lock_id)s
 -- xmax tells an updated row from an inserted one.
 RETURNING fencing_token, CASE WHEN held.xmax <> 0 THEN
   (SELECT format('%%s (host %%s, pid %%s), last renewed %%s', owner, host, pid, renewed_at)
@@ -169,7 +174,7 @@ SELECT CASE WHEN awaited THEN pg_notify(%(channel)s, %(hex)s) END FROM gone
 
 _LIST = """
 SELECT state_id, kind, owner, host, pid, run_id, fencing_token, acquired_at, renewed_at, expires_at,
-       expires_at < clock_timestamp()
+       expires_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '2 hours'
 FROM {locks} ORDER BY acquired_at
 """
 
@@ -202,13 +207,14 @@ class Locks:
         """Take the lock, as soon as it is free or has expired.
 
         Args:
+            lease_s: how long it lasts without being renewed; an hour at most.
             wait_s: how long to wait for an owner that lives.
             retry_s: the longest pause between two attempts; a release is usually heard at once.
 
         Raises:
             StateLocked: it was not free in that time; says who has it.
         """
-        lease = Lease(kind, state_id, lease_s, 0)
+        lease = Lease(kind, state_id, min(lease_s, _LONGEST_LEASE_S), 0)
         with self._guard:
             turn_at = self._turns.pop(lease.key, 0.0)
         time.sleep(max(0.0, turn_at - time.monotonic()))

@@ -23,12 +23,13 @@ def to_text(state_id: str, half: Half, name: str) -> str | None:
     Raises:
         StateNotStorable: NaN or Infinity, which JSON has not; or a text that is no JSON object.
     """
-    if half is None or half == {}:
+    # Not compared with {}, which follows what is nested too deeply to be compared.
+    if half is None or (isinstance(half, Mapping) and not half):
         return None
     if isinstance(half, str):
         try:
             value = json.loads(half, parse_constant=_no_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StateNotStorable(
                 f"the {name} state of {state_id!r} is not JSON: {_where(error)}"
             ) from None
@@ -36,12 +37,18 @@ def to_text(state_id: str, half: Half, name: str) -> str | None:
             raise StateNotStorable(f"the {name} state of {state_id!r} is not a JSON object")
         if "\0" in half:
             raise StateNotStorable(f"the {name} state of {state_id!r} has a raw NUL character")
+        if _has_lone_surrogate(half):
+            raise StateNotStorable(
+                f"the {name} state of {state_id!r} has a lone surrogate that is not escaped"
+            )
         return half if value else None
     if not isinstance(half, Mapping):  # what was read from a file may be anything
         raise StateNotStorable(f"the {name} state of {state_id!r} is not a JSON object")
     try:
         return json.dumps(half, allow_nan=False)
-    except (ValueError, TypeError, RecursionError):
+    except RecursionError:
+        raise StateNotStorable(f"the {name} state of {state_id!r} is nested too deeply") from None
+    except (ValueError, TypeError):
         raise StateNotStorable(
             f"the {name} state of {state_id!r} holds {_unstorable(half)}, which JSON has not"
         ) from None
@@ -57,7 +64,7 @@ def from_text(state_id: str, text: str | None, name: str) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateCorrupt(state_id, name, f"is not JSON ({_where(error)})") from None
     if not isinstance(value, dict):
         raise StateCorrupt(state_id, name, "is not a JSON object")
@@ -82,10 +89,8 @@ def check_id(state_id: str) -> None:
         raise StateNotStorable("a state ID is empty")
     if "\0" in state_id:
         raise StateNotStorable("a state ID has a NUL character, which Postgres can't store")
-    try:
-        state_id.encode()
-    except UnicodeEncodeError:
-        raise StateNotStorable("a state ID has a lone surrogate, which is no character") from None
+    if _has_lone_surrogate(state_id):
+        raise StateNotStorable("a state ID has a lone surrogate, which is no character")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +199,18 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _where(error: ValueError) -> str:
+def _has_lone_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _where(error: ValueError | RecursionError) -> str:
     """The place, without the text there."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.pos}"
     return str(error)
@@ -212,7 +227,7 @@ def _unstorable(value: Any, path: str = "") -> str:
     for inner_path, inner in parts:
         try:
             json.dumps(inner, allow_nan=False)
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError):
             return _unstorable(inner, inner_path)
     kind = "NaN or Infinity" if isinstance(value, float) else f"a {type(value).__name__}"
     return f"{kind} at {path}" if path else kind

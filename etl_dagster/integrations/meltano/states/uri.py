@@ -101,6 +101,7 @@ def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
     if "host" in given:
         parameters.pop("hostaddr", None)
     parameters |= given
+    _check_sslmode(parameters.get("sslmode"))
     elsewhere = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
     if not {"host", "hostaddr", "service"} & set(parameters) and not any(map(os.getenv, elsewhere)):
         parameters["host"] = "localhost"
@@ -138,6 +139,11 @@ def _parse(uri: str) -> tuple[dict[str, str], str | None]:
         raise StateUriError(
             "state_backend.uri has more than one @ before the host; those of user and password "
             "must be written %40"
+        )
+    if "@" in match["path"]:
+        raise StateUriError(
+            "state_backend.uri has an @ behind the host; a / in a user or password must be written "
+            "%2F, an @ in a database's name %40"
         )
     database, *rest = match["path"].removeprefix("/").removesuffix("/").split("/")
     if len(rest) > 1:
@@ -179,15 +185,17 @@ def _check(given: Mapping[str, str]) -> None:
     for name, value in given.items():
         if "\0" in value:
             raise StateUriError(f"the setting {name} has a NUL character")
-    sslmode = given.get("sslmode")
-    if sslmode is not None and sslmode not in _SSLMODES:
-        raise StateUriError(
-            f"sslmode {sslmode!r} is none of {', '.join(_SSLMODES)}",
-            solution="Correct state_backend.postgres.sslmode.",
-        )
     for name in ("port", "connect_timeout"):
         if not re.fullmatch(r"\d+(,\d+)*", given.get(name, "0")):
             raise StateUriError(
                 f"the setting {name} is not a number",
                 solution=f"Correct state_backend.postgres.{name}.",
             )
+
+
+def _check_sslmode(sslmode: str | None) -> None:
+    if sslmode is not None and sslmode not in _SSLMODES:
+        raise StateUriError(
+            f"sslmode {sslmode!r} is none of {', '.join(_SSLMODES)}",
+            solution="Correct state_backend.postgres.sslmode, or sslmode in state_backend.uri.",
+        )

@@ -1,6 +1,9 @@
 -- A state, in two halves as Meltano has them. They are text, because jsonb refuses \u0000 and lone
 -- surrogates, forgets the order of keys, and spells numbers anew.
 CREATE TABLE {state} (
+    -- The replica identity: under a publication FOR ALL TABLES, Postgres refuses to update a table
+    -- that has none. An exclusion constraint can't be one, and FULL would log states twice.
+    row_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     state_id text NOT NULL,
     partial_state text,
     completed_state text,
@@ -16,6 +19,7 @@ CREATE TABLE {state} (
 
 -- Every write, with the value after it; both halves are null where the state was deleted.
 CREATE TABLE {history} (
+    row_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     state_id text NOT NULL,
     version bigint NOT NULL,
     operation text NOT NULL,
