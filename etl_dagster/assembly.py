@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ConfigError
+from etl_dagster.errors import ConfigError, EtlError
 from etl_dagster.kinds import DESTINATIONS, STORES, find_kind
 from etl_dagster.model.destination import Destination
-from etl_dagster.model.stores import CoordinatingStore, Coordination
+from etl_dagster.model.stores import CoordinatingStore, Coordination, PipelineStore
 from etl_dagster.runtime.local_store import coordinating
 
 
@@ -18,15 +20,53 @@ def build_store(config: PipelineConfig) -> CoordinatingStore:
     Raises:
         ConfigError: what the section says can't be used.
     """
-    kind = find_kind(STORES, config.state_store.type)
-    return coordinating(kind.from_config(config.state_store, config))
+    return coordinating(_make(STORES, "state_store", PipelineStore, config))
 
 
 def build_destination(config: PipelineConfig) -> Destination:
-    """The destination, not yet opened: `startup` does."""
-    kind = find_kind(DESTINATIONS, config.destination.type)
-    destination: Destination = kind.from_config(config.destination, config)
+    """The destination, not yet opened: `startup` does.
+
+    Raises:
+        ConfigError: what the section says can't be used.
+    """
+    destination: Destination = _make(DESTINATIONS, "destination", Destination, config)
     return destination
+
+
+def _make(group: str, place: str, contract: type, config: PipelineConfig) -> Any:
+    """The object of a section's type, which may be somebody else's."""
+    section = getattr(config, place)
+    try:
+        made = find_kind(group, section.type).from_config(section, config)
+        missing = sorted(name for name in _members(contract) if not hasattr(made, name))
+    except EtlError:
+        raise
+    except Exception as error:
+        # Its message may hold a value of the section; the cause has it, for --debug.
+        raise ConfigError(
+            [f"{place}: {section.type} can't be made of this: {type(error).__name__}"],
+            origin=f"pipeline {config.pipeline}",
+        ) from error
+    if missing:
+        raise ConfigError(
+            [
+                f"{place}.type: what {section.type} makes, a {type(made).__name__}, lacks "
+                + ", ".join(missing)
+            ],
+            origin=f"pipeline {config.pipeline}",
+        )
+    return made
+
+
+def _members(contract: type) -> set[str]:
+    """What a class must have that fulfils a Protocol."""
+    return {
+        name
+        for base in contract.__mro__
+        if getattr(base, "_is_protocol", False)
+        for name in vars(base)
+        if not name.startswith("_")
+    }
 
 
 def forgets(group: str, kind: str) -> bool:

@@ -226,7 +226,7 @@ class Delivery:
                 self._on_table_error(error.table_id, error)
                 kept = {t: s for t, s in events.tables.items() if t != error.table_id}
                 events = replace(events, tables=kept)
-            except Superseded:
+            except (Superseded, Stopped):
                 raise
             except Exception as error:
                 self._pause(error, backoff)
@@ -265,9 +265,17 @@ def wait_durable(result: WriteResult, stop: threading.Event) -> None:
 
     Raises:
         Stopped: told to stop before the answer came.
+        DestinationError: what the write returned is neither None nor such a future. To take it for
+            durable would lose changes, for example those of a coroutine that nobody runs.
     """
-    if not isinstance(result, Future):
+    if result is None:
         return None
+    if not isinstance(result, Future):
+        raise DestinationError(
+            f"a write returned a {type(result).__name__}, which can't be waited for",
+            solution="The destination's author must return None when the write is durable, or a "
+            "concurrent.futures.Future that completes when it is.",
+        )
     while True:
         try:
             return result.result(timeout=0.2)

@@ -56,7 +56,8 @@ class PublishedTable:
 
 
 _TABLES = """
-with published as (
+-- Materialized, or the list of a table's columns would be made anew for each of its columns.
+with published as materialized (
   select c.oid, n.nspname, c.relname, c.relreplident, c.relkind,
          greatest(c.reltuples, 0)::bigint as estimated_rows,
          {attnames} as attnames, {rowfilter} as rowfilter, pub.pubupdate,

@@ -7,8 +7,10 @@ import logging
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,37 @@ def test_a_server_that_never_answers_in_time_is_unreachable(receiver: Receiver) 
     with pytest.raises(DestinationUnreachable, match=r"no answer in 0\.2 s; tried 2 times"):
         sender.write_events(visits(1))
     receiver.release()
+
+
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b"a"),
+    ],
+    ids=["header", "informational", "body"],
+)
+def test_an_answer_without_an_end_is_not_waited_for(first: bytes, piece: bytes) -> None:
+    """Some of it always comes before the wait for a part of it would be over."""
+
+    def answer() -> None:
+        with listener.accept()[0] as connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(first)
+            while True:
+                connection.sendall(piece)
+                time.sleep(0.01)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=answer)
+        server.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        sender = HttpDestination(url, timeout_s=0.3, max_attempts=1)
+        with pytest.raises(DestinationUnreachable, match=r"no answer in 0\.3 s"):
+            sender.write_events(visits(1))
+        server.join(30)
+    assert not server.is_alive()
 
 
 @pytest.mark.parametrize("when", ["before", "inside", "after"])

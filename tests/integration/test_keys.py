@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.source.catalog import fetch_published_tables
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, rows, running
 
@@ -91,3 +92,19 @@ def test_a_key_that_its_type_cannot_hold_is_a_key_all_the_same(
         ("1.00", 3),
         (None, 3),
     ]
+
+
+def test_a_table_of_very_many_columns_takes_no_longer_to_describe(
+    newest_database: Database,
+) -> None:
+    """By the square of their number it took half a minute, over and over again."""
+    columns = ", ".join(f"c{number} int" for number in range(1500))
+    newest_database.execute(
+        f"create table wide (id int primary key, {columns})",
+        "create publication etl_pub for table wide",
+    )
+    with newest_database.connect() as connection:
+        connection.execute("set statement_timeout = '5s'")
+        (wide,) = fetch_published_tables(connection, "etl_pub")
+
+    assert len(wide.schema.columns) == 1501

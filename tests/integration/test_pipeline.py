@@ -11,11 +11,14 @@ import pytest
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import PipelineInUse, SlotAdvanced, SlotMissing, TableWriteFailed
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.source.slots import apply_slot_name
+from etl_dagster.source.stream import ReplicationStream
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 
@@ -326,3 +329,28 @@ def test_the_state_store_is_not_replicated_though_all_tables_are_published(
     with running(config) as pipeline:
         assert pipeline.wait_until_caught_up(60)
         assert list(pipeline.status().tables) == ["public.items"]
+
+
+def test_a_slot_that_another_connection_still_reads_is_waited_for(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """After a broken connection the server may take a while to notice that its reader is gone."""
+    newest_database.execute(SHOP)
+    config = make_config(newest_database)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+    other = ReplicationStream(
+        config.source,
+        apply_slot_name("test"),
+        ReplicationSession(max_bytes=1024, max_rows=10),
+        Lsn.parse(newest_database.current_lsn()),
+        application_name="other",
+    )
+    other.open()
+
+    with running(config) as pipeline:
+        while pipeline.status().phase != "retrying":
+            assert not pipeline.wait(0.01)
+        assert "is read by another process" in str(pipeline.status().error)
+        other.close()
+        assert pipeline.wait_until_caught_up(60)

@@ -136,6 +136,29 @@ def test_progress_waits_until_the_destination_says_durable(side: Side) -> None:
     assert side.progress == Lsn(1150)
 
 
+def test_a_write_that_returns_something_else_is_not_taken_for_durable(side: Side) -> None:
+    """Such as the coroutine of an ``async def``, which nobody runs."""
+    side.destination.durable = "done"  # type: ignore[assignment]
+    side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
+
+    with pytest.raises(DestinationError, match="returned a str"):
+        side.delivery.flush()
+    assert side.progress is None
+
+
+def test_a_stop_while_a_write_is_waited_for_is_no_failure_of_it(side: Side) -> None:
+    """It isn't counted among the tries, of which it might be the last."""
+    side.destination.failures = [OSError("odd")] * 3
+    side.destination.durable = Future()  # never done
+    side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
+    while not side.destination.written:
+        side.stop.wait(0.001)
+    side.stop.set()
+    side.delivery.finish()
+
+    side.delivery.raise_failure()
+
+
 def test_the_oldest_commit_that_is_not_durable_is_known(side: Side) -> None:
     side.destination.durable = Future()
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)

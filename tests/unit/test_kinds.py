@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from etl_dagster.assembly import build_destination, build_store, require_processes
+from etl_dagster.cli.checks import check_destination
 from etl_dagster.config import PipelineConfig, load_config, parse_config
 from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster.supervisor import config_payload
@@ -159,6 +160,80 @@ def test_a_type_that_cannot_be_used_is_one_clear_mistake(
 
     with pytest.raises(ConfigError, match=words):
         parse_config(raw(type=kind), {})
+
+
+PLUGINS = """
+from typing import Literal
+from etl_dagster.config import DestinationConfig
+from etl_dagster.destinations.memory import MemoryDestination
+
+class Raising(MemoryDestination):
+    class config_model(DestinationConfig):
+        type: Literal["raising"]
+    in_process_only = False
+    @classmethod
+    def from_config(cls, config, pipeline):
+        raise RuntimeError("no way in with s3cr3t")
+
+class Nothing:
+    class config_model(DestinationConfig):
+        type: Literal["nothing"]
+    name = "nothing"
+    @classmethod
+    def from_config(cls, config, pipeline):
+        return cls()
+    def write_table_rows(self, schema, rows): ...
+
+class Nervous(MemoryDestination):
+    class config_model(DestinationConfig):
+        type: Literal["nervous"]
+    in_process_only = False
+    @classmethod
+    def from_config(cls, config, pipeline):
+        return cls()
+    def check(self):
+        raise RuntimeError("no way in with s3cr3t")
+"""
+PLUGIN_POINTS = """
+[etl_dagster.destinations]
+raising = etl_plugins:Raising
+nothing = etl_plugins:Nothing
+nervous = etl_plugins:Nervous
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("raising", r"destination: raising can't be made of this: RuntimeError$"),
+        (
+            "nothing",
+            r"destination\.type: what nothing makes, a Nothing, lacks capabilities, "
+            "drop_table_for_copy, shutdown, startup, write_events$",
+        ),
+    ],
+)
+def test_a_class_that_makes_no_destination_is_a_mistake_with_its_place(
+    install: Install, kind: str, words: str
+) -> None:
+    install("etl_plugins", PLUGIN_POINTS, PLUGINS)
+    config = parse_config(raw(type=kind), {})
+
+    with pytest.raises(ConfigError, match=words):
+        build_destination(config)
+    assert check_destination(config).level == "error"
+
+
+def test_a_check_that_breaks_is_one_line_of_the_report_and_tells_no_secret(
+    install: Install,
+) -> None:
+    install("etl_plugins", PLUGIN_POINTS, PLUGINS)
+
+    check = check_destination(parse_config(raw(type="nervous"), {}))
+
+    assert check.level == "error"
+    assert check.failure is not None
+    assert check.failure.reason == "the check of the destination itself failed: RuntimeError"
 
 
 def test_two_packages_for_one_type_are_refused_by_name(install: Install) -> None:

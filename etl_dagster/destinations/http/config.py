@@ -41,7 +41,7 @@ class HttpDestinationConfig(DestinationConfig):
     )
     gzip: bool = Field(False, description="Compress bodies; the receiver must expect that.")
     timeout_s: float = Field(
-        30.0, gt=0, le=600, description="To connect, and to wait for any part of the answer."
+        30.0, gt=0, le=600, description="To connect, to send on, and for the whole answer."
     )
     max_attempts: int = Field(
         4, ge=1, le=20, description="Of one request in a row, before the pipeline's own retries."
