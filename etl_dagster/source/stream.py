@@ -87,6 +87,7 @@ class ReplicationStream:
             self._start_replication(self._connection)
         except BaseException:
             self._connection.close()
+            self._connection = None
             raise
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
