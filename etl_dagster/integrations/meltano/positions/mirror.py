@@ -152,7 +152,7 @@ class Mirror:
     def _say_problem(self, error: EtlError, *, is_first: bool) -> None:
         if is_first:
             _log.warning(
-                "positions can't be mirrored as Meltano state now: %s. What to do: %s. "
+                "positions can't be mirrored as Meltano state now: %s. What to do: %s "
                 "The pipeline goes on, and what is missing is written later.",
                 error.reason,
                 error.solution,
