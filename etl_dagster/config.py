@@ -123,11 +123,15 @@ class PostgresStoreConfig(StoreConfig):
     """Where table states, progress and schemas are kept; without a DSN in the source itself."""
 
     type: Literal["postgres"] = "postgres"
-    dsn: SecretStr | None = None
+    dsn: SecretStr | None = Field(
+        None, description="A libpq URI or key/value string; by default the source."
+    )
     session_dsn: SecretStr | None = Field(
         None, description="The server itself, where `dsn` is a pooler in transaction mode."
     )
-    schema_name: str = Field("etl", alias="schema", min_length=1)
+    schema_name: str = Field(
+        "etl", alias="schema", min_length=1, description="Of the tables; the first start makes it."
+    )
 
     def conninfo(self, source: SourceConfig) -> str:
         """A libpq connection string, password included."""

@@ -155,6 +155,12 @@ class SlotInUse(SlotError):
     retryable = True
 
 
+class SlotOfAnotherDatabase(SlotError):
+    """A pipeline of the same name replicates another database; slot names are the server's."""
+
+    solution = "Give this pipeline another name: `pipeline` in etl.yaml."
+
+
 class SlotNotCreated(SlotError):
     """No slot could be made now: open transactions, or no slot is free."""
 

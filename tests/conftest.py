@@ -26,12 +26,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres, ServerBinaries, find_servers
 from tests.support.database import Database
 from tests.support.database import make_config as make_config_for
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("etl", deadline=None)
+hypothesis.settings.load_profile("etl")
 
 _SETTINGS: dict[str, str | int] = {
     "max_replication_slots": 100,

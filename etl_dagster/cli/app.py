@@ -54,10 +54,11 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="etl-dagster")
 @click.option("--debug", is_flag=True, help="Log everything, and show tracebacks.")
 def cli(debug: bool) -> None:
-    """Copy a Postgres publication into DuckDB and keep it in step, change by change.
+    """Copy a Postgres publication to a destination and keep it in step, change by change.
 
-    Every command reads etl.yaml in the current folder, or what -c or the environment variable
-    ETL_DAGSTER_CONFIG names.
+    The destination is a DuckDB file, an HTTP service, or one that an installed package brings. All
+    commands but demo and init read etl.yaml in the current folder, or what -c or the environment
+    variable ETL_DAGSTER_CONFIG names.
     """
 
 

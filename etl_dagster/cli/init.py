@@ -13,7 +13,8 @@ _TEMPLATE = """\
 # ${{NAME}} is an environment variable, ${{NAME:-other}} has a default, $$ is a dollar sign.
 # Any setting can be overridden from the environment: ETL_DAGSTER__SOURCE__PASSWORD=...
 
-# Part of slot names and state IDs, so don't change it later. Lower-case letters, digits and _.
+# Part of slot names and state IDs, so don't change it later, and have no two of one name on a
+# Postgres server. Lower-case letters, digits and _.
 pipeline: {pipeline}
 # The first part of the state IDs: {environment}:{pipeline}-to-duckdb:schema.table
 environment: {environment}
@@ -34,6 +35,8 @@ state_store:
   schema: etl
 
 destination:
+  # duckdb, http, memory for trying out, or one that an installed package brings; all but the
+  # type is different for each.
   type: duckdb
   # Relative to this file; its folder must exist.
   path: {path}
@@ -81,9 +84,16 @@ _PASSWORD_VARIABLE = "SOURCE_PASSWORD"
     help="The file to write.",
 )
 @click.option("--dsn", help="A libpq URI of the source; its password is not written.")
-@click.option("--publication", default="etl_pub", show_default=True, help="Whose tables.")
+@click.option(
+    "--publication",
+    default="etl_pub",
+    show_default=True,
+    help="The publication whose tables are replicated.",
+)
 @click.option("--pipeline", default="main", show_default=True, help="The pipeline's name.")
-@click.option("--environment", default="dev", show_default=True, help="Begins the state IDs.")
+@click.option(
+    "--environment", default="dev", show_default=True, help="The first part of the state IDs."
+)
 @click.option("--path", default="etl.duckdb", show_default=True, help="The DuckDB file.")
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
 def init(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, Superseded
-from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
@@ -144,17 +144,20 @@ class ApplyWorker:
             self._stream.confirm(lsn)
             self._progress(lsn)
 
-    @staticmethod
-    def _taken(table_id: TableId) -> None:
-        _log.info("table %s is streamed from now on", table_id)
+    def _taken(self, table_id: TableId) -> None:
+        _log.info("%s is streamed from now on", self._name_of(table_id))
 
     def _table_failed(self, table_id: TableId, error: EtlError) -> None:
         if isinstance(error, Superseded):
             raise error
-        _log.error("table %s stopped: %s", table_id, error.reason)
+        _log.error("%s stopped: %s", self._name_of(table_id), error.reason)
         # Its changes since are not kept, so going on means copying it again: a person decides.
         state = self._store.get_table_replication_state(table_id)
         if isinstance(state, Ready):  # else somebody has asked for a copy meanwhile
             failed = Errored(error.reason, error.solution, ManualRetry())
             self._store.transition_table_state(table_id, state, failed)
         self._ownership.invalidate()
+
+    def _name_of(self, table_id: TableId) -> str:
+        schema = self._store.get_table_schema(table_id, LSN_MAX)
+        return f"table {table_id}" if schema is None else schema.name

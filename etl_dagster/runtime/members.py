@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.lsn import LSN_MAX
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Init, Ready
 from etl_dagster.model.stores import CoordinatingStore
@@ -60,7 +61,9 @@ class Members:
             self._store.update_table_replication_states([(t, Init()) for t in new])
         for table_id in states.keys() - published.keys():
             if not self._is_worked_on(table_id):
-                _log.warning("table %s left the publication; its rows stay", table_id)
+                schema = self._store.get_table_schema(table_id, LSN_MAX)
+                left = f"table {table_id}" if schema is None else schema.name
+                _log.warning("%s left the publication; its rows stay", left)
                 self._store.delete_table_pipeline_state(table_id)
         self._tables = published
         self._copy_again_what_was_out()

@@ -13,7 +13,7 @@ from etl_dagster.errors import (
     EtlError,
     PublicationEmpty,
     ReplicaIdentityMissing,
-    SlotInvalidated,
+    SlotError,
     SourceNotPrepared,
 )
 from etl_dagster.source.catalog import (
@@ -24,7 +24,12 @@ from etl_dagster.source.catalog import (
 )
 from etl_dagster.source.connection import connect, source_uri, translate
 from etl_dagster.source.readiness import ServerFacts, fetch_read_rights, fetch_server_facts
-from etl_dagster.source.slots import apply_slot_name, fetch_slot, fetch_table_sync_slots
+from etl_dagster.source.slots import (
+    apply_slot_name,
+    fetch_slot,
+    fetch_table_sync_slots,
+    require_usable,
+)
 
 Connection = psycopg.Connection[Any]
 Level = Literal["ok", "warning", "error"]
@@ -395,8 +400,9 @@ def _check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
     if slot is None:
         return Check.ok("slot", "not there yet; the first start creates it")
     retained = human_bytes(slot.retained_bytes)
-    if slot.is_lost:
-        failure = SlotInvalidated(f"slot {slot.name!r} is lost: the server removed WAL it needed")
+    try:
+        require_usable(slot)
+    except SlotError as failure:
         return Check.error("slot", failure)
     if slot.wal_status == "unreserved":
         return Check.warning(

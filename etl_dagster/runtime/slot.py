@@ -32,6 +32,7 @@ def prepare_apply_slot(
 
     Raises:
         SlotMissing: it is gone though tables depend on it.
+        SlotOfAnotherDatabase: a pipeline of the same name has it.
         SlotInvalidated: Postgres removed WAL that it needs.
         SlotAdvanced: somebody else confirmed changes on it.
     """

@@ -304,7 +304,10 @@ class TableSync:
             )
             self._store.store_copy_plan(self._table_id, plan)
             self._store.upsert_replication_progress(self._worker, plan.slot_lsn)
-            _log.info("copying %s: %d chunks", table.schema.name, len(plan.chunks))
+            count = len(plan.chunks)
+            _log.info(
+                "copying %s: %d %s", table.schema.name, count, "chunk" if count == 1 else "chunks"
+            )
             yield table, plan, slot.snapshot_name
 
     def _chunks(self, table: PublishedTable) -> tuple[CopyChunk, ...]:

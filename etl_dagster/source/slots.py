@@ -10,7 +10,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from etl_dagster.errors import SlotInUse, SlotInvalidated, SlotNotCreated
+from etl_dagster.errors import (
+    SlotInUse,
+    SlotInvalidated,
+    SlotNotCreated,
+    SlotOfAnotherDatabase,
+)
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.source.connection import translate
@@ -43,6 +48,8 @@ class Slot:
     confirmed_flush_lsn: Lsn | None
     #: WAL that the server keeps for the slot, bytes.
     retained_bytes: int
+    #: Whether it is of the database that was asked. A server has one list for all of them.
+    is_of_this_database: bool = True
 
     @property
     def is_lost(self) -> bool:
@@ -57,14 +64,15 @@ def fetch_slot(connection: Connection, slot_name: str) -> Slot | None:
                restart_lsn::text, confirmed_flush_lsn::text,
                coalesce(pg_wal_lsn_diff(
                  case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
-                      else pg_current_wal_lsn() end, restart_lsn), 0)::bigint
+                      else pg_current_wal_lsn() end, restart_lsn), 0)::bigint,
+               database is not distinct from current_database()
         from pg_replication_slots where slot_name = %s
         """,
         [slot_name],
     ).fetchone()
     if row is None:
         return None
-    name, plugin, database, active, active_pid, wal_status, restart, confirmed, retained = row
+    name, plugin, database, active, active_pid, wal_status, restart, confirmed, retained, here = row
     return Slot(
         name,
         plugin,
@@ -75,6 +83,7 @@ def fetch_slot(connection: Connection, slot_name: str) -> Slot | None:
         _lsn(restart),
         _lsn(confirmed),
         retained,
+        here,
     )
 
 
@@ -83,11 +92,17 @@ def _lsn(text: str | None) -> Lsn | None:
 
 
 def require_usable(slot: Slot) -> None:
-    """Refuse a slot whose WAL is gone.
+    """Refuse a slot whose WAL is gone, and somebody else's.
 
     Raises:
+        SlotOfAnotherDatabase: it is another pipeline's.
         SlotInvalidated: it is lost.
     """
+    if not slot.is_of_this_database:
+        raise SlotOfAnotherDatabase(
+            f"slot {slot.name!r} is there already, and belongs to database {slot.database!r} of "
+            "the same server: a pipeline of the same name replicates that"
+        )
     if slot.is_lost:
         raise SlotInvalidated(f"slot {slot.name!r} is lost: the server removed WAL it still needed")
 
@@ -146,13 +161,19 @@ def create_slot(
 def drop_slot(connection: Connection, name: str, *, wait_s: float = 30.0) -> bool:
     """Drop the slot if it exists; whether it did.
 
+    Postgres would also drop one of another database, which is another pipeline's.
+
     Raises:
         SlotInUse: somebody still reads it after `wait_s`.
     """
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            connection.execute("select pg_drop_replication_slot(%s)", [name])
+            dropped = connection.execute(
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots "
+                "where slot_name = %s and database = current_database()",
+                [name],
+            )
         except psycopg.errors.UndefinedObject:
             return False
         except psycopg.errors.ObjectInUse as error:
@@ -161,7 +182,7 @@ def drop_slot(connection: Connection, name: str, *, wait_s: float = 30.0) -> boo
             # The server frees a slot a moment after its reader's connection ended; nothing tells.
             time.sleep(0.1)
         else:
-            return True
+            return dropped.rowcount > 0
 
 
 _SYNC_SLOT = re.compile(r"\Aetl_dagster_sync_(?P<pipeline>.+)_(?P<table>\d+)\Z")

@@ -192,6 +192,7 @@ def test_ctrl_c_ends_a_running_pipeline_in_good_order(shop: Shop) -> None:
 
     assert process.returncode == 0, err
     assert "Traceback" not in out + err
+    assert "public.orders is streamed from now on" in err
     assert shop.database.slots() == [apply_slot_name("shop")]
 
 

@@ -442,6 +442,7 @@ def test_a_place_that_is_away_costs_a_warning_and_is_caught_up_with(
     with caplog.at_level("WARNING"), mirrored(away) as pipeline:
         pipeline.wait_until_caught_up()
         until("a warning", lambda: "can't be mirrored" in caplog.text)
+        assert ".." not in caplog.text
         assert name in (problem(config) or "")
         shop.execute(f"CREATE DATABASE {name}")
         try:

@@ -228,7 +228,8 @@ def _require_schema(connection: Connection, schema: str, *, create: bool) -> Non
     raise StateSchemaMissing(
         f"schema {schema!r} does not exist in database {connection.info.dbname!r}; it has "
         + (", ".join(repr(name) for (name,) in there) or "none"),
-        solution=f'Correct the schema in state_backend.uri, or make it: CREATE SCHEMA "{schema}"; '
+        solution="Correct the schema in state_backend.uri, or make it "
+        f'(CREATE SCHEMA "{schema}";). '
         "It isn't made here, because a mistyped name would look like empty state.",
     )
 
