@@ -210,7 +210,7 @@ def test_without_a_uri_the_states_are_in_the_state_store_of_etl_yaml(
     assert run("list").stdout.splitlines()[1].startswith("b ")
     content["meltano"] = {}
     (tmp_path / "etl.yaml").write_text(json.dumps(content))
-    assert "no positions are mirrored" in run("list", code=2).stderr
+    assert "or set meltano.state_backend" in run("list", code=2).stderr
 
 
 def test_failures_keep_the_password_to_themselves(run: Run, newest_database: Database) -> None:
