@@ -323,8 +323,10 @@ class DeliveryChecks(DestinationChecks):
         check = getattr(destination, "check", None)
         if check is None:
             pytest.skip(f"{type(destination).__name__} has no check()")
-        check()
+        found = check()
 
+        assert found, "what check() returns is what the doctor shows"
+        assert isinstance(found, str)
         assert list(empty.iterdir()) == []
 
     @needs("mirror")

@@ -405,7 +405,7 @@ def test_who_is_not_known_is_told_so_and_no_secret_is_logged(
 
 def test_a_check_names_a_server_that_does_not_let_us_in_and_changes_nothing(tmp_path: Path) -> None:
     with Receiver(tmp_path, "--token", SECRET) as receiver:
-        destination(receiver, token=SECRET).check()
+        assert destination(receiver, token=SECRET).check() == f"{receiver.url} answers"
         with pytest.raises(DestinationError, match="401"):
             destination(receiver, token="wrong").check()
         assert receiver.requests() == []

@@ -58,6 +58,7 @@ class HttpDestination:
 
     def _set_up(self, config: HttpDestinationConfig, pipeline: str) -> None:
         self._pipeline = pipeline
+        self._url = config.url
         self._max_body_bytes = config.max_body_bytes
         self._client = HttpClient(config)
         self._pool = ThreadPoolExecutor(config.max_connections, "http destination")
@@ -65,7 +66,7 @@ class HttpDestination:
     def startup(self, store: DestinationStore) -> None:
         """Nothing to prepare: the first request connects, and is tried again if it can't."""
 
-    def check(self) -> None:
+    def check(self) -> str:
         """Ask the server for its OPTIONS; any answer will do but that we aren't let in.
 
         Raises:
@@ -73,6 +74,7 @@ class HttpDestination:
             DestinationError: 401, 403 or 407.
         """
         self._client.check()
+        return f"{self._url} answers"
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         self._client.post(drop_body(self._pipeline, schema, uuid.uuid4().hex), schema)

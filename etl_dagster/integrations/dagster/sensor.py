@@ -90,7 +90,7 @@ def build_etl_sensor(
         default_status=default_status or default_sensor_status(),
         required_resource_keys={resource_key},
         description=(
-            f"Streams the changes of `{pipeline}` while it is on: keeps the replicator process "
+            f"Streams the changes of {pipeline} while it is on: keeps the replicator process "
             "alive, requests the copies that tables need, and reports rows and lag."
         ),
     )
