@@ -10,7 +10,8 @@ from etl_dagster.cli.failures import NotReady
 from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.meltano.positions.mirrored import state_location
-from etl_dagster.integrations.meltano.states.storage import StateStorage
+from etl_dagster.integrations.meltano.states.errors import StateSchemaMissing, StateTablesMissing
+from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 from etl_dagster.kinds import DESTINATIONS, STORES
 from etl_dagster.runtime.preflight import Check, run_checks
 from etl_dagster.source.connection import check_dsn
@@ -85,11 +86,18 @@ def check_positions(config: PipelineConfig) -> list[Check]:
     try:
         location = state_location(config)
         assert location is not None
-        with contextlib.closing(StateStorage(location)) as storage:
+        where = f"positions are mirrored at {location.shown}"
+        # To look must not make the tables.
+        options = StorageOptions(create_tables=False)
+        with contextlib.closing(StateStorage(location, options=options)) as storage:
             storage.require_writable()
+    except StateSchemaMissing as error:
+        return [Check.warning(name, error.reason, error.solution)]
+    except StateTablesMissing:
+        return [Check.ok(name, f"{where}; the first start makes the tables")]
     except EtlError as error:
         return [Check.warning(name, error.reason, error.solution)]
-    return [Check.ok(name, f"positions are mirrored at {location.shown}")]
+    return [Check.ok(name, where)]
 
 
 def _ask(subject: object, kind: str) -> str:

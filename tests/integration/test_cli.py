@@ -28,6 +28,7 @@ from etl_dagster.destinations.duckdb import query
 from etl_dagster.runtime.status import PipelineStatus
 from etl_dagster.source.slots import apply_slot_name
 from tests.support.database import Database
+from tests.support.meltano import state_uri
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -682,3 +683,16 @@ def test_doctor_warns_of_a_place_for_positions_that_is_not_there(shop: Shop) -> 
     assert report.returncode == 0, report.stderr
     assert "meltano state" in report.stdout
     assert SECRET not in report.stdout
+
+
+def test_doctor_makes_nothing_where_positions_will_be(shop: Shop) -> None:
+    shop.database.execute("CREATE SCHEMA elsewhere")
+    uri = state_uri(shop.database, "elsewhere")
+    shop.configure(meltano={"state_backend": uri})
+
+    report = shop.call("doctor")
+
+    assert "the first start makes the tables" in report.stdout
+    assert shop.database.query("SELECT to_regclass('elsewhere.meltano_state')") == [(None,)]
+    shop.configure(meltano={"state_backend": uri.replace("elsewhere", "nowhere")})
+    assert "schema 'nowhere' does not exist" in shop.call("doctor").stdout
