@@ -32,7 +32,7 @@ bench: $(READY) ## Measure, and write benchmarks/latest.json
 docs: $(READY) ## Build the documentation into build/docs
 	@$(BIN)/python docs/generate.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-	@echo "Open build/docs/index.html"
+	@echo "Open build/docs/index.html; with the search: $(BIN)/python -m http.server -d build/docs"
 
 .PHONY: bench-meltano
 bench-meltano: $(READY) ## Measure the Meltano state backend beside Meltano's own
