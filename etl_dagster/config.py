@@ -133,6 +133,14 @@ class PostgresStoreConfig(StoreConfig):
         "etl", alias="schema", min_length=1, description="Of the tables; the first start makes it."
     )
 
+    @field_validator("schema_name")
+    @classmethod
+    def _nameable(cls, name: str) -> str:
+        # Postgres would cut it off, and psycopg take it for a parameter.
+        if len(name.encode()) > 63 or "%" in name or "\0" in name:
+            raise ValueError("must have at most 63 bytes, and no % or zero byte")
+        return name
+
     def conninfo(self, source: SourceConfig) -> str:
         """A libpq connection string, password included."""
         return self.dsn.get_secret_value() if self.dsn is not None else source.conninfo()
@@ -422,6 +430,8 @@ def _mistake(detail: Any) -> str:
         message = "unknown key"
     elif kind == "missing":
         message = "is required"
+    elif kind in ("model_type", "dict_type"):
+        message = "must hold a mapping, such as `key: value`"
     elif kind in ("type_missing", "type_unknown"):
         place = f"{place}.type"
     elif kind == "value_error":

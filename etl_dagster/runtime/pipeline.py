@@ -179,14 +179,10 @@ class Pipeline:
     def _finish(self) -> None:
         """The end of the apply thread is the end of the pipeline."""
         self._phase = "stopping"
-        self._stop.set()
-        self._changed.set()
-        self._store.wake()
-        if self._table_syncs is not None:
-            self._table_syncs.join()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+        try:
+            self._end_workers()
+        except Exception as error:
+            self._failure = self._failure or error
         self._phase = "stopped" if self._failure is None else "failed"
         try:
             if self._failure is None:
@@ -201,6 +197,17 @@ class Pipeline:
         finally:
             self._release()
             self._done.set()
+
+    def _end_workers(self) -> None:
+        self._stop.set()
+        self._changed.set()
+        self._store.wake()
+        # The manager first: until it has ended, it may start another table sync worker.
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        if self._table_syncs is not None:
+            self._table_syncs.join()
 
     def _release(self) -> None:
         if self._lease is not None:

@@ -49,14 +49,14 @@ SAMPLES = table(
     table_id=16393,
     name="samples",
 )
-#: Values that a detour over a float, a Latin alphabet or a second would change.
+#: Values that a detour over a float, a Latin alphabet, a second or `str.strip` would change.
 SAMPLE_ROWS: list[Row] = [
     {
         "id": 2**63 - 1,
         "flag": True,
         "amount": Decimal("12345678901234567890.0123456789"),
         "ratio": 0.1,
-        "text": "Grüße, 世界 \u2028 \\ \" ' \x01 🐘",
+        "text": " \tGrüße, 世界 \u2028 \\ \" ' \x01 🐘 \r\n",
         "bytes": bytes(range(256)),
         "document": '{"a": [1, null, "ü"], "b": {}}',
         "day": date(1, 1, 1),

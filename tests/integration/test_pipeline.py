@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -10,15 +12,18 @@ import pytest
 
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import PipelineInUse, SlotAdvanced, SlotMissing, TableWriteFailed
-from etl_dagster.lsn import Lsn
+from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.protocol.session import ReplicationSession
+from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.source.stream import ReplicationStream
+from etl_dagster.stores.memory import MemoryLease, MemoryStore
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 
@@ -336,14 +341,14 @@ def test_a_slot_that_another_connection_still_reads_is_waited_for(
 ) -> None:
     """After a broken connection the server may take a while to notice that its reader is gone."""
     newest_database.execute(SHOP)
-    config = make_config(newest_database)
+    config = make_config(newest_database, retry={"max_attempts": 100})
     with running(config) as pipeline:
         assert pipeline.wait_until_caught_up(60)
     other = ReplicationStream(
         config.source,
         apply_slot_name("test"),
         ReplicationSession(max_bytes=1024, max_rows=10),
-        Lsn.parse(newest_database.current_lsn()),
+        LSN_ZERO,  # confirms nothing
         application_name="other",
     )
     other.open()
@@ -354,3 +359,36 @@ def test_a_slot_that_another_connection_still_reads_is_waited_for(
         assert "is read by another process" in str(pipeline.status().error)
         other.close()
         assert pipeline.wait_until_caught_up(60)
+
+
+def test_a_worker_that_begins_while_the_pipeline_ends_is_waited_for(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """It would write to a destination that is shut down."""
+    is_shut_down, begun = threading.Event(), threading.Event()
+
+    class Store(MemoryStore):
+        def is_leased(self, name: str) -> bool:
+            """The manager asks right before it starts a worker."""
+            pipeline.shutdown()
+            while pipeline.status().phase != "stopping":
+                time.sleep(0.001)
+            return super().is_leased(name)
+
+        def acquire_lease(self, name: str) -> MemoryLease | None:
+            if name.startswith("table:"):
+                begun.set()
+                assert not is_shut_down.wait(0.5)
+            return super().acquire_lease(name)
+
+    class Closing(MemoryDestination):
+        def shutdown(self) -> None:
+            is_shut_down.set()
+
+    newest_database.execute(SHOP)
+    pipeline = Pipeline(make_config(newest_database), Store(), Closing())
+    pipeline.start()
+
+    assert pipeline.wait(60)
+    assert begun.is_set()
+    assert not [t for t in threading.enumerate() if t.name.startswith("table sync")]

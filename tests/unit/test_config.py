@@ -79,6 +79,24 @@ def test_an_unknown_key_is_called_one() -> None:
         parse_config(minimal(publicaton="x"), {})
 
 
+@pytest.mark.parametrize("section", ["source", "state_store", "destination", "batch", "tables"])
+@pytest.mark.parametrize("value", [None, ["type: duckdb"], 7])
+def test_a_section_that_holds_no_mapping_is_told_so_in_the_words_of_yaml(
+    section: str, value: object
+) -> None:
+    """Null is what is left of a section whose every line is commented out."""
+    with pytest.raises(ConfigError) as refused:
+        parse_config(minimal() | {section: value}, {})
+
+    assert refused.value.mistakes == (f"{section}: must hold a mapping, such as `key: value`",)
+
+
+@pytest.mark.parametrize("schema", ["a%sb", "é" * 32, "a\0b"])
+def test_a_schema_that_postgres_would_call_otherwise_is_refused(schema: str) -> None:
+    with pytest.raises(ConfigError, match=r"state_store\.schema: must have at most 63 bytes"):
+        parse_config(minimal() | {"state_store": {"schema": schema}}, {})
+
+
 def test_an_unknown_destination_names_those_that_are_known() -> None:
     raw = minimal() | {"destination": {"type": "bigquery"}}
 

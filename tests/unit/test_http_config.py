@@ -34,6 +34,8 @@ def test_a_url_is_enough() -> None:
         ("url", "example.com/in"),
         ("url", "https://"),
         ("url", "https://example.com:port"),
+        ("url", "https://example.com/in\n"),
+        ("url", "https://\0"),
         ("url", f"https://user:{SECRET}@example.com"),
         ("url", f"https://example.com/?token={SECRET}"),
         ("token", f"{SECRET}\n"),

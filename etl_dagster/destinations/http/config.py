@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+import httpx
 from pydantic import Field, SecretStr, field_validator
 
 from etl_dagster.config import DestinationConfig
@@ -64,7 +65,8 @@ class HttpDestinationConfig(DestinationConfig):
         try:
             parts = urlsplit(url)
             parts.port  # noqa: B018  (raises when it is no number)
-        except ValueError:
+            httpx.URL(url)  # refuses more than that, and else would for the first request
+        except (ValueError, httpx.InvalidURL):
             raise ValueError("is no URL") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must begin with http:// or https:// and name a host")

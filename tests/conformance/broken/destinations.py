@@ -629,6 +629,22 @@ def _with_floats(row: Row) -> Row:
     }
 
 
+class TestTextsLoseTheirSpacesAround(TestInMemory):
+    promise = "test_the_stream_brings_values_without_loss"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            return [
+                replace(
+                    event,
+                    row={k: v.strip() if isinstance(v, str) else v for k, v in event.row.items()},
+                )
+                if isinstance(event, InsertEvent)
+                else event
+                for event in super().events(step)
+            ]
+
+
 class TestTextsAreCutToLatin(TestDocuments):
     promise = "test_the_copy_brings_values_without_loss"
 

@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
@@ -208,6 +210,59 @@ class TestStatesAreReadThroughToTheStore(TestFileStore):
 
         def get_table_replication_states(self) -> Mapping[TableId, TableState]:
             return self._View(self._states)
+
+
+class TestARetryIsAtAWholeSecond(TestFileStore):
+    promise = "test_each_state_is_read_as_it_was_written"
+
+    class store_class(FileStore):
+        def update_table_replication_states(
+            self, updates: Sequence[tuple[TableId, TableState]]
+        ) -> None:
+            super().update_table_replication_states([(t, _to_second(s)) for t, s in updates])
+
+
+def _to_second(state: TableState) -> TableState:
+    match state:
+        case Errored(retry=TimedRetry() as retry):
+            whole = retry.next_retry.replace(microsecond=0)
+            return replace(state, retry=replace(retry, next_retry=whole))
+    return state
+
+
+class TestReasonsAreCutToAColumnsWidth(TestFileStore):
+    promise = "test_each_state_is_read_as_it_was_written"
+
+    class store_class(FileStore):
+        def update_table_replication_states(
+            self, updates: Sequence[tuple[TableId, TableState]]
+        ) -> None:
+            super().update_table_replication_states(
+                [
+                    (t, replace(s, reason=s.reason[:255]) if isinstance(s, Errored) else s)
+                    for t, s in updates
+                ]
+            )
+
+
+class TestTablesAreNumberedBySignedIntegers(TestFileStore):
+    promise = "test_a_table_may_have_any_oid"
+
+    class store_class(FileStore):
+        def get_table_replication_state(self, table_id: TableId) -> TableState | None:
+            return super().get_table_replication_state(table_id) if table_id < 2**31 else None
+
+
+class TestAnUpdateOfNothingIsRefused(TestFileStore):
+    promise = "test_no_states_may_change_at_once"
+
+    class store_class(FileStore):
+        def update_table_replication_states(
+            self, updates: Sequence[tuple[TableId, TableState]]
+        ) -> None:
+            if not updates:
+                pytest.fail("a statement without values")
+            super().update_table_replication_states(updates)
 
 
 class TestARetryForgetsItsAttempts(TestFileStore):
