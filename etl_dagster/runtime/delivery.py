@@ -20,6 +20,7 @@ from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import PipelineStore, WorkerType
 from etl_dagster.protocol.batch import RawBatch
+from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.retry import Backoff
 from etl_dagster.runtime.schemas import SchemaTracker
 
@@ -242,6 +243,8 @@ class Delivery:
             raise DestinationError(
                 f"{self._destination.name} failed {backoff.attempt} times: {type(error).__name__}"
             ) from error
+        if not isinstance(error, EtlError) and backoff.attempt == 0:
+            log_failure(_log, f"{self._destination.name} failed", error)
         delay_s = backoff.next_delay_s()
         _log.warning(
             "%s refused a batch (%s); try %d in %.1f s",

@@ -25,6 +25,7 @@ from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import Lease, PipelineStore
 from etl_dagster.runtime.apply_worker import ApplyWorker
 from etl_dagster.runtime.delivery import Stopped, wait_durable
+from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import Metrics
@@ -220,7 +221,7 @@ class Pipeline:
             work()
         except BaseException as failure:
             if not isinstance(failure, EtlError):
-                _log.exception("%s failed", threading.current_thread().name)
+                log_failure(_log, f"{threading.current_thread().name} failed", failure)
             self._failure = self._failure or failure
             self.shutdown()
 

@@ -14,12 +14,13 @@ import psycopg
 import pyarrow as pa
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import EtlError, TableRewritten
+from etl_dagster.errors import DestinationError, EtlError, TableRewritten
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import ChunkId, TableRows
 from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.runtime.delivery import Stopped, wait_durable
+from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.retry import Backoff
 from etl_dagster.source.catalog import (
     PublishedTable,
@@ -142,18 +143,16 @@ class TableCopy:
                     if reader is None or control is None:
                         control, reader = self._connect()
                     done = self._copy(chunk, reader, control)
-                except (EtlError, psycopg.Error) as raised:
+                except Stopped:
+                    raise
+                except Exception as raised:
                     if self._stop.is_set():
                         raise Stopped from None
-                    error = (
-                        translate(raised, "copying")
-                        if isinstance(raised, psycopg.Error)
-                        else raised
-                    )
+                    error = self._known(raised, backoff)
                     # A snapshot ends with the connection that exported it; only a new copy helps.
                     is_lost = self._snapshot_name is not None or isinstance(error, TableRewritten)
                     if not error.retryable or is_lost or backoff.is_exhausted:
-                        raise error from None
+                        raise error from error.__cause__
                     delay_s = backoff.next_delay_s()
                     _log.warning(
                         "chunk %d of %s failed (%s); again in %.1f s",
@@ -175,6 +174,21 @@ class TableCopy:
             raise
         finally:
             self._close(reader, control)
+
+    def _known(self, raised: Exception, backoff: Backoff) -> EtlError:
+        """The error in our own vocabulary; what is nobody's is tried again, as in the stream."""
+        if isinstance(raised, psycopg.Error):
+            return translate(raised, "copying")
+        if isinstance(raised, EtlError):
+            return raised
+        if backoff.attempt == 0:
+            log_failure(_log, f"{self._destination.name} failed", raised)
+        error = DestinationError(
+            f"{self._destination.name} failed {backoff.attempt + 1} times: {type(raised).__name__}"
+        )
+        error.retryable = True
+        error.__cause__ = raised
+        return error
 
     def _connect(self) -> tuple[psycopg.Connection, ChunkReader]:
         name = f"etl_dagster copy {self._config.pipeline} {self._table.schema.id}"

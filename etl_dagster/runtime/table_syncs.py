@@ -13,6 +13,7 @@ from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, TableState, TimedRetry, needs_sync
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.table_sync import TableSync
 
 _log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class TableSyncs:
             worker.run()
         except EtlError:
             pass  # it is in the table's state, and in the log
-        except Exception:
-            _log.exception("the worker of table %s failed", table_id)
+        except Exception as error:
+            log_failure(_log, f"the worker of table {table_id} failed", error)
 
 
 def is_sync_due(state: TableState | None) -> bool:

@@ -237,3 +237,27 @@ def test_before_a_new_copy_the_destination_is_told_the_table_as_it_knew_it(
 
     assert told == ["public.documents", "public.documents"]
     assert len(destination.rows("public.papers")) > 0
+
+
+def test_a_destination_that_fails_without_an_error_of_ours_is_tried_again_and_keeps_its_message(
+    database: Database,
+    config: PipelineConfig,
+    store: CoordinatingStore,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in the stream. Its message may hold a row's value."""
+    failures = iter([ValueError("s3cr3t row"), KeyError("s3cr3t row")])
+
+    class Weak(MemoryDestination):
+        def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+            if failure := next(failures, None):
+                raise failure
+            super().write_table_rows(schema, rows)
+
+    destination = Weak()
+    with caplog.at_level("INFO"):
+        run_until_caught_up(config, store, destination)
+
+    assert len(destination.rows("public.documents")) == 286
+    assert "memory failed with ValueError at:" in caplog.text
+    assert "s3cr3t" not in caplog.text
