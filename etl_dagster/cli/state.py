@@ -42,7 +42,8 @@ def state() -> None:
     Where they are, the first that is given:
       --uri postgres://user:password@host:port/database/schema
       MELTANO_STATE_BACKEND_URI, and MELTANO_STATE_BACKEND_POSTGRES_PASSWORD etc.
-      the state store of etl.yaml, where the positions of its tables are mirrored
+      where etl.yaml has the positions of its tables mirrored: meltano.state_backend, or the
+      state store
 
     What changes something (restore, import, clear) only says what it would do, until it is called
     with --yes.
@@ -392,13 +393,17 @@ def _existing(storage: StateStorage, state_id: str) -> StoredState:
 
 
 def _verdict(new: NewState, here: StoredState | None, only_new: bool) -> str:
-    """new, same, keep or replace."""
+    """new, same, keep or replace.
+
+    Raises:
+        StateNotStorable: it couldn't be imported; not only --yes should find that out.
+    """
     from etl_dagster.integrations.meltano.states.records import to_text
 
-    if here is None:
-        return "new"
     partial = to_text(new.state_id, new.partial, "partial")
     completed = to_text(new.state_id, new.completed, "completed")
+    if here is None:
+        return "new"
     if (partial, completed) == (here.partial, here.completed):
         return "same"
     return "keep" if only_new else "replace"
