@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ from dagster import (
     Definitions,
     EnvVar,
     RunRequest,
+    RunsFilter,
     SensorDefinition,
     build_sensor_context,
     instance_for_test,
@@ -189,6 +191,8 @@ def test_the_sensor_has_tables_copied_and_then_reports_their_changes(
             assert copied[f"table_copy_{name}"].value
         assert copied["snapshot_lsn"].value
         assert copied["handover_lsn"].value
+        [run] = ui.instance.get_runs(RunsFilter(tags={"etl_dagster/table": "public.orders"}))
+        assert json.loads(run.tags["meltano/state"]) == copied["meltano/state"].value
 
         shop.execute(
             "INSERT INTO orders SELECT i, 1 FROM generate_series(501, 520) i",

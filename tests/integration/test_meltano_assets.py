@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -119,6 +120,8 @@ def test_a_run_shows_its_records_and_the_bookmark_before_and_after(
         run = instance.get_run_by_id(first.run_id)
         assert run is not None
         assert run.tags["meltano/state_id"] == STATE_ID
+        after = {"singer_state": {"bookmarks": {"apples": {"id": 2}, "pears": {"id": 2}}}}
+        assert json.loads(run.tags["meltano/state"]) == after
         logged = [
             entry.user_message
             for entry in instance.all_logs(first.run_id)

@@ -26,10 +26,12 @@ from etl_dagster.integrations.dagster.metadata import (
     LAG_CHECK,
     copy_metadata,
     state_metadata,
+    state_tags,
     table_metadata,
 )
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import STATE_ID
+from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
 from etl_dagster.model.destination import CountsRows, Destination
 from etl_dagster.model.schema import TableId, TableSchema
@@ -141,7 +143,7 @@ class _Copy:
         schema = self._find()
         self._prepare(schema.id)
         state_id = self._config.state_id(self._name)
-        self._tag_run(state_id)
+        self._tag_run({STATE_ID: state_id})
         result = self._run(schema.id)
         row_count = self._count()
         if result is None:
@@ -151,7 +153,9 @@ class _Copy:
         else:
             row_count = result.row_count if row_count is None else row_count
             metadata = table_metadata(self._name, state_id, row_count) | copy_metadata(result)
-        metadata |= self._state(schema.id)
+        position = self._position(schema.id)
+        metadata |= state_metadata(position)
+        self._tag_run(state_tags(position.to_state()))
         check = AssetCheckResult(
             check_name=LAG_CHECK,
             asset_key=key,
@@ -161,17 +165,17 @@ class _Copy:
         )
         return MaterializeResult(asset_key=key, metadata=metadata, check_results=[check])
 
-    def _tag_run(self, state_id: str) -> None:
-        """As the sensor does with the runs that it asks for; a run of several tables has no one
-        state."""
+    def _tag_run(self, tags: Mapping[str, str]) -> None:
+        """Say whose run this is, as the sensor does with those that it asks for; a run of several
+        tables has no one state."""
         run = self._context.run
-        if STATE_ID not in run.tags and len(run.asset_selection or ()) == 1:
-            self._context.instance.add_run_tags(run.run_id, {STATE_ID: state_id})
+        if len(run.asset_selection or ()) == 1:
+            self._context.instance.add_run_tags(run.run_id, dict(tags))
 
-    def _state(self, table_id: TableId) -> dict[str, Any]:
+    def _position(self, table_id: TableId) -> TablePosition:
         state = self._store.get_table_replication_state(table_id)
         positions = Positions(self._config, self._store)
-        return state_metadata(positions.position(self._name, table_id, state, None))
+        return positions.position(self._name, table_id, state, None)
 
     def _find(self) -> TableSchema:
         """The table in the source, by the name that the asset was made with."""

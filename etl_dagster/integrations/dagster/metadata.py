@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,6 +26,8 @@ from etl_dagster.runtime.table_sync import TableSyncResult
 LAG_CHECK = "in_step_with_source"
 #: Tells the sensor's materializations from those of copies.
 REPORTED_BY = "reported_by"
+#: Characters; a tag is for a glance, the metadata has all of it.
+_LONGEST_TAG = 2000
 #: Old changes that are not yet durable make the check warn, and so does WAL kept for them.
 LAG_WARNING_S = 300.0
 WAL_WARNING_BYTES = 1024**3
@@ -35,6 +39,12 @@ def table_metadata(name: str, state_id: str, row_count: int | None) -> dict[str,
     if row_count is not None:
         metadata["dagster/row_count"] = row_count
     return metadata
+
+
+def state_tags(state: Mapping[str, Any] | None) -> dict[str, str]:
+    """The state as JSON in a run's tags; none where it is longer than a list of runs can show."""
+    text = json.dumps(state, separators=(",", ":"))
+    return {STATE: text} if state and len(text) <= _LONGEST_TAG else {}
 
 
 def state_metadata(position: TablePosition) -> dict[str, Any]:

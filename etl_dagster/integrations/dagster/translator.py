@@ -13,7 +13,7 @@ from etl_dagster.model.schema import TableSchema
 PIPELINE_TAG = "etl_dagster/pipeline"
 TABLE_TAG = "etl_dagster/table"
 STATE_ID = "meltano/state_id"
-#: The state itself, in the metadata of materializations.
+#: The state itself, in the metadata of materializations and the tags of their runs.
 STATE = "meltano/state"
 
 

@@ -37,6 +37,7 @@ from etl_dagster.integrations.dagster.meltano.translator import (
     MeltanoDagsterTranslator,
     MeltanoStreamProps,
 )
+from etl_dagster.integrations.dagster.metadata import state_tags
 from etl_dagster.integrations.dagster.translator import STATE, STATE_ID
 
 RUN_ID = "meltano/run_id"
@@ -272,6 +273,7 @@ class _Run:
                 require=require,
             )
             after = self._state.get(self.state_id)
+            self._context.instance.add_run_tags(run_id, state_tags(after))
         if config.refresh_catalog:
             self._refresh_streams()
         return _Results(self.state_id, run, before, after, is_full_refresh=config.full_refresh)
