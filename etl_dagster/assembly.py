@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, EtlError
 from etl_dagster.kinds import DESTINATIONS, STORES, find_kind
 from etl_dagster.model.destination import Destination
-from etl_dagster.model.stores import CoordinatingStore, Coordination, PipelineStore
+from etl_dagster.model.stores import Closes, CoordinatingStore, Coordination, PipelineStore
 from etl_dagster.runtime.local_store import coordinating
 
 
@@ -21,6 +23,21 @@ def build_store(config: PipelineConfig) -> CoordinatingStore:
         ConfigError: what the section says can't be used.
     """
     return coordinating(_make(STORES, "state_store", PipelineStore, config))
+
+
+@contextlib.contextmanager
+def opened_store(config: PipelineConfig) -> Iterator[CoordinatingStore]:
+    """The store for this block; closed after it, where it is one that can be closed.
+
+    Raises:
+        ConfigError: what the section says can't be used.
+    """
+    store = build_store(config)
+    try:
+        yield store
+    finally:
+        if isinstance(store, Closes):
+            store.close()
 
 
 def build_destination(config: PipelineConfig) -> Destination:

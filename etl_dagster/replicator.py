@@ -12,7 +12,6 @@ interest, or hangs), on ``stop``, on SIGTERM, or when a newer process took the p
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from etl_dagster.assembly import build_destination, build_store
+from etl_dagster.assembly import build_destination, opened_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, LeaseLost, PipelineInUse, Superseded
 from etl_dagster.integrations.meltano.positions import mirrored_positions
@@ -256,11 +255,7 @@ class _Work:
 
     def _run(self) -> None:
         try:
-            store = build_store(self._config)
-            with contextlib.ExitStack() as cleanup:
-                close = getattr(store, "close", None)
-                if close is not None:
-                    cleanup.callback(close)
+            with opened_store(self._config) as store:
                 self._stream(store)
         except EtlError as failure:
             self._failure = failure

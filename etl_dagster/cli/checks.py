@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 from etl_dagster.assembly import build_destination, build_store, forgets
 from etl_dagster.cli.failures import NotReady
-from etl_dagster.config import PipelineConfig, PostgresStoreConfig
+from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.meltano.positions.mirrored import state_location
 from etl_dagster.integrations.meltano.states.errors import StateSchemaMissing, StateTablesMissing
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 from etl_dagster.kinds import DESTINATIONS, STORES
 from etl_dagster.runtime.preflight import Check, run_checks
-from etl_dagster.source.connection import check_dsn
 
 
 def all_checks(config: PipelineConfig) -> list[Check]:
@@ -52,15 +51,7 @@ def check_state_store(config: PipelineConfig) -> Check:
             f"{section.type}: every start copies all tables again",
             "Set state_store.type to postgres to keep what was done.",
         )
-
-    def look() -> str:
-        if isinstance(section, PostgresStoreConfig):
-            for place, dsn in (("dsn", section.dsn), ("session_dsn", section.session_dsn)):
-                if dsn is not None:
-                    check_dsn(dsn.get_secret_value(), f"state_store.{place}")
-        return _ask(build_store(config), section.type)
-
-    return _check(name, look)
+    return _check(name, lambda: _ask(build_store(config), section.type))
 
 
 def check_destination(config: PipelineConfig) -> Check:

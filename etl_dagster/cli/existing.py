@@ -6,11 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from etl_dagster.assembly import build_store, forgets
-from etl_dagster.config import PipelineConfig, PostgresStoreConfig
+from etl_dagster.assembly import forgets, opened_store
+from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, StoreError
 from etl_dagster.kinds import STORES
-from etl_dagster.source.connection import check_dsn
 
 if TYPE_CHECKING:
     from etl_dagster.model.stores import CoordinatingStore
@@ -30,10 +29,7 @@ def existing_store(config: PipelineConfig) -> Iterator[CoordinatingStore]:
             [f"state_store.type: {section.type} is only seen by the pipeline's own process"],
             origin="the configuration",
         )
-    if isinstance(section, PostgresStoreConfig) and section.dsn is not None:
-        check_dsn(section.dsn.get_secret_value(), "state_store.dsn")
-    store = build_store(config)
-    try:
+    with opened_store(config) as store:
         if not _knows_pipeline(store):
             raise StoreError(
                 f"the state store knows no pipeline {config.pipeline!r}",
@@ -41,15 +37,6 @@ def existing_store(config: PipelineConfig) -> Iterator[CoordinatingStore]:
                 "and `state_store` with the configuration there.",
             )
         yield store
-    finally:
-        close(store)
-
-
-def close(store: object) -> None:
-    """Close what can be closed."""
-    end = getattr(store, "close", None)
-    if end is not None:
-        end()
 
 
 def _knows_pipeline(store: CoordinatingStore) -> bool:

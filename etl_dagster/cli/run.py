@@ -50,17 +50,15 @@ def run(
         from etl_dagster.cli.views import make_view
 
         view = make_view(plain=plain, as_json=as_json)
-        from etl_dagster.assembly import build_destination, build_store
+        from etl_dagster.assembly import build_destination, opened_store
         from etl_dagster.cli.checks import require_all
         from etl_dagster.integrations.meltano.positions import mirrored_positions
         from etl_dagster.runtime.pipeline import Pipeline
 
         require_all(config)
         set_up_logging(context, logging.INFO if plain else logging.WARNING, view.log_handler())
-        store = build_store(config)
-        pipeline = Pipeline(config, store, build_destination(config))
-        with contextlib.ExitStack() as stack:
-            stack.callback(getattr(store, "close", lambda: None))
+        with opened_store(config) as store:
+            pipeline = Pipeline(config, store, build_destination(config))
             pipeline.start()
             with (
                 _stopped_by_signals(pipeline.shutdown, view),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import ConfigurableResource, ResourceDependency
 from pydantic import Field
 
-from etl_dagster.assembly import build_destination, build_store
+from etl_dagster.assembly import build_destination, opened_store
 from etl_dagster.config import (
     DuckDBDestinationConfig,
     PipelineConfig,
@@ -152,13 +152,8 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
     @contextlib.contextmanager
     def get_store(self) -> Iterator[CoordinatingStore]:
         """The pipeline's state store."""
-        store = build_store(self.load_config())
-        try:
+        with opened_store(self.load_config()) as store:
             yield store
-        finally:
-            close = getattr(store, "close", None)
-            if close is not None:
-                close()
 
     def get_destination(self) -> Destination:
         """The destination as the engine writes to it; not started."""

@@ -33,6 +33,7 @@ from etl_dagster.model.stores import (
     WorkerType,
     epoch_by_clock,
 )
+from etl_dagster.source.connection import check_dsn
 from etl_dagster.stores.postgres import records
 from etl_dagster.stores.postgres.cache import Cache
 from etl_dagster.stores.postgres.connections import Connection, Connections
@@ -115,6 +116,9 @@ class PostgresStore:
             ConfigError: a DSN can't be read.
         """
         session_dsn = config.session_dsn
+        for place, dsn in (("dsn", config.dsn), ("session_dsn", session_dsn)):
+            if dsn is not None:
+                check_dsn(dsn.get_secret_value(), f"state_store.{place}")
         return cls(
             config.conninfo(pipeline.source),
             pipeline.pipeline,
