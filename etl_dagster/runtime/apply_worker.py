@@ -110,9 +110,9 @@ class ApplyWorker:
         self._ownership.invalidate()
         self._stream.interrupt()
 
-    def hurry(self) -> None:
-        """Confirm what is durable as soon as possible. From any thread."""
-        self._loop.hurry()
+    def hurry(self, goal: Lsn) -> None:
+        """Make what was committed before `goal` durable as soon as possible. From any thread."""
+        self._loop.hurry(goal)
 
     def interrupt(self) -> None:
         self._stream.interrupt()

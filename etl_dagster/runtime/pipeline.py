@@ -169,7 +169,7 @@ class Pipeline:
                 return False
             apply = self._apply
             if apply is not None:
-                apply.hurry()
+                apply.hurry(goal)
             self._done.wait(0.1)
         return True
 

@@ -58,6 +58,8 @@ class StreamLoop:
         self._confirmed_idle = LSN_ZERO
         self._confirm_idle_at = 0.0
         self._hurry = False
+        #: Close the open batch once everything committed before is in it; None without a request.
+        self._goal: Lsn | None = None
 
     def run(self) -> None:
         """Stream.
@@ -71,7 +73,7 @@ class StreamLoop:
             while not self._stop.is_set() and self._guide.between_reads():
                 full = self._stream.read(self._patience_s())
                 self._delivery.raise_failure()
-                if full or self._is_old():
+                if full or self._is_old() or self._is_at_goal():
                     self.close_batch()
                 self._confirm_when_idle()
         except Stopped:
@@ -89,8 +91,13 @@ class StreamLoop:
         if not self._session.is_empty:
             self._delivery.put(self._session.take_batch(), self._guide.apply_from)
 
-    def hurry(self) -> None:
-        """Confirm the idle position without delay, once: somebody waits for it."""
+    def hurry(self, goal: Lsn) -> None:
+        """Make everything that was committed before `goal` durable without delay, once.
+
+        The batch that reaches the goal is closed at once, whatever its age; an idle position past
+        it is confirmed at once. From any thread.
+        """
+        self._goal = goal
         self._hurry = True
         self._stream.request_keepalive()
 
@@ -120,6 +127,13 @@ class StreamLoop:
         if self._opened_at is None:
             return False
         return time.monotonic() - self._opened_at >= self._max_fill_s
+
+    def _is_at_goal(self) -> bool:
+        goal = self._goal
+        if goal is None or not self.is_between_transactions or self.position < goal:
+            return False
+        self._goal = None
+        return True
 
     def _confirm_when_idle(self) -> None:
         """Let the server forget WAL that holds nothing of ours.
