@@ -374,9 +374,10 @@ def _check_read_rights(
     if filtered:
         yield Check.warning(
             "row security",
-            f"policies decide which rows {facts.user!r} may read, and the copy lacks the "
-            f"others, though the stream brings their changes: {names(filtered)}",
-            f'As a superuser: ALTER ROLE "{facts.user}" BYPASSRLS;',
+            f"policies decide which rows {facts.user!r} may read, so Postgres refuses to copy "
+            f"these tables: {names(filtered)}; those copied before stream on",
+            f'As a superuser: ALTER ROLE "{facts.user}" BYPASSRLS; or make it the tables\' owner, '
+            "without FORCE ROW LEVEL SECURITY; or remove them from the publication.",
         )
 
 

@@ -18,25 +18,8 @@ from etl_dagster.errors import (
     SourceNotPrepared,
     SourceUnreachable,
 )
+from etl_dagster.pg.settings import PINNED, TIMEOUTS, as_options, pin_newer
 
-#: Values come as text in one spelling, whatever the server, the database or the role prefers.
-#: Without a search path, names and regclass values print qualified everywhere, and nobody slips
-#: us an operator; Postgres' own subscribers do the same (libpqwalreceiver.c).
-_SETTINGS = {
-    "DateStyle": "ISO",
-    "IntervalStyle": "postgres",
-    "extra_float_digits": "3",
-    "TimeZone": "UTC",
-    "bytea_output": "hex",
-    "search_path": "",
-}
-#: A role's own timeouts would end a copy or an idle stream in the middle.
-_TIMEOUTS = (
-    "statement_timeout",
-    "lock_timeout",
-    "idle_in_transaction_session_timeout",
-    "idle_session_timeout",
-)
 #: A peer that vanished is noticed after some 60 seconds; a DSN may say otherwise.
 _TCP = {
     "keepalives": 1,
@@ -72,13 +55,13 @@ def source_conninfo(
     if port and not all(part.isdigit() for part in str(port).split(",")):
         # It may be a piece of a password that should have been percent-encoded.
         raise ConfigError(["source.dsn: the port is not a number"], origin="source")
-    timeouts = dict.fromkeys(_TIMEOUTS, "0")
+    timeouts = dict(TIMEOUTS)
     if statement_timeout_s is not None:
         timeouts["statement_timeout"] = str(int(statement_timeout_s * 1000))
         timeouts["idle_in_transaction_session_timeout"] = timeouts["statement_timeout"]
     if lock_timeout_s is not None:
         timeouts["lock_timeout"] = str(int(lock_timeout_s * 1000))
-    options = [f"-c {name}={value}" for name, value in (_SETTINGS | timeouts).items()]
+    options = [as_options({**PINNED, **timeouts})]
     if given.get("options"):
         options.insert(0, str(given["options"]))
     values: dict[str, Any] = (
@@ -123,7 +106,14 @@ def connect(
         lock_timeout_s=lock_timeout_s,
     )
     try:
-        return psycopg.connect(conninfo, autocommit=autocommit)
+        connection = psycopg.connect(conninfo, autocommit=True)
+        try:
+            pin_newer(connection)
+            connection.autocommit = autocommit
+        except BaseException:
+            connection.close()
+            raise
+        return connection
     except psycopg.Error as error:
         failure = translate(error, f"connecting to {source_uri(config)}")
         failure.reason = _redact(failure.reason, config)
@@ -226,7 +216,7 @@ def translate(error: psycopg.Error, what: str) -> EtlError:
         case "3D000":
             return SourceError(reason, solution="Correct source.database, or create the database.")
         case "42501":
-            return SourceError(reason, solution=_grant(message))
+            return SourceError(reason, solution=solution_for_refusal(message))
         case "53300":
             return SourceUnreachable(
                 reason,
@@ -279,7 +269,14 @@ def _message(error: psycopg.Error) -> str:
     return message
 
 
-def _grant(message: str) -> str:
+def solution_for_refusal(message: str) -> str:
+    """What lets the user of source.user do what the server refused (SQLSTATE 42501)."""
+    if "row-level security" in message:
+        return (
+            "A policy hides rows from the user of source.user, and a copy without them would be "
+            "wrong. As a superuser: ALTER ROLE ... BYPASSRLS; or make it the table's owner, "
+            "without FORCE ROW LEVEL SECURITY. Then reset the table."
+        )
     found = re.search(r"permission denied for (\w+) (\S+)", message)
     kind, name = (found[1], found[2]) if found else ("", "")
     if kind in ("table", "relation", "view"):

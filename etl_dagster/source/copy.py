@@ -18,8 +18,9 @@ from etl_dagster.errors import EtlError, SourceError, SourceUnreachable, TableRe
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
 from etl_dagster.model.types import adbc_is_exact, fix_adbc, parse_text, text_expression
+from etl_dagster.pg.settings import PIN_NEWER
 from etl_dagster.source.catalog import Leaf
-from etl_dagster.source.connection import source_conninfo
+from etl_dagster.source.connection import solution_for_refusal, source_conninfo
 
 #: What the driver puts into one record batch, bytes; bounds the memory of a chunk being read.
 _BATCH_BYTES = 4 * 1024**2
@@ -75,6 +76,10 @@ class ChunkReader:
             self._connection = adbc_postgresql.connect(
                 source_conninfo(config, application_name=application_name)
             )
+            with self._connection.cursor() as cursor:
+                cursor.execute(PIN_NEWER)
+                cursor.fetchall()
+            self._connection.commit()
         except adbc.Error as error:
             raise SourceUnreachable(f"no connection for a copy: {_first_line(error)}") from None
         self._keeps_transaction = snapshot_name is not None
@@ -139,10 +144,14 @@ class ChunkReader:
             return SourceUnreachable(
                 f"the copy of {self._schema.name} was interrupted: {_first_line(error)}"
             )
+        message = _first_line(error)
+        solution = (
+            "Read the server's message; SELECT on the table and USAGE on its schema are needed."
+        )
+        if "row-level security" in message:
+            solution = solution_for_refusal(message)
         return SourceError(
-            f"the copy of {self._schema.name} was refused: {_first_line(error)}",
-            solution="Read the server's message; SELECT on the table and USAGE on its schema "
-            "are needed.",
+            f"the copy of {self._schema.name} was refused: {message}", solution=solution
         )
 
     def _read_failure(self, error: OSError) -> SourceError:

@@ -63,7 +63,8 @@ class ReadRights:
 
     may_use_schema: bool
     may_select: bool
-    #: A policy decides which rows it sees; the copy would lack the others, silently.
+    #: A policy of the table, or of a partition that is read for it, decides which rows it sees;
+    #: Postgres refuses to copy it, as we ask it to.
     is_filtered_by_policy: bool
 
 
@@ -78,7 +79,9 @@ def fetch_read_rights(
         """
         select c.oid, has_schema_privilege(c.relnamespace, 'usage'),
                bool_and(has_column_privilege(c.oid, wanted.attnum, 'select')),
-               row_security_active(c.oid)
+               row_security_active(c.oid) or exists (
+                 select from pg_partition_tree(c.oid) part
+                 where part.isleaf and row_security_active(part.relid))
         from unnest(%s::oid[], %s::int2[]) wanted (oid, attnum)
         join pg_class c on c.oid = wanted.oid
         group by c.oid, c.relnamespace

@@ -244,10 +244,8 @@ def test_policies_that_hide_rows_from_the_copy_are_a_warning(
     config = make_config(shop, source=as_user(shop, login))
 
     check = found(config, "row security")
-    assert (check.level, check.solution) == (
-        "warning",
-        f'As a superuser: ALTER ROLE "{login}" BYPASSRLS;',
-    )
+    assert check.level == "warning"
+    assert f'ALTER ROLE "{login}" BYPASSRLS;' in check.solution
     shop.execute(f"alter role {login} bypassrls")
     assert not [check for check in run_checks(config) if check.name == "row security"]
 

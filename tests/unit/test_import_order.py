@@ -23,6 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "etl_dagster.config",
         }
     ),
+    frozenset({"etl_dagster.pg"}),
     frozenset({"etl_dagster.model"}),
     frozenset({"etl_dagster.protocol"}),
     frozenset({"etl_dagster.source"}),
