@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -209,27 +209,39 @@ class TableSync:
 
     def _fetch_table(self) -> PublishedTable:
         publication = self._config.source.publication
-        tables = self._control.ask("reading the publication", fetch_published_tables, publication)
-        for table in tables:
-            if table.schema.id == self._table_id:
-                self._require_free_name(table, tables)
-                return table
-        raise SourceError(
-            f"table {self._table_id} is not in publication {publication!r}",
-            solution="Add it to the publication again, or restart the pipeline to forget it.",
+        tables = self._control.ask(
+            "reading the publication", fetch_published_tables, publication, [self._table_id]
         )
+        if not tables:
+            raise SourceError(
+                f"table {self._table_id} is not in publication {publication!r}",
+                solution="Add it to the publication again, or restart the pipeline to forget it.",
+            )
+        self._require_free_name(tables[0])
+        return tables[0]
 
-    def _require_free_name(self, table: PublishedTable, tables: Sequence[PublishedTable]) -> None:
+    def _require_free_name(self, table: PublishedTable) -> None:
         """Refuse to take the place of a table that was renamed: its next change tells that to the
         destination, and until then its rows are under the old name."""
-        for other in tables:
-            metadata = self._store.get_destination_table_metadata(other.schema.id)
-            if (
-                other.schema.id != self._table_id
-                and metadata is not None
-                and metadata.destination_table_id == table.schema.name
-            ):
-                raise TableNameTaken(table.schema.name, other.schema.name)
+        name = table.schema.name
+        # One question for all versions of all tables, instead of one for each table.
+        namesakes = {
+            schema.id
+            for schema in self._store.get_table_schemas()
+            if schema.name == name and schema.id != self._table_id
+        }
+        holders = []
+        for other_id in namesakes:
+            metadata = self._store.get_destination_table_metadata(other_id)
+            if metadata is not None and metadata.destination_table_id == name:
+                holders.append(other_id)
+        if not holders:
+            return
+        publication = self._config.source.publication
+        for other in self._control.ask(
+            "reading the publication", fetch_published_tables, publication, holders
+        ):
+            raise TableNameTaken(name, other.schema.name)
 
     # -- beginning, or going on ----------------------------------------------------------------
 

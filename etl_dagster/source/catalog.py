@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,12 +69,14 @@ with published as materialized (
   join pg_namespace n on n.nspname = p.schemaname
   join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
   where p.pubname = %(publication)s
+  and (%(table_ids)s::oid[] is null or c.oid = any (%(table_ids)s::oid[]))
   and n.oid not in (
     select relnamespace from pg_class
     where relname = 'pipelines' and obj_description(oid, 'pg_class') = 'etl_dagster state store')
   -- Those of Meltano's state backend share a schema with whatever else is in it.
   and obj_description(c.oid, 'pg_class') is distinct from 'etl_dagster state store'
-), keys as (
+), keys as not materialized (
+  -- Not materialized, or each column would be compared with every key of the database.
   -- Without INCLUDE columns, and without indexes that are checked late: between two changes of one
   -- transaction, several rows may have one key. Postgres doesn't identify rows by either.
   select indrelid, indisprimary, indisreplident,
@@ -132,8 +134,13 @@ def fetch_publication(connection: Connection, name: str) -> Publication:
     )
 
 
-def fetch_published_tables(connection: Connection, publication: str) -> list[PublishedTable]:
+def fetch_published_tables(
+    connection: Connection, publication: str, table_ids: Collection[TableId] | None = None
+) -> list[PublishedTable]:
     """The publication's tables by name, with their published columns; maybe none.
+
+    Args:
+        table_ids: only these tables, as far as they are published; None for all.
 
     Tables of a state store are left out: under FOR ALL TABLES they are published where the store
     lives in the source, and every batch would make work for the next one.
@@ -148,7 +155,8 @@ def fetch_published_tables(connection: Connection, publication: str) -> list[Pub
     )
     tables: dict[TableId, tuple[dict[str, Any], list[ColumnSchema]]] = {}
     with connection.cursor(row_factory=dict_row) as cursor:
-        cursor.execute(query, {"publication": publication})
+        ids = None if table_ids is None else list(table_ids)
+        cursor.execute(query, {"publication": publication, "table_ids": ids})
         for row in cursor:
             column = ColumnSchema(
                 name=row["attname"],
@@ -296,8 +304,8 @@ def fetch_table_schema(
     connection: Connection, publication: str, table_id: TableId
 ) -> TableSchema | None:
     """The table as the catalog has it now; None when it isn't published."""
-    tables = fetch_published_tables(connection, publication)
-    return next((table.schema for table in tables if table.schema.id == table_id), None)
+    tables = fetch_published_tables(connection, publication, [table_id])
+    return tables[0].schema if tables else None
 
 
 def fetch_row_values(

@@ -179,13 +179,13 @@ class DuckDBDestination:
             ledger = Ledger(connection)
             if ledger.copy_status(schema.id, rows.copy_id) != "running":
                 return
-            for other in ledger.tables().values():
+            for other in ledger.tables_in_the_way(schema):
                 if other.id == schema.id or other.name == schema.name:
                     old = table_name(connection, other.schema_name, other.table_name)
                     connection.execute(f"DROP TABLE IF EXISTS {old}")
                     # The same name under another OID: the source dropped and created the table.
                     ledger.forget_table(other.id)
-                elif other.name.lower() == schema.name.lower():
+                else:
                     raise TableWriteFailed(
                         schema.id,
                         f"{schema.name} and {other.name} are one name to DuckDB, "
@@ -214,7 +214,8 @@ class DuckDBDestination:
             ledger = Ledger(connection)
             if events.epoch:
                 ledger.raise_epoch(events.epoch)
-            tables, replay_points = ledger.tables(), ledger.replay_points()
+            tables = ledger.tables(events.tables)
+            replay_points = ledger.replay_points(events.tables)
             for table_id, steps in events.tables.items():
                 if events.is_outdated(table_id, replay_points.get(table_id)):
                     continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 
 import duckdb
@@ -80,11 +81,23 @@ class Ledger:
         if epoch > newest:
             self._connection.execute("UPDATE _etl.meta SET epoch = ?", [epoch])
 
-    def tables(self) -> dict[TableId, TableSchema]:
-        """The tables that are there."""
+    def tables(self, table_ids: Collection[TableId]) -> dict[TableId, TableSchema]:
+        """Those of the tables that are there."""
+        return self._tables("table_id IN (SELECT unnest(?::BIGINT[]))", [list(table_ids)])
+
+    def tables_in_the_way(self, schema: TableSchema) -> Iterable[TableSchema]:
+        """The table itself as it was before, and those whose names are one with its to DuckDB,
+        which doesn't tell upper from lower case."""
+        return self._tables(
+            "table_id = ? OR lower(schema_name) = lower(?) AND lower(table_name) = lower(?)",
+            [schema.id, schema.schema_name, schema.table_name],
+        ).values()
+
+    def _tables(self, condition: str, values: list[object]) -> dict[TableId, TableSchema]:
         rows = self._connection.execute(
             "SELECT table_id, schema_name, table_name, columns, snapshot_lsn, replica_identity "
-            "FROM _etl.tables"
+            "FROM _etl.tables WHERE " + condition,
+            values,
         ).fetchall()
         return {
             table_id: TableSchema(
@@ -198,10 +211,12 @@ class Ledger:
         )
         self._forget_chunks(table_id)
 
-    def replay_points(self) -> dict[TableId, Lsn]:
-        """Of each table's complete copy, where the changes begin that are not in it."""
+    def replay_points(self, table_ids: Collection[TableId]) -> dict[TableId, Lsn]:
+        """Of each of the tables' complete copy, where the changes begin that are not in it."""
         rows = self._connection.execute(
-            "SELECT table_id, replay_lsn FROM _etl.copies WHERE status = 'complete'"
+            "SELECT table_id, replay_lsn FROM _etl.copies WHERE status = 'complete' "
+            "AND table_id IN (SELECT unnest(?::BIGINT[]))",
+            [list(table_ids)],
         ).fetchall()
         return {table_id: Lsn(replay_lsn) for table_id, replay_lsn in rows}
 

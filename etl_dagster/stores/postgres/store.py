@@ -105,7 +105,7 @@ class PostgresStore:
         self._listener: Listener | None = None
         self._changes = Changes()
         self._states: Cache[Mapping[TableId, TableState]] = Cache()
-        self._schemas: Cache[Sequence[TableSchema]] = Cache()
+        self._schemas: Cache[Mapping[TableId, Sequence[TableSchema]]] = Cache()
         self._metadata: Cache[Mapping[TableId, DestinationTableMetadata]] = Cache()
 
     @classmethod
@@ -197,22 +197,29 @@ class PostgresStore:
     # -- schemas -------------------------------------------------------------------------------
 
     def get_table_schema(self, table_id: TableId, snapshot_id: SnapshotId) -> TableSchema | None:
-        versions = [
-            schema
-            for schema in self.get_table_schemas()
-            if schema.id == table_id and schema.snapshot_id <= snapshot_id
-        ]
-        return max(versions, key=lambda schema: schema.snapshot_id, default=None)
+        found = None
+        for schema in self._schema_versions().get(table_id, ()):
+            if schema.snapshot_id <= snapshot_id:
+                found = schema
+        return found
 
     def get_table_schemas(self) -> Sequence[TableSchema]:
+        return [schema for versions in self._schema_versions().values() for schema in versions]
+
+    def _schema_versions(self) -> Mapping[TableId, Sequence[TableSchema]]:
+        """The versions of each table, the oldest first."""
         query = (
             f"SELECT {records.SCHEMA_COLUMNS} FROM {{schema}}.table_schemas "
             # Unqualified, it would be the text that is selected.
             "WHERE pipeline = %s ORDER BY table_id, table_schemas.snapshot_id"
         )
 
-        def load() -> Sequence[TableSchema]:
-            return [records.schema_from_row(row) for row in self._fetch(query, self.pipeline)]
+        def load() -> Mapping[TableId, Sequence[TableSchema]]:
+            versions: dict[TableId, list[TableSchema]] = {}
+            for row in self._fetch(query, self.pipeline):
+                schema = records.schema_from_row(row)
+                versions.setdefault(schema.id, []).append(schema)
+            return versions
 
         return self._schemas.get(load, keep=self._hears_changes)
 
