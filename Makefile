@@ -8,6 +8,7 @@ SHELL := /bin/sh
 PYTHON ?=
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -26,7 +27,7 @@ test: $(READY) ## Run all tests, on every PostgreSQL found
 
 .PHONY: bench
 bench: $(READY) ## Measure, and write benchmarks/latest.json
-	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 .PHONY: docs
 docs: $(READY) ## Build the documentation into build/docs

@@ -1,6 +1,8 @@
-"""One measurement in a process of its own: reads a task from stdin, prints its result as JSON.
+"""One measurement in a process of its own: a task as JSON in, its result as JSON out.
 
-The clock runs from the connection to the last durable row; starting Python is not counted.
+`catch_up` and `serve` run a whole pipeline as `etl-dagster run` does, with its state store in the
+source and its positions mirrored as Meltano state. Starting Python and reading the configuration
+are not counted.
 """
 
 from __future__ import annotations
@@ -10,27 +12,29 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from etl_dagster.config import PipelineConfig, parse_config
-from etl_dagster.destinations.duckdb import DuckDBDestination
+from etl_dagster.assembly import build_destination, build_store
+from etl_dagster.config import parse_config
+from etl_dagster.integrations.meltano.positions import mirrored_positions
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Capabilities, Destination
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.states import Ready
 from etl_dagster.model.stores import CopyPlan, DestinationStore
-from etl_dagster.runtime.apply_worker import ApplyWorker
-from etl_dagster.runtime.metrics import Metrics
-from etl_dagster.runtime.schemas import destination_metadata
+from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.table_copy import TableCopy
-from etl_dagster.source.catalog import PublishedTable, fetch_leaves, fetch_published_tables
+from etl_dagster.source.catalog import fetch_leaves, fetch_published_tables
 from etl_dagster.source.copy import plan_chunks
 from etl_dagster.stores.memory import MemoryStore
+
+#: The position is looked at this often, where the moment matters.
+_LOOK_S = 0.002
 
 
 class Discard:
@@ -53,69 +57,109 @@ class Discard:
 
 
 def main() -> None:
-    task = json.loads(sys.stdin.readline())
+    task = json.loads(sys.argv[1])
+    measure: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        "catch_up": catch_up,
+        "serve": serve,
+        "copy": copy,
+        "read": read,
+    }
+    print(json.dumps(measure[task["kind"]](task)), flush=True)
+
+
+# -- a whole pipeline --------------------------------------------------------------------------
+
+
+def catch_up(task: dict[str, Any]) -> dict[str, Any]:
+    """Run a pipeline until everything committed before is durable.
+
+    Seconds and `cpu_s` count from the moment it streams, `cpu_s_in_all` from before its start.
+    """
+    cpu_s_before = _cpu_s()
+    with _pipeline(task) as pipeline:
+        started = _wait_for(lambda: pipeline.status().phase == "streaming")
+        cpu_s = _cpu_s()
+        goal = Lsn.parse(task["end_lsn"]) if "end_lsn" in task else None
+        if not pipeline.wait_until_caught_up(task.get("timeout_s", 600)):
+            sys.exit("the pipeline did not catch up")
+        seconds, cpu_s = time.perf_counter() - started, _cpu_s() - cpu_s
+        status = pipeline.status()
+    if goal is not None and Lsn.parse(status.confirmed_lsn) < goal:
+        sys.exit("the pipeline says that it caught up, and did not")
+    broken = [name for name, table in status.tables.items() if table.error]
+    if broken:
+        sys.exit(f"tables that stopped: {broken}")
+    return {
+        "rows": status.rows_total,
+        "seconds": seconds,
+        "cpu_s": cpu_s,
+        "cpu_s_in_all": _cpu_s() - cpu_s_before,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def serve(task: dict[str, Any]) -> dict[str, Any]:
+    """Run a pipeline until stdin is closed; returns when each LSN was durable.
+
+    Prints a line once it has caught up. Times are seconds by the system's monotonic clock.
+    """
+    durable: list[tuple[float, str]] = []
+    closed = _stdin_closed()
+    with _pipeline(task) as pipeline:
+        if not pipeline.wait_until_caught_up(600):
+            sys.exit("the pipeline did not catch up")
+        print("ready", flush=True)
+        last = ""
+        while not closed.wait(_LOOK_S):
+            confirmed = pipeline.status().confirmed_lsn
+            if confirmed != last:
+                durable.append((time.monotonic(), confirmed))
+                last = confirmed
+    return {"durable": durable}
+
+
+@contextmanager
+def _pipeline(task: dict[str, Any]) -> Iterator[Pipeline]:
     config = parse_config(task["config"], {})
-    destination: Destination = Discard()
-    if task["destination"] == "duckdb":
-        destination = DuckDBDestination(Path(task["path"]))
-    measure = {"stream": stream, "copy": copy}[task["kind"]]
+    destination: Destination = (
+        Discard() if task.get("destination") == "discard" else build_destination(config)
+    )
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        pipeline = Pipeline(config, store, destination)
+        pipeline.start()
+        with mirrored_positions(config, store, pipeline.status):
+            yield pipeline
+            pipeline.shutdown()
+            pipeline.wait(60)
+
+
+def _stdin_closed() -> threading.Event:
+    """An event that is set once stdin ends."""
+    closed = threading.Event()
+
+    def watch() -> None:
+        sys.stdin.read()
+        closed.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    return closed
+
+
+def _wait_for(is_reached: Callable[[], bool]) -> float:
+    """The moment at which something is the case, seconds of `time.perf_counter`."""
+    while not is_reached():
+        time.sleep(_LOOK_S)
+    return time.perf_counter()
+
+
+# -- a copy alone ------------------------------------------------------------------------------
+
+
+def copy(task: dict[str, Any]) -> dict[str, Any]:
+    """One table over one connection into a new file, without slot and hand-over."""
+    config = parse_config(task["config"], {})
     with psycopg.connect(config.source.conninfo(), autocommit=True) as connection:
         [table] = fetch_published_tables(connection, config.source.publication)
-    store = MemoryStore()
-    destination.startup(store)
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    rows, seconds = measure(config, store, destination, table, task)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    destination.shutdown()
-    result = {
-        "rows": rows,
-        "seconds": seconds,
-        "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "peak_rss_mb": after.ru_maxrss / 1024,
-    }
-    print(json.dumps(result), flush=True)
-
-
-def stream(
-    config: PipelineConfig,
-    store: MemoryStore,
-    destination: Destination,
-    table: PublishedTable,
-    task: dict[str, Any],
-) -> tuple[int, float]:
-    """Everything that the slot holds, through the apply worker as it is."""
-    _pretend_copied(store, destination, table.schema)
-    metrics, stop = Metrics(), threading.Event()
-
-    def durable(lsn: Lsn) -> None:
-        if metrics.rows >= task["rows"]:
-            stop.set()
-
-    worker = ApplyWorker(
-        config,
-        store,
-        destination,
-        start_lsn=LSN_ZERO,
-        epoch=1,
-        fetch_schema=lambda table_id: table.schema,
-        metrics=metrics,
-        on_durable=durable,
-        stop=stop,
-    )
-    started = time.perf_counter()
-    worker.run()
-    return metrics.rows, time.perf_counter() - started
-
-
-def copy(
-    config: PipelineConfig,
-    store: MemoryStore,
-    destination: Destination,
-    table: PublishedTable,
-    task: dict[str, Any],
-) -> tuple[int, float]:
-    """The table as it is, over one connection."""
-    with psycopg.connect(config.source.conninfo(), autocommit=True) as connection:
         leaves = fetch_leaves(connection, table.schema.id)
     plan = CopyPlan(
         copy_id="benchmark",
@@ -124,6 +168,8 @@ def copy(
         slot_lsn=LSN_ZERO,
         started_at=datetime.now(UTC),
     )
+    store, destination = MemoryStore(), build_destination(config)
+    destination.startup(store)
     store.store_copy_plan(table.schema.id, plan)
     worker = TableCopy(
         config,
@@ -135,17 +181,50 @@ def copy(
         stop=threading.Event(),
         on_chunk=lambda chunk: None,
     )
-    started = time.perf_counter()
+    cpu_s, started = _cpu_s(), time.perf_counter()
     summary = worker.run()
-    return summary.row_count, time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    destination.shutdown()
+    return {
+        "rows": summary.row_count,
+        "seconds": seconds,
+        "cpu_s": _cpu_s() - cpu_s,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
-def _pretend_copied(store: MemoryStore, destination: Destination, schema: TableSchema) -> None:
-    """An empty table whose copy is done: the stream brings all rows."""
-    destination.write_table_rows(schema, TableRows("benchmark"))
-    store.store_table_schema(schema)
-    store.store_destination_table_metadata(schema.id, destination_metadata(schema, "applied"))
-    store.update_table_replication_states([(schema.id, Ready(LSN_ZERO))])
+# -- a reader ----------------------------------------------------------------------------------
+
+
+def read(task: dict[str, Any]) -> dict[str, Any]:
+    """Ask the file for its newest row again and again, as a plain DuckDB client does.
+
+    While the pipeline writes, DuckDB refuses the file; then it tries again. Returns when each
+    newest ID was first seen.
+    """
+    import duckdb
+
+    seen: list[tuple[float, int]] = []
+    tries = refusals = 0
+    closed = _stdin_closed()
+    newest = 0
+    while not closed.wait(task["pause_s"]):
+        tries += 1
+        try:
+            with duckdb.connect(task["path"], read_only=True) as connection:
+                row = connection.execute(task["query"]).fetchone()
+        except duckdb.IOException:
+            refusals += 1
+            continue
+        if row is not None and row[0] is not None and row[0] > newest:
+            newest = row[0]
+            seen.append((time.monotonic(), newest))
+    return {"seen": seen, "tries": tries, "refusals": refusals}
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":
