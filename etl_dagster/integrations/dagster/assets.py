@@ -29,6 +29,7 @@ from etl_dagster.integrations.dagster.metadata import (
     state_tags,
     table_metadata,
 )
+from etl_dagster.integrations.dagster.names import step_name
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import STATE_ID
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
@@ -54,7 +55,6 @@ _AT_HANDOVER = ("finished_copy", "sync_wait", "catchup")
 
 def build_table_asset(spec: AssetSpec, table_name: str, resource_key: str) -> AssetsDefinition:
     """The asset of one table."""
-    name = "copy__" + "__".join(_identifier(part) for part in spec.key.path)
 
     @multi_asset(
         specs=[spec],
@@ -65,7 +65,7 @@ def build_table_asset(spec: AssetSpec, table_name: str, resource_key: str) -> As
                 description="Changes of the source arrive at the destination in time.",
             )
         ],
-        name=name,
+        name=step_name("copy", spec.key.path),
         required_resource_keys={resource_key},
         pool=COPY_POOL,
     )
@@ -74,11 +74,6 @@ def build_table_asset(spec: AssetSpec, table_name: str, resource_key: str) -> As
         return copy_one_table(context, resource, table_name, spec.key)
 
     return copy_table
-
-
-def _identifier(text: str) -> str:
-    """Dagster's names know letters, digits and the underscore; others become their code point."""
-    return "".join(c if c.isascii() and (c.isalnum() or c == "_") else f"u{ord(c):x}" for c in text)
 
 
 def copy_one_table(

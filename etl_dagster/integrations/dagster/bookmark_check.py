@@ -3,7 +3,7 @@
 # Dagster reads the annotations of a check's function, so they must not be strings.
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from dagster import (
     AssetCheckEvaluation,
@@ -20,6 +20,7 @@ from dagster import (
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.names import groups_with_distinct_identifiers
 from etl_dagster.integrations.dagster.translator import STATE_ID
 from etl_dagster.integrations.meltano.positions.comparison import Comparison, compare_bookmarks
 
@@ -32,23 +33,38 @@ _EVENTS_PER_TICK = 25
 
 def build_bookmark_checks(
     pipeline: str, resource_key: str, keys: Mapping[str, AssetKey]
-) -> AssetChecksDefinition:
-    """The check of every table, as one step: for the UI's button, for a schedule.
+) -> list[AssetChecksDefinition]:
+    """The check of every table, as one step where possible: for the UI's button, for a schedule.
 
     The sensor evaluates it, too, and tells when the outcome is another.
     """
+    groups = groups_with_distinct_identifiers(keys.values())
+    return [
+        _build_bookmark_check(pipeline, resource_key, keys, group, number)
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+def _build_bookmark_check(
+    pipeline: str,
+    resource_key: str,
+    keys: Mapping[str, AssetKey],
+    group: Sequence[AssetKey],
+    number: int,
+) -> AssetChecksDefinition:
+    name = f"{pipeline}_{BOOKMARK_CHECK}"
     specs = [
         AssetCheckSpec(
             BOOKMARK_CHECK,
             asset=key,
             description="The position that Meltano shows and the slot's are the same story.",
         )
-        for key in keys.values()
+        for key in group
     ]
 
     @multi_asset_check(
         specs=specs,
-        name=f"{pipeline}_{BOOKMARK_CHECK}",
+        name=name if number == 1 else f"{name}_{number}",
         required_resource_keys={resource_key},
         can_subset=True,
     )

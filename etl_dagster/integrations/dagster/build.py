@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from dagster import (
+    AssetKey,
+    AssetsDefinition,
     AssetSelection,
     DefaultSensorStatus,
     Definitions,
@@ -14,6 +17,7 @@ from dagster import (
 )
 
 from etl_dagster.assembly import require_processes
+from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.dagster.assets import build_table_asset
 from etl_dagster.integrations.dagster.bookmark_check import build_bookmark_checks
 from etl_dagster.integrations.dagster.discovery import discover_tables
@@ -24,7 +28,10 @@ from etl_dagster.integrations.dagster.translator import (
     EtlDagsterTranslator,
     PublishedTableProps,
 )
+from etl_dagster.model.schema import TableSchema
 from etl_dagster.source.connection import source_uri
+
+_log = logging.getLogger(__name__)
 
 
 def build_etl_definitions(
@@ -63,29 +70,11 @@ def build_etl_definitions(
     with resource.process_config_and_initialize_cm() as loaded:
         config = loaded.load_config()
     require_processes(config)
-    translator = translator or EtlDagsterTranslator()
-    specs = {
-        schema.name: translator.get_asset_spec(
-            PublishedTableProps(
-                pipeline=config.pipeline,
-                environment=config.environment,
-                schema=schema,
-                state_id=config.state_id(schema.name),
-                publication=config.source.publication,
-                source_uri=source_uri(config.source),
-                destination_type=config.destination.type,
-                destination_place=config.destination.place,
-            )
-        )
-        for schema in discover_tables(config).tables
-    }
-    assets = [
-        build_table_asset(spec, table_name, config.pipeline) for table_name, spec in specs.items()
-    ]
-    keys = {table_name: spec.key for table_name, spec in specs.items()}
+    assets = _build_assets(config, translator or EtlDagsterTranslator())
+    keys = {table_name: asset.key for table_name, asset in assets.items()}
     job, checks = None, []
     if assets:
-        checks = [build_bookmark_checks(config.pipeline, config.pipeline, keys)]
+        checks = build_bookmark_checks(config.pipeline, config.pipeline, keys)
         job = define_asset_job(
             f"{config.pipeline}_copy",
             # A copy that is done must not fail because a check can't look.
@@ -104,9 +93,64 @@ def build_etl_definitions(
         report_every_s=report_every_s,
     )
     return Definitions(
-        assets=assets,
+        assets=list(assets.values()),
         asset_checks=checks,
         jobs=[job] if job is not None else [],
         sensors=[sensor],
         resources={config.pipeline: resource},
+    )
+
+
+def _build_assets(
+    config: PipelineConfig, translator: EtlDagsterTranslator
+) -> dict[str, AssetsDefinition]:
+    """The asset of each published table, by the table's name.
+
+    A table whose asset can't be made is left out with a warning: it must not take the others, and
+    the sensor, with it. Where that holds for every table, the translator is what fails.
+    """
+    assets: dict[str, AssetsDefinition] = {}
+    table_of: dict[AssetKey, str] = {}
+    failure: Exception | None = None
+    for schema in discover_tables(config).tables:
+        try:
+            asset = _build_asset(config, translator, schema)
+        except Exception as error:
+            failure = error
+            _warn_left_out(config, schema.name, f"{type(error).__name__}: {error}")
+            continue
+        if asset.key in table_of:
+            why = f"{table_of[asset.key]} has the asset key {asset.key.to_user_string()!r} already"
+            _warn_left_out(config, schema.name, why)
+            continue
+        assets[schema.name] = asset
+        table_of[asset.key] = schema.name
+    if failure is not None and not assets:
+        raise failure
+    return assets
+
+
+def _build_asset(
+    config: PipelineConfig, translator: EtlDagsterTranslator, schema: TableSchema
+) -> AssetsDefinition:
+    props = PublishedTableProps(
+        pipeline=config.pipeline,
+        environment=config.environment,
+        schema=schema,
+        state_id=config.state_id(schema.name),
+        publication=config.source.publication,
+        source_uri=source_uri(config.source),
+        destination_type=config.destination.type,
+        destination_place=config.destination.place,
+    )
+    return build_table_asset(translator.get_asset_spec(props), schema.name, config.pipeline)
+
+
+def _warn_left_out(config: PipelineConfig, table_name: str, why: str) -> None:
+    _log.warning(
+        "pipeline %s: table %s has no asset. %s. What to do: override "
+        "EtlDagsterTranslator.get_asset_spec for this table, or rename the table.",
+        config.pipeline,
+        table_name,
+        why,
     )

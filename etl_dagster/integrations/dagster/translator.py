@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dagster import AssetSpec, TableColumn, TableColumnConstraints
 from dagster import TableSchema as DagsterTableSchema
 
+from etl_dagster.integrations.dagster.names import key_part
 from etl_dagster.model.schema import TableSchema
 
 PIPELINE_TAG = "etl_dagster/pipeline"
@@ -51,11 +52,15 @@ class EtlDagsterTranslator:
     """
 
     def get_asset_spec(self, table: PublishedTableProps) -> AssetSpec:
-        """The asset of one table; its key must differ from every other table's."""
+        """The asset of one table; its key must differ from every other table's.
+
+        The key is ``[pipeline, schema, table]``. Names that Dagster doesn't accept in a key are
+        escaped: see `etl_dagster.integrations.dagster.names.key_part`.
+        """
         schema = table.schema
         key = ", ".join(schema.key_columns) or "none"
         return AssetSpec(
-            key=[table.pipeline, schema.schema_name, schema.table_name],
+            key=[table.pipeline, key_part(schema.schema_name), key_part(schema.table_name)],
             group_name=table.pipeline,
             description=(
                 f"The rows of `{table.name}`, kept in step with PostgreSQL by the sensor "

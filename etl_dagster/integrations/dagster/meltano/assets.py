@@ -4,13 +4,16 @@
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dagster import (
     AssetExecutionContext,
+    AssetKey,
     AssetsDefinition,
+    AssetSpec,
     Config,
     Failure,
     MaterializeResult,
@@ -38,6 +41,7 @@ from etl_dagster.integrations.dagster.meltano.translator import (
     MeltanoStreamProps,
 )
 from etl_dagster.integrations.dagster.metadata import state_tags
+from etl_dagster.integrations.dagster.names import escaped, step_name
 from etl_dagster.integrations.dagster.translator import STATE, STATE_ID
 
 RUN_ID = "meltano/run_id"
@@ -97,19 +101,20 @@ def meltano_assets(
         environment = loaded.environment_name()
         pair_state_id = loaded.state_id(extractor, loader)
     translator = translator or MeltanoDagsterTranslator()
-    name = name or _identifier(f"{extractor}_to_{loader}")
-    specs = [
-        translator.get_asset_spec(
+    name = name or _step_name(extractor, loader)
+    specs = {
+        stream.id: translator.get_asset_spec(
             MeltanoStreamProps(extractor, loader, environment, stream, pair_state_id)
         )
         for stream in known
-    ]
-    stream_of = {spec.key: stream.id for spec, stream in zip(specs, known, strict=True)}
+    }
+    specs = distinct_specs(specs)
+    stream_of = {spec.key: stream_id for stream_id, spec in specs.items()}
     # Several projects have several resources, each by the name of its step.
     meltano_key, state_key = f"{name}__meltano", f"{name}__state"
 
     @multi_asset(
-        specs=specs,
+        specs=list(specs.values()),
         name=name,
         can_subset=True,
         retry_policy=retry_policy,
@@ -175,8 +180,33 @@ def _streams(
     return known
 
 
-def _identifier(text: str) -> str:
-    return "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in text)
+def _step_name(extractor: str, loader: str) -> str:
+    """Of the pair; two pairs never have one name."""
+    is_plain = all(re.fullmatch(r"[A-Za-z0-9]+(-+[A-Za-z0-9]+)*", p) for p in (extractor, loader))
+    if is_plain and "-to-" not in f"{extractor} {loader}":
+        return f"{extractor}_to_{loader}".replace("-", "_")
+    return step_name("meltano", [extractor, loader])
+
+
+def distinct_specs(specs: Mapping[str, AssetSpec]) -> dict[str, AssetSpec]:
+    """The specs of a tap's streams, by stream, with keys that one step can tell apart.
+
+    Dagster derives the names of a step's outputs from the keys, in which ``-`` and ``.`` become
+    ``_``. Of several streams that would share one, the first keeps its key: the one that is called
+    so, or else in the order of the alphabet.
+    """
+    taken: set[str] = set()
+    distinct: dict[str, AssetSpec] = {}
+    for stream in sorted(specs, key=lambda stream: (specs[stream].key.path[-1] != stream, stream)):
+        spec = specs[stream]
+        if spec.key.to_python_identifier() in taken:
+            path = [*spec.key.path[:-1], escaped(stream)]
+            if AssetKey(path).to_python_identifier() in taken:
+                path[-1] = step_name("stream", [stream, ""])
+            spec = spec.replace_attributes(key=path)
+        taken.add(spec.key.to_python_identifier())
+        distinct[stream] = spec
+    return {stream: distinct[stream] for stream in specs}
 
 
 class _Results:

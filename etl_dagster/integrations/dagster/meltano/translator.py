@@ -8,6 +8,7 @@ from typing import Any
 from dagster import AssetSpec, TableColumn, TableColumnConstraints, TableSchema
 
 from etl_dagster.integrations.dagster.meltano.catalog import Stream
+from etl_dagster.integrations.dagster.names import identifier_part
 from etl_dagster.integrations.dagster.translator import STATE_ID
 
 EXTRACTOR_TAG = "meltano/extractor"
@@ -38,7 +39,11 @@ class MeltanoDagsterTranslator:
     """
 
     def get_asset_spec(self, props: MeltanoStreamProps) -> AssetSpec:
-        """The asset of one stream; its key must differ from every other stream's."""
+        """The asset of one stream.
+
+        Where two streams of a tap get one key, such as ``a-b`` and ``a_b``, `meltano_assets` gives
+        one of them another.
+        """
         stream = props.stream
         metadata: dict[str, Any] = {
             STATE_ID: props.state_id,
@@ -53,7 +58,7 @@ class MeltanoDagsterTranslator:
             metadata["dagster/column_schema"] = _column_schema(stream)
         key = ", ".join(stream.keys) or "none"
         return AssetSpec(
-            key=[_slug(props.extractor), *(_slug(part) for part in stream.id.split("."))],
+            key=[identifier_part(part) for part in (props.extractor, *stream.id.split("."))],
             group_name=_slug(props.extractor),
             description=(
                 f"The stream `{stream.id}` of `{props.extractor}`, loaded by `{props.loader}` "
