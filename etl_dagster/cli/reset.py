@@ -83,13 +83,14 @@ def _reset_all(
     config: PipelineConfig, store: CoordinatingStore, *, dry_run: bool, yes: bool
 ) -> None:
     from etl_dagster.errors import PipelineInUse
+    from etl_dagster.runtime.many import many
     from etl_dagster.runtime.slot import drop_pipeline_slots
     from etl_dagster.source.control import SourceControl
     from etl_dagster.source.slots import apply_slot_name
 
     in_use = PipelineInUse(f"a process runs the pipeline {config.pipeline!r}")
     in_use.solution = "Stop it first: Ctrl-C where it runs, or turn the sensor off in Dagster."
-    copying = [t for t in store.get_table_replication_states() if store.is_leased(f"table:{t}")]
+    copying = many(store).leased([f"table:{t}" for t in store.get_table_replication_states()])
     if store.is_leased("apply") or copying:
         raise in_use
     count = len(store.get_table_replication_states())

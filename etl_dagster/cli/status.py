@@ -39,13 +39,16 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
     from etl_dagster.integrations.meltano.positions.memory import load_notices
     from etl_dagster.model.states import DataSync, state_name, state_to_json
     from etl_dagster.model.stores import ApplyWorker
+    from etl_dagster.runtime.many import many
 
     published = store.get_status("apply") or {}
     by_id = {table["table_id"]: table for table in published.get("tables", {}).values()}
     versions = sorted(store.get_table_schemas(), key=lambda schema: schema.snapshot_id)
     names = {schema.id: schema.name for schema in versions}
     tables = []
-    for table_id, state in store.get_table_replication_states().items():
+    states = store.get_table_replication_states()
+    plans = many(store).get_copy_plans([t for t, s in states.items() if isinstance(s, DataSync)])
+    for table_id, state in states.items():
         known = by_id.get(table_id, {})
         name = names.get(table_id) or known.get("name") or f"table {table_id}"
         table: dict[str, Any] = {
@@ -58,7 +61,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
             "last_commit_lsn": known.get("last_commit_lsn"),
             "last_commit_time": known.get("last_commit_time"),
         }
-        plan = store.get_copy_plan(table_id) if isinstance(state, DataSync) else None
+        plan = plans.get(table_id)
         if plan is not None:
             table["copy_chunks_done"] = len(plan.finished)
             table["copy_chunks_total"] = len(plan.chunks)

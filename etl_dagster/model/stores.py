@@ -10,7 +10,7 @@ touch nothing: its first call does. `close`, `knows_pipeline` and `check` (see
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -335,6 +335,45 @@ class Coordination(Protocol):
         ...
 
     def get_status(self, key: str) -> Mapping[str, Any] | None: ...
+
+
+@runtime_checkable
+class ManyTables(Protocol):
+    """What a coordinating store may add, so that a thousand tables don't need a thousand questions.
+
+    Each method does for many tables what its namesake does for one. A store without them is asked
+    table by table.
+    """
+
+    def transition_table_states(
+        self, changes: Sequence[tuple[TableId, TableState, TableState]]
+    ) -> Collection[TableId]:
+        """Change each table's state if it still is the expected one: (table, expected, new).
+
+        Returns the tables whose state was; the others don't matter to them.
+        """
+        ...
+
+    def clear_table_copy_states(self, table_ids: Collection[TableId]) -> None: ...
+
+    def store_table_schemas(self, schemas: Sequence[TableSchema]) -> None: ...
+
+    def store_destination_tables_metadata(
+        self, metadata: Mapping[TableId, DestinationTableMetadata]
+    ) -> None: ...
+
+    def get_copy_plans(self, table_ids: Collection[TableId]) -> Mapping[TableId, CopyPlan]:
+        """The plans of those tables that have one."""
+        ...
+
+    def acquire_leases(self, names: Collection[str]) -> Mapping[str, Lease]:
+        """Take each lease that is free; the names of the others are missing. All of them may be
+        lost together."""
+        ...
+
+    def leased(self, names: Collection[str]) -> Collection[str]:
+        """The names whose lease anybody holds now."""
+        ...
 
 
 @runtime_checkable

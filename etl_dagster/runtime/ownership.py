@@ -5,16 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.states import Catchup, Errored, ManualRetry, Ready, SyncDone, SyncWait
+from etl_dagster.model.states import (
+    Catchup,
+    Errored,
+    ManualRetry,
+    Ready,
+    SyncDone,
+    SyncWait,
+    TableState,
+)
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.many import many
 
 _log = logging.getLogger(__name__)
 
-#: How long the stream stands still for one table that was given its target. Table sync workers
+#: How long the stream stands still for tables that were given a target. Table sync workers
 #: ask when they are close, so it takes a moment; one that stalls is told to ask again.
 _CATCHUP_WAIT_S = 5.0
 #: How long a table whose target was withdrawn waits before it is given one again.
@@ -47,6 +56,7 @@ class Ownership:
         on_taken: called when a table was taken over.
         """
         self._store = store
+        self._many = many(store)
         self._position = position
         self._on_taken = on_taken
         self._stop = stop
@@ -61,9 +71,12 @@ class Ownership:
 
     def start(self) -> None:
         """Before the first read: targets that an earlier apply worker named hold no longer."""
-        for table_id, state in self._store.get_table_replication_states().items():
-            if isinstance(state, Catchup):
-                self._store.transition_table_state(table_id, state, SyncWait(state.target_lsn))
+        promised = {
+            table_id: state
+            for table_id, state in self._store.get_table_replication_states().items()
+            if isinstance(state, Catchup)
+        }
+        self._withdraw(promised)
         self._refresh_at = 0.0
 
     def invalidate(self) -> None:
@@ -77,57 +90,95 @@ class Ownership:
             return
         self._refresh_at = now + _REFRESH_S
         owned: dict[TableId, Lsn] = {}
+        done: dict[TableId, SyncDone] = {}
+        waiting: dict[TableId, SyncWait] = {}
         for table_id, state in self._store.get_table_replication_states().items():
             match state:
                 case Ready(lsn):
                     owned[table_id] = lsn
                 case SyncDone():
-                    taken = self._take(table_id, state)
-                    if taken is not None:
-                        owned[table_id] = taken
+                    done[table_id] = state
                 case SyncWait() if now >= self._pause_until.get(table_id, 0.0):
-                    taken = self._hand_over(table_id, state)
-                    if taken is not None:
-                        owned[table_id] = taken
+                    waiting[table_id] = state
                 case _:
                     pass
+        owned |= self._take(done)
+        owned |= self._hand_over(waiting)
         self._apply_from = owned
 
-    def _hand_over(self, table_id: TableId, waiting: SyncWait) -> Lsn | None:
-        """Name a target and wait until it is reached; None when it wasn't, for this time."""
-        target = Catchup(max(waiting.lsn, self._position()))
-        if not self._store.transition_table_state(table_id, waiting, target):
-            return None
+    def _hand_over(self, waiting: Mapping[TableId, SyncWait]) -> dict[TableId, Lsn]:
+        """Name a target for each table and wait until all are reached; the tables that got there.
+
+        The stream stands at one position meanwhile, so what holds for one table holds for many.
+        """
+        targets = self._name_targets(waiting)
+        taken: dict[TableId, Lsn] = {}
         deadline = time.monotonic() + _CATCHUP_WAIT_S
-        while not self._stop.is_set():
-            state = self._store.get_table_replication_state(table_id)
-            if isinstance(state, SyncDone):
-                return self._take(table_id, state)
-            if state != target:
-                return None
+        while targets and not self._stop.is_set():
+            states = self._store.get_table_replication_states()
+            done: dict[TableId, SyncDone] = {}
+            for table_id, target in list(targets.items()):
+                state = states.get(table_id)
+                if state == target:
+                    continue
+                del targets[table_id]
+                if isinstance(state, SyncDone):
+                    done[table_id] = state
+            taken |= self._take(done)
+            if not targets:
+                break
             if time.monotonic() > deadline:
-                # From here on the stream goes on without the table, unless it was done just now.
-                if self._store.transition_table_state(
-                    table_id, target, SyncWait(target.target_lsn)
-                ):
-                    _log.warning("table %s did not reach %s in time", table_id, target.target_lsn)
+                # From here on the stream goes on without those tables, but for any that was done
+                # just now: the next look finds it.
+                for table_id in self._withdraw(targets):
+                    _log.warning(
+                        "table %s did not reach %s in time", table_id, targets[table_id].target_lsn
+                    )
                     self._pause_until[table_id] = time.monotonic() + _WITHDRAWN_PAUSE_S
-                    return None
+                    del targets[table_id]
                 continue
             self._store.wait_for_change(_POLL_S)
-        return None
+        return taken
 
-    def _take(self, table_id: TableId, done: SyncDone) -> Lsn | None:
-        if done.lsn < self._position():
-            # No worker of ours does this; going on would lose what lies between without a word.
-            lost = Errored(
-                f"the table was handed over at {done.lsn}, but its stream is past that already",
-                "Copy the table again: `etl-dagster reset`.",
-                ManualRetry(),
-            )
-            self._store.transition_table_state(table_id, done, lost)
-            return None
-        if not self._store.transition_table_state(table_id, done, Ready(done.lsn)):
-            return None
-        self._on_taken(table_id)
-        return done.lsn
+    def _name_targets(self, waiting: Mapping[TableId, SyncWait]) -> dict[TableId, Catchup]:
+        if not waiting:
+            return {}
+        position = self._position()
+        targets = {t: Catchup(max(state.lsn, position)) for t, state in waiting.items()}
+        named = self._many.transition_table_states([(t, waiting[t], targets[t]) for t in targets])
+        return {table_id: targets[table_id] for table_id in named}
+
+    def _withdraw(self, targets: Mapping[TableId, Catchup]) -> Collection[TableId]:
+        """Take targets back; the tables where that was not too late."""
+        if not targets:
+            return ()
+        return self._many.transition_table_states(
+            [(t, target, SyncWait(target.target_lsn)) for t, target in targets.items()]
+        )
+
+    def _take(self, done: Mapping[TableId, SyncDone]) -> dict[TableId, Lsn]:
+        """Begin to apply the tables, each from its LSN on; those that are ours now."""
+        if not done:
+            return {}
+        changes: list[tuple[TableId, TableState, TableState]] = []
+        for table_id, state in done.items():
+            if state.lsn < self._position():
+                # No worker of ours does this; going on would lose what lies between without a word.
+                lost = Errored(
+                    f"the table was handed over at {state.lsn}, but its stream is past that "
+                    "already",
+                    "Copy the table again: `etl-dagster reset`.",
+                    ManualRetry(),
+                )
+                changes.append((table_id, state, lost))
+            else:
+                changes.append((table_id, state, Ready(state.lsn)))
+        changed = self._many.transition_table_states(changes)
+        taken = {
+            table_id: new.lsn
+            for table_id, _, new in changes
+            if table_id in changed and isinstance(new, Ready)
+        }
+        for table_id in taken:
+            self._on_taken(table_id)
+        return taken

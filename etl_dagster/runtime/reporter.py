@@ -13,6 +13,7 @@ from etl_dagster.model.destination import CountsRows, Destination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import DataSync, Errored, Ready, TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore, CopyPlan
+from etl_dagster.runtime.many import many
 from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.slot import retained_wal_bytes
@@ -48,7 +49,7 @@ class Reporter:
         #: As last read.
         self._states: Mapping[TableId, TableState] = {}
         self._is_store_away = False
-        self._plans: dict[TableId, CopyPlan] = {}
+        self._plans: Mapping[TableId, CopyPlan] = {}
         self._wal_due = self._count_due = self._publish_due = 0.0
         self._published: PipelineStatus | None = None
         self.retained_wal_bytes: int | None = None
@@ -64,12 +65,9 @@ class Reporter:
             self._wal_due = now + _WAL_EVERY_S
             self.retained_wal_bytes = retained_wal_bytes(self._control, self._config.pipeline)
             self.server_lsn = self._control.ask("reading the WAL's end", fetch_insert_lsn)
-        plans = {
-            table_id: self._store.get_copy_plan(table_id)
-            for table_id in self._members.ids
-            if isinstance(states.get(table_id), DataSync)
-        }
-        self._plans = {table_id: plan for table_id, plan in plans.items() if plan is not None}
+        self._plans = many(self._store).get_copy_plans(
+            [t for t in self._members.ids if isinstance(states.get(t), DataSync)]
+        )
         if now >= self._count_due and isinstance(self._destination, CountsRows):
             self._count_due = now + _COUNT_EVERY_S
             self._count_rows([t for t, state in states.items() if isinstance(state, Ready)])

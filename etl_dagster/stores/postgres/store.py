@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import psycopg
@@ -37,7 +37,14 @@ from etl_dagster.source.connection import check_dsn
 from etl_dagster.stores.postgres import records
 from etl_dagster.stores.postgres.cache import Cache
 from etl_dagster.stores.postgres.connections import Connection, Connections
-from etl_dagster.stores.postgres.leases import PostgresLease, is_locked, lock_key, try_acquire
+from etl_dagster.stores.postgres.leases import (
+    PostgresLease,
+    is_locked,
+    lock_key,
+    locked_keys,
+    try_acquire,
+    try_acquire_all,
+)
 from etl_dagster.stores.postgres.listener import Listener
 from etl_dagster.stores.postgres.migrate import Migration, migrate, pending
 from etl_dagster.stores.postgres.readiness import check_store
@@ -228,7 +235,11 @@ class PostgresStore:
         return len(self.get_table_schemas())
 
     def store_table_schema(self, schema: TableSchema) -> TableSchema:
-        self._write(
+        self.store_table_schemas([schema])
+        return schema
+
+    def store_table_schemas(self, schemas: Sequence[TableSchema]) -> None:
+        self._write_many(
             "schemas",
             """
             INSERT INTO {schema}.table_schemas
@@ -239,15 +250,19 @@ class PostgresStore:
                 schema_name = excluded.schema_name, table_name = excluded.table_name,
                 replica_identity = excluded.replica_identity, columns = excluded.columns
             """,
-            self.pipeline,
-            schema.id,
-            str(schema.snapshot_id),
-            schema.schema_name,
-            schema.table_name,
-            schema.replica_identity,
-            Jsonb(records.columns_to_json(schema)),
+            [
+                (
+                    self.pipeline,
+                    schema.id,
+                    str(schema.snapshot_id),
+                    schema.schema_name,
+                    schema.table_name,
+                    schema.replica_identity,
+                    Jsonb(records.columns_to_json(schema)),
+                )
+                for schema in schemas
+            ],
         )
-        return schema
 
     def prune_table_schemas(self, retentions: Mapping[TableId, TableSchemaRetention]) -> int:
         return self._write(
@@ -287,8 +302,8 @@ class PostgresStore:
     ) -> None:
         def work(connection: Connection) -> None:
             self._lock_pipeline(connection)
-            for table_id, state in updates:
-                self._set_state(connection, table_id, state)
+            for once in _without_repetition(updates):
+                self._set_states(connection, once)
 
         self._change(work, "states")
 
@@ -335,25 +350,38 @@ class PostgresStore:
         return self._states.get(load, keep=self._hears_changes)
 
     def _set_state(self, connection: Connection, table_id: TableId, state: TableState) -> None:
-        """Add a state to the history; the pipeline's row is locked by the caller."""
+        self._set_states(connection, {table_id: state})
+
+    def _set_states(self, connection: Connection, states: Mapping[TableId, TableState]) -> None:
+        """Add to the history of each table; the pipeline's row is locked by the caller."""
         # The same state again is no change; it would only make a rollback go nowhere.
         connection.execute(
             self._sql(
                 """
-                WITH current AS (
-                    SELECT id, state FROM {schema}.table_states
-                    WHERE pipeline = %(pipeline)s AND table_id = %(table_id)s AND is_current
+                WITH new AS (
+                    SELECT * FROM unnest(%(tables)s::bigint[], %(states)s::jsonb[])
+                        AS n (table_id, state)
+                ), current AS (
+                    SELECT id, table_id, state FROM {schema}.table_states
+                    WHERE pipeline = %(pipeline)s AND table_id = ANY (%(tables)s) AND is_current
                 ), retired AS (
-                    UPDATE {schema}.table_states SET is_current = false
-                    WHERE id = (SELECT id FROM current WHERE state <> %(state)s)
-                    RETURNING id
+                    UPDATE {schema}.table_states AS old SET is_current = false
+                    FROM current JOIN new USING (table_id)
+                    WHERE old.id = current.id AND current.state <> new.state
+                    RETURNING old.id, old.table_id
                 )
                 INSERT INTO {schema}.table_states (pipeline, table_id, state, previous_id)
-                SELECT %(pipeline)s, %(table_id)s, %(state)s, (SELECT id FROM retired)
-                WHERE EXISTS (SELECT FROM retired) OR NOT EXISTS (SELECT FROM current)
+                SELECT %(pipeline)s, new.table_id, new.state, retired.id
+                FROM new LEFT JOIN retired USING (table_id)
+                WHERE retired.id IS NOT NULL
+                    OR NOT EXISTS (SELECT FROM current WHERE current.table_id = new.table_id)
                 """
             ),
-            {"pipeline": self.pipeline, "table_id": table_id, "state": Jsonb(state_to_json(state))},
+            {
+                "pipeline": self.pipeline,
+                "tables": list(states),
+                "states": [Jsonb(state_to_json(state)) for state in states.values()],
+            },
         )
 
     # -- progress ------------------------------------------------------------------------------
@@ -408,8 +436,12 @@ class PostgresStore:
     def store_destination_table_metadata(
         self, table_id: TableId, metadata: DestinationTableMetadata
     ) -> None:
-        previous = metadata.previous_snapshot_id
-        self._write(
+        self.store_destination_tables_metadata({table_id: metadata})
+
+    def store_destination_tables_metadata(
+        self, metadata: Mapping[TableId, DestinationTableMetadata]
+    ) -> None:
+        self._write_many(
             "metadata",
             """
             INSERT INTO {schema}.destination_tables
@@ -424,13 +456,20 @@ class PostgresStore:
                 replication_mask = excluded.replication_mask,
                 updated_at = now()
             """,
-            self.pipeline,
-            table_id,
-            metadata.destination_table_id,
-            str(metadata.snapshot_id),
-            None if previous is None else str(previous),
-            metadata.status,
-            list(metadata.replication_mask),
+            [
+                (
+                    self.pipeline,
+                    table_id,
+                    described.destination_table_id,
+                    str(described.snapshot_id),
+                    None
+                    if described.previous_snapshot_id is None
+                    else str(described.previous_snapshot_id),
+                    described.status,
+                    list(described.replication_mask),
+                )
+                for table_id, described in metadata.items()
+            ],
         )
 
     def _all_metadata(self) -> Mapping[TableId, DestinationTableMetadata]:
@@ -448,8 +487,11 @@ class PostgresStore:
     # -- lifecycle -----------------------------------------------------------------------------
 
     def clear_table_copy_state(self, table_id: TableId) -> None:
+        self.clear_table_copy_states([table_id])
+
+    def clear_table_copy_states(self, table_ids: Collection[TableId]) -> None:
         self._change(
-            lambda connection: self._clear_copy(connection, table_id),
+            lambda connection: self._clear_copies(connection, table_ids),
             "schemas",
             "metadata",
             "plans",
@@ -458,8 +500,8 @@ class PostgresStore:
     def delete_table_pipeline_state(self, table_id: TableId) -> None:
         def work(connection: Connection) -> None:
             self._lock_pipeline(connection)
-            self._clear_copy(connection, table_id)
-            self._delete(connection, "table_states", table_id)
+            self._clear_copies(connection, [table_id])
+            self._delete(connection, "table_states", [table_id])
 
         self._change(work, "states", "schemas", "metadata", "plans")
 
@@ -472,8 +514,7 @@ class PostgresStore:
                 ),
                 (self.pipeline,),
             ).fetchall()
-            for (table_id,) in table_ids:
-                self._set_state(connection, table_id, Init())
+            self._set_states(connection, {table_id: Init() for (table_id,) in table_ids})
             for statement in (
                 "DELETE FROM {schema}.replication_progress "
                 "WHERE pipeline = %s AND worker = 'apply'",
@@ -484,22 +525,22 @@ class PostgresStore:
 
         return self._change(work, "states", "plans")
 
-    def _clear_copy(self, connection: Connection, table_id: TableId) -> None:
+    def _clear_copies(self, connection: Connection, table_ids: Collection[TableId]) -> None:
         for name in ("table_schemas", "destination_tables", "copy_plans"):
-            self._delete(connection, name, table_id)
+            self._delete(connection, name, table_ids)
         connection.execute(
             self._sql(
-                "DELETE FROM {schema}.replication_progress WHERE pipeline = %s AND worker = %s"
+                "DELETE FROM {schema}.replication_progress WHERE pipeline = %s AND worker = ANY(%s)"
             ),
-            (self.pipeline, records.sync_worker_key(table_id)),
+            (self.pipeline, [records.sync_worker_key(table_id) for table_id in table_ids]),
         )
 
-    def _delete(self, connection: Connection, name: str, table_id: TableId) -> None:
+    def _delete(self, connection: Connection, name: str, table_ids: Collection[TableId]) -> None:
         connection.execute(
-            sql.SQL("DELETE FROM {} WHERE pipeline = %s AND table_id = %s").format(
+            sql.SQL("DELETE FROM {} WHERE pipeline = %s AND table_id = ANY(%s)").format(
                 sql.Identifier(self.schema, name)
             ),
-            (self.pipeline, table_id),
+            (self.pipeline, list(table_ids)),
         )
 
     # -- coordination --------------------------------------------------------------------------
@@ -507,19 +548,31 @@ class PostgresStore:
     def transition_table_state(
         self, table_id: TableId, expected: TableState, new: TableState
     ) -> bool:
-        def work(connection: Connection) -> bool:
+        return bool(self.transition_table_states([(table_id, expected, new)]))
+
+    def transition_table_states(
+        self, changes: Sequence[tuple[TableId, TableState, TableState]]
+    ) -> Collection[TableId]:
+        def work(connection: Connection) -> Collection[TableId]:
             self._lock_pipeline(connection)
-            current = connection.execute(
+            found = connection.execute(
                 self._sql(
-                    "SELECT 1 FROM {schema}.table_states "
-                    "WHERE pipeline = %s AND table_id = %s AND is_current AND state = %s"
+                    """
+                    SELECT table_id FROM {schema}.table_states
+                    JOIN unnest(%s::bigint[], %s::jsonb[]) AS e (table_id, state)
+                        USING (table_id, state)
+                    WHERE pipeline = %s AND is_current
+                    """
                 ),
-                (self.pipeline, table_id, Jsonb(state_to_json(expected))),
-            ).fetchone()
-            if current is None:
-                return False
-            self._set_state(connection, table_id, new)
-            return True
+                (
+                    [table_id for table_id, _, _ in changes],
+                    [Jsonb(state_to_json(expected)) for _, expected, _ in changes],
+                    self.pipeline,
+                ),
+            ).fetchall()
+            as_expected = {table_id for (table_id,) in found}
+            self._set_states(connection, {t: new for t, _, new in changes if t in as_expected})
+            return as_expected
 
         return self._change(work, "states", repeatable=False)
 
@@ -537,6 +590,20 @@ class PostgresStore:
         self.open()
         key = lock_key(self.schema, self.pipeline, f"lease:{name}")
         return try_acquire(self._sessions.connect_session(), key)
+
+    def acquire_leases(self, names: Collection[str]) -> Mapping[str, PostgresLease]:
+        self.open()
+        keys = {lock_key(self.schema, self.pipeline, f"lease:{name}"): name for name in names}
+        leases = try_acquire_all(self._sessions.connect_session(), list(keys))
+        return {keys[key]: lease for key, lease in leases.items()}
+
+    def leased(self, names: Collection[str]) -> Collection[str]:
+        locked = self._run(locked_keys)
+        return {
+            name
+            for name in names
+            if lock_key(self.schema, self.pipeline, f"lease:{name}") in locked
+        }
 
     def is_leased(self, name: str) -> bool:
         key = lock_key(self.schema, self.pipeline, f"lease:{name}")
@@ -558,34 +625,45 @@ class PostgresStore:
         return int(epoch)
 
     def get_copy_plan(self, table_id: TableId) -> CopyPlan | None:
-        def work(connection: Connection) -> CopyPlan | None:
+        return self.get_copy_plans([table_id]).get(table_id)
+
+    def get_copy_plans(self, table_ids: Collection[TableId]) -> Mapping[TableId, CopyPlan]:
+        if not table_ids:
+            return {}
+
+        def work(connection: Connection) -> Mapping[TableId, CopyPlan]:
             # One snapshot for both queries: a plan is never seen with the chunks of another.
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            of_table = (self.pipeline, table_id)
-            plan = connection.execute(
+            of_tables = (self.pipeline, list(table_ids))
+            plans = connection.execute(
                 self._sql(
-                    "SELECT copy_id, slot_lsn::text, started_at FROM {schema}.copy_plans "
-                    "WHERE pipeline = %s AND table_id = %s"
+                    "SELECT table_id, copy_id, slot_lsn::text, started_at FROM {schema}.copy_plans "
+                    "WHERE pipeline = %s AND table_id = ANY(%s)"
                 ),
-                of_table,
-            ).fetchone()
-            if plan is None:
-                return None
-            chunks = connection.execute(
-                self._sql(
-                    f"SELECT {records.CHUNK_COLUMNS} FROM {{schema}}.copy_chunks "
-                    "WHERE pipeline = %s AND table_id = %s ORDER BY chunk_index"
-                ),
-                of_table,
+                of_tables,
             ).fetchall()
-            return records.plan_from_rows(plan, chunks)
+            if not plans:
+                return {}
+            chunks: dict[TableId, list[tuple[Any, ...]]] = {}
+            for table_id, *chunk in connection.execute(
+                self._sql(
+                    f"SELECT table_id, {records.CHUNK_COLUMNS} FROM {{schema}}.copy_chunks "
+                    "WHERE pipeline = %s AND table_id = ANY(%s) ORDER BY chunk_index"
+                ),
+                of_tables,
+            ):
+                chunks.setdefault(table_id, []).append(tuple(chunk))
+            return {
+                table_id: records.plan_from_rows((copy_id, slot_lsn, at), chunks.get(table_id, ()))
+                for table_id, copy_id, slot_lsn, at in plans
+            }
 
         return self._run(work)
 
     def store_copy_plan(self, table_id: TableId, plan: CopyPlan) -> None:
         def work(connection: Connection) -> None:
             self._lock_pipeline(connection)
-            self._delete(connection, "copy_plans", table_id)
+            self._delete(connection, "copy_plans", [table_id])
             connection.execute(
                 self._sql(
                     "INSERT INTO {schema}.copy_plans "
@@ -644,7 +722,7 @@ class PostgresStore:
     def request_copy(self, table_id: TableId) -> None:
         def work(connection: Connection) -> None:
             self._lock_pipeline(connection)
-            self._delete(connection, "copy_plans", table_id)
+            self._delete(connection, "copy_plans", [table_id])
             self._set_state(connection, table_id, Init())
 
         self._change(work, "states", "plans")
@@ -684,6 +762,18 @@ class PostgresStore:
         """Run one statement that may be repeated; returns how many rows it touched."""
         topics = () if topic is None else (topic,)
         return self._change(lambda c: c.execute(self._sql(statement), values).rowcount, *topics)
+
+    def _write_many(self, topic: Topic, statement: str, rows: Sequence[Sequence[object]]) -> None:
+        """Run one statement, which may be repeated, for each of the rows."""
+
+        def work(connection: Connection) -> None:
+            if len(rows) == 1:
+                connection.execute(self._sql(statement), rows[0])
+            elif rows:
+                with connection.cursor() as cursor:
+                    cursor.executemany(self._sql(statement), rows)
+
+        self._change(work, topic)
 
     def _change(
         self, work: Callable[[Connection], T], *topics: Topic, repeatable: bool = True
@@ -734,3 +824,15 @@ class PostgresStore:
 @functools.lru_cache(maxsize=256)
 def _compose(text: str, schema: str) -> sql.Composed:
     return sql.SQL(text).format(schema=sql.Identifier(schema))
+
+
+def _without_repetition(
+    updates: Sequence[tuple[TableId, TableState]],
+) -> list[dict[TableId, TableState]]:
+    """The updates in their order, cut where a table comes a second time."""
+    parts: list[dict[TableId, TableState]] = [{}]
+    for table_id, state in updates:
+        if table_id in parts[-1]:
+            parts.append({})
+        parts[-1][table_id] = state
+    return parts
