@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from etl_dagster.errors import ConfigError
 from etl_dagster.kinds import DESTINATIONS, STORES, UnknownKind, find_kind, known_kinds
+from etl_dagster.table_name import TableName
 
 #: Overrides such as ``ETL_DAGSTER__SOURCE__PASSWORD`` begin with this; ``__`` goes one level down.
 ENV_PREFIX = "ETL_DAGSTER__"
@@ -301,13 +302,16 @@ class PipelineConfig(_Section):
     @field_validator("tables")
     @classmethod
     def _qualified(cls, tables: dict[str, TableConfig]) -> dict[str, TableConfig]:
-        wrong = [name for name in tables if "." not in name]
-        if wrong:
-            raise ValueError(f"write tables as schema.table: {', '.join(wrong)}")
-        return tables
+        named: dict[str, TableConfig] = {}
+        for text, settings in tables.items():
+            name = str(TableName.parse(text))
+            if name in named:
+                raise ValueError(f"{name} is named twice")
+            named[name] = settings
+        return named
 
     def state_id(self, table_name: str) -> str:
-        """The Meltano state ID of a table, given as ``schema.table``."""
+        """The Meltano state ID of a table, given as the text of its `TableName`."""
         return f"{self.environment}:{self.pipeline}-to-{self.destination.type}:{table_name}"
 
     def given_destination(self, name: str) -> PipelineConfig:
@@ -318,6 +322,7 @@ class PipelineConfig(_Section):
         return self.model_copy(update={"destination": DestinationConfig(type=name)})
 
     def table(self, table_name: str) -> TableConfig:
+        """What differs for a table, given as the text of its `TableName`."""
         return self.tables.get(table_name, TableConfig())
 
 

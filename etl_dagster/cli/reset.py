@@ -35,9 +35,10 @@ def reset(
     """Copy tables again from the beginning.
 
     Named tables may be reset while the pipeline runs: their old rows stay readable until the new
-    copy replaces them. --all is for a pipeline that is stopped; it also drops the pipeline's
-    slots, which is the way back after one was lost. --from-meltano does now what the next start
-    would do about changes to the tables' Meltano states; with --dry-run it shows them.
+    copy replaces them. A name with a dot is quoted as in SQL: '"a.b".c'. --all is for a pipeline
+    that is stopped; it also drops the pipeline's slots, which is the way back after one was lost.
+    --from-meltano does now what the next start would do about changes to the tables' Meltano
+    states; with --dry-run it shows them.
     """
     if [bool(tables), everything, from_meltano].count(True) != 1:
         raise click.UsageError("name tables, or use --all, or --from-meltano")
@@ -61,18 +62,21 @@ def _reset_tables(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    known = _table_ids(config, store)
-    unknown = [name for name in tables if name not in known]
+    from etl_dagster.runtime.table_ids import find_table_ids
+
+    known = find_table_ids(config, store)
+    wanted = dict.fromkeys(_parsed(name) for name in tables)
+    unknown = [name for name in wanted if name not in known]
     if unknown:
         raise click.UsageError(
             f"the pipeline has no table {', '.join(unknown)}; it has {', '.join(sorted(known))}"
         )
-    for name in tables:
+    for name in wanted:
         click.echo(f"{name} is copied again from the beginning; its old rows stay until then.")
     if not _is_wanted(dry_run=dry_run, yes=yes):
         return
-    for name in tables:
-        store.request_copy(known[name])
+    for table_id in {known[name] for name in wanted}:
+        store.request_copy(table_id)
     if store.is_leased("apply"):
         click.echo("Done. The running pipeline begins with it now.")
     else:
@@ -162,23 +166,13 @@ def _meaning(pending: Pending) -> str:
     return "only what is displayed was changed; it is written again"
 
 
-def _table_ids(config: PipelineConfig, store: CoordinatingStore) -> dict[str, int]:
-    """By name: from the schemas that were copied, and for the others from the source."""
-    from etl_dagster.source.catalog import fetch_published_tables
-    from etl_dagster.source.control import SourceControl
+def _parsed(name: str) -> str:
+    from etl_dagster.table_name import TableName
 
-    states = store.get_table_replication_states()
-    known = {s.name: s.id for s in store.get_table_schemas() if s.id in states}
-    if len(known) < len(states):
-        control = SourceControl(config.source, application_name="etl_dagster reset")
-        try:
-            published = control.ask(
-                "reading the publication", fetch_published_tables, config.source.publication
-            )
-        finally:
-            control.close()
-        known |= {t.schema.name: t.schema.id for t in published if t.schema.id in states}
-    return known
+    try:
+        return str(TableName.parse(name))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _is_wanted(*, dry_run: bool, yes: bool) -> bool:

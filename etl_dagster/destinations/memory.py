@@ -32,6 +32,7 @@ from etl_dagster.model.events import (
 from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
+from etl_dagster.table_name import TableName
 
 Row = dict[str, Any]
 
@@ -145,7 +146,12 @@ class MemoryDestination:
         self._epoch = 0
 
     def rows(self, table_name: str) -> list[Row]:
-        """The rows of a table, given as ``schema.table``; empty while there is no such table."""
+        """The rows of a table, given as ``schema.table``; empty while there is no such table.
+
+        Raises:
+            ValueError: that isn't the text of a `TableName`.
+        """
+        table_name = str(TableName.parse(table_name))
         with self._lock:
             for table in self.tables.values():
                 if table.schema.name == table_name:

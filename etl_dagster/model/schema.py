@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.columns import ColumnSchema as ColumnSchema
+from etl_dagster.table_name import TableName
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,10 +35,10 @@ class TableSchema:
     snapshot_id: SnapshotId = INITIAL_SNAPSHOT
     replica_identity: ReplicaIdentity = "d"
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """``schema.table``, unquoted: for people and as a name elsewhere, never as SQL."""
-        return f"{self.schema_name}.{self.table_name}"
+        """The text of its `TableName`: for people and as a key elsewhere, never as SQL."""
+        return str(TableName(self.schema_name, self.table_name))
 
     @cached_property
     def key_columns(self) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ class TableSchema:
     def describes_same_columns(self, other: TableSchema) -> bool:
         """Whether a row of one is a row of the other."""
         return (
-            self.name == other.name
+            (self.schema_name, self.table_name) == (other.schema_name, other.table_name)
             and self.columns == other.columns
             and self.replica_identity == other.replica_identity
         )

@@ -30,6 +30,7 @@ from etl_dagster.source.slots import (
     fetch_table_sync_slots,
     require_usable,
 )
+from etl_dagster.table_name import quote_identifier
 
 Connection = psycopg.Connection[Any]
 Level = Literal["ok", "warning", "error"]
@@ -357,9 +358,11 @@ def _check_read_rights(
     unreadable = [schema for schema, right in there if not right.may_select]
     if schemas or unreadable:
         what = [f"schema {name}" for name in schemas] + [table.name for table in unreadable]
-        grants = [f'GRANT USAGE ON SCHEMA "{name}" TO "{facts.user}";' for name in schemas]
+        user = quote_identifier(facts.user)
+        grants = [f"GRANT USAGE ON SCHEMA {quote_identifier(name)} TO {user};" for name in schemas]
         grants += [
-            f'GRANT SELECT ON "{table.schema_name}"."{table.table_name}" TO "{facts.user}";'
+            f"GRANT SELECT ON {quote_identifier(table.schema_name)}."
+            f"{quote_identifier(table.table_name)} TO {user};"
             for table in unreadable
         ]
         more = " ..." if len(grants) > _LISTED else ""

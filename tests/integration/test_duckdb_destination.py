@@ -203,7 +203,7 @@ def test_names_need_no_care(destination: DuckDBDestination, path: Path) -> None:
     ):
         destination.write_events(batch(changes))
 
-    assert count_rows(path) == {'temp.table "x".y': 1}
+    assert count_rows(path) == {schema.name: 1}
 
 
 def test_a_schema_may_be_called_as_the_file(tmp_path: Path) -> None:
@@ -556,3 +556,28 @@ def test_a_type_that_cannot_be_converted_asks_for_a_new_copy(
         destination.write_events(batch(stream.commit(relation(altered))))
 
     assert "copy" in refused.value.solution
+
+
+def test_a_copy_that_an_earlier_version_began_is_resumed(
+    destination: DuckDBDestination, path: Path
+) -> None:
+    """It kept the rows in a table with a shorter name, one that a table may also have."""
+    other = table([column("id", INT4, 1, key=1)], name="_etl_copy_16384", table_id=16384)
+    orders = table([column("id", INT4, 1, key=1)], table_id=16385)
+    destination.write_table_rows(other, chunk("other", 0, other, [{"id": 7}]))
+    destination.write_table_rows(other, end_of_copy("other"))
+    destination.write_table_rows(orders, chunk("copy", 0, orders, [{"id": 1}]))
+    destination.shutdown()
+    with duckdb.connect(path) as connection:
+        ((name,),) = connection.execute(
+            "SELECT table_name FROM duckdb_tables() WHERE table_name LIKE '_etl_copy_16385%'"
+        ).fetchall()
+        connection.execute(f'ALTER TABLE public."{name}" RENAME TO _etl_copy_16385')
+
+    upgraded = DuckDBDestination(path)
+    upgraded.startup(MemoryStore())
+    upgraded.write_table_rows(orders, chunk("copy", 1, orders, [{"id": 2}]))
+    upgraded.write_table_rows(orders, end_of_copy("copy"))
+    upgraded.drop_table_for_copy(replace(orders, id=16384))
+
+    assert count_rows(path) == {"public._etl_copy_16384": 1, "public.orders": 2}

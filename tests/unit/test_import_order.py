@@ -19,6 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "etl_dagster",
             "etl_dagster.errors",
             "etl_dagster.lsn",
+            "etl_dagster.table_name",
             "etl_dagster.kinds",
             "etl_dagster.config",
         }

@@ -103,6 +103,7 @@ class DuckDBDestination:
         self.check()
         with self._file.transaction() as connection:
             Ledger(connection).create()
+            _rename_earlier_staging(connection)
 
     def shutdown(self) -> None:
         self._file.close()
@@ -265,8 +266,30 @@ def _blaming(table_id: TableId, name: str) -> Iterator[None]:
 
 
 def _staging_name(table_id: TableId) -> str:
-    """Beside the table, since DuckDB renames tables but doesn't move them between schemas."""
-    return f"_etl_copy_{table_id}"
+    """In the table's schema, since DuckDB renames tables but doesn't move them between schemas.
+
+    It has more than 63 bytes, so that no table of a Postgres can have it.
+    """
+    return f"_etl_copy_{table_id}_becomes_the_table_with_that_oid_when_it_is_complete"
+
+
+def _rename_earlier_staging(connection: duckdb.DuckDBPyConnection) -> None:
+    """Go on with copies that a version began which called their tables ``_etl_copy_OID``."""
+    found = connection.execute(
+        """
+        SELECT t.schema_name, t.table_name, c.table_id
+        FROM duckdb_tables() AS t
+        JOIN _etl.copies AS c ON t.table_name = '_etl_copy_' || c.table_id
+        WHERE c.status = 'running' AND t.database_name = current_database()
+        AND NOT EXISTS (
+            FROM _etl.tables AS k
+            WHERE k.schema_name = t.schema_name AND k.table_name = t.table_name
+        )
+        """
+    ).fetchall()
+    for schema_name, name, table_id in found:
+        staging = table_name(connection, schema_name, name)
+        connection.execute(f"ALTER TABLE {staging} RENAME TO {quote(_staging_name(table_id))}")
 
 
 def _drop_staging(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from etl_dagster.destinations.duckdb.file import lock_of, open_locked
 from etl_dagster.destinations.duckdb.tables import fetch_row, quote
 from etl_dagster.errors import DestinationError
+from etl_dagster.table_name import TableName
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def count_rows(path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0) ->
         for schema_name, name in tables:
             table = quote(database[0], schema_name, name)
             count = fetch_row(connection, f"FROM {table} SELECT count(*)") or (0,)
-            counts[f"{schema_name}.{name}"] = int(count[0])
+            counts[str(TableName(schema_name, name))] = int(count[0])
         return counts
 
 

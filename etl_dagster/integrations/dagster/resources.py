@@ -20,6 +20,8 @@ from etl_dagster.errors import ConfigError, InvalidState
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.states import TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.table_ids import find_table_ids
+from etl_dagster.table_name import TableName
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -172,18 +174,25 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
     def reset_table(self, name: str) -> str:
         """Ask for a new copy of ``schema.table``; the name of its state before.
 
+        A part of the name with a dot is quoted as in SQL: ``"a.b".c``.
+
         Raises:
             InvalidState: the pipeline doesn't know the table.
         """
-        with self.get_store() as store:
-            for table_id, known in _names(store).items():
-                state = store.get_table_replication_state(table_id)
-                if known == name and state is not None:
-                    store.request_copy(table_id)
-                    return state_name(state)
-        raise InvalidState(
+        unknown = InvalidState(
             f"the pipeline has no table {name!r}", solution="Write it as schema.table."
         )
+        try:
+            wanted = str(TableName.parse(name))
+        except ValueError as error:
+            raise unknown from error
+        with self.get_store() as store:
+            table_id = find_table_ids(self.load_config(), store).get(wanted)
+            state = None if table_id is None else store.get_table_replication_state(table_id)
+            if table_id is None or state is None:
+                raise unknown
+            store.request_copy(table_id)
+            return state_name(state)
 
     def query(self, sql: str) -> "pa.Table":
         """Read from the destination, where that is DuckDB.

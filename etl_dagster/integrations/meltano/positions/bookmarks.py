@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.table_name import TableName
 
 #: Beside ``singer_state``; whose position this is, and what was done about somebody's edit.
 OURS = "etl_dagster"
@@ -79,7 +80,11 @@ class TablePosition:
 
 def stream_name(table: str) -> str:
     """``public.orders`` is the stream ``public-orders``."""
-    return table.replace(".", "-", 1)
+    try:
+        name = TableName.parse(table)
+    except ValueError:  # as an earlier version wrote it
+        return table.replace(".", "-", 1)
+    return f"{name.schema_name}-{name.table_name}"
 
 
 @dataclass(frozen=True)
