@@ -87,3 +87,58 @@ def pin_newer(connection: psycopg.Connection[Any]) -> None:
     """
     for name, value in newer_settings(connection.info.server_version).items():
         connection.execute(f"SET {name} = {value}")
+
+
+def pin_session(
+    connection: psycopg.Connection[Any],
+    settings: Mapping[str, str] | None = None,
+    *,
+    is_own: bool = False,
+) -> bool:
+    """Pin the settings for as long as the connection lives, in one round trip.
+
+    A pooler may give the session to others after each transaction. They would get our settings,
+    so nothing is changed then; `pin_transaction` does it for one transaction.
+
+    Args:
+        connection: in autocommit.
+        settings: by default all of `PINNED` and `TIMEOUTS`.
+        is_own: a pooler is known to keep the session for this connection.
+
+    Returns:
+        Whether the session is the connection's own.
+    """
+    pid = connection.info.backend_pid  # a pooler makes a number up
+    query = "SELECT pg_backend_pid(), {settings}"
+    other = "false" if is_own else f"pg_backend_pid() <> {pid}"
+    row = connection.execute(_calls(connection, query, settings, is_local=other)).fetchone()
+    assert row is not None
+    is_own = is_own or row[0] == pid
+    if not is_own and not (connection.info.parameter_status("DateStyle") or "ISO").startswith(
+        "ISO"
+    ):
+        # psycopg reads no other one. Poolers keep this setting apart for each client.
+        connection.execute("SET DateStyle = 'ISO'")
+    return is_own
+
+
+def pin_transaction(
+    connection: psycopg.Connection[Any], settings: Mapping[str, str] | None = None
+) -> None:
+    """The same until the end of the transaction, which the connection is in."""
+    connection.execute(_calls(connection, "SELECT {settings}", settings, is_local="true"))
+
+
+def _calls(
+    connection: psycopg.Connection[Any],
+    query: str,
+    settings: Mapping[str, str] | None,
+    *,
+    is_local: str,
+) -> bytes:
+    """The query with a call of set_config() for each setting; all of it is constants of ours."""
+    if settings is None:
+        settings = {**PINNED, **TIMEOUTS}
+    settings = {**settings, **newer_settings(connection.info.server_version)}
+    calls = [f"set_config('{name}', '{value}', {is_local})" for name, value in settings.items()]
+    return query.format(settings=", ".join(calls)).encode()

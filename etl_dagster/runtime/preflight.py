@@ -23,7 +23,12 @@ from etl_dagster.source.catalog import (
     fetch_published_tables,
 )
 from etl_dagster.source.connection import connect, source_uri, translate
-from etl_dagster.source.readiness import ServerFacts, fetch_read_rights, fetch_server_facts
+from etl_dagster.source.readiness import (
+    ServerFacts,
+    fetch_read_rights,
+    fetch_server_facts,
+    names_standby,
+)
 from etl_dagster.source.slots import (
     apply_slot_name,
     fetch_slot,
@@ -43,6 +48,8 @@ _APPLICATION = "etl_dagster preflight"
 _SMALL_WAL_LIMIT = 1024**3
 _MUCH_RETAINED_WAL = 1024**3
 _SHORT_SENDER_TIMEOUT_MS = 10_000
+#: Application names of replication connections begin like this.
+_OUR_NAMES = "etl_dagster "
 #: So many names are listed; then a count.
 _LISTED = 8
 
@@ -266,6 +273,16 @@ def _check_settings(facts: ServerFacts) -> Iterator[Check]:
             f"idle_replication_slot_timeout is {facts.idle_slot_timeout_s} s: a longer pause of "
             "the pipeline loses the slot, and every table must be copied again",
             "Set it to 0, or well above the longest pause you expect.",
+        )
+    named = names_standby(facts.synchronous_standby_names, _OUR_NAMES)
+    if named is not None:
+        yield Check.warning(
+            "synchronous standbys",
+            f"{named!r} in synchronous_standby_names also means this pipeline's connections "
+            f"({_OUR_NAMES}...): every commit on the source may wait until the destination has "
+            "its changes, and without end while the pipeline is stopped",
+            "Name the standbys that are meant: "
+            "ALTER SYSTEM SET synchronous_standby_names = 'standby_1'; then reload the server.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ class ServerFacts:
     max_slot_wal_keep_bytes: int | None
     #: 0, or a server before 18: never.
     idle_slot_timeout_s: int
+    synchronous_standby_names: str
 
 
 def fetch_server_facts(connection: Connection) -> ServerFacts:
@@ -50,11 +52,28 @@ def fetch_server_facts(connection: Connection) -> ServerFacts:
                (select nullif(setting::bigint, -1) * 1024 * 1024
                 from pg_settings where name = 'max_slot_wal_keep_size'),
                coalesce((select setting::int * case unit when 'min' then 60 else 1 end
-                         from pg_settings where name = 'idle_replication_slot_timeout'), 0)
+                         from pg_settings where name = 'idle_replication_slot_timeout'), 0),
+               current_setting('synchronous_standby_names')
         """
     ).fetchone()
     assert row is not None
     return ServerFacts(connection.info.server_version, *row)
+
+
+def names_standby(synchronous_standby_names: str, prefix: str) -> str | None:
+    """The entry that makes a walsender with such an application name a synchronous standby.
+
+    Args:
+        prefix: how the application names begin.
+
+    Source: PostgreSQL documentation, "synchronous_standby_names"; names match in any case.
+    """
+    listed = re.sub(r"(?i)\A\s*((first|any)\s+)?\d+\s*\(|\)\s*\Z", "", synchronous_standby_names)
+    for quoted, plain in re.findall(r'"((?:[^"]|"")*)"|([^\s,"]+)', listed):
+        name: str = quoted.replace('""', '"') or plain
+        if name == "*" or name.lower().startswith(prefix.lower()):
+            return name
+    return None
 
 
 @dataclass(frozen=True, slots=True)

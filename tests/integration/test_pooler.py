@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
 from etl_dagster.errors import StoreError
@@ -91,3 +92,26 @@ def test_a_pooler_in_session_mode_is_as_good_as_the_server(newest_database: Data
         assert lease is not None
         lease.release()
         store.close()
+
+
+def test_settings_are_pinned_for_a_transaction_and_never_left_to_other_clients(
+    newest_database: Database,
+) -> None:
+    name = newest_database.name
+    with psycopg.connect(newest_database.server.dsn(), autocommit=True) as admin:
+        for setting in ("DateStyle = 'SQL, DMY'", "array_nulls = off", "row_security = on"):
+            admin.execute(f"alter database {name} set {setting}")
+        admin.execute(f"alter database {name} set default_transaction_read_only = on")
+    with pgbouncer(newest_database, "transaction", pool_size=1) as dsn:
+        store = PostgresStore(dsn, "shop", session_dsn=newest_database.dsn)
+        assert "not there yet" in store.check()
+        store.update_table_replication_states([(1, Ready(Lsn(7)))])
+        store.upsert_replication_progress(ApplyWorker(), Lsn(9))
+        assert store.get_table_replication_states() == {1: Ready(Lsn(7))}
+        with psycopg.connect(dsn, autocommit=True) as other:
+            settings = [
+                other.execute(f"show {setting}").fetchone()
+                for setting in ("DateStyle", "array_nulls", "row_security", "synchronous_commit")
+            ]
+        store.close()
+    assert settings == [("SQL, DMY",), ("off",), ("on",), ("off",)]

@@ -14,6 +14,7 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from etl_dagster.errors import ConfigError, StoreError, StoreUnreachable
+from etl_dagster.pg.settings import pin_session, pin_transaction
 
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -58,11 +59,13 @@ class Connections:
             ) from None
         self._place = place
         given = {"application_name": application_name, **parts}
-        self._conninfo = make_conninfo(**{**_DEFAULTS, **given})
+        self._conninfo = make_conninfo(**{**_DEFAULTS, **given, "client_encoding": "UTF8"})
         self._password = str(parts.get("password") or "")
         self._max_size = max_size
         self._lock = threading.Lock()
         self._pool: psycopg_pool.ConnectionPool[Connection] | None = None
+        #: A pooler is in between, which may share sessions: each transaction pins its settings.
+        self._is_pooled = False
 
     def connect(self) -> Connection:
         """A connection of its own, in autocommit; the caller closes it.
@@ -74,9 +77,27 @@ class Connections:
         try:
             # A pooler may give each transaction another server connection, which knows nothing of
             # what was prepared on the one before.
-            return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
+            connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
         except psycopg.OperationalError as error:
             raise self.translate(error) from None
+        try:
+            self._pin(connection)
+        except psycopg.Error as error:
+            connection.close()
+            raise self.translate(error) from None
+        return connection
+
+    def _pin(self, connection: Connection) -> None:
+        """Pin the session's settings. The connection is in autocommit."""
+        self._is_pooled = not pin_session(connection)
+        if self._is_pooled:
+            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+            connection.read_only = connection.deferrable = False
+
+    def _configure(self, connection: Connection) -> None:
+        connection.autocommit = True
+        self._pin(connection)
+        connection.autocommit = False
 
     def connect_session(self) -> Connection:
         """A connection that keeps its session: what it locks and listens to stays its own.
@@ -94,6 +115,7 @@ class Connections:
                     solution="Set state_store.session_dsn to the server itself, or to a pooler in "
                     "session mode.",
                 )
+            pin_session(connection, is_own=True)
         except psycopg.Error as error:
             connection.close()
             raise self.translate(error) from None
@@ -130,6 +152,8 @@ class Connections:
             try:
                 with self._open_pool().connection() as connection:
                     begun = True
+                    if self._is_pooled:
+                        pin_transaction(connection)
                     return work(connection)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 rolled_back = isinstance(
@@ -184,6 +208,7 @@ class Connections:
                     num_workers=1,
                     timeout=_GIVE_UP_AFTER_S,
                     reconnect_timeout=2 * _GIVE_UP_AFTER_S,
+                    configure=self._configure,
                     check=psycopg_pool.ConnectionPool.check_connection,
                     name="etl-store",
                     open=True,

@@ -28,17 +28,18 @@ def check_store(connection: Connection, schema: str) -> str:
     Raises:
         StoreError: something is in the way, with what to do.
     """
-    row = connection.execute(
-        """
-        select current_user::text, current_database()::text,
-               pg_is_in_recovery() or current_setting('transaction_read_only')::bool,
-               has_database_privilege(current_database(), 'create'),
-               n.oid is not null, coalesce(has_schema_privilege(n.oid, 'usage'), false),
-               coalesce(has_schema_privilege(n.oid, 'create'), false)
-        from (select) one left join pg_namespace n on n.nspname = %s
-        """,
-        [schema],
-    ).fetchone()
+    with connection.transaction():  # a pooler's session may be read only by default
+        row = connection.execute(
+            """
+            select current_user::text, current_database()::text,
+                   pg_is_in_recovery() or current_setting('transaction_read_only')::bool,
+                   has_database_privilege(current_database(), 'create'),
+                   n.oid is not null, coalesce(has_schema_privilege(n.oid, 'usage'), false),
+                   coalesce(has_schema_privilege(n.oid, 'create'), false)
+            from (select) one left join pg_namespace n on n.nspname = %s
+            """,
+            [schema],
+        ).fetchone()
     assert row is not None
     user, database, is_read_only, may_create, exists, may_use, may_create_in = row
     where = f"schema {schema!r} of database {database!r}"

@@ -28,10 +28,15 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateTablesMissing,
 )
 from etl_dagster.integrations.meltano.states.uri import StateLocation
+from etl_dagster.pg.settings import PINNED, pin_session
 
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+#: Timeouts of the role and of the URI hold, and so does a database that is read only on purpose.
+_SESSION = {
+    name: value for name, value in PINNED.items() if name != "default_transaction_read_only"
+} | {"idle_session_timeout": "0"}
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _GIVE_UP_AFTER_S = 0.05, 2.0, 20.0
 #: So many are kept for the next use; more are made when threads need them, and closed.
 _KEPT = 4
@@ -93,6 +98,11 @@ class Connections:
                 prepare_threshold=None,
             )
         except psycopg.Error as error:
+            raise self.translate(error) from None
+        try:
+            pin_session(connection, _SESSION)
+        except psycopg.Error as error:
+            connection.close()
             raise self.translate(error) from None
         self._was_connected = True
         return connection

@@ -141,10 +141,11 @@ _IS_IT = '"left"(state_id, 200) = "left"(%(state_id)s, 200) AND state_id = %(sta
 _TEXTS: dict[str, LiteralString] = {
     "get": "SELECT {columns} FROM {state} WHERE state_id = %(state_id)s",
     "get_for_update": "SELECT {columns} FROM {state} WHERE state_id = %(state_id)s FOR UPDATE",
-    # Nothing of it outlives the transaction. With a lock of ours, whoever wants that now waits in
-    # the server, and goes on the moment we commit.
+    # Nothing of it outlives the transaction; behind a pooler, only that can be pinned. With a lock
+    # of ours, whoever wants that now waits in the server, and goes on the moment we commit.
     "begin": "SELECT set_config('lock_timeout', %(wait_ms)s, true), "
     "set_config('idle_in_transaction_session_timeout', %(idle_ms)s, true), "
+    "set_config('synchronous_commit', 'local', true), "
     "pg_advisory_xact_lock(%(advisory_key)s), "
     "(SELECT 1 FROM {locks} WHERE lock_key = %(lock_key)s AND lock_id = %(lock_id)s FOR UPDATE)",
     "get_all": "SELECT {columns} FROM {state} WHERE starts_with(state_id, %s) "
@@ -157,7 +158,8 @@ _TEXTS: dict[str, LiteralString] = {
     "write": _WRITE,
     "delete": _DELETE,
     # Readers go on; whoever reads in order to write waits.
-    "wait": "SELECT set_config('lock_timeout', %(wait_ms)s, true)",
+    "wait": "SELECT set_config('lock_timeout', %(wait_ms)s, true), "
+    "set_config('synchronous_commit', 'local', true), set_config('array_nulls', 'on', true)",
     "lock_table": "LOCK TABLE {state} IN EXCLUSIVE MODE",
     "write_all": _WRITE_ALL,
     "clear_all": _CLEAR_ALL,

@@ -44,12 +44,13 @@ SETTINGS = (
 _DEFAULTS: dict[str, str] = {
     "application_name": "meltano state",
     "connect_timeout": "10",
-    "client_encoding": "UTF8",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
+#: What a URI doesn't decide.
+_FIXED: dict[str, str] = {"client_encoding": "UTF8"}
 #: Our names for libpq's, where they differ.
 _LIBPQ_NAMES = {"database": "dbname"}
 _URI = re.compile(
@@ -109,7 +110,7 @@ def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
     if "," in hosts:
         # With several servers the one that takes writes is meant.
         parameters.setdefault("target_session_attrs", "read-write")
-    return StateLocation({**_DEFAULTS, **parameters}, schema)
+    return StateLocation({**_DEFAULTS, **parameters, **_FIXED}, schema)
 
 
 def locate_dsn(dsn: str, schema: str) -> StateLocation:
@@ -123,7 +124,7 @@ def locate_dsn(dsn: str, schema: str) -> StateLocation:
     except psycopg.Error as error:
         raise StateUriError(f"libpq can't read the DSN: {_kind(error)}") from None
     given = {name: str(value) for name, value in parsed.items()}
-    return StateLocation({**_DEFAULTS, **given}, schema)
+    return StateLocation({**_DEFAULTS, **given, **_FIXED}, schema)
 
 
 def _parse(uri: str) -> tuple[dict[str, str], str | None]:
