@@ -24,8 +24,15 @@ class Collapsed:
     #: Values of `rows` that the changes don't tell (null there): a bool array for each column.
     #: They stay what they are in the destination's row with the key in `lookup`.
     unknown: Mapping[str, np.ndarray] = field(default_factory=dict)
-    #: One key for each of `rows`: the one that its row had before the changes.
-    lookup: pa.RecordBatch | None = None
+    #: int64, for each of `rows`: where in `removed` the key is that its row had before the changes.
+    lookup_places: np.ndarray | None = None
+
+    @property
+    def lookup(self) -> pa.RecordBatch | None:
+        """One key for each of `rows`: the one that its row had before the changes."""
+        if self.lookup_places is None:
+            return None
+        return self.removed.take(pa.array(self.lookup_places))
 
 
 def collapse(changes: TableChanges, key: Sequence[str]) -> Collapsed:
@@ -148,7 +155,8 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
         if still.any():
             unknown[name] = still
             lookup[still] = found_at[source[still]]
-    return Collapsed(removed, rows, unknown, keys.take(pa.array(lookup)) if unknown else None)
+    # Keys are numbered from 0 without gaps, and `removed` has them in that order.
+    return Collapsed(removed, rows, unknown, ids[lookup] if unknown else None)
 
 
 def _key_ids(keys: pa.RecordBatch) -> np.ndarray:

@@ -18,11 +18,12 @@ from etl_dagster.destinations.duckdb import reading
 from etl_dagster.destinations.duckdb.fetch import FetchAhead
 from etl_dagster.destinations.duckdb.file import DatabaseFile
 from etl_dagster.destinations.duckdb.ledger import Ledger
-from etl_dagster.destinations.duckdb.merge import TableMerge, insert_rows
+from etl_dagster.destinations.duckdb.merge import TableMerge
 from etl_dagster.destinations.duckdb.readiness import check_file
 from etl_dagster.destinations.duckdb.tables import (
     column_types,
     create_table,
+    insert_rows,
     quote,
     readable,
     table_name,

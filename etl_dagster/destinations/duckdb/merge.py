@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from etl_dagster.destinations.collapse import Collapsed, added_and_removed, collapse
+from etl_dagster.destinations.duckdb.in_place import change_in_place, hides_rowid, key_match
 from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.tables import (
     column_list,
     column_types,
     create_table,
     evolve,
+    insert_rows,
     quote,
     readable,
     select_list,
@@ -108,8 +110,11 @@ class TableMerge:
     def _merge(
         self, collapsed: Collapsed, key: Sequence[str], names: list[str], types: dict[str, str]
     ) -> None:
-        if collapsed.unknown:
+        if collapsed.unknown and hides_rowid(names):
             self._read_unknown(collapsed, key, names, types)
+        elif collapsed.unknown:
+            change_in_place(self._connection, self._target, collapsed, key, names, types)
+            return
         self._delete(collapsed.removed, key, types)
         if collapsed.unknown:
             columns = column_list(names)
@@ -127,13 +132,7 @@ class TableMerge:
 
     def _delete(self, keys: pa.RecordBatch, key: Sequence[str], types: dict[str, str]) -> None:
         self._connection.register("_etl_keys", readable(keys))
-        # A key is null where its column's type can't hold it, such as the NaN of a numeric(10,2).
-        match = " AND ".join(
-            f"target.{quote(name)} IS NOT DISTINCT FROM gone.{quote(name)}"
-            if keys[name].null_count
-            else f"target.{quote(name)} = gone.{quote(name)}"
-            for name in key
-        )
+        match = key_match(keys, key)
         self._connection.execute(
             f"DELETE FROM {self._target} AS target "
             f"USING (SELECT {select_list(key, types)} FROM _etl_keys) AS gone WHERE {match}"
@@ -145,7 +144,8 @@ class TableMerge:
     ) -> None:
         """Keep the rows in a temporary table, completed with what the table has now.
 
-        To be read before the old rows are deleted.
+        To be read before the old rows are deleted. For tables whose rows have no number by which
+        they could be changed in place.
         """
         assert collapsed.lookup is not None
         incoming = readable(collapsed.rows)
@@ -172,7 +172,8 @@ class TableMerge:
             for name in names
         )
         match = " AND ".join(
-            f"target.{quote(name)} = CAST(incoming.{quote(alias)} AS {types[name]})"
+            f"target.{quote(name)} IS NOT DISTINCT FROM "
+            f"CAST(incoming.{quote(alias)} AS {types[name]})"
             for name, alias in zip(key, found_by, strict=True)
         )
         self._connection.execute(
@@ -188,7 +189,7 @@ class TableMerge:
     ) -> None:
         """Delete, for each of these rows, one row that is equal in every column."""
         assert self._table is not None
-        if "rowid" in map(str.lower, names):
+        if hides_rowid(names):
             raise TableWriteFailed(
                 self._table.id,
                 f"a column of {self._table.name} is called rowid, which hides the number by which "
@@ -219,19 +220,3 @@ class TableMerge:
             """
         )
         self._connection.unregister("_etl_gone")
-
-
-def insert_rows(
-    connection: duckdb.DuckDBPyConnection,
-    target: str,
-    rows: pa.RecordBatch | pa.RecordBatchReader,
-    names: Sequence[str],
-    types: dict[str, str],
-) -> None:
-    """Append the named columns of rows that DuckDB can read to a table, given as SQL."""
-    connection.register("_etl_rows", rows)
-    connection.execute(
-        f"INSERT INTO {target} ({column_list(names)}) "
-        f"SELECT {select_list(names, types)} FROM _etl_rows"
-    )
-    connection.unregister("_etl_rows")

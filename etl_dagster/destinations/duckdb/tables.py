@@ -116,6 +116,20 @@ def select_list(names: Iterable[str], types: dict[str, str]) -> str:
     )
 
 
+def insert_rows(
+    connection: duckdb.DuckDBPyConnection,
+    target: str,
+    rows: pa.RecordBatch | pa.RecordBatchReader,
+    names: Sequence[str],
+    types: dict[str, str],
+) -> None:
+    """Append the named columns of rows that DuckDB can read to a table, given as SQL."""
+    connection.register("_etl_rows", rows)
+    columns, values = column_list(names), select_list(names, types)
+    connection.execute(f"INSERT INTO {target} ({columns}) SELECT {values} FROM _etl_rows")  # noqa: S608
+    connection.unregister("_etl_rows")
+
+
 def create_table(
     connection: duckdb.DuckDBPyConnection, schema: TableSchema, name: str | None = None
 ) -> None:
