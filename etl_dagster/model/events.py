@@ -339,3 +339,19 @@ class EventBatch:
         streams: list[Iterable[Event]] = [one_table(steps) for steps in self.tables.values()]
         streams.append(self.marks)
         return heapq.merge(*streams, key=lambda event: event.sequence)
+
+
+def truncates(events: EventBatch) -> Iterator[tuple[TableId, int]]:
+    """The tables that the batch truncates, each with the transaction's ID.
+
+    Of a transaction that began in an earlier batch, the ID isn't known: it is left out.
+    """
+    found = [
+        (table_id, step.position.commit_lsn)
+        for table_id, steps in events.tables.items()
+        for step in steps
+        if isinstance(step, TruncateEvent)
+    ]
+    if found:
+        xids = {mark.commit_lsn: mark.xid for mark in events.marks if isinstance(mark, BeginEvent)}
+        yield from ((table_id, xids[lsn]) for table_id, lsn in found if lsn in xids)

@@ -11,7 +11,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, Superseded
 from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
-from etl_dagster.model.events import EventBatch
+from etl_dagster.model.events import EventBatch, truncates
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
@@ -44,6 +44,7 @@ class ApplyWorker:
         fetch_schema: Callable[[TableId], TableSchema | None],
         metrics: Metrics,
         on_durable: Callable[[Lsn], None],
+        on_truncate: Callable[[TableId, int], None] = lambda table_id, xid: None,
         require_lease: Callable[[], None] = lambda: None,
         stop: threading.Event,
     ) -> None:
@@ -51,6 +52,7 @@ class ApplyWorker:
         self._store = store
         self._metrics = metrics
         self._progress = on_durable
+        self._on_truncate = on_truncate
         self._require_lease = require_lease
         self._check_lease_at = 0.0
         self._stop = stop
@@ -140,6 +142,8 @@ class ApplyWorker:
     def _durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
         if events is not None:
             self._metrics.add(events)
+            for table_id, xid in truncates(events):
+                self._on_truncate(table_id, xid)
         if lsn is not None and lsn > LSN_ZERO:
             self._stream.confirm(lsn)
             self._progress(lsn)

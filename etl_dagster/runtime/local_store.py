@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,13 @@ from typing import Any
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
 from etl_dagster.model.destination import ChecksItself
-from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
+from etl_dagster.model.schema import (
+    INITIAL_SNAPSHOT,
+    SnapshotId,
+    TableId,
+    TableSchema,
+    TableSchemaRetention,
+)
 from etl_dagster.model.states import Init, TableState
 from etl_dagster.model.stores import (
     ApplyWorker,
@@ -25,6 +32,11 @@ from etl_dagster.model.stores import (
     WorkerType,
     epoch_by_clock,
 )
+from etl_dagster.runtime.member_notes import KEPT_STATUS
+
+_log = logging.getLogger(__name__)
+
+_NO_TABLE = 0
 
 
 def coordinating(store: PipelineStore) -> CoordinatingStore:
@@ -60,6 +72,7 @@ class LocalStore:
         self._leases: dict[str, _LocalLease] = {}
         self._status: dict[str, str] = {}
         self._epoch = 0
+        self._is_forgetful = False
 
     def close(self) -> None:
         """Close the store itself, where it can be closed."""
@@ -221,8 +234,32 @@ class LocalStore:
         return len(table_ids)
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
-        self._status[key] = json.dumps(payload)
+        self._status[key] = text = json.dumps(payload)
+        if key == KEPT_STATUS:
+            self._keep(text)
 
     def get_status(self, key: str) -> Mapping[str, Any] | None:
         payload = self._status.get(key)
+        if payload is None and key == KEPT_STATUS:
+            payload = self._kept()
         return None if payload is None else json.loads(payload)
+
+    # -- kept in a place that each store has ---------------------------------------------------
+
+    def _keep(self, text: str) -> None:
+        """The destination metadata of no table (no table has the OID 0) holds what must last."""
+        note = DestinationTableMetadata(text, INITIAL_SNAPSHOT, "applied", ())
+        try:
+            self._store.store_destination_table_metadata(_NO_TABLE, note)
+        except Exception as error:
+            if not self._is_forgetful:
+                _log.warning(
+                    "the store can't keep what the publication holds (%s): a table that leaves it "
+                    "and returns while the pipeline stands still isn't noticed",
+                    type(error).__name__,
+                )
+            self._is_forgetful = True
+
+    def _kept(self) -> str | None:
+        note = self._store.get_destination_table_metadata(_NO_TABLE)
+        return None if note is None else note.destination_table_id

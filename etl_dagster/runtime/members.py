@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.lsn import LSN_MAX
+from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.states import Init, Ready
-from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.source.catalog import PublishedTable, fetch_publication, fetch_published_tables
+from etl_dagster.model.states import (
+    Catchup,
+    DataSync,
+    Errored,
+    FinishedCopy,
+    Init,
+    Ready,
+    SyncDone,
+    SyncWait,
+    TableState,
+)
+from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
+from etl_dagster.runtime.member_notes import MemberNotes
+from etl_dagster.source.catalog import (
+    PublishedTable,
+    emit_marker,
+    fetch_publication,
+    fetch_published_tables,
+)
 from etl_dagster.source.control import SourceControl
+from etl_dagster.source.membership import Look, Membership, PublicationTrace, Rewrite, look
 from etl_dagster.source.slots import drop_slot, fetch_table_sync_slots
 
 _log = logging.getLogger(__name__)
 
+#: So many truncates of a table are remembered, by transaction.
+_TRUNCATES_KEPT = 100
+
 
 class Members:
-    """The tables of the publication, as last read."""
+    """The tables of the publication, as last read.
+
+    Each look at the publication is compared with the one before, which the store keeps. `refresh`
+    and `settle` belong to one thread; the rest may be called from any.
+    """
 
     def __init__(
         self, config: PipelineConfig, store: CoordinatingStore, control: SourceControl
@@ -27,6 +53,12 @@ class Members:
         self._store = store
         self._control = control
         self._tables: Mapping[TableId, PublishedTable] = {}
+        self._notes: MemberNotes | None = None
+        self._last_saved: object = None
+        #: Tables with new files that a TRUNCATE may explain, once the stream has passed the LSN.
+        self._unclear: dict[TableId, tuple[Lsn, Membership]] = {}
+        self._truncates: dict[TableId, deque[int]] = {}
+        self._lock = threading.Lock()
 
     @property
     def ids(self) -> list[TableId]:
@@ -35,6 +67,23 @@ class Members:
     @property
     def tables(self) -> Mapping[TableId, PublishedTable]:
         return self._tables
+
+    @property
+    def waits_for(self) -> Lsn | None:
+        """The LSN that the stream must pass before something can be decided; None without one."""
+        leaving = self._notes.leaving.values() if self._notes is not None else ()
+        marks = [*leaving, *(lsn for lsn, _ in self._unclear.values())]
+        return max(marks, default=None)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything that the last look found is dealt with, but for tables that left."""
+        return not self._unclear
+
+    def truncated(self, table_id: TableId, xid: int) -> None:
+        """The stream brought a TRUNCATE of the table by this transaction."""
+        with self._lock:
+            self._truncates.setdefault(table_id, deque(maxlen=_TRUNCATES_KEPT)).append(xid)
 
     def refresh(self) -> None:
         """Read the publication again.
@@ -47,40 +96,213 @@ class Members:
         self.update(self._control.ask("reading the publication", fetch_published_tables, name))
 
     def update(self, members: Sequence[PublishedTable]) -> None:
-        """New tables begin at `Init`; what is kept of those that left is removed.
+        """Take over what the publication holds now.
 
-        Their rows at the destination stay. Slots that no table needs any more are dropped, so
-        that they don't keep WAL for ever.
+        New tables begin at `Init`. A table that was out of the publication meanwhile is copied
+        again. What is kept of one that left is removed once its last changes are applied; its rows
+        at the destination stay. Slots that no table needs any more are dropped, so that they don't
+        keep WAL for ever.
         """
-        published = {table.schema.id: table for table in members}
+        now = self._control.ask("reading the publication", look, self._config.source.publication)
+        published = {table.schema.id: table for table in members if table.schema.id in now.members}
+        notes = self._notes = self._notes or MemberNotes.load(self._store)
         states = self._store.get_table_replication_states()
-        new = [table_id for table_id in published if table_id not in states]
-        if new:
-            names = ", ".join(published[table_id].schema.name for table_id in new)
-            _log.info("new in the publication: %s", names)
-            self._store.update_table_replication_states([(t, Init()) for t in new])
-        for table_id in states.keys() - published.keys():
-            if not self._is_worked_on(table_id):
-                schema = self._store.get_table_schema(table_id, LSN_MAX)
-                left = f"table {table_id}" if schema is None else schema.name
-                _log.warning("%s left the publication; its rows stay", left)
-                self._store.delete_table_pipeline_state(table_id)
+        self._let_go(notes, states, published)
+        held_back = self._add_new(notes, states, published)
+        # A reader sees each table of this look with its state.
         self._tables = published
-        self._copy_again_what_was_out()
+        self._find_missed(notes, states, published, now)
+        notes.publication = now.publication
+        for table_id in published:
+            if table_id not in self._unclear and table_id not in held_back:
+                notes.tables[table_id] = now.members[table_id]
+        notes.earlier.clear()
+        self._save()
+        self.settle()
         self._drop_unneeded_slots()
 
-    def _copy_again_what_was_out(self) -> None:
-        """A table that was taken out of the publication and put in again has missed changes."""
-        last = (self._store.get_status("members") or {}).get("memberships", {})
-        now = {str(table_id): table.membership for table_id, table in self._tables.items()}
-        for table_id, table in self._tables.items():
-            if last.get(str(table_id), table.membership) == table.membership:
+    # -- tables that left ------------------------------------------------------------------------
+
+    def _let_go(
+        self,
+        notes: MemberNotes,
+        states: Mapping[TableId, TableState],
+        published: Mapping[TableId, PublishedTable],
+    ) -> None:
+        """The stream may still bring changes from before a table left, if it is streamed."""
+        gone = [t for t in states if t not in published and t not in notes.leaving]
+        marker: Lsn | None = None
+        for table_id in gone:
+            match states[table_id]:
+                case Init() | DataSync() | Errored():
+                    self._forget(notes, table_id)
+                case FinishedCopy() | SyncWait() | Catchup() | SyncDone() | Ready():
+                    if marker is None:
+                        # Whatever the catalog said before was committed before this position.
+                        marker = self._control.ask("marking the stream", emit_marker)
+                    notes.leaving[table_id] = marker
+                    _log.warning(
+                        "%s left the publication; its last changes are still applied, "
+                        "then its rows stay",
+                        self._name_of(table_id),
+                    )
+
+    def settle(self) -> bool:
+        """Decide what has waited for the stream to pass an LSN; whether a table was let go."""
+        notes = self._notes
+        if notes is None or self.waits_for is None:
+            return False
+        known = len(notes.leaving)
+        durable = self._store.get_replication_progress(ApplyWorker()) or LSN_ZERO
+        for table_id, last in list(notes.leaving.items()):
+            state = self._store.get_table_replication_state(table_id)
+            if state is None:
+                notes.forget(table_id)
+            elif durable > last and not self._is_arriving(table_id, state):
+                self._forget(notes, table_id)
+        for table_id, (last, member) in list(self._unclear.items()):
+            if durable > last:
+                self._explain(notes, table_id, member)
+        self._save()
+        return len(notes.leaving) < known
+
+    def _is_arriving(self, table_id: TableId, state: TableState) -> bool:
+        """Whether a table sync worker is about to hand the table over."""
+        if isinstance(state, SyncDone):
+            return True
+        is_between = isinstance(state, FinishedCopy | SyncWait | Catchup)
+        return is_between and self._is_worked_on(table_id)
+
+    def _forget(self, notes: MemberNotes, table_id: TableId) -> None:
+        if table_id in notes.leaving:
+            _log.info("the last changes of %s are applied", self._name_of(table_id))
+        else:
+            _log.warning("%s left the publication; its rows stay", self._name_of(table_id))
+        # A worker that still copies it ends at its next step: the state is not its own any more.
+        self._store.delete_table_pipeline_state(table_id)
+        notes.forget(table_id)
+        self._unclear.pop(table_id, None)
+
+    def _name_of(self, table_id: TableId) -> str:
+        schema = self._store.get_table_schema(table_id, LSN_MAX)
+        return f"table {table_id}" if schema is None else schema.name
+
+    # -- tables that are new ---------------------------------------------------------------------
+
+    def _add_new(
+        self,
+        notes: MemberNotes,
+        states: Mapping[TableId, TableState],
+        published: Mapping[TableId, PublishedTable],
+    ) -> set[TableId]:
+        """Give new tables their first state; returns those that have to wait for it."""
+        new = [table_id for table_id in published if table_id not in states]
+        # The last changes of a table that was dropped go where one of the same name would go.
+        taken = {
+            metadata.destination_table_id
+            for table_id in notes.leaving.keys() - published.keys()
+            if (metadata := self._store.get_destination_table_metadata(table_id)) is not None
+        }
+        held_back = {table_id for table_id in new if published[table_id].schema.name in taken}
+        added = [table_id for table_id in new if table_id not in held_back]
+        if added:
+            names = ", ".join(published[table_id].schema.name for table_id in added)
+            _log.info("new in the publication: %s", names)
+            for table_id in added:
+                notes.forget(table_id)
+            self._store.update_table_replication_states([(t, Init()) for t in added])
+        return held_back
+
+    # -- tables that missed something --------------------------------------------------------------
+
+    def _find_missed(
+        self,
+        notes: MemberNotes,
+        states: Mapping[TableId, TableState],
+        published: Mapping[TableId, PublishedTable],
+        now: Look,
+    ) -> None:
+        """Copy again what the stream may lack changes of."""
+        of_all = self._of_publication(notes.publication, now.publication)
+        marker: Lsn | None = None
+        for table_id in published:
+            if table_id not in states:
                 continue
-            if not isinstance(self._store.get_table_replication_state(table_id), Init):
-                _log.warning("%s was out of the publication; copying it again", table.schema.name)
-                self._store.request_copy(table_id)
-        if now != last:
-            self._store.publish_status("members", {"memberships": now})
+            before, member = notes.tables.get(table_id), now.members[table_id]
+            was_out = (
+                notes.leaving.pop(table_id, None) is not None
+                or notes.was_out_by_earlier(table_id, now)
+                or (before is not None and not member.is_unbroken_since(before))
+            )
+            rewrite = Rewrite.NONE if before is None else member.rewrite_since(before)
+            if of_all is not None or was_out or rewrite is Rewrite.ALTERED:
+                self._unclear.pop(table_id, None)
+                reason = of_all or (
+                    "was out of the publication"
+                    if was_out
+                    else "was written again, perhaps while it was unlogged"
+                )
+                self._copy_again(table_id, reason)
+            elif rewrite is Rewrite.UNCLEAR:
+                known = self._unclear.get(table_id)
+                if known is None or known[1] != member:
+                    marker = marker or self._control.ask("marking the stream", emit_marker)
+                    self._unclear[table_id] = marker, member
+
+    def _of_publication(self, before: PublicationTrace | None, now: PublicationTrace) -> str | None:
+        """Why every table must be copied again, if so."""
+        if before is None or before == now:
+            return None
+        if before.oid != now.oid:
+            return "was in another publication of this name"
+        is_narrowed = (
+            set(now.operations) < set(before.operations)
+            and now.via_partition_root == before.via_partition_root
+        )
+        if is_narrowed:
+            # A copy would take rows away that are kept on purpose.
+            _log.warning(
+                "publication %r publishes less than before (%s). If it published even less for a "
+                "moment, those changes are missing: then `etl-dagster reset --all`",
+                self._config.source.publication,
+                _spelled(now.operations),
+            )
+            return None
+        return "was published otherwise for a while: its publication was altered"
+
+    def _explain(self, notes: MemberNotes, table_id: TableId, member: Membership) -> None:
+        """New files: by a TRUNCATE that the stream brought, or by what it may not know of."""
+        del self._unclear[table_id]
+        if table_id not in self._tables:
+            return
+        with self._lock:
+            truncates = {str(xid) for xid in self._truncates.get(table_id, ())}
+        if member.storage.changed_by not in truncates:
+            self._copy_again(table_id, "was written again, perhaps while it was unlogged")
+        notes.tables[table_id] = member
+
+    def _copy_again(self, table_id: TableId, reason: str) -> None:
+        name = self._tables[table_id].schema.name
+        if not self._config.table(name).copy_rows:
+            _log.warning(
+                "%s %s; changes meanwhile are missing, since its rows are not copied "
+                "(tables.%s.copy is false)",
+                name,
+                reason,
+                name,
+            )
+        elif not isinstance(self._store.get_table_replication_state(table_id), Init | None):
+            _log.warning("%s %s; copying it again", name, reason)
+            self._store.request_copy(table_id)
+
+    # -- plumbing --------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        assert self._notes is not None
+        content = self._notes.to_json()
+        if content != self._last_saved:
+            self._notes.save(self._store)
+            self._last_saved = content
 
     def _drop_unneeded_slots(self) -> None:
         slots = self._control.ask("listing slots", fetch_table_sync_slots, self._config.pipeline)
@@ -92,3 +314,8 @@ class Members:
 
     def _is_worked_on(self, table_id: TableId) -> bool:
         return self._store.is_leased(f"table:{table_id}")
+
+
+def _spelled(operations: str) -> str:
+    words = {"i": "insert", "u": "update", "d": "delete", "t": "truncate"}
+    return ", ".join(words[letter] for letter in operations) or "nothing"

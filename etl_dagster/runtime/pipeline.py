@@ -78,6 +78,9 @@ class Pipeline:
         self._stop = threading.Event()
         self._done = threading.Event()
         self._changed = threading.Event()
+        #: Somebody waits for a look at the publication that begins from now on.
+        self._look_wanted = threading.Event()
+        self._looks_begun = self._looks_done = 0
         self._table_syncs = (
             TableSyncs(config, store, destination, self._stop) if copies == "own" else None
         )
@@ -156,12 +159,18 @@ class Pipeline:
     def wait_until_caught_up(self, timeout_s: float | None = None) -> bool:
         """Wait until every table is ready (or errored) and what is committed now is durable.
 
-        Returns False when the time was over first, or the pipeline was told to stop. Raises what
-        the pipeline failed with.
+        The publication is read again first, so tables that it holds by now are waited for. Returns
+        False when the time was over first, or the pipeline was told to stop. Raises what the
+        pipeline failed with.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         goal = self._control.ask("marking the stream", emit_marker)
-        while not (self._are_tables_settled() and self._confirmed >= goal):
+        looks = self._looks_begun
+        self._look_wanted.set()
+        self._changed.set()
+        while not (
+            self._looks_done > looks and self._are_tables_settled() and self._confirmed >= goal
+        ):
             if self._done.is_set():
                 self.wait()
                 return False
@@ -174,6 +183,8 @@ class Pipeline:
         return True
 
     def _are_tables_settled(self) -> bool:
+        if not self._members.is_settled:
+            return False
         states = self._store.get_table_replication_states()
         return all(_is_settled(states.get(table_id)) for table_id in self._members.ids)
 
@@ -263,6 +274,7 @@ class Pipeline:
             fetch_schema=self._fetch_schema,
             metrics=self._metrics,
             on_durable=self._durable,
+            on_truncate=self._members.truncated,
             require_lease=self._require_lease,
             stop=self._stop,
         )
@@ -312,9 +324,13 @@ class Pipeline:
         membership_due = prune_due = time.monotonic() + _MEMBERSHIP_S
         while not self._stop.is_set():
             try:
-                if time.monotonic() >= membership_due:
+                if self._look_wanted.is_set() or time.monotonic() >= membership_due:
                     membership_due = time.monotonic() + _MEMBERSHIP_S
-                    self._members.refresh()
+                    self._look()
+                elif self._members.settle():
+                    # A table that had to wait for another's last changes may begin.
+                    membership_due = 0.0
+                self._hurry_for_members()
                 if time.monotonic() >= prune_due:
                     prune_due = time.monotonic() + _PRUNE_S
                     prune_schemas(self._store)
@@ -328,6 +344,21 @@ class Pipeline:
                 _log.warning("the tables can't be looked after: %s", error.reason)
             self._changed.wait(1.0)
             self._changed.clear()
+
+    def _look(self) -> None:
+        self._look_wanted.clear()
+        self._looks_begun = begun = self._looks_begun + 1
+        try:
+            self._members.refresh()
+        except EtlError:
+            self._look_wanted.set()
+            raise
+        self._looks_done = begun
+
+    def _hurry_for_members(self) -> None:
+        apply, goal = self._apply, self._members.waits_for
+        if apply is not None and goal is not None:
+            apply.hurry(goal)
 
     def _report(self) -> None:
         while not self._stop.wait(1.0):

@@ -371,15 +371,13 @@ class TableSync:
         self._move(self._state, FinishedCopy())
         self._progressed("finished_copy")
         progress = self._store.get_replication_progress(self._worker)
-        handovers = CatchUp(
+        handover = CatchUp(
             self._config,
             self._store,
             self._destination,
             self._control,
-            [schema],
+            schema,
             lease,
-            slot_name=self._slot,
-            worker=self._worker,
             replay_from=plan.slot_lsn,
             start_lsn=max(progress or LSN_ZERO, plan.slot_lsn),
             must_reach=max(copied.newest_read_lsn, plan.slot_lsn),
@@ -389,7 +387,7 @@ class TableSync:
         self._progressed("sync_done")
         self._control.ask("dropping the slot", drop_slot, self._slot)
         self._store.delete_replication_progress(self._worker)
-        return handovers[self._table_id]
+        return handover
 
     def _progressed(self, state: str) -> None:
         assert self._plan is not None

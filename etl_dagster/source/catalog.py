@@ -39,9 +39,6 @@ class PublishedTable:
     row_filter: str | None
     #: ``pg_class.reltuples``, never negative; a guess.
     estimated_rows: int
-    #: Names this stay of the table in the publication; another one after it was taken out and put
-    #: in again, when changes in between were not published.
-    membership: str = ""
     #: Whether the publication publishes updates.
     has_updates: bool = True
 
@@ -55,26 +52,35 @@ class PublishedTable:
         return bool(self.schema.key_columns) and self.has_updates
 
 
+#: The tables that a state store had before each of them had a comment to be known by.
+_STORE_TABLES = (
+    "copy_chunks",
+    "copy_plans",
+    "destination_tables",
+    "replication_progress",
+    "migrations",
+    "status",
+    "table_schemas",
+    "table_states",
+)
+
 _TABLES = """
 -- Materialized, or the list of a table's columns would be made anew for each of its columns.
 with published as materialized (
   select c.oid, n.nspname, c.relname, c.relreplident, c.relkind,
          greatest(c.reltuples, 0)::bigint as estimated_rows,
-         {attnames} as attnames, {rowfilter} as rowfilter, pub.pubupdate,
-         format('%%s/%%s', pub.oid, coalesce(
-           (select r.oid from pg_publication_rel r where r.prpubid = pub.oid and r.prrelid = c.oid),
-           0)) as membership
+         {attnames} as attnames, {rowfilter} as rowfilter, pub.pubupdate
   from pg_publication_tables p
   join pg_publication pub on pub.pubname = p.pubname
   join pg_namespace n on n.nspname = p.schemaname
   join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
   where p.pubname = %(publication)s
   and (%(table_ids)s::oid[] is null or c.oid = any (%(table_ids)s::oid[]))
-  and n.oid not in (
-    select relnamespace from pg_class
-    where relname = 'pipelines' and obj_description(oid, 'pg_class') = 'etl_dagster state store')
-  -- Those of Meltano's state backend share a schema with whatever else is in it.
+  -- A state store may share its schema with tables that are replicated.
   and obj_description(c.oid, 'pg_class') is distinct from 'etl_dagster state store'
+  and not (c.relname = any (%(store_tables)s) and n.oid in (
+    select relnamespace from pg_class
+    where relname = 'pipelines' and obj_description(oid, 'pg_class') = 'etl_dagster state store'))
 ), keys as not materialized (
   -- Not materialized, or each column would be compared with every key of the database.
   -- Without INCLUDE columns, and without indexes that are checked late: between two changes of one
@@ -84,7 +90,7 @@ with published as materialized (
   from pg_index where (indisprimary or indisreplident) and indimmediate
 )
 select t.oid, t.nspname, t.relname, t.relreplident::text, t.estimated_rows, t.rowfilter,
-       t.pubupdate, t.membership,
+       t.pubupdate,
        a.attnum, a.attname, a.atttypid,
        case when a.atttypmod = -1 then coalesce(b.typmod, -1) else a.atttypmod end as typmod,
        format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull,
@@ -155,8 +161,12 @@ def fetch_published_tables(
     )
     tables: dict[TableId, tuple[dict[str, Any], list[ColumnSchema]]] = {}
     with connection.cursor(row_factory=dict_row) as cursor:
-        ids = None if table_ids is None else list(table_ids)
-        cursor.execute(query, {"publication": publication, "table_ids": ids})
+        values = {
+            "publication": publication,
+            "table_ids": None if table_ids is None else list(table_ids),
+            "store_tables": list(_STORE_TABLES),
+        }
+        cursor.execute(query, values)
         for row in cursor:
             column = ColumnSchema(
                 name=row["attname"],
@@ -181,7 +191,6 @@ def fetch_published_tables(
             ),
             row_filter=row["rowfilter"],
             estimated_rows=row["estimated_rows"],
-            membership=row["membership"],
             has_updates=row["pubupdate"],
         )
         for oid, (row, columns) in tables.items()

@@ -26,6 +26,7 @@ from etl_dagster.source.stream import ReplicationStream
 from etl_dagster.stores.memory import MemoryLease, MemoryStore
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
+from tests.support.waiting import wait_until
 
 MakeConfig = Callable[..., PipelineConfig]
 OpenStore = Callable[[PipelineConfig], CoordinatingStore]
@@ -313,12 +314,18 @@ def test_an_idle_database_does_not_retain_wal(
         assert pipeline.wait_until_caught_up(60)
         newest_database.execute("insert into unpublished select generate_series(1, 50000)")
         assert pipeline.wait_until_caught_up(60)
-        confirmed = newest_database.query(
-            "select confirmed_flush_lsn > %s::pg_lsn - 100000 from pg_replication_slots"
-            " where slot_name = %s",
-            [newest_database.current_lsn(), apply_slot_name("test")],
+        end = newest_database.current_lsn()
+        # The server hears of it a moment after everything is durable.
+        wait_until(
+            lambda: (
+                newest_database.query(
+                    "select confirmed_flush_lsn > %s::pg_lsn - 100000 from pg_replication_slots"
+                    " where slot_name = %s",
+                    [end, apply_slot_name("test")],
+                )
+                == [(True,)]
+            )
         )
-        assert confirmed == [(True,)]
     assert all(isinstance(s, Ready) for s in store.get_table_replication_states().values())
 
 

@@ -1,0 +1,54 @@
+"""A pipeline into memory that a test starts and stops, changing the source in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.model.stores import PipelineStore
+from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.stores.memory import MemoryStore
+from tests.support.database import Database
+
+Row = tuple[Any, ...]
+
+
+class Replica:
+    """A pipeline into memory that is started and stopped, and what it copied."""
+
+    def __init__(
+        self, database: Database, config: PipelineConfig, store: PipelineStore | None = None
+    ) -> None:
+        self.database = database
+        self.config = config
+        self.store: Any = store or MemoryStore()
+        self.destination = MemoryDestination()
+
+    @contextmanager
+    def running(self) -> Iterator[Pipeline]:
+        pipeline = Pipeline(self.config, self.store, self.destination)
+        pipeline.start()
+        try:
+            assert pipeline.wait_until_caught_up(60)
+            yield pipeline
+        finally:
+            pipeline.shutdown()
+            assert pipeline.wait(60)
+
+    def catch_up(self) -> None:
+        with self.running():
+            pass
+
+    def rows(self, table: str) -> list[Row]:
+        return sorted(
+            (tuple(row.values()) for row in self.destination.rows(table)),
+            key=repr,
+        )
+
+    def assert_in_step(self, *tables: str) -> None:
+        for table in tables:
+            expected = self.database.query(f"select * from {table}")
+            assert self.rows(table) == sorted(expected, key=repr), table
