@@ -1,11 +1,11 @@
-"""Catching up: a copied table replays the changes since, and is handed to the apply worker."""
+"""Catching up: copied tables replay the changes since, and are handed to the apply worker."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, LeaseLost
@@ -17,12 +17,12 @@ from etl_dagster.model.states import Catchup, FinishedCopy, SyncDone, SyncWait
 from etl_dagster.model.stores import CoordinatingStore, Lease, TableSyncWorker
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery, Stopped
+from etl_dagster.runtime.many import many
 from etl_dagster.runtime.schemas import SchemaTracker
 from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.runtime.unchanged import Key, UnchangedValues
 from etl_dagster.source.catalog import emit_marker, fetch_row_values, fetch_table_schema
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.slots import table_sync_slot_name
 from etl_dagster.source.stream import ReplicationStream
 
 _log = logging.getLogger(__name__)
@@ -36,18 +36,30 @@ _ASK_EVERY_S = 0.2
 _LEASE_CHECK_S = 1.0
 
 
+def raise_error(table_id: TableId, error: EtlError) -> None:
+    """A table that fails ends all that is done with it."""
+    raise error
+
+
 class CatchUp:
-    """Streams a table's own slot from the copy to the hand-over.
+    """Streams the slot of one table, or of a group, from the copy to the hand-over.
 
     It asks for the hand-over (`SyncWait`) once its stream has passed the newest snapshot that the
     copy used: from there on the destination's table is the source's at one moment, so that the
     apply worker needs nothing but the stream. The apply worker answers with a target (`Catchup`)
     and reads nothing more until every change before the target is durable (`SyncDone`).
 
+    The tables of a group share a stream, and so its position: what holds for one of them when its
+    target is reached holds for each. A table that was handed over isn't applied here any longer.
+
     Args:
+        slot_name: of the slot that keeps the tables' changes.
+        worker: whose progress is stored; None for a group, which never resumes.
         replay_from: consistent point of the slot.
         start_lsn: what an earlier worker made durable already.
         must_reach: every snapshot that the copy used lies before.
+        on_table_error: called when one table can't be written; the others go on without it. By
+            default, or when it raises, all of them end.
     """
 
     def __init__(
@@ -56,30 +68,40 @@ class CatchUp:
         store: CoordinatingStore,
         destination: Destination,
         control: SourceControl,
-        schema: TableSchema,
+        schemas: Sequence[TableSchema],
         lease: Lease,
         *,
+        slot_name: str,
+        worker: TableSyncWorker | None,
         replay_from: Lsn,
         start_lsn: Lsn,
         must_reach: Lsn,
         stop: threading.Event,
         on_state: Callable[[str], None],
+        on_table_error: Callable[[TableId, EtlError], None] = raise_error,
     ) -> None:
         self._store = store
+        self._many = many(store)
         self._control = control
         self._publication = config.source.publication
-        self._table_id = schema.id
-        self._table_name = schema.name
+        self._names = {schema.id: schema.name for schema in schemas}
+        label = schemas[0].name if len(schemas) == 1 else f"a group of {len(schemas)} tables"
+        self._label = label
         self._lease = lease
         self._stop = stop
         self._on_state = on_state
-        self._apply_from = {schema.id: replay_from}
+        #: The tables that are not handed over yet. A new one for each change.
+        self._apply_from: Mapping[TableId, Lsn] = {schema.id: replay_from for schema in schemas}
+        self._on_table_error = on_table_error
+        #: Tables that failed, as the delivery's thread found.
+        self._failed: set[TableId] = set()
+        self._is_moved = False
         self._unchanged = UnchangedValues(self._fetch_values, copied_until=must_reach)
         self._marker = must_reach
         self._marked_at = 0.0
         self._markers = 0
         self._waiting = False
-        self._handover: Lsn | None = None
+        self._handovers: dict[TableId, Lsn] = {}
         self._ask_at = 0.0
         self._check_lease_at = 0.0
         self._session = ReplicationSession(
@@ -87,37 +109,39 @@ class CatchUp:
         )
         self._stream = ReplicationStream(
             config.source,
-            table_sync_slot_name(config.pipeline, schema.id),
+            slot_name,
             self._session,
             start_lsn,
-            application_name=f"etl_dagster sync {config.pipeline} {schema.id}",
+            application_name=f"etl_dagster sync {config.pipeline} {schemas[0].id}",
         )
         self._delivery = Delivery(
             destination,
             store,
-            TableSyncWorker(schema.id),
+            worker,
             SchemaTracker(store, self._fetch_schema),
             config.retry,
             max_queued=config.batch.max_queued,
             stop=stop,
             prepare=self._unchanged.complete,
             on_durable=self._durable,
-            on_table_error=self._failed,
-            name=f"sync writer {schema.name}",
+            on_table_error=self._table_failed,
+            name=f"sync writer {label}",
         )
         self._loop = StreamLoop(
             self._stream, self._session, self._delivery, self, config.batch, stop=stop
         )
 
-    def run(self) -> Lsn:
-        """Stream until the apply worker can go on; returns `SyncDone.lsn`.
+    def run(self) -> Mapping[TableId, Lsn]:
+        """Stream until the apply worker can go on; returns `SyncDone.lsn` of each table that was
+        handed over.
 
         Raises:
             Stopped: told to stop before.
+            LeaseLost: somebody else moved on every table that is left.
             EtlError: what the source, the store or the destination failed with.
         """
         watcher = threading.Thread(
-            target=self._watch, name=f"sync watcher {self._table_name}", daemon=True
+            target=self._watch, name=f"sync watcher {self._label}", daemon=True
         )
         self._watching = threading.Event()
         watcher.start()
@@ -127,9 +151,11 @@ class CatchUp:
             self._watching.set()
             self._store.wake()
             watcher.join()
-        if self._handover is None:
+        if self._apply_from:
             raise Stopped
-        return self._handover
+        if self._is_moved and not self._handovers:
+            raise LeaseLost(f"somebody else moved {self._label} on")
+        return self._handovers
 
     def _watch(self) -> None:
         """Have the stream look at the table's state as soon as it changes."""
@@ -148,12 +174,25 @@ class CatchUp:
 
     def between_reads(self) -> bool:
         self._require_lease()
+        self._leave(self._failed)
         if not self._waiting:
             if self._is_past(self._marker):
                 self._approach()
         else:
             self._follow()
-        return self._handover is None
+        return bool(self._apply_from)
+
+    def _leave(self, table_ids: Collection[TableId]) -> None:
+        """From the next read on, apply nothing more of these tables."""
+        if any(table_id in table_ids for table_id in self._apply_from):
+            self._apply_from = {t: lsn for t, lsn in self._apply_from.items() if t not in table_ids}
+
+    def _moved_on(self, table_ids: Collection[TableId]) -> None:
+        """Somebody else changed the states of these tables, for example to copy them again."""
+        for table_id in table_ids:
+            _log.info("somebody else moved %s on", self._names[table_id])
+            self._is_moved = True
+        self._leave(table_ids)
 
     def _approach(self) -> None:
         """The marker is reached: near enough to ask for the hand-over, or one more marker."""
@@ -163,12 +202,12 @@ class CatchUp:
         if self._marked_at and (
             time.monotonic() - self._marked_at < _CLOSE_S or self._markers >= _MOST_MARKERS
         ):
-            state = self._store.get_table_replication_state(self._table_id)
+            self._leave(self._failed)
             waiting = SyncWait(self._loop.position)
-            if not isinstance(state, FinishedCopy) or not self._store.transition_table_state(
-                self._table_id, state, waiting
-            ):
-                raise LeaseLost(f"somebody else moved {self._table_name} on")
+            asked = self._many.transition_table_states(
+                [(table_id, FinishedCopy(), waiting) for table_id in self._apply_from]
+            )
+            self._moved_on(self._apply_from.keys() - asked)
             self._waiting = True
             self._on_state("sync_wait")
             return
@@ -180,22 +219,33 @@ class CatchUp:
 
     def _follow(self) -> None:
         """Look for the apply worker's answer, and finish once its target is reached."""
-        state = self._store.get_table_replication_state(self._table_id)
-        match state:
-            case SyncWait():
-                return
-            case Catchup(target):
-                if not self._is_past(max(target, self._unchanged.fetched_until)):
-                    return
-                self._deliver_all()
-                # Completing what was just delivered may have looked further ahead.
-                if not self._is_past(self._unchanged.fetched_until):
-                    return
-                done = SyncDone(self._loop.position)
-                if self._store.transition_table_state(self._table_id, state, done):
-                    self._handover = done.lsn
-            case _:
-                raise LeaseLost(f"somebody else moved {self._table_name} on")
+        states = self._store.get_table_replication_states()
+        targets: dict[TableId, Catchup] = {}
+        moved = []
+        for table_id in self._apply_from:
+            match states.get(table_id):
+                case SyncWait():
+                    pass
+                case Catchup() as target:
+                    targets[table_id] = target
+                case _:
+                    moved.append(table_id)
+        self._moved_on(moved)
+        if not targets:
+            return
+        farthest = max(target.target_lsn for target in targets.values())
+        if not self._is_past(max(farthest, self._unchanged.fetched_until)):
+            return
+        self._deliver_all()
+        # Completing what was just delivered may have looked further ahead.
+        if not self._is_past(self._unchanged.fetched_until):
+            return
+        done = SyncDone(self._loop.position)
+        reached = self._many.transition_table_states(
+            [(t, target, done) for t, target in targets.items() if t not in self._failed]
+        )
+        self._handovers |= dict.fromkeys(reached, done.lsn)
+        self._leave(reached)
 
     def _is_past(self, lsn: Lsn) -> bool:
         """Whether every change that was committed before `lsn` was read."""
@@ -216,7 +266,7 @@ class CatchUp:
         if now >= self._check_lease_at:
             self._check_lease_at = now + _LEASE_CHECK_S
             if not self._lease.is_held:
-                raise LeaseLost(f"the lease of {self._table_name} ended while it caught up")
+                raise LeaseLost(f"the lease of {self._label} ended while it caught up")
 
     # -- what the delivery asks and reports ----------------------------------------------------
 
@@ -234,6 +284,6 @@ class CatchUp:
         if lsn is not None:
             self._stream.confirm(lsn)
 
-    @staticmethod
-    def _failed(table_id: TableId, error: EtlError) -> None:
-        raise error
+    def _table_failed(self, table_id: TableId, error: EtlError) -> None:
+        self._on_table_error(table_id, error)
+        self._failed.add(table_id)

@@ -42,6 +42,7 @@ class Delivery:
     """The writer side of one stream: a thread that takes batches from a bounded queue.
 
     Args:
+        worker: whose progress is kept in the store; None to keep none.
         prepare: a last word on a decoded batch, for example to complete values in it.
         on_durable: called from the thread with each LSN that is durable at the destination and
             in the store, ascending; and with the batch, when there was one.
@@ -53,7 +54,7 @@ class Delivery:
         self,
         destination: Destination,
         store: PipelineStore,
-        worker: WorkerType,
+        worker: WorkerType | None,
         schemas: SchemaTracker,
         retry: RetryConfig,
         *,
@@ -260,7 +261,8 @@ class Delivery:
         wait_durable(result, self._stop)
 
     def _keep_progress(self, lsn: Lsn) -> None:
-        self._store.upsert_replication_progress(self._worker, lsn)
+        if self._worker is not None:
+            self._store.upsert_replication_progress(self._worker, lsn)
 
 
 def wait_durable(result: WriteResult, stop: threading.Event) -> None:

@@ -371,13 +371,15 @@ class TableSync:
         self._move(self._state, FinishedCopy())
         self._progressed("finished_copy")
         progress = self._store.get_replication_progress(self._worker)
-        handover = CatchUp(
+        handovers = CatchUp(
             self._config,
             self._store,
             self._destination,
             self._control,
-            schema,
+            [schema],
             lease,
+            slot_name=self._slot,
+            worker=self._worker,
             replay_from=plan.slot_lsn,
             start_lsn=max(progress or LSN_ZERO, plan.slot_lsn),
             must_reach=max(copied.newest_read_lsn, plan.slot_lsn),
@@ -387,7 +389,7 @@ class TableSync:
         self._progressed("sync_done")
         self._control.ask("dropping the slot", drop_slot, self._slot)
         self._store.delete_replication_progress(self._worker)
-        return handover
+        return handovers[self._table_id]
 
     def _progressed(self, state: str) -> None:
         assert self._plan is not None
