@@ -249,6 +249,17 @@ class TableWriteFailed(DestinationError):
         self.table_id = table_id
 
 
+class BatchTooLarge(DestinationError):
+    """The destination can't take so many changes, or rows of a copy, in one piece.
+
+    A destination raises it under the same terms as `TableWriteFailed`. A batch is then written in
+    halves, down to a single change; if that can't be written either, its table stops.
+    """
+
+    solution = "Lower batch.max_bytes, or raise the destination's own limit."
+    retryable = True
+
+
 class Superseded(DestinationError):
     """A newer replicator took over this pipeline; this one must write nothing more."""
 

@@ -13,7 +13,13 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 
 from etl_dagster.config import RetryConfig
-from etl_dagster.errors import DestinationError, EtlError, Superseded, TableWriteFailed
+from etl_dagster.errors import (
+    BatchTooLarge,
+    DestinationError,
+    EtlError,
+    Superseded,
+    TableWriteFailed,
+)
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination, WriteResult
 from etl_dagster.model.events import EventBatch
@@ -21,6 +27,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import PipelineStore, WorkerType
 from etl_dagster.protocol.batch import RawBatch
 from etl_dagster.runtime.failures import log_failure
+from etl_dagster.runtime.halving import PieceSize, halves, only_table
 from etl_dagster.runtime.retry import Backoff
 from etl_dagster.runtime.schemas import SchemaTracker
 
@@ -84,6 +91,7 @@ class Delivery:
         self._applied_from: dict[TableId, Lsn] = {}
         #: Tables taken out of this stream after an error, until they are copied anew.
         self._excluded: set[TableId] = set()
+        self._piece_size = PieceSize()
         #: Of each batch that isn't durable yet, when its first transaction was committed.
         self._pending: deque[int] = deque()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -217,22 +225,60 @@ class Delivery:
         return {t: lsn for t, lsn in apply_from.items() if t not in self._excluded}
 
     def _write(self, events: EventBatch) -> EventBatch:
-        """Write until durable; returns the batch without the tables that had to be left out."""
+        """Write until durable; returns the batch without the tables that had to be left out.
+
+        What the destination can't take in one piece is halved until it can. Should the delivery
+        end between two pieces, positions tell which of them the destination has.
+        """
+        pieces = deque([events])
         backoff = Backoff(self._retry)
-        while not events.is_empty:
+        while pieces:
+            piece = self._without_excluded(pieces[0])
+            if self._piece_size.is_too_large(piece) and (two := halves(piece)) is not None:
+                pieces.popleft()
+                pieces.extendleft(reversed(two))
+                continue
             try:
-                self._wait_durable(self._destination.write_events(events))
-                break
+                if not piece.is_empty:
+                    self._wait_durable(self._destination.write_events(piece))
+                    self._piece_size.written(piece)
+                pieces.popleft()
+                backoff.reset()
             except TableWriteFailed as error:
-                self._excluded.add(error.table_id)
-                self._on_table_error(error.table_id, error)
-                kept = {t: s for t, s in events.tables.items() if t != error.table_id}
-                events = replace(events, tables=kept)
+                self._exclude(error.table_id, error)
             except (Superseded, Stopped):
                 raise
+            except (BatchTooLarge, MemoryError) as error:
+                if (two := halves(piece)) is not None:
+                    self._piece_size.refused(piece)
+                    self._log_halved(piece, error)
+                    pieces.popleft()
+                    pieces.extendleft(reversed(two))
+                elif backoff.is_exhausted and (table_id := only_table(piece)) is not None:
+                    self._exclude(table_id, _as_table_failure(table_id, error))
+                else:
+                    self._pause(error, backoff)
             except Exception as error:
                 self._pause(error, backoff)
-        return events
+        return self._without_excluded(events)
+
+    def _exclude(self, table_id: TableId, error: EtlError) -> None:
+        self._excluded.add(table_id)
+        self._on_table_error(table_id, error)
+
+    def _without_excluded(self, events: EventBatch) -> EventBatch:
+        if self._excluded.isdisjoint(events.tables):
+            return events
+        kept = {t: steps for t, steps in events.tables.items() if t not in self._excluded}
+        return replace(events, tables=kept)
+
+    def _log_halved(self, events: EventBatch, error: Exception) -> None:
+        _log.warning(
+            "%s can't take %d changes in one piece (%s); halving them",
+            self._destination.name,
+            events.row_count,
+            error.reason if isinstance(error, EtlError) else type(error).__name__,
+        )
 
     def _pause(self, error: Exception, backoff: Backoff) -> None:
         """Wait before the next try, or give up."""
@@ -263,6 +309,19 @@ class Delivery:
     def _keep_progress(self, lsn: Lsn) -> None:
         if self._worker is not None:
             self._store.upsert_replication_progress(self._worker, lsn)
+
+
+def _as_table_failure(table_id: TableId, error: BatchTooLarge | MemoryError) -> TableWriteFailed:
+    """One change that can't be taken, as a failure of its table."""
+    if isinstance(error, BatchTooLarge):
+        return TableWriteFailed(
+            table_id, f"one change alone is too large: {error.reason}", solution=error.solution
+        )
+    return TableWriteFailed(
+        table_id,
+        "one change alone needs more memory than the process can have",
+        solution="Give the process more memory, then reset the table.",
+    )
 
 
 def wait_durable(result: WriteResult, stop: threading.Event) -> None:

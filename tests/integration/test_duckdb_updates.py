@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from etl_dagster.destinations.duckdb import DuckDBDestination, query
+from etl_dagster.errors import BatchTooLarge
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.stores.memory import MemoryStore
@@ -326,3 +327,28 @@ def test_a_value_nobody_told_belongs_to_the_row_of_one_key_only() -> None:
     assert dict(
         zip(collapsed.rows["id"].to_pylist(), keys[collapsed.lookup_places].tolist(), strict=True)
     ) == {2: 2, 3: 1}
+
+
+def test_changes_that_need_more_memory_than_there_is_are_refused_for_their_size(
+    path: Path,
+) -> None:
+    """So that they are written in halves. Here a column hides the number of a row."""
+    schema = table(
+        [column("id", INT8, 1, key=1), column("rowid", INT8, 2), column("document", TEXT, 3)]
+    )
+    destination = DuckDBDestination(path, memory_limit="64MB")
+    destination.startup(MemoryStore())
+    destination.write_table_rows(schema, end_of_copy("copy"))
+    destination.shutdown()
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(
+            "INSERT INTO public.orders "
+            "SELECT i, 0, repeat(md5(i::VARCHAR), 20000) FROM range(300) numbers(i)"
+        )
+    changes = Transactions().commit(
+        *(update(schema, unchanged=["document"], id=n, rowid=1) for n in range(300))
+    )
+
+    with pytest.raises(BatchTooLarge):
+        destination.write_events(batch(changes))
+    destination.shutdown()

@@ -5,23 +5,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from random import Random
 from typing import Any
 
 import pytest
 
 from etl_dagster.config import RetryConfig
 from etl_dagster.destinations.memory import MemoryDestination
-from etl_dagster.errors import DestinationError, DestinationUnreachable, EtlError, TableWriteFailed
+from etl_dagster.errors import (
+    BatchTooLarge,
+    DestinationError,
+    DestinationUnreachable,
+    EtlError,
+    TableWriteFailed,
+)
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.events import EventBatch, TableRows
+from etl_dagster.model.events import EventBatch, InsertEvent, TableRows
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.protocol.batch import POSTGRES_EPOCH_US, RawBatch
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery, Stopped
+from etl_dagster.runtime.halving import halves
 from etl_dagster.runtime.schemas import SchemaTracker, destination_metadata
 from etl_dagster.stores.memory import MemoryStore
+from etl_dagster.testing.changes import batch
+from etl_dagster.testing.random_changes import RandomSource, random_transactions
 from tests.unit import wire
 
 ORDERS, VISITS = 1, 2
@@ -50,12 +60,30 @@ class Flaky(MemoryDestination):
         return self.durable
 
 
+class Small(Flaky):
+    """Takes no more than some changes in one piece, and some values not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = 3
+        self.refused: set[int] = set()
+        self.error: Callable[[], Exception] = lambda: BatchTooLarge("no memory is left")
+        self.sizes: list[int] = []
+
+    def write_events(self, events: EventBatch) -> Any:
+        self.sizes.append(events.row_count)
+        ids = {event.row["id"] for event in events if isinstance(event, InsertEvent)}
+        if events.row_count > self.limit or ids & self.refused:
+            raise self.error()
+        return super().write_events(events)
+
+
 class Side:
     """A delivery with a store, a destination, and a stream made by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, destination: Flaky | None = None) -> None:
         self.store = MemoryStore()
-        self.destination = Flaky()
+        self.destination = destination or Flaky()
         self.stop = threading.Event()
         self.durable: list[Lsn | None] = []
         self.failed: list[tuple[TableId, str]] = []
@@ -238,3 +266,81 @@ def test_a_full_queue_holds_the_reader_up_until_it_is_told_to_stop(side: Side) -
     timer.start()
     with pytest.raises(Stopped):
         side.delivery.put(batches(), FROM_THE_START)
+
+
+# -- batches that are too large ------------------------------------------------------------------
+
+
+@pytest.fixture
+def small() -> Iterator[tuple[Side, Small]]:
+    destination = Small()
+    side = Side(destination)
+    side.delivery.start()
+    yield side, destination
+    side.stop.set()
+    side.delivery.finish()
+
+
+@pytest.mark.parametrize("error", [lambda: BatchTooLarge("no memory is left"), MemoryError])
+def test_a_batch_that_is_too_large_is_halved_until_it_fits(
+    small: tuple[Side, Small], error: Callable[[], Exception]
+) -> None:
+    side, destination = small
+    destination.error = error
+    rows = [(ORDERS, number) for number in range(5)] + [(VISITS, number) for number in range(6)]
+    side.delivery.put(side.transaction(*rows), FROM_THE_START)
+    side.delivery.flush()
+
+    assert (side.ids(ORDERS), side.ids(VISITS)) == ([*range(5)], [*range(6)])
+    assert (side.failed, side.progress) == ([], Lsn(1150))
+    assert side.durable == [Lsn(1150)]
+
+
+def test_a_single_change_that_is_too_large_stops_its_table_only(
+    small: tuple[Side, Small],
+) -> None:
+    side, destination = small
+    destination.refused = {7}
+    rows = [(ORDERS, 1), (VISITS, 1), (ORDERS, 7), (VISITS, 2), (ORDERS, 2)]
+    side.delivery.put(side.transaction(*rows), FROM_THE_START)
+    side.delivery.put(side.transaction((ORDERS, 3), (VISITS, 3)), FROM_THE_START)
+    side.delivery.flush()
+
+    assert (side.ids(ORDERS), side.ids(VISITS)) == ([1], [1, 2, 3])
+    assert side.failed == [(ORDERS, "one change alone is too large: no memory is left")]
+    assert side.progress == Lsn(1250)
+
+
+def test_what_was_refused_once_is_cut_before_it_is_sent_until_larger_pieces_succeed(
+    small: tuple[Side, Small],
+) -> None:
+    side, destination = small
+    rows = [(ORDERS, number) for number in range(6)]
+    side.delivery.put(side.transaction(*rows), FROM_THE_START)
+    side.delivery.flush()
+    assert destination.sizes == [6, 3, 3]
+
+    destination.limit = 100
+    for first in range(10, 100, 10):
+        rows = [(ORDERS, first + number) for number in range(6)]
+        side.delivery.put(side.transaction(*rows), FROM_THE_START)
+    side.delivery.flush()
+
+    assert destination.sizes[3:5] == [3, 3]
+    assert destination.sizes[-1] == 6
+
+
+def test_halves_do_the_same_as_the_whole() -> None:
+    """Cut down to single changes, across tables, truncates and changes of schema."""
+    source = RandomSource()
+    source.run(random_transactions(Random(7)))
+    whole = batch(source.stream.changes)
+    pieces = [whole]
+    while any(halves(piece) for piece in pieces):
+        pieces = [half for piece in pieces for half in halves(piece) or (piece,)]
+
+    assert [event for piece in pieces for event in piece] == list(whole)
+    assert len(pieces) == len(source.stream.changes)
+    ends = [piece.commit_end_lsn for piece in pieces if piece.commit_end_lsn is not None]
+    assert ends == sorted(ends)
+    assert ends[-1] == whole.commit_end_lsn

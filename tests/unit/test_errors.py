@@ -73,6 +73,7 @@ def test_only_what_waiting_may_cure_is_retried() -> None:
         "SlotInUse",
         "SlotNotCreated",
         "StoreUnreachable",
+        "BatchTooLarge",
         "DestinationUnreachable",
         "LeaseLost",
     }

@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import filelock
 
-from etl_dagster.errors import DestinationError, DestinationUnreachable
+from etl_dagster.errors import BatchTooLarge, DestinationError, DestinationUnreachable
 
 #: Opening and closing costs some 20 ms of CPU, so the next write has a moment to come: a long one
 #: when the last one came soon after the file was closed.
@@ -221,14 +221,12 @@ def translate(error: duckdb.Error, path: Path) -> DestinationError:
     message = (str(error).strip().splitlines() or [type(error).__name__])[0]
     # A commit fails with an exception of its own, whatever the cause.
     if isinstance(error, duckdb.OutOfMemoryException) or "failed to pin block" in message:
-        failure = DestinationError(
+        # What others write at the same time counts, too, so waiting may help a single row.
+        return BatchTooLarge(
             f"DuckDB needs more memory than it may use: {message}",
             solution="Raise destination.memory_limit, or lower batch.max_bytes, copy.chunk_rows or "
             "copy.max_connections_per_table.",
         )
-        # What others write at the same time counts, too.
-        failure.retryable = True
-        return failure
     if "No space left on device" in message:
         return DestinationUnreachable(
             f"no space is left for {path}",

@@ -118,8 +118,11 @@ class TableMerge:
         self._delete(collapsed.removed, key, types)
         if collapsed.unknown:
             columns = column_list(names)
+            values = ", ".join(f"value_{number}" for number in range(len(names)))
             self._connection.execute(
-                f"INSERT INTO {self._target} ({columns}) SELECT {columns} FROM temp.main._etl_known"
+                f"INSERT INTO {self._target} ({columns}) SELECT {values} FROM temp.main._etl_known "
+                # Two chunks of a copy may both have brought a row that moved between them.
+                "WHERE rowid IN (SELECT min(rowid) FROM temp.main._etl_known GROUP BY place)"
             )
             self._connection.execute("DROP TABLE temp.main._etl_known")
         else:
@@ -166,10 +169,10 @@ class TableMerge:
         )
         columns = ", ".join(
             f"CASE WHEN incoming.{quote(unknown_of[name])} THEN target.{quote(name)} "
-            f"ELSE CAST(incoming.{quote(name)} AS {types[name]}) END AS {quote(name)}"
+            f"ELSE CAST(incoming.{quote(name)} AS {types[name]}) END AS value_{number}"
             if name in unknown_of
-            else f"incoming.{quote(name)}"
-            for name in names
+            else f"incoming.{quote(name)} AS value_{number}"
+            for number, name in enumerate(names)
         )
         match = " AND ".join(
             f"target.{quote(name)} IS NOT DISTINCT FROM "
@@ -177,10 +180,9 @@ class TableMerge:
             for name, alias in zip(key, found_by, strict=True)
         )
         self._connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE _etl_known AS SELECT {columns} "
-            f"FROM _etl_rows AS incoming LEFT JOIN {self._target} AS target ON {match} "
-            # Two chunks of a copy may both have brought a row that moved between them.
-            f"QUALIFY row_number() OVER (PARTITION BY incoming.{quote('_etl place')}) = 1"
+            f"CREATE OR REPLACE TEMP TABLE _etl_known AS "
+            f"SELECT {columns}, incoming.{quote('_etl place')} AS place "
+            f"FROM _etl_rows AS incoming LEFT JOIN {self._target} AS target ON {match}"
         )
         self._connection.unregister("_etl_rows")
 
