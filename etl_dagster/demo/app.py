@@ -189,8 +189,13 @@ def _dagster_yaml(access: Databases) -> str:
         "sensors": {"use_threads": True, "num_workers": 4},
         # A run is a process of some 200 MB that starts in seconds: few at a time suit a laptop.
         "concurrency": {"runs": {"max_concurrent_runs": 4}, "pools": {"default_limit": 4}},
-        # A run whose process was killed with the demo is noticed at the next start.
-        "run_monitoring": {"enabled": True, "poll_interval_seconds": 10},
+        # A run whose process was killed with the demo is noticed at the next start, and gives its
+        # place in the pool back.
+        "run_monitoring": {
+            "enabled": True,
+            "poll_interval_seconds": 10,
+            "free_slots_after_run_end_seconds": 60,
+        },
         "retention": {"sensor": {"purge_after_days": {"skipped": 1, "success": 7, "failure": 7}}},
         "telemetry": {"enabled": False},
         # Dagster's newsletter form would cover the first page.

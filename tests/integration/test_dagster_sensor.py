@@ -7,53 +7,44 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from dagster import (
-    AssetCheckEvaluation,
-    AssetKey,
-    AssetMaterialization,
     AssetSelection,
     DagsterExecutionInterruptedError,
-    DagsterInstance,
-    Definitions,
     EnvVar,
-    RunRequest,
     RunsFilter,
-    SensorDefinition,
-    build_sensor_context,
-    instance_for_test,
     materialize,
 )
 
-from etl_dagster.config import PipelineConfig, load_config
-from etl_dagster.destinations.duckdb import query
+from etl_dagster.config import load_config
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster import (
     DuckDBDestinationResource,
     EtlConfigFile,
     EtlPipeline,
-    EtlPipelineResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
-    build_etl_definitions,
+    copies,
 )
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
-from etl_dagster.integrations.dagster.metadata import LAG_CHECK
-from etl_dagster.integrations.dagster.supervisor import Supervisor, stop_all, supervisor_of
+from etl_dagster.integrations.dagster.lag import LAG_CHECK
+from etl_dagster.integrations.dagster.supervisor import Supervisor, supervisor_of
 from etl_dagster.integrations.meltano.positions.mirrored import state_location
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.model.states import FinishedCopy, Ready, SyncWait
+from tests.support.dagster_in_process import (
+    DEADLINE_S,
+    Tick,
+    dagster,
+    key_of,
+    rows,
+    until,
+    write_config,
+)
 from tests.support.database import Database
-
-DEADLINE_S = 60.0
-#: What Dagster makes of a SensorResult.
-Tick = Any
 
 
 @pytest.fixture
@@ -71,107 +62,6 @@ def shop(newest_database: Database) -> Database:
 @pytest.fixture
 def config_file(shop: Database, tmp_path: Path) -> Path:
     return write_config(shop.dsn, tmp_path)
-
-
-def write_config(dsn: str, folder: Path, **more: Any) -> Path:
-    path = folder / "etl.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "pipeline": "shop",
-                "source": {"dsn": dsn, "publication": "etl_pub"},
-                "destination": {"type": "duckdb", "path": "shop.duckdb"},
-                "batch": {"max_fill_ms": 50},
-            }
-            | more
-        )
-    )
-    return path
-
-
-class Dagster:
-    """What daemon and run launcher do, in this process."""
-
-    def __init__(self, instance: DagsterInstance, defs: Definitions) -> None:
-        self.instance = instance
-        self.defs = defs
-        self.cursor: str | None = None
-        self.requested: list[RunRequest] = []
-        self.materializations: list[AssetMaterialization] = []
-        self.checks: list[AssetCheckEvaluation] = []
-
-    def tick(self, *, preview: bool = False) -> Tick:
-        (sensor,) = self.defs.sensors or []
-        assert isinstance(sensor, SensorDefinition)
-        with build_sensor_context(
-            instance=self.instance,
-            cursor=self.cursor,
-            resources=dict(self.defs.resources or {}),
-            last_sensor_start_time=None if preview else 1.0,
-        ) as context:
-            result = sensor.evaluate_tick(context)
-        self.cursor = result.cursor
-        self.requested += result.run_requests or []
-        for event in result.asset_events:
-            if isinstance(event, AssetMaterialization):
-                self.materializations.append(event)
-                self.instance.report_runless_asset_event(event)
-            elif isinstance(event, AssetCheckEvaluation):
-                self.checks.append(event)
-        return result
-
-    def tick_until(self, done: Callable[[Tick], Any]) -> Tick:
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            result = self.tick()
-            if done(result):
-                return result
-            assert time.monotonic() < deadline, f"last tick: {result}"
-            # A child tells something twice a second; the sensor comes every 5 s.
-            time.sleep(0.2)
-
-    def run(self, request: RunRequest, raise_on_error: bool = True) -> Any:
-        job = self.defs.resolve_job_def("shop_copy")
-        return job.execute_in_process(
-            instance=self.instance,
-            asset_selection=list(request.asset_selection or []),
-            tags=dict(request.tags) | {"dagster/sensor_name": "shop_replication"},
-            raise_on_error=raise_on_error,
-        )
-
-    def copy_all(self, count: int) -> None:
-        done = 0
-        while done < count:
-            before = len(self.requested)
-            self.tick_until(lambda result: result.run_requests)
-            for request in self.requested[before:]:
-                assert self.run(request).success
-                done += 1
-
-    def materialization_of(self, table: str) -> AssetMaterialization:
-        event = self.instance.get_latest_materialization_event(key_of(table))
-        assert event is not None
-        assert event.asset_materialization is not None
-        return event.asset_materialization
-
-
-def key_of(table: str) -> AssetKey:
-    return AssetKey(["shop", "public", table])
-
-
-@contextmanager
-def dagster(pipeline: Path | EtlPipelineResource, **options: Any) -> Iterator[Dagster]:
-    with instance_for_test() as instance:
-        try:
-            yield Dagster(instance, build_etl_definitions(pipeline, **options))
-        finally:
-            stop_all()
-
-
-def rows(config_file: Path, sql: str) -> list[dict[str, Any]]:
-    config: PipelineConfig = load_config(config_file)
-    path = config.destination.path  # type: ignore[union-attr]
-    return query(path, sql).to_pylist()
 
 
 def test_the_sensor_has_tables_copied_and_then_reports_their_changes(
@@ -290,8 +180,9 @@ def test_a_click_on_a_streamed_table_copies_it_again(shop: Database, config_file
 
 
 def test_a_terminated_copy_is_asked_for_again_and_goes_on_where_it_was(
-    shop: Database, config_file: Path
+    shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(copies, "FIRST_PAUSE_S", 3.0)
     resource = EtlConfigFile(path=str(config_file))
     with dagster(config_file) as ui:
         request = ui.tick_until(lambda result: result.run_requests).run_requests[0]
@@ -363,18 +254,10 @@ def test_a_second_replicator_stands_by_until_the_first_has_ended(
         second.stop()
 
 
-def until(done: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_a_cleared_meltano_state_is_copied_again_and_the_sensor_says_so(
     shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As in a code server that has just begun.
-    monkeypatch.setattr("etl_dagster.integrations.dagster.bookmark_check._reports", {})
     monkeypatch.setattr("etl_dagster.integrations.dagster.notices._known", {})
     monkeypatch.setattr("etl_dagster.integrations.dagster.notices._EVERY_S", 0.0)
     state_id = "dev:shop-to-duckdb:public.orders"

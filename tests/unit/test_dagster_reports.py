@@ -7,6 +7,7 @@ from typing import Any
 
 from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey, AssetMaterialization
 
+from etl_dagster.integrations.dagster.history import LastEvents
 from etl_dagster.integrations.dagster.reports import Event, Reports
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
@@ -21,25 +22,43 @@ READY = TableStatus(
 
 
 class Ticks:
-    """Reports on a clock that the test moves."""
+    """Reports on a clock that the test moves; Dagster stores what they give, unless told not to."""
 
-    def __init__(self, was_reported: bool = True) -> None:
+    def __init__(self) -> None:
         self.now = 1000.0
-        self.was_reported = was_reported
-        self.reports = Reports(clock=lambda: self.now)
+        self.last = LastEvents(materialized_at=900.0)
+        self.number = 0
+        self.reports = Reports(clock=lambda: self.now, wall_clock=lambda: self.now)
 
     def tick(
-        self, table: TableStatus, *, after_s: float = 5.0, generation: int = 1, **status: Any
+        self,
+        table: TableStatus,
+        *,
+        after_s: float = 5.0,
+        generation: int = 1,
+        stored: bool = True,
+        waiting: str | None = None,
+        idle_every_s: float | None = None,
+        **status: Any,
     ) -> list[Event]:
         self.now += after_s
-        whole = PipelineStatus("shop", "duckdb", "streaming", tables={table.name: table}, **status)
-        return self.reports.due(
+        self.reports.settle(f"tick {self.number}" if self.number else None)
+        self.number += 1
+        status = {"phase": "streaming", "at": self.now} | status
+        whole = PipelineStatus("shop", "duckdb", tables={table.name: table}, **status)
+        events = self.reports.due(
             whole,
             generation,
             {table.name: KEY},
             every_s=30.0,
-            was_reported=lambda key: self.was_reported,
+            idle_every_s=idle_every_s,
+            history={KEY: self.last},
+            waiting={} if waiting is None else {table.name: waiting},
         )
+        self.reports.expect(f"tick {self.number}" if stored else "lost")
+        if stored and reported(events):
+            self.last = LastEvents(materialized_at=self.now)
+        return events
 
 
 def reported(events: list[Event]) -> list[dict[str, Any]]:
@@ -70,13 +89,49 @@ def test_an_idle_table_is_not_reported_again() -> None:
         assert not reported(ticks.tick(replace(READY, rows_deleted=1)))
 
 
-def test_after_its_copy_a_table_is_reported_though_nothing_changed() -> None:
-    assert len(reported(Ticks(was_reported=False).tick(READY))) == 1
+def test_a_table_that_dagster_has_not_heard_of_is_reported_though_nothing_changed() -> None:
+    """Its copy may have been made outside of Dagster."""
+    ticks = Ticks()
+    ticks.last = LastEvents()
+    assert len(reported(ticks.tick(READY))) == 1
+
+
+def test_after_its_copy_in_a_run_a_table_is_not_reported_again() -> None:
+    """Every materialization may set downstream automation going; the copy has one of its own."""
+    ticks = Ticks()
+    ticks.tick(replace(READY, state="data_sync"))
+    ticks.last = LastEvents(materialized_at=ticks.now, run_id="copy")
+    for _ in range(20):
+        assert not reported(ticks.tick(READY))
 
 
 def test_a_reload_of_the_code_does_not_report_an_idle_table() -> None:
-    """Every materialization may set downstream automation going."""
-    assert not reported(Ticks(was_reported=True).tick(READY))
+    assert not reported(Ticks().tick(READY, idle_every_s=3600.0))
+
+
+def test_an_idle_table_is_reported_now_and_then_while_the_stream_lives() -> None:
+    """Otherwise its freshness would tell nothing."""
+    ticks = Ticks()
+    reports = [
+        len(reported(ticks.tick(READY, after_s=60.0, idle_every_s=3600.0))) for _ in range(130)
+    ]
+    assert sum(reports) == 2
+    dead = [
+        reported(ticks.tick(READY, after_s=60.0, idle_every_s=3600.0, phase="retrying", error="-"))
+        for _ in range(130)
+    ]
+    assert not any(dead)
+
+
+def test_events_that_dagster_has_not_stored_are_sent_again() -> None:
+    ticks = Ticks()
+    changed = replace(READY, rows_inserted=3)
+    lost = ticks.tick(changed, stored=False)
+    again = ticks.tick(changed)
+    assert [e["rows_inserted"] for e in reported(lost)] == [3]
+    assert [e["rows_inserted"] for e in reported(again)] == [3]
+    assert len(checked(lost)) == len(checked(again)) == 1
+    assert not ticks.tick(changed)
 
 
 def test_a_new_replicator_counts_from_zero() -> None:
@@ -123,3 +178,66 @@ def test_a_stream_that_is_late_warns_until_it_has_caught_up() -> None:
         for lag in (0.0, 400.0, 500.0, 1.0)
     ]
     assert outcomes == [[True], [False], [], [True]]
+
+
+def test_a_check_is_sent_again_once_a_run_of_the_table_has_ended() -> None:
+    """Dagster shows an evaluation until the next run of the asset, also where that is canceled."""
+    ticks = Ticks()
+    assert checked(ticks.tick(READY))
+    assert not checked(ticks.tick(READY))
+    ticks.last = LastEvents(900.0, run_id="a copy", is_running=True)
+    assert not checked(ticks.tick(READY))
+    ticks.last = LastEvents(900.0, run_id="a copy")
+    assert checked(ticks.tick(READY))
+    assert not checked(ticks.tick(READY))
+
+
+def test_a_check_that_passes_tells_when_that_was_seen_and_is_refreshed() -> None:
+    ticks = Ticks()
+    (first,) = checked(ticks.tick(READY, at=1.0e9, after_s=1.0e9 - 1000))
+    assert first.description is not None
+    assert first.description.endswith("as of 2001-09-09 01:46:40 UTC.")
+    later = [checked(ticks.tick(READY, after_s=60.0)) for _ in range(20)]
+    assert len([events for events in later if events]) == 2
+
+
+def test_a_status_that_is_old_says_nothing_about_now() -> None:
+    ticks = Ticks()
+    assert checked(ticks.tick(READY))[0].passed
+    (check,) = checked(ticks.tick(READY, after_s=120.0, at=1005.0))
+    assert not check.passed
+    assert check.severity is AssetCheckSeverity.ERROR
+    assert "Nothing streams: the replicator last reported at" in (check.description or "")
+
+
+def test_an_interruption_of_some_seconds_is_not_worth_an_event() -> None:
+    ticks = Ticks()
+    assert checked(ticks.tick(READY))[0].passed
+    broken = {"phase": "retrying", "error": "the source is away", "solution": "Start it."}
+    assert not checked(ticks.tick(READY, **broken))
+    (check,) = checked(ticks.tick(READY, after_s=20.0, **broken))
+    assert not check.passed
+    assert check.description == (
+        "The stream is interrupted: the source is away\n\nWhat to do: Start it."
+    )
+    assert checked(ticks.tick(READY))[0].passed
+
+
+def test_the_checks_of_a_dead_stream_fail_once_for_each_reason() -> None:
+    ticks, keys = Ticks(), {READY.name: KEY}
+    ticks.tick(READY)
+    ticks.reports.settle("tick 1")
+    (check,) = ticks.reports.dead("the slot is gone", "Reset it.", keys)
+    assert (check.passed, check.severity) == (False, AssetCheckSeverity.ERROR)
+    assert check.description == "the slot is gone\n\nWhat to do: Reset it."
+    assert not ticks.reports.dead("the slot is gone", "Reset it.", keys)
+    assert ticks.reports.dead("the password is wrong", "Correct it.", keys)
+    ticks.number = 0
+    ticks.reports.expect(None)
+    assert checked(ticks.tick(READY))[0].passed
+
+
+def test_a_table_whose_copy_is_held_back_fails_its_check_with_the_reason() -> None:
+    ticks = Ticks()
+    (check,) = checked(ticks.tick(replace(READY, state="init"), waiting="It was canceled."))
+    assert (check.passed, check.description) == (False, "It was canceled.")

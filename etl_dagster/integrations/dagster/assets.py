@@ -7,31 +7,30 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dagster import (
-    AssetCheckResult,
-    AssetCheckSeverity,
-    AssetCheckSpec,
     AssetExecutionContext,
     AssetKey,
     AssetsDefinition,
     AssetSpec,
+    DagsterRunStatus,
     Failure,
     MaterializeResult,
     RetryRequested,
+    RunsFilter,
     multi_asset,
 )
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, InvalidState, LeaseLost
 from etl_dagster.integrations.dagster.metadata import (
-    LAG_CHECK,
     copy_metadata,
     state_metadata,
     state_tags,
     table_metadata,
 )
 from etl_dagster.integrations.dagster.names import step_name
+from etl_dagster.integrations.dagster.presence import ReplicatorWatch
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
-from etl_dagster.integrations.dagster.translator import STATE_ID
+from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
 from etl_dagster.model.destination import CountsRows, Destination
@@ -40,37 +39,29 @@ from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.table_sync import CopyProgress, TableSync, TableSyncResult
 
-#: The pool that limits how many copies run at a time, over all pipelines of the instance.
-COPY_POOL = "etl_copy"
-
 _MAX_RETRIES, _FIRST_RETRY_S = 3, 10
 _LOG_EVERY_S = 5.0
-_WAITING_EVERY_S = 15.0
 _POLL_S = 0.2
 #: How long a worker that was told to stop may take; what it had finished is durable anyway.
 _STOP_S = 60.0
-#: States in which nothing goes on without the replicator.
-_AT_HANDOVER = ("finished_copy", "sync_wait", "catchup")
 
 
-def build_table_asset(spec: AssetSpec, table_name: str, resource_key: str) -> AssetsDefinition:
-    """The asset of one table."""
+def copy_pool(pipeline: str) -> str:
+    """The pool that limits how many copies of a pipeline run at a time."""
+    return f"etl_copy_{pipeline}"
+
+
+def build_table_asset(spec: AssetSpec, table_name: str, pipeline: str) -> AssetsDefinition:
+    """The asset of one table; the pipeline's resource has the pipeline's name."""
 
     @multi_asset(
         specs=[spec],
-        check_specs=[
-            AssetCheckSpec(
-                LAG_CHECK,
-                asset=spec.key,
-                description="Changes of the source arrive at the destination in time.",
-            )
-        ],
         name=step_name("copy", spec.key.path),
-        required_resource_keys={resource_key},
-        pool=COPY_POOL,
+        required_resource_keys={pipeline},
+        pool=copy_pool(pipeline),
     )
     def copy_table(context: AssetExecutionContext) -> MaterializeResult:  # type: ignore[type-arg]
-        resource = getattr(context.resources, resource_key)
+        resource = getattr(context.resources, pipeline)
         return copy_one_table(context, resource, table_name, spec.key)
 
     return copy_table
@@ -84,8 +75,11 @@ def copy_one_table(
 ) -> MaterializeResult[Any]:
     """Copy a table up to its hand-over, inside a step.
 
-    A copy that was begun is gone on with. A table that is streamed already is copied again from
-    the beginning, unless the sensor asked: then somebody else has done it meanwhile.
+    A copy that was begun is resumed. A table that is streamed already is copied again from the
+    beginning, unless the sensor asked: then another worker has done it meanwhile.
+
+    Without a replicator nothing would take the table over. So a run that a person started waits a
+    moment for one before it copies, and every run ends soon after the replicator is gone.
 
     Raises:
         RetryRequested: waiting may cure it. A `RetryPolicy` on the asset would do the same, but
@@ -95,10 +89,18 @@ def copy_one_table(
     try:
         config = resource.load_config()
         with resource.get_store() as store:
+            watch = ReplicatorWatch(store, config.pipeline)
+            if is_asked_for_by_person(context):
+                watch.require(
+                    lambda wait_s: context.log.info(
+                        f"no replicator streams {config.pipeline}; waiting for {wait_s:.0f} s"
+                    )
+                )
             destination = resource.get_destination()
             destination.startup(store)
             try:
-                return _Copy(context, config, store, destination, table_name).materialize(key)
+                copy = _Copy(context, config, store, destination, watch, table_name)
+                return copy.materialize(key)
             finally:
                 destination.shutdown()
     except EtlError as error:
@@ -113,6 +115,22 @@ def copy_one_table(
         ) from error
 
 
+def is_asked_for_by_person(context: AssetExecutionContext) -> bool:
+    """Whether a table that is streamed already is to be copied once more.
+
+    A run that is executed again has the tags of the first one; the sensor's request was for one
+    copy. Retries that Dagster makes by itself belong to the run before.
+    """
+    tags = context.run.tags
+    if "dagster/retry_number" in tags:
+        return False
+    request_id = tags.get(REQUEST_TAG)
+    if request_id is None or "dagster/parent_run_id" in tags:
+        return True
+    done = RunsFilter(tags={REQUEST_TAG: request_id}, statuses=[DagsterRunStatus.SUCCESS])
+    return any(other.run_id != context.run.run_id for other in context.instance.get_runs(done))
+
+
 class _Copy:
     """One step's work on one table."""
 
@@ -122,23 +140,24 @@ class _Copy:
         config: PipelineConfig,
         store: CoordinatingStore,
         destination: Destination,
+        watch: ReplicatorWatch,
         table_name: str,
     ) -> None:
         self._context = context
         self._config = config
         self._store = store
         self._destination = destination
+        self._watch = watch
         self._name = table_name
         self._log = context.log
         self._logged_at = 0.0
         self._logged: CopyProgress | None = None
-        self._warned_at = 0.0
 
     def materialize(self, key: AssetKey) -> MaterializeResult[Any]:
-        schema = self._find()
-        self._prepare(schema.id)
         state_id = self._config.state_id(self._name)
         self._tag_run({STATE_ID: state_id})
+        schema = self._find()
+        self._prepare(schema.id)
         result = self._run(schema.id)
         row_count = self._count()
         if result is None:
@@ -151,14 +170,7 @@ class _Copy:
         position = self._position(schema.id)
         metadata |= state_metadata(position)
         self._tag_run(state_tags(position.to_state()))
-        check = AssetCheckResult(
-            check_name=LAG_CHECK,
-            asset_key=key,
-            passed=True,
-            severity=AssetCheckSeverity.WARN,
-            description="Copied, caught up and handed over to the stream.",
-        )
-        return MaterializeResult(asset_key=key, metadata=metadata, check_results=[check])
+        return MaterializeResult(asset_key=key, metadata=metadata)
 
     def _tag_run(self, tags: Mapping[str, str]) -> None:
         """Say whose run this is, as the sensor does with those that it asks for; a run of several
@@ -189,7 +201,7 @@ class _Copy:
 
     def _prepare(self, table_id: TableId) -> None:
         state = self._store.get_table_replication_state(table_id)
-        is_again = self._context.retry_number > 0 or self._is_requested_by_sensor()
+        is_again = self._context.retry_number > 0 or not is_asked_for_by_person(self._context)
         match state:
             case Ready() | SyncDone() if not is_again:
                 self._log.info(f"{self._name} is streamed; copying it again from the beginning")
@@ -201,9 +213,6 @@ class _Copy:
                 self._log.info(f"{self._name} is new; the replicator has not seen it yet")
             case _:
                 pass
-
-    def _is_requested_by_sensor(self) -> bool:
-        return "dagster/sensor_name" in self._context.run.tags
 
     # -- the worker, on a thread so that a termination of the run is heard at once -----------------
 
@@ -237,11 +246,13 @@ class _Copy:
         outcome = _Outcome(worker.run)
         try:
             while not outcome.wait(_POLL_S):
+                self._watch.check()
                 if progress:
                     self._show(progress[-1])
                     del progress[:-1]
         except BaseException:
-            # The run is being terminated. What is finished stays, and the copy goes on from there.
+            # The run is terminated, or has no replicator. What is finished stays, and the next
+            # run goes on from there.
             stop.set()
             self._store.wake()
             outcome.wait(_STOP_S)
@@ -252,6 +263,7 @@ class _Copy:
 
     def _wait_for_other(self, table_id: TableId) -> None:
         while self._store.is_leased(f"table:{table_id}"):
+            self._watch.check()
             self._store.wait_for_change(1.0)
 
     # -- what the run's log says -------------------------------------------------------------------
@@ -264,8 +276,6 @@ class _Copy:
         if is_news or is_due:
             self._logged, self._logged_at = progress, now
             self._log.info(self._line(progress))
-        if progress.state in _AT_HANDOVER and now - self._warned_at >= _WAITING_EVERY_S:
-            self._warn_without_replicator(now)
 
     def _line(self, progress: CopyProgress) -> str:
         if progress.state != "data_sync":
@@ -280,18 +290,6 @@ class _Copy:
             f"{self._name}: chunk {progress.chunks_done} of {progress.chunks_total} is copied, "
             f"{progress.rows_done:,} rows{share}"
         )
-
-    def _warn_without_replicator(self, now: float) -> None:
-        if self._warned_at == 0.0:
-            # It takes a moment when all is well.
-            self._warned_at = now - _WAITING_EVERY_S + 3.0
-            return
-        self._warned_at = now
-        if not self._store.is_leased("apply"):
-            self._log.warning(
-                f"{self._name} is copied, and waits for the replicator to take it over: turn on "
-                f"the sensor {self._config.pipeline}_replication, or run `etl-dagster run`."
-            )
 
     def _count(self) -> int | None:
         if not isinstance(self._destination, CountsRows):

@@ -1,26 +1,22 @@
 """The check that compares a table's Meltano bookmark with the source's slot."""
 
-# Dagster reads the annotations of a check's function, so they must not be strings.
-import threading
+from __future__ import annotations
+
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from dagster import (
     AssetCheckEvaluation,
-    AssetCheckExecutionContext,
     AssetCheckResult,
-    AssetChecksDefinition,
     AssetCheckSeverity,
-    AssetCheckSpec,
     AssetKey,
-    Failure,
     MetadataValue,
-    multi_asset_check,
 )
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.names import groups_with_distinct_identifiers
+from etl_dagster.integrations.dagster.lag import with_solution
 from etl_dagster.integrations.dagster.translator import STATE_ID
 from etl_dagster.integrations.meltano.positions.comparison import Comparison, compare_bookmarks
 
@@ -29,67 +25,8 @@ BOOKMARK_CHECK = "meltano_bookmark_in_step"
 _EVERY_S, _SOON_S = 60.0, 3.0
 #: The daemon writes events one at a time, some 20 ms each.
 _EVENTS_PER_TICK = 25
-
-
-def build_bookmark_checks(
-    pipeline: str, resource_key: str, keys: Mapping[str, AssetKey]
-) -> list[AssetChecksDefinition]:
-    """The check of every table, as one step where possible: for the UI's button, for a schedule.
-
-    The sensor evaluates it, too, and tells when the outcome is another.
-    """
-    groups = groups_with_distinct_identifiers(keys.values())
-    return [
-        _build_bookmark_check(pipeline, resource_key, keys, group, number)
-        for number, group in enumerate(groups, 1)
-    ]
-
-
-def _build_bookmark_check(
-    pipeline: str,
-    resource_key: str,
-    keys: Mapping[str, AssetKey],
-    group: Sequence[AssetKey],
-    number: int,
-) -> AssetChecksDefinition:
-    name = f"{pipeline}_{BOOKMARK_CHECK}"
-    specs = [
-        AssetCheckSpec(
-            BOOKMARK_CHECK,
-            asset=key,
-            description="The position that Meltano shows and the slot's are the same story.",
-        )
-        for key in group
-    ]
-
-    @multi_asset_check(
-        specs=specs,
-        name=name if number == 1 else f"{name}_{number}",
-        required_resource_keys={resource_key},
-        can_subset=True,
-    )
-    def check_bookmarks(context: AssetCheckExecutionContext) -> Iterator[AssetCheckResult]:
-        config = getattr(context.resources, resource_key).load_config()
-        try:
-            compared = compare_tables(config, keys)
-        except EtlError as error:
-            raise Failure(
-                description=f"{error.reason}\n\nWhat to do: {error.solution}",
-                metadata={"solution": error.solution},
-            ) from error
-        wanted = {check.asset_key for check in context.selected_asset_check_keys}
-        for table, key in keys.items():
-            if key in wanted:
-                yield AssetCheckResult(
-                    check_name=BOOKMARK_CHECK,
-                    asset_key=key,
-                    passed=compared[table].passed,
-                    severity=_severity(compared[table]),
-                    description=compared[table].words,
-                    metadata=_metadata(config.state_id(table), compared[table]),
-                )
-
-    return check_bookmarks
+#: As in `etl_dagster.integrations.dagster.reports`.
+_REFRESH_S, _REFRESH_PER_TABLE_S = 600.0, 10.0
 
 
 def compare_tables(
@@ -102,21 +39,64 @@ def compare_tables(
     return compared
 
 
+def not_comparable(error: EtlError) -> Comparison:
+    """The outcome where source or states can't be asked."""
+    words = with_solution(f"The positions can't be compared: {error.reason}", error.solution)
+    return Comparison(False, False, words)
+
+
+def result(
+    config: PipelineConfig, table: str, key: AssetKey, compared: Comparison
+) -> AssetCheckResult:
+    """The outcome as a step returns it."""
+    return AssetCheckResult(
+        check_name=BOOKMARK_CHECK,
+        asset_key=key,
+        passed=compared.passed,
+        severity=_severity(compared),
+        description=compared.words,
+        metadata=_metadata(config.state_id(table), compared),
+    )
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What was said of one table."""
+
+    outcome: tuple[bool, bool, bool]
+    at: float
+
+
 class BookmarkReports:
     """What the sensor has said of one pipeline's checks; belongs to the code server's process."""
 
     def __init__(self) -> None:
         self._looked_at = float("-inf")
-        self._said: dict[str, tuple[bool, bool]] = {}
+        self._said: dict[str, _Said] = {}
+        self._unstored: dict[str, _Said] = {}
+
+    def settle(self, is_stored: bool) -> None:
+        """Count the last tick's evaluations as said, if they were stored."""
+        if is_stored:
+            self._said |= self._unstored
+        self._unstored = {}
 
     def due(
-        self, config: PipelineConfig, keys: Mapping[str, AssetKey]
+        self,
+        config: PipelineConfig,
+        keys: Mapping[str, AssetKey],
+        *,
+        again: Collection[str] = (),
     ) -> list[AssetCheckEvaluation]:
-        """The evaluations whose outcome is another than the last one's.
+        """The evaluations that say something else than the last ones, or that are old.
 
-        Looked at once a minute, and soon for a table that nothing was said of. A source or states
-        that can't be reached have errors of their own elsewhere.
+        Looked at once a minute, and soon for a table that nothing was said of.
+
+        Args:
+            again: tables whose last evaluation Dagster doesn't show any more.
         """
+        for table in again:
+            self._said.pop(table, None)
         now = time.monotonic()
         pause_s = _SOON_S if keys.keys() - self._said.keys() else _EVERY_S
         if not keys or now < self._looked_at + pause_s:
@@ -124,15 +104,39 @@ class BookmarkReports:
         self._looked_at = now
         try:
             compared = compare_tables(config, keys)
-        except EtlError:
-            return []
-        news = [
-            table
-            for table, comparison in compared.items()
-            if self._said.get(table) != (comparison.passed, comparison.is_severe)
-        ][:_EVENTS_PER_TICK]
-        for table in news:
-            self._said[table] = compared[table].passed, compared[table].is_severe
+        except EtlError as error:
+            compared = dict.fromkeys(keys, not_comparable(error))
+        return self._say(config, compared, keys, _EVENTS_PER_TICK)
+
+    def dead(
+        self,
+        config: PipelineConfig,
+        reason: str,
+        solution: str,
+        keys: Mapping[str, AssetKey],
+        *,
+        at_most: int = _EVENTS_PER_TICK,
+    ) -> list[AssetCheckEvaluation]:
+        """The failed checks of a pipeline that does not stream, where they don't say so yet."""
+        words = with_solution(f"Positions don't move on: {reason}", solution)
+        return self._say(config, dict.fromkeys(keys, Comparison(False, True, words)), keys, at_most)
+
+    def _say(
+        self,
+        config: PipelineConfig,
+        compared: Mapping[str, Comparison],
+        keys: Mapping[str, AssetKey],
+        at_most: int,
+    ) -> list[AssetCheckEvaluation]:
+        now = time.monotonic()
+        refresh_s = max(_REFRESH_S, _REFRESH_PER_TABLE_S * len(keys))
+        news = []
+        for table, comparison in compared.items():
+            said = self._unstored.get(table) or self._said.get(table)
+            if said is None or said.outcome != _outcome(comparison) or now - said.at >= refresh_s:
+                news.append(table)
+        for table in news[:at_most]:
+            self._unstored[table] = _Said(_outcome(compared[table]), now)
         return [
             AssetCheckEvaluation(
                 asset_key=keys[table],
@@ -142,17 +146,13 @@ class BookmarkReports:
                 description=compared[table].words,
                 metadata=_metadata(config.state_id(table), compared[table]),
             )
-            for table in news
+            for table in news[:at_most]
         ]
 
 
-_reports: dict[str, BookmarkReports] = {}
-_reports_lock = threading.Lock()
-
-
-def bookmark_reports_of(pipeline: str) -> BookmarkReports:
-    with _reports_lock:
-        return _reports.setdefault(pipeline, BookmarkReports())
+def _outcome(comparison: Comparison) -> tuple[bool, bool, bool]:
+    """What a reader would notice: also whether there is a position by now."""
+    return comparison.passed, comparison.is_severe, comparison.bookmark_lsn is not None
 
 
 def _severity(comparison: Comparison) -> AssetCheckSeverity:

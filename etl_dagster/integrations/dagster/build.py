@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 from dagster import (
+    AssetCheckKey,
     AssetKey,
     AssetsDefinition,
     AssetSelection,
     DefaultSensorStatus,
     Definitions,
     ExecutorDefinition,
+    FreshnessPolicy,
     define_asset_job,
     in_process_executor,
 )
@@ -19,10 +22,16 @@ from dagster import (
 from etl_dagster.assembly import require_processes
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.dagster.assets import build_table_asset
-from etl_dagster.integrations.dagster.bookmark_check import build_bookmark_checks
+from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
+from etl_dagster.integrations.dagster.checks import build_checks
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
-from etl_dagster.integrations.dagster.sensor import LEASE_S, REPORT_EVERY_S, build_etl_sensor
+from etl_dagster.integrations.dagster.sensor import (
+    LEASE_S,
+    REPORT_EVERY_S,
+    STALE_AFTER_S,
+    build_etl_sensor,
+)
 from etl_dagster.integrations.dagster.translator import (
     PIPELINE_TAG,
     EtlDagsterTranslator,
@@ -42,6 +51,7 @@ def build_etl_definitions(
     executor: ExecutorDefinition = in_process_executor,
     lease_s: float = LEASE_S,
     report_every_s: float = REPORT_EVERY_S,
+    stale_after_s: float | None = STALE_AFTER_S,
 ) -> Definitions:
     """A pipeline as Dagster definitions: an asset for each table, a sensor, a job, a resource.
 
@@ -57,6 +67,9 @@ def build_etl_definitions(
         executor: of the runs that the sensor requests, each for one table.
         lease_s: how long the replicator goes on without a tick.
         report_every_s: how often a table that changes all the time is reported.
+        stale_after_s: the freshness of an asset warns when its last report is this old, and fails
+            when it is twice as old. A table that doesn't change is reported again before, as long
+            as it is streamed. None for assets without a freshness policy and no such reports.
 
     Raises:
         ConfigError: the configuration holds mistakes. A source that can't be reached is none:
@@ -70,15 +83,16 @@ def build_etl_definitions(
     with resource.process_config_and_initialize_cm() as loaded:
         config = loaded.load_config()
     require_processes(config)
-    assets = _build_assets(config, translator or EtlDagsterTranslator())
+    assets = _build_assets(config, translator or EtlDagsterTranslator(), stale_after_s)
     keys = {table_name: asset.key for table_name, asset in assets.items()}
     job, checks = None, []
     if assets:
-        checks = build_bookmark_checks(config.pipeline, config.pipeline, keys)
+        checks = build_checks(config.pipeline, config.pipeline, keys)
         job = define_asset_job(
             f"{config.pipeline}_copy",
             # A copy that is done must not fail because a check can't look.
-            selection=AssetSelection.assets(*keys.values()) - AssetSelection.checks(*checks),
+            selection=AssetSelection.assets(*keys.values())
+            - AssetSelection.checks(*(AssetCheckKey(key, BOOKMARK_CHECK) for key in keys.values())),
             executor_def=executor,
             tags={PIPELINE_TAG: config.pipeline},
             description=f"Copies tables of `{config.pipeline}`; the sensor requests what is due.",
@@ -91,6 +105,7 @@ def build_etl_definitions(
         default_status=sensor_status,
         lease_s=lease_s,
         report_every_s=report_every_s,
+        stale_after_s=stale_after_s,
     )
     return Definitions(
         assets=list(assets.values()),
@@ -102,7 +117,7 @@ def build_etl_definitions(
 
 
 def _build_assets(
-    config: PipelineConfig, translator: EtlDagsterTranslator
+    config: PipelineConfig, translator: EtlDagsterTranslator, stale_after_s: float | None
 ) -> dict[str, AssetsDefinition]:
     """The asset of each published table, by the table's name.
 
@@ -114,7 +129,7 @@ def _build_assets(
     failure: Exception | None = None
     for schema in discover_tables(config).tables:
         try:
-            asset = _build_asset(config, translator, schema)
+            asset = _build_asset(config, translator, schema, stale_after_s)
         except Exception as error:
             failure = error
             _warn_left_out(config, schema.name, f"{type(error).__name__}: {error}")
@@ -131,7 +146,10 @@ def _build_assets(
 
 
 def _build_asset(
-    config: PipelineConfig, translator: EtlDagsterTranslator, schema: TableSchema
+    config: PipelineConfig,
+    translator: EtlDagsterTranslator,
+    schema: TableSchema,
+    stale_after_s: float | None,
 ) -> AssetsDefinition:
     props = PublishedTableProps(
         pipeline=config.pipeline,
@@ -143,7 +161,14 @@ def _build_asset(
         destination_type=config.destination.type,
         destination_place=config.destination.place,
     )
-    return build_table_asset(translator.get_asset_spec(props), schema.name, config.pipeline)
+    spec = translator.get_asset_spec(props)
+    if spec.freshness_policy is None and stale_after_s is not None:
+        policy = FreshnessPolicy.time_window(
+            warn_window=timedelta(seconds=stale_after_s),
+            fail_window=timedelta(seconds=2 * stale_after_s),
+        )
+        spec = spec.replace_attributes(freshness_policy=policy)
+    return build_table_asset(spec, schema.name, config.pipeline)
 
 
 def _warn_left_out(config: PipelineConfig, table_name: str, why: str) -> None:

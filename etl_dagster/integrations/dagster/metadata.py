@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dagster import (
-    AssetCheckEvaluation,
-    AssetCheckSeverity,
-    AssetKey,
-    AssetMaterialization,
-    MetadataValue,
-)
+from dagster import AssetKey, AssetMaterialization, MetadataValue
 
 from etl_dagster.integrations.dagster.translator import STATE, STATE_ID, column_schema
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
@@ -23,14 +17,10 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 from etl_dagster.runtime.table_sync import TableSyncResult
 
-LAG_CHECK = "in_step_with_source"
 #: Tells the sensor's materializations from those of copies.
 REPORTED_BY = "reported_by"
 #: Characters; a tag is for a glance, the metadata has all of it.
 _LONGEST_TAG = 2000
-#: Old changes that are not yet durable make the check warn, and so does WAL kept for them.
-LAG_WARNING_S = 300.0
-WAL_WARNING_BYTES = 1024**3
 
 
 def table_metadata(name: str, state_id: str, row_count: int | None) -> dict[str, Any]:
@@ -133,38 +123,4 @@ def _describe(activity: Activity) -> str:
     ]
     if activity.truncates:
         parts.append("truncated")
-    return ", ".join(parts) or "Streamed from now on; nothing has changed yet."
-
-
-def lag_evaluation(
-    key: AssetKey, status: PipelineStatus, table: TableStatus
-) -> AssetCheckEvaluation:
-    """Whether the table is in step: an error of its own, else the lag of the whole stream."""
-    retained = status.retained_wal_bytes
-    severity = AssetCheckSeverity.WARN
-    if table.state == "errored":
-        passed, severity = False, AssetCheckSeverity.ERROR
-        words = f"{table.error}\n\nWhat to do: {table.solution}"
-    elif status.lag_seconds > LAG_WARNING_S:
-        passed = False
-        words = f"Changes wait for {status.lag_seconds:.0f} s to become durable."
-    elif retained is not None and retained > WAL_WARNING_BYTES:
-        passed = False
-        words = f"The source keeps {retained / 1024**3:.1f} GiB of WAL for the slot."
-    else:
-        passed, words = True, "Changes of the source become durable in time."
-    metadata: dict[str, Any] = {
-        "lag_seconds": float(status.lag_seconds),
-        "lag_bytes": status.lag_bytes,
-        "confirmed_lsn": status.confirmed_lsn,
-    }
-    if retained is not None:
-        metadata["retained_wal_bytes"] = retained
-    return AssetCheckEvaluation(
-        asset_key=key,
-        check_name=LAG_CHECK,
-        passed=passed,
-        severity=severity,
-        description=words,
-        metadata=metadata,
-    )
+    return ", ".join(parts) or "Streamed; nothing has changed since the last report."

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization
 
-from etl_dagster.integrations.dagster.metadata import (
-    Activity,
-    lag_evaluation,
-    stream_materialization,
-)
+from etl_dagster.integrations.dagster.history import LastEvents
+from etl_dagster.integrations.dagster.lag import Verdict, dead, judge, waits
+from etl_dagster.integrations.dagster.metadata import Activity, stream_materialization
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
 Event = AssetMaterialization | AssetCheckEvaluation
@@ -21,25 +19,89 @@ Event = AssetMaterialization | AssetCheckEvaluation
 _EVENTS_PER_TICK = 25
 #: After the hand-over the rows are counted; a report waits so long for the number.
 _COUNT_WAIT_S = 15.0
+#: An evaluation that says the same is sent again this often, so that its age tells that somebody
+#: looks. Dagster keeps every event for good: with many tables it is one in ten seconds.
+_REFRESH_S, _REFRESH_PER_TABLE_S = 600.0, 10.0
+#: What is known of an asset's last events may be this old.
+_HISTORY_S = 120.0
+#: A stream that is interrupted for less than this is not worth an event for each table.
+_INTERRUPTED_S = 15.0
 
 
-@dataclass
-class _Reported:
+@dataclass(frozen=True)
+class _Said:
     """What was said of one table."""
 
     first_seen: float
+    #: The last materialization, and the counts that it was about.
     at: float = float("-inf")
     status: TableStatus | None = None
-    check: tuple[bool, str] | None = None
+    check: tuple[bool, bool, str] | None = None
+    checked_at: float = float("-inf")
+    #: The last run of the asset that the check has followed.
+    run_id: str | None = None
 
 
 class Reports:
-    """Remembers what the events of one pipeline said; belongs to the code server's process."""
+    """Remembers what the events of one pipeline said; belongs to the code server's process.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Dagster stores a tick's events after the tick, and then its cursor. So events count as said
+    once the next tick finds that cursor; else they are sent again.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._clock = clock
+        self._wall_clock = wall_clock
         self._generation = 0
-        self._reported: dict[str, _Reported] = {}
+        self._said: dict[str, _Said] = {}
+        self._unstored: dict[str, _Said] = {}
+        self._cursor: str | None = None
+        self._streamed_at = clock()
+
+    def runs_followed(self) -> dict[str, str | None]:
+        """By table, the last run of the asset after which the check was sent again."""
+        said = self._said | self._unstored
+        return {name: said[name].run_id for name in said}
+
+    @property
+    def has_cursor(self) -> bool:
+        """Whether a tick was given a cursor to store."""
+        return self._cursor is not None
+
+    def expect(self, cursor: str | None) -> None:
+        """The events of this tick are stored together with this cursor."""
+        self._cursor = cursor
+
+    def settle(self, cursor: str | None) -> bool:
+        """Count the last tick's events as said, if its cursor is the one that Dagster has.
+
+        Returns:
+            Whether they were stored.
+        """
+        is_stored = cursor == self._cursor
+        if is_stored:
+            self._said |= self._unstored
+        self._unstored = {}
+        return is_stored
+
+    def dead(
+        self,
+        reason: str,
+        solution: str,
+        keys: Mapping[str, AssetKey],
+        *,
+        at_most: int = _EVENTS_PER_TICK,
+    ) -> list[AssetCheckEvaluation]:
+        """The failed checks of a pipeline that does not stream, where they don't say so yet."""
+        now, verdict = self._clock(), dead(reason, solution)
+        news = [name for name in keys if self._is_check_due(self._of(name), verdict, now, keys)]
+        for name in news[:at_most]:
+            self._checked(name, verdict, now)
+        return [verdict.evaluation(keys[name]) for name in news[:at_most]]
 
     def due(
         self,
@@ -48,59 +110,121 @@ class Reports:
         keys: Mapping[str, AssetKey],
         *,
         every_s: float,
-        was_reported: Callable[[AssetKey], bool],
+        idle_every_s: float | None = None,
+        history: Mapping[AssetKey, LastEvents] | None = None,
+        waiting: Mapping[str, str] | None = None,
     ) -> list[Event]:
-        """The events of this tick; they count as said.
+        """The events of this tick.
 
         Args:
             generation: of the replicator, whose counts begin at zero.
             every_s: at most one materialization of a table in this time.
-            was_reported: whether the latest materialization of an asset is one of ours. Asked
-                once for a table that is streamed and has not changed.
+            idle_every_s: a table that doesn't change is reported this often; None for never.
+            history: the last events of the assets, as far as they are known.
+            waiting: tables whose copy is not requested now, and why.
         """
+        history, waiting = history or {}, waiting or {}
         now = self._clock()
         if generation != self._generation:
             self._generation = generation
-            for known in self._reported.values():
-                known.status = None
+            self._said = {name: replace(said, status=None) for name, said in self._said.items()}
+        if status.phase != "retrying":
+            self._streamed_at = now
         events: list[Event] = []
         # Those that waited longest come first.
         names = [name for name in status.tables if name in keys]
-        for name in sorted(names, key=lambda name: self._of(name, now).at):
+        for name in sorted(names, key=lambda name: self._of(name).at):
             if len(events) >= _EVENTS_PER_TICK:
                 break
-            table, reported = status.tables[name], self._of(name, now)
-            check = self._check(keys[name], status, table, reported)
-            events += [check] if check else []
-            if table.state != "ready":
-                # Its next report comes after the next hand-over.
-                reported.at, reported.first_seen = float("-inf"), now
+            table, key = status.tables[name], keys[name]
+            last = history.get(key)
+            report = self._report(name, key, status, table, last, every_s, idle_every_s)
+            events += [report] if report else []
+            verdict = self._verdict(status, table, waiting.get(name))
+            if verdict is None:
                 continue
-            if now - reported.at < every_s:
-                continue
-            if table.row_count is None and now - reported.first_seen < _COUNT_WAIT_S:
-                continue
-            activity = Activity.between(reported.status, table)
-            is_first = reported.at == float("-inf")
-            if activity or (is_first and not was_reported(keys[name])):
-                events.append(stream_materialization(keys[name], status, table, activity))
-            if activity or is_first:
-                reported.at, reported.status = now, table
+            if self._is_check_due(self._of(name), verdict, now, keys, last):
+                self._checked(name, verdict, now, last)
+                events.append(verdict.evaluation(key))
         return events
 
-    def _of(self, name: str, now: float) -> _Reported:
-        return self._reported.setdefault(name, _Reported(first_seen=now))
+    # -- what was said ---------------------------------------------------------------------------
+
+    def _of(self, name: str) -> _Said:
+        said = self._unstored.get(name) or self._said.get(name)
+        return said or self._said.setdefault(name, _Said(first_seen=self._clock()))
+
+    def _say(self, name: str, said: _Said) -> None:
+        self._unstored[name] = said
+
+    # -- checks ----------------------------------------------------------------------------------
+
+    def _verdict(
+        self, status: PipelineStatus, table: TableStatus, waiting: str | None
+    ) -> Verdict | None:
+        """None while there is nothing to say that lasts."""
+        if waiting is not None:
+            return waits(waiting)
+        if table.state not in ("ready", "errored") or status.phase == "starting":
+            return None
+        verdict = judge(status, table, now=self._wall_clock())
+        is_short = self._clock() - self._streamed_at < _INTERRUPTED_S
+        return None if verdict.kind == "retrying" and is_short else verdict
 
     @staticmethod
-    def _check(
-        key: AssetKey, status: PipelineStatus, table: TableStatus, reported: _Reported
-    ) -> AssetCheckEvaluation | None:
-        """The check's evaluation, when it says something else than the last one did."""
-        if table.state not in ("ready", "errored"):
+    def _is_check_due(
+        said: _Said,
+        verdict: Verdict,
+        now: float,
+        keys: Mapping[str, AssetKey],
+        last: LastEvents | None = None,
+    ) -> bool:
+        if verdict.outcome != said.check:
+            return True
+        if now - said.checked_at >= max(_REFRESH_S, _REFRESH_PER_TABLE_S * len(keys)):
+            return True
+        # Dagster shows an evaluation until the next run of the asset, also if that is canceled.
+        return last is not None and not last.is_running and last.run_id not in (None, said.run_id)
+
+    def _checked(
+        self, name: str, verdict: Verdict, now: float, last: LastEvents | None = None
+    ) -> None:
+        said = self._of(name)
+        run_id = last.run_id if last is not None and last.run_id else said.run_id
+        self._say(name, replace(said, check=verdict.outcome, checked_at=now, run_id=run_id))
+
+    # -- materializations ------------------------------------------------------------------------
+
+    def _report(
+        self,
+        name: str,
+        key: AssetKey,
+        status: PipelineStatus,
+        table: TableStatus,
+        last: LastEvents | None,
+        every_s: float,
+        idle_every_s: float | None,
+    ) -> AssetMaterialization | None:
+        """What the stream did to the table, or that it is still streamed."""
+        now, said = self._clock(), self._of(name)
+        if table.state != "ready":
+            # Its next report comes after the next hand-over.
+            self._say(name, replace(said, at=float("-inf"), first_seen=now))
             return None
-        evaluation = lag_evaluation(key, status, table)
-        outcome = (evaluation.passed, table.error or "")
-        if outcome == reported.check:
+        if now - said.at < every_s:
             return None
-        reported.check = outcome
-        return evaluation
+        if table.row_count is None and now - said.first_seen < _COUNT_WAIT_S:
+            return None
+        activity = Activity.between(said.status, table)
+        is_first = said.at == float("-inf")
+        # A copy has its own materialization: a second one would set off what depends on it again.
+        is_due = bool(activity) or (last is not None and last.materialized_at is None)
+        if not is_due and idle_every_s is not None and last is not None:
+            is_old = self._age_s(last) >= idle_every_s and now - said.at >= _HISTORY_S
+            is_due = is_old and judge(status, table, now=self._wall_clock()).passed
+        if is_due or is_first:
+            self._say(name, replace(said, at=now, status=table))
+        return stream_materialization(key, status, table, activity) if is_due else None
+
+    def _age_s(self, last: LastEvents) -> float:
+        return self._wall_clock() - (last.materialized_at or 0.0)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dagster import (
     AssetCheckEvaluation,
-    AssetCheckKey,
     AssetKey,
-    DagsterInstance,
-    DagsterRunStatus,
+    AssetMaterialization,
     DefaultSensorStatus,
-    RunRequest,
-    RunsFilter,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
@@ -25,34 +20,58 @@ from dagster import (
 )
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.integrations.dagster.bookmark_check import bookmark_reports_of
-from etl_dagster.integrations.dagster.metadata import LAG_CHECK, REPORTED_BY
+from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster import words
+from etl_dagster.integrations.dagster.bookmark_check import BookmarkReports
+from etl_dagster.integrations.dagster.copies import Copies, due_copies
+from etl_dagster.integrations.dagster.history import History
+from etl_dagster.integrations.dagster.lag import published
 from etl_dagster.integrations.dagster.notices import recent_notices
 from etl_dagster.integrations.dagster.reports import Reports
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.supervisor import Supervision, supervisor_of
-from etl_dagster.integrations.dagster.translator import PIPELINE_TAG, STATE_ID, TABLE_TAG
-from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
-from etl_dagster.runtime.table_syncs import is_sync_due
+from etl_dagster.runtime.status import PipelineStatus
+
+_log = logging.getLogger(__name__)
 
 #: The daemon looks every 5 s; with 5 here, a tick that came 4.99 s ago would make it wait for 10.
 _INTERVAL_S = 4
 LEASE_S = 30.0
 REPORT_EVERY_S = 30.0
-#: After a run that failed or was canceled, the next one waits; doubled for each in a row.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 900.0
-_RUNS_LOOKED_AT = 10
-_ACTIVE = [
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.QUEUED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
+#: Freshness warns when the last report is this old, and fails when it is twice as old.
+STALE_AFTER_S = 4 * 3600.0
+#: A tick that fails stores its evaluations itself, some 20 ms each.
+_EVENTS_OF_A_FAILED_TICK = 200
 
-_reports: dict[str, Reports] = {}
-_reports_lock = threading.Lock()
+
+class Memory:
+    """What this process has said and seen of one pipeline."""
+
+    def __init__(self) -> None:
+        self.reports = Reports()
+        self.bookmarks = BookmarkReports()
+        self.history = History()
+        self.log = words.TickLog()
+        self.ticks = 0
+
+
+_memories: dict[str, Memory] = {}
+_memories_lock = threading.Lock()
+
+
+def memory_of(pipeline: str, cursor: str | None, *, is_preview: bool = False) -> Memory:
+    """The process's memory of the pipeline.
+
+    A preview begins with nothing, and so does a sensor whose cursor was removed: by a person who
+    wants everything reported again, or together with Dagster's database.
+    """
+    if is_preview:
+        return Memory()
+    with _memories_lock:
+        memory = _memories.setdefault(pipeline, Memory())
+        if cursor is None and memory.reports.has_cursor:
+            memory = _memories[pipeline] = Memory()
+        return memory
 
 
 def default_sensor_status() -> DefaultSensorStatus:
@@ -71,6 +90,7 @@ def build_etl_sensor(
     default_status: DefaultSensorStatus | None = None,
     lease_s: float = LEASE_S,
     report_every_s: float = REPORT_EVERY_S,
+    stale_after_s: float | None = STALE_AFTER_S,
 ) -> SensorDefinition:
     """The sensor ``PIPELINE_replication``.
 
@@ -81,6 +101,7 @@ def build_etl_sensor(
         lease_s: the replicator stops this long after the last tick: when the sensor is turned
             off, or the daemon is down.
         report_every_s: a table that changes all the time is reported so often.
+        stale_after_s: a table that doesn't change is reported some time before; None for never.
     """
 
     @sensor(
@@ -96,7 +117,15 @@ def build_etl_sensor(
     )
     def replication(context: SensorEvaluationContext) -> SensorResult:
         resource = getattr(context.resources, resource_key)
-        return tick(context, resource, keys, lease_s=lease_s, report_every_s=report_every_s)
+        return tick(
+            context,
+            resource,
+            pipeline,
+            keys,
+            lease_s=lease_s,
+            report_every_s=report_every_s,
+            idle_every_s=None if stale_after_s is None else stale_after_s * 3 / 4,
+        )
 
     return replication
 
@@ -104,182 +133,153 @@ def build_etl_sensor(
 def tick(
     context: SensorEvaluationContext,
     resource: EtlPipelineResource,
+    pipeline: str,
     keys: Mapping[str, AssetKey],
     *,
     lease_s: float = LEASE_S,
     report_every_s: float = REPORT_EVERY_S,
+    idle_every_s: float | None = None,
 ) -> SensorResult:
     """One evaluation of the sensor; a second or two.
 
     Raises:
-        EtlError: the replicator failed, or the configuration is wrong. The tick fails with it.
+        EtlError: the replicator failed, or the configuration is wrong. The tick fails with it, once
+            every table's checks have failed: Dagster stores nothing of a tick that raises.
     """
-    config = resource.load_config()
     # A preview from the UI has no start time. It must not start to stream, nor swallow events.
     is_preview = context.last_sensor_start_time is None
-    supervisor = supervisor_of(config.pipeline)
-    supervision = supervisor.keep(config, lease_s, may_spawn=not is_preview)
-    status = supervision.status
-    if status is None:
-        return SensorResult(skip_reason=supervision.note or "the replicator is starting")
-    requests = due_copies(context.instance, resource, config, status, keys)
-    events = reports_of(config.pipeline, is_preview).due(
-        status,
-        supervision.generation,
-        keys,
-        every_s=report_every_s,
-        was_reported=lambda key: _was_reported(context.instance, key),
-    )
-    checks: list[AssetCheckEvaluation] = []
-    notices: list[str] = []
-    if not is_preview:
-        ready = {
-            name: key
-            for name, key in keys.items()
-            if name in status.tables and status.tables[name].state == "ready"
-        }
-        checks = bookmark_reports_of(config.pipeline).due(config, ready)
-        notices = recent_notices(config.pipeline, resource)
+    memory = memory_of(pipeline, context.cursor, is_preview=is_preview)
+    memory.bookmarks.settle(memory.reports.settle(context.cursor))
+    config: PipelineConfig | None = None
+    try:
+        config = resource.load_config()
+        supervisor = supervisor_of(config.pipeline)
+        supervision = supervisor.keep(config, lease_s, may_spawn=not is_preview)
+        status = supervision.status
+        if status is None:
+            return _tick_without_stream(context, memory, config, supervision, keys)
+        generation, copies = supervision.generation, Copies()
+        if _is_standby(status):
+            # What the process that runs the pipeline says; it also sees to the copies.
+            other = published(resource).status
+            status, generation = other or status, -(other.epoch if other else 0)
+        else:
+            copies = due_copies(context.instance, resource, config, status, keys)
+        events = _events(
+            context,
+            memory,
+            config,
+            status,
+            generation,
+            keys,
+            copies,
+            every_s=report_every_s,
+            idle_every_s=idle_every_s,
+        )
+        notices = [] if is_preview else recent_notices(config.pipeline, resource)
+    except EtlError as failure:
+        if not is_preview:
+            _store_failed_checks(context, memory, config, failure, keys)
+        raise
+    line = words.line(status, keys, note=supervision.note, waiting=copies.waiting, notices=notices)
+    gist = words.gist(status, supervision.note, len(copies.requests), copies.waiting)
+    if memory.log.is_due(gist):
+        context.log.info(line)
+    memory.ticks += 1
+    cursor = words.cursor(status, memory.ticks)
+    memory.reports.expect(cursor)
     return SensorResult(
-        run_requests=requests,
-        asset_events=[*events, *checks],
-        cursor=_cursor(status),
-        skip_reason=None if requests else _line(supervision, status, keys, notices),
+        run_requests=list(copies.requests),
+        asset_events=events,
+        cursor=cursor,
+        skip_reason=None if copies.requests else line,
     )
 
 
-def reports_of(pipeline: str, is_preview: bool = False) -> Reports:
-    """What this process has reported of the pipeline; a preview begins with nothing."""
-    if is_preview:
-        return Reports()
-    with _reports_lock:
-        return _reports.setdefault(pipeline, Reports())
+def _is_standby(status: PipelineStatus) -> bool:
+    return status.phase == "starting" and status.error is not None
 
 
-def _was_reported(instance: DagsterInstance, key: AssetKey) -> bool:
-    event = instance.get_latest_materialization_event(key)
-    materialization = event.asset_materialization if event is not None else None
-    return materialization is not None and REPORTED_BY in materialization.metadata
-
-
-# -- copies --------------------------------------------------------------------------------------
-
-
-def due_copies(
-    instance: DagsterInstance,
-    resource: EtlPipelineResource,
+def _events(
+    context: SensorEvaluationContext,
+    memory: Memory,
     config: PipelineConfig,
     status: PipelineStatus,
+    generation: int,
     keys: Mapping[str, AssetKey],
-) -> list[RunRequest]:
-    """A run for each table that needs a copy and has none, as many as may run at a time."""
-    needy = [
-        table
-        for name, table in status.tables.items()
-        if name in keys and table.state not in ("ready", "sync_done")
-    ]
-    if not needy:
-        return []
-    records = instance.get_run_records(RunsFilter(statuses=_ACTIVE), limit=1000)
-    active = [record.dagster_run for record in records]
-    busy = {key for run in active for key in run.asset_selection or ()}
-    ours = set(keys.values())
-    room = config.copy_tables.max_table_sync_workers - sum(
-        1 for run in active if ours & (run.asset_selection or set())
+    copies: Copies,
+    *,
+    every_s: float,
+    idle_every_s: float | None,
+) -> list[AssetMaterialization | AssetCheckEvaluation]:
+    history = memory.history.look(context.instance, list(keys.values()))
+    runs_before = memory.reports.runs_followed()
+    events = memory.reports.due(
+        status,
+        generation,
+        keys,
+        every_s=every_s,
+        idle_every_s=idle_every_s,
+        history=history,
+        waiting=copies.waiting,
     )
-    requests: list[RunRequest] = []
-    with resource.get_store() as store:
-        for table in needy:
-            if len(requests) >= room:
-                break
-            key = keys[table.name]
-            if key not in busy and _is_due(store, table):
-                requests += _request(instance, config, table, key)
-    return requests
+    if context.last_sensor_start_time is None:
+        return events
+    ready = {
+        name: key
+        for name, key in keys.items()
+        if name in status.tables and status.tables[name].state == "ready"
+    }
+    runs = memory.reports.runs_followed()
+    again = [name for name in ready if runs.get(name) != runs_before.get(name)]
+    return [*events, *memory.bookmarks.due(config, ready, again=again)]
 
 
-def _is_due(store: CoordinatingStore, table: TableStatus) -> bool:
-    """What the store says counts: the status is up to a few seconds old."""
-    state = store.get_table_replication_state(table.table_id)
-    return is_sync_due(state) and not store.is_leased(f"table:{table.table_id}")
-
-
-def _request(
-    instance: DagsterInstance, config: PipelineConfig, table: TableStatus, key: AssetKey
-) -> list[RunRequest]:
-    """The run, unless the last ones failed a moment ago.
-
-    The run key names the run before, so a need is asked for once, and again after each end.
-    """
-    tags = {PIPELINE_TAG: config.pipeline, TABLE_TAG: table.name, STATE_ID: table.state_id}
-    records = instance.get_run_records(RunsFilter(tags=tags), limit=_RUNS_LOOKED_AT)
-    failures = 0
-    for record in records:
-        if record.dagster_run.status == DagsterRunStatus.SUCCESS:
-            break
-        failures += 1
-    if failures:
-        pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
-        ended = records[0].update_timestamp
-        if ended.tzinfo is None:
-            ended = ended.replace(tzinfo=UTC)
-        if datetime.now(UTC) < ended + timedelta(seconds=pause_s):
-            return []
-    last = records[0].dagster_run.run_id if records else "the first"
-    return [
-        RunRequest(
-            run_key=f"{table.state_id} after {last}",
-            asset_selection=[key],
-            # The copy's own; others may fail for reasons that are none of the copy's.
-            asset_check_keys=[AssetCheckKey(key, LAG_CHECK)],
-            tags=tags,
-        )
-    ]
-
-
-# -- words ---------------------------------------------------------------------------------------
-
-
-def _cursor(status: PipelineStatus) -> str:
-    """For people: where the stream is. The truth is in the state store.
-
-    The UI shows about 40 characters of it.
-    """
-    return json.dumps({"confirmed_lsn": status.confirmed_lsn})
-
-
-def _line(
+def _tick_without_stream(
+    context: SensorEvaluationContext,
+    memory: Memory,
+    config: PipelineConfig,
     supervision: Supervision,
-    status: PipelineStatus,
     keys: Mapping[str, AssetKey],
-    notices: Sequence[str] = (),
-) -> str:
-    """The tick in one line."""
-    parts = [supervision.note] if supervision.note else []
-    if status.error is not None:
-        parts.append(f"{status.phase}: {status.error}")
-    tables = status.tables.values()
-    ready = sum(1 for table in tables if table.state == "ready")
-    errored = [table.name for table in tables if table.state == "errored"]
-    copying = [table.name for table in tables if table.state not in ("ready", "errored")]
-    parts.append(
-        f"{status.phase}, {ready} of {len(status.tables)} tables in step, "
-        f"{status.rows_per_second:,.0f} rows/s, lag {status.lag_seconds:.1f} s "
-        f"({status.lag_bytes:,} bytes), confirmed {status.confirmed_lsn}"
-    )
-    if copying:
-        parts.append("being copied: " + _some(copying))
-    if errored:
-        parts.append("stopped: " + _some(errored))
-    unknown = [name for name in status.tables if name not in keys]
-    if unknown:
-        parts.append(f"no asset yet (reload the code location): {_some(unknown)}")
-    parts += notices
-    return "; ".join(parts)
+) -> SensorResult:
+    """The replicator starts, or waits for its next try."""
+    failure = supervision.failure
+    events: list[AssetCheckEvaluation] = []
+    if failure is not None:
+        events += memory.reports.dead(failure.reason, failure.solution, keys)
+        events += memory.bookmarks.dead(config, failure.reason, failure.solution, keys)
+    note = supervision.note or "the replicator is starting"
+    if memory.log.is_due(failure.reason if failure is not None else note):
+        context.log.info(note)
+    memory.ticks += 1
+    cursor = words.cursor_without_stream(note, memory.ticks)
+    memory.reports.expect(cursor)
+    return SensorResult(asset_events=events, skip_reason=note, cursor=cursor)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _store_failed_checks(
+    context: SensorEvaluationContext,
+    memory: Memory,
+    config: PipelineConfig | None,
+    failure: EtlError,
+    keys: Mapping[str, AssetKey],
+) -> None:
+    at_most = _EVENTS_OF_A_FAILED_TICK
+    events: Sequence[AssetCheckEvaluation]
+    events = memory.reports.dead(failure.reason, failure.solution, keys, at_most=at_most)
+    if config is not None:
+        events += memory.bookmarks.dead(
+            config, failure.reason, failure.solution, keys, at_most=at_most
+        )
+    try:
+        for event in events:
+            context.instance.report_runless_asset_event(event)
+    except Exception:
+        # The failure of the tick is what counts; the evaluations are sent again.
+        _log.exception("the checks of %s could not be stored", ", ".join(keys) or "no table")
+        return
+    memory.reports.expect(context.cursor)
+    memory.bookmarks.settle(memory.reports.settle(context.cursor))
 
 
-__all__ = ["LEASE_S", "REPORT_EVERY_S", "build_etl_sensor", "due_copies", "tick"]
+__all__ = ["LEASE_S", "REPORT_EVERY_S", "STALE_AFTER_S", "build_etl_sensor", "tick"]

@@ -60,6 +60,8 @@ class Supervision:
     generation: int
     #: Why there is no child, or that there is a new one; for people.
     note: str | None = None
+    #: What the last child ended with, while the next one is not due yet.
+    failure: ReplicatorFailed | None = None
 
 
 class Replicator:
@@ -227,7 +229,9 @@ class Supervisor:
                 self._child.renew(lease_s)
             child = self._child
         if child is None:
-            return Supervision(None, self._generation, note or "the replicator is not running")
+            failure = self._failure if time.monotonic() < self._resume_at else None
+            note = note or "the replicator is not running"
+            return Supervision(None, self._generation, note, failure)
         if child.status is None:
             child.wait_for_words(_FIRST_WORDS_S)
             with self._lock:

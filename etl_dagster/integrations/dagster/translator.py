@@ -13,6 +13,8 @@ from etl_dagster.model.schema import TableSchema
 
 PIPELINE_TAG = "etl_dagster/pipeline"
 TABLE_TAG = "etl_dagster/table"
+#: Names one request of the sensor for a copy; a run that repeats it was asked for by a person.
+REQUEST_TAG = "etl_dagster/request"
 STATE_ID = "meltano/state_id"
 #: The state itself, in the metadata of materializations and the tags of their runs.
 STATE = "meltano/state"

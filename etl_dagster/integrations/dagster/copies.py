@@ -1,0 +1,166 @@
+"""Which copies the sensor requests, and which it holds back for a while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dagster import (
+    AssetCheckKey,
+    AssetKey,
+    DagsterInstance,
+    DagsterRunStatus,
+    RunRequest,
+    RunsFilter,
+)
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.integrations.dagster.lag import LAG_CHECK, as_of
+from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.translator import (
+    PIPELINE_TAG,
+    REQUEST_TAG,
+    STATE_ID,
+    TABLE_TAG,
+)
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.table_syncs import is_sync_due
+
+#: After a run that failed, the next one waits; doubled for each in a row.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 900.0
+#: After one that a person canceled. The source keeps WAL for the table meanwhile.
+PAUSE_AFTER_CANCELED_S = 600.0
+#: Dagster's own retries of a failed run: the sensor requests the copy again, and nobody else.
+_NO_RETRIES = {"dagster/max_retries": "0"}
+_RUNS_LOOKED_AT = 10
+_ACTIVE = [
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What a tick does about the tables that need a copy."""
+
+    requests: Sequence[RunRequest] = ()
+    #: By table: why its copy is not requested now.
+    waiting: Mapping[str, str] = field(default_factory=dict)
+
+
+def due_copies(
+    instance: DagsterInstance,
+    resource: EtlPipelineResource,
+    config: PipelineConfig,
+    status: PipelineStatus,
+    keys: Mapping[str, AssetKey],
+) -> Copies:
+    """A run for each table that needs a copy and has none, as many as may run at a time."""
+    needy = [
+        table
+        for name, table in status.tables.items()
+        if name in keys and table.state not in ("ready", "sync_done")
+    ]
+    if not needy:
+        return Copies()
+    records = instance.get_run_records(RunsFilter(statuses=_ACTIVE), limit=1000)
+    active = [record.dagster_run for record in records]
+    busy = {key for run in active for key in run.asset_selection or ()}
+    ours = set(keys.values())
+    room = config.copy_tables.max_table_sync_workers - sum(
+        1 for run in active if ours & (run.asset_selection or set())
+    )
+    requests: list[RunRequest] = []
+    waiting: dict[str, str] = {}
+    with resource.get_store() as store:
+        for table in needy:
+            key = keys[table.name]
+            if key in busy or not _is_due(store, table):
+                continue
+            before = _runs_before(instance, table)
+            pause = before.pause(time.time())
+            if pause is not None:
+                waiting[table.name] = pause
+            elif len(requests) < room:
+                requests.append(_request(config, table, key, before))
+    return Copies(requests, waiting)
+
+
+def _is_due(store: CoordinatingStore, table: TableStatus) -> bool:
+    """What the store says counts: the status is up to a few seconds old."""
+    state = store.get_table_replication_state(table.table_id)
+    return is_sync_due(state) and not store.is_leased(f"table:{table.table_id}")
+
+
+@dataclass(frozen=True)
+class RunsBefore:
+    """The runs that copied a table, or tried to."""
+
+    last_run_id: str | None = None
+    #: How many failed or were canceled since the last one that succeeded.
+    failures: int = 0
+    was_canceled: bool = False
+    #: When the last one ended, seconds since 1970-01-01 UTC.
+    ended_at: float | None = None
+
+    def pause(self, now: float) -> str | None:
+        """Why the next run waits; None where it may be requested."""
+        if not self.failures or self.ended_at is None:
+            return None
+        pause_s = min(FIRST_PAUSE_S * 2 ** (self.failures - 1), LONGEST_PAUSE_S)
+        what = "failed" if self.failures == 1 else f"failed {self.failures} times in a row"
+        if self.was_canceled:
+            pause_s, what = max(pause_s, PAUSE_AFTER_CANCELED_S), "was canceled"
+        next_at = self.ended_at + pause_s
+        if now >= next_at:
+            return None
+        return (
+            f"The copy {what} at {as_of(self.ended_at)}. The sensor requests it again at "
+            f"{as_of(next_at)}; materialize the asset to copy the table now."
+        )
+
+
+def _runs_before(instance: DagsterInstance, table: TableStatus) -> RunsBefore:
+    records = instance.get_run_records(
+        RunsFilter(tags={STATE_ID: table.state_id}), limit=_RUNS_LOOKED_AT
+    )
+    if not records:
+        return RunsBefore()
+    failures = 0
+    for record in records:
+        if record.dagster_run.status == DagsterRunStatus.SUCCESS:
+            break
+        failures += 1
+    last = records[0]
+    return RunsBefore(
+        last_run_id=last.dagster_run.run_id,
+        failures=failures,
+        was_canceled=last.dagster_run.status == DagsterRunStatus.CANCELED,
+        # Its other times are in the time zone of Dagster's database.
+        ended_at=last.end_time,
+    )
+
+
+def _request(
+    config: PipelineConfig, table: TableStatus, key: AssetKey, before: RunsBefore
+) -> RunRequest:
+    """The run. Its key names the run before: a need is asked for once, and again after its end."""
+    request_id = f"{table.state_id} after {before.last_run_id or 'the first'}"
+    tags = {
+        PIPELINE_TAG: config.pipeline,
+        TABLE_TAG: table.name,
+        STATE_ID: table.state_id,
+        REQUEST_TAG: request_id,
+    }
+    return RunRequest(
+        run_key=request_id,
+        asset_selection=[key],
+        # The copy's own; others may fail for reasons that are none of the copy's.
+        asset_check_keys=[AssetCheckKey(key, LAG_CHECK)],
+        tags=tags | _NO_RETRIES,
+    )

@@ -1,0 +1,211 @@
+"""Whether a table is in step with its source: the check `in_step_with_source`.
+
+It is judged from the last status of the replicator and from the age of that status, so that
+nothing passes for longer than `STALE_S` after the stream has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetKey,
+    MetadataValue,
+)
+
+from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.model.states import Errored, TableState, state_name
+from etl_dagster.model.stores import KnowsPipeline
+from etl_dagster.runtime.status import PipelineStatus, TableStatus
+
+LAG_CHECK = "in_step_with_source"
+#: Old changes that are not yet durable make the check warn, and so does WAL kept for them.
+LAG_WARNING_S = 300.0
+WAL_WARNING_BYTES = 1024**3
+#: A replicator publishes its status every 5 s; one that is this old says nothing about now.
+STALE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of the check for one table."""
+
+    passed: bool
+    #: Whether the stream of the table has ended, and not only is late.
+    is_severe: bool
+    #: Two verdicts of one kind say the same, apart from numbers and times.
+    kind: str
+    words: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> tuple[bool, bool, str]:
+        return self.passed, self.is_severe, self.kind
+
+    def evaluation(self, key: AssetKey) -> AssetCheckEvaluation:
+        """The verdict as an event outside of runs."""
+        return AssetCheckEvaluation(
+            asset_key=key,
+            check_name=LAG_CHECK,
+            passed=self.passed,
+            severity=self._severity,
+            description=self.words,
+            metadata=dict(self.facts),
+        )
+
+    def result(self, key: AssetKey) -> AssetCheckResult:
+        """The verdict as a step returns it."""
+        return AssetCheckResult(
+            asset_key=key,
+            check_name=LAG_CHECK,
+            passed=self.passed,
+            severity=self._severity,
+            description=self.words,
+            metadata=dict(self.facts),
+        )
+
+    @property
+    def _severity(self) -> AssetCheckSeverity:
+        return AssetCheckSeverity.ERROR if self.is_severe else AssetCheckSeverity.WARN
+
+
+def dead(reason: str, solution: str) -> Verdict:
+    """The verdict on every table of a pipeline that does not stream."""
+    return Verdict(False, True, f"dead: {reason}", with_solution(reason, solution))
+
+
+def waits(words: str) -> Verdict:
+    """The verdict on a table whose copy has ended early and is not requested now."""
+    return Verdict(False, False, "waits", words)
+
+
+def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> Verdict:
+    """The verdict on a table.
+
+    Args:
+        table: of the same status; None where the pipeline has not seen the table.
+        now: seconds since 1970-01-01 UTC, as in `PipelineStatus.at`.
+    """
+    at = as_of(status.at)
+    turn_on = f"Turn on the sensor {status.pipeline}_replication, or look at its last tick."
+    if now - status.at > STALE_S:
+        return dead(f"Nothing streams: the replicator last reported at {at}", turn_on)
+    if status.phase in ("failed", "stopping", "stopped"):
+        reason = status.error or f"Nothing streams: the replicator {status.phase}"
+        return dead(reason, status.solution or turn_on)
+    facts = _facts(status)
+    if table is not None and table.state == "errored":
+        error = table.error or "it stopped"
+        words = with_solution(error, table.solution)
+        return Verdict(False, True, f"errored: {error}", words, facts)
+    if status.phase == "retrying":
+        words = with_solution(f"The stream is interrupted: {status.error}", status.solution)
+        return Verdict(False, False, "retrying", words, facts)
+    if status.phase == "starting":
+        words = with_solution(status.error or f"The replicator starts, as of {at}", status.solution)
+        return Verdict(False, False, "starting", words, facts)
+    if table is None:
+        words = "The pipeline has not seen this table: is it in the publication?"
+        return Verdict(False, False, "unknown", words, facts)
+    if table.state not in ("ready", "sync_done"):
+        words = f"The table is being copied (state {table.state}), as of {at}."
+        return Verdict(False, False, "copied", words, facts)
+    if status.lag_seconds > LAG_WARNING_S:
+        words = f"Changes wait for {status.lag_seconds:.0f} s to become durable, as of {at}."
+        return Verdict(False, False, "late", words, facts)
+    retained = status.retained_wal_bytes
+    if retained is not None and retained > WAL_WARNING_BYTES:
+        gib = retained / 1024**3
+        words = f"The source keeps {gib:.1f} GiB of WAL for the slot, as of {at}."
+        return Verdict(False, False, "wal", words, facts)
+    words = f"Changes of the source become durable in time, as of {at}."
+    return Verdict(True, False, "in step", words, facts)
+
+
+def with_solution(reason: str, solution: str | None) -> str:
+    return f"{reason}\n\nWhat to do: {solution}" if solution else reason
+
+
+def as_of(at: float) -> str:
+    """A moment in seconds since 1970-01-01 UTC, for people."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _facts(status: PipelineStatus) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "lag_seconds": float(status.lag_seconds),
+        "lag_bytes": status.lag_bytes,
+        "confirmed_lsn": status.confirmed_lsn,
+        "as_of": MetadataValue.timestamp(status.at),
+    }
+    if status.retained_wal_bytes is not None:
+        facts["retained_wal_bytes"] = status.retained_wal_bytes
+    return facts
+
+
+# -- in a step, without the sensor --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the state store tells about a pipeline, whichever process runs it."""
+
+    #: As the replicator published it; None before its first.
+    status: PipelineStatus | None
+    #: Whether a process runs the pipeline now.
+    is_running: bool
+    states: Mapping[int, TableState]
+
+    def verdict(self, pipeline: str, name: str) -> Verdict:
+        """The verdict on the table called `name`."""
+        turn_on = f"Turn on the sensor {pipeline}_replication, or run `etl-dagster run`."
+        if self.status is None:
+            return dead("Nothing streams: the pipeline has never run", turn_on)
+        if not self.is_running:
+            at = as_of(self.status.at)
+            reason = f"Nothing streams: no replicator runs; the last one reported at {at}"
+            if self.status.error is not None:
+                reason += f": {self.status.error}"
+            return dead(reason, self.status.solution or turn_on)
+        table = self.status.tables.get(name)
+        if table is not None and table.table_id in self.states:
+            table = _with_state(table, self.states[table.table_id])
+        return judge(self.status, table, now=time.time())
+
+
+def published(resource: EtlPipelineResource) -> Published:
+    """Ask the state store.
+
+    Raises:
+        EtlError: it can't be reached.
+    """
+    with resource.get_store() as store:
+        if isinstance(store, KnowsPipeline) and not store.knows_pipeline():
+            return Published(None, False, {})
+        payload = store.get_status("apply")
+        return Published(
+            PipelineStatus.from_json(payload) if payload is not None else None,
+            store.is_leased("apply"),
+            store.get_table_replication_states(),
+        )
+
+
+def unknown(error: EtlError) -> Verdict:
+    """The verdict where the state store can't be asked."""
+    words = with_solution(f"The state of the pipeline is not known: {error.reason}", error.solution)
+    return Verdict(False, True, "unknown", words)
+
+
+def _with_state(table: TableStatus, state: TableState) -> TableStatus:
+    """The published status is some seconds old; the state is what counts."""
+    if isinstance(state, Errored):
+        return replace(table, state="errored", error=state.reason, solution=state.solution)
+    return replace(table, state=state_name(state), error=None, solution=None)

@@ -1,0 +1,112 @@
+"""A sensor's tick in words: its one line, its cursor, and when a line is worth a log entry."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from dagster import AssetKey
+
+from etl_dagster.integrations.dagster.lag import as_of
+from etl_dagster.runtime.status import PipelineStatus
+
+#: Dagster keeps a file for each tick that logs, for good.
+_LOG_EVERY_S = 3600.0
+
+
+def line(
+    status: PipelineStatus,
+    keys: Mapping[str, AssetKey],
+    *,
+    note: str | None = None,
+    waiting: Mapping[str, str] | None = None,
+    notices: Sequence[str] = (),
+) -> str:
+    """The tick in one line. It names its moment: the last line stays when the sensor is off."""
+    parts = [note] if note else []
+    if status.error is not None:
+        parts.append(f"{status.phase}: {status.error}")
+    tables = status.tables.values()
+    ready = sum(1 for table in tables if table.state == "ready")
+    errored = [table.name for table in tables if table.state == "errored"]
+    held = [name for name in waiting or {} if name in status.tables]
+    copying = [
+        table.name
+        for table in tables
+        if table.state not in ("ready", "errored") and table.name not in held
+    ]
+    parts.append(
+        f"{status.phase} as of {as_of(status.at)}, {ready} of {len(status.tables)} tables in step, "
+        f"{status.rows_per_second:,.0f} rows/s, lag {status.lag_seconds:.1f} s "
+        f"({status.lag_bytes:,} bytes), confirmed {status.confirmed_lsn}"
+    )
+    if copying:
+        parts.append("being copied: " + some(copying))
+    parts += [f"{name}: {(waiting or {})[name]}" for name in held[:3]]
+    if len(held) > 3:
+        parts.append("copies held back as well: " + some(held[3:]))
+    if errored:
+        parts.append("stopped: " + some(errored))
+    unknown = [name for name in status.tables if name not in keys]
+    if unknown:
+        parts.append(f"no asset yet (reload the code location): {some(unknown)}")
+    return "; ".join([*parts, *notices])
+
+
+def cursor(status: PipelineStatus, tick: int) -> str:
+    """For people: how the stream is. The truth is in the state store.
+
+    The UI shows some 40 characters of it, and changes in it are all that tells one tick from the
+    next; so it begins with the moment. `tick` makes each cursor differ from the one before.
+    """
+    ready = sum(1 for table in status.tables.values() if table.state == "ready")
+    at = datetime.fromtimestamp(status.at, UTC)
+    gist = f"{status.phase}, {ready}/{len(status.tables)} tables, lag {status.lag_seconds:.1f} s"
+    payload = {
+        f"{at:%H:%M:%S} UTC": gist,
+        "confirmed_lsn": status.confirmed_lsn,
+        "tick": tick,
+    }
+    return json.dumps(payload)
+
+
+def cursor_without_stream(note: str, tick: int) -> str:
+    """As `cursor`, where there is no status to show."""
+    at = datetime.now(UTC)
+    return json.dumps({f"{at:%H:%M:%S} UTC": note.partition("\n")[0][:200], "tick": tick})
+
+
+def some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+class TickLog:
+    """Which ticks log their line: those that bring something else, and one in an hour."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._gist: object = None
+        self._at = float("-inf")
+
+    def is_due(self, gist: object) -> bool:
+        """Whether to log now.
+
+        Args:
+            gist: what the line is about, without numbers that change all the time.
+        """
+        now = self._clock()
+        if gist == self._gist and now - self._at < _LOG_EVERY_S:
+            return False
+        self._gist, self._at = gist, now
+        return True
+
+
+def gist(
+    status: PipelineStatus, note: str | None, requests: int, waiting: Mapping[str, str]
+) -> object:
+    """What a reader of the log would want to know."""
+    states = sorted((table.name, table.state) for table in status.tables.values())
+    settled = [(name, state if state in ("ready", "errored") else "copy") for name, state in states]
+    return status.phase, status.error, note, requests, sorted(waiting.items()), settled

@@ -1,0 +1,227 @@
+"""What Dagster shows once a stream is dead, and after copies that people repeat or interrupt."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import (
+    AssetCheckKey,
+    AssetCheckSeverity,
+    AssetSelection,
+    DagsterEventType,
+    EventRecordsFilter,
+    FreshnessPolicy,
+    materialize,
+)
+
+from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster import presence
+from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
+from etl_dagster.integrations.dagster.lag import LAG_CHECK
+from etl_dagster.integrations.dagster.supervisor import supervisor_of
+from tests.support.dagster_in_process import Dagster, dagster, key_of, rows, until, write_config
+from tests.support.database import Database
+
+
+@pytest.fixture
+def shop(newest_database: Database) -> Database:
+    newest_database.execute(
+        "CREATE TABLE orders (id bigint PRIMARY KEY)",
+        "INSERT INTO orders SELECT i FROM generate_series(1, 10) i",
+        "CREATE PUBLICATION etl_pub FOR TABLE orders",
+    )
+    return newest_database
+
+
+@pytest.fixture
+def config_file(shop: Database, tmp_path: Path) -> Path:
+    return write_config(shop.dsn, tmp_path)
+
+
+def stored_checks(ui: Dagster) -> dict[str, Any]:
+    """The last evaluation of each check of orders, as the UI would find it."""
+    found: dict[str, Any] = {}
+    for record in ui.instance.event_log_storage.get_event_records(
+        EventRecordsFilter(DagsterEventType.ASSET_CHECK_EVALUATION), ascending=True
+    ):
+        assert record.event_log_entry.dagster_event is not None
+        evaluation: Any = record.event_log_entry.dagster_event.event_specific_data
+        found[evaluation.check_name] = evaluation
+    return found
+
+
+def run_checks(ui: Dagster, *names: str) -> list[Any]:
+    """Execute checks alone, as the button of the UI does; the table is not copied."""
+    result = materialize(
+        [*(ui.defs.assets or ()), *(ui.defs.asset_checks or ())],  # type: ignore[list-item]
+        selection=AssetSelection.checks(*(AssetCheckKey(key_of("orders"), n) for n in names)),
+        resources=dict(ui.defs.resources or {}),
+        instance=ui.instance,
+    )
+    assert result.success
+    assert not result.get_asset_materialization_events()
+    return list(result.get_asset_check_evaluations())
+
+
+def test_once_the_slot_is_gone_both_checks_fail_and_say_what_to_do(
+    shop: Database, config_file: Path
+) -> None:
+    with dagster(config_file) as ui:
+        ui.copy_all(1)
+        until(lambda: ui.tick() and {c.check_name for c in ui.checks} > {LAG_CHECK})
+        for evaluation in stored_checks(ui).values():
+            assert evaluation.passed
+        shop.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
+            " WHERE database = current_database() AND active"
+        )
+        until(lambda: dropped(shop))
+        shop.execute("INSERT INTO orders SELECT i FROM generate_series(11, 1009) i")
+        with pytest.raises(EtlError) as failed:
+            ui.tick_until(lambda result: False)
+        shown = stored_checks(ui)
+        assert set(shown) == {LAG_CHECK, BOOKMARK_CHECK}
+        for evaluation in shown.values():
+            assert not evaluation.passed
+            assert evaluation.severity is AssetCheckSeverity.ERROR
+            assert "What to do: " in evaluation.description
+            assert getattr(failed.value, "reason", "?") in evaluation.description
+        # The next tick waits for its next try; nothing turns green meanwhile.
+        ui.tick()
+        assert not any(evaluation.passed for evaluation in stored_checks(ui).values())
+        evaluation = run_checks(ui, LAG_CHECK)[0]
+        assert not evaluation.passed
+        assert evaluation.severity is AssetCheckSeverity.ERROR
+
+
+def dropped(shop: Database) -> bool:
+    try:
+        shop.execute(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+            " WHERE database = current_database()"
+        )
+    except Exception:
+        # The replicator was quicker, and has it again.
+        shop.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
+            " WHERE database = current_database() AND active"
+        )
+        return False
+    return True
+
+
+def test_the_check_can_be_run_alone_and_fails_while_the_sensor_is_off(
+    shop: Database, config_file: Path
+) -> None:
+    with dagster(config_file) as ui:
+        before = run_checks(ui, LAG_CHECK)[0]
+        assert not before.passed
+        assert "the pipeline has never run" in before.description
+        ui.copy_all(1)
+        evaluation = run_checks(ui, LAG_CHECK)[0]
+        assert evaluation.passed
+        assert "as of 20" in evaluation.description
+        supervisor_of("shop").stop()
+        shop.execute("INSERT INTO orders SELECT i FROM generate_series(11, 1009) i")
+        evaluation = run_checks(ui, LAG_CHECK)[0]
+        assert not evaluation.passed
+        assert evaluation.severity is AssetCheckSeverity.ERROR
+        assert "Nothing streams: no replicator runs" in evaluation.description
+        assert "Turn on the sensor shop_replication" in evaluation.description
+
+
+def test_a_copy_is_one_materialization_and_a_new_copy_leaves_no_check_blank(
+    shop: Database, config_file: Path
+) -> None:
+    with dagster(config_file, report_every_s=0.1) as ui:
+        ui.copy_all(1)
+        first_request = ui.requested[0]
+
+        def events() -> tuple[int, int]:
+            return len(ui.materializations), len(ui.checks)
+
+        until(lambda: ui.tick() and {c.check_name for c in ui.checks} > {LAG_CHECK})
+        for _ in range(5):
+            ui.tick()
+        assert events()[0] == 0
+        # Copied again by a click, by a run that is executed again, and by a canceled one.
+        shop.execute("TRUNCATE orders")
+        ui.tick_until(lambda r: not rows(config_file, "select 1 from public.orders"))
+        materialized = ui.tick_until(lambda r: ui.materializations)
+        assert materialized
+        counts = events()
+        shop.execute("INSERT INTO orders VALUES (1)")
+        assert ui.run(first_request).success
+        again = ui.materialization_of("orders").metadata
+        assert "copied_by" not in again
+        assert again["table_copy_rows"].value == 1
+        until(
+            lambda: (
+                ui.tick()
+                and {c.check_name for c in ui.checks[counts[1] :]} == {LAG_CHECK, BOOKMARK_CHECK}
+            )
+        )
+
+
+def test_without_a_replicator_a_copy_is_refused_before_it_begins(
+    shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "_WAIT_AT_START_S", 1.0)
+    with dagster(config_file) as ui:
+        job = ui.defs.resolve_job_def("shop_copy")
+        result = job.execute_in_process(
+            instance=ui.instance, asset_selection=[key_of("orders")], raise_on_error=False
+        )
+        assert not result.success
+        [failure] = [
+            event.step_failure_data.user_failure_data
+            for event in result.all_events
+            if event.event_type is DagsterEventType.STEP_FAILURE
+        ]
+        assert failure is not None
+        assert failure.description is not None
+        assert "no replicator streams the pipeline 'shop'" in failure.description
+        assert "Turn on the sensor shop_replication" in failure.description
+        assert shop.slots() == []
+        assert not (config_file.parent / "shop.duckdb").exists()
+
+
+def test_a_copy_ends_when_its_replicator_is_gone_and_is_resumed(
+    shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "_WAIT_DURING_S", 2.0)
+    with dagster(config_file) as ui:
+        request = ui.tick_until(lambda result: result.run_requests).run_requests[0]
+        supervisor_of("shop").stop()
+        assert not ui.run(request, raise_on_error=False).success
+        monkeypatch.undo()
+        held = ui.tick_until(lambda result: "The copy failed at" in (result.skip_message or ""))
+        assert "public.orders: The copy failed at" in held.skip_message
+        again = ui.tick_until(lambda result: result.run_requests).run_requests[0]
+        assert ui.run(again).success
+        assert ui.materialization_of("orders").metadata["table_copy_resumed_chunks"].value == 1
+
+
+def test_each_tick_names_its_moment_and_logs_what_is_new(shop: Database, config_file: Path) -> None:
+    with dagster(config_file) as ui:
+        ui.copy_all(1)
+        tick = ui.tick_until(lambda result: "1 of 1 tables in step" in (result.skip_message or ""))
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        assert f"streaming as of {today}" in tick.skip_message
+        assert ui.cursor is not None
+        assert "streaming, 1/1 tables" in ui.cursor[:45]
+
+
+def test_assets_have_a_freshness_policy(config_file: Path) -> None:
+    with dagster(config_file, stale_after_s=3600) as ui:
+        [asset] = ui.defs.assets or ()
+        [spec] = asset.specs  # type: ignore[union-attr]
+        policy = spec.freshness_policy
+    assert isinstance(policy, FreshnessPolicy)
+    assert policy == FreshnessPolicy.time_window(
+        fail_window=timedelta(hours=2), warn_window=timedelta(hours=1)
+    )

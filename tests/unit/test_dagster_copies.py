@@ -1,0 +1,223 @@
+"""When the sensor requests a copy again, and what a run with an old request does."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from dagster import AssetExecutionContext, AssetKey, DagsterInstance, DagsterRunStatus
+
+from etl_dagster.config import PipelineConfig, parse_config
+from etl_dagster.integrations.dagster.assets import copy_pool, is_asked_for_by_person
+from etl_dagster.integrations.dagster.copies import Copies, due_copies
+from etl_dagster.integrations.dagster.presence import ReplicatorAbsent, ReplicatorWatch
+from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.translator import REQUEST_TAG
+from etl_dagster.model.states import Init
+from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.stores.memory import MemoryStore
+
+KEY = AssetKey(["shop", "public", "orders"])
+TABLE = TableStatus(1, "public.orders", "init", "dev:shop-to-duckdb:public.orders")
+
+
+def a_config() -> PipelineConfig:
+    return parse_config(
+        {
+            "pipeline": "shop",
+            "source": {"database": "shop", "publication": "p"},
+            "destination": {"type": "duckdb", "path": "x.duckdb"},
+        },
+        {},
+    )
+
+
+class Resource:
+    """A pipeline whose table waits for its copy."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.store.update_table_replication_states([(1, Init())])
+
+    def get_store(self) -> Any:
+        import contextlib
+
+        return contextlib.nullcontext(self.store)
+
+
+class Instance:
+    """Dagster's database, as far as the sensor asks it: the newest run first."""
+
+    def __init__(self, *runs: tuple[DagsterRunStatus, float | None], offset_h: float = 0) -> None:
+        now = time.time()
+        self.records = [
+            SimpleNamespace(
+                dagster_run=SimpleNamespace(
+                    run_id=f"run {number}", status=status, asset_selection={KEY}
+                ),
+                end_time=None if ended_s_ago is None else now - ended_s_ago,
+                # The database's own clock, in its own time zone, without saying which.
+                update_timestamp=datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=offset_h),
+            )
+            for number, (status, ended_s_ago) in enumerate(runs)
+        ]
+
+    def get_run_records(self, filters: Any, limit: int) -> list[Any]:
+        if filters.statuses:
+            return [r for r in self.records if r.dagster_run.status in filters.statuses]
+        assert filters.tags == {"meltano/state_id": TABLE.state_id}
+        return self.records
+
+
+def due(instance: Instance) -> Copies:
+    status = PipelineStatus("shop", "duckdb", "streaming", tables={TABLE.name: TABLE})
+    return due_copies(
+        cast(DagsterInstance, instance),
+        cast(EtlPipelineResource, Resource()),
+        a_config(),
+        status,
+        {TABLE.name: KEY},
+    )
+
+
+@pytest.fixture(params=["UTC", "Asia/Tokyo", "America/Los_Angeles"])
+def time_zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield request.param
+    monkeypatch.undo()
+    os.environ.pop("TZ", None)
+    time.tzset()
+
+
+FAILED, CANCELED = DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED
+
+
+@pytest.mark.parametrize("offset_h", [-8, 0, 9], ids=lambda hours: f"database at {hours:+} h")
+def test_the_pause_after_a_failure_is_the_same_in_every_time_zone(
+    time_zone: str, offset_h: int
+) -> None:
+    held = due(Instance((FAILED, 5.0), offset_h=offset_h))
+    assert not held.requests
+    assert "The copy failed at" in held.waiting[TABLE.name]
+    (request,) = due(Instance((FAILED, 20.0), offset_h=offset_h)).requests
+    assert request.tags[REQUEST_TAG] == request.run_key
+
+
+def test_the_pause_doubles_with_each_failure_in_a_row() -> None:
+    held = due(Instance((FAILED, 50.0), (FAILED, 90.0), (FAILED, 120.0)))
+    assert "failed 3 times in a row" in held.waiting[TABLE.name]
+    assert due(Instance((FAILED, 61.0), (FAILED, 90.0), (FAILED, 120.0))).requests
+
+
+def test_a_canceled_copy_is_held_back_for_some_minutes_and_the_sensor_says_so() -> None:
+    held = due(Instance((CANCELED, 120.0)))
+    assert not held.requests
+    assert "The copy was canceled at" in held.waiting[TABLE.name]
+    assert "The sensor requests it again at" in held.waiting[TABLE.name]
+    assert due(Instance((CANCELED, 601.0))).requests
+
+
+def test_a_copy_that_runs_is_not_requested() -> None:
+    found = due(Instance((DagsterRunStatus.STARTED, None)))
+    assert not found.requests
+    assert not found.waiting
+
+
+def test_only_the_sensor_repeats_the_runs_that_it_requested() -> None:
+    """Dagster's own retries of a failed run would be a second owner of the copy."""
+    (request,) = due(Instance()).requests
+    assert request.tags["dagster/max_retries"] == "0"
+
+
+class Run:
+    """The context of a step, as far as it tells who asked for the run."""
+
+    def __init__(self, tags: dict[str, str], done: tuple[str, ...] = ()) -> None:
+        self.run = SimpleNamespace(run_id="this", tags=tags)
+        self.instance = self
+        self._done = done
+
+    def get_runs(self, filters: Any) -> list[Any]:
+        assert filters.statuses == [DagsterRunStatus.SUCCESS]
+        assert filters.tags == {REQUEST_TAG: "r"}
+        return [SimpleNamespace(run_id=run_id) for run_id in self._done]
+
+
+SENSOR = {REQUEST_TAG: "r", "dagster/sensor_name": "shop_replication"}
+
+
+@pytest.mark.parametrize(
+    ("run", "is_asked"),
+    [
+        (Run({}), True),
+        (Run(SENSOR), False),
+        (Run(SENSOR, done=("this",)), False),
+        (Run(SENSOR, done=("the first",)), True),
+        (Run(SENSOR | {"dagster/parent_run_id": "p"}), True),
+        (Run(SENSOR | {"dagster/parent_run_id": "p", "dagster/retry_number": "1"}), False),
+        (Run({"dagster/parent_run_id": "p", "dagster/retry_number": "1"}), False),
+    ],
+    ids=["click", "request", "itself", "same request", "re-execution", "retry", "retry of click"],
+)
+def test_a_run_copies_a_streamed_table_again_if_a_person_asked_for_it(
+    run: Run, is_asked: bool
+) -> None:
+    """A run that is executed again inherits every tag of the sensor's request."""
+    assert is_asked_for_by_person(cast(AssetExecutionContext, run)) is is_asked
+
+
+class Times:
+    """A clock that `sleep` moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def a_watch(store: MemoryStore, times: Times) -> ReplicatorWatch:
+    return ReplicatorWatch(store, "shop", clock=lambda: times.now, sleep=times.sleep)
+
+
+def test_without_a_replicator_a_copy_does_not_begin() -> None:
+    times, waits = Times(), list[float]()
+    with pytest.raises(ReplicatorAbsent) as refused:
+        a_watch(MemoryStore(), times).require(waits.append)
+    assert times.now < 20
+    assert len(waits) == 1
+    assert "no replicator streams the pipeline 'shop'" in refused.value.reason
+    assert "Turn on the sensor shop_replication" in refused.value.solution
+
+
+def test_a_copy_ends_soon_after_its_replicator_and_not_for_a_moment_without() -> None:
+    store, times = MemoryStore(), Times()
+    lease = store.acquire_lease("apply")
+    assert lease is not None
+    watch = a_watch(store, times)
+    watch.require(lambda wait_s: pytest.fail("there is one"))
+    times.now = 1000.0
+    watch.check()
+    lease.release()
+    times.now = 1020.0
+    watch.check()
+    lease = store.acquire_lease("apply")
+    assert lease is not None
+    times.now = 1040.0
+    watch.check()
+    lease.release()
+    times.now = 1060.0
+    watch.check()
+    times.now = 1075.0
+    with pytest.raises(ReplicatorAbsent, match="what is copied stays"):
+        watch.check()
+
+
+def test_each_pipeline_has_a_pool_of_its_own() -> None:
+    assert copy_pool("shop") != copy_pool("crm")
