@@ -6,6 +6,7 @@ odd values (infinity, NaN, BC, years of five digits) are set apart. No value is 
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -64,19 +65,64 @@ def buffer_of(array: Any) -> Any:
 # -- texts -------------------------------------------------------------------------------------
 
 
-def _valid_text(strings: Any) -> tuple[Any, int]:
-    """The strings without what isn't UTF-8: a SQL_ASCII database keeps any byte."""
+_ESCAPE: Final = "backslashreplace"
+_JSON_ESCAPE: Final = "etl_dagster.json_escape"
+
+
+def _escape_in_json(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    odd = error.object[error.start : error.end]
+    return "".join(rf"\\x{byte:02x}" for byte in odd), error.end
+
+
+codecs.register_error(_JSON_ESCAPE, _escape_in_json)
+
+
+def decode_strings(strings: Any, codec: str, *, is_json: bool) -> tuple[Any, int]:
+    """See `types.decode_text`."""
+    errors = _JSON_ESCAPE if is_json else _ESCAPE
+    if codec == "utf-8":
+        return _valid_text(strings, errors)
+    is_large = strings.type == pa.large_string()
+    _, offset_buffer, data_buffer = strings.buffers()
+    if data_buffer is None:
+        return strings, 0
+    offsets = np.frombuffer(offset_buffer, np.int64 if is_large else np.int32)
+    begin, end = offsets[strings.offset], offsets[strings.offset + len(strings)]
+    if not (np.frombuffer(data_buffer, np.uint8)[begin:end] >= 0x80).any():
+        return strings, 0  # every encoding of a database has ASCII in the same place
+    return _decoded(strings, codec, errors)
+
+
+def _valid_text(strings: Any, errors: str = _ESCAPE) -> tuple[Any, int]:
+    """The strings with what isn't UTF-8 escaped: a SQL_ASCII database keeps any byte."""
     try:
         strings.validate(full=True)
     except pa.ArrowInvalid:
-        texts: list[str | None] = []
-        lost = 0
-        for value in strings.cast(pa.large_binary()).to_pylist():
-            text = None if value is None else value.decode(errors="replace")
-            lost += text is not None and text.encode() != value
-            texts.append(text)
-        return pa.array(texts, strings.type), lost
+        return _decoded(strings, "utf-8", errors)
     return strings, 0
+
+
+def _decoded(strings: Any, codec: str, errors: str) -> tuple[Any, int]:
+    r"""The texts, each distinct one by Python; a byte without a character becomes ``\x81``.
+
+    Not U+FFFD, which is the same for all such bytes: two keys must not become one.
+    """
+    encoded = strings.cast(pa.large_binary()).dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    texts = [value.decode(codec, errors) for value in values]
+    is_odd = [_is_odd(value, codec) for value in values]
+    decoded: Any = pa.array(texts, strings.type).take(encoded.indices)
+    odd: Any = pa.array(is_odd, pa.bool_()).take(encoded.indices)
+    return decoded, pc.sum(odd).as_py() or 0
+
+
+def _is_odd(value: bytes, codec: str) -> bool:
+    try:
+        value.decode(codec)
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _scalar(text: str, string_type: Any) -> Any:

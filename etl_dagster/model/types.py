@@ -63,6 +63,13 @@ _EXACT: Final = frozenset(
         *(DATE, TIME, TIMESTAMP, TIMESTAMPTZ),
     ]
 )
+#: What prints in ASCII, whatever the encoding of the database.
+_ASCII: Final = frozenset(
+    [
+        *(BOOL, INT2, INT4, INT8, OID, FLOAT4, FLOAT8, NUMERIC, UUID, BYTEA),
+        *(DATE, TIME, TIMESTAMP, TIMESTAMPTZ),
+    ]
+)
 #: Where ``::text`` is the type's output function, or its equal.
 _CAST_IS_OUTPUT: Final = frozenset((CHAR, NUMERIC, UUID))
 
@@ -131,6 +138,40 @@ def parse_text(column: ColumnSchema, strings: pa.Array[Any]) -> tuple[pa.Array[A
 def adbc_is_exact(column: ColumnSchema) -> bool:
     """Whether the ADBC driver reads the column with the values that its text would give."""
     return column.effective_type_oid in _EXACT
+
+
+def is_ascii(column: ColumnSchema) -> bool:
+    """Whether the column's values print in ASCII, whatever the encoding of the database."""
+    return column.effective_type_oid in _ASCII
+
+
+def decode_text(
+    column: ColumnSchema, strings: pa.Array[Any], codec: str
+) -> tuple[pa.Array[Any], int]:
+    r"""Texts that are kept in another encoding than UTF-8, as UTF-8.
+
+    A byte that stands for no character becomes four, such as ``\x81``; in a JSON column it is
+    ``\\x81``, so that it stays JSON.
+
+    Args:
+        strings: a string or large string array of the bytes as they are stored.
+        codec: what Python calls the encoding.
+
+    Returns:
+        An array of the same type, and how many values had bytes that stand for no character.
+    """
+    from etl_dagster.model.parsing import decode_strings
+
+    return decode_strings(strings, codec, is_json=column.effective_type_oid in (JSON, JSONB))
+
+
+def as_strings(binary: pa.Array[Any]) -> pa.Array[Any]:
+    """The same bytes as a string array, which nobody has looked at yet."""
+    import pyarrow as pa
+
+    is_large = binary.type == pa.large_binary()
+    strings: pa.Array[Any] = binary.view(pa.large_string() if is_large else pa.string())
+    return strings
 
 
 def text_expression(column: ColumnSchema) -> str:

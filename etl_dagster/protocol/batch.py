@@ -92,6 +92,8 @@ class Content:
     truncates: list[int]
     #: The transaction that the batch goes on with.
     carried: OpenTransaction | None
+    #: How the server sends text, as Python calls it; None: UTF-8.
+    codec: str | None = None
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ class _TableDecoder:
         from etl_dagster.protocol.rows import decode_rows
 
         schema = self._schema(relation, table_id)
-        decoded = decode_rows(self._messages, rows, schema)
+        decoded = decode_rows(self._messages, rows, schema, self._content.codec)
         return TableChanges(
             schema=schema,
             ops=self._messages.ops[rows],

@@ -32,11 +32,16 @@ class BatchBuilder:
     Args:
         relations: the relations known before the batch, by OID.
         transaction: the one that the batch goes on with.
+        codec: how the server sends text, as Python calls it; None: UTF-8.
     """
 
     def __init__(
-        self, relations: Mapping[int, Relation], transaction: OpenTransaction | None
+        self,
+        relations: Mapping[int, Relation],
+        transaction: OpenTransaction | None,
+        codec: str | None = None,
     ) -> None:
+        self._codec = codec
         #: Frames of row, Begin and Commit messages, header and all, one behind the other, and
         #: their lengths. A transaction of one row is as ordinary as a row.
         self.buffer = bytearray()
@@ -171,5 +176,6 @@ class BatchBuilder:
                 self._others,
                 self._truncates,
                 self._carried,
+                self._codec,
             ),
         )

@@ -108,8 +108,9 @@ class Type:
 class _Reader:
     """Reads a message from front to back; never past its end."""
 
-    def __init__(self, kind: str, body: bytes | memoryview) -> None:
+    def __init__(self, kind: str, body: bytes | memoryview, codec: str | None = None) -> None:
         self._kind = kind
+        self._codec = codec
         self._body = bytes(body)
         self._place = 0
 
@@ -133,10 +134,10 @@ class _Reader:
         end = self._body.find(b"\0", self._place)
         if end < 0:
             raise self.error("has a string without an end", self._place)
-        try:
-            text = self._body[self._place : end].decode()
-        except UnicodeDecodeError:
-            raise self.error("has a string that isn't UTF-8", self._place) from None
+        # A name with bytes that stand for nothing is no reason to end the stream of all tables.
+        text = self._body[self._place : end].decode(
+            self._codec or "utf-8", errors="backslashreplace"
+        )
         self._place = end + 1
         return text
 
@@ -186,13 +187,16 @@ def _wrong_length(kind: str, expected: int, got: int) -> DecodeError:
     )
 
 
-def decode_relation(body: bytes | memoryview) -> Relation:
+def decode_relation(body: bytes | memoryview, codec: str | None = None) -> Relation:
     """Decode a Relation message.
+
+    Args:
+        codec: how its names are encoded, as Python calls it; None: UTF-8.
 
     Raises:
         DecodeError: it ends too early or too late, or has an unknown replica identity.
     """
-    reader = _Reader("Relation", body)
+    reader = _Reader("Relation", body, codec)
     relation_id = reader.number(_OID)
     # Postgres sends an empty name for pg_catalog.
     schema_name = reader.text() or "pg_catalog"

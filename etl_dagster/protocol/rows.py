@@ -23,7 +23,7 @@ from etl_dagster.errors import DecodeError
 from etl_dagster.model.events import DELETE, INSERT, UPDATE
 from etl_dagster.model.parsing import buffer_of
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.types import parse_text
+from etl_dagster.model.types import decode_text, is_ascii, parse_text
 from etl_dagster.protocol.frames import XLOG_DATA_HEADER, XLOG_DATA_TAG
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -192,20 +192,21 @@ class DecodedRows:
     replaced: dict[str, int]
 
 
-def decode_rows(messages: RowMessages, which: Places, schema: TableSchema) -> DecodedRows:
+def decode_rows(
+    messages: RowMessages, which: Places, schema: TableSchema, codec: str | None = None
+) -> DecodedRows:
     """Decode messages of one table under one schema.
 
     Args:
         which: the numbers of the messages, ascending; at least one.
+        codec: how the texts are encoded, as Python calls it; None: UTF-8.
 
     Raises:
         DecodeError: a message doesn't follow the protocol, or has other columns than the schema.
     """
     begins = range(0, len(which), _BLOCK_ROWS)
-    return _joined(
-        [_decode_block(messages, which[begin : begin + _BLOCK_ROWS], schema) for begin in begins],
-        begins,
-    )
+    blocks = [which[begin : begin + _BLOCK_ROWS] for begin in begins]
+    return _joined([_decode_block(messages, block, schema, codec) for block in blocks], begins)
 
 
 def _joined(blocks: list[DecodedRows], begins: range) -> DecodedRows:
@@ -250,7 +251,9 @@ def _mask(block: DecodedRows, name: str) -> Flags:
     return np.zeros(block.rows.num_rows, bool) if mask is None else mask
 
 
-def _decode_block(messages: RowMessages, which: Places, schema: TableSchema) -> DecodedRows:
+def _decode_block(
+    messages: RowMessages, which: Places, schema: TableSchema, codec: str | None
+) -> DecodedRows:
     ops = messages.ops[which]
     places = messages.starts[which] + _PREFIX
     is_insert, is_delete = ops == INSERT, ops == DELETE
@@ -266,7 +269,7 @@ def _decode_block(messages: RowMessages, which: Places, schema: TableSchema) -> 
             old_which = which[old_indices]
             messages.check_tags(tags[old_indices], b"KO", behind, old_which)
             behind += 1
-            old_rows = _decode_tuples(messages, behind, old_which, schema)[0]
+            old_rows = _decode_tuples(messages, behind, old_which, schema, codec)[0]
             places[old_indices] = behind
         deletes = np.flatnonzero(is_delete)
         messages.check_tags(tags[deletes], b"KO", places[deletes], which[deletes])
@@ -276,20 +279,28 @@ def _decode_block(messages: RowMessages, which: Places, schema: TableSchema) -> 
     else:
         messages.check_tags(messages.tags(places), b"N", places, which)
     places += 1
-    rows, unchanged, replaced = _decode_tuples(messages, places, which, schema)
+    rows, unchanged, replaced = _decode_tuples(messages, places, which, schema, codec)
     messages.check_ends(places, which)
     return DecodedRows(rows, unchanged, old_indices, old_rows, replaced)
 
 
 def _decode_tuples(
-    messages: RowMessages, places: Places, which: Places, schema: TableSchema
+    messages: RowMessages,
+    places: Places,
+    which: Places,
+    schema: TableSchema,
+    codec: str | None,
 ) -> tuple[Any, dict[str, Flags], dict[str, int]]:
     arrays: list[Any] = []
     unchanged: dict[str, Flags] = {}
     replaced: dict[str, int] = {}
     spans = messages.columns(places, which, len(schema.columns))
     for column, span in zip(schema.columns, spans, strict=True):
-        array, lost = parse_text(column, span.strings(messages.data))
+        strings, odd = span.strings(messages.data), 0
+        if codec is not None and not is_ascii(column):
+            strings, odd = decode_text(column, strings, codec)
+        array, lost = parse_text(column, strings)
+        lost += odd
         arrays.append(array)
         if span.unchanged is not None:
             unchanged[column.name] = span.unchanged

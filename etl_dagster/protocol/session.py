@@ -56,6 +56,15 @@ class ReplicationSession:
         # Other threads read them, too.
         self._wal_end = 0
         self._reply_requested = False
+        self._codec: str | None = None
+
+    def expect_codec(self, codec: str | None) -> None:
+        """Say how the server sends text, as Python calls it; before the first frame.
+
+        None, the default, is UTF-8.
+        """
+        self._codec = codec
+        self._open = BatchBuilder({}, None, codec)
 
     # -- taking frames -------------------------------------------------------------------------
 
@@ -154,7 +163,7 @@ class ReplicationSession:
     def _message(self, tag: int, body: bytes | memoryview) -> None:
         match chr(tag):
             case "R":
-                relation = decode_relation(body)
+                relation = decode_relation(body, self._codec)
                 if self._relations.get(relation.id) != relation:
                     self._relations[relation.id] = relation
                     self._open.relation(relation)
@@ -175,7 +184,7 @@ class ReplicationSession:
     def take_batch(self) -> RawBatch:
         """Close the open batch and begin the next one, which goes on where this one ends."""
         batch = self._open.build()
-        self._open = BatchBuilder(dict(self._relations), self._open.transaction_at_end)
+        self._open = BatchBuilder(dict(self._relations), self._open.transaction_at_end, self._codec)
         return batch
 
     @property

@@ -19,6 +19,7 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import ChunkId, TableRows
 from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, FinishedChunk
+from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.retry import Backoff
@@ -200,6 +201,7 @@ class TableCopy:
                 row_filter=self._table.row_filter,
                 snapshot_name=self._snapshot_name,
                 application_name=name,
+                encoding=stored_encoding(control),
             )
         except BaseException:
             control.close()
@@ -240,7 +242,8 @@ class TableCopy:
         self._store.finish_chunk(self._table.schema.id, self._plan.copy_id, done)
         for column, count in reader.replaced.items():
             _log.warning(
-                "%s.%s: %d values that the type can't hold became null",
+                "%s.%s: %d values that the type can't hold became null; in a text, bytes that "
+                "are not in the database's encoding became escapes such as \\x81",
                 self._table.schema.name,
                 column,
                 count,

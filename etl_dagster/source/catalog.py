@@ -13,7 +13,8 @@ from psycopg.rows import dict_row
 from etl_dagster.errors import PublicationEmpty, PublicationMissing, SourceError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
-from etl_dagster.model.types import text_expression
+from etl_dagster.model.types import is_ascii, text_expression
+from etl_dagster.pg.encodings import StoredEncoding, decode, stored_encoding
 
 Connection = psycopg.Connection[Any]
 
@@ -337,24 +338,22 @@ def fetch_row_values(
     numbered = [
         (sql.Identifier(f"k{place}"), name) for place, name in enumerate(schema.key_columns)
     ]
+    equals = _fetch_equality(connection, schema)
+    stored = stored_encoding(connection)
     query = sql.SQL(
         "select {keys}, {columns} from {table} t join unnest({arrays}) k ({names}) on {condition}"
     ).format(
         keys=sql.SQL(", ").join(sql.SQL("k.{}").format(key) for key, _ in numbered),
         columns=sql.SQL(", ").join(
-            # Its own per cent signs are no placeholders.
-            sql.SQL(text_expression(described[name]).replace("%", "%%")).format(
-                sql.Identifier("t", name)
-            )
-            for name in columns
+            _value(described[name], stored).format(sql.Identifier("t", name)) for name in columns
         ),
         table=sql.Identifier(*relation),
         arrays=sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in numbered),
         names=sql.SQL(", ").join(key for key, _ in numbered),
         condition=sql.SQL(" and ").join(
             # The type's name is as format_type() quotes it.
-            sql.SQL("t.{} = k.{}::{}").format(
-                sql.Identifier(name), key, sql.SQL(described[name].type_name)
+            sql.SQL("t.{} {} k.{}::{}").format(
+                sql.Identifier(name), equals[name], key, sql.SQL(described[name].type_name)
             )
             for key, name in numbered
         ),
@@ -367,5 +366,51 @@ def fetch_row_values(
             solution="Reset the table, so that it is copied as it is now.",
         ) from error
     width = len(numbered)
-    values = {tuple(row[:width]): tuple(row[width:]) for row in rows}
+    values = {
+        tuple(row[:width]): tuple(
+            decode(value, stored.codec) if stored and isinstance(value, bytes) else value
+            for value in row[width:]
+        )
+        for row in rows
+    }
     return values, fetch_insert_lsn(connection)
+
+
+def _value(column: ColumnSchema, stored: StoredEncoding | None) -> sql.SQL:
+    """A template of the column's text, as bytes where the database doesn't keep it as UTF-8."""
+    # Its own per cent signs are no placeholders.
+    text = text_expression(column).replace("%", "%%")
+    if stored is None or is_ascii(column):
+        return sql.SQL(text)
+    return sql.SQL(f"convert_to({text}, '{stored.name}')")
+
+
+def _fetch_equality(connection: Connection, schema: TableSchema) -> dict[str, sql.Composable]:
+    """By which operator each column of the key is compared, the index's own.
+
+    Those of extensions (ltree, hstore, citext) are in a schema that no search path names.
+    """
+    rows = connection.execute(
+        """
+        select a.attname, n.nspname, o.oprname
+        from pg_index i
+        cross join lateral unnest(i.indkey::int2[], i.indclass::oid[]) part (attnum, class)
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = part.attnum
+        join pg_opclass c on c.oid = part.class
+        join pg_am m on m.oid = c.opcmethod and m.amname = 'btree'
+        join pg_amop w on w.amopfamily = c.opcfamily and w.amopstrategy = 3
+          and w.amoplefttype = c.opcintype and w.amoprighttype = c.opcintype
+        join pg_operator o on o.oid = w.amopopr
+        join pg_namespace n on n.oid = o.oprnamespace
+        where i.indrelid = %s::oid and (i.indisprimary or i.indisreplident)
+        """,
+        [schema.id],
+    )
+    named = {
+        column: sql.SQL("OPERATOR({}.{})").format(
+            sql.Identifier(namespace), sql.SQL(operator.replace("%", "%%"))
+        )
+        for column, namespace, operator in rows
+    }
+    usual = sql.SQL("OPERATOR(pg_catalog.=)")
+    return {name: named.get(name, usual) for name in schema.key_columns}

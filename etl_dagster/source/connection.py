@@ -228,6 +228,12 @@ def translate(error: psycopg.Error, what: str) -> EtlError:
                 reason,
                 solution="Raise max_replication_slots on the source, or drop slots nobody reads.",
             )
+        case "22021" | "22P05":
+            return SourceError(
+                reason,
+                solution="A name in the source's catalog has bytes that are not in its encoding "
+                "or not in UTF-8; rename what has it (see SHOW server_encoding).",
+            )
         case "55000" if "wal_level" in message:
             return SourceNotPrepared(
                 reason,

@@ -17,7 +17,16 @@ from etl_dagster.config import SourceConfig
 from etl_dagster.errors import EtlError, SourceError, SourceUnreachable, TableRewritten
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
-from etl_dagster.model.types import adbc_is_exact, fix_adbc, parse_text, text_expression
+from etl_dagster.model.types import (
+    adbc_is_exact,
+    as_strings,
+    decode_text,
+    fix_adbc,
+    is_ascii,
+    parse_text,
+    text_expression,
+)
+from etl_dagster.pg.encodings import StoredEncoding
 from etl_dagster.pg.settings import PIN_NEWER
 from etl_dagster.source.catalog import Leaf
 from etl_dagster.source.connection import solution_for_refusal, source_conninfo
@@ -68,10 +77,21 @@ class ChunkReader:
         row_filter: str | None = None,
         snapshot_name: str | None = None,
         application_name: str,
+        encoding: StoredEncoding | None = None,
     ) -> None:
+        """Connect.
+
+        Args:
+            encoding: how the database keeps its text, where it is read as it is stored.
+        """
         self._schema = schema
         self._row_filter = row_filter
-        self._exact = [adbc_is_exact(column) for column in schema.columns]
+        self._encoding = encoding
+        self._stored = [encoding is not None and not is_ascii(column) for column in schema.columns]
+        self._exact = [
+            adbc_is_exact(column) and not stored
+            for column, stored in zip(schema.columns, self._stored, strict=True)
+        ]
         try:
             self._connection = adbc_postgresql.connect(
                 source_conninfo(config, application_name=application_name)
@@ -170,13 +190,7 @@ class ChunkReader:
         self._connection.close()
 
     def _query(self, chunk: CopyChunk, relation: tuple[str, str]) -> str:
-        columns = [
-            sql.Identifier(column.name)
-            if exact
-            # What ADBC reads otherwise than the stream goes through the stream's own text.
-            else sql.SQL(text_expression(column)).format(sql.Identifier(column.name))
-            for column, exact in zip(self._schema.columns, self._exact, strict=True)
-        ]
+        columns = [self._column(number) for number in range(len(self._schema.columns))]
         conditions: list[sql.Composable] = []
         if chunk.first_block:
             conditions.append(sql.SQL("ctid >= {}::tid").format(f"({chunk.first_block},0)"))
@@ -193,15 +207,32 @@ class ChunkReader:
             .as_string()
         )
 
+    def _column(self, number: int) -> sql.Composable:
+        column = self._schema.columns[number]
+        if self._exact[number]:
+            return sql.Identifier(column.name)
+        # What ADBC reads otherwise than the stream goes through the stream's own text.
+        text = sql.SQL(text_expression(column)).format(sql.Identifier(column.name))
+        if not self._stored[number]:
+            return text
+        assert self._encoding is not None
+        # From the database's own encoding to the same one: the bytes as they are.
+        return sql.SQL("convert_to({}, {})").format(text, self._encoding.name)
+
     def _typed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         arrays: list[Any] = []
-        for column, exact, array in zip(
-            self._schema.columns, self._exact, batch.columns, strict=True
+        for column, exact, stored, array in zip(
+            self._schema.columns, self._exact, self._stored, batch.columns, strict=True
         ):
             if exact:
                 arrays.append(fix_adbc(column, array))
                 continue
+            odd = 0
+            if stored:
+                assert self._encoding is not None
+                array, odd = decode_text(column, as_strings(array), self._encoding.codec)
             parsed, replaced = parse_text(column, array)
+            replaced += odd
             arrays.append(parsed)
             if replaced:
                 self.replaced[column.name] += replaced

@@ -16,6 +16,7 @@ from psycopg import pq, sql
 from etl_dagster.config import SourceConfig
 from etl_dagster.errors import SlotInUse, SlotInvalidated, SlotMissing, SourceUnreachable
 from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.frames import encode_standby_status_update
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.source.connection import connect, translate
@@ -58,6 +59,7 @@ class ReplicationStream:
         self._start_lsn = start_lsn
         self._application_name = application_name
         self._connection: psycopg.Connection[Any] | None = None
+        self._codec = "utf-8"
         # libpq connections are not for two threads at a time.
         self._wire = threading.Lock()
         self._flushed = start_lsn
@@ -84,6 +86,7 @@ class ReplicationStream:
         )
         try:
             self._status_interval_s = _status_interval_s(self._connection)
+            self._take_text_as_stored(self._connection)
             self._start_replication(self._connection)
         except BaseException:
             self._connection.close()
@@ -98,6 +101,14 @@ class ReplicationStream:
         )
         self._feedback.start()
 
+    def _take_text_as_stored(self, connection: psycopg.Connection[Any]) -> None:
+        """The server's own conversion would end the stream at a byte that it can't convert."""
+        encoding = stored_encoding(connection)
+        if encoding is not None:
+            connection.execute(f"SET client_encoding = '{encoding.name}'")
+            self._codec = encoding.codec
+            self._session.expect_codec(encoding.codec)
+
     def _start_replication(self, connection: psycopg.Connection[Any]) -> None:
         command = sql.SQL(
             "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {})"
@@ -107,7 +118,7 @@ class ReplicationStream:
             # A list of identifiers inside of a literal; each quoted, then the whole.
             sql.Literal('"' + self._config.publication.replace('"', '""') + '"'),
         )
-        result = connection.pgconn.exec_(command.as_bytes(connection))
+        result = connection.pgconn.exec_(command.as_string().encode(self._codec))
         if result.status == pq.ExecStatus.COPY_BOTH:
             return
         error = psycopg.errors.error_from_result(result)

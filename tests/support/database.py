@@ -27,12 +27,13 @@ class Database:
 
     @classmethod
     @contextmanager
-    def create(cls, server: EmbeddedPostgres) -> Iterator[Database]:
+    def create(cls, server: EmbeddedPostgres, encoding: str = "UTF8") -> Iterator[Database]:
         """A fresh one with a random name; at the end it is dropped, its slots before it."""
         database = cls(server, f"test_{secrets.token_hex(6)}")
         name = sql.Identifier(database.name)
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
-            admin.execute(sql.SQL("CREATE DATABASE {}").format(name))
+            create = "CREATE DATABASE {} ENCODING {} TEMPLATE template0"
+            admin.execute(sql.SQL(create).format(name, sql.Literal(encoding)))
         try:
             yield database
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -12,6 +13,7 @@ import psycopg
 import psycopg_pool
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.json import set_json_dumps
 
 from etl_dagster.errors import ConfigError, StoreError, StoreUnreachable
 from etl_dagster.pg.settings import pin_session, pin_transaction
@@ -90,6 +92,8 @@ class Connections:
     def _pin(self, connection: Connection) -> None:
         """Pin the session's settings. The connection is in autocommit."""
         self._is_pooled = not pin_session(connection)
+        # A database in SQL_ASCII takes UTF-8 as it comes, but no escape for anything but ASCII.
+        set_json_dumps(_dumps, connection)
         if self._is_pooled:
             connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             connection.read_only = connection.deferrable = False
@@ -193,6 +197,12 @@ class Connections:
                     "server's pg_hba.conf.",
                 )
             return StoreUnreachable(f"the state store can't be reached: {message}")
+        if isinstance(error, errors.UntranslatableCharacter | errors.CharacterNotInRepertoire):
+            return StoreError(
+                f"the state store's database can't hold a name or a message: {message}",
+                solution="Keep the state store in a database that was created with ENCODING "
+                f"'UTF8': set {self._place}.",
+            )
         return StoreError(f"the state store failed: {message}")
 
     def _open_pool(self) -> psycopg_pool.ConnectionPool[Connection]:
@@ -214,6 +224,10 @@ class Connections:
                     open=True,
                 )
             return self._pool
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _server_pid(connection: Connection) -> int:
