@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from etl_dagster.errors import SourceError
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import EventBatch, TableChanges, TableStep
+from etl_dagster.model.printing import print_keys
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.types import parse_text
 
@@ -107,18 +109,21 @@ def _put(
 
 
 def _keys(step: TableChanges, indices: np.ndarray) -> list[Key]:
-    """The keys of some rows, as text that Postgres reads back as the same values."""
-    columns = [
-        _as_text(step.rows.column(step.schema.column_names.index(name)).take(indices))
-        for name in step.schema.key_columns
-    ]
+    """The keys of some rows, as text that Postgres reads back as the same values.
+
+    Raises:
+        SourceError: a key holds a value that was lost on the way, so its row can't be found.
+    """
+    columns = []
+    for name in step.schema.key_columns:
+        place = step.schema.column_names.index(name)
+        texts = print_keys(step.schema.columns[place], step.rows.column(place).take(indices))
+        if None in texts:
+            raise SourceError(
+                f"{step.schema.name} has a key whose {name} lies outside of what the destination's "
+                "type can hold, so the rest of its row can't be fetched",
+                solution="Stop changes of that row, or take the value out of the key; then reset "
+                "the table.",
+            )
+        columns.append(texts)
     return list(zip(*columns, strict=True))
-
-
-def _as_text(array: Any) -> list[str | None]:
-    import pyarrow as pa
-
-    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-        return [None if value is None else "\\x" + value.hex() for value in array.to_pylist()]
-    texts: list[str | None] = array.cast(pa.string()).to_pylist()
-    return texts
