@@ -207,6 +207,15 @@ class StoreUnreachable(StoreError):
     retryable = True
 
 
+class StoreRestored(StoreError):
+    """The state store knows less than the destination: it was restored, or it is another one."""
+
+    solution = (
+        "Point state_store to the store that this pipeline used last. If that is lost, copy "
+        "everything again: `etl-dagster reset --all`, then start again."
+    )
+
+
 class StateRollbackError(StoreError):
     """The table has no earlier state to go back to."""
 
@@ -258,6 +267,33 @@ class BatchTooLarge(DestinationError):
 
     solution = "Lower batch.max_bytes, or raise the destination's own limit."
     retryable = True
+
+
+class DestinationReplaced(DestinationError):
+    """The destination is not the one that the pipeline has written: another, a new or no one."""
+
+    solution = (
+        "Put the right destination back, or correct the section `destination`. To copy everything "
+        "into this one instead: `etl-dagster reset --all`, then start again."
+    )
+
+
+class DestinationRestored(DestinationError):
+    """The destination is an older copy of itself: changes that were written are not in it."""
+
+    solution = (
+        "Put the newest copy back, if there is one. Else copy everything again: "
+        "`etl-dagster reset --all`, then start again."
+    )
+
+
+class CopyMissing(DestinationError):
+    """The destination does not have the copy of a table that the state store knows as complete."""
+
+    solution = (
+        "Check that every process of this pipeline writes the same destination. Then copy the "
+        "table again: `etl-dagster reset SCHEMA.TABLE`, or all of them: `etl-dagster reset --all`."
+    )
 
 
 class Superseded(DestinationError):

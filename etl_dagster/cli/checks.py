@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from etl_dagster.assembly import build_destination, build_store, forgets
+from etl_dagster.assembly import build_destination, build_store, forgets, opened_store
 from etl_dagster.cli.failures import NotReady
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import EtlError
+from etl_dagster.errors import EtlError, StoreError, StoreRestored
 from etl_dagster.integrations.meltano.positions.mirrored import state_location
 from etl_dagster.integrations.meltano.states.errors import StateSchemaMissing, StateTablesMissing
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 from etl_dagster.kinds import DESTINATIONS, STORES
+from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
+from etl_dagster.runtime.belonging import Belonging
 from etl_dagster.runtime.preflight import Check, run_checks
 
 
@@ -63,7 +65,30 @@ def check_destination(config: PipelineConfig) -> Check:
             f"{section.type}: everything is gone when the process ends",
             "For more than trying out, set destination.type to duckdb.",
         )
-    return _check(name, lambda: _ask(build_destination(config), section.type))
+    return _check(name, lambda: _ask_destination(config))
+
+
+def _ask_destination(config: PipelineConfig) -> str:
+    """What the destination finds when it looks at itself, and whether it is the pipeline's."""
+    destination = build_destination(config)
+    found = _ask(destination, config.destination.type)
+    try:
+        with opened_store(config) as store:
+            if _can_be_read(store):
+                Belonging(config, store, destination).require()
+    except StoreRestored:
+        raise
+    except StoreError:
+        pass  # the store's own check has found that, too
+    return found
+
+
+def _can_be_read(store: CoordinatingStore) -> bool:
+    """Whether the pipeline has run on the store, and reading it doesn't change its tables."""
+    if isinstance(store, KnowsPipeline) and not store.knows_pipeline():
+        return False
+    pending = getattr(store, "pending_migrations", None)
+    return pending is None or not pending()
 
 
 def check_positions(config: PipelineConfig) -> list[Check]:

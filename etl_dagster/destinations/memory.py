@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from etl_dagster.model.events import (
     TruncateEvent,
     steps_after,
 )
+from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
@@ -143,7 +145,10 @@ class MemoryDestination:
         self.changelog: list[RowEvent | TruncateEvent] = []
         self._copies: dict[TableId, _Copy] = {}
         self._ended_copies: dict[TableId, set[str]] = {}
-        self._epoch = 0
+        #: Another one in each process: what an earlier process wrote is gone.
+        self._identity = str(uuid.uuid4())
+        #: By pipeline.
+        self._marks: dict[str, DestinationMark] = {}
 
     def rows(self, table_name: str) -> list[Row]:
         """The rows of a table, given as ``schema.table``; empty while there is no such table.
@@ -190,16 +195,38 @@ class MemoryDestination:
 
     def write_events(self, events: EventBatch) -> None:
         with self._lock:
-            if events.epoch:
-                if events.epoch < self._epoch:
-                    raise Superseded(f"epoch {events.epoch} was followed by epoch {self._epoch}")
-                self._epoch = events.epoch
+            mark = self._mark(events.pipeline)
+            if events.epoch and events.epoch < mark.epoch:
+                raise Superseded(f"epoch {events.epoch} was followed by epoch {mark.epoch}")
             for table_id, steps in events.tables.items():
                 if events.is_outdated(table_id, self._replay_points.get(table_id)):
                     continue
                 position = self.positions.get(table_id, POSITION_ZERO)
                 for step in steps_after(steps, position):
                     self._apply(self.tables.setdefault(table_id, MemoryTable(step.schema)), step)
+            self._marks[events.pipeline] = mark.after(events)
+
+    # -- the mark ------------------------------------------------------------------------------
+
+    def read_mark(self, pipeline: str) -> DestinationMark:
+        with self._lock:
+            return self._mark(pipeline)
+
+    def held_copies(self, table_ids: Collection[TableId]) -> Mapping[TableId, HeldCopy]:
+        with self._lock:
+            return {
+                table_id: HeldCopy(copy.copy_id, copy.is_complete, frozenset(copy.chunks))
+                for table_id in table_ids
+                if (copy := self._copies.get(table_id)) is not None
+            }
+
+    def written_revision(self, pipeline: str) -> int:
+        return self._mark(pipeline).revision
+
+    def _mark(self, pipeline: str) -> DestinationMark:
+        return self._marks.get(pipeline, DestinationMark(self._identity))
+
+    # ------------------------------------------------------------------------------------------
 
     def _apply(self, table: MemoryTable, step: TableStep) -> None:
         match step:

@@ -302,6 +302,11 @@ class EventBatch:
     #: from before the table's current copy (less than the copy's `TableRows.replay_from`): they
     #: were sent by somebody who has not heard of it yet.
     apply_from: Mapping[TableId, Lsn] = field(default_factory=dict)
+    #: Whose batch it is; a destination that keeps marks keeps one for each pipeline.
+    pipeline: str = ""
+    #: Progress that the store had when the apply worker sent this; zero from others. A store that
+    #: has less was restored to an earlier point.
+    stored_lsn: Lsn = LSN_ZERO
 
     def is_outdated(self, table_id: TableId, replay_from: Lsn | None) -> bool:
         """Whether the sender does not know of the table's current copy; see `apply_from`.

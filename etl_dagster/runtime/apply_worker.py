@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, Superseded
@@ -43,6 +43,7 @@ class ApplyWorker:
         epoch: int,
         fetch_schema: Callable[[TableId], TableSchema | None],
         metrics: Metrics,
+        missing_copies: Callable[[Collection[TableId]], Mapping[TableId, EtlError]],
         on_durable: Callable[[Lsn], None],
         on_truncate: Callable[[TableId, int], None] = lambda table_id, xid: None,
         require_lease: Callable[[], None] = lambda: None,
@@ -73,6 +74,7 @@ class ApplyWorker:
             ApplyWorkerType(),
             SchemaTracker(store, fetch_schema),
             config.retry,
+            pipeline=config.pipeline,
             epoch=epoch,
             max_queued=config.batch.max_queued,
             stop=stop,
@@ -84,7 +86,11 @@ class ApplyWorker:
             self._stream, self._session, self._delivery, self, config.batch, stop=stop
         )
         self._ownership = Ownership(
-            store, position=lambda: self._loop.position, on_taken=self._taken, stop=stop
+            store,
+            position=lambda: self._loop.position,
+            missing_copies=missing_copies,
+            on_taken=self._taken,
+            stop=stop,
         )
 
     def run(self) -> None:

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import EtlError, LeaseLost
+from etl_dagster.errors import CopyMissing, EtlError, LeaseLost
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.model.states import Catchup, FinishedCopy, SyncDone, SyncWait
+from etl_dagster.model.states import Catchup, Errored, FinishedCopy, SyncDone, SyncWait
 from etl_dagster.model.stores import CoordinatingStore, Lease, TableSyncWorker
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery, Stopped
@@ -96,6 +96,7 @@ class CatchUp:
         #: Tables that failed, as the delivery's thread found.
         self._failed: set[TableId] = set()
         self._is_moved = False
+        self._refusal: CopyMissing | None = None
         self._unchanged = UnchangedValues(self._fetch_values, copied_until=must_reach)
         self._marker = must_reach
         self._marked_at = 0.0
@@ -120,6 +121,7 @@ class CatchUp:
             worker,
             SchemaTracker(store, self._fetch_schema),
             config.retry,
+            pipeline=config.pipeline,
             max_queued=config.batch.max_queued,
             stop=stop,
             prepare=self._unchanged.complete,
@@ -138,6 +140,7 @@ class CatchUp:
         Raises:
             Stopped: told to stop before.
             LeaseLost: somebody else moved on every table that is left.
+            CopyMissing: the apply worker doesn't find the copy at its destination.
             EtlError: what the source, the store or the destination failed with.
         """
         watcher = threading.Thread(
@@ -153,6 +156,8 @@ class CatchUp:
             watcher.join()
         if self._apply_from:
             raise Stopped
+        if self._refusal is not None and not self._handovers:
+            raise self._refusal
         if self._is_moved and not self._handovers:
             raise LeaseLost(f"somebody else moved {self._label} on")
         return self._handovers
@@ -228,6 +233,10 @@ class CatchUp:
                     pass
                 case Catchup() as target:
                     targets[table_id] = target
+                case Errored(reason, solution):
+                    # The apply worker has refused the table.
+                    self._refusal = CopyMissing(reason, solution=solution)
+                    moved.append(table_id)
                 case _:
                     moved.append(table_id)
         self._moved_on(moved)

@@ -20,12 +20,14 @@ from etl_dagster.errors import (
     Superseded,
     TableWriteFailed,
 )
-from etl_dagster.lsn import Lsn
+from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination, WriteResult
 from etl_dagster.model.events import EventBatch
+from etl_dagster.model.identity import RemembersDestination
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.stores import PipelineStore, WorkerType
+from etl_dagster.model.stores import ApplyWorker, PipelineStore, WorkerType
 from etl_dagster.protocol.batch import RawBatch
+from etl_dagster.runtime.belonging import marking
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.halving import PieceSize, halves, only_table
 from etl_dagster.runtime.retry import Backoff
@@ -65,6 +67,7 @@ class Delivery:
         schemas: SchemaTracker,
         retry: RetryConfig,
         *,
+        pipeline: str = "",
         epoch: int = 0,
         max_queued: int = 2,
         stop: threading.Event,
@@ -78,7 +81,11 @@ class Delivery:
         self._worker = worker
         self._schemas = schemas
         self._retry = retry
+        self._pipeline = pipeline
         self._epoch = epoch
+        #: As the store has them by now, as far as this delivery knows.
+        self._stored_lsn = LSN_ZERO
+        self._stored_revision = 0
         self._stop = stop
         self._prepare = prepare
         self._on_durable = on_durable
@@ -207,7 +214,12 @@ class Delivery:
         if raw.first_commit_lsn is not None:
             self._schemas.at(raw.first_commit_lsn)
         events = raw.decode(self._schemas.resolve, wanted, self._epoch)
-        events = replace(events, apply_from=wanted)
+        events = replace(
+            events,
+            apply_from=wanted,
+            pipeline=self._pipeline,
+            stored_lsn=self._stored_lsn if isinstance(self._worker, ApplyWorker) else LSN_ZERO,
+        )
         events = self._prepare(self._schemas.announce(events))
         changes = self._schemas.begin_changes(events)
         events = self._write(events)
@@ -307,8 +319,16 @@ class Delivery:
         wait_durable(result, self._stop)
 
     def _keep_progress(self, lsn: Lsn) -> None:
-        if self._worker is not None:
-            self._store.upsert_replication_progress(self._worker, lsn)
+        """Store the progress, and how far the destination is by now if it was written since."""
+        if self._worker is None:
+            return
+        marked, store = marking(self._destination), self._store
+        revision = 0 if marked is None else marked.written_revision(self._pipeline)
+        if revision > self._stored_revision and isinstance(store, RemembersDestination):
+            self._stored_lsn = store.store_delivery(self._worker, lsn, revision)
+            self._stored_revision = revision
+        else:
+            self._stored_lsn = store.upsert_replication_progress(self._worker, lsn)
 
 
 def _as_table_failure(table_id: TableId, error: BatchTooLarge | MemoryError) -> TableWriteFailed:

@@ -12,6 +12,7 @@ from typing import Any
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
 from etl_dagster.model.destination import ChecksItself
+from etl_dagster.model.identity import KnownDestination
 from etl_dagster.model.schema import (
     INITIAL_SNAPSHOT,
     SnapshotId,
@@ -73,6 +74,7 @@ class LocalStore:
         self._status: dict[str, str] = {}
         self._epoch = 0
         self._is_forgetful = False
+        self._known: KnownDestination | None = None
 
     def close(self) -> None:
         """Close the store itself, where it can be closed."""
@@ -226,12 +228,31 @@ class LocalStore:
     def reset_for_resync(self) -> int:
         with self._lock:
             self._plans.clear()
+            self._known = None
             table_ids = list(self._store.get_table_replication_states())
             # In this order: tables that are copied anew need no progress, ready ones do.
             self._store.update_table_replication_states([(t, Init()) for t in table_ids])
             self._store.delete_replication_progress(ApplyWorker())
         self.wake()
         return len(table_ids)
+
+    def get_known_destination(self) -> KnownDestination | None:
+        return self._known
+
+    def store_known_destination(self, known: KnownDestination | None) -> None:
+        with self._lock:
+            self._known = known
+
+    def store_delivery(self, worker: WorkerType, flush_lsn: Lsn, revision: int) -> Lsn:
+        with self._lock:
+            if self._known is not None:
+                newest = max(self._known.revision, revision)
+                self._known = replace(self._known, revision=newest)
+            return self.upsert_replication_progress(worker, flush_lsn)
+
+    def get_copy_ids(self) -> Mapping[TableId, str]:
+        with self._lock:
+            return {table_id: plan.copy_id for table_id, plan in self._plans.items()}
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
         self._status[key] = text = json.dumps(payload)

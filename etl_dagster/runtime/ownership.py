@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 
+from etl_dagster.errors import DestinationUnreachable, EtlError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import (
@@ -48,16 +49,21 @@ class Ownership:
         store: CoordinatingStore,
         *,
         position: Callable[[], Lsn],
+        missing_copies: Callable[[Collection[TableId]], Mapping[TableId, EtlError]] = (
+            lambda table_ids: {}
+        ),
         on_taken: Callable[[TableId], None],
         stop: threading.Event,
     ) -> None:
         """Args:
         position: the smallest LSN past every transaction of which something was read.
+        missing_copies: those of the tables that are not where the apply worker writes.
         on_taken: called when a table was taken over.
         """
         self._store = store
         self._many = many(store)
         self._position = position
+        self._missing_copies = missing_copies
         self._on_taken = on_taken
         self._stop = stop
         self._apply_from: dict[TableId, Lsn] = {}
@@ -106,12 +112,31 @@ class Ownership:
         owned |= self._hand_over(waiting)
         self._apply_from = owned
 
+    def _confirmed(self, waiting: Mapping[TableId, SyncWait]) -> dict[TableId, SyncWait]:
+        """Those of the tables whose copy is where the apply worker writes.
+
+        A worker of another process may have written another file under the same settings.
+        """
+        if not waiting:
+            return {}
+        try:
+            missing = self._missing_copies(waiting)
+        except DestinationUnreachable as error:
+            _log.warning("tables can't be taken over now: %s", error.reason)
+            self._pause_until |= dict.fromkeys(waiting, time.monotonic() + _WITHDRAWN_PAUSE_S)
+            return {}
+        for table_id, why in missing.items():
+            _log.error("table %s is not taken over: %s", table_id, why.reason)
+            failed = Errored(why.reason, why.solution, ManualRetry())
+            self._store.transition_table_state(table_id, waiting[table_id], failed)
+        return {t: state for t, state in waiting.items() if t not in missing}
+
     def _hand_over(self, waiting: Mapping[TableId, SyncWait]) -> dict[TableId, Lsn]:
         """Name a target for each table and wait until all are reached; the tables that got there.
 
         The stream stands at one position meanwhile, so what holds for one table holds for many.
         """
-        targets = self._name_targets(waiting)
+        targets = self._name_targets(self._confirmed(waiting))
         taken: dict[TableId, Lsn] = {}
         deadline = time.monotonic() + _CATCHUP_WAIT_S
         while targets and not self._stop.is_set():

@@ -10,6 +10,8 @@ from typing import Literal
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
+    DestinationReplaced,
+    DestinationRestored,
     EtlError,
     InvalidState,
     LeaseLost,
@@ -19,11 +21,11 @@ from etl_dagster.errors import (
 )
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
-from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import Lease, PipelineStore
 from etl_dagster.runtime.apply_worker import ApplyWorker
+from etl_dagster.runtime.belonging import Belonging
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.local_store import coordinating
@@ -74,6 +76,7 @@ class Pipeline:
             config.source, application_name=f"etl_dagster control {config.pipeline}"
         )
         self._metrics = Metrics()
+        self._belonging = Belonging(config, store, destination)
         self._members = Members(config, store, self._control)
         self._stop = threading.Event()
         self._done = threading.Event()
@@ -114,12 +117,15 @@ class Pipeline:
             self._lease = self._store.acquire_lease("apply")
             if self._lease is None:
                 raise PipelineInUse(f"another process runs the pipeline {self._config.pipeline!r}")
+            # Before it is started: that may create what was removed, or change what isn't ours.
+            self._belonging.require()
             self._destination.startup(self._store)
             self._epoch = self._store.take_epoch()
             if self._destination.capabilities.transactional:
                 # From here on it refuses what a stalled older process still has in its hands.
-                fence = EventBatch({}, epoch=self._epoch)
+                fence = self._belonging.fence(self._epoch)
                 wait_durable(self._destination.write_events(fence), self._stop)
+            self._belonging.remember()
             self._members.update(members)
             self._confirmed = prepare_apply_slot(self._store, self._control, self._config)
         except BaseException:
@@ -273,6 +279,7 @@ class Pipeline:
             epoch=self._epoch,
             fetch_schema=self._fetch_schema,
             metrics=self._metrics,
+            missing_copies=self._belonging.missing_copies,
             on_durable=self._durable,
             on_truncate=self._members.truncated,
             require_lease=self._require_lease,
@@ -339,6 +346,8 @@ class Pipeline:
             except PublicationMissing:
                 # Postgres 18 goes on streaming, with nothing in the stream.
                 raise
+            except (DestinationReplaced, DestinationRestored):
+                raise  # an idle stream would not meet it
             except EtlError as error:
                 # The stream meets what is worth stopping for.
                 _log.warning("the tables can't be looked after: %s", error.reason)

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
+    DestinationReplaced,
+    DestinationRestored,
     InvalidState,
     LeaseLost,
     SourceError,
@@ -44,6 +46,7 @@ from etl_dagster.model.stores import (
     Lease,
     TableSyncWorker,
 )
+from etl_dagster.runtime.belonging import Belonging
 from etl_dagster.runtime.catchup import CatchUp
 from etl_dagster.runtime.delivery import Stopped
 from etl_dagster.runtime.retry import errored_state
@@ -113,6 +116,7 @@ class TableSync:
         self._config = config
         self._store = store
         self._destination = destination
+        self._belonging = Belonging(config, store, destination)
         self._table_id = table_id
         self._worker = TableSyncWorker(table_id)
         self._slot = table_sync_slot_name(config.pipeline, table_id)
@@ -139,6 +143,8 @@ class TableSync:
             EtlError: the table can't be copied; its state is `Errored` by then.
             LeaseLost: another worker has the table.
             InvalidState: the table is streamed already; ask for a copy first.
+            DestinationReplaced, DestinationRestored: the pipeline writes another destination. The
+                table's state stays as it was.
         """
         lease = self._store.acquire_lease(f"table:{self._table_id}")
         if lease is None:
@@ -147,7 +153,7 @@ class TableSync:
             return self._run(lease)
         except Stopped:
             return None
-        except (LeaseLost, InvalidState):
+        except (LeaseLost, InvalidState, DestinationReplaced, DestinationRestored):
             raise
         except Exception as error:
             state = errored_state(error, self._config.retry, self._attempt)
@@ -187,6 +193,7 @@ class TableSync:
             )
         if isinstance(state, Errored) and isinstance(state.retry, TimedRetry):
             self._attempt = state.retry.attempt + 1
+        self._belonging.require_known()
         table = self._fetch_table()
         started = time.monotonic()
         with self._prepared(table, state) as (table, plan, snapshot_name):
@@ -269,6 +276,9 @@ class TableSync:
         durable = max(self._store.get_replication_progress(self._worker) or LSN_ZERO, plan.slot_lsn)
         if slot.confirmed_flush_lsn is None or slot.confirmed_flush_lsn > durable:
             return None  # somebody else made it, or moved it past what is durable
+        if not self._belonging.has_finished(self._table_id, plan, is_complete=self._is_copied()):
+            _log.warning("the destination lacks what was copied of %s", schema.name)
+            return None
         if self._is_copied():
             return replace(table, schema=schema)
         if not table.can_resume_copy or not table.schema.describes_same_columns(schema):

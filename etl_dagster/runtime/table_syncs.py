@@ -8,7 +8,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import EtlError
+from etl_dagster.errors import DestinationReplaced, DestinationRestored, EtlError
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, TableState, TimedRetry, needs_sync
@@ -34,9 +34,16 @@ class TableSyncs:
         self._destination = destination
         self._stop = stop
         self._threads: dict[TableId, threading.Thread] = {}
+        self._failure: EtlError | None = None
 
     def start_due(self, table_ids: Collection[TableId]) -> None:
-        """Start what is due, as far as `copy.max_table_sync_workers` allows."""
+        """Start what is due, as far as `copy.max_table_sync_workers` allows.
+
+        Raises:
+            DestinationReplaced, DestinationRestored: a worker found that; no table is at fault.
+        """
+        if self._failure is not None:
+            raise self._failure
         self._threads = {t: thread for t, thread in self._threads.items() if thread.is_alive()}
         states = self._store.get_table_replication_states()
         for table_id in table_ids:
@@ -61,6 +68,8 @@ class TableSyncs:
         worker = TableSync(self._config, self._store, self._destination, table_id, stop=self._stop)
         try:
             worker.run()
+        except (DestinationReplaced, DestinationRestored) as error:
+            self._failure = error
         except EtlError:
             pass  # it is in the table's state, and in the log
         except Exception as error:

@@ -12,6 +12,7 @@ from etl_dagster.config import MemoryStoreConfig, PipelineConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
+from etl_dagster.model.identity import KnownDestination
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState, is_durable
 from etl_dagster.model.stores import (
@@ -65,6 +66,7 @@ class MemoryStore:
         self._leases: dict[str, MemoryLease] = {}
         self._status: dict[str, str] = {}
         self._epoch = 0
+        self._known: KnownDestination | None = None
 
     def open(self) -> None:
         """Nothing to do; other stores connect here."""
@@ -165,6 +167,26 @@ class MemoryStore:
         with self._lock:
             self._progress.pop(worker, None)
 
+    # -- the destination -----------------------------------------------------------------------
+
+    def get_known_destination(self) -> KnownDestination | None:
+        return self._known
+
+    def store_known_destination(self, known: KnownDestination | None) -> None:
+        with self._lock:
+            self._known = known
+
+    def store_delivery(self, worker: WorkerType, flush_lsn: Lsn, revision: int) -> Lsn:
+        with self._lock:
+            if self._known is not None:
+                newest = max(self._known.revision, revision)
+                self._known = replace(self._known, revision=newest)
+            return self.upsert_replication_progress(worker, flush_lsn)
+
+    def get_copy_ids(self) -> Mapping[TableId, str]:
+        with self._lock:
+            return {table_id: plan.copy_id for table_id, plan in self._plans.items()}
+
     # -- destination metadata ------------------------------------------------------------------
 
     def get_destination_table_metadata(self, table_id: TableId) -> DestinationTableMetadata | None:
@@ -208,6 +230,7 @@ class MemoryStore:
                 self._set_state(table_id, Init())
             self._progress.pop(ApplyWorker(), None)
             self._plans.clear()
+            self._known = None
             count = len(self._states)
         self._changes.bump()
         return count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from etl_dagster.destinations.duckdb.file import DatabaseFile
 from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.merge import TableMerge
 from etl_dagster.destinations.duckdb.readiness import check_file
+from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing
 from etl_dagster.destinations.duckdb.tables import (
     column_types,
     create_table,
@@ -31,6 +32,7 @@ from etl_dagster.destinations.duckdb.tables import (
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
+from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
@@ -94,6 +96,13 @@ class DuckDBDestination:
         #: Chunks are written side by side. What compares and sets (an epoch, a copy), or creates
         #: something that another transaction might create too, comes one after the other.
         self._lock = threading.Lock()
+        #: From startup on.
+        self._seen: SeenFile | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return str(self.path)
 
     def startup(self, store: DestinationStore) -> None:
         """Check the folder and the file, and create the ledger.
@@ -102,9 +111,14 @@ class DuckDBDestination:
             DestinationError: the file can't be written where it is.
         """
         self.check()
+        self._file.guard = None
         with self._file.transaction() as connection:
-            Ledger(connection).create()
+            ledger = Ledger(connection)
+            ledger.create()
+            mark = ledger.mark("")
             _rename_earlier_staging(connection)
+        assert mark is not None
+        self._file.guard = self._seen = SeenFile(self.path, mark.identity)
 
     def shutdown(self) -> None:
         self._file.close()
@@ -212,21 +226,51 @@ class DuckDBDestination:
             TableWriteFailed: one table refuses; nothing is applied.
             DestinationUnreachable: the file can't be had, or not be written.
         """
-        with self._lock, self._file.transaction() as connection:
-            ledger = Ledger(connection)
-            if events.epoch:
-                ledger.raise_epoch(events.epoch)
-            tables = ledger.tables(events.tables)
-            replay_points = ledger.replay_points(events.tables)
-            for table_id, steps in events.tables.items():
-                if events.is_outdated(table_id, replay_points.get(table_id)):
-                    continue
-                merge = TableMerge(
-                    connection, ledger, tables.get(table_id), changelog=self._changelog
-                )
-                name = steps[0].schema.name if steps else str(table_id)
-                with _blaming(table_id, name):
-                    merge.apply(steps)
+        with self._lock:
+            with self._file.transaction() as connection:
+                ledger = Ledger(connection)
+                revision = ledger.raise_mark(events)
+                tables = ledger.tables(events.tables)
+                replay_points = ledger.replay_points(events.tables)
+                for table_id, steps in events.tables.items():
+                    if events.is_outdated(table_id, replay_points.get(table_id)):
+                        continue
+                    merge = TableMerge(
+                        connection, ledger, tables.get(table_id), changelog=self._changelog
+                    )
+                    name = steps[0].schema.name if steps else str(table_id)
+                    with _blaming(table_id, name):
+                        merge.apply(steps)
+            if self._seen is not None:
+                self._seen.revisions[events.pipeline] = revision
+
+    # -- the mark ------------------------------------------------------------------------------
+
+    def read_mark(self, pipeline: str) -> DestinationMark | None:
+        with self._reading() as ledger:
+            return None if ledger is None else ledger.mark(pipeline)
+
+    def held_copies(self, table_ids: Collection[TableId]) -> Mapping[TableId, HeldCopy]:
+        with self._reading() as ledger:
+            return {} if ledger is None else ledger.held_copies(table_ids)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Ledger | None]:
+        """The ledger to read, also before `startup`; None while there is no file."""
+        if self._seen is not None:
+            with self._file.transaction() as connection:
+                yield Ledger(connection)
+        elif is_missing(self.path):
+            yield None
+        else:
+            check_file(self.path)
+            with reading.read_connection(
+                self.path, lock_timeout_s=self._lock_timeout_s
+            ) as connection:
+                yield Ledger(connection)
+
+    def written_revision(self, pipeline: str) -> int:
+        return 0 if self._seen is None else self._seen.revisions.get(pipeline, 0)
 
     # -- readers -------------------------------------------------------------------------------
 

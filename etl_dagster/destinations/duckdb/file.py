@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import filelock
 
-from etl_dagster.errors import BatchTooLarge, DestinationError, DestinationUnreachable
+from etl_dagster.errors import (
+    BatchTooLarge,
+    DestinationError,
+    DestinationReplaced,
+    DestinationUnreachable,
+)
 
 #: Opening and closing costs some 20 ms of CPU, so the next write has a moment to come: a long one
 #: when the last one came soon after the file was closed.
@@ -27,6 +32,19 @@ _CONFIG = {"autoinstall_known_extensions": False, "autoload_known_extensions": F
 _HOLDER = re.compile(r"Conflicting lock is held in (.*?\(PID \d+\))")
 
 
+class Guard(Protocol):
+    """Looks at the file each time it is opened; raises where it isn't the one from before."""
+
+    def before_opening(self) -> None:
+        """While the lock is held; opening would make a file that is missing."""
+
+    def after_opening(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Outside of any transaction."""
+
+    def while_open(self) -> None:
+        """Before and after each transaction; what goes into a file without a name is lost."""
+
+
 class DatabaseFile:
     """Opens the file when it is needed, and lets go of it soon.
 
@@ -37,6 +55,8 @@ class DatabaseFile:
 
     def __init__(self, path: Path, *, memory_limit: str, lock_timeout_s: float) -> None:
         self.path = path
+        #: What must be true of the file each time it is opened: somebody may have exchanged it.
+        self.guard: Guard | None = None
         self._lock_timeout_s = lock_timeout_s
         self._config: dict[str, Any] = {
             "memory_limit": memory_limit,
@@ -61,10 +81,12 @@ class DatabaseFile:
             DestinationUnreachable: the file is in use elsewhere, or can't be written now.
         """
         with self._connection() as connection:
+            self._check_place()
             connection.execute("BEGIN TRANSACTION")
             try:
                 yield connection
                 connection.execute("COMMIT")
+                self._check_place()
             except duckdb.Error as error:
                 self._roll_back(connection)
                 if isinstance(error, duckdb.FatalException | duckdb.InternalException):
@@ -72,6 +94,14 @@ class DatabaseFile:
                 raise translate(error, self.path) from error
             except BaseException:
                 self._roll_back(connection)
+                raise
+
+    def _check_place(self) -> None:
+        if self.guard is not None:
+            try:
+                self.guard.while_open()
+            except BaseException:
+                self._is_broken = True
                 raise
 
     def close(self) -> None:
@@ -115,9 +145,7 @@ class DatabaseFile:
         database = None
         try:
             time.sleep(max(self._rest_until - time.monotonic(), 0))
-            database = open_locked(
-                self.path, self._file_lock, self._config, timeout_s=self._lock_timeout_s
-            )
+            database = self._open()
         finally:
             with self._changed:
                 self._is_opening = False
@@ -127,6 +155,24 @@ class DatabaseFile:
                 self._changed.notify_all()
         # Not a daemon: a process that ends while DuckDB works in a thread is aborted.
         threading.Thread(target=self._close_when_idle, name="duckdb-closer").start()
+        return database
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        guard = self.guard
+        database = open_locked(
+            self.path,
+            self._file_lock,
+            self._config,
+            timeout_s=self._lock_timeout_s,
+            before=None if guard is None else guard.before_opening,
+        )
+        if guard is not None:
+            try:
+                guard.after_opening(database)
+            except BaseException:
+                database.close()
+                self._file_lock.release()
+                raise
         return database
 
     @property
@@ -170,9 +216,18 @@ def lock_of(path: Path) -> filelock.BaseFileLock:
 
 
 def open_locked(
-    path: Path, lock: filelock.BaseFileLock, config: dict[str, Any], *, timeout_s: float, **how: Any
+    path: Path,
+    lock: filelock.BaseFileLock,
+    config: dict[str, Any],
+    *,
+    timeout_s: float,
+    before: Callable[[], None] | None = None,
+    **how: Any,
 ) -> duckdb.DuckDBPyConnection:
     """Take the lock and open the file, waiting for others to leave it; the lock is kept.
+
+    Args:
+        before: called between the two.
 
     Raises:
         DestinationUnreachable: others kept the file for too long, or it can't be opened now.
@@ -194,6 +249,8 @@ def open_locked(
             "destination.path.",
         ) from error
     try:
+        if before is not None:
+            before()
         while True:
             try:
                 database = duckdb.connect(str(path), config=_CONFIG | config, **how)
@@ -236,6 +293,11 @@ def translate(error: duckdb.Error, path: Path) -> DestinationError:
         return DestinationError(
             f"{path} is no DuckDB file",
             solution="Correct destination.path, or move the file away.",
+        )
+    if "WAL does not match database file" in message:
+        return DestinationReplaced(
+            f"{path} was exchanged while it was written: the write-ahead log beside it, "
+            f"{path.name}.wal, belongs to another file or to an older copy"
         )
     if isinstance(error, duckdb.TransactionException):
         return DestinationUnreachable(f"{path} was changed by somebody else: {message}")

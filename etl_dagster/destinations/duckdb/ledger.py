@@ -13,13 +13,14 @@ import pyarrow as pa
 from etl_dagster.destinations.duckdb.tables import fetch_row
 from etl_dagster.errors import InvalidState, Superseded
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.events import ChunkId, TableChanges, TruncateEvent
+from etl_dagster.model.events import ChunkId, EventBatch, TableChanges, TruncateEvent
+from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 
 _CREATE = """
 CREATE SCHEMA IF NOT EXISTS _etl;
--- The newest epoch that has written.
+-- The newest epoch that has written, in files of earlier versions.
 CREATE TABLE IF NOT EXISTS _etl.meta (epoch UBIGINT NOT NULL);
 -- The tables that are there, and as which version of their schema.
 CREATE TABLE IF NOT EXISTS _etl.tables (
@@ -48,7 +49,19 @@ CREATE TABLE IF NOT EXISTS _etl.changelog (
     ordinal BIGINT NOT NULL
 );
 INSERT INTO _etl.meta SELECT 0 WHERE NOT EXISTS (FROM _etl.meta);
+-- By this the file is told from others; a copy of the file has the same.
+CREATE TABLE IF NOT EXISTS _etl.identity (identity VARCHAR NOT NULL);
+INSERT INTO _etl.identity SELECT uuid()::VARCHAR WHERE NOT EXISTS (FROM _etl.identity);
+-- What each pipeline has written: see etl_dagster.model.identity.DestinationMark.
+CREATE TABLE IF NOT EXISTS _etl.pipelines (
+    pipeline VARCHAR NOT NULL, revision UBIGINT NOT NULL, epoch UBIGINT NOT NULL,
+    durable_lsn UBIGINT NOT NULL, stored_lsn UBIGINT NOT NULL
+);
 """
+#: What `_CREATE` makes.
+_TABLES = (
+    "changelog", "chunks", "copies", "identity", "meta", "pipelines", "positions", "tables"
+)  # fmt: skip
 
 
 class Ledger:
@@ -58,28 +71,88 @@ class Ledger:
         self._connection = connection
 
     def create(self) -> None:
-        row = fetch_row(
-            self._connection,
-            "SELECT count(*) FROM duckdb_tables() WHERE schema_name = '_etl' "
-            "AND table_name = 'changelog' AND database_name = current_database()",
-        )
-        if row == (0,):
+        """Create what is missing: all of it, or what a file of an earlier version lacks."""
+        if not self._there().issuperset(_TABLES):
             self._connection.execute(_CREATE)
 
-    # -- the stream ----------------------------------------------------------------------------
+    def _there(self) -> set[str]:
+        rows = self._connection.execute(
+            "SELECT table_name FROM duckdb_tables() "
+            "WHERE schema_name = '_etl' AND database_name = current_database()"
+        ).fetchall()
+        return {name for (name,) in rows}
 
-    def raise_epoch(self, epoch: int) -> None:
-        """Remember the epoch.
+    # -- the mark ------------------------------------------------------------------------------
+
+    def mark(self, pipeline: str) -> DestinationMark | None:
+        """The mark of a pipeline; None where nothing was written yet."""
+        there = self._there()
+        if "meta" not in there:
+            return None
+        if not there.issuperset({"identity", "pipelines"}):
+            return DestinationMark("")
+        identity = fetch_row(self._connection, "SELECT identity FROM _etl.identity") or ("",)
+        row = fetch_row(
+            self._connection,
+            "SELECT revision, epoch, durable_lsn, stored_lsn FROM _etl.pipelines "
+            "WHERE pipeline = ?",
+            [pipeline],
+        )
+        if row is None:
+            return DestinationMark(identity[0])
+        revision, epoch, durable, stored = row
+        return DestinationMark(identity[0], revision, epoch, Lsn(durable), Lsn(stored))
+
+    def revisions(self) -> tuple[str, dict[str, int]] | None:
+        """The file's identity, and each pipeline's revision; None where there is no ledger."""
+        try:
+            rows = self._connection.execute(
+                "SELECT identity, pipeline, revision FROM _etl.identity "
+                "LEFT JOIN _etl.pipelines ON true"
+            ).fetchall()
+        except duckdb.CatalogException:
+            return None
+        if not rows:
+            return None
+        return rows[0][0], {
+            pipeline: revision for _, pipeline, revision in rows if pipeline is not None
+        }
+
+    def raise_mark(self, events: EventBatch) -> int:
+        """Count the batch, and remember its sender; returns the revision.
 
         Raises:
-            Superseded: a newer one has written.
+            Superseded: a newer epoch has written.
         """
-        row = fetch_row(self._connection, "SELECT max(epoch) FROM _etl.meta")
-        newest = int(row[0] or 0) if row else 0
-        if epoch < newest:
-            raise Superseded(f"epoch {epoch} was followed by epoch {newest}")
-        if epoch > newest:
-            self._connection.execute("UPDATE _etl.meta SET epoch = ?", [epoch])
+        row = fetch_row(
+            self._connection,
+            "SELECT revision, epoch, durable_lsn, stored_lsn FROM _etl.pipelines "
+            "WHERE pipeline = ?",
+            [events.pipeline],
+        )
+        if row is None:
+            # A file of an earlier version has one epoch for all.
+            newest = fetch_row(self._connection, "SELECT max(epoch) FROM _etl.meta") or (0,)
+            row = (0, newest[0] or 0, 0, 0)
+            self._connection.execute(
+                "INSERT INTO _etl.pipelines VALUES (?, ?, ?, ?, ?)", [events.pipeline, *row]
+            )
+        before = DestinationMark("", row[0], row[1], Lsn(row[2]), Lsn(row[3]))
+        if events.epoch and events.epoch < before.epoch:
+            raise Superseded(f"epoch {events.epoch} was followed by epoch {before.epoch}")
+        mark = before.after(events)
+        self._connection.execute(
+            "UPDATE _etl.pipelines SET revision = ?, epoch = ?, durable_lsn = ?, stored_lsn = ? "
+            "WHERE pipeline = ?",
+            [
+                mark.revision,
+                mark.epoch,
+                mark.durable_lsn.offset,
+                mark.stored_lsn.offset,
+                events.pipeline,
+            ],
+        )
+        return mark.revision
 
     def tables(self, table_ids: Collection[TableId]) -> dict[TableId, TableSchema]:
         """Those of the tables that are there."""
@@ -219,6 +292,22 @@ class Ledger:
             [list(table_ids)],
         ).fetchall()
         return {table_id: Lsn(replay_lsn) for table_id, replay_lsn in rows}
+
+    def held_copies(self, table_ids: Collection[TableId]) -> dict[TableId, HeldCopy]:
+        """The tables' current copies, running or complete."""
+        if "copies" not in self._there():
+            return {}
+        rows = self._connection.execute(
+            "SELECT table_id, copy_id, status = 'complete', "
+            "(SELECT list(chunk_index) FROM _etl.chunks h "
+            "WHERE h.table_id = c.table_id AND h.copy_id = c.copy_id) "
+            "FROM _etl.copies c WHERE status <> 'ended' AND list_contains(?, table_id)",
+            [list(table_ids)],
+        ).fetchall()
+        return {
+            table_id: HeldCopy(copy_id, is_complete, frozenset(chunks or ()))
+            for table_id, copy_id, is_complete, chunks in rows
+        }
 
     def has_chunk(self, table_id: TableId, chunk: ChunkId) -> bool:
         row = fetch_row(

@@ -63,6 +63,11 @@ class HttpDestination:
         self._client = HttpClient(config)
         self._pool = ThreadPoolExecutor(config.max_connections, "http destination")
 
+    @property
+    def place(self) -> str:
+        """Where it is, for people; compared with where the pipeline has written before."""
+        return self._url
+
     def startup(self, store: DestinationStore) -> None:
         """Nothing to prepare: the first request connects, and is tried again if it can't."""
 

@@ -37,6 +37,7 @@ from etl_dagster.model.destination import CountsRows, Destination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.belonging import start_destination
 from etl_dagster.runtime.table_sync import CopyProgress, TableSync, TableSyncResult
 
 _MAX_RETRIES, _FIRST_RETRY_S = 3, 10
@@ -97,7 +98,7 @@ def copy_one_table(
                     )
                 )
             destination = resource.get_destination()
-            destination.startup(store)
+            start_destination(config, store, destination)
             try:
                 copy = _Copy(context, config, store, destination, watch, table_name)
                 return copy.materialize(key)

@@ -18,6 +18,7 @@ from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
+from etl_dagster.model.identity import KnownDestination
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import (
     Init,
@@ -418,6 +419,70 @@ class PostgresStore:
             records.worker_key(worker),
         )
 
+    # -- the destination -----------------------------------------------------------------------
+
+    def get_known_destination(self) -> KnownDestination | None:
+        rows = self._fetch(
+            "SELECT type, place, identity, revision, epoch FROM {schema}.known_destinations "
+            "WHERE pipeline = %s",
+            self.pipeline,
+        )
+        return KnownDestination(*rows[0]) if rows else None
+
+    def store_known_destination(self, known: KnownDestination | None) -> None:
+        if known is None:
+            self._write(
+                None, "DELETE FROM {schema}.known_destinations WHERE pipeline = %s", self.pipeline
+            )
+            return
+        self._write(
+            None,
+            """
+            INSERT INTO {schema}.known_destinations
+                (pipeline, type, place, identity, revision, epoch)
+            VALUES (%s, %s, %s, %s, %s, %s)
+            ON CONFLICT (pipeline) DO UPDATE SET
+                type = excluded.type, place = excluded.place, identity = excluded.identity,
+                revision = excluded.revision, epoch = excluded.epoch, updated_at = now()
+            """,
+            self.pipeline,
+            known.type,
+            known.place,
+            known.identity,
+            known.revision,
+            known.epoch,
+        )
+
+    def store_delivery(self, worker: WorkerType, flush_lsn: Lsn, revision: int) -> Lsn:
+        [(stored,)] = self._fetch(
+            """
+            WITH known AS (
+                UPDATE {schema}.known_destinations
+                SET revision = greatest(revision, %s), updated_at = now()
+                WHERE pipeline = %s
+            )
+            INSERT INTO {schema}.replication_progress AS progress (pipeline, worker, flush_lsn)
+            VALUES (%s, %s, %s::pg_lsn)
+            ON CONFLICT (pipeline, worker) DO UPDATE SET
+                flush_lsn = greatest(progress.flush_lsn, excluded.flush_lsn), updated_at = now()
+            RETURNING flush_lsn::text
+            """,
+            revision,
+            self.pipeline,
+            self.pipeline,
+            records.worker_key(worker),
+            str(flush_lsn),
+        )
+        return Lsn.parse(stored)
+
+    def get_copy_ids(self) -> Mapping[TableId, str]:
+        return dict(
+            self._fetch(
+                "SELECT table_id, copy_id FROM {schema}.copy_plans WHERE pipeline = %s",
+                self.pipeline,
+            )
+        )
+
     # -- destination metadata ------------------------------------------------------------------
 
     def get_destination_table_metadata(self, table_id: TableId) -> DestinationTableMetadata | None:
@@ -519,6 +584,7 @@ class PostgresStore:
                 "DELETE FROM {schema}.replication_progress "
                 "WHERE pipeline = %s AND worker = 'apply'",
                 "DELETE FROM {schema}.copy_plans WHERE pipeline = %s",
+                "DELETE FROM {schema}.known_destinations WHERE pipeline = %s",
             ):
                 connection.execute(self._sql(statement), (self.pipeline,))
             return len(table_ids)

@@ -78,7 +78,7 @@ class FileDestination(MemoryDestination):
     name = "file"
     kept: ClassVar[tuple[str, ...]] = (
         *("tables", "positions", "changelog"),
-        *("_replay_points", "_copies", "_ended_copies", "_epoch"),
+        *("_replay_points", "_copies", "_ended_copies", "_identity", "_marks"),
     )
 
     def __init__(self, path: Path) -> None:
@@ -806,7 +806,7 @@ class TestEachProcessKnowsItsOwnEpoch(TestInAFile):
     promise = "test_a_stalled_process_is_refused_once_another_took_over"
 
     class destination_class(FileDestination):
-        kept = tuple(name for name in FileDestination.kept if name != "_epoch")
+        kept = tuple(name for name in FileDestination.kept if name != "_marks")
 
 
 class TestOneProcessKeepsItToItself(TestInAFile):

@@ -1,0 +1,128 @@
+"""What tells one source and one destination from another, and how far each of them got.
+
+Source, state store and destination of a pipeline can be exchanged one by one: a file is removed or
+restored from a backup, a setting is changed, a server is restored to an earlier point. Each then
+claims what the others don't have. So the destination keeps a mark of its own, the store remembers
+the newest mark that it knows of, and both are compared (`etl_dagster.runtime.belonging`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.events import EventBatch
+from etl_dagster.model.schema import TableId
+from etl_dagster.model.stores import WorkerType
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationMark:
+    """What a destination keeps of itself and of one pipeline, committed with the data."""
+
+    #: Chosen at random when the destination was made; copies of it have the same. Empty where
+    #: what is there was made before destinations had one.
+    identity: str
+    #: Counts the pipeline's batches that were committed; never smaller than before. An older copy
+    #: of the destination has a smaller one.
+    revision: int = 0
+    #: Newest `EventBatch.epoch` that was written. Epochs come from the store, so one that the
+    #: store doesn't know was given out by another.
+    epoch: int = 0
+    #: Newest `EventBatch.commit_end_lsn` that was written in this epoch.
+    durable_lsn: Lsn = LSN_ZERO
+    #: Newest `EventBatch.stored_lsn` of this epoch: the store had this progress once.
+    stored_lsn: Lsn = LSN_ZERO
+
+    def after(self, events: EventBatch) -> DestinationMark:
+        """The mark once the batch is written; a batch without an epoch only counts."""
+        if not events.epoch:
+            return replace(self, revision=self.revision + 1)
+        # A new epoch says itself where it begins: after a reset, the source may be another one.
+        is_new = events.epoch > self.epoch
+        before = (LSN_ZERO, LSN_ZERO) if is_new else (self.durable_lsn, self.stored_lsn)
+        return DestinationMark(
+            self.identity,
+            self.revision + 1,
+            max(self.epoch, events.epoch),
+            max(before[0], events.commit_end_lsn or LSN_ZERO),
+            max(before[1], events.stored_lsn),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCopy:
+    """The current copy of a table at the destination."""
+
+    copy_id: str
+    #: Whether its end was written (`TableRows` without a chunk); it is the table then.
+    is_complete: bool
+    #: Indexes of the chunks that are there while it is not complete.
+    chunks: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDestination:
+    """What a store remembers of the destination that its pipeline has written."""
+
+    type: str
+    #: For people, and compared where a destination has no mark.
+    place: str
+    #: As in `DestinationMark`; empty for a destination without a mark.
+    identity: str = ""
+    revision: int = 0
+    epoch: int = 0
+
+    def at(self, mark: DestinationMark) -> KnownDestination:
+        """The same with another mark."""
+        return replace(self, identity=mark.identity, revision=mark.revision, epoch=mark.epoch)
+
+
+@runtime_checkable
+class KeepsMark(Protocol):
+    """A destination that can be told from others of its type, and from older copies of itself."""
+
+    def read_mark(self, pipeline: str) -> DestinationMark | None:
+        """Its mark of the pipeline, None while there is nothing; creates and changes nothing.
+
+        Also called before `startup`, and by `doctor`.
+
+        Raises:
+            DestinationError: it can't be read.
+        """
+        ...
+
+    def held_copies(self, table_ids: Collection[TableId]) -> Mapping[TableId, HeldCopy]:
+        """The current copies of these tables; those that have none are missing.
+
+        A copy that was given up is no longer current, see `Destination.drop_table_for_copy`.
+        """
+        ...
+
+    def written_revision(self, pipeline: str) -> int:
+        """The newest revision that this object has committed, 0 before the first; from memory."""
+        ...
+
+
+@runtime_checkable
+class RemembersDestination(Protocol):
+    """A store that knows which destination its pipeline has written, and how far."""
+
+    def get_known_destination(self) -> KnownDestination | None: ...
+
+    def store_known_destination(self, known: KnownDestination | None) -> None:
+        """Remember this one in place of the one before; None forgets it."""
+        ...
+
+    def store_delivery(self, worker: WorkerType, flush_lsn: Lsn, revision: int) -> Lsn:
+        """As `StateStore.upsert_replication_progress`, and with it the destination's revision.
+
+        Both only move forward. Where no destination is known, the revision is left out.
+        """
+        ...
+
+    def get_copy_ids(self) -> Mapping[TableId, str]:
+        """The newest copy of each table (`CopyPlan.copy_id`), finished or not."""
+        ...

@@ -1,0 +1,12 @@
+-- The destination that a pipeline has written, and how far. Another one, and an older copy of this
+-- one, is refused.
+CREATE TABLE known_destinations (
+    pipeline text PRIMARY KEY REFERENCES pipelines (name) ON DELETE CASCADE,
+    type text NOT NULL,
+    place text NOT NULL,
+    -- Empty for a destination without a mark of its own.
+    identity text NOT NULL,
+    revision bigint NOT NULL,
+    epoch bigint NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
