@@ -44,7 +44,13 @@ class DagsterDev:
         home = folder / "home"
         home.mkdir()
         (home / "dagster.yaml").write_text(
-            yaml.safe_dump({"telemetry": {"enabled": False}, "sensors": {"use_threads": True}})
+            yaml.safe_dump(
+                {
+                    "telemetry": {"enabled": False},
+                    "nux": {"enabled": False},
+                    "sensors": {"use_threads": True},
+                }
+            )
         )
         self._log = (folder / "dagster.log").open("wb")
         # Popen keeps the default signals; a shell's `&` would have it ignore SIGINT.

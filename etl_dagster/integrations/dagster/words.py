@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 
 from dagster import AssetKey
 
@@ -58,24 +57,25 @@ def line(
 def cursor(status: PipelineStatus, tick: int) -> str:
     """For people: how the stream is. The truth is in the state store.
 
-    The UI shows some 40 characters of it, and changes in it are all that tells one tick from the
-    next; so it begins with the moment. `tick` makes each cursor differ from the one before.
+    In the list of ticks the UI shows the first 23 and the last 17 characters, and of a tick without
+    a run nothing else; so phase and tables come first, and the lag last. `tick` makes each cursor
+    differ from the one before.
     """
     ready = sum(1 for table in status.tables.values() if table.state == "ready")
-    at = datetime.fromtimestamp(status.at, UTC)
-    gist = f"{status.phase}, {ready}/{len(status.tables)} tables, lag {status.lag_seconds:.1f} s"
     payload = {
-        f"{at:%H:%M:%S} UTC": gist,
-        "confirmed_lsn": status.confirmed_lsn,
+        status.phase: f"{ready}/{len(status.tables)} tables",
+        "as_of": as_of(status.at),
         "tick": tick,
+        "confirmed_lsn": status.confirmed_lsn,
+        "lag": f"{status.lag_seconds:.1f} s",
     }
     return json.dumps(payload)
 
 
 def cursor_without_stream(note: str, tick: int) -> str:
     """As `cursor`, where there is no status to show."""
-    at = datetime.now(UTC)
-    return json.dumps({f"{at:%H:%M:%S} UTC": note.partition("\n")[0][:200], "tick": tick})
+    summary = note.partition("\n")[0][:200]
+    return json.dumps({"not streaming": summary, "tick": tick, "as_of": as_of(time.time())})
 
 
 def some(names: Sequence[str]) -> str:
