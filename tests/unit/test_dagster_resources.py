@@ -9,17 +9,26 @@ from typing import Any
 import pytest
 from dagster import EnvVar
 
-from etl_dagster.config import PipelineConfig, parse_config
+from etl_dagster.config import (
+    DuckDBDestinationConfig,
+    PipelineConfig,
+    PostgresStoreConfig,
+    SourceConfig,
+    parse_config,
+)
 from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster import (
+    DestinationResource,
     DuckDBDestinationResource,
     EtlConfigFile,
     EtlPipeline,
     PostgresSourceResource,
     PostgresStateStoreResource,
+    StateStoreResource,
     build_etl_definitions,
 )
 from etl_dagster.integrations.dagster.discovery import discover_tables
+from etl_dagster.integrations.dagster.meltano import MeltanoResource, MeltanoStateResource
 from etl_dagster.integrations.dagster.supervisor import config_payload
 
 PASSWORD = "p${HOME}$$'\"\\"
@@ -123,3 +132,141 @@ def test_a_configuration_file_is_read_at_each_use(tmp_path: Path) -> None:
     for name in ("one", "two"):
         path.write_text(text.format(name))
         assert resource.load_config().pipeline == name
+
+
+TOKEN = "t${HOME}$$"
+
+
+def test_a_variable_of_the_environment_is_read_at_any_depth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TOKEN", TOKEN)
+    monkeypatch.setenv("ATTEMPTS", "7")
+    monkeypatch.setenv("STATE_URI", "postgres://u:p@h/d/s")
+    resource = EtlPipeline(
+        pipeline="shop",
+        source=PostgresSourceResource(publication="etl_pub", database="shop"),
+        state_store=StateStoreResource(type="postgres", config={"dsn": EnvVar("STATE_URI")}),
+        destination=DestinationResource(
+            type="http",
+            config={
+                "url": "https://example.com",
+                "token": EnvVar("TOKEN"),
+                "max_attempts": EnvVar.int("ATTEMPTS"),
+                # What Dagster makes of an EnvVar in a dict may as well be meant literally.
+                "headers": {"X-Key": EnvVar("TOKEN"), "env": "PATH"},
+            },
+        ),
+        settings={"meltano": {"state_backend": EnvVar("STATE_URI")}, "batch": {"max_rows": 5}},
+    )
+
+    def check(config: PipelineConfig) -> None:
+        destination: Any = config.destination
+        assert destination.token.get_secret_value() == TOKEN
+        assert destination.max_attempts == 7
+        headers = {key: value.get_secret_value() for key, value in destination.headers.items()}
+        assert headers == {"X-Key": TOKEN, "env": "PATH"}
+        assert config.state_store.dsn.get_secret_value() == "postgres://u:p@h/d/s"  # type: ignore[attr-defined]
+        assert config.meltano.state_backend is not None
+        assert config.meltano.state_backend.get_secret_value() == "postgres://u:p@h/d/s"
+        assert config.batch.max_rows == 5
+
+    with resource.process_config_and_initialize_cm() as ready:
+        check(ready.load_config())
+    # In a notebook, too, where nothing has prepared the resource.
+    check(resource.load_config())
+
+    monkeypatch.delenv("TOKEN")
+    with (
+        resource.process_config_and_initialize_cm() as ready,
+        pytest.raises(ConfigError) as missing,
+    ):
+        ready.load_config()
+    assert missing.value.mistakes == (
+        "destination.token: the environment variable TOKEN is not set",
+        "destination.headers.X-Key: the environment variable TOKEN is not set",
+    )
+
+
+def test_a_secret_of_a_resource_is_not_in_what_dagster_stores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TOKEN", "very-secret")
+    resource = DestinationResource(type="http", config={"token": EnvVar("TOKEN")})
+    assert "very-secret" not in repr(resource)
+    assert resource.config == {"token": {"etl_dagster/env": "TOKEN"}}
+
+
+def test_resources_work_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_PASSWORD", PASSWORD)
+    config = pipeline(password=EnvVar("SHOP_PASSWORD")).load_config()
+    assert config.source.password is not None
+    assert config.source.password.get_secret_value() == PASSWORD
+    monkeypatch.setenv("PROJECT", "/srv/project")
+    meltano = MeltanoResource(project_dir=EnvVar("PROJECT"), env={"A": EnvVar("SHOP_PASSWORD")})
+    assert meltano.project().folder == Path("/srv/project")
+    assert meltano.project().variables["A"] == PASSWORD
+    monkeypatch.setenv("STATE_URI", "sqlite:///x")
+    with pytest.raises(Exception, match="sqlite"):
+        MeltanoStateResource(uri=EnvVar("STATE_URI")).list()
+    monkeypatch.delenv("STATE_URI")
+    with pytest.raises(ConfigError, match="uri: the environment variable STATE_URI is not set"):
+        MeltanoStateResource(uri=EnvVar("STATE_URI")).list()
+
+
+@pytest.mark.parametrize(
+    ("resource", "section"),
+    [
+        (PostgresSourceResource, SourceConfig),
+        (PostgresStateStoreResource, PostgresStoreConfig),
+        (DuckDBDestinationResource, DuckDBDestinationConfig),
+    ],
+)
+def test_a_resource_has_every_setting_that_the_file_has(resource: Any, section: Any) -> None:
+    assert set(section.model_fields) - {"type"} <= set(resource.model_fields)
+
+
+def test_what_a_resource_opens_has_the_settings_that_it_was_given(tmp_path: Path) -> None:
+    from etl_dagster.destinations.duckdb import DuckDBDestination
+
+    made: list[dict[str, Any]] = []
+
+    class Spy(DuckDBDestination):
+        def __init__(self, path: Any, **options: Any) -> None:
+            made.append({"path": path} | options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("etl_dagster.destinations.duckdb.DuckDBDestination", Spy)
+        DuckDBDestinationResource(
+            path=str(tmp_path / "x.duckdb"), lock_timeout_s=5, changelog=True
+        ).get_destination()
+    assert made[0]["path"] == tmp_path / "x.duckdb"
+    assert made[0]["lock_timeout_s"] == 5
+    assert made[0]["changelog"] is True
+    assert made[0]["memory_limit"] == "256MB"
+
+
+def test_a_store_behind_a_pooler_is_opened_with_both_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Spy:
+        def __init__(self, dsn: str, pipeline: str, **options: Any) -> None:
+            made.append({"dsn": dsn, "pipeline": pipeline} | options)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("etl_dagster.stores.postgres.PostgresStore", Spy)
+    monkeypatch.setenv("DIRECT", "postgresql://direct/d")
+    store = PostgresStateStoreResource(dsn="postgresql://pooler/d", session_dsn=EnvVar("DIRECT"))
+    with store.get_store("shop"):
+        pass
+    assert made == [
+        {
+            "dsn": "postgresql://pooler/d",
+            "pipeline": "shop",
+            "schema": "etl",
+            "session_dsn": "postgresql://direct/d",
+        }
+    ]

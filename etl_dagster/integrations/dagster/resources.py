@@ -17,6 +17,7 @@ from etl_dagster.config import (
     parse_config,
 )
 from etl_dagster.errors import ConfigError, InvalidState
+from etl_dagster.integrations.dagster.env import marked, resolved
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.states import TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore
@@ -41,10 +42,20 @@ class PostgresSourceResource(ConfigurableResource[Any]):
     password: str | None = Field(None, description='As EnvVar("...").')
     database: str | None = None
     sslmode: str | None = None
+    sslrootcert: str | None = Field(None, description="File of the authorities to trust.")
+    sslcert: str | None = Field(None, description="File of the client's certificate.")
+    sslkey: str | None = Field(None, description="File of the client's private key.")
+    connect_timeout_s: int | None = Field(
+        None, description="Seconds to wait for a connection; 10 unless given."
+    )
 
     def settings(self) -> dict[str, Any]:
-        """The section ``source`` of a configuration."""
-        return _given(self)
+        """The section ``source`` of a configuration.
+
+        Raises:
+            ConfigError: an environment variable is not set.
+        """
+        return _given(self, "source")
 
 
 class EtlStateStoreResource(ConfigurableResource[Any], ABC):
@@ -59,10 +70,16 @@ class StateStoreResource(EtlStateStoreResource):
     """A state store of any type that is installed; see `etl_dagster.kinds`."""
 
     type: str = Field(description="As in etl.yaml.")
-    config: dict[str, Any] = Field({}, description="The rest of the section; secrets as EnvVar.")
+    config: dict[str, Any] = Field(
+        {}, description="The rest of the section; secrets as EnvVar, at any depth."
+    )
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**_with_marked(values, "config"))
 
     def settings(self) -> dict[str, Any]:
-        return self.config | {"type": self.type}
+        config: dict[str, Any] = resolved(self.config, "state_store")
+        return config | {"type": resolved(self.type, "state_store.type")}
 
 
 class PostgresStateStoreResource(EtlStateStoreResource):
@@ -75,7 +92,7 @@ class PostgresStateStoreResource(EtlStateStoreResource):
     schema_name: str = Field("etl", description="The database schema of the store's tables.")
 
     def settings(self) -> dict[str, Any]:
-        return {"type": "postgres"} | _given(self)
+        return {"type": "postgres"} | _given(self, "state_store")
 
     @contextlib.contextmanager
     def get_store(self, pipeline: str) -> Iterator[CoordinatingStore]:
@@ -86,9 +103,15 @@ class PostgresStateStoreResource(EtlStateStoreResource):
         """
         from etl_dagster.stores.postgres import PostgresStore
 
-        if self.dsn is None:
+        given = _given(self, "state_store")
+        if "dsn" not in given:
             raise ConfigError(["dsn: needed to open the store by itself"], origin="state store")
-        store = PostgresStore(self.dsn, pipeline, schema=self.schema_name)
+        store = PostgresStore(
+            given["dsn"],
+            pipeline,
+            schema=given["schema_name"],
+            session_dsn=given.get("session_dsn"),
+        )
         try:
             yield store
         finally:
@@ -107,10 +130,16 @@ class DestinationResource(EtlDestinationResource):
     """A destination of any type that is installed; see `etl_dagster.kinds`."""
 
     type: str = Field(description="As in etl.yaml.")
-    config: dict[str, Any] = Field({}, description="The rest of the section; secrets as EnvVar.")
+    config: dict[str, Any] = Field(
+        {}, description="The rest of the section; secrets as EnvVar, at any depth."
+    )
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**_with_marked(values, "config"))
 
     def settings(self) -> dict[str, Any]:
-        return self.config | {"type": self.type}
+        config: dict[str, Any] = resolved(self.config, "destination")
+        return config | {"type": resolved(self.type, "destination.type")}
 
 
 class DuckDBDestinationResource(EtlDestinationResource):
@@ -118,23 +147,30 @@ class DuckDBDestinationResource(EtlDestinationResource):
 
     path: str = Field(description="The file; its folder must exist.")
     memory_limit: str = "256MB"
+    lock_timeout_s: float | None = Field(
+        None, description="Seconds to wait for another process that has the file; 60 unless given."
+    )
+    changelog: bool | None = Field(None, description="Also keep the position of every change.")
 
     def settings(self) -> dict[str, Any]:
-        return {"type": "duckdb"} | _given(self)
+        return {"type": "duckdb"} | _given(self, "destination")
 
     def get_destination(self) -> Destination:
         """The destination as the engine writes to it; not started."""
-        from pathlib import Path
-
         from etl_dagster.destinations.duckdb import DuckDBDestination
 
-        return DuckDBDestination(Path(self.path), memory_limit=self.memory_limit)
+        section = self._section()
+        return DuckDBDestination(section.path, **section.model_dump(exclude={"type", "path"}))
 
     def query(self, sql: str) -> "pa.Table":
         """Read from the file, between two writes of the pipeline."""
         from etl_dagster.destinations.duckdb import query
 
-        return query(self.path, sql)
+        section = self._section()
+        return query(section.path, sql, lock_timeout_s=section.lock_timeout_s)
+
+    def _section(self) -> DuckDBDestinationConfig:
+        return DuckDBDestinationConfig.model_validate(self.settings())
 
 
 class EtlPipelineResource(ConfigurableResource[Any], ABC):
@@ -217,7 +253,7 @@ class EtlConfigFile(EtlPipelineResource):
     path: str = Field("etl.yaml", description="The configuration file.")
 
     def load_config(self) -> PipelineConfig:
-        return load_config(self.path)
+        return load_config(resolved(self.path, "path"))
 
 
 class EtlPipeline(EtlPipelineResource):
@@ -229,25 +265,39 @@ class EtlPipeline(EtlPipelineResource):
     state_store: ResourceDependency[EtlStateStoreResource]
     destination: ResourceDependency[EtlDestinationResource]
     settings: dict[str, Any] = Field(
-        {}, description="Further sections, as in etl.yaml: batch, copy, retry, tables."
+        {},
+        description="Further sections, as in etl.yaml: batch, copy, retry, tables, meltano; "
+        "secrets as EnvVar, at any depth.",
     )
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**_with_marked(values, "settings"))
 
     def load_config(self) -> PipelineConfig:
         sections = {
-            "pipeline": self.pipeline,
-            "environment": self.environment,
+            "pipeline": resolved(self.pipeline, "pipeline"),
+            "environment": resolved(self.environment, "environment"),
             "source": self.source.settings(),
             "state_store": self.state_store.settings(),
             "destination": self.destination.settings(),
         }
         # EnvVar has done what ${NAME} does in a file; a password may well hold a dollar sign.
-        return parse_config(_escaped(self.settings | sections), {}, origin=self.pipeline)
+        settings: dict[str, Any] = resolved(self.settings, "settings")
+        return parse_config(_escaped(settings | sections), {}, origin=sections["pipeline"])
 
 
-def _given(resource: ConfigurableResource[Any]) -> dict[str, Any]:
+def _given(resource: ConfigurableResource[Any], place: str) -> dict[str, Any]:
     names = type(resource).model_fields
     values = {name: getattr(resource, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    # In a notebook nothing has resolved them before.
+    given = {name: value for name, value in values.items() if value is not None}
+    settings: dict[str, Any] = resolved(given, place)
+    return settings
+
+
+def _with_marked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The fields of a resource; Dagster resolves no `EnvVar` inside of this one."""
+    return dict(values) | ({name: marked(values[name])} if name in values else {})
 
 
 def _escaped(value: Any) -> Any:

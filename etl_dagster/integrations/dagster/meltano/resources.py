@@ -10,6 +10,7 @@ import yaml
 from dagster import ConfigurableResource
 from pydantic import Field
 
+from etl_dagster.integrations.dagster.env import resolved
 from etl_dagster.integrations.dagster.meltano.logs import LogLine
 from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
 from etl_dagster.integrations.dagster.meltano.runs import (
@@ -59,12 +60,19 @@ class MeltanoResource(ConfigurableResource[Any]):
 
     def project(self) -> MeltanoProject:
         """The project, as the functions beneath take it."""
-        variables = dict(self.env)
+        variables: dict[str, str] = resolved(self.env, "env")
         if self.state_backend_uri is not None:
-            variables["MELTANO_STATE_BACKEND_URI"] = self.state_backend_uri
+            uri = resolved(self.state_backend_uri, "state_backend_uri")
+            variables["MELTANO_STATE_BACKEND_URI"] = uri
         return MeltanoProject(
-            Path(self.project_dir).absolute(), self.environment, self.executable, variables
+            Path(self._folder()).absolute(),
+            resolved(self.environment, "environment"),
+            resolved(self.executable, "executable"),
+            variables,
         )
+
+    def _folder(self) -> str:
+        return str(resolved(self.project_dir, "project_dir"))
 
     def environment_name(self) -> str:
         """The environment that commands run in.
@@ -72,10 +80,11 @@ class MeltanoResource(ConfigurableResource[Any]):
         Raises:
             MeltanoError: neither resource nor project names one; `meltano run` wants one.
         """
-        name = self.environment or self._file().get("default_environment")
+        given = resolved(self.environment, "environment")
+        name = given or self._file().get("default_environment")
         if not name:
             raise MeltanoError(
-                f"no Meltano environment is active in {self.project_dir}",
+                f"no Meltano environment is active in {self._folder()}",
                 solution="Give `environment`, or set default_environment in meltano.yml.",
             )
         return str(name)
@@ -83,7 +92,7 @@ class MeltanoResource(ConfigurableResource[Any]):
     def state_id(self, extractor: str, loader: str) -> str:
         """The state ID of the pair, as `meltano run` makes it."""
         environment = self.environment_name()
-        suffix = self.state_id_suffix or next(
+        suffix = resolved(self.state_id_suffix, "state_id_suffix") or next(
             (
                 entry.get("state_id_suffix")
                 for entry in self._file().get("environments") or ()
@@ -114,7 +123,7 @@ class MeltanoResource(ConfigurableResource[Any]):
                 run_id=run_id,
                 full_refresh=full_refresh,
                 refresh_catalog=refresh_catalog,
-                state_id_suffix=self.state_id_suffix,
+                state_id_suffix=resolved(self.state_id_suffix, "state_id_suffix"),
                 select_filter=select_filter,
             ),
             on_log=on_log,
@@ -132,7 +141,7 @@ class MeltanoResource(ConfigurableResource[Any]):
 
     def _file(self) -> Mapping[str, Any]:
         self.project().require()
-        path = Path(self.project_dir) / "meltano.yml"
+        path = Path(self._folder()) / "meltano.yml"
         return _read_file(path, path.stat().st_mtime_ns)
 
 

@@ -14,6 +14,7 @@ from dagster import ConfigurableResource, InitResourceContext
 from pydantic import Field, PrivateAttr
 
 from etl_dagster.errors import ConfigError, InvalidState
+from etl_dagster.integrations.dagster.env import resolved
 from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
 from etl_dagster.integrations.dagster.meltano.resources import MeltanoResource
 from etl_dagster.integrations.meltano.states.glob import matcher
@@ -175,11 +176,14 @@ class MeltanoStateResource(ConfigurableResource[Any]):
 
     def _choose(self) -> "_States":
         if self.uri is not None:
-            return _Database(self._connect(self.uri, {}))
+            return _Database(self._connect(resolved(self.uri, "uri"), {}))
         if self.project_dir is None:
             raise ConfigError(["needs uri or project_dir"], origin="MeltanoStateResource")
         project = MeltanoProject(
-            Path(self.project_dir).absolute(), self.environment, self.executable, dict(self.env)
+            Path(resolved(self.project_dir, "project_dir")).absolute(),
+            resolved(self.environment, "environment"),
+            resolved(self.executable, "executable"),
+            resolved(self.env, "env"),
         )
         section = project.settings().get("state_backend") or {}
         uri = section.get("uri")
