@@ -128,6 +128,10 @@ class TableRewritten(SourceError):
     retryable = True
 
 
+class CopyOutdated(TableRewritten):
+    """The table was altered so that its copy can't be brought up to date by the stream alone."""
+
+
 class TableNameTaken(SourceError):
     """At the destination, another table still has the name that this one has in the source."""
 

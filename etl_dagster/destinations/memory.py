@@ -34,6 +34,7 @@ from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
+from etl_dagster.model.types import missing_object
 from etl_dagster.table_name import TableName
 
 Row = dict[str, Any]
@@ -93,7 +94,7 @@ class MemoryTable:
                     case RenameColumn(old_name, new_name):
                         row[new_name] = row.pop(old_name, None)
                     case AddColumn(column):
-                        row[column.name] = None
+                        row[column.name] = missing_object(column)
         self.clear()
         self.schema = schema
         self.put(rows)

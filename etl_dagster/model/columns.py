@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,9 @@ class ColumnSchema:
     is_identity: bool = False
     #: For domains: the type behind it; else equal to `type_oid` (0 = unknown).
     base_type_oid: int = 0
+    #: For a column that was added: its value, as Postgres' text, in the rows that were there
+    #: (pg_attribute.attmissingval); None for null. A row's value, so never shown or logged.
+    missing_value: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def effective_type_oid(self) -> int:

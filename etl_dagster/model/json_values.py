@@ -59,7 +59,7 @@ from etl_dagster.model.oids import (
 )
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import ReplicaIdentity, TableSchema
-from etl_dagster.model.types import arrow_type
+from etl_dagster.model.types import arrow_type, missing_object
 
 #: What json.dumps() takes.
 JsonObject: TypeAlias = dict[str, Any]
@@ -114,7 +114,8 @@ def event_to_json(event: Event) -> JsonObject:
 
     ``insert``, ``update`` and ``delete`` have the table's ``key`` columns, so that a receiver can
     find the row without knowing the table. ``row`` lacks what isn't known: ``unchanged`` columns of
-    an update, and what Postgres doesn't send of a deleted row.
+    an update, and what Postgres doesn't send of a deleted row. ``filled`` of a ``relation`` has the
+    values that added columns have in the rows that were there; null where it lacks the column.
     """
     match event:
         case RowEvent():
@@ -134,6 +135,7 @@ def event_to_json(event: Event) -> JsonObject:
                 **_of_table(event.schema),
                 **_description(event.schema),
                 "previous": event.previous and schema_to_json(event.previous),
+                "filled": _filled(event),
             }
         case BeginEvent():
             return {
@@ -150,6 +152,17 @@ def event_to_json(event: Event) -> JsonObject:
                 "commit_time": timestamp_to_json(event.commit_time_us),
             }
     assert_never(event)
+
+
+def _filled(event: RelationEvent) -> JsonObject:
+    before = event.previous.columns if event.previous is not None else ()
+    values = {
+        column.name: missing_object(column)
+        for column in event.schema.columns
+        if column.missing_value is not None
+        and column.attnum not in {known.attnum for known in before}
+    }
+    return row_to_json(event.schema, values)
 
 
 def _row_event(event: RowEvent) -> JsonObject:

@@ -135,6 +135,28 @@ def parse_text(column: ColumnSchema, strings: pa.Array[Any]) -> tuple[pa.Array[A
     return parse(column.effective_type_oid, arrow_type(column), strings)
 
 
+def missing_value(column: ColumnSchema) -> pa.Array[Any] | None:
+    """What an added column holds in the rows that were there: one value, or None for null."""
+    import pyarrow as pa
+
+    if column.missing_value is None:
+        return None
+    values, _ = parse_text(column, pa.array([column.missing_value], pa.string()))
+    return values if not values.null_count else None
+
+
+def missing_object(column: ColumnSchema) -> Any:
+    """`missing_value` as an object, such as rows as dictionaries have."""
+    import pyarrow as pa
+
+    from etl_dagster.model.parsing import to_dicts
+
+    values = missing_value(column)
+    if values is None:
+        return None
+    return to_dicts(pa.RecordBatch.from_arrays([values], ["value"]))[0]["value"]
+
+
 def adbc_is_exact(column: ColumnSchema) -> bool:
     """Whether the ADBC driver reads the column with the values that its text would give."""
     return column.effective_type_oid in _EXACT

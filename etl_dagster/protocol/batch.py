@@ -73,6 +73,8 @@ class TableTruncate:
 
 
 Barrier: TypeAlias = RelationChange | TableTruncate
+#: Gives the schema of rows under a Relation message in the transaction with a commit LSN.
+SchemaOf: TypeAlias = Callable[[Relation, Lsn], TableSchema]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +115,15 @@ class RawBatch:
 
     def decode(
         self,
-        schema_of: Callable[[Relation], TableSchema],
+        schema_of: SchemaOf,
         apply_from: Mapping[TableId, Lsn],
         epoch: int,
     ) -> EventBatch:
         """Decode what is wanted; may be called again, and gives the same.
 
         Args:
-            schema_of: the schema of rows under a Relation message, with the columns in its order.
+            schema_of: the schema of rows under a Relation message, with the columns in its order;
+                asked in the order of the stream, with the commit LSN of their transaction.
             apply_from: the wanted tables, each from the transaction on whose commit LSN is given.
 
         Raises:
@@ -179,7 +182,7 @@ def _mark_events(sequence: Places, frames: list[bytes]) -> list[BeginEvent | Com
 class _TableDecoder:
     """Decodes the tables of one batch, one after the other."""
 
-    def __init__(self, content: Content, schema_of: Callable[[Relation], TableSchema]) -> None:
+    def __init__(self, content: Content, schema_of: SchemaOf) -> None:
         import numpy as np
 
         from etl_dagster.protocol.rows import RowMessages
@@ -253,7 +256,7 @@ class _TableDecoder:
             if isinstance(barrier, RelationChange):
                 relation = barrier.relation
                 if barrier.commit_lsn >= first.offset:
-                    schema = self._schema_of(relation)
+                    schema = self._schema_of(relation, Lsn(barrier.commit_lsn))
                     steps.append(RelationEvent(schema, None, barrier.sequence))
             elif barrier.commit_lsn >= first.offset:
                 steps.append(self._truncate(relation, barrier, table_id))
@@ -264,7 +267,7 @@ class _TableDecoder:
     def _changes(self, relation: Relation | None, rows: Places, table_id: TableId) -> TableChanges:
         from etl_dagster.protocol.rows import decode_rows
 
-        schema = self._schema(relation, table_id)
+        schema = self._schema(relation, table_id, int(self._lsns[rows[0]]))
         decoded = decode_rows(self._messages, rows, schema, self._content.codec)
         return TableChanges(
             schema=schema,
@@ -284,7 +287,7 @@ class _TableDecoder:
         self, relation: Relation | None, barrier: TableTruncate, table_id: TableId
     ) -> TruncateEvent:
         return TruncateEvent(
-            self._schema(relation, table_id),
+            self._schema(relation, table_id, barrier.commit_lsn),
             Position(Lsn(barrier.commit_lsn), barrier.ordinal),
             barrier.sequence,
             barrier.commit_time_us,
@@ -292,10 +295,10 @@ class _TableDecoder:
             barrier.restart_identity,
         )
 
-    def _schema(self, relation: Relation | None, table_id: TableId) -> TableSchema:
+    def _schema(self, relation: Relation | None, table_id: TableId, commit_lsn: int) -> TableSchema:
         if relation is None:
             raise DecodeError(f"a change of relation {table_id}, which was not described", offset=1)
-        return self._schema_of(relation)
+        return self._schema_of(relation, Lsn(commit_lsn))
 
 
 def _counted(count: int, numbers: list[int]) -> Places:

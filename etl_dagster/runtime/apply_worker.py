@@ -12,7 +12,7 @@ from etl_dagster.errors import EtlError, Superseded
 from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch, truncates
-from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
 from etl_dagster.model.stores import CoordinatingStore
@@ -20,7 +20,7 @@ from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.ownership import Ownership
-from etl_dagster.runtime.schemas import SchemaTracker
+from etl_dagster.runtime.schemas import FetchTable, SchemaTracker
 from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.source.stream import ReplicationStream
@@ -41,10 +41,11 @@ class ApplyWorker:
         *,
         start_lsn: Lsn,
         epoch: int,
-        fetch_schema: Callable[[TableId], TableSchema | None],
+        fetch_table: FetchTable,
         metrics: Metrics,
         missing_copies: Callable[[Collection[TableId]], Mapping[TableId, EtlError]],
         on_durable: Callable[[Lsn], None],
+        on_outdated: Callable[[TableId], None],
         on_truncate: Callable[[TableId, int], None] = lambda table_id, xid: None,
         require_lease: Callable[[], None] = lambda: None,
         stop: threading.Event,
@@ -54,6 +55,7 @@ class ApplyWorker:
         self._metrics = metrics
         self._progress = on_durable
         self._on_truncate = on_truncate
+        self._copy_follows = on_outdated
         self._require_lease = require_lease
         self._check_lease_at = 0.0
         self._stop = stop
@@ -72,7 +74,7 @@ class ApplyWorker:
             destination,
             store,
             ApplyWorkerType(),
-            SchemaTracker(store, fetch_schema),
+            SchemaTracker(store, fetch_table),
             config.retry,
             pipeline=config.pipeline,
             epoch=epoch,
@@ -80,6 +82,7 @@ class ApplyWorker:
             stop=stop,
             on_durable=self._durable,
             on_table_error=self._table_failed,
+            on_outdated=self._outdated,
             name=f"apply writer {config.pipeline}",
         )
         self._loop = StreamLoop(
@@ -166,6 +169,14 @@ class ApplyWorker:
         if isinstance(state, Ready):  # else somebody has asked for a copy meanwhile
             failed = Errored(error.reason, error.solution, ManualRetry())
             self._store.transition_table_state(table_id, state, failed)
+        self._ownership.invalidate()
+
+    def _outdated(self, table_id: TableId, reason: str) -> None:
+        _log.warning("%s is copied again: %s", self._name_of(table_id), reason)
+        state = self._store.get_table_replication_state(table_id)
+        if isinstance(state, Ready):  # else another copy was asked for meanwhile
+            self._copy_follows(table_id)
+            self._store.request_copy(table_id)
         self._ownership.invalidate()
 
     def _name_of(self, table_id: TableId) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import CopyMissing, EtlError, LeaseLost
+from etl_dagster.errors import CopyMissing, CopyOutdated, EtlError, LeaseLost
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
@@ -21,7 +21,8 @@ from etl_dagster.runtime.many import many
 from etl_dagster.runtime.schemas import SchemaTracker
 from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.runtime.unchanged import Key, UnchangedValues
-from etl_dagster.source.catalog import emit_marker, fetch_row_values, fetch_table_schema
+from etl_dagster.source.catalog import emit_marker, fetch_row_values
+from etl_dagster.source.columns import TableToday, fetch_table_today
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.stream import ReplicationStream
 
@@ -119,7 +120,7 @@ class CatchUp:
             destination,
             store,
             worker,
-            SchemaTracker(store, self._fetch_schema),
+            SchemaTracker(store, self._fetch_table),
             config.retry,
             pipeline=config.pipeline,
             max_queued=config.batch.max_queued,
@@ -127,6 +128,7 @@ class CatchUp:
             prepare=self._unchanged.complete,
             on_durable=self._durable,
             on_table_error=self._table_failed,
+            on_outdated=self._outdated,
             name=f"sync writer {label}",
         )
         self._loop = StreamLoop(
@@ -279,9 +281,9 @@ class CatchUp:
 
     # -- what the delivery asks and reports ----------------------------------------------------
 
-    def _fetch_schema(self, table_id: TableId) -> TableSchema | None:
+    def _fetch_table(self, table_id: TableId) -> TableToday | None:
         return self._control.ask(
-            "reading the table's columns", fetch_table_schema, self._publication, table_id
+            "reading the table's columns", fetch_table_today, self._publication, table_id
         )
 
     def _fetch_values(
@@ -296,3 +298,9 @@ class CatchUp:
     def _table_failed(self, table_id: TableId, error: EtlError) -> None:
         self._on_table_error(table_id, error)
         self._failed.add(table_id)
+
+    def _outdated(self, table_id: TableId, reason: str) -> None:
+        name = self._names[table_id]
+        self._table_failed(
+            table_id, CopyOutdated(f"{name} was altered after it was copied: {reason}")
+        )

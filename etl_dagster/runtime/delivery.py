@@ -57,6 +57,8 @@ class Delivery:
             in the store, ascending; and with the batch, when there was one.
         on_table_error: called when one table's changes can't be written; the batch goes on
             without the table. Raising ends the delivery.
+        on_outdated: called with the reason when a table can only be brought up to date by a new
+            copy, before anything that follows is durable; the batch goes on without the table.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Delivery:
         prepare: Callable[[EventBatch], EventBatch] = lambda events: events,
         on_durable: Callable[[Lsn | None, EventBatch | None], None],
         on_table_error: Callable[[TableId, EtlError], None],
+        on_outdated: Callable[[TableId, str], None],
         name: str,
     ) -> None:
         self._destination = destination
@@ -90,6 +93,7 @@ class Delivery:
         self._prepare = prepare
         self._on_durable = on_durable
         self._on_table_error = on_table_error
+        self._on_outdated = on_outdated
         self._queue: queue.Queue[tuple[RawBatch, Mapping[TableId, Lsn]] | _Progress | None]
         self._queue = queue.Queue(max_queued)
         self._failure: BaseException | None = None
@@ -211,11 +215,9 @@ class Delivery:
             return
         raw, apply_from = item
         wanted = self._wanted(apply_from)
-        if raw.first_commit_lsn is not None:
-            self._schemas.at(raw.first_commit_lsn)
         events = raw.decode(self._schemas.resolve, wanted, self._epoch)
         events = replace(
-            events,
+            self._without_outdated(events),
             apply_from=wanted,
             pipeline=self._pipeline,
             stored_lsn=self._stored_lsn if isinstance(self._worker, ApplyWorker) else LSN_ZERO,
@@ -227,6 +229,16 @@ class Delivery:
         if events.commit_end_lsn is not None:
             self._keep_progress(events.commit_end_lsn)
         self._on_durable(events.commit_end_lsn, events)
+
+    def _without_outdated(self, events: EventBatch) -> EventBatch:
+        outdated = self._schemas.take_outdated()
+        for table_id, reason in outdated.items():
+            self._excluded.add(table_id)
+            self._on_outdated(table_id, reason)
+        if not outdated:
+            return events
+        kept = {t: steps for t, steps in events.tables.items() if t not in outdated}
+        return replace(events, tables=kept)
 
     def _wanted(self, apply_from: Mapping[TableId, Lsn]) -> dict[TableId, Lsn]:
         for table_id, lsn in apply_from.items():

@@ -21,7 +21,7 @@ from etl_dagster.errors import (
 )
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
-from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import Lease, PipelineStore
 from etl_dagster.runtime.apply_worker import ApplyWorker
@@ -35,10 +35,12 @@ from etl_dagster.runtime.preflight import require_ready
 from etl_dagster.runtime.reporter import Reporter
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import Backoff
+from etl_dagster.runtime.rewrites import Rewrites
 from etl_dagster.runtime.slot import prepare_apply_slot
 from etl_dagster.runtime.status import Phase, PipelineStatus
 from etl_dagster.runtime.table_syncs import TableSyncs
-from etl_dagster.source.catalog import emit_marker, fetch_table_schema
+from etl_dagster.source.catalog import emit_marker
+from etl_dagster.source.columns import TableToday, fetch_table_today
 from etl_dagster.source.control import SourceControl
 
 _log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class Pipeline:
         self._metrics = Metrics()
         self._belonging = Belonging(config, store, destination)
         self._members = Members(config, store, self._control)
+        self._rewrites = Rewrites(store, self._control)
         self._stop = threading.Event()
         self._done = threading.Event()
         self._changed = threading.Event()
@@ -127,6 +130,7 @@ class Pipeline:
                 wait_durable(self._destination.write_events(fence), self._stop)
             self._belonging.remember()
             self._members.update(members)
+            self._rewrites.look(members)
             self._confirmed = prepare_apply_slot(self._store, self._control, self._config)
         except BaseException:
             self._release()
@@ -277,7 +281,8 @@ class Pipeline:
             self._destination,
             start_lsn=start_lsn,
             epoch=self._epoch,
-            fetch_schema=self._fetch_schema,
+            fetch_table=self._fetch_table,
+            on_outdated=self._rewrites.copy_follows,
             metrics=self._metrics,
             missing_copies=self._belonging.missing_copies,
             on_durable=self._durable,
@@ -305,10 +310,10 @@ class Pipeline:
         self._confirmed = max(self._confirmed, lsn)
         self._trouble = None
 
-    def _fetch_schema(self, table_id: TableId) -> TableSchema | None:
+    def _fetch_table(self, table_id: TableId) -> TableToday | None:
         publication = self._config.source.publication
         return self._control.ask(
-            "reading the table's columns", fetch_table_schema, publication, table_id
+            "reading the table's columns", fetch_table_today, publication, table_id
         )
 
     # -- the other threads -----------------------------------------------------------------------
@@ -359,6 +364,7 @@ class Pipeline:
         self._looks_begun = begun = self._looks_begun + 1
         try:
             self._members.refresh()
+            self._rewrites.look(self._members.tables.values())
         except EtlError:
             self._look_wanted.set()
             raise

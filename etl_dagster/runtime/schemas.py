@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from etl_dagster.errors import SourceError
@@ -12,63 +12,120 @@ from etl_dagster.model.events import EventBatch, RelationEvent, TableStep
 from etl_dagster.model.schema import INITIAL_SNAPSHOT, ColumnSchema, TableId, TableSchema
 from etl_dagster.model.stores import DestinationTableMetadata, PipelineStore
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
+from etl_dagster.runtime.alignment import Unclear, align
+from etl_dagster.source.columns import TableToday
 
 _log = logging.getLogger(__name__)
 
 #: Fetches the table as the source's catalog has it now; None when it left the publication.
-FetchSchema = Callable[[TableId], TableSchema | None]
+FetchTable = Callable[[TableId], TableToday | None]
+
+#: A transaction's versions are numbered from its commit LSN on; the next commit that changes a
+#: table lies further away than this, because a change of the catalog takes some WAL.
+_VERSIONS_IN_TRANSACTION = 99
 
 
 class SchemaTracker:
     """Turns Relation messages into schemas, and tells the destination when one changes.
 
     A Relation message has names and types but no attribute numbers, which tell a renamed column
-    from a dropped and an added one. Those come from the catalog, when what it says now fits the
-    message, else from the version before. Belongs to the thread that delivers.
+    from a dropped and an added one. They follow from the version before and from the catalog,
+    where these leave one answer (`alignment.py`); where they don't, the table is `outdated`.
+    Belongs to the thread that delivers.
     """
 
-    def __init__(self, store: PipelineStore, fetch_schema: FetchSchema) -> None:
+    def __init__(self, store: PipelineStore, fetch_table: FetchTable) -> None:
         self._store = store
-        self._fetch_schema = fetch_schema
+        self._fetch_table = fetch_table
         #: The newest Relation message of each table, and its schema. An earlier one that comes
         #: back, because a change was undone, is another version.
         self._resolved: dict[TableId, tuple[Relation, TableSchema]] = {}
         #: What the destination has, as far as we know.
         self._applied: dict[TableId, TableSchema] = {}
-        self._lsn = INITIAL_SNAPSHOT
+        self._outdated: dict[TableId, str] = {}
 
-    def at(self, lsn: Lsn) -> None:
-        """New versions found from here on begin to hold at `lsn`."""
-        self._lsn = max(self._lsn, lsn)
-
-    def resolve(self, relation: Relation) -> TableSchema:
+    def resolve(self, relation: Relation, commit_lsn: Lsn) -> TableSchema:
         """The schema that rows sent under this Relation message have.
 
-        To be asked in the order of the stream.
+        To be asked in the order of the stream. A new version is named by the commit LSN of its
+        transaction, so that it has the same name when it is streamed again.
         """
         before, schema = self._resolved.get(relation.id, (None, None))
         if schema is None or before != relation:
-            schema = self._find(relation, schema or self.applied(relation.id))
+            schema = self._find(relation, commit_lsn, schema)
             self._resolved[relation.id] = relation, schema
         return schema
 
-    def _find(self, relation: Relation, known: TableSchema | None) -> TableSchema:
-        if known is not None and _fits(known, relation):
-            return known
-        current = self._fetch(relation.id)
-        if current is not None and _fits(current, relation):
-            found = current
-        else:
-            found = _merge(relation, current, known)
+    def _find(
+        self, relation: Relation, commit_lsn: Lsn, resolved: TableSchema | None
+    ) -> TableSchema:
+        known = resolved or self.applied(relation.id)
+        if known is not None:
+            is_past = resolved is not None or known.snapshot_id < commit_lsn
+            if is_past and _fits(known, relation):
+                return known
+            streamed_before = self._streamed_before(relation, commit_lsn, resolved)
+            if streamed_before is not None:
+                return streamed_before
+        today = self._fetch(relation.id)
         if known is None:
-            return found.at(INITIAL_SNAPSHOT)
-        version = max(self._lsn, Lsn(known.snapshot_id.offset + 1))
+            if today is not None and _fits(today.schema, relation):
+                return today.schema.at(INITIAL_SNAPSHOT)
+            columns = _by_name(relation, None if today is None else today.schema)
+            return _described(relation, columns, None).at(INITIAL_SNAPSHOT)
+        found = self._follow(relation, known, today)
+        version = max(commit_lsn, Lsn(known.snapshot_id.offset + 1))
         _log.info("%s has a new schema from %s on", found.name, version)
         return found.at(version)
 
-    def _fetch(self, table_id: TableId) -> TableSchema | None:
+    def _streamed_before(
+        self, relation: Relation, commit_lsn: Lsn, resolved: TableSchema | None
+    ) -> TableSchema | None:
+        """The version that this message led to when the transaction was streamed before.
+
+        After a restart the stream may begin before a change of the schema that the destination
+        has already. Its rows lie before the destination's position; taken for new, the message
+        would have the change undone.
+        """
+        begun = [] if resolved is None else [resolved.snapshot_id]
+        version = self._store.get_table_schema(
+            relation.id, Lsn(commit_lsn.offset + _VERSIONS_IN_TRANSACTION)
+        )
+        versions: list[TableSchema] = []
+        while version is not None and all(version.snapshot_id > before for before in begun):
+            versions.append(version)
+            if version.snapshot_id < commit_lsn or version.snapshot_id == INITIAL_SNAPSHOT:
+                break
+            earlier = Lsn(version.snapshot_id.offset - 1)
+            version = self._store.get_table_schema(relation.id, earlier)
+        return next((found for found in reversed(versions) if _fits(found, relation)), None)
+
+    def _follow(
+        self, relation: Relation, known: TableSchema, today: TableToday | None
+    ) -> TableSchema:
+        """What became of the known schema."""
+        if today is None or not all(column.attnum for column in known.columns):
+            # The table is gone, or was never described by a catalog: names are all there is.
+            return _described(relation, _by_name(relation, known), known)
         try:
-            return self._fetch_schema(table_id)
+            columns = align(relation, known, today)
+        except Unclear as reason:
+            self._outdated[relation.id] = f"its columns changed: {reason}"
+            # For reading the rows only; they are not applied.
+            columns = _by_name(relation, today.schema, known)
+        attnums = [column.attnum for column in columns]
+        if _fits(today.schema, relation) and attnums == [c.attnum for c in today.schema.columns]:
+            return today.schema
+        return _described(relation, columns, known)
+
+    def take_outdated(self) -> Mapping[TableId, str]:
+        """Tables that must be copied again, with the reason, found since the last call."""
+        outdated, self._outdated = self._outdated, {}
+        return outdated
+
+    def _fetch(self, table_id: TableId) -> TableToday | None:
+        try:
+            return self._fetch_table(table_id)
         except SourceError as error:
             _log.warning("the catalog can't be asked about table %s: %s", table_id, error)
             return None
@@ -175,50 +232,37 @@ def _column_fits(column: ColumnSchema, sent: RelationColumn) -> bool:
     )
 
 
-def _has_same_columns(relation: Relation, current: TableSchema | None, known: TableSchema) -> bool:
-    """Whether columns were at most renamed or retyped, so that the place tells which is which.
-
-    As many columns as before are the same ones when none of them was dropped to this day.
-    """
-    today = {column.attnum for column in current.columns} if current else set()
-    return len(relation.columns) == len(known.columns) and all(
-        column.attnum in today for column in known.columns
-    )
-
-
-def _merge(
-    relation: Relation, current: TableSchema | None, known: TableSchema | None
-) -> TableSchema:
-    """What the message says, with what catalog and earlier version add for the same columns."""
-    in_place = known.columns if known and _has_same_columns(relation, current, known) else ()
-    today = {(c.attnum, c.type_oid): c for c in current.columns} if current else {}
-    described: dict[tuple[str, int], ColumnSchema] = {}
-    for schema in (current, known):
-        if schema is not None:
-            described |= {(c.name, c.type_oid): c for c in schema.columns}
-    columns = []
-    for place, sent in enumerate(relation.columns, start=1):
-        column = described.get((sent.name, sent.type_oid))
-        if in_place:
-            column = in_place[place - 1]
-            if column.type_oid != sent.type_oid:
-                retyped = replace(column, type_oid=sent.type_oid, type_name="", base_type_oid=0)
-                column = today.get((column.attnum, sent.type_oid), retyped)
-            column = replace(column, name=sent.name)
-        elif column is None:
-            # Under the default identity, the flagged columns are the primary key.
-            in_key = sent.is_identity and relation.replica_identity == "d"
-            column = ColumnSchema(
-                sent.name, sent.type_oid, primary_key_ordinal=place if in_key else None
-            )
-        columns.append(
-            replace(column, type_modifier=sent.type_modifier, is_identity=sent.is_identity)
+def _by_name(relation: Relation, *described: TableSchema | None) -> list[ColumnSchema]:
+    """The message's columns with what is known of columns of the same name and type."""
+    tables = [schema for schema in described if schema is not None]
+    known = {(c.name, c.type_oid): c for schema in tables for c in schema.columns}
+    return [
+        replace(
+            known.get((sent.name, sent.type_oid), ColumnSchema(sent.name, sent.type_oid)),
+            type_modifier=sent.type_modifier,
+            is_identity=sent.is_identity,
         )
-    identity = relation.replica_identity
+        for sent in relation.columns
+    ]
+
+
+def _described(
+    relation: Relation, columns: Sequence[ColumnSchema], known: TableSchema | None
+) -> TableSchema:
+    """The table of the message, with these columns; of a new key, in the order of the columns."""
+    flagged = [column.is_identity for column in columns]
+    in_key = [column.primary_key_ordinal is not None for column in columns]
+    if relation.replica_identity == "d" and flagged != in_key:
+        # Under the default identity, the flagged columns are the primary key.
+        places = iter(range(1, len(columns) + 1))
+        columns = [
+            replace(column, primary_key_ordinal=next(places) if column.is_identity else None)
+            for column in columns
+        ]
     return TableSchema(
         relation.id,
         relation.schema_name,
         relation.table_name,
         tuple(columns),
-        replica_identity=identity,
+        replica_identity=relation.replica_identity,
     )

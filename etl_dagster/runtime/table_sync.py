@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
+    CopyOutdated,
     DestinationReplaced,
     DestinationRestored,
     InvalidState,
@@ -127,6 +128,7 @@ class TableSync:
         )
         self._plan: CopyPlan | None = None
         self._finished: dict[int, FinishedChunk] = {}
+        self._is_resumed = False
         self._reporting = threading.Lock()
         #: Failures in a row, this worker's own to come included; a finished chunk ends the row.
         self._attempt = 1
@@ -150,7 +152,7 @@ class TableSync:
         if lease is None:
             raise LeaseLost(f"another worker has table {self._table_id}")
         try:
-            return self._run(lease)
+            return self._run_until_current(lease)
         except Stopped:
             return None
         except (LeaseLost, InvalidState, DestinationReplaced, DestinationRestored):
@@ -164,11 +166,28 @@ class TableSync:
             self._control.close()
             lease.release()
 
+    def _run_until_current(self, lease: Lease) -> TableSyncResult:
+        """Copy until the copy can follow the stream: a table may be altered meanwhile."""
+        while True:
+            try:
+                return self._run(lease)
+            except CopyOutdated as error:
+                if self._stop.is_set():
+                    raise Stopped from None
+                if not self._is_ours(lease):
+                    raise LeaseLost(f"another worker has table {self._table_id}") from error
+                _log.warning("%s; it is copied again", error.reason)
+                self._store.request_copy(self._table_id)
+
+    def _is_ours(self, lease: Lease) -> bool:
+        """Whether the table's state is still this worker's doing."""
+        current = self._store.get_table_replication_state(self._table_id)
+        return lease.is_held and (current == self._state or isinstance(current, SyncWait | Catchup))
+
     def _fail(self, state: Errored, lease: Lease) -> None:
         """Show the failure, unless the table is somebody else's by now."""
         current = self._store.get_table_replication_state(self._table_id)
-        is_ours = current == self._state or isinstance(current, SyncWait | Catchup)
-        if current is not None and is_ours and lease.is_held:
+        if current is not None and self._is_ours(lease):
             self._store.transition_table_state(self._table_id, current, state)
 
     def _move(self, expected: TableState | None, new: TableState) -> None:
@@ -262,8 +281,10 @@ class TableSync:
             known = self._resumable(table, plan)
             if known is not None:
                 _log.info("the copy of %s goes on", known.schema.name)
+                self._is_resumed = True
                 yield known, plan, None
                 return
+        self._is_resumed = False
         with self._new_copy(table) as (table, plan, snapshot_name):
             yield table, plan, snapshot_name
 
@@ -276,10 +297,11 @@ class TableSync:
         durable = max(self._store.get_replication_progress(self._worker) or LSN_ZERO, plan.slot_lsn)
         if slot.confirmed_flush_lsn is None or slot.confirmed_flush_lsn > durable:
             return None  # somebody else made it, or moved it past what is durable
-        if not self._belonging.has_finished(self._table_id, plan, is_complete=self._is_copied()):
+        is_complete = self._is_copied(plan)
+        if not self._belonging.has_finished(self._table_id, plan, is_complete=is_complete):
             _log.warning("the destination lacks what was copied of %s", schema.name)
             return None
-        if self._is_copied():
+        if is_complete:
             return replace(table, schema=schema)
         if not table.can_resume_copy or not table.schema.describes_same_columns(schema):
             return None
@@ -288,9 +310,15 @@ class TableSync:
         there = {(leaf.relation_id, leaf.file_node) for leaf in leaves}
         return table if planned <= there else None  # rewritten rows are at other places
 
-    def _is_copied(self) -> bool:
+    def _is_copied(self, plan: CopyPlan) -> bool:
+        """Whether an earlier worker finished the plan's copy at the destination.
+
+        An apply worker that has not heard of the copy yet may describe the table as it was before.
+        """
         metadata = self._store.get_destination_table_metadata(self._table_id)
-        return metadata is not None
+        if metadata is None or plan.remaining:
+            return False
+        return metadata.snapshot_id == LSN_ZERO or metadata.snapshot_id >= plan.slot_lsn
 
     @contextlib.contextmanager
     def _new_copy(
@@ -343,7 +371,7 @@ class TableSync:
     def _copy(
         self, table: PublishedTable, plan: CopyPlan, snapshot_name: str | None, lease: Lease
     ) -> CopySummary:
-        if self._is_copied():
+        if self._is_resumed and self._is_copied(plan):
             return CopySummary.of(plan)
         self._move(self._state, DataSync())
         self._progressed("data_sync")

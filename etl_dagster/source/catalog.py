@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from etl_dagster.errors import PublicationEmpty, PublicationMissing, SourceError
+from etl_dagster.errors import CopyOutdated, PublicationEmpty, PublicationMissing
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.model.types import is_ascii, text_expression
@@ -114,7 +114,8 @@ left join lateral (
   )
   select oid, typmod from base where kind <> 'd'
 ) b on true
-where t.attnames is null and a.attgenerated = '' or a.attname = any (t.attnames)
+where (a.attgenerated = '' or {sends_generated})
+  and coalesce(a.attname = any (t.attnames), a.attgenerated = '')
 order by t.nspname, t.relname, a.attnum
 """
 
@@ -156,9 +157,12 @@ def fetch_published_tables(
     from version 15 on.
     """
     has_lists = connection.info.server_version >= 150000
+    # Before 18 a generated column is never sent, though the view lists it.
+    sends_generated = connection.info.server_version >= 180000
     query = sql.SQL(_TABLES).format(
         attnames=sql.SQL("p.attnames" if has_lists else "null::name[]"),
         rowfilter=sql.SQL("p.rowfilter" if has_lists else "null::text"),
+        sends_generated=sql.Literal(sends_generated),
     )
     tables: dict[TableId, tuple[dict[str, Any], list[ColumnSchema]]] = {}
     with connection.cursor(row_factory=dict_row) as cursor:
@@ -329,7 +333,7 @@ def fetch_row_values(
     Rows that are gone are missing from the answer. With it comes an LSN at or past its snapshot.
 
     Raises:
-        SourceError: the table's columns changed since.
+        CopyOutdated: the table's columns changed since.
     """
     relation = fetch_qualified_name(connection, schema.id)
     if relation is None or not keys:
@@ -361,9 +365,8 @@ def fetch_row_values(
     try:
         rows = connection.execute(query, [list(column) for column in zip(*keys, strict=True)])
     except (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable) as error:
-        raise SourceError(
-            f"columns of {schema.name} were renamed or dropped while it was being copied",
-            solution="Reset the table, so that it is copied as it is now.",
+        raise CopyOutdated(
+            f"columns of {schema.name} were renamed or dropped while it was being copied"
         ) from error
     width = len(numbered)
     values = {

@@ -225,7 +225,12 @@ class ChunkReader:
             self._schema.columns, self._exact, self._stored, batch.columns, strict=True
         ):
             if exact:
-                arrays.append(fix_adbc(column, array))
+                try:
+                    arrays.append(fix_adbc(column, array))
+                except pa.ArrowException:
+                    raise TableRewritten(
+                        f"a column of {self._schema.name} got another type while it was copied"
+                    ) from None
                 continue
             odd = 0
             if stored:

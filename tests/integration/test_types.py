@@ -144,7 +144,7 @@ def _streamed(config: PipelineConfig, schema: TableSchema, count: int) -> list[T
     try:
         while sum(map(len, changes)) < count:
             stream.read(1.0)
-            events = session.take_batch().decode(lambda _: schema, {schema.id: Lsn(0)}, 1)
+            events = session.take_batch().decode(lambda *_: schema, {schema.id: Lsn(0)}, 1)
             steps = events.tables.get(schema.id, ())
             changes += [step for step in steps if isinstance(step, TableChanges)]
     finally:

@@ -29,6 +29,7 @@ from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery, Stopped
 from etl_dagster.runtime.halving import halves
 from etl_dagster.runtime.schemas import SchemaTracker, destination_metadata
+from etl_dagster.source.columns import TableToday
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import batch
 from etl_dagster.testing.random_changes import RandomSource, random_transactions
@@ -99,16 +100,20 @@ class Side:
             self.destination,
             self.store,
             ApplyWorker(),
-            SchemaTracker(self.store, schema),
+            SchemaTracker(self.store, lambda table_id: TableToday(schema(table_id))),
             RetryConfig(initial_delay_ms=1, max_delay_ms=2, max_attempts=3),
             stop=self.stop,
             on_durable=lambda lsn, events: self.durable.append(lsn),
             on_table_error=self._table_failed,
+            on_outdated=self._table_failed_for,
             name="delivery under test",
         )
 
     def _table_failed(self, table_id: TableId, error: EtlError) -> None:
         self.failed.append((table_id, error.reason))
+
+    def _table_failed_for(self, table_id: TableId, reason: str) -> None:
+        self.failed.append((table_id, reason))
 
     def transaction(self, *rows: tuple[TableId, int]) -> RawBatch:
         self._lsn += 100

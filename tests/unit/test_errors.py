@@ -70,6 +70,7 @@ def test_only_what_waiting_may_cure_is_retried() -> None:
         "SourceUnreachable",
         "TableNameTaken",
         "TableRewritten",
+        "CopyOutdated",
         "SlotInUse",
         "SlotNotCreated",
         "StoreUnreachable",

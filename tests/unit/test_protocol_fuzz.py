@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etl_dagster.errors import DecodeError
-from etl_dagster.lsn import Lsn
+from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import Event, EventBatch, RowEvent
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.protocol import rows as rows_module
@@ -98,7 +98,7 @@ def _change(draw: st.DrawFn, known: dict[int, Relation], relation: Relation) -> 
     return wire.truncate(ids, cascade=draw(st.booleans()), restart_identity=draw(st.booleans()))
 
 
-def _schema_of(relation: Relation) -> TableSchema:
+def _schema_of(relation: Relation, commit_lsn: Lsn = LSN_ZERO) -> TableSchema:
     columns = tuple(
         ColumnSchema(c.name, c.type_oid, c.type_modifier, is_identity=c.is_identity)
         for c in relation.columns

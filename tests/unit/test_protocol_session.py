@@ -24,7 +24,7 @@ _B = Relation(
 _ALL = {1: Lsn(0), 2: Lsn(0)}
 
 
-def _schema_of(relation: Relation) -> TableSchema:
+def _schema_of(relation: Relation, commit_lsn: Lsn) -> TableSchema:
     columns = tuple(
         ColumnSchema(c.name, c.type_oid, c.type_modifier, is_identity=c.is_identity)
         for c in relation.columns

@@ -17,6 +17,7 @@ from etl_dagster.destinations.evolution import (
     schema_changes,
 )
 from etl_dagster.model.schema import ColumnSchema, TableSchema
+from etl_dagster.model.types import missing_value
 
 #: Postgres types that are text in Arrow and have a type of their own in DuckDB.
 #: Not json: it may hold what DuckDB's JSON refuses, such as half of a surrogate pair.
@@ -173,10 +174,26 @@ def evolve(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSc
                         f"ALTER TABLE {qualified} ALTER COLUMN {quote(after.name)} TYPE {type_}"
                     )
             case AddColumn(column):
-                connection.execute(
-                    f"ALTER TABLE {qualified} "
-                    f"ADD COLUMN {quote(column.name)} {new_types[column.name]}"
-                )
+                _add_column(connection, qualified, column, new_types[column.name])
+
+
+def _add_column(
+    connection: duckdb.DuckDBPyConnection, table: str, column: ColumnSchema, type_: str
+) -> None:
+    """Add the column with the value that rows which are there have in the source."""
+    added = f"ALTER TABLE {table} ADD COLUMN {quote(column.name)} {type_}"
+    value = missing_value(column)
+    if value is None:
+        connection.execute(added)
+        return
+    connection.register("_etl_missing", readable(pa.RecordBatch.from_arrays([value], ["value"])))
+    # As DuckDB prints it: ALTER TABLE takes no parameters.
+    row = fetch_row(connection, f"SELECT value::{type_}::VARCHAR FROM _etl_missing")  # noqa: S608
+    connection.unregister("_etl_missing")
+    assert row is not None
+    literal = "'" + row[0].replace("'", "''") + "'"
+    connection.execute(f"{added} DEFAULT CAST({literal} AS {type_})")
+    connection.execute(f"ALTER TABLE {table} ALTER COLUMN {quote(column.name)} DROP DEFAULT")
 
 
 def _move(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSchema) -> str:

@@ -1,0 +1,102 @@
+"""Tables whose rows were computed again by an ALTER TABLE, of which the stream has nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection, Mapping
+
+from etl_dagster.lsn import LSN_MAX
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.states import Init
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.source.catalog import PublishedTable
+from etl_dagster.source.columns import fetch_traces
+from etl_dagster.source.control import SourceControl
+
+_log = logging.getLogger(__name__)
+
+_KEY = "alterations"
+
+
+class Rewrites:
+    """Compares what the catalog keeps of each table with what it kept when it was last read.
+
+    Rows that are written again leave another file; a column that is altered leaves another entry.
+    Both at once is an ALTER TABLE that may have given rows other values: ``ALTER COLUMN ... TYPE``,
+    ``ADD COLUMN`` with a volatile default. VACUUM FULL, CLUSTER and TRUNCATE leave the columns.
+    """
+
+    def __init__(self, store: CoordinatingStore, control: SourceControl) -> None:
+        self._store = store
+        self._control = control
+        self._lock = threading.Lock()
+        self._last: dict[TableId, tuple[str, str]] | None = None
+
+    def look(self, tables: Collection[PublishedTable]) -> None:
+        """Ask for a new copy of the tables that need one.
+
+        Raises:
+            EtlError: the source or the store can't be asked.
+        """
+        with self._lock:
+            self._look(tables)
+
+    def copy_follows(self, table_id: TableId) -> None:
+        """The table will be copied for another reason; what it has become until now is in that
+        copy. From any thread.
+
+        Raises:
+            EtlError: the source can't be asked.
+        """
+        with self._lock:
+            traces = self._control.ask("reading a table's columns", fetch_traces, [table_id])
+            if self._last is not None:
+                self._last.update(traces)
+
+    def _look(self, tables: Collection[PublishedTable]) -> None:
+        last = self._load() if self._last is None else self._last
+        by_id = {table.schema.id: table.schema for table in tables}
+        now = self._control.ask("reading the tables' columns", fetch_traces, list(by_id))
+        for table_id, traces in now.items():
+            before = last.get(table_id)
+            if before is not None and before[0] != traces[0]:
+                reason = self._reason(by_id[table_id], files_differ=before[1] != traces[1])
+                if reason is not None:
+                    self._copy_again(by_id[table_id], reason)
+        # Only now: had the process died before, the next one must come to the same conclusion.
+        if now != last:
+            entries = {str(table_id): list(traces) for table_id, traces in now.items()}
+            self._store.publish_status(_KEY, {"tables": entries})
+        self._last = dict(now)
+
+    def _load(self) -> dict[TableId, tuple[str, str]]:
+        status: Mapping[str, list[str]] = (self._store.get_status(_KEY) or {}).get("tables", {})
+        return {int(table_id): (columns, files) for table_id, (columns, files) in status.items()}
+
+    def _reason(self, today: TableSchema, *, files_differ: bool) -> str | None:
+        if files_differ:
+            return "its columns were altered and its rows written again"
+        known = self._store.get_table_schema(today.id, LSN_MAX)
+        if known is not None and _looks_the_same(known, today):
+            return "a column was dropped and another one of its name and type created"
+        return None
+
+    def _copy_again(self, table: TableSchema, reason: str) -> None:
+        state = self._store.get_table_replication_state(table.id)
+        if state is None or isinstance(state, Init):
+            return
+        _log.warning("%s is copied again: %s", table.name, reason)
+        self._store.request_copy(table.id)
+
+
+def _looks_the_same(known: TableSchema, today: TableSchema) -> bool:
+    """Whether other columns than the known ones look like them in the stream."""
+
+    def look(schema: TableSchema) -> list[tuple[str, int]]:
+        return [(column.name, column.type_oid) for column in schema.columns]
+
+    def attnums(schema: TableSchema) -> list[int]:
+        return [column.attnum for column in schema.columns]
+
+    return look(known) == look(today) and attnums(known) != attnums(today)
