@@ -150,6 +150,9 @@ class MemoryDestination:
         self._identity = str(uuid.uuid4())
         #: By pipeline.
         self._marks: dict[str, DestinationMark] = {}
+        #: The tables in the order in which they got their names. A name may pass from one to
+        #: another, and the destination hears of one before the other: the last has it.
+        self._named: dict[TableId, str] = {}
 
     def rows(self, table_name: str) -> list[Row]:
         """The rows of a table, given as ``schema.table``; empty while there is no such table.
@@ -159,7 +162,8 @@ class MemoryDestination:
         """
         table_name = str(TableName.parse(table_name))
         with self._lock:
-            for table in self.tables.values():
+            for table_id in reversed(self._named):
+                table = self.tables[table_id]
                 if table.schema.name == table_name:
                     return [dict(row) for row in table.rows]
         return []
@@ -204,7 +208,9 @@ class MemoryDestination:
                     continue
                 position = self.positions.get(table_id, POSITION_ZERO)
                 for step in steps_after(steps, position):
-                    self._apply(self.tables.setdefault(table_id, MemoryTable(step.schema)), step)
+                    table = self.tables.setdefault(table_id, MemoryTable(step.schema))
+                    self._apply(table, step)
+                    self._name(table.schema)
             self._marks[events.pipeline] = mark.after(events)
 
     # -- the mark ------------------------------------------------------------------------------
@@ -228,6 +234,11 @@ class MemoryDestination:
         return self._marks.get(pipeline, DestinationMark(self._identity))
 
     # ------------------------------------------------------------------------------------------
+
+    def _name(self, schema: TableSchema) -> None:
+        if self._named.get(schema.id) != schema.name:
+            self._named.pop(schema.id, None)
+            self._named[schema.id] = schema.name
 
     def _apply(self, table: MemoryTable, step: TableStep) -> None:
         match step:
@@ -260,6 +271,8 @@ class MemoryDestination:
 
     def _replace_table(self, schema: TableSchema, copy: _Copy, replay_from: Lsn) -> None:
         self.tables[schema.id] = copy.table
+        self._named.pop(schema.id, None)
+        self._name(copy.table.schema)
         self.positions[schema.id] = Position.just_before(replay_from)
         self._replay_points[schema.id] = replay_from
         copy.is_complete = True

@@ -97,6 +97,55 @@ class SchemaChecks(DestinationChecks):
         if subject.can("table_exists"):
             assert not subject.exists(ORDERS)
 
+    @needs("schema_changes", "mirror")
+    @pytest.mark.parametrize("batches", ["one batch", "two batches"])
+    def test_two_tables_can_swap_their_names(self, subject: Subject, batches: str) -> None:
+        """The usual online migration. A table is its ID; in between both have one name."""
+        filled = table(ORDERS.columns, name="orders_new", table_id=16385)
+        subject.copy(ORDERS, [order(1, "old")])
+        subject.copy(filled, [order(2, "new")], copy_id="copy-2")
+        new = table(ORDERS.columns, name="orders", table_id=filled.id, snapshot=900)
+        old = table(ORDERS.columns, name="orders_new", table_id=ORDERS.id, snapshot=900)
+        first = [relation(new), insert(new, **order(3))]
+        second = [relation(old), insert(old, **order(4))]
+
+        if batches == "one batch":
+            subject.write(insert(ORDERS, **order(5)), *first, *second)
+        else:
+            subject.write(insert(ORDERS, **order(5)), *first)
+            subject.holds(new, [order(2, "new"), order(3)])
+            subject.write(*second)
+
+        subject.holds(new, [order(2, "new"), order(3)])
+        subject.holds(old, [order(1, "old"), order(4), order(5)])
+
+    @needs("schema_changes", "mirror")
+    def test_a_chain_of_names_can_move_on(self, subject: Subject) -> None:
+        """Each table takes the name of the next; what comes under the old names comes before."""
+        names = ["first", "second", "third", "first"]
+        tables = [
+            table(ORDERS.columns, name=name, table_id=16384 + number)
+            for number, name in enumerate(names[:3])
+        ]
+        for number, before in enumerate(tables):
+            subject.copy(before, [order(number)], copy_id=f"copy-{number}")
+        moved = [
+            table(ORDERS.columns, name=name, table_id=before.id, snapshot=900)
+            for before, name in zip(tables, names[1:], strict=True)
+        ]
+
+        subject.write(
+            *(insert(before, **order(10 + number)) for number, before in enumerate(tables)),
+            *(
+                change
+                for number, after in enumerate(moved)
+                for change in (relation(after), insert(after, **order(20 + number)))
+            ),
+        )
+
+        for number, after in enumerate(moved):
+            subject.holds(after, [order(number), order(10 + number), order(20 + number)])
+
     @needs("schema_changes", "truncate", "mirror")
     def test_a_change_of_schema_between_changes_applies_to_those_after_it(
         self, subject: Subject

@@ -23,7 +23,7 @@ create table if not exists requests (key text primary key);
 create table if not exists epochs (pipeline text primary key, epoch integer);
 create table if not exists tables (
     id integer primary key, description text, position text, replay_from integer,
-    copy_id text, is_complete integer default 0);
+    copy_id text, is_complete integer default 0, named integer default 0);
 create table if not exists ended_copies (id integer, copy_id text, primary key (id, copy_id));
 create table if not exists chunks (
     id integer, copy_id text, chunk integer, attempt text, next_part integer, is_whole integer,
@@ -89,7 +89,10 @@ class ReceiverState:
     def rows(self, table_name: str) -> list[Json] | None:
         """The rows in JSON's values; None when there is no such table."""
         with self._lock:
-            for table_id, text in self._db.execute("select id, description from tables"):
+            # The last table that got a name has it: that it left another may be heard later.
+            for table_id, text in self._db.execute(
+                "select id, description from tables order by named desc"
+            ):
                 if text is not None and json.loads(text)["table"] == table_name:
                     found = self._db.execute(
                         "select content from rows where id = ? and copy_id = ? order by number",
@@ -166,6 +169,7 @@ class ReceiverState:
             replay_from=replay_from,
             position=json.dumps([replay_from - 1, 2**62]),
         )
+        self._name(table_id)
 
     def _is_complete(self, table_id: int, copy_id: str) -> bool:
         """Whether this copy is at its end; one never heard of begins now."""
@@ -258,6 +262,8 @@ class ReceiverState:
         if description == table:
             return
         self._set(table_id, description=json.dumps(table))
+        if description is None or description["table"] != table["table"]:
+            self._name(table_id)
         if description is None or description["columns"] == table["columns"]:
             return
         old_names = {c["attnum"]: c["name"] for c in description["columns"]}
@@ -273,6 +279,11 @@ class ReceiverState:
                 "update rows set key = ?, content = ? where number = ?",
                 [_key(key_columns, row), _text(row), number],
             )
+
+    def _name(self, table_id: int) -> None:
+        self._db.execute(
+            "update tables set named = (select max(named) + 1 from tables) where id = ?", [table_id]
+        )
 
     def _check_epoch(self, pipeline: str, epoch: int) -> None:
         if not epoch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -19,6 +20,7 @@ from etl_dagster.destinations.duckdb.fetch import FetchAhead
 from etl_dagster.destinations.duckdb.file import DatabaseFile
 from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.merge import TableMerge
+from etl_dagster.destinations.duckdb.names import Names
 from etl_dagster.destinations.duckdb.readiness import check_file
 from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing
 from etl_dagster.destinations.duckdb.tables import (
@@ -36,6 +38,8 @@ from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
+
+_log = logging.getLogger(__name__)
 
 #: What a table or its values can be the reason of; anything else concerns the file.
 _OF_TABLE = (
@@ -90,6 +94,7 @@ class DuckDBDestination:
         self.path = Path(path).expanduser().absolute()
         self._lock_timeout_s = lock_timeout_s
         self._changelog = changelog
+        self._store: DestinationStore | None = None
         self._file = DatabaseFile(
             self.path, memory_limit=memory_limit, lock_timeout_s=lock_timeout_s
         )
@@ -111,6 +116,7 @@ class DuckDBDestination:
             DestinationError: the file can't be written where it is.
         """
         self.check()
+        self._store = store
         self._file.guard = None
         with self._file.transaction() as connection:
             ledger = Ledger(connection)
@@ -195,26 +201,35 @@ class DuckDBDestination:
             ledger = Ledger(connection)
             if ledger.copy_status(schema.id, rows.copy_id) != "running":
                 return
+            names = Names(connection, ledger)
             for other in ledger.tables_in_the_way(schema):
-                if other.id == schema.id or other.name == schema.name:
+                is_namesake = other.name == schema.name and not self._is_known(other.id)
+                if other.id == schema.id or is_namesake:
                     old = table_name(connection, other.schema_name, other.table_name)
                     connection.execute(f"DROP TABLE IF EXISTS {old}")
-                    # The same name under another OID: the source dropped and created the table.
                     ledger.forget_table(other.id)
-                else:
-                    raise TableWriteFailed(
-                        schema.id,
-                        f"{schema.name} and {other.name} are one name to DuckDB, "
-                        "which doesn't tell upper from lower case",
-                        solution="Rename one of them in the source, or leave it out of the "
-                        "publication; then reset the table.",
-                    )
+                    if is_namesake:
+                        _log.warning(
+                            "%s is another table now; the rows of the one that had the name "
+                            "before (OID %s) are replaced",
+                            schema.name,
+                            other.id,
+                        )
+            names.claim(schema)
             staging = table_name(connection, schema.schema_name, _staging_name(schema.id))
             # Refused where a table is in the way that isn't ours.
             connection.execute(f"ALTER TABLE {staging} RENAME TO {quote(schema.table_name)}")
             ledger.keep_table(schema)
             ledger.keep_position(schema, Position.just_before(rows.replay_from))
             ledger.complete_copy(schema.id, rows.copy_id, rows.replay_from)
+            names.settle()
+
+    def _is_known(self, table_id: TableId) -> bool:
+        """Whether the pipeline has the table; one that was dropped or left the publication is
+        forgotten."""
+        return self._store is not None and (
+            self._store.get_table_replication_state(table_id) is not None
+        )
 
     # -- the stream ----------------------------------------------------------------------------
 
@@ -231,16 +246,18 @@ class DuckDBDestination:
                 ledger = Ledger(connection)
                 revision = ledger.raise_mark(events)
                 tables = ledger.tables(events.tables)
+                names = Names(connection, ledger, tables)
                 replay_points = ledger.replay_points(events.tables)
                 for table_id, steps in events.tables.items():
                     if events.is_outdated(table_id, replay_points.get(table_id)):
                         continue
                     merge = TableMerge(
-                        connection, ledger, tables.get(table_id), changelog=self._changelog
+                        connection, ledger, tables.get(table_id), names, changelog=self._changelog
                     )
                     name = steps[0].schema.name if steps else str(table_id)
                     with _blaming(table_id, name):
                         merge.apply(steps)
+                names.settle()
             if self._seen is not None:
                 self._seen.revisions[events.pipeline] = revision
 

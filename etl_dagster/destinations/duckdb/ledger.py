@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import asdict
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from etl_dagster.destinations.duckdb.tables import fetch_row
+from etl_dagster.destinations.duckdb.tables import fetch_row, fold
 from etl_dagster.errors import InvalidState, Superseded
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import ChunkId, EventBatch, TableChanges, TruncateEvent
 from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
+from etl_dagster.table_name import TableName
 
 _CREATE = """
 CREATE SCHEMA IF NOT EXISTS _etl;
@@ -62,6 +63,9 @@ CREATE TABLE IF NOT EXISTS _etl.pipelines (
 _TABLES = (
     "changelog", "chunks", "copies", "identity", "meta", "pipelines", "positions", "tables"
 )  # fmt: skip
+#: What files of earlier versions lack. wanted_name: what a table is called that is stored under
+#: another name, because another table has its own; null for all others.
+_ADD = "ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS wanted_name VARCHAR"
 
 
 class Ledger:
@@ -74,6 +78,7 @@ class Ledger:
         """Create what is missing: all of it, or what a file of an earlier version lacks."""
         if not self._there().issuperset(_TABLES):
             self._connection.execute(_CREATE)
+        self._connection.execute(_ADD)
 
     def _there(self) -> set[str]:
         rows = self._connection.execute(
@@ -158,13 +163,18 @@ class Ledger:
         """Those of the tables that are there."""
         return self._tables("table_id IN (SELECT unnest(?::BIGINT[]))", [list(table_ids)])
 
-    def tables_in_the_way(self, schema: TableSchema) -> Iterable[TableSchema]:
-        """The table itself as it was before, and those whose names are one with its to DuckDB,
-        which doesn't tell upper from lower case."""
-        return self._tables(
+    def tables_in_the_way(self, schema: TableSchema) -> list[TableSchema]:
+        """The table itself as it was before, and those whose names are one with its to DuckDB."""
+        found = self._tables(
             "table_id = ? OR lower(schema_name) = lower(?) AND lower(table_name) = lower(?)",
             [schema.id, schema.schema_name, schema.table_name],
         ).values()
+        name = fold(TableName(schema.schema_name, schema.table_name))
+        return [
+            other
+            for other in found
+            if other.id == schema.id or fold(TableName(other.schema_name, other.table_name)) == name
+        ]
 
     def _tables(self, condition: str, values: list[object]) -> dict[TableId, TableSchema]:
         rows = self._connection.execute(
@@ -184,11 +194,13 @@ class Ledger:
             for table_id, schema_name, name, columns, snapshot_lsn, identity in rows
         }
 
-    def keep_table(self, schema: TableSchema) -> None:
+    def keep_table(self, schema: TableSchema, *, wanted_name: str | None = None) -> None:
+        """Remember the table as it is stored, and how it is called where that is another name."""
         self.forget_table(schema.id)
         columns = json.dumps([asdict(column) for column in schema.columns])
         self._connection.execute(
-            "INSERT INTO _etl.tables VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO _etl.tables (table_id, schema_name, table_name, snapshot_lsn, "
+            "replica_identity, columns, wanted_name) VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
                 schema.id,
                 schema.schema_name,
@@ -196,8 +208,23 @@ class Ledger:
                 schema.snapshot_id.offset,
                 schema.replica_identity,
                 columns,
+                wanted_name,
             ],
         )
+
+    def wanted_name(self, table_id: TableId) -> str | None:
+        """How a table is called that is stored under another name; None for all others."""
+        row = fetch_row(
+            self._connection, "SELECT wanted_name FROM _etl.tables WHERE table_id = ?", [table_id]
+        )
+        return None if row is None else row[0]
+
+    def wanted_names(self) -> dict[TableId, str]:
+        """Of the tables that are stored under another name, how they are called."""
+        rows = self._connection.execute(
+            "SELECT table_id, wanted_name FROM _etl.tables WHERE wanted_name IS NOT NULL"
+        ).fetchall()
+        return dict(rows)
 
     def forget_table(self, table_id: TableId) -> None:
         self._connection.execute("DELETE FROM _etl.tables WHERE table_id = ?", [table_id])

@@ -14,6 +14,7 @@ import pyarrow as pa
 from etl_dagster.destinations.collapse import Collapsed, added_and_removed, collapse
 from etl_dagster.destinations.duckdb.in_place import change_in_place, hides_rowid, key_match
 from etl_dagster.destinations.duckdb.ledger import Ledger
+from etl_dagster.destinations.duckdb.names import Names
 from etl_dagster.destinations.duckdb.tables import (
     column_list,
     column_types,
@@ -44,11 +45,13 @@ class TableMerge:
         connection: duckdb.DuckDBPyConnection,
         ledger: Ledger,
         table: TableSchema | None,
+        names: Names,
         *,
         changelog: bool,
     ) -> None:
         self._connection = connection
         self._ledger = ledger
+        self._names = names
         #: As it is in the file; None when it isn't there.
         self._table = table
         self._changelog = changelog
@@ -85,14 +88,22 @@ class TableMerge:
 
     def _evolve_to(self, schema: TableSchema) -> None:
         """Bring the table to this schema."""
-        table = self._table
+        table, wanted = self._table, None
         if table is None:
+            self._names.claim(schema)
             create_table(self._connection, schema)
-        elif schema.describes_same_columns(table):
-            return
         else:
+            if schema.name != table.name:
+                called = schema.table_name
+                schema = self._names.stored(schema, table)
+                if schema.name != table.name:
+                    self._names.claim(schema)
+                else:
+                    wanted = called
+            if schema.describes_same_columns(table):
+                return
             evolve(self._connection, table, schema)
-        self._ledger.keep_table(schema)
+        self._ledger.keep_table(schema, wanted_name=wanted)
         self._table = schema
 
     def _change(self, changes: TableChanges) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,11 +19,13 @@ from etl_dagster.destinations.evolution import (
 )
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.model.types import missing_value
+from etl_dagster.table_name import TableName
 
 #: Postgres types that are text in Arrow and have a type of their own in DuckDB.
 #: Not json: it may hold what DuckDB's JSON refuses, such as half of a surrogate pair.
 _BY_OID = {2950: "UUID", 3802: "JSON"}
 _UUID, _JSON = "UUID", "JSON"
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _BY_ARROW = {
     pa.bool_(): "BOOLEAN",
     pa.int8(): "TINYINT",
@@ -52,6 +55,15 @@ def fetch_row(
 def quote(*names: str) -> str:
     """The names as one SQL identifier, such as ``"public"."orders"``."""
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
+def fold(name: TableName) -> tuple[str, str]:
+    """Equal for names that are one to DuckDB: it ignores the case of ASCII letters alone."""
+    return _fold(name.schema_name), _fold(name.table_name)
+
+
+def _fold(name: str) -> str:
+    return name.translate(_LOWER)
 
 
 def column_list(names: Iterable[str]) -> str:
@@ -199,7 +211,7 @@ def _add_column(
 def _move(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSchema) -> str:
     before = table_name(connection, old.schema_name, old.table_name)
     after = table_name(connection, new.schema_name, new.table_name)
-    if old.schema_name == new.schema_name:
+    if _fold(old.schema_name) == _fold(new.schema_name):
         connection.execute(f"ALTER TABLE {before} RENAME TO {quote(new.table_name)}")
     else:
         # DuckDB can't move a table to another schema.

@@ -78,7 +78,7 @@ class FileDestination(MemoryDestination):
     name = "file"
     kept: ClassVar[tuple[str, ...]] = (
         *("tables", "positions", "changelog"),
-        *("_replay_points", "_copies", "_ended_copies", "_identity", "_marks"),
+        *("_replay_points", "_copies", "_ended_copies", "_identity", "_marks", "_named"),
     )
 
     def __init__(self, path: Path) -> None:
@@ -893,6 +893,17 @@ class TestARenamedTableBeginsAnew(TestInMemory):
             if table.schema.name != step.schema.name:
                 table.clear()
             super()._apply(table, step)
+
+
+class TestARenamedTableReplacesTheOneOfThatName(TestInMemory):
+    promise = "test_two_tables_can_swap_their_names"
+
+    class destination_class(MemoryDestination):
+        def _name(self, schema: TableSchema) -> None:
+            for table_id, table in list(self.tables.items()):
+                if table_id != schema.id and table.schema.name == schema.name:
+                    del self.tables[table_id], self._named[table_id]
+            super()._name(schema)
 
 
 class TestTheOldSchemaComesBack(TestInMemory):

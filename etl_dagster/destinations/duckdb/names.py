@@ -1,0 +1,125 @@
+"""Which table of the file has which name, while names move among the source's tables."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from dataclasses import replace
+
+import duckdb
+
+from etl_dagster.destinations.duckdb.ledger import Ledger
+from etl_dagster.destinations.duckdb.tables import fold, quote, table_name
+from etl_dagster.errors import TableWriteFailed
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.table_name import TableName
+
+_log = logging.getLogger(__name__)
+
+
+class Names:
+    """Gives names to tables inside one transaction.
+
+    A table is its OID. In the source a name may pass from one table to another, and two tables may
+    swap theirs; the destination hears of each table by itself, perhaps much later of one than of
+    the other. So whoever was named last has the name. The table that had it before is set aside
+    under another name, keeps its rows and goes on receiving changes, until it gets a new name or
+    the old one is free again.
+
+    Args:
+        tables: the tables of a batch as they are stored; kept up to date.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        ledger: Ledger,
+        tables: MutableMapping[TableId, TableSchema] | None = None,
+    ) -> None:
+        self._connection = connection
+        self._ledger = ledger
+        self.tables = {} if tables is None else tables
+        #: What this transaction set aside: the table as it was named.
+        self._set_aside: dict[TableId, TableSchema] = {}
+        self._is_changed = False
+
+    def stored(self, schema: TableSchema, before: TableSchema) -> TableSchema:
+        """The schema as the file has it: under another name while the table is set aside.
+
+        Args:
+            before: the table as it is stored.
+        """
+        wanted = self._ledger.wanted_name(schema.id)
+        if (before.schema_name, wanted) == (schema.schema_name, schema.table_name):
+            return replace(schema, table_name=before.table_name)
+        return schema
+
+    def claim(self, schema: TableSchema) -> None:
+        """Make the table's name free for it.
+
+        Raises:
+            TableWriteFailed: another table has a name that differs in case alone.
+        """
+        self._is_changed = True
+        for other in self._ledger.tables_in_the_way(schema):
+            if other.id == schema.id:
+                continue
+            if other.name != schema.name:
+                raise TableWriteFailed(
+                    schema.id,
+                    f"{schema.name} and {other.name} are one name to DuckDB, "
+                    "which doesn't distinguish upper case from lower case",
+                    solution="Rename one of them in the source, or leave it out of the "
+                    "publication; then reset the table.",
+                )
+            self._put_aside(other)
+
+    def settle(self) -> None:
+        """At the end of a transaction: what was set aside returns to a name that is free now."""
+        if not self._is_changed:
+            return
+        for table_id, wanted in self._ledger.wanted_names().items():
+            stored = self._ledger.tables([table_id])[table_id]
+            named = replace(stored, table_name=wanted)
+            if not self._is_taken(stored.schema_name, wanted):
+                self._rename(stored, wanted)
+                self._keep(named, None)
+                self._set_aside.pop(table_id, None)
+        for table_id, before in self._set_aside.items():
+            stored = self._ledger.tables([table_id])[table_id]
+            _log.warning(
+                "%s names another table now; the rows of the one that had the name before "
+                "(OID %s) are in %s until its new name is known",
+                before.name,
+                table_id,
+                stored.name,
+            )
+
+    def _put_aside(self, other: TableSchema) -> None:
+        name = f"{other.table_name}__old_{other.id}"
+        while self._is_taken(other.schema_name, name):
+            name += "_"
+        wanted = self._ledger.wanted_name(other.id) or other.table_name
+        self._rename(other, name)
+        self._keep(replace(other, table_name=name), wanted)
+        self._set_aside.setdefault(other.id, replace(other, table_name=wanted))
+
+    def _rename(self, stored: TableSchema, name: str) -> None:
+        before = table_name(self._connection, stored.schema_name, stored.table_name)
+        self._connection.execute(f"ALTER TABLE {before} RENAME TO {quote(name)}")
+
+    def _keep(self, stored: TableSchema, wanted: str | None) -> None:
+        self._ledger.keep_table(stored, wanted_name=wanted)
+        if stored.id in self.tables:
+            self.tables[stored.id] = stored
+
+    def _is_taken(self, schema_name: str, name: str) -> bool:
+        """Whether the file has something of that name, be it ours or not."""
+        found = self._connection.execute(
+            "SELECT schema_name, table_name FROM duckdb_tables() "
+            "WHERE database_name = current_database() "
+            "UNION ALL SELECT schema_name, view_name FROM duckdb_views() "
+            "WHERE database_name = current_database()"
+        ).fetchall()
+        wanted = fold(TableName(schema_name, name))
+        return any(fold(TableName(*there)) == wanted for there in found)
