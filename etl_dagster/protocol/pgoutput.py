@@ -19,6 +19,7 @@ _BEGIN: Final = struct.Struct("!QqI")
 _COMMIT: Final = struct.Struct("!BQQq")
 _LSN: Final = struct.Struct("!Q")
 _OID: Final = struct.Struct("!I")
+_XIDS: Final = struct.Struct("!II")
 _COUNT: Final = struct.Struct("!H")
 _MODIFIER: Final = struct.Struct("!i")
 
@@ -103,6 +104,20 @@ class Type:
     oid: int
     schema_name: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAbort:
+    """A transaction, or a part of one, that was rolled back after parts were sent; tag ``A``.
+
+    We never ask for transactions that haven't committed, so nothing of it was sent. PostgreSQL
+    18.6 sends the message all the same, after a rollback of a transaction that was larger than
+    logical_decoding_work_mem and had a released savepoint.
+    """
+
+    xid: int
+    #: The subtransaction that was rolled back; the same as `xid` for the whole.
+    subxid: int
 
 
 class _Reader:
@@ -256,6 +271,17 @@ def decode_origin(body: bytes | memoryview) -> Origin:
     name = reader.text()
     reader.finish()
     return Origin(lsn, name)
+
+
+def decode_stream_abort(body: bytes | memoryview) -> StreamAbort:
+    """Decode a Stream Abort message.
+
+    Raises:
+        DecodeError: the body has another length.
+    """
+    if len(body) != _XIDS.size:
+        raise _wrong_length("Stream Abort", _XIDS.size, len(body))
+    return StreamAbort(*_XIDS.unpack(body))
 
 
 def decode_type(body: bytes | memoryview) -> Type:

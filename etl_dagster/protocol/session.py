@@ -21,9 +21,11 @@ from etl_dagster.protocol.frames import (
 )
 from etl_dagster.protocol.pgoutput import (
     Relation,
+    StreamAbort,
     decode_message,
     decode_origin,
     decode_relation,
+    decode_stream_abort,
     decode_truncate,
     decode_type,
 )
@@ -176,8 +178,18 @@ class ReplicationSession:
                 decode_origin(body)
             case "Y":
                 decode_type(body)
+            case "A":
+                self._ignore_abort(decode_stream_abort(body))
             case unknown:
                 raise DecodeError(f"a message with the unknown tag {unknown!r}", offset=0)
+
+    def _ignore_abort(self, abort: StreamAbort) -> None:
+        """Nothing of an aborted transaction was taken, unless it is the one being received."""
+        if self._open.transaction is not None:
+            raise DecodeError(
+                f"a Stream Abort message for transaction {abort.xid} inside of a transaction",
+                offset=0,
+            )
 
     # -- the open batch --------------------------------------------------------------------------
 

@@ -251,11 +251,21 @@ def test_rows_have_the_schema_of_the_relation_before_them() -> None:
         ([wire.begin(1), wire.commit(2, 3)], "a Commit message for 0/2 in the transaction of 0/1"),
         ([wire.relation(_A)], "a Relation message outside of a transaction"),
         ([b"?"], "unknown tag '\\?'"),
+        ([wire.begin(1), b"A\0\0\0\1\0\0\0\2"], "transaction 1 inside of a transaction"),
+        ([b"A\0\0\0\1"], "Stream Abort message is 8 bytes, the server sent 4"),
+        ([b"S\0\0\0\1\1"], "unknown tag 'S'"),
     ],
 )
 def test_a_message_out_of_place_is_refused(messages: list[bytes], reason: str) -> None:
     with pytest.raises(DecodeError, match=reason):
         _fed(*messages)
+
+
+def test_the_abort_of_a_transaction_that_was_never_sent_changes_nothing() -> None:
+    """PostgreSQL 18.6 sends it, though nobody asked for transactions that haven't committed."""
+    session = _fed(b"A\0\0\0\1\0\0\0\2")
+
+    assert session.is_empty
 
 
 @pytest.mark.parametrize(
