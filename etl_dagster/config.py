@@ -259,6 +259,9 @@ class TableConfig(_Section):
     """What differs for one table."""
 
     copy_rows: bool = Field(True, alias="copy", description="False streams from now on only.")
+    partitions_removed: Literal["keep", "delete"] | None = Field(
+        None, description="As for the pipeline, for this table."
+    )
 
 
 class MeltanoConfig(_Section):
@@ -296,6 +299,11 @@ class PipelineConfig(_Section):
     batch: BatchConfig = BatchConfig()
     copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
     retry: RetryConfig = RetryConfig()
+    partitions_removed: Literal["keep", "delete"] = Field(
+        "keep",
+        description="What becomes of the rows of a partition that was detached, dropped or "
+        "truncated, where its table is published through the partition root.",
+    )
     tables: dict[str, TableConfig] = {}
     meltano: MeltanoConfig = MeltanoConfig()
 
@@ -324,6 +332,10 @@ class PipelineConfig(_Section):
     def table(self, table_name: str) -> TableConfig:
         """What differs for a table, given as the text of its `TableName`."""
         return self.tables.get(table_name, TableConfig())
+
+    def removes_partitions(self, table_name: str) -> bool:
+        """Whether rows of a table's partition go when the partition goes at the source."""
+        return (self.table(table_name).partitions_removed or self.partitions_removed) == "delete"
 
 
 def load_config(path: str | Path, environ: Mapping[str, str] | None = None) -> PipelineConfig:

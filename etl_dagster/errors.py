@@ -103,21 +103,6 @@ class PublicationEmpty(SourceNotPrepared):
         self.publication = publication
 
 
-class ReplicaIdentityMissing(SourceNotPrepared):
-    """Published tables send updates or deletes but have nothing to identify a row by."""
-
-    def __init__(self, tables: Sequence[str]) -> None:
-        super().__init__(
-            "no replica identity, though the publication publishes updates or deletes: "
-            + ", ".join(tables)
-            + ". Postgres refuses UPDATE and DELETE on such a table for every application",
-            solution="Add a primary key, or ALTER TABLE ... REPLICA IDENTITY USING INDEX ... / "
-            "FULL; or publish inserts only: "
-            "ALTER PUBLICATION ... SET (publish = 'insert, truncate').",
-        )
-        self.tables = tuple(tables)
-
-
 class TableRewritten(SourceError):
     """All rows of a table were written anew while it was copied, so they are in other places.
 

@@ -66,10 +66,15 @@ meltano:
   # state_backend: postgres://me@host/database/schema
   interval_s: 5
 
+# Rows of a partition that is detached, dropped or truncated, where its table is published through
+# the partition root: Postgres doesn't publish that. `delete` removes them by copying the table.
+partitions_removed: keep
+
 # What differs for single tables.
 tables: {{}}
   # public.events:
   #   copy: false               # only changes from now on
+  #   partitions_removed: delete
 """
 _PASSWORD_VARIABLE = "SOURCE_PASSWORD"
 

@@ -60,6 +60,8 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
             "row_count": known.get("row_count"),
             "last_commit_lsn": known.get("last_commit_lsn"),
             "last_commit_time": known.get("last_commit_time"),
+            "partitions_kept": known.get("partitions_kept", 0),
+            "last_partition_kept": known.get("last_partition_kept"),
         }
         plan = plans.get(table_id)
         if plan is not None:
@@ -144,6 +146,13 @@ def _show(report: dict[str, Any]) -> None:
         click.echo(f"\n{notice['at']}  Meltano state {notice['state_id']}: {notice['text']}")
     if report["meltano"]["problem"]:
         click.echo(f"\nPositions are not mirrored now: {report['meltano']['problem']}")
+    for row in report["tables"]:
+        if row["partitions_kept"]:
+            click.echo(
+                f"\n{row['table']}: the rows of {row['partitions_kept']} removed or truncated "
+                f"partitions are kept, the latest {row['last_partition_kept']} "
+                "(partitions_removed: keep)"
+            )
     for row in report["tables"]:
         if row["state"] == "errored":
             click.echo(f"\n{row['table']}: {row['detail']['reason']}")

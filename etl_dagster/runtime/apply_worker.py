@@ -18,10 +18,13 @@ from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery
+from etl_dagster.runtime.leaf_copies import LeafCopies
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.ownership import Ownership
+from etl_dagster.runtime.partitions import Partitions
 from etl_dagster.runtime.schemas import FetchTable, SchemaTracker
 from etl_dagster.runtime.stream_loop import StreamLoop
+from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.source.stream import ReplicationStream
 
@@ -47,6 +50,8 @@ class ApplyWorker:
         on_durable: Callable[[Lsn], None],
         on_outdated: Callable[[TableId], None],
         on_truncate: Callable[[TableId, int], None] = lambda table_id, xid: None,
+        control: SourceControl,
+        partitions: Partitions,
         require_lease: Callable[[], None] = lambda: None,
         stop: threading.Event,
     ) -> None:
@@ -70,11 +75,12 @@ class ApplyWorker:
             start_lsn,
             application_name=f"etl_dagster apply {config.pipeline}",
         )
+        schemas = SchemaTracker(store, fetch_table)
         self._delivery = Delivery(
             destination,
             store,
             ApplyWorkerType(),
-            SchemaTracker(store, fetch_table),
+            schemas,
             config.retry,
             pipeline=config.pipeline,
             epoch=epoch,
@@ -96,6 +102,21 @@ class ApplyWorker:
             stop=stop,
         )
 
+        self._leaf_copies = LeafCopies(
+            config,
+            control,
+            partitions,
+            self._loop,
+            self._delivery,
+            schemas,
+            epoch=epoch,
+            request_keepalive=self._stream.request_keepalive,
+            require_lease=require_lease,
+            on_table_error=self._table_failed,
+            on_outdated=self._outdated,
+            stop=stop,
+        )
+
     def run(self) -> None:
         """Stream until stopped; raises what it failed with."""
         self._ownership.start()
@@ -108,6 +129,7 @@ class ApplyWorker:
             self._check_lease_at = time.monotonic() + _LEASE_CHECK_S
             self._require_lease()
         self._ownership.refresh()
+        self._leaf_copies.advance(self._ownership.apply_from)
         return True
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from etl_dagster.config import RetryConfig
 from etl_dagster.errors import (
@@ -24,9 +25,9 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination, WriteResult
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.identity import RemembersDestination
-from etl_dagster.model.schema import TableId
+from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import ApplyWorker, PipelineStore, WorkerType
-from etl_dagster.protocol.batch import RawBatch
+from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.belonging import marking
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.halving import PieceSize, halves, only_table
@@ -45,6 +46,23 @@ class _Progress:
     """Nothing to write: everything before `lsn` is durable already."""
 
     lsn: Lsn
+
+
+class Undecoded(Protocol):
+    """What becomes an `EventBatch` on the writing thread: a `RawBatch`, or rows that were read."""
+
+    @property
+    def first_commit_lsn(self) -> Lsn | None: ...
+
+    @property
+    def first_commit_time_us(self) -> int | None: ...
+
+    def decode(
+        self,
+        schema_of: Callable[[Relation, Lsn], TableSchema],
+        apply_from: Mapping[TableId, Lsn],
+        epoch: int,
+    ) -> EventBatch: ...
 
 
 class Delivery:
@@ -94,7 +112,7 @@ class Delivery:
         self._on_durable = on_durable
         self._on_table_error = on_table_error
         self._on_outdated = on_outdated
-        self._queue: queue.Queue[tuple[RawBatch, Mapping[TableId, Lsn]] | _Progress | None]
+        self._queue: queue.Queue[tuple[Undecoded, Mapping[TableId, Lsn]] | _Progress | None]
         self._queue = queue.Queue(max_queued)
         self._failure: BaseException | None = None
         #: From where on each table is applied, as of the last batch. Another LSN means another
@@ -112,7 +130,7 @@ class Delivery:
 
     # -- the reader's side -----------------------------------------------------------------------
 
-    def put(self, batch: RawBatch, apply_from: Mapping[TableId, Lsn]) -> None:
+    def put(self, batch: Undecoded, apply_from: Mapping[TableId, Lsn]) -> None:
         """Hand over a batch; waits while the queue is full (that is the back-pressure).
 
         Raises:
@@ -125,7 +143,7 @@ class Delivery:
         """Tell that nothing needs to be written up to `lsn`."""
         self._put(_Progress(lsn))
 
-    def _put(self, item: tuple[RawBatch, Mapping[TableId, Lsn]] | _Progress | None) -> None:
+    def _put(self, item: tuple[Undecoded, Mapping[TableId, Lsn]] | _Progress | None) -> None:
         while True:
             self.raise_failure()
             try:
@@ -208,7 +226,7 @@ class Delivery:
             finally:
                 self._queue.task_done()
 
-    def _deliver(self, item: tuple[RawBatch, Mapping[TableId, Lsn]] | _Progress) -> None:
+    def _deliver(self, item: tuple[Undecoded, Mapping[TableId, Lsn]] | _Progress) -> None:
         if isinstance(item, _Progress):
             self._keep_progress(item.lsn)
             self._on_durable(item.lsn, None)

@@ -33,11 +33,12 @@ from etl_dagster.model.stores import (
     WorkerType,
     epoch_by_clock,
 )
-from etl_dagster.runtime.member_notes import KEPT_STATUS
 
 _log = logging.getLogger(__name__)
 
 _NO_TABLE = 0
+#: The status that changes all the time, and is of no use once the process has ended.
+_MOMENTARY = "apply"
 
 
 def coordinating(store: PipelineStore) -> CoordinatingStore:
@@ -256,13 +257,17 @@ class LocalStore:
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
         self._status[key] = text = json.dumps(payload)
-        if key == KEPT_STATUS:
-            self._keep(text)
+        if key != _MOMENTARY:
+            with self._lock:
+                kept = self._kept()
+                if kept.get(key) != text:
+                    kept[key] = text
+                    self._keep(json.dumps(kept))
 
     def get_status(self, key: str) -> Mapping[str, Any] | None:
         payload = self._status.get(key)
-        if payload is None and key == KEPT_STATUS:
-            payload = self._kept()
+        if payload is None and key != _MOMENTARY:
+            payload = self._kept().get(key)
         return None if payload is None else json.loads(payload)
 
     # -- kept in a place that each store has ---------------------------------------------------
@@ -275,12 +280,13 @@ class LocalStore:
         except Exception as error:
             if not self._is_forgetful:
                 _log.warning(
-                    "the store can't keep what the publication holds (%s): a table that leaves it "
-                    "and returns while the pipeline stands still isn't noticed",
+                    "the store can't keep what the catalog said (%s): a table that leaves the "
+                    "publication and returns while the pipeline stands still isn't noticed",
                     type(error).__name__,
                 )
             self._is_forgetful = True
 
-    def _kept(self) -> str | None:
+    def _kept(self) -> dict[str, str]:
         note = self._store.get_destination_table_metadata(_NO_TABLE)
-        return None if note is None else note.destination_table_id
+        kept: dict[str, str] = {} if note is None else json.loads(note.destination_table_id)
+        return kept

@@ -11,8 +11,8 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.source.membership import Look, Membership, Partition, PublicationTrace, Storage
 
-#: The key of `publish_status`. Unlike other statuses, this one must outlive the process.
-KEPT_STATUS = "members"
+#: The key of `publish_status`.
+_KEY = "members"
 
 
 @dataclass
@@ -42,7 +42,7 @@ class MemberNotes:
     @classmethod
     def load(cls, store: CoordinatingStore) -> MemberNotes:
         """The notes in the store; empty ones before the first look."""
-        saved = store.get_status(KEPT_STATUS) or {}
+        saved = store.get_status(_KEY) or {}
         trace = saved.get("publication")
         return cls(
             publication=None if trace is None else PublicationTrace(*trace),
@@ -55,7 +55,7 @@ class MemberNotes:
         )
 
     def save(self, store: CoordinatingStore) -> None:
-        store.publish_status(KEPT_STATUS, self.to_json())
+        store.publish_status(_KEY, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         trace = self.publication
@@ -94,7 +94,8 @@ def partitions_json(notes: PartitionNotes) -> dict[str, Any]:
             str(leaf): [part.name, part.links, *_storage(part.storage)]
             for leaf, part in notes.leaves.items()
         },
-        "kept": {str(leaf): name for leaf, name in notes.kept.items()},
+        # A list: a store may give the keys of an object in another order.
+        "kept": [[leaf, name] for leaf, name in notes.kept.items()],
     }
 
 
@@ -106,7 +107,7 @@ def partition_notes(value: Mapping[str, Any]) -> PartitionNotes:
             int(leaf): Partition(name, links, Storage(*storage))
             for leaf, (name, links, *storage) in value["leaves"].items()
         },
-        kept={int(leaf): name for leaf, name in value.get("kept", {}).items()},
+        kept=dict(value["kept"]),
     )
 
 

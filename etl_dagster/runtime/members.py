@@ -23,6 +23,7 @@ from etl_dagster.model.states import (
 )
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.runtime.member_notes import MemberNotes
+from etl_dagster.runtime.partitions import Partitions
 from etl_dagster.source.catalog import (
     PublishedTable,
     emit_marker,
@@ -58,6 +59,7 @@ class Members:
         #: Tables with new files that a TRUNCATE may explain, once the stream has passed the LSN.
         self._unclear: dict[TableId, tuple[Lsn, Membership]] = {}
         self._truncates: dict[TableId, deque[int]] = {}
+        self.partitions = Partitions(config, store, control)
         self._lock = threading.Lock()
 
     @property
@@ -72,13 +74,19 @@ class Members:
     def waits_for(self) -> Lsn | None:
         """The LSN that the stream must pass before something can be decided; None without one."""
         leaving = self._notes.leaving.values() if self._notes is not None else ()
-        marks = [*leaving, *(lsn for lsn, _ in self._unclear.values())]
+        marks = [*leaving, *(lsn for lsn, _ in self._unclear.values()), *self.partitions.marks]
         return max(marks, default=None)
 
     @property
     def is_settled(self) -> bool:
         """Whether everything that the last look found is dealt with, but for tables that left."""
-        return not self._unclear
+        return not self._unclear and self.partitions.is_settled
+
+    def partitions_kept(self, table_id: TableId) -> list[str]:
+        """Names of partitions that are gone at the source while their rows stayed; latest last."""
+        notes = self._notes
+        known = None if notes is None else notes.partitions.get(table_id)
+        return [] if known is None else list(known.kept.values())
 
     def truncated(self, table_id: TableId, xid: int) -> None:
         """The stream brought a TRUNCATE of the table by this transaction."""
@@ -111,7 +119,10 @@ class Members:
         held_back = self._add_new(notes, states, published)
         # A reader sees each table of this look with its state.
         self._tables = published
-        self._find_missed(notes, states, published, now)
+        mark = _OneMarker(self._control)
+        self._find_missed(notes, states, published, now, mark)
+        for table_id, reason in self.partitions.look(notes, states, published, now, mark).items():
+            self._copy_again(table_id, reason)
         notes.publication = now.publication
         for table_id in published:
             if table_id not in self._unclear and table_id not in held_back:
@@ -131,16 +142,13 @@ class Members:
     ) -> None:
         """The stream may still bring changes from before a table left, if it is streamed."""
         gone = [t for t in states if t not in published and t not in notes.leaving]
-        marker: Lsn | None = None
+        mark = _OneMarker(self._control)
         for table_id in gone:
             match states[table_id]:
                 case Init() | DataSync() | Errored():
                     self._forget(notes, table_id)
                 case FinishedCopy() | SyncWait() | Catchup() | SyncDone() | Ready():
-                    if marker is None:
-                        # Whatever the catalog said before was committed before this position.
-                        marker = self._control.ask("marking the stream", emit_marker)
-                    notes.leaving[table_id] = marker
+                    notes.leaving[table_id] = mark()
                     _log.warning(
                         "%s left the publication; its last changes are still applied, "
                         "then its rows stay",
@@ -150,7 +158,11 @@ class Members:
     def settle(self) -> bool:
         """Decide what has waited for the stream to pass an LSN; whether a table was let go."""
         notes = self._notes
-        if notes is None or self.waits_for is None:
+        if notes is None:
+            return False
+        self.partitions.take_copied(notes)
+        if self.waits_for is None:
+            self._save()
             return False
         known = len(notes.leaving)
         durable = self._store.get_replication_progress(ApplyWorker()) or LSN_ZERO
@@ -163,6 +175,10 @@ class Members:
         for table_id, (last, member) in list(self._unclear.items()):
             if durable > last:
                 self._explain(notes, table_id, member)
+        for table_id, reason in self.partitions.settle(
+            notes, self._tables, durable, self._truncated_by
+        ).items():
+            self._copy_again(table_id, reason)
         self._save()
         return len(notes.leaving) < known
 
@@ -221,10 +237,10 @@ class Members:
         states: Mapping[TableId, TableState],
         published: Mapping[TableId, PublishedTable],
         now: Look,
+        mark: _OneMarker,
     ) -> None:
         """Copy again what the stream may lack changes of."""
         of_all = self._of_publication(notes.publication, now.publication)
-        marker: Lsn | None = None
         for table_id in published:
             if table_id not in states:
                 continue
@@ -246,8 +262,7 @@ class Members:
             elif rewrite is Rewrite.UNCLEAR:
                 known = self._unclear.get(table_id)
                 if known is None or known[1] != member:
-                    marker = marker or self._control.ask("marking the stream", emit_marker)
-                    self._unclear[table_id] = marker, member
+                    self._unclear[table_id] = mark(), member
 
     def _of_publication(self, before: PublicationTrace | None, now: PublicationTrace) -> str | None:
         """Why every table must be copied again, if so."""
@@ -275,11 +290,13 @@ class Members:
         del self._unclear[table_id]
         if table_id not in self._tables:
             return
-        with self._lock:
-            truncates = {str(xid) for xid in self._truncates.get(table_id, ())}
-        if member.storage.changed_by not in truncates:
+        if member.storage.changed_by not in self._truncated_by(table_id):
             self._copy_again(table_id, "was written again, perhaps while it was unlogged")
         notes.tables[table_id] = member
+
+    def _truncated_by(self, table_id: TableId) -> set[str]:
+        with self._lock:
+            return {str(xid) for xid in self._truncates.get(table_id, ())}
 
     def _copy_again(self, table_id: TableId, reason: str) -> None:
         name = self._tables[table_id].schema.name
@@ -314,6 +331,19 @@ class Members:
 
     def _is_worked_on(self, table_id: TableId) -> bool:
         return self._store.is_leased(f"table:{table_id}")
+
+
+class _OneMarker:
+    """Gives an LSN past everything that a look found; the same each time."""
+
+    def __init__(self, control: SourceControl) -> None:
+        self._control = control
+        self._marker: Lsn | None = None
+
+    def __call__(self) -> Lsn:
+        if self._marker is None:
+            self._marker = self._control.ask("marking the stream", emit_marker)
+        return self._marker
 
 
 def _spelled(operations: str) -> str:

@@ -287,6 +287,8 @@ class Pipeline:
             missing_copies=self._belonging.missing_copies,
             on_durable=self._durable,
             on_truncate=self._members.truncated,
+            control=self._control,
+            partitions=self._members.partitions,
             require_lease=self._require_lease,
             stop=self._stop,
         )

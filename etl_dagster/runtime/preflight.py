@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,7 +13,6 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     EtlError,
     PublicationEmpty,
-    ReplicaIdentityMissing,
     SlotError,
     SourceNotPrepared,
 )
@@ -23,6 +23,7 @@ from etl_dagster.source.catalog import (
     fetch_published_tables,
 )
 from etl_dagster.source.connection import connect, source_uri, translate
+from etl_dagster.source.partitions import fetch_foreign_partitions
 from etl_dagster.source.readiness import (
     ServerFacts,
     fetch_read_rights,
@@ -37,6 +38,8 @@ from etl_dagster.source.slots import (
 )
 from etl_dagster.table_name import quote_identifier
 
+_log = logging.getLogger(__name__)
+
 Connection = psycopg.Connection[Any]
 Level = Literal["ok", "warning", "error"]
 
@@ -50,6 +53,8 @@ _MUCH_RETAINED_WAL = 1024**3
 _SHORT_SENDER_TIMEOUT_MS = 10_000
 #: Application names of replication connections begin like this.
 _OUR_NAMES = "etl_dagster "
+#: Of these, a start warns in the log as well.
+_WARNED_AT_START = ("replica identity", "partitions")
 #: So many names are listed; then a count.
 _LISTED = 8
 
@@ -102,7 +107,11 @@ def require_ready(connection: Connection, config: PipelineConfig) -> list[Publis
         _raise_first(_check_server(connection, config, facts))
         publication = fetch_publication(connection, config.source.publication)
         tables = fetch_published_tables(connection, publication.name)
-        _raise_first(_check_tables(connection, config, facts, publication, tables))
+        checks = list(_check_tables(connection, config, facts, publication, tables))
+        _raise_first(iter(checks))
+        for check in checks:
+            if check.level == "warning" and check.name in _WARNED_AT_START:
+                _log.warning("%s", check.message)
     except psycopg.Error as error:
         raise translate(error, "checking the source") from error
     return tables
@@ -319,6 +328,7 @@ def _check_tables(
     yield Check.ok("published tables", names([table.schema.name for table in tables]))
     yield _check_published_changes(publication)
     yield from _check_identities(publication, tables)
+    yield from _check_partitions(connection, config, tables)
     yield from _check_read_rights(connection, facts, tables)
 
 
@@ -352,7 +362,13 @@ def _check_identities(
         if table.schema.identity_columns and not table.schema.key_columns
     ]
     if missing:
-        yield Check.error(name, ReplicaIdentityMissing(missing))
+        yield Check.warning(
+            name,
+            "no replica identity, though the publication publishes updates or deletes, so Postgres "
+            "refuses UPDATE and DELETE for every application, and only inserts arrive: "
+            f"{names(missing)}",
+            "Add a primary key, or ALTER TABLE ... REPLICA IDENTITY USING INDEX ... / FULL.",
+        )
     if whole_row:
         yield Check.warning(
             name,
@@ -362,6 +378,27 @@ def _check_identities(
         )
     if not missing and not whole_row:
         yield Check.ok(name, "every table has a key")
+
+
+def _check_partitions(
+    connection: Connection, config: PipelineConfig, tables: Sequence[PublishedTable]
+) -> Iterator[Check]:
+    name = "partitions"
+    roots = [table.schema for table in tables if table.is_partitioned]
+    keeping = [root.name for root in roots if not config.removes_partitions(root.name)]
+    if keeping:
+        yield Check.ok(
+            name,
+            "rows of partitions that are detached, dropped or truncated stay at the destination "
+            f"(partitions_removed: keep): {names(keeping)}",
+        )
+    foreign = fetch_foreign_partitions(connection, [root.id for root in roots])
+    if foreign:
+        yield Check.warning(
+            name,
+            f"foreign tables, whose rows Postgres can't publish, are left out: {names(foreign)}",
+            "Detach them, or copy their rows by other means.",
+        )
 
 
 def _check_read_rights(

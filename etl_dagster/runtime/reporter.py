@@ -121,6 +121,7 @@ class Reporter:
     def _table(self, table_id: TableId, name: str, state: TableState | None) -> TableStatus:
         counts, plan = self._metrics.table(table_id), self._plans.get(table_id)
         last_lsn = counts.last_commit_lsn
+        kept = self._members.partitions_kept(table_id)
         return TableStatus(
             table_id=table_id,
             name=name,
@@ -138,6 +139,8 @@ class Reporter:
             copy_rows_done=sum(c.row_count for c in plan.finished.values()) if plan else 0,
             copy_rows_estimated=sum(c.estimated_rows for c in plan.chunks) if plan else 0,
             values_replaced=counts.replaced,
+            partitions_kept=len(kept),
+            last_partition_kept=kept[-1] if kept else None,
             error=state.reason if isinstance(state, Errored) else None,
             solution=state.solution if isinstance(state, Errored) else None,
         )
@@ -145,5 +148,8 @@ class Reporter:
 
 def _gist(status: PipelineStatus) -> object:
     """What a reader would notice; an idle server's WAL grows a little all the time."""
-    tables = [(t.name, t.state, t.rows_changed, t.copy_chunks_done) for t in status.tables.values()]
+    tables = [
+        (t.name, t.state, t.rows_changed, t.copy_chunks_done, t.partitions_kept)
+        for t in status.tables.values()
+    ]
     return status.phase, status.error, status.rows_total, tables

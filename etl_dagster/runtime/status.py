@@ -35,6 +35,10 @@ class TableStatus:
     copy_rows_estimated: int = 0
     #: Values that their column's type could not hold and that became null.
     values_replaced: int = 0
+    #: Partitions that were detached, dropped or truncated at the source while their rows stayed at
+    #: the destination (``partitions_removed: keep``), since the last copy; and the latest one.
+    partitions_kept: int = 0
+    last_partition_kept: str | None = None
     error: str | None = None
     solution: str | None = None
 

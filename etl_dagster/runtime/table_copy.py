@@ -27,10 +27,10 @@ from etl_dagster.source.catalog import (
     PublishedTable,
     fetch_file_node,
     fetch_insert_lsn,
-    fetch_qualified_name,
 )
 from etl_dagster.source.connection import connect, translate
 from etl_dagster.source.copy import ChunkReader
+from etl_dagster.source.partitions import fetch_read_from
 
 _log = logging.getLogger(__name__)
 
@@ -220,8 +220,8 @@ class TableCopy:
         self, chunk: CopyChunk, reader: ChunkReader, control: psycopg.Connection
     ) -> FinishedChunk:
         started = time.monotonic()
-        relation = fetch_qualified_name(control, chunk.relation_id)
-        counted = _Counted(reader.read(chunk, relation) if relation else iter(()), self._stop)
+        source = fetch_read_from(control, self._table.schema.id, chunk.relation_id)
+        counted = _Counted(reader.read(chunk, source) if source else iter(()), self._stop)
         rows = TableRows(
             self._plan.copy_id,
             counted,

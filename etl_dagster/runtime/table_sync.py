@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -50,6 +50,7 @@ from etl_dagster.model.stores import (
 from etl_dagster.runtime.belonging import Belonging
 from etl_dagster.runtime.catchup import CatchUp
 from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.partitions import note_copied_partitions
 from etl_dagster.runtime.retry import errored_state
 from etl_dagster.runtime.schemas import destination_metadata
 from etl_dagster.runtime.table_copy import CopySummary, TableCopy
@@ -61,6 +62,7 @@ from etl_dagster.source.catalog import (
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import plan_chunks
+from etl_dagster.source.membership import Partition, fetch_partitions
 from etl_dagster.source.slots import create_slot, drop_slot, fetch_slot, table_sync_slot_name
 
 _log = logging.getLogger(__name__)
@@ -337,6 +339,7 @@ class TableSync:
             replication=True,
             lock_timeout_s=_SLOT_LOCK_TIMEOUT_S,
         )
+        partitions = self._partitions(table)
         with contextlib.closing(connection):
             slot = create_slot(connection, self._slot, export_snapshot=not table.can_resume_copy)
             # The slot keeps every change from here on, also of the table's columns. Were they
@@ -345,8 +348,16 @@ class TableSync:
             if not table.schema.describes_same_columns(before.schema):
                 raise TableRewritten(f"{table.schema.name} was altered while its copy was prepared")
             self._store.store_table_schema(table.schema)
+            copy_id = str(uuid.uuid4())
+            if self._partitions(table) != partitions:
+                raise TableRewritten(
+                    f"partitions of {table.schema.name} changed while its copy was prepared"
+                )
+            if table.is_partitioned:
+                # One that is attached from now on is added later.
+                note_copied_partitions(self._store, self._table_id, copy_id, partitions)
             plan = CopyPlan(
-                copy_id=str(uuid.uuid4()),
+                copy_id=copy_id,
                 chunks=self._chunks(table),
                 finished={},
                 slot_lsn=slot.consistent_point,
@@ -359,6 +370,12 @@ class TableSync:
                 "copying %s: %d %s", table.schema.name, count, "chunk" if count == 1 else "chunks"
             )
             yield table, plan, slot.snapshot_name
+
+    def _partitions(self, table: PublishedTable) -> Mapping[int, Partition]:
+        if not table.is_partitioned:
+            return {}
+        found = self._control.ask("looking at partitions", fetch_partitions, [self._table_id])
+        return found[self._table_id]
 
     def _chunks(self, table: PublishedTable) -> tuple[CopyChunk, ...]:
         if not self._config.table(table.schema.name).copy_rows:

@@ -42,6 +42,8 @@ class PublishedTable:
     estimated_rows: int
     #: Whether the publication publishes updates.
     has_updates: bool = True
+    #: Whether its rows are in partitions: it is published through its root.
+    is_partitioned: bool = False
 
     @property
     def can_resume_copy(self) -> bool:
@@ -91,7 +93,7 @@ with published as materialized (
   from pg_index where (indisprimary or indisreplident) and indimmediate
 )
 select t.oid, t.nspname, t.relname, t.relreplident::text, t.estimated_rows, t.rowfilter,
-       t.pubupdate,
+       t.pubupdate, t.relkind = 'p' as is_partitioned,
        a.attnum, a.attname, a.atttypid,
        case when a.atttypmod = -1 then coalesce(b.typmod, -1) else a.atttypmod end as typmod,
        format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull,
@@ -197,6 +199,7 @@ def fetch_published_tables(
             row_filter=row["rowfilter"],
             estimated_rows=row["estimated_rows"],
             has_updates=row["pubupdate"],
+            is_partitioned=row["is_partitioned"],
         )
         for oid, (row, columns) in tables.items()
     ]
@@ -255,6 +258,8 @@ def fetch_leaves(connection: Connection, table_id: TableId) -> list[Leaf]:
                           select from pg_class where oid = %(id)s::oid and relkind = 'p')
                         union select relid::oid from pg_partition_tree(%(id)s::oid::regclass)
                         where isleaf and relid <> %(id)s::oid)
+        -- A foreign table has no rows here, and Postgres can't publish its changes.
+        and c.relkind <> 'f'
         order by c.oid
         """,
         {"id": table_id},

@@ -30,6 +30,7 @@ from etl_dagster.pg.encodings import StoredEncoding
 from etl_dagster.pg.settings import PIN_NEWER
 from etl_dagster.source.catalog import Leaf
 from etl_dagster.source.connection import solution_for_refusal, source_conninfo
+from etl_dagster.source.partitions import ReadFrom
 
 #: What the driver puts into one record batch, bytes; bounds the memory of a chunk being read.
 _BATCH_BYTES = 4 * 1024**2
@@ -121,11 +122,11 @@ class ChunkReader:
                 solution="Nothing to do: the copy begins anew.",
             ) from None
 
-    def read(self, chunk: CopyChunk, relation: tuple[str, str]) -> Iterator[pa.RecordBatch]:
+    def read(self, chunk: CopyChunk, source: ReadFrom) -> Iterator[pa.RecordBatch]:
         """The chunk's rows in batches of a few MiB with the table's Arrow schema.
 
         Args:
-            relation: schema and name that the chunk's relation has now.
+            source: from where the chunk's relation is read now.
 
         Raises:
             SourceError: the server refused.
@@ -137,7 +138,7 @@ class ChunkReader:
                 cursor.adbc_statement.set_options(
                     **{"adbc.postgresql.batch_size_hint_bytes": str(_BATCH_BYTES)}
                 )
-                cursor.execute(self._query(chunk, relation))
+                cursor.execute(self._query(chunk, source))
                 for batch in cursor.fetch_record_batch():
                     if batch.num_rows:
                         yield self._typed(batch)
@@ -189,9 +190,11 @@ class ChunkReader:
     def close(self) -> None:
         self._connection.close()
 
-    def _query(self, chunk: CopyChunk, relation: tuple[str, str]) -> str:
+    def _query(self, chunk: CopyChunk, source: ReadFrom) -> str:
         columns = [self._column(number) for number in range(len(self._schema.columns))]
         conditions: list[sql.Composable] = []
+        if source.condition:
+            conditions.append(sql.SQL(source.condition))
         if chunk.first_block:
             conditions.append(sql.SQL("ctid >= {}::tid").format(f"({chunk.first_block},0)"))
         if chunk.end_block is not None:
@@ -202,8 +205,8 @@ class ChunkReader:
             sql.SQL(" where ") + sql.SQL(" and ").join(conditions) if conditions else sql.SQL("")
         )
         return (
-            sql.SQL("select {} from only {}{}")
-            .format(sql.SQL(", ").join(columns), sql.Identifier(*relation), where)
+            sql.SQL("select {} from {}{}")
+            .format(sql.SQL(", ").join(columns), source.from_clause(), where)
             .as_string()
         )
 

@@ -313,11 +313,6 @@ def empty_publication(shop: Shop) -> str:
     return "publication 'etl_pub' contains no table"
 
 
-def missing_identity(shop: Shop) -> str:
-    shop.database.execute("alter table orders drop constraint orders_pkey")
-    return "no replica identity"
-
-
 def wrong_password(shop: Shop) -> str:
     shop.configure(source={"dsn": make_conninfo(shop.database.dsn, password=SECRET)})
     return "password authentication failed"
@@ -351,7 +346,6 @@ def broken_dsn(shop: Shop) -> str:
 obstacles = [
     missing_publication,
     empty_publication,
-    missing_identity,
     wrong_password,
     wrong_password_of_the_state_store,
     no_server,

@@ -18,6 +18,7 @@ from etl_dagster.model.stores import CopyChunk
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.source.catalog import fetch_published_tables
 from etl_dagster.source.copy import ChunkReader
+from etl_dagster.source.partitions import ReadFrom
 from etl_dagster.source.stream import ReplicationStream
 from tests.support.database import PUBLICATION, Database
 
@@ -130,7 +131,7 @@ def _copied(config: PipelineConfig, schema: TableSchema) -> pa.Table:
     reader = ChunkReader(config.source, schema, application_name="test")
     try:
         chunk = CopyChunk(0, schema.id)
-        batches = list(reader.read(chunk, (schema.schema_name, schema.table_name)))
+        batches = list(reader.read(chunk, ReadFrom(schema.schema_name, schema.table_name)))
     finally:
         reader.close()
     return pa.Table.from_batches(batches, schema.arrow_schema)

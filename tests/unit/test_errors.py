@@ -12,7 +12,6 @@ from etl_dagster.errors import (
     DecodeError,
     EtlError,
     PublicationMissing,
-    ReplicaIdentityMissing,
     TableWriteFailed,
 )
 
@@ -43,13 +42,6 @@ def test_a_solution_may_fit_the_case() -> None:
 def test_a_missing_publication_names_those_that_exist() -> None:
     assert "it has 'shop', 'crm'" in PublicationMissing("etl", ["shop", "crm"]).reason
     assert "it has no publication" in PublicationMissing("etl", []).reason
-
-
-def test_missing_identities_name_every_table() -> None:
-    error = ReplicaIdentityMissing(["public.a", "public.b"])
-
-    assert error.tables == ("public.a", "public.b")
-    assert "public.a, public.b" in error.reason
 
 
 def test_a_decode_error_says_where() -> None:

@@ -108,6 +108,9 @@ def stream_materialization(
         )
     if table.values_replaced:
         metadata["values_replaced"] = table.values_replaced
+    if table.partitions_kept:
+        metadata["partitions_kept"] = table.partitions_kept
+        metadata["last_partition_kept"] = table.last_partition_kept or ""
     return AssetMaterialization(asset_key=key, description=_describe(activity), metadata=metadata)
 
 

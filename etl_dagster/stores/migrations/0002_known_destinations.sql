@@ -10,3 +10,5 @@ CREATE TABLE known_destinations (
     epoch bigint NOT NULL,
     updated_at timestamptz NOT NULL DEFAULT now()
 );
+-- Each table of the store has this comment, by which the source knows that it is never replicated.
+COMMENT ON TABLE known_destinations IS 'etl_dagster state store';
