@@ -44,6 +44,15 @@ def test_the_command_line_starts_without_the_engine() -> None:
     assert not loaded & {"dagster", "duckdb", "numpy", "psycopg", "pyarrow"}
 
 
+def test_dagster_loads_neither_the_drivers_of_the_copy_nor_a_destination() -> None:
+    """Every process of Dagster imports the definitions: each step, each run, each command."""
+    loaded = loaded_by(
+        "import etl_dagster.integrations.dagster, etl_dagster.integrations.dagster.meltano, sys\n"
+        "assert 'pyarrow.dataset' not in sys.modules"
+    )
+    assert not loaded & {"adbc_driver_manager", "adbc_driver_postgresql", "duckdb", "pandas"}
+
+
 def test_the_replicator_knows_no_dagster() -> None:
     """It runs beside Dagster, not in it: a crash of one doesn't take the other along."""
     assert "dagster" not in loaded_by("import etl_dagster.replicator")

@@ -4,7 +4,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetExecutionContext,
@@ -38,7 +38,10 @@ from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.belonging import start_destination
-from etl_dagster.runtime.table_sync import CopyProgress, TableSync, TableSyncResult
+
+if TYPE_CHECKING:
+    # Its drivers cost as much to import as Dagster; every process of Dagster imports this module.
+    from etl_dagster.runtime.table_sync import CopyProgress, TableSyncResult
 
 _MAX_RETRIES, _FIRST_RETRY_S = 3, 10
 _LOG_EVERY_S = 5.0
@@ -217,7 +220,7 @@ class _Copy:
 
     # -- the worker, on a thread so that a termination of the run is heard at once -----------------
 
-    def _run(self, table_id: TableId) -> TableSyncResult | None:
+    def _run(self, table_id: TableId) -> "TableSyncResult | None":
         """Work up to the hand-over; None when somebody else has brought the table there."""
         while True:
             state = self._store.get_table_replication_state(table_id)
@@ -233,7 +236,9 @@ class _Copy:
                 raise LeaseLost(f"the copy of {self._name} was told to stop")
             return result
 
-    def _run_worker(self, table_id: TableId) -> TableSyncResult | None:
+    def _run_worker(self, table_id: TableId) -> "TableSyncResult | None":
+        from etl_dagster.runtime.table_sync import TableSync
+
         stop = threading.Event()
         progress: list[CopyProgress] = []
         worker = TableSync(
@@ -269,7 +274,7 @@ class _Copy:
 
     # -- what the run's log says -------------------------------------------------------------------
 
-    def _show(self, progress: CopyProgress) -> None:
+    def _show(self, progress: "CopyProgress") -> None:
         now = time.monotonic()
         before = self._logged
         is_news = before is None or before.state != progress.state
@@ -278,7 +283,7 @@ class _Copy:
             self._logged, self._logged_at = progress, now
             self._log.info(self._line(progress))
 
-    def _line(self, progress: CopyProgress) -> str:
+    def _line(self, progress: "CopyProgress") -> str:
         if progress.state != "data_sync":
             meaning = _MEANINGS.get(progress.state, progress.state)
             return f"{self._name}, {progress.rows_done:,} rows: {meaning}"
@@ -309,7 +314,7 @@ _MEANINGS: Mapping[str, str] = {
 class _Outcome:
     """A function's, on a thread of its own."""
 
-    def __init__(self, function: Callable[[], TableSyncResult | None]) -> None:
+    def __init__(self, function: "Callable[[], TableSyncResult | None]") -> None:
         self._function = function
         self._result: TableSyncResult | None = None
         self._failure: BaseException | None = None
@@ -326,7 +331,7 @@ class _Outcome:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def result(self) -> TableSyncResult | None:
+    def result(self) -> "TableSyncResult | None":
         if self._failure is not None:
             raise self._failure
         return self._result

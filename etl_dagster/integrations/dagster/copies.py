@@ -26,7 +26,6 @@ from etl_dagster.integrations.dagster.translator import (
 )
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
-from etl_dagster.runtime.table_syncs import is_sync_due
 
 #: After a run that failed, the next one waits; doubled for each in a row.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 900.0
@@ -93,6 +92,9 @@ def due_copies(
 
 def _is_due(store: CoordinatingStore, table: TableStatus) -> bool:
     """What the store says counts: the status is up to a few seconds old."""
+    # Its parents import the drivers of the copy, which every process of Dagster would pay for.
+    from etl_dagster.runtime.table_syncs import is_sync_due
+
     state = store.get_table_replication_state(table.table_id)
     return is_sync_due(state) and not store.is_leased(f"table:{table.table_id}")
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster import AssetKey, AssetMaterialization, MetadataValue
 
@@ -15,7 +15,9 @@ from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import published_position
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
-from etl_dagster.runtime.table_sync import TableSyncResult
+
+if TYPE_CHECKING:
+    from etl_dagster.runtime.table_sync import TableSyncResult
 
 #: Tells the sensor's materializations from those of copies.
 REPORTED_BY = "reported_by"
