@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from etl_dagster.integrations.dagster import (
     PostgresStateStoreResource,
     StateStoreResource,
     build_etl_definitions,
+    discovery,
 )
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.meltano import MeltanoResource, MeltanoStateResource
@@ -270,3 +272,26 @@ def test_a_store_behind_a_pooler_is_opened_with_both_addresses(
             "session_dsn": "postgresql://direct/d",
         }
     ]
+
+
+def test_variables_that_are_not_set_are_named_when_definitions_are_loaded() -> None:
+    with pytest.raises(ConfigError) as refused:
+        build_etl_definitions(pipeline(password=EnvVar("NO_SUCH"), user=EnvVar("NOR_THIS")))
+    assert set(refused.value.mistakes) == {
+        "source.password: the environment variable NO_SUCH is not set",
+        "source.user: the environment variable NOR_THIS is not set",
+    }
+
+
+def test_a_source_that_never_answers_does_not_hold_up_a_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setattr(discovery, "_ask_source", lambda config: answers.wait())
+    monkeypatch.setattr(discovery, "_ANSWER_TIMEOUT_S", 0.2)
+    found = discover_tables(pipeline().load_config())
+    answers.set()
+    assert found.tables == ()
+    assert found.problem is not None
+    assert found.problem.reason == "the source did not answer in 0 s"

@@ -11,6 +11,7 @@ from dagster import (
     AssetKey,
     AssetsDefinition,
     AssetSelection,
+    DagsterInvalidConfigError,
     DefaultSensorStatus,
     Definitions,
     ExecutorDefinition,
@@ -80,8 +81,7 @@ def build_etl_definitions(
         if isinstance(pipeline, EtlPipelineResource)
         else EtlConfigFile(path=str(Path(pipeline).absolute()))
     )
-    with resource.process_config_and_initialize_cm() as loaded:
-        config = loaded.load_config()
+    config = _load_config(resource)
     require_processes(config)
     assets = _build_assets(config, translator or EtlDagsterTranslator(), stale_after_s)
     keys = {table_name: asset.key for table_name, asset in assets.items()}
@@ -114,6 +114,17 @@ def build_etl_definitions(
         sensors=[sensor],
         resources={config.pipeline: resource},
     )
+
+
+def _load_config(resource: EtlPipelineResource) -> PipelineConfig:
+    try:
+        with resource.process_config_and_initialize_cm() as loaded:
+            config: PipelineConfig = loaded.load_config()
+    except DagsterInvalidConfigError:
+        # Of a variable that is not set Dagster shows a stack trace; this names all of them.
+        resource.load_config()
+        raise
+    return config
 
 
 def _build_assets(

@@ -6,21 +6,29 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar, cast
 
+from etl_dagster.assembly import opened_store
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ConfigError, EtlError
+from etl_dagster.errors import ConfigError, EtlError, SourceUnreachable
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import ColumnSchema, TableSchema
+from etl_dagster.model.stores import KnowsPipeline
 from etl_dagster.source.catalog import fetch_publication_tables
 from etl_dagster.source.connection import connect
 
 _log = logging.getLogger(__name__)
 
-#: Definitions are loaded by every process of Dagster; none may hang for long.
-_CONNECT_TIMEOUT_S = 5
+#: Definitions are loaded by every process of Dagster; none may hang for long: neither while it
+#: connects, nor in a question to the catalog, nor on a network that swallows the answers.
+_CONNECT_TIMEOUT_S, _STATEMENT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 5, 10.0, 20.0
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -35,25 +43,82 @@ def discover_tables(config: PipelineConfig) -> Discovery:
     """Ask the source; where it can't answer, take what it said last.
 
     A code location that fails to load can't tick its sensor, and a run that has begun could not
-    go on. So what the source said is kept in ``$DAGSTER_HOME/etl_dagster/``, and without that, or
-    before there is any, the pipeline has no assets yet: the sensor then says what is wrong.
+    go on. So what the source said is kept in ``$DAGSTER_HOME/etl_dagster/``. Without that, as in a
+    new pod, a state store in another server has the tables that were copied; without either, the
+    pipeline has no assets yet. The sensor then says what is wrong.
 
     Raises:
         ConfigError: the configuration itself can't be used.
     """
-    quick = config.source.model_copy(update={"connect_timeout_s": _CONNECT_TIMEOUT_S})
     try:
-        with connect(quick, application_name="etl_dagster definitions") as connection:
-            tables = tuple(fetch_publication_tables(connection, config.source.publication))
+        tables = _answer_in_time(lambda: _ask_source(config), "the source")
     except ConfigError:
         raise
     except EtlError as error:
         _log.warning(
             "pipeline %s: %s. What to do: %s", config.pipeline, error.reason, error.solution
         )
-        return Discovery(_load_cache(config), error)
+        return Discovery(_load_cache(config) or _ask_store(config), error)
     _keep_cache(config, tables)
     return Discovery(tables)
+
+
+def _ask_source(config: PipelineConfig) -> tuple[TableSchema, ...]:
+    quick = config.source.model_copy(update={"connect_timeout_s": _CONNECT_TIMEOUT_S})
+    with connect(
+        quick,
+        application_name="etl_dagster definitions",
+        statement_timeout_s=_STATEMENT_TIMEOUT_S,
+    ) as connection:
+        return tuple(fetch_publication_tables(connection, config.source.publication))
+
+
+def _ask_store(config: PipelineConfig) -> tuple[TableSchema, ...]:
+    """The tables that were copied, where the state store is not in the source."""
+    if getattr(config.state_store, "dsn", None) is None:
+        return ()
+
+    def ask() -> tuple[TableSchema, ...]:
+        with opened_store(config) as store:
+            if isinstance(store, KnowsPipeline) and not store.knows_pipeline():
+                return ()
+            store.load_table_schemas()
+            versions = sorted(store.get_table_schemas(), key=lambda schema: schema.snapshot_id)
+            states = store.get_table_replication_states()
+        newest = {schema.id: schema for schema in versions if schema.id in states}
+        return tuple({schema.name: schema for schema in newest.values()}.values())
+
+    try:
+        return _answer_in_time(ask, "the state store")
+    except EtlError as error:
+        _log.warning("pipeline %s: %s", config.pipeline, error.reason)
+        return ()
+
+
+def _answer_in_time(ask: Callable[[], _Answer], who: str) -> _Answer:
+    """The answer.
+
+    Raises:
+        SourceUnreachable: there is none in time.
+        EtlError: what `ask` raises.
+    """
+    answers: queue.SimpleQueue[tuple[_Answer | None, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    # A daemon: a process that is done doesn't wait for it.
+    threading.Thread(target=run, name="definitions", daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=_ANSWER_TIMEOUT_S)
+    except queue.Empty:
+        raise SourceUnreachable(f"{who} did not answer in {_ANSWER_TIMEOUT_S:.0f} s") from None
+    if error is not None:
+        raise error
+    return cast(_Answer, answer)
 
 
 def _cache_path(config: PipelineConfig) -> Path | None:

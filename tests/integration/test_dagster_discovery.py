@@ -1,0 +1,47 @@
+"""Definitions of a pipeline whose source is away, in a process that has no cache of its own."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from etl_dagster.config import load_config
+from etl_dagster.errors import SourceUnreachable
+from etl_dagster.integrations.dagster.discovery import discover_tables
+from etl_dagster.lsn import LSN_ZERO
+from etl_dagster.model.schema import ColumnSchema, TableSchema
+from etl_dagster.model.states import Init
+from etl_dagster.stores.postgres import PostgresStore
+from tests.support.database import Database
+
+
+def test_the_state_store_has_the_tables_that_the_source_can_not_tell(
+    newest_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "a new pod's"))
+    path = tmp_path / "etl.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "pipeline": "shop",
+                "source": {"dsn": "postgresql://u@127.0.0.1:1/d", "publication": "p"},
+                "state_store": {"dsn": newest_database.dsn},
+                "destination": {"type": "duckdb", "path": "shop.duckdb"},
+            }
+        )
+    )
+    config = load_config(path)
+    assert discover_tables(config).tables == ()
+    # Nothing was made by looking.
+    assert newest_database.query("SELECT 1 FROM pg_namespace WHERE nspname = 'etl'") == []
+    with closing(PostgresStore(newest_database.dsn, "shop")) as store:
+        for table_id, name in ((1, "orders"), (2, "gone")):
+            columns = (ColumnSchema(name="id", type_oid=20),)
+            store.store_table_schema(TableSchema(table_id, "public", name, columns, LSN_ZERO))
+        store.update_table_replication_states([(1, Init())])
+    found = discover_tables(config)
+    assert [table.name for table in found.tables] == ["public.orders"]
+    assert isinstance(found.problem, SourceUnreachable)
