@@ -307,6 +307,9 @@ class EventBatch:
     #: Progress that the store had when the apply worker sent this; zero from others. A store that
     #: has less was restored to an earlier point.
     stored_lsn: Lsn = LSN_ZERO
+    #: A hint: changes come so quickly that the next batch will be there soon. A destination may
+    #: keep open what it would close otherwise.
+    more_follows: bool = False
 
     def is_outdated(self, table_id: TableId, replay_from: Lsn | None) -> bool:
         """Whether the sender does not know of the table's current copy; see `apply_from`.

@@ -110,6 +110,8 @@ class RawBatch:
     commit_end_lsn: Lsn | None
     #: Bytes of all frames.
     byte_count: int
+    #: Whether the batch was closed because it held as much as one may hold.
+    is_full: bool
     #: What was received, for `decode` alone.
     _content: Content
 
@@ -136,7 +138,10 @@ class RawBatch:
                 steps = decoder.decode(table_id, first)
                 if steps:
                     tables[table_id] = steps
-        return EventBatch(tables, decoder.marks(), self.commit_end_lsn, epoch)
+        # If writing is too slow for batches that aren't full, they become larger by themselves.
+        return EventBatch(
+            tables, decoder.marks(), self.commit_end_lsn, epoch, more_follows=self.is_full
+        )
 
 
 class _Marks(Sequence[BeginEvent | CommitEvent]):

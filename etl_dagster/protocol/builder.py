@@ -158,7 +158,7 @@ class BatchBuilder:
         self._others.append(len(self.lengths))
         return sequence
 
-    def build(self) -> RawBatch:
+    def build(self, *, is_full: bool = False) -> RawBatch:
         """The batch; the builder isn't used any more."""
         # A look ahead from the last byte stays in the buffer; see `rows`.
         self.buffer += bytes(PADDING)
@@ -168,6 +168,7 @@ class BatchBuilder:
             first_commit_time_us=None if first is None else first.commit_time_us,
             commit_end_lsn=None if self._commit_end is None else Lsn(self._commit_end),
             byte_count=self.size,
+            is_full=is_full,
             _content=Content(
                 self.buffer,
                 self.lengths,

@@ -195,8 +195,10 @@ class ReplicationSession:
 
     def take_batch(self) -> RawBatch:
         """Close the open batch and begin the next one, which goes on where this one ends."""
-        batch = self._open.build()
-        self._open = BatchBuilder(dict(self._relations), self._open.transaction_at_end, self._codec)
+        opened = self._open
+        is_full = opened.size >= self._max_bytes or opened.row_message_count >= self._max_rows
+        batch = opened.build(is_full=is_full)
+        self._open = BatchBuilder(dict(self._relations), opened.transaction_at_end, self._codec)
         return batch
 
     @property

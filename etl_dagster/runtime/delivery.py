@@ -282,6 +282,8 @@ class Delivery:
                 continue
             try:
                 if not piece.is_empty:
+                    if len(pieces) > 1:
+                        piece = replace(piece, more_follows=True)
                     self._wait_durable(self._destination.write_events(piece))
                     self._piece_size.written(piece)
                 pieces.popleft()

@@ -115,10 +115,11 @@ def test_draining_stops_at_a_full_batch_and_goes_on_behind_it() -> None:
     sizes = []
     while (status := session.drain(get)) > 0:
         sizes.append(session.row_count)
-        session.take_batch()
+        assert session.take_batch().is_full
 
     assert sizes == [2, 2]
     assert (status, session.row_count) == (0, 1)
+    assert not session.take_batch().is_full
     assert session.drain(get) == -1
 
 

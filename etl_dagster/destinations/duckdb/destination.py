@@ -242,7 +242,8 @@ class DuckDBDestination:
             DestinationUnreachable: the file can't be had, or not be written.
         """
         with self._lock:
-            with self._file.transaction() as connection:
+            transaction = self._file.transaction(more_follows=events.more_follows)
+            with transaction as connection:
                 ledger = Ledger(connection)
                 revision = ledger.raise_mark(events)
                 tables = ledger.tables(events.tables)

@@ -21,12 +21,16 @@ from etl_dagster.errors import (
 )
 
 #: Opening and closing costs some 20 ms of CPU, so the next write has a moment to come: a long one
-#: when the last one came soon after the file was closed.
+#: when it is announced, or when the last one came soon after the file was closed.
 _LINGER_S, _BUSY_LINGER_S = 0.03, 0.3
-#: After this long the file is closed as soon as nobody is in it, however many would go on.
+#: After this long the file is closed as soon as no transaction is open, however many are waiting.
 _LONGEST_HOLD_S = 1.0
-#: Then other processes, which ask this often, get their turn.
-_POLL_S, _REST_S = 0.01, 0.03
+#: Then processes that don't announce themselves, such as the duckdb shell, get their turn.
+_REST_S = 0.03
+#: How often a process that waits for the file tries, and the holder looks whether one waits.
+_POLL_S = 0.005
+#: Between two tries to open a file that a process without our lock has open: first, and at most.
+_RETRY_S, _LONGEST_RETRY_S = 0.005, 0.1
 #: Nothing is fetched from the network.
 _CONFIG = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
 _HOLDER = re.compile(r"Conflicting lock is held in (.*?\(PID \d+\))")
@@ -50,7 +54,8 @@ class DatabaseFile:
 
     DuckDB lets one process write a file, and while it does nobody else read it. So a process
     holds ``<path>.lock`` while it has the file open. Its threads share that one database, where
-    each has transactions of its own.
+    each has transactions of its own. Who waits for the lock holds ``<path>.wanted``, so that the
+    file is kept open from one write to the next only while no other process waits.
     """
 
     def __init__(self, path: Path, *, memory_limit: str, lock_timeout_s: float) -> None:
@@ -65,6 +70,7 @@ class DatabaseFile:
             "preserve_insertion_order": False,
         }
         self._file_lock = lock_of(path)
+        self._wanted = _wanted_by(path)
         self._changed = threading.Condition()
         self._database: duckdb.DuckDBPyConnection | None = None
         self._is_opening = False
@@ -74,13 +80,19 @@ class DatabaseFile:
         self._linger_s = _LINGER_S
 
     @contextmanager
-    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def transaction(
+        self, *, more_follows: bool | None = None
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection inside a transaction, which is durable when the block ends well.
+
+        Args:
+            more_follows: whether the next transaction is known to come soon. If it is known not to,
+                the file is closed at once, for readers.
 
         Raises:
             DestinationUnreachable: the file is in use elsewhere, or can't be written now.
         """
-        with self._connection() as connection:
+        with self._connection(more_follows) as connection:
             self._check_place()
             connection.execute("BEGIN TRANSACTION")
             try:
@@ -113,7 +125,7 @@ class DatabaseFile:
                 self._changed.wait()
 
     @contextmanager
-    def _connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _connection(self, more_follows: bool | None) -> Iterator[duckdb.DuckDBPyConnection]:
         database = self._enter()
         try:
             connection = database.cursor()
@@ -124,6 +136,8 @@ class DatabaseFile:
         finally:
             with self._changed:
                 self._users -= 1
+                if more_follows is not None:
+                    self._linger_s = _BUSY_LINGER_S if more_follows else 0.0
                 self._idle_since = time.monotonic()
                 self._changed.notify_all()
 
@@ -177,7 +191,11 @@ class DatabaseFile:
 
     @property
     def _is_due(self) -> bool:
-        return self._is_broken or time.monotonic() - self._opened_at > _LONGEST_HOLD_S
+        return (
+            self._is_broken
+            or time.monotonic() - self._opened_at > _LONGEST_HOLD_S
+            or _is_taken(self._wanted)
+        )
 
     def _close_when_idle(self) -> None:
         """Runs in a thread of its own while the file is open."""
@@ -189,8 +207,8 @@ class DatabaseFile:
                 linger_s = self._idle_since + self._linger_s - time.monotonic()
                 if self._is_due or linger_s <= 0:
                     break
-                self._changed.wait(linger_s)
-            if self._is_due:
+                self._changed.wait(min(linger_s, _POLL_S))
+            if time.monotonic() - self._opened_at > _LONGEST_HOLD_S:
                 self._rest_until = time.monotonic() + _REST_S
             try:
                 if self._database is not None:
@@ -215,6 +233,22 @@ def lock_of(path: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(f"{path}.lock", thread_local=False)
 
 
+def _wanted_by(path: Path) -> filelock.BaseFileLock:
+    """The lock that the next one holds who waits for the lock of the file."""
+    return filelock.FileLock(f"{path}.wanted", thread_local=False)
+
+
+def _is_taken(lock: filelock.BaseFileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    except OSError:
+        return False  # what is wrong with it is found when the file is opened
+    lock.release()
+    return False
+
+
 def open_locked(
     path: Path,
     lock: filelock.BaseFileLock,
@@ -234,23 +268,11 @@ def open_locked(
         DestinationError: it can't be opened at all.
     """
     deadline = time.monotonic() + timeout_s
-    try:
-        lock.acquire(timeout=timeout_s, poll_interval=_POLL_S)
-    except filelock.Timeout as error:
-        raise DestinationUnreachable(
-            f"{path} is in use by another process; waited {timeout_s:g} s for {path}.lock",
-            solution="Find who holds it (`fuser` names the process) and let it finish; "
-            "the pipeline retries by itself.",
-        ) from error
-    except OSError as error:
-        raise DestinationError(
-            f"{path}.lock can't be written: {error.strerror}",
-            solution="Give this user the right to write in the folder, or correct "
-            "destination.path.",
-        ) from error
+    _take_turn(path, lock, timeout_s)
     try:
         if before is not None:
             before()
+        retry_s = _RETRY_S
         while True:
             try:
                 database = duckdb.connect(str(path), config=_CONFIG | config, **how)
@@ -267,10 +289,37 @@ def open_locked(
                         solution="Close it there (DuckDB lets only one process have a file that "
                         "is written); the pipeline retries by itself.",
                     ) from error
-            time.sleep(0.1)
+            time.sleep(retry_s)
+            retry_s = min(retry_s * 1.2, _LONGEST_RETRY_S)
     except BaseException:
         lock.release()
         raise
+
+
+def _take_turn(path: Path, lock: filelock.BaseFileLock, timeout_s: float) -> None:
+    """Take the lock of the file, after whoever came first."""
+    deadline = time.monotonic() + timeout_s
+    wanted = _wanted_by(path)
+    try:
+        # At least one try, however little time there is.
+        wanted.acquire(timeout=timeout_s, poll_interval=_POLL_S)
+        try:
+            left_s = max(deadline - time.monotonic(), 0.0)
+            lock.acquire(timeout=left_s, poll_interval=_POLL_S)
+        finally:
+            wanted.release()
+    except filelock.Timeout as error:
+        raise DestinationUnreachable(
+            f"{path} is in use by another process; waited {timeout_s:g} s for {path}.lock",
+            solution="Find who holds it (`fuser` names the process) and let it finish; "
+            "the pipeline retries by itself.",
+        ) from error
+    except OSError as error:
+        raise DestinationError(
+            f"{path}.lock can't be written: {error.strerror}",
+            solution="Give this user the right to write in the folder, or correct "
+            "destination.path.",
+        ) from error
 
 
 def translate(error: duckdb.Error, path: Path) -> DestinationError:
