@@ -242,7 +242,9 @@ class BatchConfig(_Section):
 class CopyConfig(_Section):
     """How tables are copied."""
 
-    max_table_sync_workers: int = Field(4, ge=1, description="Tables at a time.")
+    max_table_sync_workers: int = Field(
+        4, ge=1, description="Tables, or groups of small tables, at a time."
+    )
     max_connections_per_table: int = Field(4, ge=1, description="Chunks of one table at a time.")
     chunk_rows: int = Field(250_000, ge=1, description="Rows in a chunk, by statistics.")
 

@@ -117,6 +117,16 @@ class CopyOutdated(TableRewritten):
     """The table was altered so that its copy can't be brought up to date by the stream alone."""
 
 
+class TableLocked(SourceError):
+    """Another session kept a table locked for longer than its copy may wait."""
+
+    solution = (
+        "No action needed: the copy is tried again. pg_locks on the source shows which session "
+        "has the lock."
+    )
+    retryable = True
+
+
 class TableNameTaken(SourceError):
     """At the destination, another table still has the name that this one has in the source."""
 

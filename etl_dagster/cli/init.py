@@ -50,7 +50,7 @@ batch:
 
 # How tables are copied.
 copy:
-  max_table_sync_workers: 4     # tables at a time; each takes a replication slot
+  max_table_sync_workers: 4     # tables, or groups of small ones; each takes a slot
   max_connections_per_table: 4  # chunks of one table at a time
   chunk_rows: 250000
 

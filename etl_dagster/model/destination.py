@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
@@ -98,6 +98,30 @@ class Destination(Protocol):
     def shutdown(self) -> None:
         """Release everything; called at most once, after the last write. Never loses a write."""
         return
+
+
+@runtime_checkable
+class CopiesManyTables(Protocol):
+    """A destination that takes whole copies of many small tables at once.
+
+    Small tables are copied in groups. A destination without these methods gets each copy of a
+    group by itself, through `drop_table_for_copy` and `write_table_rows`.
+    """
+
+    def drop_tables_for_copy(self, schemas: Sequence[TableSchema]) -> None:
+        """As `Destination.drop_table_for_copy`, for each of the tables."""
+        ...
+
+    def write_whole_tables(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> WriteResult:
+        """Write each copy from its beginning to its end: its only chunk, and that it is complete.
+
+        All of them become the tables' rows, or none. A copy that is complete already, because it
+        comes a second time, stays as it is.
+
+        Raises:
+            TableWriteFailed: that table refuses; the engine tries again without it.
+        """
+        ...
 
 
 @runtime_checkable

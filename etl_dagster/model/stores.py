@@ -366,6 +366,8 @@ class ManyTables(Protocol):
         """The plans of those tables that have one."""
         ...
 
+    def store_copy_plans(self, plans: Mapping[TableId, CopyPlan]) -> None: ...
+
     def acquire_leases(self, names: Collection[str]) -> Mapping[str, Lease]:
         """Take each lease that is free; the names of the others are missing. All of them may be
         lost together."""

@@ -1,9 +1,10 @@
-"""Questions about many tables, for stores that answer them one by one."""
+"""Many tables at once, for stores and destinations that know only one at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from etl_dagster.model.destination import CopiesManyTables, Destination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import TableState
 from etl_dagster.model.stores import (
@@ -13,6 +14,28 @@ from etl_dagster.model.stores import (
     Lease,
     ManyTables,
 )
+
+
+def group_lease(table_id: TableId) -> str:
+    """The lease of the group that is named after the table; its slot is named likewise."""
+    return f"group:{table_id}"
+
+
+def copying_many(destination: Destination) -> CopiesManyTables | None:
+    """The destination itself where it takes many copies at once.
+
+    A class that inherits this and overrides `write_table_rows` means its own way of writing rows;
+    so does a wrapper that passes on what it hasn't.
+    """
+    kinds = type(destination).__mro__
+    definers = [
+        next((place for place, kind in enumerate(kinds) if name in vars(kind)), len(kinds))
+        for name in ("write_whole_tables", "drop_tables_for_copy", "write_table_rows")
+    ]
+    if len(kinds) in definers or max(definers[:2]) > definers[2]:
+        return None
+    assert isinstance(destination, CopiesManyTables)
+    return destination
 
 
 def many(store: CoordinatingStore) -> ManyTables:
@@ -47,6 +70,10 @@ class _OneByOne:
     def get_copy_plans(self, table_ids: Collection[TableId]) -> Mapping[TableId, CopyPlan]:
         plans = {table_id: self._store.get_copy_plan(table_id) for table_id in table_ids}
         return {table_id: plan for table_id, plan in plans.items() if plan is not None}
+
+    def store_copy_plans(self, plans: Mapping[TableId, CopyPlan]) -> None:
+        for table_id, plan in plans.items():
+            self._store.store_copy_plan(table_id, plan)
 
     def acquire_leases(self, names: Collection[str]) -> Mapping[str, Lease]:
         leases: dict[str, Lease] = {}

@@ -22,6 +22,7 @@ from etl_dagster.model.states import (
     TableState,
 )
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
+from etl_dagster.runtime.many import group_lease
 from etl_dagster.runtime.member_notes import MemberNotes
 from etl_dagster.runtime.partitions import Partitions
 from etl_dagster.source.catalog import (
@@ -32,7 +33,7 @@ from etl_dagster.source.catalog import (
 )
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.membership import Look, Membership, PublicationTrace, Rewrite, look
-from etl_dagster.source.slots import drop_slot, fetch_table_sync_slots
+from etl_dagster.source.slots import drop_slot, fetch_group_slots, fetch_table_sync_slots
 
 _log = logging.getLogger(__name__)
 
@@ -327,6 +328,11 @@ class Members:
             state = self._store.get_table_replication_state(table_id)
             is_needed = table_id in self._tables and not isinstance(state, Ready)
             if not is_needed and not self._is_worked_on(table_id):
+                self._control.ask("dropping a slot", drop_slot, slot_name)
+        groups = self._control.ask("listing slots", fetch_group_slots, self._config.pipeline)
+        for table_id, slot_name in groups.items():
+            # A group begins with a slot of its own, whatever was left of an earlier one.
+            if not self._store.is_leased(group_lease(table_id)):
                 self._control.ask("dropping a slot", drop_slot, slot_name)
 
     def _is_worked_on(self, table_id: TableId) -> bool:

@@ -88,7 +88,9 @@ class Pipeline:
         self._look_wanted = threading.Event()
         self._looks_begun = self._looks_done = 0
         self._table_syncs = (
-            TableSyncs(config, store, destination, self._stop) if copies == "own" else None
+            TableSyncs(config, store, destination, self._control, self._stop)
+            if copies == "own"
+            else None
         )
         self._reporter = Reporter(
             config, store, destination, self._members, self._metrics, self._control

@@ -8,7 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 from etl_dagster.config import RetryConfig
 from etl_dagster.errors import EtlError
-from etl_dagster.model.states import Errored, ManualRetry, RetryPolicy, TimedRetry
+from etl_dagster.model.states import (
+    Errored,
+    ManualRetry,
+    RetryPolicy,
+    TableState,
+    TimedRetry,
+    needs_sync,
+)
 
 
 class Backoff:
@@ -54,3 +61,10 @@ def errored_state(error: BaseException, config: RetryConfig, attempt: int) -> Er
         reason = f"{type(error).__name__} in the table's worker"
         solution = "The log has the details. Report it if it is not the destination's own."
     return Errored(reason, solution, retry)
+
+
+def is_sync_due(state: TableState | None) -> bool:
+    """Whether a table sync worker should work on a table now."""
+    if isinstance(state, Errored):
+        return isinstance(state.retry, TimedRetry) and state.retry.next_retry <= datetime.now(UTC)
+    return state is not None and needs_sync(state)

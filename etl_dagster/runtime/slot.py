@@ -13,6 +13,7 @@ from etl_dagster.source.slots import (
     apply_slot_name,
     create_slot,
     drop_slot,
+    fetch_group_slots,
     fetch_slot,
     fetch_table_sync_slots,
     require_usable,
@@ -89,7 +90,10 @@ def _create(
 
 def drop_pipeline_slots(control: SourceControl, pipeline: str) -> list[str]:
     """Drop every slot of the pipeline; returns their names."""
-    names = list(control.ask("listing slots", fetch_table_sync_slots, pipeline).values())
+    names = [
+        *control.ask("listing slots", fetch_table_sync_slots, pipeline).values(),
+        *control.ask("listing slots", fetch_group_slots, pipeline).values(),
+    ]
     names.append(apply_slot_name(pipeline))
     return [name for name in names if control.ask("dropping a slot", drop_slot, name)]
 

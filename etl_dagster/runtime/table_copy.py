@@ -14,14 +14,14 @@ import psycopg
 import pyarrow as pa
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import DestinationError, EtlError, TableRewritten
+from etl_dagster.errors import EtlError, TableRewritten
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import ChunkId, TableRows
 from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
-from etl_dagster.runtime.failures import log_failure
+from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.retry import Backoff
 from etl_dagster.source.catalog import (
     PublishedTable,
@@ -180,16 +180,7 @@ class TableCopy:
         """The error in our own vocabulary; what is nobody's is tried again, as in the stream."""
         if isinstance(raised, psycopg.Error):
             return translate(raised, "copying")
-        if isinstance(raised, EtlError):
-            return raised
-        if backoff.attempt == 0:
-            log_failure(_log, f"{self._destination.name} failed", raised)
-        error = DestinationError(
-            f"{self._destination.name} failed {backoff.attempt + 1} times: {type(raised).__name__}"
-        )
-        error.retryable = True
-        error.__cause__ = raised
-        return error
+        return of_destination(raised, self._destination.name, backoff.attempt, _log)
 
     def _connect(self) -> tuple[psycopg.Connection, ChunkReader]:
         name = f"etl_dagster copy {self._config.pipeline} {self._table.schema.id}"

@@ -3,37 +3,67 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Collection
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import DestinationReplaced, DestinationRestored, EtlError
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.states import Errored, TableState, TimedRetry, needs_sync
+from etl_dagster.model.states import Errored, TableState, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.failures import log_failure
+from etl_dagster.runtime.group_sync import GroupSync
+from etl_dagster.runtime.many import many
+from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.runtime.table_sync import TableSync
+from etl_dagster.source.catalog import Leaf, fetch_leaves_of
+from etl_dagster.source.control import SourceControl
+from etl_dagster.source.slots import fetch_table_sync_slots
 
 _log = logging.getLogger(__name__)
 
+#: A group has no more tables than this, and they no more bytes. Each of them is in memory as a
+#: whole, and is copied again when the group is interrupted.
+_MOST_TABLES = 200
+_MOST_BYTES = 64 * 1024**2
+#: A larger table has a worker of its own, which copies it in chunks and resumes.
+_SMALL_BYTES = 4 * 1024**2
+#: A table that failed this often in a row is copied by itself: it may be why its group failed.
+_FAILED_TOO_OFTEN = 2
+
+
+@dataclass(frozen=True)
+class _Running:
+    thread: threading.Thread
+    table_ids: Collection[TableId]
+
 
 class TableSyncs:
-    """Starts a worker for every table that needs one; each table's failure is its own."""
+    """Starts a worker for every table that needs one; each table's failure is its own.
+
+    Where more tables are due than there are workers, the small ones share a worker in groups.
+    """
 
     def __init__(
         self,
         config: PipelineConfig,
         store: CoordinatingStore,
         destination: Destination,
+        control: SourceControl,
         stop: threading.Event,
     ) -> None:
         self._config = config
         self._store = store
         self._destination = destination
+        self._control = control
         self._stop = stop
-        self._threads: dict[TableId, threading.Thread] = {}
+        self._running: list[_Running] = []
+        #: Tables that a group could not copy.
+        self._singly: set[TableId] = set()
         self._failure: EtlError | None = None
 
     def start_due(self, table_ids: Collection[TableId]) -> None:
@@ -44,25 +74,68 @@ class TableSyncs:
         """
         if self._failure is not None:
             raise self._failure
-        self._threads = {t: thread for t, thread in self._threads.items() if thread.is_alive()}
+        self._running = [running for running in self._running if running.thread.is_alive()]
+        most = self._config.copy_tables.max_table_sync_workers
+        free = most - len(self._running)
+        if free <= 0:
+            return
         states = self._store.get_table_replication_states()
-        for table_id in table_ids:
-            if len(self._threads) >= self._config.copy_tables.max_table_sync_workers:
-                return
-            if table_id in self._threads or not is_sync_due(states.get(table_id)):
-                continue
-            if self._store.is_leased(f"table:{table_id}"):
-                continue  # a worker of another process, or one that is just ending
-            thread = threading.Thread(
-                target=self._sync, args=[table_id], name=f"table sync {table_id}", daemon=True
-            )
-            self._threads[table_id] = thread
-            thread.start()
+        due = self._due(table_ids, states)
+        if len(due) <= most:
+            jobs = [[table_id] for table_id in due]
+        else:
+            jobs = self._grouped(due, states, free)
+        for job in jobs[:free]:
+            self._start(job)
 
     def join(self) -> None:
         """Wait for the workers to end, after stop was set."""
-        for thread in self._threads.values():
-            thread.join()
+        for running in self._running:
+            running.thread.join()
+
+    def _due(
+        self, table_ids: Collection[TableId], states: Mapping[TableId, TableState]
+    ) -> list[TableId]:
+        ours = {table_id for running in self._running for table_id in running.table_ids}
+        due = [t for t in table_ids if t not in ours and is_sync_due(states.get(t))]
+        if not due:
+            return []
+        # A worker of another process, or one that is just ending.
+        leased = many(self._store).leased([f"table:{table_id}" for table_id in due])
+        return [table_id for table_id in due if f"table:{table_id}" not in leased]
+
+    def _grouped(
+        self, due: Sequence[TableId], states: Mapping[TableId, TableState], free: int
+    ) -> list[list[TableId]]:
+        leaves = self._control.ask("measuring tables", fetch_leaves_of, due)
+        # A worker of the table's own has begun, and can be followed.
+        begun = self._control.ask("listing slots", fetch_table_sync_slots, self._config.pipeline)
+        sizes = {table_id: _size(leaves.get(table_id, ())) for table_id in due}
+        alone = [
+            t
+            for t in due
+            if t in begun
+            or t in self._singly
+            or sizes[t] > _SMALL_BYTES
+            or not is_plain(t, leaves.get(t, ()))
+            or _has_failed_too_often(states[t])
+        ]
+        small = {t: sizes[t] for t in due if t not in set(alone)}
+        groups = plan_groups(small, free)
+        # None of the two kinds has to wait for all of the other.
+        jobs = zip_longest(groups, [[table_id] for table_id in alone])
+        return [job for job in chain.from_iterable(jobs) if job is not None]
+
+    def _start(self, table_ids: Sequence[TableId]) -> None:
+        work: Callable[[], None]
+        if len(table_ids) == 1:
+            [table_id] = table_ids
+            name, work = f"table sync {table_id}", lambda: self._sync(table_id)
+        else:
+            name, work = f"group sync {table_ids[0]}", lambda: self._sync_group(table_ids)
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        self._running.append(_Running(thread, frozenset(table_ids)))
+        thread.start()
 
     def _sync(self, table_id: TableId) -> None:
         worker = TableSync(self._config, self._store, self._destination, table_id, stop=self._stop)
@@ -75,9 +148,50 @@ class TableSyncs:
         except Exception as error:
             log_failure(_log, f"the worker of table {table_id} failed", error)
 
+    def _sync_group(self, table_ids: Sequence[TableId]) -> None:
+        group = GroupSync(self._config, self._store, self._destination, table_ids, stop=self._stop)
+        try:
+            group.run()
+        except (DestinationReplaced, DestinationRestored) as error:
+            self._failure = error
+        except EtlError as error:
+            _log.warning("a group of tables could not be copied: %s", error.reason)
+        except Exception as error:
+            log_failure(_log, "the worker of a group of tables failed", error)
+        finally:
+            self._singly |= group.singly
 
-def is_sync_due(state: TableState | None) -> bool:
-    """Whether a table sync worker should work on a table now."""
-    if isinstance(state, Errored):
-        return isinstance(state.retry, TimedRetry) and state.retry.next_retry <= datetime.now(UTC)
-    return state is not None and needs_sync(state)
+
+def plan_groups(sizes: Mapping[TableId, int], workers: int) -> list[list[TableId]]:
+    """Cut tables into groups: enough for all workers, none too large.
+
+    Args:
+        sizes: bytes on the source's disk.
+    """
+    most = min(_MOST_TABLES, math.ceil(len(sizes) / workers))
+    groups: list[list[TableId]] = []
+    room = 0
+    for table_id, size in sizes.items():
+        if not groups or len(groups[-1]) >= most or size > room:
+            groups.append([])
+            room = _MOST_BYTES
+        groups[-1].append(table_id)
+        room -= size
+    return groups
+
+
+def is_plain(table_id: TableId, leaves: Collection[Leaf]) -> bool:
+    """Whether the table holds its rows itself; partitions want a worker's whole care."""
+    return [leaf.relation_id for leaf in leaves] == [table_id]
+
+
+def _size(leaves: Collection[Leaf]) -> int:
+    return sum(leaf.bytes for leaf in leaves)
+
+
+def _has_failed_too_often(state: TableState) -> bool:
+    return (
+        isinstance(state, Errored)
+        and isinstance(state.retry, TimedRetry)
+        and state.retry.attempt >= _FAILED_TOO_OFTEN
+    )

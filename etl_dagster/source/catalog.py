@@ -242,29 +242,70 @@ class Leaf:
     #: Of values stored out of line.
     toast_bytes: int = 0
 
+    @property
+    def bytes(self) -> int:
+        """What the rows take on the source's disk, without indexes."""
+        return self.block_count * 8192 + self.toast_bytes
+
 
 def fetch_leaves(connection: Connection, table_id: TableId) -> list[Leaf]:
-    """Where the table's rows are: one relation, or every leaf partition.
+    """Where the table's rows are: one relation, or every leaf partition."""
+    return fetch_leaves_of(connection, [table_id]).get(table_id, [])
+
+
+def fetch_leaves_of(
+    connection: Connection, table_ids: Collection[TableId]
+) -> dict[TableId, list[Leaf]]:
+    """Where the rows of each table are; tables that are gone are missing.
 
     Source: PostgreSQL documentation, "pg_partition_tree", which returns nothing for a plain table.
     """
     cursor = connection.execute(
         """
-        select c.oid, pg_relation_size(c.oid) / current_setting('block_size')::bigint,
+        select t.id::bigint,
+               c.oid, pg_relation_size(c.oid) / current_setting('block_size')::bigint,
                greatest(c.reltuples, 0)::bigint, pg_relation_filenode(c.oid)::bigint,
                coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0)
-        from pg_class c
-        where c.oid in (select %(id)s::oid where not exists (
-                          select from pg_class where oid = %(id)s::oid and relkind = 'p')
-                        union select relid::oid from pg_partition_tree(%(id)s::oid::regclass)
-                        where isleaf and relid <> %(id)s::oid)
+        from unnest(%s::oid[]) as t (id)
+        join lateral (
+          select t.id as relid
+          where not exists (select from pg_class where oid = t.id and relkind = 'p')
+          union
+          select relid::oid from pg_partition_tree(t.id::regclass)
+          where isleaf and relid <> t.id
+        ) as leaf on true
+        join pg_class c on c.oid = leaf.relid
         -- A foreign table has no rows here, and Postgres can't publish its changes.
-        and c.relkind <> 'f'
+        where c.relkind <> 'f'
         order by c.oid
         """,
-        {"id": table_id},
+        [list(table_ids)],
     )
-    return [Leaf(*row) for row in cursor]
+    leaves: dict[TableId, list[Leaf]] = {}
+    for table_id, *leaf in cursor:
+        leaves.setdefault(table_id, []).append(Leaf(*leaf))
+    return leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """What a relation is called now, and which file its rows are in."""
+
+    schema_name: str
+    name: str
+    #: pg_class.relfilenode; None where it has no file.
+    file_node: int | None
+
+
+def fetch_relations(connection: Connection, relation_ids: Collection[int]) -> dict[int, Relation]:
+    """The relations by OID; those that are gone are missing."""
+    cursor = connection.execute(
+        "select c.oid, n.nspname, c.relname, pg_relation_filenode(c.oid)::bigint "
+        "from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "where c.oid = any (%s::oid[])",
+        [list(relation_ids)],
+    )
+    return {oid: Relation(*relation) for oid, *relation in cursor}
 
 
 def fetch_qualified_name(connection: Connection, relation_id: int) -> tuple[str, str] | None:

@@ -14,7 +14,13 @@ from adbc_driver_postgresql import dbapi as adbc_postgresql
 from psycopg import sql
 
 from etl_dagster.config import SourceConfig
-from etl_dagster.errors import EtlError, SourceError, SourceUnreachable, TableRewritten
+from etl_dagster.errors import (
+    EtlError,
+    SourceError,
+    SourceUnreachable,
+    TableLocked,
+    TableRewritten,
+)
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
 from etl_dagster.model.types import (
@@ -36,6 +42,8 @@ from etl_dagster.source.partitions import ReadFrom
 _BATCH_BYTES = 4 * 1024**2
 #: undefined_column, undefined_table: the table isn't any more what the copy was planned for.
 _TABLE_CHANGED = ("42703", "42P01")
+#: lock_not_available.
+_LOCKED = "55P03"
 #: No chunk spans more heap than this, however few rows the statistics promise.
 _CHUNK_BLOCKS = 128 * 1024**2 // 8192
 #: ... and none has more than this of values stored out of line, which are compressed there. They
@@ -67,23 +75,98 @@ def plan_chunks(leaves: Sequence[Leaf], chunk_rows: int) -> tuple[CopyChunk, ...
     return tuple(chunks)
 
 
-class ChunkReader:
-    """One connection that reads chunks of one table; for one thread."""
+class CopyConnection:
+    """A connection that reads rows as Arrow; for one thread, but for `cancel`.
+
+    Args:
+        snapshot_name: an exported snapshot to read under; without it, each chunk is read as of the
+            moment when its reading begins.
+        lock_timeout_s: how long to wait for a table that somebody has locked; None waits for ever.
+    """
 
     def __init__(
         self,
         config: SourceConfig,
-        schema: TableSchema,
         *,
-        row_filter: str | None = None,
         snapshot_name: str | None = None,
         application_name: str,
+        lock_timeout_s: float | None = None,
+    ) -> None:
+        self.snapshot_name = snapshot_name
+        #: What is being read.
+        self.cursor: adbc.Cursor | None = None
+        try:
+            self.connection = adbc_postgresql.connect(
+                source_conninfo(
+                    config, application_name=application_name, lock_timeout_s=lock_timeout_s
+                )
+            )
+            with self.connection.cursor() as cursor:
+                cursor.execute(PIN_NEWER)
+                cursor.fetchall()
+            self.connection.commit()
+        except adbc.Error as error:
+            raise SourceUnreachable(f"no connection for a copy: {_first_line(error)}") from None
+        if snapshot_name is not None:
+            try:
+                self.renew()
+            except BaseException:
+                self.connection.close()
+                raise
+
+    def renew(self) -> None:
+        """Begin another transaction, under the same snapshot: locks are let go, errors forgotten.
+
+        Raises:
+            SourceUnreachable: the snapshot is gone.
+        """
+        try:
+            self.connection.rollback()
+            if self.snapshot_name is not None:
+                name = sql.SQL("SET TRANSACTION SNAPSHOT {}").format(self.snapshot_name)
+                with self.connection.cursor() as cursor:
+                    cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                    cursor.execute(name.as_string())
+        except adbc.Error as error:
+            raise SourceUnreachable(
+                f"the snapshot of the copy is gone: {_first_line(error)}",
+                solution="Nothing to do: the copy begins anew.",
+            ) from None
+
+    def release(self) -> None:
+        """End the transaction, and with it the locks on what was read.
+
+        Raises:
+            SourceUnreachable: the connection broke.
+        """
+        try:
+            self.connection.rollback()
+        except adbc.Error as error:
+            raise SourceUnreachable(f"a copy was interrupted: {_first_line(error)}") from None
+
+    def cancel(self) -> None:
+        """Have the server give up what is being read, if anything is. From any thread."""
+        cursor = self.cursor
+        if cursor is not None:
+            cursor.adbc_cancel()
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class TableReader:
+    """Reads chunks of one table on a connection that others may use after it; for one thread."""
+
+    def __init__(
+        self,
+        schema: TableSchema,
+        connection: CopyConnection,
+        *,
+        row_filter: str | None = None,
         encoding: StoredEncoding | None = None,
     ) -> None:
-        """Connect.
-
-        Args:
-            encoding: how the database keeps its text, where it is read as it is stored.
+        """Args:
+        encoding: how the database keeps its text, where it is read as it is stored.
         """
         self._schema = schema
         self._row_filter = row_filter
@@ -93,34 +176,9 @@ class ChunkReader:
             adbc_is_exact(column) and not stored
             for column, stored in zip(schema.columns, self._stored, strict=True)
         ]
-        try:
-            self._connection = adbc_postgresql.connect(
-                source_conninfo(config, application_name=application_name)
-            )
-            with self._connection.cursor() as cursor:
-                cursor.execute(PIN_NEWER)
-                cursor.fetchall()
-            self._connection.commit()
-        except adbc.Error as error:
-            raise SourceUnreachable(f"no connection for a copy: {_first_line(error)}") from None
-        self._keeps_transaction = snapshot_name is not None
-        self._cursor: adbc.Cursor | None = None
+        self._on = connection
         #: Values that their column's type could not hold and that became null, by column name.
         self.replaced: Counter[str] = Counter()
-        if snapshot_name is not None:
-            self._take_snapshot(snapshot_name)
-
-    def _take_snapshot(self, name: str) -> None:
-        try:
-            with self._connection.cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-                cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name).as_string())
-        except adbc.Error as error:
-            self._connection.close()
-            raise SourceUnreachable(
-                f"the snapshot of {self._schema.name} is gone: {_first_line(error)}",
-                solution="Nothing to do: the copy begins anew.",
-            ) from None
 
     def read(self, chunk: CopyChunk, source: ReadFrom) -> Iterator[pa.RecordBatch]:
         """The chunk's rows in batches of a few MiB with the table's Arrow schema.
@@ -133,8 +191,8 @@ class ChunkReader:
             SourceUnreachable: the connection broke.
         """
         try:
-            with self._connection.cursor() as cursor:
-                self._cursor = cursor
+            with self._on.connection.cursor() as cursor:
+                self._on.cursor = cursor
                 cursor.adbc_statement.set_options(
                     **{"adbc.postgresql.batch_size_hint_bytes": str(_BATCH_BYTES)}
                 )
@@ -142,25 +200,21 @@ class ChunkReader:
                 for batch in cursor.fetch_record_batch():
                     if batch.num_rows:
                         yield self._typed(batch)
-            if not self._keeps_transaction:
-                self._connection.rollback()
+            if self._on.snapshot_name is None:
+                self._on.connection.rollback()
         except adbc.Error as error:
             raise self._failure(error) from None
         except OSError as error:
             # What goes wrong after the first batch comes through Arrow, without an SQLSTATE.
             raise self._read_failure(error) from None
         finally:
-            self._cursor = None
-
-    def cancel(self) -> None:
-        """Have the server give up what is being read, if anything is. From any thread."""
-        cursor = self._cursor
-        if cursor is not None:
-            cursor.adbc_cancel()
+            self._on.cursor = None
 
     def _failure(self, error: adbc.Error) -> EtlError:
         if error.sqlstate in _TABLE_CHANGED:
             return TableRewritten(f"{self._schema.name} was altered while it was copied")
+        if error.sqlstate == _LOCKED:
+            return TableLocked(f"{self._schema.name} is locked by another session")
         if isinstance(error, adbc.OperationalError):
             return SourceUnreachable(
                 f"the copy of {self._schema.name} was interrupted: {_first_line(error)}"
@@ -186,9 +240,6 @@ class ChunkReader:
             f"the copy of {self._schema.name} failed: {reason}",
             solution="Mend its cause in the table or in its row filter, then reset the table.",
         )
-
-    def close(self) -> None:
-        self._connection.close()
 
     def _query(self, chunk: CopyChunk, source: ReadFrom) -> str:
         columns = [self._column(number) for number in range(len(self._schema.columns))]
@@ -245,6 +296,33 @@ class ChunkReader:
             if replaced:
                 self.replaced[column.name] += replaced
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema.arrow_schema)
+
+
+class ChunkReader(TableReader):
+    """A reader with a connection of its own."""
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        schema: TableSchema,
+        *,
+        row_filter: str | None = None,
+        snapshot_name: str | None = None,
+        application_name: str,
+        encoding: StoredEncoding | None = None,
+    ) -> None:
+        """Connect; see `TableReader`."""
+        connection = CopyConnection(
+            config, snapshot_name=snapshot_name, application_name=application_name
+        )
+        super().__init__(schema, connection, row_filter=row_filter, encoding=encoding)
+
+    def cancel(self) -> None:
+        """Have the server give up what is being read, if anything is. From any thread."""
+        self._on.cancel()
+
+    def close(self) -> None:
+        self._on.close()
 
 
 def _first_line(error: Exception) -> str:

@@ -33,6 +33,14 @@ def table_sync_slot_name(pipeline: str, table_id: TableId) -> str:
     return f"etl_dagster_sync_{pipeline}_{table_id}"
 
 
+def group_slot_name(pipeline: str, table_id: TableId) -> str:
+    """The slot that keeps the changes of a group of tables, named after one of them.
+
+    Not that table's own: it may leave the group, and be copied by itself at the same time.
+    """
+    return f"etl_dagster_group_{pipeline}_{table_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A row of pg_replication_slots."""
@@ -185,17 +193,28 @@ def drop_slot(connection: Connection, name: str, *, wait_s: float = 30.0) -> boo
             return dropped.rowcount > 0
 
 
-_SYNC_SLOT = re.compile(r"\Aetl_dagster_sync_(?P<pipeline>.+)_(?P<table>\d+)\Z")
+_SYNC_SLOT = re.compile(
+    r"\Aetl_dagster_(?P<kind>sync|group)_(?P<pipeline>.+)_(?P<table>\d+)\Z", re.ASCII
+)
 
 
 def fetch_table_sync_slots(connection: Connection, pipeline: str) -> dict[TableId, str]:
-    """The table sync slots that exist for the pipeline, by table."""
+    """The table sync slots that exist for the pipeline, by table; not those of groups."""
+    return _fetch_slots(connection, pipeline, "sync")
+
+
+def fetch_group_slots(connection: Connection, pipeline: str) -> dict[TableId, str]:
+    """The slots that groups of tables have, by the table that each is named after."""
+    return _fetch_slots(connection, pipeline, "group")
+
+
+def _fetch_slots(connection: Connection, pipeline: str, kind: str) -> dict[TableId, str]:
     names = connection.execute(
         "select slot_name from pg_replication_slots where database = current_database()"
     )
     found = {}
     for (name,) in names:
         match = _SYNC_SLOT.match(name)
-        if match and match["pipeline"] == pipeline:
+        if match and match["kind"] == kind and match["pipeline"] == pipeline:
             found[int(match["table"])] = name
     return found

@@ -18,7 +18,7 @@ from etl_dagster.assembly import build_store
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.destinations.duckdb import query
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.table_syncs import is_sync_due
+from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.source.catalog import emit_marker
 from tests.support.database import Database
 from tests.support.random_shop import TABLES, create_tables, is_caught_up, workload

@@ -60,6 +60,7 @@ def test_only_what_waiting_may_cure_is_retried() -> None:
 
     assert retryable == {
         "SourceUnreachable",
+        "TableLocked",
         "TableNameTaken",
         "TableRewritten",
         "CopyOutdated",

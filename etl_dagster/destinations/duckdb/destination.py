@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,11 @@ from etl_dagster.destinations.duckdb.tables import (
     quote,
     readable,
     table_name,
+)
+from etl_dagster.destinations.duckdb.whole_tables import (
+    WholeTables,
+    drop_tables,
+    staging_name,
 )
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.destination import Capabilities
@@ -167,7 +172,7 @@ class DuckDBDestination:
             ):
                 return
             ledger.keep_chunk(schema.id, chunk)
-            staging = table_name(connection, schema.schema_name, _staging_name(schema.id))
+            staging = table_name(connection, schema.schema_name, staging_name(schema.id))
             first = next(batches, None)
             if first is None:
                 return
@@ -189,7 +194,7 @@ class DuckDBDestination:
             if status is None:
                 ledger.begin_copy(schema.id, copy_id)
                 _drop_staging(connection, schema)
-                create_table(connection, schema, _staging_name(schema.id))
+                create_table(connection, schema, staging_name(schema.id))
                 return True
             return status == "running" and not (chunk and ledger.has_chunk(schema.id, chunk))
 
@@ -216,7 +221,7 @@ class DuckDBDestination:
                             other.id,
                         )
             names.claim(schema)
-            staging = table_name(connection, schema.schema_name, _staging_name(schema.id))
+            staging = table_name(connection, schema.schema_name, staging_name(schema.id))
             # Refused where a table is in the way that isn't ours.
             connection.execute(f"ALTER TABLE {staging} RENAME TO {quote(schema.table_name)}")
             ledger.keep_table(schema)
@@ -230,6 +235,21 @@ class DuckDBDestination:
         return self._store is not None and (
             self._store.get_table_replication_state(table_id) is not None
         )
+
+    def drop_tables_for_copy(self, schemas: Sequence[TableSchema]) -> None:
+        table_ids = [schema.id for schema in schemas]
+        with self._lock, self._file.transaction() as connection:
+            WholeTables(connection, _blaming, self._is_known).forget_copies(table_ids)
+            drop_tables(connection, map(staging_name, table_ids))
+
+    def write_whole_tables(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> None:
+        """Write whole tables, and that their copies are complete, in one transaction.
+
+        Raises:
+            TableWriteFailed: one table refuses; nothing is written.
+        """
+        with self._lock, self._file.transaction() as connection:
+            WholeTables(connection, _blaming, self._is_known).write(copies)
 
     # -- the stream ----------------------------------------------------------------------------
 
@@ -328,14 +348,6 @@ def _blaming(table_id: TableId, name: str) -> Iterator[None]:
         ) from None
 
 
-def _staging_name(table_id: TableId) -> str:
-    """In the table's schema, since DuckDB renames tables but doesn't move them between schemas.
-
-    It has more than 63 bytes, so that no table of a Postgres can have it.
-    """
-    return f"_etl_copy_{table_id}_becomes_the_table_with_that_oid_when_it_is_complete"
-
-
 def _rename_earlier_staging(connection: duckdb.DuckDBPyConnection) -> None:
     """Go on with copies that a version began which called their tables ``_etl_copy_OID``."""
     found = connection.execute(
@@ -352,16 +364,9 @@ def _rename_earlier_staging(connection: duckdb.DuckDBPyConnection) -> None:
     ).fetchall()
     for schema_name, name, table_id in found:
         staging = table_name(connection, schema_name, name)
-        connection.execute(f"ALTER TABLE {staging} RENAME TO {quote(_staging_name(table_id))}")
+        connection.execute(f"ALTER TABLE {staging} RENAME TO {quote(staging_name(table_id))}")
 
 
 def _drop_staging(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
     # The table may have been in another schema when the copy began.
-    found = connection.execute(
-        "SELECT schema_name FROM duckdb_tables() "
-        "WHERE database_name = current_database() AND table_name = ?",
-        [_staging_name(schema.id)],
-    ).fetchall()
-    for (schema_name,) in found:
-        name = table_name(connection, schema_name, _staging_name(schema.id))
-        connection.execute(f"DROP TABLE {name}")
+    drop_tables(connection, [staging_name(schema.id)])

@@ -1,9 +1,12 @@
 """What the destination remembers in its own file, in schema ``_etl``."""
 
+# Statements are put together of constants only.
+# ruff: noqa: S608
+
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
 import duckdb
@@ -66,6 +69,10 @@ _TABLES = (
 #: What files of earlier versions lack. wanted_name: what a table is called that is stored under
 #: another name, because another table has its own; null for all others.
 _ADD = "ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS wanted_name VARCHAR"
+
+
+#: A condition on a column of table IDs; its value is the list of them.
+AMONG = "IN (SELECT unnest(?::BIGINT[]))"
 
 
 class Ledger:
@@ -161,7 +168,7 @@ class Ledger:
 
     def tables(self, table_ids: Collection[TableId]) -> dict[TableId, TableSchema]:
         """Those of the tables that are there."""
-        return self._tables("table_id IN (SELECT unnest(?::BIGINT[]))", [list(table_ids)])
+        return self._tables(f"table_id {AMONG}", [list(table_ids)])
 
     def tables_in_the_way(self, schema: TableSchema) -> list[TableSchema]:
         """The table itself as it was before, and those whose names are one with its to DuckDB."""
@@ -174,6 +181,26 @@ class Ledger:
             other
             for other in found
             if other.id == schema.id or fold(TableName(other.schema_name, other.table_name)) == name
+        ]
+
+    def all_in_the_way(self, schemas: Sequence[TableSchema]) -> list[TableSchema]:
+        """As `tables_in_the_way`, for many tables."""
+        found = self._tables(
+            f"table_id {AMONG} OR (lower(schema_name), lower(table_name)) "
+            "IN (SELECT lower(unnest(?::VARCHAR[])), lower(unnest(?::VARCHAR[])))",
+            [
+                [schema.id for schema in schemas],
+                [schema.schema_name for schema in schemas],
+                [schema.table_name for schema in schemas],
+            ],
+        ).values()
+        table_ids = {schema.id for schema in schemas}
+        names = {fold(TableName(schema.schema_name, schema.table_name)) for schema in schemas}
+        return [
+            other
+            for other in found
+            if other.id in table_ids
+            or fold(TableName(other.schema_name, other.table_name)) in names
         ]
 
     def _tables(self, condition: str, values: list[object]) -> dict[TableId, TableSchema]:
@@ -197,7 +224,7 @@ class Ledger:
     def keep_table(self, schema: TableSchema, *, wanted_name: str | None = None) -> None:
         """Remember the table as it is stored, and how it is called where that is another name."""
         self.forget_table(schema.id)
-        columns = json.dumps([asdict(column) for column in schema.columns])
+        columns = columns_to_json(schema)
         self._connection.execute(
             "INSERT INTO _etl.tables (table_id, schema_name, table_name, snapshot_lsn, "
             "replica_identity, columns, wanted_name) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -314,8 +341,8 @@ class Ledger:
     def replay_points(self, table_ids: Collection[TableId]) -> dict[TableId, Lsn]:
         """Of each of the tables' complete copy, where the changes begin that are not in it."""
         rows = self._connection.execute(
-            "SELECT table_id, replay_lsn FROM _etl.copies WHERE status = 'complete' "
-            "AND table_id IN (SELECT unnest(?::BIGINT[]))",
+            "SELECT table_id, replay_lsn FROM _etl.copies "
+            f"WHERE table_id {AMONG} AND status = 'complete'",
             [list(table_ids)],
         ).fetchall()
         return {table_id: Lsn(replay_lsn) for table_id, replay_lsn in rows}
@@ -351,3 +378,13 @@ class Ledger:
 
     def _forget_chunks(self, table_id: TableId) -> None:
         self._connection.execute("DELETE FROM _etl.chunks WHERE table_id = ?", [table_id])
+
+
+def folded_name(schema: TableSchema) -> tuple[str, str]:
+    """The same for tables whose names are one to DuckDB."""
+    return fold(TableName(schema.schema_name, schema.table_name))
+
+
+def columns_to_json(schema: TableSchema) -> str:
+    """As they are kept in ``_etl.tables``."""
+    return json.dumps([asdict(column) for column in schema.columns])

@@ -25,6 +25,7 @@ from etl_dagster.integrations.dagster.translator import (
     TABLE_TAG,
 )
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
 #: After a run that failed, the next one waits; doubled for each in a row.
@@ -92,9 +93,6 @@ def due_copies(
 
 def _is_due(store: CoordinatingStore, table: TableStatus) -> bool:
     """What the store says counts: the status is up to a few seconds old."""
-    # Its parents import the drivers of the copy, which every process of Dagster would pay for.
-    from etl_dagster.runtime.table_syncs import is_sync_due
-
     state = store.get_table_replication_state(table.table_id)
     return is_sync_due(state) and not store.is_leased(f"table:{table.table_id}")
 

@@ -727,16 +727,31 @@ class PostgresStore:
         return self._run(work)
 
     def store_copy_plan(self, table_id: TableId, plan: CopyPlan) -> None:
+        self.store_copy_plans({table_id: plan})
+
+    def store_copy_plans(self, plans: Mapping[TableId, CopyPlan]) -> None:
+        chunks = [(table_id, chunk) for table_id, plan in plans.items() for chunk in plan.chunks]
+
         def work(connection: Connection) -> None:
             self._lock_pipeline(connection)
-            self._delete(connection, "copy_plans", [table_id])
+            self._delete(connection, "copy_plans", plans)
             connection.execute(
                 self._sql(
-                    "INSERT INTO {schema}.copy_plans "
-                    "(pipeline, table_id, copy_id, slot_lsn, started_at) "
-                    "VALUES (%s, %s, %s, %s::pg_lsn, %s)"
+                    """
+                    INSERT INTO {schema}.copy_plans
+                        (pipeline, table_id, copy_id, slot_lsn, started_at)
+                    SELECT %s, * FROM unnest(
+                        %s::bigint[], %s::text[], %s::text[]::pg_lsn[], %s::timestamptz[]
+                    )
+                    """
                 ),
-                (self.pipeline, table_id, plan.copy_id, str(plan.slot_lsn), plan.started_at),
+                (
+                    self.pipeline,
+                    list(plans),
+                    [plan.copy_id for plan in plans.values()],
+                    [str(plan.slot_lsn) for plan in plans.values()],
+                    [plan.started_at for plan in plans.values()],
+                ),
             )
             connection.execute(
                 self._sql(
@@ -744,21 +759,21 @@ class PostgresStore:
                     INSERT INTO {schema}.copy_chunks
                         (pipeline, table_id, chunk_index, relation_id, first_block, end_block,
                          estimated_rows, file_node)
-                    SELECT %s, %s, * FROM unnest(
-                        %s::integer[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-                        %s::bigint[]
+                    SELECT %s, * FROM unnest(
+                        %s::bigint[], %s::integer[], %s::bigint[], %s::bigint[], %s::bigint[],
+                        %s::bigint[], %s::bigint[]
                     )
                     """
                 ),
                 (
                     self.pipeline,
-                    table_id,
-                    [chunk.index for chunk in plan.chunks],
-                    [chunk.relation_id for chunk in plan.chunks],
-                    [chunk.first_block for chunk in plan.chunks],
-                    [chunk.end_block for chunk in plan.chunks],
-                    [chunk.estimated_rows for chunk in plan.chunks],
-                    [chunk.file_node for chunk in plan.chunks],
+                    [table_id for table_id, _ in chunks],
+                    [chunk.index for _, chunk in chunks],
+                    [chunk.relation_id for _, chunk in chunks],
+                    [chunk.first_block for _, chunk in chunks],
+                    [chunk.end_block for _, chunk in chunks],
+                    [chunk.estimated_rows for _, chunk in chunks],
+                    [chunk.file_node for _, chunk in chunks],
                 ),
             )
 

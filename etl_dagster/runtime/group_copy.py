@@ -1,0 +1,298 @@
+"""Copies many small tables under one snapshot, some dozens in one write."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import pyarrow as pa
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import (
+    EtlError,
+    InvalidState,
+    SourceError,
+    SourceUnreachable,
+    Superseded,
+    TableRewritten,
+    TableWriteFailed,
+)
+from etl_dagster.model.destination import Destination
+from etl_dagster.model.events import ChunkId, TableRows
+from etl_dagster.model.schema import TableId
+from etl_dagster.model.stores import CopyPlan
+from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
+from etl_dagster.runtime.delivery import Stopped, wait_durable
+from etl_dagster.runtime.failures import of_destination
+from etl_dagster.runtime.many import copying_many
+from etl_dagster.runtime.retry import Backoff
+from etl_dagster.source.cancelling import cancelled_by
+from etl_dagster.source.catalog import (
+    PublishedTable,
+    Relation,
+    fetch_published_tables,
+    fetch_relations,
+)
+from etl_dagster.source.control import SourceControl
+from etl_dagster.source.copy import CopyConnection, TableReader
+from etl_dagster.source.partitions import ReadFrom
+
+_log = logging.getLogger(__name__)
+
+#: Read in one transaction, which keeps their locks, and written in one.
+_TABLES_AT_ONCE = 50
+_BYTES_AT_ONCE = 8 * 1024**2
+#: A table that grew past this since it was measured is too large for a group.
+_LARGEST_BYTES = 32 * 1024**2
+#: Nobody else's table waits for one that another session has locked.
+_LOCK_TIMEOUT_S = 2.0
+
+#: The rows of some tables.
+Read: TypeAlias = dict[TableId, Sequence[pa.RecordBatch]]
+#: Called with a table that can't be copied here, and why.
+LeaveOut: TypeAlias = Callable[[TableId, Exception], None]
+
+
+class TooLarge(EtlError):
+    """A table has too many rows by now to be one of a group."""
+
+    retryable = True
+
+
+class GroupCopy:
+    """Copies whole tables; what fails of one is reported, and the others go on.
+
+    All are read under the snapshot that the group's slot exported, so each is the source's as of
+    the slot's consistent point, and nothing needs to be repaired while changes are replayed.
+
+    Args:
+        tables: as they are published since the slot exists.
+        sizes: of each on the source's disk, bytes.
+        leave_out: called for a table that is left out, and why.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        destination: Destination,
+        control: SourceControl,
+        tables: Mapping[TableId, PublishedTable],
+        sizes: Mapping[TableId, int],
+        plans: Mapping[TableId, CopyPlan],
+        *,
+        snapshot_name: str,
+        stop: threading.Event,
+        leave_out: LeaveOut,
+    ) -> None:
+        self._config = config
+        self._destination = destination
+        self._control = control
+        self._tables = tables
+        self._sizes = sizes
+        self._plans = plans
+        self._snapshot_name = snapshot_name
+        self._stop = stop
+        self._leave_out = leave_out
+        self._encoding: StoredEncoding | None = None
+
+    def run(self) -> set[TableId]:
+        """Copy all tables; returns those whose copy is durable and complete.
+
+        Raises:
+            Stopped: told to stop.
+            EtlError: what source or destination failed with, where that isn't one table's.
+        """
+        name = f"etl_dagster copy {self._config.pipeline} group"
+        connection = CopyConnection(
+            self._config.source,
+            snapshot_name=self._snapshot_name,
+            application_name=name,
+            lock_timeout_s=_LOCK_TIMEOUT_S,
+        )
+        self._encoding = self._control.ask("reading the encoding", stored_encoding)
+        finished: set[TableId] = set()
+        with contextlib.closing(connection), cancelled_by(self._stop, connection.cancel):
+            for some in self._pieces():
+                finished |= self._write(self._read(some, connection))
+        return finished
+
+    def _pieces(self) -> Iterator[list[TableId]]:
+        piece: list[TableId] = []
+        size = 0
+        for table_id in self._tables:
+            piece.append(table_id)
+            size += self._sizes[table_id]
+            if len(piece) == _TABLES_AT_ONCE or size > _BYTES_AT_ONCE:
+                yield piece
+                piece, size = [], 0
+        if piece:
+            yield piece
+
+    # -- the source --------------------------------------------------------------------------------
+
+    def _read(self, table_ids: Collection[TableId], connection: CopyConnection) -> Read:
+        """The rows of the tables, without those of tables that were left out."""
+        todo = list(table_ids)
+        while todo:
+            # An error ends the transaction with its locks. What was read in it counts no longer.
+            connection.renew()
+            relations = self._fetch_relations(todo)
+            read: Read = {}
+            for table_id in todo:
+                if self._stop.is_set():
+                    raise Stopped
+                try:
+                    read[table_id] = self._read_table(table_id, relations, connection)
+                except (SourceError, TooLarge) as error:
+                    if self._stop.is_set():
+                        raise Stopped from None
+                    if isinstance(error, SourceUnreachable):
+                        raise
+                    self._leave_out(table_id, error)
+                    todo.remove(table_id)
+                    break
+            else:
+                for table_id, change in self._changed(read, relations).items():
+                    self._leave_out(table_id, change)
+                    del read[table_id]
+                # What is written to the tables doesn't wait for the destination.
+                connection.release()
+                return read
+        return {}
+
+    def _fetch_relations(self, table_ids: Iterable[TableId]) -> Mapping[int, Relation]:
+        chunks = [c.relation_id for t in table_ids for c in self._plans[t].chunks]
+        return self._control.ask("reading tables' names", fetch_relations, chunks)
+
+    def _read_table(
+        self, table_id: TableId, relations: Mapping[int, Relation], connection: CopyConnection
+    ) -> list[pa.RecordBatch]:
+        table = self._tables[table_id]
+        reader = TableReader(
+            table.schema, connection, row_filter=table.row_filter, encoding=self._encoding
+        )
+        batches: list[pa.RecordBatch] = []
+        size = 0
+        for chunk in self._plans[table_id].chunks:
+            relation = relations.get(chunk.relation_id)
+            if relation is None:
+                raise TableRewritten(f"{table.schema.name} was dropped meanwhile")
+            source = ReadFrom(relation.schema_name, relation.name)
+            for batch in reader.read(chunk, source):
+                batches.append(batch)
+                size += batch.nbytes
+                if size > _LARGEST_BYTES:
+                    raise TooLarge(f"{table.schema.name} has grown since it was measured")
+        for column, count in reader.replaced.items():
+            _log.warning(
+                "%s.%s: %d values that the type can't hold became null",
+                table.schema.name,
+                column,
+                count,
+            )
+        return batches
+
+    def _changed(
+        self, read: Iterable[TableId], relations: Mapping[int, Relation]
+    ) -> dict[TableId, SourceError]:
+        """The tables that aren't any more what was read, while the locks of the reading last.
+
+        Somebody may have given a name to another table, before that was locked by reading it.
+        """
+        now = self._fetch_relations(read)
+        published = {
+            table.schema.id: table.schema
+            for table in self._control.ask(
+                "reading the publication",
+                fetch_published_tables,
+                self._config.source.publication,
+                list(read),
+            )
+        }
+        changed: dict[TableId, SourceError] = {}
+        for table_id in read:
+            schema, today = self._tables[table_id].schema, published.get(table_id)
+            if today is None or not today.describes_same_columns(schema):
+                changed[table_id] = TableRewritten(f"{schema.name} was altered while it was copied")
+            for chunk in self._plans[table_id].chunks:
+                relation = now.get(chunk.relation_id)
+                is_same = relation == relations[chunk.relation_id]
+                if not is_same or relation is None or relation.file_node != chunk.file_node:
+                    changed[table_id] = TableRewritten(
+                        f"{schema.name} was rewritten while it was copied"
+                    )
+        return changed
+
+    # -- the destination ---------------------------------------------------------------------------
+
+    def _write(self, read: Read) -> set[TableId]:
+        """Write until durable; returns the tables that are."""
+        together = copying_many(self._destination)
+        if together is None:
+            return {table_id for table_id in read if self._write_one(table_id, read[table_id])}
+
+        def write(tables: Read) -> None:
+            copies = [(self._tables[t].schema, self._rows(t, rows)) for t, rows in tables.items()]
+            wait_durable(together.write_whole_tables(copies), self._stop)
+
+        return set(self._until_durable(write, read))
+
+    def _write_one(self, table_id: TableId, batches: Sequence[pa.RecordBatch]) -> bool:
+        schema, destination = self._tables[table_id].schema, self._destination
+
+        def write(tables: Read) -> None:
+            for rows in tables.values():
+                if self._plans[table_id].chunks:
+                    copied = destination.write_table_rows(schema, self._rows(table_id, rows))
+                    wait_durable(copied, self._stop)
+                end = destination.write_table_rows(schema, self._end(table_id))
+                wait_durable(end, self._stop)
+
+        try:
+            return bool(self._until_durable(write, {table_id: batches}))
+        except EtlError as error:
+            if error.retryable or isinstance(error, Superseded | InvalidState):
+                raise
+            self._leave_out(table_id, error)
+            return False
+
+    def _until_durable(self, write: Callable[[Read], None], tables: Read) -> Read:
+        """Write the tables, again where waiting may help, and without those that are refused."""
+        backoff = Backoff(self._config.retry)
+        left = dict(tables)
+        while left:
+            try:
+                write(left)
+                break
+            except TableWriteFailed as error:
+                if error.table_id not in left:
+                    raise
+                self._leave_out(error.table_id, error)
+                del left[error.table_id]
+            except Stopped:
+                raise
+            except Exception as raised:
+                failure = of_destination(raised, self._destination.name, backoff.attempt, _log)
+                if not failure.retryable or backoff.is_exhausted:
+                    raise failure from failure.__cause__
+                delay_s = backoff.next_delay_s()
+                _log.warning(
+                    "%s refused copies (%s); again in %.1f s",
+                    self._destination.name,
+                    failure.reason,
+                    delay_s,
+                )
+                if self._stop.wait(delay_s):
+                    raise Stopped from None
+        return left
+
+    def _rows(self, table_id: TableId, batches: Sequence[pa.RecordBatch]) -> TableRows:
+        plan = self._plans[table_id]
+        return TableRows(plan.copy_id, batches, ChunkId(plan.copy_id, 0), replay_from=plan.slot_lsn)
+
+    def _end(self, table_id: TableId) -> TableRows:
+        plan = self._plans[table_id]
+        return TableRows(plan.copy_id, replay_from=plan.slot_lsn)

@@ -1,0 +1,373 @@
+"""Many small tables share slots, connections and writes; each one's failure stays its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+
+import pytest
+
+from etl_dagster.assembly import build_destination, build_store
+from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.duckdb import DuckDBDestination
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.errors import DestinationUnreachable, TableWriteFailed
+from etl_dagster.model.events import EventBatch, TableRows
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.model.states import Errored, Ready
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.group_copy import GroupCopy
+from etl_dagster.runtime.group_sync import GroupSync
+from tests.support.database import Database
+from tests.support.pipelines import rows, running
+
+MakeConfig = Callable[..., PipelineConfig]
+
+ROWS = 20
+
+
+def create(database: Database, count: int) -> list[str]:
+    names = [f"t{number:03}" for number in range(count)]
+    database.execute(
+        "".join(
+            f"create table {name} (id int primary key, n int);"
+            f"insert into {name} select i, {place} from generate_series(1, {ROWS}) i;"
+            for place, name in enumerate(names)
+        ),
+        "create publication etl_pub for all tables",
+    )
+    return names
+
+
+def assert_in_step(database: Database, config: PipelineConfig, names: Sequence[str]) -> None:
+    query = " union all ".join(
+        f"select '{name}' as t, count(*), sum(id), sum(n) from public.{name}" for name in names
+    )
+    found = rows(config, f"{query} order by 1")
+    assert [tuple(map(str, row)) for row in found] == [
+        tuple(map(str, row)) for row in database.query(f"{query} order by 1")
+    ]
+
+
+def states(store: CoordinatingStore) -> Counter[str]:
+    return Counter(type(s).__name__ for s in store.get_table_replication_states().values())
+
+
+class Watching(DuckDBDestination):
+    """Calls a function before each write of whole tables."""
+
+    before_write: Callable[[Sequence[TableSchema]], None]
+    writes: list[int]
+    batches: list[int]
+
+    @classmethod
+    def of(
+        cls, config: PipelineConfig, before_write: Callable[..., None] | None = None
+    ) -> Watching:
+        assert config.destination.type == "duckdb"
+        self = cls(config.destination.path)
+        self.before_write = before_write or (lambda schemas: None)
+        self.writes, self.batches = [], []
+        return self
+
+    def write_whole_tables(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> None:
+        self.before_write([schema for schema, _ in copies])
+        super().write_whole_tables(copies)
+        self.writes.append(len(copies))
+
+    def write_events(self, events: EventBatch) -> None:
+        super().write_events(events)
+        if events.row_count:
+            self.batches.append(len(events.tables))
+
+
+@contextmanager
+def watched(database: Database) -> Iterator[dict[str, int]]:
+    """The most slots and connections that the database had at a time."""
+    most = {"slots": 0, "connections": 0}
+    ended = threading.Event()
+
+    def watch() -> None:
+        with database.connect() as connection:
+            while not ended.wait(0.02):
+                [now] = connection.execute(
+                    "select (select count(*) from pg_replication_slots"
+                    " where database = current_database()),"
+                    " (select count(*) from pg_stat_activity"
+                    " where datname = current_database() and pid <> pg_backend_pid())"
+                ).fetchall()
+                for name, count in zip(most, now, strict=True):
+                    most[name] = max(most[name], count)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_many_tables_become_ready_within_few_slots_connections_and_writes(
+    database: Database, make_config: MakeConfig
+) -> None:
+    """And one change in each of them is one batch."""
+    names = create(database, 150)
+    config = make_config(database, **{"batch.max_fill_ms": 1000})
+    destination = Watching.of(config)
+    with closing(build_store(config)) as store, watched(database) as most:  # type: ignore[type-var]
+        with running(config, store=store, destination=destination) as pipeline:
+            assert pipeline.wait_until_caught_up(120)
+            assert states(store) == {"Ready": 150}
+            database.execute(
+                "".join(f"update {name} set n = n + 1 where id = 7;" for name in names)
+            )
+            assert pipeline.wait_until_caught_up(60)
+            assert destination.batches == [150]
+        assert most["slots"] <= 5
+        assert most["connections"] <= 40
+        assert sum(destination.writes) == 150
+        assert len(destination.writes) <= 8
+    assert database.slots() == ["etl_dagster_apply_test"]
+    assert_in_step(database, config, names)
+
+
+def test_rows_that_change_while_a_group_is_copied_arrive_once(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """Tables are altered, truncated, renamed and dropped meanwhile, too."""
+    database = newest_database
+    names = create(database, 12)
+    config = make_config(database, **{"copy.max_table_sync_workers": 1})
+    done = threading.Event()
+
+    def change(schemas: Sequence[TableSchema]) -> None:
+        if done.is_set():
+            return
+        done.set()
+        database.execute(
+            "".join(
+                f"update {name} set n = n + 100 where id % 3 = 0;"
+                f"delete from {name} where id = 5; insert into {name} values (1000, 1);"
+                for name in names
+            ),
+            "truncate t001; insert into t001 values (1, 1)",
+            "alter table t002 add column extra text; update t002 set extra = 'x' where id < 4",
+            "alter table t003 rename to t003_new",
+            "insert into t003_new values (2000, 2)",
+            "drop table t004",
+            "vacuum full t005",
+        )
+
+    destination = Watching.of(config, change)
+    with running(config, destination=destination) as pipeline:
+        assert pipeline.wait_until_caught_up(120)
+
+    there = [name for name in names if name not in ("t003", "t004")]
+    assert_in_step(database, config, [*there, "t003_new"])
+    assert rows(config, "select count(*), max(extra) from public.t002 where extra is not null") == [
+        (3, "x")
+    ]
+
+
+def test_one_bad_table_leaves_its_group_and_the_others_go_on(
+    database: Database, make_config: MakeConfig
+) -> None:
+    """One whose rows can't be read, and one that the destination refuses."""
+    names = create(database, 12)
+    database.execute(
+        "create function fail(int) returns bool language plpgsql immutable as"
+        " $$ begin raise 'no such luck'; end $$",
+        "drop publication etl_pub",
+        "create publication etl_pub for table "
+        + ", ".join(name for name in names if name != "t003")
+        + ", t003 where (1 / (n - 3) > 0)",
+    )
+    config = make_config(database, **{"copy.max_table_sync_workers": 2})
+
+    def refuse(schemas: Sequence[TableSchema]) -> None:
+        for schema in schemas:
+            if schema.table_name == "t007":
+                raise TableWriteFailed(schema.id, "no room for t007")
+
+    destination = Watching.of(config, refuse)
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        with running(config, store=store, destination=destination) as pipeline:
+            assert pipeline.wait_until_caught_up(120)
+            database.execute(*(f"insert into {name} values (1000, 5)" for name in names[:3]))
+            assert pipeline.wait_until_caught_up(60)
+        assert states(store) == {"Ready": 10, "Errored": 2}
+        reasons = {
+            s.reason
+            for s in store.get_table_replication_states().values()
+            if isinstance(s, Errored)
+        }
+        assert any("division by zero" in reason for reason in reasons)
+        assert "no room for t007" in reasons
+    assert_in_step(database, config, [name for name in names if name not in ("t003", "t007")])
+
+
+def test_a_table_that_another_session_has_locked_does_not_hold_up_its_group(
+    newest_database: Database,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = create(newest_database, 8)
+    config = make_config(newest_database, **{"copy.max_table_sync_workers": 1})
+    fetch_relations, leave_out = GroupCopy._fetch_relations, GroupSync._leave_out
+    locked = threading.Event()
+    with newest_database.connect(autocommit=False) as blocker:
+
+        def fetch_and_lock(self: GroupCopy, *args: object) -> object:
+            found = fetch_relations(self, *args)  # type: ignore[arg-type]
+            if not locked.is_set():
+                locked.set()
+                blocker.execute("lock table t004")
+            return found
+
+        def leave_out_and_unlock(self: GroupSync, *args: object) -> None:
+            leave_out(self, *args)  # type: ignore[arg-type]
+            blocker.rollback()
+
+        monkeypatch.setattr(GroupCopy, "_fetch_relations", fetch_and_lock)
+        monkeypatch.setattr(GroupSync, "_leave_out", leave_out_and_unlock)
+        with (
+            caplog.at_level(logging.INFO, "etl_dagster.runtime.group_sync"),
+            running(config) as pipeline,
+        ):
+            assert pipeline.wait_until_caught_up(60)
+
+    assert "t004 is locked by another session" in caplog.text
+    assert_in_step(newest_database, config, names)
+
+
+@pytest.mark.parametrize("after_writes", [0, 1])
+def test_a_group_that_was_interrupted_is_copied_again(
+    newest_database: Database, make_config: MakeConfig, after_writes: int
+) -> None:
+    """Its tables are complete all the same, and nothing of its slot is left."""
+    names = create(newest_database, 60)
+    config = make_config(newest_database, **{"copy.max_table_sync_workers": 1})
+    stopped = threading.Event()
+
+    def stop(schemas: Sequence[TableSchema]) -> None:
+        if len(destination.writes) == after_writes:
+            stopped.set()
+            pipeline.shutdown()
+
+    destination = Watching.of(config, stop)
+    with running(config, destination=destination) as pipeline:
+        assert stopped.wait(60)
+    newest_database.execute(*(f"update {name} set n = 7 where id = 3" for name in names))
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(120)
+
+    assert newest_database.slots() == ["etl_dagster_apply_test"]
+    assert_in_step(newest_database, config, names)
+
+
+def test_a_destination_that_fails_for_a_while_gets_the_same_tables_again(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    names = create(newest_database, 12)
+    config = make_config(newest_database, **{"copy.max_table_sync_workers": 2})
+    failures = iter([DestinationUnreachable("the disk is on holiday"), ValueError("s3cr3t")])
+
+    def fail(schemas: Sequence[TableSchema]) -> None:
+        if failure := next(failures, None):
+            raise failure
+
+    with running(config, destination=Watching.of(config, fail)) as pipeline:
+        assert pipeline.wait_until_caught_up(120)
+
+    assert_in_step(newest_database, config, names)
+
+
+def test_a_destination_that_takes_one_table_at_a_time_gets_them_so(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    names = create(newest_database, 12)
+    config = make_config(
+        newest_database, destination={"type": "memory"}, **{"copy.max_table_sync_workers": 2}
+    )
+    destination = MemoryDestination()
+    with running(config, destination=destination) as pipeline:
+        assert pipeline.wait_until_caught_up(120)
+
+    for name in names:
+        assert len(destination.rows(f"public.{name}")) == ROWS
+
+
+def test_a_class_with_its_own_way_of_writing_rows_is_asked_for_each_table(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """It inherits the other way, which knows nothing of what it does to rows."""
+    written: list[str] = []
+
+    class Own(DuckDBDestination):
+        def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+            written.append(schema.name)
+            super().write_table_rows(schema, rows)
+
+    create(newest_database, 6)
+    config = make_config(newest_database, **{"copy.max_table_sync_workers": 2})
+    assert config.destination.type == "duckdb"
+    with running(config, destination=Own(config.destination.path)) as pipeline:
+        assert pipeline.wait_until_caught_up(120)
+
+    assert set(written) == {f"public.t{number:03}" for number in range(6)}
+
+
+def test_a_table_that_changes_places_before_it_is_read_is_not_taken_for_the_other(
+    newest_database: Database,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Rows are read by a table's name, which is looked up a moment before."""
+    names = create(newest_database, 6)
+    config = make_config(newest_database, **{"copy.max_table_sync_workers": 1})
+    fetch_relations = GroupCopy._fetch_relations
+    swapped = threading.Event()
+
+    def fetch_and_swap(self: GroupCopy, *args: object) -> object:
+        found = fetch_relations(self, *args)  # type: ignore[arg-type]
+        if not swapped.is_set():
+            swapped.set()
+            newest_database.execute(
+                "begin; alter table t001 rename to x; alter table t002 rename to t001;"
+                " alter table x rename to t002; commit"
+            )
+        return found
+
+    monkeypatch.setattr(GroupCopy, "_fetch_relations", fetch_and_swap)
+    with caplog.at_level(logging.INFO), running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(120)
+
+    assert "was rewritten" in caplog.text or "was altered" in caplog.text
+    assert_in_step(newest_database, config, names)
+
+
+def test_ready_tables_stay_ready_when_more_are_added(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    names = create(newest_database, 8)
+    config = make_config(newest_database, **{"copy.max_table_sync_workers": 2})
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        with running(config, store=store) as pipeline:
+            assert pipeline.wait_until_caught_up(60)
+            before = dict(store.get_table_replication_states())
+            newest_database.execute(
+                *(f"create table u{i} as select 1 as id, 2 as n" for i in range(8)),
+                *(f"alter table u{i} add primary key (id)" for i in range(8)),
+            )
+            assert pipeline.wait_until_caught_up(60)
+        after = dict(store.get_table_replication_states())
+        assert all(isinstance(state, Ready) for state in after.values())
+        assert {table_id: after[table_id] for table_id in before} == before
+    assert_in_step(newest_database, config, [*names, *(f"u{i}" for i in range(8))])
+    assert build_destination(config).name == "duckdb"
