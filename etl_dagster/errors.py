@@ -79,6 +79,34 @@ class SourceNotPrepared(SourceError):
     """The source is reachable but isn't set up for logical replication."""
 
 
+class SourceReplaced(SourceError):
+    """The source is not the one whose changes were applied: another cluster or database."""
+
+    solution = (
+        "Point `source` to the server and database that this pipeline has read. To copy everything "
+        "from this one instead: `etl-dagster reset --all`, then start again."
+    )
+
+
+class SourceRestored(SourceError):
+    """The source is at an earlier point than what was applied, or on another history."""
+
+    solution = (
+        "The source was restored from a backup, or is a standby that lacked the newest changes. "
+        "What was applied since may not be in it: copy everything again, `etl-dagster reset "
+        "--all`, then start again."
+    )
+
+
+class PublicationRecreated(SourceNotPrepared):
+    """The publication didn't exist while changes were made that are still to be streamed."""
+
+    solution = (
+        "Postgres can't stream what was changed before the publication was created. Copy "
+        "everything again: `etl-dagster reset --all`, then start again."
+    )
+
+
 class PublicationMissing(SourceNotPrepared):
     """The publication doesn't exist in the source database."""
 
@@ -169,16 +197,15 @@ class SlotNotCreated(SlotError):
 class SlotMissing(SlotError):
     """The slot is gone though tables depend on it; the changes since are lost to it."""
 
-    solution = (
-        "Run `etl-dagster reset` to copy the tables again. Find out who dropped the slot first."
-    )
+    solution = "Find out who dropped the slot, then run `etl-dagster reset --all` to copy again."
 
 
 class SlotInvalidated(SlotError):
     """Postgres removed WAL that the slot still needed; its changes can't be streamed any more."""
 
     solution = (
-        "Raise max_slot_wal_keep_size on the source, then run `etl-dagster reset` to copy again."
+        "Raise max_slot_wal_keep_size on the source, then run `etl-dagster reset --all` to copy "
+        "again."
     )
 
 
@@ -186,7 +213,8 @@ class SlotAdvanced(SlotError):
     """The slot was confirmed past what is durable at the destination: changes were skipped."""
 
     solution = (
-        "Something else consumed this slot. Find it, then run `etl-dagster reset` to copy again."
+        "Something else consumed this slot. Find it, then run `etl-dagster reset --all` to copy "
+        "again."
     )
 
 

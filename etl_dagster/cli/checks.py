@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from etl_dagster.assembly import build_destination, build_store, forgets, opened_store
 from etl_dagster.cli.failures import NotReady
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import EtlError, StoreError, StoreRestored
+from etl_dagster.errors import (
+    EtlError,
+    SlotError,
+    SourceError,
+    SourceUnreachable,
+    StoreError,
+    StoreRestored,
+)
 from etl_dagster.integrations.meltano.positions.mirrored import state_location
 from etl_dagster.integrations.meltano.states.errors import StateSchemaMissing, StateTablesMissing
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 from etl_dagster.kinds import DESTINATIONS, STORES
+from etl_dagster.lsn import LSN_MAX
+from etl_dagster.model.states import Errored, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 from etl_dagster.runtime.belonging import Belonging
-from etl_dagster.runtime.preflight import Check, run_checks
+from etl_dagster.runtime.origin import Origin
+from etl_dagster.runtime.preflight import Check, human_bytes, run_checks
+from etl_dagster.runtime.slot import require_continuable
+from etl_dagster.source.control import SourceControl
+from etl_dagster.source.slots import apply_slot_name, fetch_slot, fetch_table_sync_slots
 
 
 def all_checks(config: PipelineConfig) -> list[Check]:
     """The report of the doctor."""
+    source = run_checks(config)
     return [
-        *run_checks(config),
+        *source,
+        *check_continuation(config, source),
         check_state_store(config),
         check_destination(config),
         *check_positions(config),
@@ -42,6 +57,72 @@ def require_all(config: PipelineConfig) -> None:
         for failure in failures:
             lines += [f"\n- {failure.reason}", f"  What to do: {failure.solution}"]
         raise NotReady("\n".join(lines))
+
+
+def check_continuation(config: PipelineConfig, source: Sequence[Check]) -> list[Check]:
+    """Whether the source is where the pipeline left it: the cluster, its history, the slots.
+
+    Args:
+        source: what was found of the source by itself; where it can't be reached, nothing is added.
+    """
+    if forgets(STORES, config.state_store.type) or any(
+        c.name == "connection" and c.failure for c in source
+    ):
+        return []
+    control = SourceControl(config.source, application_name="etl_dagster doctor")
+    try:
+        with opened_store(config) as store:
+            return list(_continuation(config, store, control)) if _can_be_read(store) else []
+    except EtlError:
+        return []  # the store's own check has found that, too
+    finally:
+        control.close()
+
+
+def _continuation(
+    config: PipelineConfig, store: CoordinatingStore, control: SourceControl
+) -> Iterator[Check]:
+    if not store.get_table_replication_states():
+        return
+    try:
+        control.ask("identifying the source", Origin(config, store).look)
+    except SourceUnreachable:
+        return
+    except SourceError as failure:
+        yield Check.error("source's history", failure)
+    name = apply_slot_name(config.pipeline)
+    slot = control.ask("looking at the slot", fetch_slot, name)
+    try:
+        require_continuable(slot, name, store)
+    except SlotError as failure:
+        yield Check.error("slot's position", failure)
+    yield from _stopped_tables(config, store, control)
+
+
+def _stopped_tables(
+    config: PipelineConfig, store: CoordinatingStore, control: SourceControl
+) -> Iterator[Check]:
+    """Tables that wait for a person, and what they cost meanwhile."""
+    slots = control.ask("listing slots", fetch_table_sync_slots, config.pipeline)
+    for table_id, state in store.get_table_replication_states().items():
+        if not isinstance(state, Errored) or isinstance(state.retry, TimedRetry):
+            continue
+        schema = store.get_table_schema(table_id, LSN_MAX)
+        table = f"table {table_id}" if schema is None else schema.name
+        slot = None
+        if table_id in slots:
+            slot = control.ask("looking at the slot", fetch_slot, slots[table_id])
+        if slot is None:
+            yield Check("stopped table", "error", f"{table}: {state.reason}", state.solution)
+            continue
+        yield Check(
+            "stopped table",
+            "error",
+            f"{table}: {state.reason}; its slot {slot.name!r} keeps "
+            f"{human_bytes(slot.retained_bytes)} of WAL",
+            f"{state.solution} To give the table up, take it out of the publication: its slot is "
+            "dropped then.",
+        )
 
 
 def check_state_store(config: PipelineConfig) -> Check:

@@ -47,8 +47,10 @@ def _show(checks: list[Check]) -> None:
             click.echo(f"{'':<7}  {'':<{width}}  {click.style('-> ' + check.solution, bold=True)}")
     errors = sum(check.level == "error" for check in checks)
     warnings = sum(check.level == "warning" for check in checks)
-    if errors:
+    if any(check.failure is not None for check in checks):
         summary = f"{_count(errors, 'error')}: the pipeline can't start."
+    elif errors:
+        summary = f"{_count(errors, 'error')}: the pipeline runs without what is named above."
     elif warnings:
         summary = f"Ready, with {_count(warnings, 'warning')}. `etl-dagster run` starts it."
     else:

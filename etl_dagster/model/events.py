@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.position import Position
@@ -282,6 +282,23 @@ def steps_after(steps: Sequence[TableStep], position: Position) -> list[TableSte
     return left if relation is None else [*left, relation]
 
 
+class TransactionMark(NamedTuple):
+    """What tells a transaction from another that a restored server puts in its place.
+
+    A server that goes on from a copy of its data may give the same LSN and the same number to
+    another transaction, but not at the same microsecond.
+    """
+
+    commit_lsn: Lsn = LSN_ZERO
+    xid: int = 0
+    #: Microseconds since 1970-01-01 UTC, by the source's clock.
+    commit_time_us: int = 0
+
+
+#: Before the first one.
+NO_TRANSACTION = TransactionMark()
+
+
 @dataclass(frozen=True)
 class EventBatch:
     """A stretch of the stream. A transaction larger than a batch spans several.
@@ -310,6 +327,8 @@ class EventBatch:
     #: A hint: changes come so quickly that the next batch will be there soon. A destination may
     #: keep open what it would close otherwise.
     more_follows: bool = False
+    #: The newest transaction that begins in the batch, if one does.
+    last_begin: TransactionMark | None = None
 
     def is_outdated(self, table_id: TableId, replay_from: Lsn | None) -> bool:
         """Whether the sender does not know of the table's current copy; see `apply_from`.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.events import EventBatch
+from etl_dagster.model.events import NO_TRANSACTION, EventBatch, TransactionMark
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import WorkerType
 
@@ -35,6 +35,9 @@ class DestinationMark:
     durable_lsn: Lsn = LSN_ZERO
     #: Newest `EventBatch.stored_lsn` of this epoch: the store had this progress once.
     stored_lsn: Lsn = LSN_ZERO
+    #: Newest `EventBatch.last_begin` of this epoch. If the source sends what lies there again, it
+    #: must be the same transaction.
+    last_begin: TransactionMark = NO_TRANSACTION
 
     def after(self, events: EventBatch) -> DestinationMark:
         """The mark once the batch is written; a batch without an epoch only counts."""
@@ -42,13 +45,14 @@ class DestinationMark:
             return replace(self, revision=self.revision + 1)
         # A new epoch says itself where it begins: after a reset, the source may be another one.
         is_new = events.epoch > self.epoch
-        before = (LSN_ZERO, LSN_ZERO) if is_new else (self.durable_lsn, self.stored_lsn)
+        before = DestinationMark(self.identity) if is_new else self
         return DestinationMark(
             self.identity,
             self.revision + 1,
             max(self.epoch, events.epoch),
-            max(before[0], events.commit_end_lsn or LSN_ZERO),
-            max(before[1], events.stored_lsn),
+            max(before.durable_lsn, events.commit_end_lsn or LSN_ZERO),
+            max(before.stored_lsn, events.stored_lsn),
+            max(before.last_begin, events.last_begin or before.last_begin),
         )
 
 
@@ -78,6 +82,20 @@ class KnownDestination:
     def at(self, mark: DestinationMark) -> KnownDestination:
         """The same with another mark."""
         return replace(self, identity=mark.identity, revision=mark.revision, epoch=mark.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSource:
+    """What a store remembers of the source whose changes its pipeline has applied."""
+
+    #: Of the cluster, from its creation on; empty where the server doesn't tell.
+    system_id: str
+    #: Counts the histories of a cluster: a restore to a point in time, or a promotion, begins one.
+    timeline: int
+    #: OID of the database.
+    database_id: int
+    #: Its name, for people.
+    database: str
 
 
 @runtime_checkable
@@ -126,3 +144,12 @@ class RemembersDestination(Protocol):
     def get_copy_ids(self) -> Mapping[TableId, str]:
         """The newest copy of each table (`CopyPlan.copy_id`), finished or not."""
         ...
+
+
+@runtime_checkable
+class RemembersSource(Protocol):
+    """A store that knows which source its pipeline has read."""
+
+    def get_known_source(self) -> KnownSource | None: ...
+
+    def store_known_source(self, known: KnownSource) -> None: ...

@@ -17,6 +17,7 @@ from etl_dagster.model.events import (
     RelationEvent,
     TableChanges,
     TableStep,
+    TransactionMark,
     TruncateEvent,
 )
 from etl_dagster.model.position import Position
@@ -108,6 +109,8 @@ class RawBatch:
     first_commit_time_us: int | None
     #: End of the last transaction that ends in the batch.
     commit_end_lsn: Lsn | None
+    #: The last transaction that begins in the batch.
+    last_begin: TransactionMark | None
     #: Bytes of all frames.
     byte_count: int
     #: Whether the batch was closed because it held as much as one may hold.
@@ -138,9 +141,14 @@ class RawBatch:
                 steps = decoder.decode(table_id, first)
                 if steps:
                     tables[table_id] = steps
-        # If writing is too slow for batches that aren't full, they become larger by themselves.
         return EventBatch(
-            tables, decoder.marks(), self.commit_end_lsn, epoch, more_follows=self.is_full
+            tables,
+            decoder.marks(),
+            self.commit_end_lsn,
+            epoch,
+            # If writing is too slow for batches that aren't full, they become larger by themselves.
+            more_follows=self.is_full,
+            last_begin=self.last_begin,
         )
 
 

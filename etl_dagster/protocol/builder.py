@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from etl_dagster.errors import DecodeError
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import TransactionMark
 from etl_dagster.protocol.batch import (
     BEGIN_FRAME,
     COMMIT_FRAME,
@@ -60,6 +61,7 @@ class BatchBuilder:
         #: The first transaction of which the batch has something.
         self._first = transaction and replace(transaction)
         self._commit_end: int | None = None
+        self._last_begin: tuple[int, int, int] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -94,10 +96,11 @@ class BatchBuilder:
         """Take a Begin message in its XLogData frame."""
         if len(frame) != BEGIN_FRAME.size:
             decode_begin(frame[_HEADER + 1 :])  # says what is wrong
-        lsn, time_us, _ = BEGIN_FRAME.unpack(frame)
+        lsn, time_us, xid = BEGIN_FRAME.unpack(frame)
         if self.transaction is not None:
             raise DecodeError("a Begin message inside of a transaction", offset=0)
         self._take_mark(frame)
+        self._last_begin = (lsn, xid, time_us)
         time_us += POSTGRES_EPOCH_US
         self.transaction = OpenTransaction(lsn, time_us, -len(self.lengths))
         if self._first is None:
@@ -163,10 +166,14 @@ class BatchBuilder:
         # A look ahead from the last byte stays in the buffer; see `rows`.
         self.buffer += bytes(PADDING)
         first = None if self.is_empty else self._first
+        last = self._last_begin
         return RawBatch(
             first_commit_lsn=None if first is None else Lsn(first.commit_lsn),
             first_commit_time_us=None if first is None else first.commit_time_us,
             commit_end_lsn=None if self._commit_end is None else Lsn(self._commit_end),
+            last_begin=None
+            if last is None
+            else TransactionMark(Lsn(last[0]), last[1], last[2] + POSTGRES_EPOCH_US),
             byte_count=self.size,
             is_full=is_full,
             _content=Content(

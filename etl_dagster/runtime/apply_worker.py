@@ -11,7 +11,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, Superseded
 from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
-from etl_dagster.model.events import EventBatch, truncates
+from etl_dagster.model.events import NO_TRANSACTION, EventBatch, TransactionMark, truncates
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
@@ -44,6 +44,8 @@ class ApplyWorker:
         *,
         start_lsn: Lsn,
         epoch: int,
+        last_begin: TransactionMark = NO_TRANSACTION,
+        on_begin: Callable[[TransactionMark | None], None] = lambda last_begin: None,
         fetch_table: FetchTable,
         metrics: Metrics,
         missing_copies: Callable[[Collection[TableId]], Mapping[TableId, EtlError]],
@@ -59,6 +61,7 @@ class ApplyWorker:
         self._store = store
         self._metrics = metrics
         self._progress = on_durable
+        self._begun = on_begin
         self._on_truncate = on_truncate
         self._copy_follows = on_outdated
         self._require_lease = require_lease
@@ -84,6 +87,8 @@ class ApplyWorker:
             config.retry,
             pipeline=config.pipeline,
             epoch=epoch,
+            # From there on the source sends everything again, this transaction too.
+            expected=last_begin if last_begin.commit_lsn >= start_lsn else None,
             max_queued=config.batch.max_queued,
             stop=stop,
             on_durable=self._durable,
@@ -173,6 +178,7 @@ class ApplyWorker:
     def _durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
         if events is not None:
             self._metrics.add(events)
+            self._begun(events.last_begin)
             for table_id, xid in truncates(events):
                 self._on_truncate(table_id, xid)
         if lsn is not None and lsn > LSN_ZERO:

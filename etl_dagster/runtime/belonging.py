@@ -15,6 +15,8 @@ from etl_dagster.errors import (
     CopyMissing,
     DestinationReplaced,
     DestinationRestored,
+    SourceReplaced,
+    SourceRestored,
     StoreRestored,
 )
 from etl_dagster.lsn import LSN_MAX, LSN_ZERO
@@ -37,6 +39,15 @@ from etl_dagster.model.states import (
     TableState,
 )
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore, CopyPlan
+
+#: Nothing that one table is at fault of, and nothing that waiting helps against.
+MISMATCHES = (
+    DestinationReplaced,
+    DestinationRestored,
+    StoreRestored,
+    SourceReplaced,
+    SourceRestored,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -75,8 +86,8 @@ class Belonging:
         self._destination = destination
         self._marking = marking(destination)
         self._place = place_of(destination, config)
-        #: What was found when the pipeline goes on with what is there.
-        self._continued: DestinationMark | None = None
+        #: What `require` found, where the pipeline goes on with what is there.
+        self.continued: DestinationMark | None = None
 
     # -- what is found -------------------------------------------------------------------------
 
@@ -99,7 +110,7 @@ class Belonging:
         if mark is not None:
             self._require_store(mark)
         self._require_copies(states)
-        self._continued = mark
+        self.continued = mark
 
     def require_known(self) -> None:
         """Refuse a destination that isn't the one on record, even if nothing is claimed of it.
@@ -239,7 +250,7 @@ class Belonging:
 
         After `require`: it carries on what the mark says, unless everything is copied again.
         """
-        mark = self._continued
+        mark = self.continued
         progress = self._store.get_replication_progress(ApplyWorker())
         return EventBatch(
             {},
@@ -247,6 +258,7 @@ class Belonging:
             epoch=epoch,
             pipeline=self._config.pipeline,
             stored_lsn=progress if mark is not None and progress is not None else LSN_ZERO,
+            last_begin=None if mark is None else mark.last_begin,
         )
 
     def remember(self) -> None:

@@ -18,12 +18,13 @@ from etl_dagster.errors import (
     BatchTooLarge,
     DestinationError,
     EtlError,
+    SourceRestored,
     Superseded,
     TableWriteFailed,
 )
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination, WriteResult
-from etl_dagster.model.events import EventBatch
+from etl_dagster.model.events import BeginEvent, EventBatch, TransactionMark
 from etl_dagster.model.identity import RemembersDestination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import ApplyWorker, PipelineStore, WorkerType
@@ -70,6 +71,8 @@ class Delivery:
 
     Args:
         worker: whose progress is kept in the store; None to keep none.
+        expected: a transaction that was delivered before, and that this stream must bring again:
+            else its source has another history.
         prepare: a last word on a decoded batch, for example to complete values in it.
         on_durable: called from the thread with each LSN that is durable at the destination and
             in the store, ascending; and with the batch, when there was one.
@@ -89,6 +92,7 @@ class Delivery:
         *,
         pipeline: str = "",
         epoch: int = 0,
+        expected: TransactionMark | None = None,
         max_queued: int = 2,
         stop: threading.Event,
         prepare: Callable[[EventBatch], EventBatch] = lambda events: events,
@@ -104,6 +108,7 @@ class Delivery:
         self._retry = retry
         self._pipeline = pipeline
         self._epoch = epoch
+        self._expected = expected
         #: As the store has them by now, as far as this delivery knows.
         self._stored_lsn = LSN_ZERO
         self._stored_revision = 0
@@ -228,6 +233,8 @@ class Delivery:
 
     def _deliver(self, item: tuple[Undecoded, Mapping[TableId, Lsn]] | _Progress) -> None:
         if isinstance(item, _Progress):
+            if self._expected is not None and item.lsn > self._expected.commit_lsn:
+                raise self._restored("nothing")
             self._keep_progress(item.lsn)
             self._on_durable(item.lsn, None)
             return
@@ -240,6 +247,7 @@ class Delivery:
             pipeline=self._pipeline,
             stored_lsn=self._stored_lsn if isinstance(self._worker, ApplyWorker) else LSN_ZERO,
         )
+        self._recognise(events)
         events = self._prepare(self._schemas.announce(events))
         changes = self._schemas.begin_changes(events)
         events = self._write(events)
@@ -257,6 +265,29 @@ class Delivery:
             return events
         kept = {t: steps for t, steps in events.tables.items() if t not in outdated}
         return replace(events, tables=kept)
+
+    def _recognise(self, events: EventBatch) -> None:
+        """Find the expected transaction where it must be.
+
+        Raises:
+            SourceRestored: another one is there, or none.
+        """
+        for mark in events.marks if self._expected is not None else ():
+            if self._expected is None:
+                return
+            if isinstance(mark, BeginEvent) and mark.commit_lsn >= self._expected.commit_lsn:
+                found = TransactionMark(mark.commit_lsn, mark.xid, mark.commit_time_us)
+                if found != self._expected:
+                    raise self._restored(f"transaction {mark.xid} at {mark.commit_lsn}")
+                self._expected = None
+
+    def _restored(self, what: str) -> SourceRestored:
+        assert self._expected is not None
+        lsn, xid, _ = self._expected
+        return SourceRestored(
+            f"transaction {xid}, committed at {lsn}, is applied, but the source now sends {what} "
+            "in its place"
+        )
 
     def _wanted(self, apply_from: Mapping[TableId, Lsn]) -> dict[TableId, Lsn]:
         for table_id, lsn in apply_from.items():

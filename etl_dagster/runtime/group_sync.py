@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     CopyOutdated,
-    DestinationReplaced,
-    DestinationRestored,
     EtlError,
     LeaseLost,
     SourceError,
@@ -32,12 +30,13 @@ from etl_dagster.model.states import (
     TimedRetry,
 )
 from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, Lease
-from etl_dagster.runtime.belonging import Belonging
+from etl_dagster.runtime.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.catchup import CatchUp
 from etl_dagster.runtime.delivery import Stopped
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.group_copy import GroupCopy, TooLarge
 from etl_dagster.runtime.many import copying_many, group_lease, many
+from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.retry import errored_state, is_sync_due
 from etl_dagster.runtime.schemas import destination_metadata
 from etl_dagster.source.catalog import (
@@ -92,7 +91,9 @@ class GroupSync:
         self._slot = group_slot_name(config.pipeline, self._name)
         self._stop = stop
         self._control = SourceControl(
-            config.source, application_name=f"etl_dagster sync control {config.pipeline} group"
+            config.source,
+            application_name=f"etl_dagster sync control {config.pipeline} group",
+            verify=Origin(config, store).look,
         )
         self._lease: Lease | None = None
         #: The tables that are in the group, with the state that each has by our doing. Another one
@@ -109,8 +110,8 @@ class GroupSync:
         What fails is in the tables' states, and in the log.
 
         Raises:
-            DestinationReplaced, DestinationRestored: the pipeline writes another destination. The
-                tables' states stay as they were.
+            DestinationReplaced, SourceReplaced, ...: the pipeline has another source or
+                destination (`MISMATCHES`). The tables' states stay as they were.
         """
         leases = self._many.acquire_leases(
             [group_lease(self._name), *(_table_lease(t) for t in self._table_ids)]
@@ -123,7 +124,7 @@ class GroupSync:
                     self._run(self._lease)
         except Stopped:
             pass
-        except (DestinationReplaced, DestinationRestored):
+        except MISMATCHES:
             raise
         except LeaseLost as error:
             _log.warning("a group of tables: %s", error.reason)

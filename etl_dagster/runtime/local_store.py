@@ -12,7 +12,7 @@ from typing import Any
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
 from etl_dagster.model.destination import ChecksItself
-from etl_dagster.model.identity import KnownDestination
+from etl_dagster.model.identity import KnownDestination, KnownSource
 from etl_dagster.model.schema import (
     INITIAL_SNAPSHOT,
     SnapshotId,
@@ -76,6 +76,7 @@ class LocalStore:
         self._epoch = 0
         self._is_forgetful = False
         self._known: KnownDestination | None = None
+        self._known_source: KnownSource | None = None
 
     def close(self) -> None:
         """Close the store itself, where it can be closed."""
@@ -243,6 +244,12 @@ class LocalStore:
     def store_known_destination(self, known: KnownDestination | None) -> None:
         with self._lock:
             self._known = known
+
+    def get_known_source(self) -> KnownSource | None:
+        return self._known_source
+
+    def store_known_source(self, known: KnownSource) -> None:
+        self._known_source = known
 
     def store_delivery(self, worker: WorkerType, flush_lsn: Lsn, revision: int) -> Lsn:
         with self._lock:

@@ -6,12 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
-    DestinationReplaced,
-    DestinationRestored,
     EtlError,
     InvalidState,
     LeaseLost,
@@ -25,12 +23,13 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import Lease, PipelineStore
 from etl_dagster.runtime.apply_worker import ApplyWorker
-from etl_dagster.runtime.belonging import Belonging
+from etl_dagster.runtime.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import Metrics
+from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.preflight import require_ready
 from etl_dagster.runtime.reporter import Reporter
 from etl_dagster.runtime.retention import prune_schemas
@@ -75,8 +74,13 @@ class Pipeline:
         self._store = store = coordinating(store)
         self._destination = destination
         self._control = SourceControl(
-            config.source, application_name=f"etl_dagster control {config.pipeline}"
+            config.source,
+            application_name=f"etl_dagster control {config.pipeline}",
+            verify=self._verify_source,
         )
+        self._origin = Origin(config, store)
+        #: From the first comparison on, each new connection is compared.
+        self._is_source_known = False
         self._metrics = Metrics()
         self._belonging = Belonging(config, store, destination)
         self._members = Members(config, store, self._control)
@@ -124,6 +128,9 @@ class Pipeline:
                 raise PipelineInUse(f"another process runs the pipeline {self._config.pipeline!r}")
             # Before it is started: that may create what was removed, or change what isn't ours.
             self._belonging.require()
+            self._origin.recall(self._belonging.continued)
+            self._control.ask("identifying the source", self._origin.require)
+            self._is_source_known = True
             self._destination.startup(self._store)
             self._epoch = self._store.take_epoch()
             if self._destination.capabilities.transactional:
@@ -266,6 +273,8 @@ class Pipeline:
                     delay_s = backoff.next_delay_s()
                     _log.warning("%s; trying again in %.1f s", error.reason, delay_s)
                     self._stop.wait(delay_s)
+                    # Another server may answer by now: the next question is put to that one.
+                    self._control.close()
         except Stopped:
             pass
         except BaseException as failure:
@@ -283,6 +292,8 @@ class Pipeline:
             self._destination,
             start_lsn=start_lsn,
             epoch=self._epoch,
+            last_begin=self._origin.last_begin,
+            on_begin=self._origin.delivered,
             fetch_table=self._fetch_table,
             on_outdated=self._rewrites.copy_follows,
             metrics=self._metrics,
@@ -296,6 +307,10 @@ class Pipeline:
         )
         self._phase = "streaming"
         self._apply.run()
+
+    def _verify_source(self, connection: Any) -> None:
+        if self._is_source_known:
+            self._origin.require(connection)
 
     def _require_lease(self) -> None:
         assert self._lease is not None
@@ -355,7 +370,7 @@ class Pipeline:
             except PublicationMissing:
                 # Postgres 18 goes on streaming, with nothing in the stream.
                 raise
-            except (DestinationReplaced, DestinationRestored):
+            except MISMATCHES:
                 raise  # an idle stream would not meet it
             except EtlError as error:
                 # The stream meets what is worth stopping for.

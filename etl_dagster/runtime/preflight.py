@@ -167,14 +167,13 @@ def _check_version(facts: ServerFacts) -> Check:
             solution="Upgrade the source.",
         )
         return Check.error(name, failure)
-    if facts.is_standby and facts.version < 160000:
+    if facts.is_standby:
         failure = SourceNotPrepared(
-            "the source is a standby, and logical decoding on a standby needs PostgreSQL 16",
+            "the source is a standby, where nothing can be written: the pipeline marks the WAL",
             solution="Connect to the primary.",
         )
         return Check.error(name, failure)
-    standby = ", a standby" if facts.is_standby else ""
-    return Check.ok(name, f"PostgreSQL {facts.version_text}{standby}")
+    return Check.ok(name, f"PostgreSQL {facts.version_text}")
 
 
 def _check_wal_level(facts: ServerFacts) -> Check:

@@ -10,6 +10,7 @@ from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (
+    Slot,
     apply_slot_name,
     create_slot,
     drop_slot,
@@ -39,6 +40,25 @@ def prepare_apply_slot(
     """
     name = apply_slot_name(config.pipeline)
     slot = control.ask("looking at the slot", fetch_slot, name)
+    start = require_continuable(slot, name, store)
+    if slot is None or start is None:
+        return _create(store, control, config, name)
+    if store.get_replication_progress(ApplyWorker()) is None:
+        # Made by a process that died before it could say so; no table has used it yet.
+        store.upsert_replication_progress(ApplyWorker(), start)
+    return start
+
+
+def require_continuable(slot: Slot | None, name: str, store: CoordinatingStore) -> Lsn | None:
+    """Where to stream from, None where there is no slot and none is needed; changes nothing.
+
+    The slot may be behind the store: a server that crashed forgets what was confirmed last. The
+    stream then begins at the slot. What is durable is skipped, and what was put in its place by a
+    restore is recognised.
+
+    Raises:
+        SlotError: as `prepare_apply_slot`.
+    """
     progress = store.get_replication_progress(ApplyWorker())
     states = store.get_table_replication_states()
     depending = [t for t, state in states.items() if isinstance(state, SyncDone | Ready)]
@@ -48,7 +68,7 @@ def prepare_apply_slot(
                 f"slot {name!r} is gone from the source, but {len(depending)} tables are "
                 "streamed from it"
             )
-        return _create(store, control, config, name)
+        return None
     require_usable(slot)
     confirmed = slot.confirmed_flush_lsn
     if confirmed is None or slot.plugin != "pgoutput":
@@ -62,14 +82,13 @@ def prepare_apply_slot(
             raise SlotAdvanced(
                 f"slot {name!r} exists, but the store knows nothing of how far it was read"
             )
-        # Made by a process that died before it could say so; no table has used it yet.
-        return store.upsert_replication_progress(ApplyWorker(), confirmed)
+        return confirmed
     if confirmed > progress:
         raise SlotAdvanced(
             f"slot {name!r} was confirmed up to {confirmed}, but only what is before {progress} "
             "is durable at the destination"
         )
-    return progress
+    return confirmed
 
 
 def _create(

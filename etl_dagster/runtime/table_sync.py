@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     CopyOutdated,
-    DestinationReplaced,
-    DestinationRestored,
     InvalidState,
     LeaseLost,
     SourceError,
@@ -47,9 +45,10 @@ from etl_dagster.model.stores import (
     Lease,
     TableSyncWorker,
 )
-from etl_dagster.runtime.belonging import Belonging
+from etl_dagster.runtime.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.catchup import CatchUp
 from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.partitions import note_copied_partitions
 from etl_dagster.runtime.retry import errored_state
 from etl_dagster.runtime.schemas import destination_metadata
@@ -126,7 +125,9 @@ class TableSync:
         self._stop = stop or threading.Event()
         self._report = on_progress
         self._control = SourceControl(
-            config.source, application_name=f"etl_dagster sync control {config.pipeline} {table_id}"
+            config.source,
+            application_name=f"etl_dagster sync control {config.pipeline} {table_id}",
+            verify=Origin(config, store).look,
         )
         self._plan: CopyPlan | None = None
         self._finished: dict[int, FinishedChunk] = {}
@@ -147,8 +148,8 @@ class TableSync:
             EtlError: the table can't be copied; its state is `Errored` by then.
             LeaseLost: another worker has the table.
             InvalidState: the table is streamed already; ask for a copy first.
-            DestinationReplaced, DestinationRestored: the pipeline writes another destination. The
-                table's state stays as it was.
+            DestinationReplaced, SourceReplaced, ...: the pipeline has another source or
+                destination (`MISMATCHES`). The table's state stays as it was.
         """
         lease = self._store.acquire_lease(f"table:{self._table_id}")
         if lease is None:
@@ -157,7 +158,7 @@ class TableSync:
             return self._run_until_current(lease)
         except Stopped:
             return None
-        except (LeaseLost, InvalidState, DestinationReplaced, DestinationRestored):
+        except (LeaseLost, InvalidState, *MISMATCHES):
             raise
         except Exception as error:
             state = errored_state(error, self._config.retry, self._attempt)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import DestinationReplaced, DestinationRestored, EtlError
+from etl_dagster.errors import EtlError
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, TableState, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.belonging import MISMATCHES
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.group_sync import GroupSync
 from etl_dagster.runtime.many import many
@@ -70,7 +71,7 @@ class TableSyncs:
         """Start what is due, as far as `copy.max_table_sync_workers` allows.
 
         Raises:
-            DestinationReplaced, DestinationRestored: a worker found that; no table is at fault.
+            EtlError: source or destination were exchanged (`MISMATCHES`), as a worker found.
         """
         if self._failure is not None:
             raise self._failure
@@ -141,7 +142,7 @@ class TableSyncs:
         worker = TableSync(self._config, self._store, self._destination, table_id, stop=self._stop)
         try:
             worker.run()
-        except (DestinationReplaced, DestinationRestored) as error:
+        except MISMATCHES as error:
             self._failure = error
         except EtlError:
             pass  # it is in the table's state, and in the log
@@ -152,7 +153,7 @@ class TableSyncs:
         group = GroupSync(self._config, self._store, self._destination, table_ids, stop=self._stop)
         try:
             group.run()
-        except (DestinationReplaced, DestinationRestored) as error:
+        except MISMATCHES as error:
             self._failure = error
         except EtlError as error:
             _log.warning("a group of tables could not be copied: %s", error.reason)

@@ -25,8 +25,18 @@ class SourceControl:
     Safe for several threads; one question at a time.
     """
 
-    def __init__(self, config: SourceConfig, *, application_name: str) -> None:
+    def __init__(
+        self,
+        config: SourceConfig,
+        *,
+        application_name: str,
+        verify: Callable[[Connection], None] = lambda connection: None,
+    ) -> None:
+        """Args:
+        verify: called with each new connection; raises where it leads to the wrong server.
+        """
         self._config = config
+        self._verify = verify
         self._application_name = application_name
         self._lock = threading.Lock()
         self._connection: Connection | None = None
@@ -67,11 +77,17 @@ class SourceControl:
 
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = connect(
+            connection = connect(
                 self._config,
                 application_name=self._application_name,
                 statement_timeout_s=_STATEMENT_TIMEOUT_S,
             )
+            try:
+                self._verify(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
         return self._connection
 
     def _is_broken(self) -> bool:

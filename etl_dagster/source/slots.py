@@ -56,6 +56,9 @@ class Slot:
     confirmed_flush_lsn: Lsn | None
     #: WAL that the server keeps for the slot, bytes.
     retained_bytes: int
+    #: Why it can't be read any more, from PostgreSQL 17 on: wal_removed, rows_removed,
+    #: wal_level_insufficient or idle_timeout.
+    invalidation_reason: str | None = None
     #: Whether it is of the database that was asked. A server has one list for all of them.
     is_of_this_database: bool = True
 
@@ -73,24 +76,26 @@ def fetch_slot(connection: Connection, slot_name: str) -> Slot | None:
                coalesce(pg_wal_lsn_diff(
                  case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
                       else pg_current_wal_lsn() end, restart_lsn), 0)::bigint,
+               to_jsonb(s) ->> 'invalidation_reason',
                database is not distinct from current_database()
-        from pg_replication_slots where slot_name = %s
+        from pg_replication_slots s where slot_name = %s
         """,
         [slot_name],
     ).fetchone()
     if row is None:
         return None
-    name, plugin, database, active, active_pid, wal_status, restart, confirmed, retained, here = row
+    name, plugin, database, active, pid, status, restart, confirmed, retained, reason, here = row
     return Slot(
         name,
         plugin,
         database,
         active,
-        active_pid,
-        wal_status,
+        pid,
+        status,
         _lsn(restart),
         _lsn(confirmed),
         retained,
+        reason,
         here,
     )
 
@@ -112,7 +117,30 @@ def require_usable(slot: Slot) -> None:
             "the same server: a pipeline of the same name replicates that"
         )
     if slot.is_lost:
-        raise SlotInvalidated(f"slot {slot.name!r} is lost: the server removed WAL it still needed")
+        raise _invalidated(slot)
+
+
+def _invalidated(slot: Slot) -> SlotInvalidated:
+    again = "then run `etl-dagster reset --all` to copy again."
+    match slot.invalidation_reason:
+        case "idle_timeout":
+            return SlotInvalidated(
+                f"slot {slot.name!r} is lost: it was idle for longer than "
+                "idle_replication_slot_timeout",
+                solution="Set idle_replication_slot_timeout on the source to 0, or to more than "
+                f"the longest pause of the pipeline, {again}",
+            )
+        case "wal_level_insufficient":
+            return SlotInvalidated(
+                f"slot {slot.name!r} is lost: wal_level was lower than 'logical' for a while",
+                solution=f"Set wal_level to 'logical' on the source and restart it, {again}",
+            )
+        case "rows_removed":
+            return SlotInvalidated(
+                f"slot {slot.name!r} is lost: the server removed catalog rows it still needed",
+                solution=f"Find out why (such as a conflict on a standby), {again}",
+            )
+    return SlotInvalidated(f"slot {slot.name!r} is lost: the server removed WAL it still needed")
 
 
 @dataclass(frozen=True, slots=True)

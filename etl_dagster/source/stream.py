@@ -14,7 +14,14 @@ import psycopg
 from psycopg import pq, sql
 
 from etl_dagster.config import SourceConfig
-from etl_dagster.errors import SlotInUse, SlotInvalidated, SlotMissing, SourceUnreachable
+from etl_dagster.errors import (
+    PublicationRecreated,
+    SlotInUse,
+    SlotInvalidated,
+    SlotMissing,
+    SourceError,
+    SourceUnreachable,
+)
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.frames import encode_standby_status_update
@@ -207,7 +214,13 @@ class ReplicationStream:
                 except BlockingIOError:
                     pass  # the pipe is full of earlier calls; the reader will see those
 
-    def _ended(self, error: psycopg.Error | None) -> SourceUnreachable:
+    def _ended(self, error: psycopg.Error | None) -> SourceError:
+        if isinstance(error, psycopg.errors.UndefinedObject) and "publication" in str(error):
+            # It is looked up as of the change that is decoded; from 18 on, none is no error.
+            return PublicationRecreated(
+                f"publication {self._config.publication!r} did not exist when changes were made "
+                "that are still to be streamed: it was dropped and created again"
+            )
         why = str(error).strip().splitlines()[0] if error and str(error).strip() else "no reason"
         return SourceUnreachable(f"the replication stream of {self._slot_name!r} ended: {why}")
 

@@ -12,7 +12,7 @@ from etl_dagster.config import MemoryStoreConfig, PipelineConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
-from etl_dagster.model.identity import KnownDestination
+from etl_dagster.model.identity import KnownDestination, KnownSource
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState, is_durable
 from etl_dagster.model.stores import (
@@ -67,6 +67,7 @@ class MemoryStore:
         self._status: dict[str, str] = {}
         self._epoch = 0
         self._known: KnownDestination | None = None
+        self._known_source: KnownSource | None = None
 
     def open(self) -> None:
         """Nothing to do; other stores connect here."""
@@ -175,6 +176,12 @@ class MemoryStore:
     def store_known_destination(self, known: KnownDestination | None) -> None:
         with self._lock:
             self._known = known
+
+    def get_known_source(self) -> KnownSource | None:
+        return self._known_source
+
+    def store_known_source(self, known: KnownSource) -> None:
+        self._known_source = known
 
     def store_delivery(self, worker: WorkerType, flush_lsn: Lsn, revision: int) -> Lsn:
         with self._lock:

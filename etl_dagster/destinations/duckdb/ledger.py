@@ -16,7 +16,13 @@ import pyarrow as pa
 from etl_dagster.destinations.duckdb.tables import fetch_row, fold
 from etl_dagster.errors import InvalidState, Superseded
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.events import ChunkId, EventBatch, TableChanges, TruncateEvent
+from etl_dagster.model.events import (
+    ChunkId,
+    EventBatch,
+    TableChanges,
+    TransactionMark,
+    TruncateEvent,
+)
 from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
@@ -59,7 +65,8 @@ INSERT INTO _etl.identity SELECT uuid()::VARCHAR WHERE NOT EXISTS (FROM _etl.ide
 -- What each pipeline has written: see etl_dagster.model.identity.DestinationMark.
 CREATE TABLE IF NOT EXISTS _etl.pipelines (
     pipeline VARCHAR NOT NULL, revision UBIGINT NOT NULL, epoch UBIGINT NOT NULL,
-    durable_lsn UBIGINT NOT NULL, stored_lsn UBIGINT NOT NULL
+    durable_lsn UBIGINT NOT NULL, stored_lsn UBIGINT NOT NULL,
+    commit_lsn UBIGINT NOT NULL, xid UINTEGER NOT NULL, commit_time_us BIGINT NOT NULL
 );
 """
 #: What `_CREATE` makes.
@@ -104,16 +111,20 @@ class Ledger:
         if not there.issuperset({"identity", "pipelines"}):
             return DestinationMark("")
         identity = fetch_row(self._connection, "SELECT identity FROM _etl.identity") or ("",)
+        return self._mark_of(pipeline, identity[0]) or DestinationMark(identity[0])
+
+    def _mark_of(self, pipeline: str, identity: str = "") -> DestinationMark | None:
         row = fetch_row(
             self._connection,
-            "SELECT revision, epoch, durable_lsn, stored_lsn FROM _etl.pipelines "
-            "WHERE pipeline = ?",
+            "SELECT revision, epoch, durable_lsn, stored_lsn, commit_lsn, xid, commit_time_us "
+            "FROM _etl.pipelines WHERE pipeline = ?",
             [pipeline],
         )
         if row is None:
-            return DestinationMark(identity[0])
-        revision, epoch, durable, stored = row
-        return DestinationMark(identity[0], revision, epoch, Lsn(durable), Lsn(stored))
+            return None
+        revision, epoch, durable, stored, commit, xid, time_us = row
+        last_begin = TransactionMark(Lsn(commit), xid, time_us)
+        return DestinationMark(identity, revision, epoch, Lsn(durable), Lsn(stored), last_begin)
 
     def revisions(self) -> tuple[str, dict[str, int]] | None:
         """The file's identity, and each pipeline's revision; None where there is no ledger."""
@@ -136,31 +147,29 @@ class Ledger:
         Raises:
             Superseded: a newer epoch has written.
         """
-        row = fetch_row(
-            self._connection,
-            "SELECT revision, epoch, durable_lsn, stored_lsn FROM _etl.pipelines "
-            "WHERE pipeline = ?",
-            [events.pipeline],
-        )
-        if row is None:
+        before = self._mark_of(events.pipeline)
+        if before is None:
             # A file of an earlier version has one epoch for all.
             newest = fetch_row(self._connection, "SELECT max(epoch) FROM _etl.meta") or (0,)
-            row = (0, newest[0] or 0, 0, 0)
+            before = DestinationMark("", epoch=newest[0] or 0)
             self._connection.execute(
-                "INSERT INTO _etl.pipelines VALUES (?, ?, ?, ?, ?)", [events.pipeline, *row]
+                "INSERT INTO _etl.pipelines VALUES (?, 0, ?, 0, 0, 0, 0, 0)",
+                [events.pipeline, before.epoch],
             )
-        before = DestinationMark("", row[0], row[1], Lsn(row[2]), Lsn(row[3]))
         if events.epoch and events.epoch < before.epoch:
             raise Superseded(f"epoch {events.epoch} was followed by epoch {before.epoch}")
         mark = before.after(events)
         self._connection.execute(
-            "UPDATE _etl.pipelines SET revision = ?, epoch = ?, durable_lsn = ?, stored_lsn = ? "
-            "WHERE pipeline = ?",
+            "UPDATE _etl.pipelines SET revision = ?, epoch = ?, durable_lsn = ?, stored_lsn = ?, "
+            "commit_lsn = ?, xid = ?, commit_time_us = ? WHERE pipeline = ?",
             [
                 mark.revision,
                 mark.epoch,
                 mark.durable_lsn.offset,
                 mark.stored_lsn.offset,
+                mark.last_begin.commit_lsn.offset,
+                mark.last_begin.xid,
+                mark.last_begin.commit_time_us,
                 events.pipeline,
             ],
         )

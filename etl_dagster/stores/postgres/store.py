@@ -18,7 +18,7 @@ from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
-from etl_dagster.model.identity import KnownDestination
+from etl_dagster.model.identity import KnownDestination, KnownSource
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import (
     Init,
@@ -419,7 +419,7 @@ class PostgresStore:
             records.worker_key(worker),
         )
 
-    # -- the destination -----------------------------------------------------------------------
+    # -- source and destination ----------------------------------------------------------------
 
     def get_known_destination(self) -> KnownDestination | None:
         rows = self._fetch(
@@ -451,6 +451,33 @@ class PostgresStore:
             known.identity,
             known.revision,
             known.epoch,
+        )
+
+    def get_known_source(self) -> KnownSource | None:
+        rows = self._fetch(
+            "SELECT system_id, timeline, database_id, database FROM {schema}.known_sources "
+            "WHERE pipeline = %s",
+            self.pipeline,
+        )
+        return KnownSource(*rows[0]) if rows else None
+
+    def store_known_source(self, known: KnownSource) -> None:
+        self._write(
+            None,
+            """
+            INSERT INTO {schema}.known_sources
+                (pipeline, system_id, timeline, database_id, database)
+            VALUES (%s, %s, %s, %s, %s)
+            ON CONFLICT (pipeline) DO UPDATE SET
+                system_id = excluded.system_id, timeline = excluded.timeline,
+                database_id = excluded.database_id, database = excluded.database,
+                updated_at = now()
+            """,
+            self.pipeline,
+            known.system_id,
+            known.timeline,
+            known.database_id,
+            known.database,
         )
 
     def store_delivery(self, worker: WorkerType, flush_lsn: Lsn, revision: int) -> Lsn:

@@ -1,0 +1,254 @@
+"""A source that is another one, or that was restored to an earlier point, is refused."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from etl_dagster.cli.checks import all_checks
+from etl_dagster.config import PipelineConfig
+from etl_dagster.demo.server import EmbeddedPostgres, ServerBinaries, find_servers, free_port
+from etl_dagster.errors import EtlError, SourceReplaced, SourceRestored, StoreRestored
+from etl_dagster.runtime.pipeline import Pipeline
+from tests.support.database import Database, make_config
+from tests.support.pipelines import assert_table_in_step, running
+
+pytestmark = pytest.mark.timeout(240)
+
+MakeConfig = Callable[..., PipelineConfig]
+
+TABLES = (
+    "create table items (id int primary key, n int not null)",
+    "insert into items select i, 0 from generate_series(1, 100) i",
+    "create publication etl_pub for table items",
+)
+
+
+class Cluster:
+    """A server of its own, whose data can be put aside and brought back."""
+
+    def __init__(self, server: EmbeddedPostgres, database: Database) -> None:
+        self.server = server
+        self.database = database
+        self.execute = database.execute
+        self.query = database.query
+
+    def insert(self, key: int) -> None:
+        self.execute(f"insert into items values ({key}, {key})")
+
+    def save(self, name: str) -> None:
+        """As a snapshot of the file system."""
+        self.server.stop()
+        subprocess.run(["cp", "-a", self.server.data_dir, self.server.folder / name], check=True)
+        self.server.start()
+
+    def restore(self, name: str) -> None:
+        self.server.stop()
+        shutil.rmtree(self.server.data_dir)
+        subprocess.run(["cp", "-a", self.server.folder / name, self.server.data_dir], check=True)
+        self.server.start()
+
+    def promote(self) -> None:
+        """Begin a new timeline here, as a failover does, or a recovery to a point in time."""
+        self.server.stop()
+        signal = self.server.data_dir / "standby.signal"
+        signal.touch()
+        owner = self.server.data_dir.stat()
+        shutil.chown(signal, owner.st_uid, owner.st_gid)
+        self.server.start()
+        self.query("select pg_promote(true, 60)")
+
+    def outrun(self, lsn: str) -> None:
+        """Go past an LSN, and past the transactions before it, with changes of its own."""
+        with self.database.connect() as connection:
+            connection.execute("create table if not exists filler (t text)")
+            for _ in range(50):
+                connection.execute("insert into filler values (repeat('x', 1000))")
+            while connection.execute(
+                "select pg_current_wal_lsn() <= %s::pg_lsn", [lsn]
+            ).fetchone() == (True,):
+                connection.execute("insert into filler values (repeat('x', 5000))")
+
+
+@pytest.fixture(scope="module", params=find_servers(), ids=lambda found: f"pg{found.major}")
+def own_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EmbeddedPostgres]:
+    binaries: ServerBinaries = request.param
+    folder = tmp_path_factory.mktemp("origin")
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    with EmbeddedPostgres(
+        folder / "pg", binaries, port=free_port(), settings={"wal_level": "logical"}, durable=False
+    ) as server:
+        yield server
+
+
+@pytest.fixture
+def cluster(own_server: EmbeddedPostgres) -> Iterator[Cluster]:
+    with Database.create(own_server) as database:
+        database.execute(*TABLES)
+        yield Cluster(own_server, database)
+
+
+def catch_up(config: PipelineConfig) -> None:
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+
+
+def assert_refused(config: PipelineConfig, kind: type[EtlError], match: str) -> None:
+    with pytest.raises(kind, match=match) as refused:
+        catch_up(config)
+    assert "etl-dagster reset --all" in refused.value.solution
+
+
+def assert_doctor_finds(config: PipelineConfig, kind: type[EtlError]) -> None:
+    assert any(isinstance(check.failure, kind) for check in all_checks(config))
+
+
+def test_a_source_that_was_restored_is_refused_with_the_store_elsewhere(
+    cluster: Cluster, newest_database: Database, tmp_path: Path
+) -> None:
+    config = make_config(
+        cluster.database,
+        tmp_path,
+        state_store={"type": "postgres", "dsn": newest_database.dsn},
+    )
+    catch_up(config)
+    cluster.save("before")
+    cluster.insert(1001)
+    catch_up(config)
+
+    # A failover to a server that has everything, its slot included.
+    cluster.promote()
+    cluster.insert(1002)
+    catch_up(config)
+    assert_table_in_step(cluster.database, config, "items")
+    newest = cluster.database.current_lsn()
+
+    # A snapshot of the file system, the timeline is the older one; the data is behind.
+    cluster.restore("before")
+    assert_refused(config, SourceRestored, "timeline 1, which doesn't descend from timeline 2")
+    assert_doctor_finds(config, SourceRestored)
+
+    # Recovered to that point, as a new timeline of the same number.
+    cluster.promote()
+    assert_refused(config, SourceRestored, "WAL ends at")
+    cluster.insert(2001)
+    cluster.outrun(newest)
+    # Now nothing but the transaction itself tells.
+    assert_refused(config, SourceRestored, "but the source now sends")
+
+    newest_database.execute("update etl.known_sources set timeline = 1")
+    assert_refused(config, SourceRestored, "timeline 2, which left timeline 1 at")
+
+
+def test_a_snapshot_of_the_same_timeline_is_refused(
+    cluster: Cluster, newest_database: Database, tmp_path: Path
+) -> None:
+    config = make_config(
+        cluster.database,
+        tmp_path,
+        state_store={"type": "postgres", "dsn": newest_database.dsn},
+        retry={"max_attempts": 100},
+    )
+    catch_up(config)
+    cluster.save("same")
+
+    def restore_meanwhile(pipeline: Pipeline) -> str:
+        cluster.insert(1001)
+        assert pipeline.wait_until_caught_up(60)
+        newest = cluster.database.current_lsn()
+        cluster.restore("same")
+        with pytest.raises(SourceRestored, match="WAL ends at"):
+            pipeline.wait(60)
+        return newest
+
+    newest = ""
+    with pytest.raises(SourceRestored), running(config) as pipeline:
+        newest = restore_meanwhile(pipeline)
+
+    cluster.insert(2001)
+    cluster.outrun(newest)
+    assert_refused(config, SourceRestored, "but the source now sends")
+
+
+def test_a_store_that_was_restored_with_its_source_is_refused(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """By default the store is in the source, and goes back with it: the destination is ahead."""
+    config = make_config(cluster.database, tmp_path)
+    catch_up(config)
+    cluster.save("with_store")
+    cluster.insert(1001)
+    catch_up(config)
+    newest = cluster.database.current_lsn()
+    cluster.restore("with_store")
+    cluster.insert(2001)
+    cluster.outrun(newest)
+
+    assert_refused(config, StoreRestored, "doesn't know")
+
+
+def test_the_last_batch_alone_tells_that_source_and_store_were_restored(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """The pipeline ran on, so the epoch is the same; one batch more is at the destination."""
+    config = make_config(cluster.database, tmp_path)
+    catch_up(config)
+    with running(config) as pipeline:
+        cluster.insert(1001)
+        assert pipeline.wait_until_caught_up(60)
+    cluster.save("one_batch")
+    epoch = cluster.query("select epoch from etl.pipelines")[0][0]
+    # The same epoch goes on, as if the pipeline had not been stopped for the snapshot.
+    destination = _destination_ahead(config, cluster, epoch)
+    newest = cluster.database.current_lsn()
+    cluster.restore("one_batch")
+    cluster.insert(2001)
+    cluster.outrun(newest)
+    assert destination
+    assert_refused(config, SourceRestored, "but the source now sends")
+
+
+def _destination_ahead(config: PipelineConfig, cluster: Cluster, epoch: int) -> bool:
+    import duckdb
+
+    cluster.insert(1002)
+    catch_up(config)
+    with duckdb.connect(str(config.destination.path)) as connection:  # type: ignore[attr-defined]
+        connection.execute("update _etl.pipelines set epoch = ?, stored_lsn = 0", [epoch])
+    return True
+
+
+def test_another_database_and_another_cluster_are_refused(
+    cluster: Cluster, newest_database: Database, tmp_path: Path
+) -> None:
+    store = {"type": "postgres", "dsn": newest_database.dsn}
+    config = make_config(cluster.database, tmp_path, state_store=store)
+    catch_up(config)
+
+    newest_database.execute(*TABLES)
+    other = make_config(newest_database, tmp_path, state_store=store)
+    assert_refused(other, SourceReplaced, "another cluster: its system identifier")
+    assert_doctor_finds(other, SourceReplaced)
+    assert newest_database.slots() == []
+
+    with Database.create(cluster.server) as restored:
+        restored.execute(*TABLES)
+        same_name = make_config(restored, tmp_path, state_store=store)
+        assert_refused(same_name, SourceReplaced, "another database")
+
+    # The way back: everything from the new source, whose positions are smaller perhaps.
+    from etl_dagster.assembly import opened_store
+
+    with opened_store(other) as opened:
+        opened.reset_for_resync()
+    catch_up(other)
+    newest_database.execute("insert into items values (3001, 0)")
+    catch_up(other)
+    assert_table_in_step(newest_database, other, "items")
