@@ -42,6 +42,7 @@ _SETTINGS: dict[str, str | int] = {
     "max_replication_slots": 100,
     "max_wal_senders": 100,
     "max_connections": 300,
+    "max_prepared_transactions": 10,
     "shared_buffers": "32MB",
     "wal_sender_timeout": "10min",
 }

@@ -25,7 +25,8 @@ First steps:
 
 \b
 Exit codes: 0 all is well, 1 something failed while it ran (doctor: found an
-error), 2 it can't start as it is configured.
+error), 2 it can't start as it is configured, 130 `run --until-caught-up` was
+stopped before it had caught up.
 """
 
 

@@ -10,12 +10,26 @@ from etl_dagster.errors import EtlError
 FAILED = 1
 #: It can't start as it is configured; nothing was made.
 CANNOT_START = 2
+#: As shells report a process that ended by SIGINT.
+INTERRUPTED = 130
 
 
 class NotReady(EtlError):
     """Several things stand in the way of a start; each is told with what to do."""
 
     solution = "`etl-dagster doctor` shows the whole list again."
+
+
+class NotCaughtUp(EtlError):
+    """`run --until-caught-up` was told to stop before it had reached its end."""
+
+    solution = "Run the same command again: it resumes where this one stopped."
+
+    def __init__(self, ready: int, tables: int) -> None:
+        super().__init__(
+            f"stopped before the pipeline had caught up: {ready} of {tables} tables are ready"
+            + ("" if ready < tables else ", and not every change is durable")
+        )
 
 
 class RunFailed(Exception):
@@ -33,7 +47,7 @@ def explain(error: BaseException) -> int:
         return FAILED
     if isinstance(error, EtlError):
         show(error.reason, error.solution)
-        return CANNOT_START
+        return INTERRUPTED if isinstance(error, NotCaughtUp) else CANNOT_START
     if isinstance(error, ModuleNotFoundError):
         show(
             f"the Python package {error.name} is not installed here",

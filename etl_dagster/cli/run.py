@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.failures import FAILED, RunFailed
+from etl_dagster.cli.failures import FAILED, INTERRUPTED, NotCaughtUp, RunFailed
 from etl_dagster.cli.options import config_option, json_option, load, set_up_logging
 
 if TYPE_CHECKING:
     from etl_dagster.cli.views import View
     from etl_dagster.runtime.pipeline import Pipeline
-
-#: As shells report a process that ended by SIGINT.
-_INTERRUPTED = 130
 
 
 @click.command(short_help="Copy the published tables and stream their changes.")
@@ -43,7 +40,7 @@ def run(
 
     The first Ctrl-C stops when what is being written is durable; the second stops at once, and
     the next start goes on from the last durable position. --json writes the status as one object
-    on each line.
+    on each line. With --until-caught-up, a run that was stopped before ends with exit code 130.
     """
     try:
         config = load(config_path)
@@ -78,18 +75,22 @@ def _follow(pipeline: Pipeline, view: View, *, until_caught_up: bool) -> None:
 
     Raises:
         RunFailed: it failed.
+        NotCaughtUp: it was stopped before.
     """
     failures: list[BaseException] = []
+    is_caught_up = not until_caught_up
     if until_caught_up:
 
         def wait() -> None:
+            nonlocal is_caught_up
             try:
-                pipeline.wait_until_caught_up()
+                is_caught_up = pipeline.wait_until_caught_up()
             except BaseException as failure:
                 failures.append(failure)
             pipeline.shutdown()
 
-        threading.Thread(target=wait, name="until caught up", daemon=True).start()
+        waiter = threading.Thread(target=wait, name="until caught up", daemon=True)
+        waiter.start()
     try:
         with view:
             while not pipeline.wait(view.interval_s):
@@ -97,8 +98,13 @@ def _follow(pipeline: Pipeline, view: View, *, until_caught_up: bool) -> None:
             view.show(pipeline.status())
     except Exception as error:
         raise RunFailed(error) from error
+    if until_caught_up:
+        waiter.join()
     if failures:
         raise RunFailed(failures[0]) from failures[0]
+    if not is_caught_up:
+        tables = pipeline.status().tables.values()
+        raise NotCaughtUp(sum(table.state == "ready" for table in tables), len(tables))
 
 
 @contextlib.contextmanager
@@ -110,7 +116,7 @@ def _stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[No
         nonlocal asked
         if asked:
             view.restore_terminal()
-            os._exit(_INTERRUPTED)
+            os._exit(INTERRUPTED)
         asked = True
         view.stopping()
         shutdown()

@@ -39,6 +39,7 @@ from etl_dagster.runtime.many import copying_many, group_lease, many
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.retry import errored_state, is_sync_due
 from etl_dagster.runtime.schemas import destination_metadata
+from etl_dagster.runtime.slot import make_slot
 from etl_dagster.source.catalog import (
     Leaf,
     PublishedTable,
@@ -50,7 +51,6 @@ from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import plan_chunks
 from etl_dagster.source.slots import (
     CreatedSlot,
-    create_slot,
     drop_slot,
     fetch_table_sync_slots,
     group_slot_name,
@@ -160,7 +160,9 @@ class GroupSync:
             lock_timeout_s=_SLOT_LOCK_TIMEOUT_S,
         )
         with contextlib.closing(connection):
-            slot = create_slot(connection, self._slot, export_snapshot=True)
+            slot = make_slot(
+                self._control, connection, self._slot, export_snapshot=True, stop=self._stop
+            )
             copied = self._copy(self._unchanged(tables), slot)
         if not copied or self._stop.is_set():
             return

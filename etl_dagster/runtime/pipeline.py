@@ -140,9 +140,13 @@ class Pipeline:
             self._belonging.remember()
             self._members.update(members)
             self._rewrites.look(members)
-            self._confirmed = prepare_apply_slot(self._store, self._control, self._config)
-        except BaseException:
+            self._confirmed = prepare_apply_slot(
+                self._store, self._control, self._config, stop=self._stop
+            )
+        except BaseException as failure:
             self._release()
+            if isinstance(failure, Stopped):
+                raise InvalidState("the pipeline was told to stop before it had started") from None
             raise
         for name, work in (
             ("apply", self._run),
@@ -285,7 +289,7 @@ class Pipeline:
 
     def _stream(self) -> None:
         self._require_lease()
-        start_lsn = prepare_apply_slot(self._store, self._control, self._config)
+        start_lsn = prepare_apply_slot(self._store, self._control, self._config, stop=self._stop)
         self._apply = ApplyWorker(
             self._config,
             self._store,

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from typing import Any
+
+import psycopg
+
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import SlotAdvanced, SlotError, SlotMissing
+from etl_dagster.errors import EtlError, SlotAdvanced, SlotError, SlotMissing, SlotNotCreated
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready, SyncDone
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
+from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.source.cancelling import cancelled_by
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (
+    CreatedSlot,
+    OpenTransaction,
     Slot,
     apply_slot_name,
     create_slot,
@@ -17,15 +27,24 @@ from etl_dagster.source.slots import (
     fetch_group_slots,
     fetch_slot,
     fetch_table_sync_slots,
+    fetch_waited_for,
     require_usable,
 )
 
 #: How long making the slot may wait for transactions that are open.
 _SLOT_LOCK_TIMEOUT_S = 60.0
+#: From then on, what a slot waits for is worth a word.
+_TELL_AFTER_S = 3.0
+
+_log = logging.getLogger(__name__)
 
 
 def prepare_apply_slot(
-    store: CoordinatingStore, control: SourceControl, config: PipelineConfig
+    store: CoordinatingStore,
+    control: SourceControl,
+    config: PipelineConfig,
+    *,
+    stop: threading.Event | None = None,
 ) -> Lsn:
     """Make sure of the pipeline's permanent slot; returns where to stream from.
 
@@ -42,7 +61,7 @@ def prepare_apply_slot(
     slot = control.ask("looking at the slot", fetch_slot, name)
     start = require_continuable(slot, name, store)
     if slot is None or start is None:
-        return _create(store, control, config, name)
+        return _create(store, control, config, name, stop)
     if store.get_replication_progress(ApplyWorker()) is None:
         # Made by a process that died before it could say so; no table has used it yet.
         store.upsert_replication_progress(ApplyWorker(), start)
@@ -91,8 +110,58 @@ def require_continuable(slot: Slot | None, name: str, store: CoordinatingStore) 
     return confirmed
 
 
+def make_slot(
+    control: SourceControl,
+    replication_connection: psycopg.Connection[Any],
+    name: str,
+    *,
+    export_snapshot: bool = False,
+    stop: threading.Event | None = None,
+) -> CreatedSlot:
+    """Create a slot, which waits for the transactions that are open now.
+
+    After some seconds these are named in the log, and in the error when they stay open.
+
+    Args:
+        control: not used by anybody who waits for this.
+        stop: ends the wait.
+
+    Raises:
+        Stopped: told to stop.
+        SlotError: as `create_slot`.
+    """
+    stop = stop or threading.Event()
+    pid = replication_connection.info.backend_pid
+    waited_for: list[OpenTransaction] = []
+
+    def find_out() -> None:
+        waited_for[:] = control.ask("looking at open transactions", fetch_waited_for, pid)
+        for transaction in waited_for:
+            _log.warning("slot %r waits for %s: %s", name, transaction, transaction.solution)
+
+    try:
+        with cancelled_by(
+            stop, replication_connection.cancel, after_s=_TELL_AFTER_S, on_waiting=find_out
+        ):
+            return create_slot(replication_connection, name, export_snapshot=export_snapshot)
+    except EtlError as error:
+        if stop.is_set():
+            raise Stopped from None
+        if isinstance(error, SlotNotCreated) and waited_for:
+            first = waited_for[0]
+            raise SlotNotCreated(
+                f"slot {name!r} could not be created: it waits for {first}",
+                solution=f"On the source: {first.solution} The pipeline tries again.",
+            ) from error
+        raise
+
+
 def _create(
-    store: CoordinatingStore, control: SourceControl, config: PipelineConfig, name: str
+    store: CoordinatingStore,
+    control: SourceControl,
+    config: PipelineConfig,
+    name: str,
+    stop: threading.Event | None,
 ) -> Lsn:
     # Progress of an earlier slot would be past the new one's beginning, or before it.
     store.delete_replication_progress(ApplyWorker())
@@ -103,7 +172,7 @@ def _create(
         lock_timeout_s=_SLOT_LOCK_TIMEOUT_S,
     )
     with connection:
-        slot = create_slot(connection, name)
+        slot = make_slot(control, connection, name, stop=stop)
     return store.upsert_replication_progress(ApplyWorker(), slot.consistent_point)
 
 

@@ -52,6 +52,7 @@ from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.partitions import note_copied_partitions
 from etl_dagster.runtime.retry import errored_state
 from etl_dagster.runtime.schemas import destination_metadata
+from etl_dagster.runtime.slot import make_slot
 from etl_dagster.runtime.table_copy import CopySummary, TableCopy
 from etl_dagster.source.catalog import (
     PublishedTable,
@@ -62,7 +63,7 @@ from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import plan_chunks
 from etl_dagster.source.membership import Partition, fetch_partitions
-from etl_dagster.source.slots import create_slot, drop_slot, fetch_slot, table_sync_slot_name
+from etl_dagster.source.slots import drop_slot, fetch_slot, table_sync_slot_name
 
 _log = logging.getLogger(__name__)
 
@@ -342,7 +343,13 @@ class TableSync:
         )
         partitions = self._partitions(table)
         with contextlib.closing(connection):
-            slot = create_slot(connection, self._slot, export_snapshot=not table.can_resume_copy)
+            slot = make_slot(
+                self._control,
+                connection,
+                self._slot,
+                export_snapshot=not table.can_resume_copy,
+                stop=self._stop,
+            )
             # The slot keeps every change from here on, also of the table's columns. Were they
             # others before, the first changes would take the new ones away again.
             before, table = table, self._fetch_table()

@@ -178,8 +178,8 @@ def create_slot(
         raise SlotNotCreated(
             f"slot {name!r} could not be created: a transaction that was open before is still open",
             solution="End long-running transactions on the source "
-            "(select pid, xact_start, query from pg_stat_activity order by xact_start); "
-            "the pipeline tries again.",
+            "(select pid, xact_start, query from pg_stat_activity order by xact_start; "
+            "and select gid, prepared from pg_prepared_xacts); the pipeline tries again.",
         ) from error
     except psycopg.errors.ConfigurationLimitExceeded as error:
         raise SlotNotCreated(
@@ -192,6 +192,56 @@ def create_slot(
         raise translate(error, f"creating slot {name!r}") from None
     assert row is not None
     return CreatedSlot(row[0], Lsn.parse(row[1]), row[2])
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTransaction:
+    """A transaction that the creation of a slot waits for."""
+
+    #: The backend; None of a prepared transaction, which has none.
+    pid: int | None
+    application_name: str | None
+    #: Since it began, or was prepared; None where we may not see that.
+    age_s: float | None
+    #: The name that PREPARE TRANSACTION gave it.
+    gid: str | None
+
+    def __str__(self) -> str:
+        age = "" if self.age_s is None else f", open for {self.age_s:.0f} s"
+        if self.gid is not None:
+            return f"the prepared transaction {self.gid!r}{age}"
+        who = f" ({self.application_name})" if self.application_name else ""
+        return f"the transaction of backend {self.pid}{who}{age}"
+
+    @property
+    def solution(self) -> str:
+        if self.gid is not None:
+            name = self.gid.replace("'", "''")
+            return f"COMMIT PREPARED '{name}'; or ROLLBACK PREPARED '{name}';"
+        return f"end it, or: select pg_terminate_backend({self.pid});"
+
+
+def fetch_waited_for(connection: Connection, pid: int) -> list[OpenTransaction]:
+    """The transactions that a backend waits for, now.
+
+    Source: PostgreSQL documentation, "pg_locks": who waits for a transaction asks for a lock on
+    its ID.
+    """
+    cursor = connection.execute(
+        """
+        select held.pid, activity.application_name,
+               extract(epoch from now() - coalesce(prepared.prepared, activity.xact_start))::float,
+               prepared.gid
+        from pg_locks as wanted
+        join pg_locks as held on held.locktype = 'transactionid' and held.granted
+          and held.transactionid = wanted.transactionid
+        left join pg_stat_activity as activity on activity.pid = held.pid
+        left join pg_prepared_xacts as prepared on prepared.transaction = wanted.transactionid
+        where wanted.pid = %s and wanted.locktype = 'transactionid' and not wanted.granted
+        """,
+        [pid],
+    )
+    return [OpenTransaction(*row) for row in cursor]
 
 
 def drop_slot(connection: Connection, name: str, *, wait_s: float = 30.0) -> bool:

@@ -1,0 +1,121 @@
+"""A slot waits for the transactions that were open before it; that is said, and can be stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.memory import MemoryDestination
+from tests.support.database import PUBLICATION, Database
+from tests.support.pipelines import running
+
+MakeConfig = Callable[..., PipelineConfig]
+
+_WAITING = (
+    "select count(*) from pg_locks join pg_stat_activity using (pid)"
+    " where locktype = 'transactionid' and not granted and datname = current_database()"
+)
+_PATIENCE_S = 30.0
+
+
+def wait_for(is_true: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not is_true():
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        threading.Event().wait(0.05)
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_what_the_first_slot_waits_for_is_named(
+    database: Database,
+    make_config: MakeConfig,
+    caplog: pytest.LogCaptureFixture,
+    is_prepared: bool,
+) -> None:
+    database.execute(
+        "create table items (id int primary key)",
+        f"create publication {PUBLICATION} for table items",
+    )
+    config = make_config(database, destination={"type": "memory"})
+    name = f"it's {database.name}"
+    blocker = database.connect(autocommit=False, application_name="month's end")
+    pid = blocker.info.backend_pid
+    blocker.execute("insert into items values (1)")
+    if is_prepared:
+        blocker.execute("prepare transaction '" + name.replace("'", "''") + "'")
+
+    def end_it() -> None:
+        wait_for(lambda: "waits for" in caplog.text, "a word about the transaction")
+        if is_prepared:
+            database.execute("commit prepared '" + name.replace("'", "''") + "'")
+        else:
+            blocker.commit()
+
+    ending = threading.Thread(target=end_it)
+    ending.start()
+    destination = MemoryDestination()
+    with caplog.at_level(logging.WARNING), running(config, destination=destination) as pipeline:
+        ending.join()
+        assert pipeline.wait_until_caught_up(60)
+    blocker.close()
+
+    if is_prepared:
+        quoted = name.replace("'", "''")
+        assert f"the prepared transaction {name!r}, open for " in caplog.text
+        assert f"ROLLBACK PREPARED '{quoted}';" in caplog.text
+    else:
+        found = re.search(r"of backend (\d+) \(month's end\), open for \d+ s", caplog.text)
+        assert found is not None
+        assert int(found[1]) == pid
+    assert len(destination.rows("public.items")) == 1
+
+
+def test_ctrl_c_while_a_slot_waits_ends_the_run_and_is_no_success(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    """A run until everything is caught up has not reached its end, and says how far it got."""
+    database = newest_database
+    database.execute(
+        "create table items (id int primary key)",
+        f"create publication {PUBLICATION} for all tables",
+    )
+    (tmp_path / "etl.yaml").write_text(
+        json.dumps(
+            {
+                "pipeline": "test",
+                "source": {"dsn": database.dsn, "publication": PUBLICATION},
+                "destination": {"type": "duckdb", "path": "test.duckdb"},
+            }
+        )
+    )
+    command = [sys.executable, "-m", "etl_dagster.cli", "run", "--until-caught-up"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    database.execute("create table more (id int primary key)")
+    with database.connect(autocommit=False) as blocker:
+        blocker.execute("insert into items values (1)")
+        with subprocess.Popen(
+            command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                wait_for(lambda: database.query(_WAITING)[0][0], "waiting for the transaction")
+                process.send_signal(signal.SIGINT)
+                _, err = process.communicate(timeout=20)
+            finally:
+                process.kill()
+        blocker.rollback()
+
+    assert process.returncode == 130, err
+    assert "1 of 2 tables are ready" in err
+    assert "Run the same command again" in err
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
