@@ -163,8 +163,8 @@ class TableNameTaken(SourceError):
     def __init__(self, name: str, holder: str) -> None:
         super().__init__(
             f"{holder} was called {name} before, and still is at the destination",
-            solution=f"Change a row of {holder}, or reset it: the destination then follows the "
-            f"renaming. Reset {name}, too, if it doesn't go on by itself.",
+            solution="No action needed while the pipeline runs: the copy begins once the stream "
+            "has told the destination the new name.",
         )
 
 

@@ -22,6 +22,7 @@ from etl_dagster.runtime.leaf_copies import LeafCopies
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.ownership import Ownership
 from etl_dagster.runtime.partitions import Partitions
+from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.schemas import FetchTable, SchemaTracker
 from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.source.control import SourceControl
@@ -55,6 +56,7 @@ class ApplyWorker:
         control: SourceControl,
         partitions: Partitions,
         require_lease: Callable[[], None] = lambda: None,
+        renames: Renames | None = None,
         stop: threading.Event,
     ) -> None:
         self._config = config
@@ -94,6 +96,7 @@ class ApplyWorker:
             on_durable=self._durable,
             on_table_error=self._table_failed,
             on_outdated=self._outdated,
+            renames=renames,
             name=f"apply writer {config.pipeline}",
         )
         self._loop = StreamLoop(

@@ -32,6 +32,7 @@ from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.belonging import marking
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.halving import PieceSize, halves, only_table
+from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.retry import Backoff
 from etl_dagster.runtime.schemas import SchemaTracker
 
@@ -80,6 +81,7 @@ class Delivery:
             without the table. Raising ends the delivery.
         on_outdated: called with the reason when a table can only be brought up to date by a new
             copy, before anything that follows is durable; the batch goes on without the table.
+        renames: names that the destination is told without a change of the table.
     """
 
     def __init__(
@@ -99,9 +101,11 @@ class Delivery:
         on_durable: Callable[[Lsn | None, EventBatch | None], None],
         on_table_error: Callable[[TableId, EtlError], None],
         on_outdated: Callable[[TableId, str], None],
+        renames: Renames | None = None,
         name: str,
     ) -> None:
         self._destination = destination
+        self._renames = renames
         self._store = store
         self._worker = worker
         self._schemas = schemas
@@ -237,6 +241,7 @@ class Delivery:
                 raise self._restored("nothing")
             self._keep_progress(item.lsn)
             self._on_durable(item.lsn, None)
+            self._follow_names(item.lsn)
             return
         raw, apply_from = item
         wanted = self._wanted(apply_from)
@@ -255,6 +260,32 @@ class Delivery:
         if events.commit_end_lsn is not None:
             self._keep_progress(events.commit_end_lsn)
         self._on_durable(events.commit_end_lsn, events)
+        if events.commit_end_lsn is not None:
+            self._follow_names(events.commit_end_lsn)
+
+    def _follow_names(self, reached: Lsn) -> None:
+        """Tell the destination the names that tables have by now, all of them in one batch."""
+        taken = self._renames.take(reached) if self._renames is not None else {}
+        if self._renames is None or not taken:
+            return
+        renamed = {
+            table_id: [event]
+            for number, (table_id, name) in enumerate(taken.items())
+            if (event := self._schemas.renamed(table_id, name, reached, number)) is not None
+        }
+        events = self._without_excluded(
+            EventBatch(
+                renamed,
+                epoch=self._epoch,
+                apply_from={t: lsn for t, lsn in self._applied_from.items() if t in renamed},
+                pipeline=self._pipeline,
+                stored_lsn=self._stored_lsn if isinstance(self._worker, ApplyWorker) else LSN_ZERO,
+            )
+        )
+        changes = self._schemas.begin_changes(events)
+        events = self._write(events)
+        self._schemas.finish_changes([c for c in changes if c.schema.id in events.tables])
+        self._renames.done(taken)
 
     def _without_outdated(self, events: EventBatch) -> EventBatch:
         outdated = self._schemas.take_outdated()

@@ -31,6 +31,7 @@ from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.preflight import require_ready
+from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.reporter import Reporter
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import Backoff
@@ -85,6 +86,7 @@ class Pipeline:
         self._belonging = Belonging(config, store, destination)
         self._members = Members(config, store, self._control)
         self._rewrites = Rewrites(store, self._control)
+        self._renames = Renames(store, self._control)
         self._stop = threading.Event()
         self._done = threading.Event()
         self._changed = threading.Event()
@@ -140,6 +142,7 @@ class Pipeline:
             self._belonging.remember()
             self._members.update(members)
             self._rewrites.look(members)
+            self._renames.look(self._members.tables)
             self._confirmed = prepare_apply_slot(
                 self._store, self._control, self._config, stop=self._stop
             )
@@ -206,7 +209,7 @@ class Pipeline:
         return True
 
     def _are_tables_settled(self) -> bool:
-        if not self._members.is_settled:
+        if not (self._members.is_settled and self._renames.is_settled):
             return False
         states = self._store.get_table_replication_states()
         return all(_is_settled(states.get(table_id)) for table_id in self._members.ids)
@@ -300,6 +303,7 @@ class Pipeline:
             on_begin=self._origin.delivered,
             fetch_table=self._fetch_table,
             on_outdated=self._rewrites.copy_follows,
+            renames=self._renames,
             metrics=self._metrics,
             missing_copies=self._belonging.missing_copies,
             on_durable=self._durable,
@@ -388,13 +392,16 @@ class Pipeline:
         try:
             self._members.refresh()
             self._rewrites.look(self._members.tables.values())
+            self._renames.look(self._members.tables)
         except EtlError:
             self._look_wanted.set()
             raise
         self._looks_done = begun
 
     def _hurry_for_members(self) -> None:
-        apply, goal = self._apply, self._members.waits_for
+        self._renames.settle()
+        waiting = (self._members.waits_for, self._renames.waits_for)
+        apply, goal = self._apply, max((lsn for lsn in waiting if lsn is not None), default=None)
         if apply is not None and goal is not None:
             apply.hurry(goal)
 

@@ -14,6 +14,7 @@ from etl_dagster.model.stores import DestinationTableMetadata, PipelineStore
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.runtime.alignment import Unclear, align
 from etl_dagster.source.columns import TableToday
+from etl_dagster.table_name import TableName
 
 _log = logging.getLogger(__name__)
 
@@ -168,6 +169,30 @@ class SchemaTracker:
                 announced.append(step)
             tables[table_id] = announced
         return replace(events, tables=tables)
+
+    def renamed(
+        self, table_id: TableId, name: TableName, lsn: Lsn, sequence: int
+    ) -> RelationEvent | None:
+        """The table's new name as an event of its own; None where it is known already.
+
+        To be asked once the stream has passed `lsn`, before which every earlier name came.
+        """
+        self.forget(table_id)
+        known = self.applied(table_id)
+        if known is None or (known.schema_name, known.table_name) == (
+            name.schema_name,
+            name.table_name,
+        ):
+            return None
+        version = max(lsn, Lsn(known.snapshot_id.offset + 1))
+        _log.info("%s is called %s now", known.name, name)
+        schema = replace(
+            known,
+            schema_name=name.schema_name,
+            table_name=name.table_name,
+            snapshot_id=version,
+        )
+        return RelationEvent(schema, known, sequence)
 
     def begin_changes(self, events: EventBatch) -> list[RelationEvent]:
         """Record the schema changes in the batch as begun; the last one for each table."""

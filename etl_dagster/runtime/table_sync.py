@@ -69,6 +69,9 @@ _log = logging.getLogger(__name__)
 
 #: How long making a slot may wait for transactions that are open.
 _SLOT_LOCK_TIMEOUT_S = 60.0
+#: How long a worker waits for its table's name before it lets another table have its turn.
+_NAME_TIMEOUT_S = 15.0
+_NAME_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,9 @@ class TableSync:
         except (LeaseLost, InvalidState, *MISMATCHES):
             raise
         except Exception as error:
-            state = errored_state(error, self._config.retry, self._attempt)
+            # The stream may have much to read before it comes to the new name of another table.
+            attempt = 1 if isinstance(error, TableNameTaken) else self._attempt
+            state = errored_state(error, self._config.retry, attempt)
             _log.error("table %s: %s", self._table_id, state.reason)
             self._fail(state, lease)
             raise
@@ -251,27 +256,47 @@ class TableSync:
         return tables[0]
 
     def _require_free_name(self, table: PublishedTable) -> None:
-        """Refuse to take the place of a table that was renamed: its next change tells that to the
-        destination, and until then its rows are under the old name."""
-        name = table.schema.name
+        """Wait for the stream to tell the destination the new name of a table that had this name:
+        its rows are under the old one until then."""
+        deadline = time.monotonic() + _NAME_TIMEOUT_S
+        while (holder := self._holder_of(table.schema.name)) is not None:
+            if time.monotonic() > deadline:
+                raise TableNameTaken(table.schema.name, holder)
+            if self._stop.wait(_NAME_POLL_S):
+                raise Stopped
+            self._store.load_destination_tables_metadata()
+
+    def _holder_of(self, name: str) -> str | None:
+        """The table that has the name at the destination, and another one in the source.
+
+        Upper and lower case count as one: to some destinations they are.
+        """
         # One question for all versions of all tables, instead of one for each table.
         namesakes = {
             schema.id
             for schema in self._store.get_table_schemas()
-            if schema.name == name and schema.id != self._table_id
+            if schema.name.lower() == name.lower() and schema.id != self._table_id
         }
+        if not namesakes:
+            return None
+        states = self._store.get_table_replication_states()
         holders = []
         for other_id in namesakes:
             metadata = self._store.get_destination_table_metadata(other_id)
-            if metadata is not None and metadata.destination_table_id == name:
+            # What is copied again gives up its rows, and its name with them.
+            is_kept = isinstance(
+                states.get(other_id), FinishedCopy | SyncWait | Catchup | SyncDone | Ready
+            )
+            if metadata and is_kept and metadata.destination_table_id.lower() == name.lower():
                 holders.append(other_id)
         if not holders:
-            return
+            return None
         publication = self._config.source.publication
-        for other in self._control.ask(
+        published = self._control.ask(
             "reading the publication", fetch_published_tables, publication, holders
-        ):
-            raise TableNameTaken(name, other.schema.name)
+        )
+        now = (other.schema.name for other in published)
+        return next((other for other in now if other.lower() != name.lower()), None)
 
     # -- beginning, or going on ----------------------------------------------------------------
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 import pytest
 
-from etl_dagster.assembly import build_destination, build_store
+from etl_dagster.assembly import build_destination
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
@@ -146,7 +145,7 @@ def test_a_table_that_is_altered_just_as_its_copy_begins_keeps_the_new_column(
 def test_a_table_does_not_take_the_place_of_one_that_was_renamed(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
-    """The destination hears of the new name with the next change; the rows must live till then."""
+    """The stream says nothing of the new name before the next change, so the catalog is asked."""
     database = newest_database
     database.execute(
         "create table items (id int primary key, size int)",
@@ -164,15 +163,6 @@ def test_a_table_does_not_take_the_place_of_one_that_was_renamed(
 
     with running(config) as pipeline:
         assert pipeline.wait_until_caught_up(60)
-        tables = pipeline.status().tables
-        assert tables["public.items"].state == "errored"
-        assert "public.items_before was called public.items" in (tables["public.items"].error or "")
-        database.execute("insert into items_before values (2, 2)")
-        assert pipeline.wait_until_caught_up(60)
-        assert_table_in_step(database, config, "items_before")
-    with closing(build_store(config)) as store:  # type: ignore[type-var]
-        store.request_copy(tables["public.items"].table_id)
-    with running(config) as pipeline:
-        assert pipeline.wait_until_caught_up(60)
-        for table in ("items", "items_before"):
-            assert_table_in_step(database, config, table)
+        assert {table.error for table in pipeline.status().tables.values()} == {None}
+    for table in ("items", "items_before"):
+        assert_table_in_step(database, config, table)
