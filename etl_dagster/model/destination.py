@@ -134,6 +134,19 @@ class CountsRows(Protocol):
 
 
 @runtime_checkable
+class Interruptible(Protocol):
+    """A destination that may take long over one call, for it waits for others."""
+
+    def interrupt(self) -> None:
+        """The pipeline was told to stop: try nothing again, begin nothing more; never wait here.
+
+        What is under way may end, and must not be undone. Calls that can't end may raise any
+        `EtlError` that is retryable. Comes from any thread, also from a signal handler.
+        """
+        ...
+
+
+@runtime_checkable
 class ChecksItself(Protocol):
     """A destination, or a store, that can look whether it would work; `doctor` and `run` ask it."""
 

@@ -390,6 +390,8 @@ class Delivery:
         """Wait before the next try, or give up."""
         if isinstance(error, EtlError) and not error.retryable:
             raise error
+        if self._stop.is_set():
+            raise Stopped
         if backoff.is_exhausted:
             if isinstance(error, EtlError):
                 raise error

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     CopyOutdated,
+    EtlError,
     InvalidState,
     LeaseLost,
     SourceError,
@@ -165,6 +166,8 @@ class TableSync:
         except (LeaseLost, InvalidState, *MISMATCHES):
             raise
         except Exception as error:
+            if self._stop.is_set() and isinstance(error, EtlError) and error.retryable:
+                return None  # what was under way was interrupted
             # The stream may have much to read before it comes to the new name of another table.
             attempt = 1 if isinstance(error, TableNameTaken) else self._attempt
             state = errored_state(error, self._config.retry, attempt)

@@ -12,7 +12,7 @@ import stamina
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from etl_dagster.destinations.http.answers import WriteConflict, refusal
+from etl_dagster.destinations.http.answers import BodyTooLarge, WriteConflict, refusal
 from etl_dagster.destinations.http.retry import (
     Patience,
     TryAgain,
@@ -41,12 +41,12 @@ def no_pauses() -> Iterator[None]:
 # -- what an answer means ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 507, 599])
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 507, 599])
 def test_these_are_tried_again(status: int) -> None:
     assert is_transient(status)
 
 
-@pytest.mark.parametrize("status", [200, 204, 301, 400, 401, 404, 408, 409, 410, 422, 425, 499])
+@pytest.mark.parametrize("status", [200, 204, 301, 400, 401, 404, 409, 410, 413, 422, 499])
 def test_these_are_not(status: int) -> None:
     assert not is_transient(status)
 
@@ -55,7 +55,7 @@ def test_these_are_not(status: int) -> None:
     ("path", "status", "expected"),
     [
         ("events", 400, TableWriteFailed),
-        ("events", 413, TableWriteFailed),
+        ("events", 413, BodyTooLarge),
         ("rows", 422, TableWriteFailed),
         ("events", 409, WriteConflict),
         ("rows", 410, InvalidState),
@@ -65,7 +65,6 @@ def test_these_are_not(status: int) -> None:
         ("events", 403, DestinationError),
         ("events", 404, DestinationError),
         ("events", 405, DestinationError),
-        ("events", 408, DestinationError),
         ("events", 307, DestinationError),
     ],
 )

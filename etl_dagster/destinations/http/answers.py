@@ -3,12 +3,13 @@
 | status | means | raised |
 |---|---|---|
 | 2xx | durable | |
-| 429, 5xx | not now | `TryAgain`, at last `DestinationUnreachable` |
+| 408, 425, 429, 5xx | not now | `TryAgain`, at last `DestinationUnreachable` |
 | 409 | not like this: send the chunk or the batch again from its beginning | `WriteConflict` |
 | 410 on rows | a newer copy of the table has begun | `InvalidState` |
 | 412 | a newer replicator took over: the epoch is too small | `Superseded` |
 | 401, 403, 407 | who are you? | `DestinationError` |
-| 3xx, 404, 405, 408, 410, 415, 421, 426, 451 | nothing takes this here | `DestinationError` |
+| 413 | not in one piece: send less at a time | `BodyTooLarge` |
+| 3xx, 404, 405, 410, 415, 421, 426, 451 | nothing takes this here | `DestinationError` |
 | any other 4xx | this table's data can't be taken | `TableWriteFailed` |
 """
 
@@ -27,7 +28,7 @@ from etl_dagster.errors import (
 from etl_dagster.model.schema import TableSchema
 
 _WHO: Final = frozenset({401, 403, 407})
-_WHERE: Final = frozenset({404, 405, 408, 410, 415, 421, 426, 451})
+_WHERE: Final = frozenset({404, 405, 410, 415, 421, 426, 451})
 
 
 class WriteConflict(DestinationError):
@@ -35,6 +36,16 @@ class WriteConflict(DestinationError):
 
     solution = "Nothing to do, unless it happens again and again: then read the server's log."
     retryable = True
+
+
+class BodyTooLarge(TableWriteFailed):
+    """The receiver, or something in front of it, takes smaller bodies only."""
+
+    solution = (
+        "A single row is larger than the server accepts: raise its limit (nginx: "
+        "client_max_body_size), then reset the table. Set destination.max_body_bytes to that "
+        "limit, so that larger bodies needn't be refused first."
+    )
 
 
 def describe(status: int) -> str:
@@ -73,6 +84,8 @@ def refusal(status: int, what: str, key: str, schema: TableSchema) -> EtlError:
             solution="Check destination.url, and that the server takes POST below it at rows, "
             "events and tables/{name}/drop-for-copy, also for tables it has not seen.",
         )
+    if status == 413:
+        return BodyTooLarge(schema.id, f"{reason} for {schema.name}")
     return TableWriteFailed(
         schema.id,
         f"{reason} for {schema.name}",

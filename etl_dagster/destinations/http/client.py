@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -87,7 +89,7 @@ class HttpClient:
                 status = connection.options(url, timeout_s)
         except httpx.TransportError as error:
             raise DestinationUnreachable(
-                f"{url}: {_reason(error, timeout_s)}",
+                f"{url}: {_reason(error, timeout_s)}{_by_way_of(url)}",
                 solution="Check destination.url and that the server is up.",
             ) from None
         if status in (401, 403, 407):
@@ -95,6 +97,10 @@ class HttpClient:
                 f"{url} answered {describe(status)}",
                 solution="Check destination.token and destination.headers.",
             )
+
+    def interrupt(self) -> None:
+        """Let requests under way end, one way or the other, and begin nothing more."""
+        self._closing.set()
 
     def close(self) -> None:
         """Let requests under way end, one way or the other, and try nothing again; idempotent."""
@@ -116,7 +122,8 @@ class HttpClient:
             with self._connection() as connection:
                 response = connection.post(f"{self._config.url}/{path}", content, headers)
         except httpx.TransportError as error:
-            raise TryAgain(_reason(error, self._config.timeout_s)) from error
+            reason = f"{_reason(error, self._config.timeout_s)}{_by_way_of(self._config.url)}"
+            raise TryAgain(reason) from error
         status = response.status_code
         if is_transient(status):
             wait_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
@@ -160,6 +167,18 @@ def _tls(config: HttpDestinationConfig) -> ssl.SSLContext:
             f"{config.ca_file}: {error.strerror or 'holds no certificates'}",
             solution="Set destination.ca_file to a file with certificates in PEM form.",
         ) from None
+
+
+def _by_way_of(url: str) -> str:
+    """Which proxy of the environment (HTTP_PROXY and the like) is used, for a person."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.hostname or ""):
+        return ""
+    # It may have a password in front of the host.
+    host = proxy.rpartition("@")[2].rpartition("//")[2]
+    return f" (by way of the proxy {host}, as HTTP_PROXY, HTTPS_PROXY or ALL_PROXY say)"
 
 
 def _reason(error: httpx.TransportError, timeout_s: float) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
+from etl_dagster.destinations.http.answers import BodyTooLarge
 from etl_dagster.destinations.http.client import HttpClient
 from etl_dagster.destinations.http.config import HttpDestinationConfig
-from etl_dagster.destinations.http.payload import drop_body, events_bodies, rows_bodies
+from etl_dagster.destinations.http.payload import Body, drop_body, events_bodies, rows_bodies
 from etl_dagster.errors import EtlError, Superseded, TableWriteFailed
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.events import EventBatch, TableRows, TableStep
@@ -18,6 +20,9 @@ from etl_dagster.model.schema import TableId, TableSchema
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.model.stores import DestinationStore
+
+
+_log = logging.getLogger(__name__)
 
 
 class HttpDestination:
@@ -91,8 +96,8 @@ class HttpDestination:
         missing; the next attempt begins with part 0 again.
         """
         attempt = uuid.uuid4().hex[:12]
-        for body in rows_bodies(self._pipeline, schema, rows, attempt, self._max_body_bytes):
-            self._client.post(body, schema)
+        limit = self._limit
+        self._post_all(rows_bodies(self._pipeline, schema, rows, attempt, limit), schema)
 
     def write_events(self, events: EventBatch) -> None:
         """Send each table's changes; returns once all are durable.
@@ -121,14 +126,45 @@ class HttpDestination:
     def _write_table(
         self, table_id: TableId, steps: Sequence[TableStep], events: EventBatch
     ) -> None:
-        for body in events_bodies(
+        bodies = events_bodies(
             self._pipeline,
             steps,
-            self._max_body_bytes,
+            self._limit,
             epoch=events.epoch,
             apply_from=events.apply_from.get(table_id),
-        ):
-            self._client.post(body, steps[0].schema)
+        )
+        self._post_all(bodies, steps[0].schema)
+
+    def _limit(self) -> int:
+        return self._max_body_bytes
+
+    def _post_all(self, bodies: Generator[Body], schema: TableSchema) -> None:
+        """Send the bodies one after the other, in halves where the receiver wants less."""
+        body = next(bodies, None)
+        while body is not None:
+            try:
+                self._client.post(body, schema)
+            except BodyTooLarge as error:
+                refused = len(body.content)
+                body = bodies.throw(error)  # comes back where a single row is too large
+                self._remember_limit(refused // 2)
+            else:
+                body = next(bodies, None)
+
+    def _remember_limit(self, size: int) -> None:
+        """No body from now on is larger."""
+        if size < self._max_body_bytes:
+            self._max_body_bytes = max(size, 1)
+            _log.warning(
+                "%s takes smaller bodies only: %d bytes at most from now on; set "
+                "destination.max_body_bytes to its limit",
+                self._url,
+                self._max_body_bytes,
+            )
+
+    def interrupt(self) -> None:
+        """Try nothing again: requests under way end, and no other one begins."""
+        self._client.interrupt()
 
     def shutdown(self) -> None:
         """Wait for requests under way, which aren't tried again; idempotent."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Any, Final
 from urllib.parse import quote
 
+from etl_dagster.destinations.http.answers import BodyTooLarge
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import (
     RelationEvent,
@@ -63,13 +65,20 @@ def drop_body(pipeline: str, schema: TableSchema, request_id: str) -> Body:
 
 
 def rows_bodies(
-    pipeline: str, schema: TableSchema, rows: TableRows, attempt: str, max_bytes: int
-) -> Iterator[Body]:
+    pipeline: str,
+    schema: TableSchema,
+    rows: TableRows,
+    attempt: str,
+    max_bytes: int | Callable[[], int],
+) -> Generator[Body]:
     """The parts of a chunk, or the end of the copy; read from `rows` as they are asked for.
 
     Args:
         attempt: tells this delivery of the chunk from another, which may hold other rows: the
             source is read anew.
+        max_bytes: a number, or a function that tells it for the next body.
+
+    A generator; a `BodyTooLarge` thrown into it has it go on with half of the refused body.
     """
     head = {
         **_head("rows", pipeline, schema),
@@ -83,10 +92,18 @@ def rows_bodies(
         return
     index = rows.chunk.index
     encoded = (_encode(row_to_json(schema, row)) for row in rows)
-    for part, (items, is_last) in enumerate(_pieces(encoded, max_bytes)):
+    made = 0
+
+    def make(items: Sequence[bytes], is_last: bool, refused: int) -> Body:
+        nonlocal made
+        part, made = made - refused, made + 1
         place = {"chunk": index, "attempt": attempt, "part": part, "is_last_part": is_last}
-        key = _key(pipeline, schema, "rows", rows.copy_id, str(index), attempt, str(part))
-        yield Body("rows", key, _with_list(head | place, "rows", items))
+        # A body that was refused had the same number.
+        name = f"{part}-{refused}" if refused else str(part)
+        key = _key(pipeline, schema, "rows", rows.copy_id, str(index), attempt, name)
+        return Body("rows", key, _with_list(head | place, "rows", items))
+
+    yield from _bodies(_pieces(encoded, max_bytes), make)
 
 
 # -- the stream --------------------------------------------------------------------------------
@@ -107,12 +124,15 @@ class _Item:
 def events_bodies(
     pipeline: str,
     steps: Sequence[TableStep],
-    max_bytes: int,
+    max_bytes: int | Callable[[], int],
     *,
     epoch: int = 0,
     apply_from: Lsn | None = None,
-) -> Iterator[Body]:
-    """One table's part of a batch, in order. All events of a body have the schema it names."""
+) -> Generator[Body]:
+    """One table's part of a batch, in order. All events of a body have the schema it names.
+
+    A generator; a `BodyTooLarge` thrown into it has it go on with half of the refused body.
+    """
     for stretch in _stretches(steps):
         schema = stretch[0].schema
         head = {
@@ -120,14 +140,25 @@ def events_bodies(
             "epoch": epoch,
             "apply_from": None if apply_from is None else str(apply_from),
         }
-        for items, _ in _pieces(_items(stretch), max_bytes):
-            first, last = items[0].first, items[-1].last
-            if first is None or last is None:
-                place = f"relation:{schema.snapshot_id}"
-            else:
-                place = f"{first}-{last}"
-            content = _with_list(head, "events", [item.encoded for item in items])
-            yield Body("events", _key(pipeline, schema, "events", place), content)
+        make = partial(_events_body, pipeline, schema, head)
+        yield from _bodies(_pieces(_items(stretch), max_bytes), make)
+
+
+def _events_body(
+    pipeline: str,
+    schema: TableSchema,
+    head: dict[str, Any],
+    items: Sequence[_Item],
+    is_last: bool,
+    refused: int,
+) -> Body:
+    first, last = items[0].first, items[-1].last
+    if first is None or last is None:
+        place = f"relation:{schema.snapshot_id}"
+    else:
+        place = f"{first}-{last}"
+    content = _with_list(head, "events", [item.encoded for item in items])
+    return Body("events", _key(pipeline, schema, "events", place), content)
 
 
 def _stretches(steps: Sequence[TableStep]) -> Iterator[list[TableStep]]:
@@ -186,15 +217,44 @@ def _with_list(head: dict[str, Any], name: str, items: Iterable[bytes]) -> bytes
     return b'%s,"%s":[%s]}' % (_encode(head)[:-1], name.encode(), b",".join(items))
 
 
-def _pieces(items: Iterable[Any], max_bytes: int) -> Iterator[tuple[list[Any], bool]]:
+def _bodies(
+    pieces: Iterable[tuple[list[Any], bool]], make: Callable[[Sequence[Any], bool, int], Body]
+) -> Generator[Body]:
+    """The bodies of some pieces, one for each that the receiver takes.
+
+    When a body was refused for its size, throw the `BodyTooLarge` into the generator: it goes on
+    with half of it. Of a single item, the error comes back.
+
+    Args:
+        make: also told whether the body is the last, and how many were refused before.
+    """
+    refused = 0
+    for whole, is_last in pieces:
+        waiting = [(whole, is_last)]
+        while waiting:
+            items, is_end = waiting.pop()
+            try:
+                yield make(items, is_end, refused)
+            except BodyTooLarge:
+                if len(items) < 2:
+                    raise
+                refused += 1
+                middle = len(items) // 2
+                waiting += [(items[middle:], is_end), (items[:middle], False)]
+
+
+def _pieces(
+    items: Iterable[Any], max_bytes: int | Callable[[], int]
+) -> Iterator[tuple[list[Any], bool]]:
     """Lists of items that have together at most `max_bytes`, each with whether it is the last.
 
     A larger item is alone in its list. Without items there is one empty list, the last.
     """
+    limit = max_bytes if callable(max_bytes) else lambda: max_bytes
     piece: list[Any] = []
     size = 0
     for item in items:
-        if piece and size + len(item) > max_bytes:
+        if piece and size + len(item) > limit():
             yield piece, False
             piece, size = [], 0
         piece.append(item)

@@ -44,8 +44,13 @@ class TryAgain(Exception):
 
 
 def is_transient(status: int) -> bool:
-    """Whether the same request may be answered otherwise later: 429 and all of 5xx."""
-    return status == 429 or status >= 500
+    """Whether the same request may be answered otherwise later.
+
+    429 and all of 5xx; and 408 and 425, where the server didn't look at the request.
+
+    Source: RFC 9110, section 15.5.9; RFC 8470, section 5.2.
+    """
+    return status in (408, 425, 429) or status >= 500
 
 
 def parse_retry_after(header: str | None, now: datetime) -> float | None:

@@ -33,7 +33,7 @@ from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
-from etl_dagster.model.destination import CountsRows, Destination
+from etl_dagster.model.destination import CountsRows, Destination, Interruptible
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
@@ -261,6 +261,8 @@ class _Copy:
             # run goes on from there.
             stop.set()
             self._store.wake()
+            if isinstance(self._destination, Interruptible):
+                self._destination.interrupt()
             outcome.wait(_STOP_S)
             raise
         if progress:
