@@ -14,6 +14,8 @@ class EtlError(Exception):
     solution: str = "Read the cause below; once it is gone, retry the table by hand."
     #: Whether waiting alone can help. The one place where retries are decided.
     retryable: bool = False
+    #: Whether it is over within seconds without anybody's doing: a server that starts up.
+    is_starting: bool = False
 
     def __init__(self, reason: str, *, solution: str | None = None) -> None:
         super().__init__(reason)

@@ -56,7 +56,7 @@ def main() -> int:
     # A line for every request would drown the rest.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     orders, answers = _Orders(sys.stdin.fileno()), _Answers(_take_stdout())
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, lambda signum, frame: orders.stop("told to stop by a signal"))
     first = orders.read_first_line()
     if first is None:

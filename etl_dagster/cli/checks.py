@@ -49,7 +49,20 @@ def require_all(config: PipelineConfig) -> None:
     Raises:
         EtlError: the one thing in the way, or all of them at once.
     """
-    failures = [check.failure for check in all_checks(config) if check.failure is not None]
+    refuse(failed_checks(config))
+
+
+def failed_checks(config: PipelineConfig) -> list[EtlError]:
+    """What stands in the way of a start."""
+    return [check.failure for check in all_checks(config) if check.failure is not None]
+
+
+def refuse(failures: Sequence[EtlError]) -> None:
+    """Raise the failures, if there are any.
+
+    Raises:
+        EtlError: the one thing in the way, or all of them at once.
+    """
     if len(failures) == 1:
         raise failures[0]
     if failures:

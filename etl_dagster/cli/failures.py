@@ -44,6 +44,10 @@ def explain(error: BaseException) -> int:
     """Say on stderr what went wrong; returns the exit code."""
     if isinstance(error, RunFailed):
         explain(error.error)
+        if isinstance(error.error, EtlError) and error.error.retryable:
+            click.echo(
+                "\nThis process has ended, after its retries. Start it again then.", err=True
+            )
         return FAILED
     if isinstance(error, EtlError):
         show(error.reason, error.solution)

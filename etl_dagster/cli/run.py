@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,11 @@ from etl_dagster.cli.options import config_option, json_option, load, set_up_log
 
 if TYPE_CHECKING:
     from etl_dagster.cli.views import View
+    from etl_dagster.config import PipelineConfig
     from etl_dagster.runtime.pipeline import Pipeline
+
+#: So long a server may take to start up, and so often it is looked at.
+_STARTING_S, _LOOK_AGAIN_S = 120.0, 1.0
 
 
 @click.command(short_help="Copy the published tables and stream their changes.")
@@ -48,15 +53,14 @@ def run(
 
         view = make_view(plain=plain, as_json=as_json)
         from etl_dagster.assembly import build_destination, opened_store
-        from etl_dagster.cli.checks import require_all
         from etl_dagster.integrations.meltano.positions import mirrored_positions
         from etl_dagster.runtime.pipeline import Pipeline
 
-        require_all(config)
+        _wait_for_servers(config)
         set_up_logging(context, logging.INFO if plain else logging.WARNING, view.log_handler())
         with opened_store(config) as store:
             pipeline = Pipeline(config, store, build_destination(config))
-            pipeline.start()
+            _start(pipeline)
             with (
                 _stopped_by_signals(pipeline.shutdown, view),
                 mirrored_positions(config, store, pipeline.status),
@@ -68,6 +72,43 @@ def run(
         raise
     if until_caught_up and any(table.error for table in pipeline.status().tables.values()):
         context.exit(FAILED)
+
+
+def _wait_for_servers(config: PipelineConfig) -> None:
+    """Check everything; a server that is just starting up is waited for.
+
+    Raises:
+        EtlError: something stands in the way.
+    """
+    from etl_dagster.cli.checks import failed_checks, refuse
+
+    deadline = time.monotonic() + _STARTING_S
+    said = False
+    while failures := failed_checks(config):
+        if time.monotonic() > deadline or not all(error.is_starting for error in failures):
+            refuse(failures)
+        if not said:
+            click.echo(f"{failures[0].reason}; waiting for it", err=True)
+        said = True
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _start(pipeline: Pipeline) -> None:
+    """Start it.
+
+    Raises:
+        RunFailed: what is configured is right, and failed all the same: a full disk, a server that
+            went away.
+        EtlError: it can't run as it is configured.
+    """
+    from etl_dagster.errors import EtlError
+
+    try:
+        pipeline.start()
+    except EtlError as error:
+        if error.retryable:
+            raise RunFailed(error) from error
+        raise
 
 
 def _follow(pipeline: Pipeline, view: View, *, until_caught_up: bool) -> None:
@@ -111,9 +152,15 @@ def _follow(pipeline: Pipeline, view: View, *, until_caught_up: bool) -> None:
 def _stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[None]:
     """The first signal asks, the second doesn't."""
     asked = False
+    terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
 
     def stop(number: int, frame: object) -> None:
         nonlocal asked
+        if number == signal.SIGHUP:
+            # The terminal is gone; what is still shown must not fail.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in terminals:
+                os.dup2(nowhere, terminal)
         if asked:
             view.restore_terminal()
             os._exit(INTERRUPTED)
@@ -121,7 +168,10 @@ def _stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[No
         view.stopping()
         shutdown()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

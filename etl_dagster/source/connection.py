@@ -18,6 +18,7 @@ from etl_dagster.errors import (
     SourceNotPrepared,
     SourceUnreachable,
 )
+from etl_dagster.pg.failures import Failure, failure_of
 from etl_dagster.pg.settings import PINNED, TIMEOUTS, as_options, pin_newer
 
 #: A peer that vanished is noticed after some 60 seconds; a DSN may say otherwise.
@@ -169,22 +170,6 @@ def _redact(text: str, config: SourceConfig) -> str:
 
 # -- failing -----------------------------------------------------------------------------------
 
-#: What a failed connection says (libpq gives no SQLSTATE then), and the SQLSTATE it stands for.
-#: A server that speaks another language falls through to `SourceUnreachable`, with its text.
-_CONNECT_MESSAGES = (
-    (r"password authentication failed|no password supplied|no pg_hba.conf entry", "28P01"),
-    (r"authentication failed|is not permitted to log in|authentication method", "28000"),
-    (r'role ".*" does not exist', "28000"),
-    (r'database ".*" does not exist', "3D000"),
-    (r"permission denied to start WAL sender|superuser or replication role", "REPL"),
-    (r"permission denied for database", "42501"),
-    (r"server does not support SSL|certificate|SSL error|sslmode|SSL negotiation", "TLS"),
-    (r"max_wal_senders", "SENDERS"),
-    (r"too many (clients|connections)|remaining connection slots", "53300"),
-)
-
-_RETRYABLE = {"55P03", "57014", "40001", "40P01"}
-
 
 def translate(error: psycopg.Error, what: str) -> EtlError:
     """The error that tells the person on call what to do.
@@ -194,35 +179,55 @@ def translate(error: psycopg.Error, what: str) -> EtlError:
         what: what was being done, such as ``reading the publication``; begins the reason.
     """
     message = _message(error)
-    code = error.sqlstate or _code_of_connection_failure(error, message)
     reason = f"{what}: {message}"
-    match code:
-        case None:
+    match failure_of(error):
+        case Failure.AWAY:
             return SourceUnreachable(reason)
-        case "REPL":
+        case Failure.STARTING:
+            starting = SourceUnreachable(reason)
+            starting.is_starting = True
+            return starting
+        case Failure.LOGIN:
+            return SourceAuthenticationFailed(reason)
+        case Failure.REPLICATION_RIGHT:
             return SourceNotPrepared(
                 reason,
                 solution="Give the user of source.user the right to replicate: "
                 "ALTER ROLE ... REPLICATION; (on Amazon RDS: GRANT rds_replication TO ...;)",
             )
-        case "TLS":
+        case Failure.TLS:
             return SourceError(
                 reason, solution="Check source.sslmode, source.sslrootcert and the certificates."
             )
-        case "SENDERS":
+        case Failure.OPTIONS:
+            return SourceError(
+                reason, solution="Correct the options in source.dsn, or in PGOPTIONS."
+            )
+        case Failure.WAL_SENDERS:
             return SourceUnreachable(
                 reason, solution="All WAL senders are busy: raise max_wal_senders on the source."
             )
-        case "3D000":
+        case Failure.DATABASE_MISSING:
             return SourceError(reason, solution="Correct source.database, or create the database.")
-        case "42501":
+        case Failure.RIGHT:
             return SourceError(reason, solution=solution_for_refusal(message))
-        case "53300":
+        case Failure.CONNECTIONS:
             return SourceUnreachable(
                 reason,
                 solution="All connections are in use: raise max_connections, or lower "
                 "copy.max_table_sync_workers and copy.max_connections_per_table.",
             )
+        case Failure.READ_ONLY:
+            return SourceUnreachable(
+                reason,
+                solution="The source takes no writes now: after a failover, connect to the "
+                "primary. The pipeline retries.",
+            )
+        case Failure.DISK_FULL:
+            return SourceUnreachable(
+                reason, solution="Make room on the source's disk. The pipeline retries."
+            )
+    match error.sqlstate:
         case "53400":
             return SourceNotPrepared(
                 reason,
@@ -239,23 +244,9 @@ def translate(error: psycopg.Error, what: str) -> EtlError:
                 reason,
                 solution="Set wal_level = logical on the source and restart it.",
             )
-        case _ if code.startswith("28"):
-            return SourceAuthenticationFailed(reason)
-        case _ if code.startswith(("08", "57P")):
-            return SourceUnreachable(reason)
-        case _:
-            failure = SourceError(reason)
-            failure.retryable = code in _RETRYABLE or code.startswith("53")
-            return failure
-
-
-def _code_of_connection_failure(error: psycopg.Error, message: str) -> str | None:
-    if not isinstance(error, psycopg.OperationalError):
-        return "XX000"
-    for pattern, code in _CONNECT_MESSAGES:
-        if re.search(pattern, message):
-            return code
-    return None
+    failure = SourceError(reason)
+    failure.retryable = failure_of(error) is Failure.INTERRUPTED
+    return failure
 
 
 def _message(error: psycopg.Error) -> str:

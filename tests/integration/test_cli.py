@@ -186,9 +186,12 @@ def test_run_copies_streams_and_ends_when_it_has_caught_up(
     assert new.column(0).to_pylist() == [10]
 
 
-def test_ctrl_c_ends_a_running_pipeline_in_good_order(shop: Shop) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP], ids=["SIGINT", "SIGHUP"])
+def test_ctrl_c_and_a_closed_terminal_end_a_running_pipeline_in_good_order(
+    shop: Shop, sent: signal.Signals
+) -> None:
     with running(shop) as process:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         out, err = process.communicate(timeout=_TIMEOUT_S)
 
     assert process.returncode == 0, err

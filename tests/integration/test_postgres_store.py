@@ -35,6 +35,7 @@ from tests.support.database import Database
 HOLD_A_LEASE = """
 import sys
 from etl_dagster.stores.postgres import PostgresStore
+from etl_dagster.stores.postgres.migrate import STORE
 store = PostgresStore(sys.argv[1], "shop")
 lease = store.acquire_lease("apply")
 print("held" if lease else "refused", flush=True)
@@ -166,12 +167,14 @@ def test_many_processes_may_create_the_tables_at_once(database: Database) -> Non
         store.close()
 
     assert failures == []
-    assert database.query("SELECT number FROM etl.migrations ORDER BY 1") == [(1,)]
+    assert database.query("SELECT number FROM etl.migrations ORDER BY 1") == [
+        (migration.number,) for migration in STORE
+    ]
 
 
 def test_nothing_is_created_twice(store: PostgresStore) -> None:
-    assert [migration.name for migration in store.pending_migrations()] == ["0001_state_store"]
-    assert [migration.name for migration in store.migrate()] == ["0001_state_store"]
+    assert store.pending_migrations() == list(STORE)
+    assert store.migrate() == list(STORE)
     assert store.migrate() == store.pending_migrations() == []
 
 

@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import set_json_dumps
 
 from etl_dagster.errors import ConfigError, StoreError, StoreUnreachable
+from etl_dagster.pg.failures import Failure, failure_of
 from etl_dagster.pg.settings import pin_session, pin_transaction
 
 T = TypeVar("T")
@@ -31,14 +32,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 #: How an operation that may be repeated is, when the connection breaks.
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _GIVE_UP_AFTER_S = 0.05, 2.0, 15.0
-#: libpq gives no SQLSTATE for what goes wrong while connecting.
-_REFUSALS = (
-    "password authentication failed",
-    "no password supplied",
-    "no pg_hba.conf entry",
-    "does not exist",
-    "permission denied",
-)
+#: What may be over within seconds.
+_PASSING = (Failure.AWAY, Failure.STARTING, Failure.CONNECTIONS, Failure.INTERRUPTED)
 #: How often a pooler is tried, which other clients use at the same time.
 _SESSION_TRIES = 3
 
@@ -160,6 +155,8 @@ class Connections:
                         pin_transaction(connection)
                     return work(connection)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if failure_of(error) not in _PASSING:
+                    raise self.translate(error) from None
                 rolled_back = isinstance(
                     error, errors.SerializationFailure | errors.DeadlockDetected
                 )
@@ -183,20 +180,48 @@ class Connections:
         message = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if self._password:
             message = message.replace(self._password, "***")
-        if isinstance(error, errors.InsufficientPrivilege):
-            return StoreError(
-                f"the state store refuses us: {message}",
-                solution="Grant the user USAGE on the store's schema, and SELECT, INSERT, UPDATE, "
-                "DELETE on its tables; or let it create them: GRANT CREATE ON DATABASE ...",
-            )
-        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-            if any(refusal in message for refusal in _REFUSALS):
+        match failure_of(error):
+            case Failure.AWAY | Failure.CONNECTIONS | Failure.WAL_SENDERS:
+                return StoreUnreachable(f"the state store can't be reached: {message}")
+            case Failure.STARTING:
+                starting = StoreUnreachable(f"the state store can't be reached: {message}")
+                starting.is_starting = True
+                return starting
+            case Failure.LOGIN | Failure.DATABASE_MISSING | Failure.OPTIONS:
                 return StoreError(
                     f"the state store refuses the connection: {message}",
-                    solution=f"Check user, password and database in {self._place}, and the "
-                    "server's pg_hba.conf.",
+                    solution=f"Check user, password, database and options in {self._place}, and "
+                    "the server's pg_hba.conf.",
                 )
-            return StoreUnreachable(f"the state store can't be reached: {message}")
+            case Failure.TLS:
+                return StoreError(
+                    f"the state store refuses the connection: {message}",
+                    solution=f"Check sslmode and sslrootcert in {self._place}, and the "
+                    "certificates.",
+                )
+            case Failure.RIGHT | Failure.REPLICATION_RIGHT:
+                return StoreError(
+                    f"the state store refuses us: {message}",
+                    solution="Grant the user CONNECT on the database, USAGE on the store's "
+                    "schema, and SELECT, INSERT, UPDATE, DELETE on its tables; or let it create "
+                    "them: GRANT CREATE ON DATABASE ...",
+                )
+            case Failure.READ_ONLY:
+                return StoreUnreachable(
+                    f"the state store takes no writes now: {message}",
+                    solution=f"After a failover, point {self._place} to the primary "
+                    "(target_session_attrs=read-write finds it among several hosts). The "
+                    "pipeline retries.",
+                )
+            case Failure.DISK_FULL:
+                return StoreUnreachable(
+                    f"the state store has no room: {message}",
+                    solution="Make room on its server's disk. The pipeline retries.",
+                )
+            case Failure.INTERRUPTED:
+                passing = StoreError(f"the state store gave up: {message}")
+                passing.retryable = True
+                return passing
         if isinstance(error, errors.UntranslatableCharacter | errors.CharacterNotInRepertoire):
             return StoreError(
                 f"the state store's database can't hold a name or a message: {message}",

@@ -55,6 +55,8 @@ T = TypeVar("T")
 Topic = Literal["states", "schemas", "metadata", "plans"]
 #: While nothing is heard, a wait ends this often so that its caller looks for itself.
 _POLL_S = 1.0
+#: So many states of each table are kept: a table that fails and is tried again for days makes many.
+_KEPT_STATES = 100
 
 
 class PostgresStore:
@@ -145,14 +147,17 @@ class PostgresStore:
             if self._is_open:
                 return
             self.migrate()
-            self._connections.run(
-                lambda c: c.execute(
-                    self._sql(
-                        "INSERT INTO {schema}.pipelines (name) VALUES (%s) ON CONFLICT DO NOTHING"
-                    ),
-                    (self.pipeline,),
+            # A standby, or a reader without rights, can still be asked for the status.
+            if not self._look(self._knows_pipeline):
+                self._connections.run(
+                    lambda c: c.execute(
+                        self._sql(
+                            "INSERT INTO {schema}.pipelines (name) VALUES (%s) "
+                            "ON CONFLICT DO NOTHING"
+                        ),
+                        (self.pipeline,),
+                    )
                 )
-            )
             self._is_open = True
 
     def close(self) -> None:
@@ -383,6 +388,27 @@ class PostgresStore:
                 "tables": list(states),
                 "states": [Jsonb(state_to_json(state)) for state in states.values()],
             },
+        )
+        # What is deleted takes along what points to it, so the chain is cut before.
+        connection.execute(
+            self._sql(
+                """
+                WITH old AS (
+                    SELECT old.id
+                    FROM unnest(%s::bigint[]) AS t (table_id) CROSS JOIN LATERAL (
+                        SELECT id FROM {schema}.table_states
+                        WHERE pipeline = %s AND table_id = t.table_id
+                        ORDER BY id DESC OFFSET %s
+                    ) AS old
+                ), oldest_kept AS (
+                    UPDATE {schema}.table_states SET previous_id = NULL
+                    WHERE previous_id IN (SELECT id FROM old)
+                        AND id NOT IN (SELECT id FROM old)
+                )
+                DELETE FROM {schema}.table_states WHERE id IN (SELECT id FROM old)
+                """
+            ),
+            [list(states), self.pipeline, _KEPT_STATES],
         )
 
     # -- progress ------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateTablesMissing,
 )
 from etl_dagster.integrations.meltano.states.uri import StateLocation
+from etl_dagster.pg.failures import Failure, failure_of
 from etl_dagster.pg.settings import PINNED, pin_session
 
 T = TypeVar("T")
@@ -40,21 +41,6 @@ _SESSION = {
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _GIVE_UP_AFTER_S = 0.05, 2.0, 20.0
 #: So many are kept for the next use; more are made when threads need them, and closed.
 _KEPT = 4
-#: libpq gives no SQLSTATE for what goes wrong while connecting.
-_REFUSALS = (
-    "authentication failed",
-    "no password supplied",
-    "no pg_hba.conf entry",
-    "does not exist",
-    "permission denied",
-    "not permitted to log in",
-    "certificate verify failed",
-    "client certificate",
-    "does not support SSL",
-    "definition of service",
-    "no such user",
-)
-_OPTIONS_REFUSED = ("unrecognized configuration parameter", "invalid value for parameter")
 #: SQLSTATEs of a connection that failed, a server that stops or starts, and one that is full.
 _GONE = ("08", "57P", "53300")
 _PASSING = errors.SerializationFailure | errors.DeadlockDetected
@@ -206,14 +192,15 @@ class Connections:
                     solution="Make room on the server's disk, and repeat it.",
                 )
             case psycopg.OperationalError() | psycopg.InterfaceError() if is_lost(error):
-                if any(refusal in str(error) for refusal in _OPTIONS_REFUSED):
-                    return StateStorageRefused(
-                        f"{where} refuses the connection: {message}",
-                        solution="Correct the options in state_backend.uri or in "
-                        "state_backend.postgres.options.",
-                    )
-                if any(refusal in str(error) for refusal in _REFUSALS):
-                    return StateStorageRefused(f"{where} refuses the connection: {message}")
+                match failure_of(error):
+                    case Failure.OPTIONS:
+                        return StateStorageRefused(
+                            f"{where} refuses the connection: {message}",
+                            solution="Correct the options in state_backend.uri or in "
+                            "state_backend.postgres.options.",
+                        )
+                    case Failure.LOGIN | Failure.TLS | Failure.DATABASE_MISSING | Failure.RIGHT:
+                        return StateStorageRefused(f"{where} refuses the connection: {message}")
                 return StateStorageUnreachable(f"{where} can't be reached: {message}")
         return StateStorageError(f"{where} failed: {message}")
 
