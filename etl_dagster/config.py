@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -21,14 +21,28 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from etl_dagster.config_text import (
+    Place,
+    describe,
+    parse_size,
+    read_yaml,
+    suggest,
+    with_line,
+)
 from etl_dagster.errors import ConfigError
 from etl_dagster.kinds import DESTINATIONS, STORES, UnknownKind, find_kind, known_kinds
 from etl_dagster.table_name import TableName
 
 #: Overrides such as ``ETL_DAGSTER__SOURCE__PASSWORD`` begin with this; ``__`` goes one level down.
 ENV_PREFIX = "ETL_DAGSTER__"
-_EXPANSION = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
-_SLUG = r"^[a-z][a-z0-9_]*$"
+_EXPANSION = re.compile(
+    r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|(?P<open>\{))"
+)
+_SLUG = re.compile(r"[a-z][a-z0-9_]*")
+_ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
+_MEMORY = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?)?B", re.IGNORECASE)
+#: Bytes: a number, or a text such as ``8MB``.
+ByteCount: TypeAlias = Annotated[int, BeforeValidator(parse_size)]
 
 
 class _Section(BaseModel):
@@ -169,13 +183,20 @@ class DuckDBDestinationConfig(DestinationConfig):
 
     type: Literal["duckdb"]
     path: Path = Field(description="The file; its folder must exist.")
-    memory_limit: str = Field(
-        "256MB", pattern=r"^\d+(\.\d+)?\s?[KMGT]i?B$", description="For DuckDB's buffers."
-    )
+    memory_limit: str = Field("256MB", description="For DuckDB's buffers.")
     lock_timeout_s: float = Field(
         60.0, gt=0, description="How long to wait for another process that has the file open."
     )
     changelog: bool = Field(False, description="Also keep the position of every change.")
+
+    @field_validator("memory_limit", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+            return f"{value}B"
+        if isinstance(value, str) and not _MEMORY.fullmatch(value):
+            raise ValueError("must be a size, such as 256MB or 1GiB")
+        return value
 
     @property
     def place(self) -> str:
@@ -234,7 +255,9 @@ class BatchConfig(_Section):
     """When a stretch of the stream is closed and written."""
 
     max_fill_ms: int = Field(1000, ge=1, description="Age of the oldest change, at most.")
-    max_bytes: int = Field(8 * 1024**2, ge=1024, description="Size as Postgres sends it, at most.")
+    max_bytes: ByteCount = Field(
+        8 * 1024**2, ge=1024, description="Size as Postgres sends it, at most."
+    )
     max_rows: int = Field(200_000, ge=1, description="Rows, at most.")
     max_queued: int = Field(2, ge=1, description="Closed batches waiting for the destination.")
 
@@ -284,12 +307,11 @@ class PipelineConfig(_Section):
     """A pipeline: from one publication to one destination."""
 
     pipeline: str = Field(
-        pattern=_SLUG,
         max_length=30,
         description="Its name: part of slot names and state IDs. Lower-case letters, digits, _.",
     )
     environment: str = Field(
-        "dev", pattern=r"^[A-Za-z0-9_-]+$", description="The first part of state IDs."
+        "dev", description="The first part of state IDs. Letters, digits, _ and -."
     )
     source: SourceConfig
     state_store: Annotated[
@@ -308,6 +330,22 @@ class PipelineConfig(_Section):
     )
     tables: dict[str, TableConfig] = {}
     meltano: MeltanoConfig = MeltanoConfig()
+
+    @field_validator("pipeline")
+    @classmethod
+    def _is_slug(cls, name: str) -> str:
+        if not _SLUG.fullmatch(name):
+            raise ValueError(
+                "must begin with a lower-case letter and hold only lower-case letters, digits and _"
+            )
+        return name
+
+    @field_validator("environment")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        if not _ENVIRONMENT.fullmatch(name):
+            raise ValueError("must hold only letters, digits, _ and -")
+        return name
 
     @field_validator("tables")
     @classmethod
@@ -359,15 +397,16 @@ def load_config(path: str | Path, environ: Mapping[str, str] | None = None) -> P
         what = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ConfigError([f"can't be read: {what}"], origin=str(path)) from error
     try:
-        raw = yaml.safe_load(text) or {}
+        raw, lines, twice = read_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         # The cause quotes the line, which may hold a password.
         raise ConfigError([f"{place}{error.problem}"], origin=str(path)) from None
+    raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise ConfigError(["must hold a mapping, such as `pipeline: shop`"], origin=str(path))
-    return parse_config(raw, environ, origin=path)
+    return _parse(raw, environ, origin=path, lines=lines, mistakes=twice)
 
 
 def parse_config(
@@ -381,16 +420,34 @@ def parse_config(
     Without a `destination` it is for a pipeline that is given its destination as an object.
     """
     environ = os.environ if environ is None else environ
-    mistakes: list[str] = []
-    values = _expand(raw, environ, mistakes, ())
-    _override(values, environ, mistakes)
+    return _parse(raw, environ, origin=origin, lines={}, mistakes=[])
+
+
+def _parse(
+    raw: Mapping[str, Any],
+    environ: Mapping[str, str],
+    *,
+    origin: str | Path,
+    lines: Mapping[Place, int],
+    mistakes: list[str],
+) -> PipelineConfig:
+    """As `parse_config`; `lines` are those of the keys, `mistakes` what was found before."""
+    found: list[tuple[Place, str]] = []
+    values = _expand(raw, environ, found, ())
+    variables = _override(values, environ, mistakes)
     if isinstance(origin, Path) and "destination" not in values:
-        mistakes.append("destination: is required")
+        found.append((("destination",), "is required"))
     config = None
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
-        mistakes += [_mistake(detail) for detail in error.errors(include_input=False)]
+        found += [_mistake(detail, values) for detail in error.errors(include_input=False)]
+    for place, message in found:
+        mistake = f"{'.'.join(place)}: {message}" if place else message
+        if place in variables:
+            mistakes.append(f"{variables[place]}: {mistake}")
+        else:
+            mistakes.append(with_line(place, mistake, lines))
     if mistakes or config is None:
         raise ConfigError(mistakes, origin=str(origin))
     if isinstance(origin, Path):
@@ -402,7 +459,7 @@ def parse_config(
 
 
 def _expand(
-    value: Any, environ: Mapping[str, str], mistakes: list[str], place: tuple[str, ...]
+    value: Any, environ: Mapping[str, str], mistakes: list[tuple[Place, str]], place: Place
 ) -> Any:
     if isinstance(value, Mapping):
         return {k: _expand(v, environ, mistakes, (*place, str(k))) for k, v in value.items()}
@@ -415,19 +472,26 @@ def _expand(
 
     def replacement(match: re.Match[str]) -> str:
         name, default = match["name"], match["default"]
+        if match["open"]:
+            mistakes.append((place, "${ is not closed, or names no variable; $$ is a plain $"))
+            return "0"
         if name is None:
             return "$"
         if name in environ:
             return environ[name]
         if default is not None:
             return default
-        mistakes.append(f"{'.'.join(place)}: the environment variable {name} is not set")
+        mistakes.append((place, f"the environment variable {name} is not set"))
         return "0"  # stands in so that the rest can still be checked
 
     return _EXPANSION.sub(replacement, value)
 
 
-def _override(values: dict[str, Any], environ: Mapping[str, str], mistakes: list[str]) -> None:
+def _override(
+    values: dict[str, Any], environ: Mapping[str, str], mistakes: list[str]
+) -> dict[Place, str]:
+    """Apply the overrides; returns the variable of each."""
+    variables: dict[Place, str] = {}
     for name in sorted(environ):
         if not name.startswith(ENV_PREFIX):
             continue
@@ -439,20 +503,59 @@ def _override(values: dict[str, Any], environ: Mapping[str, str], mistakes: list
             mistakes.append(f"{name}: there is no such setting to override")
             continue
         target[key] = environ[name]
+        variables[(*sections, key)] = name
+    return variables
 
 
-def _mistake(detail: Any) -> str:
-    """One line about one mistake, never with the value, which may be a secret."""
-    place = ".".join(map(str, detail["loc"]))
-    kind, message = detail["type"], detail["msg"]
+def _mistake(detail: Any, values: Mapping[str, Any]) -> tuple[Place, str]:
+    """One mistake and its place, never with the value, which may be a secret."""
+    place = tuple(map(str, detail["loc"]))
+    kind = detail["type"]
+    message = describe(kind, detail["msg"], detail.get("ctx") or {})
     if kind == "extra_forbidden":
-        message = "unknown key"
-    elif kind == "missing":
-        message = "is required"
-    elif kind in ("model_type", "dict_type"):
-        message = "must hold a mapping, such as `key: value`"
+        model = _section_model(place[:-1], values)
+        known = [] if model is None else _keys(model)
+        message += suggest(place[-1], known, list(_all_keys()))
     elif kind in ("type_missing", "type_unknown"):
-        place = f"{place}.type"
-    elif kind == "value_error":
-        message = message.removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
+        place = (*place, "type")
+    return place, message
+
+
+def _section_model(place: Place, values: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The model of a section; None where there is none."""
+    match place:
+        case ():
+            return PipelineConfig
+        case ("tables", _):
+            return TableConfig
+        case ("destination" | "state_store" as section,):
+            group = DESTINATIONS if section == "destination" else STORES
+            default = None if section == "destination" else "postgres"
+            given = values.get(section)
+            name = given.get("type", default) if isinstance(given, Mapping) else default
+            try:
+                return _Kind(group)._model(name)
+            except UnknownKind:
+                return None
+        case (section,):
+            return _SECTIONS.get(section)
+    return None
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _all_keys() -> Iterator[Place]:
+    for section, model in _SECTIONS.items():
+        for key in _keys(model):
+            yield section, key
+
+
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "source": SourceConfig,
+    "batch": BatchConfig,
+    "copy": CopyConfig,
+    "retry": RetryConfig,
+    "meltano": MeltanoConfig,
+}

@@ -27,7 +27,7 @@ class EtlError(Exception):
 class ConfigError(EtlError):
     """The configuration can't be used; every mistake found is listed, none was acted on."""
 
-    solution = "Correct the lines named above. `etl-dagster init` writes a commented example."
+    solution = "Correct what is named above. `etl-dagster init` writes a commented example."
 
     def __init__(self, mistakes: Sequence[str], *, origin: str = "etl.yaml") -> None:
         count = len(mistakes)

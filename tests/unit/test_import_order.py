@@ -22,6 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "etl_dagster.table_name",
             "etl_dagster.kinds",
             "etl_dagster.config",
+            "etl_dagster.config_text",
         }
     ),
     frozenset({"etl_dagster.pg"}),

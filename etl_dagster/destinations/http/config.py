@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import Field, SecretStr, field_validator
 
-from etl_dagster.config import DestinationConfig
+from etl_dagster.config import ByteCount, DestinationConfig
 
 #: What the destination itself sends; a header of the configuration can't replace it.
 RESERVED_HEADERS = frozenset(
@@ -48,7 +48,7 @@ class HttpDestinationConfig(DestinationConfig):
         4, ge=1, le=20, description="Of one request in a row, before the pipeline's own retries."
     )
     max_connections: int = Field(8, ge=1, le=256, description="Requests at a time.")
-    max_body_bytes: int = Field(
+    max_body_bytes: ByteCount = Field(
         4 * 1024**2, ge=1024, description="Of one body's rows or events, before compression."
     )
     verify: bool = Field(True, description="False accepts any certificate: for tests only.")

@@ -1,0 +1,149 @@
+"""A configuration as text: YAML with the line of each key, and mistakes in plain words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import yaml
+
+#: From the outermost section to a key.
+Place: TypeAlias = tuple[str, ...]
+
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{infix}b": base**power
+    for base, infix in ((1000, ""), (1024, "i"))
+    for power, letter in enumerate("kmgt", start=1)
+}
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
+
+#: What pydantic says in terms of Python or of regular expressions, by the type of its error. Names
+#: in braces are its facts.
+_MESSAGES = {
+    "extra_forbidden": "unknown key",
+    "missing": "is required",
+    "model_type": "must hold a mapping, such as `key: value`",
+    "dict_type": "must hold a mapping, such as `key: value`",
+    "list_type": "must be a list",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be a text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be one of: {expected}",
+    "path_type": "must be a path",
+}
+
+
+def parse_size(value: Any) -> Any:
+    """Bytes as a number, from a number or a text such as ``8MB`` (10^6) or ``8MiB`` (2^20).
+
+    What is neither stays as it is, for the next validator to refuse.
+
+    Raises:
+        ValueError: a text in another unit.
+    """
+    if not isinstance(value, str) or value.strip().isdecimal():
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    unit = None if match is None else _UNITS.get(match["unit"].lower())
+    if match is None or unit is None:
+        raise ValueError("must be a number of bytes, or one with KB, MB, GB, TB, KiB, MiB, ...")
+    return round(float(match["number"]) * unit)
+
+
+def read_yaml(text: str) -> tuple[Any, dict[Place, int], list[str]]:
+    """The values of a document, the line of each key (from 1), and keys that are there twice.
+
+    Raises:
+        yaml.MarkedYAMLError: it isn't YAML.
+    """
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}, []
+        lines: dict[Place, int] = {}
+        mistakes = list(_walk(node, (), lines, ()))
+        return loader.construct_document(node), lines, mistakes
+    finally:
+        loader.dispose()
+
+
+def _walk(
+    node: yaml.Node, place: Place, lines: dict[Place, int], above: tuple[int, ...]
+) -> Iterator[str]:
+    import yaml
+
+    if id(node) in above:  # an alias of a section that holds it
+        return
+    above = (*above, id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _walk(item, (*place, str(index)), lines, above)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in seen:
+            where = ".".join((*place, name))
+            yield f"line {line}: {where}: is there already, in line {seen[name]}"
+        seen.setdefault(name, line)
+        lines[(*place, name)] = line
+        yield from _walk(value, (*place, name), lines, above)
+
+
+def with_line(place: Place, mistake: str, lines: Mapping[Place, int]) -> str:
+    """The mistake after its line; what is missing has the line of its section."""
+    for end in range(len(place), 0, -1):
+        if (line := lines.get(place[:end])) is not None:
+            return f"line {line}: {mistake}"
+    return mistake
+
+
+def describe(kind: str, message: str, facts: Mapping[str, Any]) -> str:
+    """What pydantic found, in plain words and without the value."""
+    known = _MESSAGES.get(kind)
+    if known is None:
+        return message.removeprefix("Value error, ")
+    return known.format_map({name: _plain(fact) for name, fact in facts.items()})
+
+
+def suggest(key: str, known: Sequence[str], elsewhere: Sequence[Place]) -> str:
+    """A key that may have been meant, as the end of a sentence; empty without one.
+
+    Args:
+        known: the keys of the section.
+        elsewhere: the keys of all sections, with these.
+    """
+    close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    places = [".".join(place) for place in elsewhere if place[-1] == key]
+    if places:
+        return f"; did you mean {' or '.join(places)}?"
+    return ""
+
+
+def _plain(fact: Any) -> str:
+    if isinstance(fact, float) and fact.is_integer():
+        return str(int(fact))
+    return str(fact)
