@@ -161,9 +161,9 @@ class Members:
         notes = self._notes
         if notes is None:
             return False
-        self.partitions.take_copied(notes)
-        if self.waits_for is None:
+        if self.partitions.take_copied(notes):
             self._save()
+        if self.waits_for is None:
             return False
         known = len(notes.leaving)
         durable = self._store.get_replication_progress(ApplyWorker()) or LSN_ZERO

@@ -208,9 +208,11 @@ class Partitions:
 
     # -- between two looks -----------------------------------------------------------------------
 
-    def take_copied(self, notes: MemberNotes) -> None:
-        """Note the partitions that the apply worker has added."""
+    def take_copied(self, notes: MemberNotes) -> bool:
+        """Note the partitions that the apply worker has added; whether there were any."""
+        is_news = False
         while not self._copied.empty():
+            is_news = True
             leaf = self._copied.get()
             known = notes.partitions.get(leaf.table_id)
             if known is not None:
@@ -220,6 +222,7 @@ class Partitions:
                 for key, other in self._wanted.items()
                 if key != (leaf.table_id, leaf.leaf_id)
             }
+        return is_news
 
     def settle(
         self,

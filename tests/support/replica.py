@@ -44,7 +44,13 @@ class Replica:
 
     def rows(self, table: str) -> list[Row]:
         return sorted(
-            (tuple(row.values()) for row in self.destination.rows(table)),
+            (
+                # A row that was updated has its columns in another order.
+                tuple(row.get(name) for name in kept.schema.column_names)
+                for kept in self.destination.tables.values()
+                if kept.schema.name == table
+                for row in kept.rows
+            ),
             key=repr,
         )
 
