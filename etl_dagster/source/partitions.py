@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from etl_dagster.errors import TableRewritten
 from etl_dagster.model.schema import TableId
 
 Connection = psycopg.Connection[Any]
@@ -34,29 +35,35 @@ def fetch_read_from(connection: Connection, table_id: TableId, relation_id: int)
 
     A partition that the user may not select from is read through the root, for which Postgres asks
     for rights on the root alone. The partition's bound keeps the others from being scanned.
+
+    Raises:
+        TableRewritten: the partition is being detached.
     """
-    row = connection.execute(
+    named = (
         "select n.nspname, c.relname,"
-        " has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'),"
-        " pg_get_partition_constraintdef(c.oid)"
-        " from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = %s::oid",
-        [relation_id],
-    ).fetchone()
+        " has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')"
+        " from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = %s::oid"
+    )
+    row = connection.execute(named, [relation_id]).fetchone()
     if row is None:
         return None
-    schema_name, table_name, may_select, bound = row
+    schema_name, table_name, may_select = row
     if may_select or relation_id == table_id:
         return ReadFrom(schema_name, table_name)
-    root = connection.execute(
-        "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-        " where c.oid = %s::oid",
-        [table_id],
-    ).fetchone()
+    root = connection.execute(named, [table_id]).fetchone()
     if root is None:
         return None
+    try:
+        bound = connection.execute(
+            "select pg_get_partition_constraintdef(%s::oid)", [relation_id]
+        ).fetchone()
+    except psycopg.errors.InternalError_ as error:
+        # It is being detached: "could not find tuple for parent of relation ...".
+        raise TableRewritten(f"a partition of {root[0]}.{root[1]} was detached") from error
     condition = f"tableoid = {int(relation_id)}"
-    name, parent = root
-    return ReadFrom(name, parent, condition if bound is None else f"{condition} and ({bound})")
+    if bound is not None and bound[0] is not None:
+        condition += f" and ({bound[0]})"
+    return ReadFrom(root[0], root[1], condition)
 
 
 def is_relation_empty(connection: Connection, table_id: TableId, relation_id: int) -> bool:
