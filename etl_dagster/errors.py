@@ -273,6 +273,12 @@ class DestinationUnreachable(DestinationError):
     retryable = True
 
 
+class DestinationTooNew(DestinationError):
+    """A newer version wrote the destination's files than the one that is installed here."""
+
+    solution = "Install that version, or a newer one."
+
+
 class TableWriteFailed(DestinationError):
     """One table's changes can't be written; those of the batch's other tables can.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from etl_dagster.destinations.duckdb.file import translate
+from etl_dagster.destinations.duckdb.failures import translate
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class DuckDBDestination:
         """
         check_file(self.path)
         return f"DuckDB file {self.path}" + (
-            "" if self.path.exists() else "; the first start creates it"
+            "; the first start creates it" if is_missing(self.path) else ""
         )
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:

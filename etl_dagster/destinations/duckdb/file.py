@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import duckdb
 import filelock
 
+from etl_dagster.destinations.duckdb.failures import translate
+from etl_dagster.destinations.duckdb.readiness import is_unfinished
 from etl_dagster.errors import (
-    BatchTooLarge,
     DestinationError,
-    DestinationReplaced,
     DestinationUnreachable,
 )
 
@@ -272,6 +272,8 @@ def open_locked(
     try:
         if before is not None:
             before()
+        if not how.get("read_only") and is_unfinished(path):
+            path.unlink()
         retry_s = _RETRY_S
         while True:
             try:
@@ -320,34 +322,3 @@ def _take_turn(path: Path, lock: filelock.BaseFileLock, timeout_s: float) -> Non
             solution="Give this user the right to write in the folder, or correct "
             "destination.path.",
         ) from error
-
-
-def translate(error: duckdb.Error, path: Path) -> DestinationError:
-    """A failure that isn't about one table, in our own words."""
-    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # A commit fails with an exception of its own, whatever the cause.
-    if isinstance(error, duckdb.OutOfMemoryException) or "failed to pin block" in message:
-        # What others write at the same time counts, too, so waiting may help a single row.
-        return BatchTooLarge(
-            f"DuckDB needs more memory than it may use: {message}",
-            solution="Raise destination.memory_limit, or lower batch.max_bytes, copy.chunk_rows or "
-            "copy.max_connections_per_table.",
-        )
-    if "No space left on device" in message:
-        return DestinationUnreachable(
-            f"no space is left for {path}",
-            solution="Make room on its disk; the pipeline goes on by itself.",
-        )
-    if "not a valid DuckDB database file" in message:
-        return DestinationError(
-            f"{path} is no DuckDB file",
-            solution="Correct destination.path, or move the file away.",
-        )
-    if "WAL does not match database file" in message:
-        return DestinationReplaced(
-            f"{path} was exchanged while it was written: the write-ahead log beside it, "
-            f"{path.name}.wal, belongs to another file or to an older copy"
-        )
-    if isinstance(error, duckdb.TransactionException):
-        return DestinationUnreachable(f"{path} was changed by somebody else: {message}")
-    return DestinationUnreachable(f"{path} can't be used: {message}")

@@ -5,10 +5,33 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from etl_dagster.errors import DestinationError
+import duckdb
+
+from etl_dagster.destinations.duckdb.failures import translate
+from etl_dagster.errors import DestinationError, DestinationTooNew
 
 #: At offset 8 of every DuckDB file.
 _MAGIC = b"DUCK"
+#: Three headers of 4 KiB; DuckDB writes them one after the other when it creates a file.
+_HEADER_BYTES = 3 * 4096
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a process died while it created the file: it never held a table.
+
+    DuckDB refuses such a file for ever. Without content it may be taken for one that isn't there.
+    """
+    try:
+        if path.stat().st_size >= _HEADER_BYTES or _wal_of(path).exists():
+            return False
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return content[8:12] == _MAGIC or not content.strip(b"\0")
+
+
+def _wal_of(path: Path) -> Path:
+    return Path(f"{path}.wal")
 
 
 def check_file(path: Path) -> None:
@@ -50,12 +73,24 @@ def _obstacle(path: Path) -> DestinationError | None:
             )
         with path.open("rb") as file:
             head = file.read(12)
+        if is_unfinished(path):
+            return None
     except OSError as error:
         return DestinationError(
             f"the DuckDB file can't be written: {path}: {error.strerror}", solution=elsewhere
         )
-    if head and head[8:12] != _MAGIC:
+    if head[8:12] != _MAGIC:
         return DestinationError(
             f"{path} is there, and is no DuckDB file", solution=f"Move it away; or: {elsewhere}"
         )
+    return _newer_version(path)
+
+
+def _newer_version(path: Path) -> DestinationError | None:
+    try:
+        duckdb.connect(str(path), read_only=True).close()
+    except duckdb.Error as error:
+        failure = translate(error, path)
+        # Others, such as that the file is in use, may be over when it is needed.
+        return failure if isinstance(failure, DestinationTooNew) else None
     return None

@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from etl_dagster.destinations.duckdb.file import lock_of, open_locked
+from etl_dagster.destinations.duckdb.readiness import is_unfinished
 from etl_dagster.destinations.duckdb.tables import fetch_row, quote
 from etl_dagster.errors import DestinationError
 from etl_dagster.table_name import TableName
@@ -27,7 +28,7 @@ def read_connection(
         DestinationError: there is no such file, or it is none of DuckDB.
     """
     file = Path(path).expanduser().absolute()
-    if not file.is_file():
+    if not file.is_file() or is_unfinished(file):
         raise DestinationError(
             f"there is no file {file}",
             solution="Start the pipeline first; it creates the file. Or correct destination.path.",

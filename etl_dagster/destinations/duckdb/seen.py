@@ -7,15 +7,13 @@ from pathlib import Path
 import duckdb
 
 from etl_dagster.destinations.duckdb.ledger import Ledger
+from etl_dagster.destinations.duckdb.readiness import is_unfinished
 from etl_dagster.errors import DestinationReplaced, DestinationRestored
 
 
 def is_missing(path: Path) -> bool:
-    """Whether there is no file, or one of no bytes, which DuckDB takes for a new one."""
-    try:
-        return path.stat().st_size == 0
-    except FileNotFoundError:
-        return True
+    """Whether there is no file, or one that was never finished."""
+    return not path.exists() or is_unfinished(path)
 
 
 class SeenFile:
