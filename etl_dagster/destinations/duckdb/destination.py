@@ -36,6 +36,7 @@ from etl_dagster.destinations.duckdb.whole_tables import (
     drop_tables,
     staging_name,
 )
+from etl_dagster.destinations.duckdb.wide_numbers import correct_exponents
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
@@ -128,6 +129,7 @@ class DuckDBDestination:
             ledger.create()
             mark = ledger.mark("")
             _rename_earlier_staging(connection)
+            correct_exponents(connection, ledger.all_tables())
         assert mark is not None
         self._file.guard = self._seen = SeenFile(self.path, mark.identity)
 

@@ -179,6 +179,9 @@ class Ledger:
         """Those of the tables that are there."""
         return self._tables(f"table_id {AMONG}", [list(table_ids)])
 
+    def all_tables(self) -> list[TableSchema]:
+        return list(self._tables("true", []).values())
+
     def tables_in_the_way(self, schema: TableSchema) -> list[TableSchema]:
         """The table itself as it was before, and those whose names are one with its to DuckDB."""
         found = self._tables(

@@ -8,6 +8,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from etl_dagster.destinations.evolution import (
     AddColumn,
@@ -111,12 +112,22 @@ def readable(rows: pa.RecordBatch) -> pa.RecordBatch:
     arrays, fields = [], []
     for field, array in zip(rows.schema, rows.columns, strict=True):
         if pa.types.is_decimal256(field.type):
-            array = array.cast(pa.string())
+            array = _plain_text(array)
         elif pa.types.is_dictionary(field.type):
             array = array.cast(field.type.value_type)
         arrays.append(array)
         fields.append(pa.field(field.name, array.type))
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _plain_text(numbers: pa.Array[Any]) -> pa.Array[Any]:
+    """Decimals as text without an exponent: Arrow prints 0.00000001 as 1E-8."""
+    text: Any = numbers.cast(pa.string())
+    has_exponent: Any = pc.fill_null(pc.match_substring(text, "E"), False)
+    if not has_exponent.true_count:
+        return text  # type: ignore[no-any-return]
+    plain = [format(number, "f") for number in numbers.filter(has_exponent).to_pylist()]
+    return pc.replace_with_mask(text, has_exponent, pa.array(plain, pa.string()))  # type: ignore[no-any-return]
 
 
 def select_list(names: Iterable[str], types: dict[str, str]) -> str:
