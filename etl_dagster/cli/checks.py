@@ -28,15 +28,24 @@ from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.preflight import Check, human_bytes, run_checks
 from etl_dagster.runtime.slot import require_continuable
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.slots import apply_slot_name, fetch_slot, fetch_table_sync_slots
+from etl_dagster.source.slots import (
+    apply_slot_name,
+    fetch_copying_slots,
+    fetch_slot,
+    table_sync_slot_name,
+)
 
 
 def all_checks(config: PipelineConfig) -> list[Check]:
     """The report of the doctor."""
     source = run_checks(config)
+    found = check_continuation(config, source)
+    # A slot that is lost is found by both; one that is merely gone is all right by itself.
+    failed = {check.name for check in source if check.failure is not None}
+    better = {check.name for check in found}
     return [
-        *source,
-        *check_continuation(config, source),
+        *(check for check in source if check.name in failed or check.name not in better),
+        *(check for check in found if check.name not in failed),
         check_state_store(config),
         check_destination(config),
         *check_positions(config),
@@ -108,7 +117,7 @@ def _continuation(
     try:
         require_continuable(slot, name, store)
     except SlotError as failure:
-        yield Check.error("slot's position", failure)
+        yield Check.error("slot", failure)
     yield from _stopped_tables(config, store, control)
 
 
@@ -116,15 +125,16 @@ def _stopped_tables(
     config: PipelineConfig, store: CoordinatingStore, control: SourceControl
 ) -> Iterator[Check]:
     """Tables that wait for a person, and what they cost meanwhile."""
-    slots = control.ask("listing slots", fetch_table_sync_slots, config.pipeline)
+    slots = {
+        slot.name: slot
+        for slot in control.ask("looking at the slots", fetch_copying_slots, config.pipeline)
+    }
     for table_id, state in store.get_table_replication_states().items():
         if not isinstance(state, Errored) or isinstance(state.retry, TimedRetry):
             continue
         schema = store.get_table_schema(table_id, LSN_MAX)
         table = f"table {table_id}" if schema is None else schema.name
-        slot = None
-        if table_id in slots:
-            slot = control.ask("looking at the slot", fetch_slot, slots[table_id])
+        slot = slots.get(table_sync_slot_name(config.pipeline, table_id))
         if slot is None:
             yield Check("stopped table", "error", f"{table}: {state.reason}", state.solution)
             continue

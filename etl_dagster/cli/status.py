@@ -13,6 +13,7 @@ from etl_dagster.cli.options import config_option, json_option, load
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.model.stores import CoordinatingStore
+    from etl_dagster.source.slots import Slot
 
 #: Of what people did to the tables' Meltano states.
 _NOTICES_SHOWN = 3
@@ -76,30 +77,41 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
         "destination": config.destination.type,
         "is_running": store.is_leased("apply"),
         "durable_lsn": None if progress is None else str(progress),
-        "slot": _slot(config),
+        **_slots(config),
         "tables": sorted(tables, key=lambda table: str(table["table"])),
         "published": published or None,
         "meltano": {"problem": problem, "notices": [vars(notice) for notice in notices]},
     }
 
 
-def _slot(config: PipelineConfig) -> dict[str, Any]:
+def _slots(config: PipelineConfig) -> dict[str, Any]:
+    """The apply worker's slot, and those that tables have while they are copied.
+
+    A table that stopped in its copy keeps its slot, and the source keeps WAL for it.
+    """
     from etl_dagster.errors import EtlError
     from etl_dagster.source.control import SourceControl
-    from etl_dagster.source.slots import apply_slot_name, fetch_slot
+    from etl_dagster.source.slots import apply_slot_name, fetch_copying_slots, fetch_slot
 
     control = SourceControl(config.source, application_name="etl_dagster status")
     name = apply_slot_name(config.pipeline)
     try:
         slot = control.ask("looking at the slot", fetch_slot, name)
+        others = control.ask("looking at the slots", fetch_copying_slots, config.pipeline)
     except EtlError as error:
-        return {"name": name, "error": error.reason}
+        return {"slot": {"name": name, "error": error.reason}, "table_slots": []}
     finally:
         control.close()
     if slot is None:
-        return {"name": name, "error": "it does not exist on the source"}
+        own: dict[str, Any] = {"name": name, "error": "it does not exist on the source"}
+    else:
+        own = _slot(slot)
+    return {"slot": own, "table_slots": [_slot(other) for other in others]}
+
+
+def _slot(slot: Slot) -> dict[str, Any]:
     return {
-        "name": name,
+        "name": slot.name,
         "active": slot.active,
         "wal_status": slot.wal_status,
         "confirmed_lsn": str(slot.confirmed_flush_lsn),
@@ -123,6 +135,9 @@ def _show(report: dict[str, Any]) -> None:
     else:
         kept = human_bytes(slot["retained_bytes"])
         click.echo(f"  slot           {slot['name']}: {slot['wal_status']}, keeps {kept} of WAL")
+    for other in report["table_slots"]:
+        kept = human_bytes(other["retained_bytes"])
+        click.echo(f"  table's slot   {other['name']}: {other['wal_status']}, keeps {kept} of WAL")
     if report["is_running"] and published:
         lag = human_bytes(published.get("lag_bytes", 0))
         seconds = published.get("lag_seconds", 0.0)

@@ -254,7 +254,7 @@ class Belonging:
         progress = self._store.get_replication_progress(ApplyWorker())
         return EventBatch(
             {},
-            commit_end_lsn=mark.durable_lsn if mark is not None and mark.durable_lsn else None,
+            commit_end_lsn=None if mark is None else mark.durable_lsn,
             epoch=epoch,
             pipeline=self._config.pipeline,
             stored_lsn=progress if mark is not None and progress is not None else LSN_ZERO,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,11 @@ class Slot:
 
 def fetch_slot(connection: Connection, slot_name: str) -> Slot | None:
     """The slot, or None when there is none of that name."""
-    row = connection.execute(
+    return next(iter(_fetch(connection, [slot_name])), None)
+
+
+def _fetch(connection: Connection, names: Sequence[str]) -> list[Slot]:
+    rows = connection.execute(
         """
         select slot_name, plugin, database, active, active_pid, wal_status,
                restart_lsn::text, confirmed_flush_lsn::text,
@@ -78,12 +83,14 @@ def fetch_slot(connection: Connection, slot_name: str) -> Slot | None:
                       else pg_current_wal_lsn() end, restart_lsn), 0)::bigint,
                to_jsonb(s) ->> 'invalidation_reason',
                database is not distinct from current_database()
-        from pg_replication_slots s where slot_name = %s
+        from pg_replication_slots s where slot_name = any (%s) order by slot_name
         """,
-        [slot_name],
-    ).fetchone()
-    if row is None:
-        return None
+        [list(names)],
+    ).fetchall()
+    return [_slot_from(row) for row in rows]
+
+
+def _slot_from(row: tuple[Any, ...]) -> Slot:
     name, plugin, database, active, pid, status, restart, confirmed, retained, reason, here = row
     return Slot(
         name,
@@ -284,6 +291,15 @@ def fetch_table_sync_slots(connection: Connection, pipeline: str) -> dict[TableI
 def fetch_group_slots(connection: Connection, pipeline: str) -> dict[TableId, str]:
     """The slots that groups of tables have, by the table that each is named after."""
     return _fetch_slots(connection, pipeline, "group")
+
+
+def fetch_copying_slots(connection: Connection, pipeline: str) -> list[Slot]:
+    """Every slot of the pipeline but the one of its apply worker, by name."""
+    names = [
+        *fetch_table_sync_slots(connection, pipeline).values(),
+        *fetch_group_slots(connection, pipeline).values(),
+    ]
+    return _fetch(connection, names) if names else []
 
 
 def _fetch_slots(connection: Connection, pipeline: str, kind: str) -> dict[TableId, str]:

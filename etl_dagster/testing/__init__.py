@@ -30,6 +30,7 @@ pytest.register_assert_rewrite(
             "changing",
             "delivering",
             "evolving",
+            "marking",
             "destinations",
         )
     )

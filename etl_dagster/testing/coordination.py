@@ -12,6 +12,12 @@ import pytest
 
 from etl_dagster.errors import DestinationMetadataApplying
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.identity import (
+    KnownDestination,
+    KnownSource,
+    RemembersDestination,
+    RemembersSource,
+)
 from etl_dagster.model.states import Catchup, DataSync, FinishedCopy, Init, Ready, SyncWait
 from etl_dagster.model.stores import (
     ApplyWorker,
@@ -92,6 +98,58 @@ class CoordinationSuite(StoreSuite):
         assert other.upsert_replication_progress(ApplyWorker(), Lsn(300)) == Lsn(300)
         assert store.upsert_replication_progress(ApplyWorker(), Lsn(250)) == Lsn(300)
         assert store.get_replication_progress(ApplyWorker()) == Lsn(300)
+
+    # -- source and destination ----------------------------------------------------------------
+
+    def test_a_destination_is_remembered_with_its_revision(
+        self, store: CoordinatingStore, other: CoordinatingStore
+    ) -> None:
+        """Optional, see `RemembersDestination`: without it an older copy may go unnoticed."""
+        first, second = _remembering(store), _remembering(other)
+        assert first.get_known_destination() is None
+        # Nothing is known yet, so only the progress is kept.
+        assert first.store_delivery(ApplyWorker(), Lsn(100), 5) == Lsn(100)
+        assert second.get_known_destination() is None
+        known = KnownDestination("duckdb", "/data/shop.duckdb", "4711", 7, 12)
+        first.store_known_destination(known)
+        assert second.get_known_destination() == known
+
+        assert second.store_delivery(ApplyWorker(), Lsn(200), 9) == Lsn(200)
+        assert first.store_delivery(ApplyWorker(), Lsn(150), 8) == Lsn(200)
+        assert first.get_known_destination() == replace(known, revision=9)
+        assert store.get_replication_progress(ApplyWorker()) == Lsn(200)
+
+        second.store_known_destination(None)
+        assert first.get_known_destination() is None
+
+    def test_a_reset_of_everything_forgets_the_destination(self, store: CoordinatingStore) -> None:
+        remembering = _remembering(store)
+        remembering.store_known_destination(KnownDestination("duckdb", "/data/shop.duckdb"))
+        store.update_table_replication_states([(1, Ready(Lsn(5)))])
+
+        store.reset_for_resync()
+
+        assert remembering.get_known_destination() is None
+
+    def test_the_newest_copy_of_each_table_is_known(
+        self, store: CoordinatingStore, other: CoordinatingStore
+    ) -> None:
+        store.store_copy_plan(1, PLAN)
+        store.store_copy_plan(2, replace(PLAN, copy_id="copy-2"))
+        store.store_copy_plan(1, replace(PLAN, copy_id="copy-3"))
+
+        assert dict(_remembering(other).get_copy_ids()) == {1: "copy-3", 2: "copy-2"}
+
+    def test_a_source_is_remembered(
+        self, store: CoordinatingStore, other: CoordinatingStore
+    ) -> None:
+        if not (isinstance(store, RemembersSource) and isinstance(other, RemembersSource)):
+            pytest.skip(f"{type(store).__name__} has no get_known_source()")
+        assert store.get_known_source() is None
+        for timeline in (1, 2):
+            known = KnownSource("7301112233445566778", timeline, 16384, "shop")
+            store.store_known_source(known)
+            assert other.get_known_source() == known
 
     # -- states --------------------------------------------------------------------------------
 
@@ -348,6 +406,12 @@ class CoordinationSuite(StoreSuite):
 
         assert again.current_epoch() == first
         assert again.take_epoch() > first
+
+
+def _remembering(store: CoordinatingStore) -> RemembersDestination:
+    if not isinstance(store, RemembersDestination):
+        pytest.skip(f"{type(store).__name__} has no get_known_destination()")
+    return store
 
 
 def _is_held(lease: Lease) -> bool:

@@ -6,9 +6,10 @@ from etl_dagster.testing.changing import ChangeChecks
 from etl_dagster.testing.copying import CopyChecks
 from etl_dagster.testing.delivering import DeliveryChecks
 from etl_dagster.testing.evolving import SchemaChecks
+from etl_dagster.testing.marking import MarkChecks
 
 
-class DestinationSuite(CopyChecks, ChangeChecks, DeliveryChecks, SchemaChecks):
+class DestinationSuite(CopyChecks, ChangeChecks, DeliveryChecks, SchemaChecks, MarkChecks):
     """Checks a `Destination`: derive, make it, and say how its rows are read.
 
     >>> class TestMine(DestinationSuite):
@@ -28,7 +29,8 @@ class DestinationSuite(CopyChecks, ChangeChecks, DeliveryChecks, SchemaChecks):
       delivered again (`read_changes`);
     - `transactional`: exactly once, positions, epochs, copies that were given up, and old rows that
       stay until the next copy is complete;
-    - `truncate`, `schema_changes`: what their names say.
+    - `truncate`, `schema_changes`: what their names say;
+    - with the members of `KeepsMark`: that it can be told from others and from older copies.
 
     Every check has an empty folder of its own, `make_destination`'s argument. Fixtures of a derived
     class work as usual, for example an autouse one that starts a receiver and keeps its address in

@@ -9,7 +9,7 @@ import base64
 import json
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
@@ -32,6 +32,7 @@ from etl_dagster.model.events import (
     TruncateEvent,
     UpdateEvent,
 )
+from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import DestinationStore
@@ -807,6 +808,65 @@ class TestEachProcessKnowsItsOwnEpoch(TestInAFile):
 
     class destination_class(FileDestination):
         kept = tuple(name for name in FileDestination.kept if name != "_marks")
+
+
+class TestAMarkIsForgotten(TestInAFile):
+    promise = "test_a_mark_outlives_the_process"
+
+    class destination_class(FileDestination):
+        kept = tuple(name for name in FileDestination.kept if name not in ("_marks", "_identity"))
+
+
+class TestAllHaveOneIdentity(TestInMemory):
+    promise = "test_two_destinations_have_differing_identities"
+
+    class destination_class(MemoryDestination):
+        def __init__(self) -> None:
+            super().__init__()
+            self._identity = "memory"
+
+
+class TestARevisionStays(TestInMemory):
+    promise = "test_each_batch_makes_the_revision_larger"
+
+    class destination_class(MemoryDestination):
+        def read_mark(self, pipeline: str) -> DestinationMark:
+            return replace(super().read_mark(pipeline), revision=1)
+
+
+class TestAllPipelinesHaveOneMark(TestInMemory):
+    promise = "test_each_pipeline_has_a_mark_of_its_own"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> None:
+            super().write_events(replace(events, pipeline=""))
+
+        def read_mark(self, pipeline: str) -> DestinationMark:
+            return super().read_mark("")
+
+
+class TestPositionsOfAnOldEpochStay(TestInMemory):
+    promise = "test_a_new_epoch_begins_its_positions_again"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> None:
+            before = self.read_mark(events.pipeline)
+            super().write_events(
+                replace(events, stored_lsn=max(before.stored_lsn, events.stored_lsn))
+            )
+
+
+class TestACopyThatWasGivenUpIsHeld(TestInMemory):
+    promise = "test_copies_are_held_until_they_are_given_up"
+
+    class destination_class(MemoryDestination):
+        def __init__(self) -> None:
+            super().__init__()
+            self._seen: dict[int, HeldCopy] = {}
+
+        def held_copies(self, table_ids: Collection[int]) -> Mapping[int, HeldCopy]:
+            self._seen |= super().held_copies(table_ids)
+            return {t: copy for t, copy in self._seen.items() if t in table_ids}
 
 
 class TestOneProcessKeepsItToItself(TestInAFile):

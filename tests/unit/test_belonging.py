@@ -1,0 +1,130 @@
+"""What is compared of a destination that keeps no mark, and by a store that forgets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from etl_dagster.config import parse_config
+from etl_dagster.destinations.http import HttpDestination
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.errors import DestinationReplaced, EtlError, SourceReplaced, SourceRestored
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import TransactionMark
+from etl_dagster.model.identity import DestinationMark, KnownDestination, KnownSource
+from etl_dagster.model.states import Init, Ready, TableState
+from etl_dagster.model.stores import ApplyWorker
+from etl_dagster.runtime.belonging import Belonging
+from etl_dagster.runtime.origin import Origin
+from etl_dagster.source.identity import FoundSource
+from etl_dagster.stores.memory import MemoryStore
+
+
+def http(url: str) -> tuple[Any, HttpDestination]:
+    config = parse_config(
+        {
+            "pipeline": "shop",
+            "source": {"dsn": "postgresql://here/shop", "publication": "etl_pub"},
+            "destination": {"type": "http", "url": url},
+        },
+        {},
+    )
+    return config, HttpDestination(url)
+
+
+def store_with(state: TableState) -> MemoryStore:
+    store = MemoryStore()
+    store.update_table_replication_states([(1, state)])
+    return store
+
+
+def test_a_destination_without_a_mark_is_known_by_type_and_place() -> None:
+    store = store_with(Ready(Lsn(5)))
+    config, here = http("https://here.example/etl")
+    Belonging(config, store, here).remember()
+    assert store.get_known_destination() == KnownDestination("http", "https://here.example/etl")
+    Belonging(config, store, here).require()
+
+    config, there = http("https://there.example/etl")
+    with pytest.raises(
+        DestinationReplaced, match=r"to https://here\.example.* names https://there"
+    ):
+        Belonging(config, store, there).require()
+
+
+def test_a_destination_of_which_nothing_is_claimed_may_be_another() -> None:
+    """Unless it is a copy that asks, which has no say in where the pipeline writes."""
+    store = store_with(Init())
+    config, here = http("https://here.example/etl")
+    Belonging(config, store, here).remember()
+    config, there = http("https://there.example/etl")
+
+    Belonging(config, store, there).require()
+    with pytest.raises(DestinationReplaced):
+        Belonging(config, store, there).require_known()
+
+
+def test_an_empty_destination_is_refused_by_a_store_that_has_no_record() -> None:
+    """A store of the three small contracts has none after a restart."""
+    config, _ = http("https://here.example/etl")
+    with pytest.raises(EtlError, match="complete copy of table 1"):
+        Belonging(config, store_with(Ready(Lsn(5))), MemoryDestination()).require()
+
+
+KNOWN = KnownSource("7301112233445566778", 1, 16384, "shop")
+
+
+def origin() -> Origin:
+    store = store_with(Ready(Lsn(5)))
+    store.upsert_replication_progress(ApplyWorker(), Lsn(1000))
+    config, _ = http("https://here.example/etl")
+    found = Origin(config, store)
+    found.recall(
+        DestinationMark("id", 3, 1, Lsn(1100), Lsn(1000), TransactionMark(Lsn(900), 700, 1))
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "kind", "match"),
+    [
+        (KNOWN, FoundSource(KNOWN, Lsn(1100), 701), None, ""),
+        # Some services don't tell it.
+        (KNOWN, FoundSource(KnownSource("", 1, 16384, "shop"), Lsn(1100), 701), None, ""),
+        (None, FoundSource(KNOWN, Lsn(1100), 701), None, ""),
+        # Numbers of transactions wrap around.
+        (KNOWN, FoundSource(KNOWN, Lsn(1100), 2**32 + 701), None, ""),
+        (
+            KNOWN,
+            FoundSource(KnownSource("42", 1, 16384, "shop"), Lsn(1100), 701),
+            SourceReplaced,
+            "another cluster",
+        ),
+        (
+            KNOWN,
+            FoundSource(KnownSource(KNOWN.system_id, 1, 5, "shop"), Lsn(1100), 701),
+            SourceReplaced,
+            "another database",
+        ),
+        # The destination is ahead of the store: that counts, too.
+        (KNOWN, FoundSource(KNOWN, Lsn(1099), 701), SourceRestored, "WAL ends at"),
+        (None, FoundSource(KNOWN, Lsn(1099), 701), SourceRestored, "WAL ends at"),
+        (KNOWN, FoundSource(KNOWN, Lsn(1100), 700), SourceRestored, "transaction 700 is applied"),
+        (
+            KnownSource(KNOWN.system_id, 2, 16384, "shop"),
+            FoundSource(KNOWN, Lsn(1100), 701),
+            SourceRestored,
+            "doesn't descend",
+        ),
+    ],
+)
+def test_a_source_is_compared_with_what_is_known_and_applied(
+    known: KnownSource | None, found: FoundSource, kind: type[EtlError] | None, match: str
+) -> None:
+    if kind is None:
+        origin().compare(known, found)
+        return
+    with pytest.raises(kind, match=match) as refused:
+        origin().compare(known, found)
+    assert "etl-dagster reset --all" in refused.value.solution
