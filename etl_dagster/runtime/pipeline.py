@@ -227,7 +227,7 @@ class Pipeline:
         try:
             if self._failure is None:
                 self._reporter.measure(at_once=True)
-            self._reporter.publish(self.status())
+            self._reporter.publish(self.status(), at_once=True)
         except Exception as error:
             _log.warning("the last status can't be published: %s", _reason(error))
         try:

@@ -26,6 +26,9 @@ _WAL_EVERY_S = 5.0
 _COUNT_EVERY_S = 5.0
 #: An unchanged status is written again this often, so that readers see that somebody is there.
 _PUBLISH_EVERY_S = 5.0
+#: ... but what takes long is done less often: after so many times of the time that it took, with
+#: news and without.
+_REST, _IDLE_REST = 20.0, 200.0
 
 
 class Reporter:
@@ -50,7 +53,7 @@ class Reporter:
         self._states: Mapping[TableId, TableState] = {}
         self._is_store_away = False
         self._plans: Mapping[TableId, CopyPlan] = {}
-        self._wal_due = self._count_due = self._publish_due = 0.0
+        self._wal_due = self._count_due = self._publish_due = self._news_due = 0.0
         self._published: PipelineStatus | None = None
         self.retained_wal_bytes: int | None = None
         self.server_lsn = LSN_ZERO
@@ -69,8 +72,9 @@ class Reporter:
             [t for t in self._members.ids if isinstance(states.get(t), DataSync)]
         )
         if now >= self._count_due and isinstance(self._destination, CountsRows):
-            self._count_due = now + _COUNT_EVERY_S
             self._count_rows([t for t, state in states.items() if isinstance(state, Ready)])
+            took_s = time.monotonic() - now
+            self._count_due = now + max(_COUNT_EVERY_S, _REST * took_s)
 
     def _read_states(self) -> Mapping[TableId, TableState]:
         try:
@@ -96,15 +100,21 @@ class Reporter:
             if table is not None:
                 count.row_count = rows.get(table.schema.name)
 
-    def publish(self, status: PipelineStatus) -> None:
-        """Write the status to the store, unless it says what the last one said."""
+    def publish(self, status: PipelineStatus, *, at_once: bool = False) -> None:
+        """Write the status to the store, unless it says what the last one said.
+
+        That of thousands of tables is large; it is written less often.
+        """
+        began = time.thread_time()
         now = time.monotonic()
         is_news = self._published is None or _gist(status) != _gist(self._published)
-        if not is_news and now < self._publish_due:
+        if now < (self._news_due if is_news else self._publish_due) and not at_once:
             return
         self._store.publish_status("apply", status.to_json())
         self._published = status
-        self._publish_due = now + _PUBLISH_EVERY_S
+        took_s = time.thread_time() - began
+        self._news_due = now + _REST * took_s
+        self._publish_due = now + max(_PUBLISH_EVERY_S, _IDLE_REST * took_s)
 
     def tables(self) -> Mapping[str, TableStatus]:
         """Every table of the publication, by name."""

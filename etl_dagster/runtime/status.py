@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Phase = Literal["starting", "streaming", "retrying", "stopping", "stopped", "failed"]
@@ -76,7 +76,8 @@ class PipelineStatus:
     at: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        # Tables hold plain values only, so nothing of them needs to be copied.
+        return vars(self) | {"tables": {name: dict(vars(t)) for name, t in self.tables.items()}}
 
     @classmethod
     def from_json(cls, payload: Mapping[str, Any]) -> PipelineStatus:

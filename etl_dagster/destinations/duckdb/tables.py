@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import duckdb
 import pyarrow as pa
@@ -44,6 +45,10 @@ _BY_ARROW = {
 }
 
 
+#: What the database of each connection is called; it takes a query to learn that.
+_databases: WeakKeyDictionary[duckdb.DuckDBPyConnection, str] = WeakKeyDictionary()
+
+
 def fetch_row(
     connection: duckdb.DuckDBPyConnection, sql: str, values: Sequence[object] = ()
 ) -> tuple[Any, ...] | None:
@@ -73,9 +78,12 @@ def column_list(names: Iterable[str]) -> str:
 
 def table_name(connection: duckdb.DuckDBPyConnection, schema_name: str, name: str) -> str:
     """The table, quoted and with its database: alone, a schema could be taken for one."""
-    row = fetch_row(connection, "SELECT current_database()")
-    assert row is not None
-    return quote(row[0], schema_name, name)
+    database = _databases.get(connection)
+    if database is None:
+        row = fetch_row(connection, "SELECT current_database()")
+        assert row is not None
+        database = _databases[connection] = str(row[0])
+    return quote(database, schema_name, name)
 
 
 def column_type(column: ColumnSchema, arrow: pa.DataType) -> str:
