@@ -1,4 +1,4 @@
-"""`etl-dagster migrate`: the tables of the state store, made or only shown."""
+"""`etl-dagster migrate`: what the state store, or the source, needs: created or only shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from etl_dagster.integrations.meltano.states.storage import StateStorage
 
 
-@click.command(short_help="Create or upgrade the state store's tables.")
+@click.command(short_help="Create or upgrade the state store's tables, or the source's trigger.")
 @config_option
 @click.option(
     "--print", "only_print", is_flag=True, help="Print the SQL that is due, and change nothing."
@@ -24,8 +24,19 @@ if TYPE_CHECKING:
 @click.option(
     "--all", "everything", is_flag=True, help="With --print: all of it, asking no server."
 )
+@click.option(
+    "--source", "of_source", is_flag=True, help="The event trigger on the source instead."
+)
+@click.option("--remove", is_flag=True, help="With --source: remove the event trigger.")
 @json_option
-def migrate(config_path: Path, only_print: bool, everything: bool, as_json: bool) -> None:
+def migrate(
+    config_path: Path,
+    only_print: bool,
+    everything: bool,
+    of_source: bool,
+    remove: bool,
+    as_json: bool,
+) -> None:
     """Create or upgrade the tables of the state store, and those of the Meltano states in it.
 
     A start does so by itself. Where its user may not create tables, an administrator runs what
@@ -34,10 +45,26 @@ def migrate(config_path: Path, only_print: bool, everything: bool, as_json: bool
 
     \b
     etl-dagster migrate --print | psql "$ADMIN_DSN"
+
+    With --source: install an event trigger on the source, which reports every ALTER TABLE in the
+    stream. With it, changes of columns reach the destination with the commit that made them, in
+    place where the rows allow it. Without it, most are found with the next row or in the catalog,
+    some with a new copy of the table, and renamed enum values not at all. It needs a role that may
+    create event triggers: a superuser, or rds_superuser, cloudsqlsuperuser, azure_pg_admin. Such a
+    role can run what --print prints. Roles that alter tables need no right for it.
+
+    \b
+    etl-dagster migrate --source --print | psql "$ADMIN_DSN"
+    etl-dagster migrate --source --remove
     """
     if everything and not only_print:
         raise click.UsageError("--all goes with --print")
+    if remove and not of_source:
+        raise click.UsageError("--remove goes with --source")
     config = load(config_path)
+    if of_source:
+        _migrate_source(config, only_print=only_print, remove=remove, as_json=as_json)
+        return
     from etl_dagster.config import PostgresStoreConfig
     from etl_dagster.errors import ConfigError
     from etl_dagster.integrations.meltano.states.migrate import script as script_of_states
@@ -78,6 +105,27 @@ def migrate(config_path: Path, only_print: bool, everything: bool, as_json: bool
             click.echo(f"ran {name}")
         if not names:
             click.echo(f"schema {store.schema!r} is up to date")
+
+
+def _migrate_source(
+    config: PipelineConfig, *, only_print: bool, remove: bool, as_json: bool
+) -> None:
+    from etl_dagster.source import trigger
+    from etl_dagster.source.connection import connect
+
+    name = f"event trigger, version {trigger.VERSION}"
+    if only_print:
+        script = trigger.remove_script() if remove else trigger.install_script()
+        click.echo(json.dumps({"sql": script}) if as_json else script, nl=as_json)
+        return
+    with connect(config.source, application_name="etl_dagster migrate") as connection:
+        is_changed = trigger.remove(connection) if remove else trigger.install(connection)
+    if as_json:
+        click.echo(json.dumps({"removed" if remove else "installed": is_changed}))
+    elif remove:
+        click.echo("removed the event trigger" if is_changed else "there is no event trigger")
+    else:
+        click.echo(f"installed the {name}" if is_changed else f"the {name} is installed")
 
 
 def _states(config: PipelineConfig) -> StateStorage | None:

@@ -232,6 +232,9 @@ class RelationEvent:
     #: The schema before; None when the destination has not seen the table yet.
     previous: TableSchema | None
     sequence: int
+    #: The source reported the change itself, so it holds though no row may follow. Else it was
+    #: found by the change that comes next.
+    is_altered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

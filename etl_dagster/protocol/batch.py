@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias, overload
 
@@ -22,6 +22,7 @@ from etl_dagster.model.events import (
 )
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.protocol.alterations import Alteration
 from etl_dagster.protocol.frames import XLOG_DATA_HEADER
 from etl_dagster.protocol.pgoutput import Relation
 
@@ -48,6 +49,8 @@ class OpenTransaction:
     commit_time_us: int
     #: The ordinal of a row that is the batch's message number n is `n + ordinal_offset`.
     ordinal_offset: int
+    #: How many alterations of each table came so far.
+    alterations: dict[TableId, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,23 @@ class TableTruncate:
     restart_identity: bool
 
 
-Barrier: TypeAlias = RelationChange | TableTruncate
+@dataclass(frozen=True, slots=True)
+class TableAlteration:
+    """The source reports, before message number `row` of the batch, that a table was altered."""
+
+    row: int
+    sequence: int
+    commit_lsn: int
+    #: Counts the table's alterations in the transaction, from 0 on.
+    number: int
+    alteration: Alteration
+
+
+Barrier: TypeAlias = RelationChange | TableTruncate | TableAlteration
 #: Gives the schema of rows under a Relation message in the transaction with a commit LSN.
 SchemaOf: TypeAlias = Callable[[Relation, Lsn], TableSchema]
+#: Gives the schema that a table has after an alteration, or None where it stays what it was.
+Altered: TypeAlias = Callable[[Alteration, Lsn, int], TableSchema | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +140,7 @@ class RawBatch:
         schema_of: SchemaOf,
         apply_from: Mapping[TableId, Lsn],
         epoch: int,
+        altered: Altered = lambda alteration, commit_lsn, number: None,
     ) -> EventBatch:
         """Decode what is wanted; may be called again, and gives the same.
 
@@ -130,12 +148,14 @@ class RawBatch:
             schema_of: the schema of rows under a Relation message, with the columns in its order;
                 asked in the order of the stream, with the commit LSN of their transaction.
             apply_from: the wanted tables, each from the transaction on whose commit LSN is given.
+            altered: the schema after an alteration, given with the commit LSN of its transaction
+                and its number there; asked in the order of the stream, like `schema_of`.
 
         Raises:
             DecodeError: the batch holds what is no pgoutput.
         """
         tables: dict[TableId, list[TableStep]] = {}
-        decoder = _TableDecoder(self._content, schema_of)
+        decoder = _TableDecoder(self._content, schema_of, altered)
         for table_id in decoder.table_ids():
             if (first := apply_from.get(table_id)) is not None:
                 steps = decoder.decode(table_id, first)
@@ -195,13 +215,14 @@ def _mark_events(sequence: Places, frames: list[bytes]) -> list[BeginEvent | Com
 class _TableDecoder:
     """Decodes the tables of one batch, one after the other."""
 
-    def __init__(self, content: Content, schema_of: SchemaOf) -> None:
+    def __init__(self, content: Content, schema_of: SchemaOf, altered: Altered) -> None:
         import numpy as np
 
         from etl_dagster.protocol.rows import RowMessages
 
         self._content = content
         self._schema_of = schema_of
+        self._altered = altered
         self._messages = messages = RowMessages(content.buffer, content.lengths)
         count = len(messages)
         tags = messages.ops
@@ -271,6 +292,14 @@ class _TableDecoder:
                 if barrier.commit_lsn >= first.offset:
                     schema = self._schema_of(relation, Lsn(barrier.commit_lsn))
                     steps.append(RelationEvent(schema, None, barrier.sequence))
+            elif isinstance(barrier, TableAlteration):
+                if barrier.commit_lsn >= first.offset:
+                    lsn = Lsn(barrier.commit_lsn)
+                    altered = self._altered(barrier.alteration, lsn, barrier.number)
+                    if altered is not None:
+                        steps.append(
+                            RelationEvent(altered, None, barrier.sequence, is_altered=True)
+                        )
             elif barrier.commit_lsn >= first.offset:
                 steps.append(self._truncate(relation, barrier, table_id))
         if done < len(rows):

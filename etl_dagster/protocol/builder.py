@@ -9,6 +9,7 @@ from dataclasses import replace
 from etl_dagster.errors import DecodeError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import TransactionMark
+from etl_dagster.protocol.alterations import Alteration
 from etl_dagster.protocol.batch import (
     BEGIN_FRAME,
     COMMIT_FRAME,
@@ -19,6 +20,7 @@ from etl_dagster.protocol.batch import (
     OpenTransaction,
     RawBatch,
     RelationChange,
+    TableAlteration,
     TableTruncate,
 )
 from etl_dagster.protocol.frames import XLOG_DATA_HEADER
@@ -58,6 +60,7 @@ class BatchBuilder:
         self._others: list[int] = []
         #: Message numbers before which a table was truncated.
         self._truncates: list[int] = []
+        self._alteration_count = 0
         #: The first transaction of which the batch has something.
         self._first = transaction and replace(transaction)
         self._commit_end: int | None = None
@@ -78,8 +81,8 @@ class BatchBuilder:
 
     @property
     def row_count(self) -> int:
-        """Row messages and truncated tables."""
-        return self.row_message_count + len(self._truncates)
+        """Row messages, truncated and altered tables."""
+        return self.row_message_count + len(self._truncates) + self._alteration_count
 
     @property
     def transaction_at_end(self) -> OpenTransaction | None:
@@ -88,7 +91,9 @@ class BatchBuilder:
         if now is None:
             return None
         offset = now.ordinal_offset + len(self.lengths)
-        return OpenTransaction(now.commit_lsn, now.commit_time_us, offset)
+        return OpenTransaction(
+            now.commit_lsn, now.commit_time_us, offset, alterations=dict(now.alterations)
+        )
 
     # -- filling ---------------------------------------------------------------------------------
 
@@ -132,6 +137,17 @@ class BatchBuilder:
         self._barriers[relation.id].append(
             RelationChange(len(self.lengths), sequence, lsn, relation)
         )
+
+    def alteration(self, alteration: Alteration) -> None:
+        transaction = self._current("Message")
+        number = transaction.alterations.get(alteration.table_id, 0)
+        transaction.alterations[alteration.table_id] = number + 1
+        self._barriers[alteration.table_id].append(
+            TableAlteration(
+                len(self.lengths), self._take_sequence(), transaction.commit_lsn, number, alteration
+            )
+        )
+        self._alteration_count += 1
 
     def truncate(self, truncate: Truncate) -> None:
         transaction = self._current("Truncate")

@@ -11,6 +11,7 @@ from typing import Final
 
 from etl_dagster.errors import DecodeError
 from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.protocol.alterations import ALTERATION_PREFIX, decode_alterations
 from etl_dagster.protocol.batch import BEGIN, COMMIT, RawBatch
 from etl_dagster.protocol.builder import BatchBuilder
 from etl_dagster.protocol.frames import (
@@ -171,9 +172,12 @@ class ReplicationSession:
                     self._open.relation(relation)
             case "T":
                 self._open.truncate(decode_truncate(body))
-            # The rest only has to be well-formed.
             case "M":
-                decode_message(body)
+                message = decode_message(body)
+                if message.transactional and message.prefix == ALTERATION_PREFIX:
+                    for alteration in decode_alterations(message.content):
+                        self._open.alteration(alteration)
+            # The rest only has to be well-formed.
             case "O":
                 decode_origin(body)
             case "Y":
@@ -208,7 +212,8 @@ class ReplicationSession:
 
     @property
     def row_count(self) -> int:
-        """Row messages and truncates in the open batch: what a destination would have to do."""
+        """Row messages, truncates and alterations in the open batch: what a destination would have
+        to do."""
         return self._open.row_count
 
     @property

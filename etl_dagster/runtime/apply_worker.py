@@ -80,7 +80,7 @@ class ApplyWorker:
             start_lsn,
             application_name=f"etl_dagster apply {config.pipeline}",
         )
-        schemas = SchemaTracker(store, fetch_table)
+        schemas = SchemaTracker(store, fetch_table, config.source.publication)
         self._delivery = Delivery(
             destination,
             store,

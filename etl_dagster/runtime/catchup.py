@@ -120,7 +120,7 @@ class CatchUp:
             destination,
             store,
             worker,
-            SchemaTracker(store, self._fetch_table),
+            SchemaTracker(store, self._fetch_table, config.source.publication),
             config.retry,
             pipeline=config.pipeline,
             max_queued=config.batch.max_queued,

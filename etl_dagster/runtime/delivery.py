@@ -28,6 +28,7 @@ from etl_dagster.model.events import BeginEvent, EventBatch, TransactionMark
 from etl_dagster.model.identity import RemembersDestination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import ApplyWorker, PipelineStore, WorkerType
+from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.belonging import marking
 from etl_dagster.runtime.failures import log_failure
@@ -64,6 +65,7 @@ class Undecoded(Protocol):
         schema_of: Callable[[Relation, Lsn], TableSchema],
         apply_from: Mapping[TableId, Lsn],
         epoch: int,
+        altered: Altered,
     ) -> EventBatch: ...
 
 
@@ -245,7 +247,7 @@ class Delivery:
             return
         raw, apply_from = item
         wanted = self._wanted(apply_from)
-        events = raw.decode(self._schemas.resolve, wanted, self._epoch)
+        events = raw.decode(self._schemas.resolve, wanted, self._epoch, self._schemas.alter)
         events = replace(
             self._without_outdated(events),
             apply_from=wanted,

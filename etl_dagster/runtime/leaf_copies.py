@@ -16,6 +16,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import INSERT, EventBatch, TableChanges
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import CopyChunk
+from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.delivery import Delivery, Stopped
 from etl_dagster.runtime.partitions import LeafCopy, Partitions
@@ -223,6 +224,7 @@ class _LeafRows:
         schema_of: Callable[[Relation, Lsn], TableSchema],
         apply_from: Mapping[TableId, Lsn],
         epoch: int,
+        altered: Altered,
     ) -> EventBatch:
         """The rows as inserts at their positions; nothing for a table that isn't wanted."""
         import numpy as np

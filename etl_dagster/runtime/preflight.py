@@ -36,6 +36,8 @@ from etl_dagster.source.slots import (
     fetch_table_sync_slots,
     require_usable,
 )
+from etl_dagster.source.trigger import VERSION as TRIGGER_VERSION
+from etl_dagster.source.trigger import fetch_trigger
 from etl_dagster.table_name import quote_identifier
 
 _log = logging.getLogger(__name__)
@@ -326,9 +328,35 @@ def _check_tables(
         return
     yield Check.ok("published tables", names([table.schema.name for table in tables]))
     yield _check_published_changes(publication)
+    yield _check_trigger(connection)
     yield from _check_identities(publication, tables)
     yield from _check_partitions(connection, config, tables)
     yield from _check_read_rights(connection, facts, tables)
+
+
+def _check_trigger(connection: Connection) -> Check:
+    """Whether the source reports altered tables; a pipeline runs without it as well."""
+    name = "altered tables"
+    state = fetch_trigger(connection)
+    if state.reports:
+        return Check.ok(name, f"reported by the event trigger, version {state.version}")
+    without = (
+        "so changes of columns are found with the next row or in the catalog, some of them lead to "
+        "a new copy of the table, and renamed enum values and altered composite types are not found"
+    )
+    if not state.trace:
+        found = "the source has no event trigger that reports them"
+    elif state.version == TRIGGER_VERSION:
+        found = "the event trigger is disabled on the source"
+    else:
+        found = f"the event trigger on the source has not version {TRIGGER_VERSION}"
+    return Check(
+        name,
+        "ok",
+        f"{found}, {without}",
+        "To have them reported: `etl-dagster migrate --source`, or with --print for an "
+        "administrator to run.",
+    )
 
 
 def _check_published_changes(publication: Publication) -> Check:

@@ -13,6 +13,7 @@ from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.columns import fetch_traces
 from etl_dagster.source.control import SourceControl
+from etl_dagster.source.trigger import fetch_trigger
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ class Rewrites:
     Rows that are written again leave another file; a column that is altered leaves another entry.
     Both at once is an ALTER TABLE that may have given rows other values: ``ALTER COLUMN ... TYPE``,
     ``ADD COLUMN`` with a volatile default. VACUUM FULL, CLUSTER and TRUNCATE leave the columns.
+
+    Where the event trigger was there all the time, the stream says more, and this says nothing.
     """
 
     def __init__(self, store: CoordinatingStore, control: SourceControl) -> None:
@@ -32,6 +35,7 @@ class Rewrites:
         self._control = control
         self._lock = threading.Lock()
         self._last: dict[TableId, tuple[str, str]] | None = None
+        self._last_trigger = ""
 
     def look(self, tables: Collection[PublishedTable]) -> None:
         """Ask for a new copy of the tables that need one.
@@ -56,23 +60,28 @@ class Rewrites:
 
     def _look(self, tables: Collection[PublishedTable]) -> None:
         last = self._load() if self._last is None else self._last
+        trigger = self._control.ask("looking at the event trigger", fetch_trigger)
+        reported = trigger.trace if trigger.reports else ""
+        is_reported = bool(reported) and reported == self._last_trigger
         by_id = {table.schema.id: table.schema for table in tables}
         now = self._control.ask("reading the tables' columns", fetch_traces, list(by_id))
         for table_id, traces in now.items():
             before = last.get(table_id)
-            if before is not None and before[0] != traces[0]:
+            if before is not None and before[0] != traces[0] and not is_reported:
                 reason = self._reason(by_id[table_id], files_differ=before[1] != traces[1])
                 if reason is not None:
                     self._copy_again(by_id[table_id], reason)
         # Only now: had the process died before, the next one must come to the same conclusion.
-        if now != last:
+        if now != last or reported != self._last_trigger:
             entries = {str(table_id): list(traces) for table_id, traces in now.items()}
-            self._store.publish_status(_KEY, {"tables": entries})
-        self._last = dict(now)
+            self._store.publish_status(_KEY, {"tables": entries, "trigger": reported})
+        self._last, self._last_trigger = dict(now), reported
 
     def _load(self) -> dict[TableId, tuple[str, str]]:
-        status: Mapping[str, list[str]] = (self._store.get_status(_KEY) or {}).get("tables", {})
-        return {int(table_id): (columns, files) for table_id, (columns, files) in status.items()}
+        status = self._store.get_status(_KEY) or {}
+        self._last_trigger = status.get("trigger", "")
+        tables: Mapping[str, list[str]] = status.get("tables", {})
+        return {int(table_id): (columns, files) for table_id, (columns, files) in tables.items()}
 
     def _reason(self, today: TableSchema, *, files_differ: bool) -> str | None:
         if files_differ:

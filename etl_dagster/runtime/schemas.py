@@ -11,8 +11,10 @@ from etl_dagster.lsn import LSN_MAX, Lsn
 from etl_dagster.model.events import EventBatch, RelationEvent, TableStep
 from etl_dagster.model.schema import INITIAL_SNAPSHOT, ColumnSchema, TableId, TableSchema
 from etl_dagster.model.stores import DestinationTableMetadata, PipelineStore
+from etl_dagster.protocol.alterations import Alteration, RowsRewritten, UnknownAlteration
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.runtime.alignment import Unclear, align
+from etl_dagster.runtime.altered import altered_schema, reason_to_copy
 from etl_dagster.source.columns import TableToday
 from etl_dagster.table_name import TableName
 
@@ -35,12 +37,17 @@ class SchemaTracker:
     Belongs to the thread that delivers.
     """
 
-    def __init__(self, store: PipelineStore, fetch_table: FetchTable) -> None:
+    def __init__(
+        self, store: PipelineStore, fetch_table: FetchTable, publication: str = ""
+    ) -> None:
         self._store = store
         self._fetch_table = fetch_table
+        self._publication = publication
         #: The newest Relation message of each table, and its schema. An earlier one that comes
         #: back, because a change was undone, is another version.
-        self._resolved: dict[TableId, tuple[Relation, TableSchema]] = {}
+        self._resolved: dict[TableId, tuple[Relation | None, TableSchema]] = {}
+        #: Rewrites whose alteration is still to come.
+        self._rewritten: dict[TableId, RowsRewritten] = {}
         #: What the destination has, as far as we know.
         self._applied: dict[TableId, TableSchema] = {}
         self._outdated: dict[TableId, str] = {}
@@ -119,6 +126,42 @@ class SchemaTracker:
             return today.schema
         return _described(relation, columns, known)
 
+    def alter(self, alteration: Alteration, commit_lsn: Lsn, number: int) -> TableSchema | None:
+        """The schema after an alteration that the source reported; None where it stays the same.
+
+        To be asked in the order of the stream, together with `resolve`.
+
+        Args:
+            number: counts the table's alterations in the transaction, from 0 on.
+        """
+        table_id = alteration.table_id
+        if isinstance(alteration, RowsRewritten):
+            self._rewritten[table_id] = alteration
+            return None
+        rewrite = self._rewritten.pop(table_id, None)
+        _, resolved = self._resolved.get(table_id, (None, None))
+        known = resolved or self.applied(table_id)
+        if known is None:
+            return None
+        version = Lsn(commit_lsn.offset + number)
+        if resolved is not None:
+            version = max(version, Lsn(resolved.snapshot_id.offset + 1))
+        elif version <= known.snapshot_id:
+            # Streamed again: of an alteration that is past, the version that it led to.
+            found = self._store.get_table_schema(table_id, version)
+            if found is not None and found.snapshot_id == version:
+                self._resolved[table_id] = None, found
+            return None
+        if isinstance(alteration, UnknownAlteration):
+            self._outdated[table_id] = "it was altered, and the source could not report how"
+            return None
+        altered = altered_schema(alteration, self._publication).at(version)
+        reason = reason_to_copy(alteration, rewrite, known, altered)
+        if reason is not None:
+            self._outdated[table_id] = reason
+        self._resolved[table_id] = None, altered
+        return altered
+
     def take_outdated(self) -> Mapping[TableId, str]:
         """Tables that must be copied again, with the reason, found since the last call."""
         outdated, self._outdated = self._outdated, {}
@@ -150,8 +193,9 @@ class SchemaTracker:
     def announce(self, events: EventBatch) -> EventBatch:
         """Put a RelationEvent before the first change that the destination's schema doesn't fit.
 
-        One that no change follows is left out, until that change comes: only the position of a
-        change tells whether the destination has it, and its schema, already.
+        One that no change follows is left out, until that change comes, unless the source reported
+        it: only the position of a change tells whether the destination has it, and its schema,
+        already, and versions that were reported follow the order of the stream.
         """
         tables: dict[TableId, list[TableStep]] = {}
         for table_id, steps in events.tables.items():
@@ -159,6 +203,9 @@ class SchemaTracker:
             announced: list[TableStep] = []
             for step in steps:
                 if isinstance(step, RelationEvent):
+                    if step.is_altered and not (applied and _is_same(applied, step.schema)):
+                        announced.append(replace(step, previous=applied))
+                        applied = step.schema
                     continue
                 schema = step.schema
                 if applied is None or not applied.describes_same_columns(schema):
@@ -222,6 +269,7 @@ class SchemaTracker:
         """The table was or will be copied anew; what is known of it is out of date."""
         self._applied.pop(table_id, None)
         self._resolved.pop(table_id, None)
+        self._rewritten.pop(table_id, None)
 
 
 def destination_metadata(
@@ -235,6 +283,11 @@ def destination_metadata(
         replication_mask=(True,) * len(schema.columns),
         previous_snapshot_id=previous,
     )
+
+
+def _is_same(applied: TableSchema, altered: TableSchema) -> bool:
+    """Whether the destination has nothing to do."""
+    return applied.snapshot_id >= altered.snapshot_id or applied.describes_same_columns(altered)
 
 
 def _fits(schema: TableSchema, relation: Relation) -> bool:

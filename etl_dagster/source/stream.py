@@ -118,7 +118,8 @@ class ReplicationStream:
 
     def _start_replication(self, connection: psycopg.Connection[Any]) -> None:
         command = sql.SQL(
-            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {})"
+            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, "
+            "messages 'true')"
         ).format(
             sql.Identifier(self._slot_name),
             sql.SQL(str(self._start_lsn)),

@@ -639,6 +639,25 @@ def test_migrate_creates_the_tables_and_says_so_once(shop: Shop) -> None:
     assert shop.call("migrate").stdout == "schema 'etl' is up to date\n"
 
 
+def test_migrate_source_installs_what_it_prints_and_removes_it_again(shop: Shop) -> None:
+    assert "no event trigger that reports them" in shop.call("doctor").stdout
+    shop.database.execute(shop.call("migrate", "--source", "--print").stdout)
+    installed = shop.call("migrate", "--source").stdout
+    assert installed == "the event trigger, version 1 is installed\n"
+    assert "reported by the event trigger, version 1" in shop.call("doctor").stdout
+
+    shop.database.execute("alter event trigger etl_dagster_alteration enable")
+    assert "the event trigger is disabled" in shop.call("doctor").stdout
+    repaired = shop.call("migrate", "--source").stdout
+    assert repaired == "installed the event trigger, version 1\n"
+
+    removed = json.loads(shop.call("migrate", "--source", "--remove", "--json").stdout)
+    assert removed == {"removed": True}
+    assert shop.database.query("select to_regnamespace('etl_dagster')") == [(None,)]
+    shop.database.execute(shop.call("migrate", "--source", "--print", "--remove").stdout)
+    assert shop.call("migrate", "--source", "--remove").stdout == "there is no event trigger\n"
+
+
 def test_migrate_of_another_store_is_refused(shop: Shop) -> None:
     shop.configure(state_store={"type": "memory"})
 
