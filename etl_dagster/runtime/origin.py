@@ -56,23 +56,32 @@ class Origin:
             SourceReplaced: it is another cluster or database.
             SourceRestored: it is at an earlier point than what is applied.
         """
+        # First what is applied: a stream that goes on meanwhile may pass the source's LSN.
+        applied, begun = self._applied(), self.last_begin
         found = fetch_source(connection)
         known = None if self._memory is None else self._memory.get_known_source()
         states = self._store.get_table_replication_states()
         if any(not isinstance(state, Init) for state in states.values()):
-            self.compare(known, found)
+            self.compare(known, found, applied, begun)
         if self._memory is not None and known != found.known:
             self._memory.store_known_source(found.known)
 
     def look(self, connection: Connection) -> None:
         """As `require`, for a look from outside: nothing is kept."""
+        applied, begun = self._applied(), self.last_begin
         known = None if self._memory is None else self._memory.get_known_source()
         states = self._store.get_table_replication_states()
         if any(not isinstance(state, Init) for state in states.values()):
-            self.compare(known, fetch_source(connection))
+            self.compare(known, fetch_source(connection), applied, begun)
 
-    def compare(self, known: KnownSource | None, found: FoundSource) -> None:
-        """Raises as `require`."""
+    def compare(
+        self,
+        known: KnownSource | None,
+        found: FoundSource,
+        applied: Lsn,
+        begun: TransactionMark,
+    ) -> None:
+        """Compare the source with what was applied before it was asked; raises as `require`."""
         now = found.known
         if known is not None:
             if known.system_id and now.system_id and known.system_id != now.system_id:
@@ -87,12 +96,11 @@ class Origin:
                 )
             if known.timeline != now.timeline:
                 self._compare_timelines(known, now)
-        applied = self._applied()
         if found.lsn < applied:
             raise SourceRestored(
                 f"the source's WAL ends at {found.lsn}, but its changes are applied up to {applied}"
             )
-        xid = self.last_begin.xid
+        xid = begun.xid
         if xid and not _is_before(xid, found.next_xid):
             raise SourceRestored(
                 f"transaction {xid} is applied, and the source's next one is "
