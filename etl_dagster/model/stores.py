@@ -153,7 +153,13 @@ class StateStore(Protocol):
 
     def store_destination_table_metadata(
         self, table_id: TableId, metadata: DestinationTableMetadata
-    ) -> None: ...
+    ) -> None:
+        """Keep the metadata in place of what was there.
+
+        For a store without `Coordination`, the engine keeps notes of its own under table ID 0,
+        which no table has; their `destination_table_id` is a long text.
+        """
+        ...
 
 
 @runtime_checkable

@@ -285,15 +285,22 @@ class LocalStore:
         try:
             self._store.store_destination_table_metadata(_NO_TABLE, note)
         except Exception as error:
-            if not self._is_forgetful:
-                _log.warning(
-                    "the store can't keep what the catalog said (%s): a table that leaves the "
-                    "publication and returns while the pipeline stands still isn't noticed",
-                    type(error).__name__,
-                )
-            self._is_forgetful = True
+            self._say_forgetful(error)
+
+    def _say_forgetful(self, error: Exception) -> None:
+        if not self._is_forgetful:
+            _log.warning(
+                "the store can't keep what the catalog said (%s): a table that leaves the "
+                "publication and returns while the pipeline stands still isn't noticed",
+                type(error).__name__,
+            )
+        self._is_forgetful = True
 
     def _kept(self) -> dict[str, str]:
         note = self._store.get_destination_table_metadata(_NO_TABLE)
-        kept: dict[str, str] = {} if note is None else json.loads(note.destination_table_id)
+        try:
+            kept: dict[str, str] = {} if note is None else json.loads(note.destination_table_id)
+        except ValueError as error:  # for example cut off by a column that is too short
+            self._say_forgetful(error)
+            return {}
         return kept

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
+from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Init
-from etl_dagster.model.stores import KnowsPipeline
+from etl_dagster.model.stores import DestinationTableMetadata, KnowsPipeline
 from etl_dagster.runtime.local_store import LocalStore
 from etl_dagster.stores.memory import MemoryStore
 
@@ -42,3 +47,36 @@ def test_a_store_that_cannot_look_knows_a_pipeline_by_its_tables() -> None:
     assert store.check() == "MemoryStore; it can't tell before the start"
     kept.update_table_replication_states([(1, Init())])
     assert store.knows_pipeline()
+
+
+def test_what_must_outlive_the_process_is_kept_in_the_store() -> None:
+    kept = MemoryStore()
+    LocalStore(kept).publish_status("members", {"leaving": {"16384": "0/10"}})
+    LocalStore(kept).publish_status("apply", {"lag_bytes": 5})
+
+    later = LocalStore(kept)
+
+    assert later.get_status("members") == {"leaving": {"16384": "0/10"}}
+    assert later.get_status("apply") is None
+    assert kept.get_table_replication_states() == {}
+
+
+class _ShortColumn(MemoryStore):
+    """A store that cuts long texts without an error."""
+
+    def store_destination_table_metadata(
+        self, table_id: TableId, metadata: DestinationTableMetadata
+    ) -> None:
+        short = replace(metadata, destination_table_id=metadata.destination_table_id[:20])
+        super().store_destination_table_metadata(table_id, short)
+
+
+def test_a_store_that_cannot_keep_it_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    kept = _ShortColumn()
+    LocalStore(kept).publish_status("members", {"leaving": {"16384": "0/10"}})
+
+    later = LocalStore(kept)
+
+    assert later.get_status("members") is None
+    later.publish_status("members", {})
+    assert caplog.text.count("the store can't keep what the catalog said") == 1
