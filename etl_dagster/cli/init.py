@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -124,15 +125,7 @@ def init(
         environment=_scalar(environment),
         publication=_scalar(publication),
         path=_scalar(path),
-        source="\n".join(
-            [
-                f"  host: {_scalar(parts['host'])}",
-                f"  port: {parts['port']}",
-                f"  user: {_scalar(parts['user'])}",
-                f"  password: ${{{_PASSWORD_VARIABLE}:-}}",
-                f"  database: {_scalar(parts['dbname'])}",
-            ]
-        ),
+        source="\n".join(_source_lines(parts)),
         sslmode=f"sslmode: {parts['sslmode']}" if "sslmode" in parts else "# sslmode: require",
     )
     import yaml
@@ -176,7 +169,48 @@ def _parts(dsn: str | None) -> dict[str, str]:
         raise ConfigError(
             ["--dsn: not a libpq URI or key/value string"], origin="the command line"
         ) from None
-    return parts | {key: str(value) for key, value in given.items() if value is not None}
+    found = {key: str(value) for key, value in given.items() if value is not None}
+    if "service" in found:
+        return found  # which says the rest
+    return parts | found
+
+
+def _source_lines(parts: Mapping[str, str]) -> list[str]:
+    """Settings of their own for what has one; the rest, but for secrets, as a DSN below them."""
+    parts = {key: value for key, value in parts.items() if key not in _LEFT_OUT}
+    settings = dict(_SETTINGS)
+    if "," in parts.get("host", "") or "," in parts.get("port", ""):
+        del settings["host"], settings["port"]  # several servers
+    rest = {key: value for key, value in parts.items() if key not in settings}
+    lines = []
+    if rest:
+        from psycopg.conninfo import make_conninfo
+
+        lines = [f"  dsn: {_scalar(make_conninfo('', **rest))}"]
+    for key, setting in settings.items():
+        if setting == "database":
+            lines.append(f"  password: ${{{_PASSWORD_VARIABLE}:-}}")
+        if key in parts and setting is not None:
+            is_number = key in ("port", "connect_timeout")
+            text = parts[key] if is_number else _scalar(parts[key])
+            lines.append(f"  {setting}: {text}")
+    return lines
+
+
+#: libpq's parameters that are settings of ours; None: it has a line in the template.
+_SETTINGS: Mapping[str, str | None] = {
+    "host": "host",
+    "port": "port",
+    "user": "user",
+    "dbname": "database",
+    "sslmode": None,
+    "sslrootcert": "sslrootcert",
+    "sslcert": "sslcert",
+    "sslkey": "sslkey",
+    "connect_timeout": "connect_timeout_s",
+}
+#: Secrets, which come from the environment.
+_LEFT_OUT = ("password", "sslpassword")
 
 
 def _scalar(text: str) -> str:

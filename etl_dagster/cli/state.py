@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from etl_dagster.cli.failures import FAILED, show
 from etl_dagster.cli.options import config_option, json_option, load
 
 if TYPE_CHECKING:
+    from etl_dagster.integrations.meltano.states.errors import StateCorrupt
     from etl_dagster.integrations.meltano.states.storage import (
         Change,
         NewState,
@@ -211,8 +213,7 @@ def export(pattern: str | None, uri: str | None, config_path: Path) -> None:
     --from FILE` read."""
     with _storage(uri, config_path) as storage:
         states = storage.get_all(pattern)
-    for stored in states:
-        stored.merged()  # says which one is no JSON, before anything is printed
+    states, corrupt = _readable(states)
     # The halves to the letter, without a detour through numbers.
     lines = [
         f'  {json.dumps(s.state_id)}: {{"completed": {s.completed or "{}"}, '
@@ -220,6 +221,10 @@ def export(pattern: str | None, uri: str | None, config_path: Path) -> None:
         for s in states
     ]
     click.echo("{\n" + ",\n".join(lines) + "\n}" if lines else "{}")
+    for error in corrupt:
+        show(f"{error.reason}; it is left out", error.solution)
+    if corrupt:
+        raise SystemExit(FAILED)
 
 
 @state.command("import", short_help="Import states from another backend, database or file.")
@@ -444,6 +449,23 @@ def _version_facts(version: StateVersion) -> dict[str, Any]:
     facts = asdict(version)
     facts["written_at"] = version.written_at.isoformat()
     return facts
+
+
+def _readable(
+    states: Sequence[StoredState],
+) -> tuple[list[StoredState], list[StateCorrupt]]:
+    """Those that are JSON, and what is wrong with the others."""
+    from etl_dagster.integrations.meltano.states.errors import StateCorrupt
+
+    readable, corrupt = [], []
+    for stored in states:
+        try:
+            stored.merged()
+        except StateCorrupt as error:
+            corrupt.append(error)
+        else:
+            readable.append(stored)
+    return readable, corrupt
 
 
 def _by(row: StoredState | StateVersion) -> str:

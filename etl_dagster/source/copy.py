@@ -280,11 +280,15 @@ class TableReader:
         ):
             if exact:
                 try:
-                    arrays.append(fix_adbc(column, array))
+                    fixed = fix_adbc(column, array)
                 except pa.ArrowException:
                     raise TableRewritten(
                         f"a column of {self._schema.name} got another type while it was copied"
                     ) from None
+                arrays.append(fixed)
+                # Timestamps that are too late for a count of microseconds from 1970.
+                if lost := fixed.null_count - array.null_count:
+                    self.replaced[column.name] += lost
                 continue
             odd = 0
             if stored:

@@ -39,6 +39,20 @@ def storage(newest_database: Database) -> Iterator[StateStorage]:
     opened.close()
 
 
+def test_a_corrupt_state_does_not_end_the_list_of_all(
+    project: MeltanoProject, storage: StateStorage, newest_database: Database
+) -> None:
+    storage.set("bad", completed={"n": 1})
+    storage.set("good", completed={"n": 1})
+    newest_database.execute(
+        "update states.meltano_state set partial_state = '{oops' where state_id = 'bad'"
+    )
+
+    assert project("state", "list").split() == ["bad", "good"]
+    assert "'bad' is not JSON" in project.fails("state", "get", "bad")
+    assert json.loads(project("state", "get", "good")) == {"n": 1}
+
+
 def test_the_state_commands_do_what_meltano_documents(
     project: MeltanoProject, storage: StateStorage, tmp_path: Path
 ) -> None:

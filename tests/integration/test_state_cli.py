@@ -58,6 +58,20 @@ def test_states_are_listed_and_printed(run: Run, storage: StateStorage) -> None:
     assert json.loads(run("export", "x*").stdout) == {}
 
 
+def test_a_corrupt_state_does_not_keep_the_others_from_being_exported(
+    run: Run, storage: StateStorage, newest_database: Database
+) -> None:
+    storage.set("bad", completed={"n": 1})
+    storage.set("good", completed={"n": 2})
+    newest_database.execute("update meltano_state set completed_state = '{oo' where state_id='bad'")
+
+    assert "bad" in run("list").stdout
+    exported = run("export", code=1)
+
+    assert json.loads(exported.stdout) == {"good": {"completed": {"n": 2}, "partial": {}}}
+    assert "'bad' is not JSON" in exported.stderr
+
+
 def test_an_earlier_version_is_shown_first_and_restored_with_yes(
     run: Run, storage: StateStorage
 ) -> None:

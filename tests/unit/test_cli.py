@@ -13,6 +13,7 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from psycopg.conninfo import conninfo_to_dict
 
 from etl_dagster.cli import cli
 from etl_dagster.cli.checks import check_destination, check_state_store
@@ -119,6 +120,31 @@ def test_init_takes_a_dsn_apart_and_leaves_the_password_out(tmp_path: Path) -> N
     assert source.publication == "yes"
     assert source.password is not None
     assert source.password.get_secret_value() == SECRET
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"postgresql://me:{SECRET}@db.example.com/shop?sslmode=verify-full&sslrootcert=/a%20b/ca.pem"
+        "&options=endpoint%3Dep-1&channel_binding=require&connect_timeout=7"
+        "&target_session_attrs=read-write",
+        f"postgresql://me:{SECRET}@one:5432,two:5433/shop?target_session_attrs=primary",
+        "service=shop",
+        f"host=db user=007 dbname=42 password={SECRET} sslcert=c.pem sslkey=k.pem",
+    ],
+    ids=["Neon", "several hosts", "service", "numbers"],
+)
+def test_init_drops_no_part_of_a_dsn_but_its_password(tmp_path: Path, dsn: str) -> None:
+    path = tmp_path / "etl.yaml"
+
+    result = invoke("init", "-o", str(path), "--dsn", dsn)
+
+    assert result.exit_code == 0, result.output
+    assert SECRET not in path.read_text() + result.output
+    kept = conninfo_to_dict(load_config(path, {}).source.conninfo())
+    given = conninfo_to_dict(dsn)
+    given.pop("password", None)
+    assert {key: str(kept.get(key)) for key in given} == {k: str(v) for k, v in given.items()}
 
 
 def test_init_overwrites_nothing_unless_forced(tmp_path: Path) -> None:

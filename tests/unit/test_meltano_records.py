@@ -22,6 +22,7 @@ from etl_dagster.integrations.meltano.states.records import (
     from_text,
     merge,
     to_text,
+    without_nonfinite,
 )
 
 ID = "dev:tap-to-target"
@@ -156,3 +157,13 @@ def test_a_pattern_matches_what_a_shell_matches(pattern: str, ids: list[str]) ->
         assert (matches is None or matches(state_id)) == expected
         if expected:
             assert state_id.startswith(literal_prefix(pattern))
+
+
+def test_what_json_cannot_represent_is_left_out_by_name() -> None:
+    half = {"singer_state": {"bookmarks": {"a": {"at": math.nan, "n": 1}, "b": [1.5, math.inf]}}}
+
+    assert without_nonfinite(half) == (
+        {"singer_state": {"bookmarks": {"a": {"n": 1}, "b": [1.5, None]}}},
+        ["singer_state.bookmarks.a.at", "singer_state.bookmarks.b[1]"],
+    )
+    assert without_nonfinite({"a": {"b": [1, {"c": None}]}}) == ({"a": {"b": [1, {"c": None}]}}, [])

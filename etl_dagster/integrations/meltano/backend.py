@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from meltano.core.error import MeltanoError
@@ -17,6 +18,7 @@ from meltano.core.state_store.base import (
 )
 
 from etl_dagster.integrations.meltano.states.errors import (
+    StateCorrupt,
     StateLocked,
     StateStorageError,
     StateStorageRefused,
@@ -24,9 +26,15 @@ from etl_dagster.integrations.meltano.states.errors import (
 )
 from etl_dagster.integrations.meltano.states.locks import Lease
 from etl_dagster.integrations.meltano.states.options import StorageOptions
-from etl_dagster.integrations.meltano.states.records import NewState, StoredState
+from etl_dagster.integrations.meltano.states.records import (
+    NewState,
+    StoredState,
+    without_nonfinite,
+)
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import SETTINGS, locate
+
+_log = logging.getLogger(__name__)
 
 
 class PostgresStateError(MeltanoError):
@@ -104,11 +112,16 @@ class PostgresStateBackend(StateStoreManager):
         return f"PostgreSQL ({self.storage.location.shown})"
 
     def set(self, state: MeltanoState) -> None:
-        """Replace both halves. Within `acquire_lock` a failure may show at the end of the block."""
+        """Replace both halves. Within `acquire_lock` a failure may show at the end of the block.
+
+        A bookmark of a run that is NaN or Infinity is left out, and a warning names it: its stream
+        is read from an earlier point again. To refuse the state would lose all the others.
+        """
+        partial, completed = (
+            _storable(state.state_id, half) for half in (state.partial_state, state.completed_state)
+        )
         with _meltano_errors():
-            self.storage.set(
-                state.state_id, partial=state.partial_state, completed=state.completed_state
-            )
+            self.storage.set(state.state_id, partial=partial, completed=completed)
 
     def get(self, state_id: str) -> MeltanoState | None:
         """The state, as new objects; empty halves are ``{}``."""
@@ -119,7 +132,14 @@ class PostgresStateBackend(StateStoreManager):
                 self.storage.require_writable()
                 self._may_write = True
             stored = self.storage.get(state_id)
-            return _to_meltano(stored) if stored else None
+            try:
+                return _to_meltano(stored) if stored else None
+            except StateCorrupt as error:
+                if _command()[:2] != ["list", "state"]:
+                    raise
+                # It must not keep the others from being listed.
+                _log.warning("%s; %s", error.reason, error.solution)
+                return MeltanoState(state_id=state_id, partial_state={}, completed_state={})
 
     def delete(self, state_id: str) -> None:
         """Forget the state; its history stays."""
@@ -132,9 +152,16 @@ class PostgresStateBackend(StateStoreManager):
             return self.storage.clear_all()
 
     def get_all(self, pattern: str | None = None) -> list[MeltanoState]:
-        """All states that match, read in one query."""
+        """All states that match, read in one query; without those that are corrupt, with a warning
+        for each."""
+        states = []
         with _meltano_errors():
-            return [_to_meltano(stored) for stored in self.storage.get_all(pattern)]
+            for stored in self.storage.get_all(pattern):
+                try:
+                    states.append(_to_meltano(stored))
+                except StateCorrupt as error:
+                    _log.warning("%s; it is left out. %s", error.reason, error.solution)
+        return states
 
     def set_all(self, states: Iterable[MeltanoState]) -> int:
         """Replace many states in one transaction: all or none."""
@@ -196,6 +223,32 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None and value != ""}
 
 
+def _storable(state_id: str, half: Any) -> Any:
+    """What a run may store of this half; what people write is refused as a whole instead."""
+    if _current_run_id() is None or not isinstance(half, Mapping):
+        return half
+    kept, gone = without_nonfinite(half)
+    for path in gone:
+        _log.warning(
+            "state %r: %s is NaN or Infinity, which JSON cannot represent, and is left out",
+            state_id,
+            path,
+        )
+    return kept if gone else half
+
+
+def _command() -> list[str | None]:
+    """The names of the command that runs and of those above it, the innermost first."""
+    import click
+
+    context = click.get_current_context(silent=True)
+    names = []
+    while context is not None:
+        names.append(context.info_name)
+        context = context.parent
+    return names
+
+
 def _to_meltano(stored: StoredState) -> MeltanoState:
     return MeltanoState(
         state_id=stored.state_id,
@@ -218,14 +271,7 @@ def _spare_the_traceback(error: PostgresStateError) -> None:
     There, whatever a write raises is wrapped in an error that the command line prints with three
     tracebacks. Outside of `meltano state` this does nothing.
     """
-    import click
-
-    context = click.get_current_context(silent=True)
-    names = []
-    while context is not None:
-        names.append(context.info_name)
-        context = context.parent
-    if names[1:2] == ["state"]:
+    if _command()[1:2] == ["state"]:
         from meltano.cli.utils import CliError
 
         CliError(str(error)).print()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -52,6 +53,46 @@ def to_text(state_id: str, half: Half, name: str) -> str | None:
         raise StateNotStorable(
             f"the {name} state of {state_id!r} holds {_unstorable(half)}, which JSON has not"
         ) from None
+
+
+def without_nonfinite(half: Mapping[str, Any], path: str = "") -> tuple[dict[str, Any], list[str]]:
+    """The object without NaN and Infinity, which JSON cannot represent, and where they were.
+
+    Keys of such values go; in a list they become null.
+    """
+    kept: dict[str, Any] = {}
+    gone: list[str] = []
+    for key, value in half.items():
+        here = f"{path}.{key}" if path else str(key)
+        if _is_nonfinite(value):
+            gone.append(here)
+            continue
+        kept[key], more = _finite(value, here)
+        gone += more
+    return kept, gone
+
+
+def _finite(value: Any, path: str) -> tuple[Any, list[str]]:
+    if isinstance(value, Mapping):
+        return without_nonfinite(value, path)
+    if not isinstance(value, list):
+        return value, []
+    items: list[Any] = []
+    gone: list[str] = []
+    for number, item in enumerate(value):
+        here = f"{path}[{number}]"
+        if _is_nonfinite(item):
+            items.append(None)
+            gone.append(here)
+            continue
+        finite, more = _finite(item, here)
+        items.append(finite)
+        gone += more
+    return items, gone
+
+
+def _is_nonfinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def from_text(state_id: str, text: str | None, name: str) -> dict[str, Any]:
