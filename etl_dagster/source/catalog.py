@@ -308,6 +308,16 @@ def fetch_relations(connection: Connection, relation_ids: Collection[int]) -> di
     return {oid: Relation(*relation) for oid, *relation in cursor}
 
 
+def fetch_table_id(connection: Connection, schema_name: str, table_name: str) -> TableId | None:
+    """The OID of the relation that has this name now; None where none has."""
+    row = connection.execute(
+        "select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where n.nspname = %s and c.relname = %s",
+        [schema_name, table_name],
+    ).fetchone()
+    return None if row is None else row[0]
+
+
 def fetch_qualified_name(connection: Connection, relation_id: int) -> tuple[str, str] | None:
     """Schema and name of a relation, None when it is gone."""
     row = connection.execute(

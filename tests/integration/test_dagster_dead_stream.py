@@ -98,6 +98,17 @@ def test_once_the_slot_is_gone_both_checks_fail_and_say_what_to_do(
         assert evaluation.severity is AssetCheckSeverity.ERROR
 
 
+def failure_of(result: Any) -> str:
+    """What the log of a failed run says first."""
+    [failure] = [
+        event.step_failure_data.user_failure_data
+        for event in result.all_events
+        if event.event_type is DagsterEventType.STEP_FAILURE
+    ]
+    assert failure is not None
+    return str(failure.description)
+
+
 def dropped(shop: Database) -> bool:
     try:
         shop.execute(
@@ -177,15 +188,9 @@ def test_without_a_replicator_a_copy_is_refused_before_it_begins(
             instance=ui.instance, asset_selection=[key_of("orders")], raise_on_error=False
         )
         assert not result.success
-        [failure] = [
-            event.step_failure_data.user_failure_data
-            for event in result.all_events
-            if event.event_type is DagsterEventType.STEP_FAILURE
-        ]
-        assert failure is not None
-        assert failure.description is not None
-        assert "no replicator streams the pipeline 'shop'" in failure.description
-        assert "Turn on the sensor shop_replication" in failure.description
+        why = failure_of(result)
+        assert "no replicator streams the pipeline 'shop'" in why
+        assert "Turn on the sensor shop_replication" in why
         assert shop.slots() == []
         assert not (config_file.parent / "shop.duckdb").exists()
 
@@ -226,3 +231,23 @@ def test_assets_have_a_freshness_policy(config_file: Path) -> None:
     assert policy == FreshnessPolicy.time_window(
         fail_window=timedelta(hours=2), warn_window=timedelta(hours=1)
     )
+
+
+def test_a_run_with_another_destination_than_the_replicator_is_refused(
+    shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where runs have machines of their own: the same configuration, but another disk."""
+    with dagster(config_file) as ui:
+        ui.copy_all(1)
+        monkeypatch.setenv("ETL_DAGSTER__DESTINATION__PATH", str(tmp_path / "pod.duckdb"))
+        job = ui.defs.resolve_job_def("shop_copy")
+        result = job.execute_in_process(
+            instance=ui.instance, asset_selection=[key_of("orders")], raise_on_error=False
+        )
+        assert not result.success
+        assert "pod.duckdb holds nothing of the pipeline 'shop'" in failure_of(result)
+        assert "What to do: Put the right destination back" in failure_of(result)
+        monkeypatch.delenv("ETL_DAGSTER__DESTINATION__PATH")
+        shop.execute("INSERT INTO orders SELECT i FROM generate_series(11, 20) i")
+        ui.tick_until(lambda _: rows(config_file, "select 1 from public.orders where id = 20"))
+        assert rows(config_file, "select count(*) as n from public.orders") == [{"n": 20}]

@@ -1,10 +1,11 @@
 """One asset for each published table; materializing it copies the table."""
 
 # Dagster reads the annotations of an asset's function, so they must not be strings.
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dagster import (
     AssetExecutionContext,
@@ -38,6 +39,7 @@ from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.belonging import start_destination
+from etl_dagster.table_name import TableName
 
 if TYPE_CHECKING:
     # Its drivers cost as much to import as Dagster; every process of Dagster imports this module.
@@ -189,15 +191,28 @@ class _Copy:
         return positions.position(self._name, table_id, state, None)
 
     def _find(self) -> TableSchema:
-        """The table in the source, by the name that the asset was made with."""
-        from etl_dagster.source.catalog import fetch_publication_tables
-        from etl_dagster.source.connection import connect
+        """The table in the source, by the name that the asset was made with.
+
+        On a thread: a lock on any published table makes the catalog wait, for up to a minute.
+        """
+        outcome = _Outcome(self._ask_source)
+        while not outcome.wait(_POLL_S):
+            self._watch.check()
+        return outcome.result()
+
+    def _ask_source(self) -> TableSchema:
+        from etl_dagster.source.catalog import fetch_published_tables, fetch_table_id
+        from etl_dagster.source.control import SourceControl
 
         publication = self._config.source.publication
-        with connect(self._config.source, application_name="etl_dagster copy") as connection:
-            for schema in fetch_publication_tables(connection, publication):
-                if schema.name == self._name:
-                    return schema
+        name = TableName.parse(self._name)
+        control = SourceControl(self._config.source, application_name="etl_dagster copy")
+        with contextlib.closing(control):
+            doing = f"looking for {self._name}"
+            table_id = control.ask(doing, fetch_table_id, name.schema_name, name.table_name)
+            if table_id is not None:
+                for table in control.ask(doing, fetch_published_tables, publication, [table_id]):
+                    return table.schema
         raise InvalidState(
             f"{self._name} is not in publication {publication!r}",
             solution="Add it to the publication, or reload the code location to forget the asset.",
@@ -313,19 +328,22 @@ _MEANINGS: Mapping[str, str] = {
 }
 
 
-class _Outcome:
+_Result = TypeVar("_Result")
+
+
+class _Outcome(Generic[_Result]):
     """A function's, on a thread of its own."""
 
-    def __init__(self, function: "Callable[[], TableSyncResult | None]") -> None:
+    def __init__(self, function: Callable[[], _Result]) -> None:
         self._function = function
-        self._result: TableSyncResult | None = None
+        self._results: list[_Result] = []
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="copy", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self._result = self._function()
+            self._results.append(self._function())
         except BaseException as failure:
             self._failure = failure
 
@@ -333,7 +351,7 @@ class _Outcome:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def result(self) -> "TableSyncResult | None":
+    def result(self) -> _Result:
         if self._failure is not None:
             raise self._failure
-        return self._result
+        return self._results[0]
