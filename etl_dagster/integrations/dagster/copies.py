@@ -25,6 +25,7 @@ from etl_dagster.integrations.dagster.translator import (
     TABLE_TAG,
 )
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.many import many
 from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
@@ -35,6 +36,8 @@ PAUSE_AFTER_CANCELED_S = 600.0
 #: Dagster's own retries of a failed run: the sensor requests the copy again, and nobody else.
 _NO_RETRIES = {"dagster/max_retries": "0"}
 _RUNS_LOOKED_AT = 10
+#: Each costs Dagster's database a query.
+_TABLES_PER_TICK, _TURN_S = 100, 5.0
 _ACTIVE = [
     DagsterRunStatus.NOT_STARTED,
     DagsterRunStatus.QUEUED,
@@ -75,26 +78,40 @@ def due_copies(
     room = config.copy_tables.max_table_sync_workers - sum(
         1 for run in active if ours & (run.asset_selection or set())
     )
+    idle = [table for table in needy if keys[table.name] not in busy]
+    if not idle or room <= 0:
+        return Copies()
+    with resource.get_store() as store:
+        due = _due(store, _next_few(idle))
     requests: list[RunRequest] = []
     waiting: dict[str, str] = {}
-    with resource.get_store() as store:
-        for table in needy:
-            key = keys[table.name]
-            if key in busy or not _is_due(store, table):
-                continue
-            before = _runs_before(instance, table)
-            pause = before.pause(time.time())
-            if pause is not None:
-                waiting[table.name] = pause
-            elif len(requests) < room:
-                requests.append(_request(config, table, key, before))
+    for table in due:
+        if len(requests) >= room:
+            break
+        before = _runs_before(instance, table)
+        pause = before.pause(time.time())
+        if pause is not None:
+            waiting[table.name] = pause
+        else:
+            requests.append(_request(config, table, keys[table.name], before))
     return Copies(requests, waiting)
 
 
-def _is_due(store: CoordinatingStore, table: TableStatus) -> bool:
+def _next_few(tables: Sequence[TableStatus]) -> Sequence[TableStatus]:
+    """As many as a tick has time for; of more, each has its turn."""
+    if len(tables) <= _TABLES_PER_TICK:
+        return tables
+    turns = -(-len(tables) // _TABLES_PER_TICK)
+    turn = int(time.time() / _TURN_S) % turns
+    return tables[turn * _TABLES_PER_TICK : (turn + 1) * _TABLES_PER_TICK]
+
+
+def _due(store: CoordinatingStore, tables: Sequence[TableStatus]) -> list[TableStatus]:
     """What the store says counts: the status is up to a few seconds old."""
-    state = store.get_table_replication_state(table.table_id)
-    return is_sync_due(state) and not store.is_leased(f"table:{table.table_id}")
+    states = store.get_table_replication_states()
+    due = [table for table in tables if is_sync_due(states.get(table.table_id))]
+    leased = many(store).leased([f"table:{table.table_id}" for table in due])
+    return [table for table in due if f"table:{table.table_id}" not in leased]
 
 
 @dataclass(frozen=True)

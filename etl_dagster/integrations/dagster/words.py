@@ -13,6 +13,7 @@ from etl_dagster.runtime.status import PipelineStatus
 
 #: Dagster keeps a file for each tick that logs, for good.
 _LOG_EVERY_S = 3600.0
+_FEW_TABLES = 100
 
 
 def line(
@@ -109,4 +110,6 @@ def gist(
     """What a reader of the log would want to know."""
     states = sorted((table.name, table.state) for table in status.tables.values())
     settled = [(name, state if state in ("ready", "errored") else "copy") for name, state in states]
-    return status.phase, status.error, note, requests, sorted(waiting.items()), settled
+    # Of many tables a tick looks at some only, and at others the next time.
+    held: object = sorted(waiting.items()) if len(settled) <= _FEW_TABLES else bool(waiting)
+    return status.phase, status.error, note, requests, held, settled
