@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from etl_dagster.config import load_config
 from etl_dagster.errors import SourceUnreachable
+from etl_dagster.integrations.dagster import build_etl_definitions
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.model.states import Init
 from etl_dagster.stores.postgres import PostgresStore
+from tests.support.dagster_in_process import write_config
 from tests.support.database import Database
 
 
@@ -45,3 +48,38 @@ def test_the_state_store_has_the_tables_that_the_source_can_not_tell(
     found = discover_tables(config)
     assert [table.name for table in found.tables] == ["public.orders"]
     assert isinstance(found.problem, SourceUnreachable)
+
+
+def test_comments_of_tables_and_columns_are_shown(
+    newest_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    newest_database.execute(
+        "CREATE TABLE orders (id bigint PRIMARY KEY, amount int)",
+        "CREATE TABLE plain (id bigint PRIMARY KEY)",
+        "COMMENT ON TABLE orders IS 'What customers bought.'",
+        "COMMENT ON COLUMN orders.amount IS 'In cents.'",
+        "CREATE PUBLICATION etl_pub FOR TABLE orders, plain",
+    )
+    path = write_config(newest_database.dsn, tmp_path)
+
+    def shown() -> tuple[str, str | None, str]:
+        specs = {
+            spec.key.path[-1]: spec
+            for asset in build_etl_definitions(path).assets or ()
+            for spec in asset.specs  # type: ignore[union-attr]
+        }
+        columns: Any = specs["orders"].metadata["dagster/column_schema"]
+        return (
+            specs["orders"].description or "",
+            {column.name: column.description for column in columns.columns}["amount"],
+            specs["plain"].description or "",
+        )
+
+    first = shown()
+    assert first[0].startswith("What customers bought.\n\nThe rows of public.orders")
+    assert first[1] == "In cents."
+    assert first[2].startswith("The rows of public.plain")
+    # Also when the source is away.
+    write_config("postgresql://u@127.0.0.1:1/d", tmp_path)
+    assert shown() == first

@@ -29,7 +29,7 @@ from etl_dagster.integrations.dagster.metadata import (
     table_metadata,
 )
 from etl_dagster.integrations.dagster.names import step_name
-from etl_dagster.integrations.dagster.presence import ReplicatorWatch
+from etl_dagster.integrations.dagster.presence import ReplicatorAbsent, ReplicatorWatch
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
@@ -50,6 +50,8 @@ _LOG_EVERY_S = 5.0
 _POLL_S = 0.2
 #: How long a worker that was told to stop may take; what it had finished is durable anyway.
 _STOP_S = 60.0
+#: ... and how long where Dagster itself may be gone, and waits for its runs to end.
+_ORPHAN_STOP_S = 10.0
 
 
 def copy_pool(pipeline: str) -> str:
@@ -271,14 +273,14 @@ class _Copy:
                 if progress:
                     self._show(progress[-1])
                     del progress[:-1]
-        except BaseException:
+        except BaseException as reason:
             # The run is terminated, or has no replicator. What is finished stays, and the next
             # run goes on from there.
             stop.set()
             self._store.wake()
             if isinstance(self._destination, Interruptible):
                 self._destination.interrupt()
-            outcome.wait(_STOP_S)
+            outcome.wait(_STOP_S if not isinstance(reason, ReplicatorAbsent) else _ORPHAN_STOP_S)
             raise
         if progress:
             self._show(progress[-1])

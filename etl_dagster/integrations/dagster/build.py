@@ -39,6 +39,7 @@ from etl_dagster.integrations.dagster.translator import (
     PublishedTableProps,
 )
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.source.comments import TableComments
 from etl_dagster.source.connection import source_uri
 
 _log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def build_etl_definitions(
             - AssetSelection.checks(*(AssetCheckKey(key, BOOKMARK_CHECK) for key in keys.values())),
             executor_def=executor,
             tags={PIPELINE_TAG: config.pipeline},
-            description=f"Copies tables of `{config.pipeline}`; the sensor requests what is due.",
+            description=f"Copies tables of {config.pipeline}; the sensor requests what is due.",
         )
     sensor = build_etl_sensor(
         config.pipeline,
@@ -138,9 +139,11 @@ def _build_assets(
     assets: dict[str, AssetsDefinition] = {}
     table_of: dict[AssetKey, str] = {}
     failure: Exception | None = None
-    for schema in discover_tables(config).tables:
+    found = discover_tables(config)
+    for schema in found.tables:
+        comments = found.comments.get(schema.id, TableComments())
         try:
-            asset = _build_asset(config, translator, schema, stale_after_s)
+            asset = _build_asset(config, translator, schema, comments, stale_after_s)
         except Exception as error:
             failure = error
             _warn_left_out(config, schema.name, f"{type(error).__name__}: {error}")
@@ -160,6 +163,7 @@ def _build_asset(
     config: PipelineConfig,
     translator: EtlDagsterTranslator,
     schema: TableSchema,
+    comments: TableComments,
     stale_after_s: float | None,
 ) -> AssetsDefinition:
     props = PublishedTableProps(
@@ -171,6 +175,8 @@ def _build_asset(
         source_uri=source_uri(config.source),
         destination_type=config.destination.type,
         destination_place=config.destination.place,
+        comment=comments.table,
+        column_comments=comments.columns,
     )
     spec = translator.get_asset_spec(props)
     if spec.freshness_policy is None and stale_after_s is not None:

@@ -8,18 +8,19 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from etl_dagster.assembly import opened_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, EtlError, SourceUnreachable
 from etl_dagster.lsn import LSN_ZERO
-from etl_dagster.model.schema import ColumnSchema, TableSchema
+from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.model.stores import KnowsPipeline
 from etl_dagster.source.catalog import fetch_publication_tables
+from etl_dagster.source.comments import TableComments, fetch_comments
 from etl_dagster.source.connection import connect
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S, _STATEMENT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 5, 10.0, 20.0
 
 _Answer = TypeVar("_Answer")
+_Known = tuple[tuple[TableSchema, ...], Mapping[TableId, TableComments]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Discovery:
 
     tables: tuple[TableSchema, ...]
     problem: EtlError | None = None
+    comments: Mapping[TableId, TableComments] = field(default_factory=dict)
 
 
 def discover_tables(config: PipelineConfig) -> Discovery:
@@ -51,26 +54,28 @@ def discover_tables(config: PipelineConfig) -> Discovery:
         ConfigError: the configuration itself can't be used.
     """
     try:
-        tables = _answer_in_time(lambda: _ask_source(config), "the source")
+        tables, comments = _answer_in_time(lambda: _ask_source(config), "the source")
     except ConfigError:
         raise
     except EtlError as error:
         _log.warning(
             "pipeline %s: %s. What to do: %s", config.pipeline, error.reason, error.solution
         )
-        return Discovery(_load_cache(config) or _ask_store(config), error)
-    _keep_cache(config, tables)
-    return Discovery(tables)
+        tables, comments = _load_cache(config)
+        return Discovery(tables or _ask_store(config), error, comments)
+    _keep_cache(config, tables, comments)
+    return Discovery(tables, None, comments)
 
 
-def _ask_source(config: PipelineConfig) -> tuple[TableSchema, ...]:
+def _ask_source(config: PipelineConfig) -> _Known:
     quick = config.source.model_copy(update={"connect_timeout_s": _CONNECT_TIMEOUT_S})
     with connect(
         quick,
         application_name="etl_dagster definitions",
         statement_timeout_s=_STATEMENT_TIMEOUT_S,
     ) as connection:
-        return tuple(fetch_publication_tables(connection, config.source.publication))
+        tables = tuple(fetch_publication_tables(connection, config.source.publication))
+        return tables, fetch_comments(connection, [table.id for table in tables])
 
 
 def _ask_store(config: PipelineConfig) -> tuple[TableSchema, ...]:
@@ -126,12 +131,18 @@ def _cache_path(config: PipelineConfig) -> Path | None:
     return Path(home) / "etl_dagster" / f"{config.pipeline}.tables.json" if home else None
 
 
-def _keep_cache(config: PipelineConfig, tables: Sequence[TableSchema]) -> None:
+def _keep_cache(
+    config: PipelineConfig,
+    tables: Sequence[TableSchema],
+    comments: Mapping[TableId, TableComments],
+) -> None:
     path = _cache_path(config)
     if path is None:
         return
     payload = [
-        asdict(table) | {"snapshot_id": None, "publication": config.source.publication}
+        asdict(table)
+        | {"snapshot_id": None, "publication": config.source.publication}
+        | {"comments": asdict(comments.get(table.id, TableComments()))}
         for table in tables
     ]
     text = json.dumps(payload, indent=1)
@@ -145,26 +156,35 @@ def _keep_cache(config: PipelineConfig, tables: Sequence[TableSchema]) -> None:
         fresh.replace(path)
 
 
-def _load_cache(config: PipelineConfig) -> tuple[TableSchema, ...]:
+def _load_cache(config: PipelineConfig) -> _Known:
     path = _cache_path(config)
     if path is None:
-        return ()
-    known = {field.name for field in fields(ColumnSchema)}
+        return (), {}
     try:
-        return tuple(
-            TableSchema(
-                id=table["id"],
-                schema_name=table["schema_name"],
-                table_name=table["table_name"],
-                columns=tuple(
-                    ColumnSchema(**{key: column[key] for key in column.keys() & known})
-                    for column in table["columns"]
-                ),
-                snapshot_id=LSN_ZERO,
-                replica_identity=table["replica_identity"],
-            )
+        kept = [
+            table
             for table in json.loads(path.read_text("utf-8"))
             if table["publication"] == config.source.publication
-        )
+        ]
+        tables = tuple(_read_table(table) for table in kept)
+        comments = {
+            table["id"]: TableComments(**table["comments"]) for table in kept if "comments" in table
+        }
     except (OSError, ValueError, KeyError, TypeError):
-        return ()
+        return (), {}
+    return tables, comments
+
+
+def _read_table(kept: Mapping[str, Any]) -> TableSchema:
+    known = {each.name for each in fields(ColumnSchema)}
+    return TableSchema(
+        id=kept["id"],
+        schema_name=kept["schema_name"],
+        table_name=kept["table_name"],
+        columns=tuple(
+            ColumnSchema(**{key: column[key] for key in column.keys() & known})
+            for column in kept["columns"]
+        ),
+        snapshot_id=LSN_ZERO,
+        replica_identity=kept["replica_identity"],
+    )

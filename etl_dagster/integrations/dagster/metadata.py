@@ -96,6 +96,8 @@ def stream_materialization(
         "rows_deleted": activity.deleted,
         "lag_bytes": status.lag_bytes,
         "lag_seconds": float(status.lag_seconds),
+        # Of the whole pipeline.
+        "rows_per_second": float(status.rows_per_second),
         "confirmed_lsn": status.confirmed_lsn,
         "confirmed_lsn_offset": Lsn.parse(status.confirmed_lsn).offset,
         REPORTED_BY: f"{status.pipeline}_replication",

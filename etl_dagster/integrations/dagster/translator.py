@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dagster import AssetSpec, TableColumn, TableColumnConstraints
 from dagster import TableSchema as DagsterTableSchema
@@ -35,6 +35,9 @@ class PublishedTableProps:
     #: The destination's type, such as ``duckdb``, and for people where it is.
     destination_type: str
     destination_place: str
+    #: What COMMENT ON says of the table and of its columns, by name.
+    comment: str | None = None
+    column_comments: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -65,14 +68,15 @@ class EtlDagsterTranslator:
             key=[table.pipeline, key_part(schema.schema_name), key_part(schema.table_name)],
             group_name=table.pipeline,
             description=(
-                f"The rows of `{table.name}`, kept in step with PostgreSQL by the sensor "
-                f"`{table.pipeline}_replication`. Materialize it to copy the table again from "
+                (f"{table.comment}\n\n" if table.comment else "")
+                + f"The rows of {table.name}, kept in step with PostgreSQL by the sensor "
+                f"{table.pipeline}_replication. Materialize it to copy the table again from "
                 f"the beginning.\n\n{len(schema.columns)} columns; key: {key}."
             ),
             kinds={"postgres", table.destination_type},
             tags={PIPELINE_TAG: table.pipeline},
             metadata={
-                "dagster/column_schema": column_schema(schema),
+                "dagster/column_schema": column_schema(schema, table.column_comments),
                 "dagster/table_name": table.name,
                 "dagster/storage_kind": table.destination_type,
                 STATE_ID: table.state_id,
@@ -92,14 +96,21 @@ _IDENTITIES: Mapping[str, str] = {
 }
 
 
-def column_schema(schema: TableSchema) -> DagsterTableSchema:
-    """The columns with the types that PostgreSQL gives them."""
+def column_schema(
+    schema: TableSchema, comments: Mapping[str, str] | None = None
+) -> DagsterTableSchema:
+    """The columns with the types that PostgreSQL gives them.
+
+    Args:
+        comments: of the columns, by name.
+    """
     sole_key = schema.key_columns[0] if len(schema.key_columns) == 1 else None
     return DagsterTableSchema(
         columns=[
             TableColumn(
                 name=column.name,
                 type=column.type_name or "unknown",
+                description=(comments or {}).get(column.name),
                 constraints=TableColumnConstraints(
                     nullable=column.nullable,
                     unique=column.name == sole_key,
