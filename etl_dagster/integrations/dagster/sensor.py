@@ -158,9 +158,10 @@ def tick(
         status = supervision.status
         if status is None:
             return _tick_without_stream(context, memory, config, supervision, keys)
-        generation, copies = supervision.generation, Copies()
+        generation, copies, note = supervision.generation, Copies(), supervision.note
         if _is_standby(status):
             # What the process that runs the pipeline says; it also sees to the copies.
+            note = note or status.error
             other = published(resource).status
             status, generation = other or status, -(other.epoch if other else 0)
         else:
@@ -181,8 +182,8 @@ def tick(
         if not is_preview:
             _store_failed_checks(context, memory, config, failure, keys)
         raise
-    line = words.line(status, keys, note=supervision.note, waiting=copies.waiting, notices=notices)
-    gist = words.gist(status, supervision.note, len(copies.requests), copies.waiting)
+    line = words.line(status, keys, note=note, waiting=copies.waiting, notices=notices)
+    gist = words.gist(status, note, len(copies.requests), copies.waiting)
     if memory.log.is_due(gist):
         context.log.info(line)
     memory.ticks += 1
