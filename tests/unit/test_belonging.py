@@ -72,6 +72,7 @@ def test_an_empty_destination_is_refused_by_a_store_that_has_no_record() -> None
         Belonging(config, store_with(Ready(Lsn(5))), MemoryDestination()).require()
 
 
+BEGUN = TransactionMark(Lsn(900), 700, 1)
 KNOWN = KnownSource("7301112233445566778", 1, 16384, "shop")
 
 
@@ -80,9 +81,7 @@ def origin() -> Origin:
     store.upsert_replication_progress(ApplyWorker(), Lsn(1000))
     config, _ = http("https://here.example/etl")
     found = Origin(config, store)
-    found.recall(
-        DestinationMark("id", 3, 1, Lsn(1100), Lsn(1000), TransactionMark(Lsn(900), 700, 1))
-    )
+    found.recall(DestinationMark("id", 3, 1, Lsn(1100), Lsn(1000), BEGUN))
     return found
 
 
@@ -123,8 +122,8 @@ def test_a_source_is_compared_with_what_is_known_and_applied(
     known: KnownSource | None, found: FoundSource, kind: type[EtlError] | None, match: str
 ) -> None:
     if kind is None:
-        origin().compare(known, found)
+        origin().compare(known, found, Lsn(1100), BEGUN)
         return
     with pytest.raises(kind, match=match) as refused:
-        origin().compare(known, found)
+        origin().compare(known, found, Lsn(1100), BEGUN)
     assert "etl-dagster reset --all" in refused.value.solution
