@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from etl_dagster import __version__
@@ -61,6 +63,8 @@ def cli(debug: bool) -> None:
     commands but demo and init read etl.yaml in the current folder, or what -c or the environment
     variable ETL_DAGSTER_CONFIG names.
     """
+    if os.environ.get("NO_COLOR"):  # https://no-color.org
+        click.get_current_context().color = False
 
 
 for command in (demo, init, doctor, run, status, query, reset, state, migrate):

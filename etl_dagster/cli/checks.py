@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from etl_dagster.assembly import build_destination, build_store, forgets, opened_store
 from etl_dagster.cli.failures import NotReady
-from etl_dagster.config import PipelineConfig
+from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.errors import (
     EtlError,
     SlotError,
@@ -21,12 +21,15 @@ from etl_dagster.integrations.meltano.states.errors import StateSchemaMissing, S
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 from etl_dagster.kinds import DESTINATIONS, STORES
 from etl_dagster.lsn import LSN_MAX
+from etl_dagster.model.destination import ChecksNames
 from etl_dagster.model.states import Errored, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 from etl_dagster.runtime.belonging import Belonging
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.preflight import Check, human_bytes, run_checks
+from etl_dagster.runtime.runner import describe_runner
 from etl_dagster.runtime.slot import require_continuable
+from etl_dagster.source.catalog import fetch_published_tables
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (
     apply_slot_name,
@@ -46,10 +49,24 @@ def all_checks(config: PipelineConfig) -> list[Check]:
     return [
         *(check for check in source if check.name in failed or check.name not in better),
         *(check for check in found if check.name not in failed),
-        check_state_store(config),
+        _check_state_store_elsewhere(config, source),
         check_destination(config),
+        *check_names(config, source),
         *check_positions(config),
     ]
+
+
+def running_process(config: PipelineConfig) -> str | None:
+    """What runs the pipeline, such as `` (PID 71 on host db1, ...)``; None when nothing does."""
+    if forgets(STORES, config.state_store.type):
+        return None
+    try:
+        with opened_store(config) as store:
+            if _can_be_read(store) and store.is_leased("apply"):
+                return describe_runner(store)
+    except EtlError:
+        pass  # the store's own check has found that, too
+    return None
 
 
 def require_all(config: PipelineConfig) -> None:
@@ -148,6 +165,17 @@ def _stopped_tables(
         )
 
 
+def _check_state_store_elsewhere(config: PipelineConfig, source: Sequence[Check]) -> Check:
+    """As `check_state_store`; in a source that can't be reached there is nothing to look at."""
+    section = config.state_store
+    is_there = isinstance(section, PostgresStoreConfig) and section.dsn is None
+    if is_there and any(check.name == "connection" and check.failure for check in source):
+        return Check.warning(
+            "state store", "in the source, which can't be reached: not checked", solution=""
+        )
+    return check_state_store(config)
+
+
 def check_state_store(config: PipelineConfig) -> Check:
     """Whether the state store can be reached and used."""
     name, section = "state store", config.state_store
@@ -170,6 +198,37 @@ def check_destination(config: PipelineConfig) -> Check:
             "For more than trying out, set destination.type to duckdb.",
         )
     return _check(name, lambda: _ask_destination(config))
+
+
+def check_names(config: PipelineConfig, source: Sequence[Check]) -> Iterator[Check]:
+    """Whether names are one at the destination that differ in the source.
+
+    Not in the way of a start: only the tables concerned stop.
+    """
+    try:
+        destination = build_destination(config)
+    except EtlError:
+        return  # the destination's own check has found that, too
+    if not isinstance(destination, ChecksNames) or any(
+        check.name in ("connection", "publication") and check.failure for check in source
+    ):
+        return
+    control = SourceControl(config.source, application_name="etl_dagster doctor")
+    try:
+        published = control.ask(
+            "reading the publication", fetch_published_tables, config.source.publication
+        )
+    except EtlError:
+        return
+    finally:
+        control.close()
+    for clash in destination.check_names([table.schema for table in published]):
+        yield Check(
+            "names",
+            "error",
+            clash,
+            "Rename one of them in the source, or leave it out of the publication.",
+        )
 
 
 def _ask_destination(config: PipelineConfig) -> str:

@@ -26,7 +26,7 @@ def doctor(context: click.Context, config_path: Path, as_json: bool) -> None:
     Ends with exit code 1 when there is an error, 0 when there are only warnings.
     """
     config = load(config_path)
-    from etl_dagster.cli.checks import all_checks
+    from etl_dagster.cli.checks import all_checks, running_process
 
     checks = all_checks(config)
     if as_json:
@@ -34,11 +34,16 @@ def doctor(context: click.Context, config_path: Path, as_json: bool) -> None:
 
         click.echo(json.dumps([check.to_json() for check in checks], indent=2))
     else:
-        _show(checks)
+        _show(checks, running_process(config))
     context.exit(FAILED if any(check.level == "error" for check in checks) else 0)
 
 
-def _show(checks: list[Check]) -> None:
+def _show(checks: list[Check], running: str | None) -> None:
+    """Print the report.
+
+    Args:
+        running: what runs the pipeline; None when nothing does.
+    """
     width = max(len(check.name) for check in checks)
     for check in checks:
         mark, color = _MARKS[check.level]
@@ -51,10 +56,10 @@ def _show(checks: list[Check]) -> None:
         summary = f"{_count(errors, 'error')}: the pipeline can't start."
     elif errors:
         summary = f"{_count(errors, 'error')}: the pipeline runs without what is named above."
-    elif warnings:
-        summary = f"Ready, with {_count(warnings, 'warning')}. `etl-dagster run` starts it."
     else:
-        summary = "Ready. `etl-dagster run` starts it."
+        ready = f"Ready, with {_count(warnings, 'warning')}." if warnings else "Ready."
+        starts = "`etl-dagster run` starts it." if running is None else f"It runs already{running}."
+        summary = f"{ready} {starts}"
     click.echo(f"\n{summary}")
 
 

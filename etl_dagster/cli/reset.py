@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,17 +87,17 @@ def _reset_tables(
 def _reset_all(
     config: PipelineConfig, store: CoordinatingStore, *, dry_run: bool, yes: bool
 ) -> None:
-    from etl_dagster.errors import PipelineInUse
     from etl_dagster.runtime.many import many
+    from etl_dagster.runtime.runner import in_use
     from etl_dagster.runtime.slot import drop_pipeline_slots
     from etl_dagster.source.control import SourceControl
     from etl_dagster.source.slots import apply_slot_name
 
-    in_use = PipelineInUse(f"a process runs the pipeline {config.pipeline!r}")
-    in_use.solution = "Stop it first: Ctrl-C where it runs, or turn the sensor off in Dagster."
+    used = in_use(store, config.pipeline, "a process")
+    used.solution = "Stop it first: Ctrl-C where it runs, or turn the sensor off in Dagster."
     copying = many(store).leased([f"table:{t}" for t in store.get_table_replication_states()])
     if store.is_leased("apply") or copying:
-        raise in_use
+        raise used
     count = len(store.get_table_replication_states())
     click.echo(
         f"All {count} tables are copied again from the beginning; their old rows stay until then."
@@ -110,7 +111,7 @@ def _reset_all(
     # Nobody may start it between here and the end.
     lease = store.acquire_lease("apply")
     if lease is None:
-        raise in_use
+        raise used
     control = SourceControl(config.source, application_name="etl_dagster reset")
     try:
         # In this order: should it end in between, a second reset finds the rest.
@@ -180,5 +181,12 @@ def _is_wanted(*, dry_run: bool, yes: bool) -> bool:
         click.echo("Nothing was done (--dry-run).")
         return False
     if not yes:
-        click.confirm("Go on?", abort=True)
+        try:
+            click.confirm("Go on?", abort=True)
+        except click.Abort:
+            if sys.stdin.isatty():
+                raise
+            raise click.ClickException(
+                "nothing was done: there is no terminal to ask on. Use --yes to do it"
+            ) from None
     return True

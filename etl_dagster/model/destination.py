@@ -159,3 +159,12 @@ class ChecksItself(Protocol):
             EtlError: it would not work, with what to do.
         """
         ...
+
+
+@runtime_checkable
+class ChecksNames(Protocol):
+    """A destination to which names may be equal that differ in the source; `doctor` asks it."""
+
+    def check_names(self, schemas: Sequence[TableSchema]) -> Sequence[str]:
+        """What can't be there at the same time, a sentence for each; looks at nothing else."""
+        ...

@@ -13,7 +13,6 @@ from etl_dagster.errors import (
     EtlError,
     InvalidState,
     LeaseLost,
-    PipelineInUse,
     PublicationMissing,
     Superseded,
 )
@@ -36,6 +35,7 @@ from etl_dagster.runtime.reporter import Reporter
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import Backoff
 from etl_dagster.runtime.rewrites import Rewrites
+from etl_dagster.runtime.runner import in_use, note_runner
 from etl_dagster.runtime.slot import prepare_apply_slot
 from etl_dagster.runtime.status import Phase, PipelineStatus
 from etl_dagster.runtime.table_syncs import TableSyncs
@@ -127,7 +127,8 @@ class Pipeline:
             members = self._control.ask("checking the source", require_ready, self._config)
             self._lease = self._store.acquire_lease("apply")
             if self._lease is None:
-                raise PipelineInUse(f"another process runs the pipeline {self._config.pipeline!r}")
+                raise in_use(self._store, self._config.pipeline)
+            note_runner(self._store)
             # Before it is started: that may create what was removed, or change what isn't ours.
             self._belonging.require()
             self._origin.recall(self._belonging.continued)

@@ -26,6 +26,7 @@ from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing
 from etl_dagster.destinations.duckdb.tables import (
     column_types,
     create_table,
+    find_clashes,
     insert_rows,
     quote,
     readable,
@@ -146,6 +147,9 @@ class DuckDBDestination:
         return f"DuckDB file {self.path}" + (
             "; the first start creates it" if is_missing(self.path) else ""
         )
+
+    def check_names(self, schemas: Sequence[TableSchema]) -> Sequence[str]:
+        return find_clashes(schemas)
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         with self._lock, self._transaction(schema) as connection:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import duckdb
 
 from etl_dagster.destinations.duckdb.ledger import Ledger
-from etl_dagster.destinations.duckdb.tables import fold, quote, table_name
+from etl_dagster.destinations.duckdb.tables import find_clashes, fold, quote, table_name
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.table_name import TableName
@@ -67,8 +67,7 @@ class Names:
             if other.name != schema.name:
                 raise TableWriteFailed(
                     schema.id,
-                    f"{schema.name} and {other.name} are one name to DuckDB, "
-                    "which doesn't distinguish upper case from lower case",
+                    find_clashes([other, schema])[0],
                     solution="Rename one of them in the source, or leave it out of the "
                     "publication; then reset the table.",
                 )

@@ -18,6 +18,8 @@ from etl_dagster.table_name import TableName
 
 #: So many tables are counted by one statement.
 _COUNTED_AT_ONCE = 50
+#: May stand before a query.
+_SETTINGS = (duckdb.StatementType.SET, duckdb.StatementType.VARIABLE_SET)
 
 
 @contextmanager
@@ -46,12 +48,18 @@ def read_connection(
 
 
 def query(path: str | os.PathLike[str], sql: str, *, lock_timeout_s: float = 60.0) -> pa.Table:
-    """The result of a query, as an Arrow table.
+    """The result of a query, as an Arrow table. Settings (`SET ...;`) may stand before it.
 
     Raises:
-        DestinationError: DuckDB refuses the query, or the file can't be read.
+        DestinationError: DuckDB refuses the query, it is more than one, or the file can't be read.
     """
     with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
+        before = connection.extract_statements(sql)[:-1]
+        if any(statement.type not in _SETTINGS for statement in before):
+            raise DestinationError(
+                "these are several queries, and one result can be returned",
+                solution="Ask one at a time, or combine them: SELECT ... UNION ALL SELECT ...",
+            )
         relation = connection.sql(sql)
         # A statement without a result, such as SET, gives no relation.
         table: pa.Table | None = None if relation is None else relation.to_arrow_table()

@@ -19,6 +19,7 @@ from etl_dagster.destinations.evolution import (
     RenameColumn,
     schema_changes,
 )
+from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.model.types import missing_value
 from etl_dagster.table_name import TableName
@@ -27,6 +28,7 @@ from etl_dagster.table_name import TableName
 #: Not json: it may hold what DuckDB's JSON refuses, such as half of a surrogate pair.
 _BY_OID = {2950: "UUID", 3802: "JSON"}
 _UUID, _JSON = "UUID", "JSON"
+_ARE_ONE = "are one name to DuckDB, which doesn't distinguish upper case from lower case"
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _BY_ARROW = {
     pa.bool_(): "BOOLEAN",
@@ -70,6 +72,38 @@ def fold(name: TableName) -> tuple[str, str]:
 
 def _fold(name: str) -> str:
     return name.translate(_LOWER)
+
+
+def find_clashes(schemas: Iterable[TableSchema]) -> list[str]:
+    """Tables, and columns of one table, whose names are one to DuckDB; a sentence for each."""
+    found: list[str] = []
+    known: dict[tuple[str, str], TableSchema] = {}
+    for schema in schemas:
+        other = known.setdefault(fold(TableName(schema.schema_name, schema.table_name)), schema)
+        if other is not schema:
+            found.append(f"{other.name} and {schema.name} {_ARE_ONE}")
+        found += _column_clashes(schema)
+    return found
+
+
+def _column_clashes(schema: TableSchema) -> list[str]:
+    found: list[str] = []
+    known: dict[str, str] = {}
+    for name in schema.column_names:
+        other = known.setdefault(_fold(name), name)
+        if other != name:
+            found.append(f'the columns "{other}" and "{name}" of {schema.name} {_ARE_ONE}')
+    return found
+
+
+def _require_distinct_columns(schema: TableSchema) -> None:
+    for clash in _column_clashes(schema):
+        raise TableWriteFailed(
+            schema.id,
+            clash,
+            solution="Rename one of them in the source, or leave it out of the publication with "
+            "a column list; then reset the table.",
+        )
 
 
 def column_list(names: Iterable[str]) -> str:
@@ -170,6 +204,7 @@ def create_table(
     Without keys and constraints: an index costs memory for every row and every write, forbids to
     delete and insert a key in one transaction, and the source has checked all of it already.
     """
+    _require_distinct_columns(schema)
     database = table_name(connection, schema.schema_name, name or schema.table_name)
     columns = ", ".join(
         f"{quote(column)} {type_}" for column, type_ in column_types(schema).items()
@@ -186,6 +221,7 @@ def create_schema(connection: duckdb.DuckDBPyConnection, schema_name: str) -> No
 
 def evolve(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSchema) -> None:
     """Give the table its new name, columns and types; values are converted where they can be."""
+    _require_distinct_columns(new)
     old_types, new_types = column_types(old), column_types(new)
     qualified = table_name(connection, old.schema_name, old.table_name)
     for change in schema_changes(old, new):

@@ -182,7 +182,11 @@ class Connections:
             message = message.replace(self._password, "***")
         match failure_of(error):
             case Failure.AWAY | Failure.CONNECTIONS | Failure.WAL_SENDERS:
-                return StoreUnreachable(f"the state store can't be reached: {message}")
+                return StoreUnreachable(
+                    f"the state store can't be reached: {message}",
+                    solution=f"Check {self._place} and that the server is up; the pipeline "
+                    "reconnects by itself.",
+                )
             case Failure.STARTING:
                 starting = StoreUnreachable(f"the state store can't be reached: {message}")
                 starting.is_starting = True

@@ -92,11 +92,12 @@ class PostgresStore:
         session_dsn: str | None = None,
         application_name: str = "etl-dagster-store",
         max_connections: int = 4,
+        place: str = "state_store.dsn",
     ) -> None:
         self.pipeline = pipeline
         self.schema = schema
         self._connections = Connections(
-            dsn, application_name=application_name, max_size=max_connections
+            dsn, application_name=application_name, max_size=max_connections, place=place
         )
         self._sessions = self._connections
         if session_dsn is not None:
@@ -134,6 +135,7 @@ class PostgresStore:
             pipeline.pipeline,
             schema=config.schema_name,
             session_dsn=None if session_dsn is None else session_dsn.get_secret_value(),
+            place="source" if config.dsn is None else "state_store.dsn",
         )
 
     def open(self) -> None:

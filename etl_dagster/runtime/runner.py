@@ -1,0 +1,32 @@
+"""Which process runs a pipeline, for whoever finds that one does."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import UTC, datetime
+
+from etl_dagster.errors import EtlError, PipelineInUse
+from etl_dagster.model.stores import CoordinatingStore
+
+_KEY = "runner"
+
+
+def note_runner(store: CoordinatingStore) -> None:
+    """Write down that this process runs the pipeline; it has the lease."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    store.publish_status(_KEY, {"host": socket.gethostname(), "pid": os.getpid(), "since": now})
+
+
+def in_use(store: CoordinatingStore, pipeline: str, who: str = "another process") -> PipelineInUse:
+    """The error for a pipeline that another process runs, with that process where it is known."""
+    return PipelineInUse(f"{who} runs the pipeline {pipeline!r}{describe_runner(store)}")
+
+
+def describe_runner(store: CoordinatingStore) -> str:
+    """Such as `` (PID 71 on host db1, since 2026-11-26T05:00:00+00:00)``; empty when unknown."""
+    try:
+        status = store.get_status(_KEY) or {}
+        return f" (PID {status['pid']} on host {status['host']}, since {status['since']})"
+    except (EtlError, KeyError):
+        return ""
