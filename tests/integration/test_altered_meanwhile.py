@@ -1,0 +1,153 @@
+"""Tables that are altered while they are copied, or while the pipeline dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from etl_dagster.assembly import build_destination
+from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.model.destination import Destination
+from etl_dagster.model.events import EventBatch, TableRows
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.source.trigger import install
+from tests.support.database import Database
+from tests.support.in_step import differences
+from tests.support.pipelines import running
+
+MakeConfig = Callable[..., PipelineConfig]
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Mortal:
+    """A destination whose process dies when a number of batches is durable."""
+
+    def __init__(self, inner: Destination, batches: int) -> None:
+        self._inner = inner
+        self._left = batches
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write_events(self, events: EventBatch) -> None:
+        self._inner.write_events(events)
+        self._left -= 1
+        if not self._left:
+            raise Killed
+
+
+class AfterChunk:
+    """A destination that calls a function after the first chunk of a table, once."""
+
+    def __init__(self, inner: Destination, then: Callable[[], None]) -> None:
+        self._inner = inner
+        self._then: Callable[[], None] | None = then
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+        self._inner.write_table_rows(schema, rows)
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+
+@pytest.mark.parametrize("batches", [2, 4, 6, 7])
+def test_a_reported_alteration_is_finished_by_the_next_start(
+    newest_database: Database, make_config: MakeConfig, batches: int
+) -> None:
+    """The transaction is streamed again from its beginning, when the columns were others."""
+    database = newest_database
+    database.execute(
+        "create table items (id int primary key, a int, b int)",
+        "insert into items values (1, 1, 1)",
+        "create publication etl_pub for table items",
+    )
+    with database.connect() as connection:
+        install(connection)
+    config = make_config(database, **{"batch.max_rows": 100})
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+    database.execute(
+        "begin; insert into items select i, i, i from generate_series(2, 300) i;"
+        "alter table items rename a to c; alter table items add d int default 4;"
+        "insert into items select i, i, i, i from generate_series(301, 600) i;"
+        "alter table items drop b; alter table items add b text default 'b'; commit",
+        "alter table items rename c to a",
+    )
+    mortal = Mortal(build_destination(config), batches)
+    with pytest.raises(Killed), running(config, destination=mortal) as pipeline:
+        pipeline.wait_until_caught_up(60)
+
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+
+    assert differences(database, config, ["items"]) == []
+
+
+@pytest.mark.parametrize("reported", [True, False], ids=["reported", "found"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alter table items rename doc to text",
+        "alter table items drop n, add n int default 3",
+        "alter table items alter n type text using 'n' || n",
+    ],
+    ids=["rename", "made again", "computed"],
+)
+def test_a_table_that_is_altered_while_it_is_copied_is_copied_as_it_is_then(
+    newest_database: Database, make_config: MakeConfig, reported: bool, change: str
+) -> None:
+    """Values that updates left out are fetched by the name that their column had."""
+    database = newest_database
+    database.execute(
+        "create table items (id int primary key, n int, doc text)",
+        "alter table items alter doc set storage external",
+        "insert into items select i, 0, repeat(md5(i::text), 100) from generate_series(1, 300) i",
+        "vacuum analyze items",
+        "create publication etl_pub for table items",
+    )
+    if reported:
+        with database.connect() as connection:
+            install(connection)
+    config = make_config(database, copy={"chunk_rows": 50, "max_connections_per_table": 1})
+
+    def alter() -> None:
+        database.execute("update items set n = id where id % 2 = 0", change)
+        database.execute("delete from items where id = 7")
+
+    with running(config, destination=AfterChunk(build_destination(config), alter)) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        database.execute("update items set id = 1000 where id = 8")
+        assert pipeline.wait_until_caught_up(60)
+
+    assert differences(database, config, ["items"]) == []
+
+
+def test_the_memory_destination_fills_an_added_column(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    database = newest_database
+    database.execute(
+        "create table items (id int primary key)",
+        "insert into items values (1)",
+        "create publication etl_pub for table items",
+    )
+    with database.connect() as connection:
+        install(connection)
+    config = make_config(database, destination={"type": "memory"}, state_store={"type": "memory"})
+    destination = MemoryDestination()
+    with running(config, destination=destination) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        database.execute("alter table items add day date default '2020-01-02', add n int")
+        assert pipeline.wait_until_caught_up(60)
+        [row] = destination.rows("public.items")
+
+    assert (row["id"], str(row["day"]), row["n"]) == (1, "2020-01-02", None)
