@@ -78,10 +78,14 @@ class Origin:
         self,
         known: KnownSource | None,
         found: FoundSource,
-        applied: Lsn,
-        begun: TransactionMark,
+        applied: Lsn | None = None,
+        begun: TransactionMark | None = None,
     ) -> None:
-        """Compare the source with what was applied before it was asked; raises as `require`."""
+        """Compare the source with what was applied before it was asked; raises as `require`.
+
+        Args:
+            applied, begun: as they were then; by default as they are now.
+        """
         now = found.known
         if known is not None:
             if known.system_id and now.system_id and known.system_id != now.system_id:
@@ -96,6 +100,7 @@ class Origin:
                 )
             if known.timeline != now.timeline:
                 self._compare_timelines(known, now)
+        applied, begun = applied or self._applied(), begun or self.last_begin
         if found.lsn < applied:
             raise SourceRestored(
                 f"the source's WAL ends at {found.lsn}, but its changes are applied up to {applied}"
