@@ -32,7 +32,12 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def destination(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DuckDBDestination]:
     """One that would keep the file open for ever, if no reason to close it came."""
-    for name in ("_LINGER_S", "_BUSY_LINGER_S", "_LONGEST_HOLD_S"):
+    for name in (
+        "_LINGER_S",
+        "_BUSY_LINGER_S",
+        "_LONGEST_HOLD_S",
+        "_LONGEST_CATCH_UP_HOLD_S",
+    ):
         monkeypatch.setattr(duckdb_file, name, 3600.0)
     destination = DuckDBDestination(path)
     destination.startup(MemoryStore())

@@ -25,6 +25,11 @@ from etl_dagster.errors import (
 _LINGER_S, _BUSY_LINGER_S = 0.03, 0.3
 #: After this long the file is closed as soon as no transaction is open, however many are waiting.
 _LONGEST_HOLD_S = 1.0
+#: The same after a full batch. Closing writes the last row group of each table again, which is long
+#: texts and wide rows of 100,000 rows; it has to be worth it.
+_LONGEST_CATCH_UP_HOLD_S = 4.0
+#: DuckDB's own 16 MB is two batches, after each of which it would write that row group again.
+_CHECKPOINT_THRESHOLD = "128MB"
 #: Then processes that don't announce themselves, such as the duckdb shell, get their turn.
 _REST_S = 0.03
 #: How often a process that waits for the file tries, and the holder looks whether one waits.
@@ -68,6 +73,7 @@ class DatabaseFile:
             # Queries run in the threads that call; more of them would only cost memory.
             "threads": 1,
             "preserve_insertion_order": False,
+            "checkpoint_threshold": _CHECKPOINT_THRESHOLD,
         }
         self._file_lock = lock_of(path)
         self._wanted = _wanted_by(path)
@@ -78,6 +84,7 @@ class DatabaseFile:
         self._users = 0
         self._opened_at = self._closed_at = self._idle_since = self._rest_until = 0.0
         self._linger_s = _LINGER_S
+        self._longest_hold_s = _LONGEST_HOLD_S
 
     @contextmanager
     def transaction(
@@ -138,6 +145,9 @@ class DatabaseFile:
                 self._users -= 1
                 if more_follows is not None:
                     self._linger_s = _BUSY_LINGER_S if more_follows else 0.0
+                    self._longest_hold_s = (
+                        _LONGEST_CATCH_UP_HOLD_S if more_follows else _LONGEST_HOLD_S
+                    )
                 self._idle_since = time.monotonic()
                 self._changed.notify_all()
 
@@ -193,7 +203,7 @@ class DatabaseFile:
     def _is_due(self) -> bool:
         return (
             self._is_broken
-            or time.monotonic() - self._opened_at > _LONGEST_HOLD_S
+            or time.monotonic() - self._opened_at > self._longest_hold_s
             or _is_taken(self._wanted)
         )
 
@@ -208,7 +218,7 @@ class DatabaseFile:
                 if self._is_due or linger_s <= 0:
                     break
                 self._changed.wait(min(linger_s, _POLL_S))
-            if time.monotonic() - self._opened_at > _LONGEST_HOLD_S:
+            if time.monotonic() - self._opened_at > self._longest_hold_s:
                 self._rest_until = time.monotonic() + _REST_S
             try:
                 if self._database is not None:
