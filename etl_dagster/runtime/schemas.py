@@ -224,6 +224,7 @@ class SchemaTracker:
 
         To be asked once the stream has passed `lsn`, before which every earlier name came.
         """
+        described, _ = self._resolved.get(table_id, (None, None))
         self.forget(table_id)
         known = self.applied(table_id)
         if known is None or (known.schema_name, known.table_name) == (
@@ -239,6 +240,10 @@ class SchemaTracker:
             table_name=name.table_name,
             snapshot_id=version,
         )
+        if described is not None:
+            # Postgres may go on sending rows under that message: a partition's rows come with a
+            # new one of their root only once the partition itself is altered (pgoutput.c).
+            self._resolved[table_id] = described, schema
         return RelationEvent(schema, known, sequence)
 
     def begin_changes(self, events: EventBatch) -> list[RelationEvent]:

@@ -97,6 +97,28 @@ def test_tables_swap_their_names(database: Database, make_config: MakeConfig) ->
         assert_in_step(database, config)
 
 
+def test_a_partitioned_table_keeps_its_new_name(
+    database: Database, make_config: MakeConfig
+) -> None:
+    """Postgres sends its next rows under the description that has the old name."""
+    database.execute(
+        "create table orders (id int primary key) partition by range (id)",
+        "create table orders_0 partition of orders for values from (0) to (1000)",
+        "create publication etl_pub for table orders with (publish_via_partition_root = true)",
+    )
+    config = make_config(database)
+    with running(config) as pipeline:
+        caught_up(pipeline)
+        database.execute("insert into orders values (1)")
+        caught_up(pipeline)
+        database.execute("alter table orders rename to sales")
+        caught_up(pipeline)
+        assert tables_of(config) == {"public.sales": [(1,)]}
+        database.execute("insert into sales values (2)")
+        caught_up(pipeline)
+        assert_in_step(database, config)
+
+
 def test_names_move_in_chains_to_free_names_and_back(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
