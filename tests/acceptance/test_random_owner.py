@@ -1,0 +1,131 @@
+"""Tables, columns and publications change at random, stopped and running; rows stay the source's.
+
+More seeds: ``ETL_TEST_SEEDS="1 2 3" pytest tests/acceptance/test_random_owner.py -s``. A failure
+prints every statement that led to it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from etl_dagster.assembly import build_store
+from etl_dagster.config import PipelineConfig
+from etl_dagster.model.states import Errored, ManualRetry, Ready
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime import pipeline as pipeline_module
+from tests.support.database import Database
+from tests.support.pipelines import rows, running
+from tests.support.random_owner import KINDS, Owner, Table, source_rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+PHASES = 8
+_DEADLINE_S = 60.0
+
+
+def test_random_owner(
+    newest_database: Database,
+    make_config: Callable[..., PipelineConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    seed: int,
+) -> None:
+    monkeypatch.setattr(pipeline_module, "_MEMBERSHIP_S", 0.5)
+    rng = random.Random(seed)
+    config = make_config(newest_database)
+    with (
+        closing(Owner(newest_database.dsn, rng, kind)) as owner,
+        closing(build_store(config)) as store,  # type: ignore[type-var]
+    ):
+        owner.create()
+        try:
+            for phase in range(PHASES):
+                owner.log.append(f"-- phase {phase}: {'running' if phase % 2 else 'stopped'}")
+                if phase % 2 == 0:
+                    _change(owner, rng)
+                with running(config) as pipeline:
+                    assert pipeline.wait_until_caught_up(_DEADLINE_S)
+                    if phase % 2:
+                        _change(owner, rng)
+                    owner.touch()
+                    assert pipeline.wait_until_caught_up(_DEADLINE_S)
+                    _assert_in_step(newest_database, owner, config, store)
+        except BaseException:
+            print(f"{kind}, seed {seed}:")
+            print("\n".join(owner.log))
+            raise
+
+
+def _change(owner: Owner, rng: random.Random) -> None:
+    for _ in range(rng.randrange(2, 8)):
+        match rng.randrange(10):
+            case 0:
+                owner.leave_and_return()
+            case 1:
+                owner.rewrite()
+            case _:
+                owner.step()
+
+
+def _assert_in_step(
+    database: Database, owner: Owner, config: PipelineConfig, store: CoordinatingStore
+) -> None:
+    """Wait until every published table is the source's; one that stopped is copied again."""
+    deadline = time.monotonic() + _DEADLINE_S
+    resets: set[int] = set()
+    while True:
+        wrong = [t for t in owner.published() if not _is_same(database, config, t)]
+        states = store.get_table_replication_states()
+        unready = [t for t in owner.published() if not isinstance(states.get(t.oid), Ready)]
+        if not wrong and not unready:
+            return
+        for table in unready:
+            state = states.get(table.oid)
+            if isinstance(state, Errored) and isinstance(state.retry, ManualRetry):
+                owner.log.append(f"-- {table.name} stopped: {state.reason}")
+                assert table.oid not in resets, f"{table.name} stopped twice: {state.reason}"
+                resets.add(table.oid)
+                store.request_copy(table.oid)
+        if time.monotonic() > deadline:
+            raise AssertionError(
+                "\n".join(
+                    f"{t.name} is {states.get(t.oid)}\n  source {source_rows(database.dsn, t)}\n"
+                    f"  here   {_here(config, t)}"
+                    for t in {t.oid: t for t in (*wrong, *unready)}.values()
+                )
+            )
+        time.sleep(0.2)
+
+
+def _is_same(database: Database, config: PipelineConfig, table: Table) -> bool:
+    return _here(config, table) == source_rows(database.dsn, table)
+
+
+def _here(config: PipelineConfig, table: Table) -> Any:
+    """The destination's rows as text, sorted; or its columns, where they are others."""
+    columns = [
+        name
+        for (name,) in rows(
+            config,
+            "select column_name from duckdb_columns() where"
+            f" schema_name = '{table.schema}' and table_name = '{table.name}'",
+        )
+    ]
+    if sorted(columns) != sorted(table.columns):
+        return columns
+    selected = ", ".join(f'cast("{name}" as varchar)' for name in sorted(columns))
+    return sorted(rows(config, f"select {selected} from {table.sql}"), key=repr)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    import os
+
+    seeds = [int(seed) for seed in os.environ.get("ETL_TEST_SEEDS", "1").split()]
+    metafunc.parametrize("seed", seeds)
+    metafunc.parametrize("kind", KINDS)
