@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import os
@@ -12,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ SETTINGS: Mapping[str, str | int] = {
     "log_timezone": "UTC",
 }
 
+#: Programs that were copied to where others than root can run them.
+_COPIES: dict[Path, Path] = {}
 _START_DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 30.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGQUIT)  # fast shutdown, then immediate
@@ -179,9 +183,12 @@ class _Account:
         )
 
     def can_use(self, binaries: ServerBinaries, folder: Path) -> bool:
-        """Try it: run a program, and reach the folder."""
-        probe = 'cd "$1" && test -w . && "$2" --version >/dev/null'
-        command = ["/bin/sh", "-c", probe, "sh", str(folder), binaries.program("postgres")]
+        """Try it: reach the folder, and have initdb find its programs.
+
+        It asks with access(), which doesn't know of a right to pass closed folders.
+        """
+        probe = 'cd "$1" && test -w . && "$2" --show -D "$1/data" >/dev/null 2>&1'
+        command = ["/bin/sh", "-c", probe, "sh", str(folder), binaries.program("initdb")]
         try:
             return self.run(command, folder=Path("/")).returncode == 0
         except (OSError, subprocess.SubprocessError):
@@ -375,11 +382,15 @@ class EmbeddedPostgres:
         self.stop()
 
     def _choose_account(self) -> _Account:
-        for account in _accounts():
-            if account.owner is not None:
-                _give(self.folder, account.owner)
-            if account.can_use(self.binaries, self.folder):
-                return account
+        for is_copied in (False, True):
+            if is_copied:
+                # The programs lie where only root may go, as in a checkout below /root.
+                self._binaries = _within_reach(self.binaries)
+            for account in _accounts():
+                if account.owner is not None:
+                    _give(self.folder, account.owner)
+                if account.can_use(self.binaries, self.folder):
+                    return account
         raise ServerError(
             f"can't run {self.binaries.program('postgres')} in {self.folder}",
             solution="PostgreSQL doesn't run as root, and no other account can reach these "
@@ -489,6 +500,22 @@ class EmbeddedPostgres:
             return "\n".join(self.log_path.read_text("utf-8", "replace").splitlines()[-10:])
         except OSError:
             return "(it wrote no log)"
+
+
+def _within_reach(binaries: ServerBinaries) -> ServerBinaries:
+    """The same programs in a folder that everybody may enter, as long as this process lives."""
+    installed = binaries.folder.parent
+    if installed not in _COPIES:
+        home = Path(tempfile.mkdtemp(prefix="etl_dagster_postgres_"))
+        home.chmod(0o755)
+        atexit.register(shutil.rmtree, home, ignore_errors=True)
+        package = installed.parent
+        shutil.copytree(installed, home / package.name / installed.name, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")  # found by their place beside it
+        if libraries.is_dir():
+            shutil.copytree(libraries, home / libraries.name, symlinks=True)
+        _COPIES[installed] = home / package.name / installed.name
+    return ServerBinaries(_COPIES[installed] / binaries.folder.name, binaries.version)
 
 
 def _give(folder: Path, owner: tuple[int, int]) -> None:

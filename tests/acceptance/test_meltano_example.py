@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import locate
 from tests.support.database import Database
+from tests.support.singer import write_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -146,15 +148,14 @@ def test_meltanos_own_commands_work_on_a_pipelines_positions(
 
     # Editing a position: refused, and written back.
     editor = example.folder / "editor"
-    editor.write_text(
-        f"#!{sys.executable}\n"
+    write_program(
+        editor,
         "import json, sys\n"
         "state = json.load(open(sys.argv[1]))\n"
         "state['singer_state']['bookmarks']['public-orders']['lsn'] = 5\n"
-        "json.dump(state, open(sys.argv[1], 'w'))\n"
+        "json.dump(state, open(sys.argv[1], 'w'))\n",
     )
-    editor.chmod(0o755)
-    example.state("edit", "--force", ORDERS, EDITOR=str(editor))
+    example.state("edit", "--force", ORDERS, EDITOR=shlex.quote(str(editor)))
     refused = example.bookmark_when(ORDERS, lambda found: "refused" in found["note"])
     assert refused["lsn"] >= first["lsn"]
     assert "can't go back to 0/5" in refused["note"]

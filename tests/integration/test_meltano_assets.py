@@ -39,7 +39,7 @@ from etl_dagster.integrations.meltano.states.errors import StateLocked, StateLoc
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import locate
 from tests.support.database import Database
-from tests.support.singer import write_project
+from tests.support.singer import write_program, write_project
 
 DEADLINE_S = 60.0
 STEP = "tap_fruit_to_target_basket"
@@ -444,10 +444,10 @@ def test_a_project_with_another_state_backend_is_asked_with_its_own_commands(
 
 
 def test_a_failed_command_tells_no_secret(folder: Path, state_uri: str) -> None:
-    tap = folder / "tap-fruit"
-    tap.write_text(
-        f"#!{sys.executable}\nimport os, sys\n"
-        "sys.exit('can not log in with ' + os.environ['TAP_FRUIT_DSN'] + ' and hunter22')"
+    write_program(
+        folder / "tap-fruit",
+        "import os, sys\n"
+        "sys.exit('can not log in with ' + os.environ['TAP_FRUIT_DSN'] + ' and hunter22')",
     )
     broken = MeltanoResource(
         project_dir=str(folder), env={"TAP_FRUIT_DSN": "mysql://me:hunter22@host/shop"}

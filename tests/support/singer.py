@@ -87,14 +87,20 @@ for line in sys.stdin:
 """
 
 
+def write_program(path: Path, source: str) -> None:
+    """A program that this interpreter runs. Its own path may hold a space, at which a first line
+    that named it would end."""
+    path.with_name(f"{path.name}.py").write_text(source)
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$0.py" "$@"\n')
+    path.chmod(0o755)
+
+
 def write_project(folder: Path) -> Path:
     """The project ``tap-fruit target-basket``; its folder."""
     project = folder / "orchard"
     project.mkdir()
     for name, source in (("tap-fruit", _TAP), ("target-basket", _TARGET)):
-        program = project / name
-        program.write_text(f"#!{sys.executable}{source}")
-        program.chmod(0o755)
+        write_program(project / name, source)
     (project / "meltano.yml").write_text(
         yaml.safe_dump(
             {
