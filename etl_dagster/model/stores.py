@@ -374,6 +374,10 @@ class ManyTables(Protocol):
 
     def store_copy_plans(self, plans: Mapping[TableId, CopyPlan]) -> None: ...
 
+    def finish_chunks(self, chunks: Sequence[tuple[TableId, str, FinishedChunk]]) -> None:
+        """Record chunks as durable: (table, copy, chunk)."""
+        ...
+
     def acquire_leases(self, names: Collection[str]) -> Mapping[str, Lease]:
         """Take each lease that is free; the names of the others are missing. All of them may be
         lost together."""

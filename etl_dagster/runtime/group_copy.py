@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
@@ -23,7 +24,7 @@ from etl_dagster.errors import (
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import ChunkId, TableRows
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.stores import CopyPlan
+from etl_dagster.model.stores import CopyPlan, FinishedChunk
 from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
@@ -96,6 +97,8 @@ class GroupCopy:
         self._snapshot_name = snapshot_name
         self._stop = stop
         self._leave_out = leave_out
+        #: What was read, by table and number of the chunk.
+        self.chunks: dict[tuple[TableId, int], FinishedChunk] = {}
         self._encoding: StoredEncoding | None = None
 
     def run(self) -> set[TableId]:
@@ -176,7 +179,9 @@ class GroupCopy:
         )
         batches: list[pa.RecordBatch] = []
         size = 0
-        for chunk in self._plans[table_id].chunks:
+        plan = self._plans[table_id]
+        for chunk in plan.chunks:
+            first, began, before = len(batches), time.monotonic(), size
             relation = relations.get(chunk.relation_id)
             if relation is None:
                 raise TableRewritten(f"{table.schema.name} was dropped meanwhile")
@@ -186,6 +191,13 @@ class GroupCopy:
                 size += batch.nbytes
                 if size > _LARGEST_BYTES:
                     raise TooLarge(f"{table.schema.name} has grown since it was measured")
+            self.chunks[table_id, chunk.index] = FinishedChunk(
+                chunk.index,
+                sum(batch.num_rows for batch in batches[first:]),
+                size - before,
+                plan.slot_lsn,
+                time.monotonic() - began,
+            )
         for column, count in reader.replaced.items():
             _log.warning(
                 "%s.%s: %d values that the type can't hold became null",

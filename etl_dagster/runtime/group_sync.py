@@ -312,7 +312,7 @@ class GroupSync:
         self._many.store_table_schemas([table.schema for table in tables.values()])
         self._many.store_copy_plans(plans)
         _log.info("copying a group of %d tables", len(tables))
-        finished = GroupCopy(
+        copy = GroupCopy(
             self._config,
             self._destination,
             self._control,
@@ -322,7 +322,15 @@ class GroupSync:
             snapshot_name=slot.snapshot_name,
             stop=self._stop,
             leave_out=self._leave_out,
-        ).run()
+        )
+        finished = copy.run()
+        self._many.finish_chunks(
+            [
+                (table_id, plans[table_id].copy_id, chunk)
+                for (table_id, _), chunk in copy.chunks.items()
+                if table_id in finished
+            ]
+        )
         self._many.store_destination_tables_metadata(
             {t: destination_metadata(tables[t].schema, "applied") for t in finished}
         )

@@ -11,6 +11,7 @@ from etl_dagster.model.stores import (
     CoordinatingStore,
     CopyPlan,
     DestinationTableMetadata,
+    FinishedChunk,
     Lease,
     ManyTables,
 )
@@ -74,6 +75,10 @@ class _OneByOne:
     def store_copy_plans(self, plans: Mapping[TableId, CopyPlan]) -> None:
         for table_id, plan in plans.items():
             self._store.store_copy_plan(table_id, plan)
+
+    def finish_chunks(self, chunks: Sequence[tuple[TableId, str, FinishedChunk]]) -> None:
+        for table_id, copy_id, chunk in chunks:
+            self._store.finish_chunk(table_id, copy_id, chunk)
 
     def acquire_leases(self, names: Collection[str]) -> Mapping[str, Lease]:
         leases: dict[str, Lease] = {}

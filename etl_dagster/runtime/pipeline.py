@@ -29,6 +29,7 @@ from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.origin import Origin
+from etl_dagster.runtime.pace import Pace
 from etl_dagster.runtime.preflight import require_ready
 from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.reporter import Reporter
@@ -45,8 +46,10 @@ from etl_dagster.source.control import SourceControl
 
 _log = logging.getLogger(__name__)
 
-#: How often the publication is read again.
+#: How often the publication is read again; less often where it is large.
 _MEMBERSHIP_S = 5.0
+#: How often the status is taken, and how often at least that of many tables.
+_REPORT_S, _REPORT_AT_MOST_S = 1.0, 5.0
 #: How often old versions of schemas are forgotten.
 _PRUNE_S = 3600.0
 #: A stream that lived so long begins its retries anew when it breaks.
@@ -363,12 +366,15 @@ class Pipeline:
 
     def _manage(self) -> None:
         """Keep the tables in step with the publication, and start copies where they are ours."""
+        pace = Pace(_MEMBERSHIP_S)
         membership_due = prune_due = time.monotonic() + _MEMBERSHIP_S
         while not self._stop.is_set():
             try:
                 if self._look_wanted.is_set() or time.monotonic() >= membership_due:
                     membership_due = time.monotonic() + _MEMBERSHIP_S
+                    pace.begin()
                     self._look()
+                    membership_due = time.monotonic() + pace.end()
                 elif self._members.settle():
                     # A table that had to wait for another's last changes may begin.
                     membership_due = 0.0
@@ -409,12 +415,15 @@ class Pipeline:
             apply.hurry(goal)
 
     def _report(self) -> None:
-        while not self._stop.wait(1.0):
+        pace = Pace(_REPORT_S, at_most_s=_REPORT_AT_MOST_S)
+        while not self._stop.wait(pace.pause_s):
+            pace.begin()
             try:
                 self._reporter.measure()
                 self._reporter.publish(self.status())
             except EtlError as error:
                 _log.warning("the status can't be published: %s", error.reason)
+            pace.end()
 
     # -- what is going on ------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from etl_dagster.model.stores import (
     CopyChunk,
     CopyPlan,
     DestinationTableMetadata,
+    FinishedChunk,
     ManyTables,
 )
 from etl_dagster.runtime.many import many
@@ -83,6 +84,10 @@ def test_what_is_kept_of_a_copy_comes_and_goes_together(store: CoordinatingStore
     assert [schema.table_name for schema in store.get_table_schemas()] == [f"t{t}" for t in TABLES]
     assert store.get_destination_table_metadata(4) is not None
     assert together.get_copy_plans(TABLES) == {1: PLAN, 2: PLAN}
+
+    chunk = FinishedChunk(1, 20, 300, Lsn(8), 0.5)
+    together.finish_chunks([(1, "a copy", chunk), (2, "another copy", chunk), (4, "a copy", chunk)])
+    assert together.get_copy_plans(TABLES) == {1: replace(PLAN, finished={1: chunk}), 2: PLAN}
 
     together.clear_table_copy_states([1, 4])
 

@@ -21,6 +21,7 @@ from etl_dagster.model.states import Errored, Ready
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.group_copy import GroupCopy
 from etl_dagster.runtime.group_sync import GroupSync
+from etl_dagster.runtime.many import many
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 
@@ -122,6 +123,10 @@ def test_many_tables_become_ready_within_few_slots_connections_and_writes(
         with running(config, store=store, destination=destination) as pipeline:
             assert pipeline.wait_until_caught_up(120)
             assert states(store) == {"Ready": 150}
+            plans = many(store).get_copy_plans(list(store.get_table_replication_states()))
+            assert [c.row_count for p in plans.values() for c in p.finished.values()] == [
+                ROWS
+            ] * 150
             database.execute(
                 "".join(f"update {name} set n = n + 1 where id = 7;" for name in names)
             )

@@ -835,7 +835,10 @@ class PostgresStore:
         self._change(work, "plans")
 
     def finish_chunk(self, table_id: TableId, copy_id: str, chunk: FinishedChunk) -> None:
-        self._write(
+        self.finish_chunks([(table_id, copy_id, chunk)])
+
+    def finish_chunks(self, chunks: Sequence[tuple[TableId, str, FinishedChunk]]) -> None:
+        self._write_many(
             "plans",
             """
             UPDATE {schema}.copy_chunks AS chunk
@@ -845,14 +848,19 @@ class PostgresStore:
                 AND chunk.pipeline = plan.pipeline AND chunk.table_id = plan.table_id
                 AND chunk.chunk_index = %s AND chunk.read_lsn IS NULL
             """,
-            chunk.row_count,
-            chunk.byte_count,
-            str(chunk.read_lsn),
-            chunk.duration_s,
-            self.pipeline,
-            table_id,
-            copy_id,
-            chunk.index,
+            [
+                (
+                    chunk.row_count,
+                    chunk.byte_count,
+                    str(chunk.read_lsn),
+                    chunk.duration_s,
+                    self.pipeline,
+                    table_id,
+                    copy_id,
+                    chunk.index,
+                )
+                for table_id, copy_id, chunk in chunks
+            ],
         )
 
     def request_copy(self, table_id: TableId) -> None:

@@ -31,6 +31,7 @@ from etl_dagster.integrations.meltano.positions.verdicts import (
 from etl_dagster.integrations.meltano.states.errors import StateTablesMissing
 from etl_dagster.model.states import Init
 from etl_dagster.model.stores import Coordination, PipelineStore
+from etl_dagster.runtime.pace import Pace
 from etl_dagster.runtime.status import PipelineStatus
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 1.0
 #: A table without changes follows the stream's position this many intervals later.
 _IDLE_INTERVALS = 6
+#: ... and not more often than one of all tables in so many seconds; but once in an hour each.
+_IDLE_WRITE_S, _LONGEST_IDLE_S = 0.5, 3600.0
 #: After a failure, the next try comes so much later; doubled for each in a row.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 #: How long entering and leaving may wait for the place where states are.
@@ -128,13 +131,18 @@ class Mirror:
 
     def _run(self) -> None:
         failures, read_due = 0, 0.0
+        look, read = Pace(min(_LOOK_EVERY_S, self._interval_s)), Pace(self._interval_s)
         while True:
             is_last = self._stop.is_set()
-            pause_s = min(_LOOK_EVERY_S, self._interval_s)
             try:
                 now = time.monotonic()
+                look.begin()
+                read.begin()
                 if self._pass(must_read=is_last or now >= read_due, is_last=is_last):
-                    read_due = now + self._interval_s
+                    read_due = now + read.end()
+                    pause_s = min(look.pause_s, self._interval_s)
+                else:
+                    pause_s = look.end()
                 failures = 0
             except EtlError as error:
                 if isinstance(error, StateTablesMissing):
@@ -297,7 +305,11 @@ class Mirror:
             return True
         age_s = time.monotonic() - self._written_at[position.state_id]
         is_idle = before == dataclasses.replace(position, lsn=before.lsn)
-        return age_s >= self._interval_s * (_IDLE_INTERVALS if is_idle else 1)
+        if not is_idle:
+            return age_s >= self._interval_s
+        # Each is written by itself, so that of many tables is written less often.
+        least_s = min(len(self._written) * _IDLE_WRITE_S, _LONGEST_IDLE_S)
+        return age_s >= max(self._interval_s * _IDLE_INTERVALS, least_s)
 
     # -- requests --------------------------------------------------------------------------------
 
