@@ -80,7 +80,7 @@ class Belonging:
     def __init__(
         self, config: PipelineConfig, store: CoordinatingStore, destination: Destination
     ) -> None:
-        self._config = config
+        self._config = config = config.given_destination(destination.name)
         self._store = store
         self._memory = store if isinstance(store, RemembersDestination) else None
         self._destination = destination

@@ -12,7 +12,13 @@ import pytest
 from etl_dagster.cli.checks import all_checks
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres, ServerBinaries, find_servers, free_port
-from etl_dagster.errors import EtlError, SourceReplaced, SourceRestored, StoreRestored
+from etl_dagster.errors import (
+    EtlError,
+    SourceNotPrepared,
+    SourceReplaced,
+    SourceRestored,
+    StoreRestored,
+)
 from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.database import Database, make_config
 from tests.support.pipelines import assert_table_in_step, running
@@ -54,13 +60,16 @@ class Cluster:
 
     def promote(self) -> None:
         """Begin a new timeline here, as a failover does, or a recovery to a point in time."""
+        self.become_standby()
+        self.query("select pg_promote(true, 60)")
+
+    def become_standby(self) -> None:
         self.server.stop()
         signal = self.server.data_dir / "standby.signal"
         signal.touch()
         owner = self.server.data_dir.stat()
         shutil.chown(signal, owner.st_uid, owner.st_gid)
         self.server.start()
-        self.query("select pg_promote(true, 60)")
 
     def outrun(self, lsn: str) -> None:
         """Go past an LSN, and past the transactions before it, with changes of its own."""
@@ -145,6 +154,26 @@ def test_a_source_that_was_restored_is_refused_with_the_store_elsewhere(
 
     newest_database.execute("update etl.known_sources set timeline = 1")
     assert_refused(config, SourceRestored, "timeline 2, which left timeline 1 at")
+
+
+def test_a_standby_is_refused(cluster: Cluster, newest_database: Database, tmp_path: Path) -> None:
+    """Whether it never was a primary to us, or became one behind the pipeline's back."""
+    config = make_config(
+        cluster.database,
+        tmp_path,
+        state_store={"type": "postgres", "dsn": newest_database.dsn},
+    )
+    catch_up(config)
+    cluster.become_standby()
+    with pytest.raises(SourceNotPrepared, match="is a standby") as refused:
+        catch_up(config)
+    assert refused.value.solution == "Connect to the primary."
+    assert_doctor_finds(config, SourceNotPrepared)
+
+    cluster.query("select pg_promote(true, 60)")
+    cluster.insert(1001)
+    catch_up(config)
+    assert_table_in_step(cluster.database, config, "items")
 
 
 def test_a_snapshot_of_the_same_timeline_is_refused(

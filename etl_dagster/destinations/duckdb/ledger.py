@@ -367,7 +367,8 @@ class Ledger:
             "SELECT table_id, copy_id, status = 'complete', "
             "(SELECT list(chunk_index) FROM _etl.chunks h "
             "WHERE h.table_id = c.table_id AND h.copy_id = c.copy_id) "
-            "FROM _etl.copies c WHERE status <> 'ended' AND list_contains(?, table_id)",
+            "FROM _etl.copies c WHERE status <> 'ended' "
+            "AND table_id IN (SELECT unnest(?::BIGINT[]))",
             [list(table_ids)],
         ).fetchall()
         return {
