@@ -16,15 +16,17 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import INSERT, EventBatch, TableChanges
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import CopyChunk
+from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.delivery import Delivery, Stopped
 from etl_dagster.runtime.partitions import LeafCopy, Partitions
 from etl_dagster.runtime.schemas import SchemaTracker
 from etl_dagster.runtime.stream_loop import StreamLoop
+from etl_dagster.source.cancelling import cancelled_by
 from etl_dagster.source.catalog import PublishedTable, emit_marker, fetch_published_tables
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.copy import ChunkReader
+from etl_dagster.source.copy import CopyConnection, TableReader
 from etl_dagster.source.partitions import fetch_read_from
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 #: On an idle server the stream tells its position only when asked.
 _ASK_EVERY_S = 0.2
+#: The stream stands still meanwhile, so it doesn't wait for another session's lock for long.
+_LOCK_TIMEOUT_S = 2.0
 #: After a failure that may pass.
 _PAUSE_S = 2.0
 
@@ -117,6 +121,8 @@ class LeafCopies:
         except Stopped:
             raise
         except EtlError as error:
+            if self._stop.is_set():
+                raise Stopped from None
             self._delivery.raise_failure()
             self._begun = None
             if not error.retryable and not isinstance(error, TableRewritten):
@@ -164,14 +170,15 @@ class LeafCopies:
         if source is None:
             return  # dropped meanwhile; the next look tells
         _log.info("adding the rows of partition %s to %s", leaf.partition.name, schema.name)
-        reader = ChunkReader(
-            self._config.source,
-            schema,
-            row_filter=begun.table.row_filter,
-            application_name=name,
+        encoding = self._control.ask("reading the encoding", stored_encoding)
+        connection = CopyConnection(
+            self._config.source, application_name=name, lock_timeout_s=_LOCK_TIMEOUT_S
+        )
+        reader = TableReader(
+            schema, connection, row_filter=begun.table.row_filter, encoding=encoding
         )
         count = 0
-        with contextlib.closing(reader):
+        with contextlib.closing(connection), cancelled_by(self._stop, connection.cancel):
             for batch in reader.read(CopyChunk(0, leaf.leaf_id), source):
                 if self._stop.is_set():
                     raise Stopped
@@ -181,6 +188,13 @@ class LeafCopies:
                 count += batch.num_rows
             self._delivery.flush()
         _log.info("added %d rows of partition %s", count, leaf.partition.name)
+        for column, replaced in reader.replaced.items():
+            _log.warning(
+                "%s.%s: %d values that the type can't hold became null",
+                schema.name,
+                column,
+                replaced,
+            )
         self._done.add(leaf)
         self._partitions.copied(leaf)
 

@@ -14,12 +14,16 @@ from etl_dagster.source.catalog import fetch_table_schema
 Connection = psycopg.Connection[Any]
 
 #: A partitioned table has no rows and no missing values of its own; those of its partitions count.
+#: Unlike pg_partition_tree(), this waits for no lock on any of them.
 _HOLDERS = """
 select c.oid, c.relfilenode from pg_class c where c.oid = t.oid and c.relkind <> 'p'
 union all
-select l.oid, l.relfilenode
-from pg_partition_tree(t.oid::regclass) p join pg_class l on l.oid = p.relid
-where p.isleaf and t.relkind = 'p'
+(with recursive tree (oid) as (
+   select t.oid where t.relkind = 'p'
+   union all
+   select i.inhrelid from tree r join pg_inherits i on i.inhparent = r.oid
+ )
+ select l.oid, l.relfilenode from tree r join pg_class l on l.oid = r.oid where l.relkind <> 'p')
 """
 
 

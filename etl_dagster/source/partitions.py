@@ -74,9 +74,12 @@ def is_relation_empty(connection: Connection, table_id: TableId, relation_id: in
     where = (
         sql.SQL(" where {}").format(sql.SQL(source.condition)) if source.condition else sql.SQL("")
     )
-    row = connection.execute(
-        sql.SQL("select not exists (select from {}{})").format(source.from_clause(), where)
-    ).fetchone()
+    with connection.transaction():
+        # Others wait for the connection, which must not wait for another session's lock.
+        connection.execute("set local lock_timeout = '2s'")
+        row = connection.execute(
+            sql.SQL("select not exists (select from {}{})").format(source.from_clause(), where)
+        ).fetchone()
     assert row is not None
     return bool(row[0])
 

@@ -15,6 +15,7 @@ from etl_dagster.model.events import EventBatch, TableChanges
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, running
 from tests.support.replica import Replica
+from tests.support.waiting import wait_until
 
 MakeConfig = Callable[..., PipelineConfig]
 
@@ -336,3 +337,27 @@ def test_foreign_partitions_are_left_out(
     database.execute("insert into ev values (2, '2024-01-06', 'b')")
     replica.catch_up()
     assert len(replica.rows("public.ev")) == 2
+
+
+def test_a_partition_that_is_locked_does_not_hold_up_the_stream(
+    newest_database: Database, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(newest_database, destination={"type": "memory"})
+    replica = Replica(newest_database, config)
+    newest_database.execute(EVENTS, PUBLISH)
+    with replica.running() as pipeline:
+        newest_database.execute(
+            "create table ev_3 (like ev including all)",
+            "insert into ev_3 values (9, '2024-03-05', 'z')",
+        )
+        with newest_database.connect(autocommit=False) as other:
+            newest_database.execute(
+                "alter table ev attach partition ev_3"
+                " for values from ('2024-03-01') to ('2024-04-01')"
+            )
+            other.execute("lock table ev_3 in access exclusive mode")
+            wait_until(lambda: "partition public.ev_3 can't be added now" in caplog.text)
+            newest_database.execute("insert into ev_1 values (8, '2024-01-05', 'meanwhile')")
+            wait_until(lambda: len(replica.rows("public.ev")) == 4)
+        assert pipeline.wait_until_caught_up(60)
+        replica.assert_in_step("public.ev")
