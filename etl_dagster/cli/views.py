@@ -274,25 +274,32 @@ def _tables(tables: list[TableStatus]) -> Table:
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     grid.add_column("table", no_wrap=True)
     grid.add_column("state", no_wrap=True)
-    grid.add_column("copy", width=16)
+    # Only while there is a copy: in a narrow terminal its width would be taken from the numbers.
+    is_copying = any(_is_copying(table) for table in tables)
+    if is_copying:
+        grid.add_column("copy", width=16)
     for name in ("rows", "inserted", "updated", "deleted"):
         grid.add_column(name, justify="right", no_wrap=True)
     for table in tables:
         copy: RenderableType = Text()
         rows = "" if table.row_count is None else f"{table.row_count:,}"
-        if table.copy_chunks_total and table.state != "ready":
+        if _is_copying(table):
             copy = ProgressBar(table.copy_chunks_total, table.copy_chunks_done, width=16)
             rows = f"{table.copy_rows_done:,} of ~{table.copy_rows_estimated:,}"
         grid.add_row(
             Text(table.name),
             Text(table.state, style=_STATE_COLORS.get(table.state, "yellow")),
-            copy,
+            *([copy] if is_copying else []),
             rows,
             f"{table.rows_inserted:,}",
             f"{table.rows_updated:,}",
             f"{table.rows_deleted:,}",
         )
     return grid
+
+
+def _is_copying(table: TableStatus) -> bool:
+    return bool(table.copy_chunks_total) and table.state != "ready"
 
 
 def _urgency(table: TableStatus) -> tuple[int, str]:
