@@ -313,6 +313,15 @@ class DestinationReplaced(DestinationError):
     )
 
 
+class DestinationShared(DestinationError):
+    """Another pipeline has written to a destination that can hold one pipeline's tables only."""
+
+    solution = (
+        "Give each pipeline a place of its own (`destination.path`). If the pipeline was renamed, "
+        "give it its old name back, or move the file away: then everything is copied again."
+    )
+
+
 class DestinationRestored(DestinationError):
     """The destination is an older copy of itself: changes that were written are not in it."""
 

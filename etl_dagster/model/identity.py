@@ -125,6 +125,21 @@ class KeepsMark(Protocol):
 
 
 @runtime_checkable
+class HoldsOnePipeline(Protocol):
+    """A destination that knows tables by their OID alone.
+
+    The OIDs of two source databases overlap, so it can't hold the tables of two pipelines.
+    """
+
+    def written_by(self) -> Collection[str]:
+        """The pipelines that have written to it; creates and changes nothing.
+
+        Also called before `startup`, and by `doctor`.
+        """
+        ...
+
+
+@runtime_checkable
 class RemembersDestination(Protocol):
     """A store that knows which destination its pipeline has written, and how far."""
 

@@ -15,6 +15,7 @@ from etl_dagster.errors import (
     CopyMissing,
     DestinationReplaced,
     DestinationRestored,
+    DestinationShared,
     SourceReplaced,
     SourceRestored,
     StoreRestored,
@@ -95,12 +96,14 @@ class Belonging:
         """Refuse a destination that doesn't belong to the store; changes nothing.
 
         Raises:
+            DestinationShared: another pipeline has written to it.
             DestinationReplaced: it is another one, or what was written is gone.
             DestinationRestored: it is an older copy of itself.
             CopyMissing: it lacks the copy of a table.
             StoreRestored: the store is older than the destination, or another one.
             EtlError: store or destination can't be read.
         """
+        self._require_alone()
         # The store first: what it knows was committed before, so the mark can only be newer.
         known = self._known()
         states = self._store.get_table_replication_states()
@@ -118,9 +121,11 @@ class Belonging:
         For a copy: it has no say in which destination the pipeline writes.
 
         Raises:
+            DestinationShared: another pipeline has written to it.
             DestinationReplaced: it is another one, or what was written is gone.
             DestinationRestored: it is an older copy of itself.
         """
+        self._require_alone()
         self._require_known(self._known())
 
     def missing_copies(self, table_ids: Collection[TableId]) -> dict[TableId, CopyMissing]:
@@ -141,6 +146,17 @@ class Belonging:
         if copy is None or copy.copy_id != plan.copy_id:
             return not plan.finished and not is_complete
         return copy.is_complete or (not is_complete and plan.finished.keys() <= copy.chunks)
+
+    def _require_alone(self) -> None:
+        written_by = getattr(self._destination, "written_by", None)  # HoldsOnePipeline
+        if not callable(written_by):
+            return
+        others = [name for name in written_by() if name != self._config.pipeline]
+        if others:
+            raise DestinationShared(
+                f"{self._place} holds the tables of the pipeline {', '.join(map(repr, others))}, "
+                f"and can't hold those of {self._config.pipeline!r} as well"
+            )
 
     def _known(self) -> KnownDestination | None:
         return None if self._memory is None else self._memory.get_known_destination()

@@ -19,6 +19,7 @@ from etl_dagster.errors import (
     CopyMissing,
     DestinationReplaced,
     DestinationRestored,
+    DestinationShared,
     EtlError,
     StoreRestored,
 )
@@ -218,6 +219,22 @@ def test_a_file_that_is_exchanged_while_running_ends_the_pipeline(
     with pytest.raises(refusals, match=r"was (removed|replaced|exchanged)"), running(config) as it:
         exchange(it)
     assert file.exists() == (change != "removed")
+
+
+def test_a_second_pipeline_in_one_file_is_refused(
+    config: PipelineConfig, store: CoordinatingStore, make_config: MakeConfig, database: Database
+) -> None:
+    """It may read another database, in which other tables have the same OIDs."""
+    catch_up(config)
+    second = make_config(database, pipeline="second")
+
+    with pytest.raises(DestinationShared, match="holds the tables of the pipeline 'test'"):
+        catch_up(second)
+    assert check_destination(second).level == "error"
+    assert not [slot for slot in database.slots() if "second" in slot]
+
+    catch_up(config)
+    assert_table_in_step(database, config, "items")
 
 
 def test_another_type_of_destination_is_refused(

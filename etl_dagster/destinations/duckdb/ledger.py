@@ -113,6 +113,13 @@ class Ledger:
         identity = fetch_row(self._connection, "SELECT identity FROM _etl.identity") or ("",)
         return self._mark_of(pipeline, identity[0]) or DestinationMark(identity[0])
 
+    def pipelines(self) -> list[str]:
+        """The pipelines that have written to the file, by name."""
+        if "pipelines" not in self._there():
+            return []
+        rows = self._connection.execute("SELECT pipeline FROM _etl.pipelines ORDER BY ALL")
+        return [name for (name,) in rows.fetchall()]
+
     def _mark_of(self, pipeline: str, identity: str = "") -> DestinationMark | None:
         row = fetch_row(
             self._connection,
