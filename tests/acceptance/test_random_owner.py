@@ -19,6 +19,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime import pipeline as pipeline_module
+from etl_dagster.source.trigger import install
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 from tests.support.random_owner import KINDS, Owner, Table, source_rows
@@ -34,6 +35,7 @@ def test_random_owner(
     make_config: Callable[..., PipelineConfig],
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
+    is_reported: bool,
     seed: int,
 ) -> None:
     monkeypatch.setattr(pipeline_module, "_MEMBERSHIP_S", 0.5)
@@ -44,6 +46,9 @@ def test_random_owner(
         closing(build_store(config)) as store,  # type: ignore[type-var]
     ):
         owner.create()
+        if is_reported:
+            with newest_database.connect() as connection:
+                install(connection)
         try:
             for phase in range(PHASES):
                 owner.log.append(f"-- phase {phase}: {'running' if phase % 2 else 'stopped'}")
@@ -57,7 +62,7 @@ def test_random_owner(
                     assert pipeline.wait_until_caught_up(_DEADLINE_S)
                     _assert_in_step(newest_database, owner, config, store)
         except BaseException:
-            print(f"{kind}, seed {seed}:")
+            print(f"{kind}, {'reported' if is_reported else 'not reported'}, seed {seed}:")
             print("\n".join(owner.log))
             raise
 
@@ -128,4 +133,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     seeds = [int(seed) for seed in os.environ.get("ETL_TEST_SEEDS", "1").split()]
     metafunc.parametrize("seed", seeds)
+    metafunc.parametrize("is_reported", [False, True], ids=["found", "reported"])
     metafunc.parametrize("kind", KINDS)
