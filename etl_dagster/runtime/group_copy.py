@@ -263,15 +263,23 @@ class GroupCopy:
                 end = destination.write_table_rows(schema, self._end(table_id))
                 wait_durable(end, self._stop)
 
+        # Without a key, rows that were written twice under one copy ID are there twice.
+        is_repeatable = (
+            self._destination.capabilities.transactional or self._tables[table_id].can_resume_copy
+        )
         try:
-            return bool(self._until_durable(write, {table_id: batches}))
+            tables = {table_id: batches}
+            return bool(self._until_durable(write, tables, is_repeatable=is_repeatable))
         except EtlError as error:
-            if error.retryable or isinstance(error, Superseded | InvalidState):
+            is_of_all = error.retryable and is_repeatable
+            if is_of_all or isinstance(error, Superseded | InvalidState):
                 raise
             self._leave_out(table_id, error)
             return False
 
-    def _until_durable(self, write: Callable[[Read], None], tables: Read) -> Read:
+    def _until_durable(
+        self, write: Callable[[Read], None], tables: Read, *, is_repeatable: bool = True
+    ) -> Read:
         """Write the tables, again where waiting may help, and without those that are refused."""
         backoff = Backoff(self._config.retry)
         left = dict(tables)
@@ -288,7 +296,7 @@ class GroupCopy:
                 raise
             except Exception as raised:
                 failure = of_destination(raised, self._destination.name, backoff.attempt, _log)
-                if not failure.retryable or backoff.is_exhausted:
+                if not (failure.retryable and is_repeatable) or backoff.is_exhausted:
                     raise failure from failure.__cause__
                 delay_s = backoff.next_delay_s()
                 _log.warning(

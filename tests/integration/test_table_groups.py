@@ -15,6 +15,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb import DuckDBDestination
 from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import DestinationUnreachable, TableWriteFailed
+from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.states import Errored, Ready
@@ -305,6 +306,53 @@ def test_a_destination_that_takes_one_table_at_a_time_gets_them_so(
 
     for name in names:
         assert len(destination.rows(f"public.{name}")) == ROWS
+
+
+class LosesAnswers(Destination):
+    """Writes the first chunk of each table, and fails before it can say so."""
+
+    name = "loses-answers"
+
+    def __init__(self) -> None:
+        #: For each chunk that was written, its table and its copy.
+        self.chunks: list[tuple[str, str]] = []
+        self._failed: set[str] = set()
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        pass
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+        if rows.is_end_of_copy:
+            return
+        for _ in rows.batches():
+            pass
+        self.chunks.append((schema.table_name, rows.copy_id))
+        if schema.table_name not in self._failed:
+            self._failed.add(schema.table_name)
+            raise DestinationUnreachable("no answer")
+
+    def write_events(self, events: EventBatch) -> None:
+        pass
+
+
+def test_rows_without_a_key_are_never_written_twice_under_one_copy(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """Such a destination could not tell them from rows that are equal."""
+    create(newest_database, 6)
+    newest_database.execute(
+        "alter table t001 drop constraint t001_pkey", "alter table t001 replica identity full"
+    )
+    config = make_config(
+        newest_database, destination={"type": "memory"}, **{"copy.max_table_sync_workers": 2}
+    )
+    destination = LosesAnswers()
+    with running(config, destination=destination) as pipeline:
+        assert pipeline.wait_until_caught_up(120)
+
+    copies = [copy_id for name, copy_id in destination.chunks if name == "t001"]
+    assert len(copies) >= 2
+    assert len(copies) == len(set(copies))
 
 
 def test_a_class_with_its_own_way_of_writing_rows_is_asked_for_each_table(
