@@ -86,11 +86,12 @@ class MarkChecks(DestinationChecks):
         assert mark.revision > 1
 
     def test_each_pipeline_has_a_mark_of_its_own(self, subject: Subject) -> None:
+        marking = _marking(subject.destination)
         subject.write_batch(EventBatch({}, epoch=5, pipeline=_PIPELINE))
         subject.write_batch(EventBatch({}, epoch=9, pipeline="other"))
         subject.write_batch(EventBatch({}, epoch=5, pipeline=_PIPELINE))
 
-        other = _marking(subject.destination).read_mark("other")
+        other = marking.read_mark("other")
         assert other is not None
         assert (_mark(subject).epoch, other.epoch) == (5, 9)
         assert _mark(subject).identity == other.identity

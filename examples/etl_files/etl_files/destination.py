@@ -146,7 +146,8 @@ class JsonLinesDestination(Destination):
             self._raise_epoch(events.epoch)
             appended: list[TableFile] = []
             try:
-                for table_id, steps in events.tables.items():
+                # Two tables may have one name in a batch: the one that was given it last has it.
+                for table_id, steps in sorted(events.tables.items(), key=_named_at):
                     file = self._open(table_id, steps)
                     appended.append(file)
                     if not events.is_outdated(table_id, file.replay_from):
@@ -164,12 +165,13 @@ class JsonLinesDestination(Destination):
         if (copy_id, length) != (file.copy_id, file.length):
             schema = None
         lines = []
+        is_described = False
         for step in steps:
             if schema is None or _is_news(step, schema):
                 lines.append(to_line(event_to_json(RelationEvent(step.schema, schema, 0))))
-                schema = step.schema
+                schema, is_described = step.schema, True
             lines += [to_line(line) for line in _changes(step)]
-        if schema is not None:
+        if schema is not None and is_described:
             self._rename(file, schema)
         file.append(b"".join(lines))
         length = file.sync()
@@ -252,6 +254,12 @@ def _table_of(path: Path) -> TableId | None:
     """Whose file it is; None where there is none, or another one."""
     first = read_first_line(path)
     return None if first is None else first["table_id"]
+
+
+def _named_at(table: tuple[TableId, Sequence[TableStep]]) -> int:
+    """Where in a batch a table was last described; -1 where it wasn't."""
+    _, steps = table
+    return max((step.sequence for step in steps if isinstance(step, RelationEvent)), default=-1)
 
 
 def _require_ours(path: Path) -> None:
