@@ -73,12 +73,11 @@ def main() -> None:
 def catch_up(task: dict[str, Any]) -> dict[str, Any]:
     """Run a pipeline until everything committed before is durable.
 
-    Seconds and `cpu_s` count from the moment it streams, `cpu_s_in_all` from before its start.
+    Seconds and `cpu_s` count from the moment it begins to stream, `cpu_s_in_all` from before its
+    start.
     """
     cpu_s_before = _cpu_s()
-    with _pipeline(task) as pipeline:
-        started = _wait_for(lambda: pipeline.status().phase == "streaming")
-        cpu_s = _cpu_s()
+    with _pipeline(task) as (pipeline, started, cpu_s):
         goal = Lsn.parse(task["end_lsn"]) if "end_lsn" in task else None
         if not pipeline.wait_until_caught_up(task.get("timeout_s", 600)):
             sys.exit("the pipeline did not catch up")
@@ -105,7 +104,7 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
     """
     durable: list[tuple[float, str]] = []
     closed = _stdin_closed()
-    with _pipeline(task) as pipeline:
+    with _pipeline(task) as (pipeline, _, _):
         if not pipeline.wait_until_caught_up(600):
             sys.exit("the pipeline did not catch up")
         print("ready", flush=True)
@@ -119,7 +118,8 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _pipeline(task: dict[str, Any]) -> Iterator[Pipeline]:
+def _pipeline(task: dict[str, Any]) -> Iterator[tuple[Pipeline, float, float]]:
+    """A running pipeline; when it began to stream, and the CPU seconds until then."""
     config = parse_config(task["config"], {})
     destination: Destination = (
         Discard() if task.get("destination") == "discard" else build_destination(config)
@@ -127,8 +127,10 @@ def _pipeline(task: dict[str, Any]) -> Iterator[Pipeline]:
     with closing(build_store(config)) as store:  # type: ignore[type-var]
         pipeline = Pipeline(config, store, destination)
         pipeline.start()
+        # Its threads are at work from here on; the mirror takes a moment to begin.
+        started, cpu_s = time.perf_counter(), _cpu_s()
         with mirrored_positions(config, store, pipeline.status):
-            yield pipeline
+            yield pipeline, started, cpu_s
             pipeline.shutdown()
             pipeline.wait(60)
 
@@ -143,13 +145,6 @@ def _stdin_closed() -> threading.Event:
 
     threading.Thread(target=watch, daemon=True).start()
     return closed
-
-
-def _wait_for(is_reached: Callable[[], bool]) -> float:
-    """The moment at which something is the case, seconds of `time.perf_counter`."""
-    while not is_reached():
-        time.sleep(_LOOK_S)
-    return time.perf_counter()
 
 
 # -- a copy alone ------------------------------------------------------------------------------
