@@ -13,6 +13,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
 from etl_dagster.model.destination import ChecksItself
 from etl_dagster.model.identity import KnownDestination, KnownSource
+from etl_dagster.model.remembering import RemembersInMemory
 from etl_dagster.model.schema import (
     INITIAL_SNAPSHOT,
     SnapshotId,
@@ -63,7 +64,7 @@ class _LocalLease:
             del self.holders[self.name]
 
 
-class LocalStore:
+class LocalStore(RemembersInMemory):
     """A store, and in memory what the workers of one process need to meet."""
 
     def __init__(self, store: PipelineStore) -> None:
@@ -237,30 +238,6 @@ class LocalStore:
             self._store.delete_replication_progress(ApplyWorker())
         self.wake()
         return len(table_ids)
-
-    def get_known_destination(self) -> KnownDestination | None:
-        return self._known
-
-    def store_known_destination(self, known: KnownDestination | None) -> None:
-        with self._lock:
-            self._known = known
-
-    def get_known_source(self) -> KnownSource | None:
-        return self._known_source
-
-    def store_known_source(self, known: KnownSource) -> None:
-        self._known_source = known
-
-    def store_delivery(self, worker: WorkerType, flush_lsn: Lsn, revision: int) -> Lsn:
-        with self._lock:
-            if self._known is not None:
-                newest = max(self._known.revision, revision)
-                self._known = replace(self._known, revision=newest)
-            return self.upsert_replication_progress(worker, flush_lsn)
-
-    def get_copy_ids(self) -> Mapping[TableId, str]:
-        with self._lock:
-            return {table_id: plan.copy_id for table_id, plan in self._plans.items()}
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
         self._status[key] = text = json.dumps(payload)

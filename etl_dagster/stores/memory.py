@@ -13,6 +13,7 @@ from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
 from etl_dagster.model.identity import KnownDestination, KnownSource
+from etl_dagster.model.remembering import RemembersInMemory
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState, is_durable
 from etl_dagster.model.stores import (
@@ -42,7 +43,7 @@ class MemoryLease:
             del self._holders[self._name]
 
 
-class MemoryStore:
+class MemoryStore(RemembersInMemory):
     """Behaves as a store of several processes does, and forgets everything with its own."""
 
     config_model = MemoryStoreConfig
@@ -167,32 +168,6 @@ class MemoryStore:
     def delete_replication_progress(self, worker: WorkerType) -> None:
         with self._lock:
             self._progress.pop(worker, None)
-
-    # -- the destination -----------------------------------------------------------------------
-
-    def get_known_destination(self) -> KnownDestination | None:
-        return self._known
-
-    def store_known_destination(self, known: KnownDestination | None) -> None:
-        with self._lock:
-            self._known = known
-
-    def get_known_source(self) -> KnownSource | None:
-        return self._known_source
-
-    def store_known_source(self, known: KnownSource) -> None:
-        self._known_source = known
-
-    def store_delivery(self, worker: WorkerType, flush_lsn: Lsn, revision: int) -> Lsn:
-        with self._lock:
-            if self._known is not None:
-                newest = max(self._known.revision, revision)
-                self._known = replace(self._known, revision=newest)
-            return self.upsert_replication_progress(worker, flush_lsn)
-
-    def get_copy_ids(self) -> Mapping[TableId, str]:
-        with self._lock:
-            return {table_id: plan.copy_id for table_id, plan in self._plans.items()}
 
     # -- destination metadata ------------------------------------------------------------------
 
