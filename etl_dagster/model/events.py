@@ -66,7 +66,7 @@ class TableRows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The rows as dictionaries; simple, and slow."""
-        from etl_dagster.model.parsing import to_dicts
+        from etl_dagster.values.text import to_dicts
 
         for batch in self.batches():
             yield from to_dicts(batch)
@@ -153,7 +153,7 @@ class TableChanges:
 
     def events(self) -> Iterator[RowEvent]:
         """Each change as an object; simple, and slow."""
-        from etl_dagster.model.parsing import to_dicts
+        from etl_dagster.values.text import to_dicts
 
         rows = to_dicts(self.rows)
         old: dict[int, dict[str, Any]] = {}

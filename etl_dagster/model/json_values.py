@@ -30,7 +30,6 @@ from typing import Any, Final, TypeAlias, assert_never
 
 import numpy as np
 
-from etl_dagster.model.columns import ColumnSchema
 from etl_dagster.model.events import (
     BeginEvent,
     CommitEvent,
@@ -42,7 +41,10 @@ from etl_dagster.model.events import (
     TruncateEvent,
     UpdateEvent,
 )
-from etl_dagster.model.oids import (
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import ReplicaIdentity, TableSchema
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.oids import (
     BOOL,
     BYTEA,
     DATE,
@@ -57,9 +59,7 @@ from etl_dagster.model.oids import (
     TIMESTAMP,
     TIMESTAMPTZ,
 )
-from etl_dagster.model.position import Position
-from etl_dagster.model.schema import ReplicaIdentity, TableSchema
-from etl_dagster.model.types import arrow_type, missing_object
+from etl_dagster.values.reading import arrow_type, missing_object
 
 #: What json.dumps() takes.
 JsonObject: TypeAlias = dict[str, Any]

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.columns import ColumnSchema as ColumnSchema
 from etl_dagster.table_name import TableName
+from etl_dagster.values.columns import ColumnSchema as ColumnSchema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,7 +74,7 @@ class TableSchema:
         """The Arrow schema of the table's rows, one field for each column, in order."""
         import pyarrow as pa
 
-        from etl_dagster.model.types import arrow_type
+        from etl_dagster.values.reading import arrow_type
 
         return pa.schema(
             [pa.field(column.name, arrow_type(column), column.nullable) for column in self.columns]

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, cast
 
-from etl_dagster.model.columns import ColumnSchema
 from etl_dagster.model.schema import ReplicaIdentity, TableId
+from etl_dagster.values.columns import ColumnSchema
 
 #: The prefix of the trigger's messages.
 ALTERATION_PREFIX: Final = "etl_dagster alteration"

@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from etl_dagster.errors import DecodeError
 from etl_dagster.model.events import DELETE, INSERT, UPDATE
-from etl_dagster.model.parsing import buffer_of
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.types import decode_text, is_ascii, parse_text
 from etl_dagster.protocol.frames import XLOG_DATA_HEADER, XLOG_DATA_TAG
+from etl_dagster.values.reading import decode_text, is_ascii, parse_text
+from etl_dagster.values.text import buffer_of
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Places: TypeAlias = npt.NDArray[np.int64]

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from etl_dagster.model.columns import ColumnSchema
-from etl_dagster.model.retyping import keeps_rows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.source.columns import TableToday
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.retyping import keeps_rows
 
 #: With more possibilities than this a table is copied again without looking at them all.
 _MOST_CANDIDATES = 10_000

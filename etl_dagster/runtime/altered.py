@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from etl_dagster.model.columns import ColumnSchema
-from etl_dagster.model.retyping import keeps_rows, keeps_values
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.protocol.alterations import (
     COLUMN_REWRITE,
@@ -14,6 +12,8 @@ from etl_dagster.protocol.alterations import (
     ColumnsAltered,
     RowsRewritten,
 )
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.retyping import keeps_rows, keeps_values
 
 
 def altered_schema(alteration: ColumnsAltered, publication: str) -> TableSchema:

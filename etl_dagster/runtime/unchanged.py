@@ -11,9 +11,9 @@ import numpy as np
 from etl_dagster.errors import SourceError
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import EventBatch, TableChanges, TableStep
-from etl_dagster.model.printing import print_keys
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.types import parse_text
+from etl_dagster.values.printing import print_keys
+from etl_dagster.values.reading import parse_text
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,8 +13,8 @@ from psycopg.rows import dict_row
 from etl_dagster.errors import CopyOutdated, PublicationEmpty, PublicationMissing
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
-from etl_dagster.model.types import is_ascii, text_expression
 from etl_dagster.pg.encodings import StoredEncoding, decode, stored_encoding
+from etl_dagster.values.reading import is_ascii, text_expression
 
 Connection = psycopg.Connection[Any]
 

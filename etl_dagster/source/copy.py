@@ -23,7 +23,12 @@ from etl_dagster.errors import (
 )
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
-from etl_dagster.model.types import (
+from etl_dagster.pg.encodings import StoredEncoding
+from etl_dagster.pg.settings import PIN_NEWER
+from etl_dagster.source.catalog import Leaf
+from etl_dagster.source.connection import solution_for_refusal, source_conninfo
+from etl_dagster.source.partitions import ReadFrom
+from etl_dagster.values.reading import (
     adbc_is_exact,
     as_strings,
     decode_text,
@@ -32,11 +37,6 @@ from etl_dagster.model.types import (
     parse_text,
     text_expression,
 )
-from etl_dagster.pg.encodings import StoredEncoding
-from etl_dagster.pg.settings import PIN_NEWER
-from etl_dagster.source.catalog import Leaf
-from etl_dagster.source.connection import solution_for_refusal, source_conninfo
-from etl_dagster.source.partitions import ReadFrom
 
 #: What the driver puts into one record batch, bytes; bounds the memory of a chunk being read.
 _BATCH_BYTES = 4 * 1024**2

@@ -10,8 +10,10 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID as Uuid
 
-from etl_dagster.model.columns import ColumnSchema
-from etl_dagster.model.oids import (
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.testing.changes import Row, content, exact
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.oids import (
     BYTEA,
     DATE,
     FLOAT4,
@@ -27,8 +29,6 @@ from etl_dagster.model.oids import (
     TIMESTAMPTZ,
     UUID,
 )
-from etl_dagster.model.schema import TableSchema
-from etl_dagster.testing.changes import Row, content, exact
 
 
 def readable_rows(schema: TableSchema, rows: Iterable[Mapping[str, Any]]) -> list[Row]:

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.model.printing import print_keys
-from etl_dagster.model.types import parse_text, text_expression
 from etl_dagster.source.catalog import fetch_published_tables, fetch_row_values
 from etl_dagster.source.connection import connect
+from etl_dagster.values.printing import print_keys
+from etl_dagster.values.reading import parse_text, text_expression
 from tests.support.database import Database
 
 MakeConfig = Callable[..., PipelineConfig]

@@ -12,7 +12,6 @@ import pytest
 from etl_dagster.config import PipelineConfig
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import TableChanges
-from etl_dagster.model.parsing import to_dicts
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
 from etl_dagster.protocol.session import ReplicationSession
@@ -20,6 +19,7 @@ from etl_dagster.source.catalog import fetch_published_tables
 from etl_dagster.source.copy import ChunkReader
 from etl_dagster.source.partitions import ReadFrom
 from etl_dagster.source.stream import ReplicationStream
+from etl_dagster.values.text import to_dicts
 from tests.support.database import PUBLICATION, Database
 
 _SLOT = "types"

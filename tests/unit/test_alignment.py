@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from etl_dagster.model.columns import ColumnSchema
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.runtime.alignment import Unclear, align
 from etl_dagster.source.columns import TableToday
+from etl_dagster.values.columns import ColumnSchema
 
 INT, TEXT = 23, 25
 

@@ -26,6 +26,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"etl_dagster.pg"}),
+    frozenset({"etl_dagster.values"}),
     frozenset({"etl_dagster.model"}),
     frozenset({"etl_dagster.protocol"}),
     frozenset({"etl_dagster.source"}),

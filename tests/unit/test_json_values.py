@@ -13,12 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl_dagster.lsn import Lsn
-from etl_dagster.model import oids
 from etl_dagster.model.events import BeginEvent, CommitEvent, RelationEvent
 from etl_dagster.model.json_values import event_to_json, row_from_json, row_to_json
-from etl_dagster.model.parsing import to_dicts
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.types import arrow_type
 from etl_dagster.testing.changes import (
     FLOAT8,
     INT4,
@@ -36,6 +33,9 @@ from etl_dagster.testing.changes import (
     truncate,
     update,
 )
+from etl_dagster.values import oids
+from etl_dagster.values.reading import arrow_type
+from etl_dagster.values.text import to_dicts
 
 FLOAT4, INT2, OID, TIME, TIMESTAMP = oids.FLOAT4, oids.INT2, oids.OID, oids.TIME, oids.TIMESTAMP
 

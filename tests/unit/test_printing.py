@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl_dagster.model import oids
-from etl_dagster.model.columns import ColumnSchema
-from etl_dagster.model.printing import print_keys
-from etl_dagster.model.types import arrow_type, parse_text
+from etl_dagster.values import oids
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.printing import print_keys
+from etl_dagster.values.reading import arrow_type, parse_text
 
 
 def column(type_oid: int, type_modifier: int = -1) -> ColumnSchema:

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl_dagster.model import oids
-from etl_dagster.model.parsing import to_dicts
 from etl_dagster.model.schema import ColumnSchema
-from etl_dagster.model.types import (
+from etl_dagster.values import oids
+from etl_dagster.values.reading import (
     arrow_type,
     fix_adbc,
     parse_text,
 )
+from etl_dagster.values.text import to_dicts
 
 
 def _column(type_oid: int, type_modifier: int = -1, base: int = 0) -> ColumnSchema:

@@ -21,8 +21,8 @@ from etl_dagster.destinations.evolution import (
 )
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import ColumnSchema, TableSchema
-from etl_dagster.model.types import missing_value
 from etl_dagster.table_name import TableName
+from etl_dagster.values.reading import missing_value
 
 #: Postgres types that are text in Arrow and have a type of their own in DuckDB.
 #: Not json: it may hold what DuckDB's JSON refuses, such as half of a surrogate pair.

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from etl_dagster.model.oids import FLOAT4, FLOAT8, INT2, INT4
+from etl_dagster.values.oids import FLOAT4, FLOAT8, INT2, INT4
 
 Line = dict[str, Any]
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl_dagster.model.oids import (
+from etl_dagster.values.oids import (
     BOOL,
     BYTEA,
     DATE,

@@ -24,8 +24,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from etl_dagster.model.columns import ColumnSchema
-from etl_dagster.model.oids import (
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.oids import (
     BOOL,
     BPCHAR,
     BYTEA,
@@ -130,7 +130,7 @@ def parse_text(column: ColumnSchema, strings: pa.Array[Any]) -> tuple[pa.Array[A
         An array of `arrow_type(column)`, and how many of its nulls stand for a value that the
         type can't hold.
     """
-    from etl_dagster.model.parsing import parse
+    from etl_dagster.values.text import parse
 
     return parse(column.effective_type_oid, arrow_type(column), strings)
 
@@ -149,7 +149,7 @@ def missing_object(column: ColumnSchema) -> Any:
     """`missing_value` as an object, such as rows as dictionaries have."""
     import pyarrow as pa
 
-    from etl_dagster.model.parsing import to_dicts
+    from etl_dagster.values.text import to_dicts
 
     values = missing_value(column)
     if values is None:
@@ -182,7 +182,7 @@ def decode_text(
     Returns:
         An array of the same type, and how many values had bytes that stand for no character.
     """
-    from etl_dagster.model.parsing import decode_strings
+    from etl_dagster.values.text import decode_strings
 
     return decode_strings(strings, codec, is_json=column.effective_type_oid in (JSON, JSONB))
 
@@ -210,7 +210,7 @@ def text_expression(column: ColumnSchema) -> str:
 
 def fix_adbc(column: ColumnSchema, array: pa.Array[Any]) -> pa.Array[Any]:
     """What ADBC read for a column that `adbc_is_exact`, as an array of `arrow_type(column)`."""
-    from etl_dagster.model.parsing import from_adbc
+    from etl_dagster.values.text import from_adbc
 
     fixed: pa.Array[Any] = from_adbc(column.effective_type_oid, arrow_type(column), array)
     return fixed

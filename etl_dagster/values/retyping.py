@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from etl_dagster.model.columns import ColumnSchema
-from etl_dagster.model.oids import (
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.oids import (
     FLOAT4,
     FLOAT8,
     INT2,
