@@ -26,7 +26,7 @@ from etl_dagster.model.states import Errored, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 from etl_dagster.runtime.belonging import Belonging
 from etl_dagster.runtime.origin import Origin
-from etl_dagster.runtime.preflight import Check, human_bytes, run_checks
+from etl_dagster.runtime.preflight import Check, run_checks
 from etl_dagster.runtime.runner import describe_runner
 from etl_dagster.runtime.slot import require_continuable
 from etl_dagster.source.catalog import fetch_published_tables
@@ -37,6 +37,7 @@ from etl_dagster.source.slots import (
     fetch_slot,
     table_sync_slot_name,
 )
+from etl_dagster.words import human_bytes
 
 
 def all_checks(config: PipelineConfig) -> list[Check]:

@@ -124,7 +124,7 @@ def _show(report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from etl_dagster.runtime.preflight import human_bytes
+    from etl_dagster.words import human_bytes
 
     running = "running" if report["is_running"] else "not running"
     published, slot = report["published"] or {}, report["slot"]

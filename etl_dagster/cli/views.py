@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 import click
 
 from etl_dagster.model.states import TRANSITIONS
-from etl_dagster.runtime.preflight import human_bytes
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.words import human_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -39,6 +39,7 @@ from etl_dagster.source.slots import (
 from etl_dagster.source.trigger import VERSION as TRIGGER_VERSION
 from etl_dagster.source.trigger import fetch_trigger
 from etl_dagster.table_name import quote_identifier
+from etl_dagster.words import human_bytes, names
 
 _log = logging.getLogger(__name__)
 
@@ -526,23 +527,3 @@ def _check_sync_slots(
             f"left by tables that are not published any more, and keeping WAL: {names(orphans)}",
             drops,
         )
-
-
-# -- words -------------------------------------------------------------------------------------
-
-
-def names(items: Sequence[str]) -> str:
-    """The names, the first ones and a count when there are many."""
-    if len(items) <= _LISTED:
-        return ", ".join(items)
-    return f"{', '.join(items[:_LISTED])} and {len(items) - _LISTED} more"
-
-
-def human_bytes(count: int) -> str:
-    """A size for people, such as ``1.5 GiB``."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

@@ -18,6 +18,8 @@ FLOORS: tuple[frozenset[str], ...] = (
         {
             "etl_dagster",
             "etl_dagster.errors",
+            "etl_dagster.backoff",
+            "etl_dagster.words",
             "etl_dagster.lsn",
             "etl_dagster.table_name",
             "etl_dagster.kinds",

@@ -25,6 +25,7 @@ from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.model.states import Errored, TableState, state_name
 from etl_dagster.model.stores import KnowsPipeline
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.words import human_bytes
 
 LAG_CHECK = "in_step_with_source"
 #: Old changes that are not yet durable make the check warn, and so does WAL kept for them.
@@ -123,8 +124,7 @@ def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> V
         return Verdict(False, False, "late", words, facts)
     retained = status.retained_wal_bytes
     if retained is not None and retained > WAL_WARNING_BYTES:
-        gib = retained / 1024**3
-        words = f"The source keeps {gib:.1f} GiB of WAL for the slot, as of {at}."
+        words = f"The source keeps {human_bytes(retained)} of WAL for the slot, as of {at}."
         return Verdict(False, False, "wal", words, facts)
     words = f"Changes of the source become durable in time, as of {at}."
     return Verdict(True, False, "in step", words, facts)

@@ -10,6 +10,7 @@ from dagster import AssetKey
 
 from etl_dagster.integrations.dagster.lag import as_of
 from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.words import names
 
 #: Dagster keeps a file for each tick that logs, for good.
 _LOG_EVERY_S = 3600.0
@@ -79,8 +80,8 @@ def cursor_without_stream(note: str, tick: int) -> str:
     return json.dumps({"not streaming": summary, "tick": tick, "as_of": as_of(time.time())})
 
 
-def some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def some(items: Sequence[str]) -> str:
+    return names(items, at_most=3)
 
 
 class TickLog:
