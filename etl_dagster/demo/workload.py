@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from etl_dagster.backoff import Backoff
+
 logger = logging.getLogger(__name__)
 
 _Connection = psycopg.Connection[tuple[Any, ...]]
@@ -94,14 +96,16 @@ class Workload:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; a lost connection is made again, with growing pauses."""
-        pause_s = 0.5
+        pauses = Backoff(0.5, _MAX_BACKOFF_S)
         while not stop.is_set():
             before = self.changes
             try:
                 with psycopg.connect(self._dsn, application_name="flights_workload") as connection:
                     self._work(connection, stop)
             except psycopg.OperationalError as error:
-                pause_s = 0.5 if self.changes > before else min(pause_s * 2, _MAX_BACKOFF_S)
+                if self.changes > before:
+                    pauses.reset()
+                pause_s = pauses.next_delay_s()
                 logger.warning("reconnecting in %.1f s: %s", pause_s, str(error).strip())
                 stop.wait(pause_s)
 

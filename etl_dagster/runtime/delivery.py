@@ -13,6 +13,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from etl_dagster.backoff import Backoff
 from etl_dagster.config import RetryConfig
 from etl_dagster.errors import (
     BatchTooLarge,
@@ -34,7 +35,7 @@ from etl_dagster.runtime.belonging import marking
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.halving import PieceSize, halves, only_table
 from etl_dagster.runtime.renames import Renames
-from etl_dagster.runtime.retry import Backoff
+from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.schemas import SchemaTracker
 
 _log = logging.getLogger(__name__)
@@ -337,7 +338,7 @@ class Delivery:
         end between two pieces, positions tell which of them the destination has.
         """
         pieces = deque([events])
-        backoff = Backoff(self._retry)
+        pauses = backoff(self._retry)
         while pieces:
             piece = self._without_excluded(pieces[0])
             if self._piece_size.is_too_large(piece) and (two := halves(piece)) is not None:
@@ -351,7 +352,7 @@ class Delivery:
                     self._wait_durable(self._destination.write_events(piece))
                     self._piece_size.written(piece)
                 pieces.popleft()
-                backoff.reset()
+                pauses.reset()
             except TableWriteFailed as error:
                 self._exclude(error.table_id, error)
             except (Superseded, Stopped):
@@ -362,12 +363,12 @@ class Delivery:
                     self._log_halved(piece, error)
                     pieces.popleft()
                     pieces.extendleft(reversed(two))
-                elif backoff.is_exhausted and (table_id := only_table(piece)) is not None:
+                elif pauses.is_exhausted and (table_id := only_table(piece)) is not None:
                     self._exclude(table_id, _as_table_failure(table_id, error))
                 else:
-                    self._pause(error, backoff)
+                    self._pause(error, pauses)
             except Exception as error:
-                self._pause(error, backoff)
+                self._pause(error, pauses)
         return self._without_excluded(events)
 
     def _exclude(self, table_id: TableId, error: EtlError) -> None:
@@ -388,26 +389,26 @@ class Delivery:
             error.reason if isinstance(error, EtlError) else type(error).__name__,
         )
 
-    def _pause(self, error: Exception, backoff: Backoff) -> None:
+    def _pause(self, error: Exception, pauses: Backoff) -> None:
         """Wait before the next try, or give up."""
         if isinstance(error, EtlError) and not error.retryable:
             raise error
         if self._stop.is_set():
             raise Stopped
-        if backoff.is_exhausted:
+        if pauses.is_exhausted:
             if isinstance(error, EtlError):
                 raise error
             raise DestinationError(
-                f"{self._destination.name} failed {backoff.attempt} times: {type(error).__name__}"
+                f"{self._destination.name} failed {pauses.attempt} times: {type(error).__name__}"
             ) from error
-        if not isinstance(error, EtlError) and backoff.attempt == 0:
+        if not isinstance(error, EtlError) and pauses.attempt == 0:
             log_failure(_log, f"{self._destination.name} failed", error)
-        delay_s = backoff.next_delay_s()
+        delay_s = pauses.next_delay_s()
         _log.warning(
             "%s refused a batch (%s); try %d in %.1f s",
             self._destination.name,
             error.reason if isinstance(error, EtlError) else type(error).__name__,
-            backoff.attempt + 1,
+            pauses.attempt + 1,
             delay_s,
         )
         if self._stop.wait(delay_s):

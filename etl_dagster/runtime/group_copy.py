@@ -29,7 +29,7 @@ from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.many import copying_many
-from etl_dagster.runtime.retry import Backoff
+from etl_dagster.runtime.retry import backoff
 from etl_dagster.source.cancelling import cancelled_by
 from etl_dagster.source.catalog import (
     PublishedTable,
@@ -281,7 +281,7 @@ class GroupCopy:
         self, write: Callable[[Read], None], tables: Read, *, is_repeatable: bool = True
     ) -> Read:
         """Write the tables, again where waiting may help, and without those that are refused."""
-        backoff = Backoff(self._config.retry)
+        pauses = backoff(self._config.retry)
         left = dict(tables)
         while left:
             try:
@@ -295,10 +295,10 @@ class GroupCopy:
             except Stopped:
                 raise
             except Exception as raised:
-                failure = of_destination(raised, self._destination.name, backoff.attempt, _log)
-                if not (failure.retryable and is_repeatable) or backoff.is_exhausted:
+                failure = of_destination(raised, self._destination.name, pauses.attempt, _log)
+                if not (failure.retryable and is_repeatable) or pauses.is_exhausted:
                     raise failure from failure.__cause__
-                delay_s = backoff.next_delay_s()
+                delay_s = pauses.next_delay_s()
                 _log.warning(
                     "%s refused copies (%s); again in %.1f s",
                     self._destination.name,

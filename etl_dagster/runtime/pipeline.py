@@ -34,7 +34,7 @@ from etl_dagster.runtime.preflight import require_ready
 from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.reporter import Reporter
 from etl_dagster.runtime.retention import prune_schemas
-from etl_dagster.runtime.retry import Backoff
+from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.rewrites import Rewrites
 from etl_dagster.runtime.runner import in_use, note_runner
 from etl_dagster.runtime.slot import prepare_apply_slot
@@ -271,7 +271,7 @@ class Pipeline:
     # -- the apply thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
-        backoff = Backoff(self._config.retry)
+        pauses = backoff(self._config.retry)
         try:
             while not self._stop.is_set():
                 started, confirmed = time.monotonic(), self._confirmed
@@ -279,11 +279,11 @@ class Pipeline:
                     self._stream()
                 except EtlError as error:
                     if time.monotonic() - started > _STABLE_S or self._confirmed > confirmed:
-                        backoff.reset()
-                    if not error.retryable or backoff.is_exhausted:
+                        pauses.reset()
+                    if not error.retryable or pauses.is_exhausted:
                         raise
                     self._trouble, self._phase = error, "retrying"
-                    delay_s = backoff.next_delay_s()
+                    delay_s = pauses.next_delay_s()
                     _log.warning("%s; trying again in %.1f s", error.reason, delay_s)
                     self._stop.wait(delay_s)
                     # Another server may answer by now: the next question is put to that one.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from etl_dagster.backoff import Backoff
 from etl_dagster.config import RetryConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.model.states import (
@@ -18,28 +17,13 @@ from etl_dagster.model.states import (
 )
 
 
-class Backoff:
-    """Delays that double up to a limit, each with jitter; `reset` after progress."""
-
-    def __init__(self, config: RetryConfig, rand: Callable[[], float] = random.random) -> None:
-        self._config = config
-        self._random = rand
-        self.attempt = 0
-
-    @property
-    def is_exhausted(self) -> bool:
-        return self.attempt >= self._config.max_attempts
-
-    def next_delay_s(self) -> float:
-        """Seconds before the next try, between half of the nominal delay and all of it."""
-        delay_ms: int = min(
-            self._config.initial_delay_ms * 2**self.attempt, self._config.max_delay_ms
-        )
-        self.attempt += 1
-        return delay_ms * (0.5 + self._random() / 2) / 1000
-
-    def reset(self) -> None:
-        self.attempt = 0
+def backoff(config: RetryConfig) -> Backoff:
+    """The pauses that the section ``retry`` asks for."""
+    return Backoff(
+        config.initial_delay_ms / 1000,
+        config.max_delay_ms / 1000,
+        max_attempts=config.max_attempts,
+    )
 
 
 def errored_state(error: BaseException, config: RetryConfig, attempt: int) -> Errored:
@@ -52,9 +36,7 @@ def errored_state(error: BaseException, config: RetryConfig, attempt: int) -> Er
     if isinstance(error, EtlError):
         reason, solution = error.reason, error.solution
         if error.retryable and attempt < config.max_attempts:
-            backoff = Backoff(config)
-            backoff.attempt = attempt - 1
-            delay = timedelta(seconds=backoff.next_delay_s())
+            delay = timedelta(seconds=backoff(config).delay_s(attempt - 1))
             retry = TimedRetry(datetime.now(UTC) + delay, attempt)
     else:
         # Not one of ours: its message may hold values, so only its kind is kept.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import psycopg
 import pyarrow as pa
 
+from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, TableRewritten
 from etl_dagster.lsn import LSN_ZERO, Lsn
@@ -22,7 +23,7 @@ from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, Fin
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
-from etl_dagster.runtime.retry import Backoff
+from etl_dagster.runtime.retry import backoff
 from etl_dagster.source.catalog import (
     PublishedTable,
     fetch_file_node,
@@ -127,7 +128,7 @@ class TableCopy:
         wait_durable(self._destination.write_table_rows(self._table.schema, end), self._stop)
 
     def _work(self, todo: queue.SimpleQueue[CopyChunk], finished: dict[int, FinishedChunk]) -> None:
-        backoff = Backoff(self._config.retry)
+        pauses = backoff(self._config.retry)
         reader: ChunkReader | None = None
         control: psycopg.Connection | None = None
         chunk: CopyChunk | None = None
@@ -149,12 +150,12 @@ class TableCopy:
                 except Exception as raised:
                     if self._stop.is_set():
                         raise Stopped from None
-                    error = self._known(raised, backoff)
+                    error = self._known(raised, pauses)
                     # A snapshot ends with the connection that exported it; only a new copy helps.
                     is_lost = self._snapshot_name is not None or isinstance(error, TableRewritten)
-                    if not error.retryable or is_lost or backoff.is_exhausted:
+                    if not error.retryable or is_lost or pauses.is_exhausted:
                         raise error from error.__cause__
-                    delay_s = backoff.next_delay_s()
+                    delay_s = pauses.next_delay_s()
                     _log.warning(
                         "chunk %d of %s failed (%s); again in %.1f s",
                         chunk.index,
@@ -166,7 +167,7 @@ class TableCopy:
                     reader = control = None
                     self._stop.wait(delay_s)
                     continue
-                backoff.reset()
+                pauses.reset()
                 finished[chunk.index] = done
                 self._on_chunk(done)
                 chunk = None
@@ -176,11 +177,11 @@ class TableCopy:
         finally:
             self._close(reader, control)
 
-    def _known(self, raised: Exception, backoff: Backoff) -> EtlError:
+    def _known(self, raised: Exception, pauses: Backoff) -> EtlError:
         """The error in our own vocabulary; what is nobody's is tried again, as in the stream."""
         if isinstance(raised, psycopg.Error):
             return translate(raised, "copying")
-        return of_destination(raised, self._destination.name, backoff.attempt, _log)
+        return of_destination(raised, self._destination.name, pauses.attempt, _log)
 
     def _connect(self) -> tuple[psycopg.Connection, ChunkReader]:
         name = f"etl_dagster copy {self._config.pipeline} {self._table.schema.id}"

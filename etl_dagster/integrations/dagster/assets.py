@@ -20,6 +20,7 @@ from dagster import (
     multi_asset,
 )
 
+from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, InvalidState, LeaseLost
 from etl_dagster.integrations.dagster.metadata import (
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     # Its drivers cost as much to import as Dagster; every process of Dagster imports this module.
     from etl_dagster.runtime.table_sync import CopyProgress, TableSyncResult
 
-_MAX_RETRIES, _FIRST_RETRY_S = 3, 10
+_MAX_RETRIES, _FIRST_RETRY_S, _LONGEST_RETRY_S = 3, 10, 60
 _LOG_EVERY_S = 5.0
 _POLL_S = 0.2
 #: How long a worker that was told to stop may take; what it had finished is durable anyway.
@@ -113,8 +114,8 @@ def copy_one_table(
                 destination.shutdown()
     except EtlError as error:
         if error.retryable and context.retry_number < _MAX_RETRIES:
-            delay_s = _FIRST_RETRY_S * 2**context.retry_number
-            context.log.warning(f"{error.reason}. Trying again in {delay_s} s.")
+            delay_s = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S).delay_s(context.retry_number)
+            context.log.warning(f"{error.reason}. Trying again in {delay_s:.0f} s.")
             raise RetryRequested(max_retries=_MAX_RETRIES, seconds_to_wait=delay_s) from error
         raise Failure(
             description=f"{error.reason}\n\nWhat to do: {error.solution}",

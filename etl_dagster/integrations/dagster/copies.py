@@ -15,6 +15,7 @@ from dagster import (
     RunsFilter,
 )
 
+from etl_dagster.backoff import doubled_s
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.dagster.lag import LAG_CHECK, as_of
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
@@ -129,7 +130,7 @@ class RunsBefore:
         """Why the next run waits; None where it may be requested."""
         if not self.failures or self.ended_at is None:
             return None
-        pause_s = min(FIRST_PAUSE_S * 2 ** (self.failures - 1), LONGEST_PAUSE_S)
+        pause_s = doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, self.failures - 1)
         what = "failed" if self.failures == 1 else f"failed {self.failures} times in a row"
         if self.was_canceled:
             pause_s, what = max(pause_s, PAUSE_AFTER_CANCELED_S), "was canceled"

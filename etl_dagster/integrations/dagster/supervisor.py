@@ -23,6 +23,7 @@ from typing import IO, Any
 from pydantic import SecretStr
 from pydantic_core import to_jsonable_python
 
+from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.runtime.status import PipelineStatus
@@ -197,7 +198,7 @@ class Supervisor:
         self._payload = ""
         self._child: Replicator | None = None
         self._generation = 0
-        self._failures = 0
+        self._pauses = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         self._failure: ReplicatorFailed | None = None
         self._resume_at = 0.0
 
@@ -249,7 +250,8 @@ class Supervisor:
         if self._child is not None:
             self._child.stop(_GOODBYE_S)
         self._payload, self._child = payload, None
-        self._failures, self._failure, self._resume_at = 0, None, 0.0
+        self._failure, self._resume_at = None, 0.0
+        self._pauses.reset()
 
     def _look_after_dead(self) -> str | None:
         child = self._child
@@ -262,12 +264,11 @@ class Supervisor:
         if failure is None:
             return None
         if child.age_s > _STABLE_S:
-            self._failures = 0
-        self._failures += 1
-        if child.was_killed and self._failures == 1:
+            self._pauses.reset()
+        pause_s = self._pauses.next_delay_s()
+        if child.was_killed and self._pauses.attempt == 1:
             # Killed or crashed in the middle of its work: nothing to wait for.
             return failure.reason.split("\n")[0]
-        pause_s = min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _LONGEST_PAUSE_S)
         self._failure, self._resume_at = failure, time.monotonic() + pause_s
         raise failure
 

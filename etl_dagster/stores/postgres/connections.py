@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import set_json_dumps
 
+from etl_dagster.backoff import Backoff
 from etl_dagster.errors import ConfigError, StoreError, StoreUnreachable
 from etl_dagster.pg.failures import Failure, failure_of
 from etl_dagster.pg.settings import pin_session, pin_transaction
@@ -144,8 +144,7 @@ class Connections:
             StoreUnreachable: the connection broke, and did so again for some seconds.
             StoreError: the server refused.
         """
-        deadline = time.monotonic() + _GIVE_UP_AFTER_S
-        delay_s = _FIRST_DELAY_S
+        pauses = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S, give_up_after_s=_GIVE_UP_AFTER_S)
         while True:
             begun = False
             try:
@@ -162,12 +161,11 @@ class Connections:
                 )
                 if begun and not repeatable and not rolled_back:
                     raise self.translate(error) from None
-                if time.monotonic() + delay_s > deadline:
+                if pauses.is_exhausted:
                     raise self.translate(error) from None
             except psycopg.Error as error:
                 raise self.translate(error) from None
-            time.sleep(delay_s * random.uniform(0.5, 1.0))
-            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+            time.sleep(pauses.next_delay_s())
 
     def close(self) -> None:
         with self._lock:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import psycopg
 from psycopg import sql
 
+from etl_dagster.backoff import Backoff
 from etl_dagster.errors import StoreError
 from etl_dagster.stores.postgres.connections import Connection, Connections
 
@@ -49,14 +50,14 @@ class Listener:
         self._wakeup_sender.close()
 
     def _run(self) -> None:
-        delay_s = _FIRST_DELAY_S
+        pauses = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
         while not self._stopping.is_set():
             try:
                 with contextlib.closing(self._connections.connect_session()) as connection:
                     connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
                     self.is_listening = True
                     self._on_notify("")
-                    delay_s = _FIRST_DELAY_S
+                    pauses.reset()
                     self._listen(connection)
             except (psycopg.Error, OSError, StoreError) as error:
                 if not self._stopping.is_set():
@@ -64,8 +65,7 @@ class Listener:
             finally:
                 self.is_listening = False
             self._on_notify("")
-            self._stopping.wait(delay_s)
-            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+            self._stopping.wait(pauses.next_delay_s())
 
     def _listen(self, connection: Connection) -> None:
         with selectors.DefaultSelector() as selector:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 
+from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
@@ -130,7 +131,7 @@ class Mirror:
     # -- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        failures, read_due = 0, 0.0
+        pauses, read_due = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), 0.0
         look, read = Pace(min(_LOOK_EVERY_S, self._interval_s)), Pace(self._interval_s)
         while True:
             is_last = self._stop.is_set()
@@ -143,17 +144,15 @@ class Mirror:
                     pause_s = min(look.pause_s, self._interval_s)
                 else:
                     pause_s = look.end()
-                failures = 0
+                pauses.reset()
             except EtlError as error:
                 if isinstance(error, StateTablesMissing):
                     self._memory = None  # somebody dropped them; the next pass makes them again
-                failures += 1
-                pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
-                self._say_problem(error, is_first=failures == 1)
+                pause_s = pauses.next_delay_s()
+                self._say_problem(error, is_first=pauses.attempt == 1)
             except Exception:
                 # Positions are for people; whatever is wrong here, the pipeline goes on.
-                failures += 1
-                pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
+                pause_s = pauses.next_delay_s()
                 _log.exception("mirroring positions failed")
             self._first_pass.set()
             if is_last:

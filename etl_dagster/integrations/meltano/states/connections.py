@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import psycopg
 from psycopg import errors
 from psycopg.conninfo import make_conninfo
 
+from etl_dagster.backoff import Backoff
 from etl_dagster.integrations.meltano.states.errors import (
     StateLocked,
     StateNotStorable,
@@ -120,24 +120,22 @@ class Connections:
             StateStorageError: the server refused, or is away for longer than twenty seconds.
             LockNotAvailable: with `lock_waits`.
         """
-        deadline = time.monotonic() + _GIVE_UP_AFTER_S
-        delay_s = _FIRST_DELAY_S
+        pauses = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S, give_up_after_s=_GIVE_UP_AFTER_S)
         while True:
             was_connected = self._was_connected
             try:
                 with self.borrow() as connection:
                     return work(connection)
             except StateStorageUnreachable:
-                if not was_connected or time.monotonic() + delay_s > deadline:
+                if not was_connected or pauses.is_exhausted:
                     raise
             except psycopg.Error as error:
                 if lock_waits and isinstance(error, errors.LockNotAvailable):
                     raise
                 repeatable = is_lost(error) or isinstance(error, _PASSING)
-                if not repeatable or time.monotonic() + delay_s > deadline:
+                if not repeatable or pauses.is_exhausted:
                     raise self.translate(error) from None
-            time.sleep(delay_s * random.uniform(0.5, 1.0))
-            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+            time.sleep(pauses.next_delay_s())
 
     def close(self) -> None:
         """Close what is idle. The next use connects again."""
