@@ -115,3 +115,31 @@ def test_settings_are_pinned_for_a_transaction_and_never_left_to_other_clients(
             ]
         store.close()
     assert settings == [("SQL, DMY",), ("off",), ("on",), ("off",)]
+
+
+def test_a_pooler_is_told_from_a_server_while_other_clients_use_it(
+    newest_database: Database,
+) -> None:
+    """Which server connection comes next depends on who gave one back last."""
+    with pgbouncer(newest_database, "transaction", pool_size=3) as dsn:
+        done = threading.Event()
+
+        def use() -> None:
+            with psycopg.connect(dsn, prepare_threshold=None) as client:
+                while not done.is_set():
+                    client.execute("select pg_sleep(0.001)")
+                    client.commit()
+
+        clients = [threading.Thread(target=use) for _ in range(2)]
+        for client in clients:
+            client.start()
+        try:
+            store = PostgresStore(dsn, "shop")
+            for _ in range(30):
+                with pytest.raises(StoreError, match="transaction mode"):
+                    store.acquire_lease("apply")
+            store.close()
+        finally:
+            done.set()
+            for client in clients:
+                client.join()

@@ -35,7 +35,7 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S, _GIVE_UP_AFTER_S = 0.05, 2.0, 15.0
 #: What may be over within seconds.
 _PASSING = (Failure.AWAY, Failure.STARTING, Failure.CONNECTIONS, Failure.INTERRUPTED)
 #: How often a pooler is tried, which other clients use at the same time.
-_SESSION_TRIES = 3
+_SESSION_TRIES = 10
 
 
 class Connections:
@@ -127,10 +127,17 @@ class Connections:
         pid = _server_pid(connection)
         if pid == connection.info.backend_pid:
             return True  # a server tells its own process, a pooler makes a number up
-        # A pooler in transaction mode gives the connection used last to whoever asks next.
-        for _ in range(_SESSION_TRIES):
-            with self.connect() as other, other.transaction():
-                if _server_pid(other) == pid or _server_pid(connection) != pid:
+        # A pooler in transaction mode gives a transaction whichever server connection is free, most
+        # often the one used last. Other clients change which one that is, so it is asked many
+        # times, and with one and two connections held.
+        with self.connect() as first, self.connect() as second:
+            for _ in range(_SESSION_TRIES):
+                with first.transaction():
+                    if pid in (_server_pid(first), _server_pid(second)):
+                        return False
+                    if _server_pid(connection) != pid:
+                        return False
+                if _server_pid(connection) != pid:
                     return False
         return True
 
