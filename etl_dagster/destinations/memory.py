@@ -35,7 +35,7 @@ from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
 from etl_dagster.table_name import TableName
-from etl_dagster.values.reading import missing_object
+from etl_dagster.values.text import missing_object
 
 Row = dict[str, Any]
 

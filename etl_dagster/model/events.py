@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from etl_dagster.values.parsed import Odd
+
 #: The values of `TableChanges.ops`: the tags that pgoutput itself uses.
 INSERT, UPDATE, DELETE = ord("I"), ord("U"), ord("D")
 
@@ -66,7 +68,7 @@ class TableRows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The rows as dictionaries; simple, and slow."""
-        from etl_dagster.values.text import to_dicts
+        from etl_dagster.values.python import to_dicts
 
         for batch in self.batches():
             yield from to_dicts(batch)
@@ -104,8 +106,8 @@ class TableChanges:
     old_indices: np.ndarray | None = None
     #: The old rows, one for each of `old_indices`; only identity columns are set unless FULL.
     old_rows: pa.RecordBatch | None = None
-    #: Values that their column's type can't hold and that became null, by column name.
-    replaced: Mapping[str, int] = field(default_factory=dict)
+    #: The values of `rows` that their column's type can't hold, by column name.
+    odd: Mapping[str, Odd] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -148,12 +150,16 @@ class TableChanges:
             unchanged={name: mask[start:stop] for name, mask in self.unchanged.items()},
             old_indices=old_indices,
             old_rows=old_rows,
-            replaced=self.replaced,
+            odd={
+                name: part
+                for name, odd in self.odd.items()
+                if (part := odd.slice(start, stop)) is not None
+            },
         )
 
     def events(self) -> Iterator[RowEvent]:
         """Each change as an object; simple, and slow."""
-        from etl_dagster.values.text import to_dicts
+        from etl_dagster.values.python import to_dicts
 
         rows = to_dicts(self.rows)
         old: dict[int, dict[str, Any]] = {}

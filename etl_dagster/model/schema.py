@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.table_name import TableName
@@ -70,11 +71,18 @@ class TableSchema:
         return {column.name: column.effective_type_oid for column in self.columns}
 
     @cached_property
+    def json_writers(self) -> dict[str, Callable[[Any], Any] | None]:
+        """By column name, what makes of a value its JSON; None: the value itself."""
+        from etl_dagster.values.json import json_writer
+
+        return {column.name: json_writer(column) for column in self.columns}
+
+    @cached_property
     def arrow_schema(self) -> pa.Schema:
         """The Arrow schema of the table's rows, one field for each column, in order."""
         import pyarrow as pa
 
-        from etl_dagster.values.reading import arrow_type
+        from etl_dagster.values.registry import arrow_type
 
         return pa.schema(
             [pa.field(column.name, arrow_type(column), column.nullable) for column in self.columns]

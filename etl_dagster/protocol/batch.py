@@ -322,7 +322,7 @@ class _TableDecoder:
             unchanged=decoded.unchanged,
             old_indices=decoded.old_indices,
             old_rows=decoded.old_rows,
-            replaced=decoded.replaced,
+            odd=decoded.odd,
         )
 
     def _truncate(

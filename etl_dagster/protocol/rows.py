@@ -10,7 +10,6 @@ TupleData.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -23,8 +22,9 @@ from etl_dagster.errors import DecodeError
 from etl_dagster.model.events import DELETE, INSERT, UPDATE
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.protocol.frames import XLOG_DATA_HEADER, XLOG_DATA_TAG
-from etl_dagster.values.reading import decode_text, is_ascii, parse_text
-from etl_dagster.values.text import buffer_of
+from etl_dagster.values.parsed import Odd, joined
+from etl_dagster.values.strings import buffer_of
+from etl_dagster.values.text import parse
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Places: TypeAlias = npt.NDArray[np.int64]
@@ -189,7 +189,7 @@ class DecodedRows:
     unchanged: dict[str, Flags]
     old_indices: Places | None
     old_rows: Any
-    replaced: dict[str, int]
+    odd: dict[str, Odd]
 
 
 def decode_rows(
@@ -218,16 +218,17 @@ def _joined(blocks: list[DecodedRows], begins: range) -> DecodedRows:
         for begin, block in zip(begins, blocks, strict=True)
         if block.old_indices is not None
     ]
-    replaced: Counter[str] = Counter()
-    for block in blocks:
-        replaced.update(block.replaced)
+    odd: dict[str, list[Odd]] = {}
+    for begin, block in zip(begins, blocks, strict=True):
+        for name, found in block.odd.items():
+            odd.setdefault(name, []).append(found.shifted(begin))
     names = dict.fromkeys(name for block in blocks for name in block.unchanged)
     return DecodedRows(
         _concat([block.rows for block in blocks]),
         {name: np.concatenate([_mask(block, name) for block in blocks]) for name in names},
         np.concatenate([indices for indices, _ in old]) if old else None,
         _concat([rows for _, rows in old]) if old else None,
-        dict(replaced),
+        {name: some for name, parts in odd.items() if (some := joined(parts)) is not None},
     )
 
 
@@ -279,9 +280,9 @@ def _decode_block(
     else:
         messages.check_tags(messages.tags(places), b"N", places, which)
     places += 1
-    rows, unchanged, replaced = _decode_tuples(messages, places, which, schema, codec)
+    rows, unchanged, odd = _decode_tuples(messages, places, which, schema, codec)
     messages.check_ends(places, which)
-    return DecodedRows(rows, unchanged, old_indices, old_rows, replaced)
+    return DecodedRows(rows, unchanged, old_indices, old_rows, odd)
 
 
 def _decode_tuples(
@@ -290,27 +291,23 @@ def _decode_tuples(
     which: Places,
     schema: TableSchema,
     codec: str | None,
-) -> tuple[Any, dict[str, Flags], dict[str, int]]:
+) -> tuple[Any, dict[str, Flags], dict[str, Odd]]:
     arrays: list[Any] = []
     unchanged: dict[str, Flags] = {}
-    replaced: dict[str, int] = {}
+    odd: dict[str, Odd] = {}
     spans = messages.columns(places, which, len(schema.columns))
     for column, span in zip(schema.columns, spans, strict=True):
-        strings, odd = span.strings(messages.data), 0
-        if codec is not None and not is_ascii(column):
-            strings, odd = decode_text(column, strings, codec)
-        array, lost = parse_text(column, strings)
-        lost += odd
-        arrays.append(array)
+        parsed = parse(column, span.strings(messages.data), codec)
+        arrays.append(parsed.array)
         if span.unchanged is not None:
             unchanged[column.name] = span.unchanged
-        if lost:
-            replaced[column.name] = lost
+        if parsed.odd is not None:
+            odd[column.name] = parsed.odd
     if arrays:
         rows = pa.RecordBatch.from_arrays(arrays, schema=schema.arrow_schema)
     else:
         rows = _empty_rows(len(which))
-    return rows, unchanged, replaced
+    return rows, unchanged, odd
 
 
 def _sliding(buffer: bytearray, kind: str) -> npt.NDArray[Any]:

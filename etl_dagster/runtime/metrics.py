@@ -78,7 +78,7 @@ class Metrics:
         counts.inserted += int(by_op[INSERT])
         counts.updated += int(by_op[UPDATE])
         counts.deleted += int(by_op[DELETE])
-        counts.replaced += sum(changes.replaced.values())
+        counts.replaced += sum(map(len, changes.odd.values()))
         counts.last_commit_lsn = changes.last_position.commit_lsn
         counts.last_commit_time_us = int(changes.commit_times_us[-1])
         counts.is_row_count_stale = True

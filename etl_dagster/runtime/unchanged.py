@@ -13,7 +13,7 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import EventBatch, TableChanges, TableStep
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.values.printing import print_keys
-from etl_dagster.values.reading import parse_text
+from etl_dagster.values.text import parse
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,7 +101,7 @@ def _put(
 
     place = step.schema.column_names.index(name)
     texts = pa.array([text for _, text in found], pa.string())
-    values, _ = parse_text(step.schema.columns[place], texts)
+    values = parse(step.schema.columns[place], texts).array
     mask = np.zeros(len(step), dtype=bool)
     mask[[index for index, _ in found]] = True
     column = pc.replace_with_mask(rows.column(place), pa.array(mask), values)

@@ -14,7 +14,7 @@ from etl_dagster.errors import CopyOutdated, PublicationEmpty, PublicationMissin
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.pg.encodings import StoredEncoding, decode, stored_encoding
-from etl_dagster.values.reading import is_ascii, text_expression
+from etl_dagster.values.adbc import text_expression
 
 Connection = psycopg.Connection[Any]
 
@@ -438,10 +438,7 @@ def fetch_row_values(
 def _value(column: ColumnSchema, stored: StoredEncoding | None) -> sql.SQL:
     """A template of the column's text, as bytes where the database doesn't keep it as UTF-8."""
     # Its own per cent signs are no placeholders.
-    text = text_expression(column).replace("%", "%%")
-    if stored is None or is_ascii(column):
-        return sql.SQL(text)
-    return sql.SQL(f"convert_to({text}, '{stored.name}')")
+    return sql.SQL(text_expression(column, stored).replace("%", "%%"))
 
 
 def _fetch_equality(connection: Connection, schema: TableSchema) -> dict[str, sql.Composable]:

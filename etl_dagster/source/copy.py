@@ -28,15 +28,7 @@ from etl_dagster.pg.settings import PIN_NEWER
 from etl_dagster.source.catalog import Leaf
 from etl_dagster.source.connection import solution_for_refusal, source_conninfo
 from etl_dagster.source.partitions import ReadFrom
-from etl_dagster.values.reading import (
-    adbc_is_exact,
-    as_strings,
-    decode_text,
-    fix_adbc,
-    is_ascii,
-    parse_text,
-    text_expression,
-)
+from etl_dagster.values.adbc import CopiedColumn
 
 #: What the driver puts into one record batch, bytes; bounds the memory of a chunk being read.
 _BATCH_BYTES = 4 * 1024**2
@@ -170,14 +162,9 @@ class TableReader:
         """
         self._schema = schema
         self._row_filter = row_filter
-        self._encoding = encoding
-        self._stored = [encoding is not None and not is_ascii(column) for column in schema.columns]
-        self._exact = [
-            adbc_is_exact(column) and not stored
-            for column, stored in zip(schema.columns, self._stored, strict=True)
-        ]
+        self._columns = [CopiedColumn(column, encoding) for column in schema.columns]
         self._on = connection
-        #: Values that their column's type could not hold and that became null, by column name.
+        #: How many values their column's type could not hold, by column name.
         self.replaced: Counter[str] = Counter()
 
     def read(self, chunk: CopyChunk, source: ReadFrom) -> Iterator[pa.RecordBatch]:
@@ -242,7 +229,10 @@ class TableReader:
         )
 
     def _query(self, chunk: CopyChunk, source: ReadFrom) -> str:
-        columns = [self._column(number) for number in range(len(self._schema.columns))]
+        columns = [
+            sql.SQL(copied.expression).format(sql.Identifier(column.name))
+            for column, copied in zip(self._schema.columns, self._columns, strict=True)
+        ]
         conditions: list[sql.Composable] = []
         if source.condition:
             conditions.append(sql.SQL(source.condition))
@@ -261,44 +251,20 @@ class TableReader:
             .as_string()
         )
 
-    def _column(self, number: int) -> sql.Composable:
-        column = self._schema.columns[number]
-        if self._exact[number]:
-            return sql.Identifier(column.name)
-        # What ADBC reads otherwise than the stream goes through the stream's own text.
-        text = sql.SQL(text_expression(column)).format(sql.Identifier(column.name))
-        if not self._stored[number]:
-            return text
-        assert self._encoding is not None
-        # From the database's own encoding to the same one: the bytes as they are.
-        return sql.SQL("convert_to({}, {})").format(text, self._encoding.name)
-
     def _typed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        arrays: list[Any] = []
-        for column, exact, stored, array in zip(
-            self._schema.columns, self._exact, self._stored, batch.columns, strict=True
+        arrays: list[pa.Array[Any]] = []
+        for column, copied, array in zip(
+            self._schema.columns, self._columns, batch.columns, strict=True
         ):
-            if exact:
-                try:
-                    fixed = fix_adbc(column, array)
-                except pa.ArrowException:
-                    raise TableRewritten(
-                        f"a column of {self._schema.name} got another type while it was copied"
-                    ) from None
-                arrays.append(fixed)
-                # Timestamps that are too late for a count of microseconds from 1970.
-                if lost := fixed.null_count - array.null_count:
-                    self.replaced[column.name] += lost
-                continue
-            odd = 0
-            if stored:
-                assert self._encoding is not None
-                array, odd = decode_text(column, as_strings(array), self._encoding.codec)
-            parsed, replaced = parse_text(column, array)
-            replaced += odd
-            arrays.append(parsed)
-            if replaced:
-                self.replaced[column.name] += replaced
+            try:
+                parsed = copied.values(array)
+            except pa.ArrowException:
+                raise TableRewritten(
+                    f"a column of {self._schema.name} got another type while it was copied"
+                ) from None
+            arrays.append(parsed.array)
+            if parsed.odd is not None:
+                self.replaced[column.name] += len(parsed.odd)
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema.arrow_schema)
 
 

@@ -10,25 +10,12 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID as Uuid
 
+import pyarrow as pa
+
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.testing.changes import Row, content, exact
 from etl_dagster.values.columns import ColumnSchema
-from etl_dagster.values.oids import (
-    BYTEA,
-    DATE,
-    FLOAT4,
-    FLOAT8,
-    INT2,
-    INT4,
-    INT8,
-    JSON,
-    JSONB,
-    NUMERIC,
-    OID,
-    TIMESTAMP,
-    TIMESTAMPTZ,
-    UUID,
-)
+from etl_dagster.values.registry import arrow_type, row_of
 
 
 def readable_rows(schema: TableSchema, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -94,7 +81,7 @@ def _same_key(schema: TableSchema, one: Row, other: Row) -> bool:
 
 def readable(column: ColumnSchema, value: Any) -> Any:
     """One value; what can't be read as the column's type stays as it is, and so differs."""
-    read = _READERS.get(column.effective_type_oid)
+    read = _reader(column)
     if value is None or read is None:
         return value
     try:
@@ -143,14 +130,20 @@ def _json(value: Any) -> Any:
     return json.dumps(parsed, sort_keys=True)
 
 
-_READERS: dict[int, Callable[[Any], Any]] = {
-    **dict.fromkeys((INT2, INT4, INT8, OID), _integer),
-    **dict.fromkeys((FLOAT4, FLOAT8), _float),
-    **dict.fromkeys((JSON, JSONB), _json),
-    NUMERIC: _numeric,
-    DATE: _date,
-    TIMESTAMP: _timestamp,
-    TIMESTAMPTZ: _timestamptz,
-    UUID: _uuid,
-    BYTEA: _bytes,
-}
+def _reader(column: ColumnSchema) -> Callable[[Any], Any] | None:
+    row, arrow = row_of(column), arrow_type(column)
+    if row.meaning is not None:
+        return _json if row.meaning == "json" else _uuid
+    if row.bound == "digits" or pa.types.is_decimal(arrow):
+        return _numeric
+    if pa.types.is_timestamp(arrow):
+        return _timestamp if arrow.tz is None else _timestamptz
+    return next((read for is_of, read in _BY_ARROW if is_of(arrow)), None)
+
+
+_BY_ARROW: tuple[tuple[Callable[[pa.DataType], bool], Callable[[Any], Any]], ...] = (
+    (pa.types.is_integer, _integer),
+    (pa.types.is_floating, _float),
+    (pa.types.is_date, _date),
+    (pa.types.is_binary, _bytes),
+)

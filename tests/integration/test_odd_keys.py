@@ -10,8 +10,9 @@ import pytest
 from etl_dagster.config import PipelineConfig
 from etl_dagster.source.catalog import fetch_published_tables, fetch_row_values
 from etl_dagster.source.connection import connect
+from etl_dagster.values.adbc import text_expression
 from etl_dagster.values.printing import print_keys
-from etl_dagster.values.reading import parse_text, text_expression
+from etl_dagster.values.text import parse
 from tests.support.database import Database
 
 MakeConfig = Callable[..., PipelineConfig]
@@ -98,7 +99,7 @@ def test_a_row_is_found_by_the_key_that_was_decoded(
             sent = connection.execute(
                 f"select {printed}, doc from public.{schema.table_name}"  # type: ignore[arg-type]
             ).fetchall()
-            values, _ = parse_text(key, pa.array([text for text, _ in sent]))
+            values = parse(key, pa.array([text for text, _ in sent])).array
             keys = [(text,) for text in print_keys(key, values)]
             found, _ = fetch_row_values(connection, schema, ["doc"], keys)
             if sorted(found.values()) != sorted((doc,) for _, doc in sent):

@@ -6,6 +6,7 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -13,12 +14,10 @@ from hypothesis import strategies as st
 
 from etl_dagster.model.schema import ColumnSchema
 from etl_dagster.values import oids
-from etl_dagster.values.reading import (
-    arrow_type,
-    fix_adbc,
-    parse_text,
-)
-from etl_dagster.values.text import to_dicts
+from etl_dagster.values.parsed import Odd
+from etl_dagster.values.python import to_dicts
+from etl_dagster.values.registry import REGISTRY, arrow_type
+from etl_dagster.values.text import parse
 
 
 def _column(type_oid: int, type_modifier: int = -1, base: int = 0) -> ColumnSchema:
@@ -30,14 +29,20 @@ def _numeric(precision: int, scale: int) -> ColumnSchema:
 
 
 def _parsed(column: ColumnSchema, *texts: str | None) -> tuple[list[Any], int]:
-    array, lost = parse_text(column, pa.array(texts, pa.string()))
-    array.validate(full=True)
-    assert array.type == arrow_type(column)
-    return array.to_pylist(), lost
+    parsed = parse(column, pa.array(texts, pa.string()))
+    parsed.array.validate(full=True)
+    assert parsed.array.type == arrow_type(column)
+    values = parsed.array.to_pylist()
+    # What isn't told is told as odd, with its own text.
+    lost = [place for place, text in enumerate(texts) if text is not None and values[place] is None]
+    odd = parsed.odd or Odd(np.empty(0, np.int64), pa.array([], pa.string()))
+    assert odd.places.tolist() == lost
+    assert odd.texts.to_pylist() == [texts[place] for place in lost]
+    return values, parsed.odd_count
 
 
 def _numbers(column: ColumnSchema, kind: pa.DataType, *texts: str | None) -> list[int | None]:
-    array, _ = parse_text(column, pa.array(texts, pa.string()))
+    array = parse(column, pa.array(texts, pa.string())).array
     numbers: Any = array.view(kind)
     return list(numbers.to_pylist())
 
@@ -157,17 +162,19 @@ def test_bytes_that_are_not_utf8_are_escaped_and_counted() -> None:
     """A database in SQL_ASCII keeps any byte, whatever the client's encoding is."""
     broken = pa.array([b"a\xffb", b"fine", None], pa.binary()).view(pa.string())
 
-    array, lost = parse_text(_column(oids.TEXT), broken)
+    parsed = parse(_column(oids.TEXT), broken)
 
-    assert (array.to_pylist(), lost) == (["a\\xffb", "fine", None], 1)
+    assert parsed.array.to_pylist() == ["a\\xffb", "fine", None]
+    assert parsed.odd is not None
+    assert (parsed.odd.places.tolist(), parsed.odd.texts.to_pylist()) == ([0], ["a\\xffb"])
 
 
 # -- Python objects ------------------------------------------------------------------------------
 
 
 def test_rows_as_objects_have_text_for_infinity_and_numbers_beyond_python() -> None:
-    days, _ = parse_text(_column(oids.DATE), pa.array(["infinity", "12024-01-01", "2024-01-01"]))
-    batch = pa.RecordBatch.from_arrays([days], names=["c"])
+    days = parse(_column(oids.DATE), pa.array(["infinity", "12024-01-01", "2024-01-01"]))
+    batch = pa.RecordBatch.from_arrays([days.array], names=["c"])
 
     assert to_dicts(batch) == [{"c": "infinity"}, {"c": 3_672_148}, {"c": date(2024, 1, 1)}]
 
@@ -177,11 +184,18 @@ def test_rows_as_objects_have_text_for_infinity_and_numbers_beyond_python() -> N
 
 def test_infinities_that_adbc_wrapped_are_unwrapped() -> None:
     epoch = 946_684_800_000_000
-    wrapped = pa.array([2**63 - 1 + epoch - 2**64, -(2**63) + epoch, None, 5, -(2**63) + epoch + 9])
+    wrapped = pa.array(
+        [2**63 - 1 + epoch - 2**64, -(2**63) + epoch, None, 5, 9223371331199999999 + epoch - 2**64]
+    )
 
-    fixed = fix_adbc(_column(oids.TIMESTAMP), wrapped.view(pa.timestamp("us")))
+    read = REGISTRY[oids.TIMESTAMP].adbc
+    assert read is not None
+    fixed = read(wrapped.view(pa.timestamp("us")))
 
-    assert fixed.view(pa.int64()).to_pylist() == [
+    assert fixed.odd is not None
+    assert fixed.odd.places.tolist() == [4]
+    assert fixed.odd.texts.to_pylist() == ["294276-12-31 23:59:59.999999"]
+    assert fixed.array.view(pa.int64()).to_pylist() == [
         oids.TIMESTAMP_INFINITY,
         -oids.TIMESTAMP_INFINITY,
         None,
@@ -193,6 +207,8 @@ def test_infinities_that_adbc_wrapped_are_unwrapped() -> None:
 def test_part_of_an_array_is_unwrapped_like_the_whole() -> None:
     wrapped = pa.array([1, 2**31 - 1 + 10957 - 2**32, 3], pa.int32()).view(pa.date32())
 
-    fixed = fix_adbc(_column(oids.DATE), wrapped.slice(1))
+    read = REGISTRY[oids.DATE].adbc
+    assert read is not None
+    fixed = read(wrapped.slice(1))
 
-    assert fixed.view(pa.int32()).to_pylist() == [oids.DATE_INFINITY, 3]
+    assert fixed.array.view(pa.int32()).to_pylist() == [oids.DATE_INFINITY, 3]

@@ -22,11 +22,9 @@ from etl_dagster.destinations.evolution import (
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.table_name import TableName
-from etl_dagster.values.reading import missing_value
+from etl_dagster.values.registry import row_of
+from etl_dagster.values.text import missing_value
 
-#: Postgres types that are text in Arrow and have a type of their own in DuckDB.
-#: Not json: it may hold what DuckDB's JSON refuses, such as half of a surrogate pair.
-_BY_OID = {2950: "UUID", 3802: "JSON"}
 _UUID, _JSON = "UUID", "JSON"
 _ARE_ONE = "are one name to DuckDB, which doesn't distinguish upper case from lower case"
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -122,8 +120,8 @@ def table_name(connection: duckdb.DuckDBPyConnection, schema_name: str, name: st
 
 def column_type(column: ColumnSchema, arrow: pa.DataType) -> str:
     """The DuckDB type for a column whose values have this Arrow type."""
-    if column.effective_type_oid in _BY_OID:
-        return _BY_OID[column.effective_type_oid]
+    if special := row_of(column).duckdb:
+        return special
     if known := _BY_ARROW.get(arrow):
         return known
     if pa.types.is_timestamp(arrow):

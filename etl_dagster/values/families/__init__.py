@@ -1,0 +1,1 @@
+"""The built-in types, a family in each module; `registry` puts them together."""

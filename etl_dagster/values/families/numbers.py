@@ -1,0 +1,208 @@
+"""Booleans and numbers."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from functools import lru_cache, partial
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl_dagster.values import oids
+from etl_dagster.values.casts import bits_of, cast_numbers
+from etl_dagster.values.form import CAST, AnyArray, BuiltIn, Edge, Form, print_plain
+from etl_dagster.values.parsed import Parsed
+from etl_dagster.values.strings import ascii_scalar, read_text
+
+_compute: Any = pc
+_MAX_DECIMAL_DIGITS: Final = 76
+_NOT_HELD: Final = "null; the column's type has no such number"
+
+
+def _read_bools(strings: AnyArray) -> Parsed:
+    return Parsed(_compute.equal(strings, ascii_scalar("t", strings.type)))
+
+
+def _number(arrow: pa.DataType, **more: Any) -> Form:
+    return Form(arrow, partial(cast_numbers, arrow), **more)
+
+
+def _float(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _float4(value: float) -> float | str:
+    """The shortest number that is the same float4, which is what Postgres prints."""
+    return float(str(np.float32(value))) if math.isfinite(value) else _float(value)
+
+
+_IN_DIGITS: Final = "string of digits: many JSON readers keep only 53 bits of a number"
+_BOOL: Final = Form(pa.bool_(), _read_bools, json="`true` or `false`")
+_INT2: Final = _number(pa.int16(), json="number")
+_INT4: Final = _number(pa.int32(), json="number")
+_INT8: Final = _number(pa.int64(), to_json=str, from_json=int, json=_IN_DIGITS)
+_OID: Final = _number(pa.uint32(), to_json=str, from_json=int, json=_IN_DIGITS)
+_FLOAT_JSON: Final = 'number; `"NaN"`, `"Infinity"`, `"-Infinity"`'
+_FLOAT4: Final = _number(
+    pa.float32(),
+    to_json=_float4,
+    from_json=lambda value: float(np.float32(value)),
+    json=_FLOAT_JSON,
+)
+_FLOAT8: Final = _number(pa.float64(), to_json=_float, from_json=float, json=_FLOAT_JSON)
+
+# -- numeric -----------------------------------------------------------------------------------
+
+
+def _numeric(value: Decimal | str) -> str:
+    return value if isinstance(value, str) else format(value, "f")
+
+
+def _print_decimals(array: AnyArray) -> list[str | None]:
+    """A null stands for a value that the type can't hold, of which NaN is the only one.
+
+    With a precision there is no infinity: Postgres refuses it.
+    """
+    return ["NaN" if text is None else text for text in print_plain(array)]
+
+
+#: One without precision is a text in Arrow and in Python, too.
+_NUMERIC_AS_TEXT: Final = Form(pa.string(), read_text, to_json=_numeric, json=_IN_DIGITS)
+
+
+@lru_cache(maxsize=1024)
+def numeric_form(type_modifier: int) -> Form:
+    """A decimal as wide as the precision, up to 76 digits; else the text.
+
+    Source: numeric_typmod_precision() and numeric_typmod_scale() in Postgres' numeric.c.
+    """
+    if type_modifier < 4:
+        return _NUMERIC_AS_TEXT
+    precision = ((type_modifier - 4) >> 16) & 0xFFFF
+    # Eleven bits with a sign: since version 15 the scale may be negative, or above the precision.
+    scale = (((type_modifier - 4) & 0x7FF) ^ 1024) - 1024
+    if scale < 0:
+        precision, scale = precision - scale, 0
+    precision = max(precision, scale)
+    if precision > _MAX_DECIMAL_DIGITS:
+        return _NUMERIC_AS_TEXT
+    arrow = pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
+    return _number(
+        arrow, to_json=_numeric, from_json=Decimal, print=_print_decimals, json=_IN_DIGITS
+    )
+
+
+# -- ADBC --------------------------------------------------------------------------------------
+
+
+def _unsigned(array: AnyArray) -> Parsed:
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    return Parsed(array.view(pa.uint32()) if array.type == pa.int32() else array.cast(pa.uint32()))
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+ROWS: Final = (
+    BuiltIn(
+        oid=oids.BOOL,
+        name="boolean",
+        form=_BOOL,
+        adbc=partial(bits_of, pa.bool_()),
+        is_ascii=True,
+        edges=(Edge("t"), Edge("f")),
+    ),
+    BuiltIn(
+        oid=oids.INT2,
+        name="smallint",
+        form=_INT2,
+        adbc=partial(bits_of, pa.int16()),
+        is_ascii=True,
+        edges=(Edge("-32768"), Edge("32767"), Edge("0")),
+    ),
+    BuiltIn(
+        oid=oids.INT4,
+        name="integer",
+        form=_INT4,
+        adbc=partial(bits_of, pa.int32()),
+        is_ascii=True,
+        widens=frozenset([oids.INT2]),
+        edges=(Edge("-2147483648"), Edge("2147483647")),
+    ),
+    BuiltIn(
+        oid=oids.INT8,
+        name="bigint",
+        form=_INT8,
+        adbc=partial(bits_of, pa.int64()),
+        is_ascii=True,
+        widens=frozenset([oids.INT2, oids.INT4]),
+        edges=(Edge("-9223372036854775808"), Edge("9223372036854775807")),
+    ),
+    BuiltIn(
+        oid=oids.OID,
+        name="oid",
+        form=_OID,
+        adbc=_unsigned,
+        is_ascii=True,
+        edges=(Edge("0"), Edge("4294967295")),
+    ),
+    BuiltIn(
+        oid=oids.FLOAT4,
+        name="real",
+        form=_FLOAT4,
+        adbc=partial(bits_of, pa.float32()),
+        is_ascii=True,
+        edges=(
+            Edge("NaN"),
+            Edge("Infinity"),
+            Edge("-Infinity"),
+            Edge("-0"),
+            Edge("1e-45"),
+            Edge("3.4028235e+38"),
+            Edge("0.1"),
+        ),
+    ),
+    BuiltIn(
+        oid=oids.FLOAT8,
+        name="double precision",
+        form=_FLOAT8,
+        adbc=partial(bits_of, pa.float64()),
+        is_ascii=True,
+        widens=frozenset([oids.FLOAT4]),
+        edges=(
+            Edge("NaN"),
+            Edge("Infinity"),
+            Edge("-Infinity"),
+            Edge("-0"),
+            Edge("5e-324"),
+            Edge("1.7976931348623157e+308"),
+        ),
+    ),
+    BuiltIn(
+        oid=oids.NUMERIC,
+        name="numeric",
+        form=numeric_form,
+        output=CAST,
+        is_ascii=True,
+        bound="digits",
+        edges=(
+            Edge("NaN", f"itself; with a precision, {_NOT_HELD}"),
+            Edge("-Infinity"),
+            Edge("1.500", "itself; the digits after the point stay as many as they are"),
+            Edge("-0.01"),
+            Edge("1" + "0" * 100),
+            Edge("0.00000000000000000001"),
+        ),
+    ),
+    BuiltIn(
+        oid=790,
+        name="money",
+        form=Form(pa.string(), read_text),
+        edges=(Edge("$12.34"), Edge("-$92,233,720,368,547,758.08")),
+    ),
+)

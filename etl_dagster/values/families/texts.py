@@ -1,0 +1,107 @@
+"""Texts, and what has a text of its own: JSON, XML, search, names of things in the database."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final
+
+import pyarrow as pa
+
+from etl_dagster.values import oids
+from etl_dagster.values.casts import bits_of
+from etl_dagster.values.form import CAST, BuiltIn, Edge, Form
+from etl_dagster.values.strings import read_text
+
+#: The text that Postgres prints; also of types that nothing is known of.
+AS_PRINTED: Final = Form(pa.string(), read_text)
+_TEXT: Final = Form(pa.string(), read_text, json="string")
+_JSON: Final = Form(pa.string(), read_text, json="string: the value's own text")
+_ADBC: Final = partial(bits_of, pa.string())
+
+
+def printed(oid: int, name: str, *edges: str, **more: Any) -> BuiltIn:
+    """A type whose values are held as Postgres prints them."""
+    found = tuple(map(Edge, edges))
+    return BuiltIn(oid=oid, name=name, form=AS_PRINTED, edges=found, **more)
+
+
+ROWS: Final = (
+    BuiltIn(
+        oid=oids.TEXT,
+        name="text",
+        form=_TEXT,
+        adbc=_ADBC,
+        same_bytes="text",
+        edges=(
+            Edge(""),
+            Edge("ä€😀"),
+            Edge("tab\t newline\n quote' backslash\\"),
+            Edge("x" * 5000),
+        ),
+    ),
+    BuiltIn(
+        oid=oids.VARCHAR,
+        name="character varying",
+        form=_TEXT,
+        adbc=_ADBC,
+        same_bytes="text",
+        bound="length",
+        edges=(Edge("short"), Edge("  ")),
+    ),
+    BuiltIn(
+        oid=oids.BPCHAR,
+        name="character",
+        form=_TEXT,
+        adbc=_ADBC,
+        edges=(Edge("a", "itself, filled up with spaces as the column's length demands"),),
+    ),
+    BuiltIn(oid=oids.NAME, name="name", form=_TEXT, adbc=_ADBC, edges=(Edge("n"), Edge(""))),
+    # ADBC reads an empty value as a zero character.
+    BuiltIn(oid=oids.CHAR, name='"char"', form=_TEXT, output=CAST, edges=(Edge("c"), Edge(""))),
+    BuiltIn(
+        oid=oids.JSON,
+        name="json",
+        form=_JSON,
+        adbc=_ADBC,
+        meaning="json",
+        # Not DuckDB's JSON, which refuses what this may hold, such as half of a surrogate pair.
+        edges=(Edge('{"a" :  1, "a": 2}'), Edge("null"), Edge('"\\ud800"')),
+    ),
+    BuiltIn(
+        oid=oids.JSONB,
+        name="jsonb",
+        form=_JSON,
+        adbc=_ADBC,
+        meaning="json",
+        duckdb="JSON",
+        edges=(Edge('{"a": null, "b": [1, 2.50]}'), Edge("null")),
+    ),
+    BuiltIn(
+        oid=oids.UUID,
+        name="uuid",
+        # 36 characters, which every destination and every Arrow function takes.
+        form=AS_PRINTED,
+        output=CAST,
+        is_ascii=True,
+        meaning="uuid",
+        duckdb="UUID",
+        edges=(Edge("6f1b6a3c-1111-2222-3333-444455556666"),),
+    ),
+    printed(oids.XML, "xml", "<a>1</a>", "text"),
+    printed(3614, "tsvector", "'a':1A 'b':2", ""),
+    printed(3615, "tsquery", "'a' & !'b'", ""),
+    printed(4072, "jsonpath", '$."a"[*]'),
+    printed(1790, "refcursor", "c"),
+    printed(24, "regproc", "now", "-"),
+    printed(2202, "regprocedure", "now()"),
+    printed(2203, "regoper", "pg_catalog.||/"),
+    printed(2204, "regoperator", "+(integer,integer)"),
+    printed(2205, "regclass", "pg_class", "-"),
+    printed(2206, "regtype", "integer"),
+    printed(3734, "regconfig", "english"),
+    printed(3769, "regdictionary", "simple"),
+    printed(4089, "regnamespace", "pg_catalog"),
+    printed(4096, "regrole", "-"),
+    printed(4191, "regcollation", '"C"'),
+    printed(1033, "aclitem", "=r/postgres"),
+)

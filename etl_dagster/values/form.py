@@ -1,0 +1,89 @@
+"""How the values of a type are held, and a built-in type with all that is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import pyarrow as pa
+
+from etl_dagster.values.parsed import Parsed
+
+AnyArray: TypeAlias = "pa.Array[Any]"
+#: From the text that Postgres prints (a string or large string array) to values.
+Reader: TypeAlias = Callable[[AnyArray], Parsed]
+#: From values to texts that Postgres reads back as the same values.
+Printer: TypeAlias = Callable[[AnyArray], "list[str | None]"]
+
+#: Where ``::text`` is the type's output function, or its equal.
+CAST: Literal["{0}::text"] = "{0}::text"
+#: The text that the stream would send. A cast isn't always that: ``inet::text`` adds a netmask, and
+#: a type may bring a cast of its own. format() calls the output function, but turns null into an
+#: empty string; `is not null` asks something else of a composite.
+OUTPUT = "case when {0} is distinct from null then format('%s', {0}) end"
+
+
+def print_plain(array: AnyArray) -> list[str | None]:
+    """Values whose text in Arrow is one that Postgres reads."""
+    texts: list[str | None] = array.cast(pa.string()).to_pylist()
+    return texts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """How values are held in Arrow and in JSON, and how they get there and back."""
+
+    arrow: pa.DataType
+    read: Reader
+    #: Of a value as `python.to_dicts` gives it, what json.dumps() takes; None: itself.
+    to_json: Callable[[Any], Any] | None = None
+    #: The way back.
+    from_json: Callable[[Any], Any] | None = None
+    print: Printer = print_plain
+    #: For people.
+    json: str = "string as Postgres prints it"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A value at the edge of a type, as Postgres prints it, and what becomes of it."""
+
+    text: str
+    #: For people.
+    becomes: str = "itself"
+    #: Whether it is an `Odd` value.
+    is_odd: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BuiltIn:
+    """A type that Postgres brings; one row of the registry."""
+
+    oid: int
+    #: As format_type() spells it.
+    name: str
+    #: Or a function of the type modifier (pg_attribute.atttypmod).
+    form: Form | Callable[[int], Form]
+    #: Values worth a look, in tests and in the documentation; at least one.
+    edges: tuple[Edge, ...]
+    #: From what the ADBC driver reads from a binary COPY to the values that the text would give;
+    #: None: it reads something else, so that the copy selects the text.
+    adbc: Callable[[AnyArray], Parsed] | None = None
+    #: The text that the stream sends, as an SQL template in which ``{0}`` is the column.
+    output: str = OUTPUT
+    #: Whether values print in ASCII, whatever the encoding of the database.
+    is_ascii: bool = False
+    #: What a string means, where it isn't just text.
+    meaning: Literal["json", "uuid"] | None = None
+    #: DuckDB's type, where it isn't that of the Arrow type.
+    duckdb: str | None = None
+    #: What the type modifier limits: a larger one, or none, changes no value.
+    bound: Literal["length", "digits"] | None = None
+    #: Types with the same bytes for the same value (their binary-coercible casts).
+    same_bytes: Literal["text"] | None = None
+    #: OIDs of the narrower types whose every value this type holds as the same value.
+    widens: frozenset[int] = frozenset()
+
+    def form_for(self, type_modifier: int) -> Form:
+        return self.form if isinstance(self.form, Form) else self.form(type_modifier)

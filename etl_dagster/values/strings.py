@@ -1,0 +1,115 @@
+"""Texts as UTF-8, whatever bytes the database keeps."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from etl_dagster.values.parsed import Odd, Parsed
+
+_ESCAPE: Final = "backslashreplace"
+_JSON_ESCAPE: Final = "etl_dagster.json_escape"
+
+
+def _escape_in_json(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    odd = error.object[error.start : error.end]
+    return "".join(rf"\\x{byte:02x}" for byte in odd), error.end
+
+
+codecs.register_error(_JSON_ESCAPE, _escape_in_json)
+
+
+def buffer_of(array: npt.NDArray[Any]) -> pa.Buffer:
+    """The memory of a NumPy array, for Arrow."""
+    memory: Any = array
+    return pa.py_buffer(memory)
+
+
+def as_strings(binary: pa.Array[Any]) -> pa.Array[Any]:
+    """The same bytes as a string array, not yet validated."""
+    is_large = binary.type == pa.large_binary()
+    strings: pa.Array[Any] = binary.view(pa.large_string() if is_large else pa.string())
+    return strings
+
+
+def read_text(strings: pa.Array[Any]) -> Parsed:
+    """The texts themselves."""
+    valid = valid_text(strings)
+    return Parsed(valid.array.cast(pa.string()), valid.odd)
+
+
+def decode_stored(strings: pa.Array[Any], codec: str, *, is_json: bool) -> Parsed:
+    r"""Texts that are kept in another encoding than UTF-8, as UTF-8.
+
+    A byte that stands for no character becomes four, such as ``\x81``; in JSON it is ``\\x81``, so
+    that it stays JSON. Texts with such a byte are odd.
+
+    Args:
+        strings: a string or large string array of the bytes as they are stored.
+        codec: what Python calls the encoding.
+
+    Returns:
+        An array of the same type.
+    """
+    errors = _JSON_ESCAPE if is_json else _ESCAPE
+    if codec == "utf-8":
+        return valid_text(strings, errors)
+    is_large = strings.type == pa.large_string()
+    buffers: list[Any] = strings.buffers()
+    _, offset_buffer, data_buffer = buffers
+    if data_buffer is None:
+        return Parsed(strings)
+    offsets = np.frombuffer(offset_buffer, np.int64 if is_large else np.int32)
+    begin, end = offsets[strings.offset], offsets[strings.offset + len(strings)]
+    if not (np.frombuffer(data_buffer, np.uint8)[begin:end] >= 0x80).any():
+        return Parsed(strings)  # every encoding of a database has ASCII in the same place
+    return _decoded(strings, codec, errors)
+
+
+def valid_text(strings: pa.Array[Any], errors: str = _ESCAPE) -> Parsed:
+    """The strings with what isn't UTF-8 escaped: a SQL_ASCII database keeps any byte."""
+    try:
+        strings.validate(full=True)
+    except pa.ArrowInvalid:
+        return _decoded(strings, "utf-8", errors)
+    return Parsed(strings)
+
+
+def _decoded(strings: pa.Array[Any], codec: str, errors: str) -> Parsed:
+    r"""The texts, each distinct one by Python; a byte without a character becomes ``\x81``.
+
+    Not U+FFFD, which is the same for all such bytes: two keys must not become one.
+    """
+    encoded: Any = strings.cast(pa.large_binary()).dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    texts = [value.decode(codec, errors) for value in values]
+    array: Any = pa.array(texts, strings.type).take(encoded.indices)
+    is_odd = np.array([_is_odd(value, codec) for value in values], bool)
+    if not is_odd.any():
+        return Parsed(array)
+    codes = encoded.indices.fill_null(0)
+    places = np.flatnonzero(
+        is_odd[codes.to_numpy()] & strings.is_valid().to_numpy(zero_copy_only=False)
+    )
+    return Parsed(array, Odd(places, array.take(pa.array(places)).cast(pa.string())))
+
+
+def _is_odd(value: bytes, codec: str) -> bool:
+    try:
+        value.decode(codec)
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def ascii_scalar(text: str, string_type: pa.DataType) -> Any:
+    """An ASCII string of the given type. pa.scalar() and pa.array() import pandas, if it is there,
+    which takes a second; what every stream needs doesn't call them."""
+    number = np.int64 if string_type == pa.large_string() else np.int32
+    offsets = buffer_of(np.array([0, len(text)], number))
+    return pa.Array.from_buffers(string_type, 1, [None, offsets, pa.py_buffer(text.encode())])[0]
