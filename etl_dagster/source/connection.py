@@ -18,7 +18,7 @@ from etl_dagster.errors import (
     SourceNotPrepared,
     SourceUnreachable,
 )
-from etl_dagster.pg.failures import Failure, failure_of
+from etl_dagster.pg.failures import Failure, failure_of, message_of
 from etl_dagster.pg.settings import PINNED, TIMEOUTS, as_options, pin_newer
 
 #: A peer that vanished is noticed after some 60 seconds; a DSN may say otherwise.
@@ -178,18 +178,21 @@ def translate(error: psycopg.Error, what: str) -> EtlError:
         error: whatever psycopg raised, at the connection or in a statement.
         what: what was being done, such as ``reading the publication``; begins the reason.
     """
-    message = _message(error)
-    reason = f"{what}: {message}"
-    match failure_of(error):
-        case Failure.AWAY:
+    message = message_of(error)
+    failure = failure_of(error)
+    translated = _translated(failure, error.sqlstate, f"{what}: {message}", message)
+    translated.retryable = failure.is_passing
+    translated.is_starting = failure is Failure.STARTING
+    return translated
+
+
+def _translated(failure: Failure, sqlstate: str | None, reason: str, message: str) -> EtlError:
+    match failure:
+        case Failure.LOST | Failure.STARTING:
             return SourceUnreachable(reason)
-        case Failure.STARTING:
-            starting = SourceUnreachable(reason)
-            starting.is_starting = True
-            return starting
-        case Failure.LOGIN:
+        case Failure.REFUSED:
             return SourceAuthenticationFailed(reason)
-        case Failure.REPLICATION_RIGHT:
+        case Failure.REPLICATION_FORBIDDEN:
             return SourceNotPrepared(
                 reason,
                 solution="Give the user of source.user the right to replicate: "
@@ -203,15 +206,21 @@ def translate(error: psycopg.Error, what: str) -> EtlError:
             return SourceError(
                 reason, solution="Correct the options in source.dsn, or in PGOPTIONS."
             )
-        case Failure.WAL_SENDERS:
+        case Failure.WAL_SENDERS_FULL:
             return SourceUnreachable(
                 reason, solution="All WAL senders are busy: raise max_wal_senders on the source."
             )
+        case Failure.LIMIT_REACHED:
+            return SourceNotPrepared(
+                reason,
+                solution="Raise max_replication_slots on the source, or drop slots that are not "
+                "read any more.",
+            )
         case Failure.DATABASE_MISSING:
             return SourceError(reason, solution="Correct source.database, or create the database.")
-        case Failure.RIGHT:
+        case Failure.FORBIDDEN:
             return SourceError(reason, solution=solution_for_refusal(message))
-        case Failure.CONNECTIONS:
+        case Failure.CONNECTIONS_FULL:
             return SourceUnreachable(
                 reason,
                 solution="All connections are in use: raise max_connections, or lower "
@@ -227,43 +236,17 @@ def translate(error: psycopg.Error, what: str) -> EtlError:
             return SourceUnreachable(
                 reason, solution="Make room on the source's disk. The pipeline retries."
             )
-    match error.sqlstate:
-        case "53400":
-            return SourceNotPrepared(
-                reason,
-                solution="Raise max_replication_slots on the source, or drop slots nobody reads.",
-            )
-        case "22021" | "22P05":
+        case Failure.ENCODING:
             return SourceError(
                 reason,
                 solution="A name in the source's catalog has bytes that are not in its encoding "
                 "or not in UTF-8; rename what has it (see SHOW server_encoding).",
             )
-        case "55000" if "wal_level" in message:
-            return SourceNotPrepared(
-                reason,
-                solution="Set wal_level = logical on the source and restart it.",
-            )
-    failure = SourceError(reason)
-    failure.retryable = failure_of(error) is Failure.INTERRUPTED
-    return failure
-
-
-def _message(error: psycopg.Error) -> str:
-    """The message on one line, without row values."""
-    message = error.diag.message_primary
-    if message is None:
-        lines = [line.strip() for line in str(error).splitlines()]
-        # libpq appends a hint for terminals, psycopg every address that it tried.
-        kept = [
-            line for line in lines if line and not line.startswith(("Is the server", "Multiple"))
-        ]
-        message = kept[0].removeprefix("connection failed: ") if kept else type(error).__name__
-        message = re.sub(r"\Aconnection to server .*? failed: ", "", message)
-        message = re.sub(r"\AFATAL: +", "", message)
-    if (error.sqlstate or "").startswith("22"):
-        message = re.sub(r'"[^"]*"', '"..."', message)
-    return message
+    if sqlstate == "55000" and "wal_level" in message:
+        return SourceNotPrepared(
+            reason, solution="Set wal_level = logical on the source and restart it."
+        )
+    return SourceError(reason)
 
 
 def solution_for_refusal(message: str) -> str:

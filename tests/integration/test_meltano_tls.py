@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from etl_dagster.config import SourceConfig
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
+from etl_dagster.errors import EtlError
 from etl_dagster.integrations.meltano.states.errors import StateStorageRefused
 from etl_dagster.integrations.meltano.states.storage import StateStorage, locate
+from etl_dagster.source.connection import connect
+from etl_dagster.stores.postgres import PostgresStore
 
 _DAYS = ["-days", "2", "-nodes", "-newkey", "rsa:2048"]
 
@@ -107,8 +111,29 @@ def test_the_server_must_be_the_one_that_the_authority_knows(
     right, wrong = (str(certificates / f"{name}.crt") for name in ("authority", "stranger"))
     assert encrypted(open_with(tls_server, sslmode="verify-full", sslrootcert=right))
     assert encrypted(open_with(tls_server, f"?sslmode=verify-full&sslrootcert={right}"))
-    with pytest.raises(StateStorageRefused, match="certificate verify failed"):
+    with pytest.raises(StateStorageRefused, match="certificate verify failed") as refused:
         open_with(tls_server, sslmode="verify-full", sslrootcert=wrong).list_ids()
+    assert not refused.value.retryable
+
+
+def open_source(dsn: str) -> None:
+    config = SourceConfig.model_validate({"dsn": dsn, "publication": "p"})
+    connect(config, application_name="test").close()
+
+
+@pytest.mark.parametrize(
+    "open_it", [open_source, lambda dsn: PostgresStore(dsn, "shop").open()], ids=["source", "store"]
+)
+def test_every_client_refuses_a_server_that_the_authority_does_not_know(
+    tls_server: EmbeddedPostgres, certificates: Path, open_it: Callable[[str], None]
+) -> None:
+    """libpq gives no SQLSTATE for it; it is not a server that is away, which waiting would cure."""
+    wrong = {"sslmode": "verify-full", "sslrootcert": str(certificates / "stranger.crt")}
+    dsn = make_conninfo(tls_server.dsn(), host="127.0.0.1", **wrong)
+    with pytest.raises(EtlError, match="certificate verify failed") as refused:
+        open_it(dsn)
+    assert not refused.value.retryable
+    assert "certificates" in refused.value.solution
 
 
 def test_a_client_certificate_takes_the_place_of_a_password(

@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 
 import psycopg
 import psycopg_pool
-from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import set_json_dumps
 
 from etl_dagster.backoff import Backoff
 from etl_dagster.errors import ConfigError, StoreError, StoreUnreachable
-from etl_dagster.pg.failures import Failure, failure_of
+from etl_dagster.pg.failures import Failure, failure_of, message_of
 from etl_dagster.pg.settings import pin_session, pin_transaction
 
 T = TypeVar("T")
@@ -33,7 +32,15 @@ _DEFAULTS: dict[str, Any] = {
 #: How an operation that may be repeated is, when the connection breaks.
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _GIVE_UP_AFTER_S = 0.05, 2.0, 15.0
 #: What may be over within seconds.
-_PASSING = (Failure.AWAY, Failure.STARTING, Failure.CONNECTIONS, Failure.INTERRUPTED)
+_PASSING = (
+    Failure.LOST,
+    Failure.STARTING,
+    Failure.CONNECTIONS_FULL,
+    Failure.RESOURCES_SHORT,
+    Failure.CONFLICT,
+    Failure.LOCKED,
+    Failure.CANCELED,
+)
 #: How often a pooler is tried, which other clients use at the same time.
 _SESSION_TRIES = 10
 
@@ -161,12 +168,11 @@ class Connections:
                         pin_transaction(connection)
                     return work(connection)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if failure_of(error) not in _PASSING:
+                failure = failure_of(error)
+                if failure not in _PASSING:
                     raise self.translate(error) from None
-                rolled_back = isinstance(
-                    error, errors.SerializationFailure | errors.DeadlockDetected
-                )
-                if begun and not repeatable and not rolled_back:
+                # Postgres says so of a conflict: it was rolled back.
+                if begun and not repeatable and failure is not Failure.CONFLICT:
                     raise self.translate(error) from None
                 if pauses.is_exhausted:
                     raise self.translate(error) from None
@@ -182,21 +188,24 @@ class Connections:
 
     def translate(self, error: psycopg.Error) -> StoreError:
         """The error in our own vocabulary, without the password."""
-        message = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        message = message_of(error)
         if self._password:
             message = message.replace(self._password, "***")
-        match failure_of(error):
-            case Failure.AWAY | Failure.CONNECTIONS | Failure.WAL_SENDERS:
+        failure = failure_of(error)
+        translated = self._translated(failure, message)
+        translated.retryable = failure.is_passing
+        translated.is_starting = failure is Failure.STARTING
+        return translated
+
+    def _translated(self, failure: Failure, message: str) -> StoreError:
+        match failure:
+            case Failure.LOST | Failure.STARTING | Failure.CONNECTIONS_FULL:
                 return StoreUnreachable(
                     f"the state store can't be reached: {message}",
                     solution=f"Check {self._place} and that the server is up; the pipeline "
                     "reconnects by itself.",
                 )
-            case Failure.STARTING:
-                starting = StoreUnreachable(f"the state store can't be reached: {message}")
-                starting.is_starting = True
-                return starting
-            case Failure.LOGIN | Failure.DATABASE_MISSING | Failure.OPTIONS:
+            case Failure.REFUSED | Failure.DATABASE_MISSING | Failure.OPTIONS:
                 return StoreError(
                     f"the state store refuses the connection: {message}",
                     solution=f"Check user, password, database and options in {self._place}, and "
@@ -208,7 +217,7 @@ class Connections:
                     solution=f"Check sslmode and sslrootcert in {self._place}, and the "
                     "certificates.",
                 )
-            case Failure.RIGHT | Failure.REPLICATION_RIGHT:
+            case Failure.FORBIDDEN:
                 return StoreError(
                     f"the state store refuses us: {message}",
                     solution="Grant the user CONNECT on the database, USAGE on the store's "
@@ -227,16 +236,14 @@ class Connections:
                     f"the state store has no room: {message}",
                     solution="Make room on its server's disk. The pipeline retries.",
                 )
-            case Failure.INTERRUPTED:
-                passing = StoreError(f"the state store gave up: {message}")
-                passing.retryable = True
-                return passing
-        if isinstance(error, errors.UntranslatableCharacter | errors.CharacterNotInRepertoire):
-            return StoreError(
-                f"the state store's database can't hold a name or a message: {message}",
-                solution="Keep the state store in a database that was created with ENCODING "
-                f"'UTF8': set {self._place}.",
-            )
+            case Failure.CONFLICT | Failure.LOCKED | Failure.CANCELED | Failure.RESOURCES_SHORT:
+                return StoreError(f"the state store gave up: {message}")
+            case Failure.ENCODING:
+                return StoreError(
+                    f"the state store's database can't hold a name or a message: {message}",
+                    solution="Keep the state store in a database that was created with ENCODING "
+                    f"'UTF8': set {self._place}.",
+                )
         return StoreError(f"the state store failed: {message}")
 
     def _open_pool(self) -> psycopg_pool.ConnectionPool[Connection]:

@@ -28,7 +28,7 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateTablesMissing,
 )
 from etl_dagster.integrations.meltano.states.uri import StateLocation
-from etl_dagster.pg.failures import Failure, failure_of
+from etl_dagster.pg.failures import Failure, failure_of, message_of
 from etl_dagster.pg.settings import PINNED, pin_session
 
 T = TypeVar("T")
@@ -41,21 +41,11 @@ _SESSION = {
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _GIVE_UP_AFTER_S = 0.05, 2.0, 20.0
 #: So many are kept for the next use; more are made when threads need them, and closed.
 _KEPT = 4
-#: SQLSTATEs of a connection that failed, a server that stops or starts, and one that is full.
-_GONE = ("08", "57P", "53300")
-_PASSING = errors.SerializationFailure | errors.DeadlockDetected
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether the connection is gone, so that the same may work over another one."""
-    # The timeouts count as internal errors there; the server hangs up all the same.
-    timeouts = errors.IdleInTransactionSessionTimeout | errors.TransactionTimeout
-    if isinstance(error, psycopg.InterfaceError | timeouts):
-        return True
-    # What psycopg calls operational is more than that: a full disk, a missing replica identity.
-    return isinstance(error, psycopg.OperationalError) and (
-        error.sqlstate is None or error.sqlstate.startswith(_GONE)
-    )
+    return isinstance(error, psycopg.Error) and failure_of(error).is_lost
 
 
 class Connections:
@@ -132,7 +122,7 @@ class Connections:
             except psycopg.Error as error:
                 if lock_waits and isinstance(error, errors.LockNotAvailable):
                     raise
-                repeatable = is_lost(error) or isinstance(error, _PASSING)
+                repeatable = is_lost(error) or failure_of(error) is Failure.CONFLICT
                 if not repeatable or pauses.is_exhausted:
                     raise self.translate(error) from None
             time.sleep(pauses.next_delay_s())
@@ -146,60 +136,74 @@ class Connections:
 
     def translate(self, error: psycopg.Error) -> StateStorageError:
         """The error in our own vocabulary, without the password."""
-        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = message_of(error)
         password = self._location.parameters.get("password")
         if password:
             message = message.replace(password, "***")
+        failure = failure_of(error)
+        translated = self._translated(failure, message)
+        translated.retryable = failure.is_passing
+        translated.is_starting = failure is Failure.STARTING
+        return translated
+
+    def _translated(self, failure: Failure, message: str) -> StateStorageError:
         where = self._location.shown
-        user = self._location.parameters.get("user", "the role")
-        schema = self._location.schema
-        match error:
-            case errors.InsufficientPrivilege():
+        match failure:
+            case Failure.LOST | Failure.STARTING | Failure.CONNECTIONS_FULL:
+                return StateStorageUnreachable(f"{where} can't be reached: {message}")
+            case Failure.REFUSED | Failure.DATABASE_MISSING:
+                return StateStorageRefused(f"{where} refuses the connection: {message}")
+            case Failure.TLS:
+                return StateStorageRefused(
+                    f"{where} refuses the connection: {message}",
+                    solution="Check sslmode and sslrootcert in state_backend.uri or in "
+                    "state_backend.postgres.*, and the certificates.",
+                )
+            case Failure.OPTIONS:
+                return StateStorageRefused(
+                    f"{where} refuses the connection: {message}",
+                    solution="Correct the options in state_backend.uri or in "
+                    "state_backend.postgres.options.",
+                )
+            case Failure.FORBIDDEN if "permission denied for database" in message:
+                return StateStorageRefused(f"{where} refuses the connection: {message}")
+            case Failure.FORBIDDEN:
+                schema = self._location.schema
+                user = self._location.parameters.get("user", "the role")
                 return StateStorageForbidden(
                     f"the role may not do this at {where}: {message}",
                     solution=f'GRANT USAGE ON SCHEMA "{schema}" TO "{user}"; GRANT SELECT, INSERT, '
                     f'UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO "{user}"; (SELECT alone '
                     "is enough to read)",
                 )
-            case errors.ReadOnlySqlTransaction():
+            case Failure.READ_ONLY:
                 return StateStorageForbidden(
                     f"{where} is read only: {message}",
                     solution="Connect to the primary (?target_session_attrs=read-write finds it "
                     "among several hosts), and see whether the role has "
                     "default_transaction_read_only.",
                 )
-            case errors.InvalidSchemaName() | errors.UndefinedTable():
+            case Failure.MISSING:
                 return StateTablesMissing(
                     f"the tables for state are not at {where}: {message}",
                     solution="Check the schema in state_backend.uri. `meltano upgrade` makes "
                     "missing tables.",
                 )
-            case errors.LockNotAvailable():
+            case Failure.LOCKED:
                 return StateLocked("", f"another transaction holds a lock at {where}: {message}")
-            case errors.DataError() | psycopg.DataError():
-                return StateNotStorable(f"Postgres can't store this: {type(error).__name__}")
-            case errors.QueryCanceled():
+            case Failure.VALUE | Failure.ENCODING:
+                return StateNotStorable(f"Postgres can't store this: {message}")
+            case Failure.CANCELED:
                 return StateStorageError(
                     f"{where} gave up: {message}",
                     solution="See what keeps the server busy, or raise statement_timeout: in the "
                     "options of the URI or of state_backend.postgres.options, or of the role.",
                 )
-            case errors.DiskFull():
+            case Failure.DISK_FULL:
                 return StateStorageError(
                     f"{where} has no room: {message}",
                     solution="Make room on the server's disk, and repeat it.",
                 )
-            case psycopg.OperationalError() | psycopg.InterfaceError() if is_lost(error):
-                match failure_of(error):
-                    case Failure.OPTIONS:
-                        return StateStorageRefused(
-                            f"{where} refuses the connection: {message}",
-                            solution="Correct the options in state_backend.uri or in "
-                            "state_backend.postgres.options.",
-                        )
-                    case Failure.LOGIN | Failure.TLS | Failure.DATABASE_MISSING | Failure.RIGHT:
-                        return StateStorageRefused(f"{where} refuses the connection: {message}")
-                return StateStorageUnreachable(f"{where} can't be reached: {message}")
         return StateStorageError(f"{where} failed: {message}")
 
     def _take(self) -> Connection:
