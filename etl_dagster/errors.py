@@ -260,6 +260,12 @@ class DestinationMetadataApplying(StoreError):
 # -- destination -------------------------------------------------------------------------------
 
 
+class SchemaTooNew(EtlError):
+    """A newer version wrote a table's schema into the store or the destination."""
+
+    solution = "Install that version, or a newer one."
+
+
 class DestinationError(EtlError):
     """The destination refused or failed."""
 

@@ -37,6 +37,7 @@ from etl_dagster.model.stores import (
 )
 from etl_dagster.testing.changes import INT4, ORDERS, PRICES, column
 from etl_dagster.testing.waiting import all_within
+from etl_dagster.values.types import Array, Attribute, Composite, Scalar
 
 #: Not a whole second, as no retry is: whoever compares a state with the stored one needs all of it.
 NOON = datetime(2026, 11, 21, 12, 0, 0, 250_001, tzinfo=UTC)
@@ -253,7 +254,9 @@ class StoreSuite:
 
     def test_a_schema_is_read_as_it_was_written(self, store: PipelineStore) -> None:
         domain = column("kind", 99999, 9, base_type_oid=25, type_name="mood", is_identity=True)
-        schema = replace(ORDERS, columns=(*ORDERS.columns, domain), replica_identity="i")
+        pair = Composite(99998, "public.pair", (Attribute("a", Scalar(23, "integer")),))
+        pairs = column("pairs", 99997, 10, type=Array(99997, "public.pair[]", pair, 2))
+        schema = replace(ORDERS, columns=(*ORDERS.columns, domain, pairs), replica_identity="i")
 
         assert store.store_table_schema(schema) == schema
         assert store.load_table_schemas() == 1

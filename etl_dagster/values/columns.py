@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final
+
+from etl_dagster.errors import SchemaTooNew
+from etl_dagster.values.types import PgType, type_from_json, type_to_json
+
+#: Of a column's JSON. It grows when earlier versions would misread what a later one writes; what
+#: is merely added, they ignore. Columns without one were written before there was a `type`.
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +37,35 @@ class ColumnSchema:
     #: For a column that was added: its value, as Postgres' text, in the rows that were there
     #: (pg_attribute.attmissingval); None for null. A row's value, so never shown or logged.
     missing_value: str | None = field(default=None, compare=False, repr=False)
+    #: What its type is built of. None for built-in types without parts, which their OID and
+    #: modifier describe, and where nobody looked: values are then as Postgres prints them.
+    type: PgType | None = None
 
     @property
     def effective_type_oid(self) -> int:
         """The OID that decides how values are decoded."""
         return self.base_type_oid or self.type_oid
+
+
+_FIELDS: Final = frozenset(each.name for each in fields(ColumnSchema))
+
+
+def column_to_json(column: ColumnSchema) -> dict[str, Any]:
+    """The column as it is kept in stores and files."""
+    kept = asdict(column)
+    kept["type"] = None if column.type is None else type_to_json(column.type)
+    return {"format": FORMAT} | kept
+
+
+def column_from_json(kept: Mapping[str, Any]) -> ColumnSchema:
+    """The column that `column_to_json` was given, now or by an earlier version.
+
+    Raises:
+        SchemaTooNew: a later version wrote it in a way that this one doesn't know.
+    """
+    if (found := kept.get("format", 1)) > FORMAT:
+        raise SchemaTooNew(f"a table's schema is kept in format {found}; this is {FORMAT}")
+    known = {name: value for name, value in kept.items() if name in _FIELDS}
+    if (type_ := known.get("type")) is not None:
+        known["type"] = type_from_json(type_)
+    return ColumnSchema(**known)

@@ -23,10 +23,10 @@ from etl_dagster.values.text import parse
 
 _PACKAGE = Path(etl_dagster.__file__).parent
 _OIDS = {value for name, value in vars(oids).items() if name.isupper() and "INFINITY" not in name}
-_NAMES = {row.name for row in REGISTRY.values()} | {
-    *("int2", "int4", "int8", "float4", "float8", "bool", "varchar", "bpchar", "timestamptz"),
-    *("timetz", "varbit"),
-}
+_OTHER_NAMES = {"int2", "int4", "int8", "float4", "float8", "bool", "varchar", "timestamptz"}
+#: Names of types that are ordinary words, too.
+_WORDS = {"oid", "name", "text", "date", "time", "path", "line", "point"}
+_NAMES = ({row.name for row in REGISTRY.values()} | _OTHER_NAMES) - _WORDS
 
 ROWS = [pytest.param(row, id=row.name) for row in REGISTRY.values()]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 
 import duckdb
 import numpy as np
@@ -25,8 +24,9 @@ from etl_dagster.model.events import (
 )
 from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.position import POSITION_ZERO, Position
-from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
+from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.table_name import TableName
+from etl_dagster.values.columns import column_from_json, column_to_json
 
 _CREATE = """
 CREATE SCHEMA IF NOT EXISTS _etl;
@@ -233,7 +233,7 @@ class Ledger:
                 table_id,
                 schema_name,
                 name,
-                tuple(ColumnSchema(**column) for column in json.loads(columns)),
+                tuple(map(column_from_json, json.loads(columns))),
                 Lsn(snapshot_lsn),
                 identity,
             )
@@ -407,4 +407,4 @@ def folded_name(schema: TableSchema) -> tuple[str, str]:
 
 def columns_to_json(schema: TableSchema) -> str:
     """As they are kept in ``_etl.tables``."""
-    return json.dumps([asdict(column) for column in schema.columns])
+    return json.dumps([column_to_json(column) for column in schema.columns])

@@ -9,19 +9,20 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from etl_dagster.assembly import opened_store
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ConfigError, EtlError, SourceUnreachable
+from etl_dagster.errors import ConfigError, EtlError, SchemaTooNew, SourceUnreachable
 from etl_dagster.lsn import LSN_ZERO
-from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
+from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import KnowsPipeline
 from etl_dagster.source.catalog import fetch_publication_tables
 from etl_dagster.source.comments import TableComments, fetch_comments
 from etl_dagster.source.connection import connect
+from etl_dagster.values.columns import column_from_json, column_to_json
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def _keep_cache(
         return
     payload = [
         asdict(table)
+        | {"columns": [column_to_json(column) for column in table.columns]}
         | {"snapshot_id": None, "publication": config.source.publication}
         | {"comments": asdict(comments.get(table.id, TableComments()))}
         for table in tables
@@ -170,21 +172,17 @@ def _load_cache(config: PipelineConfig) -> _Known:
         comments = {
             table["id"]: TableComments(**table["comments"]) for table in kept if "comments" in table
         }
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, SchemaTooNew):
         return (), {}
     return tables, comments
 
 
 def _read_table(kept: Mapping[str, Any]) -> TableSchema:
-    known = {each.name for each in fields(ColumnSchema)}
     return TableSchema(
         id=kept["id"],
         schema_name=kept["schema_name"],
         table_name=kept["table_name"],
-        columns=tuple(
-            ColumnSchema(**{key: column[key] for key in column.keys() & known})
-            for column in kept["columns"]
-        ),
+        columns=tuple(map(column_from_json, kept["columns"])),
         snapshot_id=LSN_ZERO,
         replica_identity=kept["replica_identity"],
     )

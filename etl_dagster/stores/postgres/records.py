@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, fields
 from typing import Any
 
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
+from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import (
     ApplyWorker,
     CopyChunk,
@@ -16,8 +15,7 @@ from etl_dagster.model.stores import (
     FinishedChunk,
     WorkerType,
 )
-
-_COLUMN_FIELDS = frozenset(field.name for field in fields(ColumnSchema))
+from etl_dagster.values.columns import column_from_json, column_to_json
 
 SCHEMA_COLUMNS = "table_id, snapshot_id::text, schema_name, table_name, replica_identity, columns"
 METADATA_COLUMNS = (
@@ -38,7 +36,7 @@ def sync_worker_key(table_id: TableId) -> str:
 
 
 def columns_to_json(schema: TableSchema) -> list[dict[str, Any]]:
-    return [asdict(column) for column in schema.columns]
+    return [column_to_json(column) for column in schema.columns]
 
 
 def schema_from_row(row: tuple[Any, ...]) -> TableSchema:
@@ -48,10 +46,7 @@ def schema_from_row(row: tuple[Any, ...]) -> TableSchema:
         id=table_id,
         schema_name=schema_name,
         table_name=table_name,
-        columns=tuple(
-            ColumnSchema(**{key: value for key, value in column.items() if key in _COLUMN_FIELDS})
-            for column in columns
-        ),
+        columns=tuple(map(column_from_json, columns)),
         snapshot_id=Lsn.parse(snapshot_id),
         replica_identity=replica_identity,
     )

@@ -1,0 +1,162 @@
+"""What pg_type says of a type, down to the types that it is built of.
+
+The OIDs of a user's own types differ from database to database, and may be gone when a value is
+read. So a schema keeps the whole tree, and its JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, assert_never
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A type whose values have no parts."""
+
+    oid: int
+    #: As format_type() spells it, without the modifier.
+    name: str
+    #: pg_attribute.atttypmod; -1 where the type has none.
+    modifier: int = -1
+    #: The extension that brought it; empty for what Postgres brings, and for a user's own.
+    extension: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An array; its values may have other dimensions than these, and other lower bounds than 1."""
+
+    oid: int
+    name: str
+    element: PgType
+    #: As declared: pg_attribute.attndims or pg_type.typndims; at least 1.
+    dimensions: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A range of a type that has an order."""
+
+    oid: int
+    name: str
+    subtype: PgType
+
+
+@dataclass(frozen=True, slots=True)
+class Multirange:
+    """A list of ranges that don't overlap, in order."""
+
+    oid: int
+    name: str
+    range: Range
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A column of a composite type."""
+
+    name: str
+    type: PgType
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """A row type, of a table or by CREATE TYPE ... AS (...)."""
+
+    oid: int
+    name: str
+    #: In order, without those that were dropped.
+    attributes: tuple[Attribute, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Enum:
+    """Some labels. More may be added at any place, without a word in the stream."""
+
+    oid: int
+    name: str
+    #: In their order.
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """Another type with constraints; its values are that type's."""
+
+    oid: int
+    name: str
+    base: PgType
+
+
+PgType: TypeAlias = Scalar | Array | Range | Multirange | Composite | Enum | Domain
+
+
+def without_domains(type_: PgType) -> PgType:
+    """The type whose values a domain's values are."""
+    while isinstance(type_, Domain):
+        type_ = type_.base
+    return type_
+
+
+# -- JSON --------------------------------------------------------------------------------------
+
+
+def type_to_json(type_: PgType) -> dict[str, Any]:
+    """The tree as an object; ``kind`` says which class it is."""
+    named = {"kind": type(type_).__name__.lower(), "oid": type_.oid, "name": type_.name}
+    match type_:
+        case Scalar():
+            more: dict[str, Any] = {"modifier": type_.modifier, "extension": type_.extension}
+        case Array():
+            more = {"element": type_to_json(type_.element), "dimensions": type_.dimensions}
+        case Range():
+            more = {"subtype": type_to_json(type_.subtype)}
+        case Multirange():
+            more = {"range": type_to_json(type_.range)}
+        case Composite():
+            attributes = [
+                {"name": attribute.name, "type": type_to_json(attribute.type)}
+                for attribute in type_.attributes
+            ]
+            more = {"attributes": attributes}
+        case Enum():
+            more = {"labels": list(type_.labels)}
+        case Domain():
+            more = {"base": type_to_json(type_.base)}
+        case _:
+            assert_never(type_)
+    return named | more
+
+
+def type_from_json(content: Mapping[str, Any]) -> PgType:
+    """The tree that `type_to_json` was given.
+
+    Raises:
+        ValueError, KeyError, TypeError: that isn't what it gives.
+    """
+    oid, name = content["oid"], content["name"]
+    match content["kind"]:
+        case "scalar":
+            return Scalar(oid, name, content["modifier"], content["extension"])
+        case "array":
+            return Array(oid, name, type_from_json(content["element"]), content["dimensions"])
+        case "range":
+            return Range(oid, name, type_from_json(content["subtype"]))
+        case "multirange":
+            inner = type_from_json(content["range"])
+            if not isinstance(inner, Range):
+                raise ValueError("a multirange of something that is not a range")
+            return Multirange(oid, name, inner)
+        case "composite":
+            attributes = (
+                Attribute(attribute["name"], type_from_json(attribute["type"]))
+                for attribute in content["attributes"]
+            )
+            return Composite(oid, name, tuple(attributes))
+        case "enum":
+            return Enum(oid, name, tuple(content["labels"]))
+        case "domain":
+            return Domain(oid, name, type_from_json(content["base"]))
+    raise ValueError(f"a type of an unknown kind: {content['kind']}")
