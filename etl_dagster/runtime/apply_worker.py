@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, Superseded
@@ -23,7 +24,7 @@ from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.ownership import Ownership
 from etl_dagster.runtime.partitions import Partitions
 from etl_dagster.runtime.renames import Renames
-from etl_dagster.runtime.schemas import FetchTable, SchemaTracker
+from etl_dagster.runtime.schemas import FetchTable, SchemaTracker, ask_types
 from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name
@@ -80,7 +81,9 @@ class ApplyWorker:
             start_lsn,
             application_name=f"etl_dagster apply {config.pipeline}",
         )
-        schemas = SchemaTracker(store, fetch_table, config.source.publication)
+        schemas = SchemaTracker(
+            store, fetch_table, partial(ask_types, control), config.source.publication
+        )
         self._delivery = Delivery(
             destination,
             store,

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import CopyMissing, CopyOutdated, EtlError, LeaseLost
@@ -18,7 +19,7 @@ from etl_dagster.model.stores import CoordinatingStore, Lease, TableSyncWorker
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery, Stopped
 from etl_dagster.runtime.many import many
-from etl_dagster.runtime.schemas import SchemaTracker
+from etl_dagster.runtime.schemas import SchemaTracker, ask_types
 from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.runtime.unchanged import Key, UnchangedValues
 from etl_dagster.source.catalog import emit_marker, fetch_row_values
@@ -120,7 +121,9 @@ class CatchUp:
             destination,
             store,
             worker,
-            SchemaTracker(store, self._fetch_table, config.source.publication),
+            SchemaTracker(
+                store, self._fetch_table, partial(ask_types, control), config.source.publication
+            ),
             config.retry,
             pipeline=config.pipeline,
             max_queued=config.batch.max_queued,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from etl_dagster.errors import SourceError
@@ -16,12 +16,17 @@ from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.runtime.alignment import Unclear, align
 from etl_dagster.runtime.altered import altered_schema, reason_to_copy
 from etl_dagster.source.columns import TableToday
+from etl_dagster.source.control import SourceControl
+from etl_dagster.source.types import TypeCatalog, fetch_types, unknown_types
 from etl_dagster.table_name import TableName
+from etl_dagster.values.types import PgType, Scalar, without_domains
 
 _log = logging.getLogger(__name__)
 
 #: Fetches the table as the source's catalog has it now; None when it left the publication.
 FetchTable = Callable[[TableId], TableToday | None]
+#: Fetches what the source's catalog says of types now.
+FetchTypes = Callable[[Collection[int]], TypeCatalog]
 
 #: A transaction's versions are numbered from its commit LSN on; the next commit that changes a
 #: table lies further away than this, because a change of the catalog takes some WAL.
@@ -38,10 +43,15 @@ class SchemaTracker:
     """
 
     def __init__(
-        self, store: PipelineStore, fetch_table: FetchTable, publication: str = ""
+        self,
+        store: PipelineStore,
+        fetch_table: FetchTable,
+        fetch_types: FetchTypes,
+        publication: str = "",
     ) -> None:
         self._store = store
         self._fetch_table = fetch_table
+        self._fetch_types = fetch_types
         self._publication = publication
         #: The newest Relation message of each table, and its schema. An earlier one that comes
         #: back, because a change was undone, is another version.
@@ -80,8 +90,9 @@ class SchemaTracker:
             if today is not None and _fits(today.schema, relation):
                 return today.schema.at(INITIAL_SNAPSHOT)
             columns = _by_name(relation, None if today is None else today.schema)
-            return _described(relation, columns, None).at(INITIAL_SNAPSHOT)
-        found = self._follow(relation, known, today)
+            described = _described(relation, columns, None)
+            return self._with_types(described, None).at(INITIAL_SNAPSHOT)
+        found = self._with_types(self._follow(relation, known, today), known)
         version = max(commit_lsn, Lsn(known.snapshot_id.offset + 1))
         _log.info("%s has a new schema from %s on", found.name, version)
         return found.at(version)
@@ -156,11 +167,48 @@ class SchemaTracker:
             self._outdated[table_id] = "it was altered, and the source could not report how"
             return None
         altered = altered_schema(alteration, self._publication).at(version)
+        altered = self._with_types(altered, known)
         reason = reason_to_copy(alteration, rewrite, known, altered)
         if reason is not None:
             self._outdated[table_id] = reason
         self._resolved[table_id] = None, altered
         return altered
+
+    def _with_types(self, schema: TableSchema, known: TableSchema | None) -> TableSchema:
+        """The schema, of which the columns of the known one keep their types.
+
+        Messages bring an OID only. Types may change where nothing in the stream tells (an attribute
+        added to a composite), but what the destination has stays as it was made until the table is
+        copied again. What the types of new columns are built of is asked of the catalog, and then
+        kept with the version.
+        """
+        before = {} if known is None else {c.attnum or c.name: c for c in known.columns}
+        kept: dict[str, ColumnSchema] = {}
+        for column in schema.columns:
+            old = before.get(column.attnum or column.name)
+            if old is not None and _has_same_type(old, column):
+                kept[column.name] = replace(column, type=old.type)
+        described = {c.name: c for c in schema.columns if c.name not in kept}
+        asked = unknown_types(c.type_oid for c in described.values() if c.type is None)
+        types = self._ask_types(asked, schema.name)
+        described |= {
+            column.name: _typed(column, type_)
+            for column in described.values()
+            if column.type is None
+            and column.type_oid in asked
+            and (type_ := types.type_of(column.type_oid, column.type_modifier)) is not None
+        }
+        columns = kept | described
+        return replace(schema, columns=tuple(columns[name] for name in schema.column_names))
+
+    def _ask_types(self, oids: Collection[int], table: str) -> TypeCatalog:
+        if not oids:
+            return TypeCatalog({})
+        try:
+            return self._fetch_types(oids)
+        except SourceError as error:
+            _log.warning("the catalog can't be asked about types of %s: %s", table, error)
+            return TypeCatalog({})
 
     def take_outdated(self) -> Mapping[TableId, str]:
         """Tables that must be copied again, with the reason, found since the last call."""
@@ -277,6 +325,15 @@ class SchemaTracker:
         self._rewritten.pop(table_id, None)
 
 
+def ask_types(control: SourceControl, oids: Collection[int]) -> TypeCatalog:
+    """What the source's catalog says of types now.
+
+    Raises:
+        SourceError: it can't be asked.
+    """
+    return control.ask("reading types", fetch_types, oids)
+
+
 def destination_metadata(
     schema: TableSchema, status: str, previous: Lsn | None = None
 ) -> DestinationTableMetadata:
@@ -313,6 +370,21 @@ def _column_fits(column: ColumnSchema, sent: RelationColumn) -> bool:
         and (is_domain or column.type_modifier == sent.type_modifier)
         and column.is_identity == sent.is_identity
     )
+
+
+def _has_same_type(old: ColumnSchema, new: ColumnSchema) -> bool:
+    # A domain's own modifier is in the type; not every message knows it.
+    is_domain = old.base_type_oid not in (0, old.type_oid)
+    return old.type_oid == new.type_oid and (is_domain or old.type_modifier == new.type_modifier)
+
+
+def _typed(column: ColumnSchema, type_: PgType) -> ColumnSchema:
+    """The column with what the catalog says of its type."""
+    base = without_domains(type_)
+    if base is type_:
+        return replace(column, type=type_)
+    modifier = base.modifier if isinstance(base, Scalar) else -1
+    return replace(column, type=type_, base_type_oid=base.oid, type_modifier=modifier)
 
 
 def _by_name(relation: Relation, *described: TableSchema | None) -> list[ColumnSchema]:

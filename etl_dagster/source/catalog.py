@@ -14,6 +14,7 @@ from etl_dagster.errors import CopyOutdated, PublicationEmpty, PublicationMissin
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.pg.encodings import StoredEncoding, decode, stored_encoding
+from etl_dagster.source.types import fetch_types, unknown_types
 from etl_dagster.values.adbc import text_expression
 
 Connection = psycopg.Connection[Any]
@@ -94,7 +95,7 @@ with published as materialized (
 )
 select t.oid, t.nspname, t.relname, t.relreplident::text, t.estimated_rows, t.rowfilter,
        t.pubupdate, t.relkind = 'p' as is_partitioned,
-       a.attnum, a.attname, a.atttypid,
+       a.attnum, a.attname, a.atttypid, a.attndims,
        case when a.atttypmod = -1 then coalesce(b.typmod, -1) else a.atttypmod end as typmod,
        format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull,
        coalesce(b.oid, a.atttypid) as base_type,
@@ -166,7 +167,6 @@ def fetch_published_tables(
         rowfilter=sql.SQL("p.rowfilter" if has_lists else "null::text"),
         sends_generated=sql.Literal(sends_generated),
     )
-    tables: dict[TableId, tuple[dict[str, Any], list[ColumnSchema]]] = {}
     with connection.cursor(row_factory=dict_row) as cursor:
         values = {
             "publication": publication,
@@ -174,19 +174,26 @@ def fetch_published_tables(
             "store_tables": list(_STORE_TABLES),
         }
         cursor.execute(query, values)
-        for row in cursor:
-            column = ColumnSchema(
-                name=row["attname"],
-                type_oid=row["atttypid"],
-                type_modifier=row["typmod"],
-                type_name=row["type_name"],
-                attnum=row["attnum"],
-                nullable=not row["attnotnull"],
-                primary_key_ordinal=row["pk_ordinal"],
-                is_identity=row["is_identity"],
-                base_type_oid=row["base_type"],
-            )
-            tables.setdefault(row["oid"], (row, []))[1].append(column)
+        found = cursor.fetchall()
+    asked = unknown_types(row["atttypid"] for row in found)
+    types = fetch_types(connection, asked)
+    tables: dict[TableId, tuple[dict[str, Any], list[ColumnSchema]]] = {}
+    for row in found:
+        column = ColumnSchema(
+            name=row["attname"],
+            type_oid=row["atttypid"],
+            type_modifier=row["typmod"],
+            type_name=row["type_name"],
+            attnum=row["attnum"],
+            nullable=not row["attnotnull"],
+            primary_key_ordinal=row["pk_ordinal"],
+            is_identity=row["is_identity"],
+            base_type_oid=row["base_type"],
+            type=types.type_of(row["atttypid"], row["typmod"], row["attndims"])
+            if row["atttypid"] in asked
+            else None,
+        )
+        tables.setdefault(row["oid"], (row, []))[1].append(column)
     return [
         PublishedTable(
             TableSchema(

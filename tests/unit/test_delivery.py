@@ -30,6 +30,7 @@ from etl_dagster.runtime.delivery import Delivery, Stopped
 from etl_dagster.runtime.halving import halves
 from etl_dagster.runtime.schemas import SchemaTracker, destination_metadata
 from etl_dagster.source.columns import TableToday
+from etl_dagster.source.types import TypeCatalog
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import batch
 from etl_dagster.testing.random_changes import RandomSource, random_transactions
@@ -100,7 +101,11 @@ class Side:
             self.destination,
             self.store,
             ApplyWorker(),
-            SchemaTracker(self.store, lambda table_id: TableToday(schema(table_id))),
+            SchemaTracker(
+                self.store,
+                lambda table_id: TableToday(schema(table_id)),
+                lambda oids: TypeCatalog({}),
+            ),
             RetryConfig(initial_delay_ms=1, max_delay_ms=2, max_attempts=3),
             stop=self.stop,
             on_durable=lambda lsn, events: self.durable.append(lsn),
