@@ -25,12 +25,12 @@ from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import ChunkId, TableRows
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import CopyPlan, FinishedChunk
+from etl_dagster.pg.cancelling import cancelled_by
 from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.many import copying_many
 from etl_dagster.runtime.retry import backoff
-from etl_dagster.source.cancelling import cancelled_by
 from etl_dagster.source.catalog import (
     PublishedTable,
     Relation,

@@ -16,6 +16,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import INSERT, EventBatch, TableChanges
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import CopyChunk
+from etl_dagster.pg.cancelling import cancelled_by
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
@@ -23,7 +24,6 @@ from etl_dagster.runtime.delivery import Delivery, Stopped
 from etl_dagster.runtime.partitions import LeafCopy, Partitions
 from etl_dagster.runtime.schemas import SchemaTracker
 from etl_dagster.runtime.stream_loop import StreamLoop
-from etl_dagster.source.cancelling import cancelled_by
 from etl_dagster.source.catalog import PublishedTable, emit_marker, fetch_published_tables
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import CopyConnection, TableReader

@@ -11,8 +11,8 @@ import psycopg
 from psycopg import errors, sql
 
 from etl_dagster.errors import StoreError
+from etl_dagster.pg.advisory import lock_key
 from etl_dagster.stores.postgres.connections import Connection
-from etl_dagster.stores.postgres.leases import lock_key
 
 _NUMBERED = re.compile(r"\A(\d{4})_\w+\.sql\Z")
 

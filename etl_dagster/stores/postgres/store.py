@@ -34,11 +34,7 @@ from etl_dagster.model.stores import (
     WorkerType,
     epoch_by_clock,
 )
-from etl_dagster.source.connection import check_dsn
-from etl_dagster.stores.postgres import records
-from etl_dagster.stores.postgres.cache import Cache
-from etl_dagster.stores.postgres.connections import Connection, Connections
-from etl_dagster.stores.postgres.leases import (
+from etl_dagster.pg.advisory import (
     PostgresLease,
     is_locked,
     lock_key,
@@ -46,6 +42,10 @@ from etl_dagster.stores.postgres.leases import (
     try_acquire,
     try_acquire_all,
 )
+from etl_dagster.source.connection import check_dsn
+from etl_dagster.stores.postgres import records
+from etl_dagster.stores.postgres.cache import Cache
+from etl_dagster.stores.postgres.connections import Connection, Connections
 from etl_dagster.stores.postgres.listener import Listener
 from etl_dagster.stores.postgres.migrate import Migration, migrate, pending
 from etl_dagster.stores.postgres.readiness import check_store

@@ -8,10 +8,11 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import psycopg
 
-from etl_dagster.stores.postgres.connections import Connection
+Connection = psycopg.Connection[tuple[Any, ...]]
 
 #: A server that vanished without a word is asked this often, at most.
 _ASK_EVERY_S = 2.0
