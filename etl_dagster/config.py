@@ -103,8 +103,7 @@ class SourceConfig(_Section):
         Raises:
             ConfigError: the DSN can't be read.
         """
-        import psycopg
-        from psycopg.conninfo import make_conninfo
+        from etl_dagster.pg.dsn import Dsn, DsnError
 
         parts: dict[str, str | int | None] = {
             "host": self.host,
@@ -118,14 +117,15 @@ class SourceConfig(_Section):
             "sslkey": self.sslkey,
             "connect_timeout": self.connect_timeout_s,
         } | extra
-        given = {key: value for key, value in parts.items() if value is not None}
+        given = {key: str(value) for key, value in parts.items() if value is not None}
+        place = "source.dsn"
         try:
-            return make_conninfo(self.dsn.get_secret_value() if self.dsn else "", **given)
-        except psycopg.Error:
-            # libpq's own message repeats what it could not read, password and all.
-            raise ConfigError(
-                ["source.dsn: not a libpq URI or key/value string"], origin="source"
-            ) from None
+            dsn = Dsn.parse(self.dsn.get_secret_value() if self.dsn else "")
+            place = "source"
+            return Dsn.of({**dsn.parameters, **given}).conninfo()
+        except DsnError as error:
+            hint = "; or use source.user and source.password" if "%" in str(error) else ""
+            raise ConfigError([f"{place}: {error}{hint}"], origin="source") from None
 
 
 class StoreConfig(_Section):

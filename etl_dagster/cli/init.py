@@ -155,24 +155,16 @@ def _parts(dsn: str | None) -> dict[str, str]:
     parts = {"host": "localhost", "port": "5432", "user": "etl", "dbname": "postgres"}
     if dsn is None:
         return parts
-    import psycopg
-    from psycopg.conninfo import conninfo_to_dict
-
     from etl_dagster.errors import ConfigError
-    from etl_dagster.source.connection import check_dsn
+    from etl_dagster.pg.dsn import Dsn, DsnError
 
-    check_dsn(dsn, "--dsn")
     try:
-        given = conninfo_to_dict(dsn)
-    except psycopg.Error:
-        # libpq's own message repeats what it could not read, password and all.
-        raise ConfigError(
-            ["--dsn: not a libpq URI or key/value string"], origin="the command line"
-        ) from None
-    found = {key: str(value) for key, value in given.items() if value is not None}
+        found = Dsn.parse(dsn).parameters
+    except DsnError as error:
+        raise ConfigError([f"--dsn: {error}"], origin="the command line") from None
     if "service" in found:
-        return found  # which says the rest
-    return parts | found
+        return dict(found)  # the service gives the rest
+    return {**parts, **found}
 
 
 def _source_lines(parts: Mapping[str, str]) -> list[str]:

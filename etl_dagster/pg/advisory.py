@@ -8,11 +8,10 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import psycopg
 
-Connection = psycopg.Connection[tuple[Any, ...]]
+from etl_dagster.pg.connection import Connection
 
 #: A server that vanished without a word is asked this often, at most.
 _ASK_EVERY_S = 2.0

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import quote
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from etl_dagster.config import SourceConfig
 from etl_dagster.errors import (
-    ConfigError,
     EtlError,
     SourceAuthenticationFailed,
     SourceError,
     SourceNotPrepared,
     SourceUnreachable,
 )
+from etl_dagster.pg.connection import connect_pinned, pinned_conninfo
+from etl_dagster.pg.dsn import Dsn, tcp_settings
 from etl_dagster.pg.failures import Failure, failure_of, message_of
-from etl_dagster.pg.settings import PINNED, TIMEOUTS, as_options, pin_newer
+from etl_dagster.pg.settings import PINNED, TIMEOUTS
 
-#: A peer that vanished is noticed after some 60 seconds; a DSN may say otherwise.
-_TCP = {
-    "keepalives": 1,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 60_000,
-}
+#: A peer that vanished is noticed after a minute; a DSN may say otherwise.
+_TCP = tcp_settings(60)
 
 
 # -- opening -----------------------------------------------------------------------------------
@@ -50,33 +43,19 @@ def source_conninfo(
     Raises:
         ConfigError: the DSN can't be read.
     """
-    _check_dsn(config)
-    given = conninfo_to_dict(config.conninfo())
-    port = given.get("port")
-    if port and not all(part.isdigit() for part in str(port).split(",")):
-        # It may be a piece of a password that should have been percent-encoded.
-        raise ConfigError(["source.dsn: the port is not a number"], origin="source")
     timeouts = dict(TIMEOUTS)
     if statement_timeout_s is not None:
         timeouts["statement_timeout"] = str(int(statement_timeout_s * 1000))
         timeouts["idle_in_transaction_session_timeout"] = timeouts["statement_timeout"]
     if lock_timeout_s is not None:
         timeouts["lock_timeout"] = str(int(lock_timeout_s * 1000))
-    options = [as_options({**PINNED, **timeouts})]
-    if given.get("options"):
-        options.insert(0, str(given["options"]))
-    values: dict[str, Any] = (
-        _TCP
-        | given
-        | {
-            "application_name": application_name,
-            "client_encoding": "UTF8",
-            "options": " ".join(options),
-        }
+    more = {"replication": "database"} if replication else {}
+    return pinned_conninfo(
+        Dsn.parse(config.conninfo()).with_defaults(**_TCP),
+        {**PINNED, **timeouts},
+        application_name=application_name,
+        **more,
     )
-    if replication:
-        values["replication"] = "database"
-    return make_conninfo("", **values)
 
 
 def connect(
@@ -107,65 +86,23 @@ def connect(
         lock_timeout_s=lock_timeout_s,
     )
     try:
-        connection = psycopg.connect(conninfo, autocommit=True)
-        try:
-            pin_newer(connection)
-            connection.autocommit = autocommit
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        return connect_pinned(conninfo, autocommit=autocommit)
     except psycopg.Error as error:
-        failure = translate(error, f"connecting to {source_uri(config)}")
-        failure.reason = _redact(failure.reason, config)
+        dsn = Dsn.parse(config.conninfo())
+        failure = translate(error, f"connecting to {dsn.uri}")
+        failure.reason = dsn.redact(failure.reason)
         failure.args = (failure.reason,)
     # Outside of the handler: libpq's text doesn't follow as a cause, should it hold a secret.
     raise failure
 
 
 def source_uri(config: SourceConfig) -> str:
-    """Where the source is, for people: a URI without password or parameters."""
-    _check_dsn(config)
-    given = conninfo_to_dict(config.conninfo())
-    user, host, port = (str(given.get(key) or "") for key in ("user", "host", "port"))
-    authority = quote(host, safe=",:[]") if not host.startswith("/") else quote(host, safe="")
-    if user:
-        authority = f"{quote(user, safe='')}@{authority}"
-    if port:
-        authority = f"{authority}:{port}"
-    return f"postgresql://{authority}/{quote(str(given.get('dbname') or user), safe='')}"
-
-
-def check_dsn(dsn: str, place: str) -> None:
-    """Refuse a URI that libpq would take apart at the wrong place, in the middle of a password.
-
-    It would then name the piece of the password as a host or port in its messages.
+    """Where the source is, for people: a URI without password or parameters.
 
     Raises:
-        ConfigError: the message names `place`, such as ``source.dsn``, and nothing of the DSN.
+        ConfigError: the DSN can't be used.
     """
-    match = re.match(r"\Apostgres(?:ql)?://([^?]*)", dsn)
-    if match is None:
-        return
-    before, at, after = match[1].rpartition("@")
-    if at and ("@" in before or "/" in before or "@" in after):
-        raise ConfigError(
-            [
-                f"{place}: user or password hold a character that must be percent-encoded "
-                "(@ as %40, / as %2F); or use source.user and source.password"
-            ],
-            origin="configuration",
-        )
-
-
-def _check_dsn(config: SourceConfig) -> None:
-    if config.dsn is not None:
-        check_dsn(config.dsn.get_secret_value(), "source.dsn")
-
-
-def _redact(text: str, config: SourceConfig) -> str:
-    password = conninfo_to_dict(config.conninfo()).get("password")
-    return text.replace(str(password), "***") if password and len(str(password)) > 3 else text
+    return Dsn.parse(config.conninfo()).uri
 
 
 # -- failing -----------------------------------------------------------------------------------
@@ -178,9 +115,18 @@ def translate(error: psycopg.Error, what: str) -> EtlError:
         error: whatever psycopg raised, at the connection or in a statement.
         what: what was being done, such as ``reading the publication``; begins the reason.
     """
-    message = message_of(error)
-    failure = failure_of(error)
-    translated = _translated(failure, error.sqlstate, f"{what}: {message}", message)
+    return error_for(failure_of(error), what, message_of(error), sqlstate=error.sqlstate)
+
+
+def error_for(
+    failure: Failure, what: str, message: str, *, sqlstate: str | None = None
+) -> EtlError:
+    """The same for a client other than psycopg.
+
+    Args:
+        message: the server's or libpq's; without row values.
+    """
+    translated = _translated(failure, sqlstate, f"{what}: {message}", message)
     translated.retryable = failure.is_passing
     translated.is_starting = failure is Failure.STARTING
     return translated

@@ -24,9 +24,10 @@ from etl_dagster.errors import (
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
 from etl_dagster.pg.encodings import StoredEncoding
+from etl_dagster.pg.failures import failure_of_code, failure_of_text
 from etl_dagster.pg.settings import PIN_NEWER
 from etl_dagster.source.catalog import Leaf
-from etl_dagster.source.connection import solution_for_refusal, source_conninfo
+from etl_dagster.source.connection import error_for, solution_for_refusal, source_conninfo
 from etl_dagster.source.partitions import ReadFrom
 from etl_dagster.values.adbc import CopiedColumn
 
@@ -98,7 +99,10 @@ class CopyConnection:
                 cursor.fetchall()
             self.connection.commit()
         except adbc.Error as error:
-            raise SourceUnreachable(f"no connection for a copy: {_first_line(error)}") from None
+            message = _first_line(error)
+            code = error.sqlstate
+            failure = failure_of_code(code, message) if code else failure_of_text(message)
+            raise error_for(failure, "no connection for a copy", message) from None
         if snapshot_name is not None:
             try:
                 self.renew()

@@ -22,12 +22,10 @@ FLOORS: tuple[frozenset[str], ...] = (
             "etl_dagster.words",
             "etl_dagster.lsn",
             "etl_dagster.table_name",
-            "etl_dagster.kinds",
-            "etl_dagster.config",
-            "etl_dagster.config_text",
         }
     ),
     frozenset({"etl_dagster.pg"}),
+    frozenset({"etl_dagster.kinds", "etl_dagster.config", "etl_dagster.config_text"}),
     frozenset({"etl_dagster.values"}),
     frozenset({"etl_dagster.model"}),
     frozenset({"etl_dagster.protocol"}),

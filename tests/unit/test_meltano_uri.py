@@ -134,7 +134,10 @@ def test_the_host_is_localhost_unless_libpq_is_told_another(
         (f"postgres://h/db?{SECRET}=1", "invalid URI query parameter"),
         (f"postgres://u:{SECRET}#@h/db", "a # must be written %23"),
         (f"postgres://h/db/schema/{SECRET}", "more than /database/schema"),
-        (f"postgres://u:{SECRET}/1@h/db/s", "a / in a user or password must be written %2F"),
+        (
+            f"postgres://u:{SECRET}/1@h/db/s",
+            "must be percent-encoded as %2F",
+        ),
         (f"postgres://u:p@{SECRET}/{SECRET}@h/db", "an @ behind the host"),
         (f"host=h password={SECRET}", "not a URI"),
         ("postgres://h/db?sslmode=requir", "sslmode 'requir' is none of"),

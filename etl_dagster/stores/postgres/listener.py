@@ -14,7 +14,8 @@ from psycopg import sql
 
 from etl_dagster.backoff import Backoff
 from etl_dagster.errors import StoreError
-from etl_dagster.stores.postgres.connections import Connection, Connections
+from etl_dagster.pg.connection import Connection
+from etl_dagster.stores.postgres.connections import Connections
 
 _log = logging.getLogger(__name__)
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 10.0

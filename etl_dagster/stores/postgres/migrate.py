@@ -12,7 +12,7 @@ from psycopg import errors, sql
 
 from etl_dagster.errors import StoreError
 from etl_dagster.pg.advisory import lock_key
-from etl_dagster.stores.postgres.connections import Connection
+from etl_dagster.pg.connection import Connection
 
 _NUMBERED = re.compile(r"\A(\d{4})_\w+\.sql\Z")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from etl_dagster.errors import StoreError
-from etl_dagster.stores.postgres.connections import Connection
+from etl_dagster.pg.connection import Connection
 from etl_dagster.stores.postgres.migrate import pending
 
 #: The tables that are written; the migrations make them.

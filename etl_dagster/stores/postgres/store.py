@@ -42,10 +42,10 @@ from etl_dagster.pg.advisory import (
     try_acquire,
     try_acquire_all,
 )
-from etl_dagster.source.connection import check_dsn
+from etl_dagster.pg.connection import Connection
 from etl_dagster.stores.postgres import records
 from etl_dagster.stores.postgres.cache import Cache
-from etl_dagster.stores.postgres.connections import Connection, Connections
+from etl_dagster.stores.postgres.connections import Connections
 from etl_dagster.stores.postgres.listener import Listener
 from etl_dagster.stores.postgres.migrate import Migration, migrate, pending
 from etl_dagster.stores.postgres.readiness import check_store
@@ -127,9 +127,6 @@ class PostgresStore:
             ConfigError: a DSN can't be read.
         """
         session_dsn = config.session_dsn
-        for place, dsn in (("dsn", config.dsn), ("session_dsn", session_dsn)):
-            if dsn is not None:
-                check_dsn(dsn.get_secret_value(), f"state_store.{place}")
         return cls(
             config.conninfo(pipeline.source),
             pipeline.pipeline,

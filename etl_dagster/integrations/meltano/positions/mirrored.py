@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
 from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import OURS, TablePosition
@@ -22,6 +21,7 @@ from etl_dagster.integrations.meltano.states.errors import (
 from etl_dagster.integrations.meltano.states.records import StoredState
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 from etl_dagster.integrations.meltano.states.uri import StateLocation, locate, locate_dsn
+from etl_dagster.pg.connection import connect_shared
 
 #: Of a `meltano state move`: it writes the one state and deletes the other in one process.
 _MOVE_TAKES = timedelta(seconds=30)
@@ -73,7 +73,8 @@ class MirroredStates:
         """
         table = self._steps.tables.identifiers()["state"].as_string()
         try:
-            with psycopg.connect(make_conninfo(**self._location.parameters)) as connection:
+            connection, _ = connect_shared(self._location.dsn)
+            with connection:
                 row = connection.execute(
                     "select current_database(), to_regclass(%s)::oid, case when "
                     "has_function_privilege('pg_control_system()', 'execute') then "

@@ -1,23 +1,18 @@
 """Connections to the database that holds the state, made again when they break.
 
-There is no pool of threads and no check before each use: a `meltano` command asks two or three
-times and ends. Nothing relies on the session, so a pooler in transaction mode may be in between.
+There is no check before each use: a `meltano` command asks two or three times and ends. Nothing
+relies on the session, so a pooler in transaction mode may be in between.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import psycopg
 from psycopg import errors
-from psycopg.conninfo import make_conninfo
 
-from etl_dagster.backoff import Backoff
 from etl_dagster.integrations.meltano.states.errors import (
     StateLocked,
     StateNotStorable,
@@ -28,24 +23,20 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateTablesMissing,
 )
 from etl_dagster.integrations.meltano.states.uri import StateLocation
+from etl_dagster.pg.connection import Connection, connect_shared
 from etl_dagster.pg.failures import Failure, failure_of, message_of
-from etl_dagster.pg.settings import PINNED, pin_session
+from etl_dagster.pg.pool import Pool
+from etl_dagster.pg.settings import PINNED
 
 T = TypeVar("T")
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 #: Timeouts of the role and of the URI hold, and so does a database that is read only on purpose.
 _SESSION = {
     name: value for name, value in PINNED.items() if name != "default_transaction_read_only"
 } | {"idle_session_timeout": "0"}
-_FIRST_DELAY_S, _LONGEST_DELAY_S, _GIVE_UP_AFTER_S = 0.05, 2.0, 20.0
+_GIVE_UP_AFTER_S = 20.0
 #: So many are kept for the next use; more are made when threads need them, and closed.
 _KEPT = 4
-
-
-def is_lost(error: BaseException) -> bool:
-    """Whether the connection is gone, so that the same may work over another one."""
-    return isinstance(error, psycopg.Error) and failure_of(error).is_lost
 
 
 class Connections:
@@ -53,11 +44,9 @@ class Connections:
 
     def __init__(self, location: StateLocation) -> None:
         self._location = location
-        self._conninfo = make_conninfo(**location.parameters)
-        self._lock = threading.Lock()
-        self._idle: list[Connection] = []
-        self._process = os.getpid()
-        self._was_connected = False
+        self._pool = Pool(
+            self._connect, self.translate, kept=_KEPT, give_up_after_s=_GIVE_UP_AFTER_S
+        )
 
     def connect(self) -> Connection:
         """A connection of its own; the caller closes it.
@@ -67,40 +56,22 @@ class Connections:
             StateStorageRefused: the server refuses us.
         """
         try:
-            connection = psycopg.connect(
-                self._conninfo,
-                autocommit=True,
-                # Prepared statements belong to a session.
-                prepare_threshold=None,
-            )
+            return self._connect()
         except psycopg.Error as error:
             raise self.translate(error) from None
-        try:
-            pin_session(connection, _SESSION)
-        except psycopg.Error as error:
-            connection.close()
-            raise self.translate(error) from None
-        self._was_connected = True
+
+    def _connect(self) -> Connection:
+        connection, _ = connect_shared(self._location.dsn, _SESSION)
         return connection
 
-    @contextlib.contextmanager
-    def borrow(self) -> Iterator[Connection]:
-        """One for this block; closed after it when anything was amiss."""
-        connection = self._take()
-        try:
-            yield connection
-        except BaseException as error:
-            if is_lost(error):
-                # What else was idle went the same way, if the server restarted.
-                self.close()
-            self._give_back(connection)
-            raise
-        self._give_back(connection)
+    def borrow(self) -> contextlib.AbstractContextManager[Connection]:
+        """One for a block; closed after it when anything was amiss. Raises psycopg's errors."""
+        return self._pool.borrow()
 
     def run(self, work: Callable[[Connection], T], *, lock_waits: bool = False) -> T:
         """Do the work; when the connection breaks, do it again over another one.
 
-        The first connection of all is tried once: a wrong host should be told at once.
+        The first connection of all is tried once: a wrong host is reported at once.
 
         Args:
             work: may be done twice, also when it was done and only the answer got lost.
@@ -110,36 +81,15 @@ class Connections:
             StateStorageError: the server refused, or is away for longer than twenty seconds.
             LockNotAvailable: with `lock_waits`.
         """
-        pauses = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S, give_up_after_s=_GIVE_UP_AFTER_S)
-        while True:
-            was_connected = self._was_connected
-            try:
-                with self.borrow() as connection:
-                    return work(connection)
-            except StateStorageUnreachable:
-                if not was_connected or pauses.is_exhausted:
-                    raise
-            except psycopg.Error as error:
-                if lock_waits and isinstance(error, errors.LockNotAvailable):
-                    raise
-                repeatable = is_lost(error) or failure_of(error) is Failure.CONFLICT
-                if not repeatable or pauses.is_exhausted:
-                    raise self.translate(error) from None
-            time.sleep(pauses.next_delay_s())
+        return self._pool.run(work, untranslated=errors.LockNotAvailable if lock_waits else ())
 
     def close(self) -> None:
         """Close what is idle. The next use connects again."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._pool.close()
 
     def translate(self, error: psycopg.Error) -> StateStorageError:
         """The error in our own vocabulary, without the password."""
-        message = message_of(error)
-        password = self._location.parameters.get("password")
-        if password:
-            message = message.replace(password, "***")
+        message = self._location.dsn.redact(message_of(error))
         failure = failure_of(error)
         translated = self._translated(failure, message)
         translated.retryable = failure.is_passing
@@ -205,26 +155,3 @@ class Connections:
                     solution="Make room on the server's disk, and repeat it.",
                 )
         return StateStorageError(f"{where} failed: {message}")
-
-    def _take(self) -> Connection:
-        with self._lock:
-            if self._process != os.getpid():
-                # A forked process must not speak on the sockets of its parent.
-                self._process, self._idle = os.getpid(), []
-            while self._idle:
-                connection = self._idle.pop()
-                if not connection.closed:
-                    return connection
-        return self.connect()
-
-    def _give_back(self, connection: Connection) -> None:
-        idle = psycopg.pq.TransactionStatus.IDLE
-        with self._lock:
-            if (
-                not connection.closed
-                and connection.info.transaction_status == idle
-                and len(self._idle) < _KEPT
-            ):
-                self._idle.append(connection)
-                return
-        connection.close()

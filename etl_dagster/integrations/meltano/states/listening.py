@@ -7,8 +7,9 @@ import time
 import psycopg
 from psycopg import sql
 
-from etl_dagster.integrations.meltano.states.connections import Connection, Connections
+from etl_dagster.integrations.meltano.states.connections import Connections
 from etl_dagster.integrations.meltano.states.errors import StateStorageError
+from etl_dagster.pg.connection import Connection
 
 
 class ReleaseListener:

@@ -11,12 +11,12 @@ from importlib import resources
 import psycopg
 from psycopg import errors, sql
 
-from etl_dagster.integrations.meltano.states.connections import Connection
 from etl_dagster.integrations.meltano.states.errors import (
     StateSchemaMissing,
     StateStorageError,
     StateTablesMissing,
 )
+from etl_dagster.pg.connection import Connection
 
 _NUMBERED = re.compile(r"\A(\d{4})_\w+\.sql\Z")
 

@@ -10,7 +10,6 @@ from typing import TypeVar
 import psycopg
 from psycopg import errors
 
-from etl_dagster.integrations.meltano.states.connections import Connection, is_lost
 from etl_dagster.integrations.meltano.states.errors import (
     StateChanged,
     StateLocked,
@@ -27,6 +26,8 @@ from etl_dagster.integrations.meltano.states.writing import (
     Writing,
     send,
 )
+from etl_dagster.pg.connection import Connection
+from etl_dagster.pg.failures import failure_of
 
 T = TypeVar("T")
 
@@ -123,7 +124,7 @@ class Session:
                         self.lease.state_id,
                         f"another transaction writes state {self.lease.state_id!r}",
                     ) from None
-                if not is_lost(error) or attempt == _ATTEMPTS - 1:
+                if not failure_of(error).is_lost or attempt == _ATTEMPTS - 1:
                     raise self._writing.connections.translate(error) from None
             # Waits until the server is back; leaves a connection that is known to work.
             self._writing.connections.run(lambda c: c.execute("SELECT 1"))

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from etl_dagster.integrations.meltano.states import records
-from etl_dagster.integrations.meltano.states.connections import Connection, Connections
+from etl_dagster.integrations.meltano.states.connections import Connections
 from etl_dagster.integrations.meltano.states.errors import (
     StateChanged,
     StateStorageForbidden,
@@ -32,6 +32,7 @@ from etl_dagster.integrations.meltano.states.records import (
 from etl_dagster.integrations.meltano.states.session import Session
 from etl_dagster.integrations.meltano.states.uri import StateLocation, locate
 from etl_dagster.integrations.meltano.states.writing import Row, Statement, Write, Writing, send
+from etl_dagster.pg.connection import Connection
 
 __all__ = [
     "Change",

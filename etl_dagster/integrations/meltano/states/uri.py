@@ -17,10 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-
 from etl_dagster.integrations.meltano.states.errors import StateUriError
+from etl_dagster.pg.dsn import Dsn, DsnError, check_uri, tcp_settings
 
 SCHEMES = ("postgres", "postgresql")
 DEFAULT_SCHEMA = "public"
@@ -44,20 +42,17 @@ SETTINGS = (
 _DEFAULTS: dict[str, str] = {
     "application_name": "meltano state",
     "connect_timeout": "10",
-    "keepalives_idle": "10",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "20000",
+    **tcp_settings(30),
 }
 #: What a URI doesn't decide.
 _FIXED: dict[str, str] = {"client_encoding": "UTF8"}
 #: Our names for libpq's, where they differ.
 _LIBPQ_NAMES = {"database": "dbname"}
+_OUR_NAMES = {theirs: ours for ours, theirs in _LIBPQ_NAMES.items()}
 _URI = re.compile(
     r"\A(?P<scheme>[A-Za-z][\w+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<query>\?[^#]*)?\Z",
     re.DOTALL,
 )
-_SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +66,11 @@ class StateLocation:
     @property
     def shown(self) -> str:
         """For people: ``host:port/database, schema``."""
-        host = self.parameters.get("host") or self.parameters.get("service") or "local server"
-        port = self.parameters.get("port")
-        database = self.parameters.get("dbname") or ""
-        return f"{host}{f':{port}' if port else ''}/{database}, schema {self.schema}"
+        return f"{self.dsn.shown}, schema {self.schema}"
+
+    @property
+    def dsn(self) -> Dsn:
+        return Dsn(self.parameters)
 
 
 def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
@@ -96,13 +92,12 @@ def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
     schema = given.pop("schema", None) or schema or DEFAULT_SCHEMA
     if "\0" in schema:
         raise StateUriError("the schema's name has a NUL character")
-    _check(given)
+    _checked(given, "the setting ")
     if "host" in given and "port" not in given and "," in parameters.get("port", ""):
         del parameters["port"]  # they were those of the hosts that are replaced
     if "host" in given:
         parameters.pop("hostaddr", None)
     parameters |= given
-    _check_sslmode(parameters.get("sslmode"))
     elsewhere = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
     if not {"host", "hostaddr", "service"} & set(parameters) and not any(map(os.getenv, elsewhere)):
         parameters["host"] = "localhost"
@@ -110,7 +105,7 @@ def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
     if "," in hosts:
         # With several servers the one that takes writes is meant.
         parameters.setdefault("target_session_attrs", "read-write")
-    return StateLocation({**_DEFAULTS, **parameters, **_FIXED}, schema)
+    return StateLocation({**_DEFAULTS, **_checked(parameters), **_FIXED}, schema)
 
 
 def locate_dsn(dsn: str, schema: str) -> StateLocation:
@@ -120,10 +115,9 @@ def locate_dsn(dsn: str, schema: str) -> StateLocation:
         StateUriError: libpq can't read it.
     """
     try:
-        parsed = conninfo_to_dict(dsn)
-    except psycopg.Error as error:
-        raise StateUriError(f"libpq can't read the DSN: {_kind(error)}") from None
-    given = {name: str(value) for name, value in parsed.items()}
+        given = Dsn.parse(dsn).parameters
+    except DsnError as error:
+        raise StateUriError(f"the DSN: {error}", solution=_solution(error)) from None
     return StateLocation({**_DEFAULTS, **given, **_FIXED}, schema)
 
 
@@ -136,16 +130,10 @@ def _parse(uri: str) -> tuple[dict[str, str], str | None]:
         raise StateUriError(
             f"state_backend.uri has the scheme {match['scheme']!r}, not postgres or postgresql"
         )
-    if match["authority"].count("@") > 1:
-        raise StateUriError(
-            "state_backend.uri has more than one @ before the host; those of user and password "
-            "must be written %40"
-        )
-    if "@" in match["path"]:
-        raise StateUriError(
-            "state_backend.uri has an @ behind the host; a / in a user or password must be written "
-            "%2F, an @ in a database's name %40"
-        )
+    try:
+        check_uri(f"postgresql://{match['authority']}{match['path']}")
+    except DsnError as error:
+        raise StateUriError(f"state_backend.uri has {error}") from None
     database, *rest = match["path"].removeprefix("/").removesuffix("/").split("/")
     if len(rest) > 1:
         raise StateUriError(
@@ -156,10 +144,10 @@ def _parse(uri: str) -> tuple[dict[str, str], str | None]:
     query, schema_parameter = _without_schema(match["query"] or "")
     libpq_uri = f"postgresql://{match['authority']}/{database}{query}"
     try:
-        parsed = conninfo_to_dict(libpq_uri)
-    except psycopg.Error as error:
-        raise StateUriError(f"libpq can't read state_backend.uri: {_kind(error)}") from None
-    return {name: str(value) for name, value in parsed.items()}, schema or schema_parameter
+        parsed = Dsn.parse(libpq_uri)
+    except DsnError as error:
+        raise StateUriError(f"state_backend.uri: {error}", solution=_solution(error)) from None
+    return dict(parsed.parameters), schema or schema_parameter
 
 
 def _without_schema(query: str) -> tuple[str, str | None]:
@@ -175,28 +163,16 @@ def _without_schema(query: str) -> tuple[str, str | None]:
     return f"?{'&'.join(kept)}" if kept else "", schema
 
 
-def _kind(error: psycopg.Error) -> str:
-    """Only libpq's own words: it quotes what it can't read, which may be a password."""
-    words = re.sub(r'"[^"]*"', '"..."', str(error).strip())
-    known = ("invalid percent-encoded token", "invalid URI query parameter", "forbidden value")
-    return next((kind for kind in known if kind in words), "one of its parts is malformed")
+def _checked(parameters: Mapping[str, str], what: str = "") -> Mapping[str, str]:
+    try:
+        return Dsn.of(parameters).parameters
+    except DsnError as error:
+        raise StateUriError(f"{what}{error}", solution=_solution(error)) from None
 
 
-def _check(given: Mapping[str, str]) -> None:
-    for name, value in given.items():
-        if "\0" in value:
-            raise StateUriError(f"the setting {name} has a NUL character")
-    for name in ("port", "connect_timeout"):
-        if not re.fullmatch(r"\d+(,\d+)*", given.get(name, "0")):
-            raise StateUriError(
-                f"the setting {name} is not a number",
-                solution=f"Correct state_backend.postgres.{name}.",
-            )
-
-
-def _check_sslmode(sslmode: str | None) -> None:
-    if sslmode is not None and sslmode not in _SSLMODES:
-        raise StateUriError(
-            f"sslmode {sslmode!r} is none of {', '.join(_SSLMODES)}",
-            solution="Correct state_backend.postgres.sslmode, or sslmode in state_backend.uri.",
-        )
+def _solution(error: DsnError) -> str | None:
+    name = error.parameter
+    if name is None:
+        return None
+    setting = f"state_backend.postgres.{_OUR_NAMES.get(name, name)}"
+    return f"Correct {setting}, or {name} in state_backend.uri."

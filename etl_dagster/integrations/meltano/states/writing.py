@@ -11,12 +11,13 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from etl_dagster.integrations.meltano.states.connections import Connection, Connections
+from etl_dagster.integrations.meltano.states.connections import Connections
 from etl_dagster.integrations.meltano.states.errors import StateLocked
 from etl_dagster.integrations.meltano.states.locks import Lease, own_name
 from etl_dagster.integrations.meltano.states.migrate import StateTables, advisory_key
 from etl_dagster.integrations.meltano.states.options import StorageOptions
 from etl_dagster.integrations.meltano.states.statements import Statements
+from etl_dagster.pg.connection import Connection
 
 #: A statement with its parameters.
 Statement = tuple[bytes, Mapping[str, Any]]
