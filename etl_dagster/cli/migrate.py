@@ -68,9 +68,9 @@ def migrate(
     from etl_dagster.config import PostgresStoreConfig
     from etl_dagster.errors import ConfigError
     from etl_dagster.integrations.meltano.states.migrate import script as script_of_states
+    from etl_dagster.pg.migrate import script as script_of
     from etl_dagster.stores.postgres import PostgresStore
     from etl_dagster.stores.postgres.migrate import STORE
-    from etl_dagster.stores.postgres.migrate import script as script_of
 
     if not isinstance(config.state_store, PostgresStoreConfig):
         raise ConfigError(
@@ -83,7 +83,7 @@ def migrate(
         else:
             done = store.pending_migrations() if only_print else store.migrate()
     names = [migration.name for migration in done]
-    script, states = script_of(done, store.schema), _states(config)
+    script, states = script_of(done, store.schema, STORE), _states(config)
     if states is not None:
         with contextlib.closing(states):
             due = script_of_states(states.tables) if everything else states.migration_script()

@@ -24,6 +24,12 @@ def lock_key(schema: str, pipeline: str, name: str) -> tuple[int, int]:
     return high, low
 
 
+def text_key(*names: str) -> int:
+    """The one int8 key of an advisory lock, the same in every process and version."""
+    digest = hashlib.sha256("\0".join(names).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
 class _Session:
     """The connection behind some leases; it is closed with the last of them."""
 

@@ -27,8 +27,9 @@ from etl_dagster.model.stores import (
     FinishedChunk,
     Lease,
 )
+from etl_dagster.pg.migrate import script
 from etl_dagster.stores.postgres import PostgresStore
-from etl_dagster.stores.postgres.migrate import STORE, script
+from etl_dagster.stores.postgres.migrate import STORE
 from etl_dagster.testing.changes import ORDERS
 from tests.support.database import Database
 
@@ -224,7 +225,7 @@ def test_a_user_without_rights_is_told_which_to_grant(
 def test_a_user_who_may_only_read_and_write_rows_is_enough(database: Database) -> None:
     """The grants are those that the documentation names."""
     with database.connect() as admin:
-        statements = script(list(STORE), "state")
+        statements = script(list(STORE), "state", STORE)
         psycopg.ClientCursor(admin).execute(statements.encode())
         with role(admin, f"writer_{database.name}") as user:
             for grant in (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from etl_dagster.errors import StoreError
 from etl_dagster.pg.connection import Connection
-from etl_dagster.stores.postgres.migrate import pending
+from etl_dagster.pg.migrate import pending
+from etl_dagster.stores.postgres.migrate import STORE
 
 #: The tables that are written; the migrations make them.
 TABLES = (
@@ -66,7 +67,7 @@ def check_store(connection: Connection, schema: str) -> str:
 
 
 def _check_tables(connection: Connection, schema: str, user: str, may_create_in: bool) -> str:
-    missing = len(pending(connection, schema))
+    missing = len(pending(connection, schema, STORE))
     if missing and not may_create_in:
         raise StoreError(
             f"{missing} migrations are to be run in schema {schema!r}, and {user!r} may not "

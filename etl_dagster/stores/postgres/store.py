@@ -43,11 +43,12 @@ from etl_dagster.pg.advisory import (
     try_acquire_all,
 )
 from etl_dagster.pg.connection import Connection
+from etl_dagster.pg.listener import Listener
+from etl_dagster.pg.migrate import Migration, pending
 from etl_dagster.stores.postgres import records
 from etl_dagster.stores.postgres.cache import Cache
 from etl_dagster.stores.postgres.connections import Connections
-from etl_dagster.stores.postgres.listener import Listener
-from etl_dagster.stores.postgres.migrate import Migration, migrate, pending
+from etl_dagster.stores.postgres.migrate import STORE, migrate
 from etl_dagster.stores.postgres.readiness import check_store
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ class PostgresStore:
 
     def pending_migrations(self) -> list[Migration]:
         """The migrations that the next start would run."""
-        return self._look(lambda connection: pending(connection, self.schema))
+        return self._look(lambda connection: pending(connection, self.schema, STORE))
 
     def check(self) -> str:
         """Whether it can be reached, and its tables used or made; changes nothing.
@@ -944,7 +945,12 @@ class PostgresStore:
         self.open()
         with self._lock:
             if self._listener is None:
-                self._listener = Listener(self._sessions, self._channel, self._heard)
+                self._listener = Listener(
+                    self._sessions.connect_session,
+                    self._channel,
+                    self._heard,
+                    subject="the state store",
+                )
 
     @property
     def _hears_changes(self) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import psycopg
-from psycopg import sql
 
 from etl_dagster.integrations.meltano.states.connections import Connections
 from etl_dagster.integrations.meltano.states.errors import StateStorageError
-from etl_dagster.pg.connection import Connection
+from etl_dagster.pg.connection import has_own_session
+from etl_dagster.pg.listener import Subscription
 
 
 class ReleaseListener:
@@ -19,12 +19,12 @@ class ReleaseListener:
         self._connections = connections
         self._channel = channel
         self._payload = payload
-        self._connection: Connection | None = None
+        self._subscription: Subscription | None = None
         self._is_possible = True
 
     def listen(self) -> bool:
         """Begin, or go on; False where nothing would be heard: poll then."""
-        if self._connection is not None:
+        if self._subscription is not None:
             return True
         if not self._is_possible:
             return False
@@ -34,31 +34,28 @@ class ReleaseListener:
         except StateStorageError:
             return False
         try:
-            row = connection.execute("SELECT pg_backend_pid()").fetchone()
-            # A pooler hands out a process ID of its own, and sessions that are not ours to keep.
-            if row != (connection.info.backend_pid,):
+            # Behind a pooler, sessions may not be ours to keep.
+            if not has_own_session(connection):
                 connection.close()
                 return False
-            connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
+            self._subscription = Subscription(connection, self._channel)
         except psycopg.Error:
             connection.close()
             return False
-        self._connection = connection
         return True
 
     def wait(self, timeout_s: float) -> None:
         """Until a release is heard, but not longer."""
-        assert self._connection is not None
+        assert self._subscription is not None
         deadline = time.monotonic() + timeout_s
         try:
             while (left_s := deadline - time.monotonic()) > 0:
-                for notify in self._connection.notifies(timeout=left_s, stop_after=1):
-                    if notify.payload == self._payload:
-                        return
+                if self._payload in self._subscription.wait(left_s):
+                    return
         except psycopg.Error:
             self.close()
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None

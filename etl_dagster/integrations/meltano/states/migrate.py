@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 
-import psycopg
 from psycopg import errors, sql
 
 from etl_dagster.integrations.meltano.states.errors import (
@@ -16,9 +11,10 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateStorageError,
     StateTablesMissing,
 )
+from etl_dagster.pg import migrate as runner
+from etl_dagster.pg.advisory import text_key
 from etl_dagster.pg.connection import Connection
-
-_NUMBERED = re.compile(r"\A(\d{4})_\w+\.sql\Z")
+from etl_dagster.pg.migrate import Migration, Migrations
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +43,17 @@ class StateTables:
         }
         return {key: sql.Identifier(self.schema, name) for key, name in names.items()}
 
-
-def advisory_key(*names: str) -> int:
-    """The int8 key of an advisory lock, the same in every process and version."""
-    digest = hashlib.sha256("\0".join(names).encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
-
-
-def migrations() -> Iterator[tuple[int, str, str]]:
-    """Number, name and SQL of each migration, in order."""
-    folder = resources.files("etl_dagster.integrations.meltano.states.migrations")
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):
-        match = _NUMBERED.match(file.name)
-        if match:
-            yield int(match[1]), file.name.removesuffix(".sql"), file.read_text("utf-8")
+    def series(self) -> Migrations:
+        """Their migrations. Statements name the tables in braces."""
+        return Migrations(
+            "the tables of Meltano states",
+            "etl_dagster.integrations.meltano.states.migrations",
+            StateStorageError,
+            ledger=self.migrations,
+            comment="etl_dagster state store",
+            names=self.identifiers(),
+            key=(text_key(self.schema, self.state, "", "migrate"),),
+        )
 
 
 def ensure_tables(
@@ -81,17 +74,10 @@ def ensure_tables(
         StateTablesMissing: there is something to do, and it is not allowed.
         StateStorageError: a newer version of this program was here.
     """
-    known = list(migrations())
-    applied = _applied(connection, tables)
-    if applied is not None:
-        if max(applied, default=0) > known[-1][0]:
-            raise StateStorageError(
-                f"the tables in schema {tables.schema!r} have migration {max(applied)}, this "
-                f"version of etl-dagster knows {known[-1][0]}",
-                solution="Upgrade etl-dagster here to the version that runs elsewhere.",
-            )
-        if applied >= {number for number, _, _ in known}:
-            return 0
+    series = tables.series()
+    done = _applied(connection, tables)
+    if done is not None and not runner.due(done, tables.schema, series):
+        return 0
     if not create:
         _require_schema(connection, tables.schema, create=False)
         raise StateTablesMissing(
@@ -101,8 +87,15 @@ def ensure_tables(
             "`etl-dagster state import` does, too.",
         )
     try:
-        with connection.transaction():
-            return _run(connection, tables, known, create_schema=create_schema)
+        return len(
+            runner.run(
+                connection,
+                tables.schema,
+                series,
+                before=lambda: _prepare(connection, tables, create_schema=create_schema),
+                after=lambda run: _take_over_earlier_backend(connection, tables, run),
+            )
+        )
     except errors.InsufficientPrivilege as error:
         user, database = connection.info.user, connection.info.dbname
         raise StateTablesMissing(
@@ -125,32 +118,8 @@ def script(tables: StateTables, connection: Connection | None = None) -> str:
         SQL; empty when nothing is due.
     """
     done = set() if connection is None else _applied(connection, tables) or set()
-    due = [migration for migration in migrations() if migration[0] not in done]
-    if not due:
-        return ""
-    names = tables.identifiers()
-    schema = sql.Identifier(tables.schema).as_string()
-    parts = [
-        f"-- Meltano states, schema {schema}",
-        "BEGIN;",
-        f"CREATE SCHEMA IF NOT EXISTS {schema};",
-        *(sql.SQL(statement).format(**names).as_string() + ";" for statement in _LEDGER),
-    ]
-    for number, name, statements in due:
-        record = sql.SQL("INSERT INTO {migrations} (number, name) VALUES ({number}, {name});")
-        parts += [
-            f"\n-- {name}",
-            sql.SQL(statements).format(**names).as_string().strip(),
-            record.format(**names, number=number, name=name).as_string(),
-        ]
-    return "\n".join([*parts, "\nCOMMIT;", ""])
-
-
-_LEDGER = (
-    "CREATE TABLE IF NOT EXISTS {migrations} (number integer PRIMARY KEY, "
-    "name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
-    "COMMENT ON TABLE {migrations} IS 'etl_dagster state store'",
-)
+    series = tables.series()
+    return runner.script(runner.due(done, tables.schema, series), tables.schema, series)
 
 
 def _applied(connection: Connection, tables: StateTables) -> set[int] | None:
@@ -167,51 +136,17 @@ def _applied(connection: Connection, tables: StateTables) -> set[int] | None:
     ).fetchone()
     if row != (True,):
         return None
-    query = sql.SQL("SELECT number FROM {migrations}").format(**tables.identifiers())
+    series = tables.series()
     try:
-        return {number for (number,) in connection.execute(query)}
+        return runner.applied(connection, tables.schema, series)
     except errors.InsufficientPrivilege:
         # The tables are there; an administrator granted what is needed for them and no more.
-        return {number for number, _, _ in migrations()}
+        return {migration.number for migration in series}
 
 
-def _run(
-    connection: Connection,
-    tables: StateTables,
-    known: list[tuple[int, str, str]],
-    *,
-    create_schema: bool,
-) -> int:
-    connection.execute(
-        "SELECT set_config('lock_timeout', '60s', true), pg_advisory_xact_lock(%s)",
-        (advisory_key(tables.schema, tables.state, "", "migrate"),),
-    )
+def _prepare(connection: Connection, tables: StateTables, *, create_schema: bool) -> None:
     _require_schema(connection, tables.schema, create=create_schema)
-    names = tables.identifiers()
     _put_aside_earlier_backend(connection, tables)
-    # Inside the lock, CREATE TABLE can't meet another one.
-    for statement in _LEDGER:
-        connection.execute(sql.SQL(statement).format(**names))
-    done = {
-        number
-        for (number,) in connection.execute(
-            sql.SQL("SELECT number FROM {migrations}").format(**names)
-        )
-    }
-    count = 0
-    for number, name, statements in known:
-        if number in done:
-            continue
-        # Several statements in one string: only the simple protocol takes them.
-        psycopg.ClientCursor(connection).execute(sql.SQL(statements).format(**names))
-        connection.execute(
-            sql.SQL("INSERT INTO {migrations} (number, name) VALUES (%s, %s)").format(**names),
-            (number, name),
-        )
-        count += 1
-    if 1 not in done:
-        _take_over_earlier_backend(connection, tables)
-    return count
 
 
 def _require_schema(connection: Connection, schema: str, *, create: bool) -> None:
@@ -219,8 +154,7 @@ def _require_schema(connection: Connection, schema: str, *, create: bool) -> Non
     if connection.execute(exists, (schema,)).fetchone() is not None:
         return
     if create:
-        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        return
+        return  # the runner does
     there = connection.execute(
         "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' "
         "AND nspname <> 'information_schema' ORDER BY 1 LIMIT 10"
@@ -271,8 +205,12 @@ def _put_aside_earlier_backend(connection: Connection, tables: StateTables) -> N
             )
 
 
-def _take_over_earlier_backend(connection: Connection, tables: StateTables) -> None:
+def _take_over_earlier_backend(
+    connection: Connection, tables: StateTables, run: list[Migration]
+) -> None:
     aside = tables.state + _ASIDE
+    if all(migration.number != 1 for migration in run):
+        return
     if not _columns(connection, tables.schema, aside):
         return
     connection.execute(

@@ -14,9 +14,10 @@ from psycopg import errors
 from etl_dagster.integrations.meltano.states.connections import Connections
 from etl_dagster.integrations.meltano.states.errors import StateLocked
 from etl_dagster.integrations.meltano.states.locks import Lease, own_name
-from etl_dagster.integrations.meltano.states.migrate import StateTables, advisory_key
+from etl_dagster.integrations.meltano.states.migrate import StateTables
 from etl_dagster.integrations.meltano.states.options import StorageOptions
 from etl_dagster.integrations.meltano.states.statements import Statements
+from etl_dagster.pg.advisory import text_key
 from etl_dagster.pg.connection import Connection
 
 #: A statement with its parameters.
@@ -116,7 +117,7 @@ class Writing:
             {
                 "wait_ms": self._wait_ms(),
                 "idle_ms": _milliseconds(self._options.lease_s),
-                "advisory_key": advisory_key(self._tables.schema, self._tables.state, state_id),
+                "advisory_key": text_key(self._tables.schema, self._tables.state, state_id),
                 **_fence(lease),
             },
         )
