@@ -22,8 +22,9 @@ import click
 from etl_dagster.demo import databases
 from etl_dagster.demo.databases import Databases, write_private
 from etl_dagster.demo.flights import PUBLICATION, data_folder
+from etl_dagster.demo.ports import HOST, is_port_free
 from etl_dagster.demo.processes import Child
-from etl_dagster.demo.server import HOST, EmbeddedPostgres, PortInUse, is_port_free
+from etl_dagster.demo.server import EmbeddedPostgres, PortInUse
 from etl_dagster.errors import EtlError
 
 FIRST_UI_PORT = 3000

@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,10 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from etl_dagster.demo.ports import HOST, free_port, is_port_free
 from etl_dagster.demo.processes import release, watch_over
 from etl_dagster.errors import EtlError
 
-HOST = "127.0.0.1"
 SUPERUSER = "postgres"
 
 #: Enough of everything for a pipeline with many table sync workers.
@@ -128,31 +127,12 @@ def _inspect(folder: Path) -> ServerBinaries | None:
         return None
     try:
         answer = subprocess.run(
-            [folder / "postgres", "--version"], capture_output=True, text=True, timeout=20
+            [folder / "postgres", "--version"], capture_output=True, text=True, timeout=60
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"\) (\d+(?:\.\d+)*)", answer.stdout)
     return ServerBinaries(folder, match[1]) if match else None
-
-
-def is_port_free(port: int) -> bool:
-    """Whether a server could listen on this port of the loopback address now."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ import pytest
 
 from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.demo.flights import TABLES
-from etl_dagster.demo.server import free_port
+from etl_dagster.demo.ports import free_port
 from etl_dagster.destinations.duckdb import query
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 _REPOSITORY = Path(__file__).parents[2]
 _POLL_S = 1.0

@@ -19,11 +19,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from etl_dagster.demo.server import free_port
+from etl_dagster.demo.ports import free_port
 from etl_dagster.model.events import EventBatch
 from tests.support.tutorials import Expect, Reader, Step, Type, read_steps
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 _REPOSITORY = Path(__file__).parents[2]
 _TUTORIALS = _REPOSITORY / "docs" / "tutorials"

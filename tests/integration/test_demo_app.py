@@ -13,7 +13,8 @@ from etl_dagster.demo import app
 from etl_dagster.demo.app import run_demo
 from etl_dagster.demo.databases import Databases
 from etl_dagster.demo.flights import SampleDataMissing
-from etl_dagster.demo.server import HOST, EmbeddedPostgres, PortInUse
+from etl_dagster.demo.ports import HOST
+from etl_dagster.demo.server import EmbeddedPostgres, PortInUse
 
 
 def test_a_port_in_use_is_told_before_anything_is_made(tmp_path: Path) -> None:

@@ -15,14 +15,8 @@ import psutil
 import psycopg
 import pytest
 
-from etl_dagster.demo.server import (
-    HOST,
-    EmbeddedPostgres,
-    PortInUse,
-    ServerBinaries,
-    find_servers,
-    free_port,
-)
+from etl_dagster.demo.ports import HOST, free_port
+from etl_dagster.demo.server import EmbeddedPostgres, PortInUse, ServerBinaries, find_servers
 from tests.support.database import Database
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from etl_dagster.demo.server import free_port
+from etl_dagster.demo.ports import free_port
 from etl_dagster.destinations.http import HttpDestination
 from etl_dagster.errors import DestinationUnreachable, TableWriteFailed
 from etl_dagster.testing.changes import chunk
@@ -145,7 +145,7 @@ def test_a_server_that_lost_patience_is_asked_again(receiver: Server) -> None:
 def test_an_interrupted_destination_tries_nothing_again(receiver: Server) -> None:
     """A stop is bounded by one request, however many tries and bodies there were to come."""
     receiver.answers.clear()
-    sender = HttpDestination(receiver.url, timeout_s=0.5, max_attempts=20, max_body_bytes=1024)
+    sender = HttpDestination(receiver.url, timeout_s=3, max_attempts=20, max_body_bytes=1024)
     failures: list[Exception] = []
 
     def write() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from etl_dagster.cli.checks import all_checks
 from etl_dagster.config import PipelineConfig
-from etl_dagster.demo.server import EmbeddedPostgres, ServerBinaries, find_servers, free_port
+from etl_dagster.demo.ports import free_port
+from etl_dagster.demo.server import EmbeddedPostgres, ServerBinaries, find_servers
 from etl_dagster.errors import (
     EtlError,
     SourceNotPrepared,
@@ -23,7 +24,7 @@ from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.database import Database, make_config
 from tests.support.pipelines import assert_table_in_step, running
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 MakeConfig = Callable[..., PipelineConfig]
 

@@ -12,6 +12,9 @@ from typing import Any
 
 import httpx
 
+from etl_dagster.demo.ports import free_port
+from tests.support.waiting import PATIENCE_S
+
 _ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +30,7 @@ class Receiver:
         self._scheme = "https" if "--certificate" in options else "http"
         self._log = (folder / "receiver.log").open("ab")
         self._process: subprocess.Popen[str] | None = None
-        self._port = 0
+        self._port = free_port()
         self.starts = 0
         self.kills = 0
         self.start()
@@ -71,7 +74,7 @@ class Receiver:
             self._wait()
             self.kills += 1
 
-    def wait_until_dead(self, timeout_s: float = 30) -> int:
+    def wait_until_dead(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for a death that somebody else is the cause of; its exit code."""
         assert self._process is not None
         code = self._process.wait(timeout_s)
