@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +19,13 @@ import psutil
 import pytest
 import yaml
 
+from etl_dagster.demo.ports import free_port
 from etl_dagster.destinations.duckdb import query
 from tests.support.database import Database
+from tests.support.waiting import PATIENCE_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-DEADLINE_S = 90.0
 SENSOR = {
     "repositoryLocationName": "definitions.py",
     "repositoryName": "__repository__",
@@ -38,9 +38,7 @@ class DagsterDev:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         home = folder / "home"
         home.mkdir()
         (home / "dagster.yaml").write_text(
@@ -85,7 +83,7 @@ class DagsterDev:
 
     def until(self, what: str, done: Callable[[], Any]) -> Any:
         """Ask again until there is an answer; Dagster has no way to be told."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             with contextlib.suppress(urllib.error.URLError, OSError):
                 if result := done():
@@ -187,7 +185,7 @@ class DagsterDev:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(60)
-        _, alive = psutil.wait_procs(self.left_over(), timeout=10)
+        _, alive = psutil.wait_procs(self.left_over(), timeout=30)
         for process in alive:
             process.kill()
         self._log.close()
@@ -227,7 +225,7 @@ def ui(shop: Database, tmp_path: Path) -> Iterator[DagsterDev]:
         "from dagster import DefaultSensorStatus\n"
         "from etl_dagster.integrations.dagster import build_etl_definitions\n"
         "defs = build_etl_definitions(\n"
-        "    'etl.yaml', sensor_status=DefaultSensorStatus.RUNNING, lease_s=8,\n"
+        "    'etl.yaml', sensor_status=DefaultSensorStatus.RUNNING, lease_s=20,\n"
         "    report_every_s=2,\n"
         ")\n"
     )
@@ -270,11 +268,11 @@ def test_dagster_dev_keeps_a_pipeline_going_without_a_click(
     assert {"lag_seconds", "lag_bytes", "confirmed_lsn", "confirmed_lsn_offset"} < set(reported)
 
     # The replicator is killed: the next tick replaces it.
-    (first,) = ui.replicators()
+    (first,) = ui.until("a replicator", ui.replicators)
     first.kill()
     shop.execute("INSERT INTO orders VALUES (20000, 1)")
     ui.until("a change after a kill", lambda: has_arrived(20000))
-    (second,) = ui.replicators()
+    (second,) = ui.until("a second replicator", ui.replicators)
     assert second.pid != first.pid
 
     # A wrong password: a tick fails and says what to do; once it is mended, all goes on.
@@ -298,6 +296,6 @@ def test_dagster_dev_keeps_a_pipeline_going_without_a_click(
     ui.until("a change after a pause", lambda: has_arrived(40000))
 
     ui.process.send_signal(signal.SIGTERM)
-    ui.process.wait(60)
-    _, alive = psutil.wait_procs(ui.left_over(), timeout=15)
+    ui.process.wait(PATIENCE_S)
+    _, alive = psutil.wait_procs(ui.left_over(), timeout=PATIENCE_S)
     assert not alive, [process.cmdline() for process in alive]

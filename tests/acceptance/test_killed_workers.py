@@ -23,7 +23,7 @@ from etl_dagster.source.catalog import emit_marker
 from tests.support.database import Database
 from tests.support.random_shop import TABLES, create_tables, is_caught_up, workload
 
-KILLS = 24
+KILLS, KILLS_OF_EACH = 24, 5
 ROWS = 6000
 
 
@@ -41,13 +41,12 @@ def test_random_changes_arrive_exactly_once_though_workers_are_killed(
     config = parse_config(task["config"], {})
     store = build_store(config)
     with workload(dsn, rng.randrange(2**32), ROWS) as changes, Workers(task, tmp_path) as workers:
-        while sum(workers.kills.values()) < KILLS:
+        while sum(workers.kills.values()) < KILLS or min(workers.kills.values()) < KILLS_OF_EACH:
             workers.keep_alive(store)
             # Something happened, or the workers are idle: the moment after is what is random.
             store.wait_for_change(5)
             time.sleep(rng.uniform(0, 1))
             workers.kill_one(rng)
-        assert min(workers.kills.values()) >= 5, workers.kills
         changes.stop()
         workers.run_until_caught_up(store, dsn)
     store.close()

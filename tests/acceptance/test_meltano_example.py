@@ -21,10 +21,10 @@ from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import locate
 from tests.support.database import Database
 from tests.support.singer import write_program
+from tests.support.waiting import PATIENCE_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-DEADLINE_S = 90.0
 EXAMPLE = Path(__file__).parents[2] / "examples" / "meltano"
 ORDERS, CUSTOMERS = "dev:shop-to-duckdb:public.orders", "dev:shop-to-duckdb:public.customers"
 _PROGRAMS = Path(sys.executable).parent
@@ -56,7 +56,7 @@ class Example:
             env=self.environ | more,
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
+            timeout=PATIENCE_S,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -69,7 +69,7 @@ class Example:
 
     def bookmark_when(self, state_id: str, done: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         """As `bookmark`, once it is like that; in between the table is asked, which is faster."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + PATIENCE_S
         with closing(StateStorage(locate(self.environ["SHOP_STATE_URI"]))) as storage:
             while not ((state := storage.get(state_id)) and done(_bookmark(state.merged()))):
                 assert time.monotonic() < deadline, f"the last was {state and state.merged()}"
@@ -88,13 +88,13 @@ class Example:
     def stop(self) -> None:
         if self.pipeline is not None:
             self.pipeline.send_signal(signal.SIGINT)
-            assert self.pipeline.wait(DEADLINE_S) == 0
+            assert self.pipeline.wait(PATIENCE_S) == 0
             self.pipeline = None
 
     def end(self) -> None:
         if self.pipeline is not None:
             self.pipeline.kill()
-            self.pipeline.wait(DEADLINE_S)
+            self.pipeline.wait(PATIENCE_S)
         self._log.close()
 
 
@@ -133,7 +133,7 @@ def test_meltanos_own_commands_work_on_a_pipelines_positions(
     shop = newest_database
     example.start()
     # The store makes the schema; before, there is no place to ask.
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + PATIENCE_S
     while shop.query("select to_regclass('etl.meltano_state')") == [(None,)]:
         assert time.monotonic() < deadline
         time.sleep(0.1)

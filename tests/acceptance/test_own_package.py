@@ -27,12 +27,12 @@ import pytest
 import yaml
 
 from tests.support.database import Database
+from tests.support.waiting import PATIENCE_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "etl_files"
-DEADLINE_S = 90.0
 Row = dict[str, Any]
 
 
@@ -60,7 +60,7 @@ class Environment:
             env=self._environ(),
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
+            timeout=PATIENCE_S,
         )
         assert done.returncode == exit_code, f"{done.args}\n{done.stdout}\n{done.stderr}"
         return done
@@ -153,7 +153,7 @@ def assert_no_change_came_twice(folder: Path) -> None:
 
 
 def until(process: subprocess.Popen[bytes], what: str, done: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + PATIENCE_S
     while not done():
         assert process.poll() is None, f"it ended before {what}"
         assert time.monotonic() < deadline, f"waiting for {what}"

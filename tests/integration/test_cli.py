@@ -30,12 +30,10 @@ from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.stores.postgres.migrate import STORE
 from tests.support.database import Database
 from tests.support.meltano import state_uri
-
-pytestmark = pytest.mark.timeout(120)
+from tests.support.waiting import PATIENCE_S
 
 COMMAND = [sys.executable, "-m", "etl_dagster.cli"]
 ROWS = 500
-_TIMEOUT_S = 60
 SECRET = "Wr0ng-s3cret"
 SECRET_URI = f"postgres://me:{SECRET}@127.0.0.1:1/nowhere/public"
 
@@ -74,7 +72,7 @@ class Shop:
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         with self.start(*arguments, **options) as process:
             try:
-                out, err = process.communicate(timeout=_TIMEOUT_S)
+                out, err = process.communicate(timeout=PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
@@ -152,7 +150,7 @@ def wait_for(lines: IO[str], text: str) -> str:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it never came to be"
         time.sleep(0.02)
@@ -193,7 +191,7 @@ def test_ctrl_c_and_a_closed_terminal_end_a_running_pipeline_in_good_order(
 ) -> None:
     with running(shop) as process:
         process.send_signal(sent)
-        out, err = process.communicate(timeout=_TIMEOUT_S)
+        out, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, err
     assert "Traceback" not in out + err
@@ -232,7 +230,7 @@ def test_a_terminal_shows_the_live_display(shop: Shop) -> None:
                 screen += chunk
         except OSError:
             pass  # Linux says EIO when the last writer is gone
-        assert process.wait(_TIMEOUT_S) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
         process.wait()
@@ -438,7 +436,7 @@ def test_a_pipeline_that_fails_while_it_runs_ends_with_1(shop: Shop) -> None:
     shop.configure(retry={"initial_delay_ms": 2000})
     with running(shop) as process:
         shop.database.drop_slots()
-        _, err = process.communicate(timeout=_TIMEOUT_S)
+        _, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 1
     assert "is gone from the source" in err

@@ -22,8 +22,6 @@ from etl_dagster.source.slots import Slot, apply_slot_name, require_usable, tabl
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, rows, running
 
-pytestmark = pytest.mark.timeout(120)
-
 MakeConfig = Callable[..., PipelineConfig]
 
 TABLES = (

@@ -20,8 +20,7 @@ from etl_dagster.errors import DestinationUnreachable
 from etl_dagster.model.events import EventBatch
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import ORDERS, Transactions, batch, end_of_copy, insert
-
-DEADLINE_S = 30.0
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -75,12 +74,12 @@ def test_a_reader_that_waits_gets_its_turn_between_two_batches(
     destination.write_events(one_order(stream, 0, more_follows=True))
 
     def read() -> None:
-        query(path, "FROM public.orders", lock_timeout_s=DEADLINE_S)
+        query(path, "FROM public.orders", lock_timeout_s=PATIENCE_S)
         seen.set()
 
     reader = threading.Thread(target=read)
     reader.start()
-    number, deadline = 0, time.monotonic() + DEADLINE_S
+    number, deadline = 0, time.monotonic() + PATIENCE_S
     while not seen.is_set() and time.monotonic() < deadline:
         number += 1
         destination.write_events(one_order(stream, number, more_follows=True))
@@ -113,7 +112,7 @@ def test_two_that_wait_for_the_file_give_up_after_their_time(path: Path) -> None
 
 
 def _read_when_free(path: Path) -> list[int]:
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             return _read_in_another_process(path)

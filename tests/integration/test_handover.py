@@ -38,5 +38,6 @@ def test_a_target_lies_past_what_earlier_apply_workers_passed_over(
             while (state := store.get_table_replication_state(table_id)) == SyncWait(asked_at):
                 store.wait_for_change(1.0)
 
-        assert isinstance(state, Catchup)
-        assert state.target_lsn >= progress
+        # A target that was not reached in time has been withdrawn, and is asked for again.
+        target = state.target_lsn if isinstance(state, Catchup) else state.lsn  # type: ignore[union-attr]
+        assert target >= progress

@@ -40,8 +40,8 @@ from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import locate
 from tests.support.database import Database
 from tests.support.singer import write_program, write_project
+from tests.support.waiting import PATIENCE_S
 
-DEADLINE_S = 60.0
 STEP = "tap_fruit_to_target_basket"
 STATE_ID = "dev:tap-fruit-to-target-basket"
 APPLES, PEARS = AssetKey(["tap_fruit", "apples"]), AssetKey(["tap_fruit", "pears"])
@@ -95,7 +95,7 @@ def metadata(result: ExecuteInProcessResult, key: AssetKey) -> dict[str, Any]:
 
 def until(what: str, look: Callable[[], Any]) -> Any:
     """Nobody tells: a process of its own is at work."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + PATIENCE_S
     while not (found := look()):
         assert time.monotonic() < deadline, f"waiting for {what}"
         time.sleep(0.05)
@@ -250,7 +250,7 @@ def waiting(folder: Path, state_uri: str) -> Iterator[Waiting]:
     finally:
         run.open()
         run.process.kill()
-        run.process.communicate(timeout=DEADLINE_S)
+        run.process.communicate(timeout=PATIENCE_S)
 
 
 def test_a_terminated_run_leaves_neither_a_lock_nor_a_running_run(
@@ -259,7 +259,7 @@ def test_a_terminated_run_leaves_neither_a_lock_nor_a_running_run(
     children = waiting.meltano()
     # As Dagster does it when a run is terminated.
     waiting.process.send_signal(signal.SIGINT)
-    output, _ = waiting.process.communicate(timeout=DEADLINE_S)
+    output, _ = waiting.process.communicate(timeout=PATIENCE_S)
     assert not [child for child in children if child.is_running()], output
     assert [state for state, _ in runs(folder)] == ["FAIL"]
     assert storage_of(state_uri).locks() == []
@@ -272,8 +272,8 @@ def test_a_killed_step_takes_meltano_with_it(
 ) -> None:
     children = waiting.meltano()
     waiting.process.kill()
-    waiting.process.wait(DEADLINE_S)
-    _, alive = psutil.wait_procs(children, timeout=DEADLINE_S)
+    waiting.process.wait(PATIENCE_S)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
     assert not alive
     assert [state for state, _ in runs(folder)] == ["FAIL"]
 
@@ -310,7 +310,7 @@ def test_a_second_run_of_a_state_waits_for_the_first(
         lambda: newest_database.query("select from meltano_state_locks where awaited"),
     )
     waiting.open()
-    second.join(DEADLINE_S)
+    second.join(PATIENCE_S)
     (result,) = results
     # It began where the first had ended.
     assert metadata(result, APPLES)["meltano/state_before"] == {

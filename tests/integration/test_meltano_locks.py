@@ -25,8 +25,7 @@ from etl_dagster.integrations.meltano.states.storage import (
 from tests.support.database import Database
 from tests.support.meltano import open_storage, state_uri
 from tests.support.pooler import needs_pgbouncer, pgbouncer
-
-_TIMEOUT_S = 60
+from tests.support.waiting import PATIENCE_S
 
 
 class Worker:
@@ -51,7 +50,7 @@ class Worker:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(_TIMEOUT_S)
+        self.process.wait(PATIENCE_S)
 
 
 @contextmanager
@@ -68,29 +67,40 @@ def worker(*arguments: str) -> Iterator[Worker]:
 
 @pytest.fixture
 def storage(newest_database: Database) -> Iterator[StateStorage]:
-    opened = open_storage(newest_database, lock_timeout_seconds=1, lock_wait_seconds=20)
+    """Its locks expire soon unless they are renewed."""
+    opened = open_storage(newest_database, lock_timeout_seconds=1, lock_wait_seconds=PATIENCE_S)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def steady(newest_database: Database) -> Iterator[StateStorage]:
+    """Its locks are not renewed within a test, and don't expire on a busy machine."""
+    opened = open_storage(
+        newest_database, lock_timeout_seconds=PATIENCE_S, lock_wait_seconds=PATIENCE_S
+    )
     yield opened
     opened.close()
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < deadline, "it didn't happen"
         time.sleep(0.01)
 
 
-def test_a_lock_is_a_row_that_says_who_has_it(storage: StateStorage) -> None:
+def test_a_lock_is_a_row_that_says_who_has_it(steady: StateStorage) -> None:
     tokens = []
     for _ in range(2):
-        with storage.lock("a") as lease:
-            [row] = storage.locks()
+        with steady.lock("a") as lease:
+            [row] = steady.locks()
             assert (row.state_id, row.kind) == ("a", "write")
             assert f"@{row.host}:{row.pid}" in row.owner
             assert row.fencing_token == lease.fencing_token
             assert row.acquired_at == row.renewed_at < row.expires_at
             tokens.append(row.fencing_token)
-        assert storage.locks() == []
+        assert steady.locks() == []
     assert tokens[0] < tokens[1]
 
 
@@ -108,7 +118,7 @@ def test_partial_updates_of_eight_processes_all_survive(newest_database: Databas
 def test_a_writer_killed_in_the_lock_holds_up_the_next_one_no_longer_than_its_lease(
     newest_database: Database, caplog: pytest.LogCaptureFixture, argument: str
 ) -> None:
-    storage = open_storage(newest_database, lock_timeout_seconds=1, lock_wait_seconds=10)
+    storage = open_storage(newest_database, lock_timeout_seconds=1, lock_wait_seconds=PATIENCE_S)
     storage.set("a", completed={"by": "us"})
     with worker("hold", state_uri(newest_database), "a", argument) as dead:
         assert dead.hear() == "held"
@@ -193,21 +203,21 @@ def test_a_lock_whose_row_is_gone_writes_nothing(
     assert storage.list_ids() == []
 
 
-def test_threads_of_one_storage_take_turns(storage: StateStorage) -> None:
-    storage.set("a", completed={"n": 0})
+def test_threads_of_one_storage_take_turns(steady: StateStorage) -> None:
+    steady.set("a", completed={"n": 0})
 
     def count() -> None:
         for _ in range(10):
-            with storage.lock("a"):
-                stored = storage.get("a")
+            with steady.lock("a"):
+                stored = steady.get("a")
                 assert stored is not None
-                with storage.lock("a"):  # the same thread may take it again
-                    storage.set("a", completed={"n": stored.completed_object()["n"] + 1})
+                with steady.lock("a"):  # the same thread may take it again
+                    steady.set("a", completed={"n": stored.completed_object()["n"] + 1})
 
     with ThreadPoolExecutor(6) as pool:
         for future in [pool.submit(count) for _ in range(6)]:
-            future.result(_TIMEOUT_S)
-    stored = storage.get("a")
+            future.result(PATIENCE_S)
+    stored = steady.get("a")
     assert stored is not None
     assert stored.completed_object() == {"n": 60}
 
@@ -233,7 +243,7 @@ def test_a_release_wakes_whoever_waits(newest_database: Database) -> None:
         wait_until(lambda: is_listening(newest_database))
         wait_until(lambda: newest_database.query(AWAITED) == [(True,)])
         assert not taken.is_set()
-    waiter.join(_TIMEOUT_S)
+    waiter.join(PATIENCE_S)
     assert taken.is_set()
     patient.close()
 
@@ -264,7 +274,7 @@ def test_only_one_process_runs_a_state_at_a_time(
         with storage.lock("dev:a-to-b"), storage.run_lease("dev:c-to-b"):
             storage.set("dev:a-to-b", completed={"n": 1})
         running.tell()
-        with storage.run_lease("dev:a-to-b", wait_seconds=_TIMEOUT_S) as lease:
+        with storage.run_lease("dev:a-to-b", wait_seconds=PATIENCE_S) as lease:
             assert lease.is_held
 
 
@@ -297,11 +307,11 @@ def test_everything_works_behind_a_pooler_in_transaction_mode(
     with pgbouncer(newest_database, "transaction", pool_size=2) as dsn:
         port = int(conninfo_to_dict(dsn)["port"] or 0)
         location = locate(state_uri(newest_database, port=port))
-        pooled = StateStorage(location, options=StorageOptions(lock_wait_seconds=_TIMEOUT_S))
+        pooled = StateStorage(location, options=StorageOptions(lock_wait_seconds=PATIENCE_S))
         pooled.migrate()
 
         def write(name: int) -> None:
-            own = StateStorage(location, options=StorageOptions(lock_wait_seconds=_TIMEOUT_S))
+            own = StateStorage(location, options=StorageOptions(lock_wait_seconds=PATIENCE_S))
             for number in range(5):
                 with own.lock("a"):
                     stored = own.get("a")
@@ -312,7 +322,7 @@ def test_everything_works_behind_a_pooler_in_transaction_mode(
 
         with ThreadPoolExecutor(8) as pool, pooled.run_lease("a"):
             for future in [pool.submit(write, name) for name in range(8)]:
-                future.result(2 * _TIMEOUT_S)
+                future.result(2 * PATIENCE_S)
         stored = pooled.get("a")
         assert stored is not None
         assert len(stored.partial_object()) == 48

@@ -32,8 +32,8 @@ from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.database import Database
 from tests.support.pipelines import running
+from tests.support.waiting import PATIENCE_S
 
-DEADLINE_S = 60.0
 ORDERS, CUSTOMERS = "dev:shop-to-duckdb:public.orders", "dev:shop-to-duckdb:public.customers"
 
 
@@ -75,7 +75,7 @@ def mirrored(config: PipelineConfig) -> Iterator[Pipeline]:
 
 def until(what: str, look: Callable[[], Any]) -> Any:
     """The mirror tells nobody when it has written."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + PATIENCE_S
     while not (found := look()):
         assert time.monotonic() < deadline, f"waiting for {what}"
         time.sleep(0.05)

@@ -16,11 +16,11 @@ from psycopg.conninfo import conninfo_to_dict
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from tests.support.database import Database
 from tests.support.meltano import MeltanoProject, open_storage, role, state_uri
+from tests.support.waiting import PATIENCE_S
 
 pytest.importorskip("meltano")
 
 SUPPORT = Path(__file__).parents[1] / "support"
-_TIMEOUT_S = 90
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_run_goes_on_when_the_connection_to_its_state_is_cut(
             "AND pid <> pg_backend_pid()"
         )
         (tmp_path / "go_on").touch()
-        stdout, stderr = running.communicate(timeout=_TIMEOUT_S)
+        stdout, stderr = running.communicate(timeout=PATIENCE_S)
     finally:
         running.kill()
     assert running.returncode == 0, stdout + stderr
@@ -136,7 +136,7 @@ def test_a_run_that_is_killed_leaves_its_state_and_holds_up_nobody(
         wait_for_step(storage, 1)
     finally:
         running.kill()
-    running.communicate(timeout=_TIMEOUT_S)
+    running.communicate(timeout=PATIENCE_S)
     with storage.lock(STEPS):
         storage.merge(STEPS, {"singer_state": {"bookmarks": {"steps": {"more": 1}}}})
     stored = storage.get(STEPS)
@@ -190,7 +190,7 @@ def step(storage: StateStorage) -> int | None:
 
 
 def wait_for_step(storage: StateStorage, wanted: int) -> None:
-    deadline = time.monotonic() + _TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while step(storage) != wanted:
         assert time.monotonic() < deadline, "no state came"
         time.sleep(0.02)

@@ -19,6 +19,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.memory import MemoryDestination
 from tests.support.database import PUBLICATION, Database
 from tests.support.pipelines import running
+from tests.support.waiting import PATIENCE_S
 
 MakeConfig = Callable[..., PipelineConfig]
 
@@ -26,11 +27,10 @@ _WAITING = (
     "select count(*) from pg_locks join pg_stat_activity using (pid)"
     " where locktype = 'transactionid' and not granted and datname = current_database()"
 )
-_PATIENCE_S = 30.0
 
 
 def wait_for(is_true: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while not is_true():
         assert time.monotonic() < deadline, f"{what} did not happen"
         threading.Event().wait(0.05)

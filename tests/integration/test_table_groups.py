@@ -118,7 +118,7 @@ def test_many_tables_become_ready_within_few_slots_connections_and_writes(
 ) -> None:
     """And one change in each of them is one batch."""
     names = create(database, 150)
-    config = make_config(database, **{"batch.max_fill_ms": 1000})
+    config = make_config(database, **{"batch.max_fill_ms": 10_000})
     destination = Watching.of(config)
     with closing(build_store(config)) as store, watched(database) as most:  # type: ignore[type-var]
         with running(config, store=store, destination=destination) as pipeline:

@@ -27,7 +27,7 @@ from etl_dagster.integrations.dagster import (
 )
 from etl_dagster.integrations.dagster.supervisor import stop_all
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 def main(dsn: str, folder: Path) -> None:
@@ -42,7 +42,9 @@ def main(dsn: str, folder: Path) -> None:
             state_store=StateStoreResource(type="sqlite", config={"path": str(folder / "s.db")}),
             destination=DestinationResource(type="jsonl", config={"folder": str(tables)}),
             settings={"batch": {"max_fill_ms": 50}},
-        )
+        ),
+        # Nothing ticks while a run is under way in this process.
+        lease_s=600.0,
     )
     [sensor] = defs.sensors or []
     cursor, copied = None, 0

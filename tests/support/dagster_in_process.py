@@ -25,8 +25,11 @@ from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.duckdb import query
 from etl_dagster.integrations.dagster import EtlPipelineResource, build_etl_definitions
 from etl_dagster.integrations.dagster.supervisor import stop_all
+from tests.support.waiting import PATIENCE_S
 
-DEADLINE_S = 60.0
+DEADLINE_S = PATIENCE_S
+#: Nothing ticks while a run is under way in this process. A sensor's daemon would, every 5 s.
+LEASE_S = 600.0
 #: What Dagster makes of a SensorResult.
 Tick = Any
 
@@ -121,6 +124,7 @@ def key_of(table: str) -> AssetKey:
 def dagster(pipeline: Path | EtlPipelineResource, **options: Any) -> Iterator[Dagster]:
     with instance_for_test() as instance:
         try:
+            options = {"lease_s": LEASE_S} | options
             yield Dagster(instance, build_etl_definitions(pipeline, **options))
         finally:
             stop_all()

@@ -19,10 +19,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions, locate
 from tests.support.database import Database
+from tests.support.waiting import PATIENCE_S
 
 #: Beside the interpreter that runs the tests: with the entry points of this package.
 MELTANO = Path(sys.executable).with_name("meltano")
-_TIMEOUT_S = 120
 
 
 def state_uri(
@@ -109,7 +109,7 @@ class MeltanoProject:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Whatever its exit code."""
         process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=_TIMEOUT_S)
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
     def __call__(self, *arguments: str) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pexpect
 
+from tests.support.waiting import PATIENCE_S
+
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)(?: +(?P<info>[^\n]*))?\n"
     r"(?P<text>.*?)"
@@ -22,7 +24,6 @@ _TERMINAL = re.compile(r"Terminal (\d+)(, keeps running|, a moment later| shows)
 _SNIPPET = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PROMPT = re.compile(r"<<ended (\d*)>>")
-_PATIENCE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class _Terminal:
             dimensions=(50, 100),
             echo=False,
             encoding="utf-8",
-            timeout=_PATIENCE_S,
+            timeout=PATIENCE_S,
         )
         self._output = ""
         self._is_running = True
@@ -171,7 +172,7 @@ class _Terminal:
     def expect(self, output: str) -> None:
         pattern = ".*?".join(re.escape(part) for part in output.strip().split("..."))
         if not self._is_running:
-            deadline = time.monotonic() + _PATIENCE_S
+            deadline = time.monotonic() + PATIENCE_S
             while True:
                 found = _plain(self._output).strip()
                 if self._asked is None or time.monotonic() > deadline:
@@ -183,7 +184,7 @@ class _Terminal:
             return
         while not (match := re.search(pattern, _plain(self._output), re.DOTALL)):
             try:
-                self._output += self._bash.read_nonblocking(size=65536, timeout=_PATIENCE_S)
+                self._output += self._bash.read_nonblocking(size=65536, timeout=PATIENCE_S)
             except (pexpect.TIMEOUT, pexpect.EOF):
                 found = _plain(self._output)
                 raise AssertionError(f"expected:\n{output}\ngot:\n{found}") from None
