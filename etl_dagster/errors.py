@@ -365,6 +365,25 @@ class PipelineInUse(EtlError):
     solution = "Stop the other process, or give this pipeline another name."
 
 
+class HandoverTimeout(EtlError):
+    """A table was copied, and no process runs the pipeline that would take it over.
+
+    The copy is given up: its slot is dropped, so that the source keeps no WAL for it.
+    """
+
+    solution = (
+        "Start the pipeline (`etl-dagster run`, or turn on its sensor in Dagster). It copies the "
+        "table again from the beginning."
+    )
+    retryable = True
+
+    def __init__(self, table_name: str, *, waited_s: float) -> None:
+        super().__init__(
+            f"{table_name} is copied, but for {waited_s:.0f} s no process has run the pipeline to "
+            "take it over"
+        )
+
+
 class LeaseLost(EtlError):
     """The worker's lease ended while it worked; another may have taken its place."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import CopyMissing, CopyOutdated, EtlError, LeaseLost
+from etl_dagster.errors import CopyMissing, CopyOutdated, EtlError, HandoverTimeout, LeaseLost
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
@@ -36,6 +36,10 @@ _MOST_MARKERS = 20
 #: On an idle server the stream tells its position only when asked.
 _ASK_EVERY_S = 0.2
 _LEASE_CHECK_S = 1.0
+#: A copy waits for its hand-over as long as a process runs the pipeline, however slow that is.
+#: Without one it is given up after this long; a pipeline that is restarted is back before.
+_HANDOVER_S = 300.0
+_PIPELINE_CHECK_S = 2.0
 
 
 def raise_error(table_id: TableId, error: EtlError) -> None:
@@ -107,6 +111,8 @@ class CatchUp:
         self._handovers: dict[TableId, Lsn] = {}
         self._ask_at = 0.0
         self._check_lease_at = 0.0
+        #: When a process was last seen to run the pipeline, while a hand-over is asked for.
+        self._pipeline_seen_at = self._check_pipeline_at = 0.0
         self._session = ReplicationSession(
             max_bytes=config.batch.max_bytes, max_rows=config.batch.max_rows
         )
@@ -146,6 +152,7 @@ class CatchUp:
             Stopped: told to stop before.
             LeaseLost: somebody else moved on every table that is left.
             CopyMissing: the apply worker doesn't find the copy at its destination.
+            HandoverTimeout: no process runs the pipeline.
             EtlError: what the source, the store or the destination failed with.
         """
         watcher = threading.Thread(
@@ -219,6 +226,7 @@ class CatchUp:
             )
             self._moved_on(self._apply_from.keys() - asked)
             self._waiting = True
+            self._pipeline_seen_at = time.monotonic()
             self._on_state("sync_wait")
             return
         self._marker = max(
@@ -246,6 +254,8 @@ class CatchUp:
                     moved.append(table_id)
         self._moved_on(moved)
         if not targets:
+            if self._apply_from:
+                self._require_pipeline()
             return
         farthest = max(target.target_lsn for target in targets.values())
         if not self._is_past(max(farthest, self._unchanged.fetched_until)):
@@ -281,6 +291,17 @@ class CatchUp:
             self._check_lease_at = now + _LEASE_CHECK_S
             if not self._lease.is_held:
                 raise LeaseLost(f"the lease of {self._label} ended while it caught up")
+
+    def _require_pipeline(self) -> None:
+        """See that the hand-over has not waited too long for a process that runs the pipeline."""
+        now = time.monotonic()
+        if now < self._check_pipeline_at:
+            return
+        self._check_pipeline_at = now + _PIPELINE_CHECK_S
+        if self._store.is_leased("apply"):
+            self._pipeline_seen_at = now
+        elif (waited_s := now - self._pipeline_seen_at) >= _HANDOVER_S:
+            raise HandoverTimeout(self._label, waited_s=waited_s)
 
     # -- what the delivery asks and reports ----------------------------------------------------
 

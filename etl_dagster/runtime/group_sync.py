@@ -13,6 +13,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     CopyOutdated,
     EtlError,
+    HandoverTimeout,
     LeaseLost,
     SourceError,
     TableLocked,
@@ -132,6 +133,9 @@ class GroupSync:
             if not isinstance(error, EtlError):
                 log_failure(_log, "a group of tables failed", error)
             self._fail(dict.fromkeys(self._states, error))
+            if isinstance(error, HandoverTimeout):
+                # No pipeline runs whose manager would drop it.
+                self._control.ask("dropping the slot", drop_slot, self._slot)
         finally:
             self._control.close()
             for lease in leases.values():

@@ -15,6 +15,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     CopyOutdated,
     EtlError,
+    HandoverTimeout,
     InvalidState,
     LeaseLost,
     SourceError,
@@ -147,9 +148,11 @@ class TableSync:
         """Work until the hand-over; None when it was told to stop before.
 
         Needs the pipeline's apply worker to run somewhere: without it the copy is made, and the
-        hand-over waits.
+        hand-over waits, for some minutes.
 
         Raises:
+            HandoverTimeout: no process ran the pipeline in that time. The copy is given up, its
+                slot is dropped, and the next start of the pipeline copies the table again.
             EtlError: the table can't be copied; its state is `Errored` by then.
             LeaseLost: another worker has the table.
             InvalidState: the table is streamed already; ask for a copy first.
@@ -172,7 +175,8 @@ class TableSync:
             attempt = 1 if isinstance(error, TableNameTaken) else self._attempt
             state = errored_state(error, self._config.retry, attempt)
             _log.error("table %s: %s", self._table_id, state.reason)
-            self._fail(state, lease)
+            if self._fail(state, lease) and isinstance(error, HandoverTimeout):
+                self._give_up()
             raise
         finally:
             self._control.close()
@@ -196,11 +200,18 @@ class TableSync:
         current = self._store.get_table_replication_state(self._table_id)
         return lease.is_held and (current == self._state or isinstance(current, SyncWait | Catchup))
 
-    def _fail(self, state: Errored, lease: Lease) -> None:
-        """Show the failure, unless the table is somebody else's by now."""
+    def _fail(self, state: Errored, lease: Lease) -> bool:
+        """Show the failure, unless another process has changed the table's state; whether it is
+        shown."""
         current = self._store.get_table_replication_state(self._table_id)
-        if current is not None and self._is_ours(lease):
-            self._store.transition_table_state(self._table_id, current, state)
+        if current is None or not self._is_ours(lease):
+            return False
+        return self._store.transition_table_state(self._table_id, current, state)
+
+    def _give_up(self) -> None:
+        """Drop the slot of a copy that no process took over. The next worker starts over."""
+        self._control.ask("dropping the slot", drop_slot, self._slot)
+        self._store.delete_replication_progress(self._worker)
 
     def _move(self, expected: TableState | None, new: TableState) -> None:
         """Change the table's state.

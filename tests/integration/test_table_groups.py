@@ -18,8 +18,9 @@ from etl_dagster.errors import DestinationUnreachable, TableWriteFailed
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.states import Errored, Ready
+from etl_dagster.model.states import Errored, Init, Ready
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime import catchup
 from etl_dagster.runtime.group_copy import GroupCopy
 from etl_dagster.runtime.group_sync import GroupSync
 from etl_dagster.runtime.many import many
@@ -424,3 +425,33 @@ def test_ready_tables_stay_ready_when_more_are_added(
         assert {table_id: after[table_id] for table_id in before} == before
     assert_in_step(newest_database, config, [*names, *(f"u{i}" for i in range(8))])
     assert build_destination(config).name == "duckdb"
+
+
+def test_a_group_that_no_process_takes_over_is_given_up(
+    newest_database: Database, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catchup, "_HANDOVER_S", 0.5)
+    names = create(newest_database, 3)
+    config = make_config(newest_database)
+    ids = [
+        row[0]
+        for row in newest_database.query(
+            "select oid::int from pg_class where relname = any(%s)", [names]
+        )
+    ]
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        store.update_table_replication_states([(table_id, Init()) for table_id in ids])
+        destination = build_destination(config)
+        destination.startup(store)
+        GroupSync(config, store, destination, ids, stop=threading.Event()).run()
+        destination.shutdown()
+
+        assert newest_database.slots() == []
+        found = store.get_table_replication_states()
+        assert {
+            s.reason.partition(" for ")[0] for s in found.values() if isinstance(s, Errored)
+        } == {"a group of 3 tables is copied, but"}
+        assert not many(store).leased([f"table:{table_id}" for table_id in ids])
+        with running(config, store=store) as pipeline:
+            assert pipeline.wait_until_caught_up(60)
+    assert_in_step(newest_database, config, names)

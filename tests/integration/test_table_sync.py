@@ -12,12 +12,13 @@ from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb import query
 from etl_dagster.destinations.memory import MemoryDestination
-from etl_dagster.errors import DestinationUnreachable, InvalidState, LeaseLost
+from etl_dagster.errors import DestinationUnreachable, HandoverTimeout, InvalidState, LeaseLost
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import TableRows
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import DataSync, Errored, Init, Ready, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime import catchup
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.table_sync import TableSync
 from tests.support.database import Database
@@ -261,3 +262,43 @@ def test_a_destination_that_fails_without_an_error_of_ours_is_tried_again_and_ke
     assert len(destination.rows("public.documents")) == 286
     assert "memory failed with ValueError at:" in caplog.text
     assert "s3cr3t" not in caplog.text
+
+
+def test_a_copy_that_no_process_takes_over_is_given_up(
+    database: Database,
+    config: PipelineConfig,
+    store: CoordinatingStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It leaves nothing at the source or the destination that keeps WAL or space."""
+    monkeypatch.setattr(catchup, "_HANDOVER_S", 0.5)
+    table_id = table_id_of(database)
+    store.update_table_replication_states([(table_id, Init())])
+    destination = build_destination(config)
+    destination.startup(store)
+
+    with pytest.raises(HandoverTimeout, match=r"public\.documents is copied, but for"):
+        TableSync(config, store, destination, table_id).run()
+    destination.shutdown()
+
+    assert database.slots() == []
+    assert not store.is_leased(f"table:{table_id}")
+    assert tables_of(config) == ["documents"]
+    state = store.get_table_replication_state(table_id)
+    assert isinstance(state, Errored)
+    assert "Start the pipeline" in state.solution
+    # The next start of the pipeline copies the table by itself.
+    database.execute("update documents set n = 3 where id = 150")
+    run_until_caught_up(config, store, build_destination(config))
+    assert_in_step(database, config)
+    assert database.slots() == ["etl_dagster_apply_test"]
+
+
+def tables_of(config: PipelineConfig) -> list[str]:
+    """Every table of the destination but those that it keeps for itself."""
+    assert config.destination.type == "duckdb"
+    found = query(
+        config.destination.path,
+        "select table_name from duckdb_tables() where schema_name <> '_etl' order by 1",
+    )
+    return [str(name) for name in found["table_name"].to_pylist()]

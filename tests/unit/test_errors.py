@@ -69,6 +69,7 @@ def test_only_what_waiting_may_cure_is_retried() -> None:
         "StoreUnreachable",
         "BatchTooLarge",
         "DestinationUnreachable",
+        "HandoverTimeout",
         "LeaseLost",
     }
 
