@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from dagster import AssetExecutionContext, AssetKey, DagsterInstance, DagsterRunStatus
+from dagster._core.scheduler.instigation import InstigatorStatus
 
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.integrations.dagster.assets import copy_pool, is_asked_for_by_person
 from etl_dagster.integrations.dagster.copies import Copies, due_copies
-from etl_dagster.integrations.dagster.presence import ReplicatorAbsent, ReplicatorWatch
+from etl_dagster.integrations.dagster.presence import (
+    ReplicatorAbsent,
+    ReplicatorWatch,
+    is_sensor_on,
+)
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG
 from etl_dagster.model.states import Init
@@ -182,8 +187,12 @@ class Times:
         self.now += seconds
 
 
-def a_watch(store: MemoryStore, times: Times) -> ReplicatorWatch:
-    return ReplicatorWatch(store, "shop", clock=lambda: times.now, sleep=times.sleep)
+def a_watch(
+    store: MemoryStore, times: Times, *, is_sensor_on: Callable[[], bool] = lambda: False
+) -> ReplicatorWatch:
+    return ReplicatorWatch(
+        store, "shop", clock=lambda: times.now, sleep=times.sleep, is_sensor_on=is_sensor_on
+    )
 
 
 def test_without_a_replicator_a_copy_does_not_begin() -> None:
@@ -217,6 +226,41 @@ def test_a_copy_ends_soon_after_its_replicator_and_not_for_a_moment_without() ->
     times.now = 1075.0
     with pytest.raises(ReplicatorAbsent, match="what is copied stays"):
         watch.check()
+
+
+def test_a_replicator_that_its_sensor_is_starting_is_waited_for() -> None:
+    """On a busy machine a tick and the start of a process take a minute."""
+    store, times = MemoryStore(), Times()
+    watch = a_watch(store, times, is_sensor_on=lambda: True)
+    with pytest.raises(ReplicatorAbsent, match="though the sensor shop_replication is on"):
+        watch.require(lambda wait_s: None)
+    assert times.now > 120
+    lease = store.acquire_lease("apply")
+    assert lease is not None
+    watch.require(lambda wait_s: pytest.fail("there is one"))
+    lease.release()
+    for _ in range(10):
+        times.now += 15.0
+        watch.check()
+    times.now += 60.0
+    with pytest.raises(ReplicatorAbsent) as refused:
+        watch.check()
+    assert "Dagster's daemon" in refused.value.solution
+
+
+def test_a_sensor_is_on_when_a_person_or_the_code_has_turned_it_on() -> None:
+    def state(name: str, status: InstigatorStatus) -> Any:
+        return SimpleNamespace(instigator_name=name, status=status)
+
+    def is_on(*states: Any) -> bool:
+        instance = SimpleNamespace(all_instigator_state=lambda: states)
+        return is_sensor_on(cast(DagsterInstance, instance), "shop")
+
+    assert not is_on()
+    assert not is_on(state("shop_replication", InstigatorStatus.STOPPED))
+    assert not is_on(state("crm_replication", InstigatorStatus.RUNNING))
+    assert is_on(state("shop_replication", InstigatorStatus.RUNNING))
+    assert is_on(state("shop_replication", InstigatorStatus.DECLARED_IN_CODE))
 
 
 def test_each_pipeline_has_a_pool_of_its_own() -> None:

@@ -30,7 +30,11 @@ from etl_dagster.integrations.dagster.metadata import (
     table_metadata,
 )
 from etl_dagster.integrations.dagster.names import step_name
-from etl_dagster.integrations.dagster.presence import ReplicatorAbsent, ReplicatorWatch
+from etl_dagster.integrations.dagster.presence import (
+    ReplicatorAbsent,
+    ReplicatorWatch,
+    is_sensor_on,
+)
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
@@ -98,7 +102,11 @@ def copy_one_table(
     try:
         config = resource.load_config()
         with resource.get_store() as store:
-            watch = ReplicatorWatch(store, config.pipeline)
+            watch = ReplicatorWatch(
+                store,
+                config.pipeline,
+                is_sensor_on=lambda: is_sensor_on(context.instance, config.pipeline),
+            )
             if is_asked_for_by_person(context):
                 watch.require(
                     lambda wait_s: context.log.info(

@@ -67,7 +67,7 @@ def build_etl_definitions(
         translator: how tables look as assets.
         sensor_status: of the sensor, until somebody switches it. Off by default.
         executor: of the runs that the sensor requests, each for one table.
-        lease_s: how long the replicator goes on without a tick.
+        lease_s: how long the replicator goes on without a tick; longer where ticks come late.
         report_every_s: how often a table that changes all the time is reported.
         stale_after_s: the freshness of an asset warns when its last report is this old, and fails
             when it is twice as old. A table that doesn't change is reported again before, as long

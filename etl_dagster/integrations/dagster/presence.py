@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from dagster import DagsterInstance
+
 from etl_dagster.errors import EtlError
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 
@@ -13,6 +15,8 @@ _WAIT_AT_START_S = 15.0
 #: A copy that is under way goes on without a replicator for so long: code locations are reloaded
 #: and pods replaced meanwhile. Its finished chunks stay, so it can be resumed.
 _WAIT_DURING_S = 30.0
+#: Both, while the sensor is on: it starts a replicator, if only as fast as the machine allows.
+_WAIT_FOR_SENSOR_S = 180.0
 #: Asking costs the state store a query.
 _ASK_EVERY_S = 2.0
 
@@ -20,28 +24,58 @@ _ASK_EVERY_S = 2.0
 class ReplicatorAbsent(EtlError):
     """No process streams the pipeline, so nobody would take the copied table over."""
 
-    def __init__(self, pipeline: str, *, waited_s: float, is_begun: bool) -> None:
+    def __init__(
+        self, pipeline: str, *, waited_s: float, is_begun: bool, is_sensor_on: bool = False
+    ) -> None:
         stays = "; what is copied stays, and the next run goes on from there" if is_begun else ""
+        sensor = f"{pipeline}_replication"
+        if is_sensor_on:
+            sensor_is, solution = (
+                f" though the sensor {sensor} is on",
+                f"Look at the last tick of the sensor {sensor}, and check that Dagster's daemon "
+                "runs. Then materialize the asset again.",
+            )
+        else:
+            sensor_is, solution = (
+                "",
+                f"Turn on the sensor {sensor}, or run `etl-dagster run`, and materialize the asset "
+                "again.",
+            )
         super().__init__(
-            f"no replicator streams the pipeline {pipeline!r} (waited {waited_s:.0f} s){stays}",
-            solution=f"Turn on the sensor {pipeline}_replication, or run `etl-dagster run`, and "
-            "materialize the asset again.",
+            f"no replicator streams the pipeline {pipeline!r}{sensor_is} "
+            f"(waited {waited_s:.0f} s){stays}",
+            solution=solution,
         )
 
 
+def is_sensor_on(instance: DagsterInstance, pipeline: str) -> bool:
+    """Whether the pipeline's sensor is on, in whichever code location."""
+    return any(
+        state.instigator_name == f"{pipeline}_replication"
+        and state.status.value in ("RUNNING", "DECLARED_IN_CODE")
+        for state in instance.all_instigator_state()
+    )
+
+
 class ReplicatorWatch:
-    """Asks the state store now and then whether a process runs the pipeline."""
+    """Asks the state store now and then whether a process runs the pipeline.
+
+    Args:
+        is_sensor_on: whether a sensor may be about to start one.
+    """
 
     def __init__(
         self,
         store: CoordinatingStore,
         pipeline: str,
         *,
+        is_sensor_on: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
+        self._is_sensor_on = is_sensor_on
         self._clock = clock
         self._sleep = sleep
         self._seen_at = clock()
@@ -51,16 +85,21 @@ class ReplicatorWatch:
         """Wait for a replicator before anything is copied.
 
         Args:
-            on_wait: called once with the seconds, if there is none yet.
+            on_wait: called once with the seconds that are left, if there is none yet.
 
         Raises:
             ReplicatorAbsent: none appeared.
         """
         started = self._clock()
         while not self._is_there():
-            if self._clock() - started >= _WAIT_AT_START_S:
-                raise ReplicatorAbsent(self._pipeline, waited_s=_WAIT_AT_START_S, is_begun=False)
-            on_wait(_WAIT_AT_START_S)
+            is_on = self._is_sensor_on()
+            patience_s = _WAIT_FOR_SENSOR_S if is_on else _WAIT_AT_START_S
+            waited_s = self._clock() - started
+            if waited_s >= patience_s:
+                raise ReplicatorAbsent(
+                    self._pipeline, waited_s=waited_s, is_begun=False, is_sensor_on=is_on
+                )
+            on_wait(patience_s)
             on_wait = _nothing
             self._sleep(0.5)
         self._seen_at = self._clock()
@@ -77,8 +116,15 @@ class ReplicatorWatch:
         self._ask_at = now + _ASK_EVERY_S
         if self._is_there():
             self._seen_at = now
-        elif now - self._seen_at >= _WAIT_DURING_S:
-            raise ReplicatorAbsent(self._pipeline, waited_s=now - self._seen_at, is_begun=True)
+            return
+        waited_s = now - self._seen_at
+        if waited_s < _WAIT_DURING_S:
+            return
+        is_on = self._is_sensor_on()
+        if not is_on or waited_s >= _WAIT_FOR_SENSOR_S:
+            raise ReplicatorAbsent(
+                self._pipeline, waited_s=waited_s, is_begun=True, is_sensor_on=is_on
+            )
 
     def _is_there(self) -> bool:
         # A store that the pipeline never used is left as it is.

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -39,6 +39,10 @@ _SILENCE_S = 120.0
 #: How long a child may take to end when this process ends.
 _GOODBYE_S = 5.0
 _LOG_TAIL_LINES = 20
+#: A daemon with many sensors, or a busy machine, comes late. A lease lasts for so many of the
+#: longest pause between the last few ticks; a longer pause than this is a sensor that was off.
+_PAUSES_PER_LEASE, _LONGEST_PAUSE_OF_TICKS_S = 3, 100.0
+_PAUSES_REMEMBERED = 20
 
 
 class ReplicatorFailed(EtlError):
@@ -190,10 +194,28 @@ class Replicator:
             print(text, file=sys.stderr, flush=True)
 
 
+class TickPauses:
+    """How far apart the last few ticks were."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: float | None = None
+        self._pauses: deque[float] = deque(maxlen=_PAUSES_REMEMBERED)
+
+    def lease_s(self, at_least_s: float) -> float:
+        """Note a tick; the lease that it gives, in seconds."""
+        now, last = self._clock(), self._last
+        self._last = now
+        if last is not None and now - last <= _LONGEST_PAUSE_OF_TICKS_S:
+            self._pauses.append(now - last)
+        return max(at_least_s, _PAUSES_PER_LEASE * max(self._pauses, default=0.0))
+
+
 class Supervisor:
     """The replicator of one pipeline."""
 
     def __init__(self) -> None:
+        self._tick_pauses = TickPauses()
         self._lock = threading.Lock()
         self._payload = ""
         self._child: Replicator | None = None
@@ -213,6 +235,7 @@ class Supervisor:
         """Renew the lease; first start the replicator if there is none and it is due.
 
         Args:
+            lease_s: at least; longer where ticks come late.
             may_spawn: False for a preview, which must not start anything.
 
         Raises:
@@ -221,6 +244,8 @@ class Supervisor:
         """
         payload = config_payload(config)
         with self._lock:
+            if may_spawn:
+                lease_s = self._tick_pauses.lease_s(lease_s)
             if payload != self._payload:
                 self._forget(payload)
             note = self._look_after_dead()
