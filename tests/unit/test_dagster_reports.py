@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey, AssetMat
 
 from etl_dagster.integrations.dagster.history import LastEvents
 from etl_dagster.integrations.dagster.reports import Event, Reports
+from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
 KEY = AssetKey(["shop", "public", "orders"])
@@ -29,6 +31,7 @@ class Ticks:
         self.last = LastEvents(materialized_at=900.0)
         self.number = 0
         self.reports = Reports(clock=lambda: self.now, wall_clock=lambda: self.now)
+        self.worst_lag = WorstLag(clock=lambda: self.now)
 
     def tick(
         self,
@@ -39,6 +42,7 @@ class Ticks:
         stored: bool = True,
         waiting: str | None = None,
         idle_every_s: float | None = None,
+        busy_every_s: float | None = None,
         **status: Any,
     ) -> list[Event]:
         self.now += after_s
@@ -46,12 +50,15 @@ class Ticks:
         self.number += 1
         status = {"phase": "streaming", "at": self.now} | status
         whole = PipelineStatus("shop", "duckdb", tables={table.name: table}, **status)
+        self.worst_lag.note(whole)
         events = self.reports.due(
             whole,
             generation,
             {table.name: KEY},
             every_s=30.0,
+            busy_every_s=busy_every_s,
             idle_every_s=idle_every_s,
+            worst_lag=self.worst_lag,
             history={KEY: self.last},
             waiting={} if waiting is None else {table.name: waiting},
         )
@@ -80,6 +87,37 @@ def test_a_table_that_changes_all_the_time_is_reported_once_in_the_interval() ->
         counts += reported(ticks.tick(replace(READY, rows_inserted=number * 10)))
     # 100 s of ticks: the first at once, then every 30 s.
     assert [each["rows_inserted"] for each in counts] == [10, 60, 60, 60]
+
+
+def test_reports_of_a_table_that_never_rests_come_less_and_less_often() -> None:
+    """Dagster keeps each of them for good."""
+    ticks, times = Ticks(), list[float]()
+    for number in range(1, 400):
+        if reported(ticks.tick(replace(READY, rows_inserted=number), busy_every_s=300.0)):
+            times.append(ticks.now)
+    apart = [after - before for before, after in itertools.pairwise(times)]
+    assert apart[:5] == [30.0, 60.0, 120.0, 240.0, 300.0]
+    assert set(apart[5:]) == {300.0}
+    # After a rest of twice the pause, a change is reported at once, and the next one soon.
+    ticks.tick(replace(READY, rows_inserted=400), after_s=300.0, busy_every_s=300.0)
+    changed = replace(READY, rows_inserted=401)
+    assert reported(ticks.tick(changed, after_s=700.0, busy_every_s=300.0))
+    changed = replace(READY, rows_inserted=402)
+    assert reported(ticks.tick(changed, after_s=30.0, busy_every_s=300.0))
+
+
+def test_a_report_tells_the_largest_lag_and_the_rows_per_second_since_the_last_one() -> None:
+    ticks = Ticks()
+    (first,) = reported(ticks.tick(replace(READY, rows_inserted=5), lag_seconds=3.0, lag_bytes=8))
+    assert (first["lag_seconds"], first["lag_bytes"]) == (3.0, 8)
+    assert "rows_per_second" not in first
+    for lag in (0.5, 7.0, 0.1, 0.0, 0.0):
+        ticks.tick(replace(READY, rows_inserted=50), lag_seconds=lag, lag_bytes=round(lag * 1000))
+    (second,) = reported(ticks.tick(replace(READY, rows_inserted=50, rows_deleted=15)))
+    assert (second["lag_seconds"], second["lag_bytes"]) == (7.0, 7000)
+    assert second["rows_per_second"] == (45 + 15) / 30
+    (third,) = reported(ticks.tick(replace(READY, rows_inserted=51, rows_deleted=15), after_s=30))
+    assert third["lag_seconds"] == 0.0
 
 
 def test_an_idle_table_is_not_reported_again() -> None:

@@ -28,6 +28,7 @@ from etl_dagster.integrations.dagster.checks import build_checks
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
 from etl_dagster.integrations.dagster.sensor import (
+    BUSY_REPORT_EVERY_S,
     LEASE_S,
     REPORT_EVERY_S,
     STALE_AFTER_S,
@@ -53,6 +54,7 @@ def build_etl_definitions(
     executor: ExecutorDefinition = in_process_executor,
     lease_s: float = LEASE_S,
     report_every_s: float = REPORT_EVERY_S,
+    busy_report_every_s: float = BUSY_REPORT_EVERY_S,
     stale_after_s: float | None = STALE_AFTER_S,
 ) -> Definitions:
     """A pipeline as Dagster definitions: an asset for each table, a sensor, a job, a resource.
@@ -68,7 +70,10 @@ def build_etl_definitions(
         sensor_status: of the sensor, until somebody switches it. Off by default.
         executor: of the runs that the sensor requests, each for one table.
         lease_s: how long the replicator goes on without a tick; longer where ticks come late.
-        report_every_s: how often a table that changes all the time is reported.
+        report_every_s: a table that changes is reported at most this often.
+        busy_report_every_s: what the time between two reports of a table grows to while it changes
+            all the time; back to `report_every_s` once it was quiet. Dagster keeps every report
+            for good.
         stale_after_s: the freshness of an asset warns when its last report is this old, and fails
             when it is twice as old. A table that doesn't change is reported again before, as long
             as it is streamed. None for assets without a freshness policy and no such reports.
@@ -106,6 +111,7 @@ def build_etl_definitions(
         default_status=sensor_status,
         lease_s=lease_s,
         report_every_s=report_every_s,
+        busy_report_every_s=busy_report_every_s,
         stale_after_s=stale_after_s,
     )
     return Definitions(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetKey, AssetMaterialization, MetadataValue
 
 from etl_dagster.integrations.dagster.translator import STATE, STATE_ID, column_schema
+from etl_dagster.integrations.dagster.worst_lag import Lag
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import published_position
 from etl_dagster.lsn import Lsn
@@ -26,7 +27,7 @@ _LONGEST_TAG = 2000
 
 
 def table_metadata(name: str, state_id: str, row_count: int | None) -> dict[str, Any]:
-    """What every event of a table holds; the UI's row count is the latest event's."""
+    """What every copy of a table holds; the UI's row count is the latest event's."""
     metadata: dict[str, Any] = {STATE_ID: state_id, "dagster/table_name": name}
     if row_count is not None:
         metadata["dagster/row_count"] = row_count
@@ -82,31 +83,49 @@ class Activity:
             now.truncates - before.truncates,
         )
 
+    @property
+    def rows(self) -> int:
+        return self.inserted + self.updated + self.deleted
+
     def __bool__(self) -> bool:
         return self != Activity(0, 0, 0, 0)
 
 
 def stream_materialization(
-    key: AssetKey, status: PipelineStatus, table: TableStatus, activity: Activity
+    key: AssetKey,
+    status: PipelineStatus,
+    table: TableStatus,
+    activity: Activity,
+    lag: Lag,
+    seconds: float | None,
 ) -> AssetMaterialization:
-    """Says that the stream changed the table."""
-    metadata = table_metadata(table.name, table.state_id, table.row_count) | {
+    """Says that the stream changed the table.
+
+    Dagster keeps every event for good, so what the asset's definition or the state says already is
+    not repeated.
+
+    Args:
+        lag: of the pipeline, the largest since the last report.
+        seconds: since the last report; None where the activity's length is not known.
+    """
+    metadata: dict[str, Any] = {
         "rows_inserted": activity.inserted,
         "rows_updated": activity.updated,
         "rows_deleted": activity.deleted,
-        "lag_bytes": status.lag_bytes,
-        "lag_seconds": float(status.lag_seconds),
-        # Of the whole pipeline.
-        "rows_per_second": float(status.rows_per_second),
+        "lag_bytes": lag.bytes,
+        "lag_seconds": lag.seconds,
         "confirmed_lsn": status.confirmed_lsn,
         "confirmed_lsn_offset": Lsn.parse(status.confirmed_lsn).offset,
         REPORTED_BY: f"{status.pipeline}_replication",
     }
     metadata |= state_metadata(published_position(status, table))
+    if table.row_count is not None:
+        metadata["dagster/row_count"] = table.row_count
+    if seconds:
+        metadata["rows_per_second"] = round(activity.rows / seconds, 2)
     if activity.truncates:
         metadata["truncates"] = activity.truncates
-    if table.last_commit_lsn is not None and table.last_commit_time is not None:
-        metadata["last_commit_lsn"] = table.last_commit_lsn
+    if table.last_commit_time is not None:
         metadata["last_commit_at"] = MetadataValue.timestamp(
             datetime.fromisoformat(table.last_commit_time)
         )

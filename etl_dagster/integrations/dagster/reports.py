@@ -11,6 +11,7 @@ from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization
 from etl_dagster.integrations.dagster.history import LastEvents
 from etl_dagster.integrations.dagster.lag import Verdict, dead, judge, waits
 from etl_dagster.integrations.dagster.metadata import Activity, stream_materialization
+from etl_dagster.integrations.dagster.worst_lag import Lag, WorstLag
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
 Event = AssetMaterialization | AssetCheckEvaluation
@@ -36,10 +37,27 @@ class _Said:
     #: The last materialization, and the counts that it was about.
     at: float = float("-inf")
     status: TableStatus | None = None
+    #: How long the next one waits at least.
+    pause_s: float = 0.0
     check: tuple[bool, bool, str] | None = None
     checked_at: float = float("-inf")
     #: The last run of the asset that the check has followed.
     run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Times:
+    """How far apart the materializations of a table are; see `Reports.due`."""
+
+    every_s: float
+    busy_every_s: float
+    idle_every_s: float | None
+
+    def next_pause_s(self, said: _Said, now: float) -> float:
+        """Twice the last pause after a report that came as soon as it might, else the shortest."""
+        last_s = max(self.every_s, said.pause_s)
+        is_busy = now - said.at < 2 * last_s
+        return min(2 * last_s, self.busy_every_s) if is_busy else self.every_s
 
 
 class Reports:
@@ -110,20 +128,27 @@ class Reports:
         keys: Mapping[str, AssetKey],
         *,
         every_s: float,
+        busy_every_s: float | None = None,
         idle_every_s: float | None = None,
         history: Mapping[AssetKey, LastEvents] | None = None,
         waiting: Mapping[str, str] | None = None,
+        worst_lag: WorstLag | None = None,
     ) -> list[Event]:
         """The events of this tick.
 
         Args:
             generation: of the replicator, whose counts begin at zero.
             every_s: at most one materialization of a table in this time.
+            busy_every_s: what the time grows to, doubled by each report in a row, while the table
+                changes all the time. None for a time that doesn't grow.
             idle_every_s: a table that doesn't change is reported this often; None for never.
             history: the last events of the assets, as far as they are known.
             waiting: tables whose copy is not requested now, and why.
+            worst_lag: the lag between ticks; without it, the status tells the lag.
         """
         history, waiting = history or {}, waiting or {}
+        worst_lag = worst_lag or WorstLag(self._clock)
+        times = _Times(every_s, max(every_s, busy_every_s or every_s), idle_every_s)
         now = self._clock()
         if generation != self._generation:
             self._generation = generation
@@ -138,7 +163,7 @@ class Reports:
                 break
             table, key = status.tables[name], keys[name]
             last = history.get(key)
-            report = self._report(name, key, status, table, last, every_s, idle_every_s)
+            report = self._report(name, key, status, table, last, times, worst_lag)
             events += [report] if report else []
             verdict = self._verdict(status, table, waiting.get(name))
             if verdict is None:
@@ -202,8 +227,8 @@ class Reports:
         status: PipelineStatus,
         table: TableStatus,
         last: LastEvents | None,
-        every_s: float,
-        idle_every_s: float | None,
+        times: _Times,
+        worst_lag: WorstLag,
     ) -> AssetMaterialization | None:
         """What the stream did to the table, or that it is still streamed."""
         now, said = self._clock(), self._of(name)
@@ -211,7 +236,7 @@ class Reports:
             # Its next report comes after the next hand-over.
             self._say(name, replace(said, at=float("-inf"), first_seen=now))
             return None
-        if now - said.at < every_s:
+        if now - said.at < max(times.every_s, said.pause_s):
             return None
         if table.row_count is None and now - said.first_seen < _COUNT_WAIT_S:
             return None
@@ -219,12 +244,18 @@ class Reports:
         is_first = said.at == float("-inf")
         # A copy has its own materialization: a second one would set off what depends on it again.
         is_due = bool(activity) or (last is not None and last.materialized_at is None)
-        if not is_due and idle_every_s is not None and last is not None:
-            is_old = self._age_s(last) >= idle_every_s and now - said.at >= _HISTORY_S
+        if not is_due and times.idle_every_s is not None and last is not None:
+            is_old = self._age_s(last) >= times.idle_every_s and now - said.at >= _HISTORY_S
             is_due = is_old and judge(status, table, now=self._wall_clock()).passed
         if is_due or is_first:
-            self._say(name, replace(said, at=now, status=table))
-        return stream_materialization(key, status, table, activity) if is_due else None
+            self._say(
+                name, replace(said, at=now, status=table, pause_s=times.next_pause_s(said, now))
+            )
+        if not is_due:
+            return None
+        lag = worst_lag.since(said.at, Lag.of(status))
+        seconds = None if said.status is None else now - said.at
+        return stream_materialization(key, status, table, activity, lag, seconds)
 
     def _age_s(self, last: LastEvents) -> float:
         return self._wall_clock() - (last.materialized_at or 0.0)

@@ -30,6 +30,7 @@ from etl_dagster.integrations.dagster.notices import recent_notices
 from etl_dagster.integrations.dagster.reports import Reports
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.supervisor import Supervision, supervisor_of
+from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.status import PipelineStatus
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ _log = logging.getLogger(__name__)
 _INTERVAL_S = 4
 LEASE_S = 30.0
 REPORT_EVERY_S = 30.0
+#: Dagster keeps every event of an asset for good, some 3 kB each.
+BUSY_REPORT_EVERY_S = 300.0
 #: Freshness warns when the last report is this old, and fails when it is twice as old.
 STALE_AFTER_S = 4 * 3600.0
 #: A tick that fails stores its evaluations itself, some 20 ms each.
@@ -90,6 +93,7 @@ def build_etl_sensor(
     default_status: DefaultSensorStatus | None = None,
     lease_s: float = LEASE_S,
     report_every_s: float = REPORT_EVERY_S,
+    busy_report_every_s: float = BUSY_REPORT_EVERY_S,
     stale_after_s: float | None = STALE_AFTER_S,
 ) -> SensorDefinition:
     """The sensor ``PIPELINE_replication``.
@@ -100,7 +104,9 @@ def build_etl_sensor(
         default_status: while nobody has switched it; see `default_sensor_status`.
         lease_s: the replicator stops this long after the last tick: when the sensor is turned
             off, or the daemon is down.
-        report_every_s: a table that changes all the time is reported so often.
+        report_every_s: a table that changes is reported at most this often.
+        busy_report_every_s: what the time between two reports grows to while a table changes all
+            the time.
         stale_after_s: a table that doesn't change is reported some time before; None for never.
     """
 
@@ -124,6 +130,7 @@ def build_etl_sensor(
             keys,
             lease_s=lease_s,
             report_every_s=report_every_s,
+            busy_report_every_s=busy_report_every_s,
             idle_every_s=None if stale_after_s is None else stale_after_s * 3 / 4,
         )
 
@@ -138,6 +145,7 @@ def tick(
     *,
     lease_s: float = LEASE_S,
     report_every_s: float = REPORT_EVERY_S,
+    busy_report_every_s: float = BUSY_REPORT_EVERY_S,
     idle_every_s: float | None = None,
 ) -> SensorResult:
     """One evaluation of the sensor; a second or two.
@@ -174,7 +182,9 @@ def tick(
             generation,
             keys,
             copies,
+            supervision.worst_lag,
             every_s=report_every_s,
+            busy_every_s=busy_report_every_s,
             idle_every_s=idle_every_s,
         )
         notices = [] if is_preview else recent_notices(config.pipeline, resource)
@@ -209,8 +219,10 @@ def _events(
     generation: int,
     keys: Mapping[str, AssetKey],
     copies: Copies,
+    worst_lag: WorstLag | None,
     *,
     every_s: float,
+    busy_every_s: float,
     idle_every_s: float | None,
 ) -> list[AssetMaterialization | AssetCheckEvaluation]:
     history = memory.history.look(context.instance, list(keys.values()))
@@ -220,9 +232,11 @@ def _events(
         generation,
         keys,
         every_s=every_s,
+        busy_every_s=busy_every_s,
         idle_every_s=idle_every_s,
         history=history,
         waiting=copies.waiting,
+        worst_lag=worst_lag,
     )
     if context.last_sensor_start_time is None:
         return events
@@ -283,4 +297,11 @@ def _store_failed_checks(
     memory.bookmarks.settle(memory.reports.settle(context.cursor))
 
 
-__all__ = ["LEASE_S", "REPORT_EVERY_S", "STALE_AFTER_S", "build_etl_sensor", "tick"]
+__all__ = [
+    "BUSY_REPORT_EVERY_S",
+    "LEASE_S",
+    "REPORT_EVERY_S",
+    "STALE_AFTER_S",
+    "build_etl_sensor",
+    "tick",
+]

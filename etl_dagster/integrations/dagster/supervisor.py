@@ -26,6 +26,7 @@ from pydantic_core import to_jsonable_python
 from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.status import PipelineStatus
 
 #: After a failure, the next try comes after this long; doubled for each failure in a row.
@@ -67,6 +68,8 @@ class Supervision:
     note: str | None = None
     #: What the last child ended with, while the next one is not due yet.
     failure: ReplicatorFailed | None = None
+    #: The child's lag at any moment, and not only when a tick looks.
+    worst_lag: WorstLag | None = None
 
 
 class Replicator:
@@ -78,6 +81,7 @@ class Replicator:
         self._news = threading.Condition()
         self._status: PipelineStatus | None = None
         self._ending: Mapping[str, Any] | None = None
+        self.worst_lag = WorstLag()
         self._log_tail: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
         # A session of its own: Ctrl-C in the terminal goes to Dagster, which tells us.
         self._process = subprocess.Popen(
@@ -181,6 +185,7 @@ class Replicator:
                 self._heard_at = time.monotonic()
                 if "phase" in answer:
                     self._status = PipelineStatus.from_json(answer)
+                    self.worst_lag.note(self._status)
                 else:
                     self._ending = answer
                 self._news.notify_all()
@@ -262,7 +267,7 @@ class Supervisor:
             child.wait_for_words(_FIRST_WORDS_S)
             with self._lock:
                 self._look_after_dead()
-        return Supervision(child.status, self._generation, note)
+        return Supervision(child.status, self._generation, note, worst_lag=child.worst_lag)
 
     def stop(self, timeout_s: float = _GOODBYE_S) -> None:
         with self._lock:
