@@ -74,11 +74,12 @@ class Dagster:
         self.cursor = result.cursor
         self.requested += result.run_requests or []
         for event in result.asset_events:
+            assert isinstance(event, AssetMaterialization | AssetCheckEvaluation)
             if isinstance(event, AssetMaterialization):
                 self.materializations.append(event)
-                self.instance.report_runless_asset_event(event)
-            elif isinstance(event, AssetCheckEvaluation):
+            else:
                 self.checks.append(event)
+            self.instance.report_runless_asset_event(event)
         return result
 
     def tick_until(self, done: Callable[[Tick], Any]) -> Tick:

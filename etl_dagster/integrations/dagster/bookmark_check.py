@@ -63,7 +63,7 @@ def result(
 class _Said:
     """What was said of one table."""
 
-    outcome: tuple[bool, bool, bool]
+    outcome: tuple[bool, bool, bool, str]
     at: float
 
 
@@ -119,7 +119,8 @@ class BookmarkReports:
     ) -> list[AssetCheckEvaluation]:
         """The failed checks of a pipeline that does not stream, where they don't say so yet."""
         words = with_solution(f"Positions don't move on: {reason}", solution)
-        return self._say(config, dict.fromkeys(keys, Comparison(False, True, words)), keys, at_most)
+        compared = dict.fromkeys(keys, Comparison(False, True, words))
+        return self._say(config, compared, keys, at_most, reason)
 
     def _say(
         self,
@@ -127,16 +128,18 @@ class BookmarkReports:
         compared: Mapping[str, Comparison],
         keys: Mapping[str, AssetKey],
         at_most: int,
+        reason: str = "",
     ) -> list[AssetCheckEvaluation]:
         now = time.monotonic()
         refresh_s = max(_REFRESH_S, _REFRESH_PER_TABLE_S * len(keys))
         news = []
         for table, comparison in compared.items():
             said = self._unstored.get(table) or self._said.get(table)
-            if said is None or said.outcome != _outcome(comparison) or now - said.at >= refresh_s:
+            outcome = _outcome(comparison, reason)
+            if said is None or said.outcome != outcome or now - said.at >= refresh_s:
                 news.append(table)
         for table in news[:at_most]:
-            self._unstored[table] = _Said(_outcome(compared[table]), now)
+            self._unstored[table] = _Said(_outcome(compared[table], reason), now)
         return [
             AssetCheckEvaluation(
                 asset_key=keys[table],
@@ -150,9 +153,14 @@ class BookmarkReports:
         ]
 
 
-def _outcome(comparison: Comparison) -> tuple[bool, bool, bool]:
-    """What a reader would notice: also whether there is a position by now."""
-    return comparison.passed, comparison.is_severe, comparison.bookmark_lsn is not None
+def _outcome(comparison: Comparison, reason: str) -> tuple[bool, bool, bool, str]:
+    """What a reader would notice: also whether there is a position by now.
+
+    Args:
+        reason: why nothing streams; empty where positions were compared.
+    """
+    has_position = comparison.bookmark_lsn is not None
+    return comparison.passed, comparison.is_severe, has_position, reason
 
 
 def _severity(comparison: Comparison) -> AssetCheckSeverity:
