@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from etl_dagster.assembly import build_destination, build_store, forgets, opened_store
 from etl_dagster.cli.failures import NotReady
@@ -32,12 +32,13 @@ from etl_dagster.runtime.slot import require_continuable
 from etl_dagster.source.catalog import fetch_published_tables
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (
+    Slot,
     apply_slot_name,
     fetch_copying_slots,
     fetch_slot,
     table_sync_slot_name,
 )
-from etl_dagster.words import human_bytes
+from etl_dagster.words import human_bytes, names
 
 
 def all_checks(config: PipelineConfig) -> list[Check]:
@@ -136,17 +137,29 @@ def _continuation(
         require_continuable(slot, name, store)
     except SlotError as failure:
         yield Check.error("slot", failure)
-    yield from _stopped_tables(config, store, control)
-
-
-def _stopped_tables(
-    config: PipelineConfig, store: CoordinatingStore, control: SourceControl
-) -> Iterator[Check]:
-    """Tables that wait for a person, and what they cost meanwhile."""
     slots = {
         slot.name: slot
         for slot in control.ask("looking at the slots", fetch_copying_slots, config.pipeline)
     }
+    if slots:
+        yield _copying_slots(slots.values())
+    yield from _stopped_tables(config, store, slots)
+
+
+def _copying_slots(slots: Collection[Slot]) -> Check:
+    """The slots of tables and groups that are being copied, or whose copy was interrupted."""
+    listed = [
+        f"{slot.name} keeps {human_bytes(slot.retained_bytes)} of WAL"
+        + ("" if slot.active else ", nothing reads it now")
+        for slot in slots
+    ]
+    return Check.ok("slots of copies", names(listed))
+
+
+def _stopped_tables(
+    config: PipelineConfig, store: CoordinatingStore, slots: Mapping[str, Slot]
+) -> Iterator[Check]:
+    """Tables that wait for a person, and what they cost meanwhile."""
     for table_id, state in store.get_table_replication_states().items():
         if not isinstance(state, Errored) or isinstance(state.retry, TimedRetry):
             continue

@@ -18,7 +18,13 @@ from etl_dagster.cli.checks import all_checks
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import PublicationMissing, PublicationRecreated, SlotInvalidated
 from etl_dagster.runtime.preflight import Check
-from etl_dagster.source.slots import Slot, apply_slot_name, require_usable, table_sync_slot_name
+from etl_dagster.source.slots import (
+    Slot,
+    apply_slot_name,
+    group_slot_name,
+    require_usable,
+    table_sync_slot_name,
+)
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, rows, running
 
@@ -170,16 +176,24 @@ def test_a_table_that_stopped_in_its_copy_is_shown_with_its_slot(
             }
         )
     )
+    group = group_slot_name(config.pipeline, table_id)
+    database.query("select pg_create_logical_replication_slot(%s, 'pgoutput')", [group])
     arguments = ["--config", str(tmp_path / "etl.yaml")]
     status = CliRunner().invoke(cli, ["status", *arguments])
     assert f"{slot}: reserved, keeps" in status.output
+    assert f"{group}: reserved, keeps" in status.output
     doctor = CliRunner().invoke(cli, ["doctor", *arguments])
     assert doctor.exit_code == 1
     assert "1 error: the pipeline runs without what is named above." in doctor.output
-    # The other table goes on.
+    listed = " ".join(doctor.output.split())
+    for name in (slot, group):
+        assert f"{name} keeps" in listed
+    assert "nothing reads it now" in listed
+    # The other table goes on, and a group's slot without a group is dropped.
     database.execute("insert into items values (1001, 0)")
     catch_up(config)
     assert_table_in_step(database, config, "items")
+    assert group not in database.slots()
 
 
 def test_a_publication_that_was_created_again_is_no_unreachable_server(
