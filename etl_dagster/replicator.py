@@ -29,6 +29,7 @@ from etl_dagster.errors import EtlError, LeaseLost, PipelineInUse, Superseded
 from etl_dagster.integrations.meltano.positions import mirrored_positions
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.resetting import follow_request, is_reset_wanted, offer_resets
 from etl_dagster.runtime.status import PipelineStatus
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ _STATUS_EVERY_S = 0.5
 _STATUS_AT_LEAST_S = 5.0
 #: How often a standby looks whether the pipeline is free.
 _STANDBY_POLL_S = 1.0
+#: How often it looks for a request for a reset; a query each time.
+_RESET_POLL_S = 2.0
 #: From being told to stop to the end of the process, at most.
 _SHUTDOWN_S = 20.0
 
@@ -267,6 +270,9 @@ class _Work:
 
     def _stream(self, store: CoordinatingStore) -> None:
         while not self._stop.is_set():
+            if is_reset_wanted(store) and not store.is_leased("apply"):
+                _log.info("a reset of %s was requested", self._config.pipeline)
+                follow_request(self._config, store)
             # A pipeline starts once, and checks the source before it touches anything.
             pipeline = Pipeline(
                 self._config, store, build_destination(self._config), copies="elsewhere"
@@ -280,11 +286,14 @@ class _Work:
             if self._stop.is_set():
                 pipeline.shutdown()
             try:
+                offer_resets(store)
                 with mirrored_positions(self._config, store, pipeline.status):
-                    pipeline.wait()
-                return
+                    is_ended = _wait_for_end_or_reset(pipeline, store)
+                if is_ended:
+                    return
             except LeaseLost:
-                self._pipeline = None
+                pass
+            self._pipeline = None
 
     def _stand_by(self, store: CoordinatingStore) -> None:
         """Wait until no other process has the pipeline."""
@@ -293,6 +302,20 @@ class _Work:
         while not self._stop.wait(_STANDBY_POLL_S) and store.is_leased("apply"):
             pass
         self._is_standby = False
+
+
+def _wait_for_end_or_reset(pipeline: Pipeline, store: CoordinatingStore) -> bool:
+    """Whether the pipeline has ended by itself; else it was stopped because a reset is wanted."""
+    while not pipeline.wait(_RESET_POLL_S):
+        try:
+            is_wanted = is_reset_wanted(store)
+        except EtlError:
+            continue  # the pipeline meets the same
+        if is_wanted:
+            pipeline.shutdown()
+            pipeline.wait()
+            return False
+    return True
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ def reset(
     """Copy tables again from the beginning.
 
     Named tables may be reset while the pipeline runs: their old rows stay readable until the new
-    copy replaces them. A name with a dot is quoted as in SQL: '"a.b".c'. --all is for a pipeline
-    that is stopped; it also drops the pipeline's slots, which is the way back after one was lost.
+    copy replaces them. A name with a dot is quoted as in SQL: '"a.b".c'. --all also drops the
+    pipeline's slots, which is the way back after one was lost. It is for a pipeline that is
+    stopped, or that Dagster's sensor runs, whose replicator then does it.
     --from-meltano does now what the next start would do about changes to the tables' Meltano
     states; with --dry-run it shows them.
     """
@@ -88,15 +89,16 @@ def _reset_all(
     config: PipelineConfig, store: CoordinatingStore, *, dry_run: bool, yes: bool
 ) -> None:
     from etl_dagster.runtime.many import many
+    from etl_dagster.runtime.resetting import are_resets_offered, request_reset, reset_pipeline
     from etl_dagster.runtime.runner import in_use
-    from etl_dagster.runtime.slot import drop_pipeline_slots
     from etl_dagster.source.control import SourceControl
     from etl_dagster.source.slots import apply_slot_name
 
     used = in_use(store, config.pipeline, "a process")
     used.solution = "Stop it first: Ctrl-C where it runs, or turn the sensor off in Dagster."
+    is_offered = are_resets_offered(store)
     copying = many(store).leased([f"table:{t}" for t in store.get_table_replication_states()])
-    if store.is_leased("apply") or copying:
+    if not is_offered and (store.is_leased("apply") or copying):
         raise used
     count = len(store.get_table_replication_states())
     click.echo(
@@ -108,21 +110,24 @@ def _reset_all(
     )
     if not _is_wanted(dry_run=dry_run, yes=yes):
         return
-    # Nobody may start it between here and the end.
-    lease = store.acquire_lease("apply")
-    if lease is None:
-        raise used
-    control = SourceControl(config.source, application_name="etl_dagster reset")
-    try:
-        # In this order: should it end in between, a second reset finds the rest.
-        store.reset_for_resync()
-        dropped = drop_pipeline_slots(control, config.pipeline)
-    finally:
-        control.close()
-        lease.release()
+    if is_offered:
+        click.echo("The replicator of Dagster's sensor stops the stream, and does it.")
+        answer = request_reset(store)
+        if answer is None:
+            raise used
+        dropped = answer
+    else:
+        control = SourceControl(config.source, application_name="etl_dagster reset")
+        try:
+            dropped = reset_pipeline(config, store, control)
+        finally:
+            control.close()
     for name in dropped:
         click.echo(f"Dropped {name}.")
-    click.echo("Done. `etl-dagster run`, or the sensor, begins anew.")
+    if is_offered:
+        click.echo("Done. The sensor requests a run for each table.")
+    else:
+        click.echo("Done. `etl-dagster run`, or the sensor, begins anew.")
 
 
 def _reset_cleared(

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from etl_dagster.errors import EtlError, PipelineInUse
 from etl_dagster.model.stores import CoordinatingStore
 
-_KEY = "runner"
+#: Key of the note in the store.
+RUNNER = "runner"
 
 
 def note_runner(store: CoordinatingStore) -> None:
     """Write down that this process runs the pipeline; it has the lease."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    store.publish_status(_KEY, {"host": socket.gethostname(), "pid": os.getpid(), "since": now})
+    store.publish_status(RUNNER, {"host": socket.gethostname(), "pid": os.getpid(), "since": now})
 
 
 def in_use(store: CoordinatingStore, pipeline: str, who: str = "another process") -> PipelineInUse:
@@ -26,7 +27,7 @@ def in_use(store: CoordinatingStore, pipeline: str, who: str = "another process"
 def describe_runner(store: CoordinatingStore) -> str:
     """Such as `` (PID 71 on host db1, since 2026-11-26T05:00:00+00:00)``; empty when unknown."""
     try:
-        status = store.get_status(_KEY) or {}
+        status = store.get_status(RUNNER) or {}
         return f" (PID {status['pid']} on host {status['host']}, since {status['since']})"
     except (EtlError, KeyError):
         return ""
