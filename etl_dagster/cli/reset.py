@@ -64,20 +64,14 @@ def _reset_tables(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    from etl_dagster.runtime.table_ids import find_table_ids
+    from etl_dagster.cli.tables import table_ids
 
-    known = find_table_ids(config, store)
-    wanted = dict.fromkeys(_parsed(name) for name in tables)
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise click.UsageError(
-            f"the pipeline has no table {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-        )
+    wanted = table_ids(config, store, tables)
     for name in wanted:
         click.echo(f"{name} is copied again from the beginning; its old rows stay until then.")
     if not _is_wanted(dry_run=dry_run, yes=yes):
         return
-    for table_id in {known[name] for name in wanted}:
+    for table_id in wanted.values():
         store.request_copy(table_id)
     if store.is_leased("apply"):
         click.echo("Done. The running pipeline begins with it now.")
@@ -170,15 +164,6 @@ def _meaning(pending: Pending) -> str:
         case Refused(reason):
             return f"refused, {reason}; it is written again as it was"
     return "only what is displayed was changed; it is written again"
-
-
-def _parsed(name: str) -> str:
-    from etl_dagster.table_name import TableName
-
-    try:
-        return str(TableName.parse(name))
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
 
 
 def _is_wanted(*, dry_run: bool, yes: bool) -> bool:

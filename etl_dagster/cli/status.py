@@ -41,6 +41,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
     from etl_dagster.model.states import DataSync, state_name, state_to_json
     from etl_dagster.model.stores import ApplyWorker
     from etl_dagster.runtime.many import many
+    from etl_dagster.runtime.pausing import paused_tables
 
     published = store.get_status("apply") or {}
     by_id = {table["table_id"]: table for table in published.get("tables", {}).values()}
@@ -48,6 +49,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
     names = {schema.id: schema.name for schema in versions}
     tables = []
     states = store.get_table_replication_states()
+    paused = paused_tables(store)
     plans = many(store).get_copy_plans([t for t, s in states.items() if isinstance(s, DataSync)])
     for table_id, state in states.items():
         known = by_id.get(table_id, {})
@@ -58,6 +60,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
             "state": state_name(state),
             "state_id": config.state_id(name),
             "detail": state_to_json(state),
+            "paused_since": paused.get(table_id),
             "row_count": known.get("row_count"),
             "last_commit_lsn": known.get("last_commit_lsn"),
             "last_commit_time": known.get("last_commit_time"),
@@ -153,6 +156,8 @@ def _show(report: dict[str, Any]) -> None:
         state = row["state"]
         if "copy_chunks_total" in row:
             state += f" {row['copy_chunks_done']}/{row['copy_chunks_total']} chunks"
+        if row["paused_since"]:
+            state += ", paused"
         rows = "" if row["row_count"] is None else f"{row['row_count']:,}"
         last = (row["last_commit_time"] or "").partition(".")[0].partition("+")[0]
         table.add_row(Text(row["table"]), Text(state), rows, last.replace("T", " "))

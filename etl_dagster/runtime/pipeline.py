@@ -30,6 +30,7 @@ from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.pace import Pace
+from etl_dagster.runtime.pausing import paused_tables
 from etl_dagster.runtime.preflight import require_ready
 from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.reporter import Reporter
@@ -218,7 +219,9 @@ class Pipeline:
         if not (self._members.is_settled and self._renames.is_settled):
             return False
         states = self._store.get_table_replication_states()
-        return all(_is_settled(states.get(table_id)) for table_id in self._members.ids)
+        moving = [t for t in self._members.ids if not _is_settled(states.get(t))]
+        # Those that wait for a person, like a table that stopped.
+        return not moving or paused_tables(self._store).keys() >= set(moving)
 
     def _finish(self) -> None:
         """The end of the apply thread is the end of the pipeline."""

@@ -19,6 +19,7 @@ from etl_dagster.runtime.belonging import MISMATCHES
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.group_sync import GroupSync
 from etl_dagster.runtime.many import many
+from etl_dagster.runtime.pausing import paused_tables
 from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.runtime.table_sync import TableSync
 from etl_dagster.source.catalog import Leaf, fetch_leaves_of
@@ -101,6 +102,8 @@ class TableSyncs:
         due = [t for t in table_ids if t not in ours and is_sync_due(states.get(t))]
         if not due:
             return []
+        paused = paused_tables(self._store)
+        due = [table_id for table_id in due if table_id not in paused]
         # A worker of another process, or one that is just ending.
         leased = many(self._store).leased([f"table:{table_id}" for table_id in due])
         return [table_id for table_id in due if f"table:{table_id}" not in leased]

@@ -24,6 +24,7 @@ from etl_dagster.integrations.dagster.presence import (
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG
 from etl_dagster.model.states import Init
+from etl_dagster.runtime.pausing import pause_copies, resume_copies
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 from etl_dagster.stores.memory import MemoryStore
 
@@ -79,11 +80,11 @@ class Instance:
         return self.records
 
 
-def due(instance: Instance) -> Copies:
+def due(instance: Instance, resource: Resource | None = None) -> Copies:
     status = PipelineStatus("shop", "duckdb", "streaming", tables={TABLE.name: TABLE})
     return due_copies(
         cast(DagsterInstance, instance),
-        cast(EtlPipelineResource, Resource()),
+        cast(EtlPipelineResource, resource or Resource()),
         a_config(),
         status,
         {TABLE.name: KEY},
@@ -126,6 +127,25 @@ def test_a_canceled_copy_is_held_back_for_some_minutes_and_the_sensor_says_so() 
     assert "The copy was canceled at" in held.waiting[TABLE.name]
     assert "The sensor requests it again at" in held.waiting[TABLE.name]
     assert due(Instance((CANCELED, 601.0))).requests
+
+
+def test_a_copy_that_is_canceled_again_is_held_back_for_longer() -> None:
+    twice = ((CANCELED, 700.0), (CANCELED, 2000.0))
+    held = due(Instance(*twice))
+    assert "was canceled 2 times in a row" in held.waiting[TABLE.name]
+    assert due(Instance((CANCELED, 3601.0), (CANCELED, 5000.0))).requests
+    assert due(Instance((CANCELED, 700.0), (FAILED, 2000.0), (CANCELED, 3000.0))).requests
+
+
+def test_a_table_that_is_paused_is_not_requested_until_it_is_resumed() -> None:
+    resource = Resource()
+    pause_copies(resource.store, [1])
+    held = due(Instance(), resource)
+    assert not held.requests
+    assert "Copies of the table are paused since" in held.waiting[TABLE.name]
+    assert "etl-dagster resume public.orders" in held.waiting[TABLE.name]
+    assert resume_copies(resource.store, [1, 2]) == {1}
+    assert due(Instance(), resource).requests
 
 
 def test_a_copy_that_runs_is_not_requested() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,13 +29,15 @@ from etl_dagster.integrations.dagster.translator import (
 )
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.many import many
+from etl_dagster.runtime.pausing import paused_tables
 from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
 #: After a run that failed, the next one waits; doubled for each in a row.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 900.0
-#: After one that a person canceled. The source keeps WAL for the table meanwhile.
-PAUSE_AFTER_CANCELED_S = 600.0
+#: After one that a person canceled; six times as long for each in a row. The source keeps WAL for
+#: the table meanwhile.
+PAUSE_AFTER_CANCELED_S, LONGEST_PAUSE_AFTER_CANCELED_S = 600.0, 86_400.0
 #: Dagster's own retries of a failed run: the sensor requests the copy again, and nobody else.
 _NO_RETRIES = {"dagster/max_retries": "0"}
 _RUNS_LOOKED_AT = 10
@@ -84,11 +88,15 @@ def due_copies(
         return Copies()
     with resource.get_store() as store:
         due = _due(store, _next_few(idle))
+        paused = paused_tables(store) if due else {}
     requests: list[RunRequest] = []
     waiting: dict[str, str] = {}
     for table in due:
         if len(requests) >= room:
             break
+        if table.table_id in paused:
+            waiting[table.name] = _words_of_paused(table.name, paused[table.table_id])
+            continue
         before = _runs_before(instance, table)
         pause = before.pause(time.time())
         if pause is not None:
@@ -122,7 +130,8 @@ class RunsBefore:
     last_run_id: str | None = None
     #: How many failed or were canceled since the last one that succeeded.
     failures: int = 0
-    was_canceled: bool = False
+    #: How many of them, up to the last one, were canceled without another outcome in between.
+    cancellations: int = 0
     #: When the last one ended, seconds since 1970-01-01 UTC.
     ended_at: float | None = None
 
@@ -132,8 +141,10 @@ class RunsBefore:
             return None
         pause_s = doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, self.failures - 1)
         what = "failed" if self.failures == 1 else f"failed {self.failures} times in a row"
-        if self.was_canceled:
-            pause_s, what = max(pause_s, PAUSE_AFTER_CANCELED_S), "was canceled"
+        if self.cancellations:
+            pause_s, what = self._pause_after_canceled_s(), "was canceled"
+            if self.cancellations > 1:
+                what += f" {self.cancellations} times in a row, the last time"
         next_at = self.ended_at + pause_s
         if now >= next_at:
             return None
@@ -141,6 +152,17 @@ class RunsBefore:
             f"The copy {what} at {as_of(self.ended_at)}. The sensor requests it again at "
             f"{as_of(next_at)}; materialize the asset to copy the table now."
         )
+
+    def _pause_after_canceled_s(self) -> float:
+        pause_s = PAUSE_AFTER_CANCELED_S * 6.0 ** (self.cancellations - 1)
+        return min(pause_s, LONGEST_PAUSE_AFTER_CANCELED_S)
+
+
+def _words_of_paused(table: str, since: str) -> str:
+    return (
+        f"Copies of the table are paused since {since}. To have it copied again by the sensor: "
+        f"etl-dagster resume {shlex.quote(table)}; to copy it now, materialize the asset."
+    )
 
 
 def _runs_before(instance: DagsterInstance, table: TableStatus) -> RunsBefore:
@@ -155,10 +177,12 @@ def _runs_before(instance: DagsterInstance, table: TableStatus) -> RunsBefore:
             break
         failures += 1
     last = records[0]
+    statuses = [record.dagster_run.status for record in records]
+    canceled = list(itertools.takewhile(lambda s: s == DagsterRunStatus.CANCELED, statuses))
     return RunsBefore(
         last_run_id=last.dagster_run.run_id,
         failures=failures,
-        was_canceled=last.dagster_run.status == DagsterRunStatus.CANCELED,
+        cancellations=len(canceled),
         # Its other times are in the time zone of Dagster's database.
         ended_at=last.end_time,
     )

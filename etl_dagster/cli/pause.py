@@ -1,0 +1,48 @@
+"""`etl-dagster pause` and `etl-dagster resume`: hold the copies of single tables back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from etl_dagster.cli.options import config_option, load
+
+
+@click.command()
+@click.argument("tables", nargs=-1, required=True, metavar="SCHEMA.TABLE...")
+@config_option
+def pause(tables: tuple[str, ...], config_path: Path) -> None:
+    """Begin no copy of these tables until they are resumed.
+
+    A copy that is under way goes on; in Dagster, cancel its run as well. A table that is streamed
+    is streamed on: only its next copy waits. In Dagster, materializing the asset copies a table
+    although it is paused. The source keeps WAL for a copy that was interrupted.
+    """
+    config = load(config_path)
+    from etl_dagster.cli.existing import existing_store
+    from etl_dagster.cli.tables import table_ids
+    from etl_dagster.runtime.pausing import pause_copies
+
+    with existing_store(config) as store:
+        ids = table_ids(config, store, tables)
+        pause_copies(store, list(ids.values()))
+    for name in ids:
+        click.echo(f"{name} is paused: no copy of it begins.")
+
+
+@click.command()
+@click.argument("tables", nargs=-1, required=True, metavar="SCHEMA.TABLE...")
+@config_option
+def resume(tables: tuple[str, ...], config_path: Path) -> None:
+    """Let the copies of paused tables begin again."""
+    config = load(config_path)
+    from etl_dagster.cli.existing import existing_store
+    from etl_dagster.cli.tables import table_ids
+    from etl_dagster.runtime.pausing import resume_copies
+
+    with existing_store(config) as store:
+        ids = table_ids(config, store, tables)
+        resumed = resume_copies(store, list(ids.values()))
+    for name, table_id in ids.items():
+        click.echo(f"{name} {'is resumed' if table_id in resumed else 'was not paused'}.")
