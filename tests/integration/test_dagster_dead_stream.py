@@ -86,11 +86,7 @@ def test_once_the_slot_is_gone_both_checks_fail_and_say_what_to_do(
         until(lambda: ui.tick() and {c.check_name for c in ui.checks} > {LAG_CHECK})
         for evaluation in stored_checks(ui).values():
             assert evaluation.passed
-        shop.execute(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
-            " WHERE database = current_database() AND active"
-        )
-        until(lambda: dropped(shop))
+        shop.drop_slots()
         shop.execute("INSERT INTO orders SELECT i FROM generate_series(11, 1009) i")
         with pytest.raises(EtlError) as failed:
             ui.tick_until(lambda result: False)
@@ -119,22 +115,6 @@ def failure_of(result: Any) -> str:
     ]
     assert failure is not None
     return str(failure.description)
-
-
-def dropped(shop: Database) -> bool:
-    try:
-        shop.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-            " WHERE database = current_database()"
-        )
-    except Exception:
-        # The replicator was quicker, and has it again.
-        shop.execute(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
-            " WHERE database = current_database() AND active"
-        )
-        return False
-    return True
 
 
 def test_the_check_can_be_run_alone_and_fails_while_the_sensor_is_off(

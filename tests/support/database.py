@@ -14,6 +14,7 @@ from psycopg import sql
 
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.demo.server import EmbeddedPostgres
+from tests.support.waiting import wait_until
 
 PUBLICATION = "etl_pub"
 
@@ -75,17 +76,25 @@ class Database:
     def drop_slots(self) -> None:
         """End whoever uses this database's slots, and drop them."""
         with psycopg.connect(self.server.dsn(), autocommit=True) as admin:
-            # A walsender takes a moment to let go of its slot, so ending it must be waited for.
-            admin.execute(
-                "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots "
-                "WHERE database = %s AND active_pid IS NOT NULL",
-                [self.name],
-            )
+            # A pipeline that still runs may have its slot again before it is dropped.
+            wait_until(lambda: self._drop_slots(admin))
+
+    def _drop_slots(self, admin: psycopg.Connection[Any]) -> bool:
+        # A walsender takes a moment to let go of its slot, so ending it must be waited for.
+        admin.execute(
+            "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots "
+            "WHERE database = %s AND active_pid IS NOT NULL",
+            [self.name],
+        )
+        try:
             admin.execute(
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots "
                 "WHERE database = %s",
                 [self.name],
             )
+        except (psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
+            return False
+        return True
 
 
 def make_config(database: Database, tmp_path: Path, **overrides: Any) -> PipelineConfig:
