@@ -6,4 +6,6 @@ import os
 
 from etl_dagster.integrations.dagster import build_etl_definitions
 
-defs = build_etl_definitions(os.environ.get("ETL_DAGSTER_CONFIG", "etl.yaml"))
+defs = build_etl_definitions(
+    os.environ.get("ETL_DAGSTER_CONFIG", "etl.yaml"), clicks_in_process=True
+)
