@@ -9,6 +9,7 @@ from typing import Any
 from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey, AssetMaterialization
 
 from etl_dagster.integrations.dagster.history import LastEvents
+from etl_dagster.integrations.dagster.lag import dead
 from etl_dagster.integrations.dagster.reports import Event, Reports
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
@@ -279,3 +280,10 @@ def test_a_table_whose_copy_is_held_back_fails_its_check_with_the_reason() -> No
     ticks = Ticks()
     (check,) = checked(ticks.tick(replace(READY, state="init"), waiting="It was canceled."))
     assert (check.passed, check.description) == (False, "It was canceled.")
+
+
+def test_commands_in_a_solution_are_quoted_as_plain_text() -> None:
+    """The UI shows the words of a check as they are."""
+    assert dead("Nothing streams", "Start `etl-dagster run`.").words == (
+        "Nothing streams\n\nWhat to do: Start 'etl-dagster run'."
+    )

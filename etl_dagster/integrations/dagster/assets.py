@@ -23,6 +23,7 @@ from dagster import (
 from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, InvalidState, LeaseLost
+from etl_dagster.integrations.dagster.lag import with_solution
 from etl_dagster.integrations.dagster.metadata import (
     copy_metadata,
     state_metadata,
@@ -126,7 +127,7 @@ def copy_one_table(
             context.log.warning(f"{error.reason}. Trying again in {delay_s:.0f} s.")
             raise RetryRequested(max_retries=_MAX_RETRIES, seconds_to_wait=delay_s) from error
         raise Failure(
-            description=f"{error.reason}\n\nWhat to do: {error.solution}",
+            description=with_solution(error.reason, error.solution),
             metadata={"reason": error.reason, "solution": error.solution, "table": table_name},
             allow_retries=False,
         ) from error

@@ -131,7 +131,9 @@ def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> V
 
 
 def with_solution(reason: str, solution: str | None) -> str:
-    return f"{reason}\n\nWhat to do: {solution}" if solution else reason
+    """Both as the UI shows them: as plain text, in which backticks would stay."""
+    text = f"{reason}\n\nWhat to do: {solution}" if solution else reason
+    return text.replace("`", "'")
 
 
 def as_of(at: float) -> str:

@@ -26,6 +26,7 @@ from pydantic_core import to_jsonable_python
 from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.lag import with_solution
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.status import PipelineStatus
 
@@ -53,7 +54,7 @@ class ReplicatorFailed(EtlError):
         super().__init__(reason, solution=solution)
 
     def __str__(self) -> str:
-        return f"{self.reason}\n\nWhat to do: {self.solution}"
+        return with_solution(self.reason, self.solution)
 
 
 @dataclass(frozen=True)
@@ -305,10 +306,7 @@ class Supervisor:
     def _spawn(self, lease_s: float, note: str | None) -> str | None:
         pause_s = self._resume_at - time.monotonic()
         if pause_s > 0 and self._failure is not None:
-            return (
-                f"next try in {pause_s:.0f} s, after: {self._failure.reason} "
-                f"What to do: {self._failure.solution}"
-            )
+            return f"next try in {pause_s:.0f} s, after: {self._failure}"
         self._child = Replicator(self._payload, lease_s)
         self._generation += 1
         return f"{note}; started again" if note else None
