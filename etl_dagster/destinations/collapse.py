@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from etl_dagster.model.events import DELETE, TableChanges
 
@@ -163,7 +162,7 @@ def _key_ids(keys: pa.RecordBatch) -> np.ndarray:
     """int64: a number for each key, equal where the keys are."""
     ids = np.zeros(keys.num_rows, np.int64)
     for column in keys.columns:
-        encoded: Any = pc.dictionary_encode(column, null_encoding="encode")
+        encoded = column.dictionary_encode("encode")
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         # Dense again after each column, so that the product can't overflow.
         _, ids = np.unique(ids * (len(encoded.dictionary) + 1) + codes, return_inverse=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ from etl_dagster.values.text import parse
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Places: TypeAlias = npt.NDArray[np.int64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
+#: With offsets of 32 or of 64 bits.
+Strings: TypeAlias = "pa.Array[Any]"
 
 _HEADER: Final = XLOG_DATA_HEADER.size
 #: Tag and relation; what follows is 'N', 'K' or 'O' and a tuple with at least its column count.
@@ -157,11 +159,11 @@ class Column:
     #: Unchanged TOAST values; None: no value is.
     unchanged: Flags | None
 
-    def strings(self, data: Bytes) -> Any:
+    def strings(self, data: Bytes) -> Strings:
         """A string array; null where there is no value. It may hold what isn't UTF-8."""
         count = len(self.begins)
         is_large = len(data) > _INT32_END
-        string_type: Any = pa.large_string() if is_large else pa.string()
+        string_type = pa.large_string() if is_large else pa.string()
         # Arrow strings lie one behind the other. So the buffer as a whole becomes an array in
         # which each value is followed by what lies between it and the next one; `take` then
         # copies every other element, in C++.
@@ -169,7 +171,7 @@ class Column:
         offsets[0 : 2 * count : 2] = self.begins
         offsets[1 : 2 * count : 2] = self.stops
         offsets[2 * count] = self.stops[-1] if count else 0
-        both: Any = pa.Array.from_buffers(
+        both: Strings = pa.Array.from_buffers(
             string_type, 2 * count, [None, buffer_of(offsets), buffer_of(data)]
         )
         # Not pa.array(), which imports pandas where it is installed; that takes a second.
@@ -185,10 +187,10 @@ class Column:
 class DecodedRows:
     """The typed content of some row messages; see `TableChanges` for the fields."""
 
-    rows: Any
+    rows: pa.RecordBatch
     unchanged: dict[str, Flags]
     old_indices: Places | None
-    old_rows: Any
+    old_rows: pa.RecordBatch | None
     odd: dict[str, Odd]
 
 
@@ -216,7 +218,7 @@ def _joined(blocks: list[DecodedRows], begins: range) -> DecodedRows:
     old = [
         (begin + block.old_indices, block.old_rows)
         for begin, block in zip(begins, blocks, strict=True)
-        if block.old_indices is not None
+        if block.old_indices is not None and block.old_rows is not None
     ]
     odd: dict[str, list[Odd]] = {}
     for begin, block in zip(begins, blocks, strict=True):
@@ -232,19 +234,19 @@ def _joined(blocks: list[DecodedRows], begins: range) -> DecodedRows:
     )
 
 
-def _concat(batches: list[Any]) -> Any:
+def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     """Batches of one schema as one."""
     columns = zip(*(batch.columns for batch in batches), strict=True)
-    arrays: list[Any] = [pa.concat_arrays(list(chunks)) for chunks in columns]
+    arrays = [pa.concat_arrays(list(chunks)) for chunks in columns]
     if not arrays:
         return _empty_rows(sum(batch.num_rows for batch in batches))
     return pa.RecordBatch.from_arrays(arrays, schema=batches[0].schema)
 
 
-def _empty_rows(count: int) -> Any:
+def _empty_rows(count: int) -> pa.RecordBatch:
     """Rows of a table of which no column is published."""
-    rows: Any = pa.array([{}] * count, pa.struct([]))
-    return pa.RecordBatch.from_struct_array(rows)
+    rows = pa.array([{}] * count, pa.struct([]))
+    return pa.RecordBatch.from_struct_array(cast("pa.StructArray", rows))
 
 
 def _mask(block: DecodedRows, name: str) -> Flags:
@@ -291,8 +293,8 @@ def _decode_tuples(
     which: Places,
     schema: TableSchema,
     codec: str | None,
-) -> tuple[Any, dict[str, Flags], dict[str, Odd]]:
-    arrays: list[Any] = []
+) -> tuple[pa.RecordBatch, dict[str, Flags], dict[str, Odd]]:
+    arrays: list[pa.Array[Any]] = []
     unchanged: dict[str, Flags] = {}
     odd: dict[str, Odd] = {}
     spans = messages.columns(places, which, len(schema.columns))

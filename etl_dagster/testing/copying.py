@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,6 +25,9 @@ from etl_dagster.testing.changes import (
 )
 from etl_dagster.testing.subject import DestinationChecks, Subject, needs
 from etl_dagster.testing.waiting import all_within
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class CopyChecks(DestinationChecks):
@@ -272,7 +275,7 @@ class CopyChecks(DestinationChecks):
 def failing_chunk(rows: list[Row]) -> TableRows:
     """A chunk whose rows are all read, and then the connection to the source breaks."""
 
-    def batches() -> Iterator[Any]:
+    def batches() -> Iterator[pa.RecordBatch]:
         yield from chunk("copy-1", 0, ORDERS, rows).batches()
         raise ConnectionError("the source went away")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import duckdb
@@ -162,12 +162,14 @@ def readable(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 def _plain_text(numbers: pa.Array[Any]) -> pa.Array[Any]:
     """Decimals as text without an exponent: Arrow prints 0.00000001 as 1E-8."""
-    text: Any = numbers.cast(pa.string())
-    has_exponent: Any = pc.fill_null(pc.match_substring(text, "E"), False)
+    text = numbers.cast(pa.string())
+    found = pc.match_substring(text, "E").fill_null(False)
+    has_exponent = cast("pa.BooleanArray", found)
     if not has_exponent.true_count:
-        return text  # type: ignore[no-any-return]
+        return text
     plain = [format(number, "f") for number in numbers.filter(has_exponent).to_pylist()]
-    return pc.replace_with_mask(text, has_exponent, pa.array(plain, pa.string()))  # type: ignore[no-any-return]
+    replaced: pa.Array[Any] = pc.replace_with_mask(text, has_exponent, pa.array(plain, pa.string()))
+    return replaced
 
 
 def select_list(names: Iterable[str], types: dict[str, str]) -> str:
