@@ -8,10 +8,15 @@ through to `Failure.LOST`. Each layer derives its own errors from the kind.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum, auto
-from typing import Final
+from typing import Final, TypeVar
 
 import psycopg
+
+from etl_dagster.errors import EtlError
+
+E = TypeVar("E", bound=EtlError)
 
 
 class Failure(Enum):
@@ -169,6 +174,26 @@ def failure_of_code(sqlstate: str, text: str) -> Failure:
 def failure_of_text(text: str) -> Failure:
     """The same for what has no SQLSTATE: libpq's message of a connection."""
     return next((failure for pattern, failure in _TEXTS if pattern.search(text)), Failure.LOST)
+
+
+def derive(
+    error: psycopg.Error, make: Callable[[Failure, str], E], redact: Callable[[str], str] = str
+) -> E:
+    """A client's own error, which says whether waiting helps as the table does.
+
+    Args:
+        make: makes it of the kind and the message.
+        redact: hides the secrets in the message, such as `Dsn.redact`.
+    """
+    failure = failure_of(error)
+    return marked(make(failure, redact(message_of(error))), failure)
+
+
+def marked(error: E, failure: Failure) -> E:
+    """The error, with what the kind says about retries."""
+    error.retryable = failure.is_passing
+    error.is_starting = failure is Failure.STARTING
+    return error
 
 
 def message_of(error: psycopg.Error) -> str:

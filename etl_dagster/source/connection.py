@@ -17,7 +17,7 @@ from etl_dagster.errors import (
 )
 from etl_dagster.pg.connection import connect_pinned, pinned_conninfo
 from etl_dagster.pg.dsn import Dsn, tcp_settings
-from etl_dagster.pg.failures import Failure, failure_of, message_of
+from etl_dagster.pg.failures import Failure, failure_of, marked, message_of
 from etl_dagster.pg.settings import PINNED, TIMEOUTS
 
 #: A peer that vanished is noticed after a minute; a DSN may say otherwise.
@@ -126,10 +126,7 @@ def error_for(
     Args:
         message: the server's or libpq's; without row values.
     """
-    translated = _translated(failure, sqlstate, f"{what}: {message}", message)
-    translated.retryable = failure.is_passing
-    translated.is_starting = failure is Failure.STARTING
-    return translated
+    return marked(_translated(failure, sqlstate, f"{what}: {message}", message), failure)
 
 
 def _translated(failure: Failure, sqlstate: str | None, reason: str, message: str) -> EtlError:

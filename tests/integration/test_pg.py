@@ -12,7 +12,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from etl_dagster.errors import EtlError, StoreError
+from etl_dagster.config import SourceConfig
+from etl_dagster.errors import EtlError, SourceAuthenticationFailed, StoreError
 from etl_dagster.pg import migrate
 from etl_dagster.pg.advisory import lock_key
 from etl_dagster.pg.connection import Connection, connect_shared
@@ -20,6 +21,7 @@ from etl_dagster.pg.dsn import Dsn
 from etl_dagster.pg.failures import Failure, failure_of
 from etl_dagster.pg.listener import Subscription
 from etl_dagster.pg.pool import Pool
+from etl_dagster.source.copy import CopyConnection
 from etl_dagster.stores.postgres.migrate import STORE
 from tests.support.database import Database
 
@@ -33,7 +35,6 @@ def test_real_messages_have_the_kinds_of_the_table(newest_database: Database) ->
     free.close()
     examples: list[tuple[dict[str, str | int], Failure]] = [
         ({"port": port}, Failure.LOST),
-        ({"host": "nowhere.invalid", "hostaddr": ""}, Failure.LOST),
         ({"password": "wrong"}, Failure.REFUSED),
         ({"user": f"{name}_nologin", "password": "pw"}, Failure.REFUSED),
         ({"user": f"{name}_nobody"}, Failure.REFUSED),
@@ -48,6 +49,16 @@ def test_real_messages_have_the_kinds_of_the_table(newest_database: Database) ->
             psycopg.connect(make_conninfo(dsn, connect_timeout=5, **parameters))
         assert failure_of(failed.value) is expected, f"{parameters}: {failed.value}"
     newest_database.execute(f"drop role {name}_nologin")
+
+
+def test_a_copy_that_is_refused_is_not_a_server_that_is_away(newest_database: Database) -> None:
+    """ADBC calls every failure to connect operational, and gives no SQLSTATE for it."""
+    dsn = make_conninfo(newest_database.dsn, password="geheim")
+    config = SourceConfig.model_validate({"dsn": dsn, "publication": "p"})
+    with pytest.raises(SourceAuthenticationFailed, match="no connection for a copy") as refused:
+        CopyConnection(config, application_name="test")
+    assert not refused.value.retryable
+    assert "geheim" not in refused.value.reason
 
 
 # -- the pool ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from psycopg.types.json import set_json_dumps
 from etl_dagster.errors import ConfigError, StoreError, StoreUnreachable
 from etl_dagster.pg.connection import Connection, connect_shared, keeps_session
 from etl_dagster.pg.dsn import Dsn, DsnError, tcp_settings
-from etl_dagster.pg.failures import Failure, failure_of, message_of
+from etl_dagster.pg.failures import Failure, derive
 from etl_dagster.pg.pool import SOON_OVER, Pool
 from etl_dagster.pg.settings import pin_session, pin_transaction
 
@@ -121,12 +121,7 @@ class Connections:
 
     def translate(self, error: psycopg.Error) -> StoreError:
         """The error in our own vocabulary, without the password."""
-        message = self._dsn.redact(message_of(error))
-        failure = failure_of(error)
-        translated = self._translated(failure, message)
-        translated.retryable = failure.is_passing
-        translated.is_starting = failure is Failure.STARTING
-        return translated
+        return derive(error, self._translated, self._dsn.redact)
 
     def _translated(self, failure: Failure, message: str) -> StoreError:
         match failure:

@@ -24,7 +24,7 @@ from etl_dagster.integrations.meltano.states.errors import (
 )
 from etl_dagster.integrations.meltano.states.uri import StateLocation
 from etl_dagster.pg.connection import Connection, connect_shared
-from etl_dagster.pg.failures import Failure, failure_of, message_of
+from etl_dagster.pg.failures import Failure, derive
 from etl_dagster.pg.pool import Pool
 from etl_dagster.pg.settings import PINNED
 
@@ -89,12 +89,7 @@ class Connections:
 
     def translate(self, error: psycopg.Error) -> StateStorageError:
         """The error in our own vocabulary, without the password."""
-        message = self._location.dsn.redact(message_of(error))
-        failure = failure_of(error)
-        translated = self._translated(failure, message)
-        translated.retryable = failure.is_passing
-        translated.is_starting = failure is Failure.STARTING
-        return translated
+        return derive(error, self._translated, self._location.dsn.redact)
 
     def _translated(self, failure: Failure, message: str) -> StateStorageError:
         where = self._location.shown
