@@ -358,6 +358,16 @@ class EventBatch:
         )
 
     @property
+    def row_bytes(self) -> int:
+        """Memory that the changed rows take as Arrow columns."""
+        return sum(
+            step.rows.nbytes
+            for steps in self.tables.values()
+            for step in steps
+            if isinstance(step, TableChanges)
+        )
+
+    @property
     def is_empty(self) -> bool:
         """Nothing for a destination to do (marks alone change nothing)."""
         return not any(self.tables.values())

@@ -275,6 +275,7 @@ class DuckDBDestination:
                 tables = ledger.tables(events.tables)
                 names = Names(connection, ledger, tables)
                 replay_points = ledger.replay_points(events.tables)
+                dead_rows = 0
                 for table_id, steps in events.tables.items():
                     if events.is_outdated(table_id, replay_points.get(table_id)):
                         continue
@@ -284,7 +285,15 @@ class DuckDBDestination:
                     name = steps[0].schema.name if steps else str(table_id)
                     with _blaming(table_id, name):
                         merge.apply(steps)
+                    dead_rows += merge.dead_rows
                 names.settle()
+                self._file.upkeep.before_commit(
+                    connection,
+                    rows=events.row_count,
+                    dead_rows=dead_rows,
+                    bytes_per_table=events.row_bytes / max(len(events.tables), 1),
+                    more_follows=events.more_follows,
+                )
             if self._seen is not None:
                 self._seen.revisions[events.pipeline] = revision
 

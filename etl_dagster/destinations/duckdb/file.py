@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import duckdb
 import filelock
 
+from etl_dagster.destinations.duckdb import upkeep
 from etl_dagster.destinations.duckdb.failures import translate
 from etl_dagster.destinations.duckdb.readiness import is_unfinished
 from etl_dagster.errors import (
@@ -28,8 +29,6 @@ _LONGEST_HOLD_S = 1.0
 #: The same after a full batch. Closing writes the last row group of each table again, which is long
 #: texts and wide rows of 100,000 rows; it has to be worth it.
 _LONGEST_CATCH_UP_HOLD_S = 4.0
-#: DuckDB's own 16 MB is two batches, after each of which it would write that row group again.
-_CHECKPOINT_THRESHOLD = "128MB"
 #: Then processes that don't announce themselves, such as the duckdb shell, get their turn.
 _REST_S = 0.03
 #: How often a process that waits for the file tries, and the holder looks whether one waits.
@@ -73,8 +72,8 @@ class DatabaseFile:
             # Queries run in the threads that call; more of them would only cost memory.
             "threads": 1,
             "preserve_insertion_order": False,
-            "checkpoint_threshold": _CHECKPOINT_THRESHOLD,
-        }
+        } | upkeep.CONFIG
+        self.upkeep = upkeep.Upkeep()
         self._file_lock = lock_of(path)
         self._wanted = _wanted_by(path)
         self._changed = threading.Condition()
@@ -145,8 +144,9 @@ class DatabaseFile:
                 self._users -= 1
                 if more_follows is not None:
                     self._linger_s = _BUSY_LINGER_S if more_follows else 0.0
+                    is_worth_it = more_follows and not self.upkeep.is_written_at_once
                     self._longest_hold_s = (
-                        _LONGEST_CATCH_UP_HOLD_S if more_follows else _LONGEST_HOLD_S
+                        _LONGEST_CATCH_UP_HOLD_S if is_worth_it else _LONGEST_HOLD_S
                     )
                 self._idle_since = time.monotonic()
                 self._changed.notify_all()
@@ -190,13 +190,14 @@ class DatabaseFile:
             timeout_s=self._lock_timeout_s,
             before=None if guard is None else guard.before_opening,
         )
-        if guard is not None:
-            try:
+        try:
+            if guard is not None:
                 guard.after_opening(database)
-            except BaseException:
-                database.close()
-                self._file_lock.release()
-                raise
+            self.upkeep.opened(database)
+        except BaseException:
+            database.close()
+            self._file_lock.release()
+            raise
         return database
 
     @property
@@ -222,6 +223,7 @@ class DatabaseFile:
                 self._rest_until = time.monotonic() + _REST_S
             try:
                 if self._database is not None:
+                    self.upkeep.before_close(self._database)
                     self._database.close()
             finally:
                 self._database = None

@@ -55,6 +55,8 @@ class TableMerge:
         #: As it is in the file; None when it isn't there.
         self._table = table
         self._changelog = changelog
+        #: Rows of the file that were deleted or replaced.
+        self.dead_rows = 0
 
     def apply(self, steps: Sequence[TableStep]) -> None:
         """Apply what comes after the table's position, and move that."""
@@ -68,7 +70,7 @@ class TableMerge:
                 continue
             self._evolve_to(step.schema)
             if isinstance(step, TruncateEvent):
-                self._connection.execute(f"DELETE FROM {self._target}")
+                self._count_dead(self._connection.execute(f"DELETE FROM {self._target}"))
                 position = step.position
             else:
                 self._change(step)
@@ -76,6 +78,10 @@ class TableMerge:
             self._log(step)
         if position != before:
             self._ledger.keep_position(steps[-1].schema, position)
+
+    def _count_dead(self, deleted: duckdb.DuckDBPyConnection) -> None:
+        [(count,)] = deleted.fetchall()
+        self.dead_rows += count
 
     @property
     def _target(self) -> str:
@@ -125,6 +131,7 @@ class TableMerge:
             self._read_unknown(collapsed, key, names, types)
         elif collapsed.unknown:
             change_in_place(self._connection, self._target, collapsed, key, names, types)
+            self.dead_rows += len(collapsed.removed)
             return
         self._delete(collapsed.removed, key, types)
         if collapsed.unknown:
@@ -147,9 +154,11 @@ class TableMerge:
     def _delete(self, keys: pa.RecordBatch, key: Sequence[str], types: dict[str, str]) -> None:
         self._connection.register("_etl_keys", readable(keys))
         match = key_match(keys, key)
-        self._connection.execute(
-            f"DELETE FROM {self._target} AS target "
-            f"USING (SELECT {select_list(key, types)} FROM _etl_keys) AS gone WHERE {match}"
+        self._count_dead(
+            self._connection.execute(
+                f"DELETE FROM {self._target} AS target "
+                f"USING (SELECT {select_list(key, types)} FROM _etl_keys) AS gone WHERE {match}"
+            )
         )
         self._connection.unregister("_etl_keys")
 
@@ -215,7 +224,7 @@ class TableMerge:
             f"target.{quote(name)} IS NOT DISTINCT FROM gone.{quote(name)}" for name in names
         )
         times, group = quote("_etl times"), quote("_etl group")
-        self._connection.execute(
+        deleted = self._connection.execute(
             f"""
             DELETE FROM {self._target} WHERE rowid IN (
                 SELECT row_id FROM (
@@ -232,4 +241,5 @@ class TableMerge:
             )
             """
         )
+        self._count_dead(deleted)
         self._connection.unregister("_etl_gone")
