@@ -13,15 +13,11 @@ import psycopg
 from etl_dagster.config import PipelineConfig, PostgresStoreConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import OURS, TablePosition
 from etl_dagster.integrations.meltano.positions.verdicts import Row
-from etl_dagster.integrations.meltano.states.errors import (
-    StateChanged,
-    StateCorrupt,
-    StateStorageUnreachable,
-)
+from etl_dagster.integrations.meltano.states.connections import Connections
+from etl_dagster.integrations.meltano.states.errors import StateChanged, StateCorrupt
 from etl_dagster.integrations.meltano.states.records import StoredState
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 from etl_dagster.integrations.meltano.states.uri import StateLocation, locate, locate_dsn
-from etl_dagster.pg.connection import connect_shared
 
 #: Of a `meltano state move`: it writes the one state and deletes the other in one process.
 _MOVE_TAKES = timedelta(seconds=30)
@@ -72,19 +68,16 @@ class MirroredStates:
         state is there, and nobody cleared any.
         """
         table = self._steps.tables.identifiers()["state"].as_string()
+        connections = Connections(self._location)
+        query = (
+            "select current_database(), to_regclass(%s)::oid, case when "
+            "has_function_privilege('pg_control_system()', 'execute') then "
+            "(select system_identifier from pg_control_system()) end"
+        )
         try:
-            connection, _ = connect_shared(self._location.dsn)
-            with connection:
-                row = connection.execute(
-                    "select current_database(), to_regclass(%s)::oid, case when "
-                    "has_function_privilege('pg_control_system()', 'execute') then "
-                    "(select system_identifier from pg_control_system()) end",
-                    [table],
-                ).fetchone()
-        except psycopg.Error:
-            raise StateStorageUnreachable(
-                f"the states in {self._location.shown} can't be reached"
-            ) from None
+            row = connections.run(lambda c: c.execute(query, [table]).fetchone())
+        finally:
+            connections.close()
         return f"{table} in {' '.join(str(part) for part in row or ())}"
 
     def read(self, state_ids: Iterable[str]) -> dict[str, Row]:
