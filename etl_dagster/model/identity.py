@@ -38,6 +38,9 @@ class DestinationMark:
     #: Newest `EventBatch.last_begin` of this epoch. If the source sends what lies there again, it
     #: must be the same transaction.
     last_begin: TransactionMark = NO_TRANSACTION
+    #: The other pipelines that have written to the destination, where it can hold the tables of
+    #: one only: because it knows tables by their OID alone, and those of two databases overlap.
+    others: tuple[str, ...] = ()
 
     def after(self, events: EventBatch) -> DestinationMark:
         """The mark once the batch is written; a batch without an epoch only counts."""
@@ -121,21 +124,6 @@ class KeepsMark(Protocol):
 
     def written_revision(self, pipeline: str) -> int:
         """The newest revision that this object has committed, 0 before the first; from memory."""
-        ...
-
-
-@runtime_checkable
-class HoldsOnePipeline(Protocol):
-    """A destination that knows tables by their OID alone.
-
-    The OIDs of two source databases overlap, so it can't hold the tables of two pipelines.
-    """
-
-    def written_by(self) -> Collection[str]:
-        """The pipelines that have written to it; creates and changes nothing.
-
-        Also called before `startup`, and by `doctor`.
-        """
         ...
 
 

@@ -103,13 +103,13 @@ class Belonging:
             StoreRestored: the store is older than the destination, or another one.
             EtlError: store or destination can't be read.
         """
-        self._require_alone()
         # The store first: what it knows was committed before, so the mark can only be newer.
         known = self._known()
         states = self._store.get_table_replication_states()
+        mark = self._read_mark()
         if all(isinstance(state, Init) for state in states.values()):
             return  # nothing is claimed of any destination
-        mark = self._require_known(known)
+        self._require_known(known, mark)
         if mark is not None:
             self._require_store(mark)
         self._require_copies(states)
@@ -125,8 +125,8 @@ class Belonging:
             DestinationReplaced: it is another one, or what was written is gone.
             DestinationRestored: it is an older copy of itself.
         """
-        self._require_alone()
-        self._require_known(self._known())
+        known = self._known()
+        self._require_known(known, self._read_mark())
 
     def missing_copies(self, table_ids: Collection[TableId]) -> dict[TableId, CopyMissing]:
         """Those of the tables, all of them copied, whose copy is not at this destination."""
@@ -147,29 +147,28 @@ class Belonging:
             return not plan.finished and not is_complete
         return copy.is_complete or (not is_complete and plan.finished.keys() <= copy.chunks)
 
-    def _require_alone(self) -> None:
-        written_by = getattr(self._destination, "written_by", None)  # HoldsOnePipeline
-        if not callable(written_by):
-            return
-        others = [name for name in written_by() if name != self._config.pipeline]
-        if others:
+    def _read_mark(self) -> DestinationMark | None:
+        """What the destination says of itself; another pipeline's is refused."""
+        if self._marking is None:
+            return None
+        mark = self._marking.read_mark(self._config.pipeline)
+        if mark is not None and mark.others:
+            others = ", ".join(map(repr, mark.others))
             raise DestinationShared(
-                f"{self._place} holds the tables of the pipeline {', '.join(map(repr, others))}, "
+                f"{self._place} holds the tables of the pipeline {others}, "
                 f"and can't hold those of {self._config.pipeline!r} as well"
             )
+        return mark
 
     def _known(self) -> KnownDestination | None:
         return None if self._memory is None else self._memory.get_known_destination()
 
-    def _require_known(self, known: KnownDestination | None) -> DestinationMark | None:
-        if known is not None:
-            self._require_kind(known)
-        if self._marking is None:
-            return None
-        mark = self._marking.read_mark(self._config.pipeline)
-        if known is not None and known.identity:
+    def _require_known(self, known: KnownDestination | None, mark: DestinationMark | None) -> None:
+        if known is None:
+            return
+        self._require_kind(known)
+        if known.identity and self._marking is not None:
             self._require_same(known, mark)
-        return mark
 
     def _require_kind(self, known: KnownDestination) -> None:
         kind = self._config.destination.type

@@ -303,10 +303,6 @@ class DuckDBDestination:
         with self._reading() as ledger:
             return None if ledger is None else ledger.mark(pipeline)
 
-    def written_by(self) -> Collection[str]:
-        with self._reading() as ledger:
-            return [] if ledger is None else ledger.pipelines()
-
     def held_copies(self, table_ids: Collection[TableId]) -> Mapping[TableId, HeldCopy]:
         with self._reading() as ledger:
             return {} if ledger is None else ledger.held_copies(table_ids)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -111,14 +112,11 @@ class Ledger:
         if not there.issuperset({"identity", "pipelines"}):
             return DestinationMark("")
         identity = fetch_row(self._connection, "SELECT identity FROM _etl.identity") or ("",)
-        return self._mark_of(pipeline, identity[0]) or DestinationMark(identity[0])
-
-    def pipelines(self) -> list[str]:
-        """The pipelines that have written to the file, by name."""
-        if "pipelines" not in self._there():
-            return []
-        rows = self._connection.execute("SELECT pipeline FROM _etl.pipelines ORDER BY ALL")
-        return [name for (name,) in rows.fetchall()]
+        mark = self._mark_of(pipeline, identity[0]) or DestinationMark(identity[0])
+        others = self._connection.execute(
+            "SELECT pipeline FROM _etl.pipelines WHERE pipeline <> ? ORDER BY ALL", [pipeline]
+        ).fetchall()
+        return replace(mark, others=tuple(name for (name,) in others))
 
     def _mark_of(self, pipeline: str, identity: str = "") -> DestinationMark | None:
         row = fetch_row(
