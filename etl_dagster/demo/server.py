@@ -182,10 +182,9 @@ def _environment() -> dict[str, str]:
 
 
 def _accounts() -> list[_Account]:
-    """The ways to leave root behind, the plainest first; as an ordinary user just one.
+    """Accounts other than root's, the plainest first; for an ordinary user just its own.
 
-    The second keeps the right to pass folders that only root may enter, such as /root; the third
-    is for containers that withhold that right.
+    The second kind keeps the right to pass folders that only root may enter, such as /root.
     """
     if os.geteuid() != 0:
         return [_Account()]
@@ -203,10 +202,18 @@ def _accounts() -> list[_Account]:
                 *("--inh-caps=+dac_override", "--ambient-caps=+dac_override"),
             )
             ways.append(_Account(prefix=prefix, owner=(user, group)))
-    if unshare := shutil.which("unshare"):
-        plain = (unshare, "--user", "--map-user=1000", "--map-group=1000")
-        ways.append(_Account(prefix=plain, owner=(0, 0)))
     return sorted(ways, key=lambda way: len(way.prefix) > 0)
+
+
+def _namespaces() -> list[_Account]:
+    """Root under another name, for containers that withhold the right to pass closed folders.
+
+    To everything outside of the user namespace it is still root, without root's capabilities.
+    """
+    unshare = shutil.which("unshare") if os.geteuid() == 0 else None
+    if unshare is None:
+        return []
+    return [_Account((unshare, "--user", "--map-user=1000", "--map-group=1000"), owner=(0, 0))]
 
 
 class EmbeddedPostgres:
@@ -362,20 +369,33 @@ class EmbeddedPostgres:
         self.stop()
 
     def _choose_account(self) -> _Account:
-        for is_copied in (False, True):
-            if is_copied:
-                # The programs lie where only root may go, as in a checkout below /root.
-                self._binaries = _within_reach(self.binaries)
-            for account in _accounts():
-                if account.owner is not None:
-                    _give(self.folder, account.owner)
-                if account.can_use(self.binaries, self.folder):
-                    return account
+        installed = self.binaries
+        accounts = _accounts()
+        account = self._first_that_can_use(installed, accounts)
+        if account is None and os.geteuid() == 0:
+            # The programs lie where only root may go, as in a checkout below /root.
+            self._binaries = _within_reach(installed)
+            account = self._first_that_can_use(self._binaries, accounts)
+        if account is None:
+            self._binaries = installed
+            account = self._first_that_can_use(installed, _namespaces())
+        if account is not None:
+            return account
         raise ServerError(
-            f"can't run {self.binaries.program('postgres')} in {self.folder}",
+            f"can't run {installed.program('postgres')} in {self.folder}",
             solution="PostgreSQL doesn't run as root, and no other account can reach these "
             "folders; run this as an ordinary user, or from a folder others may enter.",
         )
+
+    def _first_that_can_use(
+        self, binaries: ServerBinaries, accounts: Sequence[_Account]
+    ) -> _Account | None:
+        for account in accounts:
+            if account.owner is not None:
+                _give(self.folder, account.owner)
+            if account.can_use(binaries, self.folder):
+                return account
+        return None
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         assert self._account is not None

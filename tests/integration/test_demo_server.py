@@ -120,9 +120,14 @@ def test_a_server_that_still_runs_is_stopped_by_the_next_start(open_folder: Path
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has another account to run it as")
 def test_root_runs_the_server_as_somebody_else(open_folder: Path) -> None:
     with EmbeddedPostgres(open_folder, durable=False) as server:
-        status = Path(f"/proc/{server.process_id}/status").read_text()
-        (uids,) = [line for line in status.splitlines() if line.startswith("Uid:")]
-        assert uids.split()[1] != "0"
+        assert "0" not in uids_of(server)
+
+
+def uids_of(server: EmbeddedPostgres) -> list[str]:
+    """Real, effective, saved and file system's user of the server's process."""
+    status = Path(f"/proc/{server.process_id}/status").read_text()
+    (uids,) = [line for line in status.splitlines() if line.startswith("Uid:")]
+    return uids.split()[1:]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has folders that others can't enter")
@@ -141,3 +146,4 @@ def test_programs_and_data_below_a_folder_of_root_alone(tmp_path: Path) -> None:
         closed / "server", ServerBinaries(inside, wheel.version), durable=False
     ) as server:
         assert psycopg.connect(server.dsn()).execute("select 1").fetchone() == (1,)
+        assert "0" not in uids_of(server)
