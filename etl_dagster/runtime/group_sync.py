@@ -154,8 +154,12 @@ class GroupSync:
     def _run(self, lease: Lease) -> None:
         self._belonging.require_known()
         tables = self._known_to_nobody_else(self._fetch_tables())
-        self._forget_earlier_copies(tables)
+        # First: of a table in a later state, the destination is expected to have the copy.
         self._move(self._states, DataSync())
+        tables = {t: table for t, table in tables.items() if t in self._states}
+        if not tables:
+            return
+        self._forget_earlier_copies(tables)
         # The snapshot lasts as long as the connection that made the slot does nothing else.
         connection = connect(
             self._config.source,

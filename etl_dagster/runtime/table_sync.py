@@ -367,12 +367,13 @@ class TableSync:
     def _new_copy(
         self, table: PublishedTable
     ) -> Iterator[tuple[PublishedTable, CopyPlan, str | None]]:
+        # First: of a table in a later state, the destination is expected to have the copy.
+        self._move(self._state, DataSync())
         # Of an earlier copy the destination knows the table as it was then.
         known = self._store.get_table_schema(self._table_id, LSN_MAX)
         self._destination.drop_table_for_copy(known or table.schema)
         self._control.ask("dropping the earlier slot", drop_slot, self._slot)
         self._store.clear_table_copy_state(self._table_id)
-        self._move(self._state, DataSync())
         # The snapshot lasts as long as the connection that made the slot does nothing else.
         connection = connect(
             self._config.source,

@@ -21,6 +21,8 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.states import Errored, Init, Ready
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime import catchup
+from etl_dagster.runtime.catchup import CatchUp
+from etl_dagster.runtime.delivery import Stopped
 from etl_dagster.runtime.group_copy import GroupCopy
 from etl_dagster.runtime.group_sync import GroupSync
 from etl_dagster.runtime.many import many
@@ -274,6 +276,55 @@ def test_a_group_that_was_interrupted_is_copied_again(
         assert pipeline.wait_until_caught_up(120)
 
     assert newest_database.slots() == ["etl_dagster_apply_test"]
+    assert_in_step(newest_database, config, names)
+
+
+class Forgetful(Watching):
+    """Notes the tables' states whenever it is told to forget earlier copies."""
+
+    store: CoordinatingStore
+    found: list[Counter[str]]
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        self.found.append(states(self.store))
+        super().drop_table_for_copy(schema)
+
+    def drop_tables_for_copy(self, schemas: Sequence[TableSchema]) -> None:
+        self.found.append(states(self.store))
+        super().drop_tables_for_copy(schemas)
+
+
+@pytest.mark.parametrize("count", [6, 1], ids=["group", "single"])
+def test_no_table_counts_as_copied_once_its_copy_is_forgotten(
+    newest_database: Database,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+) -> None:
+    """Killed right after, the next process would miss the copy, and refuse to start."""
+    names = create(newest_database, count)
+    config = make_config(newest_database, **{"copy.max_table_sync_workers": 1})
+    copied = threading.Event()
+
+    def stop(self: CatchUp) -> None:
+        copied.set()
+        pipeline.shutdown()
+        raise Stopped
+
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        with monkeypatch.context() as patched, running(config, store=store) as pipeline:
+            patched.setattr(CatchUp, "run", stop)
+            assert copied.wait(60)
+        assert states(store) == {"FinishedCopy": count}
+        # Without it, what was copied can't be taken up again.
+        newest_database.drop_slots()
+
+        destination = Forgetful.of(config)
+        destination.store, destination.found = store, []
+        with running(config, store=store, destination=destination) as pipeline:
+            assert pipeline.wait_until_caught_up(60)
+
+    assert destination.found == [{"DataSync": count}]
     assert_in_step(newest_database, config, names)
 
 
