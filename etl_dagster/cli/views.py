@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import click
 
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 _SUMMARY_S = 10.0
 #: What the live display needs besides its tables: border, header, footer.
 _OTHER_LINES = 12
+#: The border of the live display and the space next to it, on both sides.
+_BORDER_COLUMNS = 4
+#: Of a copy's progress bar.
+_BAR_COLUMNS = 16
+#: Where termios.tcgetattr() has the flags that ECHO is one of.
+_LOCAL_MODES = 3
 _STATE_COLORS = {"ready": "green", "errored": "red bold", "init": "dim"}
 assert len(TRANSITIONS) == 8, "a new state wants a look at what is shown of it"
 
@@ -186,8 +194,10 @@ class LiveView:
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._is_stopping = False
+        self._key_echo = KeyEcho()
 
     def __enter__(self) -> Self:
+        self._key_echo.turn_off()
         self._live.start()
         return self
 
@@ -198,10 +208,12 @@ class LiveView:
         trace: TracebackType | None,
     ) -> None:
         self._live.stop()
+        self._key_echo.restore()
 
     def show(self, status: PipelineStatus) -> None:
-        limit = max(self._console.size.height - _OTHER_LINES, 3)
-        screen = render(status, limit=limit, is_stopping=self._is_stopping)
+        width, height = self._console.size
+        limit = max(height - _OTHER_LINES, 3)
+        screen = render(status, limit=limit, width=width, is_stopping=self._is_stopping)
         self._live.update(screen, refresh=True)
 
     def stopping(self) -> None:
@@ -210,6 +222,7 @@ class LiveView:
     def restore_terminal(self) -> None:
         sys.stdout.write("\x1b[?25h\n")
         sys.stdout.flush()
+        self._key_echo.restore()
 
     def log_handler(self) -> logging.Handler | None:
         from rich.logging import RichHandler
@@ -217,14 +230,53 @@ class LiveView:
         return RichHandler(console=self._console, show_path=False, markup=False)
 
 
-def render(status: PipelineStatus, *, limit: int, is_stopping: bool = False) -> RenderableType:
-    """The pipeline on one screen, with at most `limit` tables, the ones that matter first."""
+class KeyEcho:
+    """Whether the terminal prints the keys that are pressed, Ctrl-C as ``^C``, at the cursor.
+
+    That moves the cursor away from the end of the display, whose top is then drawn twice. A shell
+    turns it on again where the process is killed.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[Any] | None = None
+
+    def turn_off(self) -> None:
+        """Until `restore`; nothing happens where stdin isn't a terminal."""
+        with contextlib.suppress(OSError, ValueError, ImportError):
+            import termios
+
+            with contextlib.suppress(termios.error):
+                before = termios.tcgetattr(sys.stdin.fileno())
+                quiet = [*before]
+                quiet[_LOCAL_MODES] = before[_LOCAL_MODES] & ~termios.ECHO
+                termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
+                self._before = before
+
+    def restore(self) -> None:
+        """As it was before."""
+        if self._before is not None:
+            import termios
+
+            with contextlib.suppress(OSError, ValueError, termios.error):
+                termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, self._before)
+            self._before = None
+
+
+def render(
+    status: PipelineStatus, *, limit: int, width: int, is_stopping: bool = False
+) -> RenderableType:
+    """The pipeline on one screen, with at most `limit` tables, the ones that matter first.
+
+    Args:
+        width: of the terminal, columns.
+    """
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
     tables = sorted(status.tables.values(), key=_urgency)
-    parts: list[RenderableType] = [_header(status), Text(), _tables(tables[:limit])]
+    inner = width - _BORDER_COLUMNS
+    parts: list[RenderableType] = [*_header(status, inner), Text(), _tables(tables[:limit], inner)]
     if len(tables) > limit:
         parts.append(Text(f"... and {len(tables) - limit} more tables", style="dim"))
     for table in tables[:limit]:
@@ -245,10 +297,8 @@ def render(status: PipelineStatus, *, limit: int, is_stopping: bool = False) -> 
     )
 
 
-def _header(status: PipelineStatus) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
+def _header(status: PipelineStatus, width: int) -> list[RenderableType]:
+    """The pipeline's figures, in as many lines as the width needs."""
     retained = status.retained_wal_bytes
     facts = {
         "phase": status.phase,
@@ -258,6 +308,22 @@ def _header(status: PipelineStatus) -> RenderableType:
         "confirmed": status.confirmed_lsn,
         "WAL kept": "-" if retained is None else human_bytes(retained),
     }
+    names = list(facts)
+    for lines in range(1, len(names)):
+        size = -(-len(names) // lines)
+        grids = [
+            _facts({name: facts[name] for name in names[first : first + size]})
+            for first in range(0, len(names), size)
+        ]
+        if all(_width_of(grid) <= width for grid in grids):
+            break
+    return list(grids)
+
+
+def _facts(facts: Mapping[str, str]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     grid = Table.grid(padding=(0, 3))
     for _ in facts:
         grid.add_column(no_wrap=True)
@@ -266,36 +332,103 @@ def _header(status: PipelineStatus) -> RenderableType:
     return grid
 
 
-def _tables(tables: list[TableStatus]) -> Table:
-    from rich.progress_bar import ProgressBar
+def _width_of(table: Table) -> int:
+    """The columns of a terminal that the table needs."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    wide = Console(width=1000)
+    return Measurement.get(wide, wide.options, table).maximum
+
+
+#: What is shown of each table, the most that a terminal has room for. The copy's columns are there
+#: only while there is a copy.
+_LAYOUTS = (
+    ("state", "copy", "rows", "speed", "inserted", "updated", "deleted"),
+    ("state", "copy", "rows", "speed", "changes"),
+    ("state", "copied", "rows", "speed", "changes"),
+    ("state", "copied", "rows", "speed"),
+    ("state", "copied", "rows", "changes"),
+    ("state", "copied", "rows"),
+    ("state", "copied"),
+)
+_OF_COPY = ("copy", "copied", "speed")
+
+
+def _tables(tables: list[TableStatus], width: int) -> Table:
+    is_copying = any(_is_copying(table) for table in tables)
+    for layout in _LAYOUTS:
+        columns = [name for name in layout if is_copying or name not in _OF_COPY]
+        grid = _grid(tables, columns)
+        if _width_of(grid) <= width:
+            break
+    return grid
+
+
+def _grid(tables: list[TableStatus], columns: Sequence[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    grid.add_column("table", no_wrap=True)
-    grid.add_column("state", no_wrap=True)
-    # Only while there is a copy: in a narrow terminal its width would be taken from the numbers.
-    is_copying = any(_is_copying(table) for table in tables)
-    if is_copying:
-        grid.add_column("copy", width=16)
-    for name in ("rows", "inserted", "updated", "deleted"):
-        grid.add_column(name, justify="right", no_wrap=True)
+    # In a terminal that is narrower than the last layout, a long name is cut first.
+    grid.add_column("table", no_wrap=True, ratio=1 if columns == ["state"] else None)
+    for name in columns:
+        is_text = name in ("state", "copy")
+        grid.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     for table in tables:
-        copy: RenderableType = Text()
-        rows = "" if table.row_count is None else f"{table.row_count:,}"
-        if _is_copying(table):
-            copy = ProgressBar(table.copy_chunks_total, table.copy_chunks_done, width=16)
-            rows = f"{table.copy_rows_done:,} of ~{table.copy_rows_estimated:,}"
-        grid.add_row(
-            Text(table.name),
-            Text(table.state, style=_STATE_COLORS.get(table.state, "yellow")),
-            *([copy] if is_copying else []),
-            rows,
-            f"{table.rows_inserted:,}",
-            f"{table.rows_updated:,}",
-            f"{table.rows_deleted:,}",
-        )
+        grid.add_row(Text(table.name), *(_cell(table, name) for name in columns))
     return grid
+
+
+def _cell(table: TableStatus, column: str) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    is_copying = _is_copying(table)
+    match column:
+        case "state":
+            return Text(table.state, style=_STATE_COLORS.get(table.state, "yellow"))
+        case "copy":
+            share = _share_copied(table)
+            return ProgressBar(1.0, share, width=_BAR_COLUMNS) if is_copying else Text()
+        case "copied":
+            return Text(f"{_share_copied(table):.0%}" if is_copying else "")
+        case "speed":
+            return Text(_speed(table) if is_copying else "")
+        case "rows" if is_copying:
+            return Text(f"{table.copy_rows_done:,} of ~{table.copy_rows_estimated:,}")
+        case "rows":
+            return Text("" if table.row_count is None else f"{table.row_count:,}")
+        case "inserted":
+            return Text(f"{table.rows_inserted:,}")
+        case "updated":
+            return Text(f"{table.rows_updated:,}")
+        case "deleted":
+            return Text(f"{table.rows_deleted:,}")
+    return Text(f"{table.rows_changed:,}")
+
+
+def _share_copied(table: TableStatus) -> float:
+    """From 0 to 1. The number of rows is the planner's guess; that of chunks is exact."""
+    if table.copy_chunks_done == table.copy_chunks_total:
+        return 1.0
+    by_chunks = table.copy_chunks_done / table.copy_chunks_total
+    by_rows = table.copy_rows_done / max(table.copy_rows_estimated, 1)
+    return min(max(by_chunks, by_rows), 0.99)
+
+
+def _speed(table: TableStatus) -> str:
+    if table.copy_rows_per_second is None or table.copy_seconds_left is None:
+        return ""
+    return f"{table.copy_rows_per_second:,.0f}/s, {_duration(table.copy_seconds_left)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _is_copying(table: TableStatus) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -16,6 +17,8 @@ from etl_dagster.model.schema import TableId
 
 #: The rate is taken over this many seconds.
 _RATE_WINDOW_S = 10.0
+#: A copy's over this many: rows may become known a chunk at a time.
+_COPY_WINDOW_S = 30.0
 
 
 @dataclass
@@ -28,16 +31,11 @@ class TableCounts:
     truncates: int = 0
     replaced: int = 0
     last_commit_lsn: Lsn | None = None
-    last_commit_time_us: int | None = None
+    #: ISO 8601, UTC.
+    last_commit_time: str | None = None
     #: Rows at the destination, and whether they changed since they were counted.
     row_count: int | None = None
     is_row_count_stale: bool = True
-
-    @property
-    def last_commit_time(self) -> str | None:
-        if self.last_commit_time_us is None:
-            return None
-        return datetime.fromtimestamp(self.last_commit_time_us / 1e6, UTC).isoformat()
 
 
 @dataclass
@@ -54,6 +52,11 @@ class Metrics:
         with self._lock:
             return self.tables.setdefault(table_id, TableCounts())
 
+    def recall(self, table_id: TableId, lsn: Lsn, time: str | None) -> None:
+        """The table's last change, as an earlier process reported it."""
+        counts = self.table(table_id)
+        counts.last_commit_lsn, counts.last_commit_time = lsn, time
+
     def add(self, events: EventBatch) -> None:
         """Count a batch that is durable."""
         with self._lock:
@@ -69,7 +72,7 @@ class Metrics:
                         counts.truncates += 1
                         counts.is_row_count_stale = True
                         counts.last_commit_lsn = step.position.commit_lsn
-                        counts.last_commit_time_us = step.commit_time_us
+                        counts.last_commit_time = _iso(step.commit_time_us)
 
     def _add_changes(self, counts: TableCounts, changes: TableChanges) -> None:
         if not len(changes):
@@ -80,7 +83,7 @@ class Metrics:
         counts.deleted += int(by_op[DELETE])
         counts.replaced += sum(map(len, changes.odd.values()))
         counts.last_commit_lsn = changes.last_position.commit_lsn
-        counts.last_commit_time_us = int(changes.commit_times_us[-1])
+        counts.last_commit_time = _iso(int(changes.commit_times_us[-1]))
         counts.is_row_count_stale = True
 
     @property
@@ -90,3 +93,66 @@ class Metrics:
             while self._recent and now - self._recent[0][0] > _RATE_WINDOW_S:
                 self._recent.popleft()
             return sum(rows for _, rows in self._recent) / _RATE_WINDOW_S
+
+
+def _iso(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat()
+
+
+class CopyMeter:
+    """Rows of copies under way, also of chunks that are not finished; safe for several threads.
+
+    Args:
+        clock: seconds, ascending.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        #: Rows read so far, by table and index of the chunk.
+        self._read: dict[TableId, dict[int, int]] = {}
+        #: When a table's copy had how many rows, oldest first.
+        self._samples: dict[TableId, deque[tuple[float, int]]] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, table_id: TableId) -> None:
+        """A copy of the table begins, or is resumed."""
+        with self._lock:
+            self._read.pop(table_id, None)
+            self._samples.pop(table_id, None)
+
+    def read(self, table_id: TableId, chunk_index: int, rows: int) -> None:
+        """So many rows of the chunk were read by now; 0 when it is read once more."""
+        with self._lock:
+            self._read.setdefault(table_id, {})[chunk_index] = rows
+
+    def unfinished(self, table_id: TableId, finished: Collection[int]) -> int:
+        """Rows read of the table's chunks that are not among the finished ones."""
+        with self._lock:
+            chunks = self._read.get(table_id, {})
+            return sum(rows for index, rows in chunks.items() if index not in finished)
+
+    def sample(self, table_id: TableId, rows: int) -> None:
+        """The table's copy has this many rows now; fewer than before is another copy."""
+        with self._lock:
+            now, samples = self._clock(), self._samples.setdefault(table_id, deque())
+            if samples and rows < samples[-1][1]:
+                samples.clear()
+            samples.append((now, rows))
+            while now - samples[0][0] > _COPY_WINDOW_S and len(samples) > 2:
+                samples.popleft()
+
+    def rows_per_second(self, table_id: TableId) -> float | None:
+        """The copy's speed over the last half minute; None until rows have arrived."""
+        with self._lock:
+            samples = self._samples.get(table_id)
+            if not samples or samples[-1][1] == samples[0][1]:
+                return None
+            (began, first), (ended, last) = samples[0], samples[-1]
+            return (last - first) / (ended - began)
+
+    def keep(self, table_ids: Collection[TableId]) -> None:
+        """Forget all tables but these."""
+        with self._lock:
+            for known in (self._read, self._samples):
+                for table_id in known.keys() - set(table_ids):
+                    del known[table_id]

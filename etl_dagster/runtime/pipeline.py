@@ -27,7 +27,7 @@ from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.members import Members
-from etl_dagster.runtime.metrics import Metrics
+from etl_dagster.runtime.metrics import CopyMeter, Metrics
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.pace import Pace
 from etl_dagster.runtime.pausing import paused_tables
@@ -97,13 +97,14 @@ class Pipeline:
         #: Somebody waits for a look at the publication that begins from now on.
         self._look_wanted = threading.Event()
         self._looks_begun = self._looks_done = 0
+        meter = CopyMeter()
         self._table_syncs = (
-            TableSyncs(config, store, destination, self._control, self._stop)
+            TableSyncs(config, store, destination, self._control, self._stop, meter)
             if copies == "own"
             else None
         )
         self._reporter = Reporter(
-            config, store, destination, self._members, self._metrics, self._control
+            config, store, destination, self._members, self._metrics, self._control, meter
         )
         self._lease: Lease | None = None
         self._epoch = 0
@@ -146,6 +147,7 @@ class Pipeline:
                 wait_durable(self._destination.write_events(fence), self._stop)
             self._belonging.remember()
             self._members.update(members)
+            self._reporter.recall()
             self._rewrites.look(members)
             self._renames.look(self._members.tables)
             self._confirmed = prepare_apply_slot(

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
-from etl_dagster.lsn import LSN_ZERO
+from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import CountsRows, Destination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import DataSync, Errored, Ready, TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore, CopyPlan
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.members import Members
-from etl_dagster.runtime.metrics import Metrics
+from etl_dagster.runtime.metrics import CopyMeter, Metrics
 from etl_dagster.runtime.slot import retained_wal_bytes
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 from etl_dagster.source.catalog import fetch_insert_lsn
@@ -42,6 +42,7 @@ class Reporter:
         members: Members,
         metrics: Metrics,
         control: SourceControl,
+        meter: CopyMeter,
     ) -> None:
         self._config = config
         self._store = store
@@ -49,6 +50,7 @@ class Reporter:
         self._members = members
         self._metrics = metrics
         self._control = control
+        self._meter = meter
         #: As last read.
         self._states: Mapping[TableId, TableState] = {}
         self._is_store_away = False
@@ -57,6 +59,20 @@ class Reporter:
         self._published: PipelineStatus | None = None
         self.retained_wal_bytes: int | None = None
         self.server_lsn = LSN_ZERO
+
+    def recall(self) -> None:
+        """Take over when each table last changed from the status of the process before."""
+        published = self._store.get_status("apply")
+        if not published:
+            return
+        states = self._read_states()
+        for table in PipelineStatus.from_json(published).tables.values():
+            state = states.get(table.table_id)
+            if table.last_commit_lsn is None or not isinstance(state, Ready):
+                continue
+            commit = Lsn.parse(table.last_commit_lsn)
+            if commit >= state.lsn:  # else it was before the table's present copy
+                self._metrics.recall(table.table_id, commit, table.last_commit_time)
 
     def measure(self, *, at_once: bool = False) -> None:
         """Ask source, store and destination for what is due, or for all of it at once."""
@@ -71,6 +87,9 @@ class Reporter:
         self._plans = many(self._store).get_copy_plans(
             [t for t in self._members.ids if isinstance(states.get(t), DataSync)]
         )
+        self._meter.keep(self._plans.keys())
+        for table_id, plan in self._plans.items():
+            self._meter.sample(table_id, self._rows_done(table_id, plan))
         if now >= self._count_due and isinstance(self._destination, CountsRows):
             self._count_rows([t for t, state in states.items() if isinstance(state, Ready)])
             took_s = time.monotonic() - now
@@ -128,6 +147,10 @@ class Reporter:
             for table_id, table in self._members.tables.items()
         }
 
+    def _rows_done(self, table_id: TableId, plan: CopyPlan) -> int:
+        durable = sum(chunk.row_count for chunk in plan.finished.values())
+        return durable + self._meter.unfinished(table_id, plan.finished.keys())
+
     def _table(self, table_id: TableId, name: str, state: TableState | None) -> TableStatus:
         counts, plan = self._metrics.table(table_id), self._plans.get(table_id)
         last_lsn = counts.last_commit_lsn
@@ -146,8 +169,9 @@ class Reporter:
             last_commit_time=counts.last_commit_time,
             copy_chunks_done=len(plan.finished) if plan else 0,
             copy_chunks_total=len(plan.chunks) if plan else 0,
-            copy_rows_done=sum(c.row_count for c in plan.finished.values()) if plan else 0,
+            copy_rows_done=self._rows_done(table_id, plan) if plan else 0,
             copy_rows_estimated=sum(c.estimated_rows for c in plan.chunks) if plan else 0,
+            copy_rows_per_second=self._meter.rows_per_second(table_id) if plan else None,
             values_replaced=counts.replaced,
             partitions_kept=len(kept),
             last_partition_kept=kept[-1] if kept else None,

@@ -28,11 +28,15 @@ class TableStatus:
     #: Commit record of the last change that is durable, with its commit time (ISO 8601, UTC).
     last_commit_lsn: str | None = None
     last_commit_time: str | None = None
-    #: Of the copy under way: chunks and rows that are durable, and the planner's estimate.
+    #: Chunks of the copy under way that are durable, and all of them.
     copy_chunks_done: int = 0
     copy_chunks_total: int = 0
+    #: Rows of the durable chunks, and those read so far of chunks that this process copies; and
+    #: the planner's estimate of all rows.
     copy_rows_done: int = 0
     copy_rows_estimated: int = 0
+    #: Speed of the copy in the last half minute; None until it is known.
+    copy_rows_per_second: float | None = None
     #: Values that their column's type could not hold and that became null.
     values_replaced: int = 0
     #: Partitions that were detached, dropped or truncated at the source while their rows stayed at
@@ -45,6 +49,13 @@ class TableStatus:
     @property
     def rows_changed(self) -> int:
         return self.rows_inserted + self.rows_updated + self.rows_deleted
+
+    @property
+    def copy_seconds_left(self) -> float | None:
+        """How long the copy will take at its present speed; None while that is not known."""
+        if not self.copy_rows_per_second:
+            return None
+        return max(self.copy_rows_estimated - self.copy_rows_done, 0) / self.copy_rows_per_second
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, Fin
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
+from etl_dagster.runtime.metrics import CopyMeter
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.source.catalog import (
     PublishedTable,
@@ -76,6 +77,7 @@ class TableCopy:
         snapshot_name: str | None,
         stop: threading.Event,
         on_chunk: Callable[[FinishedChunk], None],
+        meter: CopyMeter | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -85,6 +87,7 @@ class TableCopy:
         self._snapshot_name = snapshot_name
         self._stop = stop
         self._on_chunk = on_chunk
+        self._meter = meter or CopyMeter()
         #: Set when one worker failed: the others end after their chunk.
         self._failed = threading.Event()
         self._readers: set[ChunkReader] = set()
@@ -96,6 +99,7 @@ class TableCopy:
             Stopped: told to stop; finished chunks are recorded.
             EtlError: what the source, the store or the destination failed with.
         """
+        self._meter.begin(self._table.schema.id)
         todo: queue.SimpleQueue[CopyChunk] = queue.SimpleQueue()
         for chunk in self._plan.remaining:
             todo.put(chunk)
@@ -213,7 +217,11 @@ class TableCopy:
     ) -> FinishedChunk:
         started = time.monotonic()
         source = fetch_read_from(control, self._table.schema.id, chunk.relation_id)
-        counted = _Counted(reader.read(chunk, source) if source else iter(()), self._stop)
+        counted = _Counted(
+            reader.read(chunk, source) if source else iter(()),
+            self._stop,
+            lambda rows: self._meter.read(self._table.schema.id, chunk.index, rows),
+        )
         rows = TableRows(
             self._plan.copy_id,
             counted,
@@ -245,13 +253,24 @@ class TableCopy:
 
 
 class _Counted:
-    """An iterator over record batches that counts what passes, and ends with a stop."""
+    """An iterator over record batches that counts what passes, and ends with a stop.
 
-    def __init__(self, batches: Iterator[pa.RecordBatch], stop: threading.Event) -> None:
+    Args:
+        on_rows: called with the number of rows that have passed, at first with 0.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[pa.RecordBatch],
+        stop: threading.Event,
+        on_rows: Callable[[int], None],
+    ) -> None:
         self._batches = batches
         self._stop = stop
+        self._on_rows = on_rows
         self.row_count = 0
         self.byte_count = 0
+        on_rows(0)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return self
@@ -262,4 +281,5 @@ class _Counted:
         batch = next(self._batches)
         self.row_count += batch.num_rows
         self.byte_count += batch.nbytes
+        self._on_rows(self.row_count)
         return batch

@@ -50,6 +50,7 @@ from etl_dagster.model.stores import (
 from etl_dagster.runtime.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.catchup import CatchUp
 from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.metrics import CopyMeter
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.partitions import note_copied_partitions
 from etl_dagster.runtime.retry import errored_state
@@ -120,6 +121,7 @@ class TableSync:
         *,
         stop: threading.Event | None = None,
         on_progress: Callable[[CopyProgress], None] = lambda progress: None,
+        meter: CopyMeter | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -129,6 +131,7 @@ class TableSync:
         self._worker = TableSyncWorker(table_id)
         self._slot = table_sync_slot_name(config.pipeline, table_id)
         self._stop = stop or threading.Event()
+        self._meter = meter
         self._report = on_progress
         self._control = SourceControl(
             config.source,
@@ -460,6 +463,7 @@ class TableSync:
             snapshot_name=snapshot_name,
             stop=self._stop,
             on_chunk=chunk_done,
+            meter=self._meter,
         ).run()
         self._store.store_destination_table_metadata(
             self._table_id, destination_metadata(table.schema, "applied")

@@ -19,6 +19,7 @@ from etl_dagster.runtime.belonging import MISMATCHES
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.group_sync import GroupSync
 from etl_dagster.runtime.many import many
+from etl_dagster.runtime.metrics import CopyMeter
 from etl_dagster.runtime.pausing import paused_tables
 from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.runtime.table_sync import TableSync
@@ -57,12 +58,14 @@ class TableSyncs:
         destination: Destination,
         control: SourceControl,
         stop: threading.Event,
+        meter: CopyMeter,
     ) -> None:
         self._config = config
         self._store = store
         self._destination = destination
         self._control = control
         self._stop = stop
+        self._meter = meter
         self._running: list[_Running] = []
         #: Tables that a group could not copy.
         self._singly: set[TableId] = set()
@@ -142,7 +145,14 @@ class TableSyncs:
         thread.start()
 
     def _sync(self, table_id: TableId) -> None:
-        worker = TableSync(self._config, self._store, self._destination, table_id, stop=self._stop)
+        worker = TableSync(
+            self._config,
+            self._store,
+            self._destination,
+            table_id,
+            stop=self._stop,
+            meter=self._meter,
+        )
         try:
             worker.run()
         except MISMATCHES as error:

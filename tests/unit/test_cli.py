@@ -304,7 +304,7 @@ def drawn(shown: PipelineStatus, limit: int = 50) -> str:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=120)
-    console.print(render(shown, limit=limit))
+    console.print(render(shown, limit=limit, width=120))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
