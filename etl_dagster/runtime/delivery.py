@@ -37,6 +37,7 @@ from etl_dagster.runtime.halving import PieceSize, halves, only_table
 from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.schemas import SchemaTracker
+from etl_dagster.table_name import TableName
 
 _log = logging.getLogger(__name__)
 
@@ -259,7 +260,13 @@ class Delivery:
         events = self._prepare(self._schemas.announce(events))
         changes = self._schemas.begin_changes(events)
         events = self._write(events)
-        self._schemas.finish_changes([c for c in changes if c.schema.id in events.tables])
+        made = [change for change in changes if change.schema.id in events.tables]
+        self._schemas.finish_changes(made)
+        if self._renames is not None:
+            for change in made:
+                schema = change.schema
+                name = TableName(schema.schema_name, schema.table_name)
+                self._renames.described(schema.id, name)
         if events.commit_end_lsn is not None:
             self._keep_progress(events.commit_end_lsn)
         self._on_durable(events.commit_end_lsn, events)

@@ -9,7 +9,7 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Ready
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.source.catalog import PublishedTable, emit_marker
+from etl_dagster.source.catalog import PublishedTable, emit_marker, fetch_relations
 from etl_dagster.source.control import SourceControl
 from etl_dagster.table_name import TableName
 
@@ -21,6 +21,10 @@ class Renames:
     table may get its name. So names are compared with the catalog. The stream takes a new name over
     once it has passed everything that was committed before: until then it may still bring the
     table under an earlier name.
+
+    The stream itself may give the destination a name that is not the table's any more: it was
+    renamed again with no row since, or its rows come through a partition, for which Postgres goes
+    on describing the root as it was. The catalog is asked about such a table once more.
     """
 
     def __init__(self, store: CoordinatingStore, control: SourceControl) -> None:
@@ -34,6 +38,8 @@ class Renames:
         #: Those of them that the stream takes over once it has passed the LSN.
         self._marked: set[TableId] = set()
         self._lsn = LSN_ZERO
+        #: Tables that the stream has given another name than that of the last look.
+        self._doubtful: set[TableId] = set()
 
     def look(self, tables: Mapping[TableId, PublishedTable]) -> None:
         """Compare the names with those of the last look, at first with what the store has.
@@ -60,12 +66,32 @@ class Renames:
         Raises:
             EtlError: the source or the store can't be asked.
         """
+        self._ask_about_doubtful()
         ready = self._ready() - self._marked
         if ready:
             lsn = self._control.ask("marking the stream", emit_marker)
             with self._lock:
                 self._marked |= ready
                 self._lsn = lsn
+
+    def described(self, table_id: TableId, name: TableName) -> None:
+        """The stream has brought the table under this name. From any thread."""
+        with self._lock:
+            if self._names is not None and self._names.get(table_id, name) != name:
+                self._doubtful.add(table_id)
+
+    def _ask_about_doubtful(self) -> None:
+        with self._lock:
+            doubtful = set(self._doubtful)
+        if not doubtful:
+            return
+        found = self._control.ask("reading tables' names", fetch_relations, list(doubtful))
+        with self._lock:
+            names = {t: TableName(now.schema_name, now.name) for t, now in found.items()}
+            self._names = {**(self._names or {}), **names}
+            self._due |= names
+            self._marked -= doubtful
+            self._doubtful -= doubtful
 
     @property
     def waits_for(self) -> Lsn | None:
@@ -75,6 +101,9 @@ class Renames:
     @property
     def is_settled(self) -> bool:
         """Whether the destination knows the names of all tables that are streamed."""
+        with self._lock:
+            if self._doubtful:
+                return False
         return not self._ready()
 
     def take(self, reached: Lsn) -> Mapping[TableId, TableName]:

@@ -20,6 +20,7 @@ from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.model.events import TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.source.trigger import install
 from tests.support.database import Database
 from tests.support.pipelines import running
 
@@ -117,6 +118,34 @@ def test_a_partitioned_table_keeps_its_new_name(
         database.execute("insert into sales values (2)")
         caught_up(pipeline)
         assert_in_step(database, config)
+        # The source reports the new name before such rows.
+        with database.connect() as connection:
+            install(connection)
+        database.execute("alter table sales rename to profits", "insert into profits values (3)")
+        caught_up(pipeline)
+        assert_in_step(database, config)
+
+
+def test_a_table_that_gets_its_name_back_has_it_without_another_row(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """The last name that the stream brings is not the table's any more."""
+    database = newest_database
+    database.execute(TABLES)
+    config = make_config(database)
+    there_and_back = (
+        "begin; alter table orders rename to moved; insert into moved values ({}, 'x');"
+        "alter table moved rename to orders; commit"
+    )
+    with running(config) as pipeline:
+        caught_up(pipeline)
+        database.execute(there_and_back.format(101))
+        caught_up(pipeline)
+        assert_in_step(database, config)
+    database.execute(there_and_back.format(102))
+    with running(config) as pipeline:
+        caught_up(pipeline)
+    assert_in_step(database, config)
 
 
 def test_names_move_in_chains_to_free_names_and_back(
