@@ -290,7 +290,9 @@ def fetch_leaves_of(
     )
     leaves: dict[TableId, list[Leaf]] = {}
     for table_id, *leaf in cursor:
-        leaves.setdefault(table_id, []).append(Leaf(*leaf))
+        # The query's snapshot still has a relation that was dropped since; its file is gone.
+        if None not in leaf:
+            leaves.setdefault(table_id, []).append(Leaf(*leaf))
     return leaves
 
 

@@ -26,6 +26,7 @@ from etl_dagster.runtime.delivery import Stopped
 from etl_dagster.runtime.group_copy import GroupCopy
 from etl_dagster.runtime.group_sync import GroupSync
 from etl_dagster.runtime.many import many
+from etl_dagster.source.catalog import fetch_leaves_of
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 
@@ -277,6 +278,18 @@ def test_a_group_that_was_interrupted_is_copied_again(
 
     assert newest_database.slots() == ["etl_dagster_apply_test"]
     assert_in_step(newest_database, config, names)
+
+
+def test_a_table_that_is_dropped_while_it_is_measured_has_no_size(
+    newest_database: Database,
+) -> None:
+    names = create(newest_database, 2)
+    ids = [newest_database.query("select to_regclass(%s)::oid", [name])[0][0] for name in names]
+    with newest_database.connect(autocommit=False) as connection:
+        connection.execute("set transaction isolation level repeatable read; select 1")
+        newest_database.execute(f"drop table {names[0]}")
+
+        assert list(fetch_leaves_of(connection, ids)) == ids[1:]
 
 
 class Forgetful(Watching):
