@@ -25,7 +25,7 @@ import click
     type=click.Path(file_okay=False, path_type=Path),
     default=Path(".demo"),
     show_default=True,
-    help="Where the demo keeps its data; delete it to begin anew.",
+    help="Where the demo keeps its data; delete it to start over.",
 )
 def demo(rate: float, port: int | None, folder: Path) -> None:
     """Run a Postgres with flight data, a live workload and Dagster; Ctrl-C stops all of it.

@@ -121,7 +121,7 @@ def _reset_all(
     if is_offered:
         click.echo("Done. The sensor requests a run for each table.")
     else:
-        click.echo("Done. `etl-dagster run`, or the sensor, begins anew.")
+        click.echo("Done. The next start, by `etl-dagster run` or the sensor, copies every table.")
 
 
 def _reset_cleared(

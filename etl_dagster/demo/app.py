@@ -164,7 +164,7 @@ def _etl_yaml(access: Databases) -> str:
         "state_store": {"dsn": access.dsn(databases.STATE, databases.PIPELINE)},
         "destination": {"type": "duckdb", "path": "flights.duckdb"},
     }
-    heading = "# The demo's pipeline. Written anew by each `etl-dagster demo`.\n"
+    heading = "# The demo's pipeline. Each `etl-dagster demo` overwrites it.\n"
     return heading + yaml.safe_dump(values, sort_keys=False).replace("$", "$$")
 
 
@@ -202,7 +202,7 @@ def _dagster_yaml(access: Databases) -> str:
         # Dagster's newsletter form would cover the first page.
         "nux": {"enabled": False},
     }
-    heading = "# The demo's Dagster instance. Written anew by each `etl-dagster demo`.\n"
+    heading = "# The demo's Dagster instance. Each `etl-dagster demo` overwrites it.\n"
     return heading + yaml.safe_dump(values, sort_keys=False)
 
 

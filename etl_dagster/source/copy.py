@@ -126,7 +126,7 @@ class CopyConnection:
         except adbc.Error as error:
             raise SourceUnreachable(
                 f"the snapshot of the copy is gone: {_first_line(error)}",
-                solution="Nothing to do: the copy begins anew.",
+                solution="No action needed: the copy restarts from the beginning.",
             ) from None
 
     def release(self) -> None:

@@ -359,7 +359,7 @@ def _blaming(table_id: TableId, name: str) -> Iterator[None]:
             table_id,
             f"DuckDB refuses a value of {name}: {message}",
             solution="Compare the column's type at the destination with the source's, "
-            "then reset the table: the copy creates it anew.",
+            "then reset the table: the copy creates it again.",
         ) from None
 
 

@@ -55,7 +55,7 @@ class MeltanoRunConfig(Config):
         default=False, description="Ignore the state: extract from the beginning."
     )
     refresh_catalog: bool = Field(
-        default=False, description="Ask the tap anew what streams it has."
+        default=False, description="Ask the tap again which streams it has."
     )
 
 
