@@ -64,7 +64,11 @@ class MemberNotes:
             if trace is None
             else [trace.oid, trace.xmin, trace.operations, trace.via_partition_root],
             "tables": {
-                str(t): [sorted(member.paths), *_storage(member.storage)]
+                str(t): [
+                    sorted(member.paths),
+                    *_storage(member.storage),
+                    ".".join(sorted(member.columns)),
+                ]
                 for t, member in self.tables.items()
             },
             "leaving": {str(t): str(lsn) for t, lsn in self.leaving.items()},
@@ -116,5 +120,8 @@ def _storage(storage: Storage) -> list[int]:
 
 
 def _membership(value: list[Any]) -> Membership:
-    paths, *storage = value
-    return Membership(frozenset(paths), Storage(*storage))
+    # Earlier versions kept no columns.
+    paths, file_node, toast_id, columns = [*value, ""][:4]
+    return Membership(
+        frozenset(paths), Storage(file_node, toast_id), frozenset(filter(None, columns.split(".")))
+    )

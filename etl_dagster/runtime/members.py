@@ -252,13 +252,15 @@ class Members:
                 or (before is not None and not member.is_unbroken_since(before))
             )
             rewrite = Rewrite.NONE if before is None else member.rewrite_since(before)
-            if of_all is not None or was_out or rewrite is Rewrite.ALTERED:
+            reason = of_all
+            if was_out:
+                reason = reason or "was out of the publication"
+            elif before is not None and member.may_have_been_attached_since(before):
+                reason = reason or "may have been a partition of another table for a while"
+            elif rewrite is Rewrite.ALTERED:
+                reason = reason or "was written again, perhaps while it was unlogged"
+            if reason is not None:
                 self._unclear.pop(table_id, None)
-                reason = of_all or (
-                    "was out of the publication"
-                    if was_out
-                    else "was written again, perhaps while it was unlogged"
-                )
                 self._copy_again(table_id, reason)
             elif rewrite is Rewrite.UNCLEAR:
                 known = self._unclear.get(table_id)

@@ -10,6 +10,8 @@ returned since. Postgres keeps no history of it; it leaves these traces:
 `xmin` of the table's `pg_depend` row for the      ``ALTER TABLE ... SET SCHEMA``, also when it
 schema                                             moved back
 `xmin` of `pg_inherits`                            ``DETACH`` and ``ATTACH PARTITION``
+`xmin` of all columns in `pg_attribute`            the same, for a table that was not a partition
+                                                   before and is not one now
 `pg_class.relfilenode`, `reltoastrelid`            ``SET UNLOGGED``, ``SET LOGGED``: see `Storage`
 ================================================== ===============================================
 """
@@ -85,12 +87,24 @@ class Membership:
     #: One that is there unchanged, and limits neither rows nor columns, has published it all along.
     paths: frozenset[str]
     storage: Storage
+    #: The different `xmin` of its columns. Only noted where a table is not published by itself
+    #: while it is a partition (``publish_via_partition_root``).
+    columns: frozenset[str] = frozenset()
 
     def is_unbroken_since(self, before: Membership) -> bool:
         """Whether the publication held the table all the time, as far as its own rows tell."""
         if self.paths == before.paths:
             return True
         return any(not path.endswith(_LIMITED) for path in self.paths & before.paths)
+
+    def may_have_been_attached_since(self, before: Membership) -> bool:
+        """Whether it may have been a partition, whose changes are published as its root's.
+
+        ATTACH and DETACH PARTITION write the entries of all columns; other statements do so for a
+        table of one column only.
+        """
+        known = before.columns and self.columns
+        return bool(known) and self.columns.isdisjoint(before.columns)
 
     def rewrite_since(self, before: Membership) -> Rewrite:
         """Whether it may have been unlogged for a while, when its changes were not in the WAL."""
@@ -145,10 +159,14 @@ with recursive published as materialized (
   select relid, 'all tables' from published where %(all)s
 )
 select p.relid::bigint, p.relkind = 'p', array_agg(t.path order by t.path),
+       {columns} as columns,
        coalesce(pg_relation_filenode(p.relid), 0)::bigint, p.reltoastrelid::bigint, p.changed_by
 from published p join paths t on t.relid = p.relid
 group by p.relid, p.relkind, p.reltoastrelid, p.changed_by
 """
+
+_COLUMNS = """array(select distinct a.xmin::text from pg_attribute a
+             where a.attrelid = p.relid and a.attnum > 0 and not a.attisdropped)"""
 
 _SCHEMAS = """
   union all
@@ -203,12 +221,13 @@ def look(connection: Connection, publication: str) -> Look:
             else "''"
         ),
         schemas=sql.SQL(_SCHEMAS if version >= 150000 else ""),
+        columns=sql.SQL(_COLUMNS if trace.via_partition_root else "'{}'::text[]"),
     )
     values = {"publication": publication, "oid": trace.oid, "all": is_for_all}
     members: dict[TableId, Membership] = {}
     roots: list[TableId] = []
-    for table_id, is_root, paths, *storage in connection.execute(query, values):
-        members[table_id] = Membership(frozenset(paths), Storage(*storage))
+    for table_id, is_root, paths, columns, *storage in connection.execute(query, values):
+        members[table_id] = Membership(frozenset(paths), Storage(*storage), frozenset(columns))
         if is_root:
             roots.append(table_id)
     return Look(trace, members, fetch_partitions(connection, roots))

@@ -38,6 +38,36 @@ def copied_again(caplog: pytest.LogCaptureFixture) -> set[str]:
     }
 
 
+@pytest.mark.parametrize("what", ["all tables", "table ev, guest, other"])
+def test_a_table_that_was_a_partition_for_a_while(
+    replica: Replica, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its changes were published as those of the root then."""
+    database = replica.database
+    database.execute(
+        "create table ev (id int primary key, v text) partition by range (id)",
+        "create table ev_0 partition of ev for values from (0) to (100)",
+        "create table guest (id int primary key, v text)",
+        "create table other (id int primary key, v text)",
+        "insert into guest values (101, 'a'), (102, 'b')",
+        f"create publication etl_pub for {what} with (publish_via_partition_root)",
+    )
+    replica.catch_up()
+    database.execute(
+        "alter table ev attach partition guest for values from (100) to (200)",
+        "update ev set v = 'changed' where id = 101",
+        "delete from ev where id = 102",
+        "alter table ev detach partition guest",
+        "insert into guest values (103, 'c')",
+        "alter table other alter v set default 'x'",
+        "alter table other add n int",
+        "insert into other values (1)",
+    )
+    replica.catch_up()
+    replica.assert_in_step("public.guest", "public.other")
+    assert copied_again(caplog) == {"public.guest"}
+
+
 def test_tables_of_a_schema_that_was_out_for_a_while(replica: Replica) -> None:
     database = replica.database
     database.execute(
