@@ -133,13 +133,29 @@ class PublicationEmpty(SourceNotPrepared):
         self.publication = publication
 
 
+class PartitionIdentity(SourceError):
+    """A partition's old rows don't have what identifies a row of its table."""
+
+    def __init__(
+        self, table: str, key: Sequence[str], partition: str, identity: Sequence[str]
+    ) -> None:
+        own = f"by ({', '.join(key)})" if key else "only by all of its columns"
+        super().__init__(
+            f"a row of {table} is identified {own}, but of a row that is updated or deleted in "
+            f"its partition {partition} Postgres sends ({', '.join(identity)}) alone",
+            solution=f"On the source: ALTER TABLE {partition} REPLICA IDENTITY FULL, for every "
+            f"such partition; or give {table} a primary key, which its partitions then have, too. "
+            "Then reset the table.",
+        )
+
+
 class TableRewritten(SourceError):
     """All rows of a table were written anew while it was copied, so they are in other places.
 
     VACUUM FULL, CLUSTER, TRUNCATE and some kinds of ALTER TABLE do that.
     """
 
-    solution = "Nothing to do: the copy begins anew."
+    solution = "No action needed: the copy restarts from the beginning."
     retryable = True
 
 

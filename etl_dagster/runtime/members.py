@@ -16,12 +16,14 @@ from etl_dagster.model.states import (
     Errored,
     FinishedCopy,
     Init,
+    ManualRetry,
     Ready,
     SyncDone,
     SyncWait,
     TableState,
 )
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
+from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.many import group_lease
 from etl_dagster.runtime.member_notes import MemberNotes
 from etl_dagster.runtime.partitions import Partitions
@@ -124,6 +126,7 @@ class Members:
         self._find_missed(notes, states, published, now, mark)
         for table_id, reason in self.partitions.look(notes, states, published, now, mark).items():
             self._copy_again(table_id, reason)
+        self._stop_unidentified(states, published)
         notes.publication = now.publication
         for table_id in published:
             if table_id not in self._unclear and table_id not in held_back:
@@ -314,6 +317,21 @@ class Members:
         elif not isinstance(self._store.get_table_replication_state(table_id), Init | None):
             _log.warning("%s %s; copying it again", name, reason)
             self._store.request_copy(table_id)
+
+    # -- tables whose changes can't be applied ----------------------------------------------------
+
+    def _stop_unidentified(
+        self,
+        states: Mapping[TableId, TableState],
+        published: Mapping[TableId, PublishedTable],
+    ) -> None:
+        """Stop tables that are streamed; a copy of one looks at its partitions itself."""
+        streamed = [t for t_id, t in published.items() if isinstance(states.get(t_id), Ready)]
+        found = self._control.ask("looking at partitions", find_unidentified, streamed)
+        for table_id, error in found.items():
+            _log.error("%s stopped: %s", published[table_id].schema.name, error.reason)
+            failed = Errored(error.reason, error.solution, ManualRetry())
+            self._store.transition_table_state(table_id, states[table_id], failed)
 
     # -- plumbing --------------------------------------------------------------------------------
 

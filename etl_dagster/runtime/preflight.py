@@ -16,6 +16,7 @@ from etl_dagster.errors import (
     SlotError,
     SourceNotPrepared,
 )
+from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.source.catalog import (
     Publication,
     PublishedTable,
@@ -330,7 +331,7 @@ def _check_tables(
     yield Check.ok("published tables", names([table.schema.name for table in tables]))
     yield _check_published_changes(publication)
     yield _check_trigger(connection)
-    yield from _check_identities(publication, tables)
+    yield from _check_identities(connection, publication, tables)
     yield from _check_partitions(connection, config, tables)
     yield from _check_read_rights(connection, facts, tables)
 
@@ -377,17 +378,27 @@ def _check_published_changes(publication: Publication) -> Check:
 
 
 def _check_identities(
-    publication: Publication, tables: Sequence[PublishedTable]
+    connection: Connection, publication: Publication, tables: Sequence[PublishedTable]
 ) -> Iterator[Check]:
     name = "replica identity"
     if not (publication.update or publication.delete):
         yield Check.ok(name, "not needed: neither updates nor deletes are published")
         return
-    missing = [table.schema.name for table in tables if not table.schema.identity_columns]
+    unidentified = find_unidentified(connection, tables)
+    for error in unidentified.values():
+        yield Check.warning(name, error.reason, error.solution)
+    # Of a partitioned table, each partition has its own.
+    missing = [
+        table.schema.name
+        for table in tables
+        if not (table.schema.identity_columns or table.is_partitioned)
+    ]
     whole_row = [
         table.schema.name
         for table in tables
-        if table.schema.identity_columns and not table.schema.key_columns
+        if (table.schema.identity_columns or table.is_partitioned)
+        and not table.schema.key_columns
+        and table.schema.id not in unidentified
     ]
     if missing:
         yield Check.warning(
@@ -404,7 +415,7 @@ def _check_identities(
             f"values and an interrupted copy starts over: {names(whole_row)}",
             "Add a primary key where there can be one.",
         )
-    if not missing and not whole_row:
+    if not missing and not whole_row and not unidentified:
         yield Check.ok(name, "every table has a key")
 
 

@@ -50,6 +50,7 @@ from etl_dagster.model.stores import (
 from etl_dagster.runtime.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.catchup import CatchUp
 from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.metrics import CopyMeter
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.partitions import note_copied_partitions
@@ -269,6 +270,9 @@ class TableSync:
                 f"table {self._table_id} is not in publication {publication!r}",
                 solution="Add it to the publication again, or restart the pipeline to forget it.",
             )
+        unidentified = self._control.ask("looking at partitions", find_unidentified, tables)
+        if unidentified:
+            raise unidentified[self._table_id]
         self._require_free_name(tables[0])
         return tables[0]
 

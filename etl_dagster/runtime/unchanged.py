@@ -59,9 +59,11 @@ class UnchangedValues:
     def _complete_step(self, step: TableStep) -> TableStep:
         if not isinstance(step, TableChanges) or not step.unchanged or not step.schema.key_columns:
             return step
-        if step.schema.replica_identity == "f":
-            return step  # the old row, which came with the change, has them all
         incomplete = np.logical_or.reduce(list(step.unchanged.values()))
+        if step.schema.replica_identity == "f" and step.old_indices is not None:
+            # The old row, where it came with the change, has them all. A partition whose identity
+            # is another one than its root's sends none.
+            incomplete[step.old_indices] = False
         early = step.commit_lsns < np.uint64(self._copied_until.offset)
         rekeyed = np.zeros(len(step), dtype=bool)
         if step.old_indices is not None:

@@ -43,6 +43,8 @@ class PublishedTable:
     estimated_rows: int
     #: Whether the publication publishes updates.
     has_updates: bool = True
+    #: Whether it publishes deletes.
+    has_deletes: bool = True
     #: Whether its rows are in partitions: it is published through its root.
     is_partitioned: bool = False
 
@@ -73,7 +75,7 @@ _TABLES = """
 with published as materialized (
   select c.oid, n.nspname, c.relname, c.relreplident, c.relkind,
          greatest(c.reltuples, 0)::bigint as estimated_rows,
-         {attnames} as attnames, {rowfilter} as rowfilter, pub.pubupdate
+         {attnames} as attnames, {rowfilter} as rowfilter, pub.pubupdate, pub.pubdelete
   from pg_publication_tables p
   join pg_publication pub on pub.pubname = p.pubname
   join pg_namespace n on n.nspname = p.schemaname
@@ -94,7 +96,7 @@ with published as materialized (
   from pg_index where (indisprimary or indisreplident) and indimmediate
 )
 select t.oid, t.nspname, t.relname, t.relreplident::text, t.estimated_rows, t.rowfilter,
-       t.pubupdate, t.relkind = 'p' as is_partitioned,
+       t.pubupdate, t.pubdelete, t.relkind = 'p' as is_partitioned,
        a.attnum, a.attname, a.atttypid, a.attndims,
        case when a.atttypmod = -1 then coalesce(b.typmod, -1) else a.atttypmod end as typmod,
        format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull,
@@ -206,6 +208,7 @@ def fetch_published_tables(
             row_filter=row["rowfilter"],
             estimated_rows=row["estimated_rows"],
             has_updates=row["pubupdate"],
+            has_deletes=row["pubdelete"],
             is_partitioned=row["is_partitioned"],
         )
         for oid, (row, columns) in tables.items()

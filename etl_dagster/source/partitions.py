@@ -117,6 +117,50 @@ def fetch_born_partitions(connection: Connection, leaf_ids: Collection[int]) -> 
     return {leaf for (leaf,) in rows}
 
 
+def fetch_leaf_identities(
+    connection: Connection, table_ids: Collection[TableId]
+) -> dict[TableId, dict[tuple[str, ...], str]]:
+    """By root, the columns by which its leaves identify old rows, with the name of one such leaf.
+
+    Postgres sends the old row by the identity of the leaf, also where a table is published through
+    its root. Leaves with REPLICA IDENTITY FULL send all columns; those without an identity can't
+    be updated. Both are left out.
+
+    Source: PostgreSQL documentation, "Publication"; `RelationGetIdentityKeyBitmap` in
+    src/backend/utils/cache/relcache.c.
+    """
+    if not table_ids:
+        return {}
+    rows = connection.execute(
+        """
+        with recursive tree (root, relid) as (
+          select oid, oid from unnest(%s::oid[]) r (oid)
+          union all
+          select t.root, i.inhrelid
+          from tree t join pg_inherits i on i.inhparent = t.relid and not i.inhdetachpending
+        ), leaves as (
+          select t.root, n.nspname || '.' || c.relname as name, (
+            select array_agg(a.attname::text order by a.attname)
+            from pg_index x join pg_attribute a on a.attrelid = x.indrelid
+              and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1])
+            where x.indrelid = c.oid and x.indimmediate
+            and case c.relreplident when 'd' then x.indisprimary when 'i' then x.indisreplident
+                else false end) as identity
+          from tree t join pg_class c on c.oid = t.relid and c.relkind = 'r'
+          join pg_namespace n on n.oid = c.relnamespace
+          where t.relid <> t.root
+        )
+        select root::bigint, identity, min(name) from leaves
+        where identity is not null group by root, identity
+        """,
+        [list(table_ids)],
+    )
+    found: dict[TableId, dict[tuple[str, ...], str]] = {}
+    for root, identity, leaf in rows:
+        found.setdefault(root, {})[tuple(identity)] = leaf
+    return found
+
+
 def fetch_foreign_partitions(connection: Connection, table_ids: Sequence[TableId]) -> list[str]:
     """The names of the tables' partitions that are foreign tables, as ``schema.table``."""
     if not table_ids:

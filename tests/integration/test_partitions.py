@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from etl_dagster.assembly import build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import DestinationError
 from etl_dagster.model.events import EventBatch, TableChanges
+from etl_dagster.runtime.preflight import run_checks
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, running
 from tests.support.replica import Replica
@@ -313,6 +316,65 @@ def test_rights_on_the_root_are_enough(database: Database, make_config: MakeConf
         replica.assert_in_step("public.ev")
     finally:
         database.execute(f"drop owned by {user}; drop role {user}")
+
+
+@pytest.mark.parametrize("identity", ["primary key", "index"])
+def test_partitions_that_identify_rows_otherwise_than_their_root_stop_the_table(
+    database: Database, make_config: MakeConfig, identity: str
+) -> None:
+    """Postgres would send too little of an old row to find it: updates would double rows."""
+    setup, identify = {
+        "primary key": (
+            ["alter table ev_0 add primary key (id)"],
+            "alter table ev_0 replica identity default",
+        ),
+        "index": (
+            [
+                "alter table ev add primary key (id)",
+                "alter table ev_0 alter v set not null; create unique index ev_0_v on ev_0 (v)",
+            ],
+            "alter table ev_0 replica identity using index ev_0_v",
+        ),
+    }[identity]
+    database.execute(
+        "create table ev (id int not null, v text) partition by range (id)",
+        "create table ev_0 partition of ev for values from (0) to (100)",
+        *setup,
+        identify,
+        "insert into ev select i, 'v' || i from generate_series(1, 5) i",
+        "create table plain (id int primary key)",
+        "create publication etl_pub for table ev, plain with (publish_via_partition_root)",
+    )
+    config = make_config(database)
+    with (
+        closing(build_store(config)) as store,  # type: ignore[type-var]
+        running(config, store=store) as pipeline,
+    ):
+        assert pipeline.wait_until_caught_up(60)
+        stopped = pipeline.status().tables["public.ev"]
+        assert (stopped.state, "ev_0 Postgres sends" in (stopped.error or "")) == (
+            "errored",
+            True,
+        )
+        assert "ALTER TABLE public.ev_0 REPLICA IDENTITY FULL" in (stopped.solution or "")
+        [check] = [c for c in run_checks(config) if c.name == "replica identity"]
+        assert (check.level, check.message) == ("warning", stopped.error)
+
+        database.execute("alter table ev_0 replica identity full")
+        store.request_copy(stopped.table_id)
+        assert pipeline.wait_until_caught_up(60)
+        database.execute(
+            "update ev set v = 'u' where id = 1",
+            "delete from ev where id = 2",
+            "update ev set id = 30 where id = 3",
+        )
+        assert pipeline.wait_until_caught_up(60)
+        assert_table_in_step(database, config, "ev")
+        # Altered while it is streamed.
+        database.execute(identify)
+        assert pipeline.wait_until_caught_up(60)
+        assert pipeline.status().tables["public.ev"].state == "errored"
+        assert pipeline.status().tables["public.plain"].state == "ready"
 
 
 def test_foreign_partitions_are_left_out(
