@@ -1,5 +1,8 @@
 """Tables, columns and publications change at random, stopped and running; rows stay the source's.
 
+The destination refuses batches of more than a few changes, so that they are halved, and fails now
+and then, before or after a batch is durable.
+
 More seeds: ``ETL_TEST_SEEDS="1 2 3" pytest tests/acceptance/test_random_owner.py -s``. A failure
 prints every statement that led to it.
 """
@@ -14,8 +17,11 @@ from typing import Any
 
 import pytest
 
-from etl_dagster.assembly import build_store
+from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import BatchTooLarge, DestinationUnreachable
+from etl_dagster.model.destination import Destination
+from etl_dagster.model.events import EventBatch
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime import pipeline as pipeline_module
@@ -30,6 +36,29 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PHASES = 8
 
 
+class Fussy:
+    """A destination that takes few changes at a time, and fails now and then."""
+
+    def __init__(self, inner: Destination, rng: random.Random) -> None:
+        self._inner = inner
+        self._rng = rng
+        self._most = rng.choice([1, 2, 5, 1000])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write_events(self, events: EventBatch) -> None:
+        if events.row_count > self._most:
+            raise BatchTooLarge(f"more than {self._most} changes")
+        # The first batch, without changes, is a part of the start, which is not tried again.
+        chance = self._rng.random() if events.row_count else 0.5
+        if chance < 0.03:
+            raise DestinationUnreachable("no answer, nothing written")
+        self._inner.write_events(events)
+        if chance > 0.97:
+            raise DestinationUnreachable("no answer, all written")
+
+
 def test_random_owner(
     newest_database: Database,
     make_config: Callable[..., PipelineConfig],
@@ -39,8 +68,8 @@ def test_random_owner(
     seed: int,
 ) -> None:
     monkeypatch.setattr(pipeline_module, "_MEMBERSHIP_S", 0.5)
-    rng = random.Random(seed)
-    config = make_config(newest_database)
+    rng, moods = random.Random(seed), random.Random(seed)
+    config = make_config(newest_database, **{"retry.initial_delay_ms": 5})
     with (
         closing(Owner(newest_database.dsn, rng, kind)) as owner,
         closing(build_store(config)) as store,  # type: ignore[type-var]
@@ -54,7 +83,8 @@ def test_random_owner(
                 owner.log.append(f"-- phase {phase}: {'running' if phase % 2 else 'stopped'}")
                 if phase % 2 == 0:
                     _change(owner, rng)
-                with running(config) as pipeline:
+                destination = Fussy(build_destination(config), moods)
+                with running(config, destination=destination) as pipeline:
                     assert pipeline.wait_until_caught_up(PATIENCE_S)
                     if phase % 2:
                         _change(owner, rng)
