@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +59,16 @@ class AfterChunk:
         then, self._then = self._then, None
         if then is not None:
             then()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """With an empty folder `extension`, in which the server's account may read."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "extension").mkdir(mode=0o755)
+        folder.chmod(0o755)
+        yield folder
 
 
 @pytest.mark.parametrize("batches", [2, 4, 6, 7])
@@ -129,6 +141,46 @@ def test_a_table_that_is_altered_while_it_is_copied_is_copied_as_it_is_then(
         assert pipeline.wait_until_caught_up(60)
 
     assert differences(database, config, ["items"]) == []
+
+
+def test_scripts_of_an_extension_that_alter_a_table_are_followed(
+    newest_database: Database, make_config: MakeConfig, open_folder: Path
+) -> None:
+    """Their statements come in one command, which is not an ALTER TABLE."""
+    database = newest_database
+    if database.server.binaries.major < 18:
+        pytest.skip("extensions can't be put elsewhere before 18")
+    scripts = {
+        "etl_test.control": "default_version = '1'\n",
+        "etl_test--1.sql": (
+            "alter table public.items add n int default 3;"
+            "update public.items set n = 4 where id = 1;"
+            "alter table public.items rename a to b;"
+            "insert into public.items values (3, 3, 3);"
+        ),
+        "etl_test--1--2.sql": (
+            "select pg_logical_emit_message(true, 'x', 'y'); alter table public.items drop b;"
+            "alter table public.items alter n type text using 'n' || n;"
+            "insert into public.items values (4, 'four');"
+        ),
+    }
+    for name, text in scripts.items():
+        (open_folder / "extension" / name).write_text(text)
+    database.execute(
+        "create table items (id int primary key, a int)",
+        "insert into items values (1, 1), (2, 2)",
+        "create publication etl_pub for table items",
+    )
+    path = f"set extension_control_path = '{open_folder}:$system';"
+    with database.connect() as connection:
+        install(connection)
+    config = make_config(database)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        for command in ("create extension etl_test", "alter extension etl_test update to '2'"):
+            database.execute(path + command)
+            assert pipeline.wait_until_caught_up(60)
+            assert differences(database, config, ["items"]) == []
 
 
 def test_the_memory_destination_fills_an_added_column(

@@ -31,6 +31,14 @@ HISTORIES = {
         alter table @ drop c
         insert into @ values (5, 5, 5)
     """,
+    "moved_unchanged": """
+        create table @ (id int primary key, n int, doc text, other text);
+        alter table @ alter doc set storage external, alter other set storage external;
+        insert into @ select i, 0, repeat(md5(i::text), 100), repeat(md5(i::text || 'x'), 100) from generate_series(1, 12) i;
+        --
+        begin; update @ set id = id + 100 where id <= 3; alter table @ rename doc to aside; alter table @ rename other to doc; alter table @ rename aside to other; update @ set id = id + 1000 where id between 101 and 102; update @ set n = 1 where id = 5; commit
+        update @ set id = id + 5000 where id > 9
+    """,
     "expand_and_contract": """
         create table @ (id int primary key, amount int);
         insert into @ values (1, 10), (2, 20);

@@ -95,6 +95,34 @@ def test_columns_follow_the_source(
         assert rows["2"] == {"id": "2", "remark": "note 2", "total": None}
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_rows_of_an_attached_partition_arrive_once(
+    newest_database: Database, make_config: MakeConfig, receiver: Receiver, when: str
+) -> None:
+    """Also where the server fails before or after it has stored some of them."""
+    newest_database.execute(
+        "create table ev (id int primary key, v text) partition by range (id)",
+        "create table ev_0 partition of ev for values from (0) to (100)",
+        "insert into ev values (1, 'a')",
+        "create publication etl_pub for table ev with (publish_via_partition_root)",
+    )
+    config = make_config(newest_database)
+    with running(config, destination=HttpDestination(receiver.url, pipeline="test")) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        receiver.misbehave({"answer": "status", "status": 503, "when": when})
+        newest_database.execute(
+            "create table ev_1 (like ev including all)",
+            "insert into ev_1 select i, 'b' from generate_series(100, 120) i",
+            "alter table ev attach partition ev_1 for values from (100) to (200)",
+            "update ev set v = 'c' where id = 101; delete from ev where id = 102",
+            "update ev set id = 199 where id = 103",
+        )
+        assert pipeline.wait_until_caught_up(60)
+
+        found = sorted((int(row["id"]), row["v"]) for row in receiver.rows("public.ev") or [])
+        assert found == newest_database.query("select id, v from ev order by id")
+
+
 def test_a_token_that_is_refused_ends_the_pipeline_with_the_reason(
     newest_database: Database, make_config: MakeConfig, receiver: Receiver
 ) -> None:
