@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 #: Pauses between two tries, when a connection breaks.
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
+#: One that wasn't used for so long is closed when another one comes back.
+_LONGEST_IDLE_S = 600.0
 #: What may be over within seconds.
 SOON_OVER = frozenset(
     {
@@ -70,7 +72,8 @@ class Pool:
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
-        self._idle: list[Connection] = []
+        #: With the time of their last use; the one used last is last.
+        self._idle: list[tuple[Connection, float]] = []
         #: Connections of an earlier generation, or process, are not used again.
         self._generation = 0
         self._process = os.getpid()
@@ -146,7 +149,7 @@ class Pool:
         with self._lock:
             idle, self._idle = self._idle, []
             self._generation += 1
-        for connection in idle:
+        for connection, _ in idle:
             connection.close()
 
     @contextlib.contextmanager
@@ -181,13 +184,14 @@ class Pool:
                 # A forked process must not speak on the sockets of its parent.
                 self._process, self._idle = os.getpid(), []
             while self._idle:
-                connection = self._idle.pop()
+                connection, _ = self._idle.pop()
                 if not connection.closed:
                     return connection, self._generation
         return None
 
     def _give_back(self, connection: Connection, generation: int) -> None:
-        idle = psycopg.pq.TransactionStatus.IDLE
+        idle, now = psycopg.pq.TransactionStatus.IDLE, self._clock()
+        done = []
         with self._lock:
             if (
                 generation == self._generation
@@ -195,9 +199,13 @@ class Pool:
                 and connection.info.transaction_status == idle
                 and len(self._idle) < self._kept
             ):
-                self._idle.append(connection)
-                return
-        connection.close()
+                self._idle.append((connection, now))
+            else:
+                done.append(connection)
+            while self._idle and self._idle[0][1] < now - _LONGEST_IDLE_S:
+                done.append(self._idle.pop(0)[0])
+        for connection in done:
+            connection.close()
 
 
 def _works(connection: Connection) -> bool:

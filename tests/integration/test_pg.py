@@ -192,6 +192,29 @@ def test_no_more_connections_are_used_or_kept_than_allowed(newest_database: Data
                 assert pid(other) not in pids
 
 
+def test_connections_of_a_busy_time_are_closed_in_a_calm_one(newest_database: Database) -> None:
+    now = 0.0
+    pool = Pool(
+        lambda: connect_shared(Dsn.parse(newest_database.dsn))[0],
+        translate,
+        kept=4,
+        give_up_after_s=5,
+        clock=lambda: now,
+    )
+    with closing(pool):
+        with pool.borrow() as first, pool.borrow() as second:
+            pass
+        assert not first.closed
+        assert not second.closed
+        now = 500.0
+        with pool.borrow() as used:
+            pass
+        now = 700.0
+        with pool.borrow() as again:
+            assert again is used
+        assert [first.closed, second.closed] == [first is not used, second is not used]
+
+
 def test_a_connection_in_use_when_the_pool_is_closed_is_not_kept(
     newest_database: Database,
 ) -> None:
