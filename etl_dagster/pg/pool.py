@@ -122,6 +122,17 @@ class Pool:
                     raise self._translate(error) from None
             self._sleep(pauses.next_delay_s())
 
+    def connect(self) -> Connection:
+        """A connection that is not the pool's; the caller closes it.
+
+        Raises:
+            EtlError: as translated: the server refuses, or is away.
+        """
+        try:
+            return self._connect()
+        except psycopg.Error as error:
+            raise self._translate(error) from None
+
     @contextlib.contextmanager
     def borrow(self, *, is_checked: bool = False) -> Iterator[Connection]:
         """A connection for this block; closed after it when anything was amiss.

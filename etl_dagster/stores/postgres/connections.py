@@ -56,10 +56,7 @@ class Connections:
             StoreUnreachable: no server answers.
             StoreError: the server refuses us.
         """
-        try:
-            return self._connect()
-        except psycopg.Error as error:
-            raise self.translate(error) from None
+        return self._pool.connect()
 
     def _connect(self) -> Connection:
         connection, is_own = connect_shared(self._dsn)

@@ -55,10 +55,7 @@ class Connections:
             StateStorageUnreachable: no server answers.
             StateStorageRefused: the server refuses us.
         """
-        try:
-            return self._connect()
-        except psycopg.Error as error:
-            raise self.translate(error) from None
+        return self._pool.connect()
 
     def _connect(self) -> Connection:
         connection, _ = connect_shared(self._location.dsn, _SESSION)
