@@ -13,6 +13,7 @@ from etl_dagster.model.destination import Destination
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.database import Database
+from tests.support.waiting import PATIENCE_S
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def running(
             yield pipeline
         finally:
             pipeline.shutdown()
-            assert pipeline.wait(60), "it did not stop"
+            assert pipeline.wait(PATIENCE_S), "it did not stop"
 
 
 def rows(config: PipelineConfig, statement: str) -> list[tuple[Any, ...]]:

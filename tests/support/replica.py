@@ -12,6 +12,7 @@ from etl_dagster.model.stores import PipelineStore
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.database import Database
+from tests.support.waiting import PATIENCE_S
 
 Row = tuple[Any, ...]
 
@@ -32,11 +33,11 @@ class Replica:
         pipeline = Pipeline(self.config, self.store, self.destination)
         pipeline.start()
         try:
-            assert pipeline.wait_until_caught_up(60)
+            assert pipeline.wait_until_caught_up(PATIENCE_S)
             yield pipeline
         finally:
             pipeline.shutdown()
-            assert pipeline.wait(60)
+            assert pipeline.wait(PATIENCE_S)
 
     def catch_up(self) -> None:
         with self.running():
