@@ -179,6 +179,19 @@ class DagsterDev:
     def left_over(self) -> list[psutil.Process]:
         return [process for process in self._seen.values() if process.is_running()]
 
+    def terminate(self) -> None:
+        """Have it end as a service manager does.
+
+        Once, on a busy machine, `dagster dev` ran on after SIGTERM as if it had not come.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.log[-5000:]
+            if "Shutting down Dagster services" not in self.log:
+                self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+
     def end(self) -> None:
         self.remember_processes()
         if self.process.poll() is None:
@@ -295,7 +308,6 @@ def test_dagster_dev_keeps_a_pipeline_going_without_a_click(
     ui.switch(on=True)
     ui.until("a change after a pause", lambda: has_arrived(40000))
 
-    ui.process.send_signal(signal.SIGTERM)
-    ui.process.wait(PATIENCE_S)
+    ui.terminate()
     _, alive = psutil.wait_procs(ui.left_over(), timeout=PATIENCE_S)
     assert not alive, [process.cmdline() for process in alive]
