@@ -130,15 +130,15 @@ class LinesView(_Quiet):
 
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
+        self._tables: Mapping[str, TableStatus] = {}
         self._phase = ""
         self._summary = ""
         self._due = 0.0
 
     def show(self, status: PipelineStatus) -> None:
-        for name, table in status.tables.items():
-            if self._states.get(name) != table.state:
-                self._states[name] = table.state
-                self._say(f"{name}: {table.state}{_why(table)}")
+        if status.tables is not self._tables:
+            self._tables = status.tables
+            self._show_states(status.tables)
         if status.phase != self._phase:
             self._phase = status.phase
             self._due = 0.0
@@ -148,6 +148,12 @@ class LinesView(_Quiet):
                 self._summary = summary
                 self._due = time.monotonic() + _SUMMARY_S
                 self._say(summary)
+
+    def _show_states(self, tables: Mapping[str, TableStatus]) -> None:
+        for name, table in tables.items():
+            if self._states.get(name) != table.state:
+                self._states[name] = table.state
+                self._say(f"{name}: {table.state}{_why(table)}")
 
     def stopping(self) -> None:
         # In a signal handler; click.echo's buffers may be in use.

@@ -85,11 +85,12 @@ class Members:
         """Whether everything that the last look found is dealt with, but for tables that left."""
         return not self._unclear and self.partitions.is_settled
 
-    def partitions_kept(self, table_id: TableId) -> list[str]:
+    @property
+    def partitions_kept(self) -> Mapping[TableId, Sequence[str]]:
         """Names of partitions that are gone at the source while their rows stayed; latest last."""
         notes = self._notes
-        known = None if notes is None else notes.partitions.get(table_id)
-        return [] if known is None else list(known.kept.values())
+        known = [] if notes is None else list(notes.partitions.items())
+        return {table_id: tuple(part.kept.values()) for table_id, part in known if part.kept}
 
     def truncated(self, table_id: TableId, xid: int) -> None:
         """The stream brought a TRUNCATE of the table by this transaction."""

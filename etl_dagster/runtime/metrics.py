@@ -36,6 +36,8 @@ class TableCounts:
     #: Rows at the destination, and whether they changed since they were counted.
     row_count: int | None = None
     is_row_count_stale: bool = True
+    #: Another number after each change of the rest.
+    revision: int = 0
 
 
 @dataclass
@@ -45,10 +47,15 @@ class Metrics:
     tables: dict[TableId, TableCounts] = field(default_factory=dict)
     rows: int = 0
     batches: int = 0
+    #: Another number after each change of a table's counts.
+    revision: int = 0
     _recent: deque[tuple[float, int]] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def table(self, table_id: TableId) -> TableCounts:
+        found = self.tables.get(table_id)
+        if found is not None:
+            return found
         with self._lock:
             return self.tables.setdefault(table_id, TableCounts())
 
@@ -56,6 +63,17 @@ class Metrics:
         """The table's last change, as an earlier process reported it."""
         counts = self.table(table_id)
         counts.last_commit_lsn, counts.last_commit_time = lsn, time
+        with self._lock:
+            counts.revision += 1
+            self.revision += 1
+
+    def counted(self, table_id: TableId, rows: int | None) -> None:
+        """So many rows of the table are at the destination; None where it doesn't say."""
+        counts = self.table(table_id)
+        with self._lock:
+            counts.row_count = rows
+            counts.revision += 1
+            self.revision += 1
 
     def add(self, events: EventBatch) -> None:
         """Count a batch that is durable."""
@@ -73,6 +91,8 @@ class Metrics:
                         counts.is_row_count_stale = True
                         counts.last_commit_lsn = step.position.commit_lsn
                         counts.last_commit_time = _iso(step.commit_time_us)
+                counts.revision += 1
+            self.revision += 1
 
     def _add_changes(self, counts: TableCounts, changes: TableChanges) -> None:
         if not len(changes):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
@@ -15,10 +16,10 @@ from etl_dagster.model.states import DataSync, Errored, Ready, TableState, state
 from etl_dagster.model.stores import CoordinatingStore, CopyPlan
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.members import Members
-from etl_dagster.runtime.metrics import CopyMeter, Metrics
+from etl_dagster.runtime.metrics import CopyMeter, Metrics, TableCounts
 from etl_dagster.runtime.slot import retained_wal_bytes
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
-from etl_dagster.source.catalog import fetch_insert_lsn
+from etl_dagster.source.catalog import PublishedTable, fetch_insert_lsn
 from etl_dagster.source.control import SourceControl
 
 #: Asking costs the source a query, or the destination an opened file.
@@ -57,6 +58,9 @@ class Reporter:
         self._plans: Mapping[TableId, CopyPlan] = {}
         self._wal_due = self._count_due = self._publish_due = self._news_due = 0.0
         self._published: PipelineStatus | None = None
+        #: The last answer of `tables`, with what it was made of; and each table's part of it.
+        self._shown: tuple[_Basis, Mapping[str, TableStatus]] | None = None
+        self._parts: Mapping[TableId, tuple[object, TableStatus]] = {}
         self.retained_wal_bytes: int | None = None
         self.server_lsn = LSN_ZERO
 
@@ -97,7 +101,7 @@ class Reporter:
 
     def _read_states(self) -> Mapping[TableId, TableState]:
         try:
-            self._states = self._store.get_table_replication_states()
+            self._states = dict(self._store.get_table_replication_states())
         except EtlError:
             self._is_store_away = True
             raise
@@ -114,10 +118,10 @@ class Reporter:
             # Before counting: what changes meanwhile makes it stale again.
             count.is_row_count_stale = False
         rows = self._destination.count_rows()
-        for table_id, count in stale.items():
+        for table_id in stale:
             table = self._members.tables.get(table_id)
             if table is not None:
-                count.row_count = rows.get(table.schema.name)
+                self._metrics.counted(table_id, rows.get(table.schema.name))
 
     def publish(self, status: PipelineStatus, *, at_once: bool = False) -> None:
         """Write the status to the store, unless it says what the last one said.
@@ -126,7 +130,7 @@ class Reporter:
         """
         began = time.thread_time()
         now = time.monotonic()
-        is_news = self._published is None or _gist(status) != _gist(self._published)
+        is_news = self._published is None or _is_news(status, self._published)
         if now < (self._news_due if is_news else self._publish_due) and not at_once:
             return
         self._store.publish_status("apply", status.to_json())
@@ -136,25 +140,62 @@ class Reporter:
         self._publish_due = now + max(_PUBLISH_EVERY_S, _IDLE_REST * took_s)
 
     def tables(self) -> Mapping[str, TableStatus]:
-        """Every table of the publication, by name."""
+        """Every table of the publication, by name; the same object until something changes.
+
+        Of thousands of tables few change from one moment to the next.
+        """
         # Who asks how things are can't wait for a store that is away: it is a part of the answer.
         if not self._is_store_away:
             with contextlib.suppress(EtlError):
                 self._read_states()
-        states = self._states
-        return {
-            table.schema.name: self._table(table_id, table.schema.name, states.get(table_id))
-            for table_id, table in self._members.tables.items()
+        basis = _Basis(
+            self._members.tables,
+            self._states,
+            self._metrics.revision,
+            self._plans,
+            self._members.partitions_kept,
+        )
+        shown = self._shown
+        # How far a copy has come is measured all the time.
+        if shown is not None and not basis.plans and shown[0].is_same_as(basis):
+            return shown[1]
+        before = self._parts
+        parts = {
+            table_id: self._part(before.get(table_id), table_id, table.schema.name, basis)
+            for table_id, table in basis.members.items()
         }
+        tables = {status.name: status for _, status in parts.values()}
+        self._parts, self._shown = parts, (basis, tables)
+        return tables
 
     def _rows_done(self, table_id: TableId, plan: CopyPlan) -> int:
         durable = sum(chunk.row_count for chunk in plan.finished.values())
         return durable + self._meter.unfinished(table_id, plan.finished.keys())
 
-    def _table(self, table_id: TableId, name: str, state: TableState | None) -> TableStatus:
-        counts, plan = self._metrics.table(table_id), self._plans.get(table_id)
+    def _part(
+        self,
+        before: tuple[object, TableStatus] | None,
+        table_id: TableId,
+        name: str,
+        basis: _Basis,
+    ) -> tuple[object, TableStatus]:
+        counts, state = self._metrics.table(table_id), basis.states.get(table_id)
+        plan, kept = basis.plans.get(table_id), basis.kept.get(table_id, ())
+        made_of = (name, counts.revision, state, plan, kept)
+        if before is not None and plan is None and before[0] == made_of:
+            return before
+        return made_of, self._table(table_id, name, state, counts, plan, kept)
+
+    def _table(
+        self,
+        table_id: TableId,
+        name: str,
+        state: TableState | None,
+        counts: TableCounts,
+        plan: CopyPlan | None,
+        kept: Sequence[str],
+    ) -> TableStatus:
         last_lsn = counts.last_commit_lsn
-        kept = self._members.partitions_kept(table_id)
         return TableStatus(
             table_id=table_id,
             name=name,
@@ -180,10 +221,39 @@ class Reporter:
         )
 
 
+@dataclass(frozen=True)
+class _Basis:
+    """What the tables' statuses are made of."""
+
+    members: Mapping[TableId, PublishedTable]
+    states: Mapping[TableId, TableState]
+    revision: int
+    plans: Mapping[TableId, CopyPlan]
+    kept: Mapping[TableId, Sequence[str]]
+
+    def is_same_as(self, other: _Basis) -> bool:
+        return (
+            self.members is other.members
+            and self.revision == other.revision
+            and self.states == other.states
+            and self.plans == other.plans
+            and self.kept == other.kept
+        )
+
+
+def _is_news(status: PipelineStatus, before: PipelineStatus) -> bool:
+    """Whether a reader would notice; an idle server's WAL grows a little all the time."""
+    if _headline(status) != _headline(before):
+        return True
+    return status.tables is not before.tables and _gist(status) != _gist(before)
+
+
+def _headline(status: PipelineStatus) -> object:
+    return status.phase, status.error, status.rows_total
+
+
 def _gist(status: PipelineStatus) -> object:
-    """What a reader would notice; an idle server's WAL grows a little all the time."""
-    tables = [
+    return [
         (t.name, t.state, t.rows_changed, t.copy_chunks_done, t.partitions_kept)
         for t in status.tables.values()
     ]
-    return status.phase, status.error, status.rows_total, tables

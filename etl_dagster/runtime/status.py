@@ -80,6 +80,7 @@ class PipelineStatus:
     rows_total: int = 0
     rows_per_second: float = 0.0
     batches: int = 0
+    #: By name. From one process the same object, as long as nothing in it changes.
     tables: Mapping[str, TableStatus] = field(default_factory=dict)
     error: str | None = None
     solution: str | None = None

@@ -33,7 +33,7 @@ from etl_dagster.integrations.meltano.states.errors import StateTablesMissing
 from etl_dagster.model.states import Init
 from etl_dagster.model.stores import Coordination, PipelineStore
 from etl_dagster.runtime.pace import Pace
-from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +111,8 @@ class Mirror:
         self._written: dict[str, TablePosition] = {}
         self._written_at: dict[str, float] = {}
         self._lsns: dict[str, deque[int]] = {}
+        #: The tables as they were last looked at, if no phase of theirs was to be written.
+        self._looked_at: Mapping[str, TableStatus] | None = None
         self._stop = threading.Event()
         self._first_pass = threading.Event()
         self._thread = threading.Thread(target=self._run, name="meltano mirror", daemon=True)
@@ -183,8 +185,12 @@ class Mirror:
         status = self._status()
         if status is None:
             return False
+        if not must_read and status.tables is self._looked_at:
+            return False
         positions = self._positions.of(status)
-        if not must_read and not any(self._is_new_phase(position) for position in positions):
+        has_new_phase = any(self._is_new_phase(position) for position in positions)
+        self._looked_at = None if has_new_phase else status.tables
+        if not (must_read or has_new_phase):
             return False
         if self._is_superseded(status):
             return False
