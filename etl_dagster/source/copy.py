@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
+import adbc_driver_manager
+import adbc_driver_postgresql
 import pyarrow as pa
 from adbc_driver_manager import dbapi as adbc
-from adbc_driver_postgresql import dbapi as adbc_postgresql
 from psycopg import sql
 
 from etl_dagster.config import SourceConfig
@@ -31,6 +33,8 @@ from etl_dagster.source.connection import error_for, solution_for_refusal, sourc
 from etl_dagster.source.partitions import ReadFrom
 from etl_dagster.values.adbc import CopiedColumn
 
+#: Of a connection, until it says what it reads.
+_APPLICATION = "etl_dagster copy"
 #: What the driver puts into one record batch, bytes; bounds the memory of a chunk being read.
 _BATCH_BYTES = 4 * 1024**2
 #: undefined_column, undefined_table: the table isn't any more what the copy was planned for.
@@ -88,16 +92,20 @@ class CopyConnection:
         self.snapshot_name = snapshot_name
         #: What is being read.
         self.cursor: adbc.Cursor | None = None
+        settings = {"application_name": application_name}
+        if lock_timeout_s is not None:
+            settings["lock_timeout"] = str(int(lock_timeout_s * 1000))
         try:
-            self.connection = adbc_postgresql.connect(
-                source_conninfo(
-                    config, application_name=application_name, lock_timeout_s=lock_timeout_s
-                )
-            )
-            with self.connection.cursor() as cursor:
-                cursor.execute(PIN_NEWER)
-                cursor.fetchall()
-            self.connection.commit()
+            self.connection = _connect(source_conninfo(config, application_name=_APPLICATION))
+            try:
+                with self.connection.cursor() as cursor:
+                    for query in (PIN_NEWER, _set(settings)):
+                        cursor.execute(query)
+                        cursor.fetchall()
+                self.connection.commit()
+            except BaseException:
+                self.connection.close()
+                raise
         except adbc.Error as error:
             message = _first_line(error)
             code = error.sqlstate
@@ -148,6 +156,47 @@ class CopyConnection:
 
     def close(self) -> None:
         self.connection.close()
+
+
+class _Catalog:
+    """What the driver keeps of the types of a database, as `adbc.Connection` wants it.
+
+    The driver reads all columns of all tables for it. Connections that share it do without, which
+    counts where there are thousands of tables. What it doesn't know of types that came later does
+    no harm: only types that Postgres brings along are read in its own way.
+    """
+
+    def __init__(self, conninfo: str) -> None:
+        self.database = adbc_driver_postgresql.connect(conninfo)
+
+    def close(self) -> None:
+        """Called at the end of each connection; others may share it."""
+
+
+#: By connection parameters; of the sources that this process reads.
+_catalogs: dict[str, _Catalog] = {}
+_catalogs_lock = threading.Lock()
+_MOST_CATALOGS = 8
+
+
+def _connect(conninfo: str) -> adbc.Connection:
+    with _catalogs_lock:
+        catalog = _catalogs.get(conninfo)
+        if catalog is None:
+            if len(_catalogs) >= _MOST_CATALOGS:
+                _catalogs.clear()
+            catalog = _catalogs[conninfo] = _Catalog(conninfo)
+    connection = adbc_driver_manager.AdbcConnection(catalog.database)
+    return adbc.Connection(cast(adbc_driver_manager.AdbcDatabase, catalog), connection)
+
+
+def _set(settings: Mapping[str, str]) -> str:
+    """A query that sets them for the session."""
+    calls = [
+        sql.SQL("set_config({}, {}, false)").format(sql.Literal(name), sql.Literal(value))
+        for name, value in settings.items()
+    ]
+    return sql.SQL("SELECT {}").format(sql.SQL(", ").join(calls)).as_string()
 
 
 class TableReader:

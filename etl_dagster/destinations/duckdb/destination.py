@@ -254,7 +254,8 @@ class DuckDBDestination:
         Raises:
             TableWriteFailed: one table refuses; nothing is written.
         """
-        with self._lock, self._file.transaction() as connection:
+        # To open the file takes the longer, the more tables are in it.
+        with self._lock, self._file.transaction(more_follows=True) as connection:
             WholeTables(connection, _blaming, self._is_known).write(copies)
 
     # -- the stream ----------------------------------------------------------------------------
