@@ -230,7 +230,10 @@ def check_names(config: PipelineConfig, source: Sequence[Check]) -> Iterator[Che
     control = SourceControl(config.source, application_name="etl_dagster doctor")
     try:
         published = control.ask(
-            "reading the publication", fetch_published_tables, config.source.publication
+            "reading the publication",
+            fetch_published_tables,
+            config.source.publication,
+            with_filters=False,
         )
     except EtlError:
         return

@@ -222,6 +222,7 @@ class GroupCopy:
                 fetch_published_tables,
                 self._config.source.publication,
                 list(read),
+                with_filters=False,
             )
         }
         changed: dict[TableId, SourceError] = {}

@@ -249,10 +249,18 @@ class GroupSync:
 
     def _fetch_tables(self) -> dict[TableId, PublishedTable]:
         publication = self._config.source.publication
-        found = self._control.ask(
-            "reading the publication", fetch_published_tables, publication, list(self._states)
-        )
-        tables = {table.schema.id: table for table in found}
+        doing = "reading the publication"
+        try:
+            found = self._control.ask(
+                doing, fetch_published_tables, publication, list(self._states)
+            )
+        except TableLocked:
+            # One with a row filter, which can't be read meanwhile.
+            found = self._control.ask(
+                doing, fetch_published_tables, publication, list(self._states), with_filters=False
+            )
+            self._to_single(t.schema.id for t in found if t.has_row_filter)
+        tables = {table.schema.id: table for table in found if table.schema.id in self._states}
         missing = self._states.keys() - tables.keys()
         if missing:
             error = SourceError(
@@ -315,8 +323,12 @@ class GroupSync:
     ) -> dict[TableId, TableSchema]:
         """Copy the tables; those that are copied and still ours."""
         assert slot.snapshot_name is not None
-        leaves = self._control.ask("measuring the tables", fetch_leaves_of, list(tables))
-        plans = {t: self._plan(table, leaves.get(t, ()), slot) for t, table in tables.items()}
+        leaves = self._control.ask(
+            "measuring the tables", fetch_leaves_of, list(tables), without_locked=True
+        )
+        self._to_single(tables.keys() - leaves.keys())
+        tables = {table_id: table for table_id, table in tables.items() if table_id in leaves}
+        plans = {t: self._plan(table, leaves[t], slot) for t, table in tables.items()}
         self._many.store_table_schemas([table.schema for table in tables.values()])
         self._many.store_copy_plans(plans)
         _log.info("copying a group of %d tables", len(tables))
@@ -325,7 +337,7 @@ class GroupSync:
             self._destination,
             self._control,
             tables,
-            {t: sum(leaf.bytes for leaf in leaves.get(t, ())) for t in tables},
+            {t: sum(leaf.bytes for leaf in leaves[t]) for t in tables},
             plans,
             snapshot_name=slot.snapshot_name,
             stop=self._stop,

@@ -74,6 +74,13 @@ class Members:
         return self._tables
 
     @property
+    def relation_ids(self) -> set[int]:
+        """The tables, and the partitions of those that are published through their roots."""
+        notes = self._notes
+        roots = [] if notes is None else list(notes.partitions.values())
+        return {*self._tables, *(leaf for root in roots for leaf in list(root.leaves))}
+
+    @property
     def waits_for(self) -> Lsn | None:
         """The LSN that the stream must pass before something can be decided; None without one."""
         leaving = self._notes.leaving.values() if self._notes is not None else ()
@@ -105,7 +112,10 @@ class Members:
         """
         name = self._config.source.publication
         self._control.ask("reading the publication", fetch_publication, name)
-        self.update(self._control.ask("reading the publication", fetch_published_tables, name))
+        tables = self._control.ask(
+            "reading the publication", fetch_published_tables, name, with_filters=False
+        )
+        self.update(tables)
 
     def update(self, members: Sequence[PublishedTable]) -> None:
         """Take over what the publication holds now.

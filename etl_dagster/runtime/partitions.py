@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import TableLocked
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Ready, TableState
@@ -119,11 +120,16 @@ class Partitions:
                 continue
             notes.partitions[table_id] = known
             table = published[table_id]
-            reason = (
-                self._find_changed(table, known, found, mark)
-                or self._find_gone(table, known, found)
-                or self._find_new(table, known, found, wanted)
-            )
+            try:
+                reason = (
+                    self._find_changed(table, known, found, mark)
+                    or self._find_gone(table, known, found)
+                    or self._find_new(table, known, found, wanted)
+                )
+            except TableLocked as error:
+                # The next look finds the same; nothing else waits for it.
+                _log.debug("%s: %s", table.schema.name, error.reason)
+                continue
             if reason is not None:
                 self._drop_unclear(table_id)
                 again[table_id] = reason
@@ -241,16 +247,22 @@ class Partitions:
         for (table_id, leaf), (last, part) in list(self._unclear.items()):
             if durable <= last:
                 continue
-            del self._unclear[table_id, leaf]
             known, table = notes.partitions.get(table_id), tables.get(table_id)
             before = None if known is None else known.leaves.get(leaf)
             if known is None or before is None or table is None:
+                del self._unclear[table_id, leaf]
                 continue
+            reason = None
             if part.storage.changed_by not in truncates(table_id):
-                reason = self._judge(table, known, leaf, before, part)
-                if reason is not None:
-                    again[table_id] = reason
+                try:
+                    reason = self._judge(table, known, leaf, before, part)
+                except TableLocked as error:
+                    _log.debug("%s: %s", table.schema.name, error.reason)
                     continue
+            del self._unclear[table_id, leaf]
+            if reason is not None:
+                again[table_id] = reason
+                continue
             known.leaves[leaf] = part
         return again
 

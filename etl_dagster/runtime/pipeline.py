@@ -26,6 +26,7 @@ from etl_dagster.runtime.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.local_store import coordinating
+from etl_dagster.runtime.lock_watch import LockWatch
 from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import CopyMeter, Metrics
 from etl_dagster.runtime.origin import Origin
@@ -91,6 +92,7 @@ class Pipeline:
         self._members = Members(config, store, self._control)
         self._rewrites = Rewrites(store, self._control)
         self._renames = Renames(store, self._control)
+        self._locks = LockWatch(self._control)
         self._stop = threading.Event()
         self._done = threading.Event()
         self._changed = threading.Event()
@@ -407,6 +409,7 @@ class Pipeline:
             self._members.refresh()
             self._rewrites.look(self._members.tables.values())
             self._renames.look(self._members.tables)
+            self._locks.look(self._members.relation_ids)
         except EtlError:
             self._look_wanted.set()
             raise

@@ -24,7 +24,8 @@ from etl_dagster.source.catalog import (
     fetch_published_tables,
 )
 from etl_dagster.source.connection import connect, source_uri, translate
-from etl_dagster.source.partitions import fetch_foreign_partitions
+from etl_dagster.source.locks import ExclusiveLock, describe_locks, fetch_exclusive_locks
+from etl_dagster.source.partitions import fetch_foreign_partitions, fetch_partition_ids
 from etl_dagster.source.readiness import (
     ServerFacts,
     fetch_read_rights,
@@ -110,7 +111,7 @@ def require_ready(connection: Connection, config: PipelineConfig) -> list[Publis
         facts = fetch_server_facts(connection)
         _raise_first(_check_server(connection, config, facts))
         publication = fetch_publication(connection, config.source.publication)
-        tables = fetch_published_tables(connection, publication.name)
+        tables = fetch_published_tables(connection, publication.name, with_filters=False)
         checks = list(_check_tables(connection, config, facts, publication, tables))
         _raise_first(iter(checks))
         for check in checks:
@@ -311,7 +312,7 @@ def _check_publication(
         yield Check.error("publication", error)
     else:
         yield Check.ok("publication", f"{publication.name!r} exists")
-        tables = fetch_published_tables(connection, publication.name)
+        tables = fetch_published_tables(connection, publication.name, with_filters=False)
         yield from _check_tables(connection, config, facts, publication, tables)
         yield from _check_configured_tables(config, tables)
     yield _check_apply_slot(connection, config)
@@ -334,6 +335,7 @@ def _check_tables(
     yield from _check_identities(connection, publication, tables)
     yield from _check_partitions(connection, config, tables)
     yield from _check_read_rights(connection, facts, tables)
+    yield from _check_locks(connection, tables)
 
 
 def _check_trigger(connection: Connection) -> Check:
@@ -475,6 +477,25 @@ def _check_read_rights(
             f'As a superuser: ALTER ROLE "{facts.user}" BYPASSRLS; or make it the tables\' owner, '
             "without FORCE ROW LEVEL SECURITY; or remove them from the publication.",
         )
+
+
+def _check_locks(connection: Connection, tables: Sequence[PublishedTable]) -> Iterator[Check]:
+    published = {table.schema.id for table in tables} | fetch_partition_ids(
+        connection, [table.schema.id for table in tables if table.is_partitioned]
+    )
+    locks = [lock for lock in fetch_exclusive_locks(connection) if lock.relation_id in published]
+    if locks:
+        yield Check.warning(
+            "locked tables",
+            f"other sessions have tables to themselves: {describe_locks(locks)}; these can't be "
+            "copied meanwhile, and what is streamed goes on",
+            "Wait, or end the session: "
+            + " ".join(f"select pg_terminate_backend({pid});" for pid in _pids(locks)),
+        )
+
+
+def _pids(locks: Sequence[ExclusiveLock]) -> list[int]:
+    return list(dict.fromkeys(lock.pid for lock in locks if lock.pid))[:_LISTED]
 
 
 def _check_configured_tables(

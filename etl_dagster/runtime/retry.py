@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from etl_dagster.backoff import Backoff
 from etl_dagster.config import RetryConfig
-from etl_dagster.errors import EtlError
+from etl_dagster.errors import EtlError, TableLocked
 from etl_dagster.model.states import (
     Errored,
     ManualRetry,
@@ -35,7 +35,9 @@ def errored_state(error: BaseException, config: RetryConfig, attempt: int) -> Er
     retry: RetryPolicy = ManualRetry()
     if isinstance(error, EtlError):
         reason, solution = error.reason, error.solution
-        if error.retryable and attempt < config.max_attempts:
+        # A lock ends without our doing, also one of hours.
+        is_left = attempt < config.max_attempts or isinstance(error, TableLocked)
+        if error.retryable and is_left:
             delay = timedelta(seconds=backoff(config).delay_s(attempt - 1))
             retry = TimedRetry(datetime.now(UTC) + delay, attempt)
     else:

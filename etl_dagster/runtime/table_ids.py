@@ -26,7 +26,10 @@ def find_table_ids(config: PipelineConfig, store: CoordinatingStore) -> dict[str
     control = SourceControl(config.source, application_name="etl_dagster names")
     try:
         published = control.ask(
-            "reading the publication", fetch_published_tables, config.source.publication
+            "reading the publication",
+            fetch_published_tables,
+            config.source.publication,
+            with_filters=False,
         )
     except SourceUnreachable:
         if len(newest) < len(states) or len(set(newest.values())) < len(newest):

@@ -314,7 +314,11 @@ class TableSync:
             return None
         publication = self._config.source.publication
         published = self._control.ask(
-            "reading the publication", fetch_published_tables, publication, holders
+            "reading the publication",
+            fetch_published_tables,
+            publication,
+            holders,
+            with_filters=False,
         )
         now = (other.schema.name for other in published)
         return next((other for other in now if other.lower() != name.lower()), None)

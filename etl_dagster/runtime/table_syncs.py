@@ -114,7 +114,8 @@ class TableSyncs:
     def _grouped(
         self, due: Sequence[TableId], states: Mapping[TableId, TableState], free: int
     ) -> list[list[TableId]]:
-        leaves = self._control.ask("measuring tables", fetch_leaves_of, due)
+        # One that another session has locked counts as a table that wants a worker of its own.
+        leaves = self._control.ask("measuring tables", fetch_leaves_of, due, without_locked=True)
         # A worker of the table's own has begun, and can be followed.
         begun = self._control.ask("listing slots", fetch_table_sync_slots, self._config.pipeline)
         sizes = {table_id: _size(leaves.get(table_id, ())) for table_id in due}

@@ -144,7 +144,13 @@ BEGIN
           WHERE h.attname = a.attname AND NOT h.attisdropped AND h.attrelid IN (
             SELECT c.oid WHERE c.relkind <> 'p'
             UNION ALL
-            SELECT l.relid FROM pg_partition_tree(c.oid) l WHERE l.isleaf AND c.relkind = 'p')
+            -- Unlike pg_partition_tree(), this waits for no lock on any of them.
+            (WITH RECURSIVE parts (oid) AS (
+               SELECT c.oid WHERE c.relkind = 'p'
+               UNION ALL
+               SELECT p.inhrelid FROM parts t JOIN pg_inherits p ON p.inhparent = t.oid
+             )
+             SELECT l.oid FROM parts t JOIN pg_class l ON l.oid = t.oid WHERE l.relkind <> 'p'))
         ) m ON true
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
       ))

@@ -14,6 +14,8 @@ from etl_dagster.errors import CopyOutdated, PublicationEmpty, PublicationMissin
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.pg.encodings import StoredEncoding, decode, stored_encoding
+from etl_dagster.source.locks import fetch_exclusive_locks
+from etl_dagster.source.published import published_relations
 from etl_dagster.source.types import fetch_types, unknown_types
 from etl_dagster.values.adbc import text_expression
 
@@ -47,6 +49,8 @@ class PublishedTable:
     has_deletes: bool = True
     #: Whether its rows are in partitions: it is published through its root.
     is_partitioned: bool = False
+    #: Whether it has a row filter, known or not.
+    has_row_filter: bool = False
 
     @property
     def can_resume_copy(self) -> bool:
@@ -75,13 +79,16 @@ _TABLES = """
 with published as materialized (
   select c.oid, n.nspname, c.relname, c.relreplident, c.relkind,
          greatest(c.reltuples, 0)::bigint as estimated_rows,
-         {attnames} as attnames, {rowfilter} as rowfilter, pub.pubupdate, pub.pubdelete
-  from pg_publication_tables p
-  join pg_publication pub on pub.pubname = p.pubname
-  join pg_namespace n on n.nspname = p.schemaname
-  join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
-  where p.pubname = %(publication)s
-  and (%(table_ids)s::oid[] is null or c.oid = any (%(table_ids)s::oid[]))
+         {attnums} as attnums, {rowfilter} as rowfilter, {has_filter} as has_row_filter,
+         {sends_generated} as sends_generated, pub.pubupdate, pub.pubdelete
+  from ({relations}) p
+  join pg_publication pub on pub.pubname = %(publication)s
+  join pg_class c on c.oid = p.relid
+  join pg_namespace n on n.oid = c.relnamespace
+  -- The lists count only where a table is published by its name alone.
+  left join pg_publication_rel r on r.prrelid = c.oid and r.prpubid = pub.oid
+    and not pub.puballtables{not_by_schema}
+  where (%(table_ids)s::oid[] is null or c.oid = any (%(table_ids)s::oid[]))
   -- A state store may share its schema with tables that are replicated.
   and obj_description(c.oid, 'pg_class') is distinct from 'etl_dagster state store'
   and not (c.relname = any (%(store_tables)s) and n.oid in (
@@ -96,6 +103,7 @@ with published as materialized (
   from pg_index where (indisprimary or indisreplident) and indimmediate
 )
 select t.oid, t.nspname, t.relname, t.relreplident::text, t.estimated_rows, t.rowfilter,
+       t.has_row_filter,
        t.pubupdate, t.pubdelete, t.relkind = 'p' as is_partitioned,
        a.attnum, a.attname, a.atttypid, a.attndims,
        case when a.atttypmod = -1 then coalesce(b.typmod, -1) else a.atttypmod end as typmod,
@@ -119,8 +127,9 @@ left join lateral (
   )
   select oid, typmod from base where kind <> 'd'
 ) b on true
-where (a.attgenerated = '' or {sends_generated})
-  and coalesce(a.attname = any (t.attnames), a.attgenerated = '')
+where case when t.attnums is null
+           then a.attgenerated = '' or a.attgenerated = 's' and t.sends_generated
+           else a.attnum = any (t.attnums) and (a.attgenerated = '' or {lists_generated}) end
 order by t.nspname, t.relname, a.attnum
 """
 
@@ -147,27 +156,45 @@ def fetch_publication(connection: Connection, name: str) -> Publication:
     )
 
 
+_NOT_BY_SCHEMA = """
+    and not exists (select from pg_publication_namespace s
+                    where s.pnpubid = pub.oid and s.pnnspid = c.relnamespace)"""
+
+
 def fetch_published_tables(
-    connection: Connection, publication: str, table_ids: Collection[TableId] | None = None
+    connection: Connection,
+    publication: str,
+    table_ids: Collection[TableId] | None = None,
+    *,
+    with_filters: bool = True,
 ) -> list[PublishedTable]:
     """The publication's tables by name, with their published columns; maybe none.
 
     Args:
         table_ids: only these tables, as far as they are published; None for all.
+        with_filters: whether `row_filter` is wanted, for which a table with one is opened. Without
+            it, no other session's lock is waited for.
 
     Tables of a state store are left out: under FOR ALL TABLES they are published where the store
     lives in the source, and every batch would make work for the next one.
 
-    Source: PostgreSQL documentation, "pg_publication_tables". Its column and row lists are there
-    from version 15 on.
+    Source: PostgreSQL documentation, "pg_publication_rel"; the view "pg_publication_tables" says
+    the same. Column lists and row filters are there from version 15 on.
     """
-    has_lists = connection.info.server_version >= 150000
-    # Before 18 a generated column is never sent, though the view lists it.
-    sends_generated = connection.info.server_version >= 180000
+    version = connection.info.server_version
+    has_lists = version >= 150000
     query = sql.SQL(_TABLES).format(
-        attnames=sql.SQL("p.attnames" if has_lists else "null::name[]"),
-        rowfilter=sql.SQL("p.rowfilter" if has_lists else "null::text"),
-        sends_generated=sql.Literal(sends_generated),
+        relations=published_relations(connection),
+        attnums=sql.SQL("r.prattrs::int2[]" if has_lists else "null::int2[]"),
+        # It would wait for the lock that another session may have on the table.
+        rowfilter=sql.SQL(
+            "pg_get_expr(r.prqual, r.prrelid)" if has_lists and with_filters else "null::text"
+        ),
+        has_filter=sql.SQL("r.prqual is not null" if has_lists else "false"),
+        not_by_schema=sql.SQL(_NOT_BY_SCHEMA if has_lists else ""),
+        # Before 18 a generated column is never sent, though a column list may name it.
+        sends_generated=sql.SQL("pub.pubgencols = 's'" if version >= 180000 else "false"),
+        lists_generated=sql.Literal(version >= 180000),
     )
     with connection.cursor(row_factory=dict_row) as cursor:
         values = {
@@ -210,6 +237,7 @@ def fetch_published_tables(
             has_updates=row["pubupdate"],
             has_deletes=row["pubdelete"],
             is_partitioned=row["is_partitioned"],
+            has_row_filter=row["has_row_filter"],
         )
         for oid, (row, columns) in tables.items()
     ]
@@ -233,7 +261,7 @@ def fetch_publication_tables(connection: Connection, publication: str) -> list[T
         PublicationEmpty: it contains no table.
     """
     fetch_publication(connection, publication)
-    tables = fetch_published_tables(connection, publication)
+    tables = fetch_published_tables(connection, publication, with_filters=False)
     if not tables:
         raise PublicationEmpty(publication)
     return [table.schema for table in tables]
@@ -259,42 +287,51 @@ class Leaf:
 
 
 def fetch_leaves(connection: Connection, table_id: TableId) -> list[Leaf]:
-    """Where the table's rows are: one relation, or every leaf partition."""
+    """Where the table's rows are: one relation, or every leaf partition. Waits for locks."""
     return fetch_leaves_of(connection, [table_id]).get(table_id, [])
 
 
 def fetch_leaves_of(
-    connection: Connection, table_ids: Collection[TableId]
+    connection: Connection, table_ids: Collection[TableId], *, without_locked: bool = False
 ) -> dict[TableId, list[Leaf]]:
     """Where the rows of each table are; tables that are gone are missing.
 
-    Source: PostgreSQL documentation, "pg_partition_tree", which returns nothing for a plain table.
+    Args:
+        without_locked: tables that another session has to itself are missing, too. To measure one
+            would wait for that session.
+
+    Source: PostgreSQL documentation, "Database Object Size Functions", "pg_inherits".
     """
+    locked: list[int] = []
+    if without_locked:
+        locked = [lock.relation_id for lock in fetch_exclusive_locks(connection, older_than_s=0.0)]
     cursor = connection.execute(
         """
-        select t.id::bigint,
-               c.oid, pg_relation_size(c.oid) / current_setting('block_size')::bigint,
+        with recursive tree (root, relid, kind) as (
+          select oid, oid, relkind from pg_class where oid = any (%(tables)s::oid[])
+          union all
+          select t.root, c.oid, c.relkind
+          from tree t join pg_inherits i on i.inhparent = t.relid and not i.inhdetachpending
+          join pg_class c on c.oid = i.inhrelid
+          where t.kind = 'p'
+        )
+        select t.root::bigint, bool_or(c.oid = any (%(locked)s::oid[])) over (partition by t.root),
+               c.oid, case when c.oid <> all (%(locked)s::oid[]) then
+                 pg_relation_size(c.oid) / current_setting('block_size')::bigint end,
                greatest(c.reltuples, 0)::bigint, pg_relation_filenode(c.oid)::bigint,
-               coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0)
-        from unnest(%s::oid[]) as t (id)
-        join lateral (
-          select t.id as relid
-          where not exists (select from pg_class where oid = t.id and relkind = 'p')
-          union
-          select relid::oid from pg_partition_tree(t.id::regclass)
-          where isleaf and relid <> t.id
-        ) as leaf on true
-        join pg_class c on c.oid = leaf.relid
+               case when c.oid <> all (%(locked)s::oid[]) then
+                 coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0) end
+        from tree t join pg_class c on c.oid = t.relid
         -- A foreign table has no rows here, and Postgres can't publish its changes.
-        where c.relkind <> 'f'
+        where t.kind not in ('p', 'f')
         order by c.oid
         """,
-        [list(table_ids)],
+        {"tables": list(table_ids), "locked": locked},
     )
     leaves: dict[TableId, list[Leaf]] = {}
-    for table_id, *leaf in cursor:
+    for table_id, is_locked, *leaf in cursor:
         # The query's snapshot still has a relation that was dropped since; its file is gone.
-        if None not in leaf:
+        if not is_locked and None not in leaf:
             leaves.setdefault(table_id, []).append(Leaf(*leaf))
     return leaves
 
@@ -386,7 +423,7 @@ def fetch_table_schema(
     connection: Connection, publication: str, table_id: TableId
 ) -> TableSchema | None:
     """The table as the catalog has it now; None when it isn't published."""
-    tables = fetch_published_tables(connection, publication, [table_id])
+    tables = fetch_published_tables(connection, publication, [table_id], with_filters=False)
     return tables[0].schema if tables else None
 
 

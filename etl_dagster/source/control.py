@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -9,7 +10,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import psycopg
 
 from etl_dagster.config import SourceConfig
+from etl_dagster.errors import EtlError, TableLocked
 from etl_dagster.source.connection import connect, translate
+from etl_dagster.source.locks import ExclusiveLock, describe_locks, fetch_exclusive_locks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,6 +20,8 @@ Connection = psycopg.Connection[Any]
 
 #: No question takes long; a server that doesn't answer is a server that isn't reachable.
 _STATEMENT_TIMEOUT_S = 60.0
+#: Others wait for the connection, which must not wait for a table that another session has locked.
+_LOCK_TIMEOUT_S = 5.0
 
 
 class SourceControl:
@@ -56,6 +61,7 @@ class SourceControl:
             what: what is being done, such as ``reading the publication``; begins the error.
 
         Raises:
+            TableLocked: another session had a table to itself for some seconds.
             EtlError: of the kind that `translate` finds, or what the question raised itself.
         """
         with self._lock:
@@ -64,11 +70,20 @@ class SourceControl:
                 return question(self._open(), *args, **kwargs)
             except psycopg.Error as error:
                 if is_fresh or not self._is_broken():
-                    raise translate(error, what) from None
+                    raise self._failure(error, what) from None
             try:
                 return question(self._open(), *args, **kwargs)
             except psycopg.Error as error:
-                raise translate(error, what) from None
+                raise self._failure(error, what) from None
+
+    def _failure(self, error: psycopg.Error, what: str) -> EtlError:
+        if not isinstance(error, psycopg.errors.LockNotAvailable):
+            return translate(error, what)
+        locks: list[ExclusiveLock] = []
+        with contextlib.suppress(psycopg.Error):
+            locks = fetch_exclusive_locks(self._open(), older_than_s=0.0)
+        by = f"; locked now: {describe_locks(locks)}" if locks else ""
+        return TableLocked(f"{what}: another session has a table locked{by}")
 
     def close(self) -> None:
         with self._lock:
@@ -81,6 +96,7 @@ class SourceControl:
                 self._config,
                 application_name=self._application_name,
                 statement_timeout_s=_STATEMENT_TIMEOUT_S,
+                lock_timeout_s=_LOCK_TIMEOUT_S,
             )
             try:
                 self._verify(connection)

@@ -29,6 +29,7 @@ from psycopg import sql
 from etl_dagster.errors import PublicationMissing
 from etl_dagster.model.schema import TableId
 from etl_dagster.source.catalog import fetch_publication
+from etl_dagster.source.published import published_relations
 
 Connection = psycopg.Connection[Any]
 
@@ -141,7 +142,7 @@ _LIMITED = " limited"
 _MEMBERS = """
 with recursive published as materialized (
   select p.relid, c.relkind, c.reltoastrelid, c.xmin::text as changed_by
-  from pg_get_publication_tables(%(publication)s) p join pg_class c on c.oid = p.relid
+  from ({relations}) p join pg_class c on c.oid = p.relid
 ), chain (relid, member, links) as (
   select relid, relid, '' from published
   union all
@@ -215,6 +216,7 @@ def look(connection: Connection, publication: str) -> Look:
     trace, is_for_all = PublicationTrace(*row[:4]), row[4]
     version = connection.info.server_version
     query = sql.SQL(_MEMBERS).format(
+        relations=published_relations(connection),
         limited=sql.SQL(
             f"case when r.prqual is null and r.prattrs is null then '' else '{_LIMITED}' end"
             if version >= 150000

@@ -76,7 +76,7 @@ def is_relation_empty(connection: Connection, table_id: TableId, relation_id: in
     )
     with connection.transaction():
         # Others wait for the connection, which must not wait for another session's lock.
-        connection.execute("set local lock_timeout = '2s'")
+        connection.execute("set local lock_timeout = '200ms'")
         row = connection.execute(
             sql.SQL("select not exists (select from {}{})").format(source.from_clause(), where)
         ).fetchone()
@@ -161,15 +161,38 @@ def fetch_leaf_identities(
     return found
 
 
+def fetch_partition_ids(connection: Connection, table_ids: Sequence[TableId]) -> set[int]:
+    """The partitions of these tables, on all levels."""
+    if not table_ids:
+        return set()
+    rows = connection.execute(
+        """
+        with recursive tree (relid) as (
+          select inhrelid from pg_inherits where inhparent = any (%s::oid[])
+          union
+          select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid
+        )
+        select relid::bigint from tree
+        """,
+        [list(table_ids)],
+    )
+    return {relation_id for (relation_id,) in rows}
+
+
 def fetch_foreign_partitions(connection: Connection, table_ids: Sequence[TableId]) -> list[str]:
     """The names of the tables' partitions that are foreign tables, as ``schema.table``."""
     if not table_ids:
         return []
     rows = connection.execute(
         """
-        select distinct n.nspname || '.' || c.relname
-        from unnest(%s::oid[]) r (oid), pg_partition_tree(r.oid::regclass) t
-        join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace
+        with recursive tree (relid) as (
+          select * from unnest(%s::oid[])
+          union
+          select i.inhrelid
+          from tree t join pg_inherits i on i.inhparent = t.relid and not i.inhdetachpending
+        )
+        select n.nspname || '.' || c.relname
+        from tree t join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace
         where c.relkind = 'f' order by 1
         """,
         [list(table_ids)],

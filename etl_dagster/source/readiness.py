@@ -99,11 +99,16 @@ def fetch_read_rights(
         select c.oid, has_schema_privilege(c.relnamespace, 'usage'),
                bool_and(has_column_privilege(c.oid, wanted.attnum, 'select')),
                row_security_active(c.oid) or exists (
-                 select from pg_partition_tree(c.oid) part
-                 where part.isleaf and row_security_active(part.relid))
+                 with recursive tree (oid) as (
+                   select c.oid where c.relkind = 'p'
+                   union all
+                   select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.oid
+                 )
+                 select from tree join pg_class leaf using (oid)
+                 where leaf.relkind <> 'p' and row_security_active(leaf.oid))
         from unnest(%s::oid[], %s::int2[]) wanted (oid, attnum)
         join pg_class c on c.oid = wanted.oid
-        group by c.oid, c.relnamespace
+        group by c.oid, c.relkind, c.relnamespace
         """,
         [[oid for oid, _ in pairs], [attnum for _, attnum in pairs]],
     )

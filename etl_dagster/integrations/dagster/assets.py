@@ -223,7 +223,9 @@ class _Copy:
             doing = f"looking for {self._name}"
             table_id = control.ask(doing, fetch_table_id, name.schema_name, name.table_name)
             if table_id is not None:
-                for table in control.ask(doing, fetch_published_tables, publication, [table_id]):
+                for table in control.ask(
+                    doing, fetch_published_tables, publication, [table_id], with_filters=False
+                ):
                     return table.schema
         raise InvalidState(
             f"{self._name} is not in publication {publication!r}",
