@@ -135,3 +135,32 @@ def test_many_leases_need_one_connection_and_end_with_it(newest_database: Databa
         assert not any(lease.is_held for lease in leases.values())
         for lease in leases.values():
             lease.release()
+
+
+def test_what_another_process_does_to_states_is_read_whole_or_in_part(
+    newest_database: Database,
+) -> None:
+    """A store reads what is new since it last looked; that may be less than it knew."""
+    with (
+        closing(PostgresStore(newest_database.dsn, "shop")) as ours,
+        closing(PostgresStore(newest_database.dsn, "shop")) as other,
+    ):
+
+        def states() -> dict[int, object]:
+            return dict(ours.get_table_replication_states())
+
+        assert states() == {}
+        other.update_table_replication_states([(t, Init()) for t in (3, 1, 2)])
+        assert list(states().items()) == [(1, Init()), (2, Init()), (3, Init())]
+        other.transition_table_state(2, Init(), DataSync())
+        other.update_table_replication_states([(2, FinishedCopy()), (3, DataSync())])
+        assert states() == {1: Init(), 2: FinishedCopy(), 3: DataSync()}
+        other.rollback_table_replication_state(2)
+        assert states() == {1: Init(), 2: DataSync(), 3: DataSync()}
+        other.delete_table_pipeline_state(1)
+        assert states() == {2: DataSync(), 3: DataSync()}
+        other.delete_table_pipeline_state(2)
+        other.update_table_replication_states([(4, Init())])
+        assert states() == {3: DataSync(), 4: Init()}
+        newest_database.execute("truncate etl.table_states cascade")
+        assert states() == {}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -117,6 +118,8 @@ class PostgresStore:
         self._listener: Listener | None = None
         self._changes = Changes()
         self._states: Cache[Mapping[TableId, TableState]] = Cache()
+        #: As last read, with the IDs of their rows.
+        self._known_states: Mapping[TableId, tuple[int, TableState]] = {}
         self._schemas: Cache[Mapping[TableId, Sequence[TableSchema]]] = Cache()
         self._metadata: Cache[Mapping[TableId, DestinationTableMetadata]] = Cache()
 
@@ -344,16 +347,50 @@ class PostgresStore:
         return self._change(work, "states", repeatable=False)
 
     def _current_states(self) -> Mapping[TableId, TableState]:
-        query = (
-            "SELECT table_id, state FROM {schema}.table_states "
-            "WHERE pipeline = %s AND is_current ORDER BY table_id"
+        return self._states.get(self._load_states, keep=self._hears_changes)
+
+    def _load_states(self) -> Mapping[TableId, TableState]:
+        """Read what is new since the last time; of thousands of tables that is little.
+
+        A row of the history never gets another state. That rows were deleted, or an earlier one is
+        the current one again, is told by a digest of all current rows.
+        """
+        states = self._read_states(self._known_states)
+        if states is None:
+            states = self._read_states({}) or {}
+        self._known_states = states
+        return {table_id: states[table_id][1] for table_id in sorted(states)}
+
+    def _read_states(
+        self, known: Mapping[TableId, tuple[int, TableState]]
+    ) -> dict[TableId, tuple[int, TableState]] | None:
+        """By table, the ID of the current row and its state; None where `known` doesn't lead there.
+
+        Args:
+            known: an earlier answer; only later rows are read.
+        """
+        newest = max((number for number, _ in known.values()), default=0)
+        rows = self._fetch(
+            """
+            WITH current AS (
+                SELECT id, table_id, state FROM {schema}.table_states
+                WHERE pipeline = %s AND is_current
+            )
+            SELECT d.digest, c.id, c.table_id, c.state
+            FROM (SELECT md5(coalesce(string_agg(id::text, ',' ORDER BY id), '')) AS digest
+                  FROM current) AS d
+            LEFT JOIN current AS c ON c.id > %s
+            """,
+            self.pipeline,
+            newest,
         )
-
-        def load() -> Mapping[TableId, TableState]:
-            rows = self._fetch(query, self.pipeline)
-            return {table_id: state_from_json(payload) for table_id, payload in rows}
-
-        return self._states.get(load, keep=self._hears_changes)
+        found = dict(known)
+        for _, number, table_id, payload in rows:
+            if number is not None:
+                found[table_id] = number, state_from_json(payload)
+        ids = ",".join(map(str, sorted(number for number, _ in found.values())))
+        digest = hashlib.md5(ids.encode(), usedforsecurity=False).hexdigest()
+        return found if digest == rows[0][0] or not known else None
 
     def _set_state(self, connection: Connection, table_id: TableId, state: TableState) -> None:
         self._set_states(connection, {table_id: state})

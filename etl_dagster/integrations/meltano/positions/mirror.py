@@ -43,6 +43,8 @@ _LOOK_EVERY_S = 1.0
 _IDLE_INTERVALS = 6
 #: ... and not more often than one of all tables in so many seconds; but once in an hour each.
 _IDLE_WRITE_S, _LONGEST_IDLE_S = 0.5, 3600.0
+#: After writing phases, so many times of the CPU time that it took.
+_REST = 4.0
 #: After a failure, the next try comes so much later; doubled for each in a row.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 #: How long entering and leaving may wait for the place where states are.
@@ -138,12 +140,14 @@ class Mirror:
         while True:
             is_last = self._stop.is_set()
             try:
-                now = time.monotonic()
+                now, began_s = time.monotonic(), time.thread_time()
                 look.begin()
                 read.begin()
                 if self._pass(must_read=is_last or now >= read_due, is_last=is_last):
                     read_due = now + read.end()
-                    pause_s = min(look.pause_s, self._interval_s)
+                    # While thousands of tables are copied, phases change all the time.
+                    rest_s = _REST * (time.thread_time() - began_s)
+                    pause_s = min(max(look.pause_s, rest_s), self._interval_s)
                 else:
                     pause_s = look.end()
                 pauses.reset()
