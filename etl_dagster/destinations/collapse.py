@@ -10,6 +10,22 @@ import numpy as np
 import pyarrow as pa
 
 from etl_dagster.model.events import DELETE, TableChanges
+from etl_dagster.values.parsed import Odd, joined
+
+
+@dataclass(frozen=True, slots=True)
+class OddCells:
+    """Values of some rows in one column which the column's type can't hold.
+
+    All have one element for each such value.
+    """
+
+    #: int64: which of the rows.
+    rows: np.ndarray
+    #: string: as Postgres printed them.
+    texts: pa.Array[Any]
+    #: int64: the change that brought the value.
+    changes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,8 @@ class Collapsed:
     unknown: Mapping[str, np.ndarray] = field(default_factory=dict)
     #: int64, for each of `rows`: where in `removed` the key is that its row had before the changes.
     lookup_places: np.ndarray | None = None
+    #: What of `rows` the columns' types can't hold, by column name.
+    odd: Mapping[str, OddCells] = field(default_factory=dict)
 
     @property
     def lookup(self) -> pa.RecordBatch | None:
@@ -54,6 +72,53 @@ def added_and_removed(changes: TableChanges) -> tuple[pa.RecordBatch, pa.RecordB
     return added, removed if old is None else _concat([removed, old])
 
 
+def odd_added_and_removed(
+    changes: TableChanges,
+) -> tuple[dict[str, OddCells], dict[str, pa.Array[Any]]]:
+    """What is odd in the rows that `added_and_removed` gives, by column name.
+
+    Of the rows to append, with their places among the changes instead of those among the rows; of
+    the rows that go, the texts.
+    """
+    changes = complete_from_old(changes)
+    is_delete = changes.ops == DELETE
+    every = np.arange(len(changes))
+    added = cells_at(changes.odd, np.where(is_delete, -1, every), {})
+    gone: dict[str, list[pa.Array[Any]]] = {}
+    for name, odd in changes.odd.items():
+        gone.setdefault(name, []).append(odd.texts.filter(pa.array(is_delete[odd.places])))
+    for name, odd in changes.old_odd.items():
+        gone.setdefault(name, []).append(odd.texts)
+    removed = {name: pa.concat_arrays(texts) for name, texts in gone.items()}
+    return added, {name: texts for name, texts in removed.items() if len(texts)}
+
+
+def cells_at(
+    odd: Mapping[str, Odd], changes: np.ndarray, differing: Mapping[str, np.ndarray]
+) -> dict[str, OddCells]:
+    """The odd values among rows that are taken from some changes.
+
+    Args:
+        changes: of each row, which change it is; -1 for one without a value.
+        differing: the same for columns whose values come from other changes.
+    """
+    found: dict[str, OddCells] = {}
+    for name, each in odd.items():
+        sources = differing.get(name, changes)
+        at = np.searchsorted(each.places, sources)
+        at[at == len(each.places)] = 0
+        rows = np.flatnonzero(each.places[at] == sources)
+        if len(rows):
+            texts = _texts_at(each, at[rows])
+            found[name] = OddCells(rows, texts, sources[rows])
+    return found
+
+
+def _texts_at(odd: Odd, places: np.ndarray) -> pa.Array[Any]:
+    indices: Any = pa.array(places)
+    return odd.texts.take(indices)
+
+
 def complete_from_old(changes: TableChanges) -> TableChanges:
     """Fill unchanged values in from the old rows that came along.
 
@@ -66,7 +131,7 @@ def complete_from_old(changes: TableChanges) -> TableChanges:
     told = set(changes.schema.identity_columns)
     if changes.schema.replica_identity == "f":
         told = set(changes.schema.column_names)
-    rows, unchanged = changes.rows, dict(changes.unchanged)
+    rows, unchanged, odd = changes.rows, dict(changes.unchanged), dict(changes.odd)
     for name in told & unchanged.keys():
         missing = unchanged[name]
         has_old = np.zeros(len(changes), bool)
@@ -78,8 +143,14 @@ def complete_from_old(changes: TableChanges) -> TableChanges:
         source[fill] = len(changes) + place[fill]
         rows = _with_column(rows, name, _take([rows[name], old_rows[name]], source))
         unchanged[name] = missing & ~has_old
+        if (old_odd := changes.old_odd.get(name)) is not None:
+            at = old_indices[old_odd.places]
+            kept = np.flatnonzero(fill[at])
+            filled = Odd(at[kept], _texts_at(old_odd, kept))
+            if (known := joined([odd.get(name), filled])) is not None:
+                odd[name] = known
     unchanged = {name: mask for name, mask in unchanged.items() if mask.any()}
-    return replace(changes, rows=rows, unchanged=unchanged)
+    return replace(changes, rows=rows, unchanged=unchanged, odd=odd)
 
 
 def _collapse_plain(changes: TableChanges, key: Sequence[str]) -> Collapsed:
@@ -89,9 +160,11 @@ def _collapse_plain(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     is_delete = changes.ops == DELETE
     if last is None:
         kept = changes.rows if not is_delete.any() else changes.rows.filter(pa.array(~is_delete))
-        return Collapsed(keys, kept)
-    rows = changes.rows.take(pa.array(last[~is_delete[last]]))
-    return Collapsed(keys.take(pa.array(last)), rows)
+        odd = cells_at(changes.odd, np.flatnonzero(~is_delete), {}) if changes.odd else {}
+        return Collapsed(keys, kept, odd=odd)
+    final = last[~is_delete[last]]
+    rows = changes.rows.take(pa.array(final))
+    return Collapsed(keys.take(pa.array(last)), rows, odd=cells_at(changes.odd, final, {}))
 
 
 def _last_of_each(keys: pa.RecordBatch) -> np.ndarray | None:
@@ -133,7 +206,7 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     rows = changes.rows.take(pa.array(final))
     removed = keys.take(pa.array(last_touches))
     if not changes.unchanged:
-        return Collapsed(removed, rows)
+        return Collapsed(removed, rows, odd=cells_at(changes.odd, final, {}))
 
     before = np.full(len(keys), -1)
     before[by_key[1:][same_as_next]] = by_key[:-1][same_as_next]
@@ -144,18 +217,21 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     given_by = before[found_at]
     given_by[(given_by >= 0) & ~gives_row[given_by]] = -1
     unknown: dict[str, np.ndarray] = {}
+    sources: dict[str, np.ndarray] = {}
     lookup = found_at[final]
     for name, missing in changes.unchanged.items():
         source = final.copy()
         while (back := missing[source] & (given_by[source] >= 0)).any():
             source[back] = given_by[source[back]]
         rows = _with_column(rows, name, changes.rows[name].take(pa.array(source)))
+        sources[name] = source
         still = missing[source]
         if still.any():
             unknown[name] = still
             lookup[still] = found_at[source[still]]
     # Keys are numbered from 0 without gaps, and `removed` has them in that order.
-    return Collapsed(removed, rows, unknown, ids[lookup] if unknown else None)
+    odd = cells_at(changes.odd, final, sources)
+    return Collapsed(removed, rows, unknown, ids[lookup] if unknown else None, odd)
 
 
 def _key_ids(keys: pa.RecordBatch) -> np.ndarray:

@@ -32,6 +32,23 @@ class ChunkId:
     index: int
 
 
+@dataclass(frozen=True, slots=True)
+class CopiedRows:
+    """Some rows of a copy, with what their columns' types can't hold."""
+
+    rows: pa.RecordBatch
+    #: The values of `rows` that their column's type can't hold, by column name.
+    odd: Mapping[str, Odd] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        return self.rows.num_rows
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
+
+
 class TableRows:
     """Rows of a copy: one whole chunk, or no row at all.
 
@@ -42,7 +59,7 @@ class TableRows:
     def __init__(
         self,
         copy_id: str,
-        batches: Iterable[pa.RecordBatch] = (),
+        batches: Iterable[pa.RecordBatch | CopiedRows] = (),
         chunk: ChunkId | None = None,
         replay_from: Lsn = LSN_ZERO,
     ) -> None:
@@ -63,8 +80,14 @@ class TableRows:
 
         Memory stays bounded whatever the chunk holds. Raises what the source raises.
         """
+        for piece in self.pieces():
+            yield piece.rows
+
+    def pieces(self) -> Iterator[CopiedRows]:
+        """As `batches`, each with the values that the columns' types can't hold."""
         batches, self._batches = self._batches, ()
-        yield from batches
+        for batch in batches:
+            yield batch if isinstance(batch, CopiedRows) else CopiedRows(batch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The rows as dictionaries; simple, and slow."""
@@ -108,6 +131,8 @@ class TableChanges:
     old_rows: pa.RecordBatch | None = None
     #: The values of `rows` that their column's type can't hold, by column name.
     odd: Mapping[str, Odd] = field(default_factory=dict)
+    #: Those of `old_rows`.
+    old_odd: Mapping[str, Odd] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -135,9 +160,10 @@ class TableChanges:
     def slice(self, start: int, stop: int | None = None) -> TableChanges:
         """The changes from `start` up to `stop`, without copying."""
         stop = len(self) if stop is None else stop
-        old_indices, old_rows = self.old_indices, self.old_rows
+        old_indices, old_rows, old_odd = self.old_indices, self.old_rows, self.old_odd
         if old_indices is not None and old_rows is not None:
-            low, high = old_indices.searchsorted([start, stop])
+            low, high = map(int, old_indices.searchsorted([start, stop]))
+            old_odd = sliced(old_odd, low, high)
             old_indices, old_rows = old_indices[low:high] - start, old_rows.slice(low, high - low)
         return TableChanges(
             schema=self.schema,
@@ -150,21 +176,21 @@ class TableChanges:
             unchanged={name: mask[start:stop] for name, mask in self.unchanged.items()},
             old_indices=old_indices,
             old_rows=old_rows,
-            odd={
-                name: part
-                for name, odd in self.odd.items()
-                if (part := odd.slice(start, stop)) is not None
-            },
+            odd=sliced(self.odd, start, stop),
+            old_odd=old_odd,
         )
 
     def events(self) -> Iterator[RowEvent]:
         """Each change as an object; simple, and slow."""
         from etl_dagster.values.python import to_dicts
 
-        rows = to_dicts(self.rows)
+        rows, odd = to_dicts(self.rows), odd_by_row(self.odd)
         old: dict[int, dict[str, Any]] = {}
+        old_odd: dict[int, dict[str, str]] = {}
         if self.old_indices is not None and self.old_rows is not None:
-            old = dict(zip(self.old_indices.tolist(), to_dicts(self.old_rows), strict=True))
+            places = self.old_indices.tolist()
+            old = dict(zip(places, to_dicts(self.old_rows), strict=True))
+            old_odd = {places[at]: texts for at, texts in odd_by_row(self.old_odd).items()}
         for index, (op, row) in enumerate(zip(self.ops.tolist(), rows, strict=True)):
             unknown = frozenset(name for name, mask in self.unchanged.items() if mask[index])
             kind = _EVENT_OF_OP[op]
@@ -176,7 +202,28 @@ class TableChanges:
                 row={name: value for name, value in row.items() if name not in unknown},
                 old_row=old.get(index),
                 unchanged=unknown,
+                odd=odd.get(index, _NO_TEXTS),
+                old_odd=old_odd.get(index, _NO_TEXTS),
             )
+
+
+_NO_TEXTS: Mapping[str, str] = {}
+
+
+def odd_by_row(odd: Mapping[str, Odd]) -> dict[int, dict[str, str]]:
+    """The texts of odd values by column name, for each row that has one, by its place."""
+    rows: dict[int, dict[str, str]] = {}
+    for name, each in odd.items():
+        texts: list[Any] = each.texts.to_pylist()
+        for place, text in zip(each.places.tolist(), texts, strict=True):
+            rows.setdefault(place, {})[name] = text
+    return rows
+
+
+def sliced(odd: Mapping[str, Odd], start: int, stop: int) -> dict[str, Odd]:
+    """The odd values of the rows from `start` up to `stop`."""
+    parts = ((name, each.slice(start, stop)) for name, each in odd.items())
+    return {name: part for name, part in parts if part is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +238,11 @@ class RowEvent:
     row: dict[str, Any]
     old_row: dict[str, Any] | None
     unchanged: frozenset[str]
+    #: By column name, the values of `row` that the column's type can't hold, as Postgres printed
+    #: them.
+    odd: Mapping[str, str] = field(default_factory=dict)
+    #: Those of `old_row`.
+    old_odd: Mapping[str, str] = field(default_factory=dict)
 
 
 class InsertEvent(RowEvent):

@@ -323,6 +323,7 @@ class _TableDecoder:
             old_indices=decoded.old_indices,
             old_rows=decoded.old_rows,
             odd=decoded.odd,
+            old_odd=decoded.old_odd,
         )
 
     def _truncate(

@@ -10,7 +10,7 @@ TupleData.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, cast
 
@@ -192,6 +192,7 @@ class DecodedRows:
     old_indices: Places | None
     old_rows: pa.RecordBatch | None
     odd: dict[str, Odd]
+    old_odd: dict[str, Odd]
 
 
 def decode_rows(
@@ -220,18 +221,26 @@ def _joined(blocks: list[DecodedRows], begins: range) -> DecodedRows:
         for begin, block in zip(begins, blocks, strict=True)
         if block.old_indices is not None and block.old_rows is not None
     ]
-    odd: dict[str, list[Odd]] = {}
-    for begin, block in zip(begins, blocks, strict=True):
-        for name, found in block.odd.items():
-            odd.setdefault(name, []).append(found.shifted(begin))
+    counts = [0 if block.old_rows is None else block.old_rows.num_rows for block in blocks]
+    old_begins = np.cumsum([0, *counts]).tolist()
     names = dict.fromkeys(name for block in blocks for name in block.unchanged)
     return DecodedRows(
         _concat([block.rows for block in blocks]),
         {name: np.concatenate([_mask(block, name) for block in blocks]) for name in names},
         np.concatenate([indices for indices, _ in old]) if old else None,
         _concat([rows for _, rows in old]) if old else None,
-        {name: some for name, parts in odd.items() if (some := joined(parts)) is not None},
+        _joined_odd([block.odd for block in blocks], begins),
+        _joined_odd([block.old_odd for block in blocks], old_begins),
     )
+
+
+def _joined_odd(blocks: Sequence[dict[str, Odd]], begins: Iterable[int]) -> dict[str, Odd]:
+    """The odd values of all blocks; `begins` has the number of the first row of each."""
+    odd: dict[str, list[Odd]] = {}
+    for begin, block in zip(begins, blocks, strict=False):
+        for name, found in block.items():
+            odd.setdefault(name, []).append(found.shifted(begin))
+    return {name: some for name, parts in odd.items() if (some := joined(parts)) is not None}
 
 
 def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
@@ -262,6 +271,7 @@ def _decode_block(
     is_insert, is_delete = ops == INSERT, ops == DELETE
     old_indices: Places | None = None
     old_rows = None
+    old_odd: dict[str, Odd] = {}
     if not is_insert.all():
         messages.check(is_insert | is_delete | (ops == UPDATE), places, which, "no row message")
         tags = messages.tags(places)
@@ -272,7 +282,7 @@ def _decode_block(
             old_which = which[old_indices]
             messages.check_tags(tags[old_indices], b"KO", behind, old_which)
             behind += 1
-            old_rows = _decode_tuples(messages, behind, old_which, schema, codec)[0]
+            old_rows, _, old_odd = _decode_tuples(messages, behind, old_which, schema, codec)
             places[old_indices] = behind
         deletes = np.flatnonzero(is_delete)
         messages.check_tags(tags[deletes], b"KO", places[deletes], which[deletes])
@@ -284,7 +294,7 @@ def _decode_block(
     places += 1
     rows, unchanged, odd = _decode_tuples(messages, places, which, schema, codec)
     messages.check_ends(places, which)
-    return DecodedRows(rows, unchanged, old_indices, old_rows, odd)
+    return DecodedRows(rows, unchanged, old_indices, old_rows, odd, old_odd)
 
 
 def _decode_tuples(

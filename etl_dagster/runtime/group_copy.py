@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-import pyarrow as pa
-
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     EtlError,
@@ -22,7 +20,7 @@ from etl_dagster.errors import (
     TableWriteFailed,
 )
 from etl_dagster.model.destination import Destination
-from etl_dagster.model.events import ChunkId, TableRows
+from etl_dagster.model.events import ChunkId, CopiedRows, TableRows
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import CopyPlan, FinishedChunk
 from etl_dagster.pg.cancelling import cancelled_by
@@ -52,7 +50,7 @@ _LARGEST_BYTES = 32 * 1024**2
 _LOCK_TIMEOUT_S = 2.0
 
 #: The rows of some tables.
-Read: TypeAlias = dict[TableId, Sequence[pa.RecordBatch]]
+Read: TypeAlias = dict[TableId, Sequence[CopiedRows]]
 #: Called with a table that can't be copied here, and why.
 LeaveOut: TypeAlias = Callable[[TableId, Exception], None]
 
@@ -172,12 +170,12 @@ class GroupCopy:
 
     def _read_table(
         self, table_id: TableId, relations: Mapping[int, Relation], connection: CopyConnection
-    ) -> list[pa.RecordBatch]:
+    ) -> list[CopiedRows]:
         table = self._tables[table_id]
         reader = TableReader(
             table.schema, connection, row_filter=table.row_filter, encoding=self._encoding
         )
-        batches: list[pa.RecordBatch] = []
+        batches: list[CopiedRows] = []
         size = 0
         plan = self._plans[table_id]
         for chunk in plan.chunks:
@@ -253,7 +251,7 @@ class GroupCopy:
 
         return set(self._until_durable(write, read))
 
-    def _write_one(self, table_id: TableId, batches: Sequence[pa.RecordBatch]) -> bool:
+    def _write_one(self, table_id: TableId, batches: Sequence[CopiedRows]) -> bool:
         schema, destination = self._tables[table_id].schema, self._destination
 
         def write(tables: Read) -> None:
@@ -310,7 +308,7 @@ class GroupCopy:
                     raise Stopped from None
         return left
 
-    def _rows(self, table_id: TableId, batches: Sequence[pa.RecordBatch]) -> TableRows:
+    def _rows(self, table_id: TableId, batches: Sequence[CopiedRows]) -> TableRows:
         plan = self._plans[table_id]
         return TableRows(plan.copy_id, batches, ChunkId(plan.copy_id, 0), replay_from=plan.slot_lsn)
 

@@ -8,12 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, TableRewritten
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.events import INSERT, EventBatch, TableChanges
+from etl_dagster.model.events import INSERT, CopiedRows, EventBatch, TableChanges
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import CopyChunk
 from etl_dagster.pg.cancelling import cancelled_by
@@ -28,9 +27,6 @@ from etl_dagster.source.catalog import PublishedTable, emit_marker, fetch_publis
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import CopyConnection, TableReader
 from etl_dagster.source.partitions import fetch_read_from
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _log = logging.getLogger(__name__)
 
@@ -224,10 +220,10 @@ class _LeafRows:
     """Rows of a partition, as `Delivery` takes what is to be decoded."""
 
     def __init__(
-        self, schema: TableSchema, rows: pa.RecordBatch, lsn: Lsn, first_ordinal: int
+        self, schema: TableSchema, copied: CopiedRows, lsn: Lsn, first_ordinal: int
     ) -> None:
         self._schema = schema
-        self._rows = rows
+        self._copied = copied
         self._lsn = lsn
         self._first_ordinal = first_ordinal
         self.first_commit_lsn = None
@@ -243,7 +239,7 @@ class _LeafRows:
         """The rows as inserts at their positions; nothing for a table that isn't wanted."""
         import numpy as np
 
-        count = len(self._rows)
+        count = self._copied.num_rows
         if self._schema.id not in apply_from:
             return EventBatch({}, epoch=epoch)
         changes = TableChanges(
@@ -253,6 +249,7 @@ class _LeafRows:
             ordinals=np.arange(self._first_ordinal, self._first_ordinal + count, dtype=np.int64),
             commit_times_us=np.full(count, self.first_commit_time_us, np.int64),
             sequence=np.arange(count, dtype=np.int64),
-            rows=self._rows,
+            rows=self._copied.rows,
+            odd=self._copied.odd,
         )
         return EventBatch({self._schema.id: [changes]}, epoch=epoch)

@@ -11,14 +11,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import psycopg
-import pyarrow as pa
 
 from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, TableRewritten
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
-from etl_dagster.model.events import ChunkId, TableRows
+from etl_dagster.model.events import ChunkId, CopiedRows, TableRows
 from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
@@ -261,7 +260,7 @@ class _Counted:
 
     def __init__(
         self,
-        batches: Iterator[pa.RecordBatch],
+        batches: Iterator[CopiedRows],
         stop: threading.Event,
         on_rows: Callable[[int], None],
     ) -> None:
@@ -272,10 +271,10 @@ class _Counted:
         self.byte_count = 0
         on_rows(0)
 
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
+    def __iter__(self) -> Iterator[CopiedRows]:
         return self
 
-    def __next__(self) -> pa.RecordBatch:
+    def __next__(self) -> CopiedRows:
         if self._stop.is_set():
             raise Stopped
         batch = next(self._batches)

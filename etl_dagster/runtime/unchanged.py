@@ -12,6 +12,7 @@ from etl_dagster.errors import SourceError
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import EventBatch, TableChanges, TableStep
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.values.parsed import Odd, joined
 from etl_dagster.values.printing import print_keys
 from etl_dagster.values.text import parse
 
@@ -76,7 +77,7 @@ class UnchangedValues:
         keys = _keys(step, indices)
         values, read_lsn = self._fetch_values(step.schema, columns, keys)
         self.fetched_until = max(self.fetched_until, read_lsn)
-        rows, unchanged = step.rows, dict(step.unchanged)
+        rows, unchanged, odd = step.rows, dict(step.unchanged), dict(step.odd)
         for place, name in enumerate(columns):
             found = [
                 (int(index), values[key][place])
@@ -84,11 +85,13 @@ class UnchangedValues:
                 if step.unchanged[name][index] and key in values
             ]
             if found:
-                rows = _put(rows, step, name, found)
+                rows, odd_here = _put(rows, step, name, found)
+                if (known := joined([odd.get(name), odd_here])) is not None:
+                    odd[name] = known
                 unchanged[name] = step.unchanged[name].copy()
                 unchanged[name][[index for index, _ in found]] = False
         still = {name: mask for name, mask in unchanged.items() if mask.any()}
-        return replace(step, rows=rows, unchanged=still)
+        return replace(step, rows=rows, unchanged=still, odd=odd)
 
 
 def _put(
@@ -96,18 +99,20 @@ def _put(
     step: TableChanges,
     name: str,
     found: Sequence[tuple[int, str | None]],
-) -> pa.RecordBatch:
-    """The rows with some values of one column set; the values are given as Postgres' text."""
+) -> tuple[pa.RecordBatch, Odd | None]:
+    """The rows with some values of one column set, given as Postgres' text; which are odd."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     place = step.schema.column_names.index(name)
     texts = pa.array([text for _, text in found], pa.string())
-    values = parse(step.schema.columns[place], texts).array
+    parsed = parse(step.schema.columns[place], texts)
+    indices = np.array([index for index, _ in found])
     mask = np.zeros(len(step), dtype=bool)
-    mask[[index for index, _ in found]] = True
-    column = pc.replace_with_mask(rows.column(place), pa.array(mask), values)
-    return rows.set_column(place, rows.schema.field(place), column)
+    mask[indices] = True
+    column = pc.replace_with_mask(rows.column(place), pa.array(mask), parsed.array)
+    odd = parsed.odd and Odd(indices[parsed.odd.places], parsed.odd.texts)
+    return rows.set_column(place, rows.schema.field(place), column), odd
 
 
 def _keys(step: TableChanges, indices: np.ndarray) -> list[Key]:

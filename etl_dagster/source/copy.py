@@ -23,6 +23,7 @@ from etl_dagster.errors import (
     TableLocked,
     TableRewritten,
 )
+from etl_dagster.model.events import CopiedRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
 from etl_dagster.pg.encodings import StoredEncoding
@@ -32,6 +33,7 @@ from etl_dagster.source.catalog import Leaf
 from etl_dagster.source.connection import error_for, solution_for_refusal, source_conninfo
 from etl_dagster.source.partitions import ReadFrom
 from etl_dagster.values.adbc import CopiedColumn
+from etl_dagster.values.parsed import Odd
 
 #: Of a connection, until it says what it reads.
 _APPLICATION = "etl_dagster copy"
@@ -220,7 +222,7 @@ class TableReader:
         #: How many values their column's type could not hold, by column name.
         self.replaced: Counter[str] = Counter()
 
-    def read(self, chunk: CopyChunk, source: ReadFrom) -> Iterator[pa.RecordBatch]:
+    def read(self, chunk: CopyChunk, source: ReadFrom) -> Iterator[CopiedRows]:
         """The chunk's rows in batches of a few MiB with the table's Arrow schema.
 
         Args:
@@ -304,8 +306,9 @@ class TableReader:
             .as_string()
         )
 
-    def _typed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _typed(self, batch: pa.RecordBatch) -> CopiedRows:
         arrays: list[pa.Array[Any]] = []
+        odd: dict[str, Odd] = {}
         for column, copied, array in zip(
             self._schema.columns, self._columns, batch.columns, strict=True
         ):
@@ -317,8 +320,10 @@ class TableReader:
                 ) from None
             arrays.append(parsed.array)
             if parsed.odd is not None:
+                odd[column.name] = parsed.odd
                 self.replaced[column.name] += len(parsed.odd)
-        return pa.RecordBatch.from_arrays(arrays, schema=self._schema.arrow_schema)
+        rows = pa.RecordBatch.from_arrays(arrays, schema=self._schema.arrow_schema)
+        return CopiedRows(rows, odd)
 
 
 class ChunkReader(TableReader):

@@ -27,6 +27,7 @@ from etl_dagster.model.events import (
     BeginEvent,
     ChunkId,
     CommitEvent,
+    CopiedRows,
     EventBatch,
     RelationEvent,
     TableChanges,
@@ -36,8 +37,18 @@ from etl_dagster.model.events import (
 )
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import ColumnSchema, ReplicaIdentity, TableId, TableSchema
+from etl_dagster.values.parsed import Odd
 
 Row = dict[str, Any]
+
+
+class Unheld(str):
+    """A value of a row that its column's type can't hold, as Postgres prints it.
+
+    >>> order(1, amount=Unheld("NaN"))["amount"]
+    'NaN'
+    """
+
 
 BOOL, BYTEA, INT8, INT4, TEXT, JSONB = 16, 17, 20, 23, 25, 3802
 FLOAT8, DATE, TIMESTAMPTZ, NUMERIC, UUID = 701, 1082, 1184, 1700, 2950
@@ -233,21 +244,48 @@ def _table_changes(run: Sequence[tuple[int, Change]]) -> TableChanges:
         unchanged,
         np.array([place for place, _ in with_old], np.int64) if with_old else None,
         arrow_rows(schema, [old for _, old in with_old]) if with_old else None,
+        odd_values(schema, [change.row for change in changes]),
+        odd_values(schema, [old for _, old in with_old]),
     )
 
 
 def arrow_rows(schema: TableSchema, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
     """Rows as Arrow; columns that a row lacks are null, also where the table has NOT NULL."""
     fields = schema.arrow_schema
-    arrays = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in fields]
+    arrays = [
+        pa.array([_held(row.get(field.name)) for row in rows], type=field.type) for field in fields
+    ]
     nullable = pa.schema([pa.field(field.name, field.type) for field in fields])
     return pa.RecordBatch.from_arrays(arrays, schema=nullable)
+
+
+def odd_values(schema: TableSchema, rows: Sequence[Mapping[str, Any]]) -> dict[str, Odd]:
+    """The rows' values that are `Unheld`, by column name."""
+    found: dict[str, Odd] = {}
+    for name in schema.column_names:
+        texts = {
+            place: str(row[name])
+            for place, row in enumerate(rows)
+            if isinstance(row.get(name), Unheld)
+        }
+        if texts:
+            places = np.array(list(texts), np.int64)
+            found[name] = Odd(places, pa.array(list(texts.values()), pa.string()))
+    return found
+
+
+def _held(value: Any) -> Any:
+    return None if isinstance(value, Unheld) else value
 
 
 def chunk(copy_id: str, index: int, schema: TableSchema, rows: Sequence[Row]) -> TableRows:
     """A chunk of a copy, its rows in two pieces."""
     half = len(rows) // 2
-    batches = [arrow_rows(schema, part) for part in (rows[:half], rows[half:]) if part]
+    batches = [
+        CopiedRows(arrow_rows(schema, part), odd_values(schema, part))
+        for part in (rows[:half], rows[half:])
+        if part
+    ]
     return TableRows(copy_id, iter(batches), ChunkId(copy_id, index))
 
 

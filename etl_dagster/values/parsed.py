@@ -21,7 +21,8 @@ class Odd:
     #: int64, ascending: where in the array they are. The array has null there, or, of a text that
     #: isn't UTF-8, the text with its bytes escaped.
     places: npt.NDArray[np.int64]
-    #: string: the values as Postgres printed them.
+    #: string: the values as Postgres printed them; of a text that isn't in the encoding of its
+    #: database, the bytes (`strings.bytes_text`).
     texts: pa.Array[Any]
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ from etl_dagster.values.parsed import Odd, Parsed
 
 _ESCAPE: Final = "backslashreplace"
 _JSON_ESCAPE: Final = "etl_dagster.json_escape"
+_BACKSLASH: Final = 0x5C
 
 
 def _escape_in_json(error: UnicodeError) -> tuple[str, int]:
@@ -54,7 +55,7 @@ def decode_stored(strings: pa.Array[Any], codec: str, *, is_json: bool) -> Parse
         codec: what Python calls the encoding.
 
     Returns:
-        An array of the same type.
+        An array of the same type; of odd values, the text has their bytes (`bytes_text`).
     """
     errors = _JSON_ESCAPE if is_json else _ESCAPE
     if codec == "utf-8":
@@ -96,7 +97,23 @@ def _decoded(strings: pa.Array[Any], codec: str, errors: str) -> Parsed:
     places = np.flatnonzero(
         is_odd[codes.to_numpy()] & strings.is_valid().to_numpy(zero_copy_only=False)
     )
-    return Parsed(array, Odd(places, array.take(pa.array(places)).cast(pa.string())))
+    kept = pa.array(
+        [bytes_text(value) if odd else None for value, odd in zip(values, is_odd, strict=True)],
+        pa.string(),
+    )
+    return Parsed(array, Odd(places, kept.take(pa.array(codes.to_numpy()[places]))))
+
+
+def bytes_text(value: bytes) -> str:
+    r"""The bytes of a text that isn't in its database's encoding, as DuckDB prints a BLOB.
+
+    ASCII is itself, but for the backslash; that and all other bytes are such as ``\x5C``. So no two
+    texts have the same, and DuckDB's cast to BLOB gives the bytes back.
+    """
+    return "".join(
+        chr(byte) if byte != _BACKSLASH and 0x20 <= byte < 0x7F else f"\\x{byte:02X}"
+        for byte in value
+    )
 
 
 def _is_odd(value: bytes, codec: str) -> bool:

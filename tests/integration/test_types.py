@@ -131,7 +131,8 @@ def _copied(config: PipelineConfig, schema: TableSchema) -> pa.Table:
     reader = ChunkReader(config.source, schema, application_name="test")
     try:
         chunk = CopyChunk(0, schema.id)
-        batches = list(reader.read(chunk, ReadFrom(schema.schema_name, schema.table_name)))
+        pieces = reader.read(chunk, ReadFrom(schema.schema_name, schema.table_name))
+        batches = [piece.rows for piece in pieces]
     finally:
         reader.close()
     return pa.Table.from_batches(batches, schema.arrow_schema)

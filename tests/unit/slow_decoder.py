@@ -98,24 +98,29 @@ class SlowDecoder:
             return
         schema = self._schema_of(self._relations[relation_id])
         tuples = dict(_tuples(body, 4, schema))
-        old, unknown_in_old = tuples.get("K") or tuples.get("O") or (None, frozenset())
+        none: tuple[None, frozenset[str], dict[str, str]] = (None, frozenset(), {})
+        old, unknown_in_old, old_odd = tuples.get("K") or tuples.get("O") or none
         if tag == "D":
             assert old is not None
             known = {name: value for name, value in old.items() if name not in unknown_in_old}
             yield DeleteEvent(
-                schema, position, 0, self._time_us, known, None, frozenset(unknown_in_old)
+                schema, position, 0, self._time_us, known, None, frozenset(unknown_in_old), old_odd
             )
             return
         kind = InsertEvent if tag == "I" else UpdateEvent
-        new, unchanged = tuples["N"]
+        new, unchanged, odd = tuples["N"]
         row = {name: value for name, value in new.items() if name not in unchanged}
-        yield kind(schema, position, 0, self._time_us, row, old, frozenset(unchanged))
+        unknown = frozenset(unchanged)
+        yield kind(schema, position, 0, self._time_us, row, old, unknown, odd, old_odd)
 
 
 def _tuples(
     body: bytes, at: int, schema: TableSchema
-) -> Iterator[tuple[str, tuple[dict[str, Any], set[str]]]]:
-    """Tag, values and names of unchanged values of each tuple; an unchanged value is None."""
+) -> Iterator[tuple[str, tuple[dict[str, Any], set[str], dict[str, str]]]]:
+    """Tag, values, names of unchanged values and texts of odd ones of each tuple.
+
+    An unchanged value is None, and so is an odd one.
+    """
     while at < len(body):
         tag = chr(body[at])
         (count,) = struct.unpack_from("!H", body, at + 1)
@@ -123,6 +128,7 @@ def _tuples(
         at += 3
         values: dict[str, Any] = {}
         unchanged = set()
+        odd = {}
         for column in schema.columns:
             kind = chr(body[at])
             at += 1
@@ -132,6 +138,8 @@ def _tuples(
             elif kind == "t":
                 (length,) = struct.unpack_from("!I", body, at)
                 text = body[at + 4 : at + 4 + length].decode()
-                values[column.name] = PARSERS[column.type_oid](text)
+                value = values[column.name] = PARSERS[column.type_oid](text)
+                if value is None:
+                    odd[column.name] = text
                 at += 4 + length
-        yield tag, (values, unchanged)
+        yield tag, (values, unchanged, odd)

@@ -166,7 +166,7 @@ def test_bytes_that_are_not_utf8_are_escaped_and_counted() -> None:
 
     assert parsed.array.to_pylist() == ["a\\xffb", "fine", None]
     assert parsed.odd is not None
-    assert (parsed.odd.places.tolist(), parsed.odd.texts.to_pylist()) == ([0], ["a\\xffb"])
+    assert (parsed.odd.places.tolist(), parsed.odd.texts.to_pylist()) == ([0], ["a\\xFFb"])
 
 
 # -- Python objects ------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from etl_dagster.destinations.duckdb.file import DatabaseFile
 from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.merge import TableMerge
 from etl_dagster.destinations.duckdb.names import Names
+from etl_dagster.destinations.duckdb.odd_values import Entries, OddValues
 from etl_dagster.destinations.duckdb.readiness import check_file
 from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing
 from etl_dagster.destinations.duckdb.tables import (
@@ -156,6 +157,7 @@ class DuckDBDestination:
             ledger = Ledger(connection)
             ledger.forget_position(schema.id)
             ledger.end_copies(schema.id)
+            OddValues(connection).forget_copied([schema.id])
             _drop_staging(connection, schema)
 
     def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
@@ -165,12 +167,20 @@ class DuckDBDestination:
             return
         if not self._begin_copy(schema, rows.copy_id, chunk):
             return
-        with FetchAhead(rows.batches()) as fetched:
+        with FetchAhead(rows.pieces()) as fetched:
             fetched.wait_until_worthwhile()
             self._write_chunk(schema, chunk, fetched)
 
     def _write_chunk(self, schema: TableSchema, chunk: ChunkId, fetched: FetchAhead) -> None:
-        types, batches = column_types(schema), iter(fetched)
+        types = column_types(schema)
+        odd: list[Entries] = []
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for piece in fetched:
+                if piece.odd:
+                    odd.append(Entries.copied(piece, schema.key_columns))
+                yield readable(piece.rows)
+
         with self._transaction(schema) as connection:
             ledger = Ledger(connection)
             if ledger.copy_status(schema.id, chunk.copy_id) != "running" or ledger.has_chunk(
@@ -179,18 +189,20 @@ class DuckDBDestination:
                 return
             ledger.keep_chunk(schema.id, chunk)
             staging = table_name(connection, schema.schema_name, staging_name(schema.id))
-            first = next(batches, None)
+            stream = batches()
+            first = next(stream, None)
             if first is None:
                 return
-            stream = chain([readable(first)], map(readable, batches))
             # One statement for all: DuckDB then compresses and writes row groups as they fill.
-            reader = pa.RecordBatchReader.from_batches(readable(first).schema, stream)
+            reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
             try:
                 insert_rows(connection, staging, reader, schema.column_names, types)
             except duckdb.Error:
                 # Through DuckDB, a failure of the source would look like one of its own.
                 fetched.raise_failure()
                 raise
+            if odd:
+                OddValues(connection).keep_copied(schema.id, odd, types)
 
     def _begin_copy(self, schema: TableSchema, copy_id: str, chunk: ChunkId | None) -> bool:
         """Make the copy the current one; whether the chunk, or the end, is still missing."""
@@ -199,6 +211,7 @@ class DuckDBDestination:
             status = ledger.copy_status(schema.id, copy_id)
             if status is None:
                 ledger.begin_copy(schema.id, copy_id)
+                OddValues(connection).forget_copied([schema.id])
                 _drop_staging(connection, schema)
                 create_table(connection, schema, staging_name(schema.id))
                 return True
@@ -219,6 +232,7 @@ class DuckDBDestination:
                     old = table_name(connection, other.schema_name, other.table_name)
                     connection.execute(f"DROP TABLE IF EXISTS {old}")
                     ledger.forget_table(other.id)
+                    OddValues(connection).clear(other.id)
                     if is_namesake:
                         _log.warning(
                             "%s is another table now; the rows of the one that had the name "
@@ -230,8 +244,11 @@ class DuckDBDestination:
             staging = table_name(connection, schema.schema_name, staging_name(schema.id))
             # Refused where a table is in the way that isn't ours.
             connection.execute(f"ALTER TABLE {staging} RENAME TO {quote(schema.table_name)}")
+            position = Position.just_before(rows.replay_from)
+            has_odd_values = OddValues(connection).complete([(schema, position)])
             ledger.keep_table(schema)
-            ledger.keep_position(schema, Position.just_before(rows.replay_from))
+            ledger.note_odd_values(schema.id, bool(has_odd_values))
+            ledger.keep_position(schema, position)
             ledger.complete_copy(schema.id, rows.copy_id, rows.replay_from)
             names.settle()
 
@@ -246,6 +263,7 @@ class DuckDBDestination:
         table_ids = [schema.id for schema in schemas]
         with self._lock, self._file.transaction() as connection:
             WholeTables(connection, _blaming, self._is_known).forget_copies(table_ids)
+            OddValues(connection).forget_copied(table_ids)
             drop_tables(connection, map(staging_name, table_ids))
 
     def write_whole_tables(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> None:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 
-import pyarrow as pa
+from etl_dagster.model.events import CopiedRows
 
 #: Fetched and not yet taken, at most (and one batch more).
 _LIMIT_BYTES = 16 * 1024**2
@@ -19,10 +19,10 @@ _QUICK_BYTES, _QUICK_S = 2 * 1024**2, 0.1
 class FetchAhead:
     """Iterates over batches that are fetched some MiB ahead. Use it as a context manager."""
 
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+    def __init__(self, batches: Iterator[CopiedRows]) -> None:
         self._batches = batches
         self._changed = threading.Condition()
-        self._ready: deque[pa.RecordBatch] = deque()
+        self._ready: deque[CopiedRows] = deque()
         self._ready_bytes = 0
         self._is_at_end = self._is_stopped = False
         self._failure: BaseException | None = None
@@ -53,7 +53,7 @@ class FetchAhead:
             if time.monotonic() - started > _QUICK_S:
                 self._wait_for(_LIMIT_BYTES)
 
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
+    def __iter__(self) -> Iterator[CopiedRows]:
         while True:
             with self._changed:
                 self._wait_for(1)
@@ -93,6 +93,6 @@ class FetchAhead:
                 self._changed.notify_all()
 
 
-def _size(batch: pa.RecordBatch) -> int:
+def _size(batch: CopiedRows) -> int:
     # Rows of nulls may have no bytes at all, and still are to be waited for.
     return batch.nbytes + 1

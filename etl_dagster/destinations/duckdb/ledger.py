@@ -13,6 +13,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from etl_dagster.destinations.duckdb import odd_values
+from etl_dagster.destinations.duckdb.odd_values import OddValues
 from etl_dagster.destinations.duckdb.tables import fetch_row, fold
 from etl_dagster.errors import InvalidState, Superseded
 from etl_dagster.lsn import Lsn
@@ -72,11 +74,16 @@ CREATE TABLE IF NOT EXISTS _etl.pipelines (
 """
 #: What `_CREATE` makes.
 _TABLES = (
-    "changelog", "chunks", "copies", "identity", "meta", "pipelines", "positions", "tables"
+    "changelog", "chunks", "copies", "identity", "meta", "pipelines", "positions", "tables",
+    *odd_values.TABLES,
 )  # fmt: skip
 #: What files of earlier versions lack. wanted_name: what a table is called that is stored under
-#: another name, because another table has its own; null for all others.
-_ADD = "ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS wanted_name VARCHAR"
+#: another name, because another table has its own; null for all others. has_odd_values: whether
+#: the table may have entries in _etl.odd_values, so that nothing is asked of those that have none.
+_ADD = """
+ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS wanted_name VARCHAR;
+ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS has_odd_values BOOLEAN;
+"""
 
 
 #: A condition on a column of table IDs; its value is the list of them.
@@ -88,11 +95,13 @@ class Ledger:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
+        #: Of the tables that were read, those that may have entries in ``_etl.odd_values``.
+        self._having_odd: set[TableId] = set()
 
     def create(self) -> None:
         """Create what is missing: all of it, or what a file of an earlier version lacks."""
         if not self._there().issuperset(_TABLES):
-            self._connection.execute(_CREATE)
+            self._connection.execute(_CREATE + odd_values.CREATE)
         self._connection.execute(_ADD)
 
     def _there(self) -> set[str]:
@@ -222,10 +231,11 @@ class Ledger:
 
     def _tables(self, condition: str, values: list[object]) -> dict[TableId, TableSchema]:
         rows = self._connection.execute(
-            "SELECT table_id, schema_name, table_name, columns, snapshot_lsn, replica_identity "
-            "FROM _etl.tables WHERE " + condition,
+            "SELECT table_id, schema_name, table_name, columns, snapshot_lsn, replica_identity, "
+            "has_odd_values FROM _etl.tables WHERE " + condition,
             values,
         ).fetchall()
+        self._having_odd |= {row[0] for row in rows if row[6]}
         return {
             table_id: TableSchema(
                 table_id,
@@ -235,7 +245,7 @@ class Ledger:
                 Lsn(snapshot_lsn),
                 identity,
             )
-            for table_id, schema_name, name, columns, snapshot_lsn, identity in rows
+            for table_id, schema_name, name, columns, snapshot_lsn, identity, _ in rows
         }
 
     def keep_table(self, schema: TableSchema, *, wanted_name: str | None = None) -> None:
@@ -244,7 +254,8 @@ class Ledger:
         columns = columns_to_json(schema)
         self._connection.execute(
             "INSERT INTO _etl.tables (table_id, schema_name, table_name, snapshot_lsn, "
-            "replica_identity, columns, wanted_name) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "replica_identity, columns, wanted_name, has_odd_values) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 schema.id,
                 schema.schema_name,
@@ -253,8 +264,11 @@ class Ledger:
                 schema.replica_identity,
                 columns,
                 wanted_name,
+                schema.id in self._having_odd,
             ],
         )
+        if schema.id in self._having_odd:
+            OddValues(self._connection).rename(schema)
 
     def wanted_name(self, table_id: TableId) -> str | None:
         """How a table is called that is stored under another name; None for all others."""
@@ -269,6 +283,19 @@ class Ledger:
             "SELECT table_id, wanted_name FROM _etl.tables WHERE wanted_name IS NOT NULL"
         ).fetchall()
         return dict(rows)
+
+    def has_odd_values(self, table_id: TableId) -> bool:
+        """Whether a table that was read may have entries in ``_etl.odd_values``."""
+        return table_id in self._having_odd
+
+    def note_odd_values(self, table_id: TableId, has_any: bool) -> None:
+        """Remember whether the table may have entries in ``_etl.odd_values``."""
+        if has_any == (table_id in self._having_odd):
+            return
+        (self._having_odd.add if has_any else self._having_odd.discard)(table_id)
+        self._connection.execute(
+            "UPDATE _etl.tables SET has_odd_values = ? WHERE table_id = ?", [has_any, table_id]
+        )
 
     def forget_table(self, table_id: TableId) -> None:
         self._connection.execute("DELETE FROM _etl.tables WHERE table_id = ?", [table_id])

@@ -15,6 +15,7 @@ from etl_dagster.destinations.collapse import Collapsed, added_and_removed, coll
 from etl_dagster.destinations.duckdb.in_place import change_in_place, hides_rowid, key_match
 from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.names import Names
+from etl_dagster.destinations.duckdb.odd_values import OddValues
 from etl_dagster.destinations.duckdb.tables import (
     column_list,
     column_types,
@@ -34,7 +35,7 @@ from etl_dagster.model.events import (
     TruncateEvent,
     steps_after,
 )
-from etl_dagster.model.schema import TableSchema
+from etl_dagster.model.schema import TableId, TableSchema
 
 
 class TableMerge:
@@ -57,6 +58,7 @@ class TableMerge:
         self._changelog = changelog
         #: Rows of the file that were deleted or replaced.
         self.dead_rows = 0
+        self._odd = OddValues(connection)
 
     def apply(self, steps: Sequence[TableStep]) -> None:
         """Apply what comes after the table's position, and move that."""
@@ -71,6 +73,7 @@ class TableMerge:
             self._evolve_to(step.schema)
             if isinstance(step, TruncateEvent):
                 self._count_dead(self._connection.execute(f"DELETE FROM {self._target}"))
+                self._clear_odd(step.schema.id)
                 position = step.position
             else:
                 self._change(step)
@@ -108,6 +111,9 @@ class TableMerge:
                     wanted = called
             if schema.describes_same_columns(table):
                 return
+            if self._ledger.has_odd_values(schema.id):
+                types = column_types(table), column_types(schema)
+                self._odd.evolve(table, schema, *types)
             evolve(self._connection, table, schema)
         self._ledger.keep_table(schema, wanted_name=wanted)
         self._table = schema
@@ -116,13 +122,33 @@ class TableMerge:
         assert self._table is not None
         names, key = list(changes.schema.column_names), changes.schema.key_columns
         types = column_types(self._table)
-        if key:
-            self._merge(collapse(changes, key), key, names, types)
+        collapsed = collapse(changes, key) if key else None
+        if collapsed is not None:
+            self._merge(collapsed, key, names, types)
         else:
             added, removed = added_and_removed(changes)
             self._insert(added, names, types)
             if removed is not None and len(removed):
                 self._remove_one_each(removed, names, types)
+        self._follow_odd(changes, collapsed, types)
+
+    def _follow_odd(
+        self, changes: TableChanges, collapsed: Collapsed | None, types: dict[str, str]
+    ) -> None:
+        """What the table's types can't hold is kept, and goes with its rows."""
+        assert self._table is not None
+        has_entries = self._ledger.has_odd_values(self._table.id)
+        # Most tables never have any: then nothing is asked.
+        if has_entries or changes.odd or changes.old_odd:
+            has_entries = self._odd.follow(
+                self._table, changes, collapsed, types, has_entries=has_entries
+            )
+            self._ledger.note_odd_values(self._table.id, has_entries)
+
+    def _clear_odd(self, table_id: TableId) -> None:
+        if self._ledger.has_odd_values(table_id):
+            self._odd.clear(table_id)
+            self._ledger.note_odd_values(table_id, False)
 
     def _merge(
         self, collapsed: Collapsed, key: Sequence[str], names: list[str], types: dict[str, str]

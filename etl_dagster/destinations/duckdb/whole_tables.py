@@ -17,6 +17,7 @@ from etl_dagster.destinations.duckdb.ledger import (
     folded_name,
 )
 from etl_dagster.destinations.duckdb.names import Names
+from etl_dagster.destinations.duckdb.odd_values import Entries, OddValues
 from etl_dagster.destinations.duckdb.tables import (
     column_types,
     create_table,
@@ -51,6 +52,7 @@ class WholeTables:
     ) -> None:
         self._connection = connection
         self._ledger = Ledger(connection)
+        self._odd = OddValues(connection)
         self._blaming = blaming
         self._is_known = is_known
 
@@ -112,6 +114,7 @@ class WholeTables:
                 old = table_name(self._connection, other.schema_name, other.table_name)
                 self._connection.execute(f"DROP TABLE IF EXISTS {old}")
                 self._ledger.forget_table(other.id)
+                self._odd.clear(other.id)
         for schema in claimed.values():
             names.claim(schema)
         drop_tables(self._connection, map(staging_name, by_id))
@@ -122,8 +125,11 @@ class WholeTables:
         create_table(self._connection, schema)
         target = table_name(self._connection, schema.schema_name, schema.table_name)
         names, types = schema.column_names, column_types(schema)
-        for batch in rows.batches():
-            insert_rows(self._connection, target, readable(batch), names, types)
+        for piece in rows.pieces():
+            insert_rows(self._connection, target, readable(piece.rows), names, types)
+            if piece.odd:
+                entries = Entries.copied(piece, schema.key_columns)
+                self._odd.keep_copied(schema.id, [entries], types)
 
     def _keep(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> None:
         """Remember the tables, that each has all rows of its copy, and where changes go on."""
@@ -132,6 +138,7 @@ class WholeTables:
         self.forget_copies(table_ids)
         self._delete("tables", table_ids)
         begins = [Position.just_before(rows.replay_from) for _, rows in copies]
+        having_odd = self._odd.complete(list(zip(schemas, begins, strict=True)))
         named: dict[str, tuple[str, Sequence[object]]] = {
             "table_id": ("BIGINT", table_ids),
             "schema_name": ("VARCHAR", [schema.schema_name for schema in schemas]),
@@ -153,6 +160,7 @@ class WholeTables:
                 "snapshot_lsn": ("UBIGINT", [schema.snapshot_id.offset for schema in schemas]),
                 "replica_identity": ("VARCHAR", [schema.replica_identity for schema in schemas]),
                 "columns": ("VARCHAR", [columns_to_json(schema) for schema in schemas]),
+                "has_odd_values": ("BOOLEAN", [schema.id in having_odd for schema in schemas]),
             },
         )
         self._insert(

@@ -1,0 +1,386 @@
+"""Values that a column's type can't hold, kept in ``_etl.odd_values`` as Postgres printed them.
+
+An entry belongs to one value of one row, and goes with it: it is written, replaced, moved to
+another key and removed in the transaction that does so with the row.
+
+`key` has the texts of the row's key columns, in the order of the key, as DuckDB casts them; a
+moment with a time zone in UTC. Rows without a key can't be told apart: their entries have no key,
+and there is one for each such value.
+"""
+
+# Values are never part of a query's text, and every identifier is quoted.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from etl_dagster.destinations.collapse import Collapsed, OddCells, odd_added_and_removed
+from etl_dagster.destinations.duckdb.tables import quote, readable
+from etl_dagster.destinations.evolution import DropColumn, RenameColumn, schema_changes
+from etl_dagster.errors import TableWriteFailed
+from etl_dagster.model.events import CopiedRows, TableChanges
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.values.columns import ColumnSchema
+
+CREATE = """
+-- What a column's type can't hold, as Postgres printed it; see
+-- etl_dagster.destinations.duckdb.odd_values. Without a commit_time a copy brought it.
+CREATE TABLE IF NOT EXISTS _etl.odd_values (
+    table_id BIGINT NOT NULL, schema_name VARCHAR NOT NULL, table_name VARCHAR NOT NULL,
+    key VARCHAR[], column_name VARCHAR NOT NULL, text VARCHAR NOT NULL,
+    commit_lsn UBIGINT NOT NULL, ordinal BIGINT NOT NULL, commit_time TIMESTAMP WITH TIME ZONE
+);
+-- The same of a copy that isn't complete.
+CREATE TABLE IF NOT EXISTS _etl.odd_copied (
+    table_id BIGINT NOT NULL, key VARCHAR[], column_name VARCHAR NOT NULL, text VARCHAR NOT NULL
+);
+"""
+TABLES = ("odd_copied", "odd_values")
+
+_COLUMN, _TEXT, _LSN, _ORDINAL, _TIME = (
+    f"_etl {name}" for name in ("column", "text", "lsn", "ordinal", "time")
+)
+_ZONED = "TIMESTAMP WITH TIME ZONE"
+
+
+def key_text(value: str, type_: str) -> str:
+    """SQL for one element of an entry's key."""
+    typed = f"CAST({value} AS {type_})"
+    if type_ == _ZONED:
+        typed += " AT TIME ZONE 'UTC'"
+    return f"CAST({typed} AS VARCHAR)"
+
+
+def key_list(key: Sequence[str], types: Mapping[str, str], prefix: str = "") -> str:
+    """SQL for an entry's key, from the columns of a row."""
+    if not key:
+        return "NULL::VARCHAR[]"
+    return "[" + ", ".join(key_text(prefix + quote(name), types[name]) for name in key) + "]"
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Odd values with the key of their row: a column for each key column, then `_etl ...`."""
+
+    batch: pa.RecordBatch
+    key: Sequence[str]
+
+    @classmethod
+    def of(
+        cls,
+        rows: pa.RecordBatch,
+        key: Sequence[str],
+        odd: Mapping[str, OddCells],
+        changes: TableChanges | None = None,
+    ) -> Entries:
+        """The entries of some rows; with the positions of their changes, where there are any."""
+        cells = list(odd.values())
+        places = pa.array(np.concatenate([cell.rows for cell in cells]))
+        names = [name for name, cell in odd.items() for _ in range(len(cell.rows))]
+        arrays: list[pa.Array[Any]] = [rows.column(name).take(places) for name in key]
+        arrays += [
+            pa.array(names, pa.string()),
+            pa.concat_arrays([cell.texts.cast(pa.string()) for cell in cells]),
+        ]
+        columns = [*key, _COLUMN, _TEXT]
+        if changes is not None:
+            which = np.concatenate([cell.changes for cell in cells])
+            times = pa.array(np.asarray(changes.commit_times_us)[which])
+            arrays += [
+                pa.array(changes.commit_lsns[which]),
+                pa.array(changes.ordinals[which]),
+                times.view(pa.timestamp("us", "UTC")),
+            ]
+            columns += [_LSN, _ORDINAL, _TIME]
+        return cls(readable(pa.RecordBatch.from_arrays(arrays, columns)), key)
+
+    @classmethod
+    def copied(cls, piece: CopiedRows, key: Sequence[str]) -> Entries:
+        """The entries of some rows of a copy."""
+        none = np.empty(0, np.int64)
+        cells = {name: OddCells(odd.places, odd.texts, none) for name, odd in piece.odd.items()}
+        return cls.of(piece.rows, key, cells)
+
+
+class OddValues:
+    """Reads and writes the entries inside a transaction."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    # -- the stream ----------------------------------------------------------------------------
+
+    def follow(
+        self,
+        schema: TableSchema,
+        changes: TableChanges,
+        collapsed: Collapsed | None,
+        types: dict[str, str],
+        *,
+        has_entries: bool,
+    ) -> bool:
+        """Do with the entries what the changes do with their rows.
+
+        Args:
+            collapsed: what the changes amount to; None for a table without a key.
+            types: DuckDB's types of the table's columns.
+            has_entries: whether the table may have any.
+
+        Returns:
+            Whether there may be entries now.
+        """
+        key = changes.schema.key_columns
+        if collapsed is None:
+            added, removed = odd_added_and_removed(changes)
+            if added:
+                self._insert(schema, Entries.of(changes.rows, key, added, changes), types)
+            if removed:
+                self._remove_one_each(schema.id, removed)
+            return has_entries or bool(added)
+        if has_entries:
+            self._leave(schema.id, collapsed, key, types)
+        if collapsed.odd:
+            entries = Entries.of(collapsed.rows, key, collapsed.odd, changes)
+            self._insert(schema, entries, types)
+        return has_entries or bool(collapsed.odd)
+
+    def _insert(self, schema: TableSchema, entries: Entries, types: dict[str, str]) -> None:
+        self._connection.register("_etl_odd", entries.batch)
+        self._connection.execute(
+            f"INSERT INTO _etl.odd_values SELECT ?, ?, ?, {key_list(entries.key, types)}, "
+            f"{quote(_COLUMN)}, {quote(_TEXT)}, {quote(_LSN)}, {quote(_ORDINAL)}, {quote(_TIME)} "
+            "FROM _etl_odd",
+            [schema.id, schema.schema_name, schema.table_name],
+        )
+        self._connection.unregister("_etl_odd")
+
+    def _leave(
+        self, table_id: TableId, collapsed: Collapsed, key: Sequence[str], types: dict[str, str]
+    ) -> None:
+        """Remove the entries of all keys that were touched, but for values that stay.
+
+        A value that the changes don't tell stays what it is, and so does its entry, under the key
+        that the row has now.
+        """
+        stays = _staying(collapsed, key)
+        if stays is not None:
+            self._connection.register("_etl_stays", stays)
+            before = [f"_etl before {name}" for name in key]
+            old_types = dict(zip(before, (types[name] for name in key), strict=True))
+            self._connection.execute(
+                "CREATE OR REPLACE TEMP TABLE _etl_kept AS "
+                "SELECT entry.* REPLACE (stays.new_key AS key) FROM _etl.odd_values AS entry "
+                f"JOIN (SELECT {key_list(before, old_types)} AS old_key, "
+                f"{key_list(key, types)} AS new_key, "
+                f"{quote(_COLUMN)} AS column_name "
+                "FROM _etl_stays) AS stays "
+                "ON entry.key = stays.old_key AND entry.column_name = stays.column_name "
+                "WHERE entry.table_id = ?",
+                [table_id],
+            )
+            self._connection.unregister("_etl_stays")
+        self._connection.register("_etl_keys", readable(collapsed.removed))
+        self._connection.execute(
+            "DELETE FROM _etl.odd_values AS entry "
+            f"USING (SELECT {key_list(key, types)} AS key FROM _etl_keys) AS gone "
+            "WHERE entry.table_id = ? AND entry.key = gone.key",
+            [table_id],
+        )
+        self._connection.unregister("_etl_keys")
+        if stays is not None:
+            self._connection.execute("INSERT INTO _etl.odd_values FROM temp.main._etl_kept")
+            self._connection.execute("DROP TABLE temp.main._etl_kept")
+
+    def _remove_one_each(self, table_id: TableId, removed: Mapping[str, pa.Array[Any]]) -> None:
+        """Remove one entry for each of these texts."""
+        names = [name for name, texts in removed.items() for _ in range(len(texts))]
+        texts = pa.concat_arrays([texts.cast(pa.string()) for texts in removed.values()])
+        gone = pa.RecordBatch.from_arrays([pa.array(names, pa.string()), texts], ["name", "text"])
+        self._connection.register("_etl_gone", gone)
+        self._connection.execute(
+            """
+            DELETE FROM _etl.odd_values WHERE rowid IN (
+                SELECT row_id FROM (
+                    SELECT entry.rowid AS row_id, gone.times, row_number() OVER (
+                        PARTITION BY entry.column_name, entry.text ORDER BY entry.rowid
+                    ) AS place
+                    FROM _etl.odd_values AS entry JOIN (
+                        SELECT name, text, count(*) AS times FROM _etl_gone GROUP BY ALL
+                    ) AS gone ON entry.column_name = gone.name AND entry.text = gone.text
+                    WHERE entry.table_id = ?
+                ) WHERE place <= times
+            )
+            """,
+            [table_id],
+        )
+        self._connection.unregister("_etl_gone")
+
+    def clear(self, table_id: TableId) -> None:
+        """The table has no rows any more."""
+        self._connection.execute("DELETE FROM _etl.odd_values WHERE table_id = ?", [table_id])
+
+    # -- the table's columns and key -----------------------------------------------------------
+
+    def evolve(
+        self,
+        old: TableSchema,
+        new: TableSchema,
+        old_types: Mapping[str, str],
+        new_types: Mapping[str, str],
+    ) -> None:
+        """Follow a change of the table's columns.
+
+        Raises:
+            TableWriteFailed: rows are told apart by other columns now, and which row an entry
+                belongs to isn't known under these.
+        """
+        before, after = _key_columns(old), _key_columns(new)
+        if list(map(_identity, before)) != list(map(_identity, after)):
+            raise TableWriteFailed(
+                new.id,
+                f"{new.name} has another key, and values that its columns' types can't hold: which "
+                "rows they belong to isn't known under the new key",
+                solution="Reset the table; it is copied again.",
+            )
+        for change in schema_changes(old, new):
+            match change:
+                case DropColumn(column):
+                    self._connection.execute(
+                        "DELETE FROM _etl.odd_values WHERE table_id = ? AND column_name = ?",
+                        [new.id, column.name],
+                    )
+                case RenameColumn(old_name, new_name):
+                    self._connection.execute(
+                        "UPDATE _etl.odd_values SET column_name = ? "
+                        "WHERE table_id = ? AND column_name = ?",
+                        [new_name, new.id, old_name],
+                    )
+        types = [
+            (old_types[was.name], new_types[now.name])
+            for was, now in zip(before, after, strict=True)
+        ]
+        if any(was != now for was, now in types):
+            # As ALTER TABLE converts the column itself.
+            elements = [
+                key_text(_from_text(f"key[{place}]", was), now)
+                for place, (was, now) in enumerate(types, start=1)
+            ]
+            self._connection.execute(
+                f"UPDATE _etl.odd_values SET key = [{', '.join(elements)}] WHERE table_id = ?",
+                [new.id],
+            )
+
+    def rename(self, schema: TableSchema) -> None:
+        """The table has another name."""
+        self._connection.execute(
+            "UPDATE _etl.odd_values SET schema_name = ?, table_name = ? WHERE table_id = ?",
+            [schema.schema_name, schema.table_name, schema.id],
+        )
+
+    # -- the copy ------------------------------------------------------------------------------
+
+    def keep_copied(
+        self, table_id: TableId, entries: Sequence[Entries], types: dict[str, str]
+    ) -> None:
+        """Keep the entries of a copy that isn't complete."""
+        for each in entries:
+            self._connection.register("_etl_odd", each.batch)
+            self._connection.execute(
+                f"INSERT INTO _etl.odd_copied SELECT ?, {key_list(each.key, types)}, "
+                f"{quote(_COLUMN)}, {quote(_TEXT)} FROM _etl_odd",
+                [table_id],
+            )
+            self._connection.unregister("_etl_odd")
+
+    def forget_copied(self, table_ids: Sequence[TableId]) -> None:
+        """Forget the entries of copies that aren't complete."""
+        self._connection.execute(
+            "DELETE FROM _etl.odd_copied WHERE table_id IN (SELECT unnest(?::BIGINT[]))",
+            [list(table_ids)],
+        )
+
+    def complete(self, copies: Sequence[tuple[TableSchema, Position]]) -> set[TableId]:
+        """The copies are the tables now, and their entries the tables' entries.
+
+        Args:
+            copies: each table with the position that it has after its copy.
+
+        Returns:
+            The tables that have any.
+        """
+        table_ids = [schema.id for schema, _ in copies]
+        self._connection.execute(
+            "DELETE FROM _etl.odd_values WHERE table_id IN (SELECT unnest(?::BIGINT[]))",
+            [table_ids],
+        )
+        found = self._connection.execute(
+            "SELECT DISTINCT table_id FROM _etl.odd_copied "
+            "WHERE table_id IN (SELECT unnest(?::BIGINT[]))",
+            [table_ids],
+        ).fetchall()
+        having = {table_id for (table_id,) in found}
+        for schema, position in copies:
+            if schema.id in having:
+                self._connection.execute(
+                    "INSERT INTO _etl.odd_values SELECT table_id, ?, ?, key, column_name, text, "
+                    "?, ?, NULL FROM _etl.odd_copied WHERE table_id = ?",
+                    [
+                        schema.schema_name,
+                        schema.table_name,
+                        position.commit_lsn.offset,
+                        position.ordinal,
+                        schema.id,
+                    ],
+                )
+        if having:
+            self.forget_copied(table_ids)
+        return having
+
+
+def _staying(collapsed: Collapsed, key: Sequence[str]) -> pa.RecordBatch | None:
+    """Which values stay: the row's key, the one before (`_etl before ...`), and the column."""
+    if collapsed.lookup_places is None:
+        return None
+    rows: list[np.ndarray] = []
+    names: list[str] = []
+    for name, mask in collapsed.unknown.items():
+        places = np.flatnonzero(mask)
+        # A row can have become one other row only, as where the rows themselves are changed.
+        _, once = np.unique(collapsed.lookup_places[places], return_index=True)
+        rows.append(places[once])
+        names += [name] * len(once)
+    if not names:
+        return None
+    which = np.concatenate(rows)
+    now = collapsed.rows.select(list(key)).take(pa.array(which))
+    before = collapsed.removed.take(pa.array(collapsed.lookup_places[which]))
+    return readable(
+        pa.RecordBatch.from_arrays(
+            [*now.columns, *before.columns, pa.array(names, pa.string())],
+            [*key, *(f"_etl before {name}" for name in key), _COLUMN],
+        )
+    )
+
+
+def _key_columns(schema: TableSchema) -> list[ColumnSchema]:
+    by_name = {column.name: column for column in schema.columns}
+    return [by_name[name] for name in schema.key_columns]
+
+
+def _identity(column: ColumnSchema) -> int | str:
+    return column.attnum or column.name
+
+
+def _from_text(text: str, type_: str) -> str:
+    """SQL for a value from its text in an entry's key."""
+    if type_ == _ZONED:
+        return f"(CAST({text} AS TIMESTAMP) AT TIME ZONE 'UTC')"
+    return f"CAST({text} AS {type_})"

@@ -1,0 +1,265 @@
+"""Entries of ``_etl.odd_values`` follow their rows, whatever happens to these."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from etl_dagster.destinations.duckdb import DuckDBDestination, query
+from etl_dagster.destinations.duckdb.odd_values import OddValues
+from etl_dagster.errors import TableWriteFailed
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import ChunkId, TableRows
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.stores.memory import MemoryStore
+from etl_dagster.testing.changes import (
+    INT4,
+    INT8,
+    NUMERIC,
+    TEXT,
+    TIMESTAMPTZ,
+    Change,
+    SourceTable,
+    Transactions,
+    Unheld,
+    batch,
+    chunk,
+    column,
+    end_of_copy,
+    relation,
+    table,
+    truncate,
+)
+
+_MONEY = ((12 << 16) | 2) + 4
+_COLUMNS = (
+    column("id", INT4, 1, key=1),
+    column("at", TIMESTAMPTZ, 2, key=2),
+    column("amount", NUMERIC, 3, type_modifier=_MONEY),
+    column("note", TEXT, 4),
+)
+KEYED = table(_COLUMNS, table_id=1, name="keyed")
+KEYLESS = table(
+    [
+        column("id", INT4, 1, is_identity=True),
+        column("amount", NUMERIC, 2, type_modifier=_MONEY, is_identity=True),
+        column("note", TEXT, 3, is_identity=True),
+    ],
+    table_id=2,
+    name="keyless",
+    identity="f",
+)
+_TIMES = [datetime(2024, 1, 1, 12, tzinfo=UTC), datetime(2024, 7, 1, 12, 0, 0, 500_000, UTC)]
+_AMOUNTS = [None, Decimal("1.00"), Unheld("NaN"), Unheld("Infinity")]
+_NOTES = [None, "a", Unheld("\\xFF"), Unheld("\\x5C\\xFF")]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[DuckDBDestination]:
+    destination = DuckDBDestination(folder / "test.duckdb")
+    destination.startup(MemoryStore())
+    yield destination
+    destination.shutdown()
+
+
+def _answer(folder: Path, sql: str) -> Counter[tuple[Any, ...]]:
+    found = query(folder / "test.duckdb", sql).to_pylist()
+    return Counter(tuple(row.values()) for row in found)
+
+
+def _held(folder: Path, schema: TableSchema) -> Counter[tuple[Any, ...]]:
+    """The rows at the destination, with what the table can't hold in its place by a join."""
+    held = ", ".join(
+        f"coalesce((SELECT e.text FROM _etl.odd_values AS e WHERE e.table_name = "
+        f"'{schema.table_name}' AND e.column_name = '{name}' "
+        f"AND e.key = [t.id::VARCHAR, (t.at AT TIME ZONE 'UTC')::VARCHAR]), t.{name}::VARCHAR)"
+        f" AS {name}"
+        for name in ("amount", "note")
+    )
+    return _answer(
+        folder,
+        f"SELECT t.id::VARCHAR, strftime(t.at AT TIME ZONE 'UTC', '%Y-%m-%d %H:%M:%S'), {held} "
+        f"FROM public.{schema.table_name} AS t",
+    )
+
+
+def _entries(folder: Path, schema: TableSchema) -> Counter[tuple[Any, ...]]:
+    return _answer(
+        folder,
+        f"SELECT column_name, text FROM _etl.odd_values WHERE table_name = '{schema.table_name}'",
+    )
+
+
+def _odd(source: SourceTable) -> Counter[tuple[Any, ...]]:
+    return Counter(
+        (name, str(value))
+        for row in source.rows
+        for name, value in row.items()
+        if isinstance(value, Unheld)
+    )
+
+
+def _statement(source: SourceTable, random: Random) -> Change | None:
+    kind = random.choice("IIIUUUUDDT" if random.random() < 0.1 else "IIIUUUUDD")
+    new = {
+        "id": random.randrange(4),
+        "at": random.choice(_TIMES),
+        "amount": random.choice(_AMOUNTS),
+        "note": random.choice(_NOTES),
+    }
+    new = {name: new[name] for name in source.schema.column_names}
+    if kind == "T":
+        return source.truncate()
+    if kind == "I" or not source.rows:
+        return source.insert(new)
+    place = random.randrange(len(source.rows))
+    if kind == "D":
+        return source.delete(place)
+    names = random.sample(sorted(new), random.randint(1, len(new)))
+    return source.update(place, {name: new[name] for name in names})
+
+
+def _copy(
+    destination: DuckDBDestination,
+    sources: list[SourceTable],
+    copy_id: str,
+    lsn: int,
+    *,
+    whole: bool,
+) -> None:
+    """Copy the tables, each part twice."""
+    schemas = [source.schema for source in sources]
+    if whole:
+        destination.drop_tables_for_copy(schemas)
+        for _ in range(2):
+            destination.write_whole_tables(
+                [
+                    (source.schema, whole_table(copy_id, source.schema, source.rows, lsn))
+                    for source in sources
+                ]
+            )
+        return
+    for source in sources:
+        destination.drop_table_for_copy(source.schema)
+        half = len(source.rows) // 2
+        for index, part in enumerate((source.rows[:half], source.rows[half:])):
+            for _ in range(2):
+                rows = chunk(copy_id, index, source.schema, part)
+                destination.write_table_rows(source.schema, rows)
+        destination.write_table_rows(source.schema, end_of_copy(copy_id, lsn))
+
+
+def whole_table(
+    copy_id: str, schema: TableSchema, rows: list[dict[str, Any]], lsn: int
+) -> TableRows:
+    pieces = list(chunk(copy_id, 0, schema, rows).pieces())
+    return TableRows(copy_id, pieces, ChunkId(copy_id, 0), replay_from=Lsn(lsn))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_join_gives_back_every_value_after_any_changes(folder: Path, seed: int) -> None:
+    """Values that an update left out stay, keys change, batches come twice, tables are copied."""
+    random = Random(seed)
+    keyed, keyless = SourceTable(KEYED, ["note"]), SourceTable(KEYLESS, ["note"])
+    stream = Transactions()
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            found = [_statement(random.choice([keyed, keyless]), random) for _ in range(4)]
+            if changes := [change for change in found if change is not None]:
+                stream.commit(*changes)
+
+    with opened(folder) as destination:
+        done = 0
+        for round_ in range(3):
+            if round_:
+                # Old changes are behind the copy's position then, and skipped.
+                lsn = stream.changes[-1].lsn + 1
+                _copy(destination, [keyed, keyless], f"copy {round_}", lsn, whole=round_ == 2)
+                done = len(stream.changes)
+            some(4)
+            while done < len(stream.changes):
+                start = random.randint(max(done - 5, 0), done)
+                done = random.randint(done + 1, len(stream.changes))
+                destination.write_events(batch(stream.changes[start:done]))
+            for source in (keyed, keyless):
+                assert _entries(folder, source.schema) == _odd(source)
+            assert _held(folder, KEYED) == Counter(
+                tuple(
+                    value.strftime("%Y-%m-%d %H:%M:%S")
+                    if isinstance(value, datetime)
+                    else _text(value)
+                    for value in row.values()
+                )
+                for row in keyed.rows
+            )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def test_nothing_is_asked_about_odd_values_of_tables_that_have_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Transactions()
+    row = {"id": 1, "at": _TIMES[0], "amount": Decimal("1.00"), "note": "a"}
+    with opened(folder) as destination:
+        destination.write_events(batch(stream.commit(Change(KEYED, "I", row))))
+        monkeypatch.setattr(OddValues, "__getattribute__", _fail)
+        destination.write_events(batch(stream.commit(Change(KEYED, "U", row | {"note": "b"}))))
+        destination.write_events(batch(stream.commit(truncate(KEYED))))
+
+
+def _fail(*args: Any) -> None:
+    raise AssertionError("asked")
+
+
+def test_entries_follow_their_columns_and_their_tables_name(folder: Path) -> None:
+    stream = Transactions()
+    row = {"id": 1, "at": _TIMES[1], "amount": Unheld("NaN"), "note": Unheld("\\xFF")}
+    first, moment, amount = _COLUMNS[:3]
+    renamed = table(
+        [
+            replace(first, type_oid=INT8),
+            moment,
+            replace(amount, name="sum", type_modifier=_MONEY + (2 << 16)),
+        ],
+        table_id=1,
+        name="named",
+        snapshot=1500,
+    )
+    another_key = table([first, replace(moment, primary_key_ordinal=None)], table_id=1, name="x")
+    with opened(folder) as destination:
+        destination.write_events(batch(stream.commit(Change(KEYED, "I", row))))
+        entries = "SELECT table_name, key, column_name, text, commit_lsn FROM _etl.odd_values"
+        key = ["1", "2024-07-01 12:00:00.5"]
+        assert sorted(map(list, query_rows(folder, entries))) == [
+            ["keyed", key, "amount", "NaN", 1000],
+            ["keyed", key, "note", "\\xFF", 1000],
+        ]
+        destination.write_events(batch(stream.commit(relation(renamed))))
+        assert query_rows(folder, entries) == [["named", key, "sum", "NaN", 1000]]
+        changes = stream.commit(relation(replace(another_key, snapshot_id=Lsn(9000))))
+        with pytest.raises(TableWriteFailed, match="another key"):
+            destination.write_events(batch(changes))
+
+
+def query_rows(folder: Path, sql: str) -> list[list[Any]]:
+    return [list(row.values()) for row in query(folder / "test.duckdb", sql).to_pylist()]
