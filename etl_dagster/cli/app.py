@@ -12,6 +12,7 @@ from etl_dagster.cli.doctor import doctor
 from etl_dagster.cli.failures import explain
 from etl_dagster.cli.init import init
 from etl_dagster.cli.migrate import migrate
+from etl_dagster.cli.odd import odd
 from etl_dagster.cli.pause import pause, resume
 from etl_dagster.cli.query import query
 from etl_dagster.cli.reset import reset
@@ -68,7 +69,7 @@ def cli(debug: bool) -> None:
         click.get_current_context().color = False
 
 
-for command in (demo, init, doctor, run, status, query, reset, pause, resume, state, migrate):
+for command in (demo, init, doctor, run, status, query, odd, reset, pause, resume, state, migrate):
     cli.add_command(command)
 
 

@@ -64,6 +64,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
             "row_count": known.get("row_count"),
             "last_commit_lsn": known.get("last_commit_lsn"),
             "last_commit_time": known.get("last_commit_time"),
+            "odd_values": known.get("odd_values", {}),
             "partitions_kept": known.get("partitions_kept", 0),
             "last_partition_kept": known.get("last_partition_kept"),
         }
@@ -172,6 +173,13 @@ def _show(report: dict[str, Any]) -> None:
                 f"\n{row['table']}: the rows of {row['partitions_kept']} removed or truncated "
                 f"partitions are kept, the latest {row['last_partition_kept']} "
                 "(partitions_removed: keep)"
+            )
+    for row in report["tables"]:
+        if row["odd_values"]:
+            counts = ", ".join(f"{name} {count:,}" for name, count in row["odd_values"].items())
+            click.echo(
+                f"\n{row['table']}: values that the column's type can't hold: {counts} "
+                f"(`etl-dagster odd {row['table']}`)"
             )
     for row in report["tables"]:
         if row["state"] == "errored":

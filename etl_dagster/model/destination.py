@@ -134,6 +134,15 @@ class CountsRows(Protocol):
 
 
 @runtime_checkable
+class CountsOddValues(Protocol):
+    """A destination that keeps what the columns' types can't hold, and can count that."""
+
+    def count_odd_values(self) -> Mapping[str, Mapping[str, int]]:
+        """Such values now, by ``schema.table`` and column; tables without any are missing."""
+        ...
+
+
+@runtime_checkable
 class Interruptible(Protocol):
     """A destination that may take long over one call, for it waits for others."""
 

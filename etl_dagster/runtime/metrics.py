@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -29,7 +29,9 @@ class TableCounts:
     updated: int = 0
     deleted: int = 0
     truncates: int = 0
-    replaced: int = 0
+    replaced: Counter[str] = field(default_factory=Counter)
+    #: By column, what the types can't hold, as the destination counts it; None: it doesn't.
+    odd_values: Mapping[str, int] | None = None
     last_commit_lsn: Lsn | None = None
     #: ISO 8601, UTC.
     last_commit_time: str | None = None
@@ -67,11 +69,21 @@ class Metrics:
             counts.revision += 1
             self.revision += 1
 
-    def counted(self, table_id: TableId, rows: int | None) -> None:
-        """So many rows of the table are at the destination; None where it doesn't say."""
+    def counted(
+        self,
+        table_id: TableId,
+        rows: int | None,
+        odd_values: Mapping[str, int] | None = None,
+    ) -> None:
+        """So many rows of the table are at the destination; None where it doesn't say.
+
+        Args:
+            odd_values: what the types can't hold, by column; None where it doesn't count them.
+        """
         counts = self.table(table_id)
         with self._lock:
             counts.row_count = rows
+            counts.odd_values = odd_values
             counts.revision += 1
             self.revision += 1
 
@@ -101,7 +113,7 @@ class Metrics:
         counts.inserted += int(by_op[INSERT])
         counts.updated += int(by_op[UPDATE])
         counts.deleted += int(by_op[DELETE])
-        counts.replaced += sum(map(len, changes.odd.values()))
+        counts.replaced.update({name: len(odd) for name, odd in changes.odd.items()})
         counts.last_commit_lsn = changes.last_position.commit_lsn
         counts.last_commit_time = _iso(int(changes.commit_times_us[-1]))
         counts.is_row_count_stale = True

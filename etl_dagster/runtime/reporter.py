@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.destination import CountsRows, Destination
+from etl_dagster.model.destination import CountsOddValues, CountsRows, Destination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import DataSync, Errored, Ready, TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore, CopyPlan
@@ -118,10 +118,14 @@ class Reporter:
             # Before counting: what changes meanwhile makes it stale again.
             count.is_row_count_stale = False
         rows = self._destination.count_rows()
+        destination = self._destination
+        odd = destination.count_odd_values() if isinstance(destination, CountsOddValues) else None
         for table_id in stale:
             table = self._members.tables.get(table_id)
             if table is not None:
-                self._metrics.counted(table_id, rows.get(table.schema.name))
+                name = table.schema.name
+                of_table = None if odd is None else odd.get(name, {})
+                self._metrics.counted(table_id, rows.get(name), of_table)
 
     def publish(self, status: PipelineStatus, *, at_once: bool = False) -> None:
         """Write the status to the store, unless it says what the last one said.
@@ -213,7 +217,8 @@ class Reporter:
             copy_rows_done=self._rows_done(table_id, plan) if plan else 0,
             copy_rows_estimated=sum(c.estimated_rows for c in plan.chunks) if plan else 0,
             copy_rows_per_second=self._meter.rows_per_second(table_id) if plan else None,
-            values_replaced=counts.replaced,
+            values_replaced=counts.replaced.total(),
+            odd_values=dict(counts.replaced if counts.odd_values is None else counts.odd_values),
             partitions_kept=len(kept),
             last_partition_kept=kept[-1] if kept else None,
             error=state.reason if isinstance(state, Errored) else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from random import Random
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from etl_dagster.cli.app import cli
 from etl_dagster.destinations.duckdb import DuckDBDestination, query
 from etl_dagster.destinations.duckdb.odd_values import OddValues
 from etl_dagster.errors import TableWriteFailed
@@ -263,3 +266,45 @@ def test_entries_follow_their_columns_and_their_tables_name(folder: Path) -> Non
 
 def query_rows(folder: Path, sql: str) -> list[list[Any]]:
     return [list(row.values()) for row in query(folder / "test.duckdb", sql).to_pylist()]
+
+
+def test_the_command_lists_the_values_of_a_table(folder: Path) -> None:
+    stream = Transactions()
+    row = {"id": 1, "at": _TIMES[1], "amount": Unheld("NaN"), "note": "a"}
+    keyless = {"id": 1, "amount": Unheld("NaN"), "note": Unheld("\\xFF")}
+    with opened(folder) as destination:
+        changes = stream.commit(Change(KEYED, "I", row), Change(KEYLESS, "I", keyless))
+        destination.write_events(batch(changes))
+        counts = destination.count_odd_values()
+    config = folder / "etl.yaml"
+    config.write_text(
+        "pipeline: shop\nsource: {dsn: postgresql://localhost/shop, publication: shop}\n"
+        "destination: {type: duckdb, path: test.duckdb}\n"
+    )
+
+    def call(*arguments: str) -> str:
+        result = CliRunner().invoke(cli, ["odd", "-c", str(config), *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert counts == {
+        "public.keyed": {"amount": 1},
+        "public.keyless": {"amount": 1, "note": 1},
+    }
+    listed = json.loads(call("public.keyed", "--json"))
+    assert listed == {
+        "counts": {"public.keyed": {"amount": 1}},
+        "values": [
+            {
+                "table": "public.keyed",
+                "key": ["1", "2024-07-01 12:00:00.5"],
+                "column": "amount",
+                "text": "NaN",
+                "position": "0/3E8:0",
+                "commit_time": "1970-01-01T00:00:00.001000+00:00",
+            }
+        ],
+    }
+    assert json.loads(call("--json", "--limit", "2"))["counts"] == counts
+    assert "2 of 3 values are shown" in call("--limit", "2")
+    assert call("public.other").strip() == "Every value is held by its column."

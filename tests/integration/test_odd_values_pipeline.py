@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
+from tests.support.waiting import wait_until
 
 MakeConfig = Callable[..., PipelineConfig]
 
@@ -36,6 +38,10 @@ _ENTRIES = """
 select key[1], column_name, text, commit_time is null from _etl.odd_values
 where table_name = 'accounts' order by all
 """
+
+
+def _counts(entries: list[tuple[object, ...]]) -> dict[object, int]:
+    return dict(Counter(column for _, column in entries))
 
 
 @pytest.fixture
@@ -94,6 +100,9 @@ def test_a_join_gives_back_every_value_of_the_source(
         counts = "select text, key from _etl.odd_values where table_name = 'counts'"
         assert rows(config, counts) == [("NaN", None)] * 2
         status = pipeline.status().tables["public.accounts"]
+        wait_until(
+            lambda: pipeline.status().tables["public.accounts"].odd_values == _counts(streamed)
+        )
         database.execute("truncate accounts", "insert into accounts values (6, 'NaN', now(), 'f')")
         assert pipeline.wait_until_caught_up(60)
         truncated = check()

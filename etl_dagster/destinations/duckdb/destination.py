@@ -354,6 +354,10 @@ class DuckDBDestination:
         """The number of rows of each table, by ``schema.table``."""
         return reading.count_rows(self.path, lock_timeout_s=self._lock_timeout_s)
 
+    def count_odd_values(self) -> dict[str, dict[str, int]]:
+        """How many values each table's columns can't hold, by ``schema.table`` and column."""
+        return reading.odd_values(self.path, lock_timeout_s=self._lock_timeout_s)[0]
+
     @contextmanager
     def _transaction(self, schema: TableSchema) -> Iterator[duckdb.DuckDBPyConnection]:
         """A transaction about one table."""

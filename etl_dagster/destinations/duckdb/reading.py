@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -14,7 +15,10 @@ from etl_dagster.destinations.duckdb.file import lock_of, open_locked
 from etl_dagster.destinations.duckdb.readiness import is_unfinished
 from etl_dagster.destinations.duckdb.tables import fetch_row, quote
 from etl_dagster.errors import DestinationError
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.position import Position
 from etl_dagster.table_name import TableName
+from etl_dagster.values.families.times import timestamp_to_json
 
 #: So many tables are counted by one statement.
 _COUNTED_AT_ONCE = 50
@@ -84,6 +88,71 @@ def count_rows(path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0) ->
             ).fetchall()
             counts |= {str(TableName(*some[place])): int(count) for place, count in found}
         return counts
+
+
+@dataclass(frozen=True, slots=True)
+class OddValue:
+    """An entry of ``_etl.odd_values``."""
+
+    #: ``schema.table``.
+    table: str
+    #: Of its row, as text; None where the table has no key.
+    key: list[str | None] | None
+    column: str
+    text: str
+    position: Position
+    #: ISO 8601, UTC; None where a copy brought it.
+    commit_time: str | None
+
+
+def odd_values(
+    path: str | os.PathLike[str],
+    *,
+    table: TableName | None = None,
+    limit: int = 0,
+    lock_timeout_s: float = 60.0,
+) -> tuple[dict[str, dict[str, int]], list[OddValue]]:
+    """How many values each table's columns can't hold, and the first `limit` of these.
+
+    Args:
+        table: this one alone.
+    """
+    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
+        there = fetch_row(
+            connection,
+            "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
+            "AND schema_name = '_etl' AND table_name = 'odd_values'",
+        )
+        if there is None:
+            return {}, []  # an earlier version wrote the file
+        condition, values = "", []
+        if table is not None:
+            condition = "WHERE schema_name = ? AND table_name = ?"
+            values = [table.schema_name, table.table_name]
+        counts: dict[str, dict[str, int]] = {}
+        for schema_name, name, column, count in connection.execute(
+            "SELECT schema_name, table_name, column_name, count(*) "  # noqa: S608
+            f"FROM _etl.odd_values {condition} GROUP BY ALL ORDER BY ALL",
+            values,
+        ).fetchall():
+            counts.setdefault(str(TableName(schema_name, name)), {})[column] = int(count)
+        found = connection.execute(
+            "SELECT schema_name, table_name, key, column_name, text, commit_lsn, ordinal, "  # noqa: S608
+            f"epoch_us(commit_time) FROM _etl.odd_values {condition} "
+            "ORDER BY schema_name, table_name, commit_lsn, ordinal, key, column_name LIMIT ?",
+            [*values, limit],
+        ).fetchall()
+    return counts, [
+        OddValue(
+            str(TableName(schema_name, name)),
+            key,
+            column,
+            text,
+            Position(Lsn(lsn), ordinal),
+            None if time_us is None else timestamp_to_json(time_us),
+        )
+        for schema_name, name, key, column, text, lsn, ordinal, time_us in found
+    ]
 
 
 @contextmanager

@@ -13,14 +13,16 @@ from dagster import (
 )
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster import bookmark_check, lag
+from etl_dagster.integrations.dagster import bookmark_check, lag, odd_check
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.names import groups_with_distinct_identifiers
+from etl_dagster.integrations.dagster.odd_check import ODD_CHECK
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 
 _DESCRIPTIONS = {
     LAG_CHECK: "Changes of the source arrive at the destination in time.",
+    ODD_CHECK: "Every value is held by the type of its column.",
     BOOKMARK_CHECK: "The position that Meltano shows and the slot's are the same story.",
 }
 
@@ -28,7 +30,7 @@ _DESCRIPTIONS = {
 def build_checks(
     pipeline: str, resource_key: str, keys: Mapping[str, AssetKey]
 ) -> list[AssetChecksDefinition]:
-    """Both checks of every table: for the UI's button, for a schedule, for a run of the sensor.
+    """The checks of every table: for the UI's button, for a schedule, for a run of the sensor.
 
     The sensor evaluates them, too, and reports when the outcome is another.
 
@@ -60,10 +62,11 @@ def _build_group(
     )
     def check_tables(context: AssetCheckExecutionContext) -> Iterator[AssetCheckResult]:
         resource = getattr(context.resources, resource_key)
-        wanted: dict[str, dict[str, AssetKey]] = {LAG_CHECK: {}, BOOKMARK_CHECK: {}}
+        wanted: dict[str, dict[str, AssetKey]] = {name: {} for name in _DESCRIPTIONS}
         for check in context.selected_asset_check_keys:
             wanted[check.name][table_of[check.asset_key]] = check.asset_key
         yield from check_lag(resource, wanted[LAG_CHECK])
+        yield from check_odd_values(resource, wanted[ODD_CHECK])
         yield from check_bookmarks(resource, wanted[BOOKMARK_CHECK])
 
     return check_tables
@@ -84,6 +87,22 @@ def check_lag(
         return
     for table, key in keys.items():
         yield published.verdict(config.pipeline, table).result(key)
+
+
+def check_odd_values(
+    resource: EtlPipelineResource, keys: Mapping[str, AssetKey]
+) -> Iterator[AssetCheckResult]:
+    """Which columns have values that their type can't hold; a warning, since nothing is lost."""
+    if not keys:
+        return
+    try:
+        status = lag.published(resource).status
+    except EtlError as error:
+        for key in keys.values():
+            yield odd_check.unknown(error, key)
+        return
+    for table, key in keys.items():
+        yield odd_check.result(None if status is None else status.tables.get(table), key)
 
 
 def check_bookmarks(

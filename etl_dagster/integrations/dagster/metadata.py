@@ -131,6 +131,8 @@ def stream_materialization(
         )
     if table.values_replaced:
         metadata["values_replaced"] = table.values_replaced
+    if table.odd_values:
+        metadata["odd_values"] = MetadataValue.json(dict(table.odd_values))
     if table.partitions_kept:
         metadata["partitions_kept"] = table.partitions_kept
         metadata["last_partition_kept"] = table.last_partition_kept or ""

@@ -1,0 +1,89 @@
+"""`etl-dagster odd`: the values that the columns of the DuckDB file can't hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from etl_dagster.cli.options import config_option, json_option, load
+
+if TYPE_CHECKING:
+    from etl_dagster.destinations.duckdb.reading import OddValue
+
+
+@click.command(short_help="List values that a column's type can't hold.")
+@click.argument("table", required=False)
+@config_option
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Values, at most."
+)
+@json_option
+def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None:
+    """List the values that their columns' types can't hold, as Postgres printed them.
+
+    They are kept in _etl.odd_values of the DuckDB file, each with the key of its row.
+
+    \b
+    etl-dagster odd public.orders --limit 10
+    """
+    config = load(config_path)
+    from etl_dagster.config import DuckDBDestinationConfig
+    from etl_dagster.destinations.duckdb import reading
+    from etl_dagster.errors import DestinationError
+    from etl_dagster.table_name import TableName
+
+    if not isinstance(config.destination, DuckDBDestinationConfig):
+        raise DestinationError(
+            f"a destination of type {config.destination.type} can't be queried from here",
+            solution="Query it with its own tools.",
+        )
+    try:
+        name = None if table is None else TableName.parse(table)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="TABLE") from error
+    path = config.destination.path
+    counts, values = reading.odd_values(path, table=name, limit=limit)
+    if as_json:
+        listed = [_object(value) for value in values]
+        click.echo(json.dumps({"counts": counts, "values": listed}, indent=2))
+    else:
+        _show(counts, values)
+
+
+def _object(value: OddValue) -> dict[str, Any]:
+    return {
+        "table": value.table,
+        "key": value.key,
+        "column": value.column,
+        "text": value.text,
+        "position": str(value.position),
+        "commit_time": value.commit_time,
+    }
+
+
+def _show(counts: dict[str, dict[str, int]], values: list[OddValue]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    total = sum(sum(columns.values()) for columns in counts.values())
+    if not total:
+        click.echo("Every value is held by its column.")
+        return
+    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("table", "key", "column", "text", "position", "committed"):
+        shown.add_column(heading)
+    for value in values:
+        key = "" if value.key is None else ", ".join("null" if k is None else k for k in value.key)
+        committed = (value.commit_time or "").partition(".")[0].replace("T", " ")
+        cells = (value.table, key, value.column, value.text, str(value.position), committed)
+        shown.add_row(*map(Text, cells))
+    Console().print(shown)
+    for table, columns in counts.items():
+        of_each = ", ".join(f"{column} {count:,}" for column, count in columns.items())
+        click.echo(f"{table}: {of_each}")
+    if total > len(values):
+        click.echo(f"{len(values):,} of {total:,} values are shown; --limit shows more.")
