@@ -174,6 +174,7 @@ def _last_of_each(keys: pa.RecordBatch) -> np.ndarray | None:
         # The usual case, new rows with a sequence as their key, needs no hash table.
         if (values[1:] > values[:-1]).all():
             return None
+    keys = _comparable(keys)
     table = pa.Table.from_batches([keys]).append_column(
         "\0index", pa.array(np.arange(keys.num_rows))
     )
@@ -234,10 +235,24 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     return Collapsed(removed, rows, unknown, ids[lookup] if unknown else None, odd)
 
 
+def _comparable(keys: pa.RecordBatch) -> pa.RecordBatch:
+    """The keys with a text for each value that has parts, which Arrow can't compare.
+
+    Of a table that was copied before the column was part of its key; else they are text anyway.
+    """
+    columns: list[pa.Array[Any]] = [
+        pa.array(map(repr, column.to_pylist()), pa.string())
+        if pa.types.is_nested(column.type)
+        else column
+        for column in keys.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=keys.schema.names)
+
+
 def _key_ids(keys: pa.RecordBatch) -> np.ndarray:
     """int64: a number for each key, equal where the keys are."""
     ids = np.zeros(keys.num_rows, np.int64)
-    for column in keys.columns:
+    for column in _comparable(keys).columns:
         encoded = column.dictionary_encode("encode")
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         # Dense again after each column, so that the product can't overflow.

@@ -11,7 +11,13 @@
 | timestamptz | ``"2024-05-01T12:00:00+00:00"``, always in UTC; the infinities |
 | bytea | string in base64 (RFC 4648, with padding) |
 | json, jsonb | string: the value's own text |
+| array; multirange | list |
+| range | object: ``lower``, ``upper`` (null: infinite), ``lower_inc``, ``upper_inc``, ``empty`` |
+| composite; hstore | object with the attributes; with the keys |
 | everything else | string as Postgres prints it |
+
+Parts are spelled as their types are. Where `ColumnSchema.nested` isn't ``native``, values with
+parts are strings.
 
 Years outside of 1 to 9999 have a sign and at least six digits, as in ISO 8601 with expanded years
 and in ECMAScript: ``"-000043-03-15"`` is in 44 BC. Nothing here is ever a NaN of Python, so

@@ -82,7 +82,7 @@ class TableSchema:
         """The Arrow schema of the table's rows, one field for each column, in order."""
         import pyarrow as pa
 
-        from etl_dagster.values.registry import arrow_type
+        from etl_dagster.values.forms import arrow_type
 
         return pa.schema(
             [pa.field(column.name, arrow_type(column), column.nullable) for column in self.columns]

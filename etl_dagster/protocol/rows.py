@@ -23,7 +23,7 @@ from etl_dagster.model.events import DELETE, INSERT, UPDATE
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.protocol.frames import XLOG_DATA_HEADER, XLOG_DATA_TAG
 from etl_dagster.values.parsed import Odd, joined
-from etl_dagster.values.strings import buffer_of
+from etl_dagster.values.strings import cut
 from etl_dagster.values.text import parse
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -42,8 +42,6 @@ _NULL, _UNCHANGED, _TEXT = ord("n"), ord("u"), ord("t")
 #: Messages decoded at a time, so that the arrays about them stay in the processor's cache: with
 #: 65,536 it takes twice as long.
 _BLOCK_ROWS: Final = 8192
-#: Beyond this many bytes, places no longer fit the offsets of an ordinary string array.
-_INT32_END: Final = 2**31 - 1
 
 
 class RowMessages:
@@ -161,26 +159,7 @@ class Column:
 
     def strings(self, data: Bytes) -> Strings:
         """A string array; null where there is no value. It may hold what isn't UTF-8."""
-        count = len(self.begins)
-        is_large = len(data) > _INT32_END
-        string_type = pa.large_string() if is_large else pa.string()
-        # Arrow strings lie one behind the other. So the buffer as a whole becomes an array in
-        # which each value is followed by what lies between it and the next one; `take` then
-        # copies every other element, in C++.
-        offsets = np.empty(2 * count + 1, np.int64 if is_large else np.int32)
-        offsets[0 : 2 * count : 2] = self.begins
-        offsets[1 : 2 * count : 2] = self.stops
-        offsets[2 * count] = self.stops[-1] if count else 0
-        both: Strings = pa.Array.from_buffers(
-            string_type, 2 * count, [None, buffer_of(offsets), buffer_of(data)]
-        )
-        # Not pa.array(), which imports pandas where it is installed; that takes a second.
-        even = buffer_of(np.arange(0, 2 * count, 2, dtype=np.int64))
-        strings = both.take(pa.Array.from_buffers(pa.int64(), count, [None, even]))
-        if self.is_text is None:
-            return strings
-        validity = buffer_of(np.packbits(self.is_text, bitorder="little"))
-        return pa.Array.from_buffers(string_type, count, [validity, *strings.buffers()[1:]])
+        return cut(data, self.begins, self.stops, self.is_text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from etl_dagster.errors import CopyOutdated, PublicationEmpty, PublicationMissing
+from etl_dagster.errors import CopyOutdated, PublicationEmpty, PublicationMissing, SourceError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.pg.encodings import StoredEncoding, decode, stored_encoding
@@ -476,12 +476,34 @@ def fetch_row_values(
     width = len(numbered)
     values = {
         tuple(row[:width]): tuple(
-            decode(value, stored.codec) if stored and isinstance(value, bytes) else value
-            for value in row[width:]
+            _decoded(schema, name, value, stored)
+            for name, value in zip(columns, row[width:], strict=True)
         )
         for row in rows
     }
     return values, fetch_insert_lsn(connection)
+
+
+def _decoded(
+    schema: TableSchema, name: str, value: str | bytes | None, stored: StoredEncoding | None
+) -> str | None:
+    if stored is None or not isinstance(value, bytes):
+        return cast("str | None", value)
+    from etl_dagster.values.forms import form_of
+
+    column = next(column for column in schema.columns if column.name == name)
+    if not form_of(column).parts:
+        return decode(value, stored.codec)
+    try:
+        return value.decode(stored.codec)
+    except UnicodeDecodeError:
+        # An escaped byte could be taken for a part's quoting.
+        raise SourceError(
+            f"a value of {schema.name}.{name} has bytes that {stored.name} has no character for, "
+            "so a row can't be completed",
+            solution="Correct the value in the source, or set `nested: text` for the column; then "
+            "reset the table.",
+        ) from None
 
 
 def _value(column: ColumnSchema, stored: StoredEncoding | None) -> sql.SQL:

@@ -58,7 +58,8 @@ select t.oid, t.typtype::text, format_type(t.oid, null),
         from pg_enum l where l.enumtypid = t.oid),
        (select x.extname::text from pg_depend d join pg_extension x on x.oid = d.refobjid
         where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
-        and d.refclassid = 'pg_extension'::regclass limit 1)
+        and d.refclassid = 'pg_extension'::regclass limit 1),
+       t.typdelim::text
 from needed join pg_type t on t.oid = needed.oid
 """
 
@@ -80,6 +81,8 @@ class _Described:
     attributes: list[tuple[str, int | str, int, int]] | None
     labels: list[str] | None
     extension: str | None
+    #: Between two elements of an array of this type.
+    delimiter: str
 
 
 class TypeCatalog:
@@ -100,7 +103,8 @@ class TypeCatalog:
             return None
         if found.element is not None:
             element = self._part(found.element, modifier)
-            return Array(oid, found.name, element, max(dimensions, 1))
+            delimiter = self._described[found.element].delimiter
+            return Array(oid, found.name, element, max(dimensions, 1), delimiter)
         match found.kind:
             case "d":
                 base = self._part(found.base, found.base_modifier, found.base_dimensions)

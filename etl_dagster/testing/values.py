@@ -15,7 +15,8 @@ import pyarrow as pa
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.testing.changes import Row, content, exact
 from etl_dagster.values.columns import ColumnSchema
-from etl_dagster.values.registry import arrow_type, row_of
+from etl_dagster.values.forms import form_of
+from etl_dagster.values.registry import row_of
 
 
 def readable_rows(schema: TableSchema, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -131,9 +132,10 @@ def _json(value: Any) -> Any:
 
 
 def _reader(column: ColumnSchema) -> Callable[[Any], Any] | None:
-    row, arrow = row_of(column), arrow_type(column)
-    if row.meaning is not None:
-        return _json if row.meaning == "json" else _uuid
+    row, form = row_of(column), form_of(column)
+    arrow = form.arrow
+    if form.meaning is not None:
+        return _json if form.meaning == "json" else _uuid
     if row.bound == "digits" or pa.types.is_decimal(arrow):
         return _numeric
     if pa.types.is_timestamp(arrow):

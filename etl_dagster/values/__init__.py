@@ -10,5 +10,7 @@
 | bytea | binary |
 | date, time, timestamp | date32, time64[us], timestamp[us] |
 | timestamptz | timestamp[us, UTC] |
-| uuid, json, jsonb, xml, enums, everything else | string, exactly as printed |
+| uuid, json, jsonb, xml, everything else | string, exactly as printed |
+
+Values with parts (arrays, ranges, composites, hstore) and enums are in `forms`.
 """

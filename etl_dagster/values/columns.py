@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from etl_dagster.errors import SchemaTooNew
 from etl_dagster.values.types import PgType, type_from_json, type_to_json
 
+#: As nested types of the destination, as JSON, or as the text that Postgres prints.
+Nested: TypeAlias = Literal["native", "json", "text"]
 #: Of a column's JSON. It grows when earlier versions would misread what a later one writes; what
 #: is merely added, they ignore. Columns without one were written before there was a `type`.
 FORMAT: Final = 2
@@ -40,6 +42,9 @@ class ColumnSchema:
     #: What its type is built of. None for built-in types without parts, which their OID and
     #: modifier describe, and where nobody looked: values are then as Postgres prints them.
     type: PgType | None = None
+    #: How values with parts are held, as far as `type` tells of parts; chosen when the table is
+    #: copied, and the same until it is copied again.
+    nested: Nested = "text"
 
     @property
     def effective_type_oid(self) -> int:

@@ -43,6 +43,12 @@ class Form:
     print: Printer = print_plain
     #: For people.
     json: str = "string as Postgres prints it"
+    #: What a string means, where it isn't just text.
+    meaning: Literal["json", "uuid"] | None = None
+    #: DuckDB's type, where it isn't that of the Arrow type.
+    duckdb: str | None = None
+    #: The forms of its parts: of a list one, of a struct its fields', of a map key's and item's.
+    parts: tuple[Form, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +80,6 @@ class BuiltIn:
     output: str = OUTPUT
     #: Whether values print in ASCII, whatever the encoding of the database.
     is_ascii: bool = False
-    #: What a string means, where it isn't just text.
-    meaning: Literal["json", "uuid"] | None = None
-    #: DuckDB's type, where it isn't that of the Arrow type.
-    duckdb: str | None = None
     #: What the type modifier limits: a larger one, or none, changes no value.
     bound: Literal["length", "digits"] | None = None
     #: Types with the same bytes for the same value (their binary-coercible casts).

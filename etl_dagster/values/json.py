@@ -15,7 +15,7 @@ from etl_dagster.values.columns import ColumnSchema
 
 def json_writer(column: ColumnSchema) -> Callable[[Any], Any] | None:
     """Makes of a value, as `python.to_dicts` gives it, what json.dumps() takes; None: itself."""
-    from etl_dagster.values.registry import form_of
+    from etl_dagster.values.forms import form_of
 
     return form_of(column).to_json
 
@@ -25,6 +25,6 @@ def json_reader(column: ColumnSchema) -> Callable[[Any], Any] | None:
 
     It raises a ValueError where that isn't what `json_writer` makes of the column's values.
     """
-    from etl_dagster.values.registry import form_of
+    from etl_dagster.values.forms import form_of
 
     return form_of(column).from_json

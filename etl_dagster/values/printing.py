@@ -8,11 +8,11 @@ from etl_dagster.values.columns import ColumnSchema
 
 
 def print_keys(column: ColumnSchema, array: Any) -> list[str | None]:
-    """The values of a key's column, an array of `registry.arrow_type(column)`, as text.
+    """The values of a key's column, an array of `forms.arrow_type(column)`, as text.
 
     A key has no nulls: what is one stands for a value that the type can't hold. In a numeric
     column that is NaN; where it could be several, the answer is None.
     """
-    from etl_dagster.values.registry import form_of
+    from etl_dagster.values.forms import form_of
 
     return form_of(column).print(array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import pyarrow as pa
@@ -26,14 +27,41 @@ def to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def to_objects(array: pa.Array[Any]) -> list[Any]:
-    """The values as `to_dicts` gives them."""
-    if array.type == pa.time64("us"):
+    """The values as `to_dicts` gives them: of a list a list, of a struct or map a dictionary."""
+    kind = array.type
+    if kind == pa.time64("us"):
         return _to_times(array)
+    if pa.types.is_struct(kind):
+        return _to_structs(array)
+    if pa.types.is_list(kind):
+        return _to_lists(array, list, to_objects(array.values))  # type: ignore[attr-defined]
+    if pa.types.is_map(kind):
+        maps: Any = array
+        pairs = zip(to_objects(maps.keys), to_objects(maps.items), strict=True)
+        return _to_lists(maps, dict, list(pairs))
     try:
         objects: list[Any] = array.to_pylist()
     except OverflowError:
         objects = [_to_object(scalar) for scalar in array]
     return objects
+
+
+def _to_structs(array: Any) -> list[Any]:
+    names = [field.name for field in array.type]
+    columns = [to_objects(array.field(place)) for place in range(len(names))]
+    valid = array.is_valid().to_pylist()
+    return [
+        dict(zip(names, row, strict=True)) if is_valid else None
+        for is_valid, *row in zip(valid, *columns, strict=True)
+    ]
+
+
+def _to_lists(array: Any, kind: Callable[[list[Any]], Any], parts: list[Any]) -> list[Any]:
+    offsets, valid = array.offsets.to_pylist(), array.is_valid().to_pylist()
+    return [
+        kind(parts[offsets[place] : offsets[place + 1]]) if is_valid else None
+        for place, is_valid in enumerate(valid)
+    ]
 
 
 def _to_object(scalar: Any) -> Any:

@@ -1,16 +1,13 @@
-"""Every type that Postgres brings, and how the values of a column are held."""
+"""Every type that Postgres brings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Final
-
-import pyarrow as pa
 
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.families import binary, geometric, network, numbers, positions, texts, times
-from etl_dagster.values.form import BuiltIn, Form
+from etl_dagster.values.form import BuiltIn
 
 #: By OID.
 REGISTRY: Final[Mapping[int, BuiltIn]] = {
@@ -20,30 +17,15 @@ REGISTRY: Final[Mapping[int, BuiltIn]] = {
 }
 
 #: Of an enum, an array, a type of an extension: nothing is known but what Postgres prints.
-_UNKNOWN: Final = texts.printed(0, "unknown")
+UNKNOWN: Final = texts.printed(0, "unknown")
 
 
 def row_of(column: ColumnSchema) -> BuiltIn:
     """What is known of the column's type; of a domain, of the type behind it."""
-    return REGISTRY.get(column.effective_type_oid, _UNKNOWN)
+    return REGISTRY.get(column.effective_type_oid, UNKNOWN)
 
 
 def type_name(type_oid: int) -> str | None:
     """As format_type() spells it; None where the type isn't built in."""
     row = REGISTRY.get(type_oid)
     return None if row is None else row.name
-
-
-def form_of(column: ColumnSchema) -> Form:
-    """How the column's values are held."""
-    return _form_of(column.effective_type_oid, column.type_modifier)
-
-
-@lru_cache(maxsize=4096)
-def _form_of(type_oid: int, type_modifier: int) -> Form:
-    return REGISTRY.get(type_oid, _UNKNOWN).form_for(type_modifier)
-
-
-def arrow_type(column: ColumnSchema) -> pa.DataType:
-    """The Arrow type of the column's values."""
-    return form_of(column).arrow

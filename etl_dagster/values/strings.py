@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from etl_dagster.values.parsed import Odd, Parsed
 
+#: Beyond this many bytes, places no longer fit the offsets of an ordinary string array.
+_INT32_END: Final = 2**31 - 1
 _ESCAPE: Final = "backslashreplace"
 _JSON_ESCAPE: Final = "etl_dagster.json_escape"
 _BACKSLASH: Final = 0x5C
@@ -122,6 +124,40 @@ def _is_odd(value: bytes, codec: str) -> bool:
     except UnicodeDecodeError:
         return True
     return False
+
+
+def cut(
+    data: npt.NDArray[np.uint8],
+    begins: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    is_valid: npt.NDArray[np.bool_] | None = None,
+) -> pa.Array[Any]:
+    """The texts between these places, as a string array; it may hold what isn't UTF-8.
+
+    Args:
+        begins, ends: ascending; each text ends before the next one begins.
+        is_valid: false where there is no text, and `begins` equals `ends`; None: all are there.
+    """
+    count = len(begins)
+    is_large = len(data) > _INT32_END
+    string_type: Any = pa.large_string() if is_large else pa.string()
+    # Arrow strings lie one behind the other. So the buffer as a whole becomes an array in which
+    # each value is followed by what lies between it and the next one; `take` then copies every
+    # other element, in C++.
+    offsets = np.empty(2 * count + 1, np.int64 if is_large else np.int32)
+    offsets[0 : 2 * count : 2] = begins
+    offsets[1 : 2 * count : 2] = ends
+    offsets[2 * count] = ends[-1] if count else 0
+    both: Any = pa.Array.from_buffers(
+        string_type, 2 * count, [None, buffer_of(offsets), buffer_of(data)]
+    )
+    # Not pa.array(), which imports pandas where it is installed; that takes a second.
+    even = buffer_of(np.arange(0, 2 * count, 2, dtype=np.int64))
+    strings = both.take(pa.Array.from_buffers(pa.int64(), count, [None, even]))
+    if is_valid is None:
+        return strings  # type: ignore[no-any-return]
+    validity = buffer_of(np.packbits(is_valid, bitorder="little"))
+    return pa.Array.from_buffers(string_type, count, [validity, *strings.buffers()[1:]])
 
 
 def ascii_scalar(text: str, string_type: pa.DataType) -> Any:

@@ -21,16 +21,11 @@ def parse(column: ColumnSchema, strings: pa.Array[Any], codec: str | None = None
             keeps; None: UTF-8.
 
     Returns:
-        An array of `registry.arrow_type(column)`, as long as `strings`, and the odd values.
+        An array of `forms.arrow_type(column)`, as long as `strings`, and the odd values.
     """
-    from etl_dagster.values.registry import form_of, row_of
-    from etl_dagster.values.strings import decode_stored
+    from etl_dagster.values.forms import form_of
 
-    row = row_of(column)
-    if codec is None or row.is_ascii:
-        return form_of(column).read(strings)
-    decoded = decode_stored(strings, codec, is_json=row.meaning == "json")
-    return form_of(column).read(decoded.array).also(decoded.odd)
+    return form_of(column, codec).read(strings)
 
 
 def missing_value(column: ColumnSchema) -> pa.Array[Any] | None:

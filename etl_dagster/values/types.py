@@ -7,7 +7,7 @@ read. So a schema keeps the whole tree, and its JSON.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, assert_never
 
 
@@ -33,6 +33,8 @@ class Array:
     element: PgType
     #: As declared: pg_attribute.attndims or pg_type.typndims; at least 1.
     dimensions: int = 1
+    #: pg_type.typdelim of the element: between two of them.
+    delimiter: str = ","
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,8 @@ class Enum:
 
     oid: int
     name: str
-    #: In their order.
-    labels: tuple[str, ...]
+    #: In their order. They make no other type.
+    labels: tuple[str, ...] = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,11 @@ def type_to_json(type_: PgType) -> dict[str, Any]:
         case Scalar():
             more: dict[str, Any] = {"modifier": type_.modifier, "extension": type_.extension}
         case Array():
-            more = {"element": type_to_json(type_.element), "dimensions": type_.dimensions}
+            more = {
+                "element": type_to_json(type_.element),
+                "dimensions": type_.dimensions,
+                "delimiter": type_.delimiter,
+            }
         case Range():
             more = {"subtype": type_to_json(type_.subtype)}
         case Multirange():
@@ -141,7 +147,8 @@ def type_from_json(content: Mapping[str, Any]) -> PgType:
         case "scalar":
             return Scalar(oid, name, content["modifier"], content["extension"])
         case "array":
-            return Array(oid, name, type_from_json(content["element"]), content["dimensions"])
+            element = type_from_json(content["element"])
+            return Array(oid, name, element, content["dimensions"], content["delimiter"])
         case "range":
             return Range(oid, name, type_from_json(content["subtype"]))
         case "multirange":

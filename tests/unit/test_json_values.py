@@ -34,8 +34,8 @@ from etl_dagster.testing.changes import (
     update,
 )
 from etl_dagster.values import oids
+from etl_dagster.values.forms import arrow_type
 from etl_dagster.values.python import to_dicts
-from etl_dagster.values.registry import arrow_type
 
 FLOAT4, INT2, OID, TIME, TIMESTAMP = oids.FLOAT4, oids.INT2, oids.OID, oids.TIME, oids.TIMESTAMP
 

@@ -77,7 +77,15 @@ def test_a_domain_over_a_domain_is_the_type_behind_both() -> None:
 
 
 def test_columns_of_differing_types_differ() -> None:
-    mood = Enum(70_000, "public.mood", ("sad", "happy"))
-    column = ColumnSchema("mood", 70_000, type=mood)
+    number = Scalar(23, "integer")
+    column = ColumnSchema("pair", 70_000, type=Composite(70_000, "p", (Attribute("a", number),)))
 
-    assert column != replace(column, type=replace(mood, labels=("happy", "sad")))
+    assert column != replace(column, type=Composite(70_000, "p", (Attribute("b", number),)))
+    assert column != replace(column, nested="native")
+
+
+def test_another_label_makes_no_other_type() -> None:
+    """One may be added at any time, and nothing in the stream tells."""
+    column = ColumnSchema("mood", 70_000, type=Enum(70_000, "public.mood", ("sad",)))
+
+    assert column == replace(column, type=Enum(70_000, "public.mood", ("sad", "happy")))

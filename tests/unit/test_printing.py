@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from etl_dagster.values import oids
 from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.forms import arrow_type
 from etl_dagster.values.printing import print_keys
-from etl_dagster.values.registry import arrow_type
 from etl_dagster.values.text import parse
 
 

@@ -15,10 +15,11 @@ import etl_dagster
 from etl_dagster.values import oids
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.form import BuiltIn
+from etl_dagster.values.forms import arrow_type, form_of
 from etl_dagster.values.json import json_reader, json_writer
 from etl_dagster.values.printing import print_keys
 from etl_dagster.values.python import to_objects
-from etl_dagster.values.registry import REGISTRY, arrow_type, form_of
+from etl_dagster.values.registry import REGISTRY
 from etl_dagster.values.text import parse
 
 _PACKAGE = Path(etl_dagster.__file__).parent

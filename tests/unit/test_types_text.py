@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from etl_dagster.model.schema import ColumnSchema
 from etl_dagster.values import oids
+from etl_dagster.values.forms import arrow_type
 from etl_dagster.values.parsed import Odd
 from etl_dagster.values.python import to_dicts
-from etl_dagster.values.registry import REGISTRY, arrow_type
+from etl_dagster.values.registry import REGISTRY
 from etl_dagster.values.text import parse
 
 

@@ -22,7 +22,8 @@ from etl_dagster.destinations.evolution import (
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.table_name import TableName
-from etl_dagster.values.registry import row_of
+from etl_dagster.values.form import Form
+from etl_dagster.values.forms import form_of
 from etl_dagster.values.text import missing_value
 
 _UUID, _JSON = "UUID", "JSON"
@@ -118,10 +119,30 @@ def table_name(connection: duckdb.DuckDBPyConnection, schema_name: str, name: st
     return quote(database, schema_name, name)
 
 
-def column_type(column: ColumnSchema, arrow: pa.DataType) -> str:
-    """The DuckDB type for a column whose values have this Arrow type."""
-    if special := row_of(column).duckdb:
-        return special
+def column_type(column: ColumnSchema) -> str:
+    """The DuckDB type for a column's values."""
+    return _type_of(form_of(column))
+
+
+def _type_of(form: Form) -> str:
+    if form.duckdb is not None:
+        return form.duckdb
+    if not form.parts:
+        return _plain_type(form.arrow)
+    types = [_type_of(part) for part in form.parts]
+    if pa.types.is_struct(form.arrow):
+        fields = zip((field.name for field in form.arrow), types, strict=True)
+        return f"STRUCT({', '.join(f'{quote(name)} {type_}' for name, type_ in fields)})"
+    if pa.types.is_map(form.arrow):
+        return f"MAP({', '.join(types)})"
+    depth = 0
+    inner: Any = form.arrow
+    while inner != form.parts[0].arrow:
+        depth, inner = depth + 1, inner.value_type
+    return types[0] + "[]" * depth
+
+
+def _plain_type(arrow: pa.DataType) -> str:
     if known := _BY_ARROW.get(arrow):
         return known
     if pa.types.is_timestamp(arrow):
@@ -130,21 +151,11 @@ def column_type(column: ColumnSchema, arrow: pa.DataType) -> str:
         return f"DECIMAL({arrow.precision},{arrow.scale})"
     if pa.types.is_binary(arrow) or pa.types.is_large_binary(arrow):
         return "BLOB"
-    if pa.types.is_list(arrow) or pa.types.is_large_list(arrow):
-        return f"{_element_type(arrow.value_type)}[]"
     return "VARCHAR"
 
 
-def _element_type(arrow: pa.DataType) -> str:
-    return column_type(ColumnSchema("", 0), arrow)
-
-
 def column_types(schema: TableSchema) -> dict[str, str]:
-    arrow = schema.arrow_schema
-    return {
-        column.name: column_type(column, arrow.field(index).type)
-        for index, column in enumerate(schema.columns)
-    }
+    return {column.name: column_type(column) for column in schema.columns}
 
 
 def readable(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -176,7 +187,7 @@ def select_list(names: Iterable[str], types: dict[str, str]) -> str:
     """The columns of Arrow rows, of the type that the table's have: then they can be compared."""
     return ", ".join(
         f"CAST({quote(name)} AS {types[name]}) AS {quote(name)}"
-        if types[name] in (_UUID, _JSON)
+        if _UUID in types[name] or _JSON in types[name]
         else quote(name)
         for name in names
     )
@@ -254,6 +265,15 @@ def _add_column(
         connection.execute(added)
         return
     connection.register("_etl_missing", readable(pa.RecordBatch.from_arrays([value], ["value"])))
+    if pa.types.is_nested(value.type):
+        # Its text isn't always read back as the same value.
+        connection.execute(added)
+        connection.execute(
+            f"UPDATE {table} SET {quote(column.name)} = "  # noqa: S608
+            f"(SELECT CAST(value AS {type_}) FROM _etl_missing)"
+        )
+        connection.unregister("_etl_missing")
+        return
     # As DuckDB prints it: ALTER TABLE takes no parameters.
     row = fetch_row(connection, f"SELECT value::{type_}::VARCHAR FROM _etl_missing")  # noqa: S608
     connection.unregister("_etl_missing")

@@ -15,7 +15,12 @@ from etl_dagster.values.strings import read_text
 #: The text that Postgres prints; also of types that nothing is known of.
 AS_PRINTED: Final = Form(pa.string(), read_text)
 _TEXT: Final = Form(pa.string(), read_text, json="string")
-_JSON: Final = Form(pa.string(), read_text, json="string: the value's own text")
+_OWN_TEXT: Final = "string: the value's own text"
+# Not DuckDB's JSON, which refuses what this may hold, such as half of a surrogate pair.
+_JSON: Final = Form(pa.string(), read_text, json=_OWN_TEXT, meaning="json")
+_JSONB: Final = Form(pa.string(), read_text, json=_OWN_TEXT, meaning="json", duckdb="JSON")
+#: 36 characters, which every destination and every Arrow function takes.
+_UUID: Final = Form(pa.string(), read_text, meaning="uuid", duckdb="UUID")
 _ADBC: Final = partial(bits_of, pa.string())
 
 
@@ -63,28 +68,21 @@ ROWS: Final = (
         name="json",
         form=_JSON,
         adbc=_ADBC,
-        meaning="json",
-        # Not DuckDB's JSON, which refuses what this may hold, such as half of a surrogate pair.
         edges=(Edge('{"a" :  1, "a": 2}'), Edge("null"), Edge('"\\ud800"')),
     ),
     BuiltIn(
         oid=oids.JSONB,
         name="jsonb",
-        form=_JSON,
+        form=_JSONB,
         adbc=_ADBC,
-        meaning="json",
-        duckdb="JSON",
         edges=(Edge('{"a": null, "b": [1, 2.50]}'), Edge("null")),
     ),
     BuiltIn(
         oid=oids.UUID,
         name="uuid",
-        # 36 characters, which every destination and every Arrow function takes.
-        form=AS_PRINTED,
+        form=_UUID,
         output=CAST,
         is_ascii=True,
-        meaning="uuid",
-        duckdb="UUID",
         edges=(Edge("6f1b6a3c-1111-2222-3333-444455556666"),),
     ),
     printed(oids.XML, "xml", "<a>1</a>", "text"),

@@ -1,0 +1,266 @@
+"""How the values of a column are held, also those with parts.
+
+| Postgres | Arrow | JSON |
+|---|---|---|
+| array | list, as deep as declared | list |
+| range | struct: lower, upper, lower_inc, upper_inc, empty | object |
+| multirange | list of ranges | list |
+| composite | struct of its attributes | object |
+| enum | dictionary of strings | string |
+| hstore | map from string to string | object |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from etl_dagster.values import nested, nested_printing
+from etl_dagster.values.columns import ColumnSchema, Nested
+from etl_dagster.values.families.texts import AS_PRINTED
+from etl_dagster.values.form import AnyArray, Form, Reader
+from etl_dagster.values.oids import BOOL
+from etl_dagster.values.parsed import Odd, Parsed
+from etl_dagster.values.python import to_objects
+from etl_dagster.values.registry import REGISTRY, UNKNOWN
+from etl_dagster.values.strings import decode_stored
+from etl_dagster.values.types import (
+    Array,
+    Composite,
+    Domain,
+    Enum,
+    Multirange,
+    PgType,
+    Range,
+    Scalar,
+    without_domains,
+)
+
+
+def form_of(column: ColumnSchema, codec: str | None = None) -> Form:
+    """How the column's values are held.
+
+    Args:
+        codec: how the database keeps its text, as Python calls it, where the form is to read what
+            it keeps; None: UTF-8.
+    """
+    if column.type is None or column.nested == "text":
+        form = _scalar_form(column.effective_type_oid, column.type_modifier)
+        return form if codec is None else _stored(form, codec, column.effective_type_oid)
+    return _nested_form(column.type, column.nested, codec)
+
+
+def arrow_type(column: ColumnSchema) -> pa.DataType:
+    """The Arrow type of the column's values."""
+    return form_of(column).arrow
+
+
+def has_parts(column: ColumnSchema) -> bool:
+    """Whether the column's values have parts that are held as such."""
+    return bool(form_of(column).parts)
+
+
+@lru_cache(maxsize=4096)
+def _scalar_form(type_oid: int, type_modifier: int) -> Form:
+    return REGISTRY.get(type_oid, UNKNOWN).form_for(type_modifier)
+
+
+@lru_cache(maxsize=1024)
+def _stored(form: Form, codec: str, type_oid: int = 0) -> Form:
+    """The same form, of texts as the database keeps them."""
+    if REGISTRY.get(type_oid, UNKNOWN).is_ascii:
+        return form
+
+    def read(strings: AnyArray) -> Parsed:
+        decoded = decode_stored(strings, codec, is_json=form.meaning == "json")
+        return form.read(decoded.array).also(decoded.odd)
+
+    return replace(form, read=read)
+
+
+@lru_cache(maxsize=4096)
+def _nested_form(type_: PgType, mode: Nested, codec: str | None) -> Form:
+    type_ = without_domains(type_)
+    form = _Forms(codec).form(type_)
+    if isinstance(type_, Enum) and mode == "native":
+        read = partial(nested.read_labels, form)
+        return Form(nested.DICTIONARY_OF_TEXTS, read, json="string")
+    if not form.parts:
+        return form
+    form = replace(form, read=partial(_read_whole, form.read, codec or "utf-8"))
+    return _as_json(form) if mode == "json" else form
+
+
+def _read_whole(read: Reader, codec: str, strings: AnyArray) -> Parsed:
+    """Values of which the odd ones are told with a text that is UTF-8."""
+    parsed = read(strings)
+    if parsed.odd is None:
+        return parsed
+    decoded = decode_stored(parsed.odd.texts, codec, is_json=False)
+    texts = decoded.array
+    if decoded.odd is not None:
+        source = np.arange(len(texts))
+        source[decoded.odd.places] = len(texts) + np.arange(len(decoded.odd))
+        texts = pa.concat_arrays([texts, decoded.odd.texts]).take(source)
+    return Parsed(parsed.array, Odd(parsed.odd.places, texts))
+
+
+class _Forms:
+    """Makes the forms of values with parts.
+
+    Texts are split as bytes, and decoded part by part: every encoding of a database has quotes,
+    commas and braces where ASCII has them, and what isn't valid can't be taken for one of these.
+    """
+
+    def __init__(self, codec: str | None) -> None:
+        self._codec = codec
+        self._text = AS_PRINTED if codec is None else _stored(AS_PRINTED, codec)
+
+    def form(self, type_: PgType) -> Form:
+        """The form of a part, or of a whole value."""
+        match type_:
+            case Domain():
+                return self.form(type_.base)
+            case Scalar():
+                return self._scalar(type_)
+            case Array():
+                return self._array(type_)
+            case Range():
+                return self._range(type_)
+            case Multirange():
+                return self._multirange(type_)
+            case Composite():
+                return self._composite(type_)
+            case Enum():
+                return self._text
+
+    def _scalar(self, type_: Scalar) -> Form:
+        if (type_.extension, type_.name.rpartition(".")[2]) == ("hstore", "hstore"):
+            return self._hstore()
+        form = _scalar_form(type_.oid, type_.modifier)
+        # Few destinations have numbers so wide, and none inside of a list.
+        if pa.types.is_decimal256(form.arrow):
+            return AS_PRINTED
+        return form if self._codec is None else _stored(form, self._codec, type_.oid)
+
+    def _array(self, type_: Array) -> Form:
+        element = self.form(type_.element)
+        arrow = element.arrow
+        for _ in range(type_.dimensions):
+            arrow = pa.list_(arrow)
+        return Form(
+            arrow,
+            partial(nested.read_arrays, element, type_.dimensions, type_.delimiter),
+            to_json=_each(element.to_json, type_.dimensions),
+            from_json=_each(element.from_json, type_.dimensions),
+            print=partial(nested_printing.print_arrays, element, type_.delimiter),
+            json="list",
+            parts=(element,),
+        )
+
+    def _range(self, type_: Range) -> Form:
+        subtype, flag = self.form(type_.subtype), _scalar_form(BOOL, -1)
+        keys = ("lower", "upper")
+        return Form(
+            nested.range_type(subtype.arrow),
+            partial(nested.read_ranges, subtype),
+            to_json=_members(dict.fromkeys(keys, subtype.to_json)),
+            from_json=_members(dict.fromkeys(keys, subtype.from_json)),
+            print=partial(nested_printing.print_ranges, subtype),
+            json="object: lower, upper (null: infinite), lower_inc, upper_inc, empty",
+            parts=(subtype, subtype, flag, flag, flag),
+        )
+
+    def _multirange(self, type_: Multirange) -> Form:
+        range_ = self._range(type_.range)
+        return Form(
+            pa.list_(range_.arrow),
+            partial(nested.read_multiranges, range_),
+            to_json=_each(range_.to_json, 1),
+            from_json=_each(range_.from_json, 1),
+            print=partial(nested_printing.print_multiranges, range_),
+            json="list of ranges",
+            parts=(range_,),
+        )
+
+    def _composite(self, type_: Composite) -> Form:
+        names = [attribute.name for attribute in type_.attributes]
+        # Destinations have no struct without a field, and some take A and a for one.
+        if not names or len({name.lower() for name in names}) < len(names):
+            return self._text
+        forms = [self.form(attribute.type) for attribute in type_.attributes]
+        return Form(
+            nested.struct_of(names, [form.arrow for form in forms]),
+            partial(nested.read_composites, names, forms),
+            to_json=_members(dict(zip(names, (form.to_json for form in forms), strict=True))),
+            from_json=_members(dict(zip(names, (form.from_json for form in forms), strict=True))),
+            print=partial(nested_printing.print_composites, forms),
+            json="object with a member for each attribute",
+            parts=tuple(forms),
+        )
+
+    def _hstore(self) -> Form:
+        return Form(
+            nested.MAP_OF_TEXTS,
+            partial(nested.read_hstores, self._text),
+            print=nested_printing.print_hstores,
+            json="object",
+            parts=(self._text, self._text),
+        )
+
+
+# -- JSON --------------------------------------------------------------------------------------
+
+Convert = Callable[[Any], Any]
+
+
+def _each(convert: Convert | None, depth: int) -> Convert | None:
+    """For every value in a list, and in the lists in it."""
+    if convert is None:
+        return None
+    inner = convert if depth == 1 else _each(convert, depth - 1)
+    assert inner is not None
+    return lambda values: [None if value is None else inner(value) for value in values]
+
+
+def _members(converts: dict[str, Convert | None]) -> Convert | None:
+    """For some members of an object."""
+    found = {name: convert for name, convert in converts.items() if convert is not None}
+    if not found:
+        return None
+    return lambda value: {
+        name: member if member is None or (convert := found.get(name)) is None else convert(member)
+        for name, member in value.items()
+    }
+
+
+def _as_json(form: Form) -> Form:
+    """The same values as the text of their JSON."""
+
+    def read(strings: AnyArray) -> Parsed:
+        parsed = form.read(strings)
+        objects = to_objects(parsed.array)
+        texts = [None if value is None else write(value) for value in objects]
+        return Parsed(pa.array(texts, pa.string()), parsed.odd)
+
+    def write(value: Any) -> str:
+        plain = value if form.to_json is None else form.to_json(value)
+        return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+    def unreadable(array: AnyArray) -> list[str | None]:
+        return [None] * len(array)
+
+    return Form(
+        pa.string(),
+        read,
+        print=unreadable,
+        json=f"string: the JSON of a {form.json}",
+        meaning="json",
+        duckdb="JSON",
+    )
