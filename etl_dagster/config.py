@@ -42,6 +42,8 @@ _SLUG = re.compile(r"[a-z][a-z0-9_]*")
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
 _MEMORY = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?)?B", re.IGNORECASE)
 #: Bytes: a number, or a text such as ``8MB``.
+#: How values with parts are held; see `etl_dagster.values.columns`.
+Nested: TypeAlias = Literal["native", "json", "text"]
 ByteCount: TypeAlias = Annotated[int, BeforeValidator(parse_size)]
 
 
@@ -280,6 +282,12 @@ class RetryConfig(_Section):
     max_attempts: int = Field(8, ge=1, description="In a row; progress resets the count.")
 
 
+class ColumnConfig(_Section):
+    """What differs for one column."""
+
+    nested: Nested | None = Field(None, description="As for the pipeline, for this column.")
+
+
 class TableConfig(_Section):
     """What differs for one table."""
 
@@ -287,6 +295,7 @@ class TableConfig(_Section):
     partitions_removed: Literal["keep", "delete"] | None = Field(
         None, description="As for the pipeline, for this table."
     )
+    columns: dict[str, ColumnConfig] = Field({}, description="Settings by column name.")
 
 
 class MeltanoConfig(_Section):
@@ -327,6 +336,12 @@ class PipelineConfig(_Section):
         "keep",
         description="What becomes of the rows of a partition that was detached, dropped or "
         "truncated, where its table is published through the partition root.",
+    )
+    nested: Nested = Field(
+        "native",
+        description="How arrays, ranges, composites, enums and hstore arrive in columns that are "
+        "copied from now on: as nested types of the destination, as JSON, or as the text that "
+        "Postgres prints.",
     )
     tables: dict[str, TableConfig] = {}
     meltano: MeltanoConfig = MeltanoConfig()
@@ -372,6 +387,11 @@ class PipelineConfig(_Section):
     def table(self, table_name: str) -> TableConfig:
         """What differs for a table, given as the text of its `TableName`."""
         return self.tables.get(table_name, TableConfig())
+
+    def nested_of(self, table_name: str, column_name: str) -> Nested:
+        """How a column's values with parts arrive, where it is copied from now on."""
+        column = self.table(table_name).columns.get(column_name)
+        return (None if column is None else column.nested) or self.nested
 
     def removes_partitions(self, table_name: str) -> bool:
         """Whether rows of a table's partition go when the partition goes at the source."""
@@ -528,6 +548,8 @@ def _section_model(place: Place, values: Mapping[str, Any]) -> type[BaseModel] |
             return PipelineConfig
         case ("tables", _):
             return TableConfig
+        case ("tables", _, "columns", _):
+            return ColumnConfig
         case ("destination" | "state_store" as section,):
             group = DESTINATIONS if section == "destination" else STORES
             default = None if section == "destination" else "postgres"

@@ -27,6 +27,7 @@ from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 from etl_dagster.runtime.belonging import Belonging
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.preflight import Check, run_checks
+from etl_dagster.runtime.representation import held_otherwise
 from etl_dagster.runtime.runner import describe_runner
 from etl_dagster.runtime.slot import require_continuable
 from etl_dagster.source.catalog import fetch_published_tables
@@ -144,6 +145,29 @@ def _continuation(
     if slots:
         yield _copying_slots(slots.values())
     yield from _stopped_tables(config, store, slots)
+    yield from _held_otherwise(config, store, control)
+
+
+def _held_otherwise(
+    config: PipelineConfig, store: CoordinatingStore, control: SourceControl
+) -> Iterator[Check]:
+    """Columns that were copied before `nested` was what it is now."""
+    tables = control.ask(
+        "reading the publication",
+        fetch_published_tables,
+        config.source.publication,
+        with_filters=False,
+    )
+    for table in tables:
+        known = store.get_table_schema(table.schema.id, LSN_MAX)
+        if known is None or not (columns := held_otherwise(table.schema, known, config)):
+            continue
+        yield Check.warning(
+            "nested values",
+            f"{table.schema.name}: {names(columns)} arrive as they did when the table was copied, "
+            "not as `nested` says now",
+            f"To change that, copy the table again: etl-dagster reset {table.schema.name}",
+        )
 
 
 def _copying_slots(slots: Collection[Slot]) -> Check:

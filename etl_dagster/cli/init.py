@@ -71,11 +71,18 @@ meltano:
 # the partition root: Postgres doesn't publish that. `delete` removes them by copying the table.
 partitions_removed: keep
 
+# Arrays, ranges, composites, enums, hstore: as native types of the destination, as json, or as the
+# text that Postgres prints. For columns that are copied from now on.
+nested: native
+
 # What differs for single tables.
 tables: {{}}
   # public.events:
   #   copy: false               # only changes from now on
   #   partitions_removed: delete
+  #   columns:
+  #     payload:
+  #       nested: json
 """
 _PASSWORD_VARIABLE = "SOURCE_PASSWORD"
 

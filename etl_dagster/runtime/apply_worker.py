@@ -24,6 +24,7 @@ from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.ownership import Ownership
 from etl_dagster.runtime.partitions import Partitions
 from etl_dagster.runtime.renames import Renames
+from etl_dagster.runtime.representation import chosen
 from etl_dagster.runtime.schemas import FetchTable, SchemaTracker, ask_types
 from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.source.control import SourceControl
@@ -82,7 +83,11 @@ class ApplyWorker:
             application_name=f"etl_dagster apply {config.pipeline}",
         )
         schemas = SchemaTracker(
-            store, fetch_table, partial(ask_types, control), config.source.publication
+            store,
+            fetch_table,
+            partial(ask_types, control),
+            config.source.publication,
+            partial(chosen, config=config),
         )
         self._delivery = Delivery(
             destination,

@@ -19,6 +19,7 @@ from etl_dagster.model.stores import CoordinatingStore, Lease, TableSyncWorker
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery, Stopped
 from etl_dagster.runtime.many import many
+from etl_dagster.runtime.representation import chosen
 from etl_dagster.runtime.schemas import SchemaTracker, ask_types
 from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.runtime.unchanged import Key, UnchangedValues
@@ -128,7 +129,11 @@ class CatchUp:
             store,
             worker,
             SchemaTracker(
-                store, self._fetch_table, partial(ask_types, control), config.source.publication
+                store,
+                self._fetch_table,
+                partial(ask_types, control),
+                config.source.publication,
+                partial(chosen, config=config),
             ),
             config.retry,
             pipeline=config.pipeline,

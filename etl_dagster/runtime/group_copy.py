@@ -28,6 +28,7 @@ from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.many import copying_many
+from etl_dagster.runtime.representation import keep_choices
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.source.catalog import (
     PublishedTable,
@@ -226,7 +227,7 @@ class GroupCopy:
         changed: dict[TableId, SourceError] = {}
         for table_id in read:
             schema, today = self._tables[table_id].schema, published.get(table_id)
-            if today is None or not today.describes_same_columns(schema):
+            if today is None or not keep_choices(today, schema).describes_same_columns(schema):
                 changed[table_id] = TableRewritten(f"{schema.name} was altered while it was copied")
             for chunk in self._plans[table_id].chunks:
                 relation = now.get(chunk.relation_id)

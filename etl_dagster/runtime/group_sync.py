@@ -38,6 +38,7 @@ from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.group_copy import GroupCopy, TooLarge
 from etl_dagster.runtime.many import copying_many, group_lease, many
 from etl_dagster.runtime.origin import Origin
+from etl_dagster.runtime.representation import chosen_tables
 from etl_dagster.runtime.retry import errored_state, is_sync_due
 from etl_dagster.runtime.schemas import destination_metadata
 from etl_dagster.runtime.slot import make_slot
@@ -260,7 +261,8 @@ class GroupSync:
                 doing, fetch_published_tables, publication, list(self._states), with_filters=False
             )
             self._to_single(t.schema.id for t in found if t.has_row_filter)
-        tables = {table.schema.id: table for table in found if table.schema.id in self._states}
+        chosen = chosen_tables(found, self._config)
+        tables = {table.schema.id: table for table in chosen if table.schema.id in self._states}
         missing = self._states.keys() - tables.keys()
         if missing:
             error = SourceError(

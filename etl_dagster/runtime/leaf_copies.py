@@ -21,6 +21,7 @@ from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.delivery import Delivery, Stopped
 from etl_dagster.runtime.partitions import LeafCopy, Partitions
+from etl_dagster.runtime.representation import chosen, keep_choices
 from etl_dagster.runtime.schemas import SchemaTracker
 from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.source.catalog import PublishedTable, emit_marker, fetch_published_tables
@@ -207,13 +208,15 @@ class LeafCopies:
         ):
             return None
         applied = self._schemas.applied(now.schema.id)
-        if applied is not None and not applied.describes_same_columns(now.schema):
+        if applied is not None and not applied.describes_same_columns(
+            keep_choices(now.schema, applied)
+        ):
             # No row has come yet under the new columns, from which the stream would follow them.
             self._on_outdated(
                 now.schema.id, "it has a new partition and was altered, with no row since"
             )
             return None
-        return applied or now.schema
+        return applied or chosen(now.schema, self._config)
 
 
 class _LeafRows:

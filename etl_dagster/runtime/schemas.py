@@ -15,11 +15,11 @@ from etl_dagster.protocol.alterations import Alteration, RowsRewritten, UnknownA
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.runtime.alignment import Unclear, align
 from etl_dagster.runtime.altered import altered_schema, reason_to_copy
+from etl_dagster.runtime.representation import describe, keep_choices, undescribed
 from etl_dagster.source.columns import TableToday
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.types import TypeCatalog, fetch_types, unknown_types
+from etl_dagster.source.types import TypeCatalog, fetch_types
 from etl_dagster.table_name import TableName
-from etl_dagster.values.types import PgType, Scalar, without_domains
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +48,13 @@ class SchemaTracker:
         fetch_table: FetchTable,
         fetch_types: FetchTypes,
         publication: str = "",
+        choose: Callable[[TableSchema], TableSchema] = lambda schema: schema,
     ) -> None:
+        """Args:
+        choose: gives new columns the types that they have at the destination.
+        """
         self._store = store
+        self._choose = choose
         self._fetch_table = fetch_table
         self._fetch_types = fetch_types
         self._publication = publication
@@ -88,7 +93,7 @@ class SchemaTracker:
         today = self._fetch(relation.id)
         if known is None:
             if today is not None and _fits(today.schema, relation):
-                return today.schema.at(INITIAL_SNAPSHOT)
+                return self._choose(today.schema).at(INITIAL_SNAPSHOT)
             columns = _by_name(relation, None if today is None else today.schema)
             described = _described(relation, columns, None)
             return self._with_types(described, None).at(INITIAL_SNAPSHOT)
@@ -175,31 +180,14 @@ class SchemaTracker:
         return altered
 
     def _with_types(self, schema: TableSchema, known: TableSchema | None) -> TableSchema:
-        """The schema, of which the columns of the known one keep their types.
+        """The schema with what its types are built of, and how their values are held.
 
-        Messages bring an OID only. Types may change where nothing in the stream tells (an attribute
-        added to a composite), but what the destination has stays as it was made until the table is
-        copied again. What the types of new columns are built of is asked of the catalog, and then
-        kept with the version.
+        Messages bring an OID only. What new columns' types are built of is asked of the catalog,
+        and then kept with the version; the others keep what is known of theirs.
         """
-        before = {} if known is None else {c.attnum or c.name: c for c in known.columns}
-        kept: dict[str, ColumnSchema] = {}
-        for column in schema.columns:
-            old = before.get(column.attnum or column.name)
-            if old is not None and _has_same_type(old, column):
-                kept[column.name] = replace(column, type=old.type)
-        described = {c.name: c for c in schema.columns if c.name not in kept}
-        asked = unknown_types(c.type_oid for c in described.values() if c.type is None)
+        asked = undescribed(schema, known)
         types = self._ask_types(asked, schema.name)
-        described |= {
-            column.name: _typed(column, type_)
-            for column in described.values()
-            if column.type is None
-            and column.type_oid in asked
-            and (type_ := types.type_of(column.type_oid, column.type_modifier)) is not None
-        }
-        columns = kept | described
-        return replace(schema, columns=tuple(columns[name] for name in schema.column_names))
+        return keep_choices(self._choose(describe(schema, types, asked)), known)
 
     def _ask_types(self, oids: Collection[int], table: str) -> TypeCatalog:
         if not oids:
@@ -370,21 +358,6 @@ def _column_fits(column: ColumnSchema, sent: RelationColumn) -> bool:
         and (is_domain or column.type_modifier == sent.type_modifier)
         and column.is_identity == sent.is_identity
     )
-
-
-def _has_same_type(old: ColumnSchema, new: ColumnSchema) -> bool:
-    # A domain's own modifier is in the type; not every message knows it.
-    is_domain = old.base_type_oid not in (0, old.type_oid)
-    return old.type_oid == new.type_oid and (is_domain or old.type_modifier == new.type_modifier)
-
-
-def _typed(column: ColumnSchema, type_: PgType) -> ColumnSchema:
-    """The column with what the catalog says of its type."""
-    base = without_domains(type_)
-    if base is type_:
-        return replace(column, type=type_)
-    modifier = base.modifier if isinstance(base, Scalar) else -1
-    return replace(column, type=type_, base_type_oid=base.oid, type_modifier=modifier)
 
 
 def _by_name(relation: Relation, *described: TableSchema | None) -> list[ColumnSchema]:

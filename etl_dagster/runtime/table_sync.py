@@ -54,6 +54,7 @@ from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.metrics import CopyMeter
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.partitions import note_copied_partitions
+from etl_dagster.runtime.representation import chosen_tables
 from etl_dagster.runtime.retry import errored_state
 from etl_dagster.runtime.schemas import destination_metadata
 from etl_dagster.runtime.slot import make_slot
@@ -273,8 +274,9 @@ class TableSync:
         unidentified = self._control.ask("looking at partitions", find_unidentified, tables)
         if unidentified:
             raise unidentified[self._table_id]
-        self._require_free_name(tables[0])
-        return tables[0]
+        [table] = chosen_tables(tables, self._config)
+        self._require_free_name(table)
+        return table
 
     def _require_free_name(self, table: PublishedTable) -> None:
         """Wait for the stream to tell the destination the new name of a table that had this name:

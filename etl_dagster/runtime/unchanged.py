@@ -102,15 +102,15 @@ def _put(
 ) -> tuple[pa.RecordBatch, Odd | None]:
     """The rows with some values of one column set, given as Postgres' text; which are odd."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     place = step.schema.column_names.index(name)
     texts = pa.array([text for _, text in found], pa.string())
     parsed = parse(step.schema.columns[place], texts)
     indices = np.array([index for index, _ in found])
-    mask = np.zeros(len(step), dtype=bool)
-    mask[indices] = True
-    column = pc.replace_with_mask(rows.column(place), pa.array(mask), parsed.array)
+    source = np.arange(len(step))
+    source[indices] = len(step) + np.arange(len(found))
+    # Not replace_with_mask(), which takes no lists and no structs.
+    column = pa.concat_arrays([rows.column(place), parsed.array]).take(source)
     odd = parsed.odd and Odd(indices[parsed.odd.places], parsed.odd.texts)
     return rows.set_column(place, rows.schema.field(place), column), odd
 

@@ -72,20 +72,20 @@ def test_texts_and_names_arrive_as_utf8(encoded: Database, make_config: MakeConf
         'select id, "naïve", v, trim(c), a, j, b, e, n::varchar, doc from public."größe"'
         " order by id",
     ) == [
-        (1, text, text, text, f"{{{text}}}", f'"{json}"', f'"{json}"', None, "1.50", text * 500),
+        (1, text, text, text, [text], f'"{json}"', f'"{json}"', None, "1.50", text * 500),
         (
             2,
             text,
             text,
             text,
-            f"{{{text}}}",
+            [text],
             f'"{json}"',
             f'"{json}"',
             "straße",
             "1.50",
             text * 500,
         ),
-        (3, text, text, text, f"{{{text}}}", f'"{json}"', f'"{json}"', None, "2.50", text * 500),
+        (3, text, text, text, [text], f'"{json}"', f'"{json}"', None, "2.50", text * 500),
     ]
     assert fetched == {("3",): (text * 500,)}
     assert (status.values_replaced > 0) == bool(odd)

@@ -59,7 +59,7 @@ VALUES = """
 """
 EXPECTED = (
     *(1, "2024-02-03", "2024-02-03 04:05:06.789+00", "1 day 02:00:00", "0.1", "\\x00\\xFF"),
-    *('{a,NULL,"NULL"}', "größe €", "public.odd"),
+    *(["a", None, "NULL"], "größe €", "public.odd"),
 )
 
 

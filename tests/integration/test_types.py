@@ -10,11 +10,18 @@ import pyarrow as pa
 import pytest
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.duckdb.tables import (
+    column_types,
+    create_table,
+    insert_rows,
+    readable,
+)
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import TableChanges
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
 from etl_dagster.protocol.session import ReplicationSession
+from etl_dagster.runtime.representation import chosen
 from etl_dagster.source.catalog import fetch_published_tables
 from etl_dagster.source.copy import ChunkReader
 from etl_dagster.source.partitions import ReadFrom
@@ -77,20 +84,41 @@ _EDGES: dict[str, list[str]] = {
     "varbit": ["B'10'"],
     "tsvector": ["'a b:2'"],
     "point": ["'(1,2)'"],
-    "int4range": ["'[1,5)'", "'empty'"],
-    "int4[]": ["'{1,NULL,3}'", "'{{1,2},{3,4}}'"],
-    "text[]": ["'{\"a b\",NULL}'"],
+    "int4range": ["'[1,5)'", "'empty'", "'(,)'", "'(,3]'"],
+    "numrange": ["'(1.50,NaN]'", "'[-Infinity,2)'"],
+    "tstzrange": ["'[2024-01-01 00:00+02,infinity)'", "'[0044-03-15 BC,2024-01-01]'"],
+    "datemultirange": ["'{[2024-01-01,2024-02-01),[2024-03-01,)}'", "'{}'"],
+    "int4[]": ["'{1,NULL,3}'", "'{}'", "'{{1,2},{3,4}}'", "'[0:1]={1,2}'"],
+    "int4[][]": ["'{{1,2},{3,NULL}}'", "'{}'", "'{1}'"],
+    "text[]": ["array['a b', null, 'NULL', '', 'x\"y', E'b\\\\c', '{,}', 'ä']"],
+    "numeric(12,2)[]": ["'{1.50,NaN}'", "'{-0.01}'"],
+    "time[]": ["'{24:00,00:00}'"],
+    "timestamptz[]": ["'{infinity,2024-02-29 12:34:56+05:30,0044-03-15 00:00+00 BC}'"],
+    "bytea[]": ["array['\\x00ff'::bytea, '\\x', null]"],
+    "uuid[]": ["'{6f1b6a3c-1111-2222-3333-444455556666}'"],
+    "jsonb[]": ['array[\'{"a": [1, "x\\\\y"]}\'::jsonb]'],
+    "box[]": ["'{(1,1),(0,0);(2,2),(1,1)}'"],
+    "mood[]": ["'{sad,NULL}'"],
+    "pair[]": ["array[row(1, 'a \"b\", c'), row(null, ''), null]::pair[]"],
+    "amounts": ["'{12.3,4}'"],
+    "span": ["'[1,2.5)'"],
+    "nothing": ["row()"],
     "regclass": ["'pg_class'"],
     "mood": ["'happy'"],
     "short_text": ["'abc  '"],
     "amount": ["12.3"],
-    "pair": ["row(1, null)", "row(null, null)"],
+    "pair": ["row(1, null)", "row(null, null)", "row(2, '(\"a\\b, ')"],
+    "made": ["row(array[1, null], '[1,2)', row(1, 'x')::pair, 'sad', 1.5)"],
 }
 _TYPES = """
 create type mood as enum ('happy', 'sad');
 create domain short_text as char(6);
 create domain amount as numeric(8,3) check (value > 0);
 create type pair as (a int, b text);
+create domain amounts as amount[];
+create type span as range (subtype = amount);
+create type made as (l int[], r int4range, p pair, m mood, d amount);
+create type nothing as ();
 """
 
 #: A table of random rows; SQL expressions over `random()`.
@@ -169,7 +197,7 @@ def config(database: Database, make_config: Callable[..., PipelineConfig]) -> Pi
     return make_config(database)
 
 
-def test_copy_and_stream_give_the_same_value_at_every_edge_of_every_type(
+def test_copy_stream_and_duckdb_give_the_same_value_at_every_edge_of_every_type(
     database: Database, config: PipelineConfig
 ) -> None:
     types = list(_EDGES)
@@ -187,17 +215,37 @@ def test_copy_and_stream_give_the_same_value_at_every_edge_of_every_type(
                 for number, (place, value) in enumerate(values)
             )
         )
-        schema = _schema(database)
-        copied = _copied(config, schema)
-        changes = _streamed(config, schema, len(values))
+        plain = _schema(database)
+        odd = {"numeric(12,2)": 1, "timestamp": 1, "timestamptz": 1}
+        nested_odd = {"int4[]": 2, "int4[][]": 1, "numeric(12,2)[]": 1}
+        for nested, expected in (("text", odd), ("native", odd | nested_odd)):
+            schema = chosen(plain, config.model_copy(update={"nested": nested}))
+            copied = _copied(config, schema)
+            changes = _streamed(config, schema, len(values))
 
-    streamed = pa.Table.from_batches([step.rows for step in changes], schema.arrow_schema)
-    assert copied.schema == streamed.schema
-    assert _as_text(copied) == _as_text(streamed)
-    # What became null is counted, and is nothing but what Arrow has no number for.
-    unknown = {f"c{types.index(name)}": name for name in types}
-    lost = {unknown[name]: len(odd) for step in changes for name, odd in step.odd.items()}
-    assert lost == {"numeric(12,2)": 1, "timestamp": 1, "timestamptz": 1}
+            streamed = pa.Table.from_batches([step.rows for step in changes], schema.arrow_schema)
+            assert copied.schema == streamed.schema
+            assert _as_text(copied) == _as_text(streamed)
+            # What is odd is nothing but what Arrow has no number for, or no list.
+            names = {f"c{place}": name for place, name in enumerate(types)}
+            found = {names[c]: len(o) for step in changes for c, o in step.odd.items()}
+            assert found == expected
+            _require_same_in_duckdb(schema, copied)
+
+
+def _require_same_in_duckdb(schema: TableSchema, table: pa.Table) -> None:
+    types = column_types(schema)
+    with duckdb.connect() as connection:
+        connection.execute("set timezone = 'UTC'")
+        create_table(connection, schema)
+        names = list(schema.column_names)
+        for batch in table.to_batches():
+            insert_rows(connection, "public.v", readable(batch), names, types)
+        kept = connection.sql("select * from public.v").to_arrow_table()
+    # What DuckDB has another type for is checked elsewhere; nested in it, it is text here.
+    same = [name for name in names if kept.schema.field(name).type == table.schema.field(name).type]
+    assert len(same) > len(names) * 0.7
+    assert _as_text(kept.select(same)) == _as_text(table.select(same))
 
 
 def test_copy_and_stream_give_the_same_random_rows(

@@ -349,7 +349,8 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if not models:
             yield place
         for part in models:
-            inner = f"{place}.<schema.table>." if name == "tables" else f"{place}."
+            key = {"tables": ".<schema.table>", "columns": ".<column>"}.get(name, "")
+            inner = f"{place}{key}."
             yield from settings(part, inner)
 
 

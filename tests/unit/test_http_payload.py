@@ -129,7 +129,7 @@ def test_every_event_is_as_the_schema_says(event: Any) -> None:
     [
         ("rows", lambda body: body.pop("attempt")),
         ("rows", lambda body: body.update(end_of_copy=True)),
-        ("rows", lambda body: body["rows"].append({"id": [1]})),
+        ("rows", lambda body: body["rows"].append([1])),
         ("events", lambda body: body.update(more=1)),
         ("events", lambda body: body["events"].clear()),
         ("events", lambda body: body["events"][0].pop("position")),

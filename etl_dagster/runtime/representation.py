@@ -1,0 +1,113 @@
+"""Which types a table's columns have at the destination, as far as that is a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+import pyarrow as pa
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.source.catalog import PublishedTable
+from etl_dagster.source.types import TypeCatalog, unknown_types
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.forms import arrow_type
+from etl_dagster.values.types import PgType, Scalar, without_domains
+
+
+def chosen(schema: TableSchema, config: PipelineConfig) -> TableSchema:
+    """The schema with the choices of the configuration, for a new copy or a new column.
+
+    A column of the key stays text: rows are found by it, in every destination.
+    """
+    key = schema.key_columns
+    columns = (
+        column
+        if column.type is None
+        else replace(
+            column,
+            nested="text" if column.name in key else config.nested_of(schema.name, column.name),
+        )
+        for column in schema.columns
+    )
+    return replace(schema, columns=tuple(columns))
+
+
+def chosen_tables(tables: Iterable[PublishedTable], config: PipelineConfig) -> list[PublishedTable]:
+    """Published tables, each with the schema that a new copy of it has."""
+    return [replace(table, schema=chosen(table.schema, config)) for table in tables]
+
+
+def keep_choices(schema: TableSchema, known: TableSchema | None) -> TableSchema:
+    """The schema, of which columns that are as in the known one keep what is known of their type.
+
+    Types may change where nothing in the stream tells (an attribute added to a composite), and so
+    may the configuration; but what the destination has stays as it was made until the table is
+    copied again.
+    """
+    kept = {column.name: column for column in _kept(schema, known)}
+    columns = (kept.get(column.name, column) for column in schema.columns)
+    return replace(schema, columns=tuple(columns))
+
+
+def held_otherwise(today: TableSchema, known: TableSchema, config: PipelineConfig) -> list[str]:
+    """Columns whose values the configuration wants otherwise than the destination has them."""
+    kept = {column.name: column for column in _kept(today, known)}
+    return [
+        column.name
+        for column in chosen(today, config).columns
+        if column.name in kept and _held(column) != _held(kept[column.name])
+    ]
+
+
+def _held(column: ColumnSchema) -> pa.DataType:
+    held = arrow_type(column)
+    # The labels of an enum are texts however they are encoded.
+    return held.value_type if isinstance(held, pa.DictionaryType) else held
+
+
+def _kept(schema: TableSchema, known: TableSchema | None) -> Iterable[ColumnSchema]:
+    before = {} if known is None else {c.attnum or c.name: c for c in known.columns}
+    for column in schema.columns:
+        old = before.get(column.attnum or column.name)
+        if old is not None and _has_same_type(old, column):
+            yield replace(column, type=old.type, nested=old.nested)
+
+
+def _has_same_type(old: ColumnSchema, new: ColumnSchema) -> bool:
+    # A domain's own modifier is in the type; not every message knows it.
+    is_domain = old.base_type_oid not in (0, old.type_oid)
+    return old.type_oid == new.type_oid and (is_domain or old.type_modifier == new.type_modifier)
+
+
+def undescribed(schema: TableSchema, known: TableSchema | None) -> set[int]:
+    """The OIDs of types that the catalog must be asked about."""
+    kept = {column.name for column in _kept(schema, known)}
+    return unknown_types(
+        column.type_oid
+        for column in schema.columns
+        if column.type is None and column.name not in kept
+    )
+
+
+def describe(schema: TableSchema, types: TypeCatalog, asked: Collection[int]) -> TableSchema:
+    """The schema with what the catalog says of the types that it was asked about."""
+    return replace(
+        schema, columns=tuple(_described(column, types, asked) for column in schema.columns)
+    )
+
+
+def _described(column: ColumnSchema, types: TypeCatalog, asked: Collection[int]) -> ColumnSchema:
+    if column.type is not None or column.type_oid not in asked:
+        return column
+    type_ = types.type_of(column.type_oid, column.type_modifier)
+    return column if type_ is None else _with_type(column, type_)
+
+
+def _with_type(column: ColumnSchema, type_: PgType) -> ColumnSchema:
+    base = without_domains(type_)
+    if base is type_:
+        return replace(column, type=type_)
+    modifier = base.modifier if isinstance(base, Scalar) else -1
+    return replace(column, type=type_, base_type_oid=base.oid, type_modifier=modifier)
