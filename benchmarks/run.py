@@ -64,6 +64,12 @@ def _stream(
     return run
 
 
+def _arrays(harness: Harness, console: Console) -> dict[str, float]:
+    contest = streams.contest(harness, streams.arrays(harness))
+    ours = _median(contest.measured["arrays_to_arrow"])
+    return _ratios(contest, console) | {"arrays_rows_per_cpu_s": ours.rows / ours.cpu_s}
+
+
 def _copies(harness: Harness, console: Console) -> dict[str, float]:
     return _ratios(streams.copies(harness), console)
 
@@ -125,6 +131,7 @@ PARTS = (
     Part("toast", "updates beside unchanged TOAST", _stream(streams.toast_updates)),
     Part("deletes", "deletes", _stream(streams.deletes)),
     Part("wide", "inserts of sixty columns", _stream(streams.wide_rows)),
+    Part("arrays", "inserts of arrays, to Arrow and to DuckDB", _arrays),
     Part("texts", "2 GB of text in one transaction", _texts),
     Part("large", "1,000,000 and 5,000,000 rows in one transaction", _large),
     Part("tables", "1,000 and 2,000 tables from empty to ready", _tables),

@@ -249,6 +249,25 @@ def wide_rows(harness: Harness) -> Case:
     )
 
 
+def arrays(harness: Harness) -> Case:
+    """Arrays of five numbers, a thousand rows in each transaction."""
+    rows = harness.scaled(1_000_000)
+    return Case(
+        name="arrays",
+        title=f"{rows:,} arrays of five integers inserted",
+        setup=("create table arrays (id bigint primary key, numbers int[] not null)",),
+        change=_in_steps(
+            "insert into arrays select i, array[i, i * 7 % 1000, -i, i % 10, i / 3]"
+            " from generate_series({first}, {last}) i",
+            rows,
+            1000,
+        ),
+        change_count=rows,
+        check="select count(*), sum(numbers[1]), sum(numbers[5]) from arrays",
+        contenders=(("arrays_to_arrow", "discard"), ("arrays_to_duckdb", "duckdb")),
+    )
+
+
 def long_texts(harness: Harness) -> Case:
     """Texts of 2 kB that don't compress, all in one transaction."""
     rows = harness.scaled(1_000_000)
