@@ -61,6 +61,10 @@ show in logs and errors.
             if several:
                 parts.append(f"\n### `{name}.type: {_kind(model)}` {{ #{name}-{_kind(model)} }}\n")
             parts += [model.__doc__ or "", "", *_table(model)]
+            for inner, section in _settings(model):
+                for each in _models(section.annotation):
+                    parts.append(f"\n### `{title}.{inner}.<name>` {{ #{inner} }}\n")
+                    parts += [each.__doc__ or "", "", *_table(each)]
     return "\n".join(parts) + "\n"
 
 

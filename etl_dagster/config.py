@@ -41,6 +41,10 @@ _EXPANSION = re.compile(
 _SLUG = re.compile(r"[a-z][a-z0-9_]*")
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
 _MEMORY = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?)?B", re.IGNORECASE)
+#: What becomes of a value that its column's type can't hold.
+OddPolicy: TypeAlias = Literal["null", "clamp", "fail"]
+#: In YAML, null without quotes is None.
+_Null = BeforeValidator(lambda value: "null" if value is None else value)
 #: Bytes: a number, or a text such as ``8MB``.
 #: How values with parts are held; see `etl_dagster.values.columns`.
 Nested: TypeAlias = Literal["native", "json", "text"]
@@ -286,6 +290,15 @@ class ColumnConfig(_Section):
     """What differs for one column."""
 
     nested: Nested | None = Field(None, description="As for the pipeline, for this column.")
+    odd_values: OddPolicy | None = Field(None, description="As for the pipeline, for this column.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_a_policy(cls, values: Any) -> Any:
+        """In YAML, null without quotes is None; here it is not what no setting is."""
+        if isinstance(values, Mapping) and values.get("odd_values", "") is None:
+            return {**values, "odd_values": "null"}
+        return values
 
 
 class TableConfig(_Section):
@@ -343,6 +356,11 @@ class PipelineConfig(_Section):
         "copied from now on: as nested types of the destination, as JSON, or as the text that "
         "Postgres prints.",
     )
+    odd_values: Annotated[OddPolicy, _Null] = Field(
+        "null",
+        description="What becomes of a value that its column's type can't hold: null, the nearest "
+        "value that it holds, or the end of the table's replication.",
+    )
     tables: dict[str, TableConfig] = {}
     meltano: MeltanoConfig = MeltanoConfig()
 
@@ -392,6 +410,11 @@ class PipelineConfig(_Section):
         """How a column's values with parts arrive, where it is copied from now on."""
         column = self.table(table_name).columns.get(column_name)
         return (None if column is None else column.nested) or self.nested
+
+    def odd_policy(self, table_name: str, column_name: str) -> OddPolicy:
+        """What becomes of values that the column's type can't hold."""
+        column = self.table(table_name).columns.get(column_name)
+        return (None if column is None else column.odd_values) or self.odd_values
 
     def removes_partitions(self, table_name: str) -> bool:
         """Whether rows of a table's partition go when the partition goes at the source."""

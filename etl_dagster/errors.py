@@ -61,6 +61,15 @@ class SourceError(EtlError):
     solution = "Read the server's message; `etl-dagster doctor` checks the source line by line."
 
 
+class ValueNotHeld(SourceError):
+    """A column's type at the destination can't hold a value, and the table is to stop for that."""
+
+    solution = (
+        "Correct the value in the source, or choose another `odd_values` for the column; then "
+        "reset the table."
+    )
+
+
 class SourceUnreachable(SourceError):
     """No connection to the source, or it broke."""
 

@@ -75,6 +75,11 @@ partitions_removed: keep
 # text that Postgres prints. For columns that are copied from now on.
 nested: native
 
+# What stands in a row for a value that its column's type can't hold, such as a NaN in a
+# numeric(12,2): "null", clamp (the nearest value) or fail (the table stops). None is lost:
+# `etl-dagster odd` lists them.
+odd_values: "null"
+
 # What differs for single tables.
 tables: {{}}
   # public.events:
@@ -83,6 +88,8 @@ tables: {{}}
   #   columns:
   #     payload:
   #       nested: json
+  #     amount:
+  #       odd_values: fail
 """
 _PASSWORD_VARIABLE = "SOURCE_PASSWORD"
 

@@ -21,6 +21,7 @@ from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery
 from etl_dagster.runtime.leaf_copies import LeafCopies
 from etl_dagster.runtime.metrics import Metrics
+from etl_dagster.runtime.odd_policies import OddPolicies
 from etl_dagster.runtime.ownership import Ownership
 from etl_dagster.runtime.partitions import Partitions
 from etl_dagster.runtime.renames import Renames
@@ -105,6 +106,7 @@ class ApplyWorker:
             on_table_error=self._table_failed,
             on_outdated=self._outdated,
             renames=renames,
+            odd_policies=OddPolicies(config),
             name=f"apply writer {config.pipeline}",
         )
         self._loop = StreamLoop(

@@ -19,6 +19,7 @@ from etl_dagster.model.stores import CoordinatingStore, Lease, TableSyncWorker
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery, Stopped
 from etl_dagster.runtime.many import many
+from etl_dagster.runtime.odd_policies import OddPolicies
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.runtime.schemas import SchemaTracker, ask_types
 from etl_dagster.runtime.stream_loop import StreamLoop
@@ -143,6 +144,7 @@ class CatchUp:
             on_durable=self._durable,
             on_table_error=self._table_failed,
             on_outdated=self._outdated,
+            odd_policies=OddPolicies(config),
             name=f"sync writer {label}",
         )
         self._loop = StreamLoop(

@@ -34,6 +34,7 @@ from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.belonging import marking
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.halving import PieceSize, halves, only_table
+from etl_dagster.runtime.odd_policies import OddPolicies
 from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.schemas import SchemaTracker
@@ -86,6 +87,7 @@ class Delivery:
         on_outdated: called with the reason when a table can only be brought up to date by a new
             copy, before anything that follows is durable; the batch goes on without the table.
         renames: names that the destination is told without a change of the table.
+        odd_policies: what becomes of values that their columns' types can't hold; None: null.
     """
 
     def __init__(
@@ -106,10 +108,12 @@ class Delivery:
         on_table_error: Callable[[TableId, EtlError], None],
         on_outdated: Callable[[TableId, str], None],
         renames: Renames | None = None,
+        odd_policies: OddPolicies | None = None,
         name: str,
     ) -> None:
         self._destination = destination
         self._renames = renames
+        self._odd_policies = odd_policies
         self._store = store
         self._worker = worker
         self._schemas = schemas
@@ -258,6 +262,7 @@ class Delivery:
         )
         self._recognise(events)
         events = self._prepare(self._schemas.announce(events))
+        events = self._with_odd_policies(events)
         changes = self._schemas.begin_changes(events)
         events = self._write(events)
         made = [change for change in changes if change.schema.id in events.tables]
@@ -272,6 +277,14 @@ class Delivery:
         self._on_durable(events.commit_end_lsn, events)
         if events.commit_end_lsn is not None:
             self._follow_names(events.commit_end_lsn)
+
+    def _with_odd_policies(self, events: EventBatch) -> EventBatch:
+        if self._odd_policies is None:
+            return events
+        events, failures = self._odd_policies.batch(events)
+        for table_id, failure in failures.items():
+            self._exclude(table_id, failure)
+        return events
 
     def _follow_names(self, reached: Lsn) -> None:
         """Tell the destination the names that tables have by now, all of them in one batch."""

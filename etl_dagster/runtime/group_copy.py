@@ -28,6 +28,7 @@ from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.many import copying_many
+from etl_dagster.runtime.odd_policies import OddPolicies, log_odd
 from etl_dagster.runtime.representation import keep_choices
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.source.catalog import (
@@ -174,7 +175,11 @@ class GroupCopy:
     ) -> list[CopiedRows]:
         table = self._tables[table_id]
         reader = TableReader(
-            table.schema, connection, row_filter=table.row_filter, encoding=self._encoding
+            table.schema,
+            connection,
+            row_filter=table.row_filter,
+            encoding=self._encoding,
+            shape=OddPolicies(self._config).copied(table.schema),
         )
         batches: list[CopiedRows] = []
         size = 0
@@ -197,13 +202,7 @@ class GroupCopy:
                 plan.slot_lsn,
                 time.monotonic() - began,
             )
-        for column, count in reader.replaced.items():
-            _log.warning(
-                "%s.%s: %d values that the type can't hold became null",
-                table.schema.name,
-                column,
-                count,
-            )
+        log_odd(table.schema, reader.replaced)
         return batches
 
     def _changed(

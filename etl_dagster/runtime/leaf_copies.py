@@ -20,6 +20,7 @@ from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.delivery import Delivery, Stopped
+from etl_dagster.runtime.odd_policies import log_odd
 from etl_dagster.runtime.partitions import LeafCopy, Partitions
 from etl_dagster.runtime.representation import chosen, keep_choices
 from etl_dagster.runtime.schemas import SchemaTracker
@@ -185,13 +186,7 @@ class LeafCopies:
                 count += batch.num_rows
             self._delivery.flush()
         _log.info("added %d rows of partition %s", count, leaf.partition.name)
-        for column, replaced in reader.replaced.items():
-            _log.warning(
-                "%s.%s: %d values that the type can't hold became null",
-                schema.name,
-                column,
-                replaced,
-            )
+        log_odd(schema, reader.replaced)
         self._done.add(leaf)
         self._partitions.copied(leaf)
 

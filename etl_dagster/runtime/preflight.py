@@ -10,6 +10,7 @@ from typing import Any, Literal
 import psycopg
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.config_text import suggest
 from etl_dagster.errors import (
     EtlError,
     PublicationEmpty,
@@ -508,6 +509,14 @@ def _check_configured_tables(
             f"in the configuration, not in the publication: {names(unknown)}",
             "Correct the names under `tables`, remove them, or add the tables to the publication.",
         )
+    for table in tables:
+        known = table.schema.column_names
+        for name in config.table(table.schema.name).columns.keys() - set(known):
+            yield Check.warning(
+                "configured columns",
+                f"{table.schema.name} has no column {name!r}{suggest(name, known, [])}",
+                f"Correct or remove tables.{table.schema.name}.columns.{name}.",
+            )
 
 
 # -- what earlier runs left --------------------------------------------------------------------

@@ -23,6 +23,7 @@ from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.delivery import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.metrics import CopyMeter
+from etl_dagster.runtime.odd_policies import OddPolicies, log_odd
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.source.catalog import (
     PublishedTable,
@@ -197,6 +198,7 @@ class TableCopy:
                 snapshot_name=self._snapshot_name,
                 application_name=name,
                 encoding=stored_encoding(control),
+                shape=OddPolicies(self._config).copied(self._table.schema),
             )
         except BaseException:
             control.close()
@@ -239,14 +241,7 @@ class TableCopy:
             time.monotonic() - started,
         )
         self._store.finish_chunk(self._table.schema.id, self._plan.copy_id, done)
-        for column, count in reader.replaced.items():
-            _log.warning(
-                "%s.%s: %d values that the type can't hold became null; in a text, bytes that "
-                "are not in the database's encoding became escapes such as \\x81",
-                self._table.schema.name,
-                column,
-                count,
-            )
+        log_odd(self._table.schema, reader.replaced)
         reader.replaced.clear()
         return done
 

@@ -6,7 +6,7 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import adbc_driver_manager
@@ -211,12 +211,15 @@ class TableReader:
         *,
         row_filter: str | None = None,
         encoding: StoredEncoding | None = None,
+        shape: Callable[[CopiedRows], CopiedRows] = lambda rows: rows,
     ) -> None:
         """Args:
         encoding: how the database keeps its text, where it is read as it is stored.
+        shape: what becomes of rows before they are given; it may raise.
         """
         self._schema = schema
         self._row_filter = row_filter
+        self._shape = shape
         self._columns = [CopiedColumn(column, encoding) for column in schema.columns]
         self._on = connection
         #: How many values their column's type could not hold, by column name.
@@ -241,7 +244,7 @@ class TableReader:
                 cursor.execute(self._query(chunk, source))
                 for batch in cursor.fetch_record_batch():
                     if batch.num_rows:
-                        yield self._typed(batch)
+                        yield self._shape(self._typed(batch))
             if self._on.snapshot_name is None:
                 self._on.connection.rollback()
         except adbc.Error as error:
@@ -338,12 +341,13 @@ class ChunkReader(TableReader):
         snapshot_name: str | None = None,
         application_name: str,
         encoding: StoredEncoding | None = None,
+        shape: Callable[[CopiedRows], CopiedRows] = lambda rows: rows,
     ) -> None:
         """Connect; see `TableReader`."""
         connection = CopyConnection(
             config, snapshot_name=snapshot_name, application_name=application_name
         )
-        super().__init__(schema, connection, row_filter=row_filter, encoding=encoding)
+        super().__init__(schema, connection, row_filter=row_filter, encoding=encoding, shape=shape)
 
     def cancel(self) -> None:
         """Have the server give up what is being read, if anything is. From any thread."""

@@ -120,3 +120,54 @@ def test_a_join_gives_back_every_value_of_the_source(
     ]
     assert truncated == [("6", "amount")]
     assert status.values_replaced
+
+
+def test_each_column_has_its_policy_in_copy_and_stream(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    database = newest_database
+    columns = "(id int primary key, amount numeric(12,2), at timestamp)"
+    late = "'294276-12-31 23:59:59'"
+    database.execute(
+        *(f"create table {name} {columns}" for name in ("clamped", "stopped", "refused")),
+        "create publication etl_pub for all tables",
+        f"insert into clamped values (1, 'NaN', {late})",
+        "insert into stopped values (1, 1, null)",
+        "insert into refused values (1, 'NaN', null)",
+    )
+    config = make_config(
+        database,
+        odd_values="fail",
+        tables={
+            "public.clamped": {
+                "columns": {"amount": {"odd_values": "null"}, "at": {"odd_values": "clamp"}}
+            }
+        },
+    )
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        database.execute(
+            f"insert into clamped values (2, 'NaN', {late})",
+            "insert into stopped values (2, 2, null)",
+        )
+        assert pipeline.wait_until_caught_up(60)
+        database.execute("insert into stopped values (3, 'NaN', null)")
+        wait_until(lambda: pipeline.status().tables["public.stopped"].state == "errored")
+        database.execute("insert into clamped values (4, 4, null)")
+        assert pipeline.wait_until_caught_up(60)
+        tables = pipeline.status().tables
+
+    last = "294247-01-10 04:00:54.775806"
+    clamped = 'select id, amount::varchar, "at"::varchar from public.clamped order by 1'
+    assert rows(config, clamped) == [
+        (1, None, last),
+        (2, None, last),
+        (4, "4.00", None),
+    ]
+    assert rows(config, "select count(*) from _etl.odd_values where text <> ''") == [(4,)]
+    assert rows(config, "select id from public.stopped order by 1") == [(1,), (2,)]
+    assert "public.stopped.amount has a value that can't be held as numeric(12,2), at " in (
+        tables["public.stopped"].error or ""
+    )
+    assert tables["public.refused"].state == "errored"
+    assert "in its copy" in (tables["public.refused"].error or "")
