@@ -42,7 +42,7 @@ _SLUG = re.compile(r"[a-z][a-z0-9_]*")
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
 _MEMORY = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?)?B", re.IGNORECASE)
 #: What becomes of a value that its column's type can't hold.
-OddPolicy: TypeAlias = Literal["null", "clamp", "fail"]
+OddPolicy: TypeAlias = Literal["null", "clamp", "text", "fail"]
 #: In YAML, null without quotes is None.
 _Null = BeforeValidator(lambda value: "null" if value is None else value)
 #: Bytes: a number, or a text such as ``8MB``.
@@ -359,7 +359,8 @@ class PipelineConfig(_Section):
     odd_values: Annotated[OddPolicy, _Null] = Field(
         "null",
         description="What becomes of a value that its column's type can't hold: null, the nearest "
-        "value that it holds, or the end of the table's replication.",
+        "value that it holds, or the end of the table's replication. Under `text`, columns of "
+        "types that have such values are text at the destination, from their next copy on.",
     )
     tables: dict[str, TableConfig] = {}
     meltano: MeltanoConfig = MeltanoConfig()

@@ -151,7 +151,7 @@ def _continuation(
 def _held_otherwise(
     config: PipelineConfig, store: CoordinatingStore, control: SourceControl
 ) -> Iterator[Check]:
-    """Columns that were copied before `nested` was what it is now."""
+    """Columns that were copied before `nested` or `odd_values` was what it is now."""
     tables = control.ask(
         "reading the publication",
         fetch_published_tables,
@@ -163,9 +163,9 @@ def _held_otherwise(
         if known is None or not (columns := held_otherwise(table.schema, known, config)):
             continue
         yield Check.warning(
-            "nested values",
+            "types of columns",
             f"{table.schema.name}: {names(columns)} arrive as they did when the table was copied, "
-            "not as `nested` says now",
+            "not as `nested` and `odd_values` say now",
             f"To change that, copy the table again: etl-dagster reset {table.schema.name}",
         )
 

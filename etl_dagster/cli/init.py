@@ -76,8 +76,8 @@ partitions_removed: keep
 nested: native
 
 # What stands in a row for a value that its column's type can't hold, such as a NaN in a
-# numeric(12,2): "null", clamp (the nearest value) or fail (the table stops). None is lost:
-# `etl-dagster odd` lists them.
+# numeric(12,2): "null", clamp (the nearest value), text (the column is text, from its next copy
+# on) or fail (the table stops). None is lost: `etl-dagster odd` lists them.
 odd_values: "null"
 
 # What differs for single tables.

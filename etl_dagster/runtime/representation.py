@@ -12,7 +12,7 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.types import TypeCatalog, unknown_types
 from etl_dagster.values.columns import ColumnSchema
-from etl_dagster.values.forms import arrow_type
+from etl_dagster.values.forms import arrow_type, may_be_odd
 from etl_dagster.values.types import PgType, Scalar, without_domains
 
 
@@ -21,17 +21,17 @@ def chosen(schema: TableSchema, config: PipelineConfig) -> TableSchema:
 
     A column of the key stays text: rows are found by it, in every destination.
     """
-    key = schema.key_columns
-    columns = (
-        column
-        if column.type is None
-        else replace(
-            column,
-            nested="text" if column.name in key else config.nested_of(schema.name, column.name),
-        )
-        for column in schema.columns
-    )
+    columns = (_chosen(column, schema, config) for column in schema.columns)
     return replace(schema, columns=tuple(columns))
+
+
+def _chosen(column: ColumnSchema, schema: TableSchema, config: PipelineConfig) -> ColumnSchema:
+    if column.type is not None:
+        nested = config.nested_of(schema.name, column.name)
+        column = replace(column, nested="text" if column.name in schema.key_columns else nested)
+    if config.odd_policy(schema.name, column.name) == "text" and may_be_odd(column):
+        return replace(column, nested="text", as_text=True)
+    return column
 
 
 def chosen_tables(tables: Iterable[PublishedTable], config: PipelineConfig) -> list[PublishedTable]:
@@ -72,7 +72,7 @@ def _kept(schema: TableSchema, known: TableSchema | None) -> Iterable[ColumnSche
     for column in schema.columns:
         old = before.get(column.attnum or column.name)
         if old is not None and _has_same_type(old, column):
-            yield replace(column, type=old.type, nested=old.nested)
+            yield replace(column, type=old.type, nested=old.nested, as_text=old.as_text)
 
 
 def _has_same_type(old: ColumnSchema, new: ColumnSchema) -> bool:

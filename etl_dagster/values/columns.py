@@ -14,6 +14,8 @@ Nested: TypeAlias = Literal["native", "json", "text"]
 #: Of a column's JSON. It grows when earlier versions would misread what a later one writes; what
 #: is merely added, they ignore. Columns without one were written before there was a `type`.
 FORMAT: Final = 2
+#: ... of a column that is held as text, which earlier versions would take for its type.
+_TEXT_FORMAT: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,9 @@ class ColumnSchema:
     #: How values with parts are held, as far as `type` tells of parts; chosen when the table is
     #: copied, and the same until it is copied again.
     nested: Nested = "text"
+    #: Whether its values are held as the text that Postgres prints, whatever its type; chosen and
+    #: kept as `nested`.
+    as_text: bool = False
 
     @property
     def effective_type_oid(self) -> int:
@@ -59,7 +64,9 @@ def column_to_json(column: ColumnSchema) -> dict[str, Any]:
     """The column as it is kept in stores and files."""
     kept = asdict(column)
     kept["type"] = None if column.type is None else type_to_json(column.type)
-    return {"format": FORMAT} | kept
+    if not kept.pop("as_text"):
+        return {"format": FORMAT} | kept
+    return {"format": _TEXT_FORMAT, "as_text": True} | kept
 
 
 def column_from_json(kept: Mapping[str, Any]) -> ColumnSchema:
@@ -68,8 +75,8 @@ def column_from_json(kept: Mapping[str, Any]) -> ColumnSchema:
     Raises:
         SchemaTooNew: a later version wrote it in a way that this one doesn't know.
     """
-    if (found := kept.get("format", 1)) > FORMAT:
-        raise SchemaTooNew(f"a table's schema is kept in format {found}; this is {FORMAT}")
+    if (found := kept.get("format", 1)) > _TEXT_FORMAT:
+        raise SchemaTooNew(f"a table's schema is kept in format {found}; this is {_TEXT_FORMAT}")
     known = {name: value for name, value in kept.items() if name in _FIELDS}
     if (type_ := known.get("type")) is not None:
         known["type"] = type_from_json(type_)

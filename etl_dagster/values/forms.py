@@ -28,7 +28,7 @@ from etl_dagster.values.form import AnyArray, Form, Reader
 from etl_dagster.values.oids import BOOL
 from etl_dagster.values.parsed import Odd, Parsed
 from etl_dagster.values.python import to_objects
-from etl_dagster.values.registry import REGISTRY, UNKNOWN
+from etl_dagster.values.registry import REGISTRY, UNKNOWN, row_of
 from etl_dagster.values.strings import decode_stored
 from etl_dagster.values.types import (
     Array,
@@ -52,6 +52,8 @@ def form_of(column: ColumnSchema, codec: str | None = None) -> Form:
     """
     if column.type is None or column.nested == "text":
         form = _scalar_form(column.effective_type_oid, column.type_modifier)
+        if column.as_text:
+            form = AS_PRINTED
         return form if codec is None else _stored(form, codec, column.effective_type_oid)
     return _nested_form(column.type, column.nested, codec)
 
@@ -59,6 +61,14 @@ def form_of(column: ColumnSchema, codec: str | None = None) -> Form:
 def arrow_type(column: ColumnSchema) -> pa.DataType:
     """The Arrow type of the column's values."""
     return form_of(column).arrow
+
+
+def may_be_odd(column: ColumnSchema) -> bool:
+    """Whether the column's type has values that would be null; it is none that was held as text."""
+    if form_of(column).parts:
+        return True
+    edges = row_of(column).edges
+    return pa.types.is_decimal(arrow_type(column)) or any(edge.is_odd for edge in edges)
 
 
 def has_parts(column: ColumnSchema) -> bool:

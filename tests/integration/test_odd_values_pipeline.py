@@ -130,7 +130,9 @@ def test_each_column_has_its_policy_in_copy_and_stream(
     late = "'294276-12-31 23:59:59'"
     database.execute(
         *(f"create table {name} {columns}" for name in ("clamped", "stopped", "refused")),
+        "create table texts (at timestamp primary key, n numeric(6,1)[], id int)",
         "create publication etl_pub for all tables",
+        f"insert into texts values ({late}, '{{NaN,1}}', 1)",
         f"insert into clamped values (1, 'NaN', {late})",
         "insert into stopped values (1, 1, null)",
         "insert into refused values (1, 'NaN', null)",
@@ -141,7 +143,10 @@ def test_each_column_has_its_policy_in_copy_and_stream(
         tables={
             "public.clamped": {
                 "columns": {"amount": {"odd_values": "null"}, "at": {"odd_values": "clamp"}}
-            }
+            },
+            "public.texts": {
+                "columns": {name: {"odd_values": "text"} for name in ("at", "n", "id", "added")}
+            },
         },
     )
     with running(config) as pipeline:
@@ -149,6 +154,10 @@ def test_each_column_has_its_policy_in_copy_and_stream(
         database.execute(
             f"insert into clamped values (2, 'NaN', {late})",
             "insert into stopped values (2, 2, null)",
+            f"update texts set n = '{{NaN,2}}' where at = {late}",
+            "insert into texts values ('294275-12-31 23:59:59', '{NaN,3}', 2)",
+            "alter table texts add added numeric(6,1)",
+            "insert into texts values ('2024-01-01 12:00:00', '{4.5}', 3, 'NaN')",
         )
         assert pipeline.wait_until_caught_up(60)
         database.execute("insert into stopped values (3, 'NaN', null)")
@@ -163,6 +172,11 @@ def test_each_column_has_its_policy_in_copy_and_stream(
         (1, None, last),
         (2, None, last),
         (4, "4.00", None),
+    ]
+    assert rows(config, 'select "at", n, id, added from public.texts order by id') == [
+        ("294276-12-31 23:59:59", "{NaN,2.0}", 1, None),
+        ("294275-12-31 23:59:59", "{NaN,3.0}", 2, None),
+        ("2024-01-01 12:00:00", "{4.5}", 3, "NaN"),
     ]
     assert rows(config, "select count(*) from _etl.odd_values where text <> ''") == [(4,)]
     assert rows(config, "select id from public.stopped order by 1") == [(1,), (2,)]

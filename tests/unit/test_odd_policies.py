@@ -14,6 +14,7 @@ from etl_dagster.config import PipelineConfig, load_config, parse_config
 from etl_dagster.errors import ConfigError, ValueNotHeld
 from etl_dagster.model.events import TableChanges
 from etl_dagster.runtime.odd_policies import OddPolicies
+from etl_dagster.runtime.representation import chosen, held_otherwise, keep_choices
 from etl_dagster.testing.changes import (
     INT4,
     NUMERIC,
@@ -29,7 +30,7 @@ from etl_dagster.testing.changes import (
     insert,
     table,
 )
-from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.columns import ColumnSchema, column_from_json, column_to_json
 from etl_dagster.values.policy import clamp
 from etl_dagster.values.python import to_dicts
 from etl_dagster.values.text import parse
@@ -194,6 +195,20 @@ def test_null_is_the_policy_of_that_name_in_yaml_too(tmp_path: Path) -> None:
     assert [read.odd_policy("public.a", name) for name in "bcd"] == ["null", "fail", "fail"]
     file.write_text(file.read_text().replace("odd_values: fail", "odd_values: null"))
     assert load_config(file, {}).odd_values == "null"
+
+
+def test_a_column_is_kept_as_text_until_its_table_is_copied_again() -> None:
+    texts = chosen(ACCOUNTS, config("text", note="null"))
+
+    assert [column.name for column in texts.columns if column.as_text] == ["amount", "at"]
+    assert {str(field.type) for field in texts.arrow_schema} == {"int32", "string"}
+    assert keep_choices(ACCOUNTS, texts) == texts
+    assert keep_choices(chosen(ACCOUNTS, config("text")), ACCOUNTS) == ACCOUNTS
+    assert held_otherwise(ACCOUNTS, texts, config("null")) == ["amount", "at"]
+    kept = [column_to_json(column) for column in texts.columns]
+    assert [column_from_json(column) for column in kept] == list(texts.columns)
+    # Earlier versions know the format of the others, and refuse this one.
+    assert [column["format"] for column in kept] == [2, 3, 3, 2]
 
 
 def test_settings_of_columns_are_validated() -> None:
