@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import duckdb
+import psycopg
 import pyarrow as pa
 import pytest
+from psycopg import sql
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb.tables import (
@@ -20,6 +22,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import TableChanges
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyChunk
+from etl_dagster.pg.settings import pin_session
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.source.catalog import fetch_published_tables
@@ -27,6 +30,7 @@ from etl_dagster.source.copy import ChunkReader
 from etl_dagster.source.partitions import ReadFrom
 from etl_dagster.source.stream import ReplicationStream
 from etl_dagster.values.python import to_dicts
+from etl_dagster.values.registry import REGISTRY
 from tests.support.database import PUBLICATION, Database
 
 _SLOT = "types"
@@ -200,14 +204,15 @@ def config(database: Database, make_config: Callable[..., PipelineConfig]) -> Pi
 def test_copy_stream_and_duckdb_give_the_same_value_at_every_edge_of_every_type(
     database: Database, config: PipelineConfig
 ) -> None:
-    types = list(_EDGES)
+    database.execute(_TYPES)
+    edges = _EDGES | _registered(database)
+    types = list(edges)
     columns = ", ".join(f"c{place} {name}" for place, name in enumerate(types))
     database.execute(
-        _TYPES,
         f"create table v (id int primary key, {columns})",
         f"create publication {PUBLICATION} for table v",
     )
-    values = [(place, value) for place, name in enumerate(types) for value in _EDGES[name]]
+    values = [(place, value) for place, name in enumerate(types) for value in edges[name]]
     with _slot(database):
         database.execute(
             *(
@@ -217,6 +222,7 @@ def test_copy_stream_and_duckdb_give_the_same_value_at_every_edge_of_every_type(
         )
         plain = _schema(database)
         odd = {"numeric(12,2)": 1, "timestamp": 1, "timestamptz": 1}
+        odd |= {"timestamp without time zone": 1, "timestamp with time zone": 1}
         nested_odd = {"int4[]": 2, "int4[][]": 1, "numeric(12,2)[]": 1}
         for nested, expected in (("text", odd), ("native", odd | nested_odd)):
             schema = chosen(plain, config.model_copy(update={"nested": nested}))
@@ -231,6 +237,35 @@ def test_copy_stream_and_duckdb_give_the_same_value_at_every_edge_of_every_type(
             found = {names[c]: len(o) for step in changes for c, o in step.odd.items()}
             assert found == expected
             _require_same_in_duckdb(schema, copied)
+
+
+def _registered(database: Database) -> dict[str, list[str]]:
+    """The edges of all built-in types as SQL, which the server prints as the registry says."""
+    found: dict[str, list[str]] = {
+        "hstore": ["'a=>1, b=>NULL'", "hstore('k \"', E'\\\\ =>,')", "''"]
+    }
+    if not database.query("select from pg_available_extensions where name = 'hstore'"):
+        del found["hstore"]
+    else:
+        database.execute("create extension hstore")
+    otherwise: list[tuple[str, str, str]] = []
+    with database.connect() as connection:
+        pin_session(connection)
+        for row in REGISTRY.values():
+            for edge in row.edges:
+                literal = sql.Literal(edge.text).as_string(connection)
+                try:
+                    printed = connection.execute(f"select format('%s', {literal}::{row.name})")
+                except (
+                    psycopg.errors.FeatureNotSupported,  # the wheel has no XML
+                    psycopg.errors.InvalidDatetimeFormat,  # intervals are infinite from 17 on
+                ):
+                    continue
+                if (text := printed.fetchall()[0][0]) != edge.text:
+                    otherwise.append((row.name, edge.text, text))
+                found.setdefault(row.name, []).append(literal)
+    assert not otherwise
+    return found
 
 
 def _require_same_in_duckdb(schema: TableSchema, table: pa.Table) -> None:

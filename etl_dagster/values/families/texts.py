@@ -92,7 +92,7 @@ ROWS: Final = (
     printed(1790, "refcursor", "c"),
     printed(24, "regproc", "now", "-"),
     printed(2202, "regprocedure", "now()"),
-    printed(2203, "regoper", "pg_catalog.||/"),
+    printed(2203, "regoper", "||/"),
     printed(2204, "regoperator", "+(integer,integer)"),
     printed(2205, "regclass", "pg_class", "-"),
     printed(2206, "regtype", "integer"),
