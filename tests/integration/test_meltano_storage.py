@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -138,6 +139,40 @@ def test_many_states_are_written_in_one_transaction(
     assert count == 1
     assert storage.clear_all() == 1_001
     assert storage.list_ids() == []
+
+
+def test_each_of_many_states_is_written_unless_it_changed_or_another_writes_it(
+    storage: StateStorage, newest_database: Database
+) -> None:
+    storage.set("a", completed={"n": 0})
+    storage.set("b", completed={"n": 0})
+    storage.set("b", completed={"n": 1})
+    storage.set("gone", completed={"n": 0})
+    storage.delete("gone")
+    states = [
+        (NewState("a", None, {"n": 9}), 1),
+        (NewState("b", None, {"n": 9}), 1),
+        (NewState("busy", {"n": 9}), 0),
+        (NewState("gone", {"n": 9}), 0),
+        (NewState("missing", {"n": 9}), 4),
+        (NewState("new", {"n": 9}, None), 0),
+    ]
+    with closing(StateStorage(storage.location)) as other, other.lock("busy"):
+        assert other.get("busy") is None
+        assert storage.set_each(states, operation="several") == {"a", "gone", "new"}
+    assert storage.set_each(states) == {"busy"}
+
+    found = {state.state_id: state for state in storage.get_all()}
+    versions = {state_id: state.version for state_id, state in found.items()}
+    assert versions == {"a": 2, "b": 2, "busy": 1, "gone": 3, "new": 1}
+    assert (found["a"].partial, found["a"].completed_object()) == (None, {"n": 9})
+    assert (found["new"].partial_object(), found["new"].completed) == ({"n": 9}, None)
+    assert [v.operation for v in storage.history("a")] == ["several", "set"]
+    assert storage.set_each([]) == frozenset()
+    unkept = StateStorage(storage.location, options=StorageOptions(history_versions=0))
+    with closing(unkept):
+        assert unkept.set_each([(NewState("a", None, {"n": 10}), 2)]) == {"a"}
+    assert [v.version for v in storage.history("a")] == [2, 1]
 
 
 # -- history -------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from etl_dagster.backoff import Backoff
@@ -16,7 +17,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.memory import Entry, Memory, keep_problem
-from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates
+from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates, PositionWrite
 from etl_dagster.integrations.meltano.positions.tables import Positions, request_copy, state_key
 from etl_dagster.integrations.meltano.positions.verdicts import (
     Cleared,
@@ -43,8 +44,10 @@ _LOOK_EVERY_S = 1.0
 _IDLE_INTERVALS = 6
 #: ... and not more often than one of all tables in so many seconds; but once in an hour each.
 _IDLE_WRITE_S, _LONGEST_IDLE_S = 0.5, 3600.0
-#: After writing phases, so many times of the CPU time that it took.
+#: After writing phases, so many times of the CPU time that it took to find what was to be written.
 _REST = 4.0
+#: So many positions are written at once.
+_WRITTEN_AT_ONCE = 100
 #: After a failure, the next try comes so much later; doubled for each in a row.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 #: How long entering and leaving may wait for the place where states are.
@@ -89,8 +92,34 @@ def mirrored_positions(
         mirror.stop()
 
 
+@dataclass(frozen=True)
+class _Due:
+    """A position that is to be written, and why."""
+
+    write: PositionWrite
+    verdict: Verdict
+    #: For people; empty where there is nothing to tell.
+    text: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one look at the tables and their states found."""
+
+    memory: Memory
+    #: IDs of the states that tables have now.
+    present: Collection[str]
+    rows: Mapping[str, Row]
+    due: Sequence[_Due]
+
+
 class Mirror:
-    """The thread, and what it knows."""
+    """The thread, and what it knows.
+
+    Args:
+        now_s: a clock that only goes forward, in seconds.
+        cpu_s: the CPU time of the calling thread so far, in seconds.
+    """
 
     def __init__(
         self,
@@ -98,7 +127,11 @@ class Mirror:
         store: PipelineStore,
         status: Callable[[], PipelineStatus | None],
         states: MirroredStates,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        cpu_s: Callable[[], float] = time.thread_time,
     ) -> None:
+        self._now_s, self._cpu_s = now_s, cpu_s
         self._config = config
         self._store = store
         #: Without it, memory lasts as long as this object.
@@ -106,6 +139,9 @@ class Mirror:
         self._status = status
         self._states = states
         self._interval_s = config.meltano.interval_s
+        self._look = Pace(min(_LOOK_EVERY_S, self._interval_s), cpu_s=cpu_s)
+        self._read = Pace(self._interval_s, cpu_s=cpu_s)
+        self._read_due_s = 0.0
         self._memory: Memory | None = None
         self._kept: str | None = None
         self._positions = Positions(config, store)
@@ -135,21 +171,11 @@ class Mirror:
     # -- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        pauses, read_due = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), 0.0
-        look, read = Pace(min(_LOOK_EVERY_S, self._interval_s)), Pace(self._interval_s)
+        pauses = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             is_last = self._stop.is_set()
             try:
-                now, began_s = time.monotonic(), time.thread_time()
-                look.begin()
-                read.begin()
-                if self._pass(must_read=is_last or now >= read_due, is_last=is_last):
-                    read_due = now + read.end()
-                    # While thousands of tables are copied, phases change all the time.
-                    rest_s = _REST * (time.thread_time() - began_s)
-                    pause_s = min(max(look.pause_s, rest_s), self._interval_s)
-                else:
-                    pause_s = look.end()
+                pause_s = self._turn(is_last=is_last)
                 pauses.reset()
             except EtlError as error:
                 if isinstance(error, StateTablesMissing):
@@ -184,33 +210,70 @@ class Mirror:
 
     # -- one pass --------------------------------------------------------------------------------
 
-    def _pass(self, *, must_read: bool, is_last: bool = False) -> bool:
-        """Look at the tables and, where due, at the states; whether these were read."""
+    def _turn(self, *, is_last: bool) -> float:
+        """Do one pass; the pause after it, in seconds."""
+        now_s, began_s = self._now_s(), self._cpu_s()
+        self._look.begin()
+        self._read.begin()
+        found = self._find(must_read=is_last or now_s >= self._read_due_s, is_last=is_last)
+        if found is None:
+            return self._look.end()
+        # What is written is written once. Only looking for it is repeated in vain, while phases
+        # of thousands of tables change all the time.
+        look_s, read_s = self._look.end(), self._read.end()
+        rest_s = _REST * (self._cpu_s() - began_s)
+        self._write(found, is_last=is_last)
+        self._read_due_s = now_s + read_s
+        return min(max(look_s, rest_s), self._interval_s)
+
+    def _find(self, *, must_read: bool, is_last: bool = False) -> _Found | None:
+        """Look at the tables and, where due, at the states; None where these were not read."""
         status = self._status()
         if status is None:
-            return False
+            return None
         if not must_read and status.tables is self._looked_at:
-            return False
+            return None
         positions = self._positions.of(status)
         has_new_phase = any(self._is_new_phase(position) for position in positions)
         self._looked_at = None if has_new_phase else status.tables
         if not (must_read or has_new_phase):
-            return False
+            return None
         if self._is_superseded(status):
-            return False
+            return None
         memory = self._open_memory()
         rows = self._states.read([*memory.entries, *(p.state_id for p in positions)])
         if memory.entries.keys() - rows.keys() and self._states.place() != memory.place:
             # Not these states are gone, but all: the table is another one.
             self._memory = None
             memory = self._open_memory()
-        for position in positions:
-            self._settle(memory, position, rows.get(position.state_id), is_last=is_last)
-        if positions:
-            self._forget(memory, {position.state_id for position in positions}, rows)
+        settled = (
+            self._settle(memory, p, rows.get(p.state_id), is_last=is_last) for p in positions
+        )
+        due = [step for step in settled if step is not None]
+        return _Found(memory, {position.state_id for position in positions}, rows, due)
+
+    def _write(self, found: _Found, *, is_last: bool = False) -> None:
+        """Write what is due; what a stop interrupts is left to the last pass."""
+        memory = found.memory
+        # Should time run out at the end, positions that only moved are missed least.
+        due = sorted(found.due, key=lambda step: not step.write.is_step)
+        for first in range(0, len(due), _WRITTEN_AT_ONCE):
+            if self._stop.is_set() and not is_last:
+                return
+            some = due[first : first + _WRITTEN_AT_ONCE]
+            written = self._states.write_each([step.write for step in some])
+            for step in some:
+                if step.write.position.state_id in written:
+                    self._wrote(memory, step)
+            for step in some:
+                # Where another is writing, only its end tells whether there is something newer.
+                # If so, the next pass sees it.
+                if step.write.position.state_id not in written and self._states.write(step.write):
+                    self._wrote(memory, step)
+        if found.present:
+            self._forget(memory, found.present, found.rows)
         memory.problem = None
         self._keep(memory)
-        return True
 
     def _is_superseded(self, status: PipelineStatus) -> bool:
         """Whether another process has taken the pipeline over, and mirrors it."""
@@ -234,8 +297,8 @@ class Mirror:
 
     def _settle(
         self, memory: Memory, position: TablePosition, row: Row | None, *, is_last: bool
-    ) -> None:
-        """Answer what somebody did to one state, and write it where that is due."""
+    ) -> _Due | None:
+        """Answer what somebody did to one state; what is to be written, where that is due."""
         state_id = position.state_id
         if row is not None and row.is_ours:
             position = self._positions.with_commit_of(position, row.state)
@@ -246,7 +309,7 @@ class Mirror:
         match verdict:
             case Unchanged():
                 if not self._is_due(position, is_last=is_last):
-                    return
+                    return None
             case Cleared(how):
                 note = self._copy_again(memory, position, entry, how)
                 position = self._positions.again(position)
@@ -258,18 +321,30 @@ class Mirror:
                 note = _dated(text)
             case Edited() | New():
                 note = None
-        if not self._write(position, row, note, is_step=not isinstance(verdict, Unchanged)):
-            return  # somebody was faster; the next pass sees what they did
-        # Not before the state is there: a state that could not be written was not cleared.
-        memory.entries[state_id] = Entry(position.table_id, position.table, None, note)
-        match verdict:
+        is_step = not isinstance(verdict, Unchanged) or self._is_new_phase(position)
+        return _Due(PositionWrite(position, note, row, is_step), verdict, text)
+
+    def _wrote(self, memory: Memory, due: _Due) -> None:
+        """Remember what was written.
+
+        Not before the state is there: a state that could not be written was not cleared.
+        """
+        position, text = due.write.position, due.text
+        state_id = position.state_id
+        self._written[state_id] = position
+        self._written_at[state_id] = self._now_s()
+        if position.lsn is not None:
+            lsns = self._lsns.setdefault(state_id, deque(maxlen=_LSNS_KEPT))
+            lsns.append(position.lsn.offset)
+        memory.entries[state_id] = Entry(position.table_id, position.table, None, due.write.note)
+        match due.verdict:
             case Moved():
                 self._say(memory, position, "moved", text)
             case Refused():
                 self._say(memory, position, "refused", text)
             case Edited():
                 self._say(memory, position, "edited", "what was changed is only displayed")
-            case New() if row is not None:
+            case New() if due.write.over is not None:
                 _log.info("%s is mirrored from now on; what was there is replaced", state_id)
 
     def _judge(self, position: TablePosition, row: Row | None, entry: Entry | None) -> Verdict:
@@ -283,20 +358,6 @@ class Mirror:
             known_lsns=self._lsns.get(position.state_id, ()),
             find_move=lambda: self._states.find_move(position),
         )
-
-    def _write(
-        self, position: TablePosition, row: Row | None, note: str | None, *, is_step: bool
-    ) -> bool:
-        before = self._written.get(position.state_id)
-        is_step = is_step or before is None or before.phase != position.phase
-        if not self._states.write(position, note, row, is_step=is_step):
-            return False
-        self._written[position.state_id] = position
-        self._written_at[position.state_id] = time.monotonic()
-        if position.lsn is not None:
-            lsns = self._lsns.setdefault(position.state_id, deque(maxlen=_LSNS_KEPT))
-            lsns.append(position.lsn.offset)
-        return True
 
     # -- when ------------------------------------------------------------------------------------
 
@@ -312,7 +373,7 @@ class Mirror:
             return False
         if is_last:
             return True
-        age_s = time.monotonic() - self._written_at[position.state_id]
+        age_s = self._now_s() - self._written_at[position.state_id]
         is_idle = before == dataclasses.replace(position, lsn=before.lsn)
         if not is_idle:
             return age_s >= self._interval_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,12 +15,14 @@ from etl_dagster.integrations.meltano.positions.bookmarks import OURS, TablePosi
 from etl_dagster.integrations.meltano.positions.verdicts import Row
 from etl_dagster.integrations.meltano.states.connections import Connections
 from etl_dagster.integrations.meltano.states.errors import StateChanged, StateCorrupt
-from etl_dagster.integrations.meltano.states.records import StoredState
+from etl_dagster.integrations.meltano.states.records import NewState, StoredState
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 from etl_dagster.integrations.meltano.states.uri import StateLocation, locate, locate_dsn
 
 #: Of a `meltano state move`: it writes the one state and deletes the other in one process.
 _MOVE_TAKES = timedelta(seconds=30)
+#: In the history.
+_OPERATION = "mirror"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,32 @@ class StoredBookmark:
 
     state: Mapping[str, Any] | None
     written_at: datetime
+
+
+@dataclass(frozen=True)
+class PositionWrite:
+    """A position that is to be written."""
+
+    position: TablePosition
+    #: For people.
+    note: str | None
+    #: What was read; None for nothing.
+    over: Row | None
+    #: Whether the history keeps it.
+    is_step: bool
+
+    @property
+    def state(self) -> NewState:
+        state, is_completed = self.position.to_state(self.note), self.position.is_completed
+        return NewState(
+            self.position.state_id,
+            partial=None if is_completed else state,
+            completed=state if is_completed else None,
+        )
+
+    @property
+    def expected_version(self) -> int:
+        return 0 if self.over is None else self.over.version
 
 
 class MirroredStates:
@@ -98,24 +126,32 @@ class MirroredStates:
             for stored in self._steps.get_all(f"{self._prefix}*")
         }
 
-    def write(
-        self, position: TablePosition, note: str | None, over: Row | None, *, is_step: bool
-    ) -> bool:
-        """Write a position; False, and nothing is written, if there is something newer.
+    def write_each(self, writes: Sequence[PositionWrite]) -> set[str]:
+        """Write positions of different tables, in as few transactions as possible.
 
-        Args:
-            over: what was read; None for nothing.
-            is_step: whether the history keeps it.
+        Returns:
+            The IDs of those that were written: not what has something newer, nor what another
+            writes at this moment.
         """
-        state = position.to_state(note)
-        storage = self._steps if is_step else self._moves
+        written: set[str] = set()
+        for is_step, storage in ((True, self._steps), (False, self._moves)):
+            some = [write for write in writes if write.is_step is is_step]
+            if some:
+                states = [(write.state, write.expected_version) for write in some]
+                written |= storage.set_each(states, operation=_OPERATION)
+        return written
+
+    def write(self, write: PositionWrite) -> bool:
+        """Write one position; False, and nothing is written, if there is something newer."""
+        storage = self._steps if write.is_step else self._moves
+        state = write.state
         try:
             storage.set(
-                position.state_id,
-                partial=None if position.is_completed else state,
-                completed=state if position.is_completed else None,
-                expected_version=0 if over is None else over.version,
-                operation="mirror",
+                state.state_id,
+                partial=state.partial,
+                completed=state.completed,
+                expected_version=write.expected_version,
+                operation=_OPERATION,
             )
         except StateChanged:
             return False

@@ -95,6 +95,42 @@ WITH given AS (
 )
 SELECT count(*) FROM written"""
 
+#: The same, each only over its expected version (0: none is there); the table is not locked.
+_WRITE_EACH = """
+WITH given AS (
+  SELECT * FROM unnest(%(ids)s::text[], %(partials)s::text[], %(completeds)s::text[],
+                       %(expected)s::bigint[])
+    AS given (state_id, partial_state, completed_state, expected)
+), changed AS (
+  UPDATE {state} AS old SET partial_state = given.partial_state,
+    completed_state = given.completed_state, version = old.version + 1,
+    updated_at = clock_timestamp(), writer = %(writer)s, run_id = %(run_id)s,
+    write_id = %(write_id)s
+  FROM given WHERE old.state_id = given.state_id AND old.version = given.expected
+  AND old.write_id IS DISTINCT FROM %(write_id)s
+  RETURNING old.state_id, old.version, old.partial_state, old.completed_state, old.updated_at
+), last AS (
+  SELECT history.state_id, max(history.version) AS version FROM {history} AS history
+  JOIN given ON "left"(history.state_id, 200) = "left"(given.state_id, 200)
+  AND history.state_id = given.state_id WHERE given.expected = 0 GROUP BY 1
+), added AS (
+  INSERT INTO {state} (state_id, partial_state, completed_state, version, updated_at, writer,
+                       run_id, write_id)
+  SELECT given.state_id, given.partial_state, given.completed_state, 1 + coalesce(last.version, 0),
+         clock_timestamp(), %(writer)s, %(run_id)s, %(write_id)s
+  FROM given LEFT JOIN last USING (state_id)
+  WHERE given.expected = 0
+  AND NOT EXISTS (SELECT FROM {state} AS old WHERE old.state_id = given.state_id)
+  RETURNING state_id, version, partial_state, completed_state, updated_at
+), written AS (
+  SELECT * FROM changed UNION ALL SELECT * FROM added
+)
+INSERT INTO {history} (state_id, version, partial_state, completed_state, written_at, operation,
+                       writer, run_id)
+SELECT state_id, version, partial_state, completed_state, updated_at, %(operation)s, %(writer)s,
+       %(run_id)s
+FROM written WHERE %(keep)s"""
+
 _CLEAR_ALL = """
 WITH gone AS (
   DELETE FROM {state} RETURNING state_id, version
@@ -160,8 +196,15 @@ _TEXTS: dict[str, LiteralString] = {
     # Readers go on; whoever reads in order to write waits.
     "wait": "SELECT set_config('lock_timeout', %(wait_ms)s, true), "
     "set_config('synchronous_commit', 'local', true), set_config('array_nulls', 'on', true)",
+    "lock_each": "SELECT set_config('synchronous_commit', 'local', true), "
+    "set_config('array_nulls', 'on', true), array(SELECT place FROM "
+    "unnest(%(advisory_keys)s::bigint[]) WITH ORDINALITY AS keys (key, place) "
+    "WHERE pg_try_advisory_xact_lock(key))",
     "lock_table": "LOCK TABLE {state} IN EXCLUSIVE MODE",
     "write_all": _WRITE_ALL,
+    "write_each": _WRITE_EACH,
+    "written": "SELECT array_agg(state_id), array_agg(version) FROM {state} "
+    "WHERE state_id = ANY(%(ids)s) AND write_id = %(write_id)s",
     "clear_all": _CLEAR_ALL,
     "history": "SELECT {version_columns} FROM {history} WHERE {is_it} "
     "ORDER BY version DESC LIMIT %(limit)s",
@@ -185,8 +228,11 @@ class Statements:
     write: bytes
     delete: bytes
     wait: bytes
+    lock_each: bytes
     lock_table: bytes
     write_all: bytes
+    write_each: bytes
+    written: bytes
     clear_all: bytes
     history: bytes
     version: bytes

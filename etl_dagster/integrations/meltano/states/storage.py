@@ -283,6 +283,35 @@ class StateStorage:
         self._ready()
         return self._writing.table_transaction((self._writing.sql.write_all, parameters))
 
+    def set_each(
+        self, states: Iterable[tuple[NewState, int]], *, operation: str = "set"
+    ) -> frozenset[str]:
+        """Replace many states, each only over its expected version, in one transaction.
+
+        What another writes at this moment is left out, and so is what has another version; neither
+        is waited for.
+
+        Args:
+            states: each with the version to write it over, 0 if there must be none.
+
+        Returns:
+            The IDs of those that were written.
+
+        Raises:
+            StateNotStorable: one of them is; nothing was written.
+        """
+        writes = []
+        for state, expected in states:
+            check_id(state.state_id)
+            partial = to_text(state.state_id, state.partial, "partial")
+            completed = to_text(state.state_id, state.completed, "completed")
+            writes.append(Write(state.state_id, partial, completed, operation, expected))
+        self._ready()
+        versions = self._writing.write_each(writes)
+        for state_id, version in versions.items():
+            self._writing.prune(state_id, version)
+        return frozenset(versions)
+
     def clear_all(self) -> int:
         """Forget all states, not their history, in one transaction; how many there were."""
         self._ready()

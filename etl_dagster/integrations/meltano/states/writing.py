@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -110,6 +110,46 @@ class Writing:
         row = self._unlocked("*", lambda connection: send(connection, wait, lock, statement)[-1])
         return int(row[0]) if row else 0
 
+    def write_each(self, writes: Sequence[Write]) -> dict[str, int]:
+        """Write those of different states that others let go at once and that are as expected.
+
+        All in one transaction; returns the new versions of those that were written. The writes have
+        one operation, and each has an expected version.
+
+        Every advisory lock is taken before any table's, and none is waited for: so this can't be
+        part of a deadlock.
+        """
+        if not writes:
+            return {}
+        write_id = writes[0].write_id
+        keys = [self._key(write.state_id) for write in writes]
+
+        def work(connection: Connection) -> Row:
+            try:
+                lock = (self.sql.lock_each, {"advisory_keys": keys})
+                locked = send(connection, BEGIN, lock)[-1]
+                free = [writes[place - 1] for place in (locked[2] if locked else ())]
+                ids = [write.state_id for write in free]
+                parameters = {
+                    **self.author(),
+                    "ids": ids,
+                    "partials": [write.partial for write in free],
+                    "completeds": [write.completed for write in free],
+                    "expected": [write.expected_version for write in free],
+                    "operation": writes[0].operation,
+                    "write_id": write_id,
+                }
+                # Those that an attempt wrote whose answer was lost count as well.
+                written = (self.sql.written, {"ids": ids, "write_id": write_id})
+                return send(connection, (self.sql.write_each, parameters), written, COMMIT)[1]
+            except BaseException:
+                if not connection.closed:
+                    connection.rollback()
+                raise
+
+        row = self._unlocked("*", work)
+        return dict(zip(row[0], row[1], strict=True)) if row and row[0] else {}
+
     def begin(self, state_id: str, lease: Lease | None = None) -> Statement:
         """The first statement of a transaction that writes this state."""
         return (
@@ -117,7 +157,7 @@ class Writing:
             {
                 "wait_ms": self._wait_ms(),
                 "idle_ms": _milliseconds(self._options.lease_s),
-                "advisory_key": text_key(self._tables.schema, self._tables.state, state_id),
+                "advisory_key": self._key(state_id),
                 **_fence(lease),
             },
         )
@@ -163,6 +203,9 @@ class Writing:
             "age": timedelta(days=options.history_days),
         }
         self.connections.run(lambda c: c.execute(self.sql.prune, parameters))
+
+    def _key(self, state_id: str) -> int:
+        return text_key(self._tables.schema, self._tables.state, state_id)
 
     def _wait_ms(self) -> str:
         """For transactions of others, which are short; also for those who won't wait for locks."""
