@@ -28,6 +28,7 @@ from etl_dagster.model.events import (
     TableRows,
     TableStep,
     TruncateEvent,
+    odd_by_row,
     steps_after,
 )
 from etl_dagster.model.identity import DestinationMark, HeldCopy
@@ -35,9 +36,13 @@ from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
 from etl_dagster.table_name import TableName
+from etl_dagster.values.python import to_dicts
 from etl_dagster.values.text import missing_object
 
 Row = dict[str, Any]
+#: By column name.
+Texts = Mapping[str, str]
+_NONE_ODD: Mapping[int, Texts] = {}
 
 
 class MemoryTable:
@@ -47,6 +52,10 @@ class MemoryTable:
         self.schema = schema
         self._by_key: dict[tuple[Any, ...], Row] = {}
         self._keyless: list[Row] = []
+        #: What the columns' types can't hold, by column name: of rows with a key, and of each of
+        #: the others, in the same order.
+        self._odd: dict[tuple[Any, ...], Texts] = {}
+        self._keyless_odd: list[Texts] = []
 
     @property
     def rows(self) -> list[Row]:
@@ -58,35 +67,68 @@ class MemoryTable:
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
-    def put(self, rows: Iterable[Row]) -> None:
+    @property
+    def odd(self) -> list[tuple[Row, Texts]]:
+        """The rows with values that their columns' types can't hold, and the texts of these."""
         if self.schema.key_columns:
-            self._by_key.update((self._key(row), row) for row in rows)
-        else:
-            self._keyless.extend(rows)
+            return [(self._by_key[key], texts) for key, texts in self._odd.items()]
+        pairs = zip(self._keyless, self._keyless_odd, strict=True)
+        return [(row, texts) for row, texts in pairs if texts]
+
+    def put(self, rows: Iterable[Row], odd: Mapping[int, Texts] = _NONE_ODD) -> None:
+        """Add rows, or replace those with the same keys.
+
+        Args:
+            odd: what the columns' types can't hold, by the number of the row.
+        """
+        for number, row in enumerate(rows):
+            texts = odd.get(number, {})
+            if not self.schema.key_columns:
+                self._keyless.append(row)
+                self._keyless_odd.append(texts)
+                continue
+            key = self._key(row)
+            self._by_key[key] = row
+            self._odd.pop(key, None)
+            if texts:
+                self._odd[key] = texts
 
     def apply(self, event: RowEvent) -> None:
         if isinstance(event, InsertEvent):
-            self.put([event.row])
+            self.put([event.row], {0: event.odd})
         elif isinstance(event, DeleteEvent):
-            self._remove(event.row)
+            self._remove(event.row, event.odd)
         else:
             old = event.old_row or {}
             identity = {name: old[name] for name in self.schema.identity_columns if name in old}
             # Postgres leaves out unchanged TOAST values; the identity it always sends.
-            before = self._remove(identity or event.row) or {}
+            odd_before = event.old_odd if identity else event.odd
+            before, texts = self._remove(identity or event.row, odd_before)
             kept = {name: identity.get(name, before.get(name)) for name in event.unchanged}
-            self.put([event.row | kept])
+            texts = {name: text for name, text in texts.items() if name in event.unchanged}
+            told = {n: text for n, text in event.old_odd.items() if n in event.unchanged}
+            self.put([event.row | kept], {0: {**texts, **told, **event.odd}})
 
     def clear(self) -> None:
         self._by_key.clear()
         self._keyless.clear()
+        self._odd.clear()
+        self._keyless_odd.clear()
 
     def evolve(self, schema: TableSchema) -> None:
         """Give all rows another schema; values keep their old type."""
         if schema.describes_same_columns(self.schema):
             return
         rows = self.rows
+        keyed = [self._odd.get(key, {}) for key in self._by_key]
+        odd = [dict(texts) for texts in (keyed if self.schema.key_columns else self._keyless_odd)]
         for change in schema_changes(self.schema, schema):
+            for texts in odd:
+                match change:
+                    case DropColumn(column):
+                        texts.pop(column.name, None)
+                    case RenameColumn(old_name, new_name) if old_name in texts:
+                        texts[new_name] = texts.pop(old_name)
             for row in rows:
                 match change:
                     case DropColumn(column):
@@ -97,18 +139,21 @@ class MemoryTable:
                         row[column.name] = missing_object(column)
         self.clear()
         self.schema = schema
-        self.put(rows)
+        self.put(rows, dict(enumerate(odd)))
 
     def _key(self, row: Row) -> tuple[Any, ...]:
         return tuple(_hashable(row.get(name)) for name in self.schema.key_columns)
 
-    def _remove(self, row: Row) -> Row | None:
+    def _remove(self, row: Row, odd: Texts) -> tuple[Row, Texts]:
+        """Take a row away: what it was, and what of it was odd; nothing where there is none."""
         if self.schema.key_columns:
-            return self._by_key.pop(self._key(row), None)
-        for index, candidate in enumerate(self._keyless):
-            if candidate == row:
-                return self._keyless.pop(index)
-        return None
+            key = self._key(row)
+            return self._by_key.pop(key, {}), self._odd.pop(key, {})
+        pairs = zip(self._keyless, self._keyless_odd, strict=True)
+        for index, (candidate, texts) in enumerate(pairs):
+            if candidate == row and texts == odd:
+                return self._keyless.pop(index), self._keyless_odd.pop(index)
+        return {}, {}
 
 
 @dataclass
@@ -126,7 +171,7 @@ class MemoryDestination:
     """
 
     name = "memory"
-    capabilities = Capabilities(transactional=True, schema_changes=True)
+    capabilities = Capabilities(transactional=True, schema_changes=True, odd_values=True)
     config_model = MemoryDestinationConfig
     in_process_only = True
 
@@ -168,6 +213,17 @@ class MemoryDestination:
                     return [dict(row) for row in table.rows]
         return []
 
+    def odd_values(self, table_name: str) -> list[tuple[Row, Texts]]:
+        """The rows of a table with values that their columns' types can't hold.
+
+        Each with these values by column name, as Postgres printed them.
+        """
+        table_name = str(TableName.parse(table_name))
+        with self._lock:
+            named = (self.tables[table_id] for table_id in reversed(self._named))
+            found = next((table for table in named if table.schema.name == table_name), None)
+            return [] if found is None else [(dict(row), texts) for row, texts in found.odd]
+
     def startup(self, store: DestinationStore) -> None:
         """Nothing to prepare."""
 
@@ -191,12 +247,13 @@ class MemoryDestination:
             if rows.chunk.index in copy.chunks:
                 return
         # The source is slow: read it without the lock, as other tables are written meanwhile.
-        arrived = list(rows)
+        arrived = [(to_dicts(piece.rows), odd_by_row(piece.odd)) for piece in rows.pieces()]
         with self._lock:
             copy = self._current_copy(schema, rows.copy_id)
             if rows.chunk.index not in copy.chunks:
                 copy.chunks.add(rows.chunk.index)
-                copy.table.put(arrived)
+                for part, odd in arrived:
+                    copy.table.put(part, odd)
 
     def write_events(self, events: EventBatch) -> None:
         with self._lock:

@@ -33,6 +33,9 @@ class Capabilities:
     truncate: bool = True
     #: Columns and tables that are added, dropped and renamed are so at the destination.
     schema_changes: bool = False
+    #: What columns' types can't hold (`CopiedRows.odd`, `TableChanges.odd`, `RowEvent.odd`) is kept
+    #: as Postgres printed it, and goes with its row: replaced, moved to another key and removed.
+    odd_values: bool = False
 
 
 @runtime_checkable

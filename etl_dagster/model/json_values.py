@@ -95,8 +95,10 @@ def event_to_json(event: Event) -> JsonObject:
 
     ``insert``, ``update`` and ``delete`` have the table's ``key`` columns, so that a receiver can
     find the row without knowing the table. ``row`` lacks what isn't known: ``unchanged`` columns of
-    an update, and what Postgres doesn't send of a deleted row. ``filled`` of a ``relation`` has the
-    values that added columns have in the rows that were there; null where it lacks the column.
+    an update, and what Postgres doesn't send of a deleted row. ``odd`` and ``old_odd``, where there
+    are any, have the values of ``row`` and ``old_row`` that their columns' types can't hold, as
+    Postgres printed them. ``filled`` of a ``relation`` has the values that added columns have in
+    the rows that were there; null where it lacks the column.
     """
     match event:
         case RowEvent():
@@ -150,6 +152,11 @@ def _row_event(event: RowEvent) -> JsonObject:
     schema = event.schema
     row = _known(schema, event.row) if isinstance(event, DeleteEvent) else event.row
     old_row = None if event.old_row is None else _known(schema, event.old_row)
+    odd, old_odd = event.odd, event.old_odd
+    if isinstance(event, DeleteEvent):
+        odd = {name: text for name, text in odd.items() if name in row}
+    if old_row is not None:
+        old_odd = {name: text for name, text in old_odd.items() if name in old_row}
     return {
         "type": _ROW_EVENTS[type(event)],
         **_of_table(schema),
@@ -159,6 +166,9 @@ def _row_event(event: RowEvent) -> JsonObject:
         "row": row_to_json(schema, row),
         "old_row": None if old_row is None else row_to_json(schema, old_row),
         "unchanged": sorted(event.unchanged),
+        # Rare, so left out where there is none.
+        **({"odd": dict(odd)} if odd else {}),
+        **({"old_odd": dict(old_odd)} if old_odd else {}),
     }
 
 

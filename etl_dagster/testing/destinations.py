@@ -7,9 +7,12 @@ from etl_dagster.testing.copying import CopyChecks
 from etl_dagster.testing.delivering import DeliveryChecks
 from etl_dagster.testing.evolving import SchemaChecks
 from etl_dagster.testing.marking import MarkChecks
+from etl_dagster.testing.oddities import OddValueChecks
 
 
-class DestinationSuite(CopyChecks, ChangeChecks, DeliveryChecks, SchemaChecks, MarkChecks):
+class DestinationSuite(
+    CopyChecks, ChangeChecks, DeliveryChecks, SchemaChecks, OddValueChecks, MarkChecks
+):
     """Checks a `Destination`: derive, make it, and say how its rows are read.
 
     >>> class TestMine(DestinationSuite):
@@ -30,6 +33,8 @@ class DestinationSuite(CopyChecks, ChangeChecks, DeliveryChecks, SchemaChecks, M
     - `transactional`: exactly once, positions, epochs, copies that were given up, and old rows that
       stay until the next copy is complete;
     - `truncate`, `schema_changes`: what their names say;
+    - `odd_values`: that what a column's type can't hold is kept and goes with its row
+      (`read_odd_values`);
     - with the members of `KeepsMark`: that it can be told from others and from older copies.
 
     Every check has an empty folder of its own, `make_destination`'s argument. Fixtures of a derived

@@ -105,6 +105,16 @@ class DestinationHooks:
         """
         raise NotImplementedError
 
+    def read_odd_values(
+        self, destination: Destination, schema: TableSchema
+    ) -> Sequence[tuple[Mapping[str, Any], str, str]]:
+        """What the table's columns can't hold: of each value its row's key, its column, its text.
+
+        The key by column name, with Python values; empty for a table without one. Needed with the
+        capability `odd_values`, where what declares it is checked.
+        """
+        raise NotImplementedError
+
     def reopen(self, destination: Destination, folder: Path) -> Destination:
         """What a new process has after the one with this destination was killed, not yet started.
 

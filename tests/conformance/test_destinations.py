@@ -58,6 +58,16 @@ class TestMemoryDestination(ChecksOfOurOwn, DestinationSuite):
         assert isinstance(destination, MemoryDestination)
         return any(table.schema.name == schema.name for table in destination.tables.values())
 
+    def read_odd_values(
+        self, destination: Destination, schema: TableSchema
+    ) -> list[tuple[Row, str, str]]:
+        assert isinstance(destination, MemoryDestination)
+        return [
+            ({name: row[name] for name in schema.key_columns}, column, text)
+            for row, texts in destination.odd_values(schema.name)
+            for column, text in texts.items()
+        ]
+
     def read_changes(self, destination: Destination, schema: TableSchema) -> list[Recorded]:
         assert isinstance(destination, MemoryDestination)
         return [
@@ -92,6 +102,18 @@ class TestDuckDBDestination(ChecksOfOurOwn, DestinationSuite):
                 [schema.schema_name, schema.table_name],
             ).fetchall()
         return bool(found)
+
+    def read_odd_values(
+        self, destination: Destination, schema: TableSchema
+    ) -> list[tuple[Row, str, str]]:
+        with read_connection(self.path) as connection:
+            found = connection.execute(
+                "FROM _etl.odd_values SELECT key, column_name, text WHERE table_id = ?", [schema.id]
+            ).fetchall()
+        return [
+            (dict(zip(schema.key_columns, key or (), strict=True)), column, text)
+            for key, column, text in found
+        ]
 
     def read_changes(self, destination: Destination, schema: TableSchema) -> list[Recorded]:
         with read_connection(self.path) as connection:

@@ -76,7 +76,7 @@ class DuckDBDestination:
     """
 
     name = "duckdb"
-    capabilities = Capabilities(transactional=True, schema_changes=True)
+    capabilities = Capabilities(transactional=True, schema_changes=True, odd_values=True)
     config_model = DuckDBDestinationConfig
 
     @classmethod

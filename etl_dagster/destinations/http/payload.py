@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -19,10 +19,12 @@ from etl_dagster.model.events import (
     TableRows,
     TableStep,
     TruncateEvent,
+    odd_by_row,
 )
 from etl_dagster.model.json_values import event_to_json, row_to_json, schema_to_json
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.values.python import to_dicts
 
 FORMAT: Final = 1
 #: As many changes become objects at a time.
@@ -91,19 +93,39 @@ def rows_bodies(
         yield Body("rows", key, _encode(head | {"rows": []}))
         return
     index = rows.chunk.index
-    encoded = (_encode(row_to_json(schema, row)) for row in rows)
     made = 0
 
-    def make(items: Sequence[bytes], is_last: bool, refused: int) -> Body:
+    def make(items: Sequence[_Row], is_last: bool, refused: int) -> Body:
         nonlocal made
         part, made = made - refused, made + 1
         place = {"chunk": index, "attempt": attempt, "part": part, "is_last_part": is_last}
         # A body that was refused had the same number.
         name = f"{part}-{refused}" if refused else str(part)
         key = _key(pipeline, schema, "rows", rows.copy_id, str(index), attempt, name)
-        return Body("rows", key, _with_list(head | place, "rows", items))
+        odd = [{"row": number, "values": item.odd} for number, item in enumerate(items) if item.odd]
+        more = {"odd": odd} if odd else {}
+        content = _with_list(head | place | more, "rows", [item.encoded for item in items])
+        return Body("rows", key, content)
 
-    yield from _bodies(_pieces(encoded, max_bytes), make)
+    yield from _bodies(_pieces(_rows(schema, rows), max_bytes), make)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of a copy, and its values that the columns' types can't hold."""
+
+    encoded: bytes
+    odd: Mapping[str, str] | None
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+def _rows(schema: TableSchema, rows: TableRows) -> Iterator[_Row]:
+    for piece in rows.pieces():
+        odd = odd_by_row(piece.odd)
+        for number, row in enumerate(to_dicts(piece.rows)):
+            yield _Row(_encode(row_to_json(schema, row)), odd.get(number))
 
 
 # -- the stream --------------------------------------------------------------------------------
