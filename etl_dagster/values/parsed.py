@@ -18,8 +18,9 @@ class Odd:
     Both have one element for each such value, in the order of the array.
     """
 
-    #: int64, ascending: where in the array they are. The array has null there, or, of a text that
-    #: isn't UTF-8, the text with its bytes escaped.
+    #: int64, ascending: where in the array they are. The array has null there; of a value with
+    #: parts, perhaps only in place of the part; of a text that isn't UTF-8, the text with its bytes
+    #: escaped.
     places: npt.NDArray[np.int64]
     #: string: the values as Postgres printed them; of a text that isn't in the encoding of its
     #: database, the bytes (`strings.bytes_text`).

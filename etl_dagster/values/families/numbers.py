@@ -106,6 +106,15 @@ def _unsigned(array: AnyArray) -> Parsed:
     return Parsed(array.view(pa.uint32()) if array.type == pa.int32() else array.cast(pa.uint32()))
 
 
+def _floats(arrow: pa.DataType, array: AnyArray) -> Parsed:
+    """With one NaN: of Postgres' many, all print the same, and are equal."""
+    parsed = bits_of(arrow, array)
+    is_nan = _compute.is_nan(parsed.array)
+    if not is_nan.true_count:
+        return parsed
+    return Parsed(_compute.if_else(is_nan, pa.scalar(math.nan, arrow), parsed.array))
+
+
 # -- rows --------------------------------------------------------------------------------------
 
 ROWS: Final = (
@@ -155,7 +164,7 @@ ROWS: Final = (
         oid=oids.FLOAT4,
         name="real",
         form=_FLOAT4,
-        adbc=partial(bits_of, pa.float32()),
+        adbc=partial(_floats, pa.float32()),
         is_ascii=True,
         edges=(
             Edge("NaN"),
@@ -171,7 +180,7 @@ ROWS: Final = (
         oid=oids.FLOAT8,
         name="double precision",
         form=_FLOAT8,
-        adbc=partial(bits_of, pa.float64()),
+        adbc=partial(_floats, pa.float64()),
         is_ascii=True,
         widens=frozenset([oids.FLOAT4]),
         edges=(

@@ -143,26 +143,31 @@ def _unwrap(
     """Undo an addition of `epoch` that went past the largest number.
 
     Postgres' infinities are the largest and the smallest number. All that is below `first`, which
-    no value is, went round; it is an infinity, or too late for a count from 1970.
+    no value is, went round; it is an infinity, or too late for a count from 1970. So is the moment
+    whose number stands for infinity here.
     """
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     count = len(array)
     buffer: Any = array.buffers()[1]
     values: Any = np.frombuffer(buffer, number)[array.offset : array.offset + count]
-    if not count or values.min() >= first:
+    if not count or (values.min() >= first and values.max() < infinity):
         return Parsed(array)
     is_valid = array.is_valid().to_numpy(zero_copy_only=False)
     largest = int(np.iinfo(number).max)
     is_positive = values == -largest - 2 + epoch
     is_negative = values == -largest - 1 + epoch
-    is_odd = (values < first) & ~is_positive & ~is_negative & is_valid
+    is_round = (values < first) & ~is_positive & ~is_negative
+    is_odd = (is_round | (values == infinity)) & is_valid
     fixed = np.where(is_positive, infinity, np.where(is_negative, -infinity, values))
     integers: Any = pa.array(fixed.astype(number), mask=~is_valid | is_odd)
     places = np.flatnonzero(is_odd)
     if not len(places):
         return Parsed(integers.view(array.type))
-    texts = [text_of(int(value) + 2 * (largest + 1)) for value in values[places]]
+    texts = [
+        text_of(int(value) + (2 * (largest + 1) if value < first else 0))
+        for value in values[places]
+    ]
     return Parsed(integers.view(array.type), Odd(places, pa.array(texts, pa.string())))
 
 
@@ -179,6 +184,10 @@ def _print_date(days: int) -> str:
 def _print_timestamp(zone: str, micros: int) -> str:
     if abs(micros) == TIMESTAMP_INFINITY:
         return "infinity" if micros > 0 else "-infinity"
+    return _print_moment(zone, micros)
+
+
+def _print_moment(zone: str, micros: int) -> str:
     days, time_us = divmod(micros, _DAY_US)
     date_, era = _print_day(days)
     return f"{date_} {_print_time(time_us)}{zone}{era}"
@@ -283,7 +292,6 @@ def _expanded(text: str) -> tuple[int, time]:
 def _timestamp_row(
     oid: int, name: str, zone: str, arrow: pa.DataType, json: str, edges: tuple[str, ...]
 ) -> BuiltIn:
-    text_of = partial(_print_timestamp, zone)
     return BuiltIn(
         oid=oid,
         name=name,
@@ -292,11 +300,16 @@ def _timestamp_row(
             partial(_read_timestamps, arrow),
             to_json=_timestamptz_to_json if zone else _timestamp_to_json,
             from_json=_timestamp_from_json,
-            print=partial(_print_numbers, pa.int64(), text_of),
+            print=partial(_print_numbers, pa.int64(), partial(_print_timestamp, zone)),
             json=json,
         ),
         adbc=partial(
-            _unwrap, np.int64, _EPOCH_US, TIMESTAMP_INFINITY, _FIRST_TIMESTAMP_US, text_of
+            _unwrap,
+            np.int64,
+            _EPOCH_US,
+            TIMESTAMP_INFINITY,
+            _FIRST_TIMESTAMP_US,
+            partial(_print_moment, zone),
         ),
         is_ascii=True,
         bound="length",
@@ -305,10 +318,13 @@ def _timestamp_row(
             Edge("-infinity"),
             Edge(f"4714-11-24 00:00:00{zone} BC"),
             Edge(f"294247-01-10 04:00:54.775806{zone}"),
-            Edge(
-                f"294276-12-31 23:59:59.999999{zone}",
-                "null; a count of microseconds since 1970 ends in January 294247",
-                is_odd=True,
+            *(
+                Edge(
+                    f"{text}{zone}",
+                    "null; a count of microseconds since 1970 ends in January 294247",
+                    is_odd=True,
+                )
+                for text in ("294247-01-10 04:00:54.775807", "294276-12-31 23:59:59.999999")
             ),
             *(Edge(f"{text}{zone}") for text in edges),
         ),

@@ -1,0 +1,281 @@
+"""Values of every type and nesting: copy, stream, destination and Postgres tell the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+import duckdb
+import numpy as np
+import psycopg
+import pyarrow as pa
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.duckdb.tables import (
+    column_types,
+    create_table,
+    insert_rows,
+    readable,
+)
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import TableChanges
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.model.stores import CopyChunk
+from etl_dagster.protocol.session import ReplicationSession
+from etl_dagster.runtime.representation import chosen
+from etl_dagster.source.catalog import fetch_published_tables
+from etl_dagster.source.connection import connect
+from etl_dagster.source.copy import ChunkReader
+from etl_dagster.source.partitions import ReadFrom
+from etl_dagster.source.stream import ReplicationStream
+from etl_dagster.values import oids
+from etl_dagster.values.adbc import text_expression
+from etl_dagster.values.forms import form_of
+from etl_dagster.values.json import json_reader, json_writer
+from etl_dagster.values.python import to_objects
+from etl_dagster.values.registry import REGISTRY
+from tests.support.database import PUBLICATION, Database
+from tests.support.random_values import DECLARATIONS, EXTENSIONS, Kind, every_kind
+
+_SLOT = "values"
+_ROWS = 24
+SEED = int(os.environ.get("RANDOM_VALUES_SEED", "1"))
+
+
+def test_every_value_of_every_type_is_the_same_everywhere(
+    database: Database, make_config: Callable[..., PipelineConfig]
+) -> None:
+    """One table with a column for each type, and one for arrays of each."""
+    config, random = make_config(database), Random(SEED)
+    kinds = _create(database)
+    with database.connect() as connection:
+        connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", [_SLOT])
+        for number in range(_ROWS):
+            values = ", ".join(_value(kind, number, random) for kind in kinds)
+            connection.execute(f"insert into v values ({number}, {values})")
+    with connect(config.source, application_name="test") as source:
+        (table,) = fetch_published_tables(source, PUBLICATION)
+    without_xml = {oids.XML} if not _has_xml(database) else set()
+    assert REGISTRY.keys() - {column.type_oid for column in table.schema.columns} == without_xml
+
+    found = []
+    for nested in ("text", "native", "json"):
+        schema = chosen(table.schema, config.model_copy(update={"nested": nested}))
+        copied, odd = _copied(config, schema)
+        streamed, odd_streamed = _streamed(config, schema)
+        assert copied.schema == streamed.schema == schema.arrow_schema
+        names = {f"c{place}": kind.name for place, kind in enumerate(kinds)}
+        for name in schema.column_names:
+            if not _is_same(copied[name], streamed[name]):
+                found.append((nested, names[name], "copy and stream differ"))
+        assert odd == odd_streamed
+        if nested == "json":
+            continue  # written from what is native
+        with connect(config.source, application_name="test") as source:
+            differing = _differing(source, schema, copied, odd)
+        differing += _differing_in_duckdb(schema, copied) + _differing_in_json(schema, copied)
+        found += [(nested, names.get(name, name), *what) for name, *what in differing]
+    assert not found, "\n".join(map(str, found))
+
+
+def _create(database: Database) -> list[Kind]:
+    with database.connect() as admin:
+        rows = admin.execute("select name from pg_available_extensions").fetchall()
+        extensions = [name for name in EXTENSIONS if (name,) in rows]
+        for name in extensions:
+            admin.execute(f"create extension {name}")
+    database.execute(DECLARATIONS)
+    kinds = every_kind(extensions)
+    if not _has_xml(database):
+        kinds = [kind for kind in kinds if not kind.name.startswith("xml")]
+    columns = ", ".join(f"c{place} {kind.name}" for place, kind in enumerate(kinds))
+    database.execute(
+        f"create table v (id int primary key, {columns})",
+        f"create publication {PUBLICATION} for table v",
+    )
+    return kinds
+
+
+def _has_xml(database: Database) -> bool:
+    try:
+        database.query("select '<a/>'::xml")
+    except psycopg.errors.FeatureNotSupported:
+        return False
+    return True
+
+
+def _value(kind: Kind, number: int, random: Random) -> str:
+    """Every edge once, then others."""
+    if number < len(kind.edges):
+        return f"({kind.edges[number]})::{kind.name}"
+    return kind.maybe(random)
+
+
+Odd = dict[tuple[str, int], str]
+
+
+def _copied(config: PipelineConfig, schema: TableSchema) -> tuple[pa.RecordBatch, Odd]:
+    reader = ChunkReader(config.source, schema, application_name="test")
+    try:
+        chunk = CopyChunk(0, schema.id)
+        pieces = list(reader.read(chunk, ReadFrom(schema.schema_name, schema.table_name)))
+    finally:
+        reader.close()
+    odd: Odd = {}
+    for piece in pieces:
+        odd |= _odd_by_id(piece.rows, piece.odd)
+    return _by_id([piece.rows for piece in pieces]), odd
+
+
+def _streamed(config: PipelineConfig, schema: TableSchema) -> tuple[pa.RecordBatch, Odd]:
+    session = ReplicationSession()
+    stream = ReplicationStream(config.source, _SLOT, session, Lsn(0), application_name="test")
+    steps: list[TableChanges] = []
+    stream.open()
+    try:
+        while sum(map(len, steps)) < _ROWS:
+            stream.read(1.0)
+            events = session.take_batch().decode(lambda *_: schema, {schema.id: Lsn(0)}, 1)
+            tables = events.tables.get(schema.id, ())
+            steps += [step for step in tables if isinstance(step, TableChanges)]
+    finally:
+        stream.close()
+    odd: Odd = {}
+    for step in steps:
+        odd |= _odd_by_id(step.rows, step.odd)
+    return _by_id([step.rows for step in steps]), odd
+
+
+def _odd_by_id(rows: pa.RecordBatch, odd: Any) -> Odd:
+    ids = rows["id"].to_pylist()
+    return {
+        (name, ids[place]): text
+        for name, each in odd.items()
+        for place, text in zip(each.places.tolist(), each.texts.to_pylist(), strict=True)
+    }
+
+
+def _by_id(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """A scan begins where another one is, so that a copy may begin in the middle of the table."""
+    (rows,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    order: Any = pa.array(np.argsort(rows["id"].to_numpy()))
+    return rows.take(order)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two arrays have the same bits; also of NaN, and of both zeros."""
+    if one.type != other.type or one.is_null().to_pylist() != other.is_null().to_pylist():
+        return False
+    kind = one.type
+    if pa.types.is_list(kind):
+        lengths = [array.value_lengths().to_pylist() for array in (one, other)]
+        return lengths[0] == lengths[1] and _is_same(one.flatten(), other.flatten())
+    if pa.types.is_struct(kind):
+        return all(map(_is_same, one.flatten(), other.flatten()))
+    if pa.types.is_floating(kind):
+        bits = pa.int32() if kind == pa.float32() else pa.int64()
+        one, other = one.drop_null().view(bits), other.drop_null().view(bits)
+        return bool(one.equals(other))
+    return list(map(repr, to_objects(one))) == list(map(repr, to_objects(other)))
+
+
+def _differing(
+    source: psycopg.Connection[Any], schema: TableSchema, rows: pa.RecordBatch, odd: Odd
+) -> list[tuple[Any, ...]]:
+    """Values that Postgres reads as others than it printed, or that are null without being odd."""
+    found: list[tuple[Any, ...]] = []
+    for column in schema.columns:
+        output = text_expression(column).format(f'"{column.name}"')
+        query = f"select id, {output} from public.v order by id"
+        expected = dict(source.execute(query).fetchall())
+        array = rows[column.name]
+        nulls = array.is_null().to_pylist()
+        printed = form_of(column).print(array)
+        same = []
+        for id_, is_null, text in zip(expected, nulls, printed, strict=True):
+            kept = odd.get((column.name, id_))
+            if kept is not None:
+                is_there = not is_null and not form_of(column).parts
+                if is_there or kept != expected[id_]:
+                    found.append((column.name, "odd", kept[:200], expected[id_]))
+            elif is_null:
+                if expected[id_] is not None:
+                    found.append((column.name, "null", expected[id_][:200]))
+            else:
+                same.append((text, expected[id_]))
+        found += [(column.name, *pair) for pair in _read_otherwise(source, column, same)]
+    return found
+
+
+def _read_otherwise(
+    source: psycopg.Connection[Any], column: Any, pairs: list[tuple[Any, Any]]
+) -> list[tuple[Any, ...]]:
+    """Which of the first texts aren't printed as the second when Postgres has read them."""
+    if not pairs:
+        return []
+    output = text_expression(column).format("v").replace("%", "%%")
+    # Not from a column of texts: for some types a cast of a text is another than their input.
+    values = ", ".join([f"(%s::{column.type_name}, %s::text)"] * len(pairs))
+    query = (
+        f"select left(e, 300), left({output}, 300) from (values {values}) x (v, e) "
+        f"where {output} is distinct from e"
+    )
+    texts = [text for pair in pairs for text in pair]
+    return source.execute(query, texts).fetchall()
+
+
+def _differing_in_duckdb(schema: TableSchema, rows: pa.RecordBatch) -> list[tuple[Any, ...]]:
+    types = column_types(schema)
+    names = list(schema.column_names)
+    with duckdb.connect() as connection:
+        connection.execute("set timezone = 'UTC'")
+        create_table(connection, schema)
+        insert_rows(connection, "public.v", readable(rows), names, types)
+        kept = connection.sql("select * from public.v order by id").to_arrow_table()
+    (batch,) = kept.combine_chunks().to_batches()
+    found: list[tuple[Any, ...]] = []
+    for name in names:
+        array = readable(rows.select([name]))[name]
+        for one, other in zip(to_objects(array), to_objects(batch[name]), strict=True):
+            if _plain(one) != _plain(other):
+                found.append(
+                    (
+                        name,
+                        types[name],
+                        str(array.type),
+                        str(batch[name].type),
+                        repr(one)[:200],
+                        repr(other)[:200],
+                    )
+                )
+    return found
+
+
+def _differing_in_json(schema: TableSchema, rows: pa.RecordBatch) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = []
+    for column in schema.columns:
+        write, read = json_writer(column), json_reader(column)
+        for value in to_objects(rows[column.name]):
+            if value is None:
+                continue
+            text = json.dumps(value if write is None else write(value), allow_nan=False)
+            back = json.loads(text)
+            back = back if read is None else read(back)
+            if _plain(back) != _plain(value):
+                found.append((column.name, text[:200], repr(value)[:200], repr(back)[:200]))
+    return found
+
+
+def _plain(value: Any) -> str:
+    """What tells -0.0 from 0.0, and has NaN equal itself. UTC has more than one name."""
+    if isinstance(value, dict):
+        return repr({key: _plain(member) for key, member in value.items()})
+    if isinstance(value, list):
+        return repr([_plain(element) for element in value])
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return value.astimezone(UTC).isoformat()
+    return repr(value)
