@@ -24,7 +24,7 @@ from etl_dagster.runtime.representation import chosen
 from etl_dagster.runtime.schemas import SchemaTracker, ask_types
 from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.runtime.unchanged import Key, UnchangedValues
-from etl_dagster.source.catalog import emit_marker, fetch_row_values
+from etl_dagster.source.catalog import FetchedValues, emit_marker, fetch_row_values
 from etl_dagster.source.columns import TableToday, fetch_table_today
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.stream import ReplicationStream
@@ -319,7 +319,7 @@ class CatchUp:
 
     def _fetch_values(
         self, schema: TableSchema, columns: Sequence[str], keys: Sequence[Key]
-    ) -> tuple[Mapping[Key, Key], Lsn]:
+    ) -> FetchedValues:
         return self._control.ask("completing rows", fetch_row_values, schema, columns, keys)
 
     def _durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:

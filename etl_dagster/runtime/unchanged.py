@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from etl_dagster.errors import SourceError
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import EventBatch, TableChanges, TableStep
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.source.catalog import FetchedValues
 from etl_dagster.values.parsed import Odd, joined
 from etl_dagster.values.printing import print_keys
 from etl_dagster.values.text import parse
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 
 #: Values of the key's columns, as text that Postgres reads.
 Key = tuple[str | None, ...]
-#: Some columns' values, as Postgres' text, of the rows with some keys; rows that are gone are
-#: missing. With it, an LSN at or past the moment of the answer.
-FetchValues = Callable[[TableSchema, Sequence[str], Sequence[Key]], tuple[Mapping[Key, Key], Lsn]]
+#: Some columns' values of the rows with some keys.
+FetchValues = Callable[[TableSchema, Sequence[str], Sequence[Key]], FetchedValues]
 
 
 class UnchangedValues:
@@ -75,8 +75,9 @@ class UnchangedValues:
     def _fetch(self, step: TableChanges, indices: np.ndarray) -> TableChanges:
         columns = [name for name, mask in step.unchanged.items() if mask[indices].any()]
         keys = _keys(step, indices)
-        values, read_lsn = self._fetch_values(step.schema, columns, keys)
-        self.fetched_until = max(self.fetched_until, read_lsn)
+        fetched = self._fetch_values(step.schema, columns, keys)
+        values = fetched.rows
+        self.fetched_until = max(self.fetched_until, fetched.read_lsn)
         rows, unchanged, odd = step.rows, dict(step.unchanged), dict(step.odd)
         for place, name in enumerate(columns):
             found = [
@@ -85,7 +86,7 @@ class UnchangedValues:
                 if step.unchanged[name][index] and key in values
             ]
             if found:
-                rows, odd_here = _put(rows, step, name, found)
+                rows, odd_here = _put(rows, step, name, found, fetched.codec)
                 if (known := joined([odd.get(name), odd_here])) is not None:
                     odd[name] = known
                 unchanged[name] = step.unchanged[name].copy()
@@ -98,14 +99,17 @@ def _put(
     rows: pa.RecordBatch,
     step: TableChanges,
     name: str,
-    found: Sequence[tuple[int, str | None]],
+    found: Sequence[tuple[int, str | bytes | None]],
+    codec: str | None,
 ) -> tuple[pa.RecordBatch, Odd | None]:
-    """The rows with some values of one column set, given as Postgres' text; which are odd."""
+    """The rows with some values of one column set, as they were fetched; which are odd."""
     import pyarrow as pa
 
+    from etl_dagster.values.strings import as_strings
+
     place = step.schema.column_names.index(name)
-    texts = pa.array([text for _, text in found], pa.string())
-    parsed = parse(step.schema.columns[place], texts)
+    texts = as_strings(pa.array([text for _, text in found], pa.large_binary()))
+    parsed = parse(step.schema.columns[place], texts, codec)
     indices = np.array([index for index, _ in found])
     source = np.arange(len(step))
     source[indices] = len(step) + np.arange(len(found))

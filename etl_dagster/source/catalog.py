@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from etl_dagster.errors import CopyOutdated, PublicationEmpty, PublicationMissing, SourceError
+from etl_dagster.errors import CopyOutdated, PublicationEmpty, PublicationMissing
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
-from etl_dagster.pg.encodings import StoredEncoding, decode, stored_encoding
+from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.source.locks import fetch_exclusive_locks
 from etl_dagster.source.published import published_relations
 from etl_dagster.source.types import fetch_types, unknown_types
@@ -427,22 +427,33 @@ def fetch_table_schema(
     return tables[0].schema if tables else None
 
 
+@dataclass(frozen=True, slots=True)
+class FetchedValues:
+    """Values of some rows as they are now."""
+
+    #: By the row's key; rows that are gone are missing. As Postgres' text, or that text's bytes as
+    #: the database keeps them.
+    rows: Mapping[tuple[str | None, ...], tuple[str | bytes | None, ...]]
+    #: At or past their snapshot.
+    read_lsn: Lsn
+    #: How the database keeps its text, as Python calls it, where there are bytes.
+    codec: str | None = None
+
+
 def fetch_row_values(
     connection: Connection,
     schema: TableSchema,
     columns: Sequence[str],
     keys: Sequence[Sequence[str | None]],
-) -> tuple[dict[tuple[str | None, ...], tuple[str | None, ...]], Lsn]:
-    """The current values, as text, of some columns of the rows with these keys (text, too).
-
-    Rows that are gone are missing from the answer. With it comes an LSN at or past its snapshot.
+) -> FetchedValues:
+    """The current values of some columns of the rows with these keys (as text).
 
     Raises:
         CopyOutdated: the table's columns changed since.
     """
     relation = fetch_qualified_name(connection, schema.id)
     if relation is None or not keys:
-        return {}, fetch_insert_lsn(connection)
+        return FetchedValues({}, fetch_insert_lsn(connection))
     described = {column.name: column for column in schema.columns}
     numbered = [
         (sql.Identifier(f"k{place}"), name) for place, name in enumerate(schema.key_columns)
@@ -474,36 +485,9 @@ def fetch_row_values(
             f"columns of {schema.name} were renamed or dropped while it was being copied"
         ) from error
     width = len(numbered)
-    values = {
-        tuple(row[:width]): tuple(
-            _decoded(schema, name, value, stored)
-            for name, value in zip(columns, row[width:], strict=True)
-        )
-        for row in rows
-    }
-    return values, fetch_insert_lsn(connection)
-
-
-def _decoded(
-    schema: TableSchema, name: str, value: str | bytes | None, stored: StoredEncoding | None
-) -> str | None:
-    if stored is None or not isinstance(value, bytes):
-        return cast("str | None", value)
-    from etl_dagster.values.forms import form_of
-
-    column = next(column for column in schema.columns if column.name == name)
-    if not form_of(column).parts:
-        return decode(value, stored.codec)
-    try:
-        return value.decode(stored.codec)
-    except UnicodeDecodeError:
-        # An escaped byte could be taken for a part's quoting.
-        raise SourceError(
-            f"a value of {schema.name}.{name} has bytes that {stored.name} has no character for, "
-            "so a row can't be completed",
-            solution="Correct the value in the source, or set `nested: text` for the column; then "
-            "reset the table.",
-        ) from None
+    values = {tuple(row[:width]): tuple(row[width:]) for row in rows}
+    codec = None if stored is None else stored.codec
+    return FetchedValues(values, fetch_insert_lsn(connection), codec)
 
 
 def _value(column: ColumnSchema, stored: StoredEncoding | None) -> sql.SQL:

@@ -101,7 +101,7 @@ def test_a_row_is_found_by_the_key_that_was_decoded(
             ).fetchall()
             values = parse(key, pa.array([text for text, _ in sent])).array
             keys = [(text,) for text in print_keys(key, values)]
-            found, _ = fetch_row_values(connection, schema, ["doc"], keys)
+            found = fetch_row_values(connection, schema, ["doc"], keys).rows
             if sorted(found.values()) != sorted((doc,) for _, doc in sent):
                 missing.append((names[schema.table_name], keys, found))
     assert missing == []
