@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from etl_dagster.lsn import LSN_MAX
 from etl_dagster.model.schema import TableId, TableSchema
@@ -14,6 +14,8 @@ from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.columns import fetch_traces
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.trigger import fetch_trigger
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.types import contains_composite
 
 _log = logging.getLogger(__name__)
 
@@ -71,11 +73,22 @@ class Rewrites:
                 reason = self._reason(by_id[table_id], files_differ=before[1] != traces[1])
                 if reason is not None:
                     self._copy_again(by_id[table_id], reason)
+        if not is_reported:
+            self._find_altered_types(by_id.values())
         # Only now: had the process died before, the next one must come to the same conclusion.
         if now != last or reported != self._last_trigger:
             entries = {str(table_id): list(traces) for table_id, traces in now.items()}
             self._store.publish_status(_KEY, {"tables": entries, "trigger": reported})
         self._last, self._last_trigger = dict(now), reported
+
+    def _find_altered_types(self, tables: Iterable[TableSchema]) -> None:
+        """Types leave no trace in the table; but values with parts are read by what was known."""
+        for today in tables:
+            if not any(map(_has_attributes, today.columns)):
+                continue
+            known = self._store.get_table_schema(today.id, LSN_MAX)
+            if known is not None and _has_altered_types(known, today):
+                self._copy_again(today, "the type of a column was altered")
 
     def _load(self) -> dict[TableId, tuple[str, str]]:
         status = self._store.get_status(_KEY) or {}
@@ -97,6 +110,22 @@ class Rewrites:
             return
         _log.warning("%s is copied again: %s", table.name, reason)
         self._store.request_copy(table.id)
+
+
+def _has_attributes(column: ColumnSchema) -> bool:
+    """Whether a composite is in the column's type; other types can't be altered."""
+    return column.type is not None and contains_composite(column.type)
+
+
+def _has_altered_types(known: TableSchema, today: TableSchema) -> bool:
+    columns = {column.attnum: column for column in today.columns}
+    return any(
+        old.nested != "text"
+        and (new := columns.get(old.attnum)) is not None
+        and old.type_oid == new.type_oid
+        and old.type != new.type
+        for old in known.columns
+    )
 
 
 def _looks_the_same(known: TableSchema, today: TableSchema) -> bool:

@@ -1,7 +1,8 @@
 """What pg_type says of a type, down to the types that it is built of.
 
 The OIDs of a user's own types differ from database to database, and may be gone when a value is
-read. So a schema keeps the whole tree, and its JSON.
+read. So a schema keeps the whole tree, and its JSON. Two types are equal when their values are
+printed and held alike: what a type is called, and which labels an enum has, makes no difference.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Array:
     """An array; its values may have other dimensions than these, and other lower bounds than 1."""
 
     oid: int
-    name: str
+    name: str = field(compare=False)
     element: PgType
     #: As declared: pg_attribute.attndims or pg_type.typndims; at least 1.
     dimensions: int = 1
@@ -42,7 +43,7 @@ class Range:
     """A range of a type that has an order."""
 
     oid: int
-    name: str
+    name: str = field(compare=False)
     subtype: PgType
 
 
@@ -51,7 +52,7 @@ class Multirange:
     """A list of ranges that don't overlap, in order."""
 
     oid: int
-    name: str
+    name: str = field(compare=False)
     range: Range
 
 
@@ -68,7 +69,7 @@ class Composite:
     """A row type, of a table or by CREATE TYPE ... AS (...)."""
 
     oid: int
-    name: str
+    name: str = field(compare=False)
     #: In order, without those that were dropped.
     attributes: tuple[Attribute, ...]
 
@@ -78,8 +79,8 @@ class Enum:
     """Some labels. More may be added at any place, without a word in the stream."""
 
     oid: int
-    name: str
-    #: In their order. They make no other type.
+    name: str = field(compare=False)
+    #: In their order.
     labels: tuple[str, ...] = field(compare=False)
 
 
@@ -88,7 +89,7 @@ class Domain:
     """Another type with constraints; its values are that type's."""
 
     oid: int
-    name: str
+    name: str = field(compare=False)
     base: PgType
 
 
@@ -100,6 +101,23 @@ def without_domains(type_: PgType) -> PgType:
     while isinstance(type_, Domain):
         type_ = type_.base
     return type_
+
+
+def contains_composite(type_: PgType) -> bool:
+    """Whether the type is a composite, or is built of one."""
+    match type_:
+        case Composite():
+            return True
+        case Array():
+            return contains_composite(type_.element)
+        case Range():
+            return contains_composite(type_.subtype)
+        case Multirange():
+            return contains_composite(type_.range)
+        case Domain():
+            return contains_composite(type_.base)
+        case Scalar() | Enum():
+            return False
 
 
 # -- JSON --------------------------------------------------------------------------------------

@@ -104,6 +104,19 @@ def test_values_with_parts_stay_what_they_are_through_every_change(
         ]
     assert not [check for check in all_checks(config) if check.name == "types of columns"]
 
+    # Nothing in the stream tells of it.
+    database.execute(
+        "alter type pair rename to couple",
+        "alter type couple add attribute c int",
+        "update t set p.c = 5 where id = 1",
+    )
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        assert rows(config, "select id, p from public.t where id < 3 order by id") == [
+            (1, {"a": 1, "b": "x", "c": 5}),
+            (2, {"a": 2, "b": "y", "c": None}),
+        ]
+
 
 def _row(number: int) -> tuple[Any, ...]:
     tags: list[str | None] = ["a", None]

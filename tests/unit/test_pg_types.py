@@ -84,8 +84,8 @@ def test_columns_of_differing_types_differ() -> None:
     assert column != replace(column, nested="native")
 
 
-def test_another_label_makes_no_other_type() -> None:
-    """One may be added at any time, and nothing in the stream tells."""
+def test_another_label_or_name_makes_no_other_type() -> None:
+    """Either may come at any time, nothing in the stream tells, and values are held as before."""
     column = ColumnSchema("mood", 70_000, type=Enum(70_000, "public.mood", ("sad",)))
 
-    assert column == replace(column, type=Enum(70_000, "public.mood", ("sad", "happy")))
+    assert column == replace(column, type=Enum(70_000, "humor", ("sad", "happy")))
