@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import subprocess
 import time
 from dataclasses import dataclass
 
@@ -49,9 +50,7 @@ def _measure(
     config = harness.config(database, "latency", batch={"max_fill_ms": max_fill_ms})
     path = harness.file(database, "latency")
     with harness.worker({"kind": "serve", "config": config}) as pipeline:
-        assert pipeline.stdout is not None
-        if pipeline.stdout.readline().strip() != "ready":
-            raise BenchmarkFailed("the pipeline did not catch up")
+        _wait_ready(pipeline, "the pipeline did not catch up")
         task = {
             "kind": "read",
             "path": str(path),
@@ -59,10 +58,12 @@ def _measure(
             "pause_s": _PAUSE_S,
         }
         with harness.worker(task) as reader, harness.connect(database) as connection:
+            # To start Python takes a reader a second, which is no part of what it waits for rows.
+            _wait_ready(reader, "the reader did not get to read the file")
             before = path.stat().st_size
             commits = _write(connection, lasting_s)
             # The last rows get time to arrive; what doesn't is missing below, and reported.
-            time.sleep(3 * max_fill_ms / 1000 + 2)
+            time.sleep(3 * max_fill_ms / 1000 + 5)
             seen = json.loads(reader.communicate()[0].splitlines()[-1])["seen"]
         durable = json.loads(pipeline.communicate()[0].splitlines()[-1])["durable"]
         growth = path.stat().st_size - before
@@ -74,6 +75,12 @@ def _measure(
         _percentiles([(at, newest) for at, _, newest in commits], seen),
         growth / 1e6,
     )
+
+
+def _wait_ready(worker: subprocess.Popen[str], otherwise: str) -> None:
+    assert worker.stdout is not None
+    if worker.stdout.readline().strip() != "ready":
+        raise BenchmarkFailed(otherwise)
 
 
 def _write(

@@ -195,8 +195,8 @@ def copy(task: dict[str, Any]) -> dict[str, Any]:
 def read(task: dict[str, Any]) -> dict[str, Any]:
     """Ask the file for its newest row again and again, as a plain DuckDB client does.
 
-    While the pipeline writes, DuckDB refuses the file; then it tries again. Returns when each
-    newest ID was first seen.
+    While the pipeline writes, DuckDB refuses the file; then it tries again. Prints a line once it
+    has read the file for the first time, and returns when each newest ID was first seen.
     """
     import duckdb
 
@@ -209,12 +209,15 @@ def read(task: dict[str, Any]) -> dict[str, Any]:
         try:
             with duckdb.connect(task["path"], read_only=True) as connection:
                 row = connection.execute(task["query"]).fetchone()
+                at = time.monotonic()
         except duckdb.IOException:
             refusals += 1
             continue
+        if tries - refusals == 1:
+            print("ready", flush=True)
         if row is not None and row[0] is not None and row[0] > newest:
             newest = row[0]
-            seen.append((time.monotonic(), newest))
+            seen.append((at, newest))
     return {"seen": seen, "tries": tries, "refusals": refusals}
 
 
