@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from etl_dagster.destinations.duckdb import DuckDBDestination, query
+from etl_dagster.destinations.duckdb import DuckDBDestination, query, turns
 from etl_dagster.destinations.duckdb import file as duckdb_file
 from etl_dagster.errors import DestinationUnreachable
 from etl_dagster.model.events import EventBatch
@@ -37,7 +37,7 @@ def destination(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DuckDBD
         "_LONGEST_HOLD_S",
         "_LONGEST_CATCH_UP_HOLD_S",
     ):
-        monkeypatch.setattr(duckdb_file, name, 3600.0)
+        monkeypatch.setattr(turns, name, 3600.0)
     destination = DuckDBDestination(path)
     destination.startup(MemoryStore())
     destination.write_table_rows(ORDERS, end_of_copy("copy"))

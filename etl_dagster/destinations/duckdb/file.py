@@ -16,21 +16,12 @@ import filelock
 from etl_dagster.destinations.duckdb import upkeep
 from etl_dagster.destinations.duckdb.failures import translate
 from etl_dagster.destinations.duckdb.readiness import is_unfinished
+from etl_dagster.destinations.duckdb.turns import Turns
 from etl_dagster.errors import (
     DestinationError,
     DestinationUnreachable,
 )
 
-#: Opening and closing costs some 20 ms of CPU, so the next write has a moment to come: a long one
-#: when it is announced, or when the last one came soon after the file was closed.
-_LINGER_S, _BUSY_LINGER_S = 0.03, 0.3
-#: After this long the file is closed as soon as no transaction is open, however many are waiting.
-_LONGEST_HOLD_S = 1.0
-#: The same after a full batch. Closing writes the last row group of each table again, which is long
-#: texts and wide rows of 100,000 rows; it has to be worth it.
-_LONGEST_CATCH_UP_HOLD_S = 4.0
-#: Then processes that don't announce themselves, such as the duckdb shell, get their turn.
-_REST_S = 0.03
 #: How often a process that waits for the file tries, and the holder looks whether one waits.
 _POLL_S = 0.005
 #: Between two tries to open a file that a process without our lock has open: first, and at most.
@@ -81,9 +72,7 @@ class DatabaseFile:
         self._is_opening = False
         self._is_broken = False
         self._users = 0
-        self._opened_at = self._closed_at = self._idle_since = self._rest_until = 0.0
-        self._linger_s = _LINGER_S
-        self._longest_hold_s = _LONGEST_HOLD_S
+        self._turns = Turns()
 
     @contextmanager
     def transaction(
@@ -142,13 +131,9 @@ class DatabaseFile:
         finally:
             with self._changed:
                 self._users -= 1
-                if more_follows is not None:
-                    self._linger_s = _BUSY_LINGER_S if more_follows else 0.0
-                    is_worth_it = more_follows and not self.upkeep.is_written_at_once
-                    self._longest_hold_s = (
-                        _LONGEST_CATCH_UP_HOLD_S if is_worth_it else _LONGEST_HOLD_S
-                    )
-                self._idle_since = time.monotonic()
+                self._turns.written(
+                    more_follows, is_closing_costly=not self.upkeep.is_written_at_once
+                )
                 self._changed.notify_all()
 
     def _enter(self) -> duckdb.DuckDBPyConnection:
@@ -164,18 +149,17 @@ class DatabaseFile:
                 self._users += 1
                 return self._database
             self._is_opening = True
-            is_busy = time.monotonic() - self._closed_at < _BUSY_LINGER_S
-            self._linger_s = _BUSY_LINGER_S if is_busy else _LINGER_S
+            left_to_others_s = self._turns.before_opening()
         database = None
         try:
-            time.sleep(max(self._rest_until - time.monotonic(), 0))
+            time.sleep(left_to_others_s)
             database = self._open()
         finally:
             with self._changed:
                 self._is_opening = False
                 if database is not None:
                     self._database, self._users, self._is_broken = database, 1, False
-                    self._opened_at = time.monotonic()
+                    self._turns.opened()
                 self._changed.notify_all()
         # Not a daemon: a process that ends while DuckDB works in a thread is aborted.
         threading.Thread(target=self._close_when_idle, name="duckdb-closer").start()
@@ -202,11 +186,7 @@ class DatabaseFile:
 
     @property
     def _is_due(self) -> bool:
-        return (
-            self._is_broken
-            or time.monotonic() - self._opened_at > self._longest_hold_s
-            or _is_taken(self._wanted)
-        )
+        return self._is_broken or self._turns.is_held_long or _is_taken(self._wanted)
 
     def _close_when_idle(self) -> None:
         """Runs in a thread of its own while the file is open."""
@@ -215,19 +195,18 @@ class DatabaseFile:
                 if self._users:
                     self._changed.wait()
                     continue
-                linger_s = self._idle_since + self._linger_s - time.monotonic()
-                if self._is_due or linger_s <= 0:
+                linger_s = self._turns.linger_s
+                if self._is_due or not linger_s:
                     break
                 self._changed.wait(min(linger_s, _POLL_S))
-            if time.monotonic() - self._opened_at > self._longest_hold_s:
-                self._rest_until = time.monotonic() + _REST_S
+            self._turns.closing()
             try:
                 if self._database is not None:
                     self.upkeep.before_close(self._database)
                     self._database.close()
             finally:
                 self._database = None
-                self._closed_at = time.monotonic()
+                self._turns.closed()
                 self._file_lock.release()
                 self._changed.notify_all()
 
