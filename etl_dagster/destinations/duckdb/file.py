@@ -167,12 +167,18 @@ class DatabaseFile:
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         guard = self.guard
+
+        def before_try() -> None:
+            self._turns.opening()
+            if guard is not None:
+                guard.before_opening()
+
         database = open_locked(
             self.path,
             self._file_lock,
             self._config,
             timeout_s=self._lock_timeout_s,
-            before=None if guard is None else guard.before_opening,
+            before_try=before_try,
         )
         try:
             if guard is not None:
@@ -199,7 +205,6 @@ class DatabaseFile:
                 if self._is_due or not linger_s:
                     break
                 self._changed.wait(min(linger_s, _POLL_S))
-            self._turns.closing()
             try:
                 if self._database is not None:
                     self.upkeep.before_close(self._database)
@@ -246,13 +251,13 @@ def open_locked(
     config: dict[str, Any],
     *,
     timeout_s: float,
-    before: Callable[[], None] | None = None,
+    before_try: Callable[[], None] = lambda: None,
     **how: Any,
 ) -> duckdb.DuckDBPyConnection:
     """Take the lock and open the file, waiting for others to leave it; the lock is kept.
 
     Args:
-        before: called between the two.
+        before_try: called with the lock, each time before the file is opened.
 
     Raises:
         DestinationUnreachable: others kept the file for too long, or it can't be opened now.
@@ -261,8 +266,7 @@ def open_locked(
     deadline = time.monotonic() + timeout_s
     _take_turn(path, lock, timeout_s)
     try:
-        if before is not None:
-            before()
+        before_try()
         if not how.get("read_only") and is_unfinished(path):
             path.unlink()
         retry_s = _RETRY_S
@@ -284,6 +288,7 @@ def open_locked(
                     ) from error
             time.sleep(retry_s)
             retry_s = min(retry_s * 1.2, _LONGEST_RETRY_S)
+            before_try()
     except BaseException:
         lock.release()
         raise
