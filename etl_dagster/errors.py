@@ -158,6 +158,19 @@ class PartitionIdentity(SourceError):
         )
 
 
+class KeyChangesText(SourceError):
+    """A column of a table's key prints what may change while the row stays as it is."""
+
+    def __init__(self, table: str, column: str, type_name: str, tells: str) -> None:
+        super().__init__(
+            f"{column} in the key of {table} is of type {type_name}, whose text tells {tells}; "
+            "Postgres publishes nothing then, and the row would not be found by its key again",
+            solution=f"On the source: give {table} a key without {column}, such as by ALTER TABLE "
+            "... REPLICA IDENTITY USING INDEX, or give the column another type, such as oid or "
+            "numeric. Then reset the table.",
+        )
+
+
 class TableRewritten(SourceError):
     """All rows of a table were written anew while it was copied, so they are in other places.
 

@@ -36,6 +36,7 @@ from etl_dagster.runtime.catchup import CatchUp
 from etl_dagster.runtime.delivery import Stopped
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.group_copy import GroupCopy, TooLarge
+from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.many import copying_many, group_lease, many
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.representation import chosen_tables
@@ -270,7 +271,11 @@ class GroupSync:
                 solution="Add it to the publication again, or restart the pipeline to forget it.",
             )
             self._fail(dict.fromkeys(missing, error))
-        return tables
+        unidentified = self._control.ask(
+            "looking at keys", find_unidentified, list(tables.values())
+        )
+        self._fail(unidentified)
+        return {t_id: table for t_id, table in tables.items() if t_id not in unidentified}
 
     def _known_to_nobody_else(
         self, tables: dict[TableId, PublishedTable]

@@ -1,4 +1,4 @@
-"""Finds partitioned tables whose partitions don't identify rows as the table itself does."""
+"""Finds tables whose changed rows could not be found at the destination."""
 
 from __future__ import annotations
 
@@ -7,29 +7,36 @@ from typing import Any
 
 import psycopg
 
-from etl_dagster.errors import PartitionIdentity
+from etl_dagster.errors import KeyChangesText, PartitionIdentity, SourceError
 from etl_dagster.model.schema import TableId
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.partitions import fetch_leaf_identities
+from etl_dagster.values.registry import text_tells
 
 Connection = psycopg.Connection[Any]
 
 
 def find_unidentified(
     connection: Connection, tables: Iterable[PublishedTable]
-) -> dict[TableId, PartitionIdentity]:
+) -> dict[TableId, SourceError]:
     """Those of the tables in which a changed row could not be found, each with the reason.
 
     A table that is published through its root has the root's key, but its old rows come by the
     identity of each partition. Without the columns of the key in them, an update would leave the
     old row beside the new one, and a delete would find nothing.
+
+    Keys are compared by what prints. Of a few types that tells more than the value, and may change
+    while the row stays.
     """
-    roots = {
-        table.schema.id: table.schema
-        for table in tables
-        if table.is_partitioned and (table.has_updates or table.has_deletes)
-    }
-    found: dict[TableId, PartitionIdentity] = {}
+    changing = [table for table in tables if table.has_updates or table.has_deletes]
+    roots = {table.schema.id: table.schema for table in changing if table.is_partitioned}
+    found: dict[TableId, SourceError] = {}
+    for table in changing:
+        for column in table.schema.columns:
+            if column.name in table.schema.key_columns and (tells := text_tells(column)):
+                found[table.schema.id] = KeyChangesText(
+                    table.schema.name, column.name, column.type_name, tells
+                )
     for table_id, identities in fetch_leaf_identities(connection, roots.keys()).items():
         root = roots[table_id]
         key = root.key_columns

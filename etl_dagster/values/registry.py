@@ -8,6 +8,7 @@ from typing import Final
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.families import binary, geometric, network, numbers, positions, texts, times
 from etl_dagster.values.form import BuiltIn
+from etl_dagster.values.types import scalars_in
 
 #: By OID.
 REGISTRY: Final[Mapping[int, BuiltIn]] = {
@@ -23,6 +24,17 @@ UNKNOWN: Final = texts.printed(0, "unknown")
 def row_of(column: ColumnSchema) -> BuiltIn:
     """What is known of the column's type; of a domain, of the type behind it."""
     return REGISTRY.get(column.effective_type_oid, UNKNOWN)
+
+
+def text_tells(column: ColumnSchema) -> str:
+    """What the texts of the column's values tell beside the values (`BuiltIn.text_tells`).
+
+    Empty where a value always prints the same.
+    """
+    if column.type is None:
+        return row_of(column).text_tells
+    rows = (REGISTRY.get(scalar.oid, UNKNOWN) for scalar in scalars_in(column.type))
+    return next((row.text_tells for row in rows if row.text_tells), "")
 
 
 def type_name(type_oid: int) -> str | None:

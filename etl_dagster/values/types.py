@@ -7,7 +7,7 @@ printed and held alike: what a type is called, and which labels an enum has, mak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, assert_never
 
@@ -118,6 +118,28 @@ def contains_composite(type_: PgType) -> bool:
             return contains_composite(type_.base)
         case Scalar() | Enum():
             return False
+
+
+def scalars_in(type_: PgType) -> Iterator[Scalar]:
+    """The types without parts that the type is built of; of an enum, none."""
+    match type_:
+        case Scalar():
+            yield type_
+        case Array():
+            yield from scalars_in(type_.element)
+        case Range():
+            yield from scalars_in(type_.subtype)
+        case Multirange():
+            yield from scalars_in(type_.range)
+        case Composite():
+            for attribute in type_.attributes:
+                yield from scalars_in(attribute.type)
+        case Enum():
+            return
+        case Domain():
+            yield from scalars_in(type_.base)
+        case _:
+            assert_never(type_)
 
 
 # -- JSON --------------------------------------------------------------------------------------

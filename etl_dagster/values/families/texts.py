@@ -30,6 +30,8 @@ def printed(oid: int, name: str, *edges: str, **more: Any) -> BuiltIn:
     return BuiltIn(oid=oid, name=name, form=AS_PRINTED, edges=found, **more)
 
 
+_named = partial(printed, text_tells="names of objects, which may be renamed")
+
 ROWS: Final = (
     BuiltIn(
         oid=oids.TEXT,
@@ -90,16 +92,16 @@ ROWS: Final = (
     printed(3615, "tsquery", "'a' & !'b'", ""),
     printed(4072, "jsonpath", '$."a"[*]'),
     printed(1790, "refcursor", "c"),
-    printed(24, "regproc", "now", "-"),
-    printed(2202, "regprocedure", "now()"),
-    printed(2203, "regoper", "||/"),
-    printed(2204, "regoperator", "+(integer,integer)"),
-    printed(2205, "regclass", "pg_class", "-"),
-    printed(2206, "regtype", "integer"),
-    printed(3734, "regconfig", "english"),
-    printed(3769, "regdictionary", "simple"),
-    printed(4089, "regnamespace", "pg_catalog"),
-    printed(4096, "regrole", "-"),
-    printed(4191, "regcollation", '"C"'),
-    printed(1033, "aclitem", "=r/postgres"),
+    _named(24, "regproc", "now", "-"),
+    _named(2202, "regprocedure", "now()"),
+    _named(2203, "regoper", "||/"),
+    _named(2204, "regoperator", "+(integer,integer)"),
+    _named(2205, "regclass", "pg_class", "-"),
+    _named(2206, "regtype", "integer"),
+    _named(3734, "regconfig", "english"),
+    _named(3769, "regdictionary", "simple"),
+    _named(4089, "regnamespace", "pg_catalog"),
+    _named(4096, "regrole", "-"),
+    _named(4191, "regcollation", '"C"'),
+    _named(1033, "aclitem", "=r/postgres"),
 )
