@@ -1,4 +1,4 @@
-"""Writes the pages of the site that are made from the code: all settings, and all commands.
+"""Writes the pages of the site that are made from the code: all settings, commands and types.
 
 A script and not a plugin, so that any builder of the site can be run after it.
 """
@@ -21,12 +21,28 @@ import etl_dagster.destinations
 import etl_dagster.stores
 from etl_dagster.cli.app import cli
 from etl_dagster.config import ENV_PREFIX, PipelineConfig
+from etl_dagster.destinations.duckdb.tables import column_type
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.form import BuiltIn
+from etl_dagster.values.forms import form_of
+from etl_dagster.values.registry import REGISTRY
+from etl_dagster.values.types import (
+    Array,
+    Attribute,
+    Composite,
+    Enum,
+    Multirange,
+    PgType,
+    Range,
+    Scalar,
+)
 
 
 def main() -> None:
     folder = Path(__file__).parent / "reference"
     (folder / "configuration.md").write_text(configuration_page(), "utf-8")
     (folder / "command-line.md").write_text(command_line_page(), "utf-8")
+    (folder / "types.md").write_text(types_page(), "utf-8")
 
 
 # -- settings ----------------------------------------------------------------------------------
@@ -186,6 +202,127 @@ def _commands(path: str, command: click.Command) -> Iterator[tuple[str, click.Co
             found = command.get_command(context, name)
             if found is not None and not found.hidden:
                 yield from _commands(f"{path} {name}", found)
+
+
+# -- types -------------------------------------------------------------------------------------
+
+_TYPES_INTRODUCTION = """# Types
+
+What becomes of the values of each type: in Arrow, which is what a destination is given; in DuckDB;
+and in the JSON of the [HTTP destination](../destinations/http.md). Copy and stream give the same.
+A domain is as the type behind it.
+
+The last column has values at the edges of each type, as Postgres prints them. They are held as they
+are, unless it says what becomes of them. What isn't held is odd: it follows
+[`odd_values`](../guides/odd-values.md), and its text is kept.
+"""
+_TYPES_END = """
+## Any other type
+
+A type of an extension (`citext`, `ltree`, `cube`, `vector`), and any that is not above, is text
+exactly as Postgres prints it.
+
+An array is a list as deep as its column declares. One with other dimensions, or with lower bounds
+other than 1, is null in its place and odd. A label that is added to an enum needs no change. A
+composite without attributes, or with attributes whose names differ in case alone, is text.
+
+`nested: json` has arrays, ranges, multiranges, composites and hstore arrive as JSON, and
+`nested: text` as Postgres prints them, as they do in columns of the key.
+
+## Keys
+
+A row is found by what Postgres prints for its key. Postgres sends the old key with an update
+whenever its bytes change, also to what it calls equal (`1.0` and `1.00`, `-0` and `0`, `1 day` and
+`24 hours`, `Ab` and `AB` in `citext` or under a collation that isn't deterministic). So there is
+one row for one row of Postgres, with the key as it is spelled now.
+
+| type | in a key |
+|---|---|
+"""
+_ANY_KEY = "| every other type that Postgres takes in a key | by its value, exactly |\n"
+
+
+def types_page() -> str:
+    """Every type that Postgres brings, from the registry, and those that are built of others."""
+    parts = [
+        _TYPES_INTRODUCTION,
+        "| Postgres | Arrow | DuckDB | JSON | values |\n|---|---|---|---|---|",
+    ]
+    for row in REGISTRY.values():
+        for name, modifier in _modifiers(row).items():
+            values = _edges(row) if modifier == -1 else ""
+            parts.append(f"| `{name}` | {_held(ColumnSchema('c', row.oid, modifier))} | {values} |")
+    parts.append("\n## Types with parts\n")
+    parts.append("| Postgres | Arrow | DuckDB | JSON |\n|---|---|---|---|")
+    for name, type_ in _types_with_parts().items():
+        parts.append(f"| {name} | {_held(ColumnSchema('c', 0, type=type_, nested='native'))} |")
+    parts.append(_TYPES_END + "".join(_keys()) + _ANY_KEY)
+    return "\n".join(parts)
+
+
+def _edges(row: BuiltIn) -> str:
+    """The values at the edges of a type, each with what becomes of it unless it is held."""
+    plain = [_code(edge.text) for edge in row.edges if edge.becomes == "itself"]
+    others = [
+        f"{_code(edge.text)}: {edge.becomes}{' (odd)' if edge.is_odd else ''}"
+        for edge in row.edges
+        if edge.becomes != "itself"
+    ]
+    return "<br>".join([", ".join(plain), *others] if plain else others)
+
+
+def _modifiers(row: BuiltIn) -> dict[str, int]:
+    """The ways to declare the type that are held in ways of their own."""
+    if row.bound != "digits":
+        return {row.name: -1}
+    found = {row.name: -1}
+    for precision, scale in ((12, 2), (60, 20), (100, 0)):
+        found[f"{row.name}({precision},{scale})"] = (precision << 16 | scale) + 4
+    return found
+
+
+def _types_with_parts() -> dict[str, PgType]:
+    integer, text = _scalar("integer"), _scalar("text")
+    range_ = Range(0, "int4range", integer)
+    pair = Composite(0, "pair", (Attribute("a", integer), Attribute("b", text)))
+    return {
+        "array: `integer[]`": Array(0, "integer[]", integer),
+        "array: `integer[][]`": Array(0, "integer[]", integer, dimensions=2),
+        "range: `int4range`": range_,
+        "multirange: `int4multirange`": Multirange(0, "int4multirange", range_),
+        "composite: `(a integer, b text)`": pair,
+        "enum": Enum(0, "mood", ("sad", "happy")),
+        "`hstore`": Scalar(0, "hstore", extension="hstore"),
+    }
+
+
+def _scalar(name: str) -> Scalar:
+    row = next(row for row in REGISTRY.values() if row.name == name)
+    return Scalar(row.oid, row.name)
+
+
+def _held(column: ColumnSchema) -> str:
+    form = form_of(column)
+    return f"`{form.arrow}` | `{column_type(column)}` | {form.json}"
+
+
+def _code(text: str) -> str:
+    """A value in code, such as fits into a cell of a table."""
+    if not text.strip():
+        return f"{len(text)} spaces" if text else "the empty text"
+    if len(text) > 60:
+        text = f"{text[:20]}...{text[-10:]} ({len(text)} characters)"
+    shown = text.replace("\t", "\\t").replace("\n", "\\n").replace("|", "\\|")
+    return f"`{shown}`"
+
+
+def _keys() -> Iterator[str]:
+    for row in REGISTRY.values():
+        if row.text_tells:
+            yield f"| `{row.name}` | refused: its text tells {row.text_tells} |\n"
+        elif any(edge.is_odd for edge in row.edges):
+            yield f"| `{row.name}` | by its value; a value that isn't held stops the table |\n"
+    yield "| `numeric(p,s)` | by its value; `NaN`, the only one that isn't held, is null |\n"
 
 
 if __name__ == "__main__":

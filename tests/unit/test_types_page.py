@@ -1,0 +1,77 @@
+"""The page of all types, which docs/generate.py makes from the registry, is complete and true."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from etl_dagster.destinations.duckdb.tables import column_type, insert_rows, readable
+from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.form import BuiltIn
+from etl_dagster.values.forms import arrow_type
+from etl_dagster.values.registry import REGISTRY
+from etl_dagster.values.text import parse
+
+_SCRIPT = Path(__file__).parents[2] / "docs" / "generate.py"
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", _SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def lines() -> dict[str, list[str]]:
+    """The cells of each type's line in the page."""
+    page: str = _script().types_page()
+    table = page.partition("## Types with parts")[0]
+    rows = [line.removesuffix(" |") for line in table.splitlines() if line.startswith("| `")]
+    found = [row.removeprefix("| ").split(" | ") for row in rows]
+    return {cells[0].strip("`"): cells for cells in found}
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in REGISTRY.values()])
+def test_a_type_stands_in_the_page_as_it_is(
+    row: BuiltIn, lines: dict[str, list[str]], connection: duckdb.DuckDBPyConnection
+) -> None:
+    column = ColumnSchema("c", row.oid)
+    name, arrow, kind, _json, values = lines[row.name]
+    assert (name, arrow) == (f"`{row.name}`", f"`{arrow_type(column)}`")
+    assert values.count("odd") == sum(edge.is_odd for edge in row.edges)
+    for edge in row.edges:
+        assert edge.becomes == "itself" or edge.becomes in values
+
+    texts = [edge.text for edge in row.edges]
+    rows = readable(_batch(parse(column, pa.array(texts, pa.string())).array))
+    connection.execute(f"create or replace table t (c {column_type(column)})")
+    insert_rows(connection, "t", rows, ["c"], {"c": column_type(column)})
+    kept = connection.execute("select typeof(c), c is null from t").fetchall()
+    assert {f"`{type_}`" for type_, _ in kept} == {kind}
+    assert [is_null for _, is_null in kept] == [edge.is_odd for edge in row.edges]
+
+
+def _batch(array: pa.Array[Any]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([array], names=["c"])
+
+
+def test_the_page_tells_of_every_width_of_a_number(lines: dict[str, list[str]]) -> None:
+    assert lines["numeric"][1:3] == ["`string`", "`VARCHAR`"]
+    assert lines["numeric(12,2)"][1:3] == ["`decimal128(12, 2)`", "`DECIMAL(12,2)`"]
+    assert lines["numeric(100,0)"][1:3] == ["`string`", "`VARCHAR`"]
