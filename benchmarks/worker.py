@@ -22,7 +22,7 @@ import psycopg
 
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import parse_config
-from etl_dagster.integrations.meltano.positions import mirrored_positions
+from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Capabilities, Destination
 from etl_dagster.model.events import EventBatch, TableRows

@@ -26,7 +26,7 @@ from typing import Any
 from etl_dagster.assembly import build_destination, opened_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, LeaseLost, PipelineInUse, Superseded
-from etl_dagster.integrations.meltano.positions import mirrored_positions
+from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.resetting import follow_request, is_reset_wanted, offer_resets

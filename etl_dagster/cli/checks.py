@@ -16,12 +16,9 @@ from etl_dagster.errors import (
     StoreError,
     StoreRestored,
 )
-from etl_dagster.integrations.meltano.positions.mirrored import state_location
-from etl_dagster.integrations.meltano.states.errors import StateSchemaMissing, StateTablesMissing
-from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 from etl_dagster.kinds import DESTINATIONS, STORES
-from etl_dagster.lsn import LSN_MAX
 from etl_dagster.model.destination import ChecksNames
+from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 from etl_dagster.runtime.belonging import Belonging
@@ -30,7 +27,7 @@ from etl_dagster.runtime.preflight import Check, run_checks
 from etl_dagster.runtime.representation import held_otherwise
 from etl_dagster.runtime.runner import describe_runner
 from etl_dagster.runtime.slot import require_continuable
-from etl_dagster.source.catalog import fetch_published_tables
+from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (
     Slot,
@@ -44,8 +41,9 @@ from etl_dagster.words import human_bytes, names
 
 def all_checks(config: PipelineConfig) -> list[Check]:
     """The report of the doctor."""
-    source = run_checks(config)
-    found = check_continuation(config, source)
+    published: list[PublishedTable] = []
+    source = run_checks(config, published)
+    found = check_continuation(config, source, published)
     # A slot that is lost is found by both; one that is merely gone is all right by itself.
     failed = {check.name for check in source if check.failure is not None}
     better = {check.name for check in found}
@@ -54,7 +52,7 @@ def all_checks(config: PipelineConfig) -> list[Check]:
         *(check for check in found if check.name not in failed),
         _check_state_store_elsewhere(config, source),
         check_destination(config),
-        *check_names(config, source),
+        *check_names(config, published),
         *check_positions(config),
     ]
 
@@ -101,11 +99,14 @@ def refuse(failures: Sequence[EtlError]) -> None:
         raise NotReady("\n".join(lines))
 
 
-def check_continuation(config: PipelineConfig, source: Sequence[Check]) -> list[Check]:
+def check_continuation(
+    config: PipelineConfig, source: Sequence[Check], published: Sequence[PublishedTable]
+) -> list[Check]:
     """Whether the source is where the pipeline left it: the cluster, its history, the slots.
 
     Args:
         source: what was found of the source by itself; where it can't be reached, nothing is added.
+        published: the tables that were found there.
     """
     if forgets(STORES, config.state_store.type) or any(
         c.name == "connection" and c.failure for c in source
@@ -114,7 +115,11 @@ def check_continuation(config: PipelineConfig, source: Sequence[Check]) -> list[
     control = SourceControl(config.source, application_name="etl_dagster doctor")
     try:
         with opened_store(config) as store:
-            return list(_continuation(config, store, control)) if _can_be_read(store) else []
+            return (
+                list(_continuation(config, store, control, published))
+                if _can_be_read(store)
+                else []
+            )
     except EtlError:
         return []  # the store's own check has found that, too
     finally:
@@ -122,7 +127,10 @@ def check_continuation(config: PipelineConfig, source: Sequence[Check]) -> list[
 
 
 def _continuation(
-    config: PipelineConfig, store: CoordinatingStore, control: SourceControl
+    config: PipelineConfig,
+    store: CoordinatingStore,
+    control: SourceControl,
+    published: Sequence[PublishedTable],
 ) -> Iterator[Check]:
     if not store.get_table_replication_states():
         return
@@ -144,22 +152,24 @@ def _continuation(
     }
     if slots:
         yield _copying_slots(slots.values())
-    yield from _stopped_tables(config, store, slots)
-    yield from _held_otherwise(config, store, control)
+    schemas = _newest_schemas(store)
+    yield from _stopped_tables(config, store, slots, schemas)
+    yield from _held_otherwise(config, schemas, published)
+
+
+def _newest_schemas(store: CoordinatingStore) -> Mapping[TableId, TableSchema]:
+    versions = sorted(store.get_table_schemas(), key=lambda schema: schema.snapshot_id)
+    return {schema.id: schema for schema in versions}
 
 
 def _held_otherwise(
-    config: PipelineConfig, store: CoordinatingStore, control: SourceControl
+    config: PipelineConfig,
+    schemas: Mapping[TableId, TableSchema],
+    published: Sequence[PublishedTable],
 ) -> Iterator[Check]:
     """Columns that were copied before `nested` or `odd_values` was what it is now."""
-    tables = control.ask(
-        "reading the publication",
-        fetch_published_tables,
-        config.source.publication,
-        with_filters=False,
-    )
-    for table in tables:
-        known = store.get_table_schema(table.schema.id, LSN_MAX)
+    for table in published:
+        known = schemas.get(table.schema.id)
         if known is None or not (columns := held_otherwise(table.schema, known, config)):
             continue
         yield Check.warning(
@@ -181,13 +191,16 @@ def _copying_slots(slots: Collection[Slot]) -> Check:
 
 
 def _stopped_tables(
-    config: PipelineConfig, store: CoordinatingStore, slots: Mapping[str, Slot]
+    config: PipelineConfig,
+    store: CoordinatingStore,
+    slots: Mapping[str, Slot],
+    schemas: Mapping[TableId, TableSchema],
 ) -> Iterator[Check]:
     """Tables that wait for a person, and what they cost meanwhile."""
     for table_id, state in store.get_table_replication_states().items():
         if not isinstance(state, Errored) or isinstance(state.retry, TimedRetry):
             continue
-        schema = store.get_table_schema(table_id, LSN_MAX)
+        schema = schemas.get(table_id)
         table = f"table {table_id}" if schema is None else schema.name
         slot = slots.get(table_sync_slot_name(config.pipeline, table_id))
         if slot is None:
@@ -238,7 +251,7 @@ def check_destination(config: PipelineConfig) -> Check:
     return _check(name, lambda: _ask_destination(config))
 
 
-def check_names(config: PipelineConfig, source: Sequence[Check]) -> Iterator[Check]:
+def check_names(config: PipelineConfig, published: Sequence[PublishedTable]) -> Iterator[Check]:
     """Whether names are one at the destination that differ in the source.
 
     Not in the way of a start: only the tables concerned stop.
@@ -247,22 +260,8 @@ def check_names(config: PipelineConfig, source: Sequence[Check]) -> Iterator[Che
         destination = build_destination(config)
     except EtlError:
         return  # the destination's own check has found that, too
-    if not isinstance(destination, ChecksNames) or any(
-        check.name in ("connection", "publication") and check.failure for check in source
-    ):
+    if not isinstance(destination, ChecksNames):
         return
-    control = SourceControl(config.source, application_name="etl_dagster doctor")
-    try:
-        published = control.ask(
-            "reading the publication",
-            fetch_published_tables,
-            config.source.publication,
-            with_filters=False,
-        )
-    except EtlError:
-        return
-    finally:
-        control.close()
     for clash in destination.check_names([table.schema for table in published]):
         yield Check(
             "names",
@@ -302,6 +301,13 @@ def check_positions(config: PipelineConfig) -> list[Check]:
     """
     if not config.meltano.enabled or config.meltano.state_backend is None:
         return []
+    from etl_dagster.integrations.meltano.positions.mirrored import state_location
+    from etl_dagster.integrations.meltano.states.errors import (
+        StateSchemaMissing,
+        StateTablesMissing,
+    )
+    from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
+
     name = "meltano state"
     try:
         location = state_location(config)

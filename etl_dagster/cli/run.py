@@ -53,7 +53,7 @@ def run(
 
         view = make_view(plain=plain, as_json=as_json)
         from etl_dagster.assembly import build_destination, opened_store
-        from etl_dagster.integrations.meltano.positions import mirrored_positions
+        from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
         from etl_dagster.runtime.pipeline import Pipeline
 
         _wait_for_servers(config)

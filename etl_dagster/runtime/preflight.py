@@ -123,8 +123,14 @@ def require_ready(connection: Connection, config: PipelineConfig) -> list[Publis
     return tables
 
 
-def run_checks(config: PipelineConfig) -> list[Check]:
-    """Everything that can be said about the source; what is wrong is a finding, never raised."""
+def run_checks(
+    config: PipelineConfig, published: list[PublishedTable] | None = None
+) -> list[Check]:
+    """Everything that can be said about the source; what is wrong is a finding, never raised.
+
+    Args:
+        published: takes the published tables, where they could be read.
+    """
     checks: list[Check] = []
     try:
         uri = source_uri(config.source)
@@ -136,7 +142,7 @@ def run_checks(config: PipelineConfig) -> list[Check]:
             facts = fetch_server_facts(connection)
             checks.append(Check.ok("connection", f"connected to {uri} as {facts.user!r}"))
             checks += _check_server(connection, config, facts)
-            checks += _check_publication(connection, config, facts)
+            checks += _check_publication(connection, config, facts, published)
     except EtlError as error:
         checks.append(Check.error("connection", error))
     except psycopg.Error as error:
@@ -304,7 +310,10 @@ def _check_settings(facts: ServerFacts) -> Iterator[Check]:
 
 
 def _check_publication(
-    connection: Connection, config: PipelineConfig, facts: ServerFacts
+    connection: Connection,
+    config: PipelineConfig,
+    facts: ServerFacts,
+    published: list[PublishedTable] | None,
 ) -> Iterator[Check]:
     tables: list[PublishedTable] = []
     try:
@@ -314,6 +323,8 @@ def _check_publication(
     else:
         yield Check.ok("publication", f"{publication.name!r} exists")
         tables = fetch_published_tables(connection, publication.name, with_filters=False)
+        if published is not None:
+            published += tables
         yield from _check_tables(connection, config, facts, publication, tables)
         yield from _check_configured_tables(config, tables)
     yield _check_apply_slot(connection, config)

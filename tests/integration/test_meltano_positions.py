@@ -19,9 +19,9 @@ from etl_dagster.cli.app import cli
 from etl_dagster.config import MemoryStoreConfig, PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.integrations.dagster.supervisor import Replicator, config_payload
-from etl_dagster.integrations.meltano.positions import Mirror, mirrored_positions
 from etl_dagster.integrations.meltano.positions.comparison import compare_bookmarks
 from etl_dagster.integrations.meltano.positions.memory import STATUS_KEY, Notice, load_notices
+from etl_dagster.integrations.meltano.positions.mirror import Mirror, mirrored_positions
 from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates, state_location
 from etl_dagster.integrations.meltano.positions.tables import state_key
 from etl_dagster.integrations.meltano.states.storage import StateStorage
