@@ -25,6 +25,7 @@ from etl_dagster.source.slots import (
     require_usable,
     table_sync_slot_name,
 )
+from etl_dagster.stores.postgres import PostgresStore
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, rows, running
 
@@ -129,9 +130,12 @@ def errors(config: PipelineConfig) -> dict[str, Check]:
 
 
 def test_the_doctor_reports_a_slot_that_is_gone_or_was_advanced(
-    database: Database, config: PipelineConfig
+    database: Database, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert errors(config) == {}
+    with monkeypatch.context() as patch:
+        # Of a thousand tables, that would read a thousand times what is known of all.
+        patch.setattr(PostgresStore, "get_table_schema", None)
+        assert errors(config) == {}
     name = apply_slot_name(config.pipeline)
     database.query("select pg_drop_replication_slot(%s)", [name])
     assert "is gone from the source, but 1 tables" in errors(config)["slot"].message

@@ -22,7 +22,7 @@ from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.merge import TableMerge
 from etl_dagster.destinations.duckdb.names import Names
 from etl_dagster.destinations.duckdb.odd_values import Entries, OddValues
-from etl_dagster.destinations.duckdb.readiness import check_file
+from etl_dagster.destinations.duckdb.readiness import check_file, check_place
 from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing
 from etl_dagster.destinations.duckdb.tables import (
     column_types,
@@ -335,7 +335,7 @@ class DuckDBDestination:
         elif is_missing(self.path):
             yield None
         else:
-            check_file(self.path)
+            check_place(self.path)
             with reading.read_connection(
                 self.path, lock_timeout_s=self._lock_timeout_s
             ) as connection:

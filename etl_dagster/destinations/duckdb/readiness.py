@@ -40,6 +40,18 @@ def check_file(path: Path) -> None:
     Raises:
         DestinationError: with what to do.
     """
+    check_place(path)
+    is_there = path.exists() and not is_unfinished(path)
+    if is_there and (failure := _newer_version(path)) is not None:
+        raise failure
+
+
+def check_place(path: Path) -> None:
+    """The same without opening the file, for what opens it next.
+
+    Raises:
+        DestinationError: with what to do.
+    """
     failure = _obstacle(path)
     if failure is not None:
         raise failure
@@ -83,7 +95,7 @@ def _obstacle(path: Path) -> DestinationError | None:
         return DestinationError(
             f"{path} is there, and is no DuckDB file", solution=f"Move it away; or: {elsewhere}"
         )
-    return _newer_version(path)
+    return None
 
 
 def _newer_version(path: Path) -> DestinationError | None:
