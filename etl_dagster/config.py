@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,6 +25,7 @@ from pydantic_core import PydanticCustomError
 from etl_dagster.config_text import (
     Place,
     describe,
+    parse_numeric,
     parse_size,
     read_yaml,
     suggest,
@@ -45,9 +47,11 @@ _MEMORY = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?)?B", re.IGNORECASE)
 OddPolicy: TypeAlias = Literal["null", "clamp", "text", "fail"]
 #: In YAML, null without quotes is None.
 _Null = BeforeValidator(lambda value: "null" if value is None else value)
-#: Bytes: a number, or a text such as ``8MB``.
 #: How values with parts are held; see `etl_dagster.values.columns`.
 Nested: TypeAlias = Literal["native", "json", "text"]
+#: How a numeric without precision is held; see `etl_dagster.values.columns`.
+Numeric: TypeAlias = Annotated[str, AfterValidator(parse_numeric)]
+#: Bytes: a number, or a text such as ``8MB``.
 ByteCount: TypeAlias = Annotated[int, BeforeValidator(parse_size)]
 
 
@@ -292,6 +296,8 @@ class ColumnConfig(_Section):
     nested: Nested | None = Field(None, description="As for the pipeline, for this column.")
     odd_values: OddPolicy | None = Field(None, description="As for the pipeline, for this column.")
 
+    numeric: Numeric | None = Field(None, description="As for the pipeline, for this column.")
+
     @model_validator(mode="before")
     @classmethod
     def _null_is_a_policy(cls, values: Any) -> Any:
@@ -362,6 +368,12 @@ class PipelineConfig(_Section):
         "value that it holds, or the end of the table's replication. Under `text`, columns of "
         "types that have such values are text at the destination, from their next copy on.",
     )
+    numeric: Numeric = Field(
+        "text",
+        description="How `numeric` without precision arrives in columns that are copied from now "
+        "on, outside of keys and of values with parts: `text`, exactly as Postgres prints it; "
+        "`decimal(p,s)` with up to 38 digits; or `double`, the nearest one.",
+    )
     tables: dict[str, TableConfig] = {}
     meltano: MeltanoConfig = MeltanoConfig()
 
@@ -411,6 +423,11 @@ class PipelineConfig(_Section):
         """How a column's values with parts arrive, where it is copied from now on."""
         column = self.table(table_name).columns.get(column_name)
         return (None if column is None else column.nested) or self.nested
+
+    def numeric_of(self, table_name: str, column_name: str) -> str:
+        """How a numeric without precision arrives, where it is copied from now on."""
+        column = self.table(table_name).columns.get(column_name)
+        return (None if column is None else column.numeric) or self.numeric
 
     def odd_policy(self, table_name: str, column_name: str) -> OddPolicy:
         """What becomes of values that the column's type can't hold."""

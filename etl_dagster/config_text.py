@@ -20,6 +20,10 @@ _UNITS = {"": 1, "b": 1} | {
 }
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
 
+_DECIMAL = re.compile(r"decimal\((\d{1,3}),(\d{1,3})\)")
+#: As wide as the decimals of most destinations.
+_MAX_DIGITS = 38
+
 #: What pydantic says in terms of Python or of regular expressions, by the type of its error. Names
 #: in braces are its facts.
 _MESSAGES = {
@@ -46,6 +50,22 @@ _MESSAGES = {
     "literal_error": "must be one of: {expected}",
     "path_type": "must be a path",
 }
+
+
+def parse_numeric(choice: str) -> str:
+    """The choice in one spelling: ``text``, ``double``, or such as ``decimal(20,4)``.
+
+    Raises:
+        ValueError: it is none of these, or a decimal that no destination has.
+    """
+    plain = choice.replace(" ", "").lower()
+    match = _DECIMAL.fullmatch(plain)
+    if match is None:
+        if plain not in ("text", "double"):
+            raise ValueError("must be text, double, or a decimal such as decimal(20,4)")
+    elif not (1 <= int(match[1]) <= _MAX_DIGITS and int(match[2]) <= int(match[1])):
+        raise ValueError(f"must have 1 to {_MAX_DIGITS} digits, and no more after the point")
+    return plain
 
 
 def parse_size(value: Any) -> Any:

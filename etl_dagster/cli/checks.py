@@ -167,7 +167,7 @@ def _held_otherwise(
     schemas: Mapping[TableId, TableSchema],
     published: Sequence[PublishedTable],
 ) -> Iterator[Check]:
-    """Columns that were copied before `nested` or `odd_values` was what it is now."""
+    """Columns that were copied before `nested`, `numeric` or `odd_values` was what it is now."""
     for table in published:
         known = schemas.get(table.schema.id)
         if known is None or not (columns := held_otherwise(table.schema, known, config)):
@@ -175,7 +175,7 @@ def _held_otherwise(
         yield Check.warning(
             "types of columns",
             f"{table.schema.name}: {names(columns)} arrive as they did when the table was copied, "
-            "not as `nested` and `odd_values` say now",
+            "not as `nested`, `numeric` and `odd_values` say now",
             f"To change that, copy the table again: etl-dagster reset {table.schema.name}",
         )
 

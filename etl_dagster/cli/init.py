@@ -75,6 +75,10 @@ partitions_removed: keep
 # text that Postgres prints. For columns that are copied from now on.
 nested: native
 
+# numeric without precision: as text, exactly as it prints, as decimal(p,s), or as double. For
+# columns that are copied from now on.
+numeric: text
+
 # What stands in a row for a value that its column's type can't hold, such as a NaN in a
 # numeric(12,2): "null", clamp (the nearest value), text (the column is text, from its next copy
 # on) or fail (the table stops). None is lost: `etl-dagster odd` lists them.

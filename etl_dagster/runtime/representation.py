@@ -12,7 +12,7 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.types import TypeCatalog, unknown_types
 from etl_dagster.values.columns import ColumnSchema
-from etl_dagster.values.forms import arrow_type, may_be_odd
+from etl_dagster.values.forms import arrow_type, is_any_numeric, may_be_odd
 from etl_dagster.values.types import PgType, Scalar, without_domains
 
 
@@ -29,6 +29,8 @@ def _chosen(column: ColumnSchema, schema: TableSchema, config: PipelineConfig) -
     if column.type is not None:
         nested = config.nested_of(schema.name, column.name)
         column = replace(column, nested="text" if column.name in schema.key_columns else nested)
+    if is_any_numeric(column) and column.name not in schema.key_columns:
+        column = replace(column, numeric=config.numeric_of(schema.name, column.name))
     if config.odd_policy(schema.name, column.name) == "text" and may_be_odd(column):
         return replace(column, nested="text", as_text=True)
     return column
@@ -72,7 +74,9 @@ def _kept(schema: TableSchema, known: TableSchema | None) -> Iterable[ColumnSche
     for column in schema.columns:
         old = before.get(column.attnum or column.name)
         if old is not None and _has_same_type(old, column):
-            yield replace(column, type=old.type, nested=old.nested, as_text=old.as_text)
+            yield replace(
+                column, type=old.type, nested=old.nested, as_text=old.as_text, numeric=old.numeric
+            )
 
 
 def _has_same_type(old: ColumnSchema, new: ColumnSchema) -> bool:

@@ -16,6 +16,8 @@ Nested: TypeAlias = Literal["native", "json", "text"]
 FORMAT: Final = 2
 #: ... of a column that is held as text, which earlier versions would take for its type.
 _TEXT_FORMAT: Final = 3
+#: ... of a numeric column that is held as a number by choice, which they would take for text.
+_NUMERIC_FORMAT: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,9 @@ class ColumnSchema:
     #: Whether its values are held as the text that Postgres prints, whatever its type; chosen and
     #: kept as `nested`.
     as_text: bool = False
+    #: How the values of a numeric without precision are held: ``text``, ``double``, or such as
+    #: ``decimal(20,4)``; chosen and kept as `nested`.
+    numeric: str = "text"
 
     @property
     def effective_type_oid(self) -> int:
@@ -64,7 +69,10 @@ def column_to_json(column: ColumnSchema) -> dict[str, Any]:
     """The column as it is kept in stores and files."""
     kept = asdict(column)
     kept["type"] = None if column.type is None else type_to_json(column.type)
-    if not kept.pop("as_text"):
+    as_text, numeric = kept.pop("as_text"), kept.pop("numeric")
+    if numeric != "text":
+        return {"format": _NUMERIC_FORMAT, "as_text": as_text, "numeric": numeric} | kept
+    if not as_text:
         return {"format": FORMAT} | kept
     return {"format": _TEXT_FORMAT, "as_text": True} | kept
 
@@ -75,8 +83,8 @@ def column_from_json(kept: Mapping[str, Any]) -> ColumnSchema:
     Raises:
         SchemaTooNew: a later version wrote it in a way that this one doesn't know.
     """
-    if (found := kept.get("format", 1)) > _TEXT_FORMAT:
-        raise SchemaTooNew(f"a table's schema is kept in format {found}; this is {_TEXT_FORMAT}")
+    if (found := kept.get("format", 1)) > _NUMERIC_FORMAT:
+        raise SchemaTooNew(f"a table's schema is kept in format {found}; this is {_NUMERIC_FORMAT}")
     known = {name: value for name, value in kept.items() if name in _FIELDS}
     if (type_ := known.get("type")) is not None:
         known["type"] = type_from_json(type_)

@@ -23,9 +23,10 @@ import pyarrow as pa
 
 from etl_dagster.values import nested, nested_printing
 from etl_dagster.values.columns import ColumnSchema, Nested
+from etl_dagster.values.families.numbers import chosen_numeric
 from etl_dagster.values.families.texts import AS_PRINTED
 from etl_dagster.values.form import AnyArray, Form, Reader
-from etl_dagster.values.oids import BOOL
+from etl_dagster.values.oids import BOOL, NUMERIC
 from etl_dagster.values.parsed import Odd, Parsed
 from etl_dagster.values.python import to_objects
 from etl_dagster.values.registry import REGISTRY, UNKNOWN, row_of
@@ -52,10 +53,17 @@ def form_of(column: ColumnSchema, codec: str | None = None) -> Form:
     """
     if column.type is None or column.nested == "text":
         form = _scalar_form(column.effective_type_oid, column.type_modifier)
+        if is_any_numeric(column):
+            form = chosen_numeric(column.numeric)
         if column.as_text:
             form = AS_PRINTED
         return form if codec is None else _stored(form, codec, column.effective_type_oid)
     return _nested_form(column.type, column.nested, codec)
+
+
+def is_any_numeric(column: ColumnSchema) -> bool:
+    """Whether the column is a numeric without precision, which may hold any number."""
+    return column.effective_type_oid == NUMERIC and column.type_modifier < 0
 
 
 def arrow_type(column: ColumnSchema) -> pa.DataType:

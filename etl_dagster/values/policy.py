@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Context, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from typing import Any, Final
 
 import pyarrow as pa
@@ -19,8 +19,9 @@ _WORDS: Final = ("Infinity", "-Infinity")
 def clamp(array: AnyArray, odd: Odd) -> AnyArray:
     """The array with the nearest value that its type holds, where one is nearest.
 
-    Of dates and timestamps the first or last one that isn't an infinity; of decimals the largest or
-    the smallest. NaN, and values of other types, stay what they are: null, or a text with escapes.
+    Of dates and timestamps the first or last one that isn't an infinity; of decimals the rounded
+    one, the largest or the smallest. NaN, and values of other types, stay what they are: null, or a
+    text with escapes.
     """
     nearest = [_nearest(array.type, text) for text in odd.texts.to_pylist()]
     if not any(value is not None for value in nearest):
@@ -61,6 +62,14 @@ def _nearest(arrow_type: pa.DataType, text: str | None) -> int | Decimal | None:
     if pa.types.is_decimal(arrow_type):
         if text not in _WORDS and not text.lstrip("-")[:1].isdigit():
             return None
-        largest = Decimal((int(text.startswith("-")), (9,) * arrow_type.precision, 0))
-        return largest.scaleb(-arrow_type.scale, Context(prec=arrow_type.precision))
+        return _nearest_decimal(arrow_type.precision, arrow_type.scale, text)
     return None
+
+
+def _nearest_decimal(precision: int, scale: int, text: str) -> Decimal:
+    context = Context(prec=precision, rounding=ROUND_HALF_UP)
+    last_place = Decimal(1).scaleb(-scale)
+    try:
+        return context.quantize(Decimal(text), last_place)
+    except InvalidOperation:  # more digits before the point than there are, or an infinity
+        return Decimal((int(text.startswith("-")), (9,) * precision, -scale))

@@ -64,7 +64,9 @@ def test_every_value_of_every_type_is_the_same_everywhere(
 
     found = []
     for nested in ("text", "native", "json"):
-        schema = chosen(table.schema, config.model_copy(update={"nested": nested}))
+        numeric = "decimal(20,4)" if nested == "json" else "text"
+        choices = {"nested": nested, "numeric": numeric}
+        schema = chosen(table.schema, config.model_copy(update=choices))
         copied, odd = _copied(config, schema)
         streamed, odd_streamed = _streamed(config, schema)
         assert copied.schema == streamed.schema == schema.arrow_schema

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Any, Final
@@ -14,8 +16,8 @@ import pyarrow.compute as pc
 from etl_dagster.values import oids
 from etl_dagster.values.casts import bits_of, cast_numbers
 from etl_dagster.values.form import CAST, AnyArray, BuiltIn, Edge, Form, print_plain
-from etl_dagster.values.parsed import Parsed
-from etl_dagster.values.strings import ascii_scalar, read_text
+from etl_dagster.values.parsed import Parsed, odd_where
+from etl_dagster.values.strings import ascii_scalar, read_text, valid_text
 
 _compute: Any = pc
 _MAX_DECIMAL_DIGITS: Final = 76
@@ -94,6 +96,48 @@ def numeric_form(type_modifier: int) -> Form:
     arrow = pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
     return _number(
         arrow, to_json=_numeric, from_json=Decimal, print=_print_decimals, json=_IN_DIGITS
+    )
+
+
+def _read_any(decimal: Any, strings: AnyArray) -> Parsed:
+    """Numbers of any width as decimals; one with other digits than the type has is odd."""
+    strings = valid_text(strings).array
+    whole, scale = decimal.precision - decimal.scale, decimal.scale
+    # Zeros at the end tell nothing. Without a place before the point, Postgres prints a zero there.
+    kept = rf"\.\d{{{scale}}}" if scale else ""
+    zeros = rf"^(-?\d+{kept})0+$" if scale else r"^(-?\d+)\.0+$"
+    trimmed = _compute.replace_substring_regex(strings, zeros, r"\1")
+    before = rf"\d{{1,{whole}}}" if whole else "0"
+    after = rf"(\.\d{{1,{scale}}})?" if scale else ""
+    # Arrow's own cast takes too many digits for another number.
+    is_held = _compute.match_substring_regex(trimmed, rf"^-?{before}{after}$")
+    array = pc.cast(_compute.if_else(is_held, trimmed, None), decimal)
+    return Parsed(array, odd_where(strings, _compute.invert(is_held)))
+
+
+def _read_any_doubles(strings: AnyArray) -> Parsed:
+    """Numbers of any width as the nearest doubles; one past the last double is odd."""
+    strings = valid_text(strings).array
+    array = pc.cast(strings, pa.float64())
+    words = pa.array(("Infinity", "-Infinity"), strings.type)
+    is_odd = _compute.and_not(_compute.is_inf(array), _compute.is_in(strings, words))
+    if not is_odd.true_count:
+        return Parsed(array)
+    return Parsed(_compute.if_else(is_odd, None, array), odd_where(strings, is_odd))
+
+
+_DECIMAL: Final = re.compile(r"decimal\(([1-9]\d?),(\d\d?)\)")
+
+
+@lru_cache(maxsize=256)
+def chosen_numeric(choice: str) -> Form:
+    """How a numeric without precision is held, by `ColumnSchema.numeric`."""
+    match = _DECIMAL.fullmatch(choice)
+    if match is None:
+        return replace(_FLOAT8, read=_read_any_doubles) if choice == "double" else _NUMERIC_AS_TEXT
+    arrow = pa.decimal128(*map(int, match.groups()))
+    return Form(
+        arrow, partial(_read_any, arrow), to_json=_numeric, from_json=Decimal, json=_IN_DIGITS
     )
 
 
