@@ -226,6 +226,10 @@ An array is a list as deep as its column declares. One with other dimensions, or
 other than 1, is null in its place and odd. A label that is added to an enum needs no change. A
 composite without attributes, or with attributes whose names differ in case alone, is text.
 
+`numeric` without a precision is text, or by the setting of that name a decimal or a double, from
+the next copy of the table on; outside of keys, and of values with parts. A number with more digits
+than the decimal, `NaN` and the infinities in a decimal, and one past the last double are odd.
+
 `nested: json` has arrays, ranges, multiranges, composites and hstore arrive as JSON, and
 `nested: text` as Postgres prints them, as they do in columns of the key.
 
