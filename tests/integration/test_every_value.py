@@ -39,6 +39,7 @@ from etl_dagster.values.json import json_reader, json_writer
 from etl_dagster.values.python import to_objects
 from etl_dagster.values.registry import REGISTRY
 from tests.support.database import PUBLICATION, Database
+from tests.support.hostile import HOSTILE
 from tests.support.random_values import DECLARATIONS, EXTENSIONS, Kind, every_kind
 
 _SLOT = "values"
@@ -49,7 +50,7 @@ SEED = int(os.environ.get("RANDOM_VALUES_SEED", "1"))
 def test_every_value_of_every_type_is_the_same_everywhere(
     database: Database, make_config: Callable[..., PipelineConfig]
 ) -> None:
-    """One table with a column for each type, and one for arrays of each."""
+    """One table with a column for each type, and one for arrays of each; no setting matters."""
     config, random = make_config(database), Random(SEED)
     kinds = _create(database)
     with database.connect() as connection:
@@ -57,6 +58,9 @@ def test_every_value_of_every_type_is_the_same_everywhere(
         for number in range(_ROWS):
             values = ", ".join(_value(kind, number, random) for kind in kinds)
             connection.execute(f"insert into v values ({number}, {values})")
+        # Of every session from now on, the walsender's too.
+        for setting, value in HOSTILE.items():
+            connection.execute(f"alter database {database.name} set {setting} = '{value}'")
     with connect(config.source, application_name="test") as source:
         (table,) = fetch_published_tables(source, PUBLICATION)
     without_xml = {oids.XML} if not _has_xml(database) else set()
