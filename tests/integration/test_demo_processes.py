@@ -53,7 +53,7 @@ def test_a_child_is_interrupted_and_its_own_children_end_too(
     child = Child(command, log=tmp_path / "log", folder=tmp_path)
     grandchild = psutil.Process(int(wait_for_log(child)))
 
-    child.stop(timeout_s=1)
+    child.stop(timeout_s=8)
 
     assert child.exit_code == 0
     assert "interrupted" in child.log_end()
