@@ -19,8 +19,10 @@ session, without fsync, and stop with it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +39,16 @@ from tests.support.database import make_config as make_config_for
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("etl", deadline=None)
 hypothesis.settings.load_profile("etl")
+
+# A shell's `&` has a process ignore SIGINT, and nohup SIGHUP. What it starts inherits that, and
+# `dagster dev`, which does on SIGTERM what it does on SIGINT, could then be stopped by neither.
+for _signal, _default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(_signal, _default)
 
 _SETTINGS: dict[str, str | int] = {
     "max_replication_slots": 100,

@@ -51,7 +51,6 @@ class DagsterDev:
             )
         )
         self._log = (folder / "dagster.log").open("wb")
-        # Popen keeps the default signals; a shell's `&` would have it ignore SIGINT.
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "dagster", "dev", "-f", "definitions.py"),
@@ -180,10 +179,7 @@ class DagsterDev:
         return [process for process in self._seen.values() if process.is_running()]
 
     def terminate(self) -> None:
-        """Have it end as a service manager does.
-
-        Once, on a busy machine, `dagster dev` ran on after SIGTERM as if it had not come.
-        """
+        """Have it end as a service manager does."""
         deadline = time.monotonic() + PATIENCE_S
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.log[-5000:]
