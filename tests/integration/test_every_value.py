@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -21,23 +21,18 @@ from etl_dagster.destinations.duckdb.tables import (
     insert_rows,
     readable,
 )
-from etl_dagster.lsn import Lsn
-from etl_dagster.model.events import TableChanges
+from etl_dagster.model.events import CopiedRows, TableChanges
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.stores import CopyChunk
-from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.source.catalog import fetch_published_tables
 from etl_dagster.source.connection import connect
-from etl_dagster.source.copy import ChunkReader
-from etl_dagster.source.partitions import ReadFrom
-from etl_dagster.source.stream import ReplicationStream
 from etl_dagster.values import oids
 from etl_dagster.values.adbc import text_expression
 from etl_dagster.values.forms import form_of
 from etl_dagster.values.json import json_reader, json_writer
 from etl_dagster.values.python import to_objects
 from etl_dagster.values.registry import REGISTRY
+from tests.support.both_ways import changes_of_stream, rows_of_copy
 from tests.support.database import PUBLICATION, Database
 from tests.support.hostile import HOSTILE
 from tests.support.random_values import DECLARATIONS, EXTENSIONS, Kind, every_kind
@@ -72,8 +67,8 @@ def test_every_value_of_every_type_is_the_same_everywhere(
         numeric = "decimal(20,4)" if nested == "json" else "text"
         choices = {"nested": nested, "numeric": numeric}
         schema = chosen(table.schema, config.model_copy(update=choices))
-        copied, odd = _copied(config, schema)
-        streamed, odd_streamed = _streamed(config, schema)
+        copied, odd = _all_by_id(rows_of_copy(config, schema))
+        streamed, odd_streamed = _all_by_id(changes_of_stream(config, _SLOT, schema, _ROWS))
         assert copied.schema == streamed.schema == schema.arrow_schema
         names = {f"c{place}": kind.name for place, kind in enumerate(kinds)}
         for name in schema.column_names:
@@ -125,36 +120,11 @@ def _value(kind: Kind, number: int, random: Random) -> str:
 Odd = dict[tuple[str, int], str]
 
 
-def _copied(config: PipelineConfig, schema: TableSchema) -> tuple[pa.RecordBatch, Odd]:
-    reader = ChunkReader(config.source, schema, application_name="test")
-    try:
-        chunk = CopyChunk(0, schema.id)
-        pieces = list(reader.read(chunk, ReadFrom(schema.schema_name, schema.table_name)))
-    finally:
-        reader.close()
+def _all_by_id(parts: Sequence[CopiedRows | TableChanges]) -> tuple[pa.RecordBatch, Odd]:
     odd: Odd = {}
-    for piece in pieces:
-        odd |= _odd_by_id(piece.rows, piece.odd)
-    return _by_id([piece.rows for piece in pieces]), odd
-
-
-def _streamed(config: PipelineConfig, schema: TableSchema) -> tuple[pa.RecordBatch, Odd]:
-    session = ReplicationSession()
-    stream = ReplicationStream(config.source, _SLOT, session, Lsn(0), application_name="test")
-    steps: list[TableChanges] = []
-    stream.open()
-    try:
-        while sum(map(len, steps)) < _ROWS:
-            stream.read(1.0)
-            events = session.take_batch().decode(lambda *_: schema, {schema.id: Lsn(0)}, 1)
-            tables = events.tables.get(schema.id, ())
-            steps += [step for step in tables if isinstance(step, TableChanges)]
-    finally:
-        stream.close()
-    odd: Odd = {}
-    for step in steps:
-        odd |= _odd_by_id(step.rows, step.odd)
-    return _by_id([step.rows for step in steps]), odd
+    for part in parts:
+        odd |= _odd_by_id(part.rows, part.odd)
+    return _by_id([part.rows for part in parts]), odd
 
 
 def _odd_by_id(rows: pa.RecordBatch, odd: Any) -> Odd:

@@ -18,19 +18,13 @@ from etl_dagster.destinations.duckdb.tables import (
     insert_rows,
     readable,
 )
-from etl_dagster.lsn import Lsn
-from etl_dagster.model.events import TableChanges
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.stores import CopyChunk
 from etl_dagster.pg.settings import pin_session
-from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.source.catalog import fetch_published_tables
-from etl_dagster.source.copy import ChunkReader
-from etl_dagster.source.partitions import ReadFrom
-from etl_dagster.source.stream import ReplicationStream
 from etl_dagster.values.python import to_dicts
 from etl_dagster.values.registry import REGISTRY
+from tests.support.both_ways import changes_of_stream, rows_of_copy
 from tests.support.database import PUBLICATION, Database
 
 _SLOT = "types"
@@ -166,30 +160,8 @@ def _schema(database: Database) -> TableSchema:
 
 
 def _copied(config: PipelineConfig, schema: TableSchema) -> pa.Table:
-    reader = ChunkReader(config.source, schema, application_name="test")
-    try:
-        chunk = CopyChunk(0, schema.id)
-        pieces = reader.read(chunk, ReadFrom(schema.schema_name, schema.table_name))
-        batches = [piece.rows for piece in pieces]
-    finally:
-        reader.close()
+    batches = [piece.rows for piece in rows_of_copy(config, schema)]
     return pa.Table.from_batches(batches, schema.arrow_schema)
-
-
-def _streamed(config: PipelineConfig, schema: TableSchema, count: int) -> list[TableChanges]:
-    session = ReplicationSession()
-    stream = ReplicationStream(config.source, _SLOT, session, Lsn(0), application_name="test")
-    changes: list[TableChanges] = []
-    stream.open()
-    try:
-        while sum(map(len, changes)) < count:
-            stream.read(1.0)
-            events = session.take_batch().decode(lambda *_: schema, {schema.id: Lsn(0)}, 1)
-            steps = events.tables.get(schema.id, ())
-            changes += [step for step in steps if isinstance(step, TableChanges)]
-    finally:
-        stream.close()
-    return changes
 
 
 def _as_text(table: pa.Table) -> list[dict[str, str]]:
@@ -234,7 +206,7 @@ def test_copy_stream_and_duckdb_give_the_same_value_at_every_edge_of_every_type(
         for nested, expected in (("text", odd), ("native", odd | nested_odd)):
             schema = chosen(plain, config.model_copy(update={"nested": nested}))
             copied = _copied(config, schema)
-            changes = _streamed(config, schema, len(values))
+            changes = changes_of_stream(config, _SLOT, schema, len(values))
 
             streamed = pa.Table.from_batches([step.rows for step in changes], schema.arrow_schema)
             assert copied.schema == streamed.schema
@@ -304,7 +276,7 @@ def test_copy_and_stream_give_the_same_random_rows(
         database.execute(f"insert into r select i, {nullable} from generate_series(1, 20000) i")
         schema = chosen(_schema(database), config)
         copied = _copied(config, schema)
-        changes = _streamed(config, schema, 20000)
+        changes = changes_of_stream(config, _SLOT, schema, 20000)
 
     streamed = pa.Table.from_batches([step.rows for step in changes], schema.arrow_schema)
     assert _as_text(copied) == _as_text(streamed)
