@@ -180,13 +180,11 @@ class DagsterDev:
 
     def terminate(self) -> None:
         """Have it end as a service manager does."""
-        deadline = time.monotonic() + PATIENCE_S
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline, self.log[-5000:]
-            if "Shutting down Dagster services" not in self.log:
-                self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(15)
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"dagster dev ran on after SIGTERM:\n{self.log[-5000:]}")
 
     def end(self) -> None:
         self.remember_processes()
