@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from etl_dagster.cli.app import cli
 from etl_dagster.destinations.duckdb import DuckDBDestination, query
-from etl_dagster.destinations.duckdb.odd_values import OddValues
+from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import ChunkId, TableRows

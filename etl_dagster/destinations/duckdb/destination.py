@@ -16,12 +16,7 @@ import pyarrow as pa
 
 from etl_dagster.config import DuckDBDestinationConfig, PipelineConfig
 from etl_dagster.destinations.duckdb import reading
-from etl_dagster.destinations.duckdb.fetch import FetchAhead
 from etl_dagster.destinations.duckdb.file import DatabaseFile
-from etl_dagster.destinations.duckdb.ledger import Ledger
-from etl_dagster.destinations.duckdb.merge import TableMerge
-from etl_dagster.destinations.duckdb.names import Names
-from etl_dagster.destinations.duckdb.odd_values import Entries, OddValues
 from etl_dagster.destinations.duckdb.readiness import check_file, check_place
 from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing
 from etl_dagster.destinations.duckdb.tables import (
@@ -33,12 +28,17 @@ from etl_dagster.destinations.duckdb.tables import (
     readable,
     table_name,
 )
-from etl_dagster.destinations.duckdb.whole_tables import (
+from etl_dagster.destinations.duckdb.wide_numbers import correct_exponents
+from etl_dagster.destinations.sql.fetch import FetchAhead
+from etl_dagster.destinations.sql.ledger import Ledger
+from etl_dagster.destinations.sql.merge import TableMerge
+from etl_dagster.destinations.sql.names import Names
+from etl_dagster.destinations.sql.odd_values import Entries, OddValues
+from etl_dagster.destinations.sql.whole_tables import (
     WholeTables,
     drop_tables,
     staging_name,
 )
-from etl_dagster.destinations.duckdb.wide_numbers import correct_exponents
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows

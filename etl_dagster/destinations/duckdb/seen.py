@@ -6,8 +6,8 @@ from pathlib import Path
 
 import duckdb
 
-from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.readiness import is_unfinished
+from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.errors import DestinationReplaced, DestinationRestored
 
 

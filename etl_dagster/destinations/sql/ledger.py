@@ -13,9 +13,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from etl_dagster.destinations.duckdb import odd_values
-from etl_dagster.destinations.duckdb.odd_values import OddValues
 from etl_dagster.destinations.duckdb.tables import fetch_row, fold
+from etl_dagster.destinations.sql import odd_values
+from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.errors import InvalidState, Superseded
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import (

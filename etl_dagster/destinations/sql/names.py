@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import duckdb
 
-from etl_dagster.destinations.duckdb.ledger import Ledger
 from etl_dagster.destinations.duckdb.tables import find_clashes, fold, quote, table_name
+from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.table_name import TableName

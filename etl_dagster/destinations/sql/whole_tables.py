@@ -10,14 +10,6 @@ from contextlib import AbstractContextManager
 
 import duckdb
 
-from etl_dagster.destinations.duckdb.ledger import (
-    AMONG,
-    Ledger,
-    columns_to_json,
-    folded_name,
-)
-from etl_dagster.destinations.duckdb.names import Names
-from etl_dagster.destinations.duckdb.odd_values import Entries, OddValues
 from etl_dagster.destinations.duckdb.tables import (
     column_types,
     create_table,
@@ -25,6 +17,14 @@ from etl_dagster.destinations.duckdb.tables import (
     readable,
     table_name,
 )
+from etl_dagster.destinations.sql.ledger import (
+    AMONG,
+    Ledger,
+    columns_to_json,
+    folded_name,
+)
+from etl_dagster.destinations.sql.names import Names
+from etl_dagster.destinations.sql.odd_values import Entries, OddValues
 from etl_dagster.errors import InvalidState, TableWriteFailed
 from etl_dagster.model.events import TableRows
 from etl_dagster.model.position import Position

@@ -32,7 +32,7 @@ from etl_dagster.values.columns import ColumnSchema
 
 CREATE = """
 -- What a column's type can't hold, as Postgres printed it; see
--- etl_dagster.destinations.duckdb.odd_values. Without a commit_time a copy brought it.
+-- etl_dagster.destinations.sql.odd_values. Without a commit_time a copy brought it.
 CREATE TABLE IF NOT EXISTS _etl.odd_values (
     table_id BIGINT NOT NULL, schema_name VARCHAR NOT NULL, table_name VARCHAR NOT NULL,
     key VARCHAR[], column_name VARCHAR NOT NULL, text VARCHAR NOT NULL,

@@ -12,10 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from etl_dagster.destinations.collapse import Collapsed, added_and_removed, collapse
-from etl_dagster.destinations.duckdb.in_place import change_in_place, hides_rowid, key_match
-from etl_dagster.destinations.duckdb.ledger import Ledger
-from etl_dagster.destinations.duckdb.names import Names
-from etl_dagster.destinations.duckdb.odd_values import OddValues
 from etl_dagster.destinations.duckdb.tables import (
     column_list,
     column_types,
@@ -27,6 +23,10 @@ from etl_dagster.destinations.duckdb.tables import (
     select_list,
     table_name,
 )
+from etl_dagster.destinations.sql.in_place import change_in_place, hides_rowid, key_match
+from etl_dagster.destinations.sql.ledger import Ledger
+from etl_dagster.destinations.sql.names import Names
+from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import (
     RelationEvent,

@@ -1,0 +1,1 @@
+"""What destinations have in common that are written in SQL, inside of transactions."""
