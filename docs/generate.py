@@ -5,8 +5,6 @@ A script and not a plugin, so that any builder of the site can be run after it.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,11 +15,10 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-import etl_dagster.destinations
-import etl_dagster.stores
 from etl_dagster.cli.app import cli
-from etl_dagster.config import ENV_PREFIX, PipelineConfig
+from etl_dagster.config import ENV_PREFIX, PipelineConfig, StoreConfig
 from etl_dagster.destinations.duckdb.tables import column_type
+from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.form import BuiltIn
 from etl_dagster.values.forms import form_of
@@ -111,17 +108,10 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
             continue
         kind = part.model_fields.get("type")
         if kind is not None and get_origin(kind.annotation) is not Literal:
-            yield from _subclasses(part)
+            group = STORES if issubclass(part, StoreConfig) else DESTINATIONS
+            yield from (find_config_model(group, name) for name in built_in_kinds(group))
         else:
             yield part
-
-
-def _subclasses(base: type[BaseModel]) -> list[type[BaseModel]]:
-    """Those of the package itself; importing its modules makes them known."""
-    for package in (etl_dagster.destinations, etl_dagster.stores):
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
-    return [m for m in base.__subclasses__() if m.__module__.startswith("etl_dagster.")]
 
 
 def _kind(model: type[BaseModel]) -> str:

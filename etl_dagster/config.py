@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -32,7 +33,7 @@ from etl_dagster.config_text import (
     with_line,
 )
 from etl_dagster.errors import ConfigError
-from etl_dagster.kinds import DESTINATIONS, STORES, UnknownKind, find_kind, known_kinds
+from etl_dagster.kinds import DESTINATIONS, STORES, UnknownKind, find_config_model, known_kinds
 from etl_dagster.table_name import TableName
 
 #: Overrides such as ``ETL_DAGSTER__SOURCE__PASSWORD`` begin with this; ``__`` goes one level down.
@@ -42,7 +43,6 @@ _EXPANSION = re.compile(
 )
 _SLUG = re.compile(r"[a-z][a-z0-9_]*")
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
-_MEMORY = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?)?B", re.IGNORECASE)
 #: What becomes of a value that its column's type can't hold.
 OddPolicy: TypeAlias = Literal["null", "clamp", "text", "fail"]
 #: In YAML, null without quotes is None.
@@ -144,39 +144,6 @@ class StoreConfig(_Section):
     type: str
 
 
-class PostgresStoreConfig(StoreConfig):
-    """Where table states, progress and schemas are kept; without a DSN in the source itself."""
-
-    type: Literal["postgres"] = "postgres"
-    dsn: SecretStr | None = Field(
-        None, description="A libpq URI or key/value string; by default the source."
-    )
-    session_dsn: SecretStr | None = Field(
-        None, description="The server itself, where `dsn` is a pooler in transaction mode."
-    )
-    schema_name: str = Field(
-        "etl", alias="schema", min_length=1, description="Of the tables; the first start makes it."
-    )
-
-    @field_validator("schema_name")
-    @classmethod
-    def _nameable(cls, name: str) -> str:
-        # Postgres would cut it off, and psycopg take it for a parameter.
-        if len(name.encode()) > 63 or "%" in name or "\0" in name:
-            raise ValueError("must have at most 63 bytes, and no % or zero byte")
-        return name
-
-    def conninfo(self, source: SourceConfig) -> str:
-        """A libpq connection string, password included."""
-        return self.dsn.get_secret_value() if self.dsn is not None else source.conninfo()
-
-
-class MemoryStoreConfig(StoreConfig):
-    """Forgets everything at the end of the process; for trying things out."""
-
-    type: Literal["memory"]
-
-
 class DestinationConfig(_Section):
     """What the section ``destination`` of every type has; the base of a type of one's own."""
 
@@ -188,46 +155,10 @@ class DestinationConfig(_Section):
         return self.type
 
 
-class DuckDBDestinationConfig(DestinationConfig):
-    """One DuckDB file, shared by the replicator, the copies and readers."""
-
-    type: Literal["duckdb"]
-    path: Path = Field(description="The file; its folder must exist.")
-    memory_limit: str = Field("256MB", description="For DuckDB's buffers.")
-    lock_timeout_s: float = Field(
-        60.0, gt=0, description="How long to wait for another process that has the file open."
-    )
-    changelog: bool = Field(False, description="Also keep the position of every change.")
-
-    @field_validator("memory_limit", mode="before")
-    @classmethod
-    def _size(cls, value: Any) -> Any:
-        if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
-            return f"{value}B"
-        if isinstance(value, str) and not _MEMORY.fullmatch(value):
-            raise ValueError("must be a size, such as 256MB or 1GiB")
-        return value
-
-    @property
-    def place(self) -> str:
-        return str(self.path)
-
-
-class MemoryDestinationConfig(DestinationConfig):
-    """Keeps everything in the process; for trying things out."""
-
-    type: Literal["memory"]
-
-
-#: The models of built-in types; those of others come with their class.
-BUILT_IN_SECTIONS: Mapping[str, Mapping[str, type[_Section]]] = {
-    DESTINATIONS: {"duckdb": DuckDBDestinationConfig, "memory": MemoryDestinationConfig},
-    STORES: {"postgres": PostgresStoreConfig, "memory": MemoryStoreConfig},
-}
-
-
 #: Stands for the type of a destination that a pipeline is given as an object.
 _GIVEN = "given"
+#: The type of a state store that names none.
+_DEFAULT_STORE = "postgres"
 
 
 class _Kind:
@@ -252,13 +183,17 @@ class _Kind:
             raise PydanticCustomError("type_unknown", "{why}", {"why": error.reason}) from error
 
     def _model(self, name: object) -> type[_Section]:
-        known = BUILT_IN_SECTIONS[self._group]
         if not isinstance(name, str):
             raise UnknownKind(f"must be one of: {', '.join(known_kinds(self._group))}")
-        found = known.get(name) or find_kind(self._group, name).config_model
+        found = find_config_model(self._group, name)
         if not (isinstance(found, type) and issubclass(found, _Section)):
             raise UnknownKind("the config_model of this type's class is no model for this section")
         return found
+
+
+def _default_store() -> StoreConfig:
+    made: StoreConfig = find_config_model(STORES, _DEFAULT_STORE)()
+    return made
 
 
 class BatchConfig(_Section):
@@ -343,8 +278,8 @@ class PipelineConfig(_Section):
     )
     source: SourceConfig
     state_store: Annotated[
-        SerializeAsAny[StoreConfig], BeforeValidator(_Kind(STORES, default="postgres"))
-    ] = PostgresStoreConfig()
+        SerializeAsAny[StoreConfig], BeforeValidator(_Kind(STORES, default=_DEFAULT_STORE))
+    ] = Field(default_factory=_default_store)
     destination: Annotated[
         SerializeAsAny[DestinationConfig], BeforeValidator(_Kind(DESTINATIONS))
     ] = DestinationConfig(type=_GIVEN)
@@ -593,7 +528,7 @@ def _section_model(place: Place, values: Mapping[str, Any]) -> type[BaseModel] |
             return ColumnConfig
         case ("destination" | "state_store" as section,):
             group = DESTINATIONS if section == "destination" else STORES
-            default = None if section == "destination" else "postgres"
+            default = None if section == "destination" else _DEFAULT_STORE
             given = values.get(section)
             name = given.get("type", default) if isinstance(given, Mapping) else default
             try:
@@ -622,3 +557,25 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "retry": RetryConfig,
     "meltano": MeltanoConfig,
 }
+
+_MOVED: Mapping[str, tuple[str, str]] = {
+    "DuckDBDestinationConfig": (DESTINATIONS, "duckdb"),
+    "MemoryDestinationConfig": (DESTINATIONS, "memory"),
+    "MemoryStoreConfig": (STORES, "memory"),
+    "PostgresStoreConfig": (STORES, "postgres"),
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """The models that were here before each was next to its class; deprecated."""
+        if name not in _MOVED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        group, kind = _MOVED[name]
+        model = find_config_model(group, kind)
+        warnings.warn(
+            f"etl_dagster.config.{name} is deprecated: import from {model.__module__}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return model

@@ -29,23 +29,44 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from etl_dagster.errors import EtlError
 
 DESTINATIONS = "etl_dagster.destinations"
 STORES = "etl_dagster.stores"
 
-#: Where the built-in classes are; imported when they are used, since they bring their drivers.
-_BUILT_IN: Mapping[str, Mapping[str, str]] = {
+
+class _BuiltIn(NamedTuple):
+    """Where a built-in kind is, each as ``module:name``; imported when it is used."""
+
+    #: The class, whose module may bring its drivers.
+    made_by: str
+    #: The model of its section, whose module brings none: a configuration is read without them.
+    config_model: str
+
+
+def _package(kind: str, class_name: str, model_name: str) -> _BuiltIn:
+    return _BuiltIn(f"{kind}:{class_name}", f"{kind}.config:{model_name}")
+
+
+_BUILT_IN: Mapping[str, Mapping[str, _BuiltIn]] = {
     DESTINATIONS: {
-        "duckdb": "etl_dagster.destinations.duckdb:DuckDBDestination",
-        "http": "etl_dagster.destinations.http:HttpDestination",
-        "memory": "etl_dagster.destinations.memory:MemoryDestination",
+        "duckdb": _package(
+            "etl_dagster.destinations.duckdb", "DuckDBDestination", "DuckDBDestinationConfig"
+        ),
+        "http": _package(
+            "etl_dagster.destinations.http", "HttpDestination", "HttpDestinationConfig"
+        ),
+        "memory": _package(
+            "etl_dagster.destinations.memory", "MemoryDestination", "MemoryDestinationConfig"
+        ),
     },
     STORES: {
-        "postgres": "etl_dagster.stores.postgres:PostgresStore",
-        "memory": "etl_dagster.stores.memory:MemoryStore",
+        "postgres": _package("etl_dagster.stores.postgres", "PostgresStore", "PostgresStoreConfig"),
+        "memory": _BuiltIn(
+            "etl_dagster.stores.memory:MemoryStore", "etl_dagster.stores.memory:MemoryStoreConfig"
+        ),
     },
 }
 
@@ -56,9 +77,14 @@ class UnknownKind(EtlError):
     solution = "Correct `type`, or install the package that provides it in this environment."
 
 
+def built_in_kinds(group: str) -> list[str]:
+    """The types that come with this package."""
+    return list(_BUILT_IN[group])
+
+
 def known_kinds(group: str) -> list[str]:
     """The types that a configuration may name, the built-in ones first."""
-    built_in = list(_BUILT_IN[group])
+    built_in = built_in_kinds(group)
     return built_in + sorted({point.name for point in _points(group)} - set(built_in))
 
 
@@ -72,14 +98,13 @@ def find_kind(group: str, name: str) -> Any:
         UnknownKind: there is none, several packages want to be it, or it can't be imported.
     """
     if built_in := _BUILT_IN[group].get(name):
-        module, _, attribute = built_in.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return _imported(built_in.made_by)
     points = [point for point in _points(group) if point.name == name]
     if not points:
         what = "destination" if group == DESTINATIONS else "state store"
         raise UnknownKind(f"unknown {what}; known are: {', '.join(known_kinds(group))}")
     if len({point.value for point in points}) > 1:
-        packages = sorted(_package(point) for point in points)
+        packages = sorted(_provider(point) for point in points)
         raise UnknownKind(
             f"several packages provide this type: {', '.join(packages)}",
             solution="Uninstall all but one of them.",
@@ -87,20 +112,39 @@ def find_kind(group: str, name: str) -> Any:
     return _load(points[0])
 
 
+def find_config_model(group: str, name: str) -> Any:
+    """The model of a type's section; of a built-in type without importing its drivers.
+
+    Args:
+        group: `DESTINATIONS` or `STORES`.
+
+    Raises:
+        UnknownKind: as `find_kind`.
+    """
+    if built_in := _BUILT_IN[group].get(name):
+        return _imported(built_in.config_model)
+    return find_kind(group, name).config_model
+
+
+def _imported(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 def _load(point: EntryPoint) -> Any:
     try:
         found = point.load()
     except Exception as error:
         raise UnknownKind(
-            f"{_package(point)}, which provides this type, can't be imported: "
+            f"{_provider(point)}, which provides this type, can't be imported: "
             f"{type(error).__name__}: {error}",
-            solution=f"Mend or upgrade {_package(point)}.",
+            solution=f"Mend or upgrade {_provider(point)}.",
         ) from error
     for name in ("config_model", "from_config"):
         if not hasattr(found, name):
             raise UnknownKind(
-                f"{point.value} of {_package(point)}, which provides this type, has no {name!r}",
-                solution=f"Upgrade {_package(point)}; its author finds in "
+                f"{point.value} of {_provider(point)}, which provides this type, has no {name!r}",
+                solution=f"Upgrade {_provider(point)}; its author finds in "
                 "etl_dagster/kinds.py what such a class needs.",
             )
     return found
@@ -110,5 +154,5 @@ def _points(group: str) -> Iterator[EntryPoint]:
     yield from entry_points(group=group)
 
 
-def _package(point: EntryPoint) -> str:
+def _provider(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value

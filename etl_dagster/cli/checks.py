@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from etl_dagster.assembly import build_destination, build_store, forgets, opened_store
 from etl_dagster.cli.failures import NotReady
-from etl_dagster.config import PipelineConfig, PostgresStoreConfig
+from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     EtlError,
     SlotError,
@@ -36,6 +36,7 @@ from etl_dagster.source.slots import (
     fetch_slot,
     table_sync_slot_name,
 )
+from etl_dagster.stores.postgres.config import PostgresStoreConfig
 from etl_dagster.words import human_bytes, names
 
 

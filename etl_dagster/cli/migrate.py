@@ -65,11 +65,11 @@ def migrate(
     if of_source:
         _migrate_source(config, only_print=only_print, remove=remove, as_json=as_json)
         return
-    from etl_dagster.config import PostgresStoreConfig
     from etl_dagster.errors import ConfigError
     from etl_dagster.integrations.meltano.states.migrate import script as script_of_states
     from etl_dagster.pg.migrate import script as script_of
     from etl_dagster.stores.postgres import PostgresStore
+    from etl_dagster.stores.postgres.config import PostgresStoreConfig
     from etl_dagster.stores.postgres.migrate import STORE
 
     if not isinstance(config.state_store, PostgresStoreConfig):

@@ -30,8 +30,8 @@ def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None
     etl-dagster odd public.orders --limit 10
     """
     config = load(config_path)
-    from etl_dagster.config import DuckDBDestinationConfig
     from etl_dagster.destinations.duckdb import reading
+    from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
     from etl_dagster.errors import DestinationError
     from etl_dagster.table_name import TableName
 

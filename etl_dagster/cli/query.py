@@ -40,7 +40,7 @@ def query(sql: str, config_path: Path, form: str) -> None:
     etl-dagster query "select origin, count(*) from public.flights group by all"
     """
     config = load(config_path)
-    from etl_dagster.config import DuckDBDestinationConfig
+    from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
     from etl_dagster.errors import DestinationError
 
     if not isinstance(config.destination, DuckDBDestinationConfig):

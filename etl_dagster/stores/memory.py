@@ -6,9 +6,9 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from etl_dagster.config import MemoryStoreConfig, PipelineConfig
+from etl_dagster.config import PipelineConfig, StoreConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
@@ -25,6 +25,12 @@ from etl_dagster.model.stores import (
     WorkerType,
     epoch_by_clock,
 )
+
+
+class MemoryStoreConfig(StoreConfig):
+    """Forgets everything at the end of the process; for trying things out."""
+
+    type: Literal["memory"]
 
 
 class MemoryLease:

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from etl_dagster.assembly import build_store
 from etl_dagster.cli.app import cli
-from etl_dagster.config import MemoryStoreConfig, PipelineConfig
+from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.integrations.dagster.supervisor import Replicator, config_payload
 from etl_dagster.integrations.meltano.positions.comparison import compare_bookmarks
@@ -29,7 +29,7 @@ from etl_dagster.integrations.meltano.states.uri import locate
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready
 from etl_dagster.runtime.pipeline import Pipeline
-from etl_dagster.stores.memory import MemoryStore
+from etl_dagster.stores.memory import MemoryStore, MemoryStoreConfig
 from tests.support.database import Database
 from tests.support.pipelines import running
 from tests.support.waiting import PATIENCE_S

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from etl_dagster.assembly import build_destination
 from etl_dagster.cli.app import cli
-from etl_dagster.config import DuckDBDestinationConfig, PipelineConfig
+from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb import read_connection
+from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.model.events import TableRows
 from etl_dagster.model.schema import TableSchema

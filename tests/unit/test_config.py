@@ -13,17 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from etl_dagster.config import (
-    BUILT_IN_SECTIONS,
-    ENV_PREFIX,
-    DuckDBDestinationConfig,
-    PipelineConfig,
-    PostgresStoreConfig,
-    load_config,
-    parse_config,
-)
+from etl_dagster.config import ENV_PREFIX, PipelineConfig, load_config, parse_config
+from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.errors import ConfigError
-from etl_dagster.kinds import DESTINATIONS, STORES
+from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model
+from etl_dagster.stores.postgres.config import PostgresStoreConfig
 
 SECRET = "s3cr3t-Pa55"
 
@@ -332,6 +326,8 @@ def test_a_configuration_made_in_python_is_checked_the_same() -> None:
 # -- what is written about it ------------------------------------------------------------------
 
 
+#: Types whose settings are listed in a guide of their own.
+PAGES_OF_THEIR_OWN = {"http"}
 KINDS = {"state_store": STORES, "destination": DESTINATIONS}
 
 
@@ -345,7 +341,8 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             if isinstance(part, type) and issubclass(part, BaseModel)
         ]
         if name in KINDS:
-            models = list(BUILT_IN_SECTIONS[KINDS[name]].values())
+            kinds = [kind for kind in built_in_kinds(KINDS[name]) if kind not in PAGES_OF_THEIR_OWN]
+            models = [find_config_model(KINDS[name], kind) for kind in kinds]
         if not models:
             yield place
         for part in models:

@@ -10,13 +10,8 @@ from typing import Any
 import pytest
 from dagster import EnvVar
 
-from etl_dagster.config import (
-    DuckDBDestinationConfig,
-    PipelineConfig,
-    PostgresStoreConfig,
-    SourceConfig,
-    parse_config,
-)
+from etl_dagster.config import PipelineConfig, SourceConfig, parse_config
+from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster import (
     DestinationResource,
@@ -32,6 +27,7 @@ from etl_dagster.integrations.dagster import (
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.meltano import MeltanoResource, MeltanoStateResource
 from etl_dagster.integrations.dagster.supervisor import config_payload
+from etl_dagster.stores.postgres.config import PostgresStoreConfig
 
 PASSWORD = "p${HOME}$$'\"\\"
 

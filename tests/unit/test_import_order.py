@@ -20,6 +20,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "etl_dagster.errors",
             "etl_dagster.backoff",
             "etl_dagster.words",
+            "etl_dagster.lazy",
             "etl_dagster.lsn",
             "etl_dagster.table_name",
         }

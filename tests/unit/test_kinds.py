@@ -15,7 +15,14 @@ from etl_dagster.cli.checks import check_destination
 from etl_dagster.config import PipelineConfig, load_config, parse_config
 from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster.supervisor import config_payload
-from etl_dagster.kinds import DESTINATIONS, find_kind, known_kinds
+from etl_dagster.kinds import (
+    DESTINATIONS,
+    STORES,
+    built_in_kinds,
+    find_config_model,
+    find_kind,
+    known_kinds,
+)
 
 MODULE = """
 from pathlib import Path
@@ -259,3 +266,42 @@ def test_a_store_with_the_small_contracts_alone_is_for_one_process(install: Inst
     assert lease is not None
     with pytest.raises(ConfigError, match="shelf can't coordinate several processes"):
         require_processes(config)
+
+
+# -- built-in types ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "kind"),
+    [(group, kind) for group in (DESTINATIONS, STORES) for kind in built_in_kinds(group)],
+)
+def test_the_model_that_is_read_without_the_class_is_the_model_of_the_class(
+    group: str, kind: str
+) -> None:
+    assert find_config_model(group, kind) is find_kind(group, kind).config_model
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "kind"),
+    [
+        ("DuckDBDestinationConfig", DESTINATIONS, "duckdb"),
+        ("MemoryDestinationConfig", DESTINATIONS, "memory"),
+        ("PostgresStoreConfig", STORES, "postgres"),
+        ("MemoryStoreConfig", STORES, "memory"),
+    ],
+)
+def test_a_model_is_still_found_where_all_of_them_were(name: str, group: str, kind: str) -> None:
+    import etl_dagster.config
+
+    with pytest.warns(DeprecationWarning, match=rf"{name} is deprecated: import from etl_dagster"):
+        found = getattr(etl_dagster.config, name)
+
+    assert found is find_config_model(group, kind)
+
+
+def test_a_name_that_never_was_there_is_an_attribute_error() -> None:
+    import etl_dagster.config
+    import etl_dagster.destinations.duckdb
+
+    for module in (etl_dagster.config, etl_dagster.destinations.duckdb):
+        assert not hasattr(module, "Missing")

@@ -44,6 +44,19 @@ def test_the_command_line_starts_without_the_engine() -> None:
     assert not loaded & {"dagster", "duckdb", "numpy", "psycopg", "pyarrow"}
 
 
+def test_a_configuration_of_any_kind_is_read_without_a_driver() -> None:
+    """`--help`, `init` and every process of Dagster read one; most of them open nothing."""
+    loaded = loaded_by(
+        "from etl_dagster.config import PipelineConfig\n"
+        "from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model\n"
+        "for group in (DESTINATIONS, STORES):\n"
+        "    for kind in built_in_kinds(group): find_config_model(group, kind)\n"
+        "PipelineConfig(pipeline='a', source={'database': 'd', 'publication': 'p'})"
+    )
+    # httpx, which checks URLs, loads rich for its own command line.
+    assert not loaded & (HEAVY - {"pydantic", "rich"})
+
+
 def test_dagster_loads_neither_the_drivers_of_the_copy_nor_a_destination() -> None:
     """Every process of Dagster imports the definitions: each step, each run, each command."""
     loaded = loaded_by(

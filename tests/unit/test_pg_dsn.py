@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from etl_dagster.config import PostgresStoreConfig, SourceConfig
+from etl_dagster.config import SourceConfig
 from etl_dagster.errors import ConfigError, EtlError
 from etl_dagster.integrations.meltano.states.uri import locate_dsn
 from etl_dagster.pg.connection import pinned_conninfo
 from etl_dagster.pg.dsn import Dsn, DsnError, tcp_settings
 from etl_dagster.source.connection import source_conninfo, source_uri
+from etl_dagster.stores.postgres.config import PostgresStoreConfig
 from etl_dagster.stores.postgres.connections import Connections
 
 SECRET = "geheim"

@@ -14,8 +14,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from etl_dagster.config import DuckDBDestinationConfig, PipelineConfig
+from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb import reading
+from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.duckdb.file import DatabaseFile
 from etl_dagster.destinations.duckdb.readiness import check_file, check_place
 from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing

@@ -1,6 +1,23 @@
 """Rows and changes as JSON over HTTP POST."""
 
-from etl_dagster.destinations.http.config import HttpDestinationConfig as HttpDestinationConfig
-from etl_dagster.destinations.http.destination import HttpDestination as HttpDestination
-from etl_dagster.destinations.http.payload import load_json_schema as load_json_schema
-from etl_dagster.destinations.http.signature import verify_signature as verify_signature
+from typing import TYPE_CHECKING
+
+from etl_dagster.lazy import gathered
+
+if TYPE_CHECKING:
+    from etl_dagster.destinations.http.config import HttpDestinationConfig
+    from etl_dagster.destinations.http.destination import HttpDestination
+    from etl_dagster.destinations.http.payload import load_json_schema
+    from etl_dagster.destinations.http.signature import verify_signature
+else:
+    __getattr__ = gathered(
+        __name__,
+        {
+            "HttpDestination": "destination",
+            "HttpDestinationConfig": "config",
+            "load_json_schema": "payload",
+            "verify_signature": "signature",
+        },
+    )
+
+__all__ = ["HttpDestination", "HttpDestinationConfig", "load_json_schema", "verify_signature"]

@@ -10,12 +10,8 @@ from dagster import ConfigurableResource, ResourceDependency
 from pydantic import Field
 
 from etl_dagster.assembly import build_destination, opened_store
-from etl_dagster.config import (
-    DuckDBDestinationConfig,
-    PipelineConfig,
-    load_config,
-    parse_config,
-)
+from etl_dagster.config import PipelineConfig, load_config, parse_config
+from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.errors import ConfigError, InvalidState
 from etl_dagster.integrations.dagster.env import marked, resolved
 from etl_dagster.model.destination import Destination

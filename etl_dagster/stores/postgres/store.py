@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from etl_dagster.config import PipelineConfig, PostgresStoreConfig
+from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
@@ -48,6 +48,7 @@ from etl_dagster.pg.listener import Listener
 from etl_dagster.pg.migrate import Migration, pending
 from etl_dagster.stores.postgres import records
 from etl_dagster.stores.postgres.cache import Cache
+from etl_dagster.stores.postgres.config import PostgresStoreConfig
 from etl_dagster.stores.postgres.connections import Connections
 from etl_dagster.stores.postgres.migrate import STORE, migrate
 from etl_dagster.stores.postgres.readiness import check_store

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from etl_dagster.config import PipelineConfig, PostgresStoreConfig
+from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import OURS, TablePosition
 from etl_dagster.integrations.meltano.positions.verdicts import Row
 from etl_dagster.integrations.meltano.states.connections import Connections
@@ -18,6 +18,7 @@ from etl_dagster.integrations.meltano.states.errors import StateChanged, StateCo
 from etl_dagster.integrations.meltano.states.records import NewState, StoredState
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 from etl_dagster.integrations.meltano.states.uri import StateLocation, locate, locate_dsn
+from etl_dagster.stores.postgres.config import PostgresStoreConfig
 
 #: Of a `meltano state move`: it writes the one state and deletes the other in one process.
 _MOVE_TAKES = timedelta(seconds=30)

@@ -1,4 +1,4 @@
-"""A destination in memory: for tests, and for trying a pipeline out."""
+"""A destination that keeps its tables in memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from etl_dagster.config import MemoryDestinationConfig, PipelineConfig
+from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.evolution import (
     AddColumn,
     DropColumn,
     RenameColumn,
     schema_changes,
 )
+from etl_dagster.destinations.memory.config import MemoryDestinationConfig
 from etl_dagster.errors import InvalidState, Superseded
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Capabilities
