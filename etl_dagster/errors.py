@@ -337,6 +337,15 @@ class TableWriteFailed(DestinationError):
         self.table_id = table_id
 
 
+class RowsOutdated(TableWriteFailed):
+    """The table's rows can't be brought up to date by its changes; a new copy has them right.
+
+    The engine copies the table again, next to its old rows.
+    """
+
+    solution = "No action needed: the table is copied again."
+
+
 class BatchTooLarge(DestinationError):
     """The destination can't take so many changes, or rows of a copy, in one piece.
 

@@ -19,6 +19,7 @@ from etl_dagster.errors import (
     BatchTooLarge,
     DestinationError,
     EtlError,
+    RowsOutdated,
     SourceRestored,
     Superseded,
     TableWriteFailed,
@@ -373,6 +374,9 @@ class Delivery:
                     self._piece_size.written(piece)
                 pieces.popleft()
                 pauses.reset()
+            except RowsOutdated as error:
+                self._excluded.add(error.table_id)
+                self._on_outdated(error.table_id, error.reason)
             except TableWriteFailed as error:
                 self._exclude(error.table_id, error)
             except (Superseded, Stopped):

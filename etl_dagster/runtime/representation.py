@@ -12,7 +12,7 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.types import TypeCatalog, unknown_types
 from etl_dagster.values.columns import ColumnSchema
-from etl_dagster.values.forms import arrow_type, is_any_numeric, may_be_odd
+from etl_dagster.values.forms import form_of, is_any_numeric, may_be_odd
 from etl_dagster.values.types import PgType, Scalar, without_domains
 
 
@@ -63,10 +63,29 @@ def held_otherwise(today: TableSchema, known: TableSchema, config: PipelineConfi
     ]
 
 
-def _held(column: ColumnSchema) -> pa.DataType:
-    held = arrow_type(column)
+def reason_of_key(schema: TableSchema, known: TableSchema) -> str | None:
+    """Why the table must be copied again for its new key, if so.
+
+    In a key, values are held as text. Else two numbers may be one double, and two arrays with
+    parts that can't be held, one list.
+    """
+    before = {c.attnum or c.name for c in known.columns if c.name in known.key_columns}
+    added = [
+        column
+        for column in schema.columns
+        if column.name in schema.key_columns and (column.attnum or column.name) not in before
+    ]
+    unfit = [c.name for c in added if _held(c) != _held(replace(c, nested="text", numeric="text"))]
+    if not unfit:
+        return None
+    return f"{', '.join(unfit)} of its new key must be text at the destination"
+
+
+def _held(column: ColumnSchema) -> tuple[pa.DataType, str | None]:
+    form = form_of(column)
     # The labels of an enum are texts however they are encoded.
-    return held.value_type if isinstance(held, pa.DictionaryType) else held
+    arrow = form.arrow
+    return arrow.value_type if isinstance(arrow, pa.DictionaryType) else arrow, form.duckdb
 
 
 def _kept(schema: TableSchema, known: TableSchema | None) -> Iterable[ColumnSchema]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from etl_dagster.lsn import LSN_MAX
 from etl_dagster.model.schema import TableId, TableSchema
@@ -14,8 +15,7 @@ from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.columns import fetch_traces
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.trigger import fetch_trigger
-from etl_dagster.values.columns import ColumnSchema
-from etl_dagster.values.types import contains_composite
+from etl_dagster.values.types import PgType, contains_composite
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ class Rewrites:
         self._lock = threading.Lock()
         self._last: dict[TableId, tuple[str, str]] | None = None
         self._last_trigger = ""
+        #: As of the last look of this process; what the store keeps is compared once.
+        self._unannounced: dict[TableId, _Unannounced] = {}
 
     def look(self, tables: Collection[PublishedTable]) -> None:
         """Ask for a new copy of the tables that need one.
@@ -74,21 +76,24 @@ class Rewrites:
                 if reason is not None:
                     self._copy_again(by_id[table_id], reason)
         if not is_reported:
-            self._find_altered_types(by_id.values())
+            self._find_unannounced(by_id.values())
         # Only now: had the process died before, the next one must come to the same conclusion.
         if now != last or reported != self._last_trigger:
             entries = {str(table_id): list(traces) for table_id, traces in now.items()}
             self._store.publish_status(_KEY, {"tables": entries, "trigger": reported})
         self._last, self._last_trigger = dict(now), reported
 
-    def _find_altered_types(self, tables: Iterable[TableSchema]) -> None:
-        """Types leave no trace in the table; but values with parts are read by what was known."""
+    def _find_unannounced(self, tables: Iterable[TableSchema]) -> None:
+        """What leaves no trace in the table's entries, and no message in the stream."""
         for today in tables:
-            if not any(map(_has_attributes, today.columns)):
+            unannounced = _Unannounced.of(today)
+            if unannounced == self._unannounced.get(today.id, _NOTHING):
                 continue
             known = self._store.get_table_schema(today.id, LSN_MAX)
-            if known is not None and _has_altered_types(known, today):
-                self._copy_again(today, "the type of a column was altered")
+            reason = None if known is None else _reason_unannounced(known, today)
+            if reason is not None:
+                self._copy_again(today, reason)
+            self._unannounced[today.id] = unannounced
 
     def _load(self) -> dict[TableId, tuple[str, str]]:
         status = self._store.get_status(_KEY) or {}
@@ -112,9 +117,40 @@ class Rewrites:
         self._store.request_copy(table.id)
 
 
-def _has_attributes(column: ColumnSchema) -> bool:
-    """Whether a composite is in the column's type; other types can't be altered."""
-    return column.type is not None and contains_composite(column.type)
+@dataclass(frozen=True, slots=True)
+class _Unannounced:
+    """What may change of a table without a message in the stream."""
+
+    #: Types that can be altered, by attnum; their values are read by what was known of them.
+    types: Mapping[int, PgType] = field(default_factory=dict)
+    #: The attnums of the key under REPLICA IDENTITY FULL, where messages name every column; else
+    #: None.
+    key: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, table: TableSchema) -> _Unannounced:
+        types = {
+            column.attnum: column.type
+            for column in table.columns
+            if column.type is not None and contains_composite(column.type)
+        }
+        return cls(types, _key(table) if table.replica_identity == "f" else None)
+
+
+_NOTHING = _Unannounced()
+
+
+def _key(table: TableSchema) -> tuple[int, ...]:
+    attnums = {column.name: column.attnum for column in table.columns}
+    return tuple(attnums[name] for name in table.key_columns)
+
+
+def _reason_unannounced(known: TableSchema, today: TableSchema) -> str | None:
+    if _has_altered_types(known, today):
+        return "the type of a column was altered"
+    if known.replica_identity == today.replica_identity == "f" and _key(known) != _key(today):
+        return "it has another key"
+    return None
 
 
 def _has_altered_types(known: TableSchema, today: TableSchema) -> bool:

@@ -15,7 +15,7 @@ from etl_dagster.protocol.alterations import Alteration, RowsRewritten, UnknownA
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.runtime.alignment import Unclear, align
 from etl_dagster.runtime.altered import altered_schema, reason_to_copy
-from etl_dagster.runtime.representation import describe, keep_choices, undescribed
+from etl_dagster.runtime.representation import describe, keep_choices, reason_of_key, undescribed
 from etl_dagster.source.columns import TableToday
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.types import TypeCatalog, fetch_types
@@ -98,6 +98,8 @@ class SchemaTracker:
             described = _described(relation, columns, None)
             return self._with_types(described, None).at(INITIAL_SNAPSHOT)
         found = self._with_types(self._follow(relation, known, today), known)
+        if (reason := reason_of_key(found, known)) is not None:
+            self._outdated.setdefault(relation.id, reason)
         version = max(commit_lsn, Lsn(known.snapshot_id.offset + 1))
         _log.info("%s has a new schema from %s on", found.name, version)
         return found.at(version)
@@ -174,6 +176,7 @@ class SchemaTracker:
         altered = altered_schema(alteration, self._publication).at(version)
         altered = self._with_types(altered, known)
         reason = reason_to_copy(alteration, rewrite, known, altered)
+        reason = reason or reason_of_key(altered, known)
         if reason is not None:
             self._outdated[table_id] = reason
         self._resolved[table_id] = None, altered

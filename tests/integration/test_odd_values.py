@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from etl_dagster.cli.app import cli
 from etl_dagster.destinations.duckdb import DuckDBDestination, query
 from etl_dagster.destinations.sql.odd_values import OddValues
-from etl_dagster.errors import TableWriteFailed
+from etl_dagster.errors import RowsOutdated
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import ChunkId, TableRows
 from etl_dagster.model.schema import TableSchema
@@ -248,7 +248,11 @@ def test_entries_follow_their_columns_and_their_tables_name(folder: Path) -> Non
         name="named",
         snapshot=1500,
     )
-    another_key = table([first, replace(moment, primary_key_ordinal=None)], table_id=1, name="x")
+    by_id = [replace(moment, primary_key_ordinal=None), replace(amount, name="sum")]
+    another_key = table([first, *by_id], table_id=1, name="named", snapshot=9000)
+    keyless = table(
+        [replace(first, primary_key_ordinal=None), *by_id], table_id=1, name="named", snapshot=9900
+    )
     with opened(folder) as destination:
         destination.write_events(batch(stream.commit(Change(KEYED, "I", row))))
         entries = "SELECT table_name, key, column_name, text, commit_lsn FROM _etl.odd_values"
@@ -259,9 +263,11 @@ def test_entries_follow_their_columns_and_their_tables_name(folder: Path) -> Non
         ]
         destination.write_events(batch(stream.commit(relation(renamed))))
         assert query_rows(folder, entries) == [["named", key, "sum", "NaN", 1000]]
-        changes = stream.commit(relation(replace(another_key, snapshot_id=Lsn(9000))))
-        with pytest.raises(TableWriteFailed, match="another key"):
-            destination.write_events(batch(changes))
+        destination.write_events(batch(stream.commit(relation(another_key))))
+        assert query_rows(folder, entries) == [["named", ["1"], "sum", "NaN", 1000]]
+        with pytest.raises(RowsOutdated, match="another key"):
+            destination.write_events(batch(stream.commit(relation(keyless))))
+        assert query_rows(folder, entries) == [["named", ["1"], "sum", "NaN", 1000]]
 
 
 def query_rows(folder: Path, sql: str) -> list[list[Any]]:

@@ -17,6 +17,7 @@ from etl_dagster.errors import (
     DestinationError,
     DestinationUnreachable,
     EtlError,
+    RowsOutdated,
     TableWriteFailed,
 )
 from etl_dagster.lsn import Lsn
@@ -89,6 +90,7 @@ class Side:
         self.stop = threading.Event()
         self.durable: list[Lsn | None] = []
         self.failed: list[tuple[TableId, str]] = []
+        self.outdated: list[tuple[TableId, str]] = []
         self._session = ReplicationSession()
         self._lsn = 1000
         for table_id in FROM_THE_START:
@@ -110,15 +112,12 @@ class Side:
             stop=self.stop,
             on_durable=lambda lsn, events: self.durable.append(lsn),
             on_table_error=self._table_failed,
-            on_outdated=self._table_failed_for,
+            on_outdated=lambda table_id, reason: self.outdated.append((table_id, reason)),
             name="delivery under test",
         )
 
     def _table_failed(self, table_id: TableId, error: EtlError) -> None:
         self.failed.append((table_id, error.reason))
-
-    def _table_failed_for(self, table_id: TableId, reason: str) -> None:
-        self.failed.append((table_id, reason))
 
     def transaction(self, *rows: tuple[TableId, int]) -> RawBatch:
         self._lsn += 100
@@ -246,6 +245,18 @@ def test_a_table_that_fails_is_left_out_and_the_others_go_on(side: Side) -> None
     assert (side.ids(ORDERS), side.ids(VISITS)) == ([], [5, 6])
     assert side.failed == [(ORDERS, "no orders today")]
     assert side.progress == Lsn(1250)
+
+
+def test_a_table_whose_rows_the_destination_cannot_bring_up_to_date_is_copied_again(
+    side: Side,
+) -> None:
+    side.destination.failures = [RowsOutdated(ORDERS, "it has another key")]
+    side.delivery.put(side.transaction((ORDERS, 1), (VISITS, 5)), FROM_THE_START)
+    side.delivery.put(side.transaction((ORDERS, 2)), FROM_THE_START | {ORDERS: Lsn(1200)})
+    side.delivery.flush()
+
+    assert (side.ids(ORDERS), side.ids(VISITS)) == ([2], [5])
+    assert (side.failed, side.outdated) == ([], [(ORDERS, "it has another key")])
 
 
 def test_a_table_that_was_left_out_is_written_again_after_its_next_copy(side: Side) -> None:

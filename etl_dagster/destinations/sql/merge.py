@@ -26,6 +26,7 @@ from etl_dagster.destinations.duckdb.tables import (
 from etl_dagster.destinations.sql.in_place import change_in_place, hides_rowid, key_match
 from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.names import Names
+from etl_dagster.destinations.sql.odd_keys import rekey
 from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import (
@@ -113,6 +114,7 @@ class TableMerge:
                 return
             if self._ledger.has_odd_values(schema.id):
                 types = column_types(table), column_types(schema)
+                rekey(self._connection, self._target, table, schema, types[0])
                 self._odd.evolve(table, schema, *types)
             evolve(self._connection, table, schema)
         self._ledger.keep_table(schema, wanted_name=wanted)

@@ -24,7 +24,6 @@ import pyarrow as pa
 from etl_dagster.destinations.collapse import Collapsed, OddCells, odd_added_and_removed
 from etl_dagster.destinations.duckdb.tables import quote, readable
 from etl_dagster.destinations.evolution import DropColumn, RenameColumn, schema_changes
-from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import CopiedRows, TableChanges
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
@@ -236,20 +235,8 @@ class OddValues:
         old_types: Mapping[str, str],
         new_types: Mapping[str, str],
     ) -> None:
-        """Follow a change of the table's columns.
-
-        Raises:
-            TableWriteFailed: rows are told apart by other columns now, and which row an entry
-                belongs to isn't known under these.
-        """
-        before, after = _key_columns(old), _key_columns(new)
-        if list(map(_identity, before)) != list(map(_identity, after)):
-            raise TableWriteFailed(
-                new.id,
-                f"{new.name} has another key, and values that its columns' types can't hold: which "
-                "rows they belong to isn't known under the new key",
-                solution="Reset the table; it is copied again.",
-            )
+        """Follow a change of the table's columns; entries have the new key's columns already."""
+        before, after = key_before(old, new), key_columns(new)
         for change in schema_changes(old, new):
             match change:
                 case DropColumn(column):
@@ -370,9 +357,17 @@ def _staying(collapsed: Collapsed, key: Sequence[str]) -> pa.RecordBatch | None:
     )
 
 
-def _key_columns(schema: TableSchema) -> list[ColumnSchema]:
+def key_columns(schema: TableSchema) -> list[ColumnSchema]:
+    """The columns of the table's key, in its order."""
     by_name = {column.name: column for column in schema.columns}
     return [by_name[name] for name in schema.key_columns]
+
+
+def key_before(old: TableSchema, new: TableSchema) -> list[ColumnSchema]:
+    """The columns of the new key as they are in the old schema, without those that it lacks."""
+    known = {_identity(column): column for column in old.columns}
+    identities = map(_identity, key_columns(new))
+    return [known[identity] for identity in identities if identity in known]
 
 
 def _identity(column: ColumnSchema) -> int | str:
