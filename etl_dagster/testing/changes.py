@@ -253,7 +253,8 @@ def arrow_rows(schema: TableSchema, rows: Sequence[Mapping[str, Any]]) -> pa.Rec
     """Rows as Arrow; columns that a row lacks are null, also where the table has NOT NULL."""
     fields = schema.arrow_schema
     arrays = [
-        pa.array([_held(row.get(field.name)) for row in rows], type=field.type) for field in fields
+        pa.array([_held(row.get(field.name), field.type) for row in rows], type=field.type)
+        for field in fields
     ]
     nullable = pa.schema([pa.field(field.name, field.type) for field in fields])
     return pa.RecordBatch.from_arrays(arrays, schema=nullable)
@@ -274,7 +275,9 @@ def odd_values(schema: TableSchema, rows: Sequence[Mapping[str, Any]]) -> dict[s
     return found
 
 
-def _held(value: Any) -> Any:
+def _held(value: Any, arrow: pa.DataType) -> Any:
+    if isinstance(value, dict) and pa.types.is_map(arrow):
+        return list(value.items())
     return None if isinstance(value, Unheld) else value
 
 

@@ -8,10 +8,17 @@ from etl_dagster.testing.delivering import DeliveryChecks
 from etl_dagster.testing.evolving import SchemaChecks
 from etl_dagster.testing.marking import MarkChecks
 from etl_dagster.testing.oddities import OddValueChecks
+from etl_dagster.testing.parts import PartChecks
 
 
 class DestinationSuite(
-    CopyChecks, ChangeChecks, DeliveryChecks, SchemaChecks, OddValueChecks, MarkChecks
+    CopyChecks,
+    ChangeChecks,
+    PartChecks,
+    DeliveryChecks,
+    SchemaChecks,
+    OddValueChecks,
+    MarkChecks,
 ):
     """Checks a `Destination`: derive, make it, and say how its rows are read.
 
@@ -25,7 +32,7 @@ class DestinationSuite(
     What is checked is what the destination declares (`Capabilities`); the rest is skipped, and the
     reason says what would have it run:
 
-    - always: copies, values, durability, batches, threads;
+    - always: copies, values, also with parts, durability, batches, threads;
     - `mirror`: rows by key and without one, unchanged TOAST values, and that everything delivered
       again, in order, ends in the same rows;
     - without `mirror`: every change is recorded with operation and position, also when it is

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID as Uuid
 
@@ -23,8 +24,9 @@ def readable_rows(schema: TableSchema, rows: Iterable[Mapping[str, Any]]) -> lis
     """Rows as a destination gives them, with Python's own value for each.
 
     An integer, numeric, date, timestamp, UUID or bytea (in base64) may come as its text, as it does
-    from JSON. A value that lost something on its way stays lost: a numeric that became a binary
-    fraction differs from what it was.
+    from JSON. A value with parts may come as the text of its JSON, and a map as pairs. A value that
+    lost something on its way stays lost: a numeric that became a binary fraction differs from what
+    it was.
     """
     columns = {column.name: column for column in schema.columns}
     return [
@@ -87,7 +89,7 @@ def readable(column: ColumnSchema, value: Any) -> Any:
         return value
     try:
         return read(value)
-    except (ArithmeticError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, TypeError, ValueError):
         return value
 
 
@@ -133,10 +135,34 @@ def _json(value: Any) -> Any:
 
 def _reader(column: ColumnSchema) -> Callable[[Any], Any] | None:
     row, form = row_of(column), form_of(column)
-    arrow = form.arrow
+    if form.parts:
+        return partial(_whole, form.arrow)
     if form.meaning is not None:
         return _json if form.meaning == "json" else _uuid
-    if row.bound == "digits" or pa.types.is_decimal(arrow):
+    return _numeric if row.bound == "digits" else _reader_of(form.arrow)
+
+
+def _whole(arrow: pa.DataType, value: Any) -> Any:
+    """A value with parts; members of a struct that are missing are null."""
+    found = json.loads(value) if isinstance(value, str) else value
+    return _part(arrow, found)
+
+
+def _part(arrow: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_list(arrow):
+        return [_part(arrow.value_type, each) for each in value]
+    if pa.types.is_struct(arrow):
+        return {field.name: _part(field.type, value.get(field.name)) for field in arrow}
+    if pa.types.is_map(arrow):
+        return dict(sorted(value.items() if isinstance(value, Mapping) else value))
+    read = _reader_of(arrow)
+    return value if read is None else read(value)
+
+
+def _reader_of(arrow: Any) -> Callable[[Any], Any] | None:
+    if pa.types.is_decimal(arrow):
         return _numeric
     if pa.types.is_timestamp(arrow):
         return _timestamp if arrow.tz is None else _timestamptz

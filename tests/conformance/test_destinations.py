@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+
+import httpx
+import pytest
 
 from etl_dagster.destinations.duckdb import DuckDBDestination, read_connection
 from etl_dagster.destinations.http import HttpDestination
@@ -14,6 +18,8 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.testing import DestinationSuite, Recorded
 from etl_dagster.testing.changes import ORDERS, VISITS, Row, Transactions, insert, order, update
 from etl_dagster.testing.subject import DestinationChecks, Subject
+from tests.support import small_receiver
+from tests.support.forty_lines import MyHttpDestination
 from tests.support.receiver import shared_receiver
 
 
@@ -149,3 +155,19 @@ class TestHttpDestination(ChecksOfOurOwn, DestinationSuite):
     def read_changes(self, destination: Destination, schema: TableSchema) -> list[Recorded]:
         found = self.receiver.changelog()
         return [Recorded(*change) for table_id, *change in found if table_id == schema.id]
+
+
+class TestFortyLines(DestinationSuite):
+    """The destination of a tutorial, and the least that a receiver must do."""
+
+    @pytest.fixture(autouse=True)
+    def serve(self, tmp_path: Path) -> Iterator[None]:
+        with small_receiver.serving(tmp_path / "receiver.sqlite") as self.url:
+            yield
+
+    def make_destination(self, folder: Path) -> MyHttpDestination:
+        return MyHttpDestination(self.url)
+
+    def read_rows(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        found = httpx.get(f"{self.url}/rows", params={"table": schema.name}).json()
+        return [row_from_json(schema.columns, row) for row in found]

@@ -10,7 +10,10 @@ import argparse
 import json
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -145,15 +148,35 @@ class Handler(BaseHTTPRequestHandler):
         """Silent."""
 
 
+def make_server(
+    state: Path, port: int = 0, handler: type[Handler] = Handler
+) -> ThreadingHTTPServer:
+    Handler.db = sqlite3.connect(state, isolation_level=None, check_same_thread=False)
+    Handler.db.executescript(_TABLES)
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    server.daemon_threads = True
+    return server
+
+
+@contextmanager
+def serving(state: Path) -> Iterator[str]:
+    """The URL of a server in this process; one at a time."""
+    with make_server(state) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def main(handler: type[Handler] = Handler) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("state")
+    parser.add_argument("state", type=Path)
     parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
-    Handler.db = sqlite3.connect(options.state, isolation_level=None, check_same_thread=False)
-    Handler.db.executescript(_TABLES)
-    server = ThreadingHTTPServer(("127.0.0.1", options.port), handler)
-    server.daemon_threads = True
+    server = make_server(options.state, options.port, handler)
     print("listening", server.server_address[1], flush=True)
     server.serve_forever()
 

@@ -162,6 +162,10 @@ def _spelled(row: Row) -> Row:
     def spell(value: Any) -> Any:
         if isinstance(value, bytes):
             return base64.b64encode(value).decode()
+        if isinstance(value, list):
+            return [spell(part) for part in value]
+        if isinstance(value, dict):
+            return _spelled(value)
         return value if value is None or isinstance(value, str | float | bool) else str(value)
 
     return {name: spell(value) for name, value in row.items()}
@@ -658,6 +662,72 @@ class TestTextsAreCutToLatin(TestDocuments):
                 for column, value in row.items()
             }
             super().put(table, name, row)
+
+
+# -- values with parts -------------------------------------------------------------------------
+
+
+def _parts(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The value with its parts changed, and their parts before."""
+    if isinstance(value, list):
+        return change([_parts(part, change) for part in value])
+    if isinstance(value, dict):
+        return change({name: _parts(part, change) for name, part in value.items()})
+    return value
+
+
+class TestPartsAreTextOfPython(TestDocuments):
+    promise = "test_the_copy_brings_values_with_parts_without_loss"
+
+    class destination_class(DocumentDestination):
+        def put(self, table: Path, name: str, row: Row) -> None:
+            super().put(table, name, {k: _parts(value, str) for k, value in row.items()})
+
+
+class TestListsLoseTheirNulls(TestInMemory):
+    promise = "test_the_stream_brings_values_with_parts_without_loss"
+
+    class destination_class(_Eventwise):
+        def events(self, step: TableChanges) -> list[RowEvent]:
+            def without_nulls(part: Any) -> Any:
+                is_list = isinstance(part, list)
+                return [each for each in part if each is not None] if is_list else part
+
+            return [
+                replace(
+                    event,
+                    row={k: _parts(value, without_nulls) for k, value in event.row.items()},
+                )
+                for event in super().events(step)
+            ]
+
+
+class TestARowIsFoundByWhatHasNoParts(TestDocuments):
+    promise = "test_a_row_without_a_key_is_found_by_its_parts"
+
+    class destination_class(DocumentDestination):
+        def take(self, table: Path, schema: TableSchema, row: Row) -> Row | None:
+            if schema.key_columns:
+                return super().take(table, schema, row)
+            wanted = {name for name, value in row.items() if value is None}
+            for file in sorted(table.glob("*"), reverse=True):
+                before: Row = json.loads(file.read_text())
+                if {name for name, value in before.items() if value is None} == wanted:
+                    file.unlink()
+                    return before
+            return None
+
+
+class TestAStructOfNullsIsRecordedAsNull(TestLog):
+    promise = "test_recorded_changes_have_values_with_parts_without_loss"
+
+    class destination_class(LogDestination):
+        def line(self, event: RowEvent | TruncateEvent) -> Row:
+            line = super().line(event)
+            for name, value in (line["row"] or {}).items():
+                if isinstance(value, dict) and value and not any(value.values()):
+                    line["row"][name] = None
+            return line
 
 
 # -- deliveries --------------------------------------------------------------------------------
