@@ -154,7 +154,16 @@ class DestinationConfig(_Section):
         """Where it is, for people; without any secret."""
         return self.type
 
+    def refusal(self, choice: str) -> str | None:
+        """Why values can't arrive in this way, a choice of `nested` or `numeric`; None: they can.
 
+        Where it gives a reason for the default of `nested`, values with parts arrive as text.
+        """
+        return None
+
+
+#: Settings that say how values arrive.
+_CHOICES = ("nested", "numeric")
 #: Stands for the type of a destination that a pipeline is given as an object.
 _GIVEN = "given"
 #: The type of a state store that names none.
@@ -339,6 +348,23 @@ class PipelineConfig(_Section):
             named[name] = settings
         return named
 
+    @model_validator(mode="after")
+    def _choices_arrive(self) -> PipelineConfig:
+        """Only what was asked for is a mistake: the default gives way."""
+        asked = {name: getattr(self, name) for name in self.model_fields_set & {*_CHOICES}}
+        for table, settings in self.tables.items():
+            for column, each in settings.columns.items():
+                place = f"tables.{table}.columns.{column}."
+                asked |= {place + name: getattr(each, name) for name in _CHOICES}
+        refused = [
+            f"{place}: {reason}"
+            for place, choice in asked.items()
+            if choice is not None and (reason := self.destination.refusal(choice))
+        ]
+        if refused:
+            raise ValueError("; ".join(refused))
+        return self
+
     def state_id(self, table_name: str) -> str:
         """The Meltano state ID of a table, given as the text of its `TableName`."""
         return f"{self.environment}:{self.pipeline}-to-{self.destination.type}:{table_name}"
@@ -357,7 +383,8 @@ class PipelineConfig(_Section):
     def nested_of(self, table_name: str, column_name: str) -> Nested:
         """How a column's values with parts arrive, where it is copied from now on."""
         column = self.table(table_name).columns.get(column_name)
-        return (None if column is None else column.nested) or self.nested
+        chosen = (None if column is None else column.nested) or self.nested
+        return "text" if self.destination.refusal(chosen) else chosen
 
     def numeric_of(self, table_name: str, column_name: str) -> str:
         """How a numeric without precision arrives, where it is copied from now on."""

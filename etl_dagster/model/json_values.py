@@ -17,7 +17,7 @@
 | everything else | string as Postgres prints it |
 
 Parts are spelled as their types are. Where `ColumnSchema.nested` isn't ``native``, values with
-parts are strings.
+parts are strings. How a column's values are spelled is in its description (`schema_to_json`).
 
 Years outside of 1 to 9999 have a sign and at least six digits, as in ISO 8601 with expanded years
 and in ECMAScript: ``"-000043-03-15"`` is in 44 BC. Nothing here is ever a NaN of Python, so
@@ -44,7 +44,7 @@ from etl_dagster.model.position import Position
 from etl_dagster.model.schema import ReplicaIdentity, TableSchema
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.families.times import timestamp_to_json as timestamp_to_json
-from etl_dagster.values.json import json_reader
+from etl_dagster.values.json import json_reader, spelling
 from etl_dagster.values.registry import type_name
 from etl_dagster.values.text import missing_object
 
@@ -194,7 +194,8 @@ def schema_to_json(schema: TableSchema) -> JsonObject:
     """A table's name, and its columns in order.
 
     A column's ``attnum`` stays when it is renamed, and is never used again once it was dropped.
-    ``key`` is its 1-based place among the key columns, null outside of the key.
+    ``key`` is its 1-based place among the key columns, null outside of the key. ``value`` is how
+    its values are spelled, down to their parts: see `spelling`.
     """
     return {**_of_table(schema), **_description(schema)}
 
@@ -212,6 +213,7 @@ def _description(schema: TableSchema) -> JsonObject:
                 "nullable": column.nullable,
                 "key": places.get(column.name),
                 "attnum": column.attnum,
+                "value": spelling(column),
             }
             for column in schema.columns
         ],

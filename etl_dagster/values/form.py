@@ -16,6 +16,22 @@ Reader: TypeAlias = Callable[[AnyArray], Parsed]
 #: From values to texts that Postgres reads back as the same values.
 Printer: TypeAlias = Callable[[AnyArray], "list[str | None]"]
 
+#: How values without parts are spelled in JSON; `format-2.json` of the HTTP destination has a
+#: definition of each under the same name.
+Spelling: TypeAlias = Literal[
+    "boolean",
+    "integer",
+    "float",
+    "digits",
+    "date",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "base64",
+    "json",
+    "text",
+]
+
 #: Where ``::text`` is the type's output function, or its equal.
 CAST: Literal["{0}::text"] = "{0}::text"
 #: The text that the stream would send. A cast isn't always that: ``inet::text`` adds a netmask, and
@@ -41,6 +57,8 @@ class Form:
     #: The way back.
     from_json: Callable[[Any], Any] | None = None
     print: Printer = print_plain
+    #: How JSON spells it, where it has no parts.
+    spelling: Spelling = "text"
     #: For people.
     json: str = "string as Postgres prints it"
     #: What a string means, where it isn't just text.

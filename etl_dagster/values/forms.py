@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from etl_dagster.values import nested, nested_printing
 from etl_dagster.values.columns import ColumnSchema, Nested
-from etl_dagster.values.families.numbers import chosen_numeric
+from etl_dagster.values.families.numbers import chosen_numeric, numeric_form
 from etl_dagster.values.families.texts import AS_PRINTED
 from etl_dagster.values.form import AnyArray, Form, Reader
 from etl_dagster.values.oids import BOOL, NUMERIC
@@ -164,7 +164,7 @@ class _Forms:
         form = _scalar_form(type_.oid, type_.modifier)
         # Few destinations have numbers so wide, and none inside of a list.
         if pa.types.is_decimal256(form.arrow):
-            return AS_PRINTED
+            form = numeric_form(-1)
         return form if self._codec is None else _stored(form, self._codec, type_.oid)
 
     def _array(self, type_: Array) -> Form:
@@ -278,6 +278,7 @@ def _as_json(form: Form) -> Form:
         pa.string(),
         read,
         print=unreadable,
+        spelling="json",
         json=f"string: the JSON of a {form.json}",
         meaning="json",
         duckdb="JSON",

@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import duckdb
+import jsonschema
 import numpy as np
 import psycopg
 import pyarrow as pa
@@ -21,7 +22,10 @@ from etl_dagster.destinations.duckdb.tables import (
     insert_rows,
     readable,
 )
-from etl_dagster.model.events import CopiedRows, TableChanges
+from etl_dagster.destinations.http import load_json_schema, row_json_schema
+from etl_dagster.destinations.http.config import Format
+from etl_dagster.destinations.http.payload import rows_bodies
+from etl_dagster.model.events import ChunkId, CopiedRows, TableChanges, TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.source.catalog import fetch_published_tables
@@ -39,6 +43,7 @@ from tests.support.random_values import DECLARATIONS, EXTENSIONS, Kind, every_ki
 
 _SLOT = "values"
 _ROWS = 24
+FORMATS: tuple[Format, ...] = get_args(Format)
 SEED = int(os.environ.get("RANDOM_VALUES_SEED", "1"))
 
 
@@ -75,6 +80,8 @@ def test_every_value_of_every_type_is_the_same_everywhere(
             if not _is_same(copied[name], streamed[name]):
                 found.append((nested, names[name], "copy and stream differ"))
         assert odd == odd_streamed
+        for format in FORMATS if nested == "text" else FORMATS[-1:]:
+            found += _other_in_bodies(schema, copied, format)
         if nested == "json":
             continue  # written from what is native
         with connect(config.source, application_name="test") as source:
@@ -260,6 +267,22 @@ def _differing_in_json(schema: TableSchema, rows: pa.RecordBatch) -> list[tuple[
             if _plain(back) != _plain(value):
                 found.append((column.name, text[:200], repr(value)[:200], repr(back)[:200]))
     return found
+
+
+def _other_in_bodies(
+    schema: TableSchema, rows: pa.RecordBatch, format: Format
+) -> list[tuple[Any, ...]]:
+    """Values that an HTTP destination sends in another form than it describes."""
+    bodies = jsonschema.Draft202012Validator(load_json_schema(format))
+    chunk = TableRows("copy", [rows], ChunkId("copy", 0))
+    errors: list[jsonschema.ValidationError] = []
+    for sent in rows_bodies("shop", schema, chunk, "a", 10**6, format=format):
+        body = json.loads(sent.content)
+        errors += bodies.iter_errors(body)
+        if format == 2:
+            of_table = jsonschema.Draft202012Validator(row_json_schema(body["table"]))
+            errors += (error for row in body["rows"] for error in of_table.iter_errors(row))
+    return [(format, *error.path, error.message[:200]) for error in errors]
 
 
 def _plain(value: Any) -> str:

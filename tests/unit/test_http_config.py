@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.destinations.http import HttpDestination, HttpDestinationConfig, verify_signature
 from etl_dagster.destinations.http.signature import sign
-from etl_dagster.errors import DestinationError
+from etl_dagster.errors import ConfigError, DestinationError
 
 SECRET = "s3cr3t-Pa55"
 
@@ -49,6 +50,7 @@ def test_a_url_is_enough() -> None:
         ("max_attempts", 0),
         ("max_connections", 0),
         ("max_body_bytes", 10),
+        ("format", 3),
         ("retries", SECRET),
     ],
 )
@@ -79,6 +81,42 @@ def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         destination = HttpDestination("https://example.com", ca_file=file)
         with pytest.raises(DestinationError, match=file.name):
             destination.check()
+
+
+# -- the format --------------------------------------------------------------------------------
+
+
+def pipeline(format: int, **more: Any) -> PipelineConfig:
+    return parse_config(
+        {
+            "pipeline": "shop",
+            "source": {"dsn": "postgresql://db/shop", "publication": "pub"},
+            "destination": {"type": "http", "url": "https://example.com", "format": format},
+            **more,
+        },
+        {},
+    )
+
+
+def test_in_format_1_values_with_parts_are_text() -> None:
+    assert pipeline(2).nested_of("public.t", "c") == "native"
+    assert pipeline(1).nested_of("public.t", "c") == "text"
+    assert pipeline(1, nested="text").nested_of("public.t", "c") == "text"
+
+
+def test_what_format_1_has_no_spelling_for_can_not_be_asked_for() -> None:
+    columns = {"a": {"nested": "json"}, "b": {"numeric": "double"}, "c": {"nested": "text"}}
+    asked = {"nested": "native", "tables": {"public.t": {"columns": columns}}}
+
+    assert pipeline(2, **asked).nested == "native"
+    with pytest.raises(ConfigError) as caught:
+        pipeline(1, **asked)
+
+    [mistake] = caught.value.mistakes
+    assert mistake.startswith("nested: destination.format 1 can't carry native; set it to text")
+    assert "tables.public.t.columns.a.nested: destination.format 1 can't carry json" in mistake
+    assert "tables.public.t.columns.b.numeric: destination.format 1 can't carry double" in mistake
+    assert "columns.c" not in mistake
 
 
 # -- the signature -----------------------------------------------------------------------------

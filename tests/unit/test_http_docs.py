@@ -10,9 +10,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from etl_dagster.destinations.http import HttpDestinationConfig
+from etl_dagster.destinations.http import (
+    HttpDestinationConfig,
+    load_json_schema,
+    row_json_schema,
+)
 from etl_dagster.destinations.http.answers import refusal
-from etl_dagster.destinations.http.payload import load_json_schema
 from etl_dagster.destinations.http.signature import sign
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.testing.changes import ORDERS
@@ -27,7 +30,11 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.parametrize("block", blocks("json"))
 def test_each_example_is_a_body(block: str) -> None:
-    jsonschema.Draft202012Validator(load_json_schema()).validate(json.loads(block))
+    body = json.loads(block)
+    jsonschema.Draft202012Validator(load_json_schema()).validate(body)
+    rows = jsonschema.Draft202012Validator(row_json_schema(body["table"]))
+    for row in [*body.get("rows", ()), *(event.get("row", {}) for event in body.get("events", ()))]:
+        rows.validate(row)
 
 
 def test_an_example_of_each_kind_is_there() -> None:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etl_dagster.destinations.http import load_json_schema
 from etl_dagster.destinations.http.payload import (
     Body,
     drop_body,
     events_bodies,
-    load_json_schema,
     rows_bodies,
 )
 from etl_dagster.lsn import Lsn
@@ -138,7 +138,9 @@ def test_every_event_is_as_the_schema_says(event: Any) -> None:
         ("events", lambda body: body["events"][0].update(type="upsert")),
         ("events", lambda body: body["events"][0]["position"].update(commit_lsn=1000)),
         ("events", lambda body: body["table"]["columns"][0].pop("key")),
-        ("events", lambda body: body.update(format=2)),
+        ("events", lambda body: body.update(format=3)),
+        ("events", lambda body: body["table"]["columns"][0].pop("value")),
+        ("events", lambda body: body["table"]["columns"][0]["value"].update(form="list")),
     ],
 )
 def test_the_schema_refuses_other_bodies(kind: str, change: Any) -> None:
@@ -293,7 +295,7 @@ def test_keys_are_visible_ascii(copy_id: str) -> None:
 
 
 def test_what_a_column_can_not_hold_is_sent_beside_its_row() -> None:
-    """Members of their own, left out where there is none: format 1 without a change for others."""
+    """Members of their own, left out where there is none."""
     nan = Unheld("NaN")
     rows = [order(1), order(2, amount=nan), order(3), order(4, amount=nan, note=Unheld("\\xFF"))]
     bodies = list(rows_bodies("shop", ORDERS, chunk("copy", 0, ORDERS, rows), "first", 10**6))

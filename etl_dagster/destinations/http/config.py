@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import httpx
 from pydantic import Field, SecretStr, field_validator
 
 from etl_dagster.config import ByteCount, DestinationConfig
+
+#: Of the bodies; `formats` says what each can carry.
+Format: TypeAlias = Literal[1, 2]
+NEWEST: Final[Format] = 2
 
 #: What the destination itself sends; a header of the configuration can't replace it.
 RESERVED_HEADERS = frozenset(
@@ -40,6 +44,11 @@ class HttpDestinationConfig(DestinationConfig):
     hmac_secret: SecretStr | None = Field(
         None, description="Signs every body, in the header `Etl-Signature`."
     )
+    format: Format = Field(
+        NEWEST,
+        description="Of the bodies. Format 1 has no lists and objects: values with parts are sent "
+        "as text, as with `nested: text`.",
+    )
     gzip: bool = Field(False, description="Compress bodies; the receiver must expect that.")
     timeout_s: float = Field(
         30.0, gt=0, le=600, description="To connect, to send on, and for the whole answer."
@@ -58,6 +67,11 @@ class HttpDestinationConfig(DestinationConfig):
     def place(self) -> str:
         """Where it is, for people; without any secret."""
         return self.url
+
+    def refusal(self, choice: str) -> str | None:
+        if self.format == 1 and choice in ("native", "json", "double"):
+            return f"destination.format 1 can't carry {choice}; set it to text, or format to 2"
+        return None
 
     @field_validator("url")
     @classmethod

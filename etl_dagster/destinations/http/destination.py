@@ -65,6 +65,7 @@ class HttpDestination:
         self._pipeline = pipeline
         self._url = config.url
         self._max_body_bytes = config.max_body_bytes
+        self._format = config.format
         self._client = HttpClient(config)
         self._pool = ThreadPoolExecutor(config.max_connections, "http destination")
 
@@ -87,7 +88,8 @@ class HttpDestination:
         return f"{self._url} answers"
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
-        self._client.post(drop_body(self._pipeline, schema, uuid.uuid4().hex), schema)
+        body = drop_body(self._pipeline, schema, uuid.uuid4().hex, format=self._format)
+        self._client.post(body, schema)
 
     def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
         """Send a chunk in parts of `max_body_bytes`, or the end of the copy.
@@ -96,8 +98,10 @@ class HttpDestination:
         missing; the next attempt begins with part 0 again.
         """
         attempt = uuid.uuid4().hex[:12]
-        limit = self._limit
-        self._post_all(rows_bodies(self._pipeline, schema, rows, attempt, limit), schema)
+        bodies = rows_bodies(
+            self._pipeline, schema, rows, attempt, self._limit, format=self._format
+        )
+        self._post_all(bodies, schema)
 
     def write_events(self, events: EventBatch) -> None:
         """Send each table's changes; returns once all are durable.
@@ -132,6 +136,7 @@ class HttpDestination:
             self._limit,
             epoch=events.epoch,
             apply_from=events.apply_from.get(table_id),
+            format=self._format,
         )
         self._post_all(bodies, steps[0].schema)
 

@@ -1,4 +1,4 @@
-"""Bodies of requests in format 1, which ``schema/format-1.json`` describes, of bounded size."""
+"""Bodies of requests, which the JSON Schema of their format describes, of bounded size."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from typing import Any, Final
 from urllib.parse import quote
 
 from etl_dagster.destinations.http.answers import BodyTooLarge
+from etl_dagster.destinations.http.config import NEWEST, Format
+from etl_dagster.destinations.http.formats import described, require_format, without_choices
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import (
     RelationEvent,
@@ -26,7 +27,6 @@ from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.values.python import to_dicts
 
-FORMAT: Final = 1
 #: As many changes become objects at a time.
 _SLICE_ROWS: Final = 2000
 _ENCODER: Final = json.JSONEncoder(
@@ -46,19 +46,20 @@ class Body:
     content: bytes
 
 
-def load_json_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of every body."""
-    file = resources.files("etl_dagster.destinations.http") / "schema" / "format-1.json"
-    schema: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return schema
-
-
 # -- the copy ----------------------------------------------------------------------------------
 
 
-def drop_body(pipeline: str, schema: TableSchema, request_id: str) -> Body:
-    """What begins a copy. `request_id` tells this drop from any other."""
-    head = _head("drop-for-copy", pipeline, schema)
+def drop_body(
+    pipeline: str, schema: TableSchema, request_id: str, *, format: Format = NEWEST
+) -> Body:
+    """What begins a copy. `request_id` tells this drop from any other.
+
+    The schema may be that of an earlier copy, in forms that the format doesn't have; the copy that
+    now begins can have others.
+    """
+    head = _head(
+        "drop-for-copy", pipeline, without_choices(schema) if format == 1 else schema, format
+    )
     return Body(
         f"tables/{quote(schema.name, safe='')}/drop-for-copy",
         _key(pipeline, schema, "drop", request_id),
@@ -72,6 +73,8 @@ def rows_bodies(
     rows: TableRows,
     attempt: str,
     max_bytes: int | Callable[[], int],
+    *,
+    format: Format = NEWEST,
 ) -> Generator[Body]:
     """The parts of a chunk, or the end of the copy; read from `rows` as they are asked for.
 
@@ -81,9 +84,13 @@ def rows_bodies(
         max_bytes: a number, or a function that tells it for the next body.
 
     A generator; a `BodyTooLarge` thrown into it has it go on with half of the refused body.
+
+    Raises:
+        NotInFormat: the format can't carry the table's values.
     """
+    require_format(format, schema)
     head = {
-        **_head("rows", pipeline, schema),
+        **_head("rows", pipeline, schema, format),
         "copy_id": rows.copy_id,
         "replay_from": str(rows.replay_from),
         "end_of_copy": rows.is_end_of_copy,
@@ -150,15 +157,20 @@ def events_bodies(
     *,
     epoch: int = 0,
     apply_from: Lsn | None = None,
+    format: Format = NEWEST,
 ) -> Generator[Body]:
     """One table's part of a batch, in order. All events of a body have the schema it names.
 
     A generator; a `BodyTooLarge` thrown into it has it go on with half of the refused body.
+
+    Raises:
+        NotInFormat: the format can't carry the table's values.
     """
-    for stretch in _stretches(steps):
+    for stretch in _stretches([described(format, step) for step in steps]):
         schema = stretch[0].schema
+        require_format(format, schema)
         head = {
-            **_head("events", pipeline, schema),
+            **_head("events", pipeline, schema, format),
             "epoch": epoch,
             "apply_from": None if apply_from is None else str(apply_from),
         }
@@ -221,8 +233,9 @@ def _events(stretch: Sequence[TableStep]) -> Iterator[RowEvent | TruncateEvent |
 # -- both --------------------------------------------------------------------------------------
 
 
-def _head(kind: str, pipeline: str, schema: TableSchema) -> dict[str, Any]:
-    return {"format": FORMAT, "kind": kind, "pipeline": pipeline, "table": schema_to_json(schema)}
+def _head(kind: str, pipeline: str, schema: TableSchema, format: Format) -> dict[str, Any]:
+    table = schema_to_json(schema)
+    return {"format": format, "kind": kind, "pipeline": pipeline, "table": table}
 
 
 def _key(pipeline: str, schema: TableSchema, *parts: str) -> str:

@@ -79,6 +79,7 @@ _BYTEA: Final = Form(
     to_json=_to_json,
     from_json=_from_json,
     print=_print_bytes,
+    spelling="base64",
     json="string in base64 (RFC 4648, with padding)",
 )
 

@@ -44,19 +44,22 @@ def _float4(value: float) -> float | str:
 
 
 _IN_DIGITS: Final = "string of digits: many JSON readers keep only 53 bits of a number"
-_BOOL: Final = Form(pa.bool_(), _read_bools, json="`true` or `false`")
-_INT2: Final = _number(pa.int16(), json="number")
-_INT4: Final = _number(pa.int32(), json="number")
-_INT8: Final = _number(pa.int64(), to_json=str, from_json=int, json=_IN_DIGITS)
-_OID: Final = _number(pa.uint32(), to_json=str, from_json=int, json=_IN_DIGITS)
+_BOOL: Final = Form(pa.bool_(), _read_bools, spelling="boolean", json="`true` or `false`")
+_INT2: Final = _number(pa.int16(), spelling="integer", json="number")
+_INT4: Final = _number(pa.int32(), spelling="integer", json="number")
+_INT8: Final = _number(pa.int64(), to_json=str, from_json=int, spelling="digits", json=_IN_DIGITS)
+_OID: Final = _number(pa.uint32(), to_json=str, from_json=int, spelling="digits", json=_IN_DIGITS)
 _FLOAT_JSON: Final = 'number; `"NaN"`, `"Infinity"`, `"-Infinity"`'
 _FLOAT4: Final = _number(
     pa.float32(),
     to_json=_float4,
     from_json=lambda value: float(np.float32(value)),
+    spelling="float",
     json=_FLOAT_JSON,
 )
-_FLOAT8: Final = _number(pa.float64(), to_json=_float, from_json=float, json=_FLOAT_JSON)
+_FLOAT8: Final = _number(
+    pa.float64(), to_json=_float, from_json=float, spelling="float", json=_FLOAT_JSON
+)
 
 # -- numeric -----------------------------------------------------------------------------------
 
@@ -74,7 +77,9 @@ def _print_decimals(array: AnyArray) -> list[str | None]:
 
 
 #: One without precision is a text in Arrow and in Python, too.
-_NUMERIC_AS_TEXT: Final = Form(pa.string(), read_text, to_json=_numeric, json=_IN_DIGITS)
+_NUMERIC_AS_TEXT: Final = Form(
+    pa.string(), read_text, to_json=_numeric, spelling="digits", json=_IN_DIGITS
+)
 
 
 @lru_cache(maxsize=1024)
@@ -95,7 +100,12 @@ def numeric_form(type_modifier: int) -> Form:
         return _NUMERIC_AS_TEXT
     arrow = pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
     return _number(
-        arrow, to_json=_numeric, from_json=Decimal, print=_print_decimals, json=_IN_DIGITS
+        arrow,
+        to_json=_numeric,
+        from_json=Decimal,
+        print=_print_decimals,
+        spelling="digits",
+        json=_IN_DIGITS,
     )
 
 
@@ -137,7 +147,12 @@ def chosen_numeric(choice: str) -> Form:
         return replace(_FLOAT8, read=_read_any_doubles) if choice == "double" else _NUMERIC_AS_TEXT
     arrow = pa.decimal128(*map(int, match.groups()))
     return Form(
-        arrow, partial(_read_any, arrow), to_json=_numeric, from_json=Decimal, json=_IN_DIGITS
+        arrow,
+        partial(_read_any, arrow),
+        to_json=_numeric,
+        from_json=Decimal,
+        spelling="digits",
+        json=_IN_DIGITS,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -17,8 +18,8 @@ AS_PRINTED: Final = Form(pa.string(), read_text)
 _TEXT: Final = Form(pa.string(), read_text, json="string")
 _OWN_TEXT: Final = "string: the value's own text"
 # Not DuckDB's JSON, which refuses what this may hold, such as half of a surrogate pair.
-_JSON: Final = Form(pa.string(), read_text, json=_OWN_TEXT, meaning="json")
-_JSONB: Final = Form(pa.string(), read_text, json=_OWN_TEXT, meaning="json", duckdb="JSON")
+_JSON: Final = Form(pa.string(), read_text, spelling="json", json=_OWN_TEXT, meaning="json")
+_JSONB: Final = replace(_JSON, duckdb="JSON")
 #: 36 characters, which every destination and every Arrow function takes.
 _UUID: Final = Form(pa.string(), read_text, meaning="uuid", duckdb="UUID")
 _ADBC: Final = partial(bits_of, pa.string())

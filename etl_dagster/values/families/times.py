@@ -301,6 +301,7 @@ def _timestamp_row(
             to_json=_timestamptz_to_json if zone else _timestamp_to_json,
             from_json=_timestamp_from_json,
             print=partial(_print_numbers, pa.int64(), partial(_print_timestamp, zone)),
+            spelling="timestamptz" if zone else "timestamp",
             json=json,
         ),
         adbc=partial(
@@ -341,6 +342,7 @@ ROWS: Final = (
             to_json=_date_to_json,
             from_json=_date_from_json,
             print=partial(_print_numbers, pa.int32(), _print_date),
+            spelling="date",
             json='`"2024-05-01"`; `"infinity"`, `"-infinity"`',
         ),
         adbc=partial(_unwrap, np.int32, _EPOCH_DAYS, DATE_INFINITY, _FIRST_DATE_DAYS, _print_date),
@@ -362,6 +364,7 @@ ROWS: Final = (
             to_json=_time_to_json,
             from_json=_time_from_json,
             print=partial(_print_numbers, pa.int64(), _print_time),
+            spelling="time",
             json='`"12:00:00.500000"`, up to `"24:00:00"`',
         ),
         adbc=Parsed,
