@@ -9,7 +9,7 @@ from typing import Any
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, EtlError
 from etl_dagster.kinds import DESTINATIONS, STORES, find_kind
-from etl_dagster.model.destination import Destination
+from etl_dagster.model.destination import Destination, lacking, members
 from etl_dagster.model.stores import Closes, CoordinatingStore, Coordination, PipelineStore
 from etl_dagster.runtime.local_store import coordinating
 
@@ -55,7 +55,9 @@ def _make(group: str, place: str, contract: type, config: PipelineConfig) -> Any
     section = getattr(config, place)
     try:
         made = find_kind(group, section.type).from_config(section, config)
-        missing = sorted(name for name in _members(contract) if not hasattr(made, name))
+        missing = sorted(name for name in members(contract) if not hasattr(made, name))
+        declared = getattr(getattr(made, "capabilities", None), "offers", None) or ()
+        missing += [name for further in declared for name in lacking(made, further)]
     except EtlError:
         raise
     except Exception as error:
@@ -73,17 +75,6 @@ def _make(group: str, place: str, contract: type, config: PipelineConfig) -> Any
             origin=f"pipeline {config.pipeline}",
         )
     return made
-
-
-def _members(contract: type) -> set[str]:
-    """What a class must have that fulfils a Protocol."""
-    return {
-        name
-        for base in contract.__mro__
-        if getattr(base, "_is_protocol", False)
-        for name in vars(base)
-        if not name.startswith("_")
-    }
 
 
 def forgets(group: str, kind: str) -> bool:

@@ -17,7 +17,7 @@ from etl_dagster.errors import (
     StoreRestored,
 )
 from etl_dagster.kinds import DESTINATIONS, STORES
-from etl_dagster.model.destination import ChecksNames
+from etl_dagster.model.destination import ChecksItself, ChecksNames, offered
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
@@ -261,9 +261,10 @@ def check_names(config: PipelineConfig, published: Sequence[PublishedTable]) -> 
         destination = build_destination(config)
     except EtlError:
         return  # the destination's own check has found that, too
-    if not isinstance(destination, ChecksNames):
+    checking = offered(destination, ChecksNames)
+    if checking is None:
         return
-    for clash in destination.check_names([table.schema for table in published]):
+    for clash in checking.check_names([table.schema for table in published]):
         yield Check(
             "names",
             "error",
@@ -329,8 +330,8 @@ def check_positions(config: PipelineConfig) -> list[Check]:
 
 def _ask(subject: object, kind: str) -> str:
     """What the store or destination finds when it looks at itself, where it can."""
-    look = getattr(subject, "check", None)
-    return look() if look is not None else f"{kind}; it can't tell before the start"
+    checking = offered(subject, ChecksItself)
+    return f"{kind}; it can't tell before the start" if checking is None else checking.check()
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: None: durable when the method returned. A future: durable when it completes, and failed when it
 #: raises; progress waits for it.
 WriteResult: TypeAlias = "Future[None] | None"
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,10 @@ class Capabilities:
     #: What columns' types can't hold (`CopiedRows.odd`, `TableChanges.odd`, `RowEvent.odd`) is kept
     #: as Postgres printed it, and goes with its row: replaced, moved to another key and removed.
     odd_values: bool = False
+    #: The further contracts that it fulfils, of `FURTHER_CONTRACTS`. None: those whose methods it
+    #: has. Declared, they are exactly these, and the suite finds a method that is missing or has
+    #: another name; a class that is derived from it declares what it adds.
+    offers: frozenset[type] | None = None
 
 
 @runtime_checkable
@@ -180,3 +186,44 @@ class ChecksNames(Protocol):
     def check_names(self, schemas: Sequence[TableSchema]) -> Sequence[str]:
         """What can't be there at the same time, a sentence for each; looks at nothing else."""
         ...
+
+
+#: What a destination may offer beyond `Destination`; all of it is optional.
+FURTHER_CONTRACTS: Final[tuple[type, ...]] = (
+    ChecksItself,
+    ChecksNames,
+    CopiesManyTables,
+    CountsOddValues,
+    CountsRows,
+    Interruptible,
+)
+
+
+def offered(destination: object, contract: type[_T]) -> _T | None:
+    """The destination as one that fulfils a further contract; None where it doesn't.
+
+    Every caller asks here, and not with `isinstance`: what is declared counts, and a wrapper that
+    passes calls on offers what it wraps, under any version of Python.
+    """
+    declared = getattr(getattr(destination, "capabilities", None), "offers", None)
+    if declared is not None and contract not in declared:
+        return None
+    return None if lacking(destination, contract) else cast(_T, destination)
+
+
+def lacking(destination: object, contract: type) -> list[str]:
+    """The methods of a contract that the destination doesn't have."""
+    return sorted(
+        name for name in members(contract) if not callable(getattr(destination, name, None))
+    )
+
+
+def members(contract: type) -> set[str]:
+    """What a class must have that fulfils a Protocol."""
+    return {
+        name
+        for base in contract.__mro__
+        if getattr(base, "_is_protocol", False)
+        for name in vars(base)
+        if not name.startswith("_")
+    }

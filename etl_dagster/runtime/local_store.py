@@ -11,7 +11,7 @@ from typing import Any
 
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
-from etl_dagster.model.destination import ChecksItself
+from etl_dagster.model.destination import ChecksItself, offered
 from etl_dagster.model.identity import KnownDestination, KnownSource
 from etl_dagster.model.remembering import RemembersInMemory
 from etl_dagster.model.schema import (
@@ -92,8 +92,8 @@ class LocalStore(RemembersInMemory):
 
     def check(self) -> str:
         """What the store itself finds when it looks, where it can."""
-        if isinstance(self._store, ChecksItself):
-            return self._store.check()
+        if (checking := offered(self._store, ChecksItself)) is not None:
+            return checking.check()
         return f"{type(self._store).__name__}; it can't tell before the start"
 
     # -- the store's own -----------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from etl_dagster.model.destination import CopiesManyTables, Destination
+from etl_dagster.model.destination import CopiesManyTables, Destination, offered
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import TableState
 from etl_dagster.model.stores import (
@@ -35,8 +35,7 @@ def copying_many(destination: Destination) -> CopiesManyTables | None:
     ]
     if len(kinds) in definers or max(definers[:2]) > definers[2]:
         return None
-    assert isinstance(destination, CopiesManyTables)
-    return destination
+    return offered(destination, CopiesManyTables)
 
 
 def many(store: CoordinatingStore) -> ManyTables:

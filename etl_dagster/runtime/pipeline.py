@@ -17,7 +17,7 @@ from etl_dagster.errors import (
     Superseded,
 )
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.destination import Destination, Interruptible
+from etl_dagster.model.destination import Destination, Interruptible, offered
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import Lease, PipelineStore
@@ -182,8 +182,8 @@ class Pipeline:
         apply = self._apply
         if apply is not None:
             apply.interrupt()
-        if isinstance(self._destination, Interruptible):
-            self._destination.interrupt()
+        if (destination := offered(self._destination, Interruptible)) is not None:
+            destination.interrupt()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; whether it came in time. Raises what the pipeline failed with."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.destination import CountsOddValues, CountsRows, Destination
+from etl_dagster.model.destination import CountsOddValues, CountsRows, Destination, offered
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import DataSync, Errored, Ready, TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore, CopyPlan
@@ -94,8 +94,11 @@ class Reporter:
         self._meter.keep(self._plans.keys())
         for table_id, plan in self._plans.items():
             self._meter.sample(table_id, self._rows_done(table_id, plan))
-        if now >= self._count_due and isinstance(self._destination, CountsRows):
-            self._count_rows([t for t, state in states.items() if isinstance(state, Ready)])
+        counting = offered(self._destination, CountsRows)
+        if now >= self._count_due and counting is not None:
+            self._count_rows(
+                counting, [t for t, state in states.items() if isinstance(state, Ready)]
+            )
             took_s = time.monotonic() - now
             self._count_due = now + max(_COUNT_EVERY_S, _REST * took_s)
 
@@ -108,8 +111,7 @@ class Reporter:
         self._is_store_away = False
         return self._states
 
-    def _count_rows(self, table_ids: Iterable[TableId]) -> None:
-        assert isinstance(self._destination, CountsRows)
+    def _count_rows(self, destination: CountsRows, table_ids: Iterable[TableId]) -> None:
         counts = {table_id: self._metrics.table(table_id) for table_id in table_ids}
         stale = {table_id: count for table_id, count in counts.items() if count.is_row_count_stale}
         if not stale:
@@ -117,9 +119,9 @@ class Reporter:
         for count in stale.values():
             # Before counting: what changes meanwhile makes it stale again.
             count.is_row_count_stale = False
-        rows = self._destination.count_rows()
-        destination = self._destination
-        odd = destination.count_odd_values() if isinstance(destination, CountsOddValues) else None
+        rows = destination.count_rows()
+        counting = offered(destination, CountsOddValues)
+        odd = None if counting is None else counting.count_odd_values()
         for table_id in stale:
             table = self._members.tables.get(table_id)
             if table is not None:

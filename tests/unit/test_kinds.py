@@ -173,6 +173,7 @@ PLUGINS = """
 from typing import Literal
 from etl_dagster.config import DestinationConfig
 from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.model.destination import Capabilities, CountsRows
 
 class Raising(MemoryDestination):
     class config_model(DestinationConfig):
@@ -191,6 +192,15 @@ class Nothing:
         return cls()
     def write_table_rows(self, schema, rows): ...
 
+class Boasting(MemoryDestination):
+    class config_model(DestinationConfig):
+        type: Literal["boasting"]
+    in_process_only = False
+    capabilities = Capabilities(offers=frozenset({CountsRows}))
+    @classmethod
+    def from_config(cls, config, pipeline):
+        return cls()
+
 class Nervous(MemoryDestination):
     class config_model(DestinationConfig):
         type: Literal["nervous"]
@@ -205,6 +215,7 @@ PLUGIN_POINTS = """
 [etl_dagster.destinations]
 raising = etl_plugins:Raising
 nothing = etl_plugins:Nothing
+boasting = etl_plugins:Boasting
 nervous = etl_plugins:Nervous
 """
 
@@ -217,6 +228,10 @@ nervous = etl_plugins:Nervous
             "nothing",
             r"destination\.type: what nothing makes, a Nothing, lacks capabilities, "
             "drop_table_for_copy, shutdown, startup, write_events$",
+        ),
+        (
+            "boasting",
+            r"destination\.type: what boasting makes, a Boasting, lacks count_rows$",
         ),
     ],
 )

@@ -41,7 +41,14 @@ from etl_dagster.destinations.sql.whole_tables import (
     staging_name,
 )
 from etl_dagster.errors import TableWriteFailed
-from etl_dagster.model.destination import Capabilities
+from etl_dagster.model.destination import (
+    Capabilities,
+    ChecksItself,
+    ChecksNames,
+    CopiesManyTables,
+    CountsOddValues,
+    CountsRows,
+)
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
 from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.position import Position
@@ -77,7 +84,14 @@ class DuckDBDestination:
     """
 
     name = "duckdb"
-    capabilities = Capabilities(transactional=True, schema_changes=True, odd_values=True)
+    capabilities = Capabilities(
+        transactional=True,
+        schema_changes=True,
+        odd_values=True,
+        offers=frozenset(
+            {ChecksItself, ChecksNames, CopiesManyTables, CountsOddValues, CountsRows}
+        ),
+    )
     config_model = DuckDBDestinationConfig
 
     @classmethod

@@ -13,7 +13,7 @@ from etl_dagster.destinations.http.client import HttpClient
 from etl_dagster.destinations.http.config import HttpDestinationConfig
 from etl_dagster.destinations.http.payload import Body, drop_body, events_bodies, rows_bodies
 from etl_dagster.errors import EtlError, Superseded, TableWriteFailed
-from etl_dagster.model.destination import Capabilities
+from etl_dagster.model.destination import Capabilities, ChecksItself, Interruptible
 from etl_dagster.model.events import EventBatch, TableRows, TableStep
 from etl_dagster.model.schema import TableId, TableSchema
 
@@ -46,7 +46,12 @@ class HttpDestination:
     name = "http"
     #: What a receiver can do if it wants to: everything that is needed for it is sent. It can't
     #: commit our progress, so the same change may come twice.
-    capabilities = Capabilities(mirror=True, truncate=True, schema_changes=True)
+    capabilities = Capabilities(
+        mirror=True,
+        truncate=True,
+        schema_changes=True,
+        offers=frozenset({ChecksItself, Interruptible}),
+    )
     config_model = HttpDestinationConfig
 
     def __init__(self, url: str, *, pipeline: str = "etl", **settings: Any) -> None:

@@ -40,7 +40,7 @@ from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
-from etl_dagster.model.destination import CountsRows, Destination, Interruptible
+from etl_dagster.model.destination import CountsRows, Destination, Interruptible, offered
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
@@ -290,8 +290,8 @@ class _Copy:
             # run goes on from there.
             stop.set()
             self._store.wake()
-            if isinstance(self._destination, Interruptible):
-                self._destination.interrupt()
+            if (destination := offered(self._destination, Interruptible)) is not None:
+                destination.interrupt()
             outcome.wait(_STOP_S if not isinstance(reason, ReplicatorAbsent) else _ORPHAN_STOP_S)
             raise
         if progress:
@@ -329,9 +329,8 @@ class _Copy:
         )
 
     def _count(self) -> int | None:
-        if not isinstance(self._destination, CountsRows):
-            return None
-        return self._destination.count_rows().get(self._name)
+        destination = offered(self._destination, CountsRows)
+        return None if destination is None else destination.count_rows().get(self._name)
 
 
 _MEANINGS: Mapping[str, str] = {

@@ -11,7 +11,7 @@ from typing import Literal, Self
 from etl_dagster.config import DestinationConfig, PipelineConfig
 from etl_dagster.errors import DestinationError, DestinationUnreachable, Superseded
 from etl_dagster.lsn import LSN_ZERO
-from etl_dagster.model.destination import Capabilities, Destination
+from etl_dagster.model.destination import Capabilities, ChecksItself, Destination
 from etl_dagster.model.events import (
     EventBatch,
     RelationEvent,
@@ -53,7 +53,9 @@ class JsonLinesDestination(Destination):
 
     name = "jsonl"
     # No mirror: the files hold every change; who folds them (`read_table`) has the rows.
-    capabilities = Capabilities(transactional=True, mirror=False, schema_changes=True)
+    capabilities = Capabilities(
+        transactional=True, mirror=False, schema_changes=True, offers=frozenset({ChecksItself})
+    )
     config_model = JsonLinesConfig
 
     @classmethod

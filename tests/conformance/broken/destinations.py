@@ -9,7 +9,7 @@ import base64
 import json
 import pickle
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
@@ -20,7 +20,7 @@ from etl_dagster.destinations.evolution import DropColumn, RenameColumn, schema_
 from etl_dagster.destinations.memory import MemoryDestination, MemoryTable
 from etl_dagster.errors import DestinationError, InvalidState
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.destination import Capabilities, Destination, WriteResult
+from etl_dagster.model.destination import Capabilities, CountsRows, Destination, WriteResult
 from etl_dagster.model.events import (
     DeleteEvent,
     EventBatch,
@@ -1105,3 +1105,37 @@ class TestTheLogIsWrittenAtTheEnd(TestLog):
         def shutdown(self) -> None:
             for schema, line in self._later:
                 super().append(schema, line)
+
+
+# -- what is offered ---------------------------------------------------------------------------
+
+
+class TestItDeclaresWhatItLacks(TestInMemory):
+    promise = "test_it_has_the_methods_of_what_it_offers"
+
+    class destination_class(MemoryDestination):
+        capabilities = replace(MemoryDestination.capabilities, offers=frozenset({CountsRows}))
+
+
+class TestItDoesNotDeclareWhatItHas(TestInMemory):
+    promise = "test_it_has_the_methods_of_what_it_offers"
+
+    class destination_class(MemoryDestination):
+        capabilities = replace(MemoryDestination.capabilities, offers=frozenset())
+
+        def interrupt(self) -> None: ...
+
+
+class TestItHasHalfOfWhatWouldBeAsked(TestInMemory):
+    promise = "test_it_has_the_methods_of_what_it_offers"
+
+    class destination_class(MemoryDestination):
+        def drop_tables_for_copy(self, schemas: Sequence[TableSchema]) -> None: ...
+
+
+class TestAnInterruptionUndoesWhatIsDurable(TestInAFile):
+    promise = "test_what_is_durable_when_it_is_interrupted_is_kept"
+
+    class destination_class(FileDestination):
+        def interrupt(self) -> None:
+            self.path.unlink()
