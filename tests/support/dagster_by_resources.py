@@ -19,11 +19,11 @@ import psycopg
 from dagster import AssetKey, EnvVar, build_sensor_context, instance_for_test
 
 from etl_dagster.integrations.dagster import (
-    DestinationResource,
     EtlPipeline,
     PostgresSourceResource,
     StateStoreResource,
     build_etl_definitions,
+    destination_resource,
 )
 from etl_dagster.integrations.dagster.supervisor import stop_all
 
@@ -40,7 +40,7 @@ def main(dsn: str, folder: Path) -> None:
             pipeline="shop",
             source=PostgresSourceResource(dsn=EnvVar("SHOP_DSN"), publication="etl_pub"),
             state_store=StateStoreResource(type="sqlite", config={"path": str(folder / "s.db")}),
-            destination=DestinationResource(type="jsonl", config={"folder": str(tables)}),
+            destination=destination_resource("jsonl")(folder=str(tables)),
             settings={"batch": {"max_fill_ms": 50}},
         ),
         # Nothing ticks while a run is under way in this process.

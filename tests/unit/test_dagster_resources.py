@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from dagster import EnvVar
 
-from etl_dagster.config import PipelineConfig, SourceConfig, parse_config
-from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
+from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster import (
     DestinationResource,
@@ -27,7 +26,6 @@ from etl_dagster.integrations.dagster import (
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.meltano import MeltanoResource, MeltanoStateResource
 from etl_dagster.integrations.dagster.supervisor import config_payload
-from etl_dagster.stores.postgres.config import PostgresStoreConfig
 
 PASSWORD = "p${HOME}$$'\"\\"
 
@@ -210,18 +208,6 @@ def test_resources_work_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STATE_URI")
     with pytest.raises(ConfigError, match="uri: the environment variable STATE_URI is not set"):
         MeltanoStateResource(uri=EnvVar("STATE_URI")).list()
-
-
-@pytest.mark.parametrize(
-    ("resource", "section"),
-    [
-        (PostgresSourceResource, SourceConfig),
-        (PostgresStateStoreResource, PostgresStoreConfig),
-        (DuckDBDestinationResource, DuckDBDestinationConfig),
-    ],
-)
-def test_a_resource_has_every_setting_that_the_file_has(resource: Any, section: Any) -> None:
-    assert set(section.model_fields) - {"type"} <= set(resource.model_fields)
 
 
 def test_what_a_resource_opens_has_the_settings_that_it_was_given(tmp_path: Path) -> None:

@@ -12,13 +12,18 @@ from etl_dagster.integrations.dagster.resources import (
     DestinationResource,
     DuckDBDestinationResource,
     EtlConfigFile,
-    EtlDestinationResource,
     EtlPipeline,
     EtlPipelineResource,
-    EtlStateStoreResource,
+    HttpDestinationResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
     StateStoreResource,
+)
+from etl_dagster.integrations.dagster.sections import (
+    EtlDestinationResource,
+    EtlStateStoreResource,
+    destination_resource,
+    state_store_resource,
 )
 from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator, PublishedTableProps
 
@@ -31,9 +36,12 @@ __all__ = [
     "EtlPipeline",
     "EtlPipelineResource",
     "EtlStateStoreResource",
+    "HttpDestinationResource",
     "PostgresSourceResource",
     "PostgresStateStoreResource",
     "PublishedTableProps",
     "StateStoreResource",
     "build_etl_definitions",
+    "destination_resource",
+    "state_store_resource",
 ]

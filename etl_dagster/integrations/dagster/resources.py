@@ -10,10 +10,18 @@ from dagster import ConfigurableResource, ResourceDependency
 from pydantic import Field
 
 from etl_dagster.assembly import build_destination, opened_store
-from etl_dagster.config import PipelineConfig, load_config, parse_config
+from etl_dagster.config import PipelineConfig, SourceConfig, load_config, parse_config
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.errors import ConfigError, InvalidState
 from etl_dagster.integrations.dagster.env import marked, resolved
+from etl_dagster.integrations.dagster.sections import (
+    EtlDestinationResource,
+    EtlStateStoreResource,
+    SectionResource,
+    destination_resource,
+    of_model,
+    state_store_resource,
+)
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.states import TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore
@@ -24,71 +32,65 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class PostgresSourceResource(ConfigurableResource[Any]):
+if TYPE_CHECKING:
+    # What type checkers and editors see of the fields that are made from the models; a test
+    # compares both.
+
+    class _SourceFields(SectionResource):
+        publication: str
+        dsn: str | None = None
+        host: str | None = None
+        port: int | None = None
+        user: str | None = None
+        password: str | None = None
+        database: str | None = None
+        sslmode: str | None = None
+        sslrootcert: str | None = None
+        sslcert: str | None = None
+        sslkey: str | None = None
+        connect_timeout_s: int = 10
+
+    class _PostgresStoreFields(SectionResource, EtlStateStoreResource):
+        dsn: str | None = None
+        session_dsn: str | None = None
+        schema_name: str = "etl"
+
+    class _DuckDBFields(SectionResource, EtlDestinationResource):
+        path: str
+        memory_limit: str = "256MB"
+        lock_timeout_s: float = 60.0
+        changelog: bool = False
+
+    class _HttpFields(SectionResource, EtlDestinationResource):
+        url: str
+        token: str | None = None
+        headers: dict[str, Any] = Field({})
+        hmac_secret: str | None = None
+        format: int = 2
+        gzip: bool = False
+        timeout_s: float = 30.0
+        max_attempts: int = 4
+        max_connections: int = 8
+        max_body_bytes: int = 4194304
+        verify: bool = True
+        ca_file: str | None = None
+
+else:
+    _SourceFields = of_model(SourceConfig, None, "source")
+    _PostgresStoreFields = state_store_resource("postgres")
+    _DuckDBFields = destination_resource("duckdb")
+    _HttpFields = destination_resource("http")
+
+
+class PostgresSourceResource(_SourceFields):
     """The Postgres that is replicated: a DSN, or its parts; parts win over the DSN.
 
     Give secrets as ``EnvVar("NAME")``: they are read when used, and hidden in the UI.
     """
 
-    publication: str = Field(description="The publication whose tables are replicated.")
-    dsn: str | None = Field(None, description="A libpq URI or key/value string, as an EnvVar.")
-    host: str | None = None
-    port: int | None = None
-    user: str | None = None
-    password: str | None = Field(None, description='As EnvVar("...").')
-    database: str | None = None
-    sslmode: str | None = None
-    sslrootcert: str | None = Field(None, description="File of the authorities to trust.")
-    sslcert: str | None = Field(None, description="File of the client's certificate.")
-    sslkey: str | None = Field(None, description="File of the client's private key.")
-    connect_timeout_s: int | None = Field(
-        None, description="Seconds to wait for a connection; 10 unless given."
-    )
 
-    def settings(self) -> dict[str, Any]:
-        """The section ``source`` of a configuration.
-
-        Raises:
-            ConfigError: an environment variable is not set.
-        """
-        return _given(self, "source")
-
-
-class EtlStateStoreResource(ConfigurableResource[Any], ABC):
-    """Where a pipeline's states, progress and schemas are kept."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """The section ``state_store`` of a configuration."""
-
-
-class StateStoreResource(EtlStateStoreResource):
-    """A state store of any type that is installed; see `etl_dagster.kinds`."""
-
-    type: str = Field(description="As in etl.yaml.")
-    config: dict[str, Any] = Field(
-        {}, description="The rest of the section; secrets as EnvVar, at any depth."
-    )
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**_with_marked(values, "config"))
-
-    def settings(self) -> dict[str, Any]:
-        config: dict[str, Any] = resolved(self.config, "state_store")
-        return config | {"type": resolved(self.type, "state_store.type")}
-
-
-class PostgresStateStoreResource(EtlStateStoreResource):
+class PostgresStateStoreResource(_PostgresStoreFields):
     """A state store in Postgres; without a DSN in the source itself."""
-
-    dsn: str | None = Field(None, description="A libpq URI or key/value string, as an EnvVar.")
-    session_dsn: str | None = Field(
-        None, description="The server itself, where `dsn` is a pooler in transaction mode."
-    )
-    schema_name: str = Field("etl", description="The database schema of the store's tables.")
-
-    def settings(self) -> dict[str, Any]:
-        return {"type": "postgres"} | _given(self, "state_store")
 
     @contextlib.contextmanager
     def get_store(self, pipeline: str) -> Iterator[CoordinatingStore]:
@@ -99,7 +101,7 @@ class PostgresStateStoreResource(EtlStateStoreResource):
         """
         from etl_dagster.stores.postgres import PostgresStore
 
-        given = _given(self, "state_store")
+        given = self.settings()
         if "dsn" not in given:
             raise ConfigError(["dsn: needed to open the store by itself"], origin="state store")
         store = PostgresStore(
@@ -114,16 +116,11 @@ class PostgresStateStoreResource(EtlStateStoreResource):
             store.close()
 
 
-class EtlDestinationResource(ConfigurableResource[Any], ABC):
-    """Where the rows of a pipeline go."""
+class StateStoreResource(EtlStateStoreResource):
+    """A state store of any type that is installed; see `etl_dagster.kinds`.
 
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """The section ``destination`` of a configuration."""
-
-
-class DestinationResource(EtlDestinationResource):
-    """A destination of any type that is installed; see `etl_dagster.kinds`."""
+    `state_store_resource` makes one with the type's own fields.
+    """
 
     type: str = Field(description="As in etl.yaml.")
     config: dict[str, Any] = Field(
@@ -134,22 +131,12 @@ class DestinationResource(EtlDestinationResource):
         super().__init__(**_with_marked(values, "config"))
 
     def settings(self) -> dict[str, Any]:
-        config: dict[str, Any] = resolved(self.config, "destination")
-        return config | {"type": resolved(self.type, "destination.type")}
+        config: dict[str, Any] = resolved(self.config, "state_store")
+        return config | {"type": resolved(self.type, "state_store.type")}
 
 
-class DuckDBDestinationResource(EtlDestinationResource):
+class DuckDBDestinationResource(_DuckDBFields):
     """One DuckDB file, shared by the replicator, the copies and readers."""
-
-    path: str = Field(description="The file; its folder must exist.")
-    memory_limit: str = "256MB"
-    lock_timeout_s: float | None = Field(
-        None, description="Seconds to wait for another process that has the file; 60 unless given."
-    )
-    changelog: bool | None = Field(None, description="Also keep the position of every change.")
-
-    def settings(self) -> dict[str, Any]:
-        return {"type": "duckdb"} | _given(self, "destination")
 
     def get_destination(self) -> Destination:
         """The destination as the engine writes to it; not started."""
@@ -167,6 +154,29 @@ class DuckDBDestinationResource(EtlDestinationResource):
 
     def _section(self) -> DuckDBDestinationConfig:
         return DuckDBDestinationConfig.model_validate(self.settings())
+
+
+class HttpDestinationResource(_HttpFields):
+    """A server that takes rows and changes as JSON; it may be several behind one address."""
+
+
+class DestinationResource(EtlDestinationResource):
+    """A destination of any type that is installed; see `etl_dagster.kinds`.
+
+    `destination_resource` makes one with the type's own fields.
+    """
+
+    type: str = Field(description="As in etl.yaml.")
+    config: dict[str, Any] = Field(
+        {}, description="The rest of the section; secrets as EnvVar, at any depth."
+    )
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**_with_marked(values, "config"))
+
+    def settings(self) -> dict[str, Any]:
+        config: dict[str, Any] = resolved(self.config, "destination")
+        return config | {"type": resolved(self.type, "destination.type")}
 
 
 class EtlPipelineResource(ConfigurableResource[Any], ABC):
@@ -280,15 +290,6 @@ class EtlPipeline(EtlPipelineResource):
         # EnvVar has done what ${NAME} does in a file; a password may well hold a dollar sign.
         settings: dict[str, Any] = resolved(self.settings, "settings")
         return parse_config(_escaped(settings | sections), {}, origin=sections["pipeline"])
-
-
-def _given(resource: ConfigurableResource[Any], place: str) -> dict[str, Any]:
-    names = type(resource).model_fields
-    values = {name: getattr(resource, name) for name in names}
-    # In a notebook nothing has resolved them before.
-    given = {name: value for name, value in values.items() if value is not None}
-    settings: dict[str, Any] = resolved(given, place)
-    return settings
 
 
 def _with_marked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
