@@ -214,6 +214,15 @@ class BatchConfig(_Section):
     )
     max_rows: int = Field(200_000, ge=1, description="Rows, at most.")
     max_queued: int = Field(2, ge=1, description="Closed batches waiting for the destination.")
+    max_in_flight: int = Field(
+        1,
+        ge=1,
+        description="Writes at a time of one stream, of different tables, where the destination "
+        "returns futures; one that returns when the batch is durable has one.",
+    )
+    max_in_flight_bytes: ByteCount = Field(
+        32 * 1024**2, ge=1024, description="Memory of the rows of all these writes, at most."
+    )
 
 
 class CopyConfig(_Section):

@@ -54,7 +54,9 @@ class Destination(Protocol):
     Delivery is at least once and, within a table, in commit order. Calls come from several
     threads: `write_table_rows` from the copy workers of any tables, `write_events` from one
     thread for each stream (the apply worker, and each table that is catching up); one table is
-    never written by two streams at a time. A failure is raised (an `EtlError` where there is
+    never written by two streams at a time. Where writes return futures, a stream may have several
+    batches under way (`batch.max_in_flight`, by default one), never two with a table in common;
+    they may become durable in any order. A failure is raised (an `EtlError` where there is
     something to do about it) and then nothing of that call may be visible, or all of it.
     """
 

@@ -100,7 +100,7 @@ class ApplyWorker:
             epoch=epoch,
             # From there on the source sends everything again, this transaction too.
             expected=last_begin if last_begin.commit_lsn >= start_lsn else None,
-            max_queued=config.batch.max_queued,
+            batch=config.batch,
             stop=stop,
             on_durable=self._durable,
             on_table_error=self._table_failed,

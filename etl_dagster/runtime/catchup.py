@@ -17,7 +17,8 @@ from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Catchup, Errored, FinishedCopy, SyncDone, SyncWait
 from etl_dagster.model.stores import CoordinatingStore, Lease, TableSyncWorker
 from etl_dagster.protocol.session import ReplicationSession
-from etl_dagster.runtime.delivery import Delivery, Stopped
+from etl_dagster.runtime.delivery import Delivery
+from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.odd_policies import OddPolicies
 from etl_dagster.runtime.representation import chosen
@@ -138,7 +139,7 @@ class CatchUp:
             ),
             config.retry,
             pipeline=config.pipeline,
-            max_queued=config.batch.max_queued,
+            batch=config.batch,
             stop=stop,
             prepare=self._unchanged.complete,
             on_durable=self._durable,

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from etl_dagster.backoff import Backoff
-from etl_dagster.config import RetryConfig
-from etl_dagster.errors import (
-    BatchTooLarge,
-    DestinationError,
-    EtlError,
-    RowsOutdated,
-    SourceRestored,
-    Superseded,
-    TableWriteFailed,
-)
+from etl_dagster.config import BatchConfig, RetryConfig
+from etl_dagster.errors import EtlError, SourceRestored
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.destination import Destination, WriteResult
+from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import BeginEvent, EventBatch, TransactionMark
 from etl_dagster.model.identity import RemembersDestination
 from etl_dagster.model.schema import TableId, TableSchema
@@ -33,19 +20,14 @@ from etl_dagster.model.stores import ApplyWorker, PipelineStore, WorkerType
 from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.belonging import marking
-from etl_dagster.runtime.failures import log_failure
-from etl_dagster.runtime.halving import PieceSize, halves, only_table
+from etl_dagster.runtime.durable import TURN_S, Stopped
+from etl_dagster.runtime.inbox import Inbox
 from etl_dagster.runtime.odd_policies import OddPolicies
 from etl_dagster.runtime.renames import Renames
-from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.schemas import SchemaTracker
+from etl_dagster.runtime.window import BegunWrite, Window
+from etl_dagster.runtime.writing import BatchWriter
 from etl_dagster.table_name import TableName
-
-_log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """The pipeline was told to stop while something was waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +35,11 @@ class _Progress:
     """Nothing to write: everything before `lsn` is durable already."""
 
     lsn: Lsn
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Nothing more comes."""
 
 
 class Undecoded(Protocol):
@@ -73,10 +60,18 @@ class Undecoded(Protocol):
     ) -> EventBatch: ...
 
 
+#: What the thread is handed.
+_Item: TypeAlias = tuple[Undecoded, Mapping[TableId, Lsn]] | _Progress | _End
+
+
 class Delivery:
     """The writer side of one stream: a thread that takes batches from a bounded queue.
 
+    Where the destination returns futures, up to `batch.max_in_flight` writes are under way at a
+    time (`Window`). What follows a write, above all progress, is done in the order of the stream.
+
     Args:
+        batch: how much is queued, and how much is in flight.
         worker: whose progress is kept in the store; None to keep none.
         expected: a transaction that was delivered before, and that this stream must bring again:
             else its source has another history.
@@ -102,7 +97,7 @@ class Delivery:
         pipeline: str = "",
         epoch: int = 0,
         expected: TransactionMark | None = None,
-        max_queued: int = 2,
+        batch: BatchConfig,
         stop: threading.Event,
         prepare: Callable[[EventBatch], EventBatch] = lambda events: events,
         on_durable: Callable[[Lsn | None, EventBatch | None], None],
@@ -118,7 +113,6 @@ class Delivery:
         self._store = store
         self._worker = worker
         self._schemas = schemas
-        self._retry = retry
         self._pipeline = pipeline
         self._epoch = epoch
         self._expected = expected
@@ -128,19 +122,17 @@ class Delivery:
         self._stop = stop
         self._prepare = prepare
         self._on_durable = on_durable
-        self._on_table_error = on_table_error
-        self._on_outdated = on_outdated
-        self._queue: queue.Queue[tuple[Undecoded, Mapping[TableId, Lsn]] | _Progress | None]
-        self._queue = queue.Queue(max_queued)
+        self._inbox: Inbox[_Item] = Inbox(batch.max_queued)
         self._failure: BaseException | None = None
         #: From where on each table is applied, as of the last batch. Another LSN means another
         #: copy: what was known of the table before holds no longer.
         self._applied_from: dict[TableId, Lsn] = {}
-        #: Tables taken out of this stream after an error, until they are copied anew.
-        self._excluded: set[TableId] = set()
-        self._piece_size = PieceSize()
+        self._writer = BatchWriter(destination, retry, on_table_error, on_outdated, stop=stop)
+        self._window = Window(batch.max_in_flight, batch.max_in_flight_bytes)
         #: Of each batch that isn't durable yet, when its first transaction was committed.
         self._pending: deque[int] = deque()
+        #: Every transaction that was committed before is durable.
+        self._reached: Lsn | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -161,19 +153,23 @@ class Delivery:
         """Tell that nothing needs to be written up to `lsn`."""
         self._put(_Progress(lsn))
 
-    def _put(self, item: tuple[Undecoded, Mapping[TableId, Lsn]] | _Progress | None) -> None:
+    def _put(self, item: _Item) -> None:
         while True:
             self.raise_failure()
-            try:
-                return self._queue.put(item, timeout=0.2)
-            except queue.Full:
-                if self._stop.is_set():
-                    raise Stopped from None
+            if self._inbox.put(item, TURN_S):
+                return
+            if self._stop.is_set():
+                raise Stopped
 
     @property
     def is_idle(self) -> bool:
         """Whether everything that was handed over is durable."""
-        return self._queue.unfinished_tasks == 0
+        return self._inbox.is_finished
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread is at work; it ends by a stop, a failure, or `finish`."""
+        return self._thread.is_alive()
 
     @property
     def oldest_commit_time_us(self) -> int | None:
@@ -197,24 +193,21 @@ class Delivery:
         Raises:
             Stopped: the pipeline stops.
         """
-        while not self.is_idle:
+        while not self._inbox.wait_finished(TURN_S):
             self.raise_failure()
             if self._stop.is_set():
                 raise Stopped
-            with self._queue.all_tasks_done:
-                if not self.is_idle:
-                    self._queue.all_tasks_done.wait(0.2)
         self.raise_failure()
 
     def finish(self) -> None:
         """Wait until what was handed over is durable, then end the thread.
 
-        Bounded by the destination once the pipeline stops: the write under way is waited for, the
-        queue is left.
+        Bounded by the destination once the pipeline stops: the call under way is waited for; what
+        it promised to do later, and the queue, are left.
         """
-        if self._thread.is_alive():
+        if self.is_running:
             try:
-                self._put(None)
+                self._put(_End())
             except BaseException:
                 # Stopped or failed: the thread ends by itself after what it is doing.
                 pass
@@ -223,50 +216,82 @@ class Delivery:
     # -- the thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            try:
-                item = self._queue.get(timeout=0.2)
-            except queue.Empty:
+        try:
+            while True:
+                item = self._inbox.get(TURN_S)
+                self._finish_those_over()
                 if self._stop.is_set():
                     return
-                continue
-            try:
-                if item is None or self._stop.is_set():
-                    return
-                self._deliver(item)
-                if not isinstance(item, _Progress):
-                    self._pending.popleft()
-            except Stopped:
-                return
-            except BaseException as failure:
-                self._failure = failure
-                return
-            finally:
-                self._queue.task_done()
-
-    def _deliver(self, item: tuple[Undecoded, Mapping[TableId, Lsn]] | _Progress) -> None:
-        if isinstance(item, _Progress):
-            if self._expected is not None and item.lsn > self._expected.commit_lsn:
-                raise self._restored("nothing")
-            self._keep_progress(item.lsn)
-            self._on_durable(item.lsn, None)
-            self._follow_names(item.lsn)
+                match item:
+                    case None:
+                        pass  # none came in time, or a write is over
+                    case _End():
+                        self._drain()
+                        self._inbox.done()
+                        return
+                    case _Progress(lsn):
+                        self._drain()
+                        self._pass(lsn)
+                        self._inbox.done()
+                    case (raw, apply_from):
+                        self._begin(raw, apply_from)
+                        self._finish_those_over()
+        except Stopped:
             return
-        raw, apply_from = item
+        except BaseException as failure:
+            self._failure = failure
+            # A later stream must not be overtaken by what this one has begun.
+            while not (self._window.wait_over(TURN_S) or self._stop.is_set()):
+                pass
+
+    def _pass(self, lsn: Lsn) -> None:
+        """Keep progress where there is nothing to write."""
+        if self._expected is not None and lsn > self._expected.commit_lsn:
+            raise self._restored("nothing")
+        self._keep_progress(lsn)
+        self._on_durable(lsn, None)
+        self._follow_names(lsn)
+
+    def _begin(self, raw: Undecoded, apply_from: Mapping[TableId, Lsn]) -> None:
+        """Begin to write a batch, once what is under way leaves room for it."""
+        if any(
+            self._applied_from.get(table_id, lsn) != lsn for table_id, lsn in apply_from.items()
+        ):
+            # What is still to fail of an earlier copy must not be taken for this one's.
+            self._drain()
         wanted = self._wanted(apply_from)
         events = raw.decode(self._schemas.resolve, wanted, self._epoch, self._schemas.alter)
+        events = self._without_outdated(events)
+        self._recognise(events)
+        while not self._window.has_room_for(events) or self._is_renaming():
+            self._finish_oldest()
+        # From here on the schemas of its tables at the destination are known.
         events = replace(
-            self._without_outdated(events),
-            apply_from=wanted,
+            self._writer.without_excluded(events),
+            apply_from={t: lsn for t, lsn in wanted.items() if t not in self._writer.excluded},
             pipeline=self._pipeline,
             stored_lsn=self._stored_lsn if isinstance(self._worker, ApplyWorker) else LSN_ZERO,
         )
-        self._recognise(events)
         events = self._prepare(self._schemas.announce(events))
         events = self._with_odd_policies(events)
         changes = self._schemas.begin_changes(events)
-        events = self._write(events)
-        made = [change for change in changes if change.schema.id in events.tables]
+        begun = self._writer.begin(events)
+        self._window.add(BegunWrite(events, changes, begun))
+        if begun is not None:
+            begun.add_done_callback(lambda _: self._inbox.wake())
+        if self._window.is_full:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        """Wait until the oldest write is durable, and do all that follows from that."""
+        while not self._window.wait(TURN_S):
+            if self._stop.is_set():
+                raise Stopped
+        write = self._window.oldest
+        assert write is not None
+        events = self._writer.write(write.events, write.begun)
+        self._window.remove_oldest()
+        made = [change for change in write.changes if change.schema.id in events.tables]
         self._schemas.finish_changes(made)
         if self._renames is not None:
             for change in made:
@@ -277,14 +302,33 @@ class Delivery:
             self._keep_progress(events.commit_end_lsn)
         self._on_durable(events.commit_end_lsn, events)
         if events.commit_end_lsn is not None:
-            self._follow_names(events.commit_end_lsn)
+            self._reached = events.commit_end_lsn
+            if not self._window:
+                self._follow_names(events.commit_end_lsn)
+        self._pending.popleft()
+        self._inbox.done()
+
+    def _finish_those_over(self) -> None:
+        while self._window.oldest is not None and self._window.oldest.is_over:
+            self._finish_oldest()
+
+    def _drain(self) -> None:
+        """Finish every write that has begun."""
+        while self._window:
+            self._finish_oldest()
+
+    def _is_renaming(self) -> bool:
+        """Whether names are to be told, and what is under way must be durable before."""
+        if self._renames is None or self._reached is None or not self._window:
+            return False
+        return bool(self._renames.take(self._reached))
 
     def _with_odd_policies(self, events: EventBatch) -> EventBatch:
         if self._odd_policies is None:
             return events
         events, failures = self._odd_policies.batch(events)
         for table_id, failure in failures.items():
-            self._exclude(table_id, failure)
+            self._writer.exclude(table_id, failure)
         return events
 
     def _follow_names(self, reached: Lsn) -> None:
@@ -297,7 +341,7 @@ class Delivery:
             for number, (table_id, name) in enumerate(taken.items())
             if (event := self._schemas.renamed(table_id, name, reached, number)) is not None
         }
-        events = self._without_excluded(
+        events = self._writer.without_excluded(
             EventBatch(
                 renamed,
                 epoch=self._epoch,
@@ -307,15 +351,14 @@ class Delivery:
             )
         )
         changes = self._schemas.begin_changes(events)
-        events = self._write(events)
+        events = self._writer.write(events)
         self._schemas.finish_changes([c for c in changes if c.schema.id in events.tables])
         self._renames.done(taken)
 
     def _without_outdated(self, events: EventBatch) -> EventBatch:
         outdated = self._schemas.take_outdated()
         for table_id, reason in outdated.items():
-            self._excluded.add(table_id)
-            self._on_outdated(table_id, reason)
+            self._writer.exclude_outdated(table_id, reason)
         if not outdated:
             return events
         kept = {t: steps for t, steps in events.tables.items() if t not in outdated}
@@ -348,98 +391,9 @@ class Delivery:
         for table_id, lsn in apply_from.items():
             if self._applied_from.get(table_id) != lsn:
                 self._applied_from[table_id] = lsn
-                self._excluded.discard(table_id)
+                self._writer.excluded.discard(table_id)
                 self._schemas.forget(table_id)
-        return {t: lsn for t, lsn in apply_from.items() if t not in self._excluded}
-
-    def _write(self, events: EventBatch) -> EventBatch:
-        """Write until durable; returns the batch without the tables that had to be left out.
-
-        What the destination can't take in one piece is halved until it can. Should the delivery
-        end between two pieces, positions tell which of them the destination has.
-        """
-        pieces = deque([events])
-        pauses = backoff(self._retry)
-        while pieces:
-            piece = self._without_excluded(pieces[0])
-            if self._piece_size.is_too_large(piece) and (two := halves(piece)) is not None:
-                pieces.popleft()
-                pieces.extendleft(reversed(two))
-                continue
-            try:
-                if not piece.is_empty:
-                    if len(pieces) > 1:
-                        piece = replace(piece, more_follows=True)
-                    self._wait_durable(self._destination.write_events(piece))
-                    self._piece_size.written(piece)
-                pieces.popleft()
-                pauses.reset()
-            except RowsOutdated as error:
-                self._excluded.add(error.table_id)
-                self._on_outdated(error.table_id, error.reason)
-            except TableWriteFailed as error:
-                self._exclude(error.table_id, error)
-            except (Superseded, Stopped):
-                raise
-            except (BatchTooLarge, MemoryError) as error:
-                if (two := halves(piece)) is not None:
-                    self._piece_size.refused(piece)
-                    self._log_halved(piece, error)
-                    pieces.popleft()
-                    pieces.extendleft(reversed(two))
-                elif pauses.is_exhausted and (table_id := only_table(piece)) is not None:
-                    self._exclude(table_id, _as_table_failure(table_id, error))
-                else:
-                    self._pause(error, pauses)
-            except Exception as error:
-                self._pause(error, pauses)
-        return self._without_excluded(events)
-
-    def _exclude(self, table_id: TableId, error: EtlError) -> None:
-        self._excluded.add(table_id)
-        self._on_table_error(table_id, error)
-
-    def _without_excluded(self, events: EventBatch) -> EventBatch:
-        if self._excluded.isdisjoint(events.tables):
-            return events
-        kept = {t: steps for t, steps in events.tables.items() if t not in self._excluded}
-        return replace(events, tables=kept)
-
-    def _log_halved(self, events: EventBatch, error: Exception) -> None:
-        _log.warning(
-            "%s can't take %d changes in one piece (%s); halving them",
-            self._destination.name,
-            events.row_count,
-            error.reason if isinstance(error, EtlError) else type(error).__name__,
-        )
-
-    def _pause(self, error: Exception, pauses: Backoff) -> None:
-        """Wait before the next try, or give up."""
-        if isinstance(error, EtlError) and not error.retryable:
-            raise error
-        if self._stop.is_set():
-            raise Stopped
-        if pauses.is_exhausted:
-            if isinstance(error, EtlError):
-                raise error
-            raise DestinationError(
-                f"{self._destination.name} failed {pauses.attempt} times: {type(error).__name__}"
-            ) from error
-        if not isinstance(error, EtlError) and pauses.attempt == 0:
-            log_failure(_log, f"{self._destination.name} failed", error)
-        delay_s = pauses.next_delay_s()
-        _log.warning(
-            "%s refused a batch (%s); try %d in %.1f s",
-            self._destination.name,
-            error.reason if isinstance(error, EtlError) else type(error).__name__,
-            pauses.attempt + 1,
-            delay_s,
-        )
-        if self._stop.wait(delay_s):
-            raise Stopped
-
-    def _wait_durable(self, result: WriteResult) -> None:
-        wait_durable(result, self._stop)
+        return {t: lsn for t, lsn in apply_from.items() if t not in self._writer.excluded}
 
     def _keep_progress(self, lsn: Lsn) -> None:
         """Store the progress, and how far the destination is by now if it was written since."""
@@ -452,42 +406,3 @@ class Delivery:
             self._stored_revision = revision
         else:
             self._stored_lsn = store.upsert_replication_progress(self._worker, lsn)
-
-
-def _as_table_failure(table_id: TableId, error: BatchTooLarge | MemoryError) -> TableWriteFailed:
-    """One change that can't be taken, as a failure of its table."""
-    if isinstance(error, BatchTooLarge):
-        return TableWriteFailed(
-            table_id, f"one change alone is too large: {error.reason}", solution=error.solution
-        )
-    return TableWriteFailed(
-        table_id,
-        "one change alone needs more memory than the process can have",
-        solution="Give the process more memory, then reset the table.",
-    )
-
-
-def wait_durable(result: WriteResult, stop: threading.Event) -> None:
-    """Wait for a write to be durable; raises what it failed with.
-
-    Raises:
-        Stopped: told to stop before the answer came.
-        DestinationError: what the write returned is neither None nor such a future. To take it for
-            durable would lose changes, for example those of a coroutine that nobody runs.
-    """
-    if result is None:
-        return None
-    if not isinstance(result, Future):
-        raise DestinationError(
-            f"a write returned a {type(result).__name__}, which can't be waited for",
-            solution="The destination's author must return None when the write is durable, or a "
-            "concurrent.futures.Future that completes when it is.",
-        )
-    while True:
-        try:
-            return result.result(timeout=0.2)
-        except FutureTimeout:
-            if result.done():  # the write's own TimeoutError
-                raise
-            if stop.is_set():
-                raise Stopped from None

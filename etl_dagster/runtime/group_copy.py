@@ -25,7 +25,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import CopyPlan, FinishedChunk
 from etl_dagster.pg.cancelling import cancelled_by
 from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
-from etl_dagster.runtime.delivery import Stopped, wait_durable
+from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.many import copying_many
 from etl_dagster.runtime.odd_policies import OddPolicies, log_odd

@@ -33,7 +33,7 @@ from etl_dagster.model.states import (
 from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, Lease
 from etl_dagster.runtime.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.catchup import CatchUp
-from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.group_copy import GroupCopy, TooLarge
 from etl_dagster.runtime.identities import find_unidentified

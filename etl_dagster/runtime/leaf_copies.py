@@ -19,7 +19,8 @@ from etl_dagster.pg.cancelling import cancelled_by
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
-from etl_dagster.runtime.delivery import Delivery, Stopped
+from etl_dagster.runtime.delivery import Delivery
+from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.odd_policies import log_odd
 from etl_dagster.runtime.partitions import LeafCopy, Partitions
 from etl_dagster.runtime.representation import chosen, keep_choices

@@ -23,7 +23,7 @@ from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import Lease, PipelineStore
 from etl_dagster.runtime.apply_worker import ApplyWorker
 from etl_dagster.runtime.belonging import MISMATCHES, Belonging
-from etl_dagster.runtime.delivery import Stopped, wait_durable
+from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.lock_watch import LockWatch

@@ -14,7 +14,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready, SyncDone
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.pg.cancelling import cancelled_by
-from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.durable import Stopped
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (

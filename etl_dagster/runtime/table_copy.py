@@ -20,7 +20,7 @@ from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import ChunkId, CopiedRows, TableRows
 from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.pg.encodings import stored_encoding
-from etl_dagster.runtime.delivery import Stopped, wait_durable
+from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.metrics import CopyMeter
 from etl_dagster.runtime.odd_policies import OddPolicies, log_odd

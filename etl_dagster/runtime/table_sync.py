@@ -49,7 +49,7 @@ from etl_dagster.model.stores import (
 )
 from etl_dagster.runtime.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.catchup import CatchUp
-from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.metrics import CopyMeter
 from etl_dagster.runtime.origin import Origin

@@ -79,6 +79,31 @@ class DeliveryChecks(DestinationChecks):
         writes = [write(table_id) for table_id in range(20001, 20004)]
         all_within(self.patience_s, "writing tables from three threads", writes)
 
+    @needs("mirror")
+    def test_writes_of_several_tables_may_be_under_way_at_once(self, subject: Subject) -> None:
+        """Where writes return futures, `batch.max_in_flight` allows it; of each table one at most.
+
+        They become durable in any order.
+        """
+        tables = [
+            table(ORDERS.columns, table_id=table_id, name=f"orders_{table_id}")
+            for table_id in range(20001, 20004)
+        ]
+        for schema in tables:
+            subject.copy(schema)
+        for number in range(3):
+            results = [
+                subject.destination.write_events(
+                    batch(subject.stream.commit(insert(schema, **order(number))))
+                )
+                for schema in tables
+            ]
+            for result in reversed(results):
+                subject.wait_durable(result)
+
+        for schema in tables:
+            subject.holds(schema, [order(number) for number in range(3)])
+
     # -- durable -------------------------------------------------------------------------------
 
     def test_a_write_gives_none_or_a_future(self, subject: Subject) -> None:

@@ -22,7 +22,7 @@ from etl_dagster.model.states import Errored, Init, Ready
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime import catchup
 from etl_dagster.runtime.catchup import CatchUp
-from etl_dagster.runtime.delivery import Stopped
+from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.group_copy import GroupCopy
 from etl_dagster.runtime.group_sync import GroupSync
 from etl_dagster.runtime.many import many

@@ -10,57 +10,22 @@ from typing import Any
 
 import pytest
 
-from etl_dagster.config import RetryConfig
-from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import (
     BatchTooLarge,
     DestinationError,
     DestinationUnreachable,
-    EtlError,
     RowsOutdated,
     TableWriteFailed,
 )
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.events import EventBatch, InsertEvent, TableRows
-from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
-from etl_dagster.model.stores import ApplyWorker
+from etl_dagster.model.events import EventBatch, InsertEvent
 from etl_dagster.protocol.batch import POSTGRES_EPOCH_US, RawBatch
-from etl_dagster.protocol.pgoutput import Relation, RelationColumn
-from etl_dagster.protocol.session import ReplicationSession
-from etl_dagster.runtime.delivery import Delivery, Stopped
+from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.halving import halves
-from etl_dagster.runtime.schemas import SchemaTracker, destination_metadata
-from etl_dagster.source.columns import TableToday
-from etl_dagster.source.types import TypeCatalog
-from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import batch
 from etl_dagster.testing.random_changes import RandomSource, random_transactions
-from tests.unit import wire
-
-ORDERS, VISITS = 1, 2
-FROM_THE_START = {ORDERS: Lsn(0), VISITS: Lsn(0)}
-
-
-def schema(table_id: TableId) -> TableSchema:
-    column = ColumnSchema("id", 23, primary_key_ordinal=1, is_identity=True, base_type_oid=23)
-    return TableSchema(table_id, "public", f"table_{table_id}", (column,))
-
-
-class Flaky(MemoryDestination):
-    """Raises what it is told to, then works."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.failures: list[Exception] = []
-        self.written = 0
-        self.durable: Future[None] | None = None
-
-    def write_events(self, events: EventBatch) -> Any:
-        if self.failures:
-            raise self.failures.pop(0)
-        super().write_events(events)
-        self.written += 1
-        return self.durable
+from tests.support.deliveries import FROM_THE_START, ORDERS, VISITS, Flaky, Side
+from tests.support.waiting import wait_until
 
 
 class Small(Flaky):
@@ -81,76 +46,16 @@ class Small(Flaky):
         return super().write_events(events)
 
 
-class Side:
-    """A delivery with a store, a destination, and a stream made by hand."""
-
-    def __init__(self, destination: Flaky | None = None) -> None:
-        self.store = MemoryStore()
-        self.destination = destination or Flaky()
-        self.stop = threading.Event()
-        self.durable: list[Lsn | None] = []
-        self.failed: list[tuple[TableId, str]] = []
-        self.outdated: list[tuple[TableId, str]] = []
-        self._session = ReplicationSession()
-        self._lsn = 1000
-        for table_id in FROM_THE_START:
-            self.store.store_table_schema(schema(table_id))
-            self.store.store_destination_table_metadata(
-                table_id, destination_metadata(schema(table_id), "applied")
-            )
-            self.destination.write_table_rows(schema(table_id), TableRows("copy"))
-        self.delivery = Delivery(
-            self.destination,
-            self.store,
-            ApplyWorker(),
-            SchemaTracker(
-                self.store,
-                lambda table_id: TableToday(schema(table_id)),
-                lambda oids: TypeCatalog({}),
-            ),
-            RetryConfig(initial_delay_ms=1, max_delay_ms=2, max_attempts=3),
-            stop=self.stop,
-            on_durable=lambda lsn, events: self.durable.append(lsn),
-            on_table_error=self._table_failed,
-            on_outdated=lambda table_id, reason: self.outdated.append((table_id, reason)),
-            name="delivery under test",
-        )
-
-    def _table_failed(self, table_id: TableId, error: EtlError) -> None:
-        self.failed.append((table_id, error.reason))
-
-    def transaction(self, *rows: tuple[TableId, int]) -> RawBatch:
-        self._lsn += 100
-        messages = [wire.begin(self._lsn)]
-        for table_id in {table_id for table_id, _ in rows}:
-            column = RelationColumn("id", 23, -1, True)
-            messages.append(
-                wire.relation(Relation(table_id, "public", f"table_{table_id}", "d", (column,)))
-            )
-        messages += [wire.insert(table_id, [str(value)]) for table_id, value in rows]
-        messages.append(wire.commit(self._lsn, self._lsn + 50))
-        for message in messages:
-            self._session.feed(wire.xlog_data(message))
-        return self._session.take_batch()
-
-    def ids(self, table_id: TableId) -> list[int]:
-        return [row["id"] for row in self.destination.rows(f"public.table_{table_id}")]
-
-    @property
-    def progress(self) -> Lsn | None:
-        return self.store.get_replication_progress(ApplyWorker())
-
-
 @pytest.fixture
-def side() -> Iterator[Side]:
-    side = Side()
+def side() -> Iterator[Side[Flaky]]:
+    side = Side(Flaky())
     side.delivery.start()
     yield side
     side.stop.set()
     side.delivery.finish()
 
 
-def test_batches_are_written_in_order_and_progress_follows(side: Side) -> None:
+def test_batches_are_written_in_order_and_progress_follows(side: Side[Flaky]) -> None:
     side.delivery.put(side.transaction((ORDERS, 1), (VISITS, 5)), FROM_THE_START)
     side.delivery.put(side.transaction((ORDERS, 2)), FROM_THE_START)
     side.delivery.flush()
@@ -160,7 +65,7 @@ def test_batches_are_written_in_order_and_progress_follows(side: Side) -> None:
     assert side.progress == Lsn(1250)
 
 
-def test_progress_waits_until_the_destination_says_durable(side: Side) -> None:
+def test_progress_waits_until_the_destination_says_durable(side: Side[Flaky]) -> None:
     side.destination.durable = Future()
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
     while not side.destination.written:
@@ -173,7 +78,7 @@ def test_progress_waits_until_the_destination_says_durable(side: Side) -> None:
     assert side.progress == Lsn(1150)
 
 
-def test_a_write_that_returns_something_else_is_not_taken_for_durable(side: Side) -> None:
+def test_a_write_that_returns_something_else_is_not_taken_for_durable(side: Side[Flaky]) -> None:
     """Such as the coroutine of an ``async def``, which nobody runs."""
     side.destination.durable = "done"  # type: ignore[assignment]
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
@@ -183,7 +88,7 @@ def test_a_write_that_returns_something_else_is_not_taken_for_durable(side: Side
     assert side.progress is None
 
 
-def test_a_stop_while_a_write_is_waited_for_is_no_failure_of_it(side: Side) -> None:
+def test_a_stop_while_a_write_is_waited_for_is_no_failure_of_it(side: Side[Flaky]) -> None:
     """It isn't counted among the tries, of which it might be the last."""
     side.destination.failures = [OSError("odd")] * 3
     side.destination.durable = Future()  # never done
@@ -196,7 +101,7 @@ def test_a_stop_while_a_write_is_waited_for_is_no_failure_of_it(side: Side) -> N
     side.delivery.raise_failure()
 
 
-def test_the_oldest_commit_that_is_not_durable_is_known(side: Side) -> None:
+def test_the_oldest_commit_that_is_not_durable_is_known(side: Side[Flaky]) -> None:
     side.destination.durable = Future()
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
     side.delivery.put(side.transaction((ORDERS, 2)), FROM_THE_START)
@@ -209,7 +114,7 @@ def test_the_oldest_commit_that_is_not_durable_is_known(side: Side) -> None:
     assert side.delivery.oldest_commit_time_us is None
 
 
-def test_a_write_that_waiting_may_cure_is_tried_again(side: Side) -> None:
+def test_a_write_that_waiting_may_cure_is_tried_again(side: Side[Flaky]) -> None:
     side.destination.failures = [DestinationUnreachable("away"), OSError("odd")]
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
     side.delivery.flush()
@@ -227,7 +132,7 @@ def test_a_write_that_waiting_may_cure_is_tried_again(side: Side) -> None:
     ],
 )
 def test_a_write_that_fails_for_good_ends_the_delivery_without_progress(
-    side: Side, failures: list[Exception], kind: type[Exception], match: str
+    side: Side[Flaky], failures: list[Exception], kind: type[Exception], match: str
 ) -> None:
     side.destination.failures = list(failures)
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
@@ -236,7 +141,7 @@ def test_a_write_that_fails_for_good_ends_the_delivery_without_progress(
     assert side.progress is None
 
 
-def test_a_table_that_fails_is_left_out_and_the_others_go_on(side: Side) -> None:
+def test_a_table_that_fails_is_left_out_and_the_others_go_on(side: Side[Flaky]) -> None:
     side.destination.failures = [TableWriteFailed(ORDERS, "no orders today")]
     side.delivery.put(side.transaction((ORDERS, 1), (VISITS, 5)), FROM_THE_START)
     side.delivery.put(side.transaction((ORDERS, 2), (VISITS, 6)), FROM_THE_START)
@@ -248,7 +153,7 @@ def test_a_table_that_fails_is_left_out_and_the_others_go_on(side: Side) -> None
 
 
 def test_a_table_whose_rows_the_destination_cannot_bring_up_to_date_is_copied_again(
-    side: Side,
+    side: Side[Flaky],
 ) -> None:
     side.destination.failures = [RowsOutdated(ORDERS, "it has another key")]
     side.delivery.put(side.transaction((ORDERS, 1), (VISITS, 5)), FROM_THE_START)
@@ -259,7 +164,7 @@ def test_a_table_whose_rows_the_destination_cannot_bring_up_to_date_is_copied_ag
     assert (side.failed, side.outdated) == ([], [(ORDERS, "it has another key")])
 
 
-def test_a_table_that_was_left_out_is_written_again_after_its_next_copy(side: Side) -> None:
+def test_a_table_that_was_left_out_is_written_again_after_its_next_copy(side: Side[Flaky]) -> None:
     side.destination.failures = [TableWriteFailed(ORDERS, "no orders today")]
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
     side.delivery.put(side.transaction((ORDERS, 2)), FROM_THE_START | {ORDERS: Lsn(1200)})
@@ -268,7 +173,7 @@ def test_a_table_that_was_left_out_is_written_again_after_its_next_copy(side: Si
     assert side.ids(ORDERS) == [2]
 
 
-def test_transactions_before_a_tables_lsn_are_somebody_elses(side: Side) -> None:
+def test_transactions_before_a_tables_lsn_are_somebody_elses(side: Side[Flaky]) -> None:
     first, second = side.transaction((ORDERS, 1)), side.transaction((ORDERS, 2))
     side.delivery.put(first, {ORDERS: Lsn(1200)})
     side.delivery.put(second, {ORDERS: Lsn(1200)})
@@ -278,7 +183,7 @@ def test_transactions_before_a_tables_lsn_are_somebody_elses(side: Side) -> None
     assert side.progress == Lsn(1250)
 
 
-def test_a_full_queue_holds_the_reader_up_until_it_is_told_to_stop(side: Side) -> None:
+def test_a_full_queue_holds_the_reader_up_until_it_is_told_to_stop(side: Side[Flaky]) -> None:
     side.destination.durable = Future()  # never done
     batches: Callable[[], RawBatch] = lambda: side.transaction((ORDERS, 1))  # noqa: E731
     for _ in range(3):  # one being written, two waiting
@@ -289,11 +194,41 @@ def test_a_full_queue_holds_the_reader_up_until_it_is_told_to_stop(side: Side) -
         side.delivery.put(batches(), FROM_THE_START)
 
 
+class Held(Flaky):
+    """Writes only once it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_writing = threading.Event()
+        self.may_write = threading.Event()
+
+    def write_events(self, events: EventBatch) -> Any:
+        self.is_writing.set()
+        self.may_write.wait()
+        return super().write_events(events)
+
+
+def test_a_flush_that_a_stop_ends_is_not_taken_for_durable() -> None:
+    """A table sync worker would hand its table over without what was left in the queue."""
+    side = Side(Held())
+    side.delivery.start()
+    side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
+    side.destination.is_writing.wait()
+    side.delivery.put(side.transaction((ORDERS, 2)), FROM_THE_START)
+    side.stop.set()
+    side.destination.may_write.set()
+    wait_until(lambda: not side.delivery.is_running)
+
+    with pytest.raises(Stopped):
+        side.delivery.flush()
+    assert (side.ids(ORDERS), side.progress) == ([1], Lsn(1150))
+
+
 # -- batches that are too large ------------------------------------------------------------------
 
 
 @pytest.fixture
-def small() -> Iterator[tuple[Side, Small]]:
+def small() -> Iterator[tuple[Side[Small], Small]]:
     destination = Small()
     side = Side(destination)
     side.delivery.start()
@@ -304,7 +239,7 @@ def small() -> Iterator[tuple[Side, Small]]:
 
 @pytest.mark.parametrize("error", [lambda: BatchTooLarge("no memory is left"), MemoryError])
 def test_a_batch_that_is_too_large_is_halved_until_it_fits(
-    small: tuple[Side, Small], error: Callable[[], Exception]
+    small: tuple[Side[Small], Small], error: Callable[[], Exception]
 ) -> None:
     side, destination = small
     destination.error = error
@@ -318,7 +253,7 @@ def test_a_batch_that_is_too_large_is_halved_until_it_fits(
 
 
 def test_a_single_change_that_is_too_large_stops_its_table_only(
-    small: tuple[Side, Small],
+    small: tuple[Side[Small], Small],
 ) -> None:
     side, destination = small
     destination.refused = {7}
@@ -333,7 +268,7 @@ def test_a_single_change_that_is_too_large_stops_its_table_only(
 
 
 def test_what_was_refused_once_is_cut_before_it_is_sent_until_larger_pieces_succeed(
-    small: tuple[Side, Small],
+    small: tuple[Side[Small], Small],
 ) -> None:
     side, destination = small
     rows = [(ORDERS, number) for number in range(6)]

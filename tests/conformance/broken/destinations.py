@@ -1107,7 +1107,7 @@ class TestTheLogIsWrittenAtTheEnd(TestLog):
                 super().append(schema, line)
 
 
-# -- what is offered ---------------------------------------------------------------------------
+# -- what is offered, and several writes at a time -----------------------------------------------
 
 
 class TestItDeclaresWhatItLacks(TestInMemory):
@@ -1139,3 +1139,26 @@ class TestAnInterruptionUndoesWhatIsDurable(TestInAFile):
     class destination_class(FileDestination):
         def interrupt(self) -> None:
             self.path.unlink()
+
+
+class _Late(Future[None]):
+    """Does its work when somebody waits for it."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__()
+        self._work = work
+
+    def result(self, timeout: float | None = None) -> None:
+        if not self.done():
+            self._work()
+            self.set_result(None)
+
+
+class TestOnlyTheNewestWriteUnderWayIsMade(TestInMemory):
+    promise = "test_writes_of_several_tables_may_be_under_way_at_once"
+
+    class destination_class(MemoryDestination):
+        def write_events(self, events: EventBatch) -> WriteResult:  # type: ignore[override]
+            self.newest = events
+            write = super().write_events
+            return _Late(lambda: write(self.newest))
