@@ -171,6 +171,19 @@ class KeyChangesText(SourceError):
         )
 
 
+class RowChangesText(SourceError):
+    """A column of a table without a key prints what may change while the row stays as it is."""
+
+    def __init__(self, table: str, column: str, type_name: str, tells: str) -> None:
+        super().__init__(
+            f"{table} has no key, so that a row is found by all of its values, and {column} is of "
+            f"type {type_name}, whose text tells {tells}; Postgres publishes nothing then, and the "
+            "row would not be found again",
+            solution=f"On the source: give {table} a key without {column}, or leave {column} out "
+            "of the publication. Then reset the table.",
+        )
+
+
 class TableRewritten(SourceError):
     """All rows of a table were written anew while it was copied, so they are in other places.
 

@@ -16,7 +16,12 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 _SESSION_TRIES = 10
 
 
-def pinned_conninfo(dsn: Dsn, settings: Mapping[str, str], **parameters: str | int) -> str:
+def pinned_conninfo(
+    dsn: Dsn,
+    settings: Mapping[str, str],
+    defaults: Mapping[str, str] | None = None,
+    **parameters: str | int,
+) -> str:
     """A libpq connection string that pins the settings; for psycopg and other clients alike.
 
     It holds the password. Settings travel as ``options``, which need no round trip and also hold
@@ -24,9 +29,10 @@ def pinned_conninfo(dsn: Dsn, settings: Mapping[str, str], **parameters: str | i
     they don't contradict.
 
     Args:
+        defaults: settings that the DSN's options win over.
         parameters: more of libpq's; they win over the DSN.
     """
-    options = [dsn.get("options"), as_options(settings)]
+    options = [as_options(defaults or {}), dsn.get("options"), as_options(settings)]
     return dsn.conninfo(
         **parameters, client_encoding="UTF8", options=" ".join(filter(None, options))
     )

@@ -1,8 +1,7 @@
 """Settings that every session pins, whatever the server, the database or the role prefers.
 
 Only what changes which rows are read, how values print, or how a transaction is committed. What
-only costs time (planner settings, memory) is left to the administrator, and so is ``lc_monetary``:
-it decides the currency.
+only costs time (planner settings, memory) is left to the administrator.
 """
 
 from __future__ import annotations
@@ -44,6 +43,10 @@ PINNED: Final[Mapping[str, str]] = {
     "exit_on_error": "off",
     "jit": "off",
 }
+
+#: How money prints. Unlike the others, a DSN may choose another one: it decides what an amount is,
+#: since money has as many digits after the point as the currency.
+MONEY: Final[Mapping[str, str]] = {"lc_monetary": "C"}
 
 #: A role's own timeouts would end a copy, an idle stream or a lease in the middle.
 TIMEOUTS: Final[Mapping[str, str]] = {

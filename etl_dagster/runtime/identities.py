@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from etl_dagster.errors import KeyChangesText, PartitionIdentity, SourceError
+from etl_dagster.errors import KeyChangesText, PartitionIdentity, RowChangesText, SourceError
 from etl_dagster.model.schema import TableId
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.partitions import fetch_leaf_identities
@@ -25,18 +25,20 @@ def find_unidentified(
     identity of each partition. Without the columns of the key in them, an update would leave the
     old row beside the new one, and a delete would find nothing.
 
-    Keys are compared by what prints. Of a few types that tells more than the value, and may change
-    while the row stays.
+    Keys are compared by what prints, and so is every value of a row without a key. Of a few types
+    that tells more than the value, and may change while the row stays.
     """
     changing = [table for table in tables if table.has_updates or table.has_deletes]
     roots = {table.schema.id: table.schema for table in changing if table.is_partitioned}
     found: dict[TableId, SourceError] = {}
     for table in changing:
-        for column in table.schema.columns:
-            if column.name in table.schema.key_columns and (tells := text_tells(column)):
-                found[table.schema.id] = KeyChangesText(
-                    table.schema.name, column.name, column.type_name, tells
-                )
+        schema = table.schema
+        # Without an identity, no change of a row is ever published.
+        failure = KeyChangesText if schema.key_columns else RowChangesText
+        for column in schema.columns:
+            is_compared = column.name in (schema.key_columns or schema.identity_columns)
+            if is_compared and (tells := text_tells(column)):
+                found[schema.id] = failure(schema.name, column.name, column.type_name, tells)
     for table_id, identities in fetch_leaf_identities(connection, roots.keys()).items():
         root = roots[table_id]
         key = root.key_columns

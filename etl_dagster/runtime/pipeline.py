@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from etl_dagster.config import PipelineConfig
@@ -45,6 +46,7 @@ from etl_dagster.runtime.table_syncs import TableSyncs
 from etl_dagster.source.catalog import emit_marker
 from etl_dagster.source.columns import TableToday, fetch_table_today
 from etl_dagster.source.control import SourceControl
+from etl_dagster.source.money import fetch_own_sample
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ class Pipeline:
         self._metrics = Metrics()
         self._belonging = Belonging(config, store, destination)
         self._members = Members(config, store, self._control)
-        self._rewrites = Rewrites(store, self._control)
+        self._rewrites = Rewrites(store, self._control, partial(fetch_own_sample, config.source))
         self._renames = Renames(store, self._control)
         self._locks = LockWatch(self._control)
         self._stop = threading.Event()

@@ -17,6 +17,7 @@ from etl_dagster.errors import (
     SlotError,
     SourceNotPrepared,
 )
+from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.source.catalog import (
     Publication,
@@ -26,6 +27,7 @@ from etl_dagster.source.catalog import (
 )
 from etl_dagster.source.connection import connect, source_uri, translate
 from etl_dagster.source.locks import ExclusiveLock, describe_locks, fetch_exclusive_locks
+from etl_dagster.source.money import digits, fetch_own_sample, fetch_sample, money_columns
 from etl_dagster.source.partitions import fetch_foreign_partitions, fetch_partition_ids
 from etl_dagster.source.readiness import (
     ServerFacts,
@@ -42,6 +44,7 @@ from etl_dagster.source.slots import (
 from etl_dagster.source.trigger import VERSION as TRIGGER_VERSION
 from etl_dagster.source.trigger import fetch_trigger
 from etl_dagster.table_name import quote_identifier
+from etl_dagster.values.types import contains_composite, enums_in
 from etl_dagster.words import human_bytes, names
 
 _log = logging.getLogger(__name__)
@@ -343,22 +346,23 @@ def _check_tables(
         return
     yield Check.ok("published tables", names([table.schema.name for table in tables]))
     yield _check_published_changes(publication)
-    yield _check_trigger(connection)
+    yield _check_trigger(connection, tables)
     yield from _check_identities(connection, publication, tables)
     yield from _check_partitions(connection, config, tables)
     yield from _check_read_rights(connection, facts, tables)
     yield from _check_locks(connection, tables)
+    yield from _check_money(connection, config, tables)
 
 
-def _check_trigger(connection: Connection) -> Check:
+def _check_trigger(connection: Connection, tables: Sequence[PublishedTable]) -> Check:
     """Whether the source reports altered tables; a pipeline runs without it as well."""
     name = "altered tables"
     state = fetch_trigger(connection)
     if state.reports:
         return Check.ok(name, f"reported by the event trigger, version {state.version}")
     without = (
-        "so changes of columns are found with the next row or in the catalog, some of them lead to "
-        "a new copy of the table, and renamed enum values and altered composite types are not found"
+        "so changes of columns are found with the next row or in the catalog, and some of them, "
+        "such as renamed enum values and altered composite types, lead to a new copy of the table"
     )
     if not state.trace:
         found = "the source has no event trigger that reports them"
@@ -366,12 +370,28 @@ def _check_trigger(connection: Connection) -> Check:
         found = "the event trigger is disabled on the source"
     else:
         found = f"the event trigger on the source has not version {TRIGGER_VERSION}"
-    return Check(
-        name,
-        "ok",
-        f"{found}, {without}",
+    solution = (
         "To have them reported: `etl-dagster migrate --source`, or with --print for an "
-        "administrator to run.",
+        "administrator to run."
+    )
+    found_by_labels = [table.schema.name for table in tables if _is_found_by_labels(table.schema)]
+    if found_by_labels:
+        without += (
+            "; where rows are found by such a value, they may be there twice until that copy: "
+            f"{names(found_by_labels)}"
+        )
+        return Check.warning(name, f"{found}, {without}", solution)
+    return Check(name, "ok", f"{found}, {without}", solution)
+
+
+def _is_found_by_labels(table: TableSchema) -> bool:
+    """Whether rows are found by values whose types may be altered so that they print otherwise."""
+    compared = table.key_columns or table.identity_columns
+    return any(
+        column.name in compared
+        and column.type is not None
+        and (contains_composite(column.type) or any(enums_in(column.type)))
+        for column in table.columns
     )
 
 
@@ -504,6 +524,32 @@ def _check_locks(connection: Connection, tables: Sequence[PublishedTable]) -> It
             "Wait, or end the session: "
             + " ".join(f"select pg_terminate_backend({pid});" for pid in _pids(locks)),
         )
+
+
+def _check_money(
+    connection: Connection, config: PipelineConfig, tables: Sequence[PublishedTable]
+) -> Iterator[Check]:
+    """Whether money prints as the server itself prints it."""
+    columns = [f"{t.schema.name}.{column}" for t in tables for column in money_columns(t.schema)]
+    if not columns:
+        return
+    ours, theirs = fetch_sample(connection), fetch_own_sample(config.source)
+    if ours == theirs:
+        return
+    prints = f"money prints as {theirs!r} on the source, and as {ours!r} for the pipeline"
+    choose = (
+        "Choose lc_monetary in source.dsn: options=-c%20lc_monetary=..., such as the source has "
+        "(SHOW lc_monetary), or the column's type: numeric, bigint."
+    )
+    if digits(ours) != digits(theirs):
+        failure = SourceNotPrepared(
+            f"{prints}, with another number of digits after the point, so that amounts would be "
+            f"others: {names(columns)}",
+            solution=choose,
+        )
+        yield Check.error("money", failure)
+    else:
+        yield Check.warning("money", f"{prints}: {names(columns)}", choose)
 
 
 def _pids(locks: Sequence[ExclusiveLock]) -> list[int]:

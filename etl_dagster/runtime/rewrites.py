@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from etl_dagster.lsn import LSN_MAX
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Init
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.labels import (
+    Labels,
+    enums_of,
+    has_renamed,
+    labels_from_json,
+    labels_of,
+    labels_to_json,
+)
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.columns import fetch_traces
 from etl_dagster.source.control import SourceControl
+from etl_dagster.source.money import fetch_sample, money_columns
 from etl_dagster.source.trigger import fetch_trigger
 from etl_dagster.values.types import PgType, contains_composite
 
@@ -32,12 +41,27 @@ class Rewrites:
     Where the event trigger was there all the time, the stream says more, and this says nothing.
     """
 
-    def __init__(self, store: CoordinatingStore, control: SourceControl) -> None:
+    def __init__(
+        self,
+        store: CoordinatingStore,
+        control: SourceControl,
+        own_money: Callable[[], str],
+    ) -> None:
+        """Args:
+        own_money: asks how the server prints money without our settings (`money.fetch_sample`).
+        """
         self._store = store
+        self._own_money = own_money
         self._control = control
         self._lock = threading.Lock()
         self._last: dict[TableId, tuple[str, str]] | None = None
         self._last_trigger = ""
+        #: How the rows at the destination print money; None before there was any.
+        self._money: str | None = None
+        #: As of the last look.
+        self._labels: Labels = {}
+        #: It is pinned, so a process asks once.
+        self._money_checked = False
         #: As of the last look of this process; what the store keeps is compared once.
         self._unannounced: dict[TableId, _Unannounced] = {}
 
@@ -75,22 +99,46 @@ class Rewrites:
                 reason = self._reason(by_id[table_id], files_differ=before[1] != traces[1])
                 if reason is not None:
                     self._copy_again(by_id[table_id], reason)
+        labels = labels_of(by_id.values())
         if not is_reported:
-            self._find_unannounced(by_id.values())
+            self._find_unannounced(by_id.values(), labels)
+        money = self._find_other_money(by_id.values(), last)
         # Only now: had the process died before, the next one must come to the same conclusion.
-        if now != last or reported != self._last_trigger:
+        seen = (now, reported, money, labels)
+        if seen != (last, self._last_trigger, self._money, self._labels):
             entries = {str(table_id): list(traces) for table_id, traces in now.items()}
-            self._store.publish_status(_KEY, {"tables": entries, "trigger": reported})
-        self._last, self._last_trigger = dict(now), reported
+            status = {"tables": entries, "trigger": reported, "money": money}
+            self._store.publish_status(_KEY, {**status, "labels": labels_to_json(labels)})
+        self._last, self._last_trigger, self._money = dict(now), reported, money
+        self._labels = labels
 
-    def _find_unannounced(self, tables: Iterable[TableSchema]) -> None:
+    def _find_other_money(
+        self, tables: Iterable[TableSchema], last: Collection[TableId]
+    ) -> str | None:
+        """How money prints, where a table has some; those that were read otherwise are copied."""
+        having = [table for table in tables if money_columns(table)]
+        if not having or self._money_checked:
+            return self._money
+        money = self._control.ask("looking at lc_monetary", fetch_sample)
+        # A version that didn't pin the setting has left nothing of how it was.
+        before = self._money or (self._own_money() if last else money)
+        if before != money:
+            for table in having:
+                if table.id in last:
+                    self._copy_again(table, "money prints otherwise: lc_monetary was another one")
+        self._money_checked = True
+        return money
+
+    def _find_unannounced(self, tables: Iterable[TableSchema], labels: Labels) -> None:
         """What leaves no trace in the table's entries, and no message in the stream."""
         for today in tables:
-            unannounced = _Unannounced.of(today)
+            unannounced = _Unannounced.of(today, labels)
             if unannounced == self._unannounced.get(today.id, _NOTHING):
                 continue
             known = self._store.get_table_schema(today.id, LSN_MAX)
             reason = None if known is None else _reason_unannounced(known, today)
+            if reason is None and has_renamed(self._labels, known, today):
+                reason = "a value of an enum was renamed"
             if reason is not None:
                 self._copy_again(today, reason)
             self._unannounced[today.id] = unannounced
@@ -98,6 +146,8 @@ class Rewrites:
     def _load(self) -> dict[TableId, tuple[str, str]]:
         status = self._store.get_status(_KEY) or {}
         self._last_trigger = status.get("trigger", "")
+        self._money = status.get("money")
+        self._labels = labels_from_json(status.get("labels", {}))
         tables: Mapping[str, list[str]] = status.get("tables", {})
         return {int(table_id): (columns, files) for table_id, (columns, files) in tables.items()}
 
@@ -123,18 +173,22 @@ class _Unannounced:
 
     #: Types that can be altered, by attnum; their values are read by what was known of them.
     types: Mapping[int, PgType] = field(default_factory=dict)
+    #: What the labels of its enums are.
+    labels: Labels = field(default_factory=dict)
     #: The attnums of the key under REPLICA IDENTITY FULL, where messages name every column; else
     #: None.
     key: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, table: TableSchema) -> _Unannounced:
+    def of(cls, table: TableSchema, labels: Labels) -> _Unannounced:
         types = {
             column.attnum: column.type
             for column in table.columns
             if column.type is not None and contains_composite(column.type)
         }
-        return cls(types, _key(table) if table.replica_identity == "f" else None)
+        of_enums = {enum.oid: labels[enum.oid] for enum in enums_of(table) if enum.oid in labels}
+        key = _key(table) if table.replica_identity == "f" else None
+        return cls(types, of_enums, key)
 
 
 _NOTHING = _Unannounced()
@@ -156,7 +210,8 @@ def _reason_unannounced(known: TableSchema, today: TableSchema) -> str | None:
 def _has_altered_types(known: TableSchema, today: TableSchema) -> bool:
     columns = {column.attnum: column for column in today.columns}
     return any(
-        old.nested != "text"
+        old.type is not None
+        and contains_composite(old.type)
         and (new := columns.get(old.attnum)) is not None
         and old.type_oid == new.type_oid
         and old.type != new.type

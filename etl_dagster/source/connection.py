@@ -18,7 +18,7 @@ from etl_dagster.errors import (
 from etl_dagster.pg.connection import connect_pinned, pinned_conninfo
 from etl_dagster.pg.dsn import Dsn, tcp_settings
 from etl_dagster.pg.failures import Failure, failure_of, marked, message_of
-from etl_dagster.pg.settings import PINNED, TIMEOUTS
+from etl_dagster.pg.settings import MONEY, PINNED, TIMEOUTS
 
 #: A peer that vanished is noticed after a minute; a DSN may say otherwise.
 _TCP = tcp_settings(60)
@@ -34,6 +34,7 @@ def source_conninfo(
     replication: bool = False,
     statement_timeout_s: float | None = None,
     lock_timeout_s: float | None = None,
+    pins_money: bool = True,
 ) -> str:
     """A libpq connection string with all session settings; for psycopg and ADBC alike.
 
@@ -53,6 +54,7 @@ def source_conninfo(
     return pinned_conninfo(
         Dsn.parse(config.conninfo()).with_defaults(**_TCP),
         {**PINNED, **timeouts},
+        MONEY if pins_money else None,
         application_name=application_name,
         **more,
     )
@@ -66,6 +68,7 @@ def connect(
     autocommit: bool = True,
     statement_timeout_s: float | None = None,
     lock_timeout_s: float | None = None,
+    pins_money: bool = True,
 ) -> psycopg.Connection[Any]:
     """Open a connection with the settings that every value and every comparison relies on.
 
@@ -73,6 +76,7 @@ def connect(
         replication: speak the replication protocol; ordinary queries without parameters work, too.
         statement_timeout_s: for bounded questions to the catalog; None waits without end.
         lock_timeout_s: also bounds how long CREATE_REPLICATION_SLOT waits for open transactions.
+        pins_money: whether money prints as we want, or as the server's own settings have it.
 
     Raises:
         ConfigError: the DSN can't be read.
@@ -84,6 +88,7 @@ def connect(
         replication=replication,
         statement_timeout_s=statement_timeout_s,
         lock_timeout_s=lock_timeout_s,
+        pins_money=pins_money,
     )
     try:
         return connect_pinned(conninfo, autocommit=autocommit)

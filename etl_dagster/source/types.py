@@ -56,6 +56,8 @@ select t.oid, t.typtype::text, format_type(t.oid, null),
         and not a.attisdropped),
        (select array_agg(l.enumlabel::text order by l.enumsortorder)
         from pg_enum l where l.enumtypid = t.oid),
+       (select array_agg(l.oid::bigint order by l.enumsortorder)
+        from pg_enum l where l.enumtypid = t.oid),
        (select x.extname::text from pg_depend d join pg_extension x on x.oid = d.refobjid
         where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
         and d.refclassid = 'pg_extension'::regclass limit 1),
@@ -80,6 +82,7 @@ class _Described:
     range: int | None
     attributes: list[tuple[str, int | str, int, int]] | None
     labels: list[str] | None
+    label_ids: list[int] | None
     extension: str | None
     #: Between two elements of an array of this type.
     delimiter: str
@@ -110,7 +113,8 @@ class TypeCatalog:
                 base = self._part(found.base, found.base_modifier, found.base_dimensions)
                 return Domain(oid, found.name, base)
             case "e":
-                return Enum(oid, found.name, tuple(found.labels or ()))
+                ids = tuple(found.label_ids or ())
+                return Enum(oid, found.name, tuple(found.labels or ()), ids)
             case "r" if found.subtype is not None:
                 return Range(oid, found.name, self._part(found.subtype))
             case "m" if found.range is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from etl_dagster.values import oids
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.families import binary, geometric, network, numbers, positions, texts, times
 from etl_dagster.values.form import BuiltIn
@@ -35,6 +36,13 @@ def text_tells(column: ColumnSchema) -> str:
         return row_of(column).text_tells
     rows = (REGISTRY.get(scalar.oid, UNKNOWN) for scalar in scalars_in(column.type))
     return next((row.text_tells for row in rows if row.text_tells), "")
+
+
+def prints_money(column: ColumnSchema) -> bool:
+    """Whether money is in the column's values, which prints by a setting."""
+    if column.type is None:
+        return column.effective_type_oid == oids.MONEY
+    return any(scalar.oid == oids.MONEY for scalar in scalars_in(column.type))
 
 
 def type_name(type_oid: int) -> str | None:

@@ -82,6 +82,8 @@ class Enum:
     name: str = field(compare=False)
     #: In their order.
     labels: tuple[str, ...] = field(compare=False)
+    #: pg_enum.oid of each: a label that is renamed keeps it. Empty where nobody looked.
+    label_ids: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,26 +122,34 @@ def contains_composite(type_: PgType) -> bool:
             return False
 
 
-def scalars_in(type_: PgType) -> Iterator[Scalar]:
-    """The types without parts that the type is built of; of an enum, none."""
+def leaves_in(type_: PgType) -> Iterator[Scalar | Enum]:
+    """The types without parts that the type is built of."""
     match type_:
-        case Scalar():
+        case Scalar() | Enum():
             yield type_
         case Array():
-            yield from scalars_in(type_.element)
+            yield from leaves_in(type_.element)
         case Range():
-            yield from scalars_in(type_.subtype)
+            yield from leaves_in(type_.subtype)
         case Multirange():
-            yield from scalars_in(type_.range)
+            yield from leaves_in(type_.range)
         case Composite():
             for attribute in type_.attributes:
-                yield from scalars_in(attribute.type)
-        case Enum():
-            return
+                yield from leaves_in(attribute.type)
         case Domain():
-            yield from scalars_in(type_.base)
+            yield from leaves_in(type_.base)
         case _:
             assert_never(type_)
+
+
+def scalars_in(type_: PgType) -> Iterator[Scalar]:
+    """The same without enums."""
+    return (leaf for leaf in leaves_in(type_) if isinstance(leaf, Scalar))
+
+
+def enums_in(type_: PgType) -> Iterator[Enum]:
+    """The enums that the type is built of."""
+    return (leaf for leaf in leaves_in(type_) if isinstance(leaf, Enum))
 
 
 # -- JSON --------------------------------------------------------------------------------------
@@ -168,7 +178,7 @@ def type_to_json(type_: PgType) -> dict[str, Any]:
             ]
             more = {"attributes": attributes}
         case Enum():
-            more = {"labels": list(type_.labels)}
+            more = {"labels": list(type_.labels), "label_ids": list(type_.label_ids)}
         case Domain():
             more = {"base": type_to_json(type_.base)}
         case _:
@@ -203,7 +213,8 @@ def type_from_json(content: Mapping[str, Any]) -> PgType:
             )
             return Composite(oid, name, tuple(attributes))
         case "enum":
-            return Enum(oid, name, tuple(content["labels"]))
+            ids = tuple(content.get("label_ids", ()))
+            return Enum(oid, name, tuple(content["labels"]), ids)
         case "domain":
             return Domain(oid, name, type_from_json(content["base"]))
     raise ValueError(f"a type of an unknown kind: {content['kind']}")

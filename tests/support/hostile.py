@@ -7,6 +7,7 @@ HOSTILE = {
     "IntervalStyle": "iso_8601",
     "TimeZone": "Asia/Kathmandu",
     "extra_float_digits": "-15",
+    "lc_monetary": "POSIX",
     "bytea_output": "escape",
     "xmlbinary": "hex",
     "xmloption": "document",

@@ -268,10 +268,9 @@ ROWS: Final = (
         ),
     ),
     BuiltIn(
-        oid=790,
+        oid=oids.MONEY,
         name="money",
         form=Form(pa.string(), read_text),
-        text_tells="the currency of lc_monetary",
         edges=(Edge("$12.34"), Edge("-$92,233,720,368,547,758.08")),
     ),
 )
