@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from etl_dagster.destinations.duckdb.exact import exact
 from etl_dagster.destinations.duckdb.file import lock_of, open_locked
 from etl_dagster.destinations.duckdb.readiness import is_unfinished
 from etl_dagster.destinations.duckdb.tables import fetch_row, quote
@@ -54,6 +55,8 @@ def read_connection(
 def query(path: str | os.PathLike[str], sql: str, *, lock_timeout_s: float = 60.0) -> pa.Table:
     """The result of a query, as an Arrow table. Settings (`SET ...;`) may stand before it.
 
+    Intervals, times with a zone and bits are text in it: see `exact`.
+
     Raises:
         DestinationError: DuckDB refuses the query, it is more than one, or the file can't be read.
     """
@@ -66,7 +69,7 @@ def query(path: str | os.PathLike[str], sql: str, *, lock_timeout_s: float = 60.
             )
         relation = connection.sql(sql)
         # A statement without a result, such as SET, gives no relation.
-        table: pa.Table | None = None if relation is None else relation.to_arrow_table()
+        table = None if relation is None else exact(relation).to_arrow_table()
     return pa.table({}) if table is None else table
 
 
