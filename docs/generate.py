@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from etl_dagster.cli.app import cli
 from etl_dagster.config import ENV_PREFIX, PipelineConfig, StoreConfig
-from etl_dagster.destinations.duckdb.tables import column_type
+from etl_dagster.destinations.duckdb.tables import declared_type
 from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.form import BuiltIn
@@ -213,8 +213,36 @@ A type of an extension (`citext`, `ltree`, `cube`, `vector`), and any that is no
 exactly as Postgres prints it.
 
 An array is a list as deep as its column declares. One with other dimensions, or with lower bounds
-other than 1, is null in its place and odd. A label that is added to an enum needs no change. A
-composite without attributes, or with attributes whose names differ in case alone, is text.
+other than 1, is null in its place and odd. A composite without attributes, or with attributes whose
+names differ in case alone, is text.
+
+## Types of DuckDB's own
+
+`ENUM`, `INTERVAL`, `BIT`, `TIME WITH TIME ZONE` and `UBIGINT` in the third column hold
+what is text in Arrow, and in JSON. A column gets such a type when its table is copied; one that an
+earlier version copied stays `VARCHAR` until then, and `etl-dagster doctor` names it.
+
+An **enum** sorts by its labels' order, as in Postgres. A label that is added at the source is added
+when the first row with it arrives, in its place; DuckDB then writes the column again. After a label
+was renamed, the table is copied again. Inside of arrays and composites labels are text.
+
+An **interval** keeps months, days and microseconds apart, as in Postgres, and equals another one
+by the same rule of 30 days and 24 hours. In a key it is text.
+
+What reads the file decides what becomes of these types there. `etl-dagster query` shows them as
+text, exactly. DuckDB's own clients don't all have them: in Arrow and Polars a `TIME WITH TIME ZONE`
+is without its zone, pandas refuses a result with one, a `BIT` is bytes of DuckDB's, and Python and
+pandas make a `timedelta` of an `INTERVAL`, with 30 days for a month. A cast helps:
+`SELECT * REPLACE (opens::VARCHAR AS opens) FROM public.shops`.
+
+These types are text for a reason:
+
+| type | |
+|---|---|
+| an enum without a label | DuckDB has none |
+| `numeric(p,s)` of more than 38 digits | that is where `DECIMAL` ends, and `HUGEINT` soon after |
+| `pg_lsn` | DuckDB has no such type; a number would not be what Postgres shows |
+{stays_text}
 
 `numeric` without a precision is text, or by the setting of that name a decimal or a double, from
 the next copy of the table on; outside of keys, and of values with parts. A number with more digits
@@ -245,21 +273,25 @@ def types_page() -> str:
     for row in REGISTRY.values():
         for name, modifier in _modifiers(row).items():
             values = _edges(row) if modifier == -1 else ""
-            parts.append(f"| `{name}` | {_held(ColumnSchema('c', row.oid, modifier))} | {values} |")
+            column = ColumnSchema("c", row.oid, modifier, own_type=row.own is not None)
+            parts.append(f"| `{name}` | {_held(column)} | {values} |")
     parts.append("\n## Types with parts\n")
     parts.append("| Postgres | Arrow | DuckDB | JSON |\n|---|---|---|---|")
     for name, type_ in _types_with_parts().items():
-        parts.append(f"| {name} | {_held(ColumnSchema('c', 0, type=type_, nested='native'))} |")
-    parts.append(_TYPES_END + "".join(_keys()) + _ANY_KEY)
+        column = ColumnSchema("c", 0, type=type_, nested="native", own_type=True)
+        parts.append(f"| {name} | {_held(column)} |")
+    parts.append(_TYPES_END.replace("{stays_text}\n", "".join(_stays_text())))
+    parts[-1] += "".join(_keys()) + _ANY_KEY
     return "\n".join(parts)
 
 
 def _edges(row: BuiltIn) -> str:
     """The values at the edges of a type, each with what becomes of it unless it is held."""
-    plain = [_code(edge.text) for edge in row.edges if edge.becomes == "itself"]
+    edges = row.edges_for(own_type=True)
+    plain = [_code(edge.text) for edge in edges if edge.becomes == "itself"]
     others = [
         f"{_code(edge.text)}: {edge.becomes}{' (odd)' if edge.is_odd else ''}"
-        for edge in row.edges
+        for edge in edges
         if edge.becomes != "itself"
     ]
     return "<br>".join([", ".join(plain), *others] if plain else others)
@@ -297,7 +329,7 @@ def _scalar(name: str) -> Scalar:
 
 def _held(column: ColumnSchema) -> str:
     form = form_of(column)
-    return f"`{form.arrow}` | `{column_type(column)}` | {form.json}"
+    return f"`{form.arrow}` | `{declared_type(column)}` | {form.json}"
 
 
 def _code(text: str) -> str:
@@ -308,6 +340,12 @@ def _code(text: str) -> str:
         text = f"{text[:20]}...{text[-10:]} ({len(text)} characters)"
     shown = text.replace("\t", "\\t").replace("\n", "\\n").replace("|", "\\|")
     return f"`{shown}`"
+
+
+def _stays_text() -> Iterator[str]:
+    for row in REGISTRY.values():
+        if row.stays_text:
+            yield f"| `{row.name}` | {row.stays_text} |\n"
 
 
 def _keys() -> Iterator[str]:

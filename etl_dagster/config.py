@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     SerializeAsAny,
     ValidationError,
@@ -146,6 +147,10 @@ class StoreConfig(_Section):
 
 class DestinationConfig(_Section):
     """What the section ``destination`` of every type has; the base of a type of one's own."""
+
+    #: Whether the destination has types of its own for what is text in Arrow, such as intervals,
+    #: and makes its columns by `values.form.OwnType`.
+    has_own_types: ClassVar[bool] = False
 
     type: str
 
@@ -329,6 +334,8 @@ class PipelineConfig(_Section):
     )
     tables: dict[str, TableConfig] = {}
     meltano: MeltanoConfig = MeltanoConfig()
+    #: Of a destination that the pipeline was given as an object.
+    _given_has_own_types: bool = PrivateAttr(default=False)
 
     @field_validator("pipeline")
     @classmethod
@@ -378,12 +385,19 @@ class PipelineConfig(_Section):
         """The Meltano state ID of a table, given as the text of its `TableName`."""
         return f"{self.environment}:{self.pipeline}-to-{self.destination.type}:{table_name}"
 
-    def given_destination(self, name: str) -> PipelineConfig:
+    def given_destination(self, name: str, *, has_own_types: bool = False) -> PipelineConfig:
         """The same for a destination given as an object; its name is used where none was
         configured."""
         if self.destination.type != _GIVEN:
             return self
-        return self.model_copy(update={"destination": DestinationConfig(type=name)})
+        copy = self.model_copy(update={"destination": DestinationConfig(type=name)})
+        copy._given_has_own_types = has_own_types
+        return copy
+
+    @property
+    def has_own_types(self) -> bool:
+        """As `DestinationConfig.has_own_types`."""
+        return self.destination.has_own_types or self._given_has_own_types
 
     def table(self, table_name: str) -> TableConfig:
         """What differs for a table, given as the text of its `TableName`."""

@@ -168,7 +168,7 @@ def _held_otherwise(
     schemas: Mapping[TableId, TableSchema],
     published: Sequence[PublishedTable],
 ) -> Iterator[Check]:
-    """Columns that were copied before `nested`, `numeric` or `odd_values` was what it is now."""
+    """Columns that were copied by another version, or before settings were what they are now."""
     for table in published:
         known = schemas.get(table.schema.id)
         if known is None or not (columns := held_otherwise(table.schema, known, config)):
@@ -176,7 +176,7 @@ def _held_otherwise(
         yield Check.warning(
             "types of columns",
             f"{table.schema.name}: {names(columns)} arrive as they did when the table was copied, "
-            "not as `nested`, `numeric` and `odd_values` say now",
+            "not as `nested`, `numeric`, `odd_values` and the types of this version say now",
             f"To change that, copy the table again: etl-dagster reset {table.schema.name}",
         )
 

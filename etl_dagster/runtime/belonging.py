@@ -40,6 +40,7 @@ from etl_dagster.model.states import (
     TableState,
 )
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore, CopyPlan
+from etl_dagster.runtime.representation import given
 
 #: Nothing that one table is at fault of, and nothing that waiting helps against.
 MISMATCHES = (
@@ -81,7 +82,7 @@ class Belonging:
     def __init__(
         self, config: PipelineConfig, store: CoordinatingStore, destination: Destination
     ) -> None:
-        self._config = config = config.given_destination(destination.name)
+        self._config = config = given(config, destination)
         self._store = store
         self._memory = store if isinstance(store, RemembersDestination) else None
         self._destination = destination

@@ -261,7 +261,7 @@ class Delivery:
             self._drain()
         wanted = self._wanted(apply_from)
         events = raw.decode(self._schemas.resolve, wanted, self._epoch, self._schemas.alter)
-        events = self._without_outdated(events)
+        events = self._without_outdated(self._schemas.with_labels(events))
         self._recognise(events)
         while not self._window.has_room_for(events) or self._is_renaming():
             self._finish_oldest()

@@ -36,6 +36,7 @@ from etl_dagster.runtime.pausing import paused_tables
 from etl_dagster.runtime.preflight import require_ready
 from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.reporter import Reporter
+from etl_dagster.runtime.representation import given
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.rewrites import Rewrites
@@ -78,7 +79,7 @@ class Pipeline:
         *,
         copies: Literal["own", "elsewhere"] = "own",
     ) -> None:
-        self._config = config = config.given_destination(destination.name)
+        self._config = config = given(config, destination)
         self._store = store = coordinating(store)
         self._destination = destination
         self._control = SourceControl(

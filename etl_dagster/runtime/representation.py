@@ -8,11 +8,18 @@ from dataclasses import replace
 import pyarrow as pa
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.types import TypeCatalog, unknown_types
 from etl_dagster.values.columns import ColumnSchema
-from etl_dagster.values.forms import form_of, is_any_numeric, may_be_odd
+from etl_dagster.values.forms import (
+    form_of,
+    is_any_numeric,
+    labels_of,
+    may_be_odd,
+    may_have_own_type,
+)
 from etl_dagster.values.types import PgType, Scalar, without_domains
 
 
@@ -25,14 +32,25 @@ def chosen(schema: TableSchema, config: PipelineConfig) -> TableSchema:
     return replace(schema, columns=tuple(columns))
 
 
+def given(config: PipelineConfig, destination: Destination) -> PipelineConfig:
+    """The configuration of a pipeline with this destination, which it need not name."""
+    section = getattr(destination, "config_model", None)
+    has_own_types = bool(getattr(section, "has_own_types", False))
+    return config.given_destination(destination.name, has_own_types=has_own_types)
+
+
 def _chosen(column: ColumnSchema, schema: TableSchema, config: PipelineConfig) -> ColumnSchema:
+    in_key = column.name in schema.key_columns
+    nested = config.nested_of(schema.name, column.name)
     if column.type is not None:
-        nested = config.nested_of(schema.name, column.name)
-        column = replace(column, nested="text" if column.name in schema.key_columns else nested)
-    if is_any_numeric(column) and column.name not in schema.key_columns:
+        column = replace(column, nested="text" if in_key else nested)
+    if is_any_numeric(column) and not in_key:
         column = replace(column, numeric=config.numeric_of(schema.name, column.name))
+    if config.has_own_types and may_have_own_type(column, in_key=in_key):
+        is_asked_for = labels_of(column) is None or nested == "native"
+        column = replace(column, own_type=is_asked_for)
     if config.odd_policy(schema.name, column.name) == "text" and may_be_odd(column):
-        return replace(column, nested="text", as_text=True)
+        return replace(column, nested="text", as_text=True, own_type=False)
     return column
 
 
@@ -75,17 +93,24 @@ def reason_of_key(schema: TableSchema, known: TableSchema) -> str | None:
         for column in schema.columns
         if column.name in schema.key_columns and (column.attnum or column.name) not in before
     ]
-    unfit = [c.name for c in added if _held(c) != _held(replace(c, nested="text", numeric="text"))]
+    unfit = [c.name for c in added if _held(c) != _held(_as_in_key(c))]
     if not unfit:
         return None
     return f"{', '.join(unfit)} of its new key must be text at the destination"
 
 
-def _held(column: ColumnSchema) -> tuple[pa.DataType, str | None]:
+def _as_in_key(column: ColumnSchema) -> ColumnSchema:
+    column = replace(column, nested="text", numeric="text")
+    own_type = column.own_type and may_have_own_type(column, in_key=True)
+    return replace(column, own_type=own_type)
+
+
+def _held(column: ColumnSchema) -> tuple[pa.DataType, str | None, bool]:
     form = form_of(column)
     # The labels of an enum are texts however they are encoded.
     arrow = form.arrow
-    return arrow.value_type if isinstance(arrow, pa.DictionaryType) else arrow, form.duckdb
+    plain = arrow.value_type if isinstance(arrow, pa.DictionaryType) else arrow
+    return plain, form.duckdb, column.own_type
 
 
 def _kept(schema: TableSchema, known: TableSchema | None) -> Iterable[ColumnSchema]:
@@ -94,7 +119,12 @@ def _kept(schema: TableSchema, known: TableSchema | None) -> Iterable[ColumnSche
         old = before.get(column.attnum or column.name)
         if old is not None and _has_same_type(old, column):
             yield replace(
-                column, type=old.type, nested=old.nested, as_text=old.as_text, numeric=old.numeric
+                column,
+                type=old.type,
+                nested=old.nested,
+                as_text=old.as_text,
+                numeric=old.numeric,
+                own_type=old.own_type,
             )
 
 

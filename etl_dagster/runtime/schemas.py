@@ -15,11 +15,19 @@ from etl_dagster.protocol.alterations import Alteration, RowsRewritten, UnknownA
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.runtime.alignment import Unclear, align
 from etl_dagster.runtime.altered import altered_schema, reason_to_copy
+from etl_dagster.runtime.new_labels import (
+    completed,
+    completed_schema,
+    find_new_labels,
+    read_enums,
+    tables_with_renamed,
+)
 from etl_dagster.runtime.representation import describe, keep_choices, reason_of_key, undescribed
 from etl_dagster.source.columns import TableToday
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.types import TypeCatalog, fetch_types
 from etl_dagster.table_name import TableName
+from etl_dagster.values.types import Enum
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +74,8 @@ class SchemaTracker:
         #: What the destination has, as far as we know.
         self._applied: dict[TableId, TableSchema] = {}
         self._outdated: dict[TableId, str] = {}
+        #: Of enums whose labels were asked about, what the catalog said last.
+        self._enums: dict[int, Enum] = {}
 
     def resolve(self, relation: Relation, commit_lsn: Lsn) -> TableSchema:
         """The schema that rows sent under this Relation message have.
@@ -200,6 +210,30 @@ class SchemaTracker:
         except SourceError as error:
             _log.warning("the catalog can't be asked about types of %s: %s", table, error)
             return TypeCatalog({})
+
+    def with_labels(self, events: EventBatch) -> EventBatch:
+        """The batch with schemas whose enums have all labels of its values, in their order.
+
+        What the catalog says of an enum is kept with the version, as if it had been read then.
+        """
+        new = find_new_labels(events, self._enums)
+        if new.enums:
+            found = read_enums(self._ask_types(new.enums, "a table with new labels"), new.enums)
+            self._enums |= found
+            for table_id in tables_with_renamed(new, found):
+                self._outdated[table_id] = "a value of an enum was renamed"
+            for table_id in events.tables:
+                self._keep_labels(table_id)
+        return completed(events, self._enums)
+
+    def _keep_labels(self, table_id: TableId) -> None:
+        applied = self.applied(table_id)
+        if applied is None:
+            return
+        schema = completed_schema(applied, self._enums)
+        if schema is not applied:
+            self._store.store_table_schema(schema)
+            self._applied[table_id] = schema
 
     def take_outdated(self) -> Mapping[TableId, str]:
         """Tables that must be copied again, with the reason, found since the last call."""

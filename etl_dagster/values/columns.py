@@ -18,6 +18,8 @@ FORMAT: Final = 2
 _TEXT_FORMAT: Final = 3
 #: ... of a numeric column that is held as a number by choice, which they would take for text.
 _NUMERIC_FORMAT: Final = 4
+#: ... of a column that has a type of the destination's own, such as DuckDB's INTERVAL; likewise.
+_OWN_TYPE_FORMAT: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,9 @@ class ColumnSchema:
     #: How the values of a numeric without precision are held: ``text``, ``double``, or such as
     #: ``decimal(20,4)``; chosen and kept as `nested`.
     numeric: str = "text"
+    #: Whether the destination holds its values in a type of its own where it has one that Arrow has
+    #: not, such as DuckDB's ENUM and INTERVAL; chosen and kept as `nested`.
+    own_type: bool = False
 
     @property
     def effective_type_oid(self) -> int:
@@ -70,6 +75,9 @@ def column_to_json(column: ColumnSchema) -> dict[str, Any]:
     kept = asdict(column)
     kept["type"] = None if column.type is None else type_to_json(column.type)
     as_text, numeric = kept.pop("as_text"), kept.pop("numeric")
+    if kept.pop("own_type"):
+        more = {"as_text": as_text, "numeric": numeric, "own_type": True}
+        return {"format": _OWN_TYPE_FORMAT} | more | kept
     if numeric != "text":
         return {"format": _NUMERIC_FORMAT, "as_text": as_text, "numeric": numeric} | kept
     if not as_text:
@@ -83,8 +91,10 @@ def column_from_json(kept: Mapping[str, Any]) -> ColumnSchema:
     Raises:
         SchemaTooNew: a later version wrote it in a way that this one doesn't know.
     """
-    if (found := kept.get("format", 1)) > _NUMERIC_FORMAT:
-        raise SchemaTooNew(f"a table's schema is kept in format {found}; this is {_NUMERIC_FORMAT}")
+    if (found := kept.get("format", 1)) > _OWN_TYPE_FORMAT:
+        raise SchemaTooNew(
+            f"a table's schema is kept in format {found}; this is {_OWN_TYPE_FORMAT}"
+        )
     known = {name: value for name, value in kept.items() if name in _FIELDS}
     if (type_ := known.get("type")) is not None:
         known["type"] = type_from_json(type_)

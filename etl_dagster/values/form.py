@@ -81,6 +81,18 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OwnType:
+    """How values are held where the destination has a type for them that Arrow has not."""
+
+    #: Its Arrow type is text; its `duckdb` is the type that the destination makes of it.
+    form: Form
+    #: Edges of the type that become something else here than by `BuiltIn.edges`.
+    edges: tuple[Edge, ...] = ()
+    #: Whether rows may be found by it: values are equal where their texts are, and only there.
+    in_keys: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BuiltIn:
     """A type that Postgres brings; one row of the registry."""
 
@@ -107,6 +119,20 @@ class BuiltIn:
     same_bytes: Literal["text"] | None = None
     #: OIDs of the narrower types whose every value this type holds as the same value.
     widens: frozenset[int] = frozenset()
+    #: None: destinations hold its values as `form` does.
+    own: OwnType | None = None
+    #: Why a type that DuckDB seems to have holds its values as text there; for people.
+    stays_text: str = ""
 
-    def form_for(self, type_modifier: int) -> Form:
+    def form_for(self, type_modifier: int, *, own_type: bool = False) -> Form:
+        if own_type and self.own is not None:
+            return self.own.form
         return self.form if isinstance(self.form, Form) else self.form(type_modifier)
+
+    def edges_for(self, *, own_type: bool) -> tuple[Edge, ...]:
+        """The edges, each with what becomes of it."""
+        if not own_type or self.own is None:
+            return self.edges
+        others = {edge.text: edge for edge in self.own.edges}
+        same = [edge for edge in self.edges if edge.text not in others]
+        return (*same, *others.values())

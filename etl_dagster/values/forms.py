@@ -40,6 +40,7 @@ from etl_dagster.values.types import (
     PgType,
     Range,
     Scalar,
+    scalars_in,
     without_domains,
 )
 
@@ -52,13 +53,13 @@ def form_of(column: ColumnSchema, codec: str | None = None) -> Form:
             it keeps; None: UTF-8.
     """
     if column.type is None or column.nested == "text":
-        form = _scalar_form(column.effective_type_oid, column.type_modifier)
+        form = _scalar_form(column.effective_type_oid, column.type_modifier, column.own_type)
         if is_any_numeric(column):
             form = chosen_numeric(column.numeric)
         if column.as_text:
             form = AS_PRINTED
         return form if codec is None else _stored(form, codec, column.effective_type_oid)
-    return _nested_form(column.type, column.nested, codec)
+    return _nested_form(column.type, column.nested, codec, column.own_type)
 
 
 def is_any_numeric(column: ColumnSchema) -> bool:
@@ -75,7 +76,7 @@ def may_be_odd(column: ColumnSchema) -> bool:
     """Whether the column's type has values that would be null; it is none that was held as text."""
     if form_of(column).parts:
         return True
-    edges = row_of(column).edges
+    edges = row_of(column).edges_for(own_type=column.own_type)
     return pa.types.is_decimal(arrow_type(column)) or any(edge.is_odd for edge in edges)
 
 
@@ -84,9 +85,45 @@ def has_parts(column: ColumnSchema) -> bool:
     return bool(form_of(column).parts)
 
 
+def labels_of(column: ColumnSchema) -> tuple[str, ...] | None:
+    """The labels of an enum, in their order; None for a column of another type."""
+    type_ = None if column.type is None else without_domains(column.type)
+    return type_.labels if isinstance(type_, Enum) else None
+
+
+def with_labels(
+    column: ColumnSchema, labels: tuple[str, ...], label_ids: tuple[int, ...] = ()
+) -> ColumnSchema:
+    """The column of an enum that has these labels by now."""
+
+    def of(type_: PgType) -> PgType:
+        match type_:
+            case Enum():
+                return replace(type_, labels=labels, label_ids=label_ids)
+            case Domain():
+                return replace(type_, base=of(type_.base))
+        return type_
+
+    assert column.type is not None
+    return replace(column, type=of(column.type))
+
+
+def may_have_own_type(column: ColumnSchema, *, in_key: bool) -> bool:
+    """Whether the values, or parts of them, may be held in a type of the destination's own."""
+    if (labels := labels_of(column)) is not None:
+        return bool(labels)  # no destination has an enum without any
+    if column.type is None or isinstance(without_domains(column.type), Scalar):
+        own = row_of(column).own
+        return own is not None and (own.in_keys or not in_key)
+    if column.nested != "native":
+        return False
+    scalars = (REGISTRY.get(scalar.oid, UNKNOWN) for scalar in scalars_in(column.type))
+    return any(row.own is not None for row in scalars)
+
+
 @lru_cache(maxsize=4096)
-def _scalar_form(type_oid: int, type_modifier: int) -> Form:
-    return REGISTRY.get(type_oid, UNKNOWN).form_for(type_modifier)
+def _scalar_form(type_oid: int, type_modifier: int, own_type: bool = False) -> Form:
+    return REGISTRY.get(type_oid, UNKNOWN).form_for(type_modifier, own_type=own_type)
 
 
 @lru_cache(maxsize=1024)
@@ -103,9 +140,9 @@ def _stored(form: Form, codec: str, type_oid: int = 0) -> Form:
 
 
 @lru_cache(maxsize=4096)
-def _nested_form(type_: PgType, mode: Nested, codec: str | None) -> Form:
+def _nested_form(type_: PgType, mode: Nested, codec: str | None, own_type: bool) -> Form:
     type_ = without_domains(type_)
-    form = _Forms(codec).form(type_)
+    form = _Forms(codec, own_type).form(type_)
     if isinstance(type_, Enum) and mode == "native":
         read = partial(nested.read_labels, form)
         return Form(nested.DICTIONARY_OF_TEXTS, read, json="string")
@@ -136,8 +173,9 @@ class _Forms:
     commas and braces where ASCII has them, and what isn't valid can't be taken for one of these.
     """
 
-    def __init__(self, codec: str | None) -> None:
+    def __init__(self, codec: str | None, own_type: bool) -> None:
         self._codec = codec
+        self._own_type = own_type
         self._text = AS_PRINTED if codec is None else _stored(AS_PRINTED, codec)
 
     def form(self, type_: PgType) -> Form:
@@ -161,7 +199,7 @@ class _Forms:
     def _scalar(self, type_: Scalar) -> Form:
         if (type_.extension, type_.name.rpartition(".")[2]) == ("hstore", "hstore"):
             return self._hstore()
-        form = _scalar_form(type_.oid, type_.modifier)
+        form = _scalar_form(type_.oid, type_.modifier, self._own_type)
         # Few destinations have numbers so wide, and none inside of a list.
         if pa.types.is_decimal256(form.arrow):
             form = numeric_form(-1)

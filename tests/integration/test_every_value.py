@@ -16,6 +16,7 @@ import psycopg
 import pyarrow as pa
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.duckdb.exact import exact
 from etl_dagster.destinations.duckdb.tables import (
     column_types,
     create_table,
@@ -40,6 +41,7 @@ from tests.support.both_ways import changes_of_stream, rows_of_copy
 from tests.support.database import PUBLICATION, Database
 from tests.support.hostile import HOSTILE
 from tests.support.random_values import DECLARATIONS, EXTENSIONS, Kind, every_kind
+from tests.support.spelling import spelled
 
 _SLOT = "values"
 _ROWS = 24
@@ -234,12 +236,13 @@ def _differing_in_duckdb(schema: TableSchema, rows: pa.RecordBatch) -> list[tupl
         connection.execute("set timezone = 'UTC'")
         create_table(connection, schema)
         insert_rows(connection, "public.v", readable(rows), names, types)
-        kept = connection.sql("select * from public.v order by id").to_arrow_table()
+        kept = exact(connection.sql("select * from public.v order by id")).to_arrow_table()
     (batch,) = kept.combine_chunks().to_batches()
     found: list[tuple[Any, ...]] = []
     for name in names:
         array = readable(rows.select([name]))[name]
         for one, other in zip(to_objects(array), to_objects(batch[name]), strict=True):
+            one = spelled(one, types[name])
             if _plain(one) != _plain(other):
                 found.append(
                     (

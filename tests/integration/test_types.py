@@ -202,6 +202,9 @@ def test_copy_stream_and_duckdb_give_the_same_value_at_every_edge_of_every_type(
         odd = {"numeric(12,2)": 1, "timestamp": 1, "timestamptz": 1}
         counts = {row.name: sum(edge.is_odd for edge in row.edges) for row in REGISTRY.values()}
         odd |= {name: count for name, count in counts.items() if count}
+        # Only servers from 17 on have infinite intervals.
+        if infinite := sum("infinity" in text for text in edges["interval"]):
+            odd["interval"] = infinite
         nested_odd = {"int4[]": 2, "int4[][]": 1, "numeric(12,2)[]": 1}
         for nested, expected in (("text", odd), ("native", odd | nested_odd)):
             schema = chosen(plain, config.model_copy(update={"nested": nested}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -15,6 +15,8 @@ _MEMORY = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?)?B", re.IGNORECASE)
 
 class DuckDBDestinationConfig(DestinationConfig):
     """One DuckDB file, shared by the replicator, the copies and readers."""
+
+    has_own_types: ClassVar[bool] = True
 
     type: Literal["duckdb"]
     path: Path = Field(description="The file; its folder must exist.")

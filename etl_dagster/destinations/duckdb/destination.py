@@ -17,6 +17,7 @@ import pyarrow as pa
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb import reading
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
+from etl_dagster.destinations.duckdb.enums import pieces_with_room
 from etl_dagster.destinations.duckdb.file import DatabaseFile
 from etl_dagster.destinations.duckdb.readiness import check_file, check_place
 from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing
@@ -194,7 +195,7 @@ class DuckDBDestination:
             for piece in fetched:
                 if piece.odd:
                     odd.append(Entries.copied(piece, schema.key_columns))
-                yield readable(piece.rows)
+                yield piece.rows
 
         with self._transaction(schema) as connection:
             ledger = Ledger(connection)
@@ -204,18 +205,17 @@ class DuckDBDestination:
                 return
             ledger.keep_chunk(schema.id, chunk)
             staging = table_name(connection, schema.schema_name, staging_name(schema.id))
-            stream = batches()
-            first = next(stream, None)
-            if first is None:
-                return
             # One statement for all: DuckDB then compresses and writes row groups as they fill.
-            reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
-            try:
-                insert_rows(connection, staging, reader, schema.column_names, types)
-            except duckdb.Error:
-                # Through DuckDB, a failure of the source would look like one of its own.
-                fetched.raise_failure()
-                raise
+            for stretch in pieces_with_room(connection, staging, schema, batches()):
+                stream = map(readable, stretch)
+                first = next(stream)
+                reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
+                try:
+                    insert_rows(connection, staging, reader, schema.column_names, types)
+                except duckdb.Error:
+                    # Through DuckDB, a failure of the source would look like one of its own.
+                    fetched.raise_failure()
+                    raise
             if odd:
                 OddValues(connection).keep_copied(schema.id, odd, types)
 

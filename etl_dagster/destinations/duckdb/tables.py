@@ -23,10 +23,11 @@ from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.table_name import TableName
 from etl_dagster.values.form import Form
-from etl_dagster.values.forms import form_of
+from etl_dagster.values.forms import form_of, labels_of
 from etl_dagster.values.text import missing_value
 
-_UUID, _JSON = "UUID", "JSON"
+#: Types whose values come as text.
+_FROM_TEXT = ("UUID", "JSON", "INTERVAL", "BIT", "TIME WITH TIME ZONE", "UBIGINT")
 _ARE_ONE = "are one name to DuckDB, which doesn't distinguish upper case from lower case"
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _BY_ARROW = {
@@ -120,8 +121,23 @@ def table_name(connection: duckdb.DuckDBPyConnection, schema_name: str, name: st
 
 
 def column_type(column: ColumnSchema) -> str:
-    """The DuckDB type for a column's values."""
+    """The DuckDB type for a column's values; of an enum, the one that its labels are cast to."""
     return _type_of(form_of(column))
+
+
+def declared_type(column: ColumnSchema) -> str:
+    """The type that the column has in DuckDB."""
+    labels = labels_of(column) if column.own_type else None
+    return column_type(column) if labels is None else enum_type(labels)
+
+
+def enum_type(labels: Iterable[str]) -> str:
+    """The type of an enum, in SQL."""
+    return f"ENUM({', '.join(map(_literal, labels))})"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _type_of(form: Form) -> str:
@@ -155,6 +171,7 @@ def _plain_type(arrow: pa.DataType) -> str:
 
 
 def column_types(schema: TableSchema) -> dict[str, str]:
+    """By column name, the type in which values can be compared with those of the table."""
     return {column.name: column_type(column) for column in schema.columns}
 
 
@@ -187,7 +204,7 @@ def select_list(names: Iterable[str], types: dict[str, str]) -> str:
     """The columns of Arrow rows, of the type that the table's have: then they can be compared."""
     return ", ".join(
         f"CAST({quote(name)} AS {types[name]}) AS {quote(name)}"
-        if _UUID in types[name] or _JSON in types[name]
+        if any(type_ in types[name] for type_ in _FROM_TEXT)
         else quote(name)
         for name in names
     )
@@ -218,7 +235,7 @@ def create_table(
     _require_distinct_columns(schema)
     database = table_name(connection, schema.schema_name, name or schema.table_name)
     columns = ", ".join(
-        f"{quote(column)} {type_}" for column, type_ in column_types(schema).items()
+        f"{quote(column.name)} {declared_type(column)}" for column in schema.columns
     )
     create_schema(connection, schema.schema_name)
     # DuckDB has no table without a column.
@@ -233,7 +250,6 @@ def create_schema(connection: duckdb.DuckDBPyConnection, schema_name: str) -> No
 def evolve(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSchema) -> None:
     """Give the table its new name, columns and types; values are converted where they can be."""
     _require_distinct_columns(new)
-    old_types, new_types = column_types(old), column_types(new)
     qualified = table_name(connection, old.schema_name, old.table_name)
     for change in schema_changes(old, new):
         match change:
@@ -246,13 +262,13 @@ def evolve(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSc
                     f"ALTER TABLE {qualified} RENAME COLUMN {quote(old_name)} TO {quote(new_name)}"
                 )
             case ChangeColumnType(before, after):
-                type_ = new_types[after.name]
-                if type_ != old_types[before.name]:
+                type_ = declared_type(after)
+                if type_ != declared_type(before):
                     connection.execute(
                         f"ALTER TABLE {qualified} ALTER COLUMN {quote(after.name)} TYPE {type_}"
                     )
             case AddColumn(column):
-                _add_column(connection, qualified, column, new_types[column.name])
+                _add_column(connection, qualified, column, declared_type(column))
 
 
 def _add_column(
@@ -278,8 +294,7 @@ def _add_column(
     row = fetch_row(connection, f"SELECT value::{type_}::VARCHAR FROM _etl_missing")  # noqa: S608
     connection.unregister("_etl_missing")
     assert row is not None
-    literal = "'" + row[0].replace("'", "''") + "'"
-    connection.execute(f"{added} DEFAULT CAST({literal} AS {type_})")
+    connection.execute(f"{added} DEFAULT CAST({_literal(row[0])} AS {type_})")
     connection.execute(f"ALTER TABLE {table} ALTER COLUMN {quote(column.name)} DROP DEFAULT")
 
 

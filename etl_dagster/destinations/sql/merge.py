@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from etl_dagster.destinations.collapse import Collapsed, added_and_removed, collapse
+from etl_dagster.destinations.duckdb.enums import make_room
 from etl_dagster.destinations.duckdb.tables import (
     column_list,
     column_types,
@@ -120,7 +121,16 @@ class TableMerge:
         self._ledger.keep_table(schema, wanted_name=wanted)
         self._table = schema
 
+    def _make_room(self, changes: TableChanges) -> None:
+        """Have the table's enums hold the labels of the rows."""
+        assert self._table is not None
+        table = make_room(self._connection, self._target, self._table, changes.schema, changes.rows)
+        if table is not self._table:
+            self._ledger.keep_table(table, wanted_name=self._ledger.wanted_name(table.id))
+            self._table = table
+
     def _change(self, changes: TableChanges) -> None:
+        self._make_room(changes)
         assert self._table is not None
         names, key = list(changes.schema.column_names), changes.schema.key_columns
         types = column_types(self._table)
@@ -249,8 +259,10 @@ class TableMerge:
             )
         self._connection.register("_etl_gone", readable(rows))
         match = " AND ".join(
-            f"target.{quote(name)} IS NOT DISTINCT FROM gone.{quote(name)}" for name in names
+            f"{_exact('target', name, types)} IS NOT DISTINCT FROM gone.{quote(name)}"
+            for name in names
         )
+        exact = ", ".join(f"{_exact('gone', name, types)} AS {quote(name)}" for name in names)
         times, group = quote("_etl times"), quote("_etl group")
         deleted = self._connection.execute(
             f"""
@@ -261,7 +273,10 @@ class TableMerge:
                     FROM {self._target} AS target JOIN (
                         SELECT *, row_number() OVER () AS {group} FROM (
                             SELECT {column_list(names)}, count(*) AS {times}
-                            FROM (SELECT {select_list(names, types)} FROM _etl_gone)
+                            FROM (
+                                SELECT {exact}
+                                FROM (SELECT {select_list(names, types)} FROM _etl_gone) AS gone
+                            )
                             GROUP BY {column_list(names)}
                         )
                     ) AS gone ON {match}
@@ -271,3 +286,10 @@ class TableMerge:
         )
         self._count_dead(deleted)
         self._connection.unregister("_etl_gone")
+
+
+def _exact(table: str, name: str, types: dict[str, str]) -> str:
+    """SQL for a column's value, of which two are equal only where Postgres prints them alike."""
+    value = f"{table}.{quote(name)}"
+    # To DuckDB, a day is 24 hours.
+    return f"CAST({value} AS VARCHAR)" if "INTERVAL" in types[name] else value

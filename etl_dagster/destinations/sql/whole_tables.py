@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 
 import duckdb
 
+from etl_dagster.destinations.duckdb.enums import make_room
 from etl_dagster.destinations.duckdb.tables import (
     column_types,
     create_table,
@@ -125,7 +126,9 @@ class WholeTables:
         create_table(self._connection, schema)
         target = table_name(self._connection, schema.schema_name, schema.table_name)
         names, types = schema.column_names, column_types(schema)
+        known = schema
         for piece in rows.pieces():
+            known = make_room(self._connection, target, known, schema, piece.rows)
             insert_rows(self._connection, target, readable(piece.rows), names, types)
             if piece.odd:
                 entries = Entries.copied(piece, schema.key_columns)

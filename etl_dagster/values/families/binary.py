@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from etl_dagster.values import oids
 from etl_dagster.values.casts import bits_of, one_by_one
-from etl_dagster.values.families.texts import printed
+from etl_dagster.values.families.texts import own_text, printed
 from etl_dagster.values.form import AnyArray, BuiltIn, Edge, Form
 from etl_dagster.values.parsed import Parsed
 from etl_dagster.values.strings import buffer_of, valid_text
@@ -83,6 +83,8 @@ _BYTEA: Final = Form(
     json="string in base64 (RFC 4648, with padding)",
 )
 
+_NOT_EMPTY: Final = "DuckDB's BIT has no value without a bit, and reads the empty text as `0`"
+
 ROWS: Final = (
     BuiltIn(
         oid=oids.BYTEA,
@@ -92,6 +94,7 @@ ROWS: Final = (
         is_ascii=True,
         edges=(Edge("\\x"), Edge("\\x00ff10"), Edge("\\x" + "ab" * 3000)),
     ),
-    printed(1560, "bit", "1"),
-    printed(1562, "bit varying", "10", "", bound="length"),
+    # Only a column made from an expression has no length, and may be without a bit.
+    printed(1560, "bit", "1", own=own_text("BIT", Edge("", f"null; {_NOT_EMPTY}", True))),
+    printed(1562, "bit varying", "10", "", bound="length", stays_text=_NOT_EMPTY),
 )

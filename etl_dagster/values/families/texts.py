@@ -7,11 +7,15 @@ from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from etl_dagster.values import oids
 from etl_dagster.values.casts import bits_of
-from etl_dagster.values.form import CAST, BuiltIn, Edge, Form
-from etl_dagster.values.strings import read_text
+from etl_dagster.values.form import CAST, AnyArray, BuiltIn, Edge, Form, OwnType
+from etl_dagster.values.parsed import Parsed, odd_where
+from etl_dagster.values.strings import read_text, valid_text
+
+_compute: Any = pc
 
 #: The text that Postgres prints; also of types that nothing is known of.
 AS_PRINTED: Final = Form(pa.string(), read_text)
@@ -23,6 +27,26 @@ _JSONB: Final = replace(_JSON, duckdb="JSON")
 #: 36 characters, which every destination and every Arrow function takes.
 _UUID: Final = Form(pa.string(), read_text, meaning="uuid", duckdb="UUID")
 _ADBC: Final = partial(bits_of, pa.string())
+
+
+def own_text(name: str, *odd: Edge, in_keys: bool = True) -> OwnType:
+    """A type that destinations with one of this name make of the text that Postgres prints.
+
+    Args:
+        odd: texts that it does not take.
+    """
+    read = partial(_read_held, tuple(edge.text for edge in odd)) if odd else read_text
+    return OwnType(form=Form(pa.string(), read, duckdb=name), edges=odd, in_keys=in_keys)
+
+
+def _read_held(not_held: tuple[str, ...], strings: AnyArray) -> Parsed:
+    """The texts, but for those that the type doesn't take."""
+    valid = valid_text(strings).array
+    is_odd = _compute.is_in(valid, pa.array(not_held, valid.type))
+    if not is_odd.true_count:
+        return read_text(valid)
+    held = read_text(_compute.if_else(is_odd, None, valid))
+    return Parsed(held.array, odd_where(valid, is_odd))
 
 
 def printed(oid: int, name: str, *edges: str, **more: Any) -> BuiltIn:

@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 
 from etl_dagster.values import oids
 from etl_dagster.values.casts import cast_or_convert
-from etl_dagster.values.families.texts import printed
-from etl_dagster.values.form import AnyArray, BuiltIn, Edge, Form
+from etl_dagster.values.families.texts import own_text, printed
+from etl_dagster.values.form import AnyArray, BuiltIn, Edge, Form, OwnType
 from etl_dagster.values.oids import DATE_INFINITY, TIMESTAMP_INFINITY
-from etl_dagster.values.parsed import Odd, Parsed
-from etl_dagster.values.strings import ascii_scalar
+from etl_dagster.values.parsed import Odd, Parsed, odd_where
+from etl_dagster.values.strings import ascii_scalar, valid_text
 
 _compute: Any = pc
 _DAY_US: Final = 86_400_000_000
@@ -120,6 +120,24 @@ def _read_times(strings: AnyArray) -> Parsed:
 
 def _odd_time(moment: str) -> int | None:
     return _DAY_US if moment.endswith(" 24:00:00") else _odd_timestamp(moment)
+
+
+_INFINITE_INTERVALS: Final = tuple(
+    Edge(text, "null; DuckDB's INTERVAL is finite", is_odd=True) for text in _INFINITIES
+)
+
+
+def _read_intervals(strings: AnyArray) -> Parsed:
+    """Texts as DuckDB takes them: it has no plus before what follows something negative."""
+    strings = valid_text(strings).array
+    is_odd = _compute.is_in(strings, pa.array(_INFINITIES, strings.type))
+    held = strings
+    if _compute.match_substring(strings, "+").true_count:
+        held = _compute.replace_substring(strings, "+", "")
+    if not is_odd.true_count:
+        return Parsed(held.cast(pa.string()))
+    finite = _compute.if_else(is_odd, None, held)
+    return Parsed(finite.cast(pa.string()), odd_where(strings, is_odd))
 
 
 # -- from ADBC ---------------------------------------------------------------------------------
@@ -393,6 +411,29 @@ ROWS: Final = (
         '`"2024-05-01T12:00:00+00:00"`, always in UTC; the infinities',
         ("2024-02-29 12:34:56", "10000-01-01 00:00:00"),
     ),
-    printed(1266, "time with time zone", "12:00:00+02", "24:00:00-15:59:59", bound="length"),
-    printed(1186, "interval", "1 year 2 mons -3 days +04:05:06.7", "00:00:00", "infinity"),
+    printed(
+        1266,
+        "time with time zone",
+        "12:00:00+02",
+        "24:00:00-15:59:59",
+        "00:00:00+15:59:59",
+        "23:59:59.999999+05:30",
+        bound="length",
+        own=own_text("TIME WITH TIME ZONE"),
+    ),
+    printed(
+        1186,
+        "interval",
+        "1 year 2 mons -3 days +04:05:06.7",
+        "00:00:00",
+        "-00:00:00.000001",
+        "-178956970 years -8 mons -2147483648 days -2562047788:00:54.775807",
+        *(edge.text for edge in _INFINITE_INTERVALS),
+        own=OwnType(
+            form=Form(pa.string(), _read_intervals, duckdb="INTERVAL"),
+            edges=_INFINITE_INTERVALS,
+            # Equal where they are as long, if a day is 24 hours, and a month 30 days.
+            in_keys=False,
+        ),
+    ),
 )
