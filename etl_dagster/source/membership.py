@@ -139,9 +139,11 @@ class Look:
 _NAMED = "named"
 _LIMITED = " limited"
 
+# pg_relation_filenode() would read the newest catalog, and together with the rest of the row, which
+# is the snapshot's, hide a rewrite that commits meanwhile. It differs for system catalogs only.
 _MEMBERS = """
 with recursive published as materialized (
-  select p.relid, c.relkind, c.reltoastrelid, c.xmin::text as changed_by
+  select p.relid, c.relkind, c.relfilenode, c.reltoastrelid, c.xmin::text as changed_by
   from ({relations}) p join pg_class c on c.oid = p.relid
 ), chain (relid, member, links) as (
   select relid, relid, '' from published
@@ -161,9 +163,9 @@ with recursive published as materialized (
 )
 select p.relid::bigint, p.relkind = 'p', array_agg(t.path order by t.path),
        {columns} as columns,
-       coalesce(pg_relation_filenode(p.relid), 0)::bigint, p.reltoastrelid::bigint, p.changed_by
+       p.relfilenode::bigint, p.reltoastrelid::bigint, p.changed_by
 from published p join paths t on t.relid = p.relid
-group by p.relid, p.relkind, p.reltoastrelid, p.changed_by
+group by p.relid, p.relkind, p.relfilenode, p.reltoastrelid, p.changed_by
 """
 
 _COLUMNS = """array(select distinct a.xmin::text from pg_attribute a
@@ -188,7 +190,7 @@ with recursive tree (root, relid, links) as (
   from tree t join pg_inherits i on i.inhparent = t.relid and not i.inhdetachpending
 )
 select t.root::bigint, t.relid::bigint, n.nspname || '.' || c.relname, t.links,
-       coalesce(pg_relation_filenode(c.oid), 0)::bigint, c.reltoastrelid::bigint, c.xmin::text
+       c.relfilenode::bigint, c.reltoastrelid::bigint, c.xmin::text
 from tree t join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace
 where c.relkind = 'r'
 """

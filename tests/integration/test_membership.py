@@ -18,6 +18,7 @@ from etl_dagster.model.stores import (
     TableLifecycleStore,
 )
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.source.membership import look
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.database import Database
 from tests.support.replica import Replica
@@ -36,6 +37,21 @@ def copied_again(caplog: pytest.LogCaptureFixture) -> set[str]:
         for record in caplog.records
         if "copying it again" in record.getMessage()
     }
+
+
+def test_a_look_sees_one_moment_of_a_table_that_is_being_unlogged(database: Database) -> None:
+    """Half of a rewrite would pass for a harmless one, in this look and in the next."""
+    database.execute(
+        "create table t (id int primary key, v text)",
+        "create table ev (id int primary key, v text) partition by range (id)",
+        "create table ev_0 partition of ev for values from (0) to (100)",
+        "create publication etl_pub for all tables with (publish_via_partition_root)",
+    )
+    with database.connect(autocommit=False) as connection:
+        connection.execute("set transaction isolation level repeatable read")
+        before = look(connection, "etl_pub")
+        database.execute("alter table t set unlogged", "alter table ev_0 set unlogged")
+        assert look(connection, "etl_pub") == before
 
 
 @pytest.mark.parametrize("what", ["all tables", "table ev, guest, other"])
