@@ -65,6 +65,11 @@ def reason_to_copy(
         return "it was unlogged for a while, when its changes were not in the stream"
     if reason & DEFAULT_VALUE and added:
         return "a column was added whose value was computed for each row"
+    published = {column.attnum for column in altered.columns}
+    if reason & DEFAULT_VALUE and any(
+        column.generated and column.schema.attnum in published for column in alteration.columns
+    ):
+        return "the values of a generated column were computed again"
     if reason & COLUMN_REWRITE:
         is_plain = rewrite is not None and rewrite.is_plain and bool(retyped)
         if not (is_plain and all(keeps_values(old, new) for old, new in retyped)):

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from etl_dagster.lsn import LSN_MAX
 from etl_dagster.model.schema import TableId, TableSchema
@@ -20,7 +21,7 @@ from etl_dagster.runtime.labels import (
     labels_to_json,
 )
 from etl_dagster.source.catalog import PublishedTable
-from etl_dagster.source.columns import fetch_traces
+from etl_dagster.source.columns import Traces, fetch_traces
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.money import fetch_sample, money_columns
 from etl_dagster.source.trigger import fetch_trigger
@@ -38,7 +39,9 @@ class Rewrites:
     Both at once is an ALTER TABLE that may have given rows other values: ``ALTER COLUMN ... TYPE``,
     ``ADD COLUMN`` with a volatile default. VACUUM FULL, CLUSTER and TRUNCATE leave the columns.
 
-    Where the event trigger was there all the time, the stream says more, and this says nothing.
+    Where the event trigger was there all the time, the stream says more, and this says nothing,
+    but for generated columns that became ordinary ones: they were not published before, and look
+    like columns that were added.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Rewrites:
         self._own_money = own_money
         self._control = control
         self._lock = threading.Lock()
-        self._last: dict[TableId, tuple[str, str]] | None = None
+        self._last: dict[TableId, Traces] | None = None
         self._last_trigger = ""
         #: How the rows at the destination print money; None before there was any.
         self._money: str | None = None
@@ -95,10 +98,13 @@ class Rewrites:
         now = self._control.ask("reading the tables' columns", fetch_traces, list(by_id))
         for table_id, traces in now.items():
             before = last.get(table_id)
-            if before is not None and before[0] != traces[0] and not is_reported:
-                reason = self._reason(by_id[table_id], files_differ=before[1] != traces[1])
-                if reason is not None:
-                    self._copy_again(by_id[table_id], reason)
+            if before is None or before.columns == traces.columns:
+                continue
+            reason = None if is_reported else self._reason(by_id[table_id], before, traces)
+            if before.generated & traces.plain:
+                reason = reason or "a generated column became an ordinary one"
+            if reason is not None:
+                self._copy_again(by_id[table_id], reason)
         labels = labels_of(by_id.values())
         if not is_reported:
             self._find_unannounced(by_id.values(), labels)
@@ -106,7 +112,10 @@ class Rewrites:
         # Only now: had the process died before, the next one must come to the same conclusion.
         seen = (now, reported, money, labels)
         if seen != (last, self._last_trigger, self._money, self._labels):
-            entries = {str(table_id): list(traces) for table_id, traces in now.items()}
+            entries = {
+                str(table_id): [traces.columns, traces.files, *sorted(traces.generated)]
+                for table_id, traces in now.items()
+            }
             status = {"tables": entries, "trigger": reported, "money": money}
             self._store.publish_status(_KEY, {**status, "labels": labels_to_json(labels)})
         self._last, self._last_trigger, self._money = dict(now), reported, money
@@ -143,16 +152,19 @@ class Rewrites:
                 self._copy_again(today, reason)
             self._unannounced[today.id] = unannounced
 
-    def _load(self) -> dict[TableId, tuple[str, str]]:
+    def _load(self) -> dict[TableId, Traces]:
         status = self._store.get_status(_KEY) or {}
         self._last_trigger = status.get("trigger", "")
         self._money = status.get("money")
         self._labels = labels_from_json(status.get("labels", {}))
-        tables: Mapping[str, list[str]] = status.get("tables", {})
-        return {int(table_id): (columns, files) for table_id, (columns, files) in tables.items()}
+        tables: Mapping[str, list[Any]] = status.get("tables", {})
+        return {
+            int(table_id): Traces(columns, files, frozenset(generated))
+            for table_id, (columns, files, *generated) in tables.items()
+        }
 
-    def _reason(self, today: TableSchema, *, files_differ: bool) -> str | None:
-        if files_differ:
+    def _reason(self, today: TableSchema, before: Traces, now: Traces) -> str | None:
+        if before.files != now.files:
             return "its columns were altered and its rows written again"
         known = self._store.get_table_schema(today.id, LSN_MAX)
         if known is not None and _looks_the_same(known, today):

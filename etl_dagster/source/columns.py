@@ -86,25 +86,42 @@ def fetch_table_today(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What an ALTER TABLE leaves in the catalog, in short."""
+
+    #: Changes whenever a column's entry in pg_attribute is written.
+    columns: str
+    #: Changes when rows are written again, or the partitions are others.
+    files: str
+    #: The attnums of generated columns, and of the others.
+    generated: frozenset[int] = frozenset()
+    plain: frozenset[int] = field(default=frozenset(), compare=False)
+
+
 def fetch_traces(
     connection: Connection, table_ids: Collection[TableId]
-) -> Mapping[TableId, tuple[str, str]]:
-    """What an ALTER TABLE leaves in the catalog, in short: of the columns, and of the files.
-
-    The first changes whenever a column's entry in pg_attribute is written; the second when rows
-    are written again, or the partitions are others.
-    """
+) -> Mapping[TableId, Traces]:
+    """The traces of each of the tables that exist."""
     rows = connection.execute(
         f"""
-        select t.oid,
-               (select md5(string_agg(a.attnum || ':' || a.xmin, ' ' order by a.attnum))
-                from pg_attribute a where a.attrelid = t.oid and a.attnum > 0),
+        select t.oid, coalesce(a.entries, ''),
                (select md5(string_agg(leaf.oid || ':' || leaf.relfilenode, ' ' order by leaf.oid))
-                from ({_HOLDERS}) leaf)
-        from pg_class t where t.oid = any (%s::oid[])
+                from ({_HOLDERS}) leaf),
+               coalesce(a.generated, '{{}}'), coalesce(a.plain, '{{}}')
+        from pg_class t
+        cross join lateral (
+          select md5(string_agg(a.attnum || ':' || a.xmin, ' ' order by a.attnum)) as entries,
+                 array_agg(a.attnum) filter (where a.attgenerated <> '' and not a.attisdropped)
+                   as generated,
+                 array_agg(a.attnum) filter (where a.attgenerated = '' and not a.attisdropped)
+                   as plain
+          from pg_attribute a where a.attrelid = t.oid and a.attnum > 0) a
+        where t.oid = any (%s::oid[])
         """,  # noqa: S608 (our own text)
         [list(table_ids)],
     )
     return {
-        table_id: ((columns or "")[:12], (files or "")[:12]) for table_id, columns, files in rows
+        table_id: Traces(columns[:12], (files or "")[:12], frozenset(generated), frozenset(plain))
+        for table_id, columns, files, generated, plain in rows
     }
