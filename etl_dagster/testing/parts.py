@@ -134,8 +134,8 @@ class PartChecks(DestinationChecks):
         subject.copy(LOOSE_PARTS, [*some, first])
 
         subject.write(
-            delete(LOOSE_PARTS, **first),
             update(LOOSE_PARTS, old=second, **second | {"tags": ["b"]}),
+            delete(LOOSE_PARTS, **first),
             delete(LOOSE_PARTS, **fourth),
         )
 

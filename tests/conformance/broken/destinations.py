@@ -710,7 +710,7 @@ class TestARowIsFoundByWhatHasNoParts(TestDocuments):
             if schema.key_columns:
                 return super().take(table, schema, row)
             wanted = {name for name, value in row.items() if value is None}
-            for file in sorted(table.glob("*"), reverse=True):
+            for file in sorted(table.glob("*")):
                 before: Row = json.loads(file.read_text())
                 if {name for name, value in before.items() if value is None} == wanted:
                     file.unlink()
