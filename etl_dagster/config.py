@@ -159,6 +159,11 @@ class DestinationConfig(_Section):
         """Where it is, for people; without any secret."""
         return self.type
 
+    @property
+    def odd_values_at(self) -> str:
+        """Where values went that columns' types can't hold, for people: a sentence."""
+        return f"A destination of type {self.type} is sent them with their rows and may keep them."
+
     def refusal(self, choice: str) -> str | None:
         """Why values can't arrive in this way, a choice of `nested` or `numeric`; None: they can.
 

@@ -1,8 +1,9 @@
-"""`etl-dagster odd`: the values that the columns of the DuckDB file can't hold."""
+"""`etl-dagster odd`: the values that columns' types can't hold."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ import click
 from etl_dagster.cli.options import config_option, json_option, load
 
 if TYPE_CHECKING:
+    from etl_dagster.config import PipelineConfig
     from etl_dagster.destinations.duckdb.reading import OddValue
+    from etl_dagster.table_name import TableName
 
 
 @click.command(short_help="List values that a column's type can't hold.")
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None:
     """List the values that their columns' types can't hold, as Postgres printed them.
 
-    They are kept in _etl.odd_values of the DuckDB file, each with the key of its row.
+    They are kept in _etl.odd_values of the DuckDB file, each with the key of its row. Of another
+    destination, how many the running pipeline has counted, and where they went.
 
     \b
     etl-dagster odd public.orders --limit 10
@@ -32,18 +36,15 @@ def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None
     config = load(config_path)
     from etl_dagster.destinations.duckdb import reading
     from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
-    from etl_dagster.errors import DestinationError
     from etl_dagster.table_name import TableName
 
-    if not isinstance(config.destination, DuckDBDestinationConfig):
-        raise DestinationError(
-            f"a destination of type {config.destination.type} can't be queried from here",
-            solution="Query it with its own tools.",
-        )
     try:
         name = None if table is None else TableName.parse(table)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="TABLE") from error
+    if not isinstance(config.destination, DuckDBDestinationConfig):
+        _show_counted(config, name, as_json)
+        return
     path = config.destination.path
     counts, values = reading.odd_values(path, table=name, limit=limit)
     if as_json:
@@ -51,6 +52,40 @@ def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None
         click.echo(json.dumps({"counts": counts, "values": listed}, indent=2))
     else:
         _show(counts, values)
+
+
+def _show_counted(config: PipelineConfig, name: TableName | None, as_json: bool) -> None:
+    """What the pipeline has counted, of a destination that can't be asked from here."""
+    from etl_dagster.cli.existing import existing_store
+
+    with existing_store(config) as store:
+        published = store.get_status("apply") or {}
+    tables = published.get("tables", {})
+    if name is not None and str(name) not in tables:
+        raise click.BadParameter("the pipeline has not seen this table", param_hint="TABLE")
+    wanted = {str(name): tables[str(name)]} if name is not None else tables
+    counts = {
+        table: dict(sorted(known["odd_values"].items()))
+        for table, known in wanted.items()
+        if known.get("odd_values")
+    }
+    uncounted = [table for table, known in wanted.items() if known.get("odd_values", {}) is None]
+    where = config.destination.odd_values_at
+    if as_json:
+        click.echo(json.dumps({"counts": counts, "values": None, "where": where}, indent=2))
+        return
+    for table, columns in counts.items():
+        click.echo(f"{table}: {_of_each(columns)}")
+    for table in uncounted:
+        click.echo(f"{table}: not counted yet")
+    if counts:
+        click.echo(where)
+    elif not uncounted:
+        click.echo("Every value is held by its column, as far as the pipeline has counted.")
+
+
+def _of_each(columns: Mapping[str, int]) -> str:
+    return ", ".join(f"{column} {count:,}" for column, count in columns.items())
 
 
 def _object(value: OddValue) -> dict[str, Any]:
@@ -83,7 +118,6 @@ def _show(counts: dict[str, dict[str, int]], values: list[OddValue]) -> None:
         shown.add_row(*map(Text, cells))
     Console().print(shown)
     for table, columns in counts.items():
-        of_each = ", ".join(f"{column} {count:,}" for column, count in columns.items())
-        click.echo(f"{table}: {of_each}")
+        click.echo(f"{table}: {_of_each(columns)}")
     if total > len(values):
         click.echo(f"{len(values):,} of {total:,} values are shown; --limit shows more.")

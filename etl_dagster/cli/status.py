@@ -64,7 +64,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
             "row_count": known.get("row_count"),
             "last_commit_lsn": known.get("last_commit_lsn"),
             "last_commit_time": known.get("last_commit_time"),
-            "odd_values": known.get("odd_values", {}),
+            "odd_values": known.get("odd_values") or {},
             "partitions_kept": known.get("partitions_kept", 0),
             "last_partition_kept": known.get("last_partition_kept"),
         }

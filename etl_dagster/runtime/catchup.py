@@ -20,6 +20,7 @@ from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.many import many
+from etl_dagster.runtime.odd_counts import CopyOddCounts
 from etl_dagster.runtime.odd_policies import OddPolicies
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.runtime.schemas import SchemaTracker, ask_types
@@ -92,6 +93,8 @@ class CatchUp:
         self._store = store
         self._many = many(store)
         self._control = control
+        self._replay_from = replay_from
+        self._odd = CopyOddCounts(store, destination)
         self._publication = config.source.publication
         self._names = {schema.id: schema.name for schema in schemas}
         label = schemas[0].name if len(schemas) == 1 else f"a group of {len(schemas)} tables"
@@ -324,6 +327,8 @@ class CatchUp:
         return self._control.ask("completing rows", fetch_row_values, schema, columns, keys)
 
     def _durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
+        if events is not None:
+            self._odd.add_stream(events, self._replay_from)
         if lsn is not None:
             self._stream.confirm(lsn)
 

@@ -99,6 +99,8 @@ class GroupCopy:
         self._leave_out = leave_out
         #: What was read, by table and number of the chunk.
         self.chunks: dict[tuple[TableId, int], FinishedChunk] = {}
+        #: By table and column, how many values of it the column's type can't hold.
+        self.odd: dict[TableId, Mapping[str, int]] = {}
         self._encoding: StoredEncoding | None = None
 
     def run(self) -> set[TableId]:
@@ -203,6 +205,7 @@ class GroupCopy:
                 time.monotonic() - began,
             )
         log_odd(table.schema, reader.replaced)
+        self.odd[table_id] = dict(reader.replaced)
         return batches
 
     def _changed(

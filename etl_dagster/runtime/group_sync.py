@@ -38,6 +38,7 @@ from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.group_copy import GroupCopy, TooLarge
 from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.many import copying_many, group_lease, many
+from etl_dagster.runtime.odd_counts import CopyOddCounts
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.representation import chosen_tables
 from etl_dagster.runtime.retry import errored_state, is_sync_due
@@ -87,6 +88,7 @@ class GroupSync:
         self._config = config
         self._store = store
         self._many = many(store)
+        self._odd = CopyOddCounts(store, destination)
         self._destination = destination
         self._belonging = Belonging(config, store, destination)
         self._table_ids = list(table_ids)
@@ -351,6 +353,9 @@ class GroupSync:
             leave_out=self._leave_out,
         )
         finished = copy.run()
+        for table_id in finished & copy.odd.keys():
+            counts = copy.odd[table_id]
+            self._odd.add_chunk(table_id, slot.consistent_point, 0, counts)
         self._many.finish_chunks(
             [
                 (table_id, plans[table_id].copy_id, chunk)

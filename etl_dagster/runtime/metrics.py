@@ -14,6 +14,7 @@ import numpy as np
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import DELETE, INSERT, UPDATE, EventBatch, TableChanges, TruncateEvent
 from etl_dagster.model.schema import TableId
+from etl_dagster.runtime.odd_counts import brought
 
 #: The rate is taken over this many seconds.
 _RATE_WINDOW_S = 10.0
@@ -30,8 +31,13 @@ class TableCounts:
     deleted: int = 0
     truncates: int = 0
     replaced: Counter[str] = field(default_factory=Counter)
-    #: By column, what the types can't hold, as the destination counts it; None: it doesn't.
+    #: By column, what the types can't hold, as the destination counts it; None: it has not.
     odd_values: Mapping[str, int] | None = None
+    #: The same where the destination doesn't count it: what came with the table's last copy, up to
+    #: its hand-over (None: that is not known), and what the stream brought since.
+    odd_copied: Mapping[str, int] | None = None
+    odd_streamed: Counter[str] = field(default_factory=Counter)
+    last_odd_lsn: Lsn | None = None
     last_commit_lsn: Lsn | None = None
     #: ISO 8601, UTC.
     last_commit_time: str | None = None
@@ -87,6 +93,41 @@ class Metrics:
             counts.revision += 1
             self.revision += 1
 
+    def copied(self, table_id: TableId, odd: Mapping[str, int], handed_over: Lsn) -> None:
+        """So many values that the types can't hold came with the table's last copy.
+
+        Args:
+            handed_over: what the stream brought before is part of the copy before.
+        """
+        counts = self.table(table_id)
+        with self._lock:
+            counts.odd_copied = dict(odd)
+            if counts.last_odd_lsn is not None and counts.last_odd_lsn < handed_over:
+                counts.odd_streamed.clear()
+            counts.revision += 1
+            self.revision += 1
+
+    def streamed_before(self, table_id: TableId, odd: Mapping[str, int]) -> None:
+        """So many more came with the stream, as an earlier process counted them."""
+        if not odd:
+            return
+        counts = self.table(table_id)
+        with self._lock:
+            counts.odd_streamed.update(odd)
+            counts.revision += 1
+            self.revision += 1
+
+    def copied_again(self, table_id: TableId) -> None:
+        """Another copy of the table has begun: what was counted belongs to the one before."""
+        counts = self.table(table_id)
+        if counts.odd_copied is None:
+            return
+        with self._lock:
+            counts.odd_copied = None
+            counts.odd_streamed.clear()
+            counts.revision += 1
+            self.revision += 1
+
     def add(self, events: EventBatch) -> None:
         """Count a batch that is durable."""
         with self._lock:
@@ -114,6 +155,9 @@ class Metrics:
         counts.updated += int(by_op[UPDATE])
         counts.deleted += int(by_op[DELETE])
         counts.replaced.update({name: len(odd) for name, odd in changes.odd.items()})
+        if changes.odd and (odd := brought(changes)):
+            counts.odd_streamed.update(odd)
+            counts.last_odd_lsn = changes.last_position.commit_lsn
         counts.last_commit_lsn = changes.last_position.commit_lsn
         counts.last_commit_time = _iso(int(changes.commit_times_us[-1]))
         counts.is_row_count_stale = True

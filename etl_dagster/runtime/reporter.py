@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,12 @@ from etl_dagster.errors import EtlError
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import CountsOddValues, CountsRows, Destination, offered
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.states import DataSync, Errored, Ready, TableState, state_name
+from etl_dagster.model.states import DataSync, Errored, Init, Ready, TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore, CopyPlan
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import CopyMeter, Metrics, TableCounts
+from etl_dagster.runtime.odd_counts import HandedOver, counts_by_itself
 from etl_dagster.runtime.slot import retained_wal_bytes
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 from etl_dagster.source.catalog import PublishedTable, fetch_insert_lsn
@@ -52,6 +54,8 @@ class Reporter:
         self._metrics = metrics
         self._control = control
         self._meter = meter
+        self._counts_odd = counts_by_itself(destination)
+        self._handed_over = HandedOver(store)
         #: As last read.
         self._states: Mapping[TableId, TableState] = {}
         self._is_store_away = False
@@ -61,6 +65,8 @@ class Reporter:
         #: The last answer of `tables`, with what it was made of; and each table's part of it.
         self._shown: tuple[_Basis, Mapping[str, TableStatus]] | None = None
         self._parts: Mapping[TableId, tuple[object, TableStatus]] = {}
+        #: By table, what the process before had counted when it ended.
+        self._recalled_odd: dict[TableId, Mapping[str, int]] = {}
         self.retained_wal_bytes: int | None = None
         self.server_lsn = LSN_ZERO
 
@@ -77,6 +83,7 @@ class Reporter:
             commit = Lsn.parse(table.last_commit_lsn)
             if commit >= state.lsn:  # else it was before the table's present copy
                 self._metrics.recall(table.table_id, commit, table.last_commit_time)
+                self._recalled_odd[table.table_id] = table.odd_values or {}
 
     def measure(self, *, at_once: bool = False) -> None:
         """Ask source, store and destination for what is due, or for all of it at once."""
@@ -91,6 +98,7 @@ class Reporter:
         self._plans = many(self._store).get_copy_plans(
             [t for t in self._members.ids if isinstance(states.get(t), DataSync)]
         )
+        self._look_at_copied_odd(states)
         self._meter.keep(self._plans.keys())
         for table_id, plan in self._plans.items():
             self._meter.sample(table_id, self._rows_done(table_id, plan))
@@ -101,6 +109,23 @@ class Reporter:
             )
             took_s = time.monotonic() - now
             self._count_due = now + max(_COUNT_EVERY_S, _REST * took_s)
+
+    def _look_at_copied_odd(self, states: Mapping[TableId, TableState]) -> None:
+        """What came with copies, where the destination doesn't count it."""
+        if self._counts_odd:
+            return
+        for table_id, state in states.items():
+            if isinstance(state, Init | DataSync):
+                self._metrics.copied_again(table_id)
+                self._recalled_odd.pop(table_id, None)
+        for table_id, copied in self._handed_over.look(states).items():
+            state = states[table_id]
+            assert isinstance(state, Ready)
+            self._metrics.copied(table_id, copied, state.lsn)
+            # What the process before counted of the stream.
+            before = Counter(self._recalled_odd.pop(table_id, {}))
+            before.subtract(copied)
+            self._metrics.streamed_before(table_id, +before)
 
     def _read_states(self) -> Mapping[TableId, TableState]:
         try:
@@ -220,12 +245,19 @@ class Reporter:
             copy_rows_estimated=sum(c.estimated_rows for c in plan.chunks) if plan else 0,
             copy_rows_per_second=self._meter.rows_per_second(table_id) if plan else None,
             values_replaced=counts.replaced.total(),
-            odd_values=dict(counts.replaced if counts.odd_values is None else counts.odd_values),
+            odd_values=self._odd_values(counts),
             partitions_kept=len(kept),
             last_partition_kept=kept[-1] if kept else None,
             error=state.reason if isinstance(state, Errored) else None,
             solution=state.solution if isinstance(state, Errored) else None,
         )
+
+    def _odd_values(self, counts: TableCounts) -> Mapping[str, int] | None:
+        if self._counts_odd:
+            return None if counts.odd_values is None else dict(counts.odd_values)
+        if counts.odd_copied is None:
+            return None
+        return dict(Counter(counts.odd_copied) + counts.odd_streamed)
 
 
 @dataclass(frozen=True)

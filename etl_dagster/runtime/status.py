@@ -40,8 +40,9 @@ class TableStatus:
     #: Values that their column's type could not hold and that became null.
     values_replaced: int = 0
     #: Values that their column's type can't hold, by column: those that the destination has now.
-    #: Where it doesn't count them, those that the stream brought since the process started.
-    odd_values: Mapping[str, int] = field(default_factory=dict)
+    #: Where it doesn't count them, those that came with the table's last copy and since. None:
+    #: they are not counted yet.
+    odd_values: Mapping[str, int] | None = field(default_factory=dict)
     #: Partitions that were detached, dropped or truncated at the source while their rows stayed at
     #: the destination (``partitions_removed: keep``), since the last copy; and the latest one.
     partitions_kept: int = 0

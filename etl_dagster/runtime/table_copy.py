@@ -23,6 +23,7 @@ from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.metrics import CopyMeter
+from etl_dagster.runtime.odd_counts import CopyOddCounts
 from etl_dagster.runtime.odd_policies import OddPolicies, log_odd
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.source.catalog import (
@@ -88,6 +89,7 @@ class TableCopy:
         self._stop = stop
         self._on_chunk = on_chunk
         self._meter = meter or CopyMeter()
+        self._odd = CopyOddCounts(store, destination)
         #: Set when one worker failed: the others end after their chunk.
         self._failed = threading.Event()
         self._readers: set[ChunkReader] = set()
@@ -217,6 +219,7 @@ class TableCopy:
         self, chunk: CopyChunk, reader: ChunkReader, control: psycopg.Connection
     ) -> FinishedChunk:
         started = time.monotonic()
+        reader.replaced.clear()
         source = fetch_read_from(control, self._table.schema.id, chunk.relation_id)
         counted = _Counted(
             reader.read(chunk, source) if source else iter(()),
@@ -240,9 +243,11 @@ class TableCopy:
             fetch_insert_lsn(control),
             time.monotonic() - started,
         )
-        self._store.finish_chunk(self._table.schema.id, self._plan.copy_id, done)
+        # Before it counts as finished: a chunk that is copied once more is counted once.
+        table_id = self._table.schema.id
+        self._odd.add_chunk(table_id, self._plan.slot_lsn, chunk.index, reader.replaced)
+        self._store.finish_chunk(table_id, self._plan.copy_id, done)
         log_odd(self._table.schema, reader.replaced)
-        reader.replaced.clear()
         return done
 
 

@@ -68,6 +68,13 @@ class HttpDestinationConfig(DestinationConfig):
         """Where it is, for people; without any secret."""
         return self.url
 
+    @property
+    def odd_values_at(self) -> str:
+        return (
+            f"They were sent to {self.url} beside their rows: in the member odd of a body of rows, "
+            "and in odd and old_odd of an event."
+        )
+
     def refusal(self, choice: str) -> str | None:
         if self.format == 1 and choice in ("native", "json", "double"):
             return f"destination.format 1 can't carry {choice}; set it to text, or format to 2"

@@ -26,6 +26,7 @@ from etl_dagster.errors import EtlError, InvalidState, LeaseLost
 from etl_dagster.integrations.dagster.lag import with_solution
 from etl_dagster.integrations.dagster.metadata import (
     copy_metadata,
+    odd_metadata,
     state_metadata,
     state_tags,
     table_metadata,
@@ -40,11 +41,18 @@ from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
-from etl_dagster.model.destination import CountsRows, Destination, Interruptible, offered
+from etl_dagster.model.destination import (
+    CountsOddValues,
+    CountsRows,
+    Destination,
+    Interruptible,
+    offered,
+)
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.belonging import start_destination
+from etl_dagster.runtime.odd_counts import copied_odd
 from etl_dagster.table_name import TableName
 
 if TYPE_CHECKING:
@@ -185,6 +193,7 @@ class _Copy:
         else:
             row_count = result.row_count if row_count is None else row_count
             metadata = table_metadata(self._name, state_id, row_count) | copy_metadata(result)
+        metadata |= odd_metadata(self._count_odd(schema.id))
         position = self._position(schema.id)
         metadata |= state_metadata(position)
         self._tag_run(state_tags(position.to_state()))
@@ -331,6 +340,14 @@ class _Copy:
     def _count(self) -> int | None:
         destination = offered(self._destination, CountsRows)
         return None if destination is None else destination.count_rows().get(self._name)
+
+    def _count_odd(self, table_id: TableId) -> Mapping[str, int]:
+        """What the columns' types can't hold: what is there, else what came with the copy."""
+        destination = offered(self._destination, CountsOddValues)
+        if destination is not None:
+            return destination.count_odd_values().get(self._name, {})
+        plan = self._store.get_copy_plan(table_id)
+        return {} if plan is None else copied_odd(self._store, table_id, plan)
 
 
 _MEANINGS: Mapping[str, str] = {

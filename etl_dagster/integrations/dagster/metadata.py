@@ -45,6 +45,11 @@ def state_metadata(position: TablePosition) -> dict[str, Any]:
     return {STATE: MetadataValue.json(position.to_state())}
 
 
+def odd_metadata(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Values that their column's type can't hold, by column; nothing where all are held."""
+    return {"odd_values": MetadataValue.json(dict(counts))} if counts else {}
+
+
 def copy_metadata(result: TableSyncResult) -> dict[str, Any]:
     """What a copy did. With one prefix the numbers' plots come together, after the stream's."""
     return {
@@ -131,8 +136,7 @@ def stream_materialization(
         )
     if table.values_replaced:
         metadata["values_replaced"] = table.values_replaced
-    if table.odd_values:
-        metadata["odd_values"] = MetadataValue.json(dict(table.odd_values))
+    metadata |= odd_metadata(table.odd_values or {})
     if table.partitions_kept:
         metadata["partitions_kept"] = table.partitions_kept
         metadata["last_partition_kept"] = table.last_partition_kept or ""

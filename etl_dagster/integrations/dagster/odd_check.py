@@ -13,7 +13,7 @@ ODD_CHECK = "values_held"
 
 def result(table: TableStatus | None, key: AssetKey) -> AssetCheckResult:
     """The outcome for a table as the pipeline last published it; None: it has not seen it."""
-    counts = {} if table is None else dict(table.odd_values)
+    counts = {} if table is None else dict(table.odd_values or {})
     if table is None:
         words = "The pipeline has not seen this table: is it in the publication?"
     elif counts:
