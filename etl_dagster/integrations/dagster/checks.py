@@ -96,13 +96,17 @@ def check_odd_values(
     if not keys:
         return
     try:
-        status = lag.published(resource).status
+        config = resource.load_config()
+        published = lag.published(resource)
     except EtlError as error:
+        unknown = odd_check.not_known("unknown", lag.unknown(error).words)
         for key in keys.values():
-            yield odd_check.unknown(error, key)
+            yield unknown.result(key)
         return
+    tables = {} if published.status is None else published.status.tables
     for table, key in keys.items():
-        yield odd_check.result(None if status is None else status.tables.get(table), key)
+        stream = published.verdict(config.pipeline, table)
+        yield odd_check.held(tables.get(table), stream).result(key)
 
 
 def check_bookmarks(

@@ -33,6 +33,8 @@ LAG_WARNING_S = 300.0
 WAL_WARNING_BYTES = 1024**3
 #: A replicator publishes its status every 5 s; one that is this old says nothing about now.
 STALE_S = 60.0
+#: Begins the kind of verdicts on a stream that has ended.
+_DEAD = "dead: "
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Verdict:
     @property
     def outcome(self) -> tuple[bool, bool, str]:
         return self.passed, self.is_severe, self.kind
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether nothing streams, whatever the table."""
+        return self.kind.startswith(_DEAD)
 
     def evaluation(self, key: AssetKey) -> AssetCheckEvaluation:
         """The verdict as an event outside of runs."""
@@ -80,7 +87,7 @@ class Verdict:
 
 def dead(reason: str, solution: str) -> Verdict:
     """The verdict on every table of a pipeline that does not stream."""
-    return Verdict(False, True, f"dead: {reason}", with_solution(reason, solution))
+    return Verdict(False, True, f"{_DEAD}{reason}", with_solution(reason, solution))
 
 
 def waits(words: str) -> Verdict:

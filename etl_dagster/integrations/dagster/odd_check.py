@@ -2,45 +2,187 @@
 
 from __future__ import annotations
 
-from dagster import AssetCheckResult, AssetCheckSeverity, AssetKey, MetadataValue
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.lag import with_solution
-from etl_dagster.runtime.status import TableStatus
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetKey,
+    MetadataValue,
+)
+
+from etl_dagster.integrations.dagster.lag import Verdict, judge, with_solution
+from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
 ODD_CHECK = "values_held"
+#: The daemon writes events one at a time, some 20 ms each.
+_EVENTS_PER_TICK = 25
+#: As in `etl_dagster.integrations.dagster.reports`.
+_REFRESH_S, _REFRESH_PER_TABLE_S = 600.0, 10.0
+#: Numbers of a table that gets such values all the time are sent this often.
+_NUMBERS_EVERY_S = 300.0
 
 
-def result(table: TableStatus | None, key: AssetKey) -> AssetCheckResult:
-    """The outcome for a table as the pipeline last published it; None: it has not seen it."""
-    counts = {} if table is None else dict(table.odd_values or {})
+@dataclass(frozen=True)
+class Held:
+    """The outcome of the check for one table; a warning where it fails, since nothing is lost."""
+
+    passed: bool
+    words: str
+    #: Values that the column's type can't hold, by column.
+    counts: Mapping[str, int] = field(default_factory=dict)
+    #: Why nothing is known; empty where the values were counted.
+    unknown: str = ""
+
+    @property
+    def outcome(self) -> tuple[bool, frozenset[str], str]:
+        """What a reader would notice at once."""
+        return self.passed, frozenset(self.counts), self.unknown
+
+    def evaluation(self, key: AssetKey) -> AssetCheckEvaluation:
+        """The outcome as an event outside of runs."""
+        return AssetCheckEvaluation(
+            asset_key=key,
+            check_name=ODD_CHECK,
+            passed=self.passed,
+            severity=AssetCheckSeverity.WARN,
+            description=self.words,
+            metadata=self._metadata,
+        )
+
+    def result(self, key: AssetKey) -> AssetCheckResult:
+        """The outcome as a step returns it."""
+        return AssetCheckResult(
+            asset_key=key,
+            check_name=ODD_CHECK,
+            passed=self.passed,
+            severity=AssetCheckSeverity.WARN,
+            description=self.words,
+            metadata=self._metadata,
+        )
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        return {"odd_values": MetadataValue.json(dict(self.counts))} if self.counts else {}
+
+
+def held(table: TableStatus | None, stream: Verdict) -> Held:
+    """The outcome for a table as the pipeline last published it.
+
+    Args:
+        table: None: the pipeline has not seen it.
+        stream: of the table's stream: the values that it would bring are not known once it ended.
+    """
+    if stream.is_dead:
+        return not_known(stream.kind, stream.words)
     if table is None:
         words = "The pipeline has not seen this table: is it in the publication?"
-    elif counts:
-        of_each = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
-        words = with_solution(
-            f"Values that the column's type can't hold: {of_each}",
-            f"Find them with `etl-dagster odd {table.name}`, or set odd_values of the column.",
-        )
-    else:
-        words = "Every value is held by the type of its column."
-    return AssetCheckResult(
-        asset_key=key,
-        check_name=ODD_CHECK,
-        passed=table is not None and not counts,
-        severity=AssetCheckSeverity.WARN,
-        description=words,
-        metadata={"odd_values": MetadataValue.json(counts)} if counts else {},
+        return Held(False, words, unknown=words)
+    if table.odd_values is None:
+        return not_known("counted", "The values are not counted yet.")
+    counts = dict(table.odd_values)
+    if not counts:
+        return Held(True, "Every value is held by the type of its column.")
+    of_each = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+    words = with_solution(
+        f"Values that the column's type can't hold: {of_each}",
+        f"Find them with `etl-dagster odd {table.name}`, or set odd_values of the column.",
     )
+    return Held(False, words, counts)
 
 
-def unknown(error: EtlError, key: AssetKey) -> AssetCheckResult:
-    """The outcome where the state store can't be asked."""
-    words = f"The state of the pipeline is not known: {error.reason}"
-    return AssetCheckResult(
-        asset_key=key,
-        check_name=ODD_CHECK,
-        passed=False,
-        severity=AssetCheckSeverity.WARN,
-        description=with_solution(words, error.solution),
-    )
+def not_known(kind: str, words: str) -> Held:
+    """The outcome where nothing streams, or where the state store can't be asked.
+
+    Args:
+        kind: the same for outcomes that differ in numbers and times only.
+    """
+    return Held(False, f"Whether every value is held is not known. {words}", unknown=kind)
+
+
+@dataclass(frozen=True)
+class _Said:
+    held: Held
+    at: float
+
+
+class OddReports:
+    """What the sensor has said of one pipeline's checks; belongs to the code server's process."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._said: dict[str, _Said] = {}
+        self._unstored: dict[str, _Said] = {}
+
+    def settle(self, is_stored: bool) -> None:
+        """Count the last tick's evaluations as said, if they were stored."""
+        if is_stored:
+            self._said |= self._unstored
+        self._unstored = {}
+
+    def due(
+        self,
+        status: PipelineStatus,
+        keys: Mapping[str, AssetKey],
+        *,
+        again: Collection[str] = (),
+    ) -> list[AssetCheckEvaluation]:
+        """The evaluations that say something else than the last ones, or that are old.
+
+        Nothing is said of a table that is being copied, or whose values are not counted yet: what
+        was said of it before stays.
+
+        Args:
+            again: tables whose last evaluation Dagster doesn't show any more.
+        """
+        for name in again:
+            self._said.pop(name, None)
+        found: dict[str, Held] = {}
+        for name in keys.keys() & status.tables.keys():
+            table = status.tables[name]
+            stream = judge(status, table, now=self._wall_clock())
+            is_known = table.state in ("ready", "errored") and table.odd_values is not None
+            if stream.is_dead or (is_known and status.phase != "starting"):
+                found[name] = held(table, stream)
+        return self._say(found, keys, _EVENTS_PER_TICK)
+
+    def dead(
+        self,
+        stream: Verdict,
+        keys: Mapping[str, AssetKey],
+        *,
+        at_most: int = _EVENTS_PER_TICK,
+    ) -> list[AssetCheckEvaluation]:
+        """The checks of a pipeline that does not stream, where they don't say so yet."""
+        return self._say(dict.fromkeys(keys, held(None, stream)), keys, at_most)
+
+    def _say(
+        self, found: Mapping[str, Held], keys: Mapping[str, AssetKey], at_most: int
+    ) -> list[AssetCheckEvaluation]:
+        now = self._clock()
+        refresh_s = max(_REFRESH_S, _REFRESH_PER_TABLE_S * len(keys))
+        news = [
+            name
+            for name in keys
+            if name in found and self._is_news(name, found[name], now, refresh_s)
+        ]
+        # Those that waited longest come first.
+        news.sort(key=lambda name: self._said[name].at if name in self._said else float("-inf"))
+        for name in news[:at_most]:
+            self._unstored[name] = _Said(found[name], now)
+        return [found[name].evaluation(keys[name]) for name in news[:at_most]]
+
+    def _is_news(self, name: str, found: Held, now: float, refresh_s: float) -> bool:
+        said = self._unstored.get(name) or self._said.get(name)
+        if said is None or said.held.outcome != found.outcome or now - said.at >= refresh_s:
+            return True
+        return said.held.counts != found.counts and now - said.at >= _NUMBERS_EVERY_S

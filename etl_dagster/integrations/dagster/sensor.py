@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dagster import (
@@ -25,8 +25,9 @@ from etl_dagster.integrations.dagster import words
 from etl_dagster.integrations.dagster.bookmark_check import BookmarkReports
 from etl_dagster.integrations.dagster.copies import Copies, due_copies
 from etl_dagster.integrations.dagster.history import History
-from etl_dagster.integrations.dagster.lag import published
+from etl_dagster.integrations.dagster.lag import dead, published
 from etl_dagster.integrations.dagster.notices import recent_notices
+from etl_dagster.integrations.dagster.odd_check import OddReports
 from etl_dagster.integrations.dagster.reports import Reports
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.supervisor import Supervision, supervisor_of
@@ -53,9 +54,16 @@ class Memory:
     def __init__(self) -> None:
         self.reports = Reports()
         self.bookmarks = BookmarkReports()
+        self.odd = OddReports()
         self.history = History()
         self.log = words.TickLog()
         self.ticks = 0
+
+    def settle(self, cursor: str | None) -> None:
+        """Count the last tick's events as said, if Dagster has stored them."""
+        is_stored = self.reports.settle(cursor)
+        self.bookmarks.settle(is_stored)
+        self.odd.settle(is_stored)
 
 
 _memories: dict[str, Memory] = {}
@@ -157,7 +165,7 @@ def tick(
     # A preview from the UI has no start time. It must not start to stream, nor swallow events.
     is_preview = context.last_sensor_start_time is None
     memory = memory_of(pipeline, context.cursor, is_preview=is_preview)
-    memory.bookmarks.settle(memory.reports.settle(context.cursor))
+    memory.settle(context.cursor)
     config: PipelineConfig | None = None
     try:
         config = resource.load_config()
@@ -238,6 +246,9 @@ def _events(
         waiting=copies.waiting,
         worst_lag=worst_lag,
     )
+    runs = memory.reports.runs_followed()
+    again = {name for name in keys if runs.get(name) != runs_before.get(name)}
+    events += memory.odd.due(status, keys, again=again)
     if context.last_sensor_start_time is None:
         return events
     ready = {
@@ -245,9 +256,7 @@ def _events(
         for name, key in keys.items()
         if name in status.tables and status.tables[name].state == "ready"
     }
-    runs = memory.reports.runs_followed()
-    again = [name for name in ready if runs.get(name) != runs_before.get(name)]
-    return [*events, *memory.bookmarks.due(config, ready, again=again)]
+    return [*events, *memory.bookmarks.due(config, ready, again=again & ready.keys())]
 
 
 def _tick_without_stream(
@@ -262,6 +271,7 @@ def _tick_without_stream(
     events: list[AssetCheckEvaluation] = []
     if failure is not None:
         events += memory.reports.dead(failure.reason, failure.solution, keys)
+        events += memory.odd.dead(dead(failure.reason, failure.solution), keys)
         events += memory.bookmarks.dead(config, failure.reason, failure.solution, keys)
     note = supervision.note or "the replicator is starting"
     if memory.log.is_due(failure.reason if failure is not None else note):
@@ -280,8 +290,9 @@ def _store_failed_checks(
     keys: Mapping[str, AssetKey],
 ) -> None:
     at_most = _EVENTS_OF_A_FAILED_TICK
-    events: Sequence[AssetCheckEvaluation]
+    events: list[AssetCheckEvaluation]
     events = memory.reports.dead(failure.reason, failure.solution, keys, at_most=at_most)
+    events += memory.odd.dead(dead(failure.reason, failure.solution), keys, at_most=at_most)
     if config is not None:
         events += memory.bookmarks.dead(
             config, failure.reason, failure.solution, keys, at_most=at_most
@@ -294,7 +305,7 @@ def _store_failed_checks(
         _log.exception("the checks of %s could not be stored", ", ".join(keys) or "no table")
         return
     memory.reports.expect(context.cursor)
-    memory.bookmarks.settle(memory.reports.settle(context.cursor))
+    memory.settle(context.cursor)
 
 
 __all__ = [
