@@ -28,7 +28,7 @@ from etl_dagster.testing.changes import ORDERS as ORDERS_SCHEMA
 from etl_dagster.testing.changes import VISITS as VISITS_SCHEMA
 from etl_dagster.testing.changes import Transactions, batch, insert, order
 from tests.support.deliveries import FROM_THE_START, ITEMS, ORDERS, PAYMENTS, VISITS, Side
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 class Call:
@@ -66,6 +66,18 @@ class Scripted(MemoryDestination):
         """The write with this number, from 0 on, once it has begun."""
         wait_until(lambda: len(self.calls) > number)
         return self.calls[number]
+
+
+class Noticed(dict[TableId, Lsn]):
+    """From where on tables are applied; tells when the delivery takes the batch that it is for."""
+
+    def __init__(self, apply_from: Mapping[TableId, Lsn]) -> None:
+        super().__init__(apply_from)
+        self.is_taken = threading.Event()
+
+    def items(self) -> Any:
+        self.is_taken.set()
+        return super().items()
 
 
 THREE = BatchConfig(max_in_flight=3, max_queued=10)
@@ -232,7 +244,9 @@ def test_a_process_that_was_superseded_does_not_wait_for_its_oldest_write(
 
 def test_a_failure_of_an_earlier_copy_is_not_one_of_the_copy_since(side: Side[Scripted]) -> None:
     [before] = begin(side, ORDERS)
-    side.delivery.put(side.transaction((ORDERS, 2)), FROM_THE_START | {ORDERS: Lsn(1200)})
+    apply_from = Noticed(FROM_THE_START | {ORDERS: Lsn(1200)})
+    side.delivery.put(side.transaction((ORDERS, 2)), apply_from)
+    assert apply_from.is_taken.wait(PATIENCE_S)
     before.fail(TableWriteFailed(ORDERS, "no orders today"))
 
     since = side.destination.call(1)
@@ -286,7 +300,10 @@ def test_a_name_is_told_when_nothing_else_is_in_flight() -> None:
     first, second = begin(side, ORDERS, VISITS)
     first.complete()
     wait_until(lambda: side.progress == Lsn(1150))
-    side.delivery.put(side.transaction((ITEMS, 1)), FROM_THE_START)
+    apply_from = Noticed(FROM_THE_START)
+    side.delivery.put(side.transaction((ITEMS, 1)), apply_from)
+    wait_until(lambda: apply_from.is_taken.is_set() or len(side.destination.calls) > 2)
+    assert len(side.destination.calls) == 2
     second.complete()
     side.destination.call(2).complete()
     side.destination.call(3).complete()
