@@ -165,6 +165,39 @@ def test_an_interrupted_destination_tries_nothing_again(receiver: Server) -> Non
     assert len(receiver.keys) == 1
 
 
+def test_what_a_stop_leaves_unsent_comes_again_and_what_was_taken_is_recognised(
+    receiver: Server,
+) -> None:
+    receiver.answers.clear()
+    sender = HttpDestination(receiver.url, max_body_bytes=1024)
+    failures: list[Exception] = []
+
+    def write() -> None:
+        try:
+            sender.write_events(visits(*range(500)))
+        except DestinationUnreachable as error:
+            failures.append(error)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    assert receiver.asked.wait(30)
+    sender.interrupt()
+    receiver.answers.set()
+    writing.join(30)
+    assert [error.reason.partition(": ")[2] for error in failures] == [
+        "not sent, because the pipeline stops"
+    ]
+    [first], [key] = receiver.taken, receiver.keys
+
+    again = HttpDestination(receiver.url, max_body_bytes=1024)
+    again.write_events(visits(*range(500)))
+    again.shutdown()
+
+    assert (receiver.taken[1], receiver.keys[1]) == (first, key)
+    sent = [event["row"]["at"] for body in receiver.taken[1:] for event in body["events"]]
+    assert [int(at) for at in sent] == list(range(500))
+
+
 def test_a_proxy_that_is_not_there_is_named_without_its_password(
     receiver: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

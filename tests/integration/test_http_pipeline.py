@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 from etl_dagster.assembly import build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.http import HttpDestination
+from etl_dagster.destinations.http.client import HttpClient
+from etl_dagster.destinations.http.payload import Body
 from etl_dagster.errors import DestinationError
+from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.states import Errored, ManualRetry
 from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.database import Database
 from tests.support.pipelines import running
 from tests.support.receiver import Receiver
+from tests.support.waiting import PATIENCE_S
 
 MakeConfig = Callable[..., PipelineConfig]
 
@@ -93,6 +98,47 @@ def test_columns_follow_the_source(
         rows = {row["id"]: row for row in receiver.rows("public.orders") or []}
         assert rows["1"] == {"id": "1", "remark": "changed", "total": "1.50"}
         assert rows["2"] == {"id": "2", "remark": "note 2", "total": None}
+
+
+def test_a_stop_is_noticed_between_two_bodies_and_nothing_is_lost_or_doubled(
+    newest_database: Database,
+    make_config: MakeConfig,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    newest_database.execute(SHOP)
+    config = make_config(newest_database)
+    sent: list[str] = []
+    has_sent = threading.Event()
+    post = HttpClient.post
+
+    def post_and_wait_for_the_stop(client: HttpClient, body: Body, schema: TableSchema) -> None:
+        post(client, body, schema)
+        if body.path == "events":
+            sent.append(body.key)
+            has_sent.set()
+            assert client._closing.wait(PATIENCE_S)
+
+    def destination() -> HttpDestination:
+        return HttpDestination(receiver.url, pipeline="test", max_body_bytes=2000)
+
+    with running(config, destination=destination()) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        monkeypatch.setattr(HttpClient, "post", post_and_wait_for_the_stop)
+        newest_database.execute(
+            "insert into orders select n, 'later' from generate_series(501, 1000) n"
+        )
+        assert has_sent.wait(PATIENCE_S)
+        pipeline.shutdown()
+        assert pipeline.wait(PATIENCE_S)
+        assert len(sent) == 1
+    monkeypatch.setattr(HttpClient, "post", post)
+    assert 500 < len(receiver.rows("public.orders") or []) < 1000
+
+    with running(config, destination=destination()) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        ids = sorted(int(row["id"]) for row in receiver.rows("public.orders") or [])
+        assert ids == list(range(1, 1001))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-import stamina
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -29,13 +27,6 @@ from etl_dagster.errors import (
 from etl_dagster.testing.changes import ORDERS
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def no_pauses() -> Iterator[None]:
-    """As many tries as configured, without the time between them."""
-    with stamina.set_testing(True, attempts=100, cap=True):
-        yield
 
 
 # -- what an answer means ----------------------------------------------------------------------
@@ -152,26 +143,94 @@ class Requests:
         return "done"
 
 
-def test_a_request_is_tried_until_it_succeeds() -> None:
-    requests = Requests(TryAgain("500"), TryAgain("refused"), TryAgain("429", 2.0))
+class Unhurried(threading.Event):
+    """As if each pause was over at once; keeps how long they were."""
 
-    assert Patience(4, threading.Event()).run(requests, "POST x") == "done"
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.pauses.append(timeout)
+        return self.is_set()
+
+
+class StoppedInAPause(threading.Event):
+    """As if the pipeline was told to stop while it waits for the next try."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.set()
+        return True
+
+
+def test_a_request_is_tried_until_it_succeeds() -> None:
+    requests = Requests(TryAgain("500"), TryAgain("refused"), TryAgain("503"))
+    closing = Unhurried()
+
+    assert Patience(4, closing).run(requests, "POST x") == "done"
     assert requests.count == 4
+    for pause_s, least_s in zip(closing.pauses, (0.1, 0.3, 0.9), strict=True):
+        assert least_s <= pause_s <= least_s + 0.2
+
+
+def test_no_pause_is_longer_than_five_seconds_and_none_ends_after_all_too_long() -> None:
+    now, requests = 1000.0, Requests(*(TryAgain("500") for _ in range(30)))
+
+    class Passing(Unhurried):
+        def wait(self, timeout: float | None = None) -> bool:
+            nonlocal now
+            now += timeout or 0
+            return super().wait(timeout)
+
+    closing = Passing()
+    with pytest.raises(DestinationUnreachable, match="500; tried"):
+        Patience(30, closing, clock=lambda: now).run(requests, "POST x")
+
+    assert max(closing.pauses) == 5.0
+    assert 40 < sum(closing.pauses) <= 45
 
 
 def test_the_server_decides_when_if_it_says_so() -> None:
     """Not before, and not all at the same moment."""
-    patience = Patience(4, threading.Event())
+    closing = Unhurried()
+    requests = Requests(TryAgain("429", retry_after_s=2.0), TryAgain("500"))
 
-    assert 2.0 <= patience._delay(TryAgain("429", retry_after_s=2.0), "POST x") < 3.0
-    assert patience._delay(TryAgain("500"), "POST x") is True
+    assert Patience(4, closing).run(requests, "POST x") == "done"
+    assert 2.0 <= closing.pauses[0] <= 2.2
+    assert closing.pauses[1] < 2.0
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 9.0])
+def test_a_stop_ends_the_pause_before_the_next_try_and_the_tries(
+    retry_after_s: float | None,
+) -> None:
+    requests = Requests(TryAgain("429", retry_after_s))
+
+    with pytest.raises(DestinationUnreachable, match=r"POST x: 429$") as caught:
+        Patience(4, StoppedInAPause()).run(requests, "POST x")
+
+    assert requests.count == 1
+    assert caught.value.retryable
+
+
+def test_no_request_is_begun_after_a_stop() -> None:
+    closing, requests = threading.Event(), Requests()
+    closing.set()
+
+    with pytest.raises(
+        DestinationUnreachable, match="POST x: not sent, because the pipeline stops"
+    ):
+        Patience(4, closing).run(requests, "POST x")
+
+    assert requests.count == 0
 
 
 def test_enough_failures_are_an_unreachable_destination_with_the_last_reason() -> None:
     requests = Requests(*(TryAgain(f"failure {n}") for n in range(9)))
 
     with pytest.raises(DestinationUnreachable, match="POST x: failure 2; tried 3 times") as caught:
-        Patience(3, threading.Event()).run(requests, "POST x")
+        Patience(3, Unhurried()).run(requests, "POST x")
 
     assert caught.value.retryable
     assert requests.count == 3
@@ -213,5 +272,6 @@ def test_a_long_pause_that_the_server_asks_for_is_kept_by_all_requests() -> None
         patience.run(other, "POST y")
     assert other.count == 0
 
+    closing.clear()
     now += 121
     assert patience.run(other, "POST y") == "done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import threading
@@ -10,8 +11,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, TypeVar
-
-import stamina
 
 from etl_dagster.errors import DestinationUnreachable
 
@@ -79,7 +78,7 @@ class Patience:
     begun before. Safe for several threads.
 
     Args:
-        closing: once set, nothing is tried again.
+        closing: once set, no pause goes on and no request is begun.
         clock: seconds that only grow.
     """
 
@@ -98,45 +97,43 @@ class Patience:
         """The request's answer.
 
         Raises:
-            DestinationUnreachable: every try ended in `TryAgain`, or the receiver asked to wait
-                for too long. The pipeline tries again.
+            DestinationUnreachable: every try ended in `TryAgain`, the receiver asked to wait for
+                too long, or the pipeline stops. Else the pipeline tries again.
         """
         self._wait_for_turn(what)
-        attempts = 0
-        try:
-            for attempt in stamina.retry_context(
-                on=lambda error: self._delay(error, what),
-                attempts=self._max_attempts,
-                timeout=_MAX_TOTAL_S,
-                wait_initial=_FIRST_DELAY_S,
-                wait_exp_base=_DELAY_GROWTH,
-                wait_max=_MAX_DELAY_S,
-                wait_jitter=_JITTER_S,
-            ):
-                with attempt:
-                    attempts += 1
-                    return request()
-        except TryAgain as failure:
-            tries = f"; tried {attempts} times" if attempts > 1 else ""
+        if self._closing.is_set():
             raise DestinationUnreachable(
-                f"{what}: {failure.reason}{tries}",
-                solution="Check destination.url and that the server is up; "
-                "the pipeline retries by itself.",
-            ) from None
-        raise AssertionError("stamina ends with an answer or a failure")
+                f"{what}: not sent, because the pipeline stops",
+                solution="No action needed: the next start sends it.",
+            )
+        began = self._clock()
+        for attempt in itertools.count(1):
+            try:
+                return request()
+            except TryAgain as failure:
+                _log.warning("%s failed: %s", what, failure.reason)
+                pause_s = self._pause_s(failure, attempt)
+                is_late = pause_s is None or self._clock() - began + pause_s > _MAX_TOTAL_S
+                # A stop ends the pause, and with it the tries.
+                if attempt < self._max_attempts and not is_late and not self._closing.wait(pause_s):
+                    continue
+                tries = f"; tried {attempt} times" if attempt > 1 else ""
+                raise DestinationUnreachable(
+                    f"{what}: {failure.reason}{tries}",
+                    solution="Check destination.url and that the server is up; "
+                    "the pipeline retries by itself.",
+                ) from None
+        raise AssertionError("a request ends with an answer or a failure")
 
-    def _delay(self, error: Exception, what: str) -> bool | float:
-        """For stamina: whether to try again, and when other than by its own reckoning."""
-        if not isinstance(error, TryAgain):
-            return False
-        _log.warning("%s failed: %s", what, error.reason)
-        if error.retry_after_s is None:
-            return not self._closing.is_set()
-        self._not_before = max(self._not_before, self._clock() + error.retry_after_s)
-        if error.retry_after_s > _MAX_WAIT_S or self._closing.is_set():
-            return False
+    def _pause_s(self, failure: TryAgain, attempt: int) -> float | None:
+        """Seconds before the next try; None where the receiver asks for too many."""
         # Whoever was told the same doesn't come back at the same moment.
-        return error.retry_after_s + random.uniform(0, _JITTER_S)
+        jitter_s = random.uniform(0, _JITTER_S)
+        if failure.retry_after_s is None:
+            growth = _DELAY_GROWTH ** (attempt - 1)
+            return min(_FIRST_DELAY_S * growth + jitter_s, _MAX_DELAY_S)
+        self._not_before = max(self._not_before, self._clock() + failure.retry_after_s)
+        return None if failure.retry_after_s > _MAX_WAIT_S else failure.retry_after_s + jitter_s
 
     def _wait_for_turn(self, what: str) -> None:
         left_s = self._not_before - self._clock()
