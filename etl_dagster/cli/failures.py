@@ -26,6 +26,9 @@ class NotCaughtUp(EtlError):
     solution = "Run the same command again: it resumes where this one stopped."
 
     def __init__(self, ready: int, tables: int) -> None:
+        if not tables:
+            super().__init__("stopped before the pipeline had begun")
+            return
         super().__init__(
             f"stopped before the pipeline had caught up: {ready} of {tables} tables are ready"
             + ("" if ready < tables else ", and not every change is durable")

@@ -60,12 +60,13 @@ def run(
         set_up_logging(context, logging.INFO if plain else logging.WARNING, view.log_handler())
         with opened_store(config) as store:
             pipeline = Pipeline(config, store, build_destination(config))
-            _start(pipeline)
-            with (
-                _stopped_by_signals(pipeline.shutdown, view),
-                mirrored_positions(config, store, pipeline.status),
-            ):
-                _follow(pipeline, view, until_caught_up=until_caught_up)
+            with _stopped_by_signals(pipeline.shutdown, view) as asked:
+                if not _start(pipeline, asked):
+                    if until_caught_up:
+                        raise NotCaughtUp(0, 0)
+                    return
+                with mirrored_positions(config, store, pipeline.status):
+                    _follow(pipeline, view, until_caught_up=until_caught_up)
     except Exception as error:
         if as_json:
             _tell(error)
@@ -93,22 +94,25 @@ def _wait_for_servers(config: PipelineConfig) -> None:
         time.sleep(_LOOK_AGAIN_S)
 
 
-def _start(pipeline: Pipeline) -> None:
-    """Start it.
+def _start(pipeline: Pipeline, asked: threading.Event) -> bool:
+    """Start it; False where it was asked to stop before it had begun.
 
     Raises:
         RunFailed: what is configured is right, and failed all the same: a full disk, a server that
             went away.
         EtlError: it can't run as it is configured.
     """
-    from etl_dagster.errors import EtlError
+    from etl_dagster.errors import EtlError, InvalidState
 
     try:
         pipeline.start()
     except EtlError as error:
+        if asked.is_set() and isinstance(error, InvalidState):
+            return False
         if error.retryable:
             raise RunFailed(error) from error
         raise
+    return True
 
 
 def _follow(pipeline: Pipeline, view: View, *, until_caught_up: bool) -> None:
@@ -149,22 +153,21 @@ def _follow(pipeline: Pipeline, view: View, *, until_caught_up: bool) -> None:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[None]:
-    """The first signal asks, the second doesn't."""
-    asked = False
+def _stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[threading.Event]:
+    """The first signal asks, the second doesn't. Gives what is set by the first."""
+    asked = threading.Event()
     terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
 
     def stop(number: int, frame: object) -> None:
-        nonlocal asked
         if number == signal.SIGHUP:
             # The terminal is gone; what is still shown must not fail.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for terminal in terminals:
                 os.dup2(nowhere, terminal)
-        if asked:
+        if asked.is_set():
             view.restore_terminal()
             os._exit(INTERRUPTED)
-        asked = True
+        asked.set()
         view.stopping()
         shutdown()
 
@@ -173,7 +176,7 @@ def _stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[No
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
