@@ -588,6 +588,12 @@ def _check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
         require_usable(slot)
     except SlotError as failure:
         return Check.error("slot", failure)
+    if slot.is_unfinished:
+        return Check.ok(
+            "slot",
+            f"{slot.name!r} is being made by backend {slot.active_pid}; that waits for "
+            "transactions that are open",
+        )
     if slot.wal_status == "unreserved":
         return Check.warning(
             "slot",

@@ -59,6 +59,10 @@ def prepare_apply_slot(
     """
     name = apply_slot_name(config.pipeline)
     slot = control.ask("looking at the slot", fetch_slot, name)
+    if slot is not None and slot.is_unfinished:
+        # No process is at it: the lease is ours.
+        control.ask("dropping a slot that was never finished", drop_slot, name)
+        slot = None
     start = require_continuable(slot, name, store)
     if slot is None or start is None:
         return _create(store, control, config, name, stop)
@@ -81,7 +85,7 @@ def require_continuable(slot: Slot | None, name: str, store: CoordinatingStore) 
     progress = store.get_replication_progress(ApplyWorker())
     states = store.get_table_replication_states()
     depending = [t for t, state in states.items() if isinstance(state, SyncDone | Ready)]
-    if slot is None:
+    if slot is None or slot.is_unfinished:
         if depending:
             raise SlotMissing(
                 f"slot {name!r} is gone from the source, but {len(depending)} tables are "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Sequence
@@ -62,6 +63,15 @@ class Slot:
     invalidation_reason: str | None = None
     #: Whether it is of the database that was asked. A server has one list for all of them.
     is_of_this_database: bool = True
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a backend is still making it, which waits for open transactions.
+
+        It does so, too, after the process that asked for the slot has died.
+        """
+        is_ours = self.plugin == "pgoutput" and self.is_of_this_database
+        return is_ours and self.active and self.confirmed_flush_lsn is None
 
     @property
     def is_lost(self) -> bool:
@@ -254,7 +264,8 @@ def fetch_waited_for(connection: Connection, pid: int) -> list[OpenTransaction]:
 def drop_slot(connection: Connection, name: str, *, wait_s: float = 30.0) -> bool:
     """Drop the slot if it exists; whether it did.
 
-    Postgres would also drop one of another database, which is another pipeline's.
+    Postgres would also drop one of another database, which is another pipeline's. A backend that
+    is still making the slot, for a process that is gone, is ended.
 
     Raises:
         SlotInUse: somebody still reads it after `wait_s`.
@@ -272,10 +283,19 @@ def drop_slot(connection: Connection, name: str, *, wait_s: float = 30.0) -> boo
         except psycopg.errors.ObjectInUse as error:
             if time.monotonic() > deadline:
                 raise SlotInUse(f"slot {name!r} is read by another process") from error
+            _end_maker(connection, name)
             # The server frees a slot a moment after its reader's connection ended; nothing tells.
             time.sleep(0.1)
         else:
             return dropped.rowcount > 0
+
+
+def _end_maker(connection: Connection, name: str) -> None:
+    """Without the right to do so, it ends after the lock_timeout that it was given."""
+    slot = fetch_slot(connection, name)
+    if slot is not None and slot.is_unfinished:
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+            connection.execute("select pg_terminate_backend(%s)", [slot.active_pid])
 
 
 _SYNC_SLOT = re.compile(

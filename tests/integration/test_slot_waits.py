@@ -24,7 +24,7 @@ from tests.support.waiting import PATIENCE_S
 MakeConfig = Callable[..., PipelineConfig]
 
 _WAITING = (
-    "select count(*) from pg_locks join pg_stat_activity using (pid)"
+    "select pid from pg_locks join pg_stat_activity using (pid)"
     " where locktype = 'transactionid' and not granted and datname = current_database()"
 )
 
@@ -81,6 +81,65 @@ def test_what_the_first_slot_waits_for_is_named(
     assert len(destination.rows("public.items")) == 1
 
 
+def run_command(database: Database, folder: Path) -> list[str]:
+    """Write a configuration into the folder; gives the command to be run in it."""
+    (folder / "etl.yaml").write_text(
+        json.dumps(
+            {
+                "pipeline": "test",
+                "source": {"dsn": database.dsn, "publication": PUBLICATION},
+                "destination": {"type": "duckdb", "path": "test.duckdb"},
+            }
+        )
+    )
+    return [sys.executable, "-m", "etl_dagster.cli", "run", "--until-caught-up"]
+
+
+def waiting(database: Database) -> set[int]:
+    """The backends that wait for a transaction to end."""
+    return {pid for (pid,) in database.query(_WAITING)}
+
+
+def ended_while_waiting(
+    database: Database, command: list[str], folder: Path, number: signal.Signals
+) -> tuple[int, str]:
+    """Start it, and send the signal once its slot waits; exit code and what it wrote to stderr."""
+    before = waiting(database)
+    with subprocess.Popen(
+        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            wait_for(lambda: waiting(database) - before, "waiting for the transaction")
+            process.send_signal(number)
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    return process.returncode, err
+
+
+def test_a_process_that_ends_while_its_first_slot_waits_leaves_nothing_in_the_way(
+    database: Database, tmp_path: Path
+) -> None:
+    """The server goes on making the slot for a process that was killed."""
+    database.execute(
+        "create table items (id int primary key)",
+        f"create publication {PUBLICATION} for table items",
+    )
+    command = run_command(database, tmp_path)
+    with database.connect(autocommit=False) as blocker:
+        blocker.execute("insert into items values (1)")
+        code, err = ended_while_waiting(database, command, tmp_path, signal.SIGINT)
+        assert code == 130, err
+        assert "before the pipeline had begun" in err
+        code, err = ended_while_waiting(database, command, tmp_path, signal.SIGKILL)
+        assert code == -signal.SIGKILL
+        assert waiting(database)
+        code, err = ended_while_waiting(database, command, tmp_path, signal.SIGTERM)
+        assert code == 130, err
+        blocker.commit()
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+
+
 def test_ctrl_c_while_a_slot_waits_ends_the_run_and_is_no_success(
     newest_database: Database, tmp_path: Path
 ) -> None:
@@ -90,32 +149,15 @@ def test_ctrl_c_while_a_slot_waits_ends_the_run_and_is_no_success(
         "create table items (id int primary key)",
         f"create publication {PUBLICATION} for all tables",
     )
-    (tmp_path / "etl.yaml").write_text(
-        json.dumps(
-            {
-                "pipeline": "test",
-                "source": {"dsn": database.dsn, "publication": PUBLICATION},
-                "destination": {"type": "duckdb", "path": "test.duckdb"},
-            }
-        )
-    )
-    command = [sys.executable, "-m", "etl_dagster.cli", "run", "--until-caught-up"]
+    command = run_command(database, tmp_path)
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
     database.execute("create table more (id int primary key)")
     with database.connect(autocommit=False) as blocker:
         blocker.execute("insert into items values (1)")
-        with subprocess.Popen(
-            command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            try:
-                wait_for(lambda: database.query(_WAITING)[0][0], "waiting for the transaction")
-                process.send_signal(signal.SIGINT)
-                _, err = process.communicate(timeout=20)
-            finally:
-                process.kill()
+        code, err = ended_while_waiting(database, command, tmp_path, signal.SIGINT)
         blocker.rollback()
 
-    assert process.returncode == 130, err
+    assert code == 130, err
     assert "1 of 2 tables are ready" in err
     assert "Run the same command again" in err
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
