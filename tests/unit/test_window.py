@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from etl_dagster.errors import (
     TableWriteFailed,
 )
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.events import EventBatch
+from etl_dagster.model.events import EventBatch, InsertEvent, TableChanges
 from etl_dagster.model.schema import TableId
 from etl_dagster.runtime.inbox import Inbox
 from etl_dagster.runtime.window import BegunWrite, Window
@@ -254,6 +256,67 @@ def test_a_failure_of_an_earlier_copy_is_not_one_of_the_copy_since(side: Side[Sc
     side.delivery.flush()
 
     assert side.ids(ORDERS) == [2]
+
+
+class Moody(MemoryDestination):
+    """Answers from several threads, in any order; a part of the writes fails once."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__()
+        self._random = random
+        self._pool = ThreadPoolExecutor(4)
+        self._choosing = threading.Lock()
+        self._failed: set[int] = set()
+        self.outcomes: Counter[str] = Counter()
+
+    def write_events(self, events: EventBatch) -> Any:
+        steps = [step for steps in events.tables.values() for step in steps]
+        first = min(int(s.commit_lsns[0]) for s in steps if isinstance(s, TableChanges))
+        with self._choosing:
+            outcome = self._random.choice(("done", "before", "after", "too large"))
+            if first in self._failed:
+                outcome = "done"
+            elif outcome != "done":
+                self._failed.add(first)
+            self.outcomes[outcome] += 1
+        return self._pool.submit(self._write, events, outcome)
+
+    def _write(self, events: EventBatch, outcome: str) -> None:
+        if outcome == "too large":
+            raise BatchTooLarge("no memory is left")
+        if outcome != "before":
+            super().write_events(events)
+        if outcome != "done":
+            raise DestinationUnreachable("away")
+
+    def shutdown(self) -> None:
+        self._pool.shutdown()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_becomes_of_each_write_every_row_arrives_once(seed: int) -> None:
+    """A later write of a table that got ahead would have an earlier one skipped when it comes."""
+    random = Random(seed)
+    destination = Moody(Random(seed + 100))
+    side = Side(destination, BatchConfig(max_in_flight=3, max_queued=10))
+    side.delivery.start()
+    sent: dict[TableId, list[int]] = {table_id: [] for table_id in FROM_THE_START}
+    for number in range(150):
+        tables = random.sample(sorted(sent), random.choice((1, 1, 1, 2)))
+        side.delivery.put(side.transaction(*((t, number) for t in tables)), FROM_THE_START)
+        for table_id in tables:
+            sent[table_id].append(number)
+    side.delivery.flush()
+    side.delivery.finish()
+    destination.shutdown()
+
+    arrived: dict[TableId, list[int]] = {table_id: [] for table_id in sent}
+    for event in destination.changelog:
+        assert isinstance(event, InsertEvent)
+        arrived[event.schema.id].append(event.row["id"])
+    assert arrived == sent
+    assert side.durable == [Lsn(1150 + 100 * number) for number in range(150)]
+    assert destination.outcomes.keys() == {"done", "before", "after", "too large"}
 
 
 # -- a stop --------------------------------------------------------------------------------------
