@@ -31,6 +31,9 @@ pytest.register_assert_rewrite(
             "delivering",
             "evolving",
             "marking",
+            "oddities",
+            "offering",
+            "parts",
             "destinations",
         )
     )

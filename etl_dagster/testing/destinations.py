@@ -8,6 +8,7 @@ from etl_dagster.testing.delivering import DeliveryChecks
 from etl_dagster.testing.evolving import SchemaChecks
 from etl_dagster.testing.marking import MarkChecks
 from etl_dagster.testing.oddities import OddValueChecks
+from etl_dagster.testing.offering import OfferChecks
 from etl_dagster.testing.parts import PartChecks
 
 
@@ -16,6 +17,7 @@ class DestinationSuite(
     ChangeChecks,
     PartChecks,
     DeliveryChecks,
+    OfferChecks,
     SchemaChecks,
     OddValueChecks,
     MarkChecks,
@@ -32,7 +34,8 @@ class DestinationSuite(
     What is checked is what the destination declares (`Capabilities`); the rest is skipped, and the
     reason says what would have it run:
 
-    - always: copies, values, also with parts, durability, batches, threads;
+    - always: copies, values, also with parts, durability, batches, threads, and that it has the
+      methods of what it offers;
     - `mirror`: rows by key and without one, unchanged TOAST values, and that everything delivered
       again, in order, ends in the same rows;
     - without `mirror`: every change is recorded with operation and position, also when it is

@@ -1,0 +1,76 @@
+"""What a destination promises of all that it may offer beyond the least."""
+
+from __future__ import annotations
+
+import pytest
+
+from etl_dagster.model.destination import (
+    FURTHER_CONTRACTS,
+    ChecksItself,
+    CountsRows,
+    Interruptible,
+    lacking,
+    members,
+    offered,
+)
+from etl_dagster.testing.changes import ORDERS, VISITS, insert, order
+from etl_dagster.testing.subject import DestinationChecks, Subject, needs
+
+
+class OfferChecks(DestinationChecks):
+    """Looking at itself, counting, being interrupted; and that what is declared is there."""
+
+    def test_it_has_the_methods_of_what_it_offers(self, subject: Subject) -> None:
+        """A method that is missing, or has another name, would never be called."""
+        destination = subject.destination
+        declared = destination.capabilities.offers
+        unknown = [offer for offer in declared or () if offer not in FURTHER_CONTRACTS]
+        assert not unknown, f"not among FURTHER_CONTRACTS: {unknown}"
+        for contract in FURTHER_CONTRACTS:
+            name, missing = contract.__name__, lacking(destination, contract)
+            if declared is None:
+                complete = not missing or len(missing) == len(members(contract))
+                assert complete, f"of {name} it lacks {', '.join(missing)}"
+            elif contract in declared:
+                assert not missing, f"it declares {name} and lacks {', '.join(missing)}"
+            else:
+                assert missing, f"it has what {name} asks for and doesn't declare it"
+
+    @needs("mirror")
+    def test_what_is_durable_when_it_is_interrupted_is_kept(self, subject: Subject) -> None:
+        """A stop may come at any moment; it ends what is tried again, and undoes nothing."""
+        interruptible = offered(subject.destination, Interruptible)
+        if interruptible is None:
+            pytest.skip(f"{type(subject.destination).__name__} has no interrupt()")
+        subject.copy(ORDERS, [order(1)])
+        subject.write(insert(ORDERS, **order(2)))
+        interruptible.interrupt()
+        subject.shut_down()
+        subject.reopen()
+
+        subject.holds(ORDERS, [order(1), order(2)])
+
+    def test_checking_itself_changes_nothing(self, subject: Subject) -> None:
+        """`etl-dagster doctor` has it look before anything is there."""
+        empty = subject.folder / "empty"
+        empty.mkdir()
+        destination = self.make_destination(empty)
+        checking = offered(destination, ChecksItself)
+        if checking is None:
+            pytest.skip(f"{type(destination).__name__} has no check()")
+        found = checking.check()
+
+        assert found, "what check() returns is what the doctor shows"
+        assert isinstance(found, str)
+        assert list(empty.iterdir()) == []
+
+    @needs("mirror")
+    def test_rows_are_counted_as_they_are_read(self, subject: Subject) -> None:
+        counting = offered(subject.destination, CountsRows)
+        if counting is None:
+            pytest.skip(f"{type(subject.destination).__name__} has no count_rows()")
+        subject.copy(ORDERS, [order(1), order(2)])
+        subject.copy(VISITS)
+        subject.write(insert(ORDERS, **order(3)))
+
+        assert dict(counting.count_rows()) == {ORDERS.name: 3, VISITS.name: 0}
