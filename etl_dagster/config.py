@@ -18,8 +18,10 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -267,6 +269,14 @@ class ColumnConfig(_Section):
         """In YAML, null without quotes is None; here it is not what no setting is."""
         if isinstance(values, Mapping) and values.get("odd_values", "") is None:
             return {**values, "odd_values": "null"}
+        return values
+
+    @model_serializer(mode="wrap")
+    def _without_no_setting(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What has no setting is left out: read again, None would be one."""
+        values: dict[str, Any] = serialize(self)
+        if self.odd_values is None:
+            values.pop("odd_values", None)
         return values
 
 

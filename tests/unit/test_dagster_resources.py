@@ -59,12 +59,19 @@ def test_the_replicator_gets_the_same_configuration_secrets_included() -> None:
             "source": {"database": "shop", "publication": "p", "password": "a$$b${X}"},
             "state_store": {"schema": "state", "dsn": "postgresql://u:secret@h/d"},
             "destination": {"type": "duckdb", "path": "/tmp/shop.duckdb"},
-            "tables": {"public.orders": {"copy": False}},
+            "odd_values": "fail",
+            "tables": {
+                "public.orders": {
+                    "copy": False,
+                    "columns": {"a": {"nested": "json"}, "b": {"odd_values": None}},
+                }
+            },
         },
         {"X": "c"},
     )
     again = PipelineConfig.model_validate(json.loads(config_payload(config)))
     assert again == config
+    assert [again.odd_policy("public.orders", name) for name in "ab"] == ["fail", "null"]
     assert again.source.password is not None
     assert again.source.password.get_secret_value() == "a$bc"
 
