@@ -12,6 +12,7 @@ from etl_dagster.kinds import DESTINATIONS, STORES, find_kind
 from etl_dagster.model.destination import Destination, lacking, members
 from etl_dagster.model.stores import Closes, CoordinatingStore, Coordination, PipelineStore
 from etl_dagster.runtime.local_store import coordinating
+from etl_dagster.runtime.odd_policies import require_quarantine
 
 
 def build_store(config: PipelineConfig) -> CoordinatingStore:
@@ -44,9 +45,10 @@ def build_destination(config: PipelineConfig) -> Destination:
     """The destination, not yet opened: `startup` does.
 
     Raises:
-        ConfigError: what the section says can't be used.
+        ConfigError: what the section says can't be used, or another setting can't with it.
     """
     destination: Destination = _make(DESTINATIONS, "destination", Destination, config)
+    require_quarantine(config, destination)
     return destination
 
 

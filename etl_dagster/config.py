@@ -47,7 +47,7 @@ _EXPANSION = re.compile(
 _SLUG = re.compile(r"[a-z][a-z0-9_]*")
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
 #: What becomes of a value that its column's type can't hold.
-OddPolicy: TypeAlias = Literal["null", "clamp", "text", "fail"]
+OddPolicy: TypeAlias = Literal["null", "clamp", "text", "fail", "quarantine"]
 #: In YAML, null without quotes is None.
 _Null = BeforeValidator(lambda value: "null" if value is None else value)
 #: How values with parts are held; see `etl_dagster.values.columns`.
@@ -255,13 +255,8 @@ class RetryConfig(_Section):
     max_attempts: int = Field(8, ge=1, description="In a row; progress resets the count.")
 
 
-class ColumnConfig(_Section):
-    """What differs for one column."""
-
-    nested: Nested | None = Field(None, description="As for the pipeline, for this column.")
-    odd_values: OddPolicy | None = Field(None, description="As for the pipeline, for this column.")
-
-    numeric: Numeric | None = Field(None, description="As for the pipeline, for this column.")
+class _OddValuesSection(_Section):
+    """A section in which `odd_values` may differ from the pipeline's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -275,14 +270,23 @@ class ColumnConfig(_Section):
     def _without_no_setting(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What has no setting is left out: read again, None would be one."""
         values: dict[str, Any] = serialize(self)
-        if self.odd_values is None:
-            values.pop("odd_values", None)
+        if values["odd_values"] is None:
+            del values["odd_values"]
         return values
 
 
-class TableConfig(_Section):
+class ColumnConfig(_OddValuesSection):
+    """What differs for one column."""
+
+    nested: Nested | None = Field(None, description="As for the pipeline, for this column.")
+    odd_values: OddPolicy | None = Field(None, description="As for the table, for this column.")
+    numeric: Numeric | None = Field(None, description="As for the pipeline, for this column.")
+
+
+class TableConfig(_OddValuesSection):
     """What differs for one table."""
 
+    odd_values: OddPolicy | None = Field(None, description="As for the pipeline, for this table.")
     copy_rows: bool = Field(True, alias="copy", description="False streams from now on only.")
     partitions_removed: Literal["keep", "delete"] | None = Field(
         None, description="As for the pipeline, for this table."
@@ -339,7 +343,8 @@ class PipelineConfig(_Section):
         "null",
         description="What becomes of a value that its column's type can't hold: null, the nearest "
         "value that it holds, or the end of the table's replication. Under `text`, columns of "
-        "types that have such values are text at the destination, from their next copy on.",
+        "types that have such values are text at the destination, and under `quarantine` rows with "
+        "such a value are kept apart from their table, both from the next copy on.",
     )
     numeric: Numeric = Field(
         "text",
@@ -431,8 +436,23 @@ class PipelineConfig(_Section):
 
     def odd_policy(self, table_name: str, column_name: str) -> OddPolicy:
         """What becomes of values that the column's type can't hold."""
-        column = self.table(table_name).columns.get(column_name)
-        return (None if column is None else column.odd_values) or self.odd_values
+        table = self.table(table_name)
+        column = table.columns.get(column_name)
+        of_column = None if column is None else column.odd_values
+        return of_column or table.odd_values or self.odd_values
+
+    def places_of_odd_policy(self, policy: OddPolicy) -> list[str]:
+        """The settings that choose this policy, such as ``tables.public.orders.odd_values``."""
+        places = [] if self.odd_values != policy else ["odd_values"]
+        for name, table in self.tables.items():
+            if table.odd_values == policy:
+                places.append(f"tables.{name}.odd_values")
+            places += [
+                f"tables.{name}.columns.{column}.odd_values"
+                for column, settings in table.columns.items()
+                if settings.odd_values == policy
+            ]
+        return places
 
     def removes_partitions(self, table_name: str) -> bool:
         """Whether rows of a table's partition go when the partition goes at the source."""

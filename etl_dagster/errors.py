@@ -70,6 +70,15 @@ class ValueNotHeld(SourceError):
     )
 
 
+class QuarantineNeedsKey(SourceError):
+    """Rows of a table are to be kept apart by their values, and the table has no key."""
+
+    solution = (
+        "Add a primary key, or choose another `odd_values` for the table; then reset the table if "
+        "it has stopped."
+    )
+
+
 class SourceUnreachable(SourceError):
     """No connection to the source, or it broke."""
 

@@ -38,6 +38,10 @@ class Capabilities:
     #: What columns' types can't hold (`CopiedRows.odd`, `TableChanges.odd`, `RowEvent.odd`) is kept
     #: as Postgres printed it, and goes with its row: replaced, moved to another key and removed.
     odd_values: bool = False
+    #: A row with such a value in one of `TableSchema.quarantine_columns` is not in its table but in
+    #: a place of its own, whole, and in the table again as soon as it has none. For tables with a
+    #: key. A configuration with ``odd_values: quarantine`` is refused without it.
+    quarantine: bool = False
     #: The further contracts that it fulfils, of `FURTHER_CONTRACTS`. None: those whose methods it
     #: has. Declared, they are exactly these, and the suite finds a method that is missing or has
     #: another name; a class that is derived from it declares what it adds.
@@ -154,6 +158,18 @@ class CountsOddValues(Protocol):
 
 
 @runtime_checkable
+class CountsQuarantinedRows(Protocol):
+    """A destination that keeps rows in quarantine, and can say at little cost how many."""
+
+    def count_quarantined_rows(self) -> Mapping[str, int]:
+        """Such rows now, by ``schema.table``; tables without any are missing.
+
+        They are not among those of `CountsRows.count_rows`: the source has the sum of both.
+        """
+        ...
+
+
+@runtime_checkable
 class Interruptible(Protocol):
     """A destination that may take long over one call, for it waits for others."""
 
@@ -196,6 +212,7 @@ FURTHER_CONTRACTS: Final[tuple[type, ...]] = (
     ChecksNames,
     CopiesManyTables,
     CountsOddValues,
+    CountsQuarantinedRows,
     CountsRows,
     Interruptible,
 )

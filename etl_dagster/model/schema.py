@@ -62,6 +62,11 @@ class TableSchema:
         return tuple(c.name for c in self.columns if c.is_identity)
 
     @cached_property
+    def quarantine_columns(self) -> tuple[str, ...]:
+        """The columns whose odd values keep a row apart from the table."""
+        return tuple(c.name for c in self.columns if c.quarantine)
+
+    @cached_property
     def column_names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
 

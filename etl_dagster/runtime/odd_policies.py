@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from etl_dagster.config import OddPolicy, PipelineConfig
-from etl_dagster.errors import ValueNotHeld
+from etl_dagster.errors import ConfigError, EtlError, QuarantineNeedsKey, ValueNotHeld
+from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import DELETE, CopiedRows, EventBatch, TableChanges, TableStep
 from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.words import names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,15 +26,21 @@ _log = logging.getLogger(__name__)
 class OddPolicies:
     """What each column's policy makes of rows. Values keep their texts whatever becomes of them.
 
-    Under `null` and `clamp`, two values of a key may become one. Then it isn't known which row a
-    change is about, so the table stops as under `fail`.
+    Under `null`, `clamp` and `quarantine`, two values of a key may become one. Then it isn't known
+    which row a change is about, so the table stops as under `fail`. Quarantine itself is up to the
+    destination (`TableSchema.quarantine_columns`); without a key it could not find the rows again.
     """
 
     def __init__(self, config: PipelineConfig) -> None:
         self._config = config
 
     def copied(self, schema: TableSchema) -> Callable[[CopiedRows], CopiedRows]:
-        """What becomes of the rows of a table's copy; raises `ValueNotHeld`."""
+        """What becomes of the rows of a table's copy; raises `ValueNotHeld`.
+
+        Raises:
+            QuarantineNeedsKey: nothing of the table can be copied.
+        """
+        require_key(schema)
 
         def apply(piece: CopiedRows) -> CopiedRows:
             if not piece.odd:
@@ -45,16 +53,17 @@ class OddPolicies:
 
         return apply
 
-    def batch(self, events: EventBatch) -> tuple[EventBatch, Mapping[TableId, ValueNotHeld]]:
+    def batch(self, events: EventBatch) -> tuple[EventBatch, Mapping[TableId, EtlError]]:
         """The batch without the tables that stop, and what these stop with."""
         tables: dict[TableId, list[TableStep]] = {}
-        failures: dict[TableId, ValueNotHeld] = {}
+        failures: dict[TableId, EtlError] = {}
         for table_id, steps in events.tables.items():
-            if not any(_is_odd(step) for step in steps):
-                continue
             try:
-                tables[table_id] = [self._step(step) for step in steps]
-            except ValueNotHeld as failure:
+                for step in steps:
+                    require_key(step.schema)
+                if any(_is_odd(step) for step in steps):
+                    tables[table_id] = [self._step(step) for step in steps]
+            except (ValueNotHeld, QuarantineNeedsKey) as failure:
                 failures[table_id] = failure
         if not tables and not failures:
             return events, {}
@@ -105,6 +114,38 @@ class OddPolicies:
                 array = clamp(rows.column(place), some)
                 rows = rows.set_column(place, rows.schema.field(place), array)
         return rows
+
+
+def require_key(schema: TableSchema) -> None:
+    """Refuse a table whose rows are to be kept apart by their values and have no key.
+
+    Raises:
+        QuarantineNeedsKey: the reason names the columns.
+    """
+    if schema.quarantine_columns and not schema.key_columns:
+        raise QuarantineNeedsKey(
+            f"{schema.name} has no key, by which a row in quarantine is found again "
+            f"(odd_values: quarantine, for {names(schema.quarantine_columns)})"
+        )
+
+
+def require_quarantine(config: PipelineConfig, destination: Destination) -> None:
+    """Refuse a configuration with quarantine for a destination that doesn't declare it.
+
+    Raises:
+        ConfigError: all settings that ask for it.
+    """
+    places = config.places_of_odd_policy("quarantine")
+    if places and not destination.capabilities.quarantine:
+        raise ConfigError(
+            [
+                f"{place}: quarantine is not possible with the destination {destination.name}, "
+                'which can\'t keep rows apart from their table; choose "null", with which it gets '
+                "each such value as text next to its row, or clamp, text or fail"
+                for place in places
+            ],
+            origin=f"pipeline {config.pipeline}",
+        )
 
 
 def log_odd(schema: TableSchema, counts: Mapping[str, int]) -> None:

@@ -30,6 +30,7 @@ from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.lock_watch import LockWatch
 from etl_dagster.runtime.members import Members
 from etl_dagster.runtime.metrics import CopyMeter, Metrics
+from etl_dagster.runtime.odd_policies import require_quarantine
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.pace import Pace
 from etl_dagster.runtime.pausing import paused_tables
@@ -133,6 +134,7 @@ class Pipeline:
         if self._lease is not None or self._done.is_set():
             raise InvalidState("this pipeline was started before; make a new one")
         try:
+            require_quarantine(self._config, self._destination)
             # Nothing is changed anywhere before the source is known to be ready.
             members = self._control.ask("checking the source", require_ready, self._config)
             self._lease = self._store.acquire_lease("apply")

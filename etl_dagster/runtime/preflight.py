@@ -14,11 +14,14 @@ from etl_dagster.config_text import suggest
 from etl_dagster.errors import (
     EtlError,
     PublicationEmpty,
+    QuarantineNeedsKey,
     SlotError,
     SourceNotPrepared,
 )
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.identities import find_unidentified
+from etl_dagster.runtime.odd_policies import require_key
+from etl_dagster.runtime.representation import chosen_tables
 from etl_dagster.source.catalog import (
     Publication,
     PublishedTable,
@@ -348,6 +351,7 @@ def _check_tables(
     yield _check_published_changes(publication)
     yield _check_trigger(connection, tables)
     yield from _check_identities(connection, publication, tables)
+    yield from _check_quarantine(config, tables)
     yield from _check_partitions(connection, config, tables)
     yield from _check_read_rights(connection, facts, tables)
     yield from _check_locks(connection, tables)
@@ -451,6 +455,14 @@ def _check_identities(
         )
     if not missing and not whole_row and not unidentified:
         yield Check.ok(name, "every table has a key")
+
+
+def _check_quarantine(config: PipelineConfig, tables: Sequence[PublishedTable]) -> Iterator[Check]:
+    for table in chosen_tables(tables, config):
+        try:
+            require_key(table.schema)
+        except QuarantineNeedsKey as failure:
+            yield Check.error("quarantine", failure)
 
 
 def _check_partitions(

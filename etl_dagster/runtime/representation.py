@@ -15,6 +15,7 @@ from etl_dagster.source.types import TypeCatalog, unknown_types
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.forms import (
     form_of,
+    is_always_held,
     is_any_numeric,
     labels_of,
     may_be_odd,
@@ -49,9 +50,10 @@ def _chosen(column: ColumnSchema, schema: TableSchema, config: PipelineConfig) -
     if config.has_own_types and may_have_own_type(column, in_key=in_key):
         is_asked_for = labels_of(column) is None or nested == "native"
         column = replace(column, own_type=is_asked_for)
-    if config.odd_policy(schema.name, column.name) == "text" and may_be_odd(column):
+    policy = config.odd_policy(schema.name, column.name)
+    if policy == "text" and may_be_odd(column):
         return replace(column, nested="text", as_text=True, own_type=False)
-    return column
+    return replace(column, quarantine=policy == "quarantine" and not is_always_held(column))
 
 
 def chosen_tables(tables: Iterable[PublishedTable], config: PipelineConfig) -> list[PublishedTable]:
@@ -77,7 +79,9 @@ def held_otherwise(today: TableSchema, known: TableSchema, config: PipelineConfi
     return [
         column.name
         for column in chosen(today, config).columns
-        if column.name in kept and _held(column) != _held(kept[column.name])
+        if column.name in kept
+        and (_held(column), column.quarantine)
+        != (_held(kept[column.name]), kept[column.name].quarantine)
     ]
 
 
@@ -125,6 +129,7 @@ def _kept(schema: TableSchema, known: TableSchema | None) -> Iterable[ColumnSche
                 as_text=old.as_text,
                 numeric=old.numeric,
                 own_type=old.own_type,
+                quarantine=old.quarantine,
             )
 
 

@@ -20,6 +20,8 @@ _TEXT_FORMAT: Final = 3
 _NUMERIC_FORMAT: Final = 4
 #: ... of a column that has a type of the destination's own, such as DuckDB's INTERVAL; likewise.
 _OWN_TYPE_FORMAT: Final = 5
+#: ... of a column whose odd values put rows into quarantine, which they would leave there.
+_QUARANTINE_FORMAT: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,9 @@ class ColumnSchema:
     #: Whether the destination holds its values in a type of its own where it has one that Arrow has
     #: not, such as DuckDB's ENUM and INTERVAL; chosen and kept as `nested`.
     own_type: bool = False
+    #: Whether a row is kept apart from its table while its value here is one that the column's type
+    #: can't hold; chosen and kept as `nested`.
+    quarantine: bool = False
 
     @property
     def effective_type_oid(self) -> int:
@@ -75,8 +80,11 @@ def column_to_json(column: ColumnSchema) -> dict[str, Any]:
     kept = asdict(column)
     kept["type"] = None if column.type is None else type_to_json(column.type)
     as_text, numeric = kept.pop("as_text"), kept.pop("numeric")
-    if kept.pop("own_type"):
-        more = {"as_text": as_text, "numeric": numeric, "own_type": True}
+    own_type, quarantine = kept.pop("own_type"), kept.pop("quarantine")
+    if own_type or quarantine:
+        more = {"as_text": as_text, "numeric": numeric, "own_type": own_type}
+        if quarantine:
+            return {"format": _QUARANTINE_FORMAT} | more | {"quarantine": True} | kept
         return {"format": _OWN_TYPE_FORMAT} | more | kept
     if numeric != "text":
         return {"format": _NUMERIC_FORMAT, "as_text": as_text, "numeric": numeric} | kept
@@ -91,9 +99,9 @@ def column_from_json(kept: Mapping[str, Any]) -> ColumnSchema:
     Raises:
         SchemaTooNew: a later version wrote it in a way that this one doesn't know.
     """
-    if (found := kept.get("format", 1)) > _OWN_TYPE_FORMAT:
+    if (found := kept.get("format", 1)) > _QUARANTINE_FORMAT:
         raise SchemaTooNew(
-            f"a table's schema is kept in format {found}; this is {_OWN_TYPE_FORMAT}"
+            f"a table's schema is kept in format {found}; this is {_QUARANTINE_FORMAT}"
         )
     known = {name: value for name, value in kept.items() if name in _FIELDS}
     if (type_ := known.get("type")) is not None:

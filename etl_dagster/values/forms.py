@@ -80,6 +80,12 @@ def may_be_odd(column: ColumnSchema) -> bool:
     return pa.types.is_decimal(arrow_type(column)) or any(edge.is_odd for edge in edges)
 
 
+def is_always_held(column: ColumnSchema) -> bool:
+    """Whether no value of the column can be odd, whatever the database's encoding is."""
+    # What ASCII spells is read whatever the encoding is.
+    return not may_be_odd(column) and row_of(column).is_ascii
+
+
 def has_parts(column: ColumnSchema) -> bool:
     """Whether the column's values have parts that are held as such."""
     return bool(form_of(column).parts)
