@@ -30,6 +30,8 @@ pytest.register_assert_rewrite(
             "changing",
             "delivering",
             "evolving",
+            "oddities",
+            "quarantining",
             "marking",
             "oddities",
             "offering",

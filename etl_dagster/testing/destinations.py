@@ -10,6 +10,7 @@ from etl_dagster.testing.marking import MarkChecks
 from etl_dagster.testing.oddities import OddValueChecks
 from etl_dagster.testing.offering import OfferChecks
 from etl_dagster.testing.parts import PartChecks
+from etl_dagster.testing.quarantining import QuarantineChecks
 
 
 class DestinationSuite(
@@ -20,6 +21,7 @@ class DestinationSuite(
     OfferChecks,
     SchemaChecks,
     OddValueChecks,
+    QuarantineChecks,
     MarkChecks,
 ):
     """Checks a `Destination`: derive, make it, and say how its rows are read.
@@ -45,6 +47,8 @@ class DestinationSuite(
     - `truncate`, `schema_changes`: what their names say;
     - `odd_values`: that what a column's type can't hold is kept and goes with its row
       (`read_odd_values`);
+    - `quarantine`: that a row with such a value is kept apart, whole, until it has none
+      (`read_quarantined`);
     - with the members of `KeepsMark`: that it can be told from others and from older copies.
 
     Every check has an empty folder of its own, `make_destination`'s argument. Fixtures of a derived

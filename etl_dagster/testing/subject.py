@@ -115,6 +115,13 @@ class DestinationHooks:
         """
         raise NotImplementedError
 
+    def read_quarantined(self, destination: Destination, schema: TableSchema) -> Sequence[Row]:
+        """The rows that are kept apart from the table, as `read_rows` gives those of the table.
+
+        Needed with the capability `quarantine`, where what declares it is checked.
+        """
+        raise NotImplementedError
+
     def reopen(self, destination: Destination, folder: Path) -> Destination:
         """What a new process has after the one with this destination was killed, not yet started.
 
@@ -228,8 +235,15 @@ class Subject:
 
     def rows(self, schema: TableSchema) -> list[Row]:
         """What `read_rows` gives, with Python's own values; a column that is missing is null."""
+        return self._readable(schema, self.hooks.read_rows(self.destination, schema))
+
+    def quarantined(self, schema: TableSchema) -> list[Row]:
+        """What `read_quarantined` gives, as `rows` gives the table's rows."""
+        return self._readable(schema, self.hooks.read_quarantined(self.destination, schema))
+
+    @staticmethod
+    def _readable(schema: TableSchema, found: Sequence[Row]) -> list[Row]:
         nulls = dict.fromkeys(schema.column_names)
-        found = self.hooks.read_rows(self.destination, schema)
         return readable_rows(schema, [nulls | dict(row) for row in found])
 
     def exists(self, schema: TableSchema) -> bool:
@@ -251,14 +265,14 @@ class Subject:
 
     def holds(self, schema: TableSchema, rows: Sequence[Row]) -> None:
         """The table has these rows and no other, in any order."""
-        _same(schema, self.rows(schema), readable_rows(schema, rows))
+        require_same_rows(schema, self.rows(schema), readable_rows(schema, rows))
 
     def holds_at_least_once(self, schema: TableSchema, rows: Sequence[Row]) -> None:
         """As `holds`; a destination without transactions may have some rows several times."""
         found = self.rows(schema)
         if not self.capabilities.transactional:
             found = list({repr(content([row])): row for row in found}.values())
-        _same(schema, found, readable_rows(schema, rows))
+        require_same_rows(schema, found, readable_rows(schema, rows))
 
     def has_recorded(self, changes: Sequence[Change]) -> None:
         """The tables' logs have these changes in order, each with its operation and position."""
@@ -270,14 +284,15 @@ class Subject:
             for entry, change in zip(recorded, sent, strict=True):
                 if entry.row is not None and change.op in "IU":
                     told = {name: entry.row[name] for name in change.row if name in entry.row}
-                    _same(
+                    require_same_rows(
                         change.schema,
                         readable_rows(change.schema, [told]),
                         readable_rows(change.schema, [change.row]),
                     )
 
 
-def _same(schema: TableSchema, found: Sequence[Row], expected: Sequence[Row]) -> None:
+def require_same_rows(schema: TableSchema, found: Sequence[Row], expected: Sequence[Row]) -> None:
+    """The rows are the expected ones, in any order."""
     wrong = differences(schema, found, expected)
     assert not wrong, "\n  ".join([f"{schema.name} isn't what the source has:", *wrong[:20]])
 

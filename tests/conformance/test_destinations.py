@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import httpx
 import pytest
 
@@ -74,6 +76,10 @@ class TestMemoryDestination(ChecksOfOurOwn, DestinationSuite):
             for column, text in texts.items()
         ]
 
+    def read_quarantined(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        assert isinstance(destination, MemoryDestination)
+        return destination.quarantined_rows(schema.name)
+
     def read_changes(self, destination: Destination, schema: TableSchema) -> list[Recorded]:
         assert isinstance(destination, MemoryDestination)
         return [
@@ -120,6 +126,13 @@ class TestDuckDBDestination(ChecksOfOurOwn, DestinationSuite):
             (dict(zip(schema.key_columns, key or (), strict=True)), column, text)
             for key, column, text in found
         ]
+
+    def read_quarantined(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        twin = f'_etl_quarantine."{schema.schema_name}.{schema.table_name}"'
+        found: list[Row] = []
+        with read_connection(self.path) as connection, suppress(duckdb.CatalogException):
+            found = connection.sql(f"FROM {twin}").to_arrow_table().to_pylist()
+        return found
 
     def read_changes(self, destination: Destination, schema: TableSchema) -> list[Recorded]:
         with read_connection(self.path) as connection:

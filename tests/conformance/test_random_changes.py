@@ -20,11 +20,15 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.testing.changes import (
     Row,
     SourceTable,
+    Transactions,
+    Unheld,
     batch,
     chunk,
     content,
     end_of_copy,
+    order,
 )
+from etl_dagster.testing.quarantining import HOLDING
 from etl_dagster.testing.random_changes import KINDS, NUMBERS, TEXTS, RandomSource
 from etl_dagster.testing.subject import DestinationHooks, Subject
 from tests.conformance.test_destinations import (
@@ -125,6 +129,50 @@ def test_a_copy_whose_chunks_differ_in_time_is_right_after_the_replay(
 
         for table in (orders, prices):
             assert content(subject.rows(table.schema)) == content(table.rows)
+
+
+@pytest.mark.parametrize("name", ["memory", "duckdb"])
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    statements=st.lists(st.tuples(st.sampled_from("IIIUUUKKDT"), *[st.integers(0, 4)] * 3)),
+    data=st.data(),
+)
+def test_random_rows_are_in_their_table_or_in_quarantine(
+    name: str, statements: list[tuple[str, int, int, int]], data: st.DataObject
+) -> None:
+    source, stream = SourceTable(HOLDING, ["document"]), Transactions()
+    for kind, first, second, third in statements:
+        place = first % len(source.rows) if source.rows else 0
+        amount = [None, Unheld("NaN")][second % 2]
+        document = [None, "a", "b", Unheld("\\xFF"), Unheld("\\xFE")][third]
+        if kind == "I":
+            row = order(first, amount=amount, document=document)
+            changes = [source.insert(row)]
+        elif kind == "T":
+            changes = [source.truncate()]
+        elif not source.rows:
+            continue
+        elif kind == "D":
+            changes = [source.delete(place)]
+        else:
+            key = {"id": second} if kind == "K" else {}
+            # A document that isn't named is not sent.
+            values = key | {"amount": amount} | ({"document": document} if third % 2 else {})
+            changes = [source.update(place, values)]
+        stream.commit(*(change for change in changes if change is not None))
+    with _started(SUITES[name]()) as subject:
+        subject.copy(HOLDING)
+        for start, stop in _deliveries(data, len(stream.changes)):
+            subject.destination.write_events(batch(stream.changes[start:stop]))
+
+        held = [row for row in source.rows if row != _without_unheld(row)]
+        there = [row for row in source.rows if row == _without_unheld(row)]
+        assert content(subject.rows(HOLDING)) == content(there)
+        assert content(subject.quarantined(HOLDING)) == content(map(_without_unheld, held))
+
+
+def _without_unheld(row: Row) -> Row:
+    return {name: None if isinstance(v, Unheld) else v for name, v in row.items()}
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))

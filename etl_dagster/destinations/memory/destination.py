@@ -47,7 +47,10 @@ _NONE_ODD: Mapping[int, Texts] = {}
 
 
 class MemoryTable:
-    """Rows by key; where the table has none, in the order they came."""
+    """Rows by key; where the table has none, in the order they came.
+
+    Which of them are in quarantine follows from their odd values.
+    """
 
     def __init__(self, schema: TableSchema) -> None:
         self.schema = schema
@@ -60,10 +63,20 @@ class MemoryTable:
 
     @property
     def rows(self) -> list[Row]:
-        return list(self._by_key.values()) if self.schema.key_columns else list(self._keyless)
+        """The rows of the table, without those in quarantine."""
+        if not self.schema.key_columns:
+            return list(self._keyless)
+        if not self._odd:
+            return list(self._by_key.values())
+        return [row for key, row in self._by_key.items() if not self._is_quarantined(key)]
+
+    @property
+    def quarantined(self) -> list[Row]:
+        """The rows with an odd value in a column that keeps them apart from the table."""
+        return [row for key, row in self._by_key.items() if self._is_quarantined(key)]
 
     def __len__(self) -> int:
-        return len(self._by_key) if self.schema.key_columns else len(self._keyless)
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -120,7 +133,7 @@ class MemoryTable:
         """Give all rows another schema; values keep their old type."""
         if schema.describes_same_columns(self.schema):
             return
-        rows = self.rows
+        rows = list(self._by_key.values() if self.schema.key_columns else self._keyless)
         keyed = [self._odd.get(key, {}) for key in self._by_key]
         odd = [dict(texts) for texts in (keyed if self.schema.key_columns else self._keyless_odd)]
         for change in schema_changes(self.schema, schema):
@@ -141,6 +154,9 @@ class MemoryTable:
         self.clear()
         self.schema = schema
         self.put(rows, dict(enumerate(odd)))
+
+    def _is_quarantined(self, key: tuple[Any, ...]) -> bool:
+        return not self._odd.get(key, {}).keys().isdisjoint(self.schema.quarantine_columns)
 
     def _key(self, row: Row) -> tuple[Any, ...]:
         return tuple(_hashable(row.get(name)) for name in self.schema.key_columns)
@@ -172,7 +188,9 @@ class MemoryDestination:
     """
 
     name = "memory"
-    capabilities = Capabilities(transactional=True, schema_changes=True, odd_values=True)
+    capabilities = Capabilities(
+        transactional=True, schema_changes=True, odd_values=True, quarantine=True
+    )
     config_model = MemoryDestinationConfig
     in_process_only = True
 
@@ -206,24 +224,32 @@ class MemoryDestination:
         Raises:
             ValueError: that isn't the text of a `TableName`.
         """
-        table_name = str(TableName.parse(table_name))
         with self._lock:
-            for table_id in reversed(self._named):
-                table = self.tables[table_id]
-                if table.schema.name == table_name:
-                    return [dict(row) for row in table.rows]
-        return []
+            table = self._find(table_name)
+            return [] if table is None else [dict(row) for row in table.rows]
+
+    def quarantined_rows(self, table_name: str) -> list[Row]:
+        """The rows that are kept apart from a table, given as ``schema.table``.
+
+        `odd_values` has the values for which they are.
+        """
+        with self._lock:
+            table = self._find(table_name)
+            return [] if table is None else [dict(row) for row in table.quarantined]
 
     def odd_values(self, table_name: str) -> list[tuple[Row, Texts]]:
         """The rows of a table with values that their columns' types can't hold.
 
         Each with these values by column name, as Postgres printed them.
         """
-        table_name = str(TableName.parse(table_name))
         with self._lock:
-            named = (self.tables[table_id] for table_id in reversed(self._named))
-            found = next((table for table in named if table.schema.name == table_name), None)
+            found = self._find(table_name)
             return [] if found is None else [(dict(row), texts) for row, texts in found.odd]
+
+    def _find(self, table_name: str) -> MemoryTable | None:
+        name = str(TableName.parse(table_name))
+        named = (self.tables[table_id] for table_id in reversed(self._named))
+        return next((table for table in named if table.schema.name == name), None)
 
     def startup(self, store: DestinationStore) -> None:
         """Nothing to prepare."""

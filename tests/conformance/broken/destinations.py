@@ -57,6 +57,10 @@ class TestInMemory(DestinationSuite):
     def table_exists(self, destination: Any, schema: TableSchema) -> bool:
         return any(table.schema.name == schema.name for table in destination.tables.values())
 
+    def read_quarantined(self, destination: Any, schema: TableSchema) -> list[Row]:
+        rows: list[Row] = destination.quarantined_rows(schema.name)
+        return rows
+
     def read_changes(self, destination: Any, schema: TableSchema) -> list[Recorded]:
         return [
             Recorded(
@@ -150,6 +154,9 @@ class TestInAFile(TestInMemory):
 
     def table_exists(self, destination: Any, schema: TableSchema) -> bool:
         return super().table_exists(self._as_others_see_it(), schema)
+
+    def read_quarantined(self, destination: Any, schema: TableSchema) -> list[Row]:
+        return super().read_quarantined(self._as_others_see_it(), schema)
 
     def read_changes(self, destination: Any, schema: TableSchema) -> list[Recorded]:
         return super().read_changes(self._as_others_see_it(), schema)
@@ -1045,6 +1052,147 @@ class TestTheOldSchemaComesBack(TestInMemory):
                 if steps and (table := self.tables.get(table_id)):
                     table.evolve(steps[0].schema)
             super().write_events(events)
+
+
+# -- quarantine --------------------------------------------------------------------------------
+
+
+class _Quarantine(MemoryDestination):
+    """Lets a derived class say what kind of table it has."""
+
+    table_class: ClassVar[type[MemoryTable]] = MemoryTable
+
+    def _current_copy(self, schema: TableSchema, copy_id: str) -> Any:
+        copy = super()._current_copy(schema, copy_id)
+        if type(copy.table) is not self.table_class:
+            copy.table = self.table_class(schema)
+        return copy
+
+
+class TestARowInQuarantineIsInItsTableToo(TestInMemory):
+    promise = "test_a_row_that_can_not_be_held_is_kept_apart_whole"
+
+    class destination_class(_Quarantine):
+        class table_class(MemoryTable):
+            @property
+            def rows(self) -> list[Row]:
+                return list(self._by_key.values()) if self.schema.key_columns else self._keyless
+
+
+class TestAnyOddValuePutsARowIntoQuarantine(TestInMemory):
+    promise = "test_a_row_that_can_not_be_held_is_kept_apart_whole"
+
+    class destination_class(_Quarantine):
+        class table_class(MemoryTable):
+            def _is_quarantined(self, key: tuple[Any, ...]) -> bool:
+                return bool(self._odd.get(key)) and bool(self.schema.quarantine_columns)
+
+
+class TestARowNeverReturnsFromQuarantine(TestInMemory):
+    promise = "test_a_row_returns_as_soon_as_it_can_be_held"
+
+    class destination_class(_Quarantine):
+        class table_class(MemoryTable):
+            def apply(self, event: RowEvent) -> None:
+                held = {key for key in self._by_key if self._is_quarantined(key)}
+                before = {key: self._odd[key] for key in held}
+                super().apply(event)
+                for key in held & self._by_key.keys():
+                    self._odd.setdefault(key, before[key])
+
+
+class TestAnOddValueThatIsNotSentIsTakenForGood(TestInMemory):
+    promise = "test_a_row_returns_as_soon_as_it_can_be_held"
+
+    class destination_class(_Quarantine):
+        class table_class(MemoryTable):
+            def apply(self, event: RowEvent) -> None:
+                super().apply(event)
+                if event.unchanged:
+                    self._odd.pop(self._key(event.row), None)
+
+
+class TestAQuarantinedRowIsNotDeleted(TestInMemory):
+    promise = "test_a_row_in_quarantine_is_found_by_its_key"
+
+    class destination_class(_Quarantine):
+        class table_class(MemoryTable):
+            def apply(self, event: RowEvent) -> None:
+                if isinstance(event, DeleteEvent) and self._is_quarantined(self._key(event.row)):
+                    return
+                super().apply(event)
+
+
+class TestATruncateLeavesTheQuarantine(TestInMemory):
+    promise = "test_a_row_in_quarantine_is_found_by_its_key"
+
+    class destination_class(_Quarantine):
+        def _apply(self, table: MemoryTable, step: TableStep) -> None:
+            kept = [(row, texts) for row, texts in table.odd if row in table.quarantined]
+            super()._apply(table, step)
+            if isinstance(step, TruncateEvent):
+                table.put((row for row, _ in kept), dict(enumerate(texts for _, texts in kept)))
+
+
+class TestTheQuarantineOfTheCopyBeforeStays(TestInMemory):
+    promise = "test_a_row_is_put_into_quarantine_once"
+
+    class destination_class(_Quarantine):
+        def _replace_table(self, schema: TableSchema, copy: Any, replay_from: Lsn) -> None:
+            old = self.tables.get(schema.id)
+            for row, texts in old.odd if old is not None else ():
+                if copy.table._key(row) not in copy.table._by_key:
+                    copy.table.put([row], {0: texts})
+            super()._replace_table(schema, copy, replay_from)
+
+
+class TestQuarantineDoesNotFollowTheColumns(TestInMemory):
+    promise = "test_rows_in_quarantine_follow_the_columns_of_their_table"
+
+    class destination_class(_Quarantine):
+        class table_class(MemoryTable):
+            def evolve(self, schema: TableSchema) -> None:
+                held = {key: texts for key, texts in self._odd.items() if self._is_quarantined(key)}
+                super().evolve(schema)
+                self._odd.update(held)
+
+
+class TestTheFirstChoiceStays(TestInMemory):
+    promise = "test_rows_follow_what_another_schema_keeps_apart"
+
+    class destination_class(_Quarantine):
+        class table_class(MemoryTable):
+            def _is_quarantined(self, key: tuple[Any, ...]) -> bool:
+                columns = self.__dict__.setdefault("_first", self.schema.quarantine_columns)
+                return not self._odd.get(key, {}).keys().isdisjoint(columns)
+
+
+class TestQuarantineBelongsToTheName(TestInMemory):
+    promise = "test_rows_in_quarantine_follow_the_name_of_their_table"
+
+    class destination_class(_Quarantine):
+        def __init__(self) -> None:
+            super().__init__()
+            self._copied: dict[str, int] = {}
+
+        def _replace_table(self, schema: TableSchema, copy: Any, replay_from: Lsn) -> None:
+            super()._replace_table(schema, copy, replay_from)
+            self._copied[schema.name] = schema.id
+
+        def quarantined_rows(self, table_name: str) -> list[Row]:
+            return list(self.tables[self._copied[table_name]].quarantined)
+
+
+class TestQuarantineIsForgotten(TestInAFile):
+    promise = "test_quarantine_outlives_the_process"
+
+    class destination_class(FileDestination):
+        def startup(self, store: DestinationStore) -> None:
+            super().startup(store)
+            for table in self.tables.values():
+                for row in table.quarantined:
+                    del table._by_key[table._key(row)], table._odd[table._key(row)]
+            self.save()
 
 
 # -- a log -------------------------------------------------------------------------------------
