@@ -81,7 +81,8 @@ numeric: text
 
 # What stands in a row for a value that its column's type can't hold, such as a NaN in a
 # numeric(12,2): "null", clamp (the nearest value), text (the column is text, from its next copy
-# on) or fail (the table stops). None is lost: `etl-dagster odd` lists them.
+# on), quarantine (the row is kept apart from its table, from its next copy on) or fail (the table
+# stops). None is lost: `etl-dagster odd` lists them.
 odd_values: "null"
 
 # What differs for single tables.
@@ -89,6 +90,7 @@ tables: {{}}
   # public.events:
   #   copy: false               # only changes from now on
   #   partitions_removed: delete
+  #   odd_values: quarantine
   #   columns:
   #     payload:
   #       nested: json

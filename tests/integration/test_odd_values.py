@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from etl_dagster.cli.app import cli
 from etl_dagster.destinations.duckdb import DuckDBDestination, query
 from etl_dagster.destinations.sql.odd_values import OddValues
+from etl_dagster.destinations.sql.quarantine import Quarantine
 from etl_dagster.errors import RowsOutdated
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import ChunkId, TableRows
@@ -86,8 +87,9 @@ def _answer(folder: Path, sql: str) -> Counter[tuple[Any, ...]]:
     return Counter(tuple(row.values()) for row in found)
 
 
-def _held(folder: Path, schema: TableSchema) -> Counter[tuple[Any, ...]]:
+def _held(folder: Path, schema: TableSchema, table: str | None = None) -> Counter[tuple[Any, ...]]:
     """The rows at the destination, with what the table can't hold in its place by a join."""
+    table = table or f"public.{schema.table_name}"
     held = ", ".join(
         f"coalesce((SELECT e.text FROM _etl.odd_values AS e WHERE e.table_name = "
         f"'{schema.table_name}' AND e.column_name = '{name}' "
@@ -98,7 +100,7 @@ def _held(folder: Path, schema: TableSchema) -> Counter[tuple[Any, ...]]:
     return _answer(
         folder,
         f"SELECT t.id::VARCHAR, strftime(t.at AT TIME ZONE 'UTC', '%Y-%m-%d %H:%M:%S'), {held} "
-        f"FROM public.{schema.table_name} AS t",
+        f"FROM {table} AS t",
     )
 
 
@@ -175,11 +177,24 @@ def whole_table(
     return TableRows(copy_id, pieces, ChunkId(copy_id, 0), replay_from=Lsn(lsn))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_join_gives_back_every_value_after_any_changes(folder: Path, seed: int) -> None:
-    """Values that an update left out stay, keys change, batches come twice, tables are copied."""
+@pytest.mark.parametrize(
+    ("seed", "holding"), [(0, ""), (1, ""), (2, ""), (3, "amount"), (4, "note"), (5, "amount note")]
+)
+def test_a_join_gives_back_every_value_after_any_changes(
+    folder: Path, seed: int, holding: str
+) -> None:
+    """Values that an update left out stay, keys change, batches come twice, tables are copied.
+
+    Rows with an odd value in a column that is `holding` them apart are in quarantine.
+    """
     random = Random(seed)
-    keyed, keyless = SourceTable(KEYED, ["note"]), SourceTable(KEYLESS, ["note"])
+    schema = replace(
+        KEYED,
+        columns=tuple(
+            replace(column, quarantine=column.name in holding.split()) for column in _COLUMNS
+        ),
+    )
+    keyed, keyless = SourceTable(schema, ["note"]), SourceTable(KEYLESS, ["note"])
     stream = Transactions()
 
     def some(count: int) -> None:
@@ -203,18 +218,27 @@ def test_a_join_gives_back_every_value_after_any_changes(folder: Path, seed: int
                 destination.write_events(batch(stream.changes[start:done]))
             for source in (keyed, keyless):
                 assert _entries(folder, source.schema) == _odd(source)
-            assert _held(folder, KEYED) == Counter(
-                tuple(
-                    value.strftime("%Y-%m-%d %H:%M:%S")
-                    if isinstance(value, datetime)
-                    else _text(value)
-                    for value in row.values()
-                )
+            apart = [
+                row
                 for row in keyed.rows
-            )
+                if any(isinstance(row[name], Unheld) for name in holding.split())
+            ]
+            there = [row for row in keyed.rows if row not in apart]
+            assert _held(folder, KEYED) == _texts(there)
+            if apart:
+                twin = '_etl_quarantine."public.keyed"'
+                assert _held(folder, KEYED, twin) == _texts(apart)
+            counts = {"public.keyed": len(apart)} if apart else {}
+            assert destination.count_quarantined_rows() == counts
+
+
+def _texts(rows: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+    return Counter(tuple(map(_text, row.values())) for row in rows)
 
 
 def _text(value: Any) -> str | None:
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
     return None if value is None else str(value)
 
 
@@ -223,21 +247,25 @@ def test_nothing_is_asked_about_odd_values_of_tables_that_have_none(
 ) -> None:
     stream = Transactions()
     row = {"id": 1, "at": _TIMES[0], "amount": Decimal("1.00"), "note": "a"}
+    keyed = replace(KEYED, columns=tuple(replace(c, quarantine=True) for c in _COLUMNS))
     with opened(folder) as destination:
-        destination.write_events(batch(stream.commit(Change(KEYED, "I", row))))
+        destination.write_events(batch(stream.commit(Change(keyed, "I", row))))
         monkeypatch.setattr(OddValues, "__getattribute__", _fail)
-        destination.write_events(batch(stream.commit(Change(KEYED, "U", row | {"note": "b"}))))
-        destination.write_events(batch(stream.commit(truncate(KEYED))))
+        monkeypatch.setattr(Quarantine, "__getattribute__", _fail)
+        destination.write_events(batch(stream.commit(Change(keyed, "U", row | {"note": "b"}))))
+        destination.write_events(batch(stream.commit(truncate(keyed))))
 
 
 def _fail(*args: Any) -> None:
     raise AssertionError("asked")
 
 
-def test_entries_follow_their_columns_and_their_tables_name(folder: Path) -> None:
+@pytest.mark.parametrize("holding", [False, True], ids=["in the table", "in quarantine"])
+def test_entries_follow_their_columns_and_their_tables_name(folder: Path, holding: bool) -> None:
     stream = Transactions()
     row = {"id": 1, "at": _TIMES[1], "amount": Unheld("NaN"), "note": Unheld("\\xFF")}
-    first, moment, amount = _COLUMNS[:3]
+    first, moment, amount, note = (replace(c, quarantine=holding) for c in _COLUMNS)
+    keyed = replace(KEYED, columns=(first, moment, amount, note))
     renamed = table(
         [
             replace(first, type_oid=INT8),
@@ -254,7 +282,7 @@ def test_entries_follow_their_columns_and_their_tables_name(folder: Path) -> Non
         [replace(first, primary_key_ordinal=None), *by_id], table_id=1, name="named", snapshot=9900
     )
     with opened(folder) as destination:
-        destination.write_events(batch(stream.commit(Change(KEYED, "I", row))))
+        destination.write_events(batch(stream.commit(Change(keyed, "I", row))))
         entries = "SELECT table_name, key, column_name, text, commit_lsn FROM _etl.odd_values"
         key = ["1", "2024-07-01 12:00:00.5"]
         assert sorted(map(list, query_rows(folder, entries))) == [

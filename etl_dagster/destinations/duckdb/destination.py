@@ -36,6 +36,7 @@ from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.merge import TableMerge
 from etl_dagster.destinations.sql.names import Names
 from etl_dagster.destinations.sql.odd_values import Entries, OddValues
+from etl_dagster.destinations.sql.quarantine import Quarantine
 from etl_dagster.destinations.sql.whole_tables import (
     WholeTables,
     drop_tables,
@@ -48,6 +49,7 @@ from etl_dagster.model.destination import (
     ChecksNames,
     CopiesManyTables,
     CountsOddValues,
+    CountsQuarantinedRows,
     CountsRows,
 )
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
@@ -89,8 +91,16 @@ class DuckDBDestination:
         transactional=True,
         schema_changes=True,
         odd_values=True,
+        quarantine=True,
         offers=frozenset(
-            {ChecksItself, ChecksNames, CopiesManyTables, CountsOddValues, CountsRows}
+            {
+                ChecksItself,
+                ChecksNames,
+                CopiesManyTables,
+                CountsOddValues,
+                CountsQuarantinedRows,
+                CountsRows,
+            }
         ),
     )
     config_model = DuckDBDestinationConfig
@@ -248,6 +258,7 @@ class DuckDBDestination:
                     connection.execute(f"DROP TABLE IF EXISTS {old}")
                     ledger.forget_table(other.id)
                     OddValues(connection).clear(other.id)
+                    Quarantine(connection).drop(other.id)
                     if is_namesake:
                         _log.warning(
                             "%s is another table now; the rows of the one that had the name "
@@ -263,6 +274,8 @@ class DuckDBDestination:
             has_odd_values = OddValues(connection).complete([(schema, position)])
             ledger.keep_table(schema)
             ledger.note_odd_values(schema.id, bool(has_odd_values))
+            if has_odd_values:
+                Quarantine(connection).hold_all(schema)
             ledger.keep_position(schema, position)
             ledger.complete_copy(schema.id, rows.copy_id, rows.replay_from)
             names.settle()
@@ -372,6 +385,14 @@ class DuckDBDestination:
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""
         return reading.odd_values(self.path, lock_timeout_s=self._lock_timeout_s)[0]
+
+    def count_quarantined_rows(self) -> dict[str, int]:
+        """How many rows are kept apart from each table, by ``schema.table``."""
+        return {
+            twin.table: twin.row_count
+            for twin in reading.quarantines(self.path, lock_timeout_s=self._lock_timeout_s)
+            if twin.row_count
+        }
 
     @contextmanager
     def _transaction(self, schema: TableSchema) -> Iterator[duckdb.DuckDBPyConnection]:

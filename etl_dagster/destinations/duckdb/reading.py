@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from etl_dagster.destinations.duckdb.exact import exact
 from etl_dagster.destinations.duckdb.file import lock_of, open_locked
 from etl_dagster.destinations.duckdb.readiness import is_unfinished
 from etl_dagster.destinations.duckdb.tables import fetch_row, quote
+from etl_dagster.destinations.sql.quarantine import SCHEMA as QUARANTINE
 from etl_dagster.errors import DestinationError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.position import Position
@@ -106,6 +108,56 @@ class OddValue:
     position: Position
     #: ISO 8601, UTC; None where a copy brought it.
     commit_time: str | None
+    #: Whether its row is kept apart from the table.
+    is_quarantined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """Where the rows are that are kept apart from a table."""
+
+    #: ``schema.table``.
+    table: str
+    #: As SQL, without the database.
+    twin: str
+    row_count: int
+    #: The columns whose odd values keep rows apart.
+    columns: list[str]
+
+
+def quarantines(
+    path: str | os.PathLike[str],
+    *,
+    table: TableName | None = None,
+    lock_timeout_s: float = 60.0,
+) -> list[Twin]:
+    """The tables that have had rows in quarantine, and how many each has there now.
+
+    Args:
+        table: this one alone.
+    """
+    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
+        return _twins(connection, table)
+
+
+def _twins(connection: duckdb.DuckDBPyConnection, table: TableName | None) -> list[Twin]:
+    if not _has_table(connection, "quarantines"):
+        return []  # an earlier version wrote the file
+    named = connection.execute(
+        "SELECT schema_name, table_name, twin_name, columns FROM _etl.quarantines "
+        "JOIN _etl.tables USING (table_id) ORDER BY ALL"
+    ).fetchall()
+    database = fetch_row(connection, "SELECT current_database()") or ("",)
+    twins: list[Twin] = []
+    for schema_name, name, twin_name, columns in named:
+        called = TableName(schema_name, name)
+        if table not in (None, called):
+            continue
+        twin = quote(QUARANTINE, twin_name)
+        [count] = fetch_row(connection, f"SELECT count(*) FROM {quote(database[0])}.{twin}") or [0]  # noqa: S608
+        holding = [column["name"] for column in json.loads(columns) if column.get("quarantine")]
+        twins.append(Twin(str(called), twin, int(count), holding))
+    return twins
 
 
 def odd_values(
@@ -121,12 +173,7 @@ def odd_values(
         table: this one alone.
     """
     with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
-        there = fetch_row(
-            connection,
-            "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
-            "AND schema_name = '_etl' AND table_name = 'odd_values'",
-        )
-        if there is None:
+        if not _has_table(connection, "odd_values"):
             return {}, []  # an earlier version wrote the file
         condition, values = "", []
         if table is not None:
@@ -141,9 +188,13 @@ def odd_values(
             counts.setdefault(str(TableName(schema_name, name)), {})[column] = int(count)
         found = connection.execute(
             "SELECT schema_name, table_name, key, column_name, text, commit_lsn, ordinal, "  # noqa: S608
-            f"epoch_us(commit_time) FROM _etl.odd_values {condition} "
+            "epoch_us(commit_time), EXISTS (SELECT 1 FROM _etl.odd_values AS other "
+            "WHERE other.table_id = entry.table_id AND other.key = entry.key "
+            "AND (other.schema_name, other.table_name, other.column_name) IN "
+            "(SELECT unnest(?::VARCHAR[]), unnest(?::VARCHAR[]), unnest(?::VARCHAR[]))) "
+            f"FROM _etl.odd_values AS entry {condition} "
             "ORDER BY schema_name, table_name, commit_lsn, ordinal, key, column_name LIMIT ?",
-            [*values, limit],
+            [*_columns_of(_twins(connection, table)), *values, limit],
         ).fetchall()
     return counts, [
         OddValue(
@@ -153,9 +204,31 @@ def odd_values(
             text,
             Position(Lsn(lsn), ordinal),
             None if time_us is None else timestamp_to_json(time_us),
+            is_quarantined,
         )
-        for schema_name, name, key, column, text, lsn, ordinal, time_us in found
+        for schema_name, name, key, column, text, lsn, ordinal, time_us, is_quarantined in found
     ]
+
+
+def _columns_of(twins: Sequence[Twin]) -> list[list[str]]:
+    """The columns that keep rows apart: their schemas, their tables, and their names."""
+    found = [(TableName.parse(twin.table), column) for twin in twins for column in twin.columns]
+    return [
+        [table.schema_name for table, _ in found],
+        [table.table_name for table, _ in found],
+        [column for _, column in found],
+    ]
+
+
+def _has_table(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
+    """Whether the ledger has this table; files of earlier versions lack some."""
+    found = fetch_row(
+        connection,
+        "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
+        "AND schema_name = '_etl' AND table_name = ?",
+        [name],
+    )
+    return found is not None
 
 
 @contextmanager

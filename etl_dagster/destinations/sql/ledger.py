@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from etl_dagster.destinations.duckdb.tables import fetch_row, fold
-from etl_dagster.destinations.sql import odd_values
+from etl_dagster.destinations.sql import odd_values, quarantine
 from etl_dagster.destinations.sql.odd_values import OddValues
+from etl_dagster.destinations.sql.quarantine import Quarantine
 from etl_dagster.errors import InvalidState, Superseded
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import (
@@ -75,7 +76,7 @@ CREATE TABLE IF NOT EXISTS _etl.pipelines (
 #: What `_CREATE` makes.
 _TABLES = (
     "changelog", "chunks", "copies", "identity", "meta", "pipelines", "positions", "tables",
-    *odd_values.TABLES,
+    *odd_values.TABLES, *quarantine.TABLES,
 )  # fmt: skip
 #: What files of earlier versions lack. wanted_name: what a table is called that is stored under
 #: another name, because another table has its own; null for all others. has_odd_values: whether
@@ -101,7 +102,7 @@ class Ledger:
     def create(self) -> None:
         """Create what is missing: all of it, or what a file of an earlier version lacks."""
         if not self._there().issuperset(_TABLES):
-            self._connection.execute(_CREATE + odd_values.CREATE)
+            self._connection.execute(_CREATE + odd_values.CREATE + quarantine.CREATE)
         self._connection.execute(_ADD)
 
     def _there(self) -> set[str]:
@@ -269,6 +270,8 @@ class Ledger:
         )
         if schema.id in self._having_odd:
             OddValues(self._connection).rename(schema)
+        if schema.quarantine_columns:
+            Quarantine(self._connection).rename(schema)
 
     def wanted_name(self, table_id: TableId) -> str | None:
         """How a table is called that is stored under another name; None for all others."""

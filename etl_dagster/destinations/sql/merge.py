@@ -29,6 +29,7 @@ from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.names import Names
 from etl_dagster.destinations.sql.odd_keys import rekey
 from etl_dagster.destinations.sql.odd_values import OddValues
+from etl_dagster.destinations.sql.quarantine import Quarantine
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import (
     RelationEvent,
@@ -37,7 +38,7 @@ from etl_dagster.model.events import (
     TruncateEvent,
     steps_after,
 )
-from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.schema import TableSchema
 
 
 class TableMerge:
@@ -61,6 +62,7 @@ class TableMerge:
         #: Rows of the file that were deleted or replaced.
         self.dead_rows = 0
         self._odd = OddValues(connection)
+        self._quarantine = Quarantine(connection)
 
     def apply(self, steps: Sequence[TableStep]) -> None:
         """Apply what comes after the table's position, and move that."""
@@ -75,7 +77,7 @@ class TableMerge:
             self._evolve_to(step.schema)
             if isinstance(step, TruncateEvent):
                 self._count_dead(self._connection.execute(f"DELETE FROM {self._target}"))
-                self._clear_odd(step.schema.id)
+                self._clear_odd(step.schema)
                 position = step.position
             else:
                 self._change(step)
@@ -113,11 +115,14 @@ class TableMerge:
                     wanted = called
             if schema.describes_same_columns(table):
                 return
-            if self._ledger.has_odd_values(schema.id):
+            has_entries = self._ledger.has_odd_values(schema.id)
+            if has_entries:
                 types = column_types(table), column_types(schema)
-                rekey(self._connection, self._target, table, schema, types[0])
+                rows = self._quarantine.all_rows(table)
+                rekey(self._connection, rows, table, schema, types[0])
                 self._odd.evolve(table, schema, *types)
             evolve(self._connection, table, schema)
+            self._quarantine.evolve(table, schema, has_entries=has_entries)
         self._ledger.keep_table(schema, wanted_name=wanted)
         self._table = schema
 
@@ -136,13 +141,24 @@ class TableMerge:
         types = column_types(self._table)
         collapsed = collapse(changes, key) if key else None
         if collapsed is not None:
+            may_hold = self._may_hold(changes)
+            if may_hold:
+                self.dead_rows += self._quarantine.release(self._table, collapsed.removed)
             self._merge(collapsed, key, names, types)
+            self._follow_odd(changes, collapsed, types)
+            if may_hold:
+                self.dead_rows += self._quarantine.hold(self._table, collapsed)
         else:
             added, removed = added_and_removed(changes)
             self._insert(added, names, types)
             if removed is not None and len(removed):
                 self._remove_one_each(removed, names, types)
-        self._follow_odd(changes, collapsed, types)
+            self._follow_odd(changes, None, types)
+
+    def _may_hold(self, changes: TableChanges) -> bool:
+        """Whether rows may be in quarantine, or get there; most tables have nothing odd."""
+        is_odd = changes.odd or changes.old_odd or self._ledger.has_odd_values(changes.schema.id)
+        return bool(changes.schema.quarantine_columns and is_odd)
 
     def _follow_odd(
         self, changes: TableChanges, collapsed: Collapsed | None, types: dict[str, str]
@@ -157,10 +173,12 @@ class TableMerge:
             )
             self._ledger.note_odd_values(self._table.id, has_entries)
 
-    def _clear_odd(self, table_id: TableId) -> None:
-        if self._ledger.has_odd_values(table_id):
-            self._odd.clear(table_id)
-            self._ledger.note_odd_values(table_id, False)
+    def _clear_odd(self, table: TableSchema) -> None:
+        if self._ledger.has_odd_values(table.id):
+            self._odd.clear(table.id)
+            if table.quarantine_columns:
+                self.dead_rows += self._quarantine.clear(table.id)
+            self._ledger.note_odd_values(table.id, False)
 
     def _merge(
         self, collapsed: Collapsed, key: Sequence[str], names: list[str], types: dict[str, str]

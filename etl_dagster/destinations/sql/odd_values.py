@@ -58,6 +58,13 @@ def key_text(value: str, type_: str) -> str:
     return f"CAST({typed} AS VARCHAR)"
 
 
+def key_value(text: str, type_: str) -> str:
+    """SQL for the value of a key column, from its text in an entry's key."""
+    if type_ == _ZONED:
+        return f"(CAST({text} AS TIMESTAMP) AT TIME ZONE 'UTC')"
+    return f"CAST({text} AS {type_})"
+
+
 def key_list(key: Sequence[str], types: Mapping[str, str], prefix: str = "") -> str:
     """SQL for an entry's key, from the columns of a row."""
     if not key:
@@ -257,7 +264,7 @@ class OddValues:
         if any(was != now for was, now in types):
             # As ALTER TABLE converts the column itself.
             elements = [
-                key_text(_from_text(f"key[{place}]", was), now)
+                key_text(key_value(f"key[{place}]", was), now)
                 for place, (was, now) in enumerate(types, start=1)
             ]
             self._connection.execute(
@@ -372,10 +379,3 @@ def key_before(old: TableSchema, new: TableSchema) -> list[ColumnSchema]:
 
 def _identity(column: ColumnSchema) -> int | str:
     return column.attnum or column.name
-
-
-def _from_text(text: str, type_: str) -> str:
-    """SQL for a value from its text in an entry's key."""
-    if type_ == _ZONED:
-        return f"(CAST({text} AS TIMESTAMP) AT TIME ZONE 'UTC')"
-    return f"CAST({text} AS {type_})"

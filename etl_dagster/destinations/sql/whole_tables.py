@@ -26,6 +26,7 @@ from etl_dagster.destinations.sql.ledger import (
 )
 from etl_dagster.destinations.sql.names import Names
 from etl_dagster.destinations.sql.odd_values import Entries, OddValues
+from etl_dagster.destinations.sql.quarantine import Quarantine
 from etl_dagster.errors import InvalidState, TableWriteFailed
 from etl_dagster.model.events import TableRows
 from etl_dagster.model.position import Position
@@ -54,6 +55,7 @@ class WholeTables:
         self._connection = connection
         self._ledger = Ledger(connection)
         self._odd = OddValues(connection)
+        self._quarantine = Quarantine(connection)
         self._blaming = blaming
         self._is_known = is_known
 
@@ -116,6 +118,7 @@ class WholeTables:
                 self._connection.execute(f"DROP TABLE IF EXISTS {old}")
                 self._ledger.forget_table(other.id)
                 self._odd.clear(other.id)
+                self._quarantine.drop(other.id)
         for schema in claimed.values():
             names.claim(schema)
         drop_tables(self._connection, map(staging_name, by_id))
@@ -142,6 +145,9 @@ class WholeTables:
         self._delete("tables", table_ids)
         begins = [Position.just_before(rows.replay_from) for _, rows in copies]
         having_odd = self._odd.complete(list(zip(schemas, begins, strict=True)))
+        for schema in schemas:
+            if schema.id in having_odd:
+                self._quarantine.hold_all(schema)
         named: dict[str, tuple[str, Sequence[object]]] = {
             "table_id": ("BIGINT", table_ids),
             "schema_name": ("VARCHAR", [schema.schema_name for schema in schemas]),
