@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from etl_dagster.cli.options import config_option, json_option, load
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
-    from etl_dagster.destinations.duckdb.reading import OddValue
+    from etl_dagster.destinations.duckdb.reading import OddValue, Twin
     from etl_dagster.table_name import TableName
 
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None:
     """List the values that their columns' types can't hold, as Postgres printed them.
 
-    They are kept in _etl.odd_values of the DuckDB file, each with the key of its row. Of another
+    They are kept in _etl.odd_values of the DuckDB file, each with the key of its row. Where a row
+    is in quarantine for one, it is in the table of schema _etl_quarantine that is named. Of another
     destination, how many the running pipeline has counted, and where they went.
 
     \b
@@ -47,11 +48,18 @@ def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None
         return
     path = config.destination.path
     counts, values = reading.odd_values(path, table=name, limit=limit)
+    twins = [twin for twin in reading.quarantines(path, table=name) if twin.row_count]
     if as_json:
-        listed = [_object(value) for value in values]
-        click.echo(json.dumps({"counts": counts, "values": listed}, indent=2))
+        shown = {
+            "counts": counts,
+            "quarantines": {
+                twin.table: {"rows": twin.row_count, "in": twin.twin} for twin in twins
+            },
+            "values": [_object(value) for value in values],
+        }
+        click.echo(json.dumps(shown, indent=2))
     else:
-        _show(counts, values)
+        _show(counts, values, twins)
 
 
 def _show_counted(config: PipelineConfig, name: TableName | None, as_json: bool) -> None:
@@ -96,10 +104,11 @@ def _object(value: OddValue) -> dict[str, Any]:
         "text": value.text,
         "position": str(value.position),
         "commit_time": value.commit_time,
+        "quarantined": value.is_quarantined,
     }
 
 
-def _show(counts: dict[str, dict[str, int]], values: list[OddValue]) -> None:
+def _show(counts: dict[str, dict[str, int]], values: list[OddValue], twins: Sequence[Twin]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -109,15 +118,21 @@ def _show(counts: dict[str, dict[str, int]], values: list[OddValue]) -> None:
         click.echo("Every value is held by its column.")
         return
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("table", "key", "column", "text", "position", "committed"):
+    headings = ["table", "key", "column", "text", "position", "committed"]
+    for heading in [*headings, "row"] if twins else headings:
         shown.add_column(heading)
     for value in values:
         key = "" if value.key is None else ", ".join("null" if k is None else k for k in value.key)
         committed = (value.commit_time or "").partition(".")[0].replace("T", " ")
-        cells = (value.table, key, value.column, value.text, str(value.position), committed)
+        cells = [value.table, key, value.column, value.text, str(value.position), committed]
+        if twins:
+            cells.append("quarantined" if value.is_quarantined else "")
         shown.add_row(*map(Text, cells))
     Console().print(shown)
     for table, columns in counts.items():
         click.echo(f"{table}: {_of_each(columns)}")
+    for twin in twins:
+        rows = "1 row is" if twin.row_count == 1 else f"{twin.row_count:,} rows are"
+        click.echo(f"{twin.table}: {rows} in quarantine, in {twin.twin}")
     if total > len(values):
         click.echo(f"{len(values):,} of {total:,} values are shown; --limit shows more.")

@@ -65,6 +65,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
             "last_commit_lsn": known.get("last_commit_lsn"),
             "last_commit_time": known.get("last_commit_time"),
             "odd_values": known.get("odd_values") or {},
+            "rows_quarantined": known.get("rows_quarantined", 0),
             "partitions_kept": known.get("partitions_kept", 0),
             "last_partition_kept": known.get("last_partition_kept"),
         }
@@ -180,6 +181,11 @@ def _show(report: dict[str, Any]) -> None:
             click.echo(
                 f"\n{row['table']}: values that the column's type can't hold: {counts} "
                 f"(`etl-dagster odd {row['table']}`)"
+            )
+        if row["rows_quarantined"]:
+            click.echo(
+                f"{row['table']}: {row['rows_quarantined']:,} rows with such a value are in "
+                "quarantine, besides the rows that are counted above"
             )
     for row in report["tables"]:
         if row["state"] == "errored":

@@ -38,6 +38,8 @@ class TableCounts:
     odd_copied: Mapping[str, int] | None = None
     odd_streamed: Counter[str] = field(default_factory=Counter)
     last_odd_lsn: Lsn | None = None
+    #: Rows that the destination keeps apart from the table.
+    quarantined: int = 0
     last_commit_lsn: Lsn | None = None
     #: ISO 8601, UTC.
     last_commit_time: str | None = None
@@ -80,16 +82,19 @@ class Metrics:
         table_id: TableId,
         rows: int | None,
         odd_values: Mapping[str, int] | None = None,
+        quarantined: int = 0,
     ) -> None:
         """So many rows of the table are at the destination; None where it doesn't say.
 
         Args:
             odd_values: what the types can't hold, by column; None where it doesn't count them.
+            quarantined: rows that are kept apart from the table, besides `rows`.
         """
         counts = self.table(table_id)
         with self._lock:
             counts.row_count = rows
             counts.odd_values = odd_values
+            counts.quarantined = quarantined
             counts.revision += 1
             self.revision += 1
 

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.destination import CountsOddValues, CountsRows, Destination, offered
+from etl_dagster.model.destination import (
+    CountsOddValues,
+    CountsQuarantinedRows,
+    CountsRows,
+    Destination,
+    offered,
+)
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import DataSync, Errored, Init, Ready, TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore, CopyPlan
@@ -147,12 +153,14 @@ class Reporter:
         rows = destination.count_rows()
         counting = offered(destination, CountsOddValues)
         odd = None if counting is None else counting.count_odd_values()
+        holding = offered(destination, CountsQuarantinedRows) if odd else None
+        held = {} if holding is None else holding.count_quarantined_rows()
         for table_id in stale:
             table = self._members.tables.get(table_id)
             if table is not None:
                 name = table.schema.name
                 of_table = None if odd is None else odd.get(name, {})
-                self._metrics.counted(table_id, rows.get(name), of_table)
+                self._metrics.counted(table_id, rows.get(name), of_table, held.get(name, 0))
 
     def publish(self, status: PipelineStatus, *, at_once: bool = False) -> None:
         """Write the status to the store, unless it says what the last one said.
@@ -246,6 +254,7 @@ class Reporter:
             copy_rows_per_second=self._meter.rows_per_second(table_id) if plan else None,
             values_replaced=counts.replaced.total(),
             odd_values=self._odd_values(counts),
+            rows_quarantined=counts.quarantined,
             partitions_kept=len(kept),
             last_partition_kept=kept[-1] if kept else None,
             error=state.reason if isinstance(state, Errored) else None,

@@ -23,7 +23,7 @@ class TableStatus:
     rows_updated: int = 0
     rows_deleted: int = 0
     truncates: int = 0
-    #: Rows at the destination; None where it can't tell.
+    #: Rows of the table at the destination; None where it can't tell.
     row_count: int | None = None
     #: Commit record of the last change that is durable, with its commit time (ISO 8601, UTC).
     last_commit_lsn: str | None = None
@@ -43,6 +43,8 @@ class TableStatus:
     #: Where it doesn't count them, those that came with the table's last copy and since. None:
     #: they are not counted yet.
     odd_values: Mapping[str, int] | None = field(default_factory=dict)
+    #: Rows that the destination keeps apart from the table for such values; not in `row_count`.
+    rows_quarantined: int = 0
     #: Partitions that were detached, dropped or truncated at the source while their rows stayed at
     #: the destination (``partitions_removed: keep``), since the last copy; and the latest one.
     partitions_kept: int = 0

@@ -328,6 +328,7 @@ def test_the_command_lists_the_values_of_a_table(folder: Path) -> None:
     listed = json.loads(call("public.keyed", "--json"))
     assert listed == {
         "counts": {"public.keyed": {"amount": 1}},
+        "quarantines": {},
         "values": [
             {
                 "table": "public.keyed",
@@ -336,6 +337,7 @@ def test_the_command_lists_the_values_of_a_table(folder: Path) -> None:
                 "text": "NaN",
                 "position": "0/3E8:0",
                 "commit_time": "1970-01-01T00:00:00.001000+00:00",
+                "quarantined": False,
             }
         ],
     }

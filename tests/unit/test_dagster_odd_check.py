@@ -41,6 +41,14 @@ def test_it_warns_with_the_count_of_each_column() -> None:
     assert found.metadata["odd_values"].value == {"price": 1200, "amount": 3}
 
 
+def test_it_says_how_many_rows_are_in_quarantine() -> None:
+    found = held(replace(_table(amount=3), rows_quarantined=2), IN_STEP).result(KEY)
+
+    assert not found.passed
+    assert "; 2 rows with such a value are in quarantine" in (found.description or "")
+    assert found.metadata["rows_quarantined"].value == 2
+
+
 @pytest.mark.parametrize(
     ("table", "stream", "told"),
     [

@@ -43,6 +43,7 @@ from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
 from etl_dagster.model.destination import (
     CountsOddValues,
+    CountsQuarantinedRows,
     CountsRows,
     Destination,
     Interruptible,
@@ -185,7 +186,7 @@ class _Copy:
         schema = self._find()
         self._prepare(schema.id)
         result = self._run(schema.id)
-        row_count = self._count()
+        row_count, quarantined = self._count()
         if result is None:
             metadata = table_metadata(self._name, state_id, row_count) | {
                 "copied_by": "another worker"
@@ -193,7 +194,7 @@ class _Copy:
         else:
             row_count = result.row_count if row_count is None else row_count
             metadata = table_metadata(self._name, state_id, row_count) | copy_metadata(result)
-        metadata |= odd_metadata(self._count_odd(schema.id))
+        metadata |= odd_metadata(self._count_odd(schema.id), quarantined)
         position = self._position(schema.id)
         metadata |= state_metadata(position)
         self._tag_run(state_tags(position.to_state()))
@@ -337,9 +338,14 @@ class _Copy:
             f"{progress.rows_done:,} rows{share}"
         )
 
-    def _count(self) -> int | None:
-        destination = offered(self._destination, CountsRows)
-        return None if destination is None else destination.count_rows().get(self._name)
+    def _count(self) -> tuple[int | None, int]:
+        """Rows of the table, and rows that are kept apart from it."""
+        rows, held = None, 0
+        if (counting := offered(self._destination, CountsRows)) is not None:
+            rows = counting.count_rows().get(self._name)
+        if (holding := offered(self._destination, CountsQuarantinedRows)) is not None:
+            held = holding.count_quarantined_rows().get(self._name, 0)
+        return rows, held
 
     def _count_odd(self, table_id: TableId) -> Mapping[str, int]:
         """What the columns' types can't hold: what is there, else what came with the copy."""

@@ -45,9 +45,18 @@ def state_metadata(position: TablePosition) -> dict[str, Any]:
     return {STATE: MetadataValue.json(position.to_state())}
 
 
-def odd_metadata(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Values that their column's type can't hold, by column; nothing where all are held."""
-    return {"odd_values": MetadataValue.json(dict(counts))} if counts else {}
+def odd_metadata(counts: Mapping[str, int], quarantined: int) -> dict[str, Any]:
+    """Values that their column's type can't hold, by column; nothing where all are held.
+
+    Args:
+        quarantined: rows that are kept apart from the table for such values.
+    """
+    metadata: dict[str, Any] = {}
+    if counts:
+        metadata["odd_values"] = MetadataValue.json(dict(counts))
+    if quarantined:
+        metadata["rows_quarantined"] = quarantined
+    return metadata
 
 
 def copy_metadata(result: TableSyncResult) -> dict[str, Any]:
@@ -136,7 +145,7 @@ def stream_materialization(
         )
     if table.values_replaced:
         metadata["values_replaced"] = table.values_replaced
-    metadata |= odd_metadata(table.odd_values or {})
+    metadata |= odd_metadata(table.odd_values or {}, table.rows_quarantined)
     if table.partitions_kept:
         metadata["partitions_kept"] = table.partitions_kept
         metadata["last_partition_kept"] = table.last_partition_kept or ""

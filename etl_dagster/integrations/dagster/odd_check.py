@@ -12,10 +12,10 @@ from dagster import (
     AssetCheckResult,
     AssetCheckSeverity,
     AssetKey,
-    MetadataValue,
 )
 
 from etl_dagster.integrations.dagster.lag import Verdict, judge, with_solution
+from etl_dagster.integrations.dagster.metadata import odd_metadata
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
 ODD_CHECK = "values_held"
@@ -35,6 +35,8 @@ class Held:
     words: str
     #: Values that the column's type can't hold, by column.
     counts: Mapping[str, int] = field(default_factory=dict)
+    #: Rows that are kept apart from the table for such values.
+    quarantined: int = 0
     #: Why nothing is known; empty where the values were counted.
     unknown: str = ""
 
@@ -67,7 +69,7 @@ class Held:
 
     @property
     def _metadata(self) -> dict[str, Any]:
-        return {"odd_values": MetadataValue.json(dict(self.counts))} if self.counts else {}
+        return odd_metadata(self.counts, self.quarantined)
 
 
 def held(table: TableStatus | None, stream: Verdict) -> Held:
@@ -88,11 +90,13 @@ def held(table: TableStatus | None, stream: Verdict) -> Held:
     if not counts:
         return Held(True, "Every value is held by the type of its column.")
     of_each = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+    rows = table.rows_quarantined
+    apart = f"; {rows:,} rows with such a value are in quarantine" if rows else ""
     words = with_solution(
-        f"Values that the column's type can't hold: {of_each}",
+        f"Values that the column's type can't hold: {of_each}{apart}",
         f"Find them with `etl-dagster odd {table.name}`, or set odd_values of the column.",
     )
-    return Held(False, words, counts)
+    return Held(False, words, counts, rows)
 
 
 def not_known(kind: str, words: str) -> Held:
