@@ -25,6 +25,16 @@ demo: $(READY) ## Flights in an embedded Postgres, streamed into DuckDB, seen in
 test: $(READY) ## Run all tests, on every PostgreSQL found
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TEST_ARGS)
 
+# What pyproject.toml allows at least.
+LOWEST_DUCKDB := 1.4
+.PHONY: test-duckdb
+test-duckdb: $(READY) ## Run the tests of the DuckDB file on the lowest version that is allowed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .venv/duckdb-$(LOWEST_DUCKDB) "duckdb==$(LOWEST_DUCKDB).*"
+	@PYTHONPATH=.venv/duckdb-$(LOWEST_DUCKDB) $(BIN)/python -m pytest -q \
+		tests/integration/test_duckdb_upkeep.py tests/integration/test_duckdb_updates.py \
+		tests/integration/test_duckdb_files.py $(TEST_ARGS)
+
 .PHONY: bench
 bench: $(READY) ## Measure, and write benchmarks/latest.json
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)

@@ -295,7 +295,7 @@ def test_large_values_that_were_not_sent_are_neither_read_nor_written(
             "INSERT INTO public.orders "
             "SELECT i, 0, repeat(md5(i::VARCHAR), 20000) FROM range(300) numbers(i)"
         )
-        size = path.stat().st_size
+    size = path.stat().st_size
     changes = [update(DOCUMENTS, unchanged=["document"], id=n, n=1) for n in range(300)]
 
     destination.write_events(batch(Transactions().commit(*changes)))

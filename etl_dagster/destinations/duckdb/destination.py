@@ -19,6 +19,7 @@ from etl_dagster.destinations.duckdb import reading
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.duckdb.enums import pieces_with_room
 from etl_dagster.destinations.duckdb.file import DatabaseFile
+from etl_dagster.destinations.duckdb.parts import parts
 from etl_dagster.destinations.duckdb.readiness import check_file, check_place
 from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing
 from etl_dagster.destinations.duckdb.tables import (
@@ -309,11 +310,17 @@ class DuckDBDestination:
     def write_events(self, events: EventBatch) -> None:
         """Apply the batch in one transaction, all tables and their positions together.
 
+        Where columns change after rows did, it takes several transactions; see `parts`.
+
         Raises:
             Superseded: a newer epoch has written.
-            TableWriteFailed: one table refuses; nothing is applied.
+            TableWriteFailed: one table refuses; nothing of that transaction is applied.
             DestinationUnreachable: the file can't be had, or not be written.
         """
+        for part in parts(events):
+            self._write_part(part)
+
+    def _write_part(self, events: EventBatch) -> None:
         with self._lock:
             transaction = self._file.transaction(more_follows=events.more_follows)
             with transaction as connection:

@@ -41,7 +41,7 @@ def translate(error: duckdb.Error, path: Path) -> DestinationError:
             f"{path} was exchanged while it was written: the write-ahead log beside it, "
             f"{path.name}.wal, belongs to another file or to an older copy"
         )
-    if "storage version number" in message:
+    if "but we can only read" in message:
         return DestinationTooNew(
             f"{path} was written by a newer DuckDB than {duckdb.__version__}, which is installed "
             "here",

@@ -251,6 +251,7 @@ def evolve(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSc
     """Give the table its new name, columns and types; values are converted where they can be."""
     _require_distinct_columns(new)
     qualified = table_name(connection, old.schema_name, old.table_name)
+    filled: list[tuple[str, str, pa.Array[Any]]] = []
     for change in schema_changes(old, new):
         match change:
             case MoveTable():
@@ -268,34 +269,47 @@ def evolve(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSc
                         f"ALTER TABLE {qualified} ALTER COLUMN {quote(after.name)} TYPE {type_}"
                     )
             case AddColumn(column):
-                _add_column(connection, qualified, column, declared_type(column))
+                value, type_ = missing_value(column), declared_type(column)
+                if value is not None and pa.types.is_nested(value.type):
+                    filled.append((column.name, type_, value))
+                    value = None
+                _add_column(connection, qualified, column, type_, value)
+    # Before version 2, DuckDB alters no table of which the transaction has updated rows.
+    for name, type_, value in filled:
+        _fill_column(connection, qualified, name, type_, value)
 
 
 def _add_column(
-    connection: duckdb.DuckDBPyConnection, table: str, column: ColumnSchema, type_: str
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    column: ColumnSchema,
+    type_: str,
+    value: pa.Array[Any] | None,
 ) -> None:
     """Add the column with the value that rows which are there have in the source."""
     added = f"ALTER TABLE {table} ADD COLUMN {quote(column.name)} {type_}"
-    value = missing_value(column)
     if value is None:
         connection.execute(added)
         return
     connection.register("_etl_missing", readable(pa.RecordBatch.from_arrays([value], ["value"])))
-    if pa.types.is_nested(value.type):
-        # Its text isn't always read back as the same value.
-        connection.execute(added)
-        connection.execute(
-            f"UPDATE {table} SET {quote(column.name)} = "  # noqa: S608
-            f"(SELECT CAST(value AS {type_}) FROM _etl_missing)"
-        )
-        connection.unregister("_etl_missing")
-        return
     # As DuckDB prints it: ALTER TABLE takes no parameters.
     row = fetch_row(connection, f"SELECT value::{type_}::VARCHAR FROM _etl_missing")  # noqa: S608
     connection.unregister("_etl_missing")
     assert row is not None
     connection.execute(f"{added} DEFAULT CAST({_literal(row[0])} AS {type_})")
     connection.execute(f"ALTER TABLE {table} ALTER COLUMN {quote(column.name)} DROP DEFAULT")
+
+
+def _fill_column(
+    connection: duckdb.DuckDBPyConnection, table: str, name: str, type_: str, value: pa.Array[Any]
+) -> None:
+    """Give all rows a value whose text isn't always read back as the same value."""
+    connection.register("_etl_missing", readable(pa.RecordBatch.from_arrays([value], ["value"])))
+    connection.execute(
+        f"UPDATE {table} SET {quote(name)} = "  # noqa: S608
+        f"(SELECT CAST(value AS {type_}) FROM _etl_missing)"
+    )
+    connection.unregister("_etl_missing")
 
 
 def _move(connection: duckdb.DuckDBPyConnection, old: TableSchema, new: TableSchema) -> str:
