@@ -40,9 +40,9 @@ REFUSED = table(
 )
 
 
-def full_batches(count: int = _BATCHES) -> Iterator[EventBatch]:
+def full_batches(count: int = _BATCHES, text: str = _TEXT) -> Iterator[EventBatch]:
     """Batches of one long transaction, as they come while the stream catches up."""
-    rows = [insert(ORDERS, **order(number, _TEXT)) for number in range(_ROWS * count)]
+    rows = [insert(ORDERS, **order(number, text)) for number in range(_ROWS * count)]
     changes = Transactions().commit(*rows)
     for first in range(0, len(changes), _ROWS):
         yield replace(batch(changes[first : first + _ROWS]), more_follows=True)
@@ -113,6 +113,40 @@ def test_row_groups_are_merged_once_the_stream_has_caught_up(
     for events in full_batches():
         destination.write_events(events)
     destination.write_events(replace(events, more_follows=False))
+    destination.shutdown()
+
+    assert row_groups(path) == [_ROWS * _BATCHES]
+
+
+def test_small_values_of_several_full_batches_share_a_row_group(
+    destination: DuckDBDestination, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each column takes room of its own in each row group, however little it holds."""
+    monkeypatch.setattr(upkeep, "_MIN_BYTES_PER_VALUE", 10 * len(_TEXT))
+    for events in full_batches():
+        destination.write_events(events)
+    destination.shutdown()
+
+    assert row_groups(path) == [_ROWS * _BATCHES]
+
+
+@pytest.mark.parametrize("limit", [100_000, 4_000_000], ids=["at once", "while it merges"])
+def test_a_merge_that_lacks_memory_loses_nothing_and_is_made_up_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(upkeep, "_MERGE_MEMORY_BYTES", limit)
+    destination = opened(path)
+    *batches, before_last, last = full_batches(text="x" * 100_000)
+    for events in batches:
+        destination.write_events(events)
+    monkeypatch.setattr(upkeep, "_CLOSES_BEFORE_MERGE", 1)
+    destination.write_events(replace(before_last, more_follows=False))
+    destination.shutdown()
+    groups = row_groups(path)
+    assert len(groups) > 1
+    assert sum(groups) == _ROWS * (_BATCHES - 1)
+
+    destination.write_events(replace(last, more_follows=False))
     destination.shutdown()
 
     assert row_groups(path) == [_ROWS * _BATCHES]

@@ -341,13 +341,7 @@ class DuckDBDestination:
                         merge.apply(steps)
                     dead_rows += merge.dead_rows
                 names.settle()
-                self._file.upkeep.before_commit(
-                    connection,
-                    rows=events.row_count,
-                    dead_rows=dead_rows,
-                    bytes_per_table=events.row_bytes / max(len(events.tables), 1),
-                    more_follows=events.more_follows,
-                )
+                self._file.upkeep.before_commit(connection, events, dead_rows=dead_rows)
             if self._seen is not None:
                 self._seen.revisions[events.pipeline] = revision
 

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import duckdb
 import filelock
 
+from etl_dagster.config_text import parse_size
 from etl_dagster.destinations.duckdb import upkeep
 from etl_dagster.destinations.duckdb.failures import translate
-from etl_dagster.destinations.duckdb.readiness import is_unfinished
+from etl_dagster.destinations.duckdb.readiness import is_unfinished, wal_of
 from etl_dagster.destinations.duckdb.turns import Turns
 from etl_dagster.errors import (
     DestinationError,
@@ -64,7 +65,7 @@ class DatabaseFile:
             "threads": 1,
             "preserve_insertion_order": False,
         } | upkeep.CONFIG
-        self.upkeep = upkeep.Upkeep()
+        self.upkeep = upkeep.Upkeep(int(parse_size(memory_limit)))
         self._file_lock = lock_of(path)
         self._wanted = _wanted_by(path)
         self._changed = threading.Condition()
@@ -209,6 +210,7 @@ class DatabaseFile:
                 if self._database is not None:
                     self.upkeep.before_close(self._database)
                     self._database.close()
+                    self.upkeep.closed(is_wal_left=wal_of(self.path).exists())
             finally:
                 self._database = None
                 self._turns.closed()

@@ -22,7 +22,7 @@ def is_unfinished(path: Path) -> bool:
     DuckDB refuses such a file for ever. Without content it may be taken for one that isn't there.
     """
     try:
-        if path.stat().st_size >= _HEADER_BYTES or _wal_of(path).exists():
+        if path.stat().st_size >= _HEADER_BYTES or wal_of(path).exists():
             return False
         content = path.read_bytes()
     except OSError:
@@ -30,7 +30,7 @@ def is_unfinished(path: Path) -> bool:
     return content[8:12] == _MAGIC or not content.strip(b"\0")
 
 
-def _wal_of(path: Path) -> Path:
+def wal_of(path: Path) -> Path:
     return Path(f"{path}.wal")
 
 

@@ -12,17 +12,24 @@ from typing import Any, Final
 
 import duckdb
 
-#: DuckDB's own 16 MB is two batches.
+from etl_dagster.model.events import EventBatch, TableChanges
+
+#: What was replaced or deleted is written again with its row group, so it is left to gather.
 _CHECKPOINT_THRESHOLD: Final = "128MB"
+#: Rows that are only added take memory until they get their place, and stay where they are put.
+_ADDING_THRESHOLD: Final = "32MB"
 #: With this one every transaction ends in a checkpoint, and its rows never go through the WAL.
 _ALWAYS: Final = "1KB"
-#: A batch with at least so many bytes for each of its tables, and at most so many rows, is worth a
-#: row group of its own.
-_MIN_BYTES, _MAX_ROWS = 2 * 1024**2, 30_000
+#: A full batch with at least so many bytes for each of its tables is worth a row group of its own
+#: where its values are large. Small ones take less room and time together with more of their kind.
+_MIN_BYTES, _MIN_BYTES_PER_VALUE = 2 * 1024**2, 100
 #: A full row group. Where as many rows were deleted or replaced, one may be worth writing again.
 _ROW_GROUP: Final = 122_880
 #: Without that, row groups are merged each so many times that the file is closed.
 _CLOSES_BEFORE_MERGE: Final = 16
+#: What DuckDB may use while it merges. A row group of texts of 2 kB takes four times as much, for
+#: which there is the temporary folder.
+_MERGE_MEMORY_BYTES: Final = 64_000_000
 
 #: How the file is opened.
 CONFIG: Final[dict[str, Any]] = {
@@ -32,11 +39,18 @@ CONFIG: Final[dict[str, Any]] = {
 
 
 class Upkeep:
-    """The settings of one open file; they change with what is written."""
+    """The settings of one open file; they change with what is written.
 
-    def __init__(self) -> None:
+    Args:
+        memory_bytes: what DuckDB may use at all.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._memory_bytes = memory_bytes
+        self._merge_memory_bytes = min(memory_bytes, _MERGE_MEMORY_BYTES)
         self._threshold = _CHECKPOINT_THRESHOLD
         self._is_catching_up = False
+        self._is_merging = False
         self._closes = 0
         #: Rows that were deleted or replaced and are still in the file, as far as this process
         #: wrote them.
@@ -56,28 +70,20 @@ class Upkeep:
             pass  # a version that never does that
 
     def before_commit(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        *,
-        rows: int,
-        dead_rows: int,
-        bytes_per_table: float,
-        more_follows: bool,
+        self, connection: duckdb.DuckDBPyConnection, events: EventBatch, *, dead_rows: int
     ) -> None:
         """Decide whether the transaction that is open ends in a checkpoint.
 
         Args:
-            rows: how many it adds.
+            events: what it writes.
             dead_rows: how many rows of the file it deletes or replaces.
-            bytes_per_table: what it adds to each table, on average.
-            more_follows: as `EventBatch.more_follows`.
         """
-        self._is_catching_up = more_follows
+        self._is_catching_up = events.more_follows
         self._dead_rows += dead_rows
-        is_worthwhile = (
-            more_follows and not dead_rows and rows <= _MAX_ROWS and bytes_per_table >= _MIN_BYTES
-        )
-        threshold = _ALWAYS if is_worthwhile else _CHECKPOINT_THRESHOLD
+        if not events.more_follows or dead_rows:
+            threshold = _CHECKPOINT_THRESHOLD
+        else:
+            threshold = _ALWAYS if _is_worth_a_row_group(events) else _ADDING_THRESHOLD
         if threshold != self._threshold:
             connection.execute(f"SET GLOBAL checkpoint_threshold = '{threshold}'")
             self._threshold = threshold
@@ -88,6 +94,42 @@ class Upkeep:
         self._closes += 1
         if self._closes >= _CLOSES_BEFORE_MERGE and not self._is_catching_up:
             tasks = max(tasks, 1)
-        if tasks:
+        self._is_merging = bool(tasks) and self._limit_memory(connection)
+        if self._is_merging:
             self._closes = 0
+        else:
+            tasks = 0
         connection.execute(f"SET GLOBAL max_vacuum_tasks = {min(tasks, 100)}")
+
+    def _limit_memory(self, connection: duckdb.DuckDBPyConnection) -> bool:
+        """Leave DuckDB what a merge may use, and say whether it can do with that."""
+        try:
+            connection.execute(f"SET GLOBAL memory_limit = '{self._merge_memory_bytes}B'")
+        except duckdb.OutOfMemoryException:
+            self._merge_memory_bytes = self._memory_bytes
+            return False
+        return True
+
+    def closed(self, *, is_wal_left: bool) -> None:
+        """The file is closed.
+
+        Args:
+            is_wal_left: whether DuckDB gave up its last checkpoint, which loses nothing: it does
+                so where memory is too little for a merge, without an error.
+        """
+        if self._is_merging and is_wal_left:
+            self._merge_memory_bytes = self._memory_bytes
+
+
+def _is_worth_a_row_group(events: EventBatch) -> bool:
+    byte_count = events.row_bytes
+    values = sum(
+        len(step) * len(step.schema.columns)
+        for steps in events.tables.values()
+        for step in steps
+        if isinstance(step, TableChanges)
+    )
+    return (
+        byte_count >= _MIN_BYTES * len(events.tables)
+        and byte_count >= _MIN_BYTES_PER_VALUE * values > 0
+    )
