@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-import httpx
 from pydantic import Field, SecretStr, field_validator
 
 from etl_dagster.config import ByteCount, DestinationConfig
@@ -83,6 +82,8 @@ class HttpDestinationConfig(DestinationConfig):
     @field_validator("url")
     @classmethod
     def _plain(cls, url: str) -> str:
+        import httpx  # a tenth of a second, which only who uses this type should wait for
+
         try:
             parts = urlsplit(url)
             parts.port  # noqa: B018  (raises when it is no number)
