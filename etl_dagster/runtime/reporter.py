@@ -302,6 +302,6 @@ def _headline(status: PipelineStatus) -> object:
 
 def _gist(status: PipelineStatus) -> object:
     return [
-        (t.name, t.state, t.rows_changed, t.copy_chunks_done, t.partitions_kept)
+        (t.name, t.state, t.rows_changed, t.copy_chunks_done, t.partitions_kept, t.odd_values)
         for t in status.tables.values()
     ]
