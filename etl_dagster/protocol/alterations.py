@@ -78,47 +78,94 @@ def decode_alterations(content: bytes) -> list[Alteration]:
     try:
         message = json.loads(content)
         tables = message.get("tables") or [message["table"]]
-        table_ids = [int(table) for table in tables]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        table_ids = [_oid(int(table)) for table in tables]
+    except _NOT_OURS:
         return []
     try:
         if message["format"] == 1 and message["kind"] == "columns":
             return [_columns(table_ids[0], message)]
         if message["format"] == 1 and message["kind"] == "rewrite":
             return [RowsRewritten(table_ids[0], int(message["reason"]), message["plain"] is True)]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except _NOT_OURS:
         pass
     return [UnknownAlteration(table_id) for table_id in table_ids]
 
 
+#: What comes of reading a message that isn't the trigger's.
+_NOT_OURS: Final = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+)
+
+
 def _columns(table_id: TableId, message: Mapping[str, Any]) -> ColumnsAltered:
+    identity = message["identity"]
+    if identity not in ("d", "i", "f", "n"):
+        raise ValueError(identity)
+    columns = tuple(map(_column, message["columns"] or ()))
+    for each in ({c.schema.name for c in columns}, {c.schema.attnum for c in columns}):
+        if len(each) < len(columns):
+            raise ValueError("the same column twice")
+    lists: Mapping[Any, Any] = message["lists"] or {}
     return ColumnsAltered(
         table_id,
-        message["schema"],
-        message["name"],
-        cast(ReplicaIdentity, message["identity"]),
-        tuple(map(_column, message["columns"] or ())),
+        _name(message["schema"]),
+        _name(message["name"]),
+        cast(ReplicaIdentity, identity),
+        columns,
         changes_values=message["values"] is True,
         persistence=message["persistence"],
-        lists=message["lists"] or {},
-        with_generated=message["generated"] or (),
+        lists={name: tuple(map(_number, attnums)) for name, attnums in lists.items()},
+        with_generated=tuple(map(_name, message["generated"] or ())),
     )
 
 
 def _column(described: Mapping[str, Any]) -> DescribedColumn:
+    key, missing, text = described["key"], described["missing"], described["text"]
     return DescribedColumn(
         ColumnSchema(
-            name=described["name"],
-            type_oid=int(described["type"]),
-            type_modifier=described["modifier"],
-            type_name=described["text"],
-            attnum=described["attnum"],
-            nullable=described["nullable"],
-            primary_key_ordinal=described["key"],
-            is_identity=described["identity"],
-            base_type_oid=int(described["base"]),
-            missing_value=described["missing"],
+            name=_name(described["name"]),
+            type_oid=_oid(int(described["type"])),
+            type_modifier=_number(described["modifier"]),
+            type_name=_name(text),
+            attnum=_number(described["attnum"]),
+            nullable=described["nullable"] is True,
+            primary_key_ordinal=None if key is None else _number(key),
+            is_identity=described["identity"] is True,
+            base_type_oid=_oid(int(described["base"])),
+            missing_value=None if missing is None else _text(missing),
         ),
         described["generated"],
-        described["is_missing_clear"],
+        described["is_missing_clear"] is True,
     )
+
+
+def _oid(number: int) -> int:
+    if not 0 < number < 1 << 32:
+        raise ValueError(number)
+    return number
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
+        raise TypeError(value)
+    return value
+
+
+def _name(value: object) -> str:
+    if not value:
+        raise ValueError(value)
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    """A text that Postgres can have: JSON may bring halves of characters, and NUL."""
+    if not isinstance(value, str) or "\0" in value:
+        raise TypeError(value)
+    value.encode()
+    return value
