@@ -106,6 +106,25 @@ def test_a_name_that_is_free_again_returns_to_the_table_that_waits_for_it(file: 
     assert file.tables() == {"public.orders": [1], "public.orders_newer": [2, 3, 4]}
 
 
+def test_the_table_that_was_named_last_has_the_name_whichever_is_written_last(file: File) -> None:
+    """A batch is written table by table, and one of them may have been dropped meanwhile."""
+    file.copy(named(A, "orders"), 1)
+    file.copy(named(B, "orders_new"), 2)
+    moves = [
+        (named(A, "orders_old", snapshot=900), 3),
+        (named(B, "orders", snapshot=910), 4),
+        (named(A, "orders", snapshot=920), 5),
+    ]
+    changes = [
+        change
+        for schema, number in moves
+        for change in file.stream.commit(relation(schema), insert(schema, id=number))
+    ]
+    file.destination.write_events(batch(changes))
+
+    assert file.tables() == {"public.orders": [1, 3, 5], "public.orders__old_16385": [2, 4]}
+
+
 def test_the_name_of_a_table_that_is_set_aside_may_be_taken(file: File) -> None:
     file.copy(named(A, "orders"), 1)
     file.copy(named(B, "orders_new"), 2)

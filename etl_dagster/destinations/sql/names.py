@@ -11,7 +11,7 @@ import duckdb
 from etl_dagster.destinations.duckdb.tables import find_clashes, fold, quote, table_name
 from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.errors import TableWriteFailed
-from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.schema import INITIAL_SNAPSHOT, TableId, TableSchema
 from etl_dagster.table_name import TableName
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ class Names:
     swap theirs; the destination hears of each table by itself, perhaps much later of one than of
     the other. So whoever was named last has the name. The table that had it before is set aside
     under another name, keeps its rows and goes on receiving changes, until it gets a new name or
-    the old one is free again.
+    the old one is free again. Inside a batch, where each table is written by itself, the versions
+    of the schemas tell who was named last.
 
     Args:
         tables: the tables of a batch as they are stored; kept up to date.
@@ -77,6 +78,8 @@ class Names:
         """At the end of a transaction: what was set aside returns to a name that is free now."""
         if not self._is_changed:
             return
+        for table_id in list(self._set_aside):
+            self._give_back(table_id)
         for table_id, wanted in self._ledger.wanted_names().items():
             stored = self._ledger.tables([table_id])[table_id]
             named = replace(stored, table_name=wanted)
@@ -93,6 +96,17 @@ class Names:
                 table_id,
                 stored.name,
             )
+
+    def _give_back(self, table_id: TableId) -> None:
+        """Set aside the table that took the name, where it had that name earlier than this one."""
+        stored = self._ledger.tables([table_id])[table_id]
+        wanted = self._ledger.wanted_name(table_id)
+        if wanted is None:
+            return
+        for other in self._ledger.tables_in_the_way(replace(stored, table_name=wanted)):
+            # The name that a copy found is that of today; it has no place in the stream.
+            if other.id != table_id and INITIAL_SNAPSHOT < other.snapshot_id < stored.snapshot_id:
+                self._put_aside(other)
 
     def _put_aside(self, other: TableSchema) -> None:
         name = f"{other.table_name}__old_{other.id}"
