@@ -15,12 +15,13 @@ from etl_dagster.source.types import TypeCatalog, unknown_types
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.forms import (
     form_of,
+    has_any_numeric,
     is_always_held,
-    is_any_numeric,
     labels_of,
     may_be_odd,
     may_have_own_type,
 )
+from etl_dagster.values.text import parse
 from etl_dagster.values.types import PgType, Scalar, without_domains
 
 
@@ -45,7 +46,7 @@ def _chosen(column: ColumnSchema, schema: TableSchema, config: PipelineConfig) -
     nested = config.nested_of(schema.name, column.name)
     if column.type is not None:
         column = replace(column, nested="text" if in_key else nested)
-    if is_any_numeric(column) and not in_key:
+    if has_any_numeric(column) and not in_key:
         column = replace(column, numeric=config.numeric_of(schema.name, column.name))
     if config.has_own_types and may_have_own_type(column, in_key=in_key):
         is_asked_for = labels_of(column) is None or nested == "native"
@@ -85,7 +86,23 @@ def held_otherwise(today: TableSchema, known: TableSchema, config: PipelineConfi
     ]
 
 
-def reason_of_key(schema: TableSchema, known: TableSchema) -> str | None:
+def reason_of_columns(schema: TableSchema, known: TableSchema) -> str | None:
+    """Why the table must be copied again for its columns as they are now, if so."""
+    return _reason_of_key(schema, known) or _reason_of_defaults(schema, known)
+
+
+def _reason_of_defaults(schema: TableSchema, known: TableSchema) -> str | None:
+    """An entry is kept of each value that isn't held, and a default is one of every row."""
+    before = {column.attnum or column.name for column in known.columns}
+    for column in schema.columns:
+        if column.missing_value is None or (column.attnum or column.name) in before:
+            continue
+        if parse(column, pa.array([column.missing_value], pa.string())).odd is not None:
+            return f"its new column {column.name} has a default that its type can't hold"
+    return None
+
+
+def _reason_of_key(schema: TableSchema, known: TableSchema) -> str | None:
     """Why the table must be copied again for its new key, if so.
 
     In a key, values are held as text. Else two numbers may be one double, and two arrays with

@@ -22,7 +22,12 @@ from etl_dagster.runtime.new_labels import (
     read_enums,
     tables_with_renamed,
 )
-from etl_dagster.runtime.representation import describe, keep_choices, reason_of_key, undescribed
+from etl_dagster.runtime.representation import (
+    describe,
+    keep_choices,
+    reason_of_columns,
+    undescribed,
+)
 from etl_dagster.source.columns import TableToday
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.types import TypeCatalog, fetch_types
@@ -108,7 +113,7 @@ class SchemaTracker:
             described = _described(relation, columns, None)
             return self._with_types(described, None).at(INITIAL_SNAPSHOT)
         found = self._with_types(self._follow(relation, known, today), known)
-        if (reason := reason_of_key(found, known)) is not None:
+        if (reason := reason_of_columns(found, known)) is not None:
             self._outdated.setdefault(relation.id, reason)
         version = max(commit_lsn, Lsn(known.snapshot_id.offset + 1))
         _log.info("%s has a new schema from %s on", found.name, version)
@@ -186,7 +191,7 @@ class SchemaTracker:
         altered = altered_schema(alteration, self._publication).at(version)
         altered = self._with_types(altered, known)
         reason = reason_to_copy(alteration, rewrite, known, altered)
-        reason = reason or reason_of_key(altered, known)
+        reason = reason or reason_of_columns(altered, known)
         if reason is not None:
             self._outdated[table_id] = reason
         self._resolved[table_id] = None, altered

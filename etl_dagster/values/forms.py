@@ -59,12 +59,21 @@ def form_of(column: ColumnSchema, codec: str | None = None) -> Form:
         if column.as_text:
             form = AS_PRINTED
         return form if codec is None else _stored(form, codec, column.effective_type_oid)
-    return _nested_form(column.type, column.nested, codec, column.own_type)
+    return _nested_form(column.type, column.nested, column.numeric, codec, column.own_type)
 
 
 def is_any_numeric(column: ColumnSchema) -> bool:
     """Whether the column is a numeric without precision, which may hold any number."""
     return column.effective_type_oid == NUMERIC and column.type_modifier < 0
+
+
+def has_any_numeric(column: ColumnSchema) -> bool:
+    """Whether the column is such a numeric, or has some in parts that are held as such."""
+    if is_any_numeric(column):
+        return True
+    if column.type is None or not has_parts(column):
+        return False
+    return any(s.oid == NUMERIC and s.modifier < 0 for s in scalars_in(column.type))
 
 
 def arrow_type(column: ColumnSchema) -> pa.DataType:
@@ -146,9 +155,11 @@ def _stored(form: Form, codec: str, type_oid: int = 0) -> Form:
 
 
 @lru_cache(maxsize=4096)
-def _nested_form(type_: PgType, mode: Nested, codec: str | None, own_type: bool) -> Form:
+def _nested_form(
+    type_: PgType, mode: Nested, numeric: str, codec: str | None, own_type: bool
+) -> Form:
     type_ = without_domains(type_)
-    form = _Forms(codec, own_type).form(type_)
+    form = _Forms(codec, numeric, own_type).form(type_)
     if isinstance(type_, Enum) and mode == "native":
         read = partial(nested.read_labels, form)
         return Form(nested.DICTIONARY_OF_TEXTS, read, json="string")
@@ -179,8 +190,10 @@ class _Forms:
     commas and braces where ASCII has them, and what isn't valid can't be taken for one of these.
     """
 
-    def __init__(self, codec: str | None, own_type: bool) -> None:
+    def __init__(self, codec: str | None, numeric: str, own_type: bool) -> None:
         self._codec = codec
+        #: How a numeric without precision is held (`ColumnSchema.numeric`).
+        self._numeric = numeric
         self._own_type = own_type
         self._text = AS_PRINTED if codec is None else _stored(AS_PRINTED, codec)
 
@@ -205,6 +218,8 @@ class _Forms:
     def _scalar(self, type_: Scalar) -> Form:
         if (type_.extension, type_.name.rpartition(".")[2]) == ("hstore", "hstore"):
             return self._hstore()
+        if type_.oid == NUMERIC and type_.modifier < 0:
+            return chosen_numeric(self._numeric)
         form = _scalar_form(type_.oid, type_.modifier, self._own_type)
         # Few destinations have numbers so wide, and none inside of a list.
         if pa.types.is_decimal256(form.arrow):

@@ -70,8 +70,12 @@ def test_every_value_of_every_type_is_the_same_everywhere(
     assert REGISTRY.keys() - {column.type_oid for column in table.schema.columns} == without_xml
 
     found = []
-    for nested in ("text", "native", "json"):
-        numeric = "decimal(20,4)" if nested == "json" else "text"
+    for nested, numeric in (
+        ("text", "text"),
+        ("native", "text"),
+        ("native", "decimal(20,4)"),
+        ("json", "double"),
+    ):
         choices = {"nested": nested, "numeric": numeric}
         schema = chosen(table.schema, config.model_copy(update=choices))
         copied, odd = _all_by_id(rows_of_copy(config, schema))
@@ -86,8 +90,10 @@ def test_every_value_of_every_type_is_the_same_everywhere(
             found += _other_in_bodies(schema, copied, format)
         if nested == "json":
             continue  # written from what is native
-        with connect(config.source, application_name="test") as source:
-            differing = _differing(source, schema, copied, odd, printed)
+        differing = []
+        if numeric == "text":  # a decimal prints all of its digits
+            with connect(config.source, application_name="test") as source:
+                differing = _differing(source, schema, copied, odd, printed)
         differing += _differing_in_duckdb(schema, copied) + _differing_in_json(schema, copied)
         found += [(nested, names.get(name, name), *what) for name, *what in differing]
     assert not found, "\n".join(map(str, found))

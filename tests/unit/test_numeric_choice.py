@@ -20,6 +20,7 @@ from etl_dagster.values.columns import ColumnSchema, column_from_json, column_to
 from etl_dagster.values.forms import arrow_type, form_of
 from etl_dagster.values.policy import clamp
 from etl_dagster.values.text import parse
+from etl_dagster.values.types import Array, Attribute, Composite, Domain, PgType, Range, Scalar
 
 _WIDE = "9" * 200
 #: As Postgres prints numbers: digits, and no exponent.
@@ -89,6 +90,60 @@ def _require_told(parsed: Any, texts: list[str | None], expected: list[Any]) -> 
     odd = parsed.odd
     told = [] if odd is None else list(zip(odd.places.tolist(), odd.texts.to_pylist(), strict=True))
     assert told == lost
+
+
+_ANY = Scalar(oids.NUMERIC, "numeric")
+_LOW = Domain(70_000, "low", _ANY)
+_NESTED: dict[str, tuple[PgType, list[str], list[Any]]] = {
+    "array": (
+        Array(1231, "numeric[]", _ANY),
+        ["{1.50,NULL}", "{1,1.555}", "{NaN}", "{}"],
+        [[Decimal("1.50"), None], None, None, []],
+    ),
+    "of a domain": (Array(70_001, "low[]", _LOW), ["{1.50}"], [[Decimal("1.50")]]),
+    "domain": (_LOW, ["1.50", "1.555"], [Decimal("1.50"), None]),
+    "composite": (
+        Composite(70_002, "pair", (Attribute("a", _ANY), Attribute("b", Array(1231, "", _ANY)))),
+        ['(1,"{2.50}")', "(1.555,)"],
+        [{"a": Decimal("1.00"), "b": [Decimal("2.50")]}, None],
+    ),
+    "range": (
+        Range(3906, "numrange", _ANY),
+        ["[1,2)", "[1,1.555)"],
+        [
+            {
+                "lower": Decimal("1.00"),
+                "upper": Decimal("2.00"),
+                "lower_inc": True,
+                "upper_inc": False,
+                "empty": False,
+            },
+            None,
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _NESTED)
+def test_numbers_in_other_values_follow_the_choice(name: str) -> None:
+    type_, texts, expected = _NESTED[name]
+    base = oids.NUMERIC if name == "domain" else type_.oid
+    given = ColumnSchema("c", type_.oid, base_type_oid=base, type=type_)
+    schema = table([column("id", oids.INT4, 1, key=1), given], table_id=1, name="t")
+    held = chosen(schema, _config(numeric="decimal(10,2)")).columns[1]
+    parsed = parse(held, pa.array(texts, pa.string()))
+
+    lost = [place for place, value in enumerate(expected) if value is None]
+    odd = [] if parsed.odd is None else parsed.odd.places.tolist()
+    assert odd == lost
+    found = parsed.array.to_pylist()
+    assert [value for place, value in enumerate(found) if place not in lost] == [
+        value for value in expected if value is not None
+    ]
+    # Text, and the digits in JSON, are exact.
+    for nested in ("text", "json") if name != "domain" else ():
+        exact = chosen(schema, _config(numeric="decimal(10,2)", nested=nested)).columns[1]
+        assert parse(exact, pa.array(texts, pa.string())).odd is None
 
 
 def test_the_nearest_decimal_is_a_rounded_or_the_largest_one() -> None:

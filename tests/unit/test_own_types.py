@@ -20,7 +20,7 @@ from etl_dagster.runtime.representation import (
     chosen,
     held_otherwise,
     keep_choices,
-    reason_of_key,
+    reason_of_columns,
 )
 from etl_dagster.runtime.representation import given as given_object
 from etl_dagster.testing.changes import INT4, column, table
@@ -131,10 +131,10 @@ def test_a_table_whose_new_key_has_an_interval_is_copied_again() -> None:
         )
         return replace(known, columns=tuple(columns))
 
-    assert reason_of_key(with_key("i"), known) == (
+    assert reason_of_columns(with_key("i"), known) == (
         "i of its new key must be text at the destination"
     )
-    assert [reason_of_key(with_key(name), known) for name in ("b", "z", "x", "m")] == [None] * 4
+    assert [reason_of_columns(with_key(name), known) for name in ("b", "z", "x", "m")] == [None] * 4
 
 
 def test_a_column_with_an_own_type_is_refused_by_versions_that_would_misread_it() -> None:
