@@ -17,15 +17,13 @@ import pyarrow as pa
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb.exact import exact
-from etl_dagster.destinations.duckdb.tables import (
-    column_types,
-    create_table,
-    insert_rows,
-    readable,
-)
+from etl_dagster.destinations.duckdb.session import DuckDBSession
+from etl_dagster.destinations.duckdb.tables import readable
 from etl_dagster.destinations.http import load_json_schema, row_json_schema
 from etl_dagster.destinations.http.config import Format
 from etl_dagster.destinations.http.payload import rows_bodies
+from etl_dagster.destinations.sql.statements import insert
+from etl_dagster.destinations.sql.tables import Target, create_table
 from etl_dagster.model.events import ChunkId, CopiedRows, TableChanges, TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.representation import chosen
@@ -236,24 +234,25 @@ def _read_otherwise(
 
 
 def _differing_in_duckdb(schema: TableSchema, rows: pa.RecordBatch) -> list[tuple[Any, ...]]:
-    types = column_types(schema)
     names = list(schema.column_names)
     with duckdb.connect() as connection:
         connection.execute("set timezone = 'UTC'")
-        create_table(connection, schema)
-        insert_rows(connection, "public.v", readable(rows), names, types)
+        session = DuckDBSession(connection)
+        target = Target.of(session.dialect, schema)
+        create_table(session, target)
+        session.run(insert(target, rows))
         kept = exact(connection.sql("select * from public.v order by id")).to_arrow_table()
     (batch,) = kept.combine_chunks().to_batches()
     found: list[tuple[Any, ...]] = []
     for name in names:
         array = readable(rows.select([name]))[name]
         for one, other in zip(to_objects(array), to_objects(batch[name]), strict=True):
-            one = spelled(one, types[name])
+            one = spelled(one, target.types[name])
             if _plain(one) != _plain(other):
                 found.append(
                     (
                         name,
-                        types[name],
+                        target.types[name],
                         str(array.type),
                         str(batch[name].type),
                         repr(one)[:200],

@@ -12,12 +12,9 @@ import pytest
 from psycopg import sql
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.destinations.duckdb.tables import (
-    column_types,
-    create_table,
-    insert_rows,
-    readable,
-)
+from etl_dagster.destinations.duckdb.session import DuckDBSession
+from etl_dagster.destinations.sql.statements import insert
+from etl_dagster.destinations.sql.tables import Target, create_table
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.pg.settings import pin_session
 from etl_dagster.runtime.representation import chosen
@@ -251,13 +248,14 @@ def _registered(database: Database) -> dict[str, list[str]]:
 
 
 def _require_same_in_duckdb(schema: TableSchema, table: pa.Table) -> None:
-    types = column_types(schema)
+    names = schema.column_names
     with duckdb.connect() as connection:
         connection.execute("set timezone = 'UTC'")
-        create_table(connection, schema)
-        names = list(schema.column_names)
+        session = DuckDBSession(connection)
+        target = Target.of(session.dialect, schema)
+        create_table(session, target)
         for batch in table.to_batches():
-            insert_rows(connection, "public.v", readable(batch), names, types)
+            session.run(insert(target, batch))
         kept = connection.sql("select * from public.v").to_arrow_table()
     # What DuckDB has another type for is checked elsewhere; nested in it, it is text here.
     same = [name for name in names if kept.schema.field(name).type == table.schema.field(name).type]

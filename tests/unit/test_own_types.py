@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.destinations.duckdb import DuckDBDestination
-from etl_dagster.destinations.duckdb.tables import declared_type, insert_rows
+from etl_dagster.destinations.duckdb.session import DuckDBSession
+from etl_dagster.destinations.duckdb.tables import declared_type
 from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.destinations.sql.statements import insert
+from etl_dagster.destinations.sql.tables import Target
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.representation import (
     chosen,
@@ -174,8 +177,9 @@ def test_duckdb_holds_every_interval_but_the_infinite_ones(texts: list[str | Non
 
     with duckdb.connect() as connection:
         connection.execute("create table t (c interval)")
-        rows = pa.RecordBatch.from_arrays([parsed.array], names=["c"])
-        insert_rows(connection, "t", rows, ["c"], {"c": "INTERVAL"})
+        rows = pa.RecordBatch.from_arrays([parsed.array], names=[_OWN.name])
+        session = DuckDBSession(connection)
+        session.run(insert(Target.of(session.dialect, TableSchema(1, "main", "t", (_OWN,))), rows))
         kept = [text for (text,) in connection.execute("select c::varchar from t").fetchall()]
     finite = [None if text in ("infinity", "-infinity") else text for text in texts]
     assert kept == [None if text is None else interval(text) for text in finite]

@@ -12,7 +12,11 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from etl_dagster.destinations.duckdb.tables import column_type, insert_rows, readable
+from etl_dagster.destinations.duckdb.session import DuckDBSession
+from etl_dagster.destinations.duckdb.tables import column_type
+from etl_dagster.destinations.sql.statements import insert
+from etl_dagster.destinations.sql.tables import Target
+from etl_dagster.model.schema import TableSchema
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.form import BuiltIn
 from etl_dagster.values.forms import arrow_type
@@ -60,9 +64,10 @@ def test_a_type_stands_in_the_page_as_it_is(
         assert edge.becomes == "itself" or edge.becomes in values
 
     texts = [edge.text for edge in edges]
-    rows = readable(_batch(parse(column, pa.array(texts, pa.string())).array))
+    rows = _batch(parse(column, pa.array(texts, pa.string())).array)
     connection.execute(f"create or replace table t (c {column_type(column)})")
-    insert_rows(connection, "t", rows, ["c"], {"c": column_type(column)})
+    session = DuckDBSession(connection)
+    session.run(insert(Target.of(session.dialect, TableSchema(1, "main", "t", (column,))), rows))
     kept = connection.execute("select typeof(c), c is null from t").fetchall()
     assert {f"`{type_}`" for type_, _ in kept} == {kind}
     assert [is_null for _, is_null in kept] == [edge.is_odd for edge in edges]

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl_dagster.destinations.duckdb.tables import enum_type, quote
+from etl_dagster.destinations.duckdb.tables import enum_type
+from etl_dagster.destinations.sql.dialect import quote
+from etl_dagster.destinations.sql.session import Session
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.values.forms import labels_of, with_labels
 
@@ -25,7 +26,7 @@ Labels = tuple[str, ...]
 
 
 def make_room(
-    connection: duckdb.DuckDBPyConnection,
+    session: Session,
     table: str,
     known: TableSchema,
     wanted: TableSchema,
@@ -48,10 +49,10 @@ def make_room(
         needed = joined(labels, order.get(column.name, ()), _occurring(rows, column.name))
         if needed == labels:
             continue
-        there = _labels_there(connection, table, column.name)
+        there = _labels_there(session, table, column.name)
         needed = joined(there, order.get(column.name, ()), _occurring(rows, column.name))
         if needed != there:
-            connection.execute(
+            session.execute(
                 f"ALTER TABLE {table} ALTER COLUMN {quote(column.name)} TYPE {enum_type(needed)}"
             )
         others[column.name] = with_labels(column, needed)
@@ -85,15 +86,13 @@ def _occurring(rows: pa.RecordBatch, name: str) -> list[str]:
     return found
 
 
-def _labels_there(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> Labels:
-    found = connection.execute(
-        f"SELECT enum_range((SELECT {quote(column)} FROM {table} LIMIT 0))"
-    ).fetchall()
-    return tuple(found[0][0])
+def _labels_there(session: Session, table: str, column: str) -> Labels:
+    [(labels,)] = session.fetch(f"SELECT enum_range((SELECT {quote(column)} FROM {table} LIMIT 0))")
+    return tuple(labels)
 
 
 def pieces_with_room(
-    connection: duckdb.DuckDBPyConnection,
+    session: Session,
     table: str,
     schema: TableSchema,
     batches: Iterator[pa.RecordBatch],
@@ -111,7 +110,7 @@ def pieces_with_room(
             held = next(batches, None)
 
     while held is not None:
-        schema = make_room(connection, table, schema, schema, held)
+        schema = make_room(session, table, schema, schema, held)
         yield stretch({c.name: set(labels_of(c) or ()) for c in enums_of(schema)})
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import duckdb
 
-from etl_dagster.destinations.duckdb.tables import quote
+from etl_dagster.destinations.sql.dialect import quote
 
 _AS_TEXT: Final = ("INTERVAL", "TIME WITH TIME ZONE", "BIT")
 

@@ -1,10 +1,14 @@
-"""DuckDB's own failures that aren't about one table."""
+"""DuckDB's own failures, in our words: those of one table, and those of the whole file."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from etl_dagster.errors import (
     BatchTooLarge,
@@ -12,7 +16,22 @@ from etl_dagster.errors import (
     DestinationReplaced,
     DestinationTooNew,
     DestinationUnreachable,
+    TableWriteFailed,
 )
+from etl_dagster.model.schema import TableId
+
+#: What a table or its values can be the reason of; anything else concerns the file.
+_OF_TABLE = (
+    duckdb.DataError,
+    duckdb.ProgrammingError,
+    duckdb.NotSupportedError,
+    duckdb.IntegrityError,
+    pa.ArrowInvalid,
+    pa.ArrowNotImplementedError,
+)
+_NOT_OF_TABLE = (duckdb.TransactionException, duckdb.OutOfMemoryException)
+#: Inside quotes, DuckDB's messages repeat values.
+_VALUES = re.compile(r"'.*'|\".*\"", re.DOTALL)
 
 
 def translate(error: duckdb.Error, path: Path) -> DestinationError:
@@ -57,3 +76,27 @@ def translate(error: duckdb.Error, path: Path) -> DestinationError:
     if isinstance(error, duckdb.TransactionException):
         return DestinationUnreachable(f"{path} was changed by somebody else: {message}")
     return DestinationUnreachable(f"{path} can't be used: {message}")
+
+
+@contextmanager
+def blaming(table_id: TableId, name: str) -> Iterator[None]:
+    """Turn failures that the table is to blame for into `TableWriteFailed`.
+
+    Messages keep no value of a row.
+    """
+    try:
+        yield
+    except _NOT_OF_TABLE:
+        raise
+    except _OF_TABLE as error:
+        message = (str(error).splitlines() or [""])[0]
+        if isinstance(error, duckdb.ProgrammingError):
+            raise TableWriteFailed(table_id, f"DuckDB refuses {name}: {message}") from error
+        # The cause isn't kept either: it would be logged with its values.
+        message = _VALUES.sub("...", str(error)).splitlines()[0]
+        raise TableWriteFailed(
+            table_id,
+            f"DuckDB refuses a value of {name}: {message}",
+            solution="Compare the column's type at the destination with the source's, "
+            "then reset the table: the copy creates it again.",
+        ) from None

@@ -15,7 +15,9 @@ import pyarrow as pa
 from etl_dagster.destinations.duckdb.exact import exact
 from etl_dagster.destinations.duckdb.file import lock_of, open_locked
 from etl_dagster.destinations.duckdb.readiness import is_unfinished
-from etl_dagster.destinations.duckdb.tables import fetch_row, quote
+from etl_dagster.destinations.duckdb.session import DuckDBSession
+from etl_dagster.destinations.sql.dialect import quote
+from etl_dagster.destinations.sql.ledger_tables import tables_there
 from etl_dagster.destinations.sql.quarantine import SCHEMA as QUARANTINE
 from etl_dagster.errors import DestinationError
 from etl_dagster.lsn import Lsn
@@ -78,7 +80,7 @@ def query(path: str | os.PathLike[str], sql: str, *, lock_timeout_s: float = 60.
 def count_rows(path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0) -> dict[str, int]:
     """The number of rows of each replicated table, by ``schema.table``."""
     with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
-        database = fetch_row(connection, "SELECT current_database()") or ("",)
+        dialect = DuckDBSession(connection).dialect
         tables = connection.execute(
             "SELECT schema_name, table_name FROM _etl.tables ORDER BY ALL"
         ).fetchall()
@@ -87,7 +89,7 @@ def count_rows(path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0) ->
             some = tables[first : first + _COUNTED_AT_ONCE]
             found = connection.execute(
                 " UNION ALL ".join(
-                    f"SELECT {place}, count(*) FROM {quote(database[0], *names)}"  # noqa: S608
+                    f"SELECT {place}, count(*) FROM {dialect.table(*names)}"  # noqa: S608
                     for place, names in enumerate(some)
                 )
             ).fetchall()
@@ -147,16 +149,16 @@ def _twins(connection: duckdb.DuckDBPyConnection, table: TableName | None) -> li
         "SELECT schema_name, table_name, twin_name, columns FROM _etl.quarantines "
         "JOIN _etl.tables USING (table_id) ORDER BY ALL"
     ).fetchall()
-    database = fetch_row(connection, "SELECT current_database()") or ("",)
+    session = DuckDBSession(connection)
     twins: list[Twin] = []
     for schema_name, name, twin_name, columns in named:
         called = TableName(schema_name, name)
         if table not in (None, called):
             continue
-        twin = quote(QUARANTINE, twin_name)
-        [count] = fetch_row(connection, f"SELECT count(*) FROM {quote(database[0])}.{twin}") or [0]  # noqa: S608
+        twin = session.dialect.table(QUARANTINE, twin_name)
+        [(count,)] = session.fetch(f"SELECT count(*) FROM {twin}")  # noqa: S608
         holding = [column["name"] for column in json.loads(columns) if column.get("quarantine")]
-        twins.append(Twin(str(called), twin, int(count), holding))
+        twins.append(Twin(str(called), quote(QUARANTINE, twin_name), int(count), holding))
     return twins
 
 
@@ -222,13 +224,7 @@ def _columns_of(twins: Sequence[Twin]) -> list[list[str]]:
 
 def _has_table(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
     """Whether the ledger has this table; files of earlier versions lack some."""
-    found = fetch_row(
-        connection,
-        "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
-        "AND schema_name = '_etl' AND table_name = ?",
-        [name],
-    )
-    return found is not None
+    return name in tables_there(DuckDBSession(connection))
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
 
 from etl_dagster.destinations.duckdb.readiness import is_unfinished
-from etl_dagster.destinations.sql.ledger import Ledger
+from etl_dagster.destinations.duckdb.session import DuckDBSession
+from etl_dagster.destinations.sql.marks import Marks
 from etl_dagster.errors import DestinationReplaced, DestinationRestored
 
 
@@ -17,13 +19,16 @@ def is_missing(path: Path) -> bool:
 
 
 class SeenFile:
-    """A file that this process has opened, and what it has committed to it; see `Guard`."""
+    """A file that this process has opened, and what it has committed to it; see `Guard`.
 
-    def __init__(self, path: Path, identity: str) -> None:
+    Args:
+        revisions: by pipeline, the newest that was committed; they go on growing.
+    """
+
+    def __init__(self, path: Path, identity: str, revisions: Mapping[str, int]) -> None:
         self._path = path
         self._identity = identity
-        #: By pipeline.
-        self.revisions: dict[str, int] = {}
+        self._revisions = revisions
         #: Device and number of the file that is open.
         self._open_file: tuple[int, int] | None = None
 
@@ -44,10 +49,13 @@ class SeenFile:
             DestinationRestored: it is an older copy.
         """
         self._open_file = self._file_at_path()
-        found = Ledger(connection).revisions()
+        try:
+            found = Marks(DuckDBSession(connection)).revisions()
+        except duckdb.CatalogException:
+            found = None  # without a ledger
         if found is None or found[0] != self._identity:
             raise self._replaced()
-        for pipeline, revision in self.revisions.items():
+        for pipeline, revision in self._revisions.items():
             there = found[1].get(pipeline, 0)
             if there < revision:
                 raise DestinationRestored(

@@ -1,1 +1,5 @@
-"""What destinations have in common that are written in SQL, inside of transactions."""
+"""What destinations have in common that are databases with transactions.
+
+A database adds a `Dialect`, a `Session` and a `SqlDestination`: see "Destinations in SQL" in
+ARCHITECTURE.md.
+"""

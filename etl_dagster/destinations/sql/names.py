@@ -1,16 +1,17 @@
-"""Which table of the file has which name, while names move among the source's tables."""
+"""Which table of the destination has which name, while names move among the source's tables."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 
-import duckdb
-
-from etl_dagster.destinations.duckdb.tables import find_clashes, fold, quote, table_name
+from etl_dagster.destinations.sql.clashes import same_name
 from etl_dagster.destinations.sql.ledger import Ledger
-from etl_dagster.errors import TableWriteFailed
+from etl_dagster.destinations.sql.odd_values import OddValues
+from etl_dagster.destinations.sql.quarantine import Quarantine
+from etl_dagster.destinations.sql.session import Session
+from etl_dagster.destinations.sql.tables import Target, move_table
 from etl_dagster.model.schema import INITIAL_SNAPSHOT, TableId, TableSchema
 from etl_dagster.table_name import TableName
 
@@ -33,11 +34,11 @@ class Names:
 
     def __init__(
         self,
-        connection: duckdb.DuckDBPyConnection,
+        session: Session,
         ledger: Ledger,
         tables: MutableMapping[TableId, TableSchema] | None = None,
     ) -> None:
-        self._connection = connection
+        self._session = session
         self._ledger = ledger
         self.tables = {} if tables is None else tables
         #: What this transaction set aside: the table as it was named.
@@ -45,7 +46,7 @@ class Names:
         self._is_changed = False
 
     def stored(self, schema: TableSchema, before: TableSchema) -> TableSchema:
-        """The schema as the file has it: under another name while the table is set aside.
+        """The schema as the destination has it: under another name while the table is set aside.
 
         Args:
             before: the table as it is stored.
@@ -62,17 +63,39 @@ class Names:
             TableWriteFailed: another table has a name that differs in case alone.
         """
         self._is_changed = True
-        for other in self._ledger.tables_in_the_way(schema):
+        for other in self._ledger.in_the_way([schema]):
             if other.id == schema.id:
                 continue
             if other.name != schema.name:
-                raise TableWriteFailed(
-                    schema.id,
-                    find_clashes([other, schema])[0],
-                    solution="Rename one of them in the source, or leave it out of the "
-                    "publication; then reset the table.",
-                )
+                raise same_name(self._session.dialect, schema, other)
             self._put_aside(other)
+
+    def drop_replaced(
+        self, other: TableSchema, schema: TableSchema, is_known: Callable[[TableId], bool]
+    ) -> None:
+        """Drop a table that is in the way of a complete copy, where the copy replaces it.
+
+        That is the table itself as it was before, and one of the same name that the pipeline has
+        forgotten. Others keep their rows: `claim` sets them aside.
+
+        Args:
+            is_known: whether the pipeline has a table.
+        """
+        is_namesake = other.name == schema.name and not is_known(other.id)
+        if other.id != schema.id and not is_namesake:
+            return
+        old = Target.of(self._session.dialect, other)
+        self._session.execute(f"DROP TABLE IF EXISTS {old.sql}")
+        self._ledger.forget_table(other.id)
+        OddValues(self._session).clear(other.id)
+        Quarantine(self._session).drop(other.id)
+        if is_namesake:
+            _log.warning(
+                "%s is another table now; the rows of the one that had the name before (OID %s) "
+                "are replaced",
+                schema.name,
+                other.id,
+            )
 
     def settle(self) -> None:
         """At the end of a transaction: what was set aside returns to a name that is free now."""
@@ -103,23 +126,25 @@ class Names:
         wanted = self._ledger.wanted_name(table_id)
         if wanted is None:
             return
-        for other in self._ledger.tables_in_the_way(replace(stored, table_name=wanted)):
+        for other in self._ledger.in_the_way([replace(stored, table_name=wanted)]):
             # The name that a copy found is that of today; it has no place in the stream.
             if other.id != table_id and INITIAL_SNAPSHOT < other.snapshot_id < stored.snapshot_id:
                 self._put_aside(other)
 
     def _put_aside(self, other: TableSchema) -> None:
-        name = f"{other.table_name}__old_{other.id}"
-        while self._is_taken(other.schema_name, name):
-            name += "_"
+        mark = f"__old_{other.id}"
+        while self._is_taken(
+            other.schema_name, name := self._session.dialect.aside(other.table_name, mark)
+        ):
+            mark += "_"
         wanted = self._ledger.wanted_name(other.id) or other.table_name
         self._rename(other, name)
         self._keep(replace(other, table_name=name), wanted)
         self._set_aside.setdefault(other.id, replace(other, table_name=wanted))
 
     def _rename(self, stored: TableSchema, name: str) -> None:
-        before = table_name(self._connection, stored.schema_name, stored.table_name)
-        self._connection.execute(f"ALTER TABLE {before} RENAME TO {quote(name)}")
+        before = TableName(stored.schema_name, stored.table_name)
+        move_table(self._session, before, replace(before, table_name=name))
 
     def _keep(self, stored: TableSchema, wanted: str | None) -> None:
         self._ledger.keep_table(stored, wanted_name=wanted)
@@ -127,12 +152,10 @@ class Names:
             self.tables[stored.id] = stored
 
     def _is_taken(self, schema_name: str, name: str) -> bool:
-        """Whether the file has something of that name, be it ours or not."""
-        found = self._connection.execute(
-            "SELECT schema_name, table_name FROM duckdb_tables() "
-            "WHERE database_name = current_database() "
-            "UNION ALL SELECT schema_name, view_name FROM duckdb_views() "
-            "WHERE database_name = current_database()"
-        ).fetchall()
-        wanted = fold(TableName(schema_name, name))
-        return any(fold(TableName(*there)) == wanted for there in found)
+        """Whether the destination has something of that name, be it ours or not."""
+        dialect = self._session.dialect
+        found = self._session.fetch(
+            f"SELECT schema_name, table_name FROM {dialect.tables} AS there"  # noqa: S608
+        )
+        wanted = dialect.fold_table(TableName(schema_name, name))
+        return any(dialect.fold_table(TableName(*there)) == wanted for there in found)

@@ -3,8 +3,8 @@
 An entry belongs to one value of one row, and goes with it: it is written, replaced, moved to
 another key and removed in the transaction that does so with the row.
 
-`key` has the texts of the row's key columns, in the order of the key, as DuckDB casts them; a
-moment with a time zone in UTC. Rows without a key can't be told apart: their entries have no key,
+`key` has the texts of the row's key columns, in the order of the key, as the database casts them;
+a moment with a time zone in UTC. Rows without a key can't be told apart: their entries have no key,
 and there is one for each such value.
 """
 
@@ -17,50 +17,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from etl_dagster.destinations.collapse import Collapsed, OddCells, odd_added_and_removed
-from etl_dagster.destinations.duckdb.tables import quote, readable
 from etl_dagster.destinations.evolution import DropColumn, RenameColumn, schema_changes
+from etl_dagster.destinations.sql.dialect import AMONG, ZONED, quote
+from etl_dagster.destinations.sql.session import Session, Statement
 from etl_dagster.model.events import CopiedRows, TableChanges
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.values.columns import ColumnSchema
 
-CREATE = """
--- What a column's type can't hold, as Postgres printed it; see
--- etl_dagster.destinations.sql.odd_values. Without a commit_time a copy brought it.
-CREATE TABLE IF NOT EXISTS _etl.odd_values (
-    table_id BIGINT NOT NULL, schema_name VARCHAR NOT NULL, table_name VARCHAR NOT NULL,
-    key VARCHAR[], column_name VARCHAR NOT NULL, text VARCHAR NOT NULL,
-    commit_lsn UBIGINT NOT NULL, ordinal BIGINT NOT NULL, commit_time TIMESTAMP WITH TIME ZONE
-);
--- The same of a copy that isn't complete.
-CREATE TABLE IF NOT EXISTS _etl.odd_copied (
-    table_id BIGINT NOT NULL, key VARCHAR[], column_name VARCHAR NOT NULL, text VARCHAR NOT NULL
-);
-"""
-TABLES = ("odd_copied", "odd_values")
-
 _COLUMN, _TEXT, _LSN, _ORDINAL, _TIME = (
     f"_etl {name}" for name in ("column", "text", "lsn", "ordinal", "time")
 )
-_ZONED = "TIMESTAMP WITH TIME ZONE"
+#: Of ``_etl.odd_values``, in order.
+_COLUMNS = (
+    *("table_id", "schema_name", "table_name", "key", "column_name", "text"),
+    *("commit_lsn", "ordinal", "commit_time"),
+)
 
 
 def key_text(value: str, type_: str) -> str:
     """SQL for one element of an entry's key."""
     typed = f"CAST({value} AS {type_})"
-    if type_ == _ZONED:
+    if type_ == ZONED:
         typed += " AT TIME ZONE 'UTC'"
     return f"CAST({typed} AS VARCHAR)"
 
 
 def key_value(text: str, type_: str) -> str:
     """SQL for the value of a key column, from its text in an entry's key."""
-    if type_ == _ZONED:
+    if type_ == ZONED:
         return f"(CAST({text} AS TIMESTAMP) AT TIME ZONE 'UTC')"
     return f"CAST({text} AS {type_})"
 
@@ -68,8 +57,8 @@ def key_value(text: str, type_: str) -> str:
 def key_list(key: Sequence[str], types: Mapping[str, str], prefix: str = "") -> str:
     """SQL for an entry's key, from the columns of a row."""
     if not key:
-        return "NULL::VARCHAR[]"
-    return "[" + ", ".join(key_text(prefix + quote(name), types[name]) for name in key) + "]"
+        return "CAST(NULL AS VARCHAR[])"
+    return f"ARRAY[{', '.join(key_text(prefix + quote(name), types[name]) for name in key)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +95,7 @@ class Entries:
                 times.view(pa.timestamp("us", "UTC")),
             ]
             columns += [_LSN, _ORDINAL, _TIME]
-        return cls(readable(pa.RecordBatch.from_arrays(arrays, columns)), key)
+        return cls(pa.RecordBatch.from_arrays(arrays, columns), key)
 
     @classmethod
     def copied(cls, piece: CopiedRows, key: Sequence[str]) -> Entries:
@@ -119,8 +108,8 @@ class Entries:
 class OddValues:
     """Reads and writes the entries inside a transaction."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     # -- the stream ----------------------------------------------------------------------------
 
@@ -137,7 +126,7 @@ class OddValues:
 
         Args:
             collapsed: what the changes amount to; None for a table without a key.
-            types: DuckDB's types of the table's columns.
+            types: of the table's columns.
             has_entries: whether the table may have any.
 
         Returns:
@@ -159,14 +148,15 @@ class OddValues:
         return has_entries or bool(collapsed.odd)
 
     def _insert(self, schema: TableSchema, entries: Entries, types: dict[str, str]) -> None:
-        self._connection.register("_etl_odd", entries.batch)
-        self._connection.execute(
-            f"INSERT INTO _etl.odd_values SELECT ?, ?, ?, {key_list(entries.key, types)}, "
-            f"{quote(_COLUMN)}, {quote(_TEXT)}, {quote(_LSN)}, {quote(_ORDINAL)}, {quote(_TIME)} "
-            "FROM _etl_odd",
-            [schema.id, schema.schema_name, schema.table_name],
+        self._session.run(
+            Statement(
+                f"INSERT INTO _etl.odd_values SELECT CAST($1 AS BIGINT), CAST($2 AS VARCHAR), "
+                f"CAST($3 AS VARCHAR), {key_list(entries.key, types)}, {quote(_COLUMN)}, "
+                f"{quote(_TEXT)}, {quote(_LSN)}, {quote(_ORDINAL)}, {quote(_TIME)} FROM _etl_odd",
+                [schema.id, schema.schema_name, schema.table_name],
+                {"_etl_odd": entries.batch},
+            )
         )
-        self._connection.unregister("_etl_odd")
 
     def _leave(
         self, table_id: TableId, collapsed: Collapsed, key: Sequence[str], types: dict[str, str]
@@ -177,61 +167,71 @@ class OddValues:
         that the row has now.
         """
         stays = _staying(collapsed, key)
+        kept = f"{self._session.dialect.temporary}_etl_kept"
         if stays is not None:
-            self._connection.register("_etl_stays", stays)
             before = [f"_etl before {name}" for name in key]
             old_types = dict(zip(before, (types[name] for name in key), strict=True))
-            self._connection.execute(
-                "CREATE OR REPLACE TEMP TABLE _etl_kept AS "
-                "SELECT entry.* REPLACE (stays.new_key AS key) FROM _etl.odd_values AS entry "
-                f"JOIN (SELECT {key_list(before, old_types)} AS old_key, "
-                f"{key_list(key, types)} AS new_key, "
-                f"{quote(_COLUMN)} AS column_name "
-                "FROM _etl_stays) AS stays "
-                "ON entry.key = stays.old_key AND entry.column_name = stays.column_name "
-                "WHERE entry.table_id = ?",
-                [table_id],
+            columns = ", ".join(
+                "stays.new_key AS key" if name == "key" else f"entry.{name}" for name in _COLUMNS
             )
-            self._connection.unregister("_etl_stays")
-        self._connection.register("_etl_keys", readable(collapsed.removed))
-        self._connection.execute(
-            "DELETE FROM _etl.odd_values AS entry "
-            f"USING (SELECT {key_list(key, types)} AS key FROM _etl_keys) AS gone "
-            "WHERE entry.table_id = ? AND entry.key = gone.key",
-            [table_id],
+            self._session.run(
+                Statement(
+                    f"CREATE TEMP TABLE _etl_kept AS SELECT {columns} "
+                    "FROM _etl.odd_values AS entry "
+                    f"JOIN (SELECT {key_list(before, old_types)} AS old_key, "
+                    f"{key_list(key, types)} AS new_key, "
+                    f"{quote(_COLUMN)} AS column_name "
+                    "FROM _etl_stays) AS stays "
+                    "ON entry.key = stays.old_key AND entry.column_name = stays.column_name "
+                    # Not all databases take a parameter here.
+                    f"WHERE entry.table_id = {table_id:d}",
+                    staged={"_etl_stays": stays},
+                )
+            )
+        self._session.run(
+            Statement(
+                "DELETE FROM _etl.odd_values AS entry "
+                f"USING (SELECT {key_list(key, types)} AS key FROM _etl_keys) AS gone "
+                "WHERE entry.table_id = $1 AND entry.key = gone.key",
+                [table_id],
+                {"_etl_keys": collapsed.removed},
+            )
         )
-        self._connection.unregister("_etl_keys")
         if stays is not None:
-            self._connection.execute("INSERT INTO _etl.odd_values FROM temp.main._etl_kept")
-            self._connection.execute("DROP TABLE temp.main._etl_kept")
+            self._session.execute(
+                f"INSERT INTO _etl.odd_values SELECT {', '.join(_COLUMNS)} FROM {kept}"
+            )
+            self._session.execute(f"DROP TABLE {kept}")
 
     def _remove_one_each(self, table_id: TableId, removed: Mapping[str, pa.Array[Any]]) -> None:
         """Remove one entry for each of these texts."""
         names = [name for name, texts in removed.items() for _ in range(len(texts))]
         texts = pa.concat_arrays([texts.cast(pa.string()) for texts in removed.values()])
         gone = pa.RecordBatch.from_arrays([pa.array(names, pa.string()), texts], ["name", "text"])
-        self._connection.register("_etl_gone", gone)
-        self._connection.execute(
-            """
-            DELETE FROM _etl.odd_values WHERE rowid IN (
-                SELECT row_id FROM (
-                    SELECT entry.rowid AS row_id, gone.times, row_number() OVER (
-                        PARTITION BY entry.column_name, entry.text ORDER BY entry.rowid
-                    ) AS place
-                    FROM _etl.odd_values AS entry JOIN (
-                        SELECT name, text, count(*) AS times FROM _etl_gone GROUP BY ALL
-                    ) AS gone ON entry.column_name = gone.name AND entry.text = gone.text
-                    WHERE entry.table_id = ?
-                ) WHERE place <= times
+        row_id = self._session.dialect.row_id
+        self._session.run(
+            Statement(
+                f"""
+                DELETE FROM _etl.odd_values WHERE {row_id} IN (
+                    SELECT row_id FROM (
+                        SELECT entry.{row_id} AS row_id, gone.times, row_number() OVER (
+                            PARTITION BY entry.column_name, entry.text ORDER BY entry.{row_id}
+                        ) AS place
+                        FROM _etl.odd_values AS entry JOIN (
+                            SELECT name, text, count(*) AS times FROM _etl_gone GROUP BY name, text
+                        ) AS gone ON entry.column_name = gone.name AND entry.text = gone.text
+                        WHERE entry.table_id = $1
+                    ) AS found WHERE place <= times
+                )
+                """,
+                [table_id],
+                {"_etl_gone": gone},
             )
-            """,
-            [table_id],
         )
-        self._connection.unregister("_etl_gone")
 
     def clear(self, table_id: TableId) -> None:
         """The table has no rows any more."""
-        self._connection.execute("DELETE FROM _etl.odd_values WHERE table_id = ?", [table_id])
+        self._session.execute("DELETE FROM _etl.odd_values WHERE table_id = $1", [table_id])
 
     # -- the table's columns and key -----------------------------------------------------------
 
@@ -247,14 +247,14 @@ class OddValues:
         for change in schema_changes(old, new):
             match change:
                 case DropColumn(column):
-                    self._connection.execute(
-                        "DELETE FROM _etl.odd_values WHERE table_id = ? AND column_name = ?",
+                    self._session.execute(
+                        "DELETE FROM _etl.odd_values WHERE table_id = $1 AND column_name = $2",
                         [new.id, column.name],
                     )
                 case RenameColumn(old_name, new_name):
-                    self._connection.execute(
-                        "UPDATE _etl.odd_values SET column_name = ? "
-                        "WHERE table_id = ? AND column_name = ?",
+                    self._session.execute(
+                        "UPDATE _etl.odd_values SET column_name = $1 "
+                        "WHERE table_id = $2 AND column_name = $3",
                         [new_name, new.id, old_name],
                     )
         types = [
@@ -267,15 +267,16 @@ class OddValues:
                 key_text(key_value(f"key[{place}]", was), now)
                 for place, (was, now) in enumerate(types, start=1)
             ]
-            self._connection.execute(
-                f"UPDATE _etl.odd_values SET key = [{', '.join(elements)}] WHERE table_id = ?",
+            self._session.execute(
+                f"UPDATE _etl.odd_values SET key = ARRAY[{', '.join(elements)}] "
+                "WHERE table_id = $1",
                 [new.id],
             )
 
     def rename(self, schema: TableSchema) -> None:
         """The table has another name."""
-        self._connection.execute(
-            "UPDATE _etl.odd_values SET schema_name = ?, table_name = ? WHERE table_id = ?",
+        self._session.execute(
+            "UPDATE _etl.odd_values SET schema_name = $1, table_name = $2 WHERE table_id = $3",
             [schema.schema_name, schema.table_name, schema.id],
         )
 
@@ -286,19 +287,19 @@ class OddValues:
     ) -> None:
         """Keep the entries of a copy that isn't complete."""
         for each in entries:
-            self._connection.register("_etl_odd", each.batch)
-            self._connection.execute(
-                f"INSERT INTO _etl.odd_copied SELECT ?, {key_list(each.key, types)}, "
-                f"{quote(_COLUMN)}, {quote(_TEXT)} FROM _etl_odd",
-                [table_id],
+            self._session.run(
+                Statement(
+                    f"INSERT INTO _etl.odd_copied SELECT CAST($1 AS BIGINT), "
+                    f"{key_list(each.key, types)}, {quote(_COLUMN)}, {quote(_TEXT)} FROM _etl_odd",
+                    [table_id],
+                    {"_etl_odd": each.batch},
+                )
             )
-            self._connection.unregister("_etl_odd")
 
     def forget_copied(self, table_ids: Sequence[TableId]) -> None:
         """Forget the entries of copies that aren't complete."""
-        self._connection.execute(
-            "DELETE FROM _etl.odd_copied WHERE table_id IN (SELECT unnest(?::BIGINT[]))",
-            [list(table_ids)],
+        self._session.execute(
+            f"DELETE FROM _etl.odd_copied WHERE table_id {AMONG}", [list(table_ids)]
         )
 
     def complete(self, copies: Sequence[tuple[TableSchema, Position]]) -> set[TableId]:
@@ -311,21 +312,17 @@ class OddValues:
             The tables that have any.
         """
         table_ids = [schema.id for schema, _ in copies]
-        self._connection.execute(
-            "DELETE FROM _etl.odd_values WHERE table_id IN (SELECT unnest(?::BIGINT[]))",
-            [table_ids],
+        self._session.execute(f"DELETE FROM _etl.odd_values WHERE table_id {AMONG}", [table_ids])
+        found = self._session.fetch(
+            f"SELECT DISTINCT table_id FROM _etl.odd_copied WHERE table_id {AMONG}", [table_ids]
         )
-        found = self._connection.execute(
-            "SELECT DISTINCT table_id FROM _etl.odd_copied "
-            "WHERE table_id IN (SELECT unnest(?::BIGINT[]))",
-            [table_ids],
-        ).fetchall()
         having = {table_id for (table_id,) in found}
         for schema, position in copies:
             if schema.id in having:
-                self._connection.execute(
-                    "INSERT INTO _etl.odd_values SELECT table_id, ?, ?, key, column_name, text, "
-                    "?, ?, NULL FROM _etl.odd_copied WHERE table_id = ?",
+                self._session.execute(
+                    "INSERT INTO _etl.odd_values SELECT table_id, CAST($1 AS VARCHAR), "
+                    "CAST($2 AS VARCHAR), key, column_name, text, $3, $4, NULL "
+                    "FROM _etl.odd_copied WHERE table_id = $5",
                     [
                         schema.schema_name,
                         schema.table_name,
@@ -356,11 +353,9 @@ def _staying(collapsed: Collapsed, key: Sequence[str]) -> pa.RecordBatch | None:
     which = np.concatenate(rows)
     now = collapsed.rows.select(list(key)).take(pa.array(which))
     before = collapsed.removed.take(pa.array(collapsed.lookup_places[which]))
-    return readable(
-        pa.RecordBatch.from_arrays(
-            [*now.columns, *before.columns, pa.array(names, pa.string())],
-            [*key, *(f"_etl before {name}" for name in key), _COLUMN],
-        )
+    return pa.RecordBatch.from_arrays(
+        [*now.columns, *before.columns, pa.array(names, pa.string())],
+        [*key, *(f"_etl before {name}" for name in key), _COLUMN],
     )
 
 

@@ -18,44 +18,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from etl_dagster.destinations.collapse import Collapsed
-from etl_dagster.destinations.duckdb.tables import (
-    column_list,
-    column_types,
-    create_table,
-    evolve,
-    fetch_row,
-    quote,
-    readable,
-    select_list,
-    table_name,
-)
-from etl_dagster.destinations.sql.in_place import key_match
+from etl_dagster.destinations.sql.dialect import column_list, quote
 from etl_dagster.destinations.sql.odd_values import key_list, key_value
+from etl_dagster.destinations.sql.session import Session, Statement
+from etl_dagster.destinations.sql.statements import PLACE, key_match
+from etl_dagster.destinations.sql.tables import Target, create_table, evolve, move_table
 from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.table_name import TableName
 
 SCHEMA = "_etl_quarantine"
-CREATE = """
--- The tables that have a twin in schema _etl_quarantine, and what that is called; see
--- etl_dagster.destinations.sql.quarantine.
-CREATE TABLE IF NOT EXISTS _etl.quarantines (table_id BIGINT NOT NULL, twin_name VARCHAR NOT NULL);
-"""
-TABLES = ("quarantines",)
 
 #: Of the entries, those that keep a row apart; its values are the table's ID and its columns.
-_HELD = "table_id = ? AND column_name IN (SELECT unnest(?::VARCHAR[]))"
-_PLACE = "_etl place"
+_HELD = "table_id = $1 AND column_name IN (SELECT unnest($2::VARCHAR[]))"
 
 
 class Quarantine:
     """Moves rows between tables and their twins inside a transaction."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     # -- the stream ----------------------------------------------------------------------------
 
@@ -101,21 +86,22 @@ class Quarantine:
 
     def _with_entries(self, schema: TableSchema, keys: pa.RecordBatch) -> np.ndarray:
         """Which of the keys have an entry in one of the columns with quarantine, int64."""
-        numbered = readable(keys).append_column(_PLACE, pa.array(np.arange(len(keys))))
-        self._connection.register("_etl_keys", numbered)
-        key = key_list(schema.key_columns, column_types(schema), "_etl_keys.")
-        found = self._connection.execute(
-            f"SELECT {quote(_PLACE)} FROM _etl_keys SEMI JOIN "
-            f"(SELECT key FROM _etl.odd_values WHERE {_HELD}) AS entry ON entry.key = {key}",
-            _values(schema),
-        ).fetchnumpy()
-        self._connection.unregister("_etl_keys")
-        return np.ma.getdata(found[_PLACE])
+        types = self._session.dialect.column_types(schema)
+        found = self._session.fetch_arrays(
+            Statement(
+                f"SELECT {quote(PLACE)} FROM _etl_keys "
+                f"WHERE {key_list(schema.key_columns, types)} "
+                f"IN (SELECT key FROM _etl.odd_values WHERE {_HELD})",
+                _values(schema),
+                {"_etl_keys": keys.append_column(PLACE, pa.array(np.arange(len(keys))))},
+            )
+        )
+        return found[PLACE]
 
     def clear(self, table_id: TableId) -> int:
         """The table has no rows any more; returns how many its twin lost."""
         twin = self._twin(table_id)
-        return 0 if twin is None else self._count(f"DELETE FROM {twin}")
+        return 0 if twin is None else self._session.execute(f"DELETE FROM {twin}")
 
     # -- the whole table -----------------------------------------------------------------------
 
@@ -132,8 +118,8 @@ class Quarantine:
         if not (schema.quarantine_columns and schema.key_columns):
             return
         values = _values(schema)
-        if fetch_row(self._connection, f"SELECT 1 FROM _etl.odd_values WHERE {_HELD}", values):
-            self._move_held(schema, self._table(schema), self._make_twin(schema), "SEMI")
+        if self._session.fetch(f"SELECT 1 FROM _etl.odd_values WHERE {_HELD} LIMIT 1", values):
+            self._move_held(schema, self._table(schema), self._make_twin(schema), is_held=True)
 
     def evolve(self, old: TableSchema, new: TableSchema, *, has_entries: bool) -> None:
         """Follow a change of the table's name, its columns, or what is done with these.
@@ -148,11 +134,11 @@ class Quarantine:
         name = self._twin_name(old.id)
         if name is not None:
             before = replace(old, schema_name=SCHEMA, table_name=name)
-            evolve(self._connection, before, _twin_schema(new))
+            evolve(self._session, before, _twin_schema(new))
             self._keep_name(new)
             if has_entries:
                 # Of a column that was dropped, the entries are gone.
-                self._move_held(new, self._make_twin(new), self._table(new), "ANTI")
+                self._move_held(new, self._make_twin(new), self._table(new), is_held=False)
             if not new.quarantine_columns:
                 self.drop(new.id)
         if has_entries and _holding(new) - _holding(old):
@@ -162,48 +148,46 @@ class Quarantine:
         """The table has another name."""
         name = self._twin_name(schema.id)
         if name is not None and name != schema.name:
-            twin = table_name(self._connection, SCHEMA, name)
-            self._connection.execute(f"ALTER TABLE {twin} RENAME TO {quote(schema.name)}")
+            move_table(self._session, TableName(SCHEMA, name), TableName(SCHEMA, schema.name))
             self._keep_name(schema)
 
     def drop(self, table_id: TableId) -> None:
         """Drop the twin with its rows; the table is dropped, too, or copied again."""
         twin = self._twin(table_id)
         if twin is not None:
-            self._connection.execute(f"DROP TABLE {twin}")
-            self._connection.execute("DELETE FROM _etl.quarantines WHERE table_id = ?", [table_id])
+            self._session.execute(f"DROP TABLE {twin}")
+            self._session.execute("DELETE FROM _etl.quarantines WHERE table_id = $1", [table_id])
 
     # ------------------------------------------------------------------------------------------
 
     def _table(self, schema: TableSchema) -> str:
-        return table_name(self._connection, schema.schema_name, schema.table_name)
+        return Target.of(self._session.dialect, schema).sql
 
     def _twin_name(self, table_id: TableId) -> str | None:
-        row = fetch_row(
-            self._connection,
-            "SELECT twin_name FROM _etl.quarantines WHERE table_id = ?",
-            [table_id],
+        row = self._session.fetch_row(
+            "SELECT twin_name FROM _etl.quarantines WHERE table_id = $1", [table_id]
         )
         return None if row is None else str(row[0])
 
     def _twin(self, table_id: TableId) -> str | None:
         name = self._twin_name(table_id)
-        return None if name is None else table_name(self._connection, SCHEMA, name)
+        return None if name is None else self._session.dialect.table(SCHEMA, name)
 
     def _make_twin(self, schema: TableSchema) -> str:
         """The twin as SQL; created where it is missing."""
         twin = self._twin(schema.id)
         if twin is None:
-            create_table(self._connection, _twin_schema(schema))
-            self._connection.execute(
-                "INSERT INTO _etl.quarantines VALUES (?, ?)", [schema.id, schema.name]
+            made = Target.of(self._session.dialect, _twin_schema(schema))
+            create_table(self._session, made)
+            self._session.execute(
+                "INSERT INTO _etl.quarantines VALUES ($1, $2)", [schema.id, schema.name]
             )
-            twin = table_name(self._connection, SCHEMA, schema.name)
+            twin = made.sql
         return twin
 
     def _keep_name(self, schema: TableSchema) -> None:
-        self._connection.execute(
-            "UPDATE _etl.quarantines SET twin_name = ? WHERE table_id = ?",
+        self._session.execute(
+            "UPDATE _etl.quarantines SET twin_name = $1 WHERE table_id = $2",
             [schema.name, schema.id],
         )
 
@@ -211,18 +195,18 @@ class Quarantine:
         self, schema: TableSchema, source: str, target: str, keys: pa.RecordBatch
     ) -> int:
         """Move the rows with these keys; returns how many."""
-        self._connection.register("_etl_keys", readable(keys))
-        wanted = f"SELECT {select_list(schema.key_columns, column_types(schema))} FROM _etl_keys"
-        moved = self._move(schema, source, target, wanted, key_match(keys, schema.key_columns), [])
-        self._connection.unregister("_etl_keys")
-        return moved
+        dialect = self._session.dialect
+        selected = dialect.select_list(schema.key_columns, dialect.column_types(schema))
+        found = f"SELECT 1 FROM (SELECT {selected} FROM _etl_keys) AS gone WHERE {key_match(keys)}"
+        with self._session.staged({"_etl_keys": keys}):
+            return self._move(schema, source, target, f"EXISTS ({found})", [])
 
-    def _move_held(self, schema: TableSchema, source: str, target: str, join: str) -> None:
-        """Move the rows whose keys have an entry that keeps them apart (``SEMI``), or the others.
+    def _move_held(self, schema: TableSchema, source: str, target: str, *, is_held: bool) -> None:
+        """Move the rows whose keys have an entry that keeps them apart, or the others.
 
         Keys are read back from the entries: to write those of a large table would take long.
         """
-        types = column_types(schema)
+        types = self._session.dialect.column_types(schema)
         values = ", ".join(
             f"{key_value(f'key[{place}]', types[name])} AS {quote(name)}"
             for place, name in enumerate(schema.key_columns, start=1)
@@ -232,37 +216,27 @@ class Quarantine:
             for name in schema.key_columns
         )
         held = f"SELECT DISTINCT {values} FROM _etl.odd_values WHERE {_HELD}"
-        self._move(schema, source, target, held, match, _values(schema), join)
+        exists = f"EXISTS (SELECT 1 FROM ({held}) AS gone WHERE {match})"
+        condition = exists if is_held else f"NOT {exists}"
+        self._move(schema, source, target, condition, _values(schema))
 
     def _move(
         self,
         schema: TableSchema,
         source: str,
         target: str,
-        keys: str,
-        match: str,
+        condition: str,
         values: Sequence[object],
-        join: str = "SEMI",
     ) -> int:
         columns = column_list(schema.column_names)
-        moved = self._count(
-            f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {source} AS target "
-            f"{join} JOIN ({keys}) AS gone ON {match}",
+        moved = self._session.execute(
+            f"INSERT INTO {target} ({columns}) "
+            f"SELECT {columns} FROM {source} AS target WHERE {condition}",
             values,
         )
-        if moved and join == "SEMI":
-            sql = f"DELETE FROM {source} AS target USING ({keys}) AS gone WHERE {match}"
-            self._count(sql, values)
-        elif moved:
-            found = f"SELECT 1 FROM ({keys}) AS gone WHERE {match}"
-            self._count(f"DELETE FROM {source} AS target WHERE NOT EXISTS ({found})", values)
+        if moved:
+            self._session.execute(f"DELETE FROM {source} AS target WHERE {condition}", values)
         return moved
-
-    def _count(self, sql: str, values: Sequence[object] = ()) -> int:
-        """Run a statement, and return how many rows it wrote or deleted."""
-        row = fetch_row(self._connection, sql, values)
-        assert row is not None
-        return int(row[0])
 
 
 def _twin_schema(schema: TableSchema) -> TableSchema:

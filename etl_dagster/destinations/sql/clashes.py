@@ -1,0 +1,62 @@
+"""Names that differ in the source and are one to the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from etl_dagster.destinations.sql.dialect import Dialect
+from etl_dagster.errors import TableWriteFailed
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.table_name import TableName
+
+
+def folded_name(dialect: Dialect, schema: TableSchema) -> tuple[str, str]:
+    """The same for tables whose names are one to the database."""
+    return dialect.fold_table(TableName(schema.schema_name, schema.table_name))
+
+
+def find_clashes(dialect: Dialect, schemas: Iterable[TableSchema]) -> list[str]:
+    """Tables, and columns of one table, whose names are one; a sentence for each."""
+    found: list[str] = []
+    known: dict[tuple[str, str], TableSchema] = {}
+    for schema in schemas:
+        other = known.setdefault(folded_name(dialect, schema), schema)
+        if other is not schema:
+            found.append(f"{other.name} and {schema.name} {dialect.are_one}")
+        found += _column_clashes(dialect, schema)
+    return found
+
+
+def _column_clashes(dialect: Dialect, schema: TableSchema) -> list[str]:
+    found: list[str] = []
+    known: dict[str, str] = {}
+    for name in schema.column_names:
+        other = known.setdefault(dialect.fold(name), name)
+        if other != name:
+            found.append(f'the columns "{other}" and "{name}" of {schema.name} {dialect.are_one}')
+    return found
+
+
+def require_distinct_columns(dialect: Dialect, schema: TableSchema) -> None:
+    """Refuse a table that the database would take two columns of for one.
+
+    Raises:
+        TableWriteFailed: with both names.
+    """
+    for clash in _column_clashes(dialect, schema):
+        raise TableWriteFailed(
+            schema.id,
+            clash,
+            solution="Rename one of them in the source, or leave it out of the publication with "
+            "a column list; then reset the table.",
+        )
+
+
+def same_name(dialect: Dialect, schema: TableSchema, other: TableSchema) -> TableWriteFailed:
+    """The database would take the one table for the other."""
+    return TableWriteFailed(
+        schema.id,
+        f"{other.name} and {schema.name} {dialect.are_one}",
+        solution="Rename one of them in the source, or leave it out of the publication; then "
+        "reset the table.",
+    )

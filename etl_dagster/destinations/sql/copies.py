@@ -1,0 +1,121 @@
+"""Which copies of the tables there are, and which of their chunks."""
+
+# Statements are put together of constants only.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from etl_dagster.destinations.sql.dialect import AMONG
+from etl_dagster.destinations.sql.ledger_tables import tables_there
+from etl_dagster.destinations.sql.session import Session
+from etl_dagster.errors import InvalidState
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import ChunkId
+from etl_dagster.model.identity import HeldCopy
+from etl_dagster.model.schema import TableId
+
+
+class Copies:
+    """Reads and writes ``_etl.copies`` and ``_etl.chunks`` inside a transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def status(self, table_id: TableId, copy_id: str) -> str | None:
+        """running, complete, or None for a copy never heard of.
+
+        Raises:
+            InvalidState: a newer copy has begun since.
+        """
+        row = self._session.fetch_row(
+            "SELECT status FROM _etl.copies WHERE table_id = $1 AND copy_id = $2",
+            [table_id, copy_id],
+        )
+        if row == ("ended",):
+            raise _is_ended(table_id, copy_id)
+        return None if row is None else str(row[0])
+
+    def complete_among(self, copies: Mapping[TableId, str]) -> set[TableId]:
+        """The tables of which this copy is complete.
+
+        Raises:
+            InvalidState: a newer copy of a table has begun since.
+        """
+        rows = self._session.fetch(
+            f"SELECT table_id, copy_id, status FROM _etl.copies WHERE table_id {AMONG}",
+            [list(copies)],
+        )
+        known = {table: status for table, copy_id, status in rows if copies[table] == copy_id}
+        for table_id, status in known.items():
+            if status == "ended":
+                raise _is_ended(table_id, copies[table_id])
+        return {table_id for table_id, status in known.items() if status == "complete"}
+
+    def begin(self, table_id: TableId, copy_id: str) -> None:
+        """Remember the copy as the one that is running."""
+        self.end([table_id])
+        self._session.execute(
+            "INSERT INTO _etl.copies VALUES ($1, $2, 'running', NULL)", [table_id, copy_id]
+        )
+
+    def end(self, table_ids: Collection[TableId]) -> None:
+        """From now on refuse every copy of the tables that was heard of."""
+        self._session.execute(
+            f"UPDATE _etl.copies SET status = 'ended' WHERE table_id {AMONG}", [list(table_ids)]
+        )
+        self._forget_chunks(table_ids)
+
+    def complete(self, table_id: TableId, copy_id: str, replay_from: Lsn) -> None:
+        """The copy is the table now."""
+        self._session.execute(
+            "UPDATE _etl.copies SET status = 'complete', replay_lsn = $1 "
+            "WHERE table_id = $2 AND copy_id = $3",
+            [replay_from.offset, table_id, copy_id],
+        )
+        self._forget_chunks([table_id])
+
+    def replay_points(self, table_ids: Collection[TableId]) -> dict[TableId, Lsn]:
+        """Of each of the tables' complete copy, where the changes begin that are not in it."""
+        rows = self._session.fetch(
+            "SELECT table_id, replay_lsn FROM _etl.copies "
+            f"WHERE table_id {AMONG} AND status = 'complete'",
+            [list(table_ids)],
+        )
+        return {table_id: Lsn(replay_lsn) for table_id, replay_lsn in rows}
+
+    def held(self, table_ids: Collection[TableId]) -> dict[TableId, HeldCopy]:
+        """The tables' current copies, running or complete."""
+        if "copies" not in tables_there(self._session):
+            return {}
+        rows = self._session.fetch(
+            "SELECT table_id, copy_id, status = 'complete', "
+            "(SELECT array_agg(chunk_index) FROM _etl.chunks AS h "
+            "WHERE h.table_id = c.table_id AND h.copy_id = c.copy_id) "
+            f"FROM _etl.copies AS c WHERE table_id {AMONG} AND status <> 'ended'",
+            [list(table_ids)],
+        )
+        return {
+            table_id: HeldCopy(copy_id, is_complete, frozenset(chunks or ()))
+            for table_id, copy_id, is_complete, chunks in rows
+        }
+
+    def has_chunk(self, table_id: TableId, chunk: ChunkId) -> bool:
+        row = self._session.fetch_row(
+            "SELECT 1 FROM _etl.chunks WHERE table_id = $1 AND copy_id = $2 AND chunk_index = $3",
+            [table_id, chunk.copy_id, chunk.index],
+        )
+        return row is not None
+
+    def keep_chunk(self, table_id: TableId, chunk: ChunkId) -> None:
+        self._session.execute(
+            "INSERT INTO _etl.chunks VALUES ($1, $2, $3)", [table_id, chunk.copy_id, chunk.index]
+        )
+
+    def _forget_chunks(self, table_ids: Collection[TableId]) -> None:
+        self._session.execute(f"DELETE FROM _etl.chunks WHERE table_id {AMONG}", [list(table_ids)])
+
+
+def _is_ended(table_id: TableId, copy_id: str) -> InvalidState:
+    return InvalidState(f"a newer copy of table {table_id} has begun than {copy_id}")

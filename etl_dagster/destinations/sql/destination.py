@@ -1,0 +1,301 @@
+"""A destination in SQL that commits data and positions together."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
+from typing import ClassVar, Generic, TypeVar
+
+import pyarrow as pa
+
+from etl_dagster.destinations.sql.clashes import find_clashes
+from etl_dagster.destinations.sql.copies import Copies
+from etl_dagster.destinations.sql.dialect import Dialect
+from etl_dagster.destinations.sql.fetch import FetchAhead
+from etl_dagster.destinations.sql.ledger import Ledger
+from etl_dagster.destinations.sql.marks import Marks
+from etl_dagster.destinations.sql.merge import TableMerge
+from etl_dagster.destinations.sql.modes import MIRROR, Mode
+from etl_dagster.destinations.sql.names import Names
+from etl_dagster.destinations.sql.odd_values import Entries, OddValues
+from etl_dagster.destinations.sql.quarantine import Quarantine
+from etl_dagster.destinations.sql.session import Session
+from etl_dagster.destinations.sql.statements import insert
+from etl_dagster.destinations.sql.tables import Target, create_table, drop_tables, move_table
+from etl_dagster.destinations.sql.whole_tables import WholeTables
+from etl_dagster.model.destination import Capabilities, ChecksNames, CopiesManyTables
+from etl_dagster.model.events import ChunkId, EventBatch, TableRows
+from etl_dagster.model.identity import DestinationMark, HeldCopy
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.stores import DestinationStore
+
+SessionT = TypeVar("SessionT", bound=Session)
+
+
+class SqlDestination(ABC, Generic[SessionT]):
+    """Tables in schemas named as the source's, and in schema ``_etl`` what was applied to them.
+
+    Data and positions are committed together, so every change is applied exactly once. What a
+    subclass adds is where the database is: how a transaction begins and ends there, how its
+    failures are told apart, and what it does around them.
+
+    Args:
+        dialect: how the database spells names; asked without a connection, too.
+        changelog: also write the position of every applied change into ``_etl.changelog``.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        transactional=True,
+        schema_changes=True,
+        odd_values=True,
+        quarantine=True,
+        offers=frozenset({ChecksNames, CopiesManyTables}),
+    )
+
+    def __init__(self, dialect: Dialect, *, changelog: bool = False) -> None:
+        self._dialect = dialect
+        self._changelog = changelog
+        self._store: DestinationStore | None = None
+        #: By pipeline, the newest revision that this object has committed; to be read at any time.
+        self._revisions: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    # -- what a database has of its own --------------------------------------------------------
+
+    @abstractmethod
+    def _transaction(
+        self, *, alone: bool = False, more_follows: bool | None = None
+    ) -> AbstractContextManager[SessionT]:
+        """A session inside a transaction, which is durable when the block ends well.
+
+        Failures that concern the whole destination leave it as `DestinationError`.
+
+        Args:
+            alone: for what compares and sets (an epoch, a copy), or creates something that another
+                transaction might create too: of these, whoever writes to the destination, one
+                comes after the other. Chunks are written side by side.
+            more_follows: whether the next transaction is known to come soon, or known not to.
+        """
+
+    @abstractmethod
+    def _reading(self) -> AbstractContextManager[SessionT | None]:
+        """A session to read the ledger, also before `startup`; None where nothing is there yet."""
+
+    @abstractmethod
+    def _blaming(self, table_id: TableId, name: str) -> AbstractContextManager[None]:
+        """Turn a failure inside of the block into `TableWriteFailed` where the table is to blame.
+
+        Messages keep no value of a row.
+        """
+
+    def _prepare(self, session: SessionT) -> None:
+        """Part of `startup`: bring what earlier versions wrote to the present one."""
+        return
+
+    def _before_commit(self, session: SessionT, events: EventBatch, dead_rows: int) -> None:
+        """The batch is applied, and about to be committed.
+
+        Args:
+            dead_rows: how many rows it has deleted or replaced.
+        """
+        return
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def startup(self, store: DestinationStore) -> None:
+        """Create the ledger, or what it lacks.
+
+        Raises:
+            DestinationError: the destination can't be written.
+        """
+        self._store = store
+        self._revisions = {}
+        with self._transaction(alone=True) as session:
+            Ledger(session).create()
+            self._prepare(session)
+
+    def check_names(self, schemas: Sequence[TableSchema]) -> Sequence[str]:
+        return find_clashes(self._dialect, schemas)
+
+    def _is_known(self, table_id: TableId) -> bool:
+        """Whether the pipeline has the table; one that was dropped or left the publication is
+        forgotten."""
+        return self._store is not None and (
+            self._store.get_table_replication_state(table_id) is not None
+        )
+
+    # -- copies --------------------------------------------------------------------------------
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        with self._about(schema, alone=True) as session:
+            Ledger(session).forget_position(schema.id)
+            Copies(session).end([schema.id])
+            _drop_staging(session, schema)
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
+        chunk = rows.chunk
+        if chunk is None:
+            self._end_copy(schema, rows)
+            return
+        if not self._begin_copy(schema, rows.copy_id, chunk):
+            return
+        with FetchAhead(rows.pieces()) as fetched:
+            fetched.wait_until_worthwhile()
+            self._write_chunk(schema, chunk, fetched)
+
+    def _begin_copy(self, schema: TableSchema, copy_id: str, chunk: ChunkId | None) -> bool:
+        """Make the copy the current one; whether the chunk, or the end, is still missing."""
+        with self._about(schema, alone=True) as session:
+            copies = Copies(session)
+            status = copies.status(schema.id, copy_id)
+            if status is None:
+                copies.begin(schema.id, copy_id)
+                _drop_staging(session, schema)
+                create_table(session, Target.staging(session.dialect, schema))
+                return True
+            return status == "running" and not (chunk and copies.has_chunk(schema.id, chunk))
+
+    def _write_chunk(self, schema: TableSchema, chunk: ChunkId, fetched: FetchAhead) -> None:
+        odd: list[Entries] = []
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for piece in fetched:
+                if piece.odd:
+                    odd.append(Entries.copied(piece, schema.key_columns))
+                yield piece.rows
+
+        with self._about(schema) as session:
+            copies = Copies(session)
+            if copies.status(schema.id, chunk.copy_id) != "running" or copies.has_chunk(
+                schema.id, chunk
+            ):
+                return
+            copies.keep_chunk(schema.id, chunk)
+            target = Target.staging(session.dialect, schema)
+            # One statement for all: a column store then compresses and writes rows as they come.
+            for stretch in session.stretches(target.sql, schema, batches()):
+                stream = map(session.dialect.readable, stretch)
+                first = next(stream, None)
+                if first is None:
+                    continue
+                reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
+                try:
+                    session.run(insert(target, reader))
+                except Exception:
+                    # Through the database, a failure of the source would look like one of its own.
+                    fetched.raise_failure()
+                    raise
+            if odd:
+                OddValues(session).keep_copied(schema.id, odd, target.types)
+
+    def _end_copy(self, schema: TableSchema, rows: TableRows) -> None:
+        """The copy becomes the table, in place of the one before."""
+        if not self._begin_copy(schema, rows.copy_id, None):
+            return
+        with self._about(schema, alone=True) as session:
+            ledger, copies = Ledger(session), Copies(session)
+            if copies.status(schema.id, rows.copy_id) != "running":
+                return
+            names = Names(session, ledger)
+            for other in ledger.in_the_way([schema]):
+                names.drop_replaced(other, schema, self._is_known)
+            names.claim(schema)
+            # Refused where a table is in the way that isn't ours.
+            staging = Target.staging(session.dialect, schema)
+            move_table(session, staging.name, Target.of(session.dialect, schema).name)
+            position = Position.just_before(rows.replay_from)
+            has_odd_values = OddValues(session).complete([(schema, position)])
+            ledger.keep_table(schema)
+            ledger.note_odd_values(schema.id, bool(has_odd_values))
+            if has_odd_values:
+                Quarantine(session).hold_all(schema)
+            ledger.keep_position(schema, position)
+            copies.complete(schema.id, rows.copy_id, rows.replay_from)
+            names.settle()
+
+    def drop_tables_for_copy(self, schemas: Sequence[TableSchema]) -> None:
+        with self._transaction(alone=True) as session:
+            whole = WholeTables(session, self._blaming, self._is_known)
+            whole.forget_copies([schema.id for schema in schemas])
+            _drop_staging(session, *schemas)
+
+    def write_whole_tables(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> None:
+        """Write whole tables, and that their copies are complete, in one transaction.
+
+        Raises:
+            TableWriteFailed: one table refuses; nothing is written.
+        """
+        # More groups may follow, and to begin a transaction may be what takes the longest.
+        with self._transaction(alone=True, more_follows=True) as session:
+            WholeTables(session, self._blaming, self._is_known).write(copies)
+
+    # -- the stream ----------------------------------------------------------------------------
+
+    def mode_of(self, schema: TableSchema) -> Mode:
+        """How the table is kept."""
+        return MIRROR
+
+    def write_events(self, events: EventBatch) -> None:
+        """Apply the batch in one transaction, all tables and their positions together.
+
+        Raises:
+            Superseded: a newer epoch has written.
+            TableWriteFailed: one table refuses; nothing is applied.
+            DestinationUnreachable: the destination can't be had, or not be written.
+        """
+        with self._transaction(alone=True, more_follows=events.more_follows) as session:
+            ledger = Ledger(session)
+            revision = Marks(session).raise_mark(events)
+            tables = ledger.tables(events.tables)
+            names = Names(session, ledger, tables)
+            replay_points = Copies(session).replay_points(events.tables)
+            dead_rows = 0
+            for table_id, steps in events.tables.items():
+                if not steps or events.is_outdated(table_id, replay_points.get(table_id)):
+                    continue
+                schema = steps[0].schema
+                merge = TableMerge(
+                    session,
+                    ledger,
+                    tables.get(table_id),
+                    names,
+                    self.mode_of(schema),
+                    changelog=self._changelog,
+                )
+                with self._blaming(table_id, schema.name):
+                    merge.apply(steps)
+                dead_rows += merge.dead_rows
+            names.settle()
+            self._before_commit(session, events, dead_rows)
+        with self._lock:
+            before = self._revisions.get(events.pipeline, 0)
+            self._revisions[events.pipeline] = max(before, revision)
+
+    # -- the mark ------------------------------------------------------------------------------
+
+    def read_mark(self, pipeline: str) -> DestinationMark | None:
+        with self._reading() as session:
+            return None if session is None else Marks(session).mark(pipeline)
+
+    def held_copies(self, table_ids: Collection[TableId]) -> Mapping[TableId, HeldCopy]:
+        with self._reading() as session:
+            return {} if session is None else Copies(session).held(table_ids)
+
+    def written_revision(self, pipeline: str) -> int:
+        return self._revisions.get(pipeline, 0)
+
+    @contextmanager
+    def _about(self, schema: TableSchema, *, alone: bool = False) -> Iterator[SessionT]:
+        """A transaction about one table."""
+        with self._transaction(alone=alone) as session, self._blaming(schema.id, schema.name):
+            yield session
+
+
+def _drop_staging(session: Session, *schemas: TableSchema) -> None:
+    """Drop what copies have written that aren't complete."""
+    OddValues(session).forget_copied([schema.id for schema in schemas])
+    drop_tables(session, (Target.staging(session.dialect, schema).name for schema in schemas))

@@ -1,0 +1,88 @@
+"""What becomes of a table's changes: the modes in which a table can be kept.
+
+`Mirror` keeps what the source has now. A mode that keeps more (rows that are marked as deleted
+instead of being so, every change, the time from which on a row was valid) is another class here: it
+turns the same changes into other statements.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from etl_dagster.destinations.collapse import Collapsed, added_and_removed
+from etl_dagster.destinations.sql import statements
+from etl_dagster.destinations.sql.in_place import change_in_place
+from etl_dagster.destinations.sql.session import Session
+from etl_dagster.destinations.sql.tables import Target
+from etl_dagster.errors import TableWriteFailed
+from etl_dagster.model.events import TableChanges, TruncateEvent
+
+
+class Mode(ABC):
+    """Applies changes of one table. Both methods return how many of its rows they made obsolete:
+    deleted them, or wrote them again."""
+
+    @abstractmethod
+    def change(
+        self, session: Session, target: Target, changes: TableChanges, collapsed: Collapsed | None
+    ) -> int:
+        """Apply inserts, updates and deletes.
+
+        Args:
+            changes: all of them, in order; under the schema that `target` has.
+            collapsed: what they amount to; None for a table without a key.
+
+        Raises:
+            TableWriteFailed: the table is none that this can be done with.
+        """
+
+    @abstractmethod
+    def truncate(self, session: Session, target: Target, event: TruncateEvent) -> int:
+        """Apply a truncate."""
+
+
+class Mirror(Mode):
+    """The table holds the rows that the source's holds."""
+
+    def change(
+        self, session: Session, target: Target, changes: TableChanges, collapsed: Collapsed | None
+    ) -> int:
+        if collapsed is None:
+            return self._change_keyless(session, target, changes)
+        if not collapsed.unknown:
+            obsolete = session.run(statements.delete_keys(target, collapsed.removed))
+            if len(collapsed.rows):
+                session.run(statements.insert(target, collapsed.rows))
+            return obsolete
+        dialect = target.dialect
+        if dialect.changes_in_place and not dialect.hides_row_id(target.columns):
+            change_in_place(session, target, collapsed)
+            return len(collapsed.removed)
+        session.run(statements.keep_known(target, collapsed))
+        obsolete = session.run(statements.delete_keys(target, collapsed.removed))
+        for statement in statements.insert_known(target):
+            session.run(statement)
+        return obsolete
+
+    def _change_keyless(self, session: Session, target: Target, changes: TableChanges) -> int:
+        added, removed = added_and_removed(changes)
+        if len(added):
+            session.run(statements.insert(target, added))
+        if removed is None or not len(removed):
+            return 0
+        dialect = target.dialect
+        if dialect.hides_row_id(target.columns):
+            raise TableWriteFailed(
+                target.schema.id,
+                f"a column of {target.schema.name} is called {dialect.row_id}, which hides the "
+                f"number by which {dialect.name} tells equal rows apart",
+                solution="Give the table a primary key, or the column another name; then reset the "
+                "table.",
+            )
+        return session.run(statements.delete_one_each(target, removed))
+
+    def truncate(self, session: Session, target: Target, event: TruncateEvent) -> int:
+        return session.run(statements.delete_all(target))
+
+
+MIRROR = Mirror()

@@ -1,0 +1,131 @@
+"""What the other modules need of a database: statements, and rows from Arrow, in a transaction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from etl_dagster.destinations.sql.dialect import Dialect
+    from etl_dagster.model.schema import TableSchema
+
+#: What a statement can read by a name: some rows, or rows that are fetched while it runs.
+Rows: TypeAlias = "pa.RecordBatch | pa.RecordBatchReader"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A statement as data.
+
+    Its text holds names and types only. Values are its parameters or stand in rows, so none of
+    them is ever part of it.
+    """
+
+    sql: str
+    #: Of ``$1``, ``$2`` and so on.
+    values: Sequence[object] = ()
+    #: Rows that it reads like a table, by name.
+    staged: Mapping[str, Rows] = field(default_factory=dict)
+
+
+class Session(ABC):
+    """A connection inside a transaction that the caller begins and ends.
+
+    What a method raises is the driver's own: whether it concerns one table or the whole
+    destination is decided where the transaction is.
+    """
+
+    @property
+    @abstractmethod
+    def dialect(self) -> Dialect:
+        """How this database spells SQL."""
+
+    @abstractmethod
+    def execute(self, sql: str, values: Sequence[object] = ()) -> int:
+        """Run a statement; returns how many rows it inserted, deleted or changed.
+
+        Args:
+            values: of its parameters ``$1``, ``$2`` and so on; a list is an array.
+        """
+
+    @abstractmethod
+    def fetch(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a query; for few."""
+
+    @abstractmethod
+    def fetch_arrays(self, statement: Statement) -> Mapping[str, np.ndarray]:
+        """The columns of a query by name; for many rows, without nulls."""
+
+    @abstractmethod
+    def stage(self, name: str, rows: Rows) -> None:
+        """Have statements read the rows under this name; no two have one name at a time.
+
+        Args:
+            rows: as `Dialect.readable` gives them.
+        """
+
+    @abstractmethod
+    def release(self, name: str) -> None:
+        """End what `stage` began."""
+
+    def make_room(
+        self, table: str, known: TableSchema, wanted: TableSchema, rows: pa.RecordBatch
+    ) -> TableSchema:
+        """Have the types of a table's columns hold the rows, before these are written.
+
+        For a type that lists its values, such as an enum.
+
+        Args:
+            table: as SQL.
+            known: what is known of it; it may hold more than that.
+            wanted: what the source says of it.
+
+        Returns:
+            `known`, with what the table holds now.
+        """
+        return known
+
+    def stretches(
+        self, table: str, schema: TableSchema, batches: Iterator[pa.RecordBatch]
+    ) -> Iterator[Iterator[pa.RecordBatch]]:
+        """The rows in stretches for each of which `make_room` is done; one, where there is no need.
+
+        A stretch must be used up before the next one is asked for.
+        """
+        yield batches
+
+    def fetch_row(self, sql: str, values: Sequence[object] = ()) -> tuple[Any, ...] | None:
+        """The one row of a query, or None."""
+        rows = self.fetch(sql, values)
+        return rows[0] if rows else None
+
+    def run(self, statement: Statement) -> int:
+        """As `execute`, with the statement's rows staged meanwhile."""
+        with self.staged(statement.staged):
+            return self.execute(statement.sql, statement.values)
+
+    def run_each(self, statements: Iterable[str]) -> None:
+        """Run statements without parameters, one after the other."""
+        for sql in statements:
+            self.execute(sql)
+
+    @contextmanager
+    def staged(self, rows: Mapping[str, Rows]) -> Iterator[None]:
+        """Stage the rows within the block.
+
+        After a failure they stay: the transaction is over then, and the session with it.
+        """
+        for name, each in rows.items():
+            if isinstance(each, pa.RecordBatch):
+                each = self.dialect.readable(each)
+            self.stage(name, each)
+        yield
+        for name in rows:
+            self.release(name)
