@@ -44,6 +44,7 @@ from etl_dagster.testing.changes import (
     table,
     truncate,
 )
+from etl_dagster.values.types import Enum
 
 _MONEY = ((12 << 16) | 2) + 4
 _COLUMNS = (
@@ -240,6 +241,33 @@ def _text(value: Any) -> str | None:
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
     return None if value is None else str(value)
+
+
+@pytest.mark.parametrize("is_copied", [False, True], ids=["by the stream", "by a copy"])
+def test_a_row_in_quarantine_has_labels_that_its_table_got_later(
+    folder: Path, is_copied: bool
+) -> None:
+    """An enum gets a label where a row brings it, and the row goes on to the twin."""
+    amount = replace(_COLUMNS[2], quarantine=True)
+    mood = column("mood", 70_000, 5, type=Enum(70_000, "mood", ("sad",)), own_type=True)
+    moody = table([_COLUMNS[0], amount, mood], table_id=3, name="moody")
+    stream = Transactions()
+    rows = [
+        {"id": number, "amount": Unheld("NaN"), "mood": label}
+        for number, label in enumerate(("sad", "happy", "calm"))
+    ]
+    with opened(folder) as destination:
+        for row in rows:
+            if is_copied:
+                copy_id = str(row["id"])
+                destination.write_table_rows(moody, chunk(copy_id, 0, moody, [row]))
+                destination.write_table_rows(moody, end_of_copy(copy_id))
+            else:
+                destination.write_events(batch(stream.commit(Change(moody, "I", row))))
+
+    twin = _answer(folder, 'SELECT id, mood::VARCHAR FROM _etl_quarantine."public.moody"')
+    held = rows[-1:] if is_copied else rows
+    assert twin == Counter((row["id"], row["mood"]) for row in held)
 
 
 def test_nothing_is_asked_about_odd_values_of_tables_that_have_none(

@@ -52,13 +52,25 @@ def make_room(
         there = _labels_there(session, table, column.name)
         needed = joined(there, order.get(column.name, ()), _occurring(rows, column.name))
         if needed != there:
-            session.execute(
-                f"ALTER TABLE {table} ALTER COLUMN {quote(column.name)} TYPE {enum_type(needed)}"
-            )
+            _give_labels(session, table, column.name, needed)
         others[column.name] = with_labels(column, needed)
     if not others:
         return known
     return replace(known, columns=tuple(others.get(c.name, c) for c in known.columns))
+
+
+def make_room_as(session: Session, table: str, other: str, schema: TableSchema) -> None:
+    """Give the table's enums the labels that those of another table have.
+
+    Args:
+        table: as SQL; `other`, too.
+        schema: what is known of both.
+    """
+    for column in enums_of(schema):
+        there = _labels_there(session, table, column.name)
+        needed = joined(there, _labels_there(session, other, column.name), ())
+        if needed != there:
+            _give_labels(session, table, column.name, needed)
 
 
 def enums_of(schema: TableSchema) -> list[ColumnSchema]:
@@ -89,6 +101,10 @@ def _occurring(rows: pa.RecordBatch, name: str) -> list[str]:
 def _labels_there(session: Session, table: str, column: str) -> Labels:
     [(labels,)] = session.fetch(f"SELECT enum_range((SELECT {quote(column)} FROM {table} LIMIT 0))")
     return tuple(labels)
+
+
+def _give_labels(session: Session, table: str, column: str, labels: Labels) -> None:
+    session.execute(f"ALTER TABLE {table} ALTER COLUMN {quote(column)} TYPE {enum_type(labels)}")
 
 
 def pieces_with_room(

@@ -50,6 +50,9 @@ class DuckDBSession(Session):
     ) -> TableSchema:
         return enums.make_room(self, table, known, wanted, rows)
 
+    def make_room_as(self, table: str, other: str, schema: TableSchema) -> None:
+        enums.make_room_as(self, table, other, schema)
+
     def stretches(
         self, table: str, schema: TableSchema, batches: Iterator[pa.RecordBatch]
     ) -> Iterator[Iterator[pa.RecordBatch]]:

@@ -106,6 +106,7 @@ class TableMerge:
         if table is not known:
             self._ledger.keep_table(table, wanted_name=self._ledger.wanted_name(table.id))
             self._target = target = Target.of(self._session.dialect, table)
+            self._quarantine.make_room(table)
         return target
 
     def _change(self, target: Target, changes: TableChanges) -> None:

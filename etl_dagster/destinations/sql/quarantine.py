@@ -44,6 +44,12 @@ class Quarantine:
 
     # -- the stream ----------------------------------------------------------------------------
 
+    def make_room(self, schema: TableSchema) -> None:
+        """The types of the table's columns have got room for more values, see `Session.make_room`;
+        so do those of the twin."""
+        if schema.quarantine_columns and (twin := self._twin(schema.id)) is not None:
+            self._session.make_room_as(twin, self._table(schema), schema)
+
     def release(self, schema: TableSchema, keys: pa.RecordBatch) -> int:
         """Return the rows with these keys to their table, before changes are applied to it.
 
@@ -183,6 +189,8 @@ class Quarantine:
                 "INSERT INTO _etl.quarantines VALUES ($1, $2)", [schema.id, schema.name]
             )
             twin = made.sql
+            # A copy may have given the table's types more room than the schema tells.
+            self._session.make_room_as(twin, self._table(schema), schema)
         return twin
 
     def _keep_name(self, schema: TableSchema) -> None:

@@ -92,6 +92,14 @@ class Session(ABC):
         """
         return known
 
+    def make_room_as(self, table: str, other: str, schema: TableSchema) -> None:
+        """Have the types of a table's columns hold whatever those of another table hold.
+
+        Args:
+            schema: of both; as in `make_room`.
+        """
+        return
+
     def stretches(
         self, table: str, schema: TableSchema, batches: Iterator[pa.RecordBatch]
     ) -> Iterator[Iterator[pa.RecordBatch]]:
