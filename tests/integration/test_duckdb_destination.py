@@ -558,6 +558,30 @@ def test_a_type_that_cannot_be_converted_asks_for_a_new_copy(
     assert "copy" in refused.value.solution
 
 
+@pytest.mark.parametrize("has_key", [True, False])
+def test_a_table_may_lose_its_last_column_and_get_another(
+    destination: DuckDBDestination, path: Path, has_key: bool
+) -> None:
+    stream = Transactions()
+    one = table([column("a", INT4, 1, key=1 if has_key else None)], identity="f")
+    none, other, third = (
+        table(columns, identity="f", snapshot=snapshot)
+        for columns, snapshot in (
+            ([], 2000),
+            ([column("b", TEXT, 2)], 3000),
+            ([column("c", TEXT, 3)], 4000),
+        )
+    )
+
+    destination.write_events(batch(stream.commit(insert(one, a=1), insert(one, a=2))))
+    destination.write_events(batch(stream.commit(relation(none))))
+    destination.write_events(batch(stream.commit(relation(other))))
+    assert read(path, "select * from public.orders") == [{"b": None}, {"b": None}]
+
+    destination.write_events(batch(stream.commit(relation(third))))
+    assert read(path, "select * from public.orders") == [{"c": None}, {"c": None}]
+
+
 def test_a_copy_that_an_earlier_version_began_is_resumed(
     destination: DuckDBDestination, path: Path
 ) -> None:

@@ -34,6 +34,7 @@ class DuckDBDialect(Dialect):
     temporary: ClassVar[str] = "temp.main."
     uint64: ClassVar[str] = "UBIGINT"
     uint32: ClassVar[str] = "UINTEGER"
+    only_column: ClassVar[str | None] = "_empty"
 
     def __init__(self, database: str | None = None) -> None:
         self._database = database
@@ -72,7 +73,7 @@ class DuckDBDialect(Dialect):
     def create_table(self, table: str, types: Mapping[str, str]) -> str:
         """Without an index a key may also be deleted and inserted in one transaction; and there is
         no table without a column."""
-        return super().create_table(table, types or {"_empty": "BOOLEAN"})
+        return super().create_table(table, types or {str(self.only_column): "BOOLEAN"})
 
     def move_table(self, old: TableName, new: TableName) -> list[str]:
         before = self.table(old.schema_name, old.table_name)

@@ -67,6 +67,8 @@ class Dialect(ABC):
     #: Whether a table can have a primary key. Without one the database doesn't refuse that the
     #: same chunk is written twice at a time.
     has_keys: ClassVar[bool] = True
+    #: A column that stands in a table without any, where the database has no such tables.
+    only_column: ClassVar[str | None] = None
     #: All tables and views that there are: a relation with schema_name, table_name and is_view.
     tables: ClassVar[str] = (
         "(SELECT table_schema AS schema_name, table_name, table_type = 'VIEW' AS is_view "

@@ -12,7 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from etl_dagster.destinations.evolution import AddColumn, MoveTable, schema_changes
+from etl_dagster.destinations.evolution import (
+    AddColumn,
+    DropColumn,
+    MoveTable,
+    schema_changes,
+)
 from etl_dagster.destinations.sql.clashes import require_distinct_columns
 from etl_dagster.destinations.sql.dialect import Dialect, quote
 from etl_dagster.destinations.sql.session import Session
@@ -94,7 +99,12 @@ def evolve(session: Session, old: TableSchema, new: TableSchema) -> None:
     types = dialect.declared_types(old), dialect.declared_types(new)
     table = Target.of(dialect, old).sql
     filled: list[tuple[str, pa.Array[Any]]] = []
-    for change in schema_changes(old, new):
+    changes = schema_changes(old, new)
+    is_any_kept = len(old.columns) > sum(isinstance(change, DropColumn) for change in changes)
+    only = None if is_any_kept or dialect.only_column is None else quote(dialect.only_column)
+    if only is not None:
+        session.execute(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {only} BOOLEAN")
+    for change in changes:
         if isinstance(change, AddColumn) and (value := missing_value(change.column)) is not None:
             name = change.column.name
             if pa.types.is_nested(value.type):
@@ -106,6 +116,8 @@ def evolve(session: Session, old: TableSchema, new: TableSchema) -> None:
         session.run_each(dialect.alter(table, change, types))
         if isinstance(change, MoveTable):
             table = Target.of(dialect, new).sql
+    if only is not None and new.columns:
+        session.execute(f"ALTER TABLE {table} DROP COLUMN {only}")
     # Before version 2, DuckDB alters no table of which the transaction has updated rows.
     for name, value in filled:
         _fill_column(session, table, name, value, types[1][name])
