@@ -175,8 +175,9 @@ class Belonging:
         kind = self._config.destination.type
         if known.type != kind:
             raise DestinationReplaced(
-                f"the pipeline {self._config.pipeline!r} has written to {known.type} "
-                f"{known.place}; the configuration names {kind} {self._place}"
+                f"the pipeline {self._config.pipeline!r} has written to "
+                f"{_named(known.type, known.place)}; the configuration names "
+                f"{_named(kind, self._place)}"
             )
         if known.place != self._place and not (known.identity and self._marking is not None):
             raise DestinationReplaced(
@@ -308,3 +309,8 @@ def start_destination(
     memory = store if isinstance(store, RemembersDestination) else None
     if memory is not None and memory.get_known_destination() is None:
         belonging.remember()
+
+
+def _named(kind: str, place: str) -> str:
+    """A destination for people; one that is nowhere else has its type as its place."""
+    return place if place == kind else f"{kind} {place}"
