@@ -219,7 +219,8 @@ names differ in case alone, is text.
 ## Types of DuckDB's own
 
 `ENUM`, `INTERVAL`, `BIT`, `TIME WITH TIME ZONE` and `UBIGINT` in the third column hold
-what is text in Arrow, and in JSON. A column gets such a type when its table is copied; one that an
+what is text in Arrow, and in JSON. A column gets such a type when its table is copied with DuckDB 2
+or later: earlier ones don't read Postgres' longest intervals, and hold text. One that an
 earlier version copied stays `VARCHAR` until then, and `etl-dagster doctor` names it.
 
 An **enum** sorts by its labels' order, as in Postgres. A label that is added at the source is added

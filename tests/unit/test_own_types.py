@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.destinations.duckdb import DuckDBDestination
+from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.duckdb.session import DuckDBSession
 from etl_dagster.destinations.duckdb.tables import declared_type
 from etl_dagster.destinations.memory import MemoryDestination
@@ -200,3 +201,11 @@ def test_forms_of_arrow_and_json_stay_text() -> None:
         plain = replace(found, own_type=False)
         assert arrow_type(found) == arrow_type(plain)
         assert form_of(found).json == form_of(plain).json
+
+
+def test_a_duckdb_that_reads_not_every_interval_holds_them_as_text() -> None:
+    has_own_types = DuckDBDestinationConfig.has_own_types
+    assert has_own_types == (int(duckdb.__version__.split(".")[0]) >= 2)
+    if has_own_types:
+        longest = "178956970 years 7 mons 2147483647 days 2562047788:00:54.775807"
+        assert duckdb.execute("select cast(? as interval)::varchar", [longest]).fetchall()

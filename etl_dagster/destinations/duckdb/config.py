@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,8 @@ _MEMORY = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?)?B", re.IGNORECASE)
 class DuckDBDestinationConfig(DestinationConfig):
     """One DuckDB file, shared by the replicator, the copies and readers."""
 
-    has_own_types: ClassVar[bool] = True
+    #: Earlier versions of DuckDB don't read all intervals of Postgres, such as its longest.
+    has_own_types: ClassVar[bool] = int(version("duckdb").split(".")[0]) >= 2
 
     type: Literal["duckdb"]
     path: Path = Field(description="The file; its folder must exist.")
