@@ -29,8 +29,13 @@ test: $(READY) ## Run all tests, on every PostgreSQL found
 LOWEST_DUCKDB := 1.4
 .PHONY: test-duckdb
 test-duckdb: $(READY) ## Run the tests of the DuckDB file on the lowest version that is allowed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target .venv/duckdb-$(LOWEST_DUCKDB) "duckdb==$(LOWEST_DUCKDB).*"
+	@set -eu; if command -v uv >/dev/null; then \
+		uv pip install --quiet --no-deps --python $(BIN)/python \
+			--target .venv/duckdb-$(LOWEST_DUCKDB) "duckdb==$(LOWEST_DUCKDB).*"; \
+	else \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+			--target .venv/duckdb-$(LOWEST_DUCKDB) "duckdb==$(LOWEST_DUCKDB).*"; \
+	fi
 	@PYTHONPATH=.venv/duckdb-$(LOWEST_DUCKDB) $(BIN)/python -m pytest -q \
 		tests/integration/test_duckdb_upkeep.py tests/integration/test_duckdb_updates.py \
 		tests/integration/test_duckdb_files.py $(TEST_ARGS)
