@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from dagster import (
     AssetCheckEvaluation,
@@ -17,16 +16,15 @@ from dagster import (
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.lag import with_solution
+from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
 from etl_dagster.integrations.dagster.translator import STATE_ID
 from etl_dagster.integrations.meltano.positions.comparison import Comparison, compare_bookmarks
 
 BOOKMARK_CHECK = "meltano_bookmark_in_step"
 #: It costs the source a query, and the states another.
 _EVERY_S, _SOON_S = 60.0, 3.0
-#: The daemon writes events one at a time, some 20 ms each.
-_EVENTS_PER_TICK = 25
-#: As in `etl_dagster.integrations.dagster.reports`.
-_REFRESH_S, _REFRESH_PER_TABLE_S = 600.0, 10.0
+#: What a reader would notice; see `_outcome`.
+_Outcome = tuple[bool, bool, bool, str]
 
 
 def compare_tables(
@@ -59,27 +57,16 @@ def result(
     )
 
 
-@dataclass(frozen=True)
-class _Said:
-    """What was said of one table."""
-
-    outcome: tuple[bool, bool, bool, str]
-    at: float
-
-
 class BookmarkReports:
     """What the sensor has said of one pipeline's checks; belongs to the code server's process."""
 
     def __init__(self) -> None:
         self._looked_at = float("-inf")
-        self._said: dict[str, _Said] = {}
-        self._unstored: dict[str, _Said] = {}
+        self._said = Sayings[_Outcome]()
 
     def settle(self, is_stored: bool) -> None:
-        """Count the last tick's evaluations as said, if they were stored."""
-        if is_stored:
-            self._said |= self._unstored
-        self._unstored = {}
+        """As `Sayings.settle`."""
+        self._said.settle(is_stored)
 
     def due(
         self,
@@ -95,10 +82,10 @@ class BookmarkReports:
         Args:
             again: tables whose last evaluation Dagster doesn't show any more.
         """
-        for table in again:
-            self._said.pop(table, None)
+        self._said.forget(again)
         now = time.monotonic()
-        pause_s = _SOON_S if keys.keys() - self._said.keys() else _EVERY_S
+        is_any_new = any(self._said.stored(table) is None for table in keys)
+        pause_s = _SOON_S if is_any_new else _EVERY_S
         if not keys or now < self._looked_at + pause_s:
             return []
         self._looked_at = now
@@ -106,7 +93,7 @@ class BookmarkReports:
             compared = compare_tables(config, keys)
         except EtlError as error:
             compared = dict.fromkeys(keys, not_comparable(error))
-        return self._say(config, compared, keys, _EVENTS_PER_TICK)
+        return self._say(config, compared, keys, EVENTS_PER_TICK)
 
     def dead(
         self,
@@ -115,7 +102,7 @@ class BookmarkReports:
         solution: str,
         keys: Mapping[str, AssetKey],
         *,
-        at_most: int = _EVENTS_PER_TICK,
+        at_most: int = EVENTS_PER_TICK,
     ) -> list[AssetCheckEvaluation]:
         """The failed checks of a pipeline that does not stream, where they don't say so yet."""
         words = with_solution(f"Positions don't move on: {reason}", solution)
@@ -131,15 +118,15 @@ class BookmarkReports:
         reason: str = "",
     ) -> list[AssetCheckEvaluation]:
         now = time.monotonic()
-        refresh_s = max(_REFRESH_S, _REFRESH_PER_TABLE_S * len(keys))
+        longest_s = refresh_s(len(keys))
         news = []
         for table, comparison in compared.items():
-            said = self._unstored.get(table) or self._said.get(table)
+            said = self._said.newest(table)
             outcome = _outcome(comparison, reason)
-            if said is None or said.outcome != outcome or now - said.at >= refresh_s:
+            if said is None or said.outcome != outcome or now - said.at >= longest_s:
                 news.append(table)
         for table in news[:at_most]:
-            self._unstored[table] = _Said(_outcome(compared[table], reason), now)
+            self._said.say(table, _outcome(compared[table], reason), now)
         return [
             AssetCheckEvaluation(
                 asset_key=keys[table],
@@ -153,7 +140,7 @@ class BookmarkReports:
         ]
 
 
-def _outcome(comparison: Comparison, reason: str) -> tuple[bool, bool, bool, str]:
+def _outcome(comparison: Comparison, reason: str) -> _Outcome:
     """What a reader would notice: also whether there is a position by now.
 
     Args:

@@ -16,13 +16,10 @@ from dagster import (
 
 from etl_dagster.integrations.dagster.lag import Verdict, judge, with_solution
 from etl_dagster.integrations.dagster.metadata import odd_metadata
+from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
 ODD_CHECK = "values_held"
-#: The daemon writes events one at a time, some 20 ms each.
-_EVENTS_PER_TICK = 25
-#: As in `etl_dagster.integrations.dagster.reports`.
-_REFRESH_S, _REFRESH_PER_TABLE_S = 600.0, 10.0
 #: Numbers of a table that gets such values all the time are sent this often.
 _NUMBERS_EVERY_S = 300.0
 
@@ -108,12 +105,6 @@ def not_known(kind: str, words: str) -> Held:
     return Held(False, f"Whether every value is held is not known. {words}", unknown=kind)
 
 
-@dataclass(frozen=True)
-class _Said:
-    held: Held
-    at: float
-
-
 class OddReports:
     """What the sensor has said of one pipeline's checks; belongs to the code server's process."""
 
@@ -124,14 +115,11 @@ class OddReports:
     ) -> None:
         self._clock = clock
         self._wall_clock = wall_clock
-        self._said: dict[str, _Said] = {}
-        self._unstored: dict[str, _Said] = {}
+        self._said = Sayings[Held]()
 
     def settle(self, is_stored: bool) -> None:
-        """Count the last tick's evaluations as said, if they were stored."""
-        if is_stored:
-            self._said |= self._unstored
-        self._unstored = {}
+        """As `Sayings.settle`."""
+        self._said.settle(is_stored)
 
     def due(
         self,
@@ -148,8 +136,7 @@ class OddReports:
         Args:
             again: tables whose last evaluation Dagster doesn't show any more.
         """
-        for name in again:
-            self._said.pop(name, None)
+        self._said.forget(again)
         found: dict[str, Held] = {}
         for name in keys.keys() & status.tables.keys():
             table = status.tables[name]
@@ -157,14 +144,14 @@ class OddReports:
             is_known = table.state in ("ready", "errored") and table.odd_values is not None
             if stream.is_dead or (is_known and status.phase != "starting"):
                 found[name] = held(table, stream)
-        return self._say(found, keys, _EVENTS_PER_TICK)
+        return self._say(found, keys, EVENTS_PER_TICK)
 
     def dead(
         self,
         stream: Verdict,
         keys: Mapping[str, AssetKey],
         *,
-        at_most: int = _EVENTS_PER_TICK,
+        at_most: int = EVENTS_PER_TICK,
     ) -> list[AssetCheckEvaluation]:
         """The checks of a pipeline that does not stream, where they don't say so yet."""
         return self._say(dict.fromkeys(keys, held(None, stream)), keys, at_most)
@@ -173,20 +160,24 @@ class OddReports:
         self, found: Mapping[str, Held], keys: Mapping[str, AssetKey], at_most: int
     ) -> list[AssetCheckEvaluation]:
         now = self._clock()
-        refresh_s = max(_REFRESH_S, _REFRESH_PER_TABLE_S * len(keys))
+        longest_s = refresh_s(len(keys))
         news = [
             name
             for name in keys
-            if name in found and self._is_news(name, found[name], now, refresh_s)
+            if name in found and self._is_news(name, found[name], now, longest_s)
         ]
         # Those that waited longest come first.
-        news.sort(key=lambda name: self._said[name].at if name in self._said else float("-inf"))
+        news.sort(key=self._said_at)
         for name in news[:at_most]:
-            self._unstored[name] = _Said(found[name], now)
+            self._said.say(name, found[name], now)
         return [found[name].evaluation(keys[name]) for name in news[:at_most]]
 
-    def _is_news(self, name: str, found: Held, now: float, refresh_s: float) -> bool:
-        said = self._unstored.get(name) or self._said.get(name)
-        if said is None or said.held.outcome != found.outcome or now - said.at >= refresh_s:
+    def _said_at(self, name: str) -> float:
+        said = self._said.stored(name)
+        return float("-inf") if said is None else said.at
+
+    def _is_news(self, name: str, found: Held, now: float, longest_s: float) -> bool:
+        said = self._said.newest(name)
+        if said is None or said.outcome.outcome != found.outcome or now - said.at >= longest_s:
             return True
-        return said.held.counts != found.counts and now - said.at >= _NUMBERS_EVERY_S
+        return said.outcome.counts != found.counts and now - said.at >= _NUMBERS_EVERY_S

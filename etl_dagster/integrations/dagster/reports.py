@@ -11,18 +11,14 @@ from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization
 from etl_dagster.integrations.dagster.history import LastEvents
 from etl_dagster.integrations.dagster.lag import Verdict, dead, judge, waits
 from etl_dagster.integrations.dagster.metadata import Activity, stream_materialization
+from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, refresh_s
 from etl_dagster.integrations.dagster.worst_lag import Lag, WorstLag
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
 
 Event = AssetMaterialization | AssetCheckEvaluation
 
-#: The daemon writes events one at a time, some 20 ms each.
-_EVENTS_PER_TICK = 25
 #: After the hand-over the rows are counted; a report waits so long for the number.
 _COUNT_WAIT_S = 15.0
-#: An evaluation that says the same is sent again this often, so that its age tells that somebody
-#: looks. Dagster keeps every event for good: with many tables it is one in ten seconds.
-_REFRESH_S, _REFRESH_PER_TABLE_S = 600.0, 10.0
 #: What is known of an asset's last events may be this old.
 _HISTORY_S = 120.0
 #: A stream that is interrupted for less than this is not worth an event for each table.
@@ -112,7 +108,7 @@ class Reports:
         solution: str,
         keys: Mapping[str, AssetKey],
         *,
-        at_most: int = _EVENTS_PER_TICK,
+        at_most: int = EVENTS_PER_TICK,
     ) -> list[AssetCheckEvaluation]:
         """The failed checks of a pipeline that does not stream, where they don't say so yet."""
         now, verdict = self._clock(), dead(reason, solution)
@@ -159,7 +155,7 @@ class Reports:
         # Those that waited longest come first.
         names = [name for name in status.tables if name in keys]
         for name in sorted(names, key=lambda name: self._of(name).at):
-            if len(events) >= _EVENTS_PER_TICK:
+            if len(events) >= EVENTS_PER_TICK:
                 break
             table, key = status.tables[name], keys[name]
             last = history.get(key)
@@ -206,7 +202,7 @@ class Reports:
     ) -> bool:
         if verdict.outcome != said.check:
             return True
-        if now - said.checked_at >= max(_REFRESH_S, _REFRESH_PER_TABLE_S * len(keys)):
+        if now - said.checked_at >= refresh_s(len(keys)):
             return True
         # Dagster shows an evaluation until the next run of the asset, also if that is canceled.
         return last is not None and not last.is_running and last.run_id not in (None, said.run_id)
