@@ -142,11 +142,9 @@ def test_a_server_that_lost_patience_is_asked_again(receiver: Server) -> None:
     assert len(receiver.taken) == 1
 
 
-def test_an_interrupted_destination_tries_nothing_again(receiver: Server) -> None:
-    """A stop is bounded by one request, however many tries and bodies there were to come."""
-    receiver.answers.clear()
-    sender = HttpDestination(receiver.url, timeout_s=3, max_attempts=20, max_body_bytes=1024)
-    failures: list[Exception] = []
+def begin_writing(sender: HttpDestination) -> tuple[threading.Thread, list[DestinationUnreachable]]:
+    """Write many bodies in a thread; with what it fails with."""
+    failures: list[DestinationUnreachable] = []
 
     def write() -> None:
         try:
@@ -156,6 +154,14 @@ def test_an_interrupted_destination_tries_nothing_again(receiver: Server) -> Non
 
     writing = threading.Thread(target=write)
     writing.start()
+    return writing, failures
+
+
+def test_an_interrupted_destination_tries_nothing_again(receiver: Server) -> None:
+    """A stop is bounded by one request, however many tries and bodies there were to come."""
+    receiver.answers.clear()
+    sender = HttpDestination(receiver.url, timeout_s=3, max_attempts=20, max_body_bytes=1024)
+    writing, failures = begin_writing(sender)
     assert receiver.asked.wait(30)
     sender.interrupt()
     writing.join(30)
@@ -170,16 +176,7 @@ def test_what_a_stop_leaves_unsent_comes_again_and_what_was_taken_is_recognised(
 ) -> None:
     receiver.answers.clear()
     sender = HttpDestination(receiver.url, max_body_bytes=1024)
-    failures: list[Exception] = []
-
-    def write() -> None:
-        try:
-            sender.write_events(visits(*range(500)))
-        except DestinationUnreachable as error:
-            failures.append(error)
-
-    writing = threading.Thread(target=write)
-    writing.start()
+    writing, failures = begin_writing(sender)
     assert receiver.asked.wait(30)
     sender.interrupt()
     receiver.answers.set()
