@@ -159,7 +159,7 @@ def test_schemas_that_are_one_to_duckdb_need_no_move() -> None:
 
 #: As files of the first version have them; what came later is added.
 _LEDGER = """
-    CREATE SCHEMA IF NOT EXISTS _etl
+    CREATE SCHEMA IF NOT EXISTS "shop"."_etl"
     CREATE TABLE IF NOT EXISTS _etl.meta (epoch UBIGINT NOT NULL)
     CREATE TABLE IF NOT EXISTS _etl.tables ( table_id BIGINT NOT NULL,
       schema_name VARCHAR NOT NULL, table_name VARCHAR NOT NULL, snapshot_lsn UBIGINT NOT NULL,

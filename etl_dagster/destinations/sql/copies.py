@@ -30,7 +30,9 @@ class Copies:
             InvalidState: a newer copy has begun since.
         """
         row = self._session.fetch_row(
-            "SELECT status FROM _etl.copies WHERE table_id = $1 AND copy_id = $2",
+            "SELECT status FROM _etl.copies WHERE table_id = $1 AND copy_id = $2"
+            # Nobody ends the copy, and drops its table, while a chunk is written.
+            + self._session.dialect.row_lock,
             [table_id, copy_id],
         )
         if row == ("ended",):

@@ -206,6 +206,7 @@ class SqlDestination(ABC, Generic[SessionT]):
             names.claim(schema)
             # Refused where a table is in the way that isn't ours.
             staging = Target.staging(session.dialect, schema)
+            session.complete(staging.sql, schema)
             move_table(session, staging.name, Target.of(session.dialect, schema).name)
             position = Position.just_before(rows.replay_from)
             has_odd_values = OddValues(session).complete([(schema, position)])

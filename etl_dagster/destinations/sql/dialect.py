@@ -69,6 +69,9 @@ class Dialect(ABC):
     has_keys: ClassVar[bool] = True
     #: A column that stands in a table without any, where the database has no such tables.
     only_column: ClassVar[str | None] = None
+    #: Ends a query whose rows nobody may change until the transaction ends; empty where no other
+    #: transaction could.
+    row_lock: ClassVar[str] = ""
     #: All tables and views that there are: a relation with schema_name, table_name and is_view.
     tables: ClassVar[str] = (
         "(SELECT table_schema AS schema_name, table_name, table_type = 'VIEW' AS is_view "

@@ -76,7 +76,7 @@ TABLES = frozenset(_CREATE)
 def create_tables(dialect: Dialect) -> list[str]:
     """What makes the schema and the tables that are missing."""
     key = ", PRIMARY KEY (table_id, copy_id, chunk_index)" if dialect.has_keys else ""
-    return ["CREATE SCHEMA IF NOT EXISTS _etl"] + [
+    return [dialect.create_schema("_etl")] + [
         f"CREATE TABLE IF NOT EXISTS _etl.{name} "
         + columns.format(uint64=dialect.uint64, uint32=dialect.uint32, key=key)
         for name, columns in _CREATE.items()

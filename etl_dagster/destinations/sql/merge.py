@@ -77,7 +77,9 @@ class TableMerge:
         dialect, target, wanted = self._session.dialect, self._target, None
         if target is None:
             self._names.claim(schema)
-            create_table(self._session, Target.of(dialect, schema))
+            made = Target.of(dialect, schema)
+            create_table(self._session, made)
+            self._session.complete(made.sql, schema)
         else:
             table = target.schema
             if schema.name != table.name:
@@ -94,6 +96,7 @@ class TableMerge:
                 rekey(self._session, target, self._quarantine.all_rows(table), schema)
                 self._odd.evolve(table, schema, target.types, dialect.column_types(schema))
             evolve(self._session, table, schema)
+            self._session.follow_key(Target.of(dialect, schema).sql, table, schema)
             self._quarantine.evolve(table, schema, has_entries=has_entries)
         self._ledger.keep_table(schema, wanted_name=wanted)
         self._target = target = Target.of(dialect, schema)

@@ -33,6 +33,9 @@ class Statement:
     values: Sequence[object] = ()
     #: Rows that it reads like a table, by name.
     staged: Mapping[str, Rows] = field(default_factory=dict)
+    #: Where all it does is to append the one set of rows: the table as SQL, and its columns. A
+    #: session may do that in a faster way.
+    appends_to: tuple[str, Sequence[str]] | None = None
 
 
 class Session(ABC):
@@ -108,6 +111,18 @@ class Session(ABC):
         A stretch must be used up before the next one is asked for.
         """
         yield batches
+
+    def complete(self, table: str, schema: TableSchema) -> None:
+        """A table has all rows of its copy: make what is better made then, such as its key."""
+        return
+
+    def follow_key(self, table: str, old: TableSchema, new: TableSchema) -> None:
+        """A table's columns have changed: change its key, where it has one and that has changed.
+
+        Args:
+            table: as SQL.
+        """
+        return
 
     def fetch_row(self, sql: str, values: Sequence[object] = ()) -> tuple[Any, ...] | None:
         """The one row of a query, or None."""

@@ -26,6 +26,7 @@ def insert(target: Target, rows: Rows) -> Statement:
     return Statement(
         f"INSERT INTO {target.sql} ({column_list(target.columns)}) SELECT {values} FROM _etl_rows",
         staged={"_etl_rows": rows},
+        appends_to=(target.sql, target.columns),
     )
 
 
@@ -158,7 +159,7 @@ def keep_known(target: Target, collapsed: Collapsed) -> Statement:
         f"CASE WHEN incoming.{quote(unknown_of[name])} THEN target.{quote(name)} "
         f"ELSE CAST(incoming.{quote(name)} AS {types[name]}) END AS value_{number}"
         if name in unknown_of
-        else f"incoming.{quote(name)} AS value_{number}"
+        else f"{_typed(target, name)} AS value_{number}"
         for number, name in enumerate(target.columns)
     )
     match = " AND ".join(
@@ -177,6 +178,12 @@ def keep_known(target: Target, collapsed: Collapsed) -> Statement:
         f"FROM _etl_rows AS incoming LEFT JOIN {target.sql} AS target ON {match}",
         staged={"_etl_rows": pa.RecordBatch.from_arrays(arrays, names)},
     )
+
+
+def _typed(target: Target, name: str) -> str:
+    """A value of `incoming`, of the type that the table's have."""
+    value, type_ = f"incoming.{quote(name)}", target.types[name]
+    return f"CAST({value} AS {type_})" if target.dialect.is_cast(type_) else value
 
 
 def insert_known(target: Target) -> list[Statement]:

@@ -104,6 +104,7 @@ class WholeTables:
             if piece.odd:
                 entries = Entries.copied(piece, schema.key_columns)
                 self._odd.keep_copied(schema.id, [entries], target.types)
+        self._session.complete(target.sql, schema)
 
     def _keep(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> None:
         """Remember the tables, that each has all rows of its copy, and where changes go on."""
