@@ -153,6 +153,9 @@ class DestinationConfig(_Section):
     #: Whether the destination has types of its own for what is text in Arrow, such as intervals,
     #: and makes its columns by `values.form.OwnType`.
     has_own_types: ClassVar[bool] = False
+    #: Whether it reads the text that Postgres prints as the value itself: what Arrow can't hold
+    #: arrives as text then, and nothing of it is odd.
+    reads_text: ClassVar[bool] = False
 
     type: str
 
@@ -356,6 +359,7 @@ class PipelineConfig(_Section):
     meltano: MeltanoConfig = MeltanoConfig()
     #: Of a destination that the pipeline was given as an object.
     _given_has_own_types: bool = PrivateAttr(default=False)
+    _given_reads_text: bool = PrivateAttr(default=False)
 
     @field_validator("pipeline")
     @classmethod
@@ -405,19 +409,27 @@ class PipelineConfig(_Section):
         """The Meltano state ID of a table, given as the text of its `TableName`."""
         return f"{self.environment}:{self.pipeline}-to-{self.destination.type}:{table_name}"
 
-    def given_destination(self, name: str, *, has_own_types: bool = False) -> PipelineConfig:
+    def given_destination(
+        self, name: str, *, has_own_types: bool = False, reads_text: bool = False
+    ) -> PipelineConfig:
         """The same for a destination given as an object; its name is used where none was
         configured."""
         if self.destination.type != _GIVEN:
             return self
         copy = self.model_copy(update={"destination": DestinationConfig(type=name)})
         copy._given_has_own_types = has_own_types
+        copy._given_reads_text = reads_text
         return copy
 
     @property
     def has_own_types(self) -> bool:
         """As `DestinationConfig.has_own_types`."""
         return self.destination.has_own_types or self._given_has_own_types
+
+    @property
+    def reads_text(self) -> bool:
+        """As `DestinationConfig.reads_text`."""
+        return self.destination.reads_text or self._given_reads_text
 
     def table(self, table_name: str) -> TableConfig:
         """What differs for a table, given as the text of its `TableName`."""

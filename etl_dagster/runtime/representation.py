@@ -38,10 +38,15 @@ def given(config: PipelineConfig, destination: Destination) -> PipelineConfig:
     """The configuration of a pipeline with this destination, which it need not name."""
     section = getattr(destination, "config_model", None)
     has_own_types = bool(getattr(section, "has_own_types", False))
-    return config.given_destination(destination.name, has_own_types=has_own_types)
+    reads_text = bool(getattr(section, "reads_text", False))
+    return config.given_destination(
+        destination.name, has_own_types=has_own_types, reads_text=reads_text
+    )
 
 
 def _chosen(column: ColumnSchema, schema: TableSchema, config: PipelineConfig) -> ColumnSchema:
+    if config.reads_text:
+        return replace(column, nested="text", as_text=may_be_odd(replace(column, nested="text")))
     in_key = column.name in schema.key_columns
     nested = config.nested_of(schema.name, column.name)
     if column.type is not None:
