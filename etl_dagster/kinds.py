@@ -61,6 +61,11 @@ _BUILT_IN: Mapping[str, Mapping[str, _BuiltIn]] = {
         "memory": _package(
             "etl_dagster.destinations.memory", "MemoryDestination", "MemoryDestinationConfig"
         ),
+        "postgres": _package(
+            "etl_dagster.destinations.postgres",
+            "PostgresDestination",
+            "PostgresDestinationConfig",
+        ),
     },
     STORES: {
         "postgres": _package("etl_dagster.stores.postgres", "PostgresStore", "PostgresStoreConfig"),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 import httpx
 import pytest
+from psycopg.rows import dict_row
+from psycopg.types.string import TextLoader
 
+from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.destinations.duckdb import DuckDBDestination, read_connection
 from etl_dagster.destinations.http import HttpDestination
 from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.destinations.postgres import PostgresDestination
 from etl_dagster.model.destination import Capabilities, Destination
 from etl_dagster.model.json_values import row_from_json
 from etl_dagster.model.schema import TableSchema
@@ -21,6 +25,7 @@ from etl_dagster.testing import DestinationSuite, Recorded
 from etl_dagster.testing.changes import ORDERS, VISITS, Row, Transactions, insert, order, update
 from etl_dagster.testing.subject import DestinationChecks, Subject
 from tests.support import small_receiver
+from tests.support.database import Database
 from tests.support.forty_lines import MyHttpDestination
 from tests.support.receiver import shared_receiver
 
@@ -141,6 +146,65 @@ class TestDuckDBDestination(ChecksOfOurOwn, DestinationSuite):
                 "ORDER BY commit_lsn, ordinal",
                 [schema.id],
             ).fetchall()
+        return [Recorded(*entry) for entry in found]
+
+
+class TestPostgresDestination(ChecksOfOurOwn, DestinationSuite):
+    """Read as everybody else would, from the database."""
+
+    @pytest.fixture(autouse=True)
+    def serve(self, server: EmbeddedPostgres) -> Iterator[None]:
+        self.databases: dict[Path, Database] = {}
+        with ExitStack() as self.made:
+            self.server = server
+            yield
+
+    def make_destination(self, folder: Path) -> PostgresDestination:
+        """The database of the folder."""
+        if folder not in self.databases:
+            self.databases[folder] = self.made.enter_context(Database.create(self.server))
+        self.database = self.databases[folder]
+        return PostgresDestination(self.database.dsn, changelog=True)
+
+    def read_rows(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        return self._rows(f'"{schema.schema_name}"."{schema.table_name}"')
+
+    def _rows(self, table: str) -> list[Row]:
+        with self.database.connect() as connection:
+            connection.execute("SET timezone = 'UTC'")
+            for name in ("json", "jsonb"):  # a null in it is none
+                connection.adapters.register_loader(name, TextLoader)
+            cursor = connection.cursor(row_factory=dict_row)
+            found: list[Row] = cursor.execute(f"SELECT * FROM {table}").fetchall()
+        return found
+
+    def table_exists(self, destination: Destination, schema: TableSchema) -> bool:
+        name = f'"{schema.schema_name}"."{schema.table_name}"'
+        return self.database.query("SELECT to_regclass(%s)", [name]) != [(None,)]
+
+    def read_odd_values(
+        self, destination: Destination, schema: TableSchema
+    ) -> list[tuple[Row, str, str]]:
+        found = self.database.query(
+            "SELECT key, column_name, text FROM _etl.odd_values WHERE table_id = %s", [schema.id]
+        )
+        return [
+            (dict(zip(schema.key_columns, key or (), strict=True)), column, text)
+            for key, column, text in found
+        ]
+
+    def read_quarantined(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        twin = f'_etl_quarantine."{schema.schema_name}.{schema.table_name}"'
+        if self.database.query("SELECT to_regclass(%s)", [twin]) == [(None,)]:
+            return []
+        return self._rows(twin)
+
+    def read_changes(self, destination: Destination, schema: TableSchema) -> list[Recorded]:
+        found = self.database.query(
+            "SELECT op, commit_lsn::bigint, ordinal FROM _etl.changelog WHERE table_id = %s "
+            "ORDER BY commit_lsn, ordinal",
+            [schema.id],
+        )
         return [Recorded(*entry) for entry in found]
 
 

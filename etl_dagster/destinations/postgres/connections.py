@@ -1,0 +1,212 @@
+"""Connections to the destination, and what their failures mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from psycopg.adapt import Loader
+
+from etl_dagster.errors import (
+    BatchTooLarge,
+    ConfigError,
+    DestinationError,
+    DestinationUnreachable,
+    TableWriteFailed,
+)
+from etl_dagster.model.schema import TableId
+from etl_dagster.pg.advisory import text_key
+from etl_dagster.pg.connection import Connection, connect_shared
+from etl_dagster.pg.dsn import Dsn, DsnError, tcp_settings
+from etl_dagster.pg.failures import Failure, derive, failure_of, message_of
+from etl_dagster.pg.pool import Pool
+from etl_dagster.pg.settings import MONEY, PINNED, TIMEOUTS, pin_transaction
+
+_DEFAULTS: Final = {"connect_timeout": "10", **tcp_settings(30)}
+_GIVE_UP_AFTER_S: Final = 15.0
+_KEPT: Final = 4
+#: One at a time, for all that write to a database.
+_ALONE: Final = text_key("etl_dagster", "destination")
+#: What no table is to blame for.
+_OF_ALL: Final = frozenset(
+    {
+        Failure.REFUSED,
+        Failure.TLS,
+        Failure.DATABASE_MISSING,
+        Failure.OPTIONS,
+        Failure.LIMIT_REACHED,
+    }
+)
+_NUMERIC_OID: Final = 1700
+#: program_limit_exceeded and its kinds: a row, a statement or a value past Postgres' own limits.
+_TOO_LARGE: Final = ("54000", "54001")
+
+
+class _WholeNumber(Loader):
+    """The ledger's numerics are LSNs and epochs."""
+
+    def load(self, data: Any) -> Any:
+        return int(bytes(data))
+
+
+class Connections:
+    """A few connections, each of which is in a transaction while it is lent.
+
+    What is written is one transaction each, so a pooler may give it any connection of its own.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        """Args:
+        dsn: a libpq URI or key/value string.
+
+        Raises:
+            ConfigError: it can't be used.
+        """
+        try:
+            parsed = Dsn.parse(dsn)
+        except DsnError as error:
+            mistake = f"destination.dsn: {error}"
+            raise ConfigError([mistake], origin="destination") from None
+        self._dsn = parsed.with_defaults(**_DEFAULTS, application_name="etl_dagster destination")
+        self.uri = parsed.uri
+        money = {} if "lc_monetary" in parsed.get("options") else MONEY
+        self._settings = {**PINNED, **TIMEOUTS, **money}
+        #: A pooler is in between, which may share sessions: each transaction pins its settings.
+        self._is_pooled = False
+        self._pool = Pool(
+            self._connect, self.translate, kept=_KEPT, give_up_after_s=_GIVE_UP_AFTER_S
+        )
+
+    def _connect(self) -> Connection:
+        connection, is_own = connect_shared(self._dsn, self._settings)
+        self._is_pooled = not is_own
+        connection.adapters.register_loader(_NUMERIC_OID, _WholeNumber)
+        return connection
+
+    @contextmanager
+    def transaction(self, *, alone: bool = False) -> Iterator[Connection]:
+        """A connection in a transaction, which is committed when the block ends well.
+
+        Args:
+            alone: nobody else has one with this at the same time.
+
+        Raises:
+            DestinationError: in the server's words, with what to do.
+        """
+        try:
+            with self._pool.borrow(is_checked=True) as connection, connection.transaction():
+                if self._is_pooled:
+                    pin_transaction(connection, self._settings)
+                if alone:
+                    connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", [_ALONE])
+                yield connection
+        except psycopg.Error as error:
+            failure = self.translate(error)
+        else:
+            return
+        # Outside of the handler: libpq's text doesn't follow as a cause, should it hold a secret.
+        raise failure
+
+    def close(self) -> None:
+        """Disconnect; the next use connects again."""
+        self._pool.close()
+
+    @contextmanager
+    def blaming(self, table_id: TableId, name: str) -> Iterator[None]:
+        """Turn failures that the table is to blame for into `TableWriteFailed`.
+
+        Messages keep no value of a row.
+        """
+        try:
+            yield
+        except psycopg.Error as error:
+            failure = failure_of(error)
+            if failure.is_passing or failure in _OF_ALL or _is_ledgers(error):
+                raise
+            if error.sqlstate in _TOO_LARGE:
+                raise
+            message = self._dsn.redact(message_of(error))
+            solution = _table_solution(error, failure)
+        else:
+            return
+        raise TableWriteFailed(table_id, f"Postgres refuses {name}: {message}", solution=solution)
+
+    def translate(self, error: psycopg.Error) -> DestinationError:
+        """The error in our own vocabulary, without the password."""
+        if _is_ledgers(error):
+            return DestinationUnreachable("another process has just written the same")
+        if error.sqlstate in _TOO_LARGE:
+            return BatchTooLarge(f"the destination can't take it: {message_of(error)}")
+        return derive(error, self._translated, self._dsn.redact)
+
+    def _translated(self, failure: Failure, message: str) -> DestinationError:
+        match failure:
+            case Failure.LOST | Failure.STARTING | Failure.CONNECTIONS_FULL:
+                return DestinationUnreachable(
+                    f"the destination can't be reached: {message}",
+                    solution="Check destination.dsn and that the server is up; the pipeline "
+                    "reconnects by itself.",
+                )
+            case Failure.REFUSED | Failure.DATABASE_MISSING | Failure.OPTIONS:
+                return DestinationError(
+                    f"the destination refuses the connection: {message}",
+                    solution="Check user, password, database and options in destination.dsn, and "
+                    "the server's pg_hba.conf.",
+                )
+            case Failure.TLS:
+                return DestinationError(
+                    f"the destination refuses the connection: {message}",
+                    solution="Check sslmode and sslrootcert in destination.dsn, and the "
+                    "certificates.",
+                )
+            case Failure.FORBIDDEN:
+                return DestinationError(f"the destination refuses us: {message}", solution=GRANTS)
+            case Failure.READ_ONLY:
+                return DestinationUnreachable(
+                    f"the destination takes no writes now: {message}",
+                    solution="After a failover, point destination.dsn to the primary "
+                    "(target_session_attrs=read-write finds it among several hosts). The "
+                    "pipeline retries.",
+                )
+            case Failure.DISK_FULL:
+                return DestinationUnreachable(
+                    f"the destination has no room: {message}",
+                    solution="Make room on its server's disk. The pipeline retries.",
+                )
+            case Failure.CONFLICT | Failure.LOCKED | Failure.CANCELED | Failure.RESOURCES_SHORT:
+                return DestinationUnreachable(
+                    f"the destination gave up: {message}",
+                    solution="No action needed: the pipeline tries again.",
+                )
+        return DestinationError(f"the destination failed: {message}")
+
+
+#: What a role needs.
+GRANTS: Final = (
+    "Grant the user of destination.dsn CREATE on the database (GRANT CREATE ON DATABASE ... TO "
+    "...), or make the schemas _etl, _etl_quarantine and those of the source's tables with it as "
+    "their owner."
+)
+
+
+def _is_ledgers(error: psycopg.Error) -> bool:
+    """Whether another process wrote a chunk at the same time."""
+    return isinstance(error, psycopg.errors.UniqueViolation) and error.diag.schema_name == "_etl"
+
+
+def _table_solution(error: psycopg.Error, failure: Failure) -> str | None:
+    if isinstance(error, psycopg.errors.DuplicateTable):
+        return (
+            "Something of that name is there that the pipeline has not made: rename or drop it, "
+            "or write to another database; then reset the table."
+        )
+    if failure is Failure.FORBIDDEN:
+        return f"{GRANTS} Then reset the table."
+    if failure in (Failure.VALUE, Failure.ENCODING):
+        return (
+            "Compare the column's type at the destination with the source's, then reset the "
+            "table: the copy creates it again."
+        )
+    return None

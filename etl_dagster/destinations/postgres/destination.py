@@ -1,0 +1,131 @@
+"""A destination that is a database of a Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.postgres import reading
+from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
+from etl_dagster.destinations.postgres.connections import Connections
+from etl_dagster.destinations.postgres.dialect import PostgresDialect
+from etl_dagster.destinations.postgres.readiness import require_usable
+from etl_dagster.destinations.postgres.session import PostgresSession
+from etl_dagster.destinations.sql.destination import SqlDestination
+from etl_dagster.model.destination import (
+    ChecksItself,
+    ChecksNames,
+    CopiesManyTables,
+    CountsOddValues,
+    CountsQuarantinedRows,
+    CountsRows,
+)
+from etl_dagster.model.schema import TableId
+from etl_dagster.model.stores import DestinationStore
+
+
+class PostgresDestination(SqlDestination[PostgresSession]):
+    """Tables in schemas named as the source's, and in schema ``_etl`` what was applied to them.
+
+    Data and positions are committed together, so every change is applied exactly once. Any number
+    of processes may write at once: the server has those wait for each other that must.
+
+    Args:
+        dsn: a libpq URI or key/value string.
+        changelog: also write the position of every applied change into ``_etl.changelog``.
+        source: a connection string of the source, which must be another database.
+    """
+
+    name = "postgres"
+    capabilities = replace(
+        SqlDestination.capabilities,
+        offers=frozenset(
+            {
+                ChecksItself,
+                ChecksNames,
+                CopiesManyTables,
+                CountsOddValues,
+                CountsQuarantinedRows,
+                CountsRows,
+            }
+        ),
+    )
+    config_model = PostgresDestinationConfig
+
+    @classmethod
+    def from_config(
+        cls, config: PostgresDestinationConfig, pipeline: PipelineConfig
+    ) -> PostgresDestination:
+        """The destination, not yet opened."""
+        return cls(
+            config.dsn.get_secret_value(),
+            changelog=config.changelog,
+            source=pipeline.source.conninfo(),
+        )
+
+    def __init__(self, dsn: str, *, changelog: bool = False, source: str | None = None) -> None:
+        super().__init__(PostgresDialect(), changelog=changelog)
+        self._connections = Connections(dsn)
+        self._source = source
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return self._connections.uri
+
+    def startup(self, store: DestinationStore) -> None:
+        """Check the database, and create the ledger.
+
+        Raises:
+            DestinationError: it can't be reached, or not be written.
+        """
+        self.check()
+        super().startup(store)
+
+    def shutdown(self) -> None:
+        self._connections.close()
+
+    def check(self) -> str:
+        """Whether the database can be reached and written; changes nothing.
+
+        Raises:
+            DestinationError: it can't, with what to do.
+        """
+        with self._connections.transaction() as connection:
+            return require_usable(connection, self._connections.uri, self._source)
+
+    # -- transactions --------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(
+        self, *, alone: bool = False, more_follows: bool | None = None
+    ) -> Iterator[PostgresSession]:
+        with self._connections.transaction(alone=alone) as connection:
+            yield PostgresSession(connection)
+
+    @contextmanager
+    def _reading(self) -> Iterator[PostgresSession | None]:
+        with self._transaction() as session:
+            yield session
+
+    def _blaming(self, table_id: TableId, name: str) -> AbstractContextManager[None]:
+        return self._connections.blaming(table_id, name)
+
+    # -- readers -------------------------------------------------------------------------------
+
+    def count_rows(self) -> dict[str, int]:
+        """The number of rows of each table, by ``schema.table``."""
+        with self._transaction() as session:
+            return reading.count_rows(session)
+
+    def count_odd_values(self) -> dict[str, dict[str, int]]:
+        """How many values each table's columns can't hold, by ``schema.table`` and column."""
+        with self._transaction() as session:
+            return reading.count_odd_values(session)
+
+    def count_quarantined_rows(self) -> dict[str, int]:
+        """How many rows are kept apart from each table, by ``schema.table``."""
+        with self._transaction() as session:
+            return reading.count_quarantined_rows(session)

@@ -1,0 +1,62 @@
+"""The primary keys of tables: by them rows are found."""
+
+# Every identifier is quoted.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+import psycopg
+
+from etl_dagster.destinations.postgres.dialect import key_name
+from etl_dagster.destinations.sql.dialect import column_list, quote
+from etl_dagster.destinations.sql.session import Session
+from etl_dagster.model.schema import TableSchema
+
+
+def add_key(session: Session, table: str, schema: TableSchema) -> None:
+    """Make the table's key, after all rows of a copy are there.
+
+    Two chunks may both have brought a row that moved between them; changes are to come that touch
+    it, and one of the two is enough until then.
+
+    Args:
+        table: as SQL.
+    """
+    key = schema.key_columns
+    if not key:
+        return
+    columns = column_list(key)
+    add = f"ALTER TABLE {table} ADD CONSTRAINT {quote(key_name(schema.id))} PRIMARY KEY ({columns})"
+    session.execute("SAVEPOINT _etl_key")
+    try:
+        session.execute(add)
+    except psycopg.errors.UniqueViolation:
+        session.execute("ROLLBACK TO SAVEPOINT _etl_key")
+        session.execute(
+            f"DELETE FROM {table} WHERE ctid IN (SELECT row_id FROM (SELECT ctid AS row_id, "
+            f"row_number() OVER (PARTITION BY {columns}) AS place FROM {table}) AS numbered "
+            "WHERE place > 1)"
+        )
+        session.execute(add)
+    except psycopg.errors.NotNullViolation:
+        # A key that its type can't hold; see etl_dagster.destinations.sql.odd_values.
+        session.execute("ROLLBACK TO SAVEPOINT _etl_key")
+        session.execute(f"CREATE INDEX {quote(key_name(schema.id))} ON {table} ({columns})")
+    session.execute("RELEASE SAVEPOINT _etl_key")
+
+
+def change_key(session: Session, table: str, old: TableSchema, new: TableSchema) -> None:
+    """Give a table that has got another key this one."""
+    if _identities(old) == _identities(new):
+        return
+    name = quote(key_name(new.id))
+    session.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}")
+    for column in old.key_columns:
+        if column in new.column_names and column not in new.key_columns:
+            session.execute(f"ALTER TABLE {table} ALTER COLUMN {quote(column)} DROP NOT NULL")
+    add_key(session, table, new)
+
+
+def _identities(schema: TableSchema) -> list[int | str]:
+    by_name = {column.name: column.attnum or column.name for column in schema.columns}
+    return [by_name[name] for name in schema.key_columns]

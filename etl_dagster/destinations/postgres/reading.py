@@ -1,0 +1,52 @@
+"""What is in the destination, counted."""
+
+# Every identifier is quoted.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from etl_dagster.destinations.sql.ledger_tables import tables_there
+from etl_dagster.destinations.sql.quarantine import SCHEMA as QUARANTINE
+from etl_dagster.destinations.sql.session import Session
+from etl_dagster.table_name import TableName
+
+
+def count_rows(session: Session) -> dict[str, int]:
+    """The number of rows of each replicated table, by ``schema.table``."""
+    if "tables" not in tables_there(session):
+        return {}
+    tables = session.fetch("SELECT schema_name, table_name FROM _etl.tables ORDER BY 1, 2")
+    return {str(TableName(*name)): _count(session, *name) for name in tables}
+
+
+def count_odd_values(session: Session) -> dict[str, dict[str, int]]:
+    """How many values each table's columns can't hold, by ``schema.table`` and column."""
+    if "odd_values" not in tables_there(session):
+        return {}
+    counts: dict[str, dict[str, int]] = {}
+    for schema_name, name, column, count in session.fetch(
+        "SELECT schema_name, table_name, column_name, count(*) FROM _etl.odd_values "
+        "GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+    ):
+        counts.setdefault(str(TableName(schema_name, name)), {})[column] = int(count)
+    return counts
+
+
+def count_quarantined_rows(session: Session) -> dict[str, int]:
+    """How many rows are kept apart from each table, by ``schema.table``."""
+    if "quarantines" not in tables_there(session):
+        return {}
+    twins = session.fetch(
+        "SELECT t.schema_name, t.table_name, q.twin_name FROM _etl.quarantines AS q "
+        "JOIN _etl.tables AS t ON t.table_id = q.table_id ORDER BY 1, 2"
+    )
+    counts = {
+        str(TableName(schema_name, name)): _count(session, QUARANTINE, twin)
+        for schema_name, name, twin in twins
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _count(session: Session, schema_name: str, name: str) -> int:
+    [(count,)] = session.fetch(f"SELECT count(*) FROM {session.dialect.table(schema_name, name)}")
+    return int(count)

@@ -1,0 +1,128 @@
+"""A Postgres connection as the session of a merge."""
+
+# Values are never part of a query's text, and every identifier is quoted.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+
+from etl_dagster.destinations.postgres import printing
+from etl_dagster.destinations.postgres.dialect import PostgresDialect
+from etl_dagster.destinations.postgres.keys import add_key, change_key
+from etl_dagster.destinations.sql.dialect import Dialect, column_list, quote
+from etl_dagster.destinations.sql.session import Rows, Session, Statement
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.pg.connection import Connection
+
+#: Begins a statement that takes no parameters.
+_CREATE = "CREATE TEMP TABLE "
+
+
+class PostgresSession(Session):
+    """Rows that are only appended go by COPY into their table; rows that a statement reads are
+    arrays among its parameters, which leaves no trace in the catalog.
+
+    Args:
+        connection: in a transaction that the caller ends.
+    """
+
+    def __init__(self, connection: Connection, dialect: PostgresDialect | None = None) -> None:
+        self._cursor = psycopg.RawCursor(connection)
+        self._dialect = dialect or PostgresDialect()
+        self._rows: dict[str, pa.RecordBatch] = {}
+        #: Of these, those that are in a temporary table.
+        self._kept: set[str] = set()
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._dialect
+
+    def execute(self, sql: str, values: Sequence[object] = ()) -> int:
+        return max(self._execute(sql, values).rowcount, 0)
+
+    def fetch(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        return self._execute(sql, values).fetchall()
+
+    def fetch_arrays(self, statement: Statement) -> Mapping[str, np.ndarray]:
+        with self.staged(statement.staged):
+            cursor = self._execute(statement.sql, statement.values)
+            names = [column.name for column in cursor.description or ()]
+            rows = cursor.fetchall()
+        columns = zip(*rows, strict=True) if rows else [()] * len(names)
+        # Of no row, too, since they are places and numbers.
+        return {
+            name: np.array(column, np.int64) for name, column in zip(names, columns, strict=True)
+        }
+
+    def run(self, statement: Statement) -> int:
+        if statement.appends_to is None:
+            return super().run(statement)
+        table, columns = statement.appends_to
+        [rows] = statement.staged.values()
+        return self._copy(table, columns, rows)
+
+    def stage(self, name: str, rows: Rows) -> None:
+        assert isinstance(rows, pa.RecordBatch)
+        assert name not in self._rows
+        self._rows[name] = rows
+
+    def release(self, name: str) -> None:
+        del self._rows[name]
+        if name in self._kept:
+            self._kept.remove(name)
+            self._cursor.execute(f"DROP TABLE pg_temp.{quote(name)}".encode())
+
+    def complete(self, table: str, schema: TableSchema) -> None:
+        add_key(self, table, schema)
+
+    def follow_key(self, table: str, old: TableSchema, new: TableSchema) -> None:
+        change_key(self, table, old, new)
+
+    # ------------------------------------------------------------------------------------------
+
+    def _execute(self, sql: str, values: Sequence[object]) -> psycopg.RawCursor[Any]:
+        if sql.startswith(_CREATE):
+            self._keep()
+        arrays = {name: rows for name, rows in self._rows.items() if name not in self._kept}
+        parameters, relations = list(values), []
+        for name, rows in arrays.items():
+            columns = []
+            for column, (_, type_) in zip(rows.columns, printing.columns_of(rows), strict=True):
+                parameters.append(printing.array_literal(column))
+                columns.append(f"${len(parameters)}::{type_}[]")
+            relations.append(
+                f"{quote(name)} ({column_list(rows.schema.names)}) "
+                f"AS (SELECT * FROM unnest({', '.join(columns)}))"
+            )
+        if relations:
+            sql = f"WITH {', '.join(relations)} {sql}"
+        # Never prepared: a plan for any number of keys is one for few.
+        return self._cursor.execute(sql.encode(), parameters or None, prepare=False)
+
+    def _keep(self) -> None:
+        for name, rows in self._rows.items():
+            if name in self._kept:
+                continue
+            columns = printing.columns_of(rows)
+            spelled = ", ".join(f"{quote(column)} {type_}" for column, type_ in columns)
+            self._cursor.execute(
+                f"CREATE TEMP TABLE {quote(name)} ({spelled}) ON COMMIT DROP".encode()
+            )
+            self._copy(f"pg_temp.{quote(name)}", rows.schema.names, rows)
+            self._kept.add(name)
+
+    def _copy(self, table: str, columns: Sequence[str], rows: Rows) -> int:
+        named = f" ({column_list(columns)})" if columns else ""
+        count = 0
+        batches = [rows] if isinstance(rows, pa.RecordBatch) else rows
+        with self._cursor.copy(f"COPY {table}{named} FROM STDIN".encode()) as copy:
+            for batch in batches:
+                copy.write(cast(bytes, printing.copied(batch.select(list(columns)))))
+                count += batch.num_rows
+        return count
