@@ -157,11 +157,11 @@ def test_a_row_with_values_that_stay_is_changed_where_it_is() -> None:
 
 _READ_AND_WRITTEN = """
     CREATE TEMP TABLE _etl_known AS SELECT incoming."id" AS value_0, incoming."{0}" AS value_1,
-      CASE WHEN incoming."_etl unknown text" THEN target."text"
+      CASE WHEN incoming."_etl unknown 2" THEN target."text"
       ELSE CAST(incoming."text" AS {1}) END AS value_2,
       incoming."_etl place" AS place
       FROM _etl_rows AS incoming LEFT JOIN {2} AS target
-      ON target."id" IS NOT DISTINCT FROM CAST(incoming."_etl key 0" AS {3})
+      ON target."id" = CAST(incoming."_etl key 0" AS {3})
     DELETE FROM {2} AS target
       USING (SELECT "id" FROM _etl_keys) AS gone WHERE target."id" = gone."id"
     INSERT INTO {2} ("id", "{0}", "text") SELECT value_0, value_1, value_2 FROM {4}_etl_known

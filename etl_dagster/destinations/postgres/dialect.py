@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 import pyarrow as pa
@@ -33,6 +33,8 @@ class PostgresDialect(Dialect):
     uint64: ClassVar[str] = "NUMERIC(20)"
     uint32: ClassVar[str] = "BIGINT"
     row_lock: ClassVar[str] = " FOR SHARE"
+    staging_schema: ClassVar[str | None] = "_etl"
+    reserved_schema: ClassVar[str | None] = "_etl"
     # Indexes and sequences share the names of tables.
     tables: ClassVar[str] = (
         "(SELECT n.nspname AS schema_name, c.relname AS table_name, c.relkind <> 'r' AS is_view "
@@ -63,6 +65,13 @@ class PostgresDialect(Dialect):
         # Zero has two signs.
         is_exact = arrow is not None and not pa.types.is_floating(arrow)
         return value if is_exact else f"CAST({value} AS text)"
+
+    def same_row(self, pairs: Sequence[tuple[str, str]]) -> str:
+        """By one text each: what may be null on both sides is neither hashed nor sorted."""
+        one, other = (
+            f"CAST(ROW({', '.join(values)}) AS text)" for values in zip(*pairs, strict=True)
+        )
+        return f"{one} = {other}"
 
     def hides_row_id(self, names: object) -> bool:
         """No column can be called as one of the system's."""

@@ -12,10 +12,10 @@ from etl_dagster.errors import DestinationError
 from etl_dagster.pg.connection import Connection
 
 _OLDEST: Final = 140000
-#: A cluster, and a database in it.
+#: A database of a server; for any role, other than the cluster's own identifier.
 _IDENTITY: Final = (
-    "SELECT system_identifier, (SELECT oid FROM pg_catalog.pg_database "
-    "WHERE datname = pg_catalog.current_database()) FROM pg_catalog.pg_control_system()"
+    "SELECT pg_catalog.pg_postmaster_start_time(), oid FROM pg_catalog.pg_database "
+    "WHERE datname = pg_catalog.current_database()"
 )
 _TABLES: Final = ("meta", "tables", "positions")
 
@@ -58,26 +58,19 @@ def require_usable(connection: Connection, uri: str, source: str | None) -> str:
 
 
 def _require_another(connection: Connection, uri: str, source: str) -> None:
-    here = _identity(connection)
-    there = None
+    here, there = _row(connection, _IDENTITY), None
     # Whether the source can be reached is not asked here.
     with (
         contextlib.suppress(psycopg.Error),
         psycopg.connect(source, connect_timeout=10, autocommit=True) as other,
     ):
-        there = _identity(other)
-    if here is not None and here == there:
+        there = _row(other, _IDENTITY)
+    if here == there:
         raise DestinationError(
             f"{uri} is the source's own database, in which the tables of the source have the "
             "names that theirs would have",
             solution="Set destination.dsn to another database; it may be on the same server.",
         )
-
-
-def _identity(connection: Connection) -> tuple[object, ...] | None:
-    with contextlib.suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
-        return connection.execute(_IDENTITY).fetchone()
-    return None
 
 
 def _require_rights(connection: Connection, uri: str) -> str:

@@ -23,8 +23,14 @@ def find_clashes(dialect: Dialect, schemas: Iterable[TableSchema]) -> list[str]:
         other = known.setdefault(folded_name(dialect, schema), schema)
         if other is not schema:
             found.append(f"{other.name} and {schema.name} {dialect.are_one}")
+        if schema.schema_name == dialect.reserved_schema:
+            found.append(_reserved(schema))
         found += _column_clashes(dialect, schema)
     return found
+
+
+def _reserved(schema: TableSchema) -> str:
+    return f"{schema.name} is in schema {schema.schema_name}, which the destination has for itself"
 
 
 def _column_clashes(dialect: Dialect, schema: TableSchema) -> list[str]:
@@ -37,12 +43,20 @@ def _column_clashes(dialect: Dialect, schema: TableSchema) -> list[str]:
     return found
 
 
-def require_distinct_columns(dialect: Dialect, schema: TableSchema) -> None:
-    """Refuse a table that the database would take two columns of for one.
+def require_possible(dialect: Dialect, schema: TableSchema) -> None:
+    """Refuse a table that the database would take two columns of for one, or that is in a schema of
+    the destination's own.
 
     Raises:
         TableWriteFailed: with both names.
     """
+    if schema.schema_name == dialect.reserved_schema:
+        raise TableWriteFailed(
+            schema.id,
+            _reserved(schema),
+            solution="Leave it out of the publication, or move it to another schema; then reset "
+            "the table.",
+        )
     for clash in _column_clashes(dialect, schema):
         raise TableWriteFailed(
             schema.id,

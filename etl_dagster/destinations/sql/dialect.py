@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import pyarrow as pa
@@ -69,6 +69,10 @@ class Dialect(ABC):
     has_keys: ClassVar[bool] = True
     #: A column that stands in a table without any, where the database has no such tables.
     only_column: ClassVar[str | None] = None
+    #: The one schema of all tables that `staging` names; None: each is in that of its table.
+    staging_schema: ClassVar[str | None] = None
+    #: A schema that no table of the source can be in.
+    reserved_schema: ClassVar[str | None] = None
     #: Ends a query whose rows nobody may change until the transaction ends; empty where no other
     #: transaction could.
     row_lock: ClassVar[str] = ""
@@ -132,6 +136,14 @@ class Dialect(ABC):
     def exact(self, value: str, type_: str) -> str:
         """SQL for a value, of which two are equal only where Postgres prints them alike."""
         return value
+
+    def same_row(self, pairs: Sequence[tuple[str, str]]) -> str:
+        """The condition under which two rows are equal in every column.
+
+        Args:
+            pairs: of each column the value of either row, as `exact` makes it.
+        """
+        return " AND ".join(f"{one} IS NOT DISTINCT FROM {other}" for one, other in pairs)
 
     @abstractmethod
     def readable(self, rows: pa.RecordBatch) -> pa.RecordBatch:

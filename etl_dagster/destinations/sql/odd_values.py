@@ -169,7 +169,7 @@ class OddValues:
         stays = _staying(collapsed, key)
         kept = f"{self._session.dialect.temporary}_etl_kept"
         if stays is not None:
-            before = [f"_etl before {name}" for name in key]
+            before = [f"_etl before {place}" for place in range(len(key))]
             old_types = dict(zip(before, (types[name] for name in key), strict=True))
             columns = ", ".join(
                 "stays.new_key AS key" if name == "key" else f"entry.{name}" for name in _COLUMNS
@@ -355,7 +355,7 @@ def _staying(collapsed: Collapsed, key: Sequence[str]) -> pa.RecordBatch | None:
     before = collapsed.removed.take(pa.array(collapsed.lookup_places[which]))
     return pa.RecordBatch.from_arrays(
         [*now.columns, *before.columns, pa.array(names, pa.string())],
-        [*key, *(f"_etl before {name}" for name in key), _COLUMN],
+        [*key, *(f"_etl before {place}" for place in range(len(key))), _COLUMN],
     )
 
 

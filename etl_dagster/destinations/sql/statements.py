@@ -54,9 +54,7 @@ def delete_one_each(target: Target, rows: pa.RecordBatch) -> Statement:
     def exact(table: str, name: str) -> str:
         return dialect.exact(f"{table}.{quote(name)}", types[name])
 
-    match = " AND ".join(
-        f"{exact('target', name)} IS NOT DISTINCT FROM gone.{quote(name)}" for name in names
-    )
+    match = dialect.same_row([(exact("target", name), f"gone.{quote(name)}") for name in names])
     values = ", ".join(f"{exact('typed', name)} AS {quote(name)}" for name in names)
     times, group, columns = quote("_etl times"), quote("_etl group"), column_list(names)
     return Statement(
@@ -152,8 +150,11 @@ def keep_known(target: Target, collapsed: Collapsed) -> Statement:
     assert lookup is not None
     types, key = target.types, lookup.schema.names
     found_by = [f"_etl key {place}" for place in range(len(key))]
+    # Numbered: with a word before it, a name may be longer than the database takes.
     unknown_of = {
-        name: f"_etl unknown {name}" for name in collapsed.unknown if name in target.columns
+        name: f"_etl unknown {number}"
+        for number, name in enumerate(target.columns)
+        if name in collapsed.unknown
     }
     columns = ", ".join(
         f"CASE WHEN incoming.{quote(unknown_of[name])} THEN target.{quote(name)} "
@@ -163,7 +164,8 @@ def keep_known(target: Target, collapsed: Collapsed) -> Statement:
         for number, name in enumerate(target.columns)
     )
     match = " AND ".join(
-        f"target.{quote(name)} IS NOT DISTINCT FROM CAST(incoming.{quote(alias)} AS {types[name]})"
+        f"target.{quote(name)} {_equals(lookup, name)} "
+        f"CAST(incoming.{quote(alias)} AS {types[name]})"
         for name, alias in zip(key, found_by, strict=True)
     )
     arrays: list[pa.Array[Any]] = [
@@ -203,11 +205,13 @@ def insert_known(target: Target) -> list[Statement]:
 
 def key_match(keys: pa.RecordBatch) -> str:
     """The condition under which a row of `target` has a key of `gone`."""
-    # A key is null where its column's type can't hold it, such as the NaN of a numeric(10,2). Only
-    # then: most databases can't use an index or a hash table for what may be null on both sides.
     return " AND ".join(
-        f"target.{quote(name)} IS NOT DISTINCT FROM gone.{quote(name)}"
-        if keys[name].null_count
-        else f"target.{quote(name)} = gone.{quote(name)}"
+        f"target.{quote(name)} {_equals(keys, name)} gone.{quote(name)}"
         for name in keys.schema.names
     )
+
+
+def _equals(keys: pa.RecordBatch, name: str) -> str:
+    # A key is null where its column's type can't hold it, such as the NaN of a numeric(10,2). Only
+    # then: most databases can't use an index or a hash table for what may be null on both sides.
+    return "IS NOT DISTINCT FROM" if keys[name].null_count else "="

@@ -18,7 +18,7 @@ from etl_dagster.destinations.evolution import (
     MoveTable,
     schema_changes,
 )
-from etl_dagster.destinations.sql.clashes import require_distinct_columns
+from etl_dagster.destinations.sql.clashes import require_possible
 from etl_dagster.destinations.sql.dialect import Dialect, quote
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.model.schema import TableSchema
@@ -66,7 +66,7 @@ def create_table(session: Session, target: Target) -> None:
         TableWriteFailed: the database would take two of its columns for one.
     """
     dialect = session.dialect
-    require_distinct_columns(dialect, target.schema)
+    require_possible(dialect, target.schema)
     session.execute(dialect.create_schema(target.name.schema_name))
     session.execute(dialect.create_table(target.sql, dialect.declared_types(target.schema)))
 
@@ -77,7 +77,7 @@ def move_table(session: Session, old: TableName, new: TableName) -> None:
 
 
 def drop_tables(session: Session, names: Iterable[TableName]) -> None:
-    """Drop the tables of these names, in whatever schemas they are: theirs may have changed."""
+    """Drop staging tables, in whatever schemas they are: theirs may have changed."""
     dialect = session.dialect
     found = session.fetch(
         f"SELECT schema_name, table_name FROM {dialect.tables} AS there "
@@ -85,6 +85,9 @@ def drop_tables(session: Session, names: Iterable[TableName]) -> None:
         [[name.table_name for name in names]],
     )
     for schema_name, name in found:
+        # Elsewhere, it may be a table of the source that is called so.
+        if dialect.staging_schema not in (None, schema_name):
+            continue
         session.execute(f"DROP TABLE {dialect.table(schema_name, name)}")
 
 
@@ -95,7 +98,7 @@ def evolve(session: Session, old: TableSchema, new: TableSchema) -> None:
         TableWriteFailed: the database would take two of its columns for one.
     """
     dialect = session.dialect
-    require_distinct_columns(dialect, new)
+    require_possible(dialect, new)
     types = dialect.declared_types(old), dialect.declared_types(new)
     table = Target.of(dialect, old).sql
     filled: list[tuple[str, pa.Array[Any]]] = []
