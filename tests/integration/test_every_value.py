@@ -37,8 +37,8 @@ from etl_dagster.values.python import to_objects
 from etl_dagster.values.registry import REGISTRY
 from tests.support.both_ways import changes_of_stream, rows_of_copy
 from tests.support.database import PUBLICATION, Database
+from tests.support.every_value import create_values, has_xml, value_of
 from tests.support.hostile import HOSTILE
-from tests.support.random_values import DECLARATIONS, EXTENSIONS, Kind, every_kind
 from tests.support.spelling import spelled
 
 _SLOT = "values"
@@ -52,16 +52,16 @@ def test_every_value_of_every_type_is_the_same_everywhere(
 ) -> None:
     """One table with a column for each type, and one for arrays of each; no setting matters."""
     config, random = make_config(database), Random(SEED)
-    kinds = _create(database)
+    kinds = create_values(database)
     with database.connect() as connection:
         connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", [_SLOT])
         for number in range(_ROWS):
-            values = ", ".join(_value(kind, number, random) for kind in kinds)
+            values = ", ".join(value_of(kind, number, random) for kind in kinds)
             connection.execute(f"insert into v values ({number}, {values})")
     with connect(config.source, application_name="test") as source:
         (table,) = fetch_published_tables(source, PUBLICATION)
         printed = _printed(source, table.schema)
-    without_xml = {oids.XML} if not _has_xml(database) else set()
+    without_xml = {oids.XML} if not has_xml(database) else set()
     with database.connect() as connection:  # of every session from now on, the walsender's too
         for setting, value in HOSTILE.items():
             connection.execute(f"alter database {database.name} set {setting} = '{value}'")
@@ -95,39 +95,6 @@ def test_every_value_of_every_type_is_the_same_everywhere(
         differing += _differing_in_duckdb(schema, copied) + _differing_in_json(schema, copied)
         found += [(nested, names.get(name, name), *what) for name, *what in differing]
     assert not found, "\n".join(map(str, found))
-
-
-def _create(database: Database) -> list[Kind]:
-    with database.connect() as admin:
-        rows = admin.execute("select name from pg_available_extensions").fetchall()
-        extensions = [name for name in EXTENSIONS if (name,) in rows]
-        for name in extensions:
-            admin.execute(f"create extension {name}")
-    database.execute(DECLARATIONS)
-    kinds = every_kind(extensions)
-    if not _has_xml(database):
-        kinds = [kind for kind in kinds if not kind.name.startswith("xml")]
-    columns = ", ".join(f"c{place} {kind.name}" for place, kind in enumerate(kinds))
-    database.execute(
-        f"create table v (id int primary key, {columns})",
-        f"create publication {PUBLICATION} for table v",
-    )
-    return kinds
-
-
-def _has_xml(database: Database) -> bool:
-    try:
-        database.query("select '<a/>'::xml")
-    except psycopg.errors.FeatureNotSupported:
-        return False
-    return True
-
-
-def _value(kind: Kind, number: int, random: Random) -> str:
-    """Every edge once, then others."""
-    if number < len(kind.edges):
-        return f"({kind.edges[number]})::{kind.name}"
-    return kind.maybe(random)
 
 
 Odd = dict[tuple[str, int], str]

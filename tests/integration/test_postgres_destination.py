@@ -1,0 +1,420 @@
+"""A pipeline from one Postgres database to another."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from etl_dagster.assembly import build_destination
+from etl_dagster.config import PipelineConfig
+from etl_dagster.demo.server import EmbeddedPostgres
+from etl_dagster.destinations.postgres import PostgresDestination
+from etl_dagster.errors import DestinationError, DestinationUnreachable
+from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.stores.memory import MemoryStore
+from tests.support.database import Database
+from tests.support.every_value import create_values, value_of
+from tests.support.pipelines import running
+from tests.support.pooler import needs_pgbouncer, pgbouncer
+from tests.support.waiting import PATIENCE_S, wait_until
+
+MakeConfig = Callable[..., PipelineConfig]
+SEED = int(os.environ.get("RANDOM_VALUES_SEED", "1"))
+_ROWS = 24
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "postgres-destination.md"
+
+
+@pytest.fixture
+def replica(server: EmbeddedPostgres) -> Iterator[Database]:
+    """The destination: another database of the same server."""
+    with Database.create(server) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def newest_replica(newest_server: EmbeddedPostgres) -> Iterator[Database]:
+    with Database.create(newest_server) as fresh:
+        yield fresh
+
+
+def to(dsn: str, **more: Any) -> dict[str, Any]:
+    return {"destination": {"type": "postgres", "dsn": dsn}, **more}
+
+
+def copied_out(database: Database, table: str, order: str) -> list[bytes]:
+    """What COPY prints of a table."""
+    with database.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("set timezone = 'UTC'")
+        query = f"copy (select * from public.{table} order by {order}) to stdout"
+        with cursor.copy(query.encode()) as copy:
+            return [bytes(line) for line in copy]
+
+
+def caught_up(pipeline: Pipeline) -> None:
+    assert pipeline.wait_until_caught_up(PATIENCE_S)
+
+
+def test_every_value_of_every_type_is_printed_by_copy_as_in_the_source(
+    database: Database, replica: Database, make_config: MakeConfig
+) -> None:
+    random = Random(SEED)
+    kinds = create_values(database)
+
+    def insert(numbers: range) -> None:
+        with database.connect() as connection:
+            for number in numbers:
+                values = ", ".join(value_of(kind, number, random) for kind in kinds)
+                connection.execute(f"insert into v values ({number}, {values})")
+
+    insert(range(_ROWS // 2))
+    config = make_config(database, **to(replica.dsn))
+    with running(config) as pipeline:
+        caught_up(pipeline)
+        insert(range(_ROWS // 2, _ROWS))
+        database.execute("update v set id = id + 100 where id % 2 = 0")
+        caught_up(pipeline)
+
+    expected, found = (copied_out(each, "v", "id") for each in (database, replica))
+    differing = {
+        (kinds[place - 1].name, there[:200], here[:200])
+        for one, other in zip(expected, found, strict=True)
+        for place, (there, here) in enumerate(
+            zip(one.split(b"\t"), other.split(b"\t"), strict=True)
+        )
+        if there != here
+    }
+    assert not differing, "\n".join(map(str, sorted(differing)))
+    assert replica.query("select count(*) from _etl.odd_values") == [(0,)]
+
+
+def test_what_arrow_can_not_hold_is_a_value_like_any_other(
+    newest_database: Database, newest_replica: Database, make_config: MakeConfig
+) -> None:
+    newest_database.execute(
+        "create table odd (id numeric(8,2) primary key, at timestamptz, n numeric(10,2), d date)",
+        "insert into odd values ('NaN', '294276-12-31', 'NaN', 'infinity'), (1, null, 2, null)",
+        "create publication etl_pub for table odd",
+    )
+    config = make_config(newest_database, **to(newest_replica.dsn, odd_values="fail"))
+    with running(config) as pipeline:
+        caught_up(pipeline)
+        newest_database.execute("update odd set n = 3 where id = 'NaN'")
+        newest_database.execute(
+            "insert into odd values (7, '4714-11-24 BC', 'NaN', '4714-11-24 BC')"
+        )
+        caught_up(pipeline)
+
+    assert copied_out(newest_replica, "odd", "id") == copied_out(newest_database, "odd", "id")
+
+
+def test_tables_have_the_types_and_primary_keys_of_the_source_and_no_other_constraint(
+    database: Database, replica: Database, make_config: MakeConfig
+) -> None:
+    database.execute(
+        "create table customers (id int primary key)",
+        "create table orders (b varchar(5), a int, n numeric(12,2) not null check (n > 0),"
+        " c int references customers, i interval hour to second(2), t timestamp(3), bits bit(3),"
+        " any_bits varbit, fixed char(4), big int[], spans tstzrange, at time(1) with time zone,"
+        " primary key (a, b))",
+        "create publication etl_pub for table customers, orders",
+    )
+    with running(make_config(database, **to(replica.dsn))) as pipeline:
+        caught_up(pipeline)
+
+    types = (
+        "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+        " where attrelid = 'public.orders'::regclass and attnum > 0 order by attnum"
+    )
+    assert replica.query(types) == database.query(types)
+    constraints = (
+        "select pg_get_constraintdef(oid) from pg_constraint"
+        " where conrelid = 'public.orders'::regclass and contype not in ('n')"
+    )
+    assert replica.query(constraints) == [("PRIMARY KEY (a, b)",)]
+
+
+def test_changes_of_the_schema_and_of_names_are_followed(
+    database: Database, replica: Database, make_config: MakeConfig
+) -> None:
+    database.execute(
+        "create table items (id int primary key, a int, b text)",
+        "create table others (id int primary key, n numeric)",
+        "insert into items select i, i, 'b' || i from generate_series(1, 50) i",
+        "insert into others select i, i from generate_series(1, 50) i",
+        "create publication etl_pub for table items, others",
+    )
+    with running(make_config(database, **to(replica.dsn))) as pipeline:
+        caught_up(pipeline)
+        database.execute(
+            "alter table items add column c timestamptz default '2024-05-01 12:00+02'",
+            "alter table items alter column a type bigint",
+            "alter table items drop column b",
+            "insert into items values (51, 2 ^ 40)",
+            "alter table items rename to aside; alter table others rename to items;"
+            " alter table aside rename to others",
+            "insert into items values (51, 1.50)",
+            "update others set a = a + 100 where id < 10",
+            "create schema sales; alter table items set schema sales",
+            "insert into sales.items values (52, 'NaN')",
+            "alter table others drop constraint items_pkey, add primary key (a)",
+            "update others set id = id + 1",
+        )
+        caught_up(pipeline)
+
+    assert copied_out(replica, "others", "a") == copied_out(database, "others", "a")
+    query = "select * from sales.items order by id"
+    assert list(map(str, replica.query(query))) == list(map(str, database.query(query)))
+    key = (
+        "select pg_get_constraintdef(oid) from pg_constraint"
+        " where conrelid = 'public.others'::regclass and contype = 'p'"
+    )
+    assert replica.query(key) == database.query(key)
+
+
+def test_equal_rows_without_a_key_are_as_many_as_in_the_source(
+    database: Database, replica: Database, make_config: MakeConfig
+) -> None:
+    database.execute(
+        "create table visits (page text, n float8, doc json, at point)",
+        "alter table visits replica identity full",
+        "insert into visits select 'p' || i % 3, i % 2, '{\"a\": 1}', '(1,2)'"
+        " from generate_series(1, 30) i",
+        "create publication etl_pub for table visits",
+    )
+    with running(make_config(database, **to(replica.dsn))) as pipeline:
+        caught_up(pipeline)
+        database.execute(
+            "delete from visits where ctid in (select ctid from visits where n = 1 limit 4)",
+            "update visits set n = '-0' where page = 'p1'",
+            "update visits set page = null where n = 1",
+        )
+        caught_up(pipeline)
+
+    order = "page, n::text"
+    assert copied_out(replica, "visits", order) == copied_out(database, "visits", order)
+
+
+def test_a_large_value_that_an_update_left_alone_stays(
+    database: Database, replica: Database, make_config: MakeConfig
+) -> None:
+    database.execute(
+        "create table docs (id int primary key, title text, body text)",
+        "alter table docs alter column body set storage external",
+        "insert into docs select i, 't', repeat('x' || i, 5000) from generate_series(1, 20) i",
+        "create publication etl_pub for table docs",
+    )
+    with running(make_config(database, **to(replica.dsn))) as pipeline:
+        caught_up(pipeline)
+        database.execute(
+            "update docs set title = 'new' where id < 10",
+            "update docs set id = id + 100 where id > 15",
+            "update docs set title = 'twice', body = 'short' where id = 5",
+            "update docs set title = 'thrice' where id = 5",
+        )
+        caught_up(pipeline)
+
+    assert copied_out(replica, "docs", "id") == copied_out(database, "docs", "id")
+
+
+def test_many_small_tables_are_copied_in_groups(
+    newest_database: Database, newest_replica: Database, make_config: MakeConfig
+) -> None:
+    names = [f"t{number}" for number in range(30)]
+    newest_database.execute(
+        *(f"create table {name} (id int primary key, v text)" for name in names),
+        *(f"insert into {name} select i, 'v' from generate_series(1, 9) i" for name in names),
+        "create publication etl_pub for all tables",
+    )
+    with running(make_config(newest_database, **to(newest_replica.dsn))) as pipeline:
+        caught_up(pipeline)
+        newest_database.execute(*(f"update {name} set v = 'w' where id < 3" for name in names))
+        caught_up(pipeline)
+
+    for name in names:
+        assert copied_out(newest_replica, name, "id") == copied_out(newest_database, name, "id")
+
+
+# -- what is in the way --------------------------------------------------------------------------
+
+
+def test_the_stream_goes_on_when_the_server_is_there_again(
+    newest_database: Database,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    newest_database.execute(
+        "create table items (id int primary key)", "create publication etl_pub for table items"
+    )
+    folder = tmp_path / "other"
+    folder.mkdir(mode=0o755)
+    with EmbeddedPostgres(folder, newest_database.server.binaries, durable=False) as other:
+        config = make_config(
+            newest_database,
+            **to(other.dsn(), **{"retry.max_attempts": 1000, "retry.max_delay_ms": 200}),
+        )
+        with running(config) as pipeline:
+            caught_up(pipeline)
+            other.stop()
+            newest_database.execute("insert into items select generate_series(1, 100)")
+            wait_until(lambda: "postgres refused a batch" in caplog.text)
+            other.start()
+            caught_up(pipeline)
+            with psycopg.connect(other.dsn()) as connection:
+                row = connection.execute("select count(*), sum(id) from public.items").fetchone()
+    assert row == (100, 5050)
+
+
+def test_a_wrong_password_is_told_and_not_shown(server: EmbeddedPostgres) -> None:
+    with Database.create(server) as database:
+        database.execute("create role wrong_one login password 'right'")
+        try:
+            dsn = sql_dsn(database, user="wrong_one", password="s3cr3t-and-wrong")
+            with pytest.raises(DestinationError) as caught:
+                PostgresDestination(dsn).check()
+        finally:
+            database.execute("drop role wrong_one")
+    assert "refuses the connection" in caught.value.reason
+    assert "s3cr3t" not in str(caught.value) + repr(caught.value.__cause__)
+    assert not caught.value.retryable
+
+
+def test_a_server_that_is_away_is_waited_for() -> None:
+    destination = PostgresDestination("postgresql://127.0.0.1:1/none")
+    with pytest.raises(DestinationUnreachable) as caught:
+        destination.check()
+    assert caught.value.retryable
+
+
+def test_a_role_needs_no_more_than_the_schemas(
+    newest_database: Database, newest_replica: Database, make_config: MakeConfig
+) -> None:
+    """The least that the guide asks for: its own schemas in a database of somebody else."""
+    newest_database.execute(
+        "create table items (id int primary key)",
+        "insert into items values (1)",
+        "create publication etl_pub for table items",
+    )
+    newest_replica.execute("create role least login password 'x'")
+    dsn = sql_dsn(newest_replica, user="least", password="x")
+    try:
+        with pytest.raises(DestinationError, match="may not create schema _etl") as caught:
+            PostgresDestination(dsn).check()
+        assert "GRANT CREATE ON DATABASE" in caught.value.solution
+        newest_replica.execute(
+            "create schema _etl authorization least",
+            "grant create, usage on schema public to least",
+        )
+        with running(make_config(newest_database, **to(dsn))) as pipeline:
+            caught_up(pipeline)
+        assert newest_replica.query("select * from public.items") == [(1,)]
+    finally:
+        newest_replica.execute("drop owned by least", "drop role least")
+
+
+def test_the_sources_own_database_is_refused(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    newest_database.execute(
+        "create table items (id int primary key)", "create publication etl_pub for table items"
+    )
+    destination = build_destination(make_config(newest_database, **to(newest_database.dsn)))
+    with pytest.raises(DestinationError, match="is the source's own database"):
+        destination.startup(MemoryStore())
+    assert newest_database.query("select to_regnamespace('_etl')") == [(None,)]
+
+
+def test_a_table_that_is_somebody_elses_is_left_alone(
+    newest_database: Database, newest_replica: Database, make_config: MakeConfig
+) -> None:
+    newest_database.execute(
+        "create table items (id int primary key)",
+        "create table others (id int primary key)",
+        "insert into items values (1); insert into others values (1)",
+        "create publication etl_pub for table items, others",
+    )
+    newest_replica.execute("create table items (precious text)", "insert into items values ('x')")
+    with running(make_config(newest_database, **to(newest_replica.dsn))) as pipeline:
+        wait_until(lambda: "others" in str(newest_replica.query("select * from _etl.tables")))
+        wait_until(lambda: pipeline.status().tables["public.items"].state == "errored")
+        reason = str(pipeline.status().tables["public.items"])
+    assert newest_replica.query("select * from public.items") == [("x",)]
+    assert "already exists" in reason
+
+
+def test_a_schema_of_somebody_else_is_refused(newest_database: Database) -> None:
+    newest_database.execute("create schema _etl; create table _etl.orders (id int)")
+    with pytest.raises(DestinationError, match="somebody else's"):
+        PostgresDestination(newest_database.dsn).startup(MemoryStore())
+
+
+def test_a_database_that_can_not_hold_every_text_is_refused(
+    newest_server: EmbeddedPostgres,
+) -> None:
+    with (
+        Database.create(newest_server, "SQL_ASCII") as database,
+        pytest.raises(DestinationError, match="keeps its text as SQL_ASCII"),
+    ):
+        PostgresDestination(database.dsn).check()
+
+
+@needs_pgbouncer
+def test_a_pooler_may_share_the_sessions(
+    newest_database: Database, newest_replica: Database, make_config: MakeConfig
+) -> None:
+    newest_database.execute(
+        "create table items (id int primary key, at timestamptz)",
+        "insert into items select i, '2024-05-01' from generate_series(1, 100) i",
+        "create publication etl_pub for table items",
+    )
+    newest_replica.execute(f'alter database "{newest_replica.name}" set datestyle = "German"')
+    with (
+        pgbouncer(newest_replica, "transaction") as dsn,
+        running(make_config(newest_database, **to(dsn))) as pipeline,
+    ):
+        caught_up(pipeline)
+        newest_database.execute("update items set at = '2025-02-03 BC' where id < 50")
+        caught_up(pipeline)
+
+    query = "select id, at::text from items order by id"
+    newest_replica.execute(f'alter database "{newest_replica.name}" reset datestyle')
+    assert newest_replica.query(query) == newest_database.query(query)
+
+
+def test_the_statements_of_the_guide_make_a_database_that_can_be_written(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    newest_database.execute(
+        "create table items (id int primary key)",
+        "insert into items values (1)",
+        "create publication etl_pub for table items",
+    )
+    as_admin, granted, by_admin = re.findall(r"```sql\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    server = newest_database.server
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        try:
+            for statement in filter(str.strip, (as_admin + granted).split(";")):
+                admin.execute(statement.encode())
+            admin.execute("alter role etl password 'x'")
+            warehouse = Database(server, "warehouse")
+            warehouse.execute("alter database warehouse owner to current_user")
+            warehouse.execute("revoke create on database warehouse from etl", by_admin)
+            dsn = sql_dsn(warehouse, user="etl", password="x")
+            with running(make_config(newest_database, **to(dsn))) as pipeline:
+                caught_up(pipeline)
+            assert warehouse.query("select * from public.items") == [(1,)]
+        finally:
+            admin.execute("drop database if exists warehouse with (force)")
+            admin.execute("drop role if exists etl")
+
+
+def sql_dsn(database: Database, **other: str) -> str:
+    return make_conninfo(database.dsn, **other)
