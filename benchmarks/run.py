@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import latency, streams, tables
+from benchmarks import latency, postgres, streams, tables
 from benchmarks.harness import BenchmarkFailed, Contest, Harness, Measurement
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 
@@ -72,6 +72,11 @@ def _arrays(harness: Harness, console: Console) -> dict[str, float]:
 
 def _copies(harness: Harness, console: Console) -> dict[str, float]:
     return _ratios(streams.copies(harness), console)
+
+
+def _postgres(harness: Harness, console: Console) -> dict[str, float]:
+    found = _ratios(postgres.backlog(harness), console)
+    return found | _ratios(postgres.initial_copy(harness), console)
 
 
 def _large(harness: Harness, console: Console) -> dict[str, float]:
@@ -133,6 +138,7 @@ PARTS = (
     Part("wide", "inserts of sixty columns", _stream(streams.wide_rows)),
     Part("arrays", "inserts of arrays, to Arrow and to DuckDB", _arrays),
     Part("texts", "2 GB of text in one transaction", _texts),
+    Part("postgres", "to another Postgres, beside its own subscriptions", _postgres),
     Part("large", "1,000,000 and 5,000,000 rows in one transaction", _large),
     Part("tables", "1,000 and 2,000 tables from empty to ready", _tables),
     Part("idle", "CPU and WAL while nothing happens", _idle),
