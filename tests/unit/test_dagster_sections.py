@@ -17,6 +17,7 @@ from etl_dagster.integrations.dagster import (
     DuckDBDestinationResource,
     EtlPipeline,
     HttpDestinationResource,
+    PostgresDestinationResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
     destination_resource,
@@ -31,8 +32,10 @@ RESOURCES: dict[tuple[str, str], Any] = {
     ("state_store", "postgres"): PostgresStateStoreResource,
     ("destination", "duckdb"): DuckDBDestinationResource,
     ("destination", "http"): HttpDestinationResource,
+    ("destination", "postgres"): PostgresDestinationResource,
 }
-#: By type, each setting with a value that isn't its default.
+#: By type, each setting with a value that isn't its default; with the place, too, where two places
+#: have a type of that name.
 GIVEN: dict[str, dict[str, Any]] = {
     "": {
         "publication": "etl_pub",
@@ -49,6 +52,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "connect_timeout_s": 3,
     },
     "postgres": {"dsn": "dbname=s", "session_dsn": "dbname=t", "schema_name": "state"},
+    "destination postgres": {"dsn": "dbname=d", "changelog": True},
     "duckdb": {"path": "x.duckdb", "memory_limit": "1GB", "lock_timeout_s": 5, "changelog": True},
     "http": {
         "url": "https://example.com",
@@ -65,6 +69,10 @@ GIVEN: dict[str, dict[str, Any]] = {
         "ca_file": "/ca",
     },
 }
+
+
+def given_of(place: str, kind: str) -> dict[str, Any]:
+    return GIVEN.get(f"{place} {kind}") or GIVEN[kind]
 
 
 def model_of(place: str, kind: str) -> type[BaseModel]:
@@ -95,7 +103,7 @@ def test_every_setting_is_a_field_with_the_same_default_and_description(
 
 @pytest.mark.parametrize(("place", "kind"), RESOURCES)
 def test_a_section_of_a_resource_is_the_section_of_the_file(place: str, kind: str) -> None:
-    model, given = model_of(place, kind), GIVEN[kind]
+    model, given = model_of(place, kind), given_of(place, kind)
     assert set(given) == set(model.model_fields) - {"type"}, "give every setting another value"
     required = {
         name: given[name]
@@ -149,7 +157,10 @@ def test_secrets_are_masked_where_dagster_shows_a_resource(place: str, kind: str
 
 
 def test_a_resource_with_every_setting_is_one_that_dagster_takes() -> None:
-    made = {place or "source": r(**GIVEN[kind]) for (place, kind), r in RESOURCES.items()}
+    made = {
+        f"{place}_{kind}": resource(**given_of(place, kind))
+        for (place, kind), resource in RESOURCES.items()
+    }
 
     Definitions(resources=made)
 

@@ -61,6 +61,10 @@ if TYPE_CHECKING:
         lock_timeout_s: float = 60.0
         changelog: bool = False
 
+    class _PostgresFields(SectionResource, EtlDestinationResource):
+        dsn: str
+        changelog: bool = False
+
     class _HttpFields(SectionResource, EtlDestinationResource):
         url: str
         token: str | None = None
@@ -80,6 +84,7 @@ else:
     _PostgresStoreFields = state_store_resource("postgres")
     _DuckDBFields = destination_resource("duckdb")
     _HttpFields = destination_resource("http")
+    _PostgresFields = destination_resource("postgres")
 
 
 class PostgresSourceResource(_SourceFields):
@@ -154,6 +159,10 @@ class DuckDBDestinationResource(_DuckDBFields):
 
     def _section(self) -> DuckDBDestinationConfig:
         return DuckDBDestinationConfig.model_validate(self.settings())
+
+
+class PostgresDestinationResource(_PostgresFields):
+    """A database of another Postgres, or another database of the source's server."""
 
 
 class HttpDestinationResource(_HttpFields):
