@@ -103,6 +103,14 @@ def test_a_built_in_type_is_that_of_the_source(type_oid: int, modifier: int, spe
         (Range(3904, "int4range", Scalar(INT4, "integer")), "int4range"),
         (Domain(70_001, "public.positive", Scalar(INT4, "integer")), "integer"),
         (Array(1009, "text[]", Scalar(TEXT, "text")), "text[]"),
+        (
+            Array(
+                70_005,
+                "public.list[]",
+                Domain(70_006, "public.list", Array(1007, "integer[]", Scalar(INT4, "integer"))),
+            ),
+            "text",
+        ),
         (_MOOD, "text"),
         (Array(70_002, "public.mood[]", _MOOD), "text"),
         (Composite(70_003, "public.pair", ()), "text"),

@@ -54,6 +54,8 @@ def spelled(type_: PgType) -> str:
         case Scalar():
             return _built_in(type_.oid, type_.modifier)
         case Array():
+            if isinstance(without_domains(type_.element), Array):
+                return TEXT  # of a domain over arrays; an array of arrays is none of arrays
             element = spelled(type_.element)
             is_own = element == TEXT and not _is_text(type_.element)
             return TEXT if is_own else f"{element}[]"
