@@ -13,6 +13,7 @@ from etl_dagster.model.destination import Destination, lacking, members
 from etl_dagster.model.stores import Closes, CoordinatingStore, Coordination, PipelineStore
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.odd_policies import require_quarantine
+from etl_dagster.runtime.table_modes import require_modes
 
 
 def build_store(config: PipelineConfig) -> CoordinatingStore:
@@ -49,6 +50,7 @@ def build_destination(config: PipelineConfig) -> Destination:
     """
     destination: Destination = _make(DESTINATIONS, "destination", Destination, config)
     require_quarantine(config, destination)
+    require_modes(config, destination)
     return destination
 
 

@@ -50,6 +50,8 @@ _ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
 OddPolicy: TypeAlias = Literal["null", "clamp", "text", "fail", "quarantine"]
 #: In YAML, null without quotes is None.
 _Null = BeforeValidator(lambda value: "null" if value is None else value)
+#: How tables are kept; see `etl_dagster.model.modes`, which is not needed to read a file.
+TableMode: TypeAlias = Literal["mirror", "soft_delete", "append", "scd2"]
 #: How values with parts are held; see `etl_dagster.values.columns`.
 Nested: TypeAlias = Literal["native", "json", "text"]
 #: How a numeric without precision is held; see `etl_dagster.values.columns`.
@@ -289,6 +291,7 @@ class ColumnConfig(_OddValuesSection):
 class TableConfig(_OddValuesSection):
     """What differs for one table."""
 
+    mode: TableMode | None = Field(None, description="As for the pipeline, for this table.")
     odd_values: OddPolicy | None = Field(None, description="As for the pipeline, for this table.")
     copy_rows: bool = Field(True, alias="copy", description="False streams from now on only.")
     partitions_removed: Literal["keep", "delete"] | None = Field(
@@ -335,6 +338,13 @@ class PipelineConfig(_Section):
         "keep",
         description="What becomes of the rows of a partition that was detached, dropped or "
         "truncated, where its table is published through the partition root.",
+    )
+    mode: TableMode = Field(
+        "mirror",
+        description="How tables that are copied from now on are kept at the destination: as the "
+        "source has them now (`mirror`), with deleted rows marked (`soft_delete`), as a row for "
+        "each change (`append`), or as a row for each version with the time in which it was valid "
+        "(`scd2`).",
     )
     nested: Nested = Field(
         "native",
@@ -405,6 +415,31 @@ class PipelineConfig(_Section):
             raise ValueError("; ".join(refused))
         return self
 
+    @model_validator(mode="after")
+    def _quarantine_is_for_mirrors(self) -> PipelineConfig:
+        """The place apart for a row is one for what the source has now."""
+        refused = [
+            f"{place}: quarantine keeps rows apart from a mirror; with mode {mode}, choose another "
+            "policy"
+            for place, mode in self._quarantines()
+            if mode != "mirror"
+        ]
+        if refused:
+            raise ValueError("; ".join(refused))
+        return self
+
+    def _quarantines(self) -> Iterator[tuple[str, TableMode]]:
+        """The settings by which rows are kept apart, each with the mode of the table."""
+        if self.odd_values == "quarantine":
+            yield "odd_values", self.mode
+        for name, table in self.tables.items():
+            mode = table.mode or self.mode
+            if (table.odd_values or self.odd_values) == "quarantine":
+                yield f"tables.{name}.odd_values", mode
+            for column, settings in table.columns.items():
+                if settings.odd_values == "quarantine":
+                    yield f"tables.{name}.columns.{column}.odd_values", mode
+
     def state_id(self, table_name: str) -> str:
         """The Meltano state ID of a table, given as the text of its `TableName`."""
         return f"{self.environment}:{self.pipeline}-to-{self.destination.type}:{table_name}"
@@ -434,6 +469,17 @@ class PipelineConfig(_Section):
     def table(self, table_name: str) -> TableConfig:
         """What differs for a table, given as the text of its `TableName`."""
         return self.tables.get(table_name, TableConfig())
+
+    def mode_of(self, table_name: str) -> TableMode:
+        """How a table is kept, where it is copied from now on."""
+        return self.table(table_name).mode or self.mode
+
+    def places_of_modes(self) -> dict[str, TableMode]:
+        """Each setting that chooses a mode, such as ``tables.public.orders.mode``."""
+        tables = {
+            f"tables.{name}.mode": table.mode for name, table in self.tables.items() if table.mode
+        }
+        return {"mode": self.mode} | tables
 
     def nested_of(self, table_name: str, column_name: str) -> Nested:
         """How a column's values with parts arrive, where it is copied from now on."""

@@ -79,6 +79,24 @@ class QuarantineNeedsKey(SourceError):
     )
 
 
+class ModeNeedsKey(SourceError):
+    """A table is to be kept in a mode that finds its rows by a key, and it has none."""
+
+    solution = (
+        "Add a primary key, or choose mode append or mirror for the table; then reset the table if "
+        "it has stopped."
+    )
+
+
+class ColumnReserved(SourceError):
+    """A table has a column whose name is one of those that its mode may add."""
+
+    solution = (
+        "Rename the column in the source, leave it out of the publication with a column list, or "
+        "choose mode mirror for the table; then reset the table if it has stopped."
+    )
+
+
 class SourceUnreachable(SourceError):
     """No connection to the source, or it broke."""
 

@@ -85,9 +85,15 @@ numeric: text
 # stops). None is lost: `etl-dagster odd` lists them.
 odd_values: "null"
 
+# How tables are kept, from their next copy on: mirror (as the source has them now), soft_delete
+# (deleted rows are marked), append (a row for each change) or scd2 (a row for each version, with
+# the time in which it was valid).
+mode: mirror
+
 # What differs for single tables.
 tables: {{}}
   # public.events:
+  #   mode: append
   #   copy: false               # only changes from now on
   #   partitions_removed: delete
   #   odd_values: quarantine

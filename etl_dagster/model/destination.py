@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from etl_dagster.model.events import EventBatch, TableRows
+from etl_dagster.model.modes import TableMode
 from etl_dagster.model.schema import TableSchema
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class Capabilities:
     #: a place of its own, whole, and in the table again as soon as it has none. For tables with a
     #: key. A configuration with ``odd_values: quarantine`` is refused without it.
     quarantine: bool = False
+    #: The modes in which it keeps a table; which one, `TableSchema.mode` says. `mirror` is what the
+    #: other capabilities describe. A configuration with another mode than these is refused.
+    modes: frozenset[TableMode] = frozenset({"mirror"})
     #: The further contracts that it fulfils, of `FURTHER_CONTRACTS`. None: those whose methods it
     #: has. Declared, they are exactly these, and the suite finds a method that is missing or has
     #: another name; a class that is derived from it declares what it adds.

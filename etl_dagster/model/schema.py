@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.modes import TableMode
 from etl_dagster.table_name import TableName
 from etl_dagster.values.columns import ColumnSchema as ColumnSchema
 
@@ -35,6 +36,9 @@ class TableSchema:
     columns: tuple[ColumnSchema, ...]
     snapshot_id: SnapshotId = INITIAL_SNAPSHOT
     replica_identity: ReplicaIdentity = "d"
+    #: How the destination keeps the table; chosen when it is copied, and the same until it is
+    #: copied again.
+    mode: TableMode = "mirror"
 
     @cached_property
     def name(self) -> str:

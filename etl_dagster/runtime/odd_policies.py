@@ -8,10 +8,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from etl_dagster.config import OddPolicy, PipelineConfig
-from etl_dagster.errors import ConfigError, EtlError, QuarantineNeedsKey, ValueNotHeld
+from etl_dagster.errors import (
+    ColumnReserved,
+    ConfigError,
+    EtlError,
+    ModeNeedsKey,
+    QuarantineNeedsKey,
+    ValueNotHeld,
+)
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import DELETE, CopiedRows, EventBatch, TableChanges, TableStep
 from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.runtime.table_modes import require_keepable
 from etl_dagster.words import names
 
 if TYPE_CHECKING:
@@ -38,9 +46,10 @@ class OddPolicies:
         """What becomes of the rows of a table's copy; raises `ValueNotHeld`.
 
         Raises:
-            QuarantineNeedsKey: nothing of the table can be copied.
+            QuarantineNeedsKey, ModeNeedsKey, ColumnReserved: nothing of the table can be copied.
         """
         require_key(schema)
+        require_keepable(schema)
 
         def apply(piece: CopiedRows) -> CopiedRows:
             if not piece.odd:
@@ -61,9 +70,10 @@ class OddPolicies:
             try:
                 for step in steps:
                     require_key(step.schema)
+                    require_keepable(step.schema)
                 if any(_is_odd(step) for step in steps):
                     tables[table_id] = [self._step(step) for step in steps]
-            except (ValueNotHeld, QuarantineNeedsKey) as failure:
+            except (ValueNotHeld, QuarantineNeedsKey, ModeNeedsKey, ColumnReserved) as failure:
                 failures[table_id] = failure
         if not tables and not failures:
             return events, {}

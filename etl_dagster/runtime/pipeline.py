@@ -44,6 +44,7 @@ from etl_dagster.runtime.rewrites import Rewrites
 from etl_dagster.runtime.runner import in_use, note_runner
 from etl_dagster.runtime.slot import prepare_apply_slot
 from etl_dagster.runtime.status import Phase, PipelineStatus
+from etl_dagster.runtime.table_modes import require_modes
 from etl_dagster.runtime.table_syncs import TableSyncs
 from etl_dagster.source.catalog import emit_marker
 from etl_dagster.source.columns import TableToday, fetch_table_today
@@ -135,6 +136,7 @@ class Pipeline:
             raise InvalidState("this pipeline was started before; make a new one")
         try:
             require_quarantine(self._config, self._destination)
+            require_modes(self._config, self._destination)
             # Nothing is changed anywhere before the source is known to be ready.
             members = self._control.ask("checking the source", require_ready, self._config)
             self._lease = self._store.acquire_lease("apply")

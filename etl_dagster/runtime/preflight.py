@@ -12,7 +12,9 @@ import psycopg
 from etl_dagster.config import PipelineConfig
 from etl_dagster.config_text import suggest
 from etl_dagster.errors import (
+    ColumnReserved,
     EtlError,
+    ModeNeedsKey,
     PublicationEmpty,
     QuarantineNeedsKey,
     SlotError,
@@ -22,6 +24,7 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.odd_policies import require_key
 from etl_dagster.runtime.representation import chosen_tables
+from etl_dagster.runtime.table_modes import require_keepable
 from etl_dagster.source.catalog import (
     Publication,
     PublishedTable,
@@ -352,6 +355,7 @@ def _check_tables(
     yield _check_trigger(connection, tables)
     yield from _check_identities(connection, publication, tables)
     yield from _check_quarantine(config, tables)
+    yield from _check_modes(config, tables)
     yield from _check_partitions(connection, config, tables)
     yield from _check_read_rights(connection, facts, tables)
     yield from _check_locks(connection, tables)
@@ -463,6 +467,14 @@ def _check_quarantine(config: PipelineConfig, tables: Sequence[PublishedTable]) 
             require_key(table.schema)
         except QuarantineNeedsKey as failure:
             yield Check.error("quarantine", failure)
+
+
+def _check_modes(config: PipelineConfig, tables: Sequence[PublishedTable]) -> Iterator[Check]:
+    for table in chosen_tables(tables, config):
+        try:
+            require_keepable(table.schema)
+        except (ModeNeedsKey, ColumnReserved) as failure:
+            yield Check.error("modes", failure)
 
 
 def _check_partitions(

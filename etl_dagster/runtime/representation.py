@@ -31,7 +31,7 @@ def chosen(schema: TableSchema, config: PipelineConfig) -> TableSchema:
     A column of the key stays text: rows are found by it, in every destination.
     """
     columns = (_chosen(column, schema, config) for column in schema.columns)
-    return replace(schema, columns=tuple(columns))
+    return replace(schema, columns=tuple(columns), mode=config.mode_of(schema.name))
 
 
 def given(config: PipelineConfig, destination: Destination) -> PipelineConfig:
@@ -76,7 +76,8 @@ def keep_choices(schema: TableSchema, known: TableSchema | None) -> TableSchema:
     """
     kept = {column.name: column for column in _kept(schema, known)}
     columns = (kept.get(column.name, column) for column in schema.columns)
-    return replace(schema, columns=tuple(columns))
+    mode = schema.mode if known is None else known.mode
+    return replace(schema, columns=tuple(columns), mode=mode)
 
 
 def held_otherwise(today: TableSchema, known: TableSchema, config: PipelineConfig) -> list[str]:

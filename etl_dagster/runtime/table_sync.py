@@ -361,6 +361,8 @@ class TableSync:
             return replace(table, schema=schema)
         if not table.can_resume_copy or not table.schema.describes_same_columns(schema):
             return None
+        if table.schema.mode != schema.mode:
+            return None
         leaves = self._control.ask("measuring the table", fetch_leaves, self._table_id)
         planned = {(chunk.relation_id, chunk.file_node) for chunk in plan.chunks}
         there = {(leaf.relation_id, leaf.file_node) for leaf in leaves}

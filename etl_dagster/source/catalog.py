@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 
 from etl_dagster.errors import CopyOutdated, PublicationEmpty, PublicationMissing
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.modes import HISTORY_MODES
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.source.locks import fetch_exclusive_locks
@@ -57,9 +58,10 @@ class PublishedTable:
         """Whether chunks may have differing snapshots: replayed updates find their row by key.
 
         Without a key, or without the updates, a row that an update moved between two chunks would
-        be there twice, or not at all.
+        be there twice, or not at all. A history begins with the rows of one moment.
         """
-        return bool(self.schema.key_columns) and self.has_updates
+        is_found_again = bool(self.schema.key_columns) and self.has_updates
+        return is_found_again and self.schema.mode not in HISTORY_MODES
 
 
 #: The tables that a state store had before each of them had a comment to be known by.

@@ -262,6 +262,13 @@ class StoreSuite:
         assert store.load_table_schemas() == 1
         assert store.get_table_schema(schema.id, Lsn(0)) == schema
 
+    def test_a_schema_is_read_with_the_mode_of_its_table(self, store: PipelineStore) -> None:
+        """Taken for a mirror, a table would lose the rows that it keeps."""
+        schema = replace(ORDERS, mode="scd2")
+        store.store_table_schema(schema)
+
+        assert store.get_table_schema(schema.id, Lsn(0)) == schema
+
     def test_the_version_in_force_at_a_snapshot_is_the_newest_before_it(
         self, store: PipelineStore
     ) -> None:

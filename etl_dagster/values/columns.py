@@ -22,6 +22,8 @@ _NUMERIC_FORMAT: Final = 4
 _OWN_TYPE_FORMAT: Final = 5
 #: ... of a column whose odd values put rows into quarantine, which they would leave there.
 _QUARANTINE_FORMAT: Final = 6
+#: ... of a table that is kept in another mode than mirror, of which they would delete rows.
+MODE_FORMAT: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,8 @@ def column_from_json(kept: Mapping[str, Any]) -> ColumnSchema:
     Raises:
         SchemaTooNew: a later version wrote it in a way that this one doesn't know.
     """
-    if (found := kept.get("format", 1)) > _QUARANTINE_FORMAT:
-        raise SchemaTooNew(
-            f"a table's schema is kept in format {found}; this is {_QUARANTINE_FORMAT}"
-        )
+    if (found := kept.get("format", 1)) > MODE_FORMAT:
+        raise SchemaTooNew(f"a table's schema is kept in format {found}; this is {MODE_FORMAT}")
     known = {name: value for name, value in kept.items() if name in _FIELDS}
     if (type_ := known.get("type")) is not None:
         known["type"] = type_from_json(type_)

@@ -198,6 +198,7 @@ def test_columns_of_the_ledger_are_added_only() -> None:
         """
         ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS wanted_name VARCHAR
         ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS has_odd_values BOOLEAN
+        ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS mode VARCHAR
         """
     )
 

@@ -27,7 +27,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import TableChanges, TruncateEvent
 from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.values.columns import column_from_json, column_to_json
+from etl_dagster.values.columns import MODE_FORMAT, column_from_json, column_to_json
 
 
 class Ledger:
@@ -88,7 +88,7 @@ class Ledger:
     def _tables(self, condition: str, values: list[object]) -> dict[TableId, TableSchema]:
         rows = self._session.fetch(
             "SELECT table_id, schema_name, table_name, columns, snapshot_lsn, replica_identity, "
-            "has_odd_values FROM _etl.tables WHERE " + condition,
+            "has_odd_values, mode FROM _etl.tables WHERE " + condition,
             values,
         )
         self._having_odd |= {row[0] for row in rows if row[6]}
@@ -100,8 +100,9 @@ class Ledger:
                 tuple(map(column_from_json, json.loads(columns))),
                 Lsn(snapshot_lsn),
                 identity,
+                mode or "mirror",
             )
-            for table_id, schema_name, name, columns, snapshot_lsn, identity, _ in rows
+            for table_id, schema_name, name, columns, snapshot_lsn, identity, _, mode in rows
         }
 
     def keep_table(self, schema: TableSchema, *, wanted_name: str | None = None) -> None:
@@ -109,8 +110,8 @@ class Ledger:
         self.forget_table(schema.id)
         self._session.execute(
             "INSERT INTO _etl.tables (table_id, schema_name, table_name, snapshot_lsn, "
-            "replica_identity, columns, wanted_name, has_odd_values) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            "replica_identity, columns, wanted_name, has_odd_values, mode) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             [
                 schema.id,
                 schema.schema_name,
@@ -120,6 +121,7 @@ class Ledger:
                 columns_to_json(schema),
                 wanted_name,
                 schema.id in self._having_odd,
+                schema.mode,
             ],
         )
         if schema.id in self._having_odd:
@@ -207,4 +209,5 @@ class Ledger:
 
 def columns_to_json(schema: TableSchema) -> str:
     """As they are kept in ``_etl.tables``."""
-    return json.dumps([column_to_json(column) for column in schema.columns])
+    mark = {} if schema.mode == "mirror" else {"format": MODE_FORMAT}
+    return json.dumps([column_to_json(column) | mark for column in schema.columns])

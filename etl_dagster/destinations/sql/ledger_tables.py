@@ -19,7 +19,7 @@ _CREATE: Mapping[str, str] = {
     # The tables that are there, and as which version of their schema. wanted_name: what a table is
     # called that is stored under another name, because another table has its own; null for all
     # others. has_odd_values: whether the table may have entries in odd_values, so that nothing is
-    # asked of those that have none.
+    # asked of those that have none. mode: how the table is kept; null for mirror.
     "tables": """(
         table_id BIGINT NOT NULL, schema_name VARCHAR NOT NULL, table_name VARCHAR NOT NULL,
         snapshot_lsn {uint64} NOT NULL, replica_identity VARCHAR NOT NULL, columns VARCHAR NOT NULL
@@ -69,6 +69,7 @@ _CREATE: Mapping[str, str] = {
 _ADD = (
     "ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS wanted_name VARCHAR",
     "ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS has_odd_values BOOLEAN",
+    "ALTER TABLE _etl.tables ADD COLUMN IF NOT EXISTS mode VARCHAR",
 )
 TABLES = frozenset(_CREATE)
 

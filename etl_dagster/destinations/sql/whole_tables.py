@@ -140,6 +140,7 @@ class WholeTables:
                 "replica_identity": ("VARCHAR", [schema.replica_identity for schema in schemas]),
                 "columns": ("VARCHAR", [columns_to_json(schema) for schema in schemas]),
                 "has_odd_values": ("BOOLEAN", [schema.id in having_odd for schema in schemas]),
+                "mode": ("VARCHAR", [schema.mode for schema in schemas]),
             },
         )
         self._insert(

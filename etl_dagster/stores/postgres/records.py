@@ -17,7 +17,9 @@ from etl_dagster.model.stores import (
 )
 from etl_dagster.values.columns import column_from_json, column_to_json
 
-SCHEMA_COLUMNS = "table_id, snapshot_id::text, schema_name, table_name, replica_identity, columns"
+SCHEMA_COLUMNS = (
+    "table_id, snapshot_id::text, schema_name, table_name, replica_identity, columns, mode"
+)
 METADATA_COLUMNS = (
     "destination_table_id, snapshot_id::text, status, replication_mask, previous_snapshot_id::text"
 )
@@ -41,7 +43,7 @@ def columns_to_json(schema: TableSchema) -> list[dict[str, Any]]:
 
 def schema_from_row(row: tuple[Any, ...]) -> TableSchema:
     """Read a row of `SCHEMA_COLUMNS`; what a newer version added to columns is ignored."""
-    table_id, snapshot_id, schema_name, table_name, replica_identity, columns = row
+    table_id, snapshot_id, schema_name, table_name, replica_identity, columns, mode = row
     return TableSchema(
         id=table_id,
         schema_name=schema_name,
@@ -49,6 +51,7 @@ def schema_from_row(row: tuple[Any, ...]) -> TableSchema:
         columns=tuple(map(column_from_json, columns)),
         snapshot_id=Lsn.parse(snapshot_id),
         replica_identity=replica_identity,
+        mode=mode,
     )
 
 

@@ -254,11 +254,12 @@ class PostgresStore:
             """
             INSERT INTO {schema}.table_schemas
                 (pipeline, table_id, snapshot_id, schema_name, table_name, replica_identity,
-                 columns)
-            VALUES (%s, %s, %s::pg_lsn, %s, %s, %s, %s)
+                 columns, mode)
+            VALUES (%s, %s, %s::pg_lsn, %s, %s, %s, %s, %s)
             ON CONFLICT (pipeline, table_id, snapshot_id) DO UPDATE SET
                 schema_name = excluded.schema_name, table_name = excluded.table_name,
-                replica_identity = excluded.replica_identity, columns = excluded.columns
+                replica_identity = excluded.replica_identity, columns = excluded.columns,
+                mode = excluded.mode
             """,
             [
                 (
@@ -269,6 +270,7 @@ class PostgresStore:
                     schema.table_name,
                     schema.replica_identity,
                     Jsonb(records.columns_to_json(schema)),
+                    schema.mode,
                 )
                 for schema in schemas
             ],

@@ -288,6 +288,15 @@ class TestSchemaIsFoundAtItsOwnSnapshotOnly(TestFileStore):
             return self._schemas.get(table_id, {}).get(snapshot_id)
 
 
+class TestSchemaLosesTheModeOfItsTable(TestFileStore):
+    promise = "test_a_schema_is_read_with_the_mode_of_its_table"
+
+    class store_class(FileStore):
+        def store_table_schema(self, schema: TableSchema) -> TableSchema:
+            super().store_table_schema(replace(schema, mode="mirror"))
+            return schema
+
+
 class TestSchemaIsTheNewestWhateverTheSnapshot(TestFileStore):
     promise = "test_before_its_first_version_a_table_has_no_schema"
 
