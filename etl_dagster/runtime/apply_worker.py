@@ -17,8 +17,8 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery
+from etl_dagster.runtime.feed import Feed, OpenStream
 from etl_dagster.runtime.leaf_copies import LeafCopies
 from etl_dagster.runtime.metrics import Metrics
 from etl_dagster.runtime.odd_policies import OddPolicies
@@ -27,10 +27,7 @@ from etl_dagster.runtime.partitions import Partitions
 from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.runtime.schemas import FetchTable, SchemaTracker, ask_types
-from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.slots import apply_slot_name
-from etl_dagster.source.stream import ReplicationStream
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +35,12 @@ _LEASE_CHECK_S = 1.0
 
 
 class ApplyWorker:
-    """One connection's worth of streaming; the pipeline makes a new one after each failure."""
+    """One stream's worth of applying; the pipeline makes a new one after each failure.
+
+    Args:
+        open_stream: makes the stream that is applied.
+        start_lsn: where that stream starts.
+    """
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class ApplyWorker:
         store: CoordinatingStore,
         destination: Destination,
         *,
+        open_stream: OpenStream,
         start_lsn: Lsn,
         epoch: int,
         last_begin: TransactionMark = NO_TRANSACTION,
@@ -73,16 +76,6 @@ class ApplyWorker:
         self._check_lease_at = 0.0
         self._stop = stop
         self._epoch = epoch
-        self._session = ReplicationSession(
-            max_bytes=config.batch.max_bytes, max_rows=config.batch.max_rows
-        )
-        self._stream = ReplicationStream(
-            config.source,
-            apply_slot_name(config.pipeline),
-            self._session,
-            start_lsn,
-            application_name=f"etl_dagster apply {config.pipeline}",
-        )
         schemas = SchemaTracker(
             store,
             fetch_table,
@@ -90,7 +83,7 @@ class ApplyWorker:
             config.source.publication,
             partial(chosen, config=config),
         )
-        self._delivery = Delivery(
+        delivery = Delivery(
             destination,
             store,
             ApplyWorkerType(),
@@ -109,26 +102,23 @@ class ApplyWorker:
             odd_policies=OddPolicies(config),
             name=f"apply writer {config.pipeline}",
         )
-        self._loop = StreamLoop(
-            self._stream, self._session, self._delivery, self, config.batch, stop=stop
-        )
+        self._feed = feed = Feed(open_stream, delivery, self, config.batch, stop=stop)
         self._ownership = Ownership(
             store,
-            position=lambda: self._loop.position,
+            position=lambda: feed.loop.position,
             missing_copies=missing_copies,
             on_taken=self._taken,
             stop=stop,
         )
-
         self._leaf_copies = LeafCopies(
             config,
             control,
             partitions,
-            self._loop,
-            self._delivery,
+            feed.loop,
+            delivery,
             schemas,
             epoch=epoch,
-            request_keepalive=self._stream.request_keepalive,
+            request_keepalive=feed.request_keepalive,
             require_lease=require_lease,
             on_table_error=self._table_failed,
             on_outdated=self._outdated,
@@ -138,7 +128,7 @@ class ApplyWorker:
     def run(self) -> None:
         """Stream until stopped; raises what it failed with."""
         self._ownership.start()
-        self._loop.run()
+        self._feed.run()
 
     # -- what the stream loop asks ---------------------------------------------------------------
 
@@ -159,32 +149,26 @@ class ApplyWorker:
     def states_changed(self) -> None:
         """Some table state may have changed. From any thread."""
         self._ownership.invalidate()
-        self._stream.interrupt()
+        self._feed.interrupt()
 
     def hurry(self, goal: Lsn) -> None:
         """Make what was committed before `goal` durable as soon as possible. From any thread."""
-        self._loop.hurry(goal)
+        self._feed.hurry(goal)
 
     def interrupt(self) -> None:
-        self._stream.interrupt()
+        self._feed.interrupt()
 
     @property
     def received(self) -> Lsn:
-        return max(self._session.last_commit_end, self._session.last_keepalive_end)
+        return self._feed.received
 
     @property
     def server_end(self) -> Lsn:
-        return self._session.last_wal_end
+        return self._feed.server_end
 
     @property
     def lag_s(self) -> float:
-        """Age of the oldest commit that is received and not yet durable, seconds; 0 without one.
-
-        By two clocks, the source's and ours.
-        """
-        waiting = (self._delivery.oldest_commit_time_us, self._session.first_commit_time_us)
-        oldest = min((moment for moment in waiting if moment is not None), default=None)
-        return 0.0 if oldest is None else max(time.time() - oldest / 1e6, 0.0)
+        return self._feed.lag_s
 
     # -- what the delivery reports ---------------------------------------------------------------
 
@@ -195,7 +179,7 @@ class ApplyWorker:
             for table_id, xid in truncates(events):
                 self._on_truncate(table_id, xid)
         if lsn is not None and lsn > LSN_ZERO:
-            self._stream.confirm(lsn)
+            self._feed.confirm(lsn)
             self._progress(lsn)
 
     def _taken(self, table_id: TableId) -> None:

@@ -16,20 +16,18 @@ from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Catchup, Errored, FinishedCopy, SyncDone, SyncWait
 from etl_dagster.model.stores import CoordinatingStore, Lease, TableSyncWorker
-from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.feed import Feed, OpenStream
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.odd_counts import CopyOddCounts
 from etl_dagster.runtime.odd_policies import OddPolicies
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.runtime.schemas import SchemaTracker, ask_types
-from etl_dagster.runtime.stream_loop import StreamLoop
 from etl_dagster.runtime.unchanged import Key, UnchangedValues
 from etl_dagster.source.catalog import FetchedValues, emit_marker, fetch_row_values
 from etl_dagster.source.columns import TableToday, fetch_table_today
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.stream import ReplicationStream
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +61,9 @@ class CatchUp:
     target is reached holds for each. A table that was handed over isn't applied here any longer.
 
     Args:
-        slot_name: of the slot that keeps the tables' changes.
+        open_stream: makes the stream of the slot that keeps the tables' changes.
         worker: whose progress is stored; None for a group, which never resumes.
         replay_from: consistent point of the slot.
-        start_lsn: what an earlier worker made durable already.
         must_reach: every snapshot that the copy used lies before.
         on_table_error: called when one table can't be written; the others go on without it. By
             default, or when it raises, all of them end.
@@ -81,10 +78,9 @@ class CatchUp:
         schemas: Sequence[TableSchema],
         lease: Lease,
         *,
-        slot_name: str,
+        open_stream: OpenStream,
         worker: TableSyncWorker | None,
         replay_from: Lsn,
-        start_lsn: Lsn,
         must_reach: Lsn,
         stop: threading.Event,
         on_state: Callable[[str], None],
@@ -119,16 +115,6 @@ class CatchUp:
         self._check_lease_at = 0.0
         #: When a process was last seen to run the pipeline, while a hand-over is asked for.
         self._pipeline_seen_at = self._check_pipeline_at = 0.0
-        self._session = ReplicationSession(
-            max_bytes=config.batch.max_bytes, max_rows=config.batch.max_rows
-        )
-        self._stream = ReplicationStream(
-            config.source,
-            slot_name,
-            self._session,
-            start_lsn,
-            application_name=f"etl_dagster sync {config.pipeline} {schemas[0].id}",
-        )
         self._delivery = Delivery(
             destination,
             store,
@@ -151,9 +137,8 @@ class CatchUp:
             odd_policies=OddPolicies(config),
             name=f"sync writer {label}",
         )
-        self._loop = StreamLoop(
-            self._stream, self._session, self._delivery, self, config.batch, stop=stop
-        )
+        self._feed = Feed(open_stream, self._delivery, self, config.batch, stop=stop)
+        self._loop = self._feed.loop
 
     def run(self) -> Mapping[TableId, Lsn]:
         """Stream until the apply worker can go on; returns `SyncDone.lsn` of each table that was
@@ -172,7 +157,7 @@ class CatchUp:
         self._watching = threading.Event()
         watcher.start()
         try:
-            self._loop.run()
+            self._feed.run()
         finally:
             self._watching.set()
             self._store.wake()
@@ -192,7 +177,7 @@ class CatchUp:
                 self._store.wait_for_change(1.0)
             except EtlError:
                 self._watching.wait(1.0)  # the stream's own thread meets the same, and reports it
-            self._stream.interrupt()
+            self._feed.interrupt()
 
     # -- what the stream loop asks -------------------------------------------------------------
 
@@ -289,7 +274,7 @@ class CatchUp:
         now = time.monotonic()
         if now >= self._ask_at:
             self._ask_at = now + _ASK_EVERY_S
-            self._stream.request_keepalive()
+            self._feed.request_keepalive()
         return False
 
     def _deliver_all(self) -> None:
@@ -330,7 +315,7 @@ class CatchUp:
         if events is not None:
             self._odd.add_stream(events, self._replay_from)
         if lsn is not None:
-            self._stream.confirm(lsn)
+            self._feed.confirm(lsn)
 
     def _table_failed(self, table_id: TableId, error: EtlError) -> None:
         self._on_table_error(table_id, error)

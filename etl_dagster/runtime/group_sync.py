@@ -35,6 +35,7 @@ from etl_dagster.runtime.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.catchup import CatchUp
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.failures import log_failure
+from etl_dagster.runtime.feed import stream_of_slot
 from etl_dagster.runtime.group_copy import GroupCopy, TooLarge
 from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.many import copying_many, group_lease, many
@@ -185,10 +186,14 @@ class GroupSync:
             self._control,
             list(copied.values()),
             lease,
-            slot_name=self._slot,
+            open_stream=stream_of_slot(
+                self._config.source,
+                self._slot,
+                slot.consistent_point,
+                application_name=f"etl_dagster sync {self._config.pipeline} {next(iter(copied))}",
+            ),
             worker=None,
             replay_from=slot.consistent_point,
-            start_lsn=slot.consistent_point,
             must_reach=slot.consistent_point,
             stop=self._stop,
             on_state=lambda state: None,

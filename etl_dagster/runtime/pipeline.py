@@ -42,10 +42,10 @@ from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.rewrites import Rewrites
 from etl_dagster.runtime.runner import in_use, note_runner
-from etl_dagster.runtime.slot import prepare_apply_slot
 from etl_dagster.runtime.status import Phase, PipelineStatus
 from etl_dagster.runtime.table_modes import require_modes
 from etl_dagster.runtime.table_syncs import TableSyncs
+from etl_dagster.runtime.wire import MakeWire, OwnSlot
 from etl_dagster.source.catalog import emit_marker
 from etl_dagster.source.columns import TableToday, fetch_table_today
 from etl_dagster.source.control import SourceControl
@@ -71,6 +71,7 @@ class Pipeline:
         destination: is started and shut down by the pipeline.
         copies: ``own`` runs the table sync workers as threads of this process; ``elsewhere``
             leaves them to other processes that share the store, such as Dagster runs.
+        wire: makes what the changes come from; by default, a slot that is the pipeline's alone.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Pipeline:
         destination: Destination,
         *,
         copies: Literal["own", "elsewhere"] = "own",
+        wire: MakeWire = OwnSlot,
     ) -> None:
         self._config = config = given(config, destination)
         self._store = store = coordinating(store)
@@ -104,6 +106,7 @@ class Pipeline:
         #: Somebody waits for a look at the publication that begins from now on.
         self._look_wanted = threading.Event()
         self._looks_begun = self._looks_done = 0
+        self._wire = wire(config, store, self._control, self._stop)
         meter = CopyMeter()
         self._table_syncs = (
             TableSyncs(config, store, destination, self._control, self._stop, meter)
@@ -111,7 +114,14 @@ class Pipeline:
             else None
         )
         self._reporter = Reporter(
-            config, store, destination, self._members, self._metrics, self._control, meter
+            config,
+            store,
+            destination,
+            self._members,
+            self._metrics,
+            self._control,
+            meter,
+            slot_name=lambda: self._wire.slot_name,
         )
         self._lease: Lease | None = None
         self._epoch = 0
@@ -159,9 +169,7 @@ class Pipeline:
             self._reporter.recall()
             self._rewrites.look(members)
             self._renames.look(self._members.tables)
-            self._confirmed = prepare_apply_slot(
-                self._store, self._control, self._config, stop=self._stop
-            )
+            self._confirmed = self._wire.prepare()
         except BaseException as failure:
             self._release()
             if isinstance(failure, Stopped):
@@ -312,11 +320,12 @@ class Pipeline:
 
     def _stream(self) -> None:
         self._require_lease()
-        start_lsn = prepare_apply_slot(self._store, self._control, self._config, stop=self._stop)
+        start_lsn = self._wire.prepare()
         self._apply = ApplyWorker(
             self._config,
             self._store,
             self._destination,
+            open_stream=self._wire.open(start_lsn),
             start_lsn=start_lsn,
             epoch=self._epoch,
             last_begin=self._origin.last_begin,

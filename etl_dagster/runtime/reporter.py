@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from etl_dagster.config import PipelineConfig
@@ -52,7 +52,13 @@ class Reporter:
         metrics: Metrics,
         control: SourceControl,
         meter: CopyMeter,
+        *,
+        slot_name: Callable[[], str],
     ) -> None:
+        """Args:
+        slot_name: of the slot that keeps WAL for the pipeline now.
+        """
+        self._slot_name = slot_name
         self._config = config
         self._store = store
         self._destination = destination
@@ -99,7 +105,7 @@ class Reporter:
             self._wal_due = self._count_due = now
         if now >= self._wal_due:
             self._wal_due = now + _WAL_EVERY_S
-            self.retained_wal_bytes = retained_wal_bytes(self._control, self._config.pipeline)
+            self.retained_wal_bytes = retained_wal_bytes(self._control, self._slot_name())
             self.server_lsn = self._control.ask("reading the WAL's end", fetch_insert_lsn)
         self._plans = many(self._store).get_copy_plans(
             [t for t in self._members.ids if isinstance(states.get(t), DataSync)]

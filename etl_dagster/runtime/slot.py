@@ -190,7 +190,7 @@ def drop_pipeline_slots(control: SourceControl, pipeline: str) -> list[str]:
     return [name for name in names if control.ask("dropping a slot", drop_slot, name)]
 
 
-def retained_wal_bytes(control: SourceControl, pipeline: str) -> int | None:
-    """WAL that the pipeline's slot makes the server keep, bytes."""
-    slot = control.ask("looking at the slot", fetch_slot, apply_slot_name(pipeline))
+def retained_wal_bytes(control: SourceControl, slot_name: str) -> int | None:
+    """WAL that the slot makes the server keep, bytes."""
+    slot = control.ask("looking at the slot", fetch_slot, slot_name)
     return None if slot is None else slot.retained_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from etl_dagster.config import BatchConfig
@@ -13,13 +13,57 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.delivery import Delivery
 from etl_dagster.runtime.durable import Stopped
-from etl_dagster.source.stream import ReplicationStream
 
 #: An idle stream's position is stored and confirmed this often. Each time writes a row in the
 #: state store; where that is the source itself, it is WAL that the slot sees again.
 _IDLE_CONFIRM_S = 10.0
 #: How often the guide is asked though nothing happens.
 _TURN_S = 0.25
+
+
+class ChangeStream(Protocol):
+    """Moves changes into a session, and takes back how far they are durable.
+
+    A replication connection of its own (`source.stream.ReplicationStream`), or whatever else brings
+    the same frames. `read` belongs to one thread; `interrupt`, `confirm` and `request_keepalive`
+    may come from any.
+    """
+
+    @property
+    def start_lsn(self) -> Lsn:
+        """Transactions that were committed before are not streamed."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether to stop reading here without a failure: another stream continues it."""
+        ...
+
+    def open(self) -> None: ...
+
+    def read(self, timeout_s: float) -> bool:
+        """Move what has arrived into the session, waiting up to `timeout_s` for something.
+
+        Returns whether the session's batch is full: take it before reading on.
+
+        Raises:
+            EtlError: the stream ended.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Have a waiting `read` return now."""
+        ...
+
+    def confirm(self, lsn: Lsn) -> None:
+        """Everything before is durable; a smaller LSN changes nothing."""
+        ...
+
+    def request_keepalive(self) -> None:
+        """Ask how far the server is; the answer is a keepalive in the stream."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Guide(Protocol):
@@ -36,18 +80,24 @@ class Guide(Protocol):
 
 
 class StreamLoop:
-    """Runs in the calling thread until its guide says so, it is stopped, or something fails."""
+    """Runs in the calling thread until its guide says so, it is stopped, or something fails.
+
+    Args:
+        clock: seconds of a clock that only goes forward.
+    """
 
     def __init__(
         self,
-        stream: ReplicationStream,
+        stream: ChangeStream,
         session: ReplicationSession,
         delivery: Delivery,
         guide: Guide,
         config: BatchConfig,
         *,
+        clock: Callable[[], float] = time.monotonic,
         stop: threading.Event,
     ) -> None:
+        self._clock = clock
         self._stream = stream
         self._session = session
         self._delivery = delivery
@@ -71,7 +121,7 @@ class StreamLoop:
         try:
             self._stream.open()
             self._delivery.start()
-            while not self._stop.is_set() and self._guide.between_reads():
+            while self._goes_on():
                 full = self._stream.read(self._patience_s())
                 self._delivery.raise_failure()
                 if full or self._is_old() or self._is_at_goal():
@@ -85,6 +135,11 @@ class StreamLoop:
             finally:
                 self._stream.close()
         self._delivery.raise_failure()
+
+    def _goes_on(self) -> bool:
+        if self._stop.is_set() or self._stream.is_over:
+            return False
+        return self._guide.between_reads()
 
     def close_batch(self) -> None:
         """Hand the open batch to the delivery, if it holds anything."""
@@ -118,16 +173,16 @@ class StreamLoop:
 
     def _patience_s(self) -> float:
         if self._session.row_count and self._opened_at is None:
-            self._opened_at = time.monotonic()
+            self._opened_at = self._clock()
         if self._opened_at is None:
             return _TURN_S
-        left = self._opened_at + self._max_fill_s - time.monotonic()
+        left = self._opened_at + self._max_fill_s - self._clock()
         return min(max(left, 0.0), _TURN_S)
 
     def _is_old(self) -> bool:
         if self._opened_at is None:
             return False
-        return time.monotonic() - self._opened_at >= self._max_fill_s
+        return self._clock() - self._opened_at >= self._max_fill_s
 
     def _is_at_goal(self) -> bool:
         goal = self._goal
@@ -143,7 +198,7 @@ class StreamLoop:
         """
         if self._session.row_count or not self.is_between_transactions:
             return
-        now = time.monotonic()
+        now = self._clock()
         position = self.position
         if position <= self._confirmed_idle or not (self._hurry or now >= self._confirm_idle_at):
             return

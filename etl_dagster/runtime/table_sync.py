@@ -50,6 +50,7 @@ from etl_dagster.model.stores import (
 from etl_dagster.runtime.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.catchup import CatchUp
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.feed import stream_of_slot
 from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.metrics import CopyMeter
 from etl_dagster.runtime.origin import Origin
@@ -497,10 +498,14 @@ class TableSync:
             self._control,
             [schema],
             lease,
-            slot_name=self._slot,
+            open_stream=stream_of_slot(
+                self._config.source,
+                self._slot,
+                max(progress or LSN_ZERO, plan.slot_lsn),
+                application_name=f"etl_dagster sync {self._config.pipeline} {self._table_id}",
+            ),
             worker=self._worker,
             replay_from=plan.slot_lsn,
-            start_lsn=max(progress or LSN_ZERO, plan.slot_lsn),
             must_reach=max(copied.newest_read_lsn, plan.slot_lsn),
             stop=self._stop,
             on_state=self._progressed,

@@ -230,6 +230,11 @@ class ReplicationStream:
         """Transactions that were committed before are not streamed."""
         return self._start_lsn
 
+    @property
+    def is_over(self) -> bool:
+        """A slot has no end."""
+        return False
+
     # -- answering -----------------------------------------------------------------------------
 
     def confirm(self, lsn: Lsn) -> None:

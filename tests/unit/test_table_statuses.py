@@ -49,6 +49,7 @@ def parts() -> tuple[Reporter, MemoryStore, Metrics, FewMembers]:
         metrics,
         cast(Any, None),
         CopyMeter(),
+        slot_name=lambda: "unread",
     )
     return reporter, store, metrics, members
 

@@ -1,0 +1,216 @@
+"""From a stream to batches: when a batch is closed, when an idle position is confirmed, the end.
+
+No server, and no time that passes: the stream is made by hand, and so is the clock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import pytest
+
+from etl_dagster.config import BatchConfig
+from etl_dagster.errors import SourceUnreachable
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.schema import TableId
+from etl_dagster.protocol.batch import POSTGRES_EPOCH_US
+from etl_dagster.protocol.pgoutput import Relation, RelationColumn
+from etl_dagster.protocol.session import ReplicationSession
+from etl_dagster.runtime.feed import Feed
+from tests.support.deliveries import FROM_THE_START, ORDERS, Flaky, Side
+from tests.support.waiting import wait_until
+from tests.unit import wire
+
+_IDS = RelationColumn("id", 23, -1, True)
+
+
+def transaction(lsn: int, *ids: int) -> list[bytes]:
+    messages = [
+        wire.begin(lsn),
+        wire.relation(Relation(ORDERS, "public", f"table_{ORDERS}", "d", (_IDS,))),
+        *(wire.insert(ORDERS, [str(value)]) for value in ids),
+        wire.commit(lsn, lsn + 50),
+    ]
+    return [wire.xlog_data(message) for message in messages]
+
+
+class Scripted:
+    """A stream of a few reads: each gives frames, or does something; then it is over."""
+
+    start_lsn = Lsn(1000)
+
+    def __init__(self, session: ReplicationSession, script: list[Callable[[], None] | bytes]):
+        self.session = session
+        self.script = script
+        self.calls: list[str] = []
+        self.confirmed: list[Lsn] = []
+
+    @property
+    def is_over(self) -> bool:
+        return not self.script
+
+    def open(self) -> None:
+        self.calls.append("open")
+
+    def read(self, timeout_s: float) -> bool:
+        step = self.script.pop(0)
+        if not isinstance(step, bytes):
+            step()
+            return False
+        frames = iter([(len(step), memoryview(step))])
+        return self.session.drain(partial(next, frames, (0, memoryview(b"")))) > 0
+
+    def interrupt(self) -> None:
+        self.calls.append("interrupt")
+
+    def confirm(self, lsn: Lsn) -> None:
+        self.confirmed.append(lsn)
+
+    def request_keepalive(self) -> None:
+        self.calls.append("request_keepalive")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class Fixture:
+    """A feed into memory, and what it reads."""
+
+    def __init__(self) -> None:
+        self.side = Side(Flaky())
+        self.now = 0.0
+        self.stop = threading.Event()
+        self.apply_from: Mapping[TableId, Lsn] = FROM_THE_START
+        self.delivery = self.side.delivery
+        self.script: list[Callable[[], None] | bytes] = []
+        self.feed = Feed(
+            self._open,
+            self.delivery,
+            self,
+            BatchConfig(max_fill_ms=1000),
+            clock=lambda: self.now,
+            # The transactions are of 2000-01-01, by the source's clock.
+            wall_clock=lambda: POSTGRES_EPOCH_US / 1e6 + 5.0,
+            stop=self.stop,
+        )
+
+    def _open(self, session: ReplicationSession) -> Scripted:
+        self.stream = Scripted(session, self.script)
+        return self.stream
+
+    def between_reads(self) -> bool:
+        return True
+
+    def passes(self, seconds: float) -> None:
+        self.script.append(partial(self._pass, seconds))
+
+    def _pass(self, seconds: float) -> None:
+        self.now += seconds
+
+    def sees(self, *ids: int) -> None:
+        """At this place in the script, the destination has these rows or gets them by itself."""
+        self.script.append(lambda: wait_until(lambda: self.side.ids(ORDERS) == list(ids)))
+
+    def idles(self) -> None:
+        self.script.append(lambda: wait_until(lambda: self.delivery.is_idle))
+
+
+@pytest.fixture
+def fixture() -> Iterator[Fixture]:
+    made = Fixture()
+    yield made
+    made.side.stop.set()
+    made.delivery.finish()
+
+
+def test_a_batch_is_closed_once_its_first_change_is_old(fixture: Fixture) -> None:
+    fixture.script += transaction(2000, 1)
+    fixture.passes(0.9)
+    fixture.script += transaction(2100, 2)
+    fixture.script.append(lambda: pytest.fail("too early") if fixture.side.ids(ORDERS) else None)
+    fixture.passes(0.2)
+    fixture.sees(1, 2)
+
+    fixture.feed.run()
+
+    assert fixture.side.destination.written == 1
+    assert fixture.side.progress == Lsn(2150)
+
+
+def test_a_stream_that_is_over_ends_without_a_failure_and_keeps_what_was_closed(
+    fixture: Fixture,
+) -> None:
+    fixture.script += transaction(2000, 1)
+    fixture.passes(1.0)
+    fixture.script += transaction(2100, 2)  # not closed: it comes again by the next stream
+
+    fixture.feed.run()
+
+    assert fixture.side.ids(ORDERS) == [1]
+    assert fixture.stream.calls == ["open", "close"]
+
+
+def test_an_idle_position_is_confirmed_now_and_then(fixture: Fixture) -> None:
+    fixture.script += [wire.keepalive(3000), wire.keepalive(3100)]
+    fixture.passes(9.0)
+    fixture.script.append(wire.keepalive(3200))
+    fixture.passes(1.1)
+    fixture.idles()
+
+    fixture.feed.run()
+
+    assert fixture.side.durable == [Lsn(3000), Lsn(3200)]
+
+
+def test_a_hurry_confirms_an_idle_position_at_once(fixture: Fixture) -> None:
+    fixture.script.append(wire.keepalive(3000))
+    fixture.idles()
+    fixture.script += [lambda: fixture.feed.hurry(Lsn(3100)), wire.keepalive(3100)]
+
+    fixture.feed.run()
+
+    assert fixture.side.durable == [Lsn(3000), Lsn(3100)]
+    assert "request_keepalive" in fixture.stream.calls
+
+
+def test_a_hurry_closes_the_batch_that_reaches_its_goal(fixture: Fixture) -> None:
+    fixture.script += transaction(2000, 1)
+    fixture.script.append(lambda: fixture.feed.hurry(Lsn(2040)))
+    fixture.sees(1)
+
+    fixture.feed.run()
+
+    assert fixture.side.progress == Lsn(2050)
+
+
+def test_what_a_stream_fails_with_is_raised_after_what_was_handed_over_is_durable(
+    fixture: Fixture,
+) -> None:
+    def broken() -> None:
+        raise SourceUnreachable("the line is cut")
+
+    fixture.script += transaction(2000, 1)
+    fixture.passes(1.0)
+    fixture.script += [lambda: None, broken]
+
+    with pytest.raises(SourceUnreachable, match="the line is cut"):
+        fixture.feed.run()
+
+    assert fixture.side.progress == Lsn(2050)
+    assert fixture.stream.calls[-1] == "close"
+
+
+def test_the_lag_is_the_age_of_the_oldest_commit_that_is_not_durable(fixture: Fixture) -> None:
+    lags: list[float] = []
+    fixture.script += transaction(2000, 1)
+    fixture.script.append(lambda: lags.append(fixture.feed.lag_s))
+    fixture.passes(1.0)
+    fixture.idles()
+    fixture.script.append(lambda: lags.append(fixture.feed.lag_s))
+
+    fixture.feed.run()
+
+    assert lags == [5.0, 0.0]
+    assert fixture.feed.received == Lsn(2050)
