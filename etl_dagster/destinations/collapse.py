@@ -43,6 +43,12 @@ class Collapsed:
     lookup_places: np.ndarray | None = None
     #: What of `rows` the columns' types can't hold, by column name.
     odd: Mapping[str, OddCells] = field(default_factory=dict)
+    #: int64, for each of `rows`: the change that gave it.
+    given: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    #: int64, for each of `removed`: the change that touched the key last.
+    touched: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    #: bool, for each of `removed`: whether it has no row in the end.
+    is_gone: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
 
     @property
     def lookup(self) -> pa.RecordBatch | None:
@@ -160,11 +166,20 @@ def _collapse_plain(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     is_delete = changes.ops == DELETE
     if last is None:
         kept = changes.rows if not is_delete.any() else changes.rows.filter(pa.array(~is_delete))
-        odd = cells_at(changes.odd, np.flatnonzero(~is_delete), {}) if changes.odd else {}
-        return Collapsed(keys, kept, odd=odd)
+        given = np.flatnonzero(~is_delete)
+        odd = cells_at(changes.odd, given, {}) if changes.odd else {}
+        every = np.arange(len(changes))
+        return Collapsed(keys, kept, odd=odd, given=given, touched=every, is_gone=is_delete)
     final = last[~is_delete[last]]
     rows = changes.rows.take(pa.array(final))
-    return Collapsed(keys.take(pa.array(last)), rows, odd=cells_at(changes.odd, final, {}))
+    return Collapsed(
+        keys.take(pa.array(last)),
+        rows,
+        odd=cells_at(changes.odd, final, {}),
+        given=final,
+        touched=last,
+        is_gone=is_delete[last],
+    )
 
 
 def _last_of_each(keys: pa.RecordBatch) -> np.ndarray | None:
@@ -206,8 +221,11 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     final = np.sort(last_touches[gives_row[last_touches]])
     rows = changes.rows.take(pa.array(final))
     removed = keys.take(pa.array(last_touches))
+    touched = np.concatenate([np.arange(count), old_indices])[last_touches]
+    is_gone = ~gives_row[last_touches]
     if not changes.unchanged:
-        return Collapsed(removed, rows, odd=cells_at(changes.odd, final, {}))
+        odd = cells_at(changes.odd, final, {})
+        return Collapsed(removed, rows, odd=odd, given=final, touched=touched, is_gone=is_gone)
 
     before = np.full(len(keys), -1)
     before[by_key[1:][same_as_next]] = by_key[:-1][same_as_next]
@@ -232,7 +250,8 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
             lookup[still] = found_at[source[still]]
     # Keys are numbered from 0 without gaps, and `removed` has them in that order.
     odd = cells_at(changes.odd, final, sources)
-    return Collapsed(removed, rows, unknown, ids[lookup] if unknown else None, odd)
+    places = ids[lookup] if unknown else None
+    return Collapsed(removed, rows, unknown, places, odd, final, touched, is_gone)
 
 
 def _comparable(keys: pa.RecordBatch) -> pa.RecordBatch:
