@@ -66,6 +66,9 @@ _BUILT_IN: Mapping[str, Mapping[str, _BuiltIn]] = {
             "PostgresDestination",
             "PostgresDestinationConfig",
         ),
+        "singer": _package(
+            "etl_dagster.destinations.singer", "SingerDestination", "SingerDestinationConfig"
+        ),
     },
     STORES: {
         "postgres": _package("etl_dagster.stores.postgres", "PostgresStore", "PostgresStoreConfig"),

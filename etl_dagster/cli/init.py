@@ -36,8 +36,8 @@ state_store:
   schema: etl
 
 destination:
-  # duckdb, http, memory for trying out, or one that an installed package brings; all but the
-  # type is different for each.
+  # duckdb, http, postgres, singer, memory for trying out, or one that an installed package brings;
+  # all but the type is different for each.
   type: duckdb
   # Relative to this file; its folder must exist.
   path: {path}

@@ -20,6 +20,7 @@ from etl_dagster.integrations.dagster import (
     PostgresDestinationResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
+    SingerDestinationResource,
     destination_resource,
     resources,
     state_store_resource,
@@ -33,6 +34,7 @@ RESOURCES: dict[tuple[str, str], Any] = {
     ("destination", "duckdb"): DuckDBDestinationResource,
     ("destination", "http"): HttpDestinationResource,
     ("destination", "postgres"): PostgresDestinationResource,
+    ("destination", "singer"): SingerDestinationResource,
 }
 #: By type, each setting with a value that isn't its default; with the place, too, where two places
 #: have a type of that name.
@@ -67,6 +69,22 @@ GIVEN: dict[str, dict[str, Any]] = {
         "max_body_bytes": 2048,
         "verify": False,
         "ca_file": "/ca",
+    },
+    "singer": {
+        "target": "target-jsonl",
+        "config": {"password": "pa55", "port": 5433, "ssl_enable": True, "more": {"a": ["b"]}},
+        "config_file": "/config.json",
+        "project": "/meltano",
+        "environment": "prod",
+        "env": {"TOKEN": "t0ken"},
+        "stream": "{table}",
+        "activate_version": False,
+        "unchanged": "omit",
+        "json_values": "value",
+        "decimals": "number",
+        "flush_after_seconds": 2.5,
+        "stalled_after_seconds": 30.5,
+        "stderr_file": "/target.log",
     },
 }
 

@@ -18,6 +18,7 @@ from etl_dagster.integrations.dagster.resources import (
     PostgresDestinationResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
+    SingerDestinationResource,
     StateStoreResource,
 )
 from etl_dagster.integrations.dagster.sections import (
@@ -42,6 +43,7 @@ __all__ = [
     "PostgresSourceResource",
     "PostgresStateStoreResource",
     "PublishedTableProps",
+    "SingerDestinationResource",
     "StateStoreResource",
     "build_etl_definitions",
     "destination_resource",

@@ -79,12 +79,29 @@ if TYPE_CHECKING:
         verify: bool = True
         ca_file: str | None = None
 
+    class _SingerFields(SectionResource, EtlDestinationResource):
+        target: str
+        config: dict[str, Any] = Field({})
+        config_file: str | None = None
+        project: str | None = None
+        environment: str | None = None
+        env: dict[str, Any] = Field({})
+        stream: str = "{schema}-{table}"
+        activate_version: bool | None = None
+        unchanged: str = "refuse"
+        json_values: str = "text"
+        decimals: str = "string"
+        flush_after_seconds: float = 0
+        stalled_after_seconds: float = 600
+        stderr_file: str | None = None
+
 else:
     _SourceFields = of_model(SourceConfig, None, "source")
     _PostgresStoreFields = state_store_resource("postgres")
     _DuckDBFields = destination_resource("duckdb")
     _HttpFields = destination_resource("http")
     _PostgresFields = destination_resource("postgres")
+    _SingerFields = destination_resource("singer")
 
 
 class PostgresSourceResource(_SourceFields):
@@ -167,6 +184,10 @@ class PostgresDestinationResource(_PostgresFields):
 
 class HttpDestinationResource(_HttpFields):
     """A server that takes rows and changes as JSON; it may be several behind one address."""
+
+
+class SingerDestinationResource(_SingerFields):
+    """A Singer target, run as a process: a program of its own, or a loader of a Meltano project."""
 
 
 class DestinationResource(EtlDestinationResource):

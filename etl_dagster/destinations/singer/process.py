@@ -1,0 +1,150 @@
+"""A target that runs: its pipes, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from etl_dagster.destinations.singer.failures import TargetFailed, TargetMissing
+
+#: How often a wait for the pipe looks whether it is to end.
+_TURN_MS: Final = 200
+#: Has the kernel kill the target when we are killed. What it still had in its memory would else be
+#: written after what the next process sends.
+_LAUNCH: Final = """
+import os, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 9)
+    if os.getppid() != int(sys.argv[1]):
+        os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+#: A larger pipe than the usual one: fewer turns between us and the target.
+_PIPE_BYTES: Final = 1 << 20
+
+
+class TargetProcess:
+    """The target, reading from us. Its three pipes never block.
+
+    Made by a thread that lives as long as the process: on Linux it is killed with that thread.
+
+    Raises:
+        TargetMissing: the program can't be run.
+    """
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], folder: Path | None = None
+    ) -> None:
+        launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command]
+        try:
+            self._child = subprocess.Popen(
+                launch,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(env),
+                cwd=folder,
+                # A Ctrl-C is ours: the target ends with its input.
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:
+            raise TargetMissing(
+                f"{command[0]} can't be run: {error.strerror}",
+                solution="Check destination.target and the rights of that file.",
+            ) from None
+        self.stdin, self.stdout, self.stderr = (
+            pipe.fileno()
+            for pipe in (self._child.stdin, self._child.stdout, self._child.stderr)
+            if pipe is not None
+        )
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            os.set_blocking(pipe, False)
+        if sys.platform == "linux":
+            import fcntl
+
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self.stdin, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def write(
+        self, data: bytes | memoryview, go_on: Callable[[], None], on_progress: Callable[[], None]
+    ) -> None:
+        """Write all of it, as fast as the target reads.
+
+        Args:
+            go_on: asked while the pipe is full; raises to end the wait.
+            on_progress: called when the target has read something.
+
+        Raises:
+            BrokenPipeError: the target reads no more.
+        """
+        left = memoryview(data).cast("B")
+        poll = select.poll()
+        poll.register(self.stdin, select.POLLOUT)
+        while left:
+            try:
+                left = left[os.write(self.stdin, left) :]
+                on_progress()
+            except BlockingIOError:
+                go_on()
+                poll.poll(_TURN_MS)
+
+    def close_input(self) -> None:
+        """The target's input ends: it writes what it has, and ends."""
+        with contextlib.suppress(OSError):
+            assert self._child.stdin is not None
+            self._child.stdin.close()
+
+    def poll(self) -> int | None:
+        """Its exit code, once it has ended."""
+        return self._child.poll()
+
+    def kill(self) -> None:
+        """End it, and what it has started, at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            self._child.kill()
+
+    def wait(self) -> int:
+        """Its exit code; waits for its end."""
+        return self._child.wait()
+
+    def close(self) -> None:
+        """Close the pipes, whose numbers may then be those of other files."""
+        for pipe in (self._child.stdin, self._child.stdout, self._child.stderr):
+            with contextlib.suppress(OSError):
+                assert pipe is not None
+                pipe.close()
+
+
+def how_it_ended(code: int) -> str:
+    """For people."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
+
+
+def require_ran(code: int, command: Sequence[str], said: str) -> None:
+    """For a command that must end well.
+
+    Raises:
+        TargetFailed: it didn't.
+    """
+    if code:
+        raise TargetFailed(f"{' '.join(command)} {how_it_ended(code)}{said}")

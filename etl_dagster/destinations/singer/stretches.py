@@ -1,0 +1,334 @@
+"""What a table's part of a batch is to a target: stretches of records under one schema each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from etl_dagster.destinations.collapse import Collapsed, OddCells, collapse
+from etl_dagster.destinations.evolution import (
+    AddColumn,
+    ChangeColumnType,
+    MoveTable,
+    RenameColumn,
+    schema_changes,
+)
+from etl_dagster.destinations.singer.lines import Stamps, record_lines
+from etl_dagster.destinations.singer.streams import Spelling, line, schema_message, stream_name
+from etl_dagster.errors import RowsOutdated, TableWriteFailed
+from etl_dagster.model.events import (
+    INSERT,
+    RelationEvent,
+    TableChanges,
+    TableStep,
+    TruncateEvent,
+)
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.values.parsed import Odd
+
+#: Between the commits of two transactions lie more bytes than this.
+_MOST_TRUNCATES: Final = 30
+
+
+@dataclass
+class Stretch:
+    """Records of one table under one schema, after its rows were emptied, perhaps."""
+
+    schema: TableSchema
+    stream: str
+    #: The SCHEMA line.
+    header: bytes
+    #: ACTIVATE_VERSION: what has a smaller version goes.
+    version: int | None = None
+    parts: list[_Part] = field(default_factory=list)
+
+    def lines(self, spelling: Spelling) -> Iterator[bytes | memoryview]:
+        """All but the SCHEMA line."""
+        if self.version is not None:
+            yield activate_version(self.stream, self.version)
+        for part in self.parts:
+            yield from part.lines(self, spelling)
+
+
+def activate_version(stream: str, version: int) -> bytes:
+    return line({"type": "ACTIVATE_VERSION", "stream": stream, "version": version})
+
+
+class Truncates:
+    """How often a transaction has emptied a table: a row's version says after which time it came.
+
+    A version is the LSN of the commit record, plus the truncates of the same transaction before.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[TableId, tuple[int, set[int]]] = {}
+        self._lock = threading.Lock()
+
+    def version(self, table_id: TableId, position: Position) -> int:
+        """Of a truncate: rows with a smaller one were there before."""
+        lsn = position.commit_lsn.offset
+        with self._lock:
+            known, ordinals = self._seen.get(table_id, (0, set()))
+            if known != lsn:
+                ordinals = set()
+            ordinals.add(position.ordinal)
+            self._seen[table_id] = lsn, ordinals
+            return lsn + min(len(ordinals), _MOST_TRUNCATES)
+
+    def versions(self, changes: TableChanges) -> np.ndarray:
+        """int64: of each change that of its row."""
+        versions = changes.commit_lsns.astype(np.int64)
+        with self._lock:
+            lsn, ordinals = self._seen.get(changes.schema.id, (0, set()))
+        if not ordinals:
+            return versions
+        since: np.ndarray = (versions == lsn) & (changes.ordinals > min(ordinals))
+        since = since.astype(np.int64) * min(len(ordinals), _MOST_TRUNCATES)
+        found: np.ndarray = versions + since
+        return found
+
+
+class Stretcher:
+    """Makes stretches of a table's steps.
+
+    Args:
+        empties: whether the target acts on ACTIVATE_VERSION.
+        unchanged: what becomes of rows with values that Postgres left out.
+    """
+
+    def __init__(
+        self,
+        template: str,
+        spelling: Spelling,
+        *,
+        target: str,
+        empties: bool,
+        unchanged: Literal["refuse", "omit"],
+    ) -> None:
+        self._template = template
+        self._spelling = spelling
+        self._target = target
+        self._empties = empties
+        self._unchanged = unchanged
+        self._truncates = Truncates()
+        self._headers: dict[TableId, tuple[TableSchema, bytes]] = {}
+        #: Which table a stream is of.
+        self._owners: dict[str, tuple[TableId, str]] = {}
+        self._lock = threading.Lock()
+
+    def stretch(self, schema: TableSchema) -> Stretch:
+        """One without records yet.
+
+        Raises:
+            TableWriteFailed: another table has the same stream, or the table can't be one.
+        """
+        stream = stream_name(self._template, schema)
+        with self._lock:
+            owner, name = self._owners.setdefault(stream, (schema.id, schema.name))
+            if owner != schema.id:
+                raise TableWriteFailed(
+                    schema.id,
+                    f"{schema.name} and {name} would be one stream, {stream}",
+                    solution="Rename one of them, or set destination.stream so that their streams "
+                    "differ; then reset the table.",
+                )
+            known = self._headers.get(schema.id)
+            if known is None or known[0] != schema:
+                known = schema, schema_message(stream, schema, self._spelling)
+                self._headers[schema.id] = known
+        return Stretch(schema, stream, known[1])
+
+    def forget(self, table_id: TableId) -> None:
+        """The table is copied again, perhaps under another name."""
+        with self._lock:
+            for stream in [s for s, (owner, _) in self._owners.items() if owner == table_id]:
+                del self._owners[stream]
+
+    def stretches(self, steps: Sequence[TableStep]) -> list[Stretch]:
+        """The steps in order. Where the table is emptied, what came before isn't sent.
+
+        Raises:
+            RowsOutdated: only a new copy brings the rows up to date.
+            TableWriteFailed: something in them can't be done at a target.
+        """
+        made: list[Stretch] = []
+        for step in steps:
+            match step:
+                case RelationEvent():
+                    self._require_no_new_copy(step)
+                case TruncateEvent():
+                    self._require_emptying(step.schema)
+                    emptied = self.stretch(step.schema)
+                    emptied.version = self._truncates.version(step.schema.id, step.position)
+                    made = [emptied]
+                case TableChanges():
+                    if not made or made[-1].schema != step.schema:
+                        made.append(self.stretch(step.schema))
+                    made[-1].parts += self._parts(step)
+        return made
+
+    def _require_no_new_copy(self, step: RelationEvent) -> None:
+        if step.previous is None:
+            return
+        name = step.schema.name
+        for change in schema_changes(step.previous, step.schema):
+            match change:
+                case MoveTable(old):
+                    why = f"{old.name} is called {name} now, and its rows are in another stream"
+                case RenameColumn(before, after):
+                    why = f"{before} of {name} is called {after} now"
+                case ChangeColumnType(_, column):
+                    why = f"{column.name} of {name} has another type now"
+                case AddColumn(column) if column.missing_value is not None:
+                    why = f"{column.name} was added to {name} with a value for the rows there"
+                case _:
+                    continue
+            raise RowsOutdated(step.schema.id, f"{why}, which {self._target} can't be told")
+        if step.previous.key_columns != step.schema.key_columns:
+            raise RowsOutdated(step.schema.id, f"{name} has another key now")
+
+    def _require_emptying(self, schema: TableSchema) -> None:
+        if not self._empties:
+            raise TableWriteFailed(
+                schema.id,
+                f"{schema.name} was truncated, and {self._target} does not empty tables "
+                "(ACTIVATE_VERSION)",
+                solution="Empty the table at the target by hand, then reset it. If the target does "
+                "act on ACTIVATE_VERSION, set destination.activate_version: true.",
+            )
+
+    def _parts(self, changes: TableChanges) -> list[_Part]:
+        schema = changes.schema
+        stamped = _Stamped(changes, self._truncates.versions(changes))
+        if not schema.key_columns:
+            if (changes.ops != INSERT).any():
+                raise TableWriteFailed(
+                    schema.id,
+                    f"rows of {schema.name} were updated or deleted, and it has no key by which "
+                    f"{self._target} could find them",
+                    solution="Give the table a primary key, or publish its inserts alone; then "
+                    "reset the table.",
+                )
+            every = np.arange(len(changes))
+            return [_Part(changes.rows, stamped.at(every), changes.odd)]
+        found = collapse(changes, schema.key_columns)
+        parts = []
+        if found.is_gone.any():
+            gone = found.removed.filter(pa.array(found.is_gone))
+            parts.append(_Part(gone, stamped.at(found.touched[found.is_gone]), {}, deleted=True))
+        return parts + self._known(schema, found, stamped)
+
+    def _known(self, schema: TableSchema, found: Collapsed, stamped: _Stamped) -> list[_Part]:
+        """The rows that are there in the end, without the values that nobody knows."""
+        stamps, odd = stamped.at(found.given), _odd_of(found.odd)
+        if not found.unknown:
+            return [_Part(found.rows, stamps, odd)]
+        if self._unchanged == "refuse" or self._is_moved(schema, found):
+            raise TableWriteFailed(
+                schema.id,
+                f"an update of {schema.name} left {', '.join(sorted(found.unknown))} as it was, "
+                f"and {self._target} takes whole rows only",
+                solution=f"On the source: ALTER TABLE {schema.name} REPLICA IDENTITY FULL, so that "
+                "Postgres sends such values; then reset the table. If the target keeps what a "
+                "record leaves out, set destination.unchanged: omit.",
+            )
+        parts = []
+        for missing, places in _by_missing(found):
+            kept = [name for name in found.rows.schema.names if name not in missing]
+            rows = found.rows.select(kept).take(pa.array(places))
+            parts.append(_Part(rows, stamps.take(places), _taken(odd, places, kept)))
+        return parts
+
+    @staticmethod
+    def _is_moved(schema: TableSchema, found: Collapsed) -> bool:
+        """Whether a row with values that nobody knows has another key than it had."""
+        incomplete = np.logical_or.reduce(list(found.unknown.values()))
+        places: Any = pa.array(np.flatnonzero(incomplete))
+        lookup = found.lookup
+        assert lookup is not None
+        keys = found.rows.select(list(schema.key_columns)).take(places)
+        before: pa.RecordBatch = lookup.take(places)
+        return any(not a.equals(b) for a, b in zip(keys.columns, before.columns, strict=True))
+
+
+@dataclass(frozen=True)
+class _Part:
+    rows: pa.RecordBatch
+    stamps: Stamps
+    odd: Mapping[str, Odd]
+    deleted: bool = False
+
+    def lines(self, stretch: Stretch, spelling: Spelling) -> Iterator[memoryview]:
+        return record_lines(
+            stretch.stream,
+            stretch.schema,
+            self.rows,
+            self.stamps,
+            spelling,
+            odd=self.odd,
+            deleted=self.deleted,
+        )
+
+
+@dataclass(frozen=True)
+class _Stamped:
+    changes: TableChanges
+    versions: np.ndarray
+
+    def at(self, places: np.ndarray) -> Stamps:
+        """The stamps of some of the changes."""
+        changes = self.changes
+        return Stamps(
+            changes.commit_times_us[places],
+            self.versions[places],
+            changes.commit_lsns[places],
+            changes.ordinals[places],
+        )
+
+
+def _by_missing(found: Collapsed) -> Iterator[tuple[frozenset[str], np.ndarray]]:
+    """The rows by the columns of which nobody knows the value."""
+    names = list(found.unknown)
+    masks = np.stack([found.unknown[name] for name in names])
+    patterns, which = np.unique(masks, axis=1, return_inverse=True)
+    which = which.reshape(-1)
+    for number in range(patterns.shape[1]):
+        missing = {
+            name for name, is_missing in zip(names, patterns[:, number], strict=True) if is_missing
+        }
+        yield frozenset(missing), np.flatnonzero(which == number)
+
+
+def _odd_of(cells: Mapping[str, OddCells]) -> dict[str, Odd]:
+    found = {}
+    for name, each in cells.items():
+        order = np.argsort(each.rows, kind="stable")
+        indices: Any = pa.array(order)
+        found[name] = Odd(each.rows[order], each.texts.take(indices))
+    return found
+
+
+def _taken(odd: Mapping[str, Odd], places: np.ndarray, kept: Sequence[str]) -> dict[str, Odd]:
+    """The odd values of some of the rows, which are in ascending order."""
+    found: dict[str, Odd] = {}
+    for name, each in odd.items():
+        at = np.searchsorted(places, each.places)
+        at[at == len(places)] = 0
+        is_there = places[at] == each.places
+        if name in kept and is_there.any():
+            mask: Any = pa.array(is_there)
+            found[name] = Odd(at[is_there], each.texts.filter(mask))
+    return found
+
+
+def copied(
+    stretch: Stretch, rows: pa.RecordBatch, odd: Mapping[str, Odd], stamps: Stamps
+) -> Stretch:
+    """A stretch with some rows of a copy."""
+    return replace(stretch, parts=[_Part(rows, stamps, odd)])
