@@ -26,6 +26,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from etl_dagster.config_shape import (
+    TargetName,
+    require_names,
+)
 from etl_dagster.config_text import (
     Place,
     describe,
@@ -38,6 +42,7 @@ from etl_dagster.config_text import (
 from etl_dagster.errors import ConfigError
 from etl_dagster.kinds import DESTINATIONS, STORES, UnknownKind, find_config_model, known_kinds
 from etl_dagster.table_name import TableName
+from etl_dagster.table_pattern import Pattern, TablePattern
 
 #: Overrides such as ``ETL_DAGSTER__SOURCE__PASSWORD`` begin with this; ``__`` goes one level down.
 ENV_PREFIX = "ETL_DAGSTER__"
@@ -260,36 +265,53 @@ class RetryConfig(_Section):
     max_attempts: int = Field(8, ge=1, description="In a row; progress resets the count.")
 
 
-class _OddValuesSection(_Section):
-    """A section in which `odd_values` may differ from the pipeline's."""
+class _MergedSection(_Section):
+    """A section of which several may concern one table; what is set in one wins over another."""
+
+    #: Settings for which null is a value: in YAML, null without quotes is None.
+    _null_is_a_value: ClassVar[tuple[str, ...]] = ("odd_values",)
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_a_policy(cls, values: Any) -> Any:
-        """In YAML, null without quotes is None; here it is not what no setting is."""
-        if isinstance(values, Mapping) and values.get("odd_values", "") is None:
-            return {**values, "odd_values": "null"}
-        return values
+    def _null_is_null(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        nulls = [key for key in cls._null_is_a_value if key in values and values[key] is None]
+        return {**values, **dict.fromkeys(nulls, "null")}
 
     @model_serializer(mode="wrap")
-    def _without_no_setting(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What has no setting is left out: read again, None would be one."""
+    def _as_set(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was set alone: read again, a default would win over a setting elsewhere."""
         values: dict[str, Any] = serialize(self)
-        if values["odd_values"] is None:
-            del values["odd_values"]
-        return values
+        fields = type(self).model_fields
+        unset = {fields[name].alias or name for name in fields.keys() - self.given.keys()}
+        return {key: value for key, value in values.items() if key not in unset}
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was set, by the names of the fields."""
+        values = ((name, getattr(self, name)) for name in self.model_fields_set)
+        return {name: value for name, value in values if value is not None}
 
 
-class ColumnConfig(_OddValuesSection):
+class ColumnConfig(_MergedSection):
     """What differs for one column."""
+
+    _null_is_a_value = ("odd_values", "mask")
 
     nested: Nested | None = Field(None, description="As for the pipeline, for this column.")
     odd_values: OddPolicy | None = Field(None, description="As for the table, for this column.")
     numeric: Numeric | None = Field(None, description="As for the pipeline, for this column.")
+    name: str | None = Field(None, min_length=1, description="The name at the destination.")
+
+    @property
+    def is_shaping(self) -> bool:
+        """Whether the column differs at the destination by it."""
+        return self.name is not None
 
 
-class TableConfig(_OddValuesSection):
-    """What differs for one table."""
+class TableConfig(_MergedSection):
+    """What differs for one table, or for all whose names are like a pattern."""
 
     mode: TableMode | None = Field(None, description="As for the pipeline, for this table.")
     odd_values: OddPolicy | None = Field(None, description="As for the pipeline, for this table.")
@@ -297,7 +319,29 @@ class TableConfig(_OddValuesSection):
     partitions_removed: Literal["keep", "delete"] | None = Field(
         None, description="As for the pipeline, for this table."
     )
-    columns: dict[str, ColumnConfig] = Field({}, description="Settings by column name.")
+    name: TargetName | None = Field(
+        None,
+        description="Schema and table at the destination, such as `raw_{schema}.{table}`.",
+    )
+    include: list[str] | None = Field(
+        None, description="The columns that the destination has, or patterns; by default all."
+    )
+    exclude: list[str] = Field([], description="Columns that it has not, or patterns.")
+    columns: dict[str, ColumnConfig] = Field(
+        {}, description="Settings by column name, or by pattern."
+    )
+
+    @field_validator("include", "exclude", "columns")
+    @classmethod
+    def _named(cls, names: Any) -> Any:
+        require_names(names or ())
+        return names
+
+    @property
+    def is_shaping(self) -> bool:
+        """Whether the table differs at the destination by it."""
+        given = (self.name, self.include, self.exclude or None)
+        return given != (None,) * len(given) or any(c.is_shaping for c in self.columns.values())
 
 
 class MeltanoConfig(_Section):
@@ -365,8 +409,12 @@ class PipelineConfig(_Section):
         "on, outside of keys and of values with parts: `text`, exactly as Postgres prints it; "
         "`decimal(p,s)` with up to 38 digits; or `double`, the nearest one.",
     )
-    tables: dict[str, TableConfig] = {}
+    tables: dict[str, TableConfig] = Field(
+        {}, description="Settings by table, or by a pattern such as `sales.*`."
+    )
     meltano: MeltanoConfig = MeltanoConfig()
+    #: What `table` and `column` were asked for, and of which tables' settings.
+    _merged: tuple[Any, dict[Any, Any]] = PrivateAttr(default=(None, {}))
     #: Of a destination that the pipeline was given as an object.
     _given_has_own_types: bool = PrivateAttr(default=False)
     _given_reads_text: bool = PrivateAttr(default=False)
@@ -392,7 +440,7 @@ class PipelineConfig(_Section):
     def _qualified(cls, tables: dict[str, TableConfig]) -> dict[str, TableConfig]:
         named: dict[str, TableConfig] = {}
         for text, settings in tables.items():
-            name = str(TableName.parse(text))
+            name = TablePattern.parse(text).text
             if name in named:
                 raise ValueError(f"{name} is named twice")
             named[name] = settings
@@ -466,9 +514,56 @@ class PipelineConfig(_Section):
         """As `DestinationConfig.reads_text`."""
         return self.destination.reads_text or self._given_reads_text
 
+    def matching(self, table_name: str) -> list[tuple[str, TableConfig]]:
+        """The settings that concern a table, given as the text of its `TableName`.
+
+        From the most general to the one that says most exactly which tables are meant: the name
+        itself, else the pattern with the most characters that aren't wild.
+        """
+        name = TableName.parse(table_name)
+        found = [(TablePattern.parse(text), text) for text in self.tables]
+        matching = sorted((p.rank, text) for p, text in found if p.matches(name))
+        return [(text, self.tables[text]) for _, text in matching]
+
     def table(self, table_name: str) -> TableConfig:
-        """What differs for a table, given as the text of its `TableName`."""
-        return self.tables.get(table_name, TableConfig())
+        """What differs for a table, given as the text of its `TableName`.
+
+        Of several settings the more exact one wins; what is excluded by one is excluded. `columns`
+        has all of them: see `column`.
+        """
+        known = self._known_merged()
+        if table_name not in known:
+            given: dict[str, Any] = {}
+            for _, settings in self.matching(table_name):
+                more = settings.given
+                for joined in ("columns", "exclude"):
+                    if joined in more and joined in given:
+                        more[joined] = _joined(given[joined], more[joined])
+                given |= more
+            known[table_name] = TableConfig.model_construct(None, **given)
+        merged: TableConfig = known[table_name]
+        return merged
+
+    def column(self, table_name: str, column_name: str) -> ColumnConfig:
+        """What differs for a column. More exact are first settings of its table, then its name."""
+        known = self._known_merged()
+        if (table_name, column_name) not in known:
+            given: dict[str, Any] = {}
+            for _, settings in self.matching(table_name):
+                found = [(Pattern.of(text), each) for text, each in settings.columns.items()]
+                matching = [(p.rank, each) for p, each in found if p.matches(column_name)]
+                for _, each in sorted(matching, key=lambda found: found[0]):
+                    given |= each.given
+            known[table_name, column_name] = ColumnConfig.model_construct(None, **given)
+        merged: ColumnConfig = known[table_name, column_name]
+        return merged
+
+    def _known_merged(self) -> dict[Any, Any]:
+        tables, known = self._merged
+        if tables is not self.tables:
+            known = {}
+            self._merged = (self.tables, known)
+        return known
 
     def mode_of(self, table_name: str) -> TableMode:
         """How a table is kept, where it is copied from now on."""
@@ -483,21 +578,17 @@ class PipelineConfig(_Section):
 
     def nested_of(self, table_name: str, column_name: str) -> Nested:
         """How a column's values with parts arrive, where it is copied from now on."""
-        column = self.table(table_name).columns.get(column_name)
-        chosen = (None if column is None else column.nested) or self.nested
+        chosen = self.column(table_name, column_name).nested or self.nested
         return "text" if self.destination.refusal(chosen) else chosen
 
     def numeric_of(self, table_name: str, column_name: str) -> str:
         """How a numeric without precision arrives, where it is copied from now on."""
-        column = self.table(table_name).columns.get(column_name)
-        return (None if column is None else column.numeric) or self.numeric
+        return self.column(table_name, column_name).numeric or self.numeric
 
     def odd_policy(self, table_name: str, column_name: str) -> OddPolicy:
         """What becomes of values that the column's type can't hold."""
-        table = self.table(table_name)
-        column = table.columns.get(column_name)
-        of_column = None if column is None else column.odd_values
-        return of_column or table.odd_values or self.odd_values
+        of_column = self.column(table_name, column_name).odd_values
+        return of_column or self.table(table_name).odd_values or self.odd_values
 
     def places_of_odd_policy(self, policy: OddPolicy) -> list[str]:
         """The settings that choose this policy, such as ``tables.public.orders.odd_values``."""
@@ -515,6 +606,11 @@ class PipelineConfig(_Section):
     def removes_partitions(self, table_name: str) -> bool:
         """Whether rows of a table's partition go when the partition goes at the source."""
         return (self.table(table_name).partitions_removed or self.partitions_removed) == "delete"
+
+
+def _joined(before: Any, more: Any) -> Any:
+    """Two lists or mappings as one, the second over the first."""
+    return {**before, **more} if isinstance(more, dict) else [*before, *more]
 
 
 def load_config(path: str | Path, environ: Mapping[str, str] | None = None) -> PipelineConfig:

@@ -37,6 +37,15 @@ class ConfigError(EtlError):
         self.origin = origin
 
 
+class ShapeRefused(EtlError):
+    """What the settings want of a table can't be done, or would show what they hid before."""
+
+    solution = (
+        "Correct the settings of the table under `tables`; `etl-dagster doctor` checks them. Then "
+        "restart the pipeline, and reset the table if it has stopped."
+    )
+
+
 class DecodeError(EtlError):
     """The stream holds bytes that are no pgoutput; it can't be trusted past this point."""
 

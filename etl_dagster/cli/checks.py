@@ -24,8 +24,10 @@ from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 from etl_dagster.runtime.belonging import Belonging
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.preflight import Check, run_checks
-from etl_dagster.runtime.representation import held_otherwise
+from etl_dagster.runtime.representation import chosen_tables, held_otherwise
+from etl_dagster.runtime.reshaping import reshaped
 from etl_dagster.runtime.runner import describe_runner
+from etl_dagster.runtime.shaped import shaping
 from etl_dagster.runtime.slot import require_continuable
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.control import SourceControl
@@ -156,6 +158,7 @@ def _continuation(
     schemas = _newest_schemas(store)
     yield from _stopped_tables(config, store, slots, schemas)
     yield from _held_otherwise(config, schemas, published)
+    yield from _to_be_reshaped(config, schemas, published)
 
 
 def _newest_schemas(store: CoordinatingStore) -> Mapping[TableId, TableSchema]:
@@ -178,6 +181,23 @@ def _held_otherwise(
             f"{table.schema.name}: {names(columns)} arrive as they did when the table was copied, "
             "not as `nested`, `numeric`, `odd_values` and the types of this version say now",
             f"To change that, copy the table again: etl-dagster reset {table.schema.name}",
+        )
+
+
+def _to_be_reshaped(
+    config: PipelineConfig,
+    schemas: Mapping[TableId, TableSchema],
+    published: Sequence[PublishedTable],
+) -> Iterator[Check]:
+    """Tables that the next start copies again, since their settings changed."""
+    tables = {table.schema.id: table.schema for table in published}
+    for table_id, what in reshaped(schemas, tables.values(), config).items():
+        name = tables[table_id].name
+        yield Check.warning(
+            "shapes of tables",
+            f"{name}: the settings of {names(what)} are others than when it was copied; the next "
+            "start copies it again",
+            "Take the settings back if that is not what you want.",
         )
 
 
@@ -261,15 +281,17 @@ def check_names(config: PipelineConfig, published: Sequence[PublishedTable]) -> 
         destination = build_destination(config)
     except EtlError:
         return  # the destination's own check has found that, too
-    checking = offered(destination, ChecksNames)
+    checking = offered(shaping(destination), ChecksNames)
     if checking is None:
         return
-    for clash in checking.check_names([table.schema for table in published]):
+    tables = chosen_tables(published, config)
+    for clash in checking.check_names([table.schema for table in tables]):
         yield Check(
             "names",
             "error",
             clash,
-            "Rename one of them in the source, or leave it out of the publication.",
+            "Rename one of them in the source or by `name` under `tables`, or leave it out of the "
+            "publication.",
         )
 
 

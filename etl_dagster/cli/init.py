@@ -90,8 +90,11 @@ odd_values: "null"
 # the time in which it was valid).
 mode: mirror
 
-# What differs for single tables.
+# What differs for single tables, or for all whose names are like a pattern.
 tables: {{}}
+  # "sales.*":
+  #   name: "raw_{{schema}}.{{table}}"   # schema and table at the destination
+  #   exclude: [ssn, "*_token"]        # columns that the destination doesn't have
   # public.events:
   #   mode: append
   #   copy: false               # only changes from now on

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.modes import TableMode
+from etl_dagster.model.shape import TableShape
 from etl_dagster.table_name import TableName
 from etl_dagster.values.columns import ColumnSchema as ColumnSchema
 
@@ -39,11 +40,20 @@ class TableSchema:
     #: How the destination keeps the table; chosen when it is copied, and the same until it is
     #: copied again.
     mode: TableMode = "mirror"
+    #: How the table differs at the destination; None: not at all, and no column does.
+    shape: TableShape | None = None
 
     @cached_property
     def name(self) -> str:
         """The text of its `TableName`: for people and as a key elsewhere, never as SQL."""
         return str(TableName(self.schema_name, self.table_name))
+
+    @cached_property
+    def target(self) -> TableName:
+        """What the table is called at the destination."""
+        if self.shape is None:
+            return TableName(self.schema_name, self.table_name)
+        return self.shape.target_of(self.schema_name, self.table_name)
 
     @cached_property
     def key_columns(self) -> tuple[str, ...]:
@@ -106,6 +116,7 @@ class TableSchema:
         return (
             (self.schema_name, self.table_name) == (other.schema_name, other.table_name)
             and self.columns == other.columns
+            and self.shape == other.shape
             and self.replica_identity == other.replica_identity
         )
 

@@ -24,7 +24,7 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.protocol.frames import XLOG_DATA_HEADER, XLOG_DATA_TAG
 from etl_dagster.values.parsed import Odd, joined
 from etl_dagster.values.strings import cut
-from etl_dagster.values.text import parse
+from etl_dagster.values.text import nulls_of, parse
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Places: TypeAlias = npt.NDArray[np.int64]
@@ -288,6 +288,9 @@ def _decode_tuples(
     odd: dict[str, Odd] = {}
     spans = messages.columns(places, which, len(schema.columns))
     for column, span in zip(schema.columns, spans, strict=True):
+        if not column.is_read:
+            arrays.append(nulls_of(column, len(which)))
+            continue
         parsed = parse(column, span.strings(messages.data), codec)
         arrays.append(parsed.array)
         if span.unchanged is not None:

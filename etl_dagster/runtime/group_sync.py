@@ -42,6 +42,7 @@ from etl_dagster.runtime.many import copying_many, group_lease, many
 from etl_dagster.runtime.odd_counts import CopyOddCounts
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.representation import chosen_tables
+from etl_dagster.runtime.reshaping import refused_shapes
 from etl_dagster.runtime.retry import errored_state, is_sync_due
 from etl_dagster.runtime.schemas import destination_metadata
 from etl_dagster.runtime.slot import make_slot
@@ -281,8 +282,14 @@ class GroupSync:
         unidentified = self._control.ask(
             "looking at keys", find_unidentified, list(tables.values())
         )
-        self._fail(unidentified)
-        return {t_id: table for t_id, table in tables.items() if t_id not in unidentified}
+        refused: dict[TableId, EtlError] = {
+            **unidentified,
+            **refused_shapes(
+                [table.schema for table in tables.values()], self._store, self._config
+            ),
+        }
+        self._fail(refused)
+        return {t_id: table for t_id, table in tables.items() if t_id not in refused}
 
     def _known_to_nobody_else(
         self, tables: dict[TableId, PublishedTable]
@@ -290,9 +297,9 @@ class GroupSync:
         """The tables whose names no other table ever had; the others need a worker's whole care."""
         owners: dict[str, set[TableId]] = {}
         for schema in self._store.get_table_schemas():
-            owners.setdefault(schema.name.lower(), set()).add(schema.id)
+            owners.setdefault(str(schema.target).lower(), set()).add(schema.id)
         for table_id, table in tables.items():
-            owners.setdefault(table.schema.name.lower(), set()).add(table_id)
+            owners.setdefault(str(table.schema.target).lower(), set()).add(table_id)
         shared = {t for ids in owners.values() if len(ids) > 1 for t in ids}
         self._to_single(tables.keys() & shared)
         return {table_id: table for table_id, table in tables.items() if table_id not in shared}

@@ -27,6 +27,7 @@ from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.many import group_lease
 from etl_dagster.runtime.member_notes import MemberNotes
 from etl_dagster.runtime.partitions import Partitions
+from etl_dagster.runtime.representation import chosen
 from etl_dagster.source.catalog import (
     PublishedTable,
     emit_marker,
@@ -234,7 +235,8 @@ class Members:
             for table_id in notes.leaving.keys() - published.keys()
             if (metadata := self._store.get_destination_table_metadata(table_id)) is not None
         }
-        held_back = {table_id for table_id in new if published[table_id].schema.name in taken}
+        named = {table_id: chosen(published[table_id].schema, self._config) for table_id in new}
+        held_back = {table_id for table_id in new if str(named[table_id].target) in taken}
         added = [table_id for table_id in new if table_id not in held_back]
         if added:
             names = ", ".join(published[table_id].schema.name for table_id in added)

@@ -38,10 +38,12 @@ from etl_dagster.runtime.preflight import require_ready
 from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.reporter import Reporter
 from etl_dagster.runtime.representation import given
+from etl_dagster.runtime.reshaping import copy_reshaped, require_distinct_names
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.rewrites import Rewrites
 from etl_dagster.runtime.runner import in_use, note_runner
+from etl_dagster.runtime.shaped import shaping
 from etl_dagster.runtime.status import Phase, PipelineStatus
 from etl_dagster.runtime.table_modes import require_modes
 from etl_dagster.runtime.table_syncs import TableSyncs
@@ -85,7 +87,7 @@ class Pipeline:
     ) -> None:
         self._config = config = given(config, destination)
         self._store = store = coordinating(store)
-        self._destination = destination
+        self._destination = destination = shaping(destination)
         self._control = SourceControl(
             config.source,
             application_name=f"etl_dagster control {config.pipeline}",
@@ -149,6 +151,7 @@ class Pipeline:
             require_modes(self._config, self._destination)
             # Nothing is changed anywhere before the source is known to be ready.
             members = self._control.ask("checking the source", require_ready, self._config)
+            require_distinct_names(self._config, self._destination, members)
             self._lease = self._store.acquire_lease("apply")
             if self._lease is None:
                 raise in_use(self._store, self._config.pipeline)
@@ -168,6 +171,7 @@ class Pipeline:
             self._members.update(members)
             self._reporter.recall()
             self._rewrites.look(members)
+            copy_reshaped(self._store, self._config, members)
             self._renames.look(self._members.tables)
             self._confirmed = self._wire.prepare()
         except BaseException as failure:

@@ -17,6 +17,7 @@ from etl_dagster.errors import (
     ModeNeedsKey,
     PublicationEmpty,
     QuarantineNeedsKey,
+    ShapeRefused,
     SlotError,
     SourceNotPrepared,
 )
@@ -25,6 +26,7 @@ from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.odd_policies import require_key
 from etl_dagster.runtime.representation import chosen_tables
 from etl_dagster.runtime.table_modes import require_keepable
+from etl_dagster.shaping.rules import collisions, mistakes, unmatched
 from etl_dagster.source.catalog import (
     Publication,
     PublishedTable,
@@ -49,7 +51,8 @@ from etl_dagster.source.slots import (
 )
 from etl_dagster.source.trigger import VERSION as TRIGGER_VERSION
 from etl_dagster.source.trigger import fetch_trigger
-from etl_dagster.table_name import quote_identifier
+from etl_dagster.table_name import TableName, quote_identifier
+from etl_dagster.table_pattern import Pattern, TablePattern
 from etl_dagster.values.types import contains_composite, enums_in
 from etl_dagster.words import human_bytes, names
 
@@ -123,6 +126,7 @@ def require_ready(connection: Connection, config: PipelineConfig) -> list[Publis
         publication = fetch_publication(connection, config.source.publication)
         tables = fetch_published_tables(connection, publication.name, with_filters=False)
         checks = list(_check_tables(connection, config, facts, publication, tables))
+        checks += _check_shapes(config, tables)
         _raise_first(iter(checks))
         for check in checks:
             if check.level == "warning" and check.name in _WARNED_AT_START:
@@ -336,6 +340,7 @@ def _check_publication(
             published += tables
         yield from _check_tables(connection, config, facts, publication, tables)
         yield from _check_configured_tables(config, tables)
+        yield from _check_shapes(config, tables)
     yield _check_apply_slot(connection, config)
     yield from _check_sync_slots(connection, config, tables)
 
@@ -580,10 +585,29 @@ def _pids(locks: Sequence[ExclusiveLock]) -> list[int]:
     return list(dict.fromkeys(lock.pid for lock in locks if lock.pid))[:_LISTED]
 
 
+def _check_shapes(config: PipelineConfig, tables: Sequence[PublishedTable]) -> Iterator[Check]:
+    """Whether the settings of what tables are at the destination can be followed."""
+    if not any(settings.is_shaping for settings in config.tables.values()):
+        return
+    schemas = [table.schema for table in chosen_tables(tables, config)]
+    found = [mistake for schema in schemas for mistake in mistakes(schema, config)]
+    found += [*unmatched(schemas, config), *collisions(schemas)]
+    for mistake in found:
+        yield Check.error("shapes of tables", ShapeRefused(mistake))
+    if not found:
+        differing = [schema.name for schema in schemas if schema.shape is not None]
+        yield Check.ok("shapes of tables", f"{names(differing)} differ at the destination")
+
+
 def _check_configured_tables(
     config: PipelineConfig, tables: Sequence[PublishedTable]
 ) -> Iterator[Check]:
-    unknown = sorted(set(config.tables) - {table.schema.name for table in tables})
+    known_names = [TableName(t.schema.schema_name, t.schema.table_name) for t in tables]
+    unknown = sorted(
+        text
+        for text, settings in config.tables.items()
+        if not settings.is_shaping and not any(map(TablePattern.parse(text).matches, known_names))
+    )
     if unknown:
         yield Check.warning(
             "configured tables",
@@ -592,12 +616,16 @@ def _check_configured_tables(
         )
     for table in tables:
         known = table.schema.column_names
-        for name in config.table(table.schema.name).columns.keys() - set(known):
-            yield Check.warning(
-                "configured columns",
-                f"{table.schema.name} has no column {name!r}{suggest(name, known, [])}",
-                f"Correct or remove tables.{table.schema.name}.columns.{name}.",
-            )
+        for text, settings in config.matching(table.schema.name):
+            if not TablePattern.parse(text).is_exact:
+                continue
+            for name in settings.columns.keys() - set(known):
+                if Pattern.of(name).is_exact and not settings.columns[name].is_shaping:
+                    yield Check.warning(
+                        "configured columns",
+                        f"{table.schema.name} has no column {name!r}{suggest(name, known, [])}",
+                        f"Correct or remove tables.{text}.columns.{name}.",
+                    )
 
 
 # -- what earlier runs left --------------------------------------------------------------------

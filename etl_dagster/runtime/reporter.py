@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
-from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
 from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
@@ -164,7 +164,8 @@ class Reporter:
         for table_id in stale:
             table = self._members.tables.get(table_id)
             if table is not None:
-                name = table.schema.name
+                known = self._store.get_table_schema(table_id, LSN_MAX)
+                name = str((known or table.schema).target)
                 of_table = None if odd is None else odd.get(name, {})
                 self._metrics.counted(table_id, rows.get(name), of_table, held.get(name, 0))
 

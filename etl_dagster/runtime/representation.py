@@ -10,6 +10,8 @@ import pyarrow as pa
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.shaping.columns import keep_shapes
+from etl_dagster.shaping.rules import key_mistakes, shaped
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.types import TypeCatalog, unknown_types
 from etl_dagster.values.columns import ColumnSchema
@@ -31,7 +33,8 @@ def chosen(schema: TableSchema, config: PipelineConfig) -> TableSchema:
     A column of the key stays text: rows are found by it, in every destination.
     """
     columns = (_chosen(column, schema, config) for column in schema.columns)
-    return replace(schema, columns=tuple(columns), mode=config.mode_of(schema.name))
+    mode = config.mode_of(schema.name)
+    return shaped(replace(schema, columns=tuple(columns), mode=mode), config)
 
 
 def given(config: PipelineConfig, destination: Destination) -> PipelineConfig:
@@ -77,7 +80,7 @@ def keep_choices(schema: TableSchema, known: TableSchema | None) -> TableSchema:
     kept = {column.name: column for column in _kept(schema, known)}
     columns = (kept.get(column.name, column) for column in schema.columns)
     mode = schema.mode if known is None else known.mode
-    return replace(schema, columns=tuple(columns), mode=mode)
+    return keep_shapes(replace(schema, columns=tuple(columns), mode=mode), known)
 
 
 def held_otherwise(today: TableSchema, known: TableSchema, config: PipelineConfig) -> list[str]:
@@ -87,6 +90,7 @@ def held_otherwise(today: TableSchema, known: TableSchema, config: PipelineConfi
         column.name
         for column in chosen(today, config).columns
         if column.name in kept
+        and column.shape == kept[column.name].shape
         and (_held(column), column.quarantine)
         != (_held(kept[column.name]), kept[column.name].quarantine)
     ]
@@ -94,7 +98,16 @@ def held_otherwise(today: TableSchema, known: TableSchema, config: PipelineConfi
 
 def reason_of_columns(schema: TableSchema, known: TableSchema) -> str | None:
     """Why the table must be copied again for its columns as they are now, if so."""
-    return _reason_of_key(schema, known) or _reason_of_defaults(schema, known)
+    return (
+        _reason_of_hidden_key(schema)
+        or _reason_of_key(schema, known)
+        or _reason_of_defaults(schema, known)
+    )
+
+
+def _reason_of_hidden_key(schema: TableSchema) -> str | None:
+    """A copy of such a table is refused, with what to do."""
+    return next(iter(key_mistakes(schema)), None)
 
 
 def _reason_of_defaults(schema: TableSchema, known: TableSchema) -> str | None:
@@ -153,6 +166,7 @@ def _kept(schema: TableSchema, known: TableSchema | None) -> Iterable[ColumnSche
                 numeric=old.numeric,
                 own_type=old.own_type,
                 quarantine=old.quarantine,
+                shape=old.shape,
             )
 
 

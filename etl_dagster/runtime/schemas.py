@@ -369,7 +369,7 @@ def destination_metadata(
 ) -> DestinationTableMetadata:
     """The destination's table under this schema, all of its columns replicated."""
     return DestinationTableMetadata(
-        destination_table_id=schema.name,
+        destination_table_id=str(schema.target),
         snapshot_id=schema.snapshot_id,
         status="applied" if status == "applied" else "applying",
         replication_mask=(True,) * len(schema.columns),

@@ -7,6 +7,7 @@ from etl_dagster.errors import ColumnReserved, ConfigError, ModeNeedsKey
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.modes import KEYED_MODES, MODES, RESERVED_PREFIX
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.shaping.columns import destination_schema
 from etl_dagster.words import names
 
 
@@ -41,7 +42,8 @@ def require_keepable(schema: TableSchema) -> None:
         raise ModeNeedsKey(
             f"{schema.name} has no key, by which its rows are found again (mode: {schema.mode})"
         )
-    reserved = [name for name in schema.column_names if name.lower().startswith(RESERVED_PREFIX)]
+    columns = destination_schema(schema).column_names
+    reserved = [name for name in columns if name.lower().startswith(RESERVED_PREFIX)]
     if reserved:
         raise ColumnReserved(
             f"{schema.name} has columns that begin with {RESERVED_PREFIX}, as those that "

@@ -56,8 +56,10 @@ from etl_dagster.runtime.metrics import CopyMeter
 from etl_dagster.runtime.origin import Origin
 from etl_dagster.runtime.partitions import note_copied_partitions
 from etl_dagster.runtime.representation import chosen_tables
+from etl_dagster.runtime.reshaping import refused_shapes
 from etl_dagster.runtime.retry import errored_state
 from etl_dagster.runtime.schemas import destination_metadata
+from etl_dagster.runtime.shaped import shaping
 from etl_dagster.runtime.slot import make_slot
 from etl_dagster.runtime.table_copy import CopySummary, TableCopy
 from etl_dagster.source.catalog import (
@@ -128,7 +130,7 @@ class TableSync:
     ) -> None:
         self._config = config
         self._store = store
-        self._destination = destination
+        self._destination = destination = shaping(destination)
         self._belonging = Belonging(config, store, destination)
         self._table_id = table_id
         self._worker = TableSyncWorker(table_id)
@@ -276,6 +278,9 @@ class TableSync:
         if unidentified:
             raise unidentified[self._table_id]
         [table] = chosen_tables(tables, self._config)
+        refused = refused_shapes([table.schema], self._store, self._config)
+        if refused:
+            raise refused[self._table_id]
         self._require_free_name(table)
         return table
 
@@ -283,9 +288,10 @@ class TableSync:
         """Wait for the stream to tell the destination the new name of a table that had this name:
         its rows are under the old one until then."""
         deadline = time.monotonic() + _NAME_TIMEOUT_S
-        while (holder := self._holder_of(table.schema.name)) is not None:
+        name = str(table.schema.target)
+        while (holder := self._holder_of(name)) is not None:
             if time.monotonic() > deadline:
-                raise TableNameTaken(table.schema.name, holder)
+                raise TableNameTaken(name, holder)
             if self._stop.wait(_NAME_POLL_S):
                 raise Stopped
             self._store.load_destination_tables_metadata()
@@ -299,7 +305,7 @@ class TableSync:
         namesakes = {
             schema.id
             for schema in self._store.get_table_schemas()
-            if schema.name.lower() == name.lower() and schema.id != self._table_id
+            if str(schema.target).lower() == name.lower() and schema.id != self._table_id
         }
         if not namesakes:
             return None
@@ -323,7 +329,7 @@ class TableSync:
             holders,
             with_filters=False,
         )
-        now = (other.schema.name for other in published)
+        now = (str(other.schema.target) for other in chosen_tables(published, self._config))
         return next((other for other in now if other.lower() != name.lower()), None)
 
     # -- beginning, or going on ----------------------------------------------------------------

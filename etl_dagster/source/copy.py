@@ -34,6 +34,7 @@ from etl_dagster.source.connection import error_for, solution_for_refusal, sourc
 from etl_dagster.source.partitions import ReadFrom
 from etl_dagster.values.adbc import CopiedColumn
 from etl_dagster.values.parsed import Odd
+from etl_dagster.values.text import nulls_of
 
 #: Of a connection, until it says what it reads.
 _APPLICATION = "etl_dagster copy"
@@ -220,7 +221,12 @@ class TableReader:
         self._schema = schema
         self._row_filter = row_filter
         self._shape = shape
-        self._columns = [CopiedColumn(column, encoding) for column in schema.columns]
+        #: Of the columns that are read.
+        self._columns = {
+            column.name: CopiedColumn(column, encoding)
+            for column in schema.columns
+            if column.is_read
+        }
         self._on = connection
         #: How many values their column's type could not hold, by column name.
         self.replaced: Counter[str] = Counter()
@@ -287,10 +293,12 @@ class TableReader:
         )
 
     def _query(self, chunk: CopyChunk, source: ReadFrom) -> str:
-        columns = [
-            sql.SQL(copied.expression).format(sql.Identifier(column.name))
-            for column, copied in zip(self._schema.columns, self._columns, strict=True)
+        columns: list[sql.Composable] = [
+            sql.SQL(copied.expression).format(sql.Identifier(name))
+            for name, copied in self._columns.items()
         ]
+        if not columns and self._schema.columns:
+            columns.append(sql.SQL("null::text"))  # rows are counted by a column
         conditions: list[sql.Composable] = []
         if source.condition:
             conditions.append(sql.SQL(source.condition))
@@ -312,11 +320,13 @@ class TableReader:
     def _typed(self, batch: pa.RecordBatch) -> CopiedRows:
         arrays: list[pa.Array[Any]] = []
         odd: dict[str, Odd] = {}
-        for column, copied, array in zip(
-            self._schema.columns, self._columns, batch.columns, strict=True
-        ):
+        read = iter(batch.columns)
+        for column in self._schema.columns:
+            if not column.is_read:
+                arrays.append(nulls_of(column, batch.num_rows))
+                continue
             try:
-                parsed = copied.values(array)
+                parsed = self._columns[column.name].values(next(read))
             except pa.ArrowException:
                 raise TableRewritten(
                     f"a column of {self._schema.name} got another type while it was copied"

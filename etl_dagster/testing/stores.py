@@ -14,6 +14,7 @@ import pytest
 from etl_dagster.errors import DestinationMetadataApplying, StateRollbackError
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.schema import TableSchema, TableSchemaRetention
+from etl_dagster.model.shape import AddedColumn, TableShape
 from etl_dagster.model.states import (
     Catchup,
     DataSync,
@@ -37,6 +38,7 @@ from etl_dagster.model.stores import (
 )
 from etl_dagster.testing.changes import INT4, ORDERS, PRICES, column
 from etl_dagster.testing.waiting import all_within
+from etl_dagster.values.shapes import CastTo, ColumnShape, Mask
 from etl_dagster.values.types import Array, Attribute, Composite, Scalar
 
 #: Not a whole second, as no retry is: whoever compares a state with the stored one needs all of it.
@@ -267,6 +269,23 @@ class StoreSuite:
         schema = replace(ORDERS, mode="scd2")
         store.store_table_schema(schema)
 
+        assert store.get_table_schema(schema.id, Lsn(0)) == schema
+
+    def test_what_differs_at_the_destination_is_kept_with_the_schema(
+        self, store: PipelineStore
+    ) -> None:
+        """It says which values the destination must not have."""
+        hidden = ColumnShape("note", left_out=True, is_read=False)
+        named = ColumnShape("note", name="remark", cast=CastTo(INT4), mask=Mask("partial", "*", 1))
+        columns = (replace(ORDERS.columns[0], shape=hidden), *ORDERS.columns[1:])
+        columns = (*columns[:-1], replace(columns[-1], shape=named))
+        added = (AddedColumn("tenant", INT4, type_name="integer", value="1"),)
+        shape = TableShape("public.orders", "raw_{schema}", where="id > 1", added=added, hook="a:b")
+        schema = replace(ORDERS, columns=columns, shape=shape)
+
+        store.store_table_schema(schema)
+
+        store.load_table_schemas()
         assert store.get_table_schema(schema.id, Lsn(0)) == schema
 
     def test_the_version_in_force_at_a_snapshot_is_the_newest_before_it(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias
 
 from etl_dagster.errors import SchemaTooNew
+from etl_dagster.values.shapes import ColumnShape, shape_from_json, shape_to_json
 from etl_dagster.values.types import PgType, type_from_json, type_to_json
 
 #: As nested types of the destination, as JSON, or as the text that Postgres prints.
@@ -24,6 +25,8 @@ _OWN_TYPE_FORMAT: Final = 5
 _QUARANTINE_FORMAT: Final = 6
 #: ... of a table that is kept in another mode than mirror, of which they would delete rows.
 MODE_FORMAT: Final = 7
+#: ... of a column that differs at the destination, whose values they would not hide.
+_SHAPE_FORMAT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +70,19 @@ class ColumnSchema:
     #: Whether a row is kept apart from its table while its value here is one that the column's type
     #: can't hold; chosen and kept as `nested`.
     quarantine: bool = False
+    #: How it differs at the destination; None: not at all. Chosen when the table is copied or the
+    #: column added, and kept as `nested`, also when the column gets another type.
+    shape: ColumnShape | None = None
 
     @property
     def effective_type_oid(self) -> int:
         """The OID that decides how values are decoded."""
         return self.base_type_oid or self.type_oid
+
+    @property
+    def is_read(self) -> bool:
+        """Whether anything needs the column's values; else all of them are null here."""
+        return self.shape is None or self.shape.is_read
 
 
 _FIELDS: Final = frozenset(each.name for each in fields(ColumnSchema))
@@ -83,6 +94,12 @@ def column_to_json(column: ColumnSchema) -> dict[str, Any]:
     kept["type"] = None if column.type is None else type_to_json(column.type)
     as_text, numeric = kept.pop("as_text"), kept.pop("numeric")
     own_type, quarantine = kept.pop("own_type"), kept.pop("quarantine")
+    kept.pop("shape")
+    if column.shape is not None:
+        chosen = {"own_type": own_type, "quarantine": quarantine}
+        shaped = {"shape": shape_to_json(column.shape)}
+        more = {"as_text": as_text, "numeric": numeric} | chosen | shaped
+        return {"format": _SHAPE_FORMAT} | more | kept
     if own_type or quarantine:
         more = {"as_text": as_text, "numeric": numeric, "own_type": own_type}
         if quarantine:
@@ -101,9 +118,11 @@ def column_from_json(kept: Mapping[str, Any]) -> ColumnSchema:
     Raises:
         SchemaTooNew: a later version wrote it in a way that this one doesn't know.
     """
-    if (found := kept.get("format", 1)) > MODE_FORMAT:
-        raise SchemaTooNew(f"a table's schema is kept in format {found}; this is {MODE_FORMAT}")
+    if (found := kept.get("format", 1)) > _SHAPE_FORMAT:
+        raise SchemaTooNew(f"a table's schema is kept in format {found}; this is {_SHAPE_FORMAT}")
     known = {name: value for name, value in kept.items() if name in _FIELDS}
     if (type_ := known.get("type")) is not None:
         known["type"] = type_from_json(type_)
+    if (shape := known.get("shape")) is not None:
+        known["shape"] = shape_from_json(shape)
     return ColumnSchema(**known)

@@ -28,6 +28,18 @@ def parse(column: ColumnSchema, strings: pa.Array[Any], codec: str | None = None
     return form_of(column, codec).read(strings)
 
 
+def nulls_of(column: ColumnSchema, count: int) -> pa.Array[Any]:
+    """What stands for the values of a column that is not read (`ColumnSchema.is_read`)."""
+    import pyarrow as pa
+
+    from etl_dagster.values.forms import arrow_type
+
+    # Typed by a function of its own for each type.
+    nulls: Any = pa.nulls
+    array: pa.Array[Any] = nulls(count, arrow_type(column))
+    return array
+
+
 def missing_value(column: ColumnSchema) -> pa.Array[Any] | None:
     """What an added column holds in the rows that were there: one value, or None for null."""
     import pyarrow as pa

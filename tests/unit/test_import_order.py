@@ -23,12 +23,21 @@ FLOORS: tuple[frozenset[str], ...] = (
             "etl_dagster.lazy",
             "etl_dagster.lsn",
             "etl_dagster.table_name",
+            "etl_dagster.table_pattern",
         }
     ),
     frozenset({"etl_dagster.pg"}),
-    frozenset({"etl_dagster.kinds", "etl_dagster.config", "etl_dagster.config_text"}),
+    frozenset(
+        {
+            "etl_dagster.kinds",
+            "etl_dagster.config",
+            "etl_dagster.config_shape",
+            "etl_dagster.config_text",
+        }
+    ),
     frozenset({"etl_dagster.values"}),
     frozenset({"etl_dagster.model"}),
+    frozenset({"etl_dagster.shaping"}),
     frozenset({"etl_dagster.protocol"}),
     frozenset({"etl_dagster.source"}),
     frozenset({"etl_dagster.runtime"}),

@@ -41,6 +41,7 @@ from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
+from etl_dagster.lsn import LSN_MAX
 from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
@@ -186,15 +187,14 @@ class _Copy:
         schema = self._find()
         self._prepare(schema.id)
         result = self._run(schema.id)
-        row_count, quarantined = self._count()
+        name = self._name_there(schema)
+        row_count, quarantined = self._count(name)
         if result is None:
-            metadata = table_metadata(self._name, state_id, row_count) | {
-                "copied_by": "another worker"
-            }
+            metadata = table_metadata(name, state_id, row_count) | {"copied_by": "another worker"}
         else:
             row_count = result.row_count if row_count is None else row_count
-            metadata = table_metadata(self._name, state_id, row_count) | copy_metadata(result)
-        metadata |= odd_metadata(self._count_odd(schema.id), quarantined)
+            metadata = table_metadata(name, state_id, row_count) | copy_metadata(result)
+        metadata |= odd_metadata(self._count_odd(schema.id, name), quarantined)
         position = self._position(schema.id)
         metadata |= state_metadata(position)
         self._tag_run(state_tags(position.to_state()))
@@ -338,20 +338,24 @@ class _Copy:
             f"{progress.rows_done:,} rows{share}"
         )
 
-    def _count(self) -> tuple[int | None, int]:
-        """Rows of the table, and rows that are kept apart from it."""
+    def _name_there(self, schema: TableSchema) -> str:
+        """What the table is called at the destination."""
+        return str((self._store.get_table_schema(schema.id, LSN_MAX) or schema).target)
+
+    def _count(self, name: str) -> tuple[int | None, int]:
+        """Rows of the table of that name at the destination, and rows that are kept apart."""
         rows, held = None, 0
         if (counting := offered(self._destination, CountsRows)) is not None:
-            rows = counting.count_rows().get(self._name)
+            rows = counting.count_rows().get(name)
         if (holding := offered(self._destination, CountsQuarantinedRows)) is not None:
-            held = holding.count_quarantined_rows().get(self._name, 0)
+            held = holding.count_quarantined_rows().get(name, 0)
         return rows, held
 
-    def _count_odd(self, table_id: TableId) -> Mapping[str, int]:
+    def _count_odd(self, table_id: TableId, name: str) -> Mapping[str, int]:
         """What the columns' types can't hold: what is there, else what came with the copy."""
         destination = offered(self._destination, CountsOddValues)
         if destination is not None:
-            return destination.count_odd_values().get(self._name, {})
+            return destination.count_odd_values().get(name, {})
         plan = self._store.get_copy_plan(table_id)
         return {} if plan is None else copied_odd(self._store, table_id, plan)
 

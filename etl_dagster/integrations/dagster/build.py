@@ -43,6 +43,7 @@ from etl_dagster.integrations.dagster.translator import (
     PublishedTableProps,
 )
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.shaping.rules import shaped
 from etl_dagster.source.comments import TableComments
 from etl_dagster.source.connection import source_uri
 
@@ -192,7 +193,7 @@ def _build_asset(
     props = PublishedTableProps(
         pipeline=config.pipeline,
         environment=config.environment,
-        schema=schema,
+        schema=shaped(schema, config),
         state_id=config.state_id(schema.name),
         publication=config.source.publication,
         source_uri=source_uri(config.source),

@@ -10,6 +10,7 @@ from dagster import TableSchema as DagsterTableSchema
 
 from etl_dagster.integrations.dagster.names import key_part
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.shaping.columns import destination_column, destination_schema
 
 PIPELINE_TAG = "etl_dagster/pipeline"
 TABLE_TAG = "etl_dagster/table"
@@ -62,8 +63,8 @@ class EtlDagsterTranslator:
         The key is ``[pipeline, schema, table]``. Names that Dagster doesn't accept in a key are
         escaped: see `etl_dagster.integrations.dagster.names.key_part`.
         """
-        schema = table.schema
-        key = ", ".join(schema.key_columns) or "none"
+        schema, there = table.schema, destination_schema(table.schema)
+        key = ", ".join(there.key_columns) or "none"
         return AssetSpec(
             key=[table.pipeline, key_part(schema.schema_name), key_part(schema.table_name)],
             group_name=table.pipeline,
@@ -71,13 +72,13 @@ class EtlDagsterTranslator:
                 (f"{table.comment}\n\n" if table.comment else "")
                 + f"The rows of {table.name}, kept in step with PostgreSQL by the sensor "
                 f"{table.pipeline}_replication. Materialize it to copy the table again from "
-                f"the beginning.\n\n{len(schema.columns)} columns; key: {key}."
+                f"the beginning.\n\n{len(there.columns)} columns; key: {key}."
             ),
             kinds={"postgres", table.destination_type},
             tags={PIPELINE_TAG: table.pipeline},
             metadata={
                 "dagster/column_schema": column_schema(schema, table.column_comments),
-                "dagster/table_name": table.name,
+                "dagster/table_name": there.name,
                 "dagster/storage_kind": table.destination_type,
                 STATE_ID: table.state_id,
                 "source": table.source_uri,
@@ -99,18 +100,24 @@ _IDENTITIES: Mapping[str, str] = {
 def column_schema(
     schema: TableSchema, comments: Mapping[str, str] | None = None
 ) -> DagsterTableSchema:
-    """The columns with the types that PostgreSQL gives them.
+    """The columns that the destination has, with the types that PostgreSQL gives them.
 
     Args:
-        comments: of the columns, by name.
+        comments: of the columns, by their names in the source.
     """
+    comments = {
+        destination_column(column).name: text
+        for column in schema.columns
+        if (text := (comments or {}).get(column.name)) is not None
+    }
+    schema = destination_schema(schema)
     sole_key = schema.key_columns[0] if len(schema.key_columns) == 1 else None
     return DagsterTableSchema(
         columns=[
             TableColumn(
                 name=column.name,
                 type=column.type_name or "unknown",
-                description=(comments or {}).get(column.name),
+                description=comments.get(column.name),
                 constraints=TableColumnConstraints(
                     nullable=column.nullable,
                     unique=column.name == sole_key,

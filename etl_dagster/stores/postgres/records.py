@@ -7,6 +7,7 @@ from typing import Any
 
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.shape import table_shape_from_json, table_shape_to_json
 from etl_dagster.model.stores import (
     ApplyWorker,
     CopyChunk,
@@ -18,7 +19,7 @@ from etl_dagster.model.stores import (
 from etl_dagster.values.columns import column_from_json, column_to_json
 
 SCHEMA_COLUMNS = (
-    "table_id, snapshot_id::text, schema_name, table_name, replica_identity, columns, mode"
+    "table_id, snapshot_id::text, schema_name, table_name, replica_identity, columns, mode, shape"
 )
 METADATA_COLUMNS = (
     "destination_table_id, snapshot_id::text, status, replication_mask, previous_snapshot_id::text"
@@ -43,7 +44,7 @@ def columns_to_json(schema: TableSchema) -> list[dict[str, Any]]:
 
 def schema_from_row(row: tuple[Any, ...]) -> TableSchema:
     """Read a row of `SCHEMA_COLUMNS`; what a newer version added to columns is ignored."""
-    table_id, snapshot_id, schema_name, table_name, replica_identity, columns, mode = row
+    table_id, snapshot_id, schema_name, table_name, replica_identity, columns, mode, shape = row
     return TableSchema(
         id=table_id,
         schema_name=schema_name,
@@ -52,7 +53,13 @@ def schema_from_row(row: tuple[Any, ...]) -> TableSchema:
         snapshot_id=Lsn.parse(snapshot_id),
         replica_identity=replica_identity,
         mode=mode,
+        shape=None if shape is None else table_shape_from_json(shape),
     )
+
+
+def shape_to_json(schema: TableSchema) -> dict[str, Any] | None:
+    """What `schema_from_row` reads in the column ``shape``."""
+    return None if schema.shape is None else table_shape_to_json(schema.shape)
 
 
 def metadata_from_row(row: tuple[Any, ...]) -> DestinationTableMetadata:

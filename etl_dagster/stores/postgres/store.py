@@ -254,12 +254,12 @@ class PostgresStore:
             """
             INSERT INTO {schema}.table_schemas
                 (pipeline, table_id, snapshot_id, schema_name, table_name, replica_identity,
-                 columns, mode)
-            VALUES (%s, %s, %s::pg_lsn, %s, %s, %s, %s, %s)
+                 columns, mode, shape)
+            VALUES (%s, %s, %s::pg_lsn, %s, %s, %s, %s, %s, %s)
             ON CONFLICT (pipeline, table_id, snapshot_id) DO UPDATE SET
                 schema_name = excluded.schema_name, table_name = excluded.table_name,
                 replica_identity = excluded.replica_identity, columns = excluded.columns,
-                mode = excluded.mode
+                mode = excluded.mode, shape = excluded.shape
             """,
             [
                 (
@@ -271,6 +271,7 @@ class PostgresStore:
                     schema.replica_identity,
                     Jsonb(records.columns_to_json(schema)),
                     schema.mode,
+                    Jsonb(shape) if (shape := records.shape_to_json(schema)) else None,
                 )
                 for schema in schemas
             ],

@@ -297,6 +297,15 @@ class TestSchemaLosesTheModeOfItsTable(TestFileStore):
             return schema
 
 
+class TestSchemaLosesWhatDiffersAtTheDestination(TestFileStore):
+    promise = "test_what_differs_at_the_destination_is_kept_with_the_schema"
+
+    class store_class(FileStore):
+        def store_table_schema(self, schema: TableSchema) -> TableSchema:
+            super().store_table_schema(replace(schema, shape=None))
+            return schema
+
+
 class TestSchemaIsTheNewestWhateverTheSnapshot(TestFileStore):
     promise = "test_before_its_first_version_a_table_has_no_schema"
 

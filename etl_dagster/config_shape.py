@@ -1,0 +1,130 @@
+"""Settings that say how a table differs at the destination: their types and spellings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from etl_dagster.table_name import TableName
+
+_PLACEHOLDER = re.compile(r"\{(?:schema|table)\}")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+#: Characters of a salt, at least: a shorter one can be found by trying.
+_SHORTEST_SALT = 16
+
+
+class MaskConfig(BaseModel):
+    """What stands in place of a column's values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    kind: Literal["null", "constant", "partial", "hash", "off"]
+    constant: str = Field("", description="Under `constant`, what stands in every row.")
+    show_first: int = Field(0, ge=0, description="Under `partial`, characters shown at the start.")
+    show_last: int = Field(0, ge=0, description="Under `partial`, characters shown at the end.")
+    hidden: str = Field("***", description="Under `partial`, what stands for the others.")
+
+
+def _read_mask(value: Any) -> Any:
+    """The spellings of a mask as one mapping; what is none of them stays as it is."""
+    if value is None:  # in YAML, null without quotes
+        return {"kind": "null"}
+    if value is False:  # in YAML, off without quotes
+        return {"kind": "off"}
+    if value == "partial":
+        return {"kind": "partial", "show_last": 4}
+    if isinstance(value, str):
+        if value not in ("null", "hash", "off"):
+            raise ValueError(
+                "must be null, hash, partial, {constant: ...}, {partial: {show_last: 4}} or off"
+            )
+        return {"kind": value}
+    if isinstance(value, Mapping) and len(value) == 1:
+        if "constant" in value:
+            return {"kind": "constant", "constant": _spelled(value["constant"])}
+        if isinstance(partial := value.get("partial"), Mapping):
+            return {"kind": "partial", **partial}
+    return value
+
+
+#: In YAML ``null``, ``hash``, ``partial``, ``{constant: ...}`` or ``{partial: {...}}``.
+MaskSetting: TypeAlias = Annotated[MaskConfig, BeforeValidator(_read_mask)]
+
+
+def _spelled(value: Any) -> str:
+    """A plain value as the text that Postgres reads."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str | int | float):
+        raise ValueError("must be a text, a number, true or false")
+    return str(value)
+
+
+class AddConfig(BaseModel):
+    """A column that holds the same in every row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    value: str
+    type: str = "text"
+
+
+def _read_added(value: Any) -> Any:
+    match value:
+        case bool():
+            return {"value": _spelled(value), "type": "boolean"}
+        case int():
+            return {"value": str(value), "type": "bigint"}
+        case float():
+            return {"value": str(value), "type": "double precision"}
+        case str():
+            return {"value": value, "type": "text"}
+        case {"value": inner, **others}:
+            return {**others, "value": _spelled(inner)}
+    return value
+
+
+#: A plain value, or ``{value: ..., type: ...}``.
+AddSetting: TypeAlias = Annotated[AddConfig, BeforeValidator(_read_added)]
+
+
+def _require_target(text: str) -> str:
+    """Raises ValueError where the name isn't one of a table, with known placeholders alone."""
+    TableName.parse(text)
+    rest = _PLACEHOLDER.sub("", text)
+    if "{" in rest or "}" in rest:
+        raise ValueError("knows {schema} and {table}, the names in the source, and no other braces")
+    return text
+
+
+#: Schema and table at the destination, with ``{schema}`` and ``{table}`` for those in the source.
+TargetName: TypeAlias = Annotated[str, AfterValidator(_require_target)]
+
+
+def _require_function(text: str) -> str:
+    if not _FUNCTION.fullmatch(text):
+        raise ValueError("must name a function as package.module:function")
+    return text
+
+
+#: A function of a module that can be imported.
+FunctionName: TypeAlias = Annotated[str, AfterValidator(_require_function)]
+
+
+def require_salt(salt: SecretStr | None) -> SecretStr | None:
+    """Raises ValueError for one that is too short to keep hashed values secret."""
+    if salt is not None and len(salt.get_secret_value()) < _SHORTEST_SALT:
+        raise ValueError(
+            f"must have at least {_SHORTEST_SALT} characters: values could be found by trying; "
+            "`openssl rand -hex 32` prints one"
+        )
+    return salt
+
+
+def require_names(names: Iterable[str]) -> None:
+    """Raises ValueError where one is empty."""
+    if not all(names):
+        raise ValueError("a name must not be empty")

@@ -1,0 +1,125 @@
+"""Tables that the configuration wants to differ at the destination in another way than they do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import ShapeRefused
+from etl_dagster.model.destination import ChecksNames, Destination, offered
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.states import Errored, Init, ManualRetry
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.representation import chosen
+from etl_dagster.shaping.columns import destination_schema
+from etl_dagster.shaping.rules import collisions, differs, lost_by_name, mistakes, shaped
+from etl_dagster.source.catalog import PublishedTable
+from etl_dagster.words import names
+
+_log = logging.getLogger(__name__)
+
+#: Sentences of one reason.
+_SAID = 3
+
+
+def newest_schemas(store: CoordinatingStore) -> dict[TableId, TableSchema]:
+    """Of each table that the store has states of, its newest version."""
+    states = store.get_table_replication_states()
+    versions = sorted(store.get_table_schemas(), key=lambda schema: schema.snapshot_id)
+    return {schema.id: schema for schema in versions if schema.id in states}
+
+
+def refused_shapes(
+    schemas: Sequence[TableSchema], store: CoordinatingStore, config: PipelineConfig
+) -> dict[TableId, ShapeRefused]:
+    """The tables that can't be copied as the configuration wants them, each with the reason.
+
+    Args:
+        schemas: as `chosen` returns them.
+    """
+    if not config.tables:
+        return {}
+    known = newest_schemas(store)
+    others = [shaped(schema, config) for schema in known.values()]
+    refused = {}
+    for schema in schemas:
+        found = mistakes(schema, config)
+        if schema.id in known:
+            found += lost_by_name(known[schema.id], schema, config)
+        found += _collisions(schema, others)
+        if found:
+            refused[schema.id] = ShapeRefused("; ".join(found[:_SAID]))
+    return refused
+
+
+def require_distinct_names(
+    config: PipelineConfig, destination: Destination, tables: Sequence[PublishedTable]
+) -> None:
+    """Refuse settings by which tables or columns have names that are one to the destination.
+
+    Where the source's own names are, only the tables concerned stop.
+
+    Raises:
+        ShapeRefused: the first two of them.
+    """
+    checking = offered(destination, ChecksNames)
+    if checking is None or not any(each.is_shaping for each in config.tables.values()):
+        return
+    schemas = [table.schema for table in tables]
+    made = checking.check_names([destination_schema(shaped(s, config)) for s in schemas])
+    found = [clash for clash in made if clash not in checking.check_names(schemas)]
+    if found:
+        raise ShapeRefused(found[0])
+
+
+def _collisions(schema: TableSchema, others: Iterable[TableSchema]) -> list[str]:
+    # Of tables that have one name after the other in the source, the stream tells which has it now.
+    rivals = (other for other in others if other.id != schema.id and other.name != schema.name)
+    return [clash for other in rivals for clash in collisions([other, schema])]
+
+
+def copy_reshaped(
+    store: CoordinatingStore, config: PipelineConfig, tables: Iterable[PublishedTable]
+) -> None:
+    """Ask for a new copy of the tables whose settings are others than when they were copied.
+
+    Until it is complete they stay as they were made, and get no changes.
+    """
+    known = newest_schemas(store)
+    by_id = {t.schema.id: t.schema for t in tables if t.schema.id in known}
+    for table_id, reasons in reshaped(known, by_id.values(), config).items():
+        today = by_id[table_id]
+        state = store.get_table_replication_state(table_id)
+        if state is None or isinstance(state, Init):
+            continue
+        what = f"the settings of {names(reasons)} are others than when it was copied"
+        if config.table(today.name).copy_rows:
+            _log.warning("%s is copied again: %s", today.name, what)
+            store.request_copy(table_id)
+            continue
+        # It can't have both the rows of before and the new settings.
+        failed = Errored(
+            f"{what}, and it is not copied again (tables.{today.name}.copy is false)",
+            f"Take the settings back, or begin without its rows: etl-dagster reset {today.name}",
+            ManualRetry(),
+        )
+        _log.error("%s stopped: %s", today.name, failed.reason)
+        store.transition_table_state(table_id, state, failed)
+
+
+def reshaped(
+    known: Mapping[TableId, TableSchema], tables: Iterable[TableSchema], config: PipelineConfig
+) -> dict[TableId, list[str]]:
+    """The tables that the next start copies again, each with whose settings changed.
+
+    Args:
+        known: the newest versions in the store.
+        tables: as the catalog has them.
+    """
+    found = {}
+    for today in tables:
+        before = known.get(today.id)
+        if before is not None and (what := differs(before, chosen(today, config), config)):
+            found[today.id] = what
+    return found

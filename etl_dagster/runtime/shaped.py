@@ -1,0 +1,128 @@
+"""A destination that gets tables as the configuration wants them there."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from etl_dagster.model.destination import CopiesManyTables, Destination, WriteResult
+from etl_dagster.model.events import (
+    CopiedRows,
+    EventBatch,
+    RelationEvent,
+    TableChanges,
+    TableRows,
+    TableStep,
+)
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.runtime.many import copying_many
+from etl_dagster.shaping.rows import Shaper
+
+#: Versions of schemas of which is remembered what becomes of rows.
+_REMEMBERED = 1024
+
+
+def shaping(destination: Destination) -> Destination:
+    """The destination behind what becomes of tables on their way there.
+
+    Every row that a pipeline writes goes through it, of copies and of streams: what a destination
+    must not have can't get there by another path. It shapes what `TableSchema.shape` says, and
+    passes on everything else.
+    """
+    if isinstance(destination, _Shaping):
+        return cast(Destination, destination)
+    kind = _Shaping if copying_many(destination) is None else _ShapingMany
+    return cast(Destination, kind(destination))
+
+
+class _Shaping:
+    def __init__(self, inner: Destination) -> None:
+        self._inner = inner
+        self._shapers: OrderedDict[int, tuple[TableSchema, Shaper]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name == "check_names":
+            return lambda schemas: found([self._schema(schema) for schema in schemas])
+        return found
+
+    def drop_table_for_copy(self, schema: TableSchema) -> None:
+        self._inner.drop_table_for_copy(self._schema(schema))
+
+    def write_table_rows(self, schema: TableSchema, rows: TableRows) -> WriteResult:
+        return self._inner.write_table_rows(*self._copy(schema, rows))
+
+    def write_events(self, events: EventBatch) -> WriteResult:
+        return self._inner.write_events(self._events(events))
+
+    # -- what becomes of them ----------------------------------------------------------------------
+
+    def _schema(self, schema: TableSchema) -> TableSchema:
+        return schema if schema.shape is None else self._shaper(schema).target
+
+    def _copy(self, schema: TableSchema, rows: TableRows) -> tuple[TableSchema, TableRows]:
+        if schema.shape is None:
+            return schema, rows
+        shaper = self._shaper(schema)
+
+        def pieces() -> Iterator[CopiedRows]:
+            for piece in rows.pieces():
+                shaped = shaper.copied(piece)
+                if shaped.num_rows:
+                    yield shaped
+
+        return shaper.target, TableRows(rows.copy_id, pieces(), rows.chunk, rows.replay_from)
+
+    def _events(self, events: EventBatch) -> EventBatch:
+        shaped = {
+            table_id: [each for step in steps if (each := self._step(step)) is not None]
+            for table_id, steps in events.tables.items()
+            if any(_is_shaped(step) for step in steps)
+        }
+        return replace(events, tables={**events.tables, **shaped}) if shaped else events
+
+    def _step(self, step: TableStep) -> TableStep | None:
+        if not _is_shaped(step):
+            return step
+        if isinstance(step, TableChanges):
+            return self._shaper(step.schema).changes(step)
+        if isinstance(step, RelationEvent):
+            previous = None if step.previous is None else self._schema(step.previous)
+            return replace(step, schema=self._schema(step.schema), previous=previous)
+        return replace(step, schema=self._schema(step.schema))
+
+    def _shaper(self, schema: TableSchema) -> Shaper:
+        # By identity: to compare versions column by column costs more than to shape some rows.
+        with self._lock:
+            known = self._shapers.get(id(schema))
+            if known is None or known[0] is not schema:
+                known = self._shapers[id(schema)] = schema, Shaper(schema)
+                while len(self._shapers) > _REMEMBERED:
+                    self._shapers.popitem(last=False)
+            return known[1]
+
+
+class _ShapingMany(_Shaping):
+    """Of a destination that takes many copies at once."""
+
+    def drop_tables_for_copy(self, schemas: Sequence[TableSchema]) -> None:
+        many = cast(CopiesManyTables, self._inner)
+        many.drop_tables_for_copy([self._schema(schema) for schema in schemas])
+
+    def write_whole_tables(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> WriteResult:
+        many = cast(CopiesManyTables, self._inner)
+        return many.write_whole_tables([self._copy(schema, rows) for schema, rows in copies])
+
+
+def _is_shaped(step: TableStep) -> bool:
+    if step.schema.shape is not None:
+        return True
+    return (
+        isinstance(step, RelationEvent)
+        and step.previous is not None
+        and (step.previous.shape is not None)
+    )
