@@ -5,13 +5,25 @@ from __future__ import annotations
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from etl_dagster.config import DestinationConfig
 
 _MEMORY = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?)?B", re.IGNORECASE)
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+        return f"{value}B"
+    if isinstance(value, str) and not _MEMORY.fullmatch(value):
+        raise ValueError("must be a size, such as 256MB or 1GiB")
+    return value
+
+
+#: As DuckDB reads it.
+MemoryLimit: TypeAlias = Annotated[str, BeforeValidator(_size)]
 
 
 class DuckDBDestinationConfig(DestinationConfig):
@@ -22,20 +34,11 @@ class DuckDBDestinationConfig(DestinationConfig):
 
     type: Literal["duckdb"]
     path: Path = Field(description="The file; its folder must exist.")
-    memory_limit: str = Field("256MB", description="For DuckDB's buffers.")
+    memory_limit: MemoryLimit = Field("256MB", description="For DuckDB's buffers.")
     lock_timeout_s: float = Field(
         60.0, gt=0, description="How long to wait for another process that has the file open."
     )
     changelog: bool = Field(False, description="Also keep the position of every change.")
-
-    @field_validator("memory_limit", mode="before")
-    @classmethod
-    def _size(cls, value: Any) -> Any:
-        if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
-            return f"{value}B"
-        if isinstance(value, str) and not _MEMORY.fullmatch(value):
-            raise ValueError("must be a size, such as 256MB or 1GiB")
-        return value
 
     @property
     def place(self) -> str:

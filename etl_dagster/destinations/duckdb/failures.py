@@ -21,7 +21,7 @@ from etl_dagster.errors import (
 from etl_dagster.model.schema import TableId
 
 #: What a table or its values can be the reason of; anything else concerns the file.
-_OF_TABLE = (
+OF_TABLE = (
     duckdb.DataError,
     duckdb.ProgrammingError,
     duckdb.NotSupportedError,
@@ -29,9 +29,9 @@ _OF_TABLE = (
     pa.ArrowInvalid,
     pa.ArrowNotImplementedError,
 )
-_NOT_OF_TABLE = (duckdb.TransactionException, duckdb.OutOfMemoryException)
+NOT_OF_TABLE = (duckdb.TransactionException, duckdb.OutOfMemoryException)
 #: Inside quotes, DuckDB's messages repeat values.
-_VALUES = re.compile(r"'.*'|\".*\"", re.DOTALL)
+VALUES = re.compile(r"'.*'|\".*\"", re.DOTALL)
 
 
 def translate(error: duckdb.Error, path: Path) -> DestinationError:
@@ -86,14 +86,14 @@ def blaming(table_id: TableId, name: str) -> Iterator[None]:
     """
     try:
         yield
-    except _NOT_OF_TABLE:
+    except NOT_OF_TABLE:
         raise
-    except _OF_TABLE as error:
+    except OF_TABLE as error:
         message = (str(error).splitlines() or [""])[0]
         if isinstance(error, duckdb.ProgrammingError):
             raise TableWriteFailed(table_id, f"DuckDB refuses {name}: {message}") from error
         # The cause isn't kept either: it would be logged with its values.
-        message = _VALUES.sub("...", str(error)).splitlines()[0]
+        message = VALUES.sub("...", str(error)).splitlines()[0]
         raise TableWriteFailed(
             table_id,
             f"DuckDB refuses a value of {name}: {message}",

@@ -64,7 +64,13 @@ def query(path: str | os.PathLike[str], sql: str, *, lock_timeout_s: float = 60.
     Raises:
         DestinationError: DuckDB refuses the query, it is more than one, or the file can't be read.
     """
-    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
+    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection:
+        return ask(connection, sql)
+
+
+def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+    """As `query`, over a connection."""
+    with _refusals():
         before = connection.extract_statements(sql)[:-1]
         if any(statement.type not in _SETTINGS for statement in before):
             raise DestinationError(
@@ -138,28 +144,30 @@ def quarantines(
     Args:
         table: this one alone.
     """
-    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
-        return _twins(connection, table)
+    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection:
+        return twins_of(connection, table)
 
 
-def _twins(connection: duckdb.DuckDBPyConnection, table: TableName | None) -> list[Twin]:
-    if not _has_table(connection, "quarantines"):
-        return []  # an earlier version wrote the file
-    named = connection.execute(
-        "SELECT schema_name, table_name, twin_name, columns FROM _etl.quarantines "
-        "JOIN _etl.tables USING (table_id) ORDER BY ALL"
-    ).fetchall()
-    session = DuckDBSession(connection)
-    twins: list[Twin] = []
-    for schema_name, name, twin_name, columns in named:
-        called = TableName(schema_name, name)
-        if table not in (None, called):
-            continue
-        twin = session.dialect.table(QUARANTINE, twin_name)
-        [(count,)] = session.fetch(f"SELECT count(*) FROM {twin}")  # noqa: S608
-        holding = [column["name"] for column in json.loads(columns) if column.get("quarantine")]
-        twins.append(Twin(str(called), quote(QUARANTINE, twin_name), int(count), holding))
-    return twins
+def twins_of(connection: duckdb.DuckDBPyConnection, table: TableName | None) -> list[Twin]:
+    """As `quarantines`, over a connection."""
+    with _refusals():
+        if not _has_table(connection, "quarantines"):
+            return []  # an earlier version wrote the file
+        named = connection.execute(
+            "SELECT schema_name, table_name, twin_name, columns FROM _etl.quarantines "
+            "JOIN _etl.tables USING (table_id) ORDER BY ALL"
+        ).fetchall()
+        session = DuckDBSession(connection)
+        twins: list[Twin] = []
+        for schema_name, name, twin_name, columns in named:
+            called = TableName(schema_name, name)
+            if table not in (None, called):
+                continue
+            twin = session.dialect.table(QUARANTINE, twin_name)
+            [(count,)] = session.fetch(f"SELECT count(*) FROM {twin}")  # noqa: S608
+            holding = [column["name"] for column in json.loads(columns) if column.get("quarantine")]
+            twins.append(Twin(str(called), quote(QUARANTINE, twin_name), int(count), holding))
+        return twins
 
 
 def odd_values(
@@ -174,7 +182,15 @@ def odd_values(
     Args:
         table: this one alone.
     """
-    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
+    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection:
+        return odd_values_of(connection, table, limit)
+
+
+def odd_values_of(
+    connection: duckdb.DuckDBPyConnection, table: TableName | None, limit: int
+) -> tuple[dict[str, dict[str, int]], list[OddValue]]:
+    """As `odd_values`, over a connection."""
+    with _refusals():
         if not _has_table(connection, "odd_values"):
             return {}, []  # an earlier version wrote the file
         condition, values = "", []
@@ -196,7 +212,7 @@ def odd_values(
             "(SELECT unnest(?::VARCHAR[]), unnest(?::VARCHAR[]), unnest(?::VARCHAR[]))) "
             f"FROM _etl.odd_values AS entry {condition} "
             "ORDER BY schema_name, table_name, commit_lsn, ordinal, key, column_name LIMIT ?",
-            [*_columns_of(_twins(connection, table)), *values, limit],
+            [*_columns_of(twins_of(connection, table)), *values, limit],
         ).fetchall()
     return counts, [
         OddValue(
