@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.destinations.postgres import reading
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
 from etl_dagster.destinations.postgres.connections import Connections
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
 from etl_dagster.destinations.postgres.readiness import require_usable
 from etl_dagster.destinations.postgres.session import PostgresSession
+from etl_dagster.destinations.sql import counting
 from etl_dagster.destinations.sql.destination import SqlDestination
 from etl_dagster.model.destination import (
     ChecksItself,
@@ -118,14 +118,14 @@ class PostgresDestination(SqlDestination[PostgresSession]):
     def count_rows(self) -> dict[str, int]:
         """The number of rows of each table, by ``schema.table``."""
         with self._transaction() as session:
-            return reading.count_rows(session)
+            return counting.count_rows(session)
 
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""
         with self._transaction() as session:
-            return reading.count_odd_values(session)
+            return counting.count_odd_values(session)
 
     def count_quarantined_rows(self) -> dict[str, int]:
         """How many rows are kept apart from each table, by ``schema.table``."""
         with self._transaction() as session:
-            return reading.count_quarantined_rows(session)
+            return counting.count_quarantined_rows(session)
