@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from etl_dagster.destinations.sql.chunks import Chunks
 from etl_dagster.destinations.sql.dialect import AMONG
 from etl_dagster.destinations.sql.ledger_tables import tables_there
 from etl_dagster.destinations.sql.session import Session
@@ -18,10 +19,11 @@ from etl_dagster.model.schema import TableId
 
 
 class Copies:
-    """Reads and writes ``_etl.copies`` and ``_etl.chunks`` inside a transaction."""
+    """Reads and writes ``_etl.copies``, and the chunks, inside a transaction."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._chunks = Chunks.of(session)
 
     def status(self, table_id: TableId, copy_id: str) -> str | None:
         """running, complete, or None for a copy never heard of.
@@ -67,7 +69,7 @@ class Copies:
         self._session.execute(
             f"UPDATE _etl.copies SET status = 'ended' WHERE table_id {AMONG}", [list(table_ids)]
         )
-        self._forget_chunks(table_ids)
+        self._chunks.forget(table_ids)
 
     def complete(self, table_id: TableId, copy_id: str, replay_from: Lsn) -> None:
         """The copy is the table now."""
@@ -76,7 +78,7 @@ class Copies:
             "WHERE table_id = $2 AND copy_id = $3",
             [replay_from.offset, table_id, copy_id],
         )
-        self._forget_chunks([table_id])
+        self._chunks.forget([table_id])
 
     def replay_points(self, table_ids: Collection[TableId]) -> dict[TableId, Lsn]:
         """Of each of the tables' complete copy, where the changes begin that are not in it."""
@@ -92,31 +94,23 @@ class Copies:
         if "copies" not in tables_there(self._session):
             return {}
         rows = self._session.fetch(
-            "SELECT table_id, copy_id, status = 'complete', "
-            "(SELECT array_agg(chunk_index) FROM _etl.chunks AS h "
-            "WHERE h.table_id = c.table_id AND h.copy_id = c.copy_id) "
-            f"FROM _etl.copies AS c WHERE table_id {AMONG} AND status <> 'ended'",
+            "SELECT table_id, copy_id, status = 'complete' "
+            f"FROM _etl.copies WHERE table_id {AMONG} AND status <> 'ended'",
             [list(table_ids)],
         )
+        chunks: dict[tuple[TableId, str], set[int]] = {}
+        for table_id, chunk in self._chunks.held(table_ids):
+            chunks.setdefault((table_id, chunk.copy_id), set()).add(chunk.index)
         return {
-            table_id: HeldCopy(copy_id, is_complete, frozenset(chunks or ()))
-            for table_id, copy_id, is_complete, chunks in rows
+            table_id: HeldCopy(copy_id, is_complete, frozenset(chunks.get((table_id, copy_id), ())))
+            for table_id, copy_id, is_complete in rows
         }
 
     def has_chunk(self, table_id: TableId, chunk: ChunkId) -> bool:
-        row = self._session.fetch_row(
-            "SELECT 1 FROM _etl.chunks WHERE table_id = $1 AND copy_id = $2 AND chunk_index = $3",
-            [table_id, chunk.copy_id, chunk.index],
-        )
-        return row is not None
+        return self._chunks.has(table_id, chunk)
 
     def keep_chunk(self, table_id: TableId, chunk: ChunkId) -> None:
-        self._session.execute(
-            "INSERT INTO _etl.chunks VALUES ($1, $2, $3)", [table_id, chunk.copy_id, chunk.index]
-        )
-
-    def _forget_chunks(self, table_ids: Collection[TableId]) -> None:
-        self._session.execute(f"DELETE FROM _etl.chunks WHERE table_id {AMONG}", [list(table_ids)])
+        self._chunks.keep(table_id, chunk)
 
 
 def _is_ended(table_id: TableId, copy_id: str) -> InvalidState:

@@ -65,7 +65,7 @@ class Dialect(ABC):
     uint64: ClassVar[str]
     uint32: ClassVar[str]
     #: Whether a table can have a primary key. Without one the database doesn't refuse that the
-    #: same chunk is written twice at a time.
+    #: same chunk is written twice at a time; then chunks have names, see `chunks`.
     has_keys: ClassVar[bool] = True
     #: A column that stands in a table without any, where the database has no such tables.
     only_column: ClassVar[str | None] = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from etl_dagster.destinations.sql.chunks import SCHEMA as CHUNKS
 from etl_dagster.destinations.sql.dialect import Dialect
 from etl_dagster.destinations.sql.session import Session
 
@@ -77,7 +78,8 @@ TABLES = frozenset(_CREATE)
 def create_tables(dialect: Dialect) -> list[str]:
     """What makes the schema and the tables that are missing."""
     key = ", PRIMARY KEY (table_id, copy_id, chunk_index)" if dialect.has_keys else ""
-    return [dialect.create_schema("_etl")] + [
+    schemas = ["_etl"] if dialect.has_keys else ["_etl", CHUNKS]
+    return [dialect.create_schema(name) for name in schemas] + [
         f"CREATE TABLE IF NOT EXISTS _etl.{name} "
         + columns.format(uint64=dialect.uint64, uint32=dialect.uint32, key=key)
         for name, columns in _CREATE.items()
