@@ -40,6 +40,22 @@ test-duckdb: $(READY) ## Run the tests of the DuckDB file on the lowest version 
 		tests/integration/test_duckdb_upkeep.py tests/integration/test_duckdb_updates.py \
 		tests/integration/test_duckdb_files.py $(TEST_ARGS)
 
+# The newest that DuckLake's extension is there for, as in pyproject.toml.
+LAKE_DUCKDB := 1.5.5
+LAKE := .venv/ducklake-$(LAKE_DUCKDB)
+LAKE_PACKAGES := $(foreach name,duckdb duckdb-extension-ducklake duckdb-extension-postgres-scanner \
+	duckdb-extension-sqlite-scanner,"$(name)==$(LAKE_DUCKDB)")
+.PHONY: test-ducklake
+test-ducklake: $(READY) ## Run the tests of DuckLake, with the DuckDB that it is there for
+	@set -eu; if command -v uv >/dev/null; then \
+		uv pip install --quiet --no-deps --python $(BIN)/python --target $(LAKE) $(LAKE_PACKAGES); \
+	else \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+			--target $(LAKE) $(LAKE_PACKAGES); \
+	fi
+	@PYTHONPATH=$(LAKE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+		tests/ducklake $(TEST_ARGS)
+
 .PHONY: bench
 bench: $(READY) ## Measure, and write benchmarks/latest.json
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)

@@ -55,6 +55,11 @@ _BUILT_IN: Mapping[str, Mapping[str, _BuiltIn]] = {
         "duckdb": _package(
             "etl_dagster.destinations.duckdb", "DuckDBDestination", "DuckDBDestinationConfig"
         ),
+        "ducklake": _package(
+            "etl_dagster.destinations.ducklake",
+            "DuckLakeDestination",
+            "DuckLakeDestinationConfig",
+        ),
         "http": _package(
             "etl_dagster.destinations.http", "HttpDestination", "HttpDestinationConfig"
         ),

@@ -36,7 +36,7 @@ state_store:
   schema: etl
 
 destination:
-  # duckdb, http, postgres, singer, memory for trying out, or one that an installed package brings;
+  # duckdb, ducklake, http, postgres, singer, memory for trying out, or one that a package brings;
   # all but the type is different for each.
   type: duckdb
   # Relative to this file; its folder must exist.

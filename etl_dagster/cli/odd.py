@@ -12,7 +12,11 @@ import click
 from etl_dagster.cli.options import config_option, json_option, load
 
 if TYPE_CHECKING:
-    from etl_dagster.config import PipelineConfig
+    from contextlib import AbstractContextManager
+
+    import duckdb
+
+    from etl_dagster.config import DestinationConfig, PipelineConfig
     from etl_dagster.destinations.duckdb.reading import OddValue, Twin
     from etl_dagster.table_name import TableName
 
@@ -27,28 +31,28 @@ if TYPE_CHECKING:
 def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None:
     """List the values that their columns' types can't hold, as Postgres printed them.
 
-    They are kept in _etl.odd_values of the DuckDB file, each with the key of its row. Where a row
-    is in quarantine for one, it is in the table of schema _etl_quarantine that is named. Of another
-    destination, how many the running pipeline has counted, and where they went.
+    They are kept in _etl.odd_values of the DuckDB file or the DuckLake, each with the key of its
+    row. Where a row is in quarantine for one, it is in the table of schema _etl_quarantine that is
+    named. Of another destination, how many the running pipeline has counted, and where they went.
 
     \b
     etl-dagster odd public.orders --limit 10
     """
     config = load(config_path)
     from etl_dagster.destinations.duckdb import reading
-    from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
     from etl_dagster.table_name import TableName
 
     try:
         name = None if table is None else TableName.parse(table)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="TABLE") from error
-    if not isinstance(config.destination, DuckDBDestinationConfig):
+    reader = _reader(config.destination)
+    if reader is None:
         _show_counted(config, name, as_json)
         return
-    path = config.destination.path
-    counts, values = reading.odd_values(path, table=name, limit=limit)
-    twins = [twin for twin in reading.quarantines(path, table=name) if twin.row_count]
+    with reader as connection:
+        counts, values = reading.odd_values_of(connection, name, limit)
+        twins = [twin for twin in reading.twins_of(connection, name) if twin.row_count]
     if as_json:
         shown = {
             "counts": counts,
@@ -60,6 +64,23 @@ def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None
         click.echo(json.dumps(shown, indent=2))
     else:
         _show(counts, values, twins)
+
+
+def _reader(
+    destination: DestinationConfig,
+) -> AbstractContextManager[duckdb.DuckDBPyConnection] | None:
+    """A connection to the destination; None where it can't be asked from here."""
+    from etl_dagster.destinations.duckdb import reading
+    from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
+    from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
+
+    if isinstance(destination, DuckDBDestinationConfig):
+        return reading.read_connection(destination.path)
+    if isinstance(destination, DuckLakeDestinationConfig):
+        from etl_dagster.destinations.ducklake.reading import read_connection
+
+        return read_connection(destination)
+    return None
 
 
 def _show_counted(config: PipelineConfig, name: TableName | None, as_json: bool) -> None:

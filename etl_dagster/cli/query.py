@@ -16,13 +16,15 @@ from etl_dagster.cli.options import config_option, load
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from etl_dagster.config import PipelineConfig
+
 #: A table on a terminal shows so many rows; the other formats show all.
 _SHOWN_ROWS = 100
 #: DuckDB's timestamps without end, as they come through Arrow.
 _INFINITIES = {2**63 - 1: "infinity", -(2**63 - 1): "-infinity"}
 
 
-@click.command(short_help="Query the DuckDB file, also while it is written.")
+@click.command(short_help="Query the DuckDB file or the DuckLake, also while it is written.")
 @click.argument("sql")
 @config_option
 @click.option(
@@ -34,28 +36,12 @@ _INFINITIES = {2**63 - 1: "infinity", -(2**63 - 1): "-infinity"}
     help="json gives one object on each line.",
 )
 def query(sql: str, config_path: Path, form: str) -> None:
-    """Run a query on the DuckDB file, read only, also while the pipeline writes it.
+    """Run a query on the DuckDB file or the DuckLake, read only, also while it is written.
 
     \b
     etl-dagster query "select origin, count(*) from public.flights group by all"
     """
-    config = load(config_path)
-    from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
-    from etl_dagster.errors import DestinationError
-
-    if not isinstance(config.destination, DuckDBDestinationConfig):
-        raise DestinationError(
-            f"a destination of type {config.destination.type} can't be queried from here",
-            solution="Query it with its own tools.",
-        )
-    path = config.destination.path
-    if not path.exists():
-        raise DestinationError(
-            f"there is no DuckDB file {path} yet", solution="`etl-dagster run` creates it."
-        )
-    from etl_dagster.destinations.duckdb import query as run_query
-
-    result = run_query(path, sql)
+    result = _run(load(config_path), sql)
     columns = result.column_names
     rows = list(zip(*map(_values, result.columns), strict=True))
     if form == "csv":
@@ -67,6 +53,31 @@ def query(sql: str, config_path: Path, form: str) -> None:
             click.echo(json.dumps(dict(zip(columns, row, strict=True)), default=str))
     else:
         _show_table(columns, rows)
+
+
+def _run(config: PipelineConfig, sql: str) -> pa.Table:
+    from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
+    from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
+    from etl_dagster.errors import DestinationError
+
+    destination = config.destination
+    if isinstance(destination, DuckLakeDestinationConfig):
+        from etl_dagster.destinations.ducklake.reading import query as query_lake
+
+        return query_lake(destination, sql)
+    if not isinstance(destination, DuckDBDestinationConfig):
+        raise DestinationError(
+            f"a destination of type {destination.type} can't be queried from here",
+            solution="Query it with its own tools.",
+        )
+    if not destination.path.exists():
+        raise DestinationError(
+            f"there is no DuckDB file {destination.path} yet",
+            solution="`etl-dagster run` creates it.",
+        )
+    from etl_dagster.destinations.duckdb import query as query_file
+
+    return query_file(destination.path, sql)
 
 
 def _values(column: pa.ChunkedArray[Any]) -> list[Any]:

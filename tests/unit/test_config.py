@@ -95,7 +95,7 @@ def test_an_unknown_destination_names_those_that_are_known() -> None:
     raw = minimal() | {"destination": {"type": "bigquery"}}
 
     with pytest.raises(
-        ConfigError, match=r"destination\.type: unknown destination.*duckdb, http, memory"
+        ConfigError, match=r"destination\.type: unknown destination.*duckdb, ducklake, http, memory"
     ):
         parse_config(raw, {})
 
@@ -327,7 +327,7 @@ def test_a_configuration_made_in_python_is_checked_the_same() -> None:
 
 
 #: Types whose settings are listed in a guide of their own.
-PAGES_OF_THEIR_OWN = {"http", "singer"}
+PAGES_OF_THEIR_OWN = {"ducklake", "http", "singer"}
 KINDS = {"state_store": STORES, "destination": DESTINATIONS}
 
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, SecretStr
 from etl_dagster.config import DestinationConfig, SourceConfig, parse_config
 from etl_dagster.integrations.dagster import (
     DuckDBDestinationResource,
+    DuckLakeDestinationResource,
     EtlPipeline,
     HttpDestinationResource,
     PostgresDestinationResource,
@@ -32,6 +33,7 @@ RESOURCES: dict[tuple[str, str], Any] = {
     ("source", ""): PostgresSourceResource,
     ("state_store", "postgres"): PostgresStateStoreResource,
     ("destination", "duckdb"): DuckDBDestinationResource,
+    ("destination", "ducklake"): DuckLakeDestinationResource,
     ("destination", "http"): HttpDestinationResource,
     ("destination", "postgres"): PostgresDestinationResource,
     ("destination", "singer"): SingerDestinationResource,
@@ -56,6 +58,22 @@ GIVEN: dict[str, dict[str, Any]] = {
     "postgres": {"dsn": "dbname=s", "session_dsn": "dbname=t", "schema_name": "state"},
     "destination postgres": {"dsn": "dbname=d", "changelog": True},
     "duckdb": {"path": "x.duckdb", "memory_limit": "1GB", "lock_timeout_s": 5, "changelog": True},
+    "ducklake": {
+        "catalog": "postgresql://u:p4ss@h/d",
+        "data_path": "s3://bucket/lake",
+        "metadata_schema": "lake",
+        "inline_rows": 50,
+        "memory_limit": "1GB",
+        "lock_timeout_s": 5,
+        "changelog": True,
+        "s3_key_id": "AKIA",
+        "s3_secret": "s3cret",
+        "s3_session_token": "t0ken",
+        "s3_region": "eu-central-1",
+        "s3_endpoint": "minio:9000",
+        "s3_url_style": "path",
+        "s3_use_ssl": False,
+    },
     "http": {
         "url": "https://example.com",
         "token": "t0ken",

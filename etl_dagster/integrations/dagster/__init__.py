@@ -11,6 +11,7 @@ from etl_dagster.integrations.dagster.build import build_etl_definitions
 from etl_dagster.integrations.dagster.resources import (
     DestinationResource,
     DuckDBDestinationResource,
+    DuckLakeDestinationResource,
     EtlConfigFile,
     EtlPipeline,
     EtlPipelineResource,
@@ -32,6 +33,7 @@ from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator, Pu
 __all__ = [
     "DestinationResource",
     "DuckDBDestinationResource",
+    "DuckLakeDestinationResource",
     "EtlConfigFile",
     "EtlDagsterTranslator",
     "EtlDestinationResource",

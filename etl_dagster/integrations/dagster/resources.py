@@ -12,6 +12,7 @@ from pydantic import Field
 from etl_dagster.assembly import build_destination, opened_store
 from etl_dagster.config import PipelineConfig, SourceConfig, load_config, parse_config
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
+from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.errors import ConfigError, InvalidState
 from etl_dagster.integrations.dagster.env import marked, resolved
 from etl_dagster.integrations.dagster.sections import (
@@ -61,6 +62,22 @@ if TYPE_CHECKING:
         lock_timeout_s: float = 60.0
         changelog: bool = False
 
+    class _DuckLakeFields(SectionResource, EtlDestinationResource):
+        catalog: str
+        data_path: str
+        metadata_schema: str | None = None
+        inline_rows: int = 1000
+        memory_limit: str = "512MB"
+        lock_timeout_s: float = 60.0
+        changelog: bool = False
+        s3_key_id: str | None = None
+        s3_secret: str | None = None
+        s3_session_token: str | None = None
+        s3_region: str | None = None
+        s3_endpoint: str | None = None
+        s3_url_style: str = "vhost"
+        s3_use_ssl: bool = True
+
     class _PostgresFields(SectionResource, EtlDestinationResource):
         dsn: str
         changelog: bool = False
@@ -99,6 +116,7 @@ else:
     _SourceFields = of_model(SourceConfig, None, "source")
     _PostgresStoreFields = state_store_resource("postgres")
     _DuckDBFields = destination_resource("duckdb")
+    _DuckLakeFields = destination_resource("ducklake")
     _HttpFields = destination_resource("http")
     _PostgresFields = destination_resource("postgres")
     _SingerFields = destination_resource("singer")
@@ -176,6 +194,16 @@ class DuckDBDestinationResource(_DuckDBFields):
 
     def _section(self) -> DuckDBDestinationConfig:
         return DuckDBDestinationConfig.model_validate(self.settings())
+
+
+class DuckLakeDestinationResource(_DuckLakeFields):
+    """A DuckLake: its catalog in Postgres, or in a file, and Parquet files in a folder or in S3."""
+
+    def query(self, sql: str) -> "pa.Table":
+        """Read from the lake, which is called ``lake`` in the query."""
+        from etl_dagster.destinations.ducklake.reading import query
+
+        return query(DuckLakeDestinationConfig.model_validate(self.settings()), sql)
 
 
 class PostgresDestinationResource(_PostgresFields):
@@ -267,14 +295,18 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
             return state_name(state)
 
     def query(self, sql: str) -> "pa.Table":
-        """Read from the destination, where that is DuckDB.
+        """Read from the destination, where that is DuckDB or DuckLake.
 
         Raises:
             ConfigError: it is another one.
         """
         destination = self.load_config().destination
+        if isinstance(destination, DuckLakeDestinationConfig):
+            from etl_dagster.destinations.ducklake.reading import query as query_lake
+
+            return query_lake(destination, sql)
         if not isinstance(destination, DuckDBDestinationConfig):
-            raise ConfigError(["destination.type: only duckdb can be queried"])
+            raise ConfigError(["destination.type: only duckdb and ducklake can be queried"])
         from etl_dagster.destinations.duckdb import query
 
         return query(destination.path, sql, lock_timeout_s=destination.lock_timeout_s)

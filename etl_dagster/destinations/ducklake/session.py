@@ -1,0 +1,32 @@
+"""A connection to a lake as the session of a merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from etl_dagster.destinations.duckdb.session import DuckDBSession
+from etl_dagster.destinations.ducklake.attaching import NAME
+from etl_dagster.destinations.ducklake.dialect import DuckLakeDialect
+
+
+class DuckLakeSession(DuckDBSession):
+    """A session that knows whether it has written anything."""
+
+    #: Whether the transaction leaves a new snapshot.
+    has_written = False
+
+    @cached_property
+    def dialect(self) -> DuckLakeDialect:
+        return DuckLakeDialect(NAME)
+
+    def execute(self, sql: str, values: Sequence[object] = ()) -> int:
+        rows = self.connection.execute(sql, list(values) or None).fetchall()
+        # Only what changes rows has a result, which is their number; DDL has none.
+        if not rows or rows[0][0]:
+            self.has_written = True
+        return rows[0][0] if rows else 0
+
+    def fetch(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        return self.connection.execute(sql, list(values) or None).fetchall()

@@ -1,0 +1,59 @@
+"""Lakes of tests, and what is in them for those who read them with DuckDB alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import filelock
+
+from etl_dagster.destinations.ducklake.attaching import Place, open_lake
+from etl_dagster.destinations.ducklake.catalogs import parse_catalog
+from tests.support.database import Database
+
+INLINE_ROWS = 10
+
+
+def lake_in_file(kind: str, folder: Path, **settings: Any) -> Place:
+    """A lake whose catalog is a file in `folder`, and so are its data."""
+    return _place(f"{kind}:{folder / f'catalog.{kind}'}", None, folder, settings)
+
+
+def lake_at_server(database: Database, folder: Path, **settings: Any) -> Place:
+    """A lake whose catalog has a schema of its own in the database, for each folder."""
+    schema = "lake_" + hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    return _place(database.dsn, schema, folder, settings)
+
+
+def _place(catalog: str, schema: str | None, folder: Path, settings: dict[str, Any]) -> Place:
+    defaults = {"inline_rows": INLINE_ROWS, "memory_limit": "256MB"}
+    return Place(parse_catalog(catalog, schema), str(folder / "data"), **(defaults | settings))
+
+
+@contextmanager
+def reading(place: Place) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection of a reader's own."""
+    path = getattr(place.catalog, "path", None)
+    lock = filelock.FileLock(f"{path}.lock") if path else None
+    if lock is not None:
+        lock.acquire(timeout=20)
+    try:
+        with open_lake(place, read_only=True) as connection:
+            connection.execute("USE lake")
+            yield connection
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def rows_of(place: Place, sql: str, values: list[Any] | None = None) -> list[dict[str, Any]]:
+    """The rows of a query."""
+    with reading(place) as connection:
+        found: list[dict[str, Any]] = (
+            connection.execute(sql, values or None).to_arrow_table().to_pylist()
+        )
+    return found
