@@ -8,9 +8,8 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +128,7 @@ def test_a_stream_that_was_written_does_not_count_for_another(
 ) -> None:
     """PipelineWise's targets write a stream that is full, and a state with the others' numbers."""
     set_fault(tmp_path, {"do": "exit"})
-    destination = scripted({"states": "by_stream", "batch_size": 3})
+    destination = scripted({"states": "by_stream", "batch_size": 3}, flush_after_seconds=60)
     visits = batch(Transactions().commit(*(insert(VISITS, page="/", at=n) for n in range(3))))
     [stretch] = destination._stretcher.stretches(visits.tables[VISITS.id])
 
@@ -139,11 +138,29 @@ def test_a_stream_that_was_written_does_not_count_for_another(
             session.send(lines)
         wait_until(lambda: len(tables.records("public-visits")) == 3)
         many = session.commit({stretch.stream: {}})
+    destination.shutdown()
 
     for result in (few, many):
         with pytest.raises(TargetFailed):
             wait(result)
     assert ids(tables) == []
+
+
+@pytest.mark.parametrize("ids_", [(), (1, 2), (1, 2, 3)])
+def test_a_target_that_writes_back_what_it_has_flushed_answers_whatever_is_left(
+    scripted: Scripted, tables: Tables, ids_: tuple[int, ...]
+) -> None:
+    """PipelineWise's targets end with the state that they had when they last wrote something.
+
+    So the only STATE of a run comes after everything.
+    """
+    destination = scripted({"states": "by_stream", "batch_size": 2})
+    rows = [order(id) for id in ids_]
+    if rows:
+        wait(destination.write_table_rows(ORDERS, chunk("c", 0, ORDERS, rows)))
+    wait(destination.write_table_rows(ORDERS, end_of_copy("c")))
+
+    assert ids(tables) == list(ids_)
 
 
 def test_targets_that_answer_by_themselves_keep_running(scripted: Scripted, tables: Tables) -> None:
@@ -258,12 +275,18 @@ def test_a_target_that_hangs_is_ended(
     scripted: Scripted, tmp_path: Path, fault: dict[str, str], tables: Tables
 ) -> None:
     set_fault(tmp_path, fault)
-    destination = scripted(stalled_after_seconds=0.3)
+    destination = scripted()
+    with ThreadPoolExecutor(1) as pool:
+        # More than a pipe holds.
+        result = pool.submit(lambda: wait(destination.write_events(orders(*range(20_000)))))
+        pid = hanging(tmp_path)
+        session = destination._lane._session
+        assert session is not None
+        session._stalled_after_s = 0.1
 
-    with pytest.raises(TargetStalled, match=r"nothing for 0\.3 s") as raised:
-        wait(destination.write_events(orders(*range(20_000))))
-    pid = hanging(tmp_path)
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+        with pytest.raises(TargetStalled, match=r"nothing for 0\.1 s") as raised:
+            wait(result)
+    wait_until(lambda: not is_alive(pid))
     assert raised.value.retryable
 
     wait(destination.write_events(orders(1)))
@@ -271,14 +294,18 @@ def test_a_target_that_hangs_is_ended(
 
 
 def test_a_source_that_is_slow_is_no_target_that_hangs(scripted: Scripted, tables: Tables) -> None:
+    destination = scripted()
+
     def pieces() -> Iterator[Any]:
         yield arrow_rows(ORDERS, [order(1)])
-        time.sleep(0.3)
+        session = destination._lane._session
+        assert session is not None
+        wait_until(lambda: len(tables.received("public-orders")) == 1)
+        before, session._stalled_after_s = session._stalled_after_s, 0.01
+        assert not threading.Event().wait(0.1)
+        session._stalled_after_s = before
         yield arrow_rows(ORDERS, [order(2)])
 
-    destination = scripted(stalled_after_seconds=0.1)
-    # Its start alone may take longer than that.
-    destination._lane._start = lambda alone: destination._target.start(alone)
     wait(destination.write_table_rows(ORDERS, TableRows("c", pieces(), ChunkId("c", 0))))
 
     assert ids(tables) == [1, 2]

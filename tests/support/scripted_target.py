@@ -119,9 +119,11 @@ class Target:
             )
 
     def write_all(self) -> None:
+        is_left = bool(self.waiting)
         for stream in list(self.waiting):
             self.write_stream(stream)
-        self.flushed = self.state
+        if is_left:
+            self.flushed = self.state
 
     def write_stream(self, stream: str) -> None:
         self.file.execute("BEGIN IMMEDIATE")

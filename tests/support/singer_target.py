@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ class Tables:
     def _query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         if not self._path.exists():
             return []
-        with sqlite3.connect(self._path) as file:
-            found = file.execute(sql, values).fetchall()
-        file.close()
-        return found
+        with closing(sqlite3.connect(self._path, timeout=30)) as file:
+            made = file.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'")
+            # The target makes them one after the other.
+            return file.execute(sql, values).fetchall() if made.fetchone() == (4,) else []
 
     def records(self, stream: str) -> list[dict[str, Any]]:
         """The rows as they are in the table, in the order in which they came."""

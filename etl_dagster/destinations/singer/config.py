@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -22,8 +22,8 @@ class SingerDestinationConfig(DestinationConfig):
     type: Literal["singer"]
     target: str = Field(
         min_length=1,
-        description="The program, by its name on PATH or its path; with `project`, a loader's "
-        "name there.",
+        description="The program, by its name on PATH or its path, relative to the file; with "
+        "`project`, a loader's name there.",
     )
     config: dict[str, TargetSetting] = Field(
         {}, description="The target's own settings; secrets better from the environment."
@@ -77,6 +77,13 @@ class SingerDestinationConfig(DestinationConfig):
         None,
         description="Gets what the target writes to stderr, as it is: rows' values may be in it.",
     )
+
+    def relative_to(self, folder: Path) -> Self:
+        """As for every section; `target` too, where it is a path."""
+        section = super().relative_to(folder)
+        if "/" not in self.target:
+            return section
+        return section.model_copy(update={"target": str(folder / Path(self.target).expanduser())})
 
     @property
     def target_name(self) -> str:

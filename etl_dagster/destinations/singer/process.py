@@ -27,6 +27,9 @@ if sys.platform == "linux":
         os._exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
+_READ_BYTES: Final = 1 << 16
+#: A longer line on stdout isn't a state of ours.
+_MOST_STATE_BYTES: Final = 64 * 1024 * 1024
 #: A larger pipe than the usual one: fewer turns between us and the target.
 _PIPE_BYTES: Final = 1 << 20
 
@@ -148,3 +151,26 @@ def require_ran(code: int, command: Sequence[str], said: str) -> None:
     """
     if code:
         raise TargetFailed(f"{' '.join(command)} {how_it_ended(code)}{said}")
+
+
+class Lines:
+    """Whole lines of what comes in pieces."""
+
+    def __init__(self) -> None:
+        self._open = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        *whole, self._open = (self._open + data).split(b"\n")
+        if len(self._open) > _MOST_STATE_BYTES:
+            self._open = b""
+        return whole
+
+
+def read_pipe(pipe: int) -> bytes | None:
+    """What is there; nothing at the end; None where nothing is there yet."""
+    try:
+        return os.read(pipe, _READ_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""

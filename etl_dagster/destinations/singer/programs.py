@@ -32,11 +32,13 @@ class Program:
     settings: Mapping[str, Any]
     env: Mapping[str, str]
     folder: Path | None = None
+    #: Of its environment, what no message may hold.
+    env_secrets: frozenset[str] = frozenset()
 
     @property
     def secrets(self) -> set[str]:
         """What no message may hold."""
-        return secrets_in(dict(self.settings))
+        return secrets_in(dict(self.settings)) | self.env_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +57,19 @@ def find_program(config: SingerDestinationConfig) -> Program:
         TargetMissing: there is no such program.
         DestinationError: its settings can't be read.
     """
-    env = dict(os.environ) | {name: value.get_secret_value() for name, value in config.env.items()}
+    given = {name: value.get_secret_value() for name, value in config.env.items()}
+    env, secrets = dict(os.environ) | given, frozenset(given.values())
     # Timestamps with a zone are told in UTC; libpq would else have them in the machine's.
     env.setdefault("PGTZ", "UTC")
     settings = _settings_of_file(config.config_file)
     own = {name: plain(value) for name, value in config.config.items()}
     if config.project is None:
-        return Program(config.target_name, _path_of(config.target), settings | own, env)
+        return Program(
+            config.target_name, _path_of(config.target), settings | own, env, env_secrets=secrets
+        )
     folder = config.project.absolute()
     path, kept = _loader(config.target, folder, config.environment, env)
-    return Program(config.target_name, path, kept | settings | own, env, folder)
+    return Program(config.target_name, path, kept | settings | own, env, folder, secrets)
 
 
 def _path_of(target: str) -> str:

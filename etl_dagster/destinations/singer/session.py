@@ -1,28 +1,20 @@
 """One run of the target: what is written into it, and which of that it has written back.
 
-The target reads SCHEMA, RECORD and ACTIVATE_VERSION lines of several writers. After each writer's
-last line comes a STATE, whose value has a number for each stream; every record of a stream that is
-counted by a number stands before it. What the target writes to its stdout is such a value, once
-everything before it is durable: then the writes with that number, or a smaller one, are.
-
-Targets keep states in two ways. Most write back the newest one. Some keep one for each stream and
-write their own mixture, so a write counts when its streams' own numbers have come back, and the
-first STATE of a run has none.
+The target reads SCHEMA, RECORD and ACTIVATE_VERSION lines of several writers, and STATE lines
+(`states`). A target whose input is ended after each load is given one STATE, the last line of all;
+one that is kept running is given a STATE after each write.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import selectors
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Final
 
 from etl_dagster.destinations.singer.failures import (
@@ -31,28 +23,18 @@ from etl_dagster.destinations.singer.failures import (
     TargetNotAsked,
     TargetStalled,
 )
-from etl_dagster.destinations.singer.process import TargetProcess, how_it_ended
+from etl_dagster.destinations.singer.process import Lines, TargetProcess, how_it_ended, read_pipe
+from etl_dagster.destinations.singer.states import States
 from etl_dagster.destinations.singer.stderr import Tail
-from etl_dagster.destinations.singer.streams import line
 
 _log = logging.getLogger(__name__)
 
-_READ_BYTES: Final = 1 << 16
-#: Longer lines on stdout aren't states of ours.
-_MOST_STATE_BYTES: Final = 64 * 1024 * 1024
 #: So long, a run waits for its first writer.
 _UNUSED_S: Final = 5.0
 #: After the target's end, for what it has started and what holds its pipes.
 _GRACE_S: Final = 1.0
 #: After a stop, for what the target still writes.
 _STOP_GRACE_S: Final = 10.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Write:
-    number: int
-    streams: frozenset[str]
-    durable: Future[None]
 
 
 class Session:
@@ -84,15 +66,12 @@ class Session:
         self._flush_after_s = flush_after_s
         self._stalled_after_s = stalled_after_s
         self._on_stderr = on_stderr
-        self._run = uuid.uuid4().hex
+        self._states = States()
         #: Taken for the writing of whole lines, and never for anything that waits otherwise.
         self._pipe = threading.Lock()
         self._state = threading.Lock()
         self._headers: dict[str, bytes] = {}
         self._writers = 0
-        self._number = 0
-        self._bookmarks: dict[str, dict[str, Any]] = {}
-        self._pending: list[_Write] = []
         self._failure: TargetFailed | None = None
         self._input_ended = False
         self._is_stopping = False
@@ -100,6 +79,8 @@ class Session:
         self._last_write = self._last_sign = time.monotonic()
         #: Whether a writer waits for the target to read.
         self._is_blocked = False
+        #: What of the last STATE is still to be written, once the input is to end.
+        self._last_line: memoryview | None = None
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
@@ -130,8 +111,8 @@ class Session:
             new = {s: header for s, header in headers.items() if s not in known}
             known.update(new)
             self._writers += 1
-            if not self._begun:
-                new = {"": line({"type": "STATE", "value": {"bookmarks": {}}}), **new}
+            if not self._begun and self._flush_after_s:
+                new = {"": self._states.line(), **new}
             self._begun = True
         try:
             self.send(b"".join(new.values()))
@@ -153,9 +134,15 @@ class Session:
         self._require_running()
         try:
             self._process.write(data, self._wait_for_room, self._sign)
+        except TargetFailed:
+            raise
         except OSError:
             # Its end, and why, is found by `serve`.
             raise self._wait_for_failure() from None
+        except BaseException:
+            # Half a line may be in the pipe, and nothing may follow it.
+            self._fail(TargetFailed(f"{self._name} is ended, since a write to it was interrupted"))
+            raise
 
     def commit(self, bookmarks: Mapping[str, Mapping[str, Any]]) -> Future[None]:
         """End a write whose records have all been sent: by stream, our position in it.
@@ -166,17 +153,13 @@ class Session:
         Raises:
             TargetFailed: the target has ended, or is to end.
         """
-        durable: Future[None] = Future()
         with self._pipe:
             self._require_running()
             with self._state:
-                self._number += 1
-                for stream, bookmark in bookmarks.items():
-                    mine = {"run": self._run, "number": self._number}
-                    self._bookmarks[stream] = {**bookmark, **mine}
-                value = {"bookmarks": dict(self._bookmarks)}
-                self._pending.append(_Write(self._number, frozenset(bookmarks), durable))
-            self._send(line({"type": "STATE", "value": value}))
+                durable = self._states.add(bookmarks)
+                is_last, state = not self._flush_after_s, self._states.line()
+            if not is_last:
+                self._send(state)
         return durable
 
     def leave(self) -> None:
@@ -253,16 +236,26 @@ class Session:
 
     def serve(self) -> TargetFailed | None:
         """Read what the target writes until it has ended; why what was pending isn't durable."""
+        try:
+            self._listen()
+        except Exception as error:
+            _log.debug("listening to %s failed", self._name, exc_info=True)
+            self._fail(TargetFailed(f"{self._name} can't be listened to: {type(error).__name__}"))
+            self._process.kill()
+        return self._ended()
+
+    def _listen(self) -> None:
         process = self._process
-        answers = _Lines()
+        answers = Lines()
         with selectors.DefaultSelector() as selector:
             for pipe in (process.stdout, process.stderr, self._wake_r):
                 selector.register(pipe, selectors.EVENT_READ)
             ended_at: float | None = None
             while len(selector.get_map()) > 1:
                 self._end_input_when_due()
-                for key, _ in selector.select(self._wait_s(ended_at)):
-                    data = _read(key.fd)
+                is_waiting = self._write_last_line()
+                for key, _ in selector.select(0.01 if is_waiting else self._wait_s(ended_at)):
+                    data = read_pipe(key.fd)
                     if key.fd == self._wake_r or data is None:
                         continue
                     if not data:
@@ -285,15 +278,15 @@ class Session:
         # Pipes may be closed by a target that goes on.
         while process.poll() is None and not self._kill_when_due():
             self._end_input_when_due()
+            self._write_last_line()
             time.sleep(0.02)
-        return self._ended()
 
     def _wait_s(self, ended_at: float | None) -> float:
         if ended_at is not None:
             return 0.05
         with self._state:
             due = self._last_write + self._flush_after_s - time.monotonic()
-            is_waiting = bool(self._pending) and self._writers == 0 and not self._input_ended
+            is_waiting = self._states.are_pending and self._writers == 0 and not self._input_ended
         return min(max(due, 0), 0.2) if is_waiting else 0.2
 
     def _end_input_when_due(self) -> None:
@@ -306,12 +299,29 @@ class Session:
             else:
                 # With a pause to wait for, what has answered stays for the next write.
                 is_due = quiet_s >= self._flush_after_s
-                is_due = is_due and (bool(self._pending) or not self._flush_after_s)
+                is_due = is_due and (self._states.are_pending or not self._flush_after_s)
             if not (is_due or self._is_stopping):
                 return
             self._input_ended = True
+            self._last_line = memoryview(self._states.line() if self._states.are_pending else b"")
         self._sign()
+        self._write_last_line()
+
+    def _write_last_line(self) -> bool:
+        """Write the last STATE as far as the target reads, then end the input; whether it waits."""
+        if self._last_line is None:
+            return False
+        try:
+            while self._last_line:
+                self._last_line = self._last_line[os.write(self._process.stdin, self._last_line) :]
+                self._sign()
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass  # it has ended, which is found
+        self._last_line = None
         self._process.close_input()
+        return False
 
     def _kill_when_due(self) -> bool:
         """End the target where it does nothing, or can't be waited for; whether that was so."""
@@ -338,36 +348,17 @@ class Session:
         return True
 
     def _answered(self, text: bytes) -> None:
-        """A line of stdout: a state, or something that isn't one and means nothing."""
-        try:
-            value = json.loads(text)
-            bookmarks = value["bookmarks"]
-            numbers = {
-                stream: bookmark["number"]
-                for stream, bookmark in bookmarks.items()
-                if bookmark["run"] == self._run and isinstance(bookmark["number"], int)
-            }
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return
         with self._state:
-            done = [
-                write
-                for write in self._pending
-                if all(
-                    write.number <= numbers.get(stream, 0) <= self._number
-                    for stream in write.streams
-                )
-            ]
-            self._pending = [write for write in self._pending if write not in done]
-        for write in done:
-            write.durable.set_result(None)
+            done = self._states.written_back(text)
+        for durable in done:
+            durable.set_result(None)
 
     def _ended(self) -> TargetFailed | None:
         """Fail what was not written back, and let go of everything."""
         code = self._process.wait()
         with self._state:
             is_early, self._input_ended = not self._input_ended, True
-            is_open = bool(self._writers or self._pending)
+            is_open = bool(self._writers or self._states.are_pending)
             failure = self._failure
         if failure is None and (code or is_open or is_early):
             how = (
@@ -380,15 +371,15 @@ class Session:
             kind = TargetFailed if code or is_early else TargetKeptNothing
             failure = self._fail(kind(f"{self._name} {how}{self._said()}"))
         with self._state:
-            left, self._pending = self._pending, []
+            left = self._states.take_pending()
             for pipe in (self._wake_r, self._wake_w):
                 os.close(pipe)
             self._wake_w = -1
         with self._pipe:
             self._process.close()
-        for write in left:
+        for durable in left:
             assert failure is not None
-            write.durable.set_exception(failure)
+            durable.set_exception(failure)
         if code and failure is not None and not left and not is_open:
             _log.warning("%s; it had written back every STATE before", failure.reason)
         return failure
@@ -396,26 +387,3 @@ class Session:
     def _said(self) -> str:
         text = self._tail.text()
         return f"; the last lines of its stderr:\n{text}" if text else "; it said nothing"
-
-
-class _Lines:
-    """Whole lines of what comes in pieces."""
-
-    def __init__(self) -> None:
-        self._open = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        *whole, self._open = (self._open + data).split(b"\n")
-        if len(self._open) > _MOST_STATE_BYTES:
-            self._open = b""
-        return whole
-
-
-def _read(pipe: int) -> bytes | None:
-    """What is there; nothing at the end; None where nothing is there yet."""
-    try:
-        return os.read(pipe, _READ_BYTES)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""

@@ -26,7 +26,8 @@ _OPEN_QUOTE: Final = re.compile(r"(?<!\w)[\"'`].*$")
 _NUMBER: Final = re.compile(r"(?<![\w.])(?<!\w:(?=\d{4,5}\b))-?\d[\d.,:eE+T-]{3,}\w*")
 _PLACE: Final = re.compile(r'File "(?P<path>[^"]*)", line (?P<line>\d+)(, in (?P<where>\S+))?')
 _SECRET_KEY: Final = re.compile(
-    r"pass|secret|token|key|credential|auth|dsn|url|uri|private|account|signature", re.IGNORECASE
+    r"pass|secret|token|key|credential|auth|dsn|url|uri|private|account|signature|connect",
+    re.IGNORECASE,
 )
 
 
