@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import latency, postgres, streams, tables
+from benchmarks import latency, postgres, singer, streams, tables
 from benchmarks.harness import BenchmarkFailed, Contest, Harness, Measurement
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 
@@ -68,6 +68,12 @@ def _arrays(harness: Harness, console: Console) -> dict[str, float]:
     contest = streams.contest(harness, streams.arrays(harness))
     ours = _median(contest.measured["arrays_to_arrow"])
     return _ratios(contest, console) | {"arrays_rows_per_cpu_s": ours.rows / ours.cpu_s}
+
+
+def _singer(harness: Harness, console: Console) -> dict[str, float]:
+    contest = singer.contest(harness)
+    ours = _median(contest.measured["singer_records"])
+    return _ratios(contest, console) | {"singer_records_per_cpu_s": ours.rows / ours.cpu_s}
 
 
 def _copies(harness: Harness, console: Console) -> dict[str, float]:
@@ -137,6 +143,7 @@ PARTS = (
     Part("deletes", "deletes", _stream(streams.deletes)),
     Part("wide", "inserts of sixty columns", _stream(streams.wide_rows)),
     Part("arrays", "inserts of arrays, to Arrow and to DuckDB", _arrays),
+    Part("singer", "changes as the records of a Singer target", _singer),
     Part("texts", "2 GB of text in one transaction", _texts),
     Part("postgres", "to another Postgres, beside its own subscriptions", _postgres),
     Part("large", "1,000,000 and 5,000,000 rows in one transaction", _large),

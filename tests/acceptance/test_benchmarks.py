@@ -33,7 +33,9 @@ def test_parts_are_measured_and_latest_json_is_left_alone_at_another_scale() -> 
     latest = ROOT / "benchmarks" / "latest.json"
     before = latest.read_bytes() if latest.exists() else None
 
-    done = bench("--scale", "0.002", "--rounds", "1", "--json", "small", "copy", "toast", "tables")
+    done = bench(
+        "--scale", "0.002", "--rounds", "1", "--json", "small", "copy", "toast", "tables", "singer"
+    )
 
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
