@@ -509,6 +509,18 @@ def test_all_processes_give_the_rows_of_a_copy_one_version(
 # -- finding it ----------------------------------------------------------------------------------
 
 
+def test_a_target_is_found_on_path_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Tables
+) -> None:
+    program = singer_target.program()
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    destination = SingerDestination(program.name, config={"folder": str(tmp_path)})
+    wait(destination.write_events(orders(1)))
+    destination.shutdown()
+
+    assert ids(tables) == [1]
+
+
 def test_a_target_that_is_not_on_path_says_how_it_is_installed() -> None:
     with pytest.raises(TargetMissing, match="target-nowhere is not on PATH") as raised:
         SingerDestination("target-nowhere").check()

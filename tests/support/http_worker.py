@@ -1,7 +1,8 @@
-"""A pipeline into a server, in a process of its own, so that a test can kill it.
+"""A pipeline in a process of its own, so that a test can kill it.
 
 The first line of stdin is a task: ``{"config": {...}, "kind": "http", "settings": {"url": ...}}``.
-With ``"kind": "forty_lines"`` it is one that somebody wrote in forty lines.
+With ``"kind": "forty_lines"`` it is one that somebody wrote in forty lines; with ``"kind":
+"configured"`` the one that the configuration names.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import logging
 import sys
 
-from etl_dagster.assembly import build_store
+from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import parse_config
 from etl_dagster.destinations.http import HttpDestination
 from etl_dagster.model.destination import Destination
@@ -26,6 +27,8 @@ def main() -> None:
     destination: Destination
     if task["kind"] == "http":
         destination = HttpDestination(pipeline=config.pipeline, **task["settings"])
+    elif task["kind"] == "configured":
+        destination = build_destination(config)
     else:
         destination = MyHttpDestination(**task["settings"])
     pipeline = Pipeline(config, build_store(config), destination)
