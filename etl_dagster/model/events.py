@@ -62,6 +62,7 @@ class TableRows:
         batches: Iterable[pa.RecordBatch | CopiedRows] = (),
         chunk: ChunkId | None = None,
         replay_from: Lsn = LSN_ZERO,
+        copied_at_us: int | None = None,
     ) -> None:
         #: The copy that the rows belong to; another copy of the same table has another.
         self.copy_id = copy_id
@@ -69,6 +70,10 @@ class TableRows:
         #: Every change of a transaction whose commit record begins before is part of the copy. A
         #: destination that keeps positions begins the table's there when the copy ends.
         self.replay_from = replay_from
+        #: Microseconds since 1970-01-01 UTC by the source's clock, before every change that is to
+        #: be replayed was committed: when the rows were as they are, for tables that keep times.
+        #: None where nobody looked.
+        self.copied_at_us = copied_at_us
         self._batches = batches
 
     @property
@@ -133,6 +138,8 @@ class TableChanges:
     odd: Mapping[str, Odd] = field(default_factory=dict)
     #: Those of `old_rows`.
     old_odd: Mapping[str, Odd] = field(default_factory=dict)
+    #: uint32: the transaction's ID; None for changes that no transaction of the source made.
+    xids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -178,6 +185,7 @@ class TableChanges:
             old_rows=old_rows,
             odd=sliced(self.odd, start, stop),
             old_odd=old_odd,
+            xids=None if self.xids is None else self.xids[start:stop],
         )
 
     def events(self) -> Iterator[RowEvent]:
@@ -204,6 +212,7 @@ class TableChanges:
                 unchanged=unknown,
                 odd=odd.get(index, _NO_TEXTS),
                 old_odd=old_odd.get(index, _NO_TEXTS),
+                xid=None if self.xids is None else int(self.xids[index]),
             )
 
 
@@ -243,6 +252,8 @@ class RowEvent:
     odd: Mapping[str, str] = field(default_factory=dict)
     #: Those of `old_row`.
     old_odd: Mapping[str, str] = field(default_factory=dict)
+    #: The transaction's ID; None where no transaction of the source made the change.
+    xid: int | None = None
 
 
 class InsertEvent(RowEvent):
@@ -280,6 +291,8 @@ class TruncateEvent:
     commit_time_us: int
     cascade: bool = False
     restart_identity: bool = False
+    #: As `RowEvent.xid`.
+    xid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from etl_dagster.errors import DestinationMetadataApplying
@@ -242,6 +242,9 @@ class FinishedChunk:
     duration_s: float = 0.0
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 @dataclass(frozen=True)
 class CopyPlan:
     """A copy under way: its chunks, and which of them are durable at the destination."""
@@ -251,7 +254,14 @@ class CopyPlan:
     finished: Mapping[int, FinishedChunk]
     #: Consistent point of the table sync slot: the changes from here on are replayed.
     slot_lsn: Lsn
+    #: By the source's clock, before the slot was made: no change that is replayed was committed
+    #: earlier.
     started_at: datetime
+
+    @property
+    def started_at_us(self) -> int:
+        """Microseconds since 1970-01-01 UTC."""
+        return (self.started_at - _EPOCH) // timedelta(microseconds=1)
 
     @property
     def remaining(self) -> tuple[CopyChunk, ...]:

@@ -49,6 +49,7 @@ class OpenTransaction:
     commit_time_us: int
     #: The ordinal of a row that is the batch's message number n is `n + ordinal_offset`.
     ordinal_offset: int
+    xid: int = 0
     #: How many alterations of each table came so far.
     alterations: dict[TableId, int] = field(default_factory=dict)
 
@@ -72,6 +73,7 @@ class TableTruncate:
     commit_lsn: int
     commit_time_us: int
     ordinal: int
+    xid: int
     cascade: bool
     restart_identity: bool
 
@@ -238,14 +240,15 @@ class _TableDecoder:
         if (is_open[~self._is_mark] != 1).any():
             raise DecodeError("a row message outside of a transaction", offset=0)
         known = carried or OpenTransaction(0, 0, 0)
-        lsns, times = messages.begin_fields(begins)
+        lsns, times, xids = messages.begin_fields(begins)
         lsns = np.concatenate([np.array([known.commit_lsn], np.uint64), lsns])
         times = np.concatenate([[known.commit_time_us], times + POSTGRES_EPOCH_US])
         truncated = _counted(count, content.truncates)
         offsets = np.concatenate([[known.ordinal_offset], -1 - begins - truncated[begins]])
-        #: One element for each message: commit LSN, commit time, ordinal (of rows only).
+        #: One element for each message: commit LSN, commit time, XID, ordinal (of rows only).
         self._lsns = lsns[number]
         self._times = times[number]
+        self._xids = np.concatenate([np.array([known.xid], np.uint32), xids])[number]
         self._ordinals = np.arange(count) + truncated + offsets[number]
         self._relation_ids = np.where(self._is_mark, 0, messages.relation_ids)
 
@@ -324,6 +327,7 @@ class _TableDecoder:
             old_rows=decoded.old_rows,
             odd=decoded.odd,
             old_odd=decoded.old_odd,
+            xids=self._xids[rows],
         )
 
     def _truncate(
@@ -336,6 +340,7 @@ class _TableDecoder:
             barrier.commit_time_us,
             barrier.cascade,
             barrier.restart_identity,
+            barrier.xid,
         )
 
     def _schema(self, relation: Relation | None, table_id: TableId, commit_lsn: int) -> TableSchema:

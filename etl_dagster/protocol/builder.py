@@ -92,7 +92,11 @@ class BatchBuilder:
             return None
         offset = now.ordinal_offset + len(self.lengths)
         return OpenTransaction(
-            now.commit_lsn, now.commit_time_us, offset, alterations=dict(now.alterations)
+            now.commit_lsn,
+            now.commit_time_us,
+            offset,
+            now.xid,
+            alterations=dict(now.alterations),
         )
 
     # -- filling ---------------------------------------------------------------------------------
@@ -107,7 +111,7 @@ class BatchBuilder:
         self._take_mark(frame)
         self._last_begin = (lsn, xid, time_us)
         time_us += POSTGRES_EPOCH_US
-        self.transaction = OpenTransaction(lsn, time_us, -len(self.lengths))
+        self.transaction = OpenTransaction(lsn, time_us, -len(self.lengths), xid)
         if self._first is None:
             self._first = replace(self.transaction)
 
@@ -160,6 +164,7 @@ class BatchBuilder:
                     transaction.commit_lsn,
                     transaction.commit_time_us,
                     row + transaction.ordinal_offset,
+                    transaction.xid,
                     truncate.cascade,
                     truncate.restart_identity,
                 )

@@ -78,13 +78,16 @@ class RowMessages:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def begin_fields(self, which: Places) -> tuple[npt.NDArray[np.uint64], Places]:
-        """LSNs and times, as sent, of messages that are Begin messages."""
+    def begin_fields(
+        self, which: Places
+    ) -> tuple[npt.NDArray[np.uint64], Places, npt.NDArray[np.uint32]]:
+        """LSNs, times as sent, and XIDs of messages that are Begin messages."""
         begins = self.starts[which] + 1
         high, low = (self._uint32[begins + at].astype(np.uint64) for at in (0, 4))
         lsns = high << np.uint64(32) | low
         high, low = (self._uint32[begins + at].astype(np.uint64) for at in (8, 12))
-        return lsns, (high << np.uint64(32) | low).astype(np.int64)
+        times = (high << np.uint64(32) | low).astype(np.int64)
+        return lsns, times, self._uint32[begins + 16].astype(np.uint32)
 
     def frames(self, which: Places) -> list[bytes]:
         """Whole frames, header and all."""

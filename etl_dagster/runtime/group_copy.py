@@ -313,8 +313,10 @@ class GroupCopy:
 
     def _rows(self, table_id: TableId, batches: Sequence[CopiedRows]) -> TableRows:
         plan = self._plans[table_id]
-        return TableRows(plan.copy_id, batches, ChunkId(plan.copy_id, 0), replay_from=plan.slot_lsn)
+        return TableRows(
+            plan.copy_id, batches, ChunkId(plan.copy_id, 0), plan.slot_lsn, plan.started_at_us
+        )
 
     def _end(self, table_id: TableId) -> TableRows:
         plan = self._plans[table_id]
-        return TableRows(plan.copy_id, replay_from=plan.slot_lsn)
+        return TableRows(plan.copy_id, replay_from=plan.slot_lsn, copied_at_us=plan.started_at_us)

@@ -7,7 +7,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
@@ -49,6 +49,7 @@ from etl_dagster.runtime.slot import make_slot
 from etl_dagster.source.catalog import (
     Leaf,
     PublishedTable,
+    fetch_clock,
     fetch_leaves_of,
     fetch_published_tables,
 )
@@ -174,10 +175,11 @@ class GroupSync:
             lock_timeout_s=_SLOT_LOCK_TIMEOUT_S,
         )
         with contextlib.closing(connection):
+            started_at = self._control.ask("reading the clock", fetch_clock)
             slot = make_slot(
                 self._control, connection, self._slot, export_snapshot=True, stop=self._stop
             )
-            copied = self._copy(self._unchanged(tables), slot)
+            copied = self._copy(self._unchanged(tables), slot, started_at)
         if not copied or self._stop.is_set():
             return
         CatchUp(
@@ -340,7 +342,7 @@ class GroupSync:
     # -- the copy --------------------------------------------------------------------------------
 
     def _copy(
-        self, tables: dict[TableId, PublishedTable], slot: CreatedSlot
+        self, tables: dict[TableId, PublishedTable], slot: CreatedSlot, started_at: datetime
     ) -> dict[TableId, TableSchema]:
         """Copy the tables; those that are copied and still ours."""
         assert slot.snapshot_name is not None
@@ -349,7 +351,7 @@ class GroupSync:
         )
         self._to_single(tables.keys() - leaves.keys())
         tables = {table_id: table for table_id, table in tables.items() if table_id in leaves}
-        plans = {t: self._plan(table, leaves[t], slot) for t, table in tables.items()}
+        plans = {t: self._plan(table, leaves[t], slot, started_at) for t, table in tables.items()}
         self._many.store_table_schemas([table.schema for table in tables.values()])
         self._many.store_copy_plans(plans)
         _log.info("copying a group of %d tables", len(tables))
@@ -381,7 +383,13 @@ class GroupSync:
         self._move(finished, FinishedCopy())
         return {table_id: tables[table_id].schema for table_id in finished & self._states.keys()}
 
-    def _plan(self, table: PublishedTable, leaves: Iterable[Leaf], slot: CreatedSlot) -> CopyPlan:
+    def _plan(
+        self,
+        table: PublishedTable,
+        leaves: Iterable[Leaf],
+        slot: CreatedSlot,
+        started_at: datetime,
+    ) -> CopyPlan:
         chunks: tuple[CopyChunk, ...] = ()
         if self._config.table(table.schema.name).copy_rows:
             chunks = plan_chunks(list(leaves), self._config.copy_tables.chunk_rows)
@@ -390,7 +398,7 @@ class GroupSync:
             chunks=chunks,
             finished={},
             slot_lsn=slot.consistent_point,
-            started_at=datetime.now(UTC),
+            started_at=started_at,
         )
 
 

@@ -130,7 +130,8 @@ class TableCopy:
 
     def _finish(self) -> None:
         """The end of the copy: the destination makes it the table, durable as a whole."""
-        end = TableRows(self._plan.copy_id, replay_from=self._plan.slot_lsn)
+        plan = self._plan
+        end = TableRows(plan.copy_id, replay_from=plan.slot_lsn, copied_at_us=plan.started_at_us)
         wait_durable(self._destination.write_table_rows(self._table.schema, end), self._stop)
 
     def _work(self, todo: queue.SimpleQueue[CopyChunk], finished: dict[int, FinishedChunk]) -> None:

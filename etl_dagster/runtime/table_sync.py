@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
@@ -64,6 +63,7 @@ from etl_dagster.runtime.slot import make_slot
 from etl_dagster.runtime.table_copy import CopySummary, TableCopy
 from etl_dagster.source.catalog import (
     PublishedTable,
+    fetch_clock,
     fetch_leaves,
     fetch_published_tables,
 )
@@ -405,6 +405,7 @@ class TableSync:
         )
         partitions = self._partitions(table)
         with contextlib.closing(connection):
+            started_at = self._control.ask("reading the clock", fetch_clock)
             slot = make_slot(
                 self._control,
                 connection,
@@ -431,7 +432,7 @@ class TableSync:
                 chunks=self._chunks(table),
                 finished={},
                 slot_lsn=slot.consistent_point,
-                started_at=datetime.now(UTC),
+                started_at=started_at,
             )
             self._store.store_copy_plan(self._table_id, plan)
             self._store.upsert_replication_progress(self._worker, plan.slot_lsn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -395,6 +396,14 @@ def fetch_insert_lsn(connection: Connection) -> Lsn:
     ).fetchone()
     assert row is not None
     return Lsn.parse(row[0])
+
+
+def fetch_clock(connection: Connection) -> datetime:
+    """What the server's clock says now."""
+    row = connection.execute("select clock_timestamp()").fetchone()
+    assert row is not None
+    now: datetime = row[0]
+    return now.astimezone(UTC)
 
 
 def emit_marker(connection: Connection) -> Lsn:

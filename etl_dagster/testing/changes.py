@@ -200,7 +200,7 @@ def batch(
         if begun != lsn:
             begun = lsn
             if change.ordinal == 0:
-                marks.append(BeginEvent(lsn, change.lsn, xid=700 + change.lsn, sequence=sequence))
+                marks.append(BeginEvent(lsn, change.lsn, _xid(change), sequence))
                 sequence += 1
         if change.op in "IUD":
             if table_id in runs and runs[table_id][0][1].schema != change.schema:
@@ -210,7 +210,9 @@ def batch(
             close(table_id)
             step: TableStep
             if change.op == "T":
-                step = TruncateEvent(change.schema, change.position, sequence, change.lsn)
+                step = TruncateEvent(
+                    change.schema, change.position, sequence, change.lsn, xid=_xid(change)
+                )
             else:
                 step = RelationEvent(change.schema, None, sequence)
             tables.setdefault(table_id, []).append(step)
@@ -246,7 +248,12 @@ def _table_changes(run: Sequence[tuple[int, Change]]) -> TableChanges:
         arrow_rows(schema, [old for _, old in with_old]) if with_old else None,
         odd_values(schema, [change.row for change in changes]),
         odd_values(schema, [old for _, old in with_old]),
+        np.array([_xid(change) for change in changes], np.uint32),
     )
+
+
+def _xid(change: Change) -> int:
+    return 700 + change.lsn
 
 
 def arrow_rows(schema: TableSchema, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
@@ -292,9 +299,11 @@ def chunk(copy_id: str, index: int, schema: TableSchema, rows: Sequence[Row]) ->
     return TableRows(copy_id, iter(batches), ChunkId(copy_id, index))
 
 
-def end_of_copy(copy_id: str, replay_from: int = 0) -> TableRows:
+def end_of_copy(
+    copy_id: str, replay_from: int = 0, *, copied_at_us: int | None = None
+) -> TableRows:
     """The end of a copy; changes committed before `replay_from` are part of it."""
-    return TableRows(copy_id, replay_from=Lsn(replay_from))
+    return TableRows(copy_id, replay_from=Lsn(replay_from), copied_at_us=copied_at_us)
 
 
 def exact(number: Decimal) -> Decimal:

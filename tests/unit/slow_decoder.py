@@ -54,6 +54,7 @@ class SlowDecoder:
         self._lsn = Lsn(0)
         self._time_us = 0
         self._ordinal = 0
+        self._xid = 0
 
     def events(self, frame: bytes) -> Iterator[Event]:
         """The events of one XLogData frame; their sequence is always 0."""
@@ -61,6 +62,7 @@ class SlowDecoder:
         if tag == "B":
             offset, time_us, xid = struct.unpack("!QqI", body)
             self._lsn, self._time_us, self._ordinal = Lsn(offset), time_us + _EPOCH_US, 0
+            self._xid = xid
             yield BeginEvent(self._lsn, self._time_us, xid, 0)
         elif tag == "C":
             _, offset, end, time_us = struct.unpack("!BQQq", body)
@@ -88,7 +90,7 @@ class SlowDecoder:
             if self._is_wanted(relation_id):
                 schema = self._schema_of(self._relations[relation_id])
                 flags = bool(options & 1), bool(options & 2)
-                yield TruncateEvent(schema, position, 0, self._time_us, *flags)
+                yield TruncateEvent(schema, position, 0, self._time_us, *flags, self._xid)
 
     def _row(self, tag: str, body: bytes) -> Iterator[RowEvent]:
         position = Position(self._lsn, self._ordinal)
@@ -103,15 +105,17 @@ class SlowDecoder:
         if tag == "D":
             assert old is not None
             known = {name: value for name, value in old.items() if name not in unknown_in_old}
+            unknown = frozenset(unknown_in_old)
             yield DeleteEvent(
-                schema, position, 0, self._time_us, known, None, frozenset(unknown_in_old), old_odd
+                schema, position, 0, self._time_us, known, None, unknown, old_odd, xid=self._xid
             )
             return
         kind = InsertEvent if tag == "I" else UpdateEvent
         new, unchanged, odd = tuples["N"]
         row = {name: value for name, value in new.items() if name not in unchanged}
         unknown = frozenset(unchanged)
-        yield kind(schema, position, 0, self._time_us, row, old, unknown, odd, old_odd)
+        time_us, xid = self._time_us, self._xid
+        yield kind(schema, position, 0, time_us, row, old, unknown, odd, old_odd, xid)
 
 
 def _tuples(
