@@ -1,44 +1,15 @@
-"""What becomes of a table's changes: the modes in which a table can be kept.
-
-`Mirror` keeps what the source has now. A mode that keeps more (rows that are marked as deleted
-instead of being so, every change, the time from which on a row was valid) is another class here: it
-turns the same changes into other statements.
-"""
+"""Keeps what the source has now."""
 
 from __future__ import annotations
-
-from abc import ABC, abstractmethod
 
 from etl_dagster.destinations.collapse import Collapsed, added_and_removed
 from etl_dagster.destinations.sql import statements
 from etl_dagster.destinations.sql.in_place import change_in_place
+from etl_dagster.destinations.sql.modes.base import Mode
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.destinations.sql.tables import Target
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import TableChanges, TruncateEvent
-
-
-class Mode(ABC):
-    """Applies changes of one table. Both methods return how many of its rows they made obsolete:
-    deleted them, or wrote them again."""
-
-    @abstractmethod
-    def change(
-        self, session: Session, target: Target, changes: TableChanges, collapsed: Collapsed | None
-    ) -> int:
-        """Apply inserts, updates and deletes.
-
-        Args:
-            changes: all of them, in order; under the schema that `target` has.
-            collapsed: what they amount to; None for a table without a key.
-
-        Raises:
-            TableWriteFailed: the table is none that this can be done with.
-        """
-
-    @abstractmethod
-    def truncate(self, session: Session, target: Target, event: TruncateEvent) -> int:
-        """Apply a truncate."""
 
 
 class Mirror(Mode):
@@ -83,6 +54,3 @@ class Mirror(Mode):
 
     def truncate(self, session: Session, target: Target, event: TruncateEvent) -> int:
         return session.run(statements.delete_all(target))
-
-
-MIRROR = Mirror()
