@@ -75,7 +75,7 @@ def added_and_removed(changes: TableChanges) -> tuple[pa.RecordBatch, pa.RecordB
         return changes.rows, old
     added = changes.rows.filter(pa.array(~is_delete))
     removed = changes.rows.filter(pa.array(is_delete))
-    return added, removed if old is None else _concat([removed, old])
+    return added, removed if old is None else concat_rows([removed, old])
 
 
 def odd_added_and_removed(
@@ -147,7 +147,7 @@ def complete_from_old(changes: TableChanges) -> TableChanges:
         place[old_indices] = np.arange(len(old_indices))
         fill = missing & has_old
         source[fill] = len(changes) + place[fill]
-        rows = _with_column(rows, name, _take([rows[name], old_rows[name]], source))
+        rows = with_column(rows, name, _take([rows[name], old_rows[name]], source))
         unchanged[name] = missing & ~has_old
         if (old_odd := changes.old_odd.get(name)) is not None:
             at = old_indices[old_odd.places]
@@ -210,9 +210,9 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     if changes.old_indices is not None and changes.old_rows is not None:
         old_indices = changes.old_indices
         key_batches.append(changes.old_rows.select(list(key)))
-    keys = _concat(key_batches)
+    keys = concat_rows(key_batches)
     order = np.concatenate([2 * np.arange(count) + 1, 2 * old_indices])
-    ids = _key_ids(keys)
+    ids = key_ids(keys)
     by_key = np.lexsort((order, ids))
     same_as_next = ids[by_key][:-1] == ids[by_key][1:]
     last_touches = by_key[np.append(~same_as_next, True)]
@@ -242,7 +242,7 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
         source = final.copy()
         while (back := missing[source] & (given_by[source] >= 0)).any():
             source[back] = given_by[source[back]]
-        rows = _with_column(rows, name, changes.rows[name].take(pa.array(source)))
+        rows = with_column(rows, name, changes.rows[name].take(pa.array(source)))
         sources[name] = source
         still = missing[source]
         if still.any():
@@ -268,7 +268,7 @@ def _comparable(keys: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=keys.schema.names)
 
 
-def _key_ids(keys: pa.RecordBatch) -> np.ndarray:
+def key_ids(keys: pa.RecordBatch) -> np.ndarray:
     """int64: a number for each key, equal where the keys are."""
     ids = np.zeros(keys.num_rows, np.int64)
     for column in _comparable(keys).columns:
@@ -283,13 +283,13 @@ def _take(arrays: Sequence[pa.Array[Any]], indices: np.ndarray) -> pa.Array[Any]
     return pa.concat_arrays(list(arrays)).take(pa.array(indices))
 
 
-def _with_column(rows: pa.RecordBatch, name: str, values: pa.Array[Any]) -> pa.RecordBatch:
+def with_column(rows: pa.RecordBatch, name: str, values: pa.Array[Any]) -> pa.RecordBatch:
     columns = list(rows.columns)
     columns[rows.schema.get_field_index(name)] = values
     return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
 
 
-def _concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+def concat_rows(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     first = batches[0]
     if len(batches) == 1:
         return first

@@ -148,7 +148,11 @@ class CountsRows(Protocol):
     """A destination that can say at little cost how many rows its tables hold."""
 
     def count_rows(self) -> Mapping[str, int]:
-        """Rows now, by ``schema.table``; tables that don't exist yet are missing."""
+        """Rows that the source has now, by ``schema.table``.
+
+        Tables that don't exist yet are missing, and those of which every change is kept (mode
+        append). Rows that are deleted, or versions that are over, don't count.
+        """
         ...
 
 

@@ -22,7 +22,7 @@ ADDED_COLUMNS: Final[Mapping[TableMode, tuple[str, ...]]] = {
         "_etl_before",
         "_etl_unchanged",
     ),
-    "scd2": ("_etl_valid_from", "_etl_valid_to", "_etl_is_current"),
+    "scd2": ("_etl_valid_from", "_etl_valid_to", "_etl_is_current", "_etl_unchanged"),
 }
 MODES: Final[tuple[TableMode, ...]] = tuple(ADDED_COLUMNS)
 #: The modes that find a row by its key, so that a table must have one.

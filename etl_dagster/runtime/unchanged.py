@@ -11,6 +11,7 @@ import numpy as np
 from etl_dagster.errors import SourceError
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import EventBatch, TableChanges, TableStep
+from etl_dagster.model.modes import HISTORY_MODES
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.source.catalog import FetchedValues
 from etl_dagster.values.parsed import Odd, joined
@@ -59,6 +60,9 @@ class UnchangedValues:
 
     def _complete_step(self, step: TableStep) -> TableStep:
         if not isinstance(step, TableChanges) or not step.unchanged or not step.schema.key_columns:
+            return step
+        if step.schema.mode in HISTORY_MODES:
+            # Its copy has the rows of one moment, and a newer value is none of this change's.
             return step
         incomplete = np.logical_or.reduce(list(step.unchanged.values()))
         if step.schema.replica_identity == "f" and step.old_indices is not None:

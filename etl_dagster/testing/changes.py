@@ -138,6 +138,11 @@ class Transactions:
         self.changes: list[Change] = []
         self._lsn = first_lsn
 
+    @property
+    def next_lsn(self) -> Lsn:
+        """Where the next transaction is committed."""
+        return Lsn(self._lsn)
+
     def commit(self, *changes: Change) -> list[Change]:
         """Add a transaction; its changes with their positions."""
         numbered, ordinal = [], 0

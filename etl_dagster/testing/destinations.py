@@ -6,6 +6,7 @@ from etl_dagster.testing.changing import ChangeChecks
 from etl_dagster.testing.copying import CopyChecks
 from etl_dagster.testing.delivering import DeliveryChecks
 from etl_dagster.testing.evolving import SchemaChecks
+from etl_dagster.testing.keeping import ModeChecks
 from etl_dagster.testing.marking import MarkChecks
 from etl_dagster.testing.oddities import OddValueChecks
 from etl_dagster.testing.offering import OfferChecks
@@ -22,6 +23,7 @@ class DestinationSuite(
     SchemaChecks,
     OddValueChecks,
     QuarantineChecks,
+    ModeChecks,
     MarkChecks,
 ):
     """Checks a `Destination`: derive, make it, and say how its rows are read.
@@ -49,6 +51,8 @@ class DestinationSuite(
       (`read_odd_values`);
     - `quarantine`: that a row with such a value is kept apart, whole, until it has none
       (`read_quarantined`);
+    - each of `modes` beside `mirror`: what it keeps, from `read_rows`, which gives the columns that
+      the mode adds as well (`etl_dagster.model.modes`);
     - with the members of `KeepsMark`: that it can be told from others and from older copies.
 
     Every check has an empty folder of its own, `make_destination`'s argument. Fixtures of a derived

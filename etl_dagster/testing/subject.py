@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -14,6 +16,7 @@ import pytest
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Capabilities, Destination, WriteResult
 from etl_dagster.model.events import EventBatch, TableRows
+from etl_dagster.model.modes import ADDED_COLUMNS, MODES
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import (
@@ -45,7 +48,8 @@ class Recorded(NamedTuple):
 def needs(*names: str) -> Callable[[F], F]:
     """The check runs where the destination declares these capabilities and these hooks are there.
 
-    ``not mirror`` is for destinations without that capability.
+    ``not mirror`` is for destinations without that capability, ``mode:append`` for those that keep
+    tables in that mode.
     """
 
     def mark(check: F) -> F:
@@ -237,6 +241,20 @@ class Subject:
         """What `read_rows` gives, with Python's own values; a column that is missing is null."""
         return self._readable(schema, self.hooks.read_rows(self.destination, schema))
 
+    def kept(self, schema: TableSchema) -> list[Row]:
+        """As `rows`, with the columns that the table's mode adds, which are read alike."""
+        nulls = dict.fromkeys((*schema.column_names, *ADDED_COLUMNS[schema.mode]))
+        found = self.hooks.read_rows(self.destination, schema)
+        return self.readable(schema, [nulls | dict(row) for row in found])
+
+    @staticmethod
+    def readable(schema: TableSchema, rows: Sequence[Row]) -> list[Row]:
+        """Rows with the columns that a mode adds, with Python's own values."""
+        return [
+            {name: _added(name, value) for name, value in row.items()}
+            for row in readable_rows(schema, rows)
+        ]
+
     def quarantined(self, schema: TableSchema) -> list[Row]:
         """What `read_quarantined` gives, as `rows` gives the table's rows."""
         return self._readable(schema, self.hooks.read_quarantined(self.destination, schema))
@@ -291,6 +309,20 @@ class Subject:
                     )
 
 
+def _added(name: str, value: Any) -> Any:
+    """A value of a column that a mode adds, with Python's own type; any other as it is."""
+    if value is None:
+        return None
+    if name in ("_etl_commit_lsn", "_etl_ordinal", "_etl_xid"):
+        return int(value)
+    if name == "_etl_before":
+        return json.loads(value) if isinstance(value, str) else value
+    if name in ("_etl_deleted_at", "_etl_commit_time", "_etl_valid_from", "_etl_valid_to"):
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return moment.astimezone(UTC)
+    return list(value) if name == "_etl_unchanged" else value
+
+
 def require_same_rows(schema: TableSchema, found: Sequence[Row], expected: Sequence[Row]) -> None:
     """The rows are the expected ones, in any order."""
     wrong = differences(schema, found, expected)
@@ -314,6 +346,7 @@ class DestinationChecks(DestinationHooks):
     @staticmethod
     def _skip_unless(subject: Subject, need: str) -> None:
         declared = {f.name: getattr(subject.capabilities, f.name) for f in fields(Capabilities)}
+        declared |= {f"mode:{mode}": mode in subject.capabilities.modes for mode in MODES}
         name = need.removeprefix("not ")
         if name not in declared:
             if not subject.can(name):

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from etl_dagster.destinations.collapse import collapse
 from etl_dagster.destinations.duckdb.dialect import DuckDBDialect
 from etl_dagster.destinations.sql.dialect import Dialect
 from etl_dagster.destinations.sql.modes import MIRROR
 from etl_dagster.destinations.sql.tables import Target
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import TableChanges, TruncateEvent
+from etl_dagster.model.position import POSITION_ZERO
 from etl_dagster.testing.changes import (
     INT4,
     INT8,
@@ -51,11 +51,10 @@ def mirrored(dialect: Dialect, *changes: Change, answers: tuple[Any, ...] = ()) 
     [[step]] = batch(Transactions().commit(*changes)).tables.values()
     target = Target.of(dialect, schema)
     if isinstance(step, TruncateEvent):
-        MIRROR.truncate(session, target, step)
+        MIRROR.truncate(session, target, step, POSITION_ZERO)
     else:
         assert isinstance(step, TableChanges)
-        collapsed = collapse(step, schema.key_columns) if schema.key_columns else None
-        MIRROR.change(session, target, step, collapsed)
+        MIRROR.change(session, target, step, MIRROR.prepare(step, POSITION_ZERO))
     return session
 
 

@@ -31,6 +31,7 @@ class DuckDBDialect(Dialect):
     )
     row_id: ClassVar[str] = "rowid"
     changes_in_place: ClassVar[bool] = True
+    joins_nulls: ClassVar[bool] = True
     temporary: ClassVar[str] = "temp.main."
     uint64: ClassVar[str] = "UBIGINT"
     uint32: ClassVar[str] = "UINTEGER"

@@ -16,6 +16,7 @@ from etl_dagster.destinations.duckdb.exact import exact
 from etl_dagster.destinations.duckdb.file import lock_of, open_locked
 from etl_dagster.destinations.duckdb.readiness import is_unfinished
 from etl_dagster.destinations.duckdb.session import DuckDBSession
+from etl_dagster.destinations.sql.current import tables_with_current_rows
 from etl_dagster.destinations.sql.dialect import quote
 from etl_dagster.destinations.sql.ledger_tables import tables_there
 from etl_dagster.destinations.sql.quarantine import SCHEMA as QUARANTINE
@@ -84,22 +85,24 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
 
 
 def count_rows(path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0) -> dict[str, int]:
-    """The number of rows of each replicated table, by ``schema.table``."""
+    """The number of rows that the source has now of each table, by ``schema.table``.
+
+    Tables of which every change is kept are missing: see `etl_dagster.model.modes`.
+    """
     with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
-        dialect = DuckDBSession(connection).dialect
-        tables = connection.execute(
-            "SELECT schema_name, table_name FROM _etl.tables ORDER BY ALL"
-        ).fetchall()
+        session = DuckDBSession(connection)
+        tables = tables_with_current_rows(session)
         counts: dict[str, int] = {}
         for first in range(0, len(tables), _COUNTED_AT_ONCE):
             some = tables[first : first + _COUNTED_AT_ONCE]
             found = connection.execute(
                 " UNION ALL ".join(
-                    f"SELECT {place}, count(*) FROM {dialect.table(*names)}"  # noqa: S608
-                    for place, names in enumerate(some)
+                    f"SELECT {place}, count(*) FROM "  # noqa: S608
+                    f"{session.dialect.table(name.schema_name, name.table_name)} WHERE {condition}"
+                    for place, (name, condition) in enumerate(some)
                 )
             ).fetchall()
-            counts |= {str(TableName(*some[place])): int(count) for place, count in found}
+            counts |= {str(some[place][0]): int(count) for place, count in found}
         return counts
 
 

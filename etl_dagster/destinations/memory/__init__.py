@@ -6,14 +6,15 @@ from etl_dagster.lazy import gathered
 
 if TYPE_CHECKING:
     from etl_dagster.destinations.memory.config import MemoryDestinationConfig
-    from etl_dagster.destinations.memory.destination import MemoryDestination, MemoryTable
+    from etl_dagster.destinations.memory.destination import MemoryDestination
+    from etl_dagster.destinations.memory.tables import MemoryTable
 else:
     __getattr__ = gathered(
         __name__,
         {
             "MemoryDestination": "destination",
             "MemoryDestinationConfig": "config",
-            "MemoryTable": "destination",
+            "MemoryTable": "tables",
         },
     )
 

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.destinations.evolution import (
-    AddColumn,
-    DropColumn,
-    RenameColumn,
-    schema_changes,
-)
 from etl_dagster.destinations.memory.config import MemoryDestinationConfig
+from etl_dagster.destinations.memory.kept import CopyMoment, goes_on, kept_table, table_of
+from etl_dagster.destinations.memory.tables import MemoryTable, Row, Texts
 from etl_dagster.errors import InvalidState, Superseded
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.events import (
-    DeleteEvent,
     EventBatch,
-    InsertEvent,
     RelationEvent,
     RowEvent,
     TableChanges,
@@ -33,144 +27,12 @@ from etl_dagster.model.events import (
     steps_after,
 )
 from etl_dagster.model.identity import DestinationMark, HeldCopy
+from etl_dagster.model.modes import MODES
 from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
 from etl_dagster.table_name import TableName
 from etl_dagster.values.python import to_dicts
-from etl_dagster.values.text import missing_object
-
-Row = dict[str, Any]
-#: By column name.
-Texts = Mapping[str, str]
-_NONE_ODD: Mapping[int, Texts] = {}
-
-
-class MemoryTable:
-    """Rows by key; where the table has none, in the order they came.
-
-    Which of them are in quarantine follows from their odd values.
-    """
-
-    def __init__(self, schema: TableSchema) -> None:
-        self.schema = schema
-        self._by_key: dict[tuple[Any, ...], Row] = {}
-        self._keyless: list[Row] = []
-        #: What the columns' types can't hold, by column name: of rows with a key, and of each of
-        #: the others, in the same order.
-        self._odd: dict[tuple[Any, ...], Texts] = {}
-        self._keyless_odd: list[Texts] = []
-
-    @property
-    def rows(self) -> list[Row]:
-        """The rows of the table, without those in quarantine."""
-        if not self.schema.key_columns:
-            return list(self._keyless)
-        if not self._odd:
-            return list(self._by_key.values())
-        return [row for key, row in self._by_key.items() if not self._is_quarantined(key)]
-
-    @property
-    def quarantined(self) -> list[Row]:
-        """The rows with an odd value in a column that keeps them apart from the table."""
-        return [row for key, row in self._by_key.items() if self._is_quarantined(key)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
-
-    @property
-    def odd(self) -> list[tuple[Row, Texts]]:
-        """The rows with values that their columns' types can't hold, and the texts of these."""
-        if self.schema.key_columns:
-            return [(self._by_key[key], texts) for key, texts in self._odd.items()]
-        pairs = zip(self._keyless, self._keyless_odd, strict=True)
-        return [(row, texts) for row, texts in pairs if texts]
-
-    def put(self, rows: Iterable[Row], odd: Mapping[int, Texts] = _NONE_ODD) -> None:
-        """Add rows, or replace those with the same keys.
-
-        Args:
-            odd: what the columns' types can't hold, by the number of the row.
-        """
-        for number, row in enumerate(rows):
-            texts = odd.get(number, {})
-            if not self.schema.key_columns:
-                self._keyless.append(row)
-                self._keyless_odd.append(texts)
-                continue
-            key = self._key(row)
-            self._by_key[key] = row
-            self._odd.pop(key, None)
-            if texts:
-                self._odd[key] = texts
-
-    def apply(self, event: RowEvent) -> None:
-        if isinstance(event, InsertEvent):
-            self.put([event.row], {0: event.odd})
-        elif isinstance(event, DeleteEvent):
-            self._remove(event.row, event.odd)
-        else:
-            old = event.old_row or {}
-            identity = {name: old[name] for name in self.schema.identity_columns if name in old}
-            # Postgres leaves out unchanged TOAST values; the identity it always sends.
-            odd_before = event.old_odd if identity else event.odd
-            before, texts = self._remove(identity or event.row, odd_before)
-            kept = {name: identity.get(name, before.get(name)) for name in event.unchanged}
-            texts = {name: text for name, text in texts.items() if name in event.unchanged}
-            told = {n: text for n, text in event.old_odd.items() if n in event.unchanged}
-            self.put([event.row | kept], {0: {**texts, **told, **event.odd}})
-
-    def clear(self) -> None:
-        self._by_key.clear()
-        self._keyless.clear()
-        self._odd.clear()
-        self._keyless_odd.clear()
-
-    def evolve(self, schema: TableSchema) -> None:
-        """Give all rows another schema; values keep their old type."""
-        if schema.describes_same_columns(self.schema):
-            return
-        rows = list(self._by_key.values() if self.schema.key_columns else self._keyless)
-        keyed = [self._odd.get(key, {}) for key in self._by_key]
-        odd = [dict(texts) for texts in (keyed if self.schema.key_columns else self._keyless_odd)]
-        for change in schema_changes(self.schema, schema):
-            for texts in odd:
-                match change:
-                    case DropColumn(column):
-                        texts.pop(column.name, None)
-                    case RenameColumn(old_name, new_name) if old_name in texts:
-                        texts[new_name] = texts.pop(old_name)
-            for row in rows:
-                match change:
-                    case DropColumn(column):
-                        row.pop(column.name, None)
-                    case RenameColumn(old_name, new_name):
-                        row[new_name] = row.pop(old_name, None)
-                    case AddColumn(column):
-                        row[column.name] = missing_object(column)
-        self.clear()
-        self.schema = schema
-        self.put(rows, dict(enumerate(odd)))
-
-    def _is_quarantined(self, key: tuple[Any, ...]) -> bool:
-        return not self._odd.get(key, {}).keys().isdisjoint(self.schema.quarantine_columns)
-
-    def _key(self, row: Row) -> tuple[Any, ...]:
-        return tuple(_hashable(row.get(name)) for name in self.schema.key_columns)
-
-    def _remove(self, row: Row, odd: Texts) -> tuple[Row, Texts]:
-        """Take a row away: what it was, and what of it was odd; nothing where there is none."""
-        if self.schema.key_columns:
-            key = self._key(row)
-            return self._by_key.pop(key, {}), self._odd.pop(key, {})
-        pairs = zip(self._keyless, self._keyless_odd, strict=True)
-        for index, (candidate, texts) in enumerate(pairs):
-            if candidate == row and texts == odd:
-                return self._keyless.pop(index), self._keyless_odd.pop(index)
-        return {}, {}
 
 
 @dataclass
@@ -189,7 +51,11 @@ class MemoryDestination:
 
     name = "memory"
     capabilities = Capabilities(
-        transactional=True, schema_changes=True, odd_values=True, quarantine=True
+        transactional=True,
+        schema_changes=True,
+        odd_values=True,
+        quarantine=True,
+        modes=frozenset(MODES),
     )
     config_model = MemoryDestinationConfig
     in_process_only = True
@@ -269,7 +135,7 @@ class MemoryDestination:
             if copy.is_complete:
                 return
             if rows.chunk is None:
-                self._replace_table(schema, copy, rows.replay_from)
+                self._replace_table(schema, copy, rows)
                 return
             if rows.chunk.index in copy.chunks:
                 return
@@ -290,9 +156,11 @@ class MemoryDestination:
             for table_id, steps in events.tables.items():
                 if events.is_outdated(table_id, self._replay_points.get(table_id)):
                     continue
+                if self._is_between_copies(table_id):
+                    continue
                 position = self.positions.get(table_id, POSITION_ZERO)
                 for step in steps_after(steps, position):
-                    table = self.tables.setdefault(table_id, MemoryTable(step.schema))
+                    table = self.tables.setdefault(table_id, table_of(step.schema))
                     self._apply(table, step)
                     self._name(table.schema)
             self._marks[events.pipeline] = mark.after(events)
@@ -324,6 +192,13 @@ class MemoryDestination:
             self._named.pop(schema.id, None)
             self._named[schema.id] = schema.name
 
+    def _is_between_copies(self, table_id: TableId) -> bool:
+        """What a table keeps would be there twice if it came before the copy and after it."""
+        table, copy = self.tables.get(table_id), self._copies.get(table_id)
+        if table is None or table.schema.mode == "mirror" or (copy and copy.is_complete):
+            return False
+        return copy is not None or table_id in self._ended_copies
+
     def _apply(self, table: MemoryTable, step: TableStep) -> None:
         match step:
             case TableChanges():
@@ -333,7 +208,7 @@ class MemoryDestination:
                     self.changelog.append(event)
                 self.positions[step.schema.id] = step.last_position
             case TruncateEvent():
-                table.clear()
+                table.truncate(step)
                 self.changelog.append(step)
                 self.positions[step.schema.id] = step.position
             case RelationEvent(schema):
@@ -353,18 +228,25 @@ class MemoryDestination:
         copy = self._copies[schema.id] = _Copy(copy_id, MemoryTable(schema))
         return copy
 
-    def _replace_table(self, schema: TableSchema, copy: _Copy, replay_from: Lsn) -> None:
-        self.tables[schema.id] = copy.table
+    def _replace_table(self, schema: TableSchema, copy: _Copy, rows: TableRows) -> None:
+        position = Position.just_before(rows.replay_from)
+        before = self.tables.get(schema.id)
+        if before is not None and before.schema.mode != "mirror" and not goes_on(before, schema):
+            self._retire(before)
+            before = None
+        time_us = time.time_ns() // 1000 if rows.copied_at_us is None else rows.copied_at_us
+        moment = CopyMoment(position, time_us)
+        self.tables[schema.id] = kept_table(schema, copy.table, before, moment)
         self._named.pop(schema.id, None)
-        self._name(copy.table.schema)
-        self.positions[schema.id] = Position.just_before(replay_from)
-        self._replay_points[schema.id] = replay_from
+        self._name(schema)
+        self.positions[schema.id] = position
+        self._replay_points[schema.id] = rows.replay_from
         copy.is_complete = True
 
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(map(_hashable, value))
-    if isinstance(value, dict):
-        return tuple((key, _hashable(item)) for key, item in value.items())
-    return value
+    def _retire(self, table: MemoryTable) -> None:
+        """Keep what a new copy doesn't go on with, under another name."""
+        schema = table.schema
+        named = replace(schema, table_name=f"{schema.table_name}__{schema.mode}_{schema.id}")
+        table.schema = replace(named, id=-schema.id)
+        self.tables[-schema.id] = table
+        self._name(table.schema)

@@ -5,12 +5,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 import psycopg
 
 from etl_dagster.destinations.postgres.dialect import key_name
 from etl_dagster.destinations.sql.dialect import column_list, quote
 from etl_dagster.destinations.sql.session import Session
+from etl_dagster.model.modes import TableMode
 from etl_dagster.model.schema import TableSchema
+
+#: By mode, what rows are found by where a table has several of one key.
+_INDEXED: Final[Mapping[TableMode, str]] = {
+    "append": "({key}, _etl_commit_lsn, _etl_ordinal)",
+    "scd2": "({key}) WHERE _etl_is_current",
+}
 
 
 def add_key(session: Session, table: str, schema: TableSchema) -> None:
@@ -26,6 +36,13 @@ def add_key(session: Session, table: str, schema: TableSchema) -> None:
     if not key:
         return
     columns = column_list(key)
+    if schema.mode in _INDEXED:
+        # A key has many rows.
+        session.execute(
+            f"CREATE INDEX {quote(key_name(schema.id))} ON {table} "
+            + _INDEXED[schema.mode].format(key=columns)
+        )
+        return
     add = f"ALTER TABLE {table} ADD CONSTRAINT {quote(key_name(schema.id))} PRIMARY KEY ({columns})"
     session.execute("SAVEPOINT _etl_key")
     try:
@@ -51,10 +68,19 @@ def change_key(session: Session, table: str, old: TableSchema, new: TableSchema)
         return
     name = quote(key_name(new.id))
     session.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}")
+    schema = session.dialect.schema(new.schema_name)
+    session.execute(f"DROP INDEX IF EXISTS {schema}.{name}")
     for column in old.key_columns:
         if column in new.column_names and column not in new.key_columns:
             session.execute(f"ALTER TABLE {table} ALTER COLUMN {quote(column)} DROP NOT NULL")
     add_key(session, table, new)
+
+
+def rename_key(session: Session, schema: TableSchema, mark: str) -> None:
+    """Give the key of a table, or its index, another name, since another table will have it."""
+    old, new = key_name(schema.id), f"{key_name(schema.id)}{mark}"
+    where = session.dialect.schema(schema.schema_name)
+    session.execute(f"ALTER INDEX IF EXISTS {where}.{quote(old)} RENAME TO {quote(new)}")
 
 
 def _identities(schema: TableSchema) -> list[int | str]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from etl_dagster.destinations.postgres import printing
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
-from etl_dagster.destinations.postgres.keys import add_key, change_key
+from etl_dagster.destinations.postgres.keys import add_key, change_key, rename_key
 from etl_dagster.destinations.sql.dialect import Dialect, column_list, quote
 from etl_dagster.destinations.sql.session import Rows, Session, Statement
 from etl_dagster.model.schema import TableSchema
@@ -83,6 +83,9 @@ class PostgresSession(Session):
 
     def follow_key(self, table: str, old: TableSchema, new: TableSchema) -> None:
         change_key(self, table, old, new)
+
+    def let_go(self, table: str, schema: TableSchema, mark: str) -> None:
+        rename_key(self, schema, mark)
 
     # ------------------------------------------------------------------------------------------
 

@@ -89,6 +89,15 @@ class Copies:
         )
         return {table_id: Lsn(replay_lsn) for table_id, replay_lsn in rows}
 
+    def incomplete_among(self, table_ids: Collection[TableId]) -> set[TableId]:
+        """Those of the tables of which a copy has begun, or is about to, and none is complete."""
+        rows = self._session.fetch(
+            f"SELECT DISTINCT table_id, status FROM _etl.copies WHERE table_id {AMONG}",
+            [list(table_ids)],
+        )
+        complete = {table_id for table_id, status in rows if status == "complete"}
+        return {table_id for table_id, _ in rows} - complete
+
     def held(self, table_ids: Collection[TableId]) -> dict[TableId, HeldCopy]:
         """The tables' current copies, running or complete."""
         if "copies" not in tables_there(self._session):

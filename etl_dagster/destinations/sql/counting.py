@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from etl_dagster.destinations.sql.current import tables_with_current_rows
 from etl_dagster.destinations.sql.ledger_tables import tables_there
 from etl_dagster.destinations.sql.quarantine import SCHEMA as QUARANTINE
 from etl_dagster.destinations.sql.session import Session
@@ -12,11 +13,13 @@ from etl_dagster.table_name import TableName
 
 
 def count_rows(session: Session) -> dict[str, int]:
-    """The number of rows of each replicated table, by ``schema.table``."""
+    """The number of rows that the source has now of each table, by ``schema.table``."""
     if "tables" not in tables_there(session):
         return {}
-    tables = session.fetch("SELECT schema_name, table_name FROM _etl.tables ORDER BY 1, 2")
-    return {str(TableName(*name)): _count(session, *name) for name in tables}
+    return {
+        str(name): _count(session, name.schema_name, name.table_name, condition)
+        for name, condition in tables_with_current_rows(session)
+    }
 
 
 def count_odd_values(session: Session) -> dict[str, dict[str, int]]:
@@ -47,6 +50,7 @@ def count_quarantined_rows(session: Session) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _count(session: Session, schema_name: str, name: str) -> int:
-    [(count,)] = session.fetch(f"SELECT count(*) FROM {session.dialect.table(schema_name, name)}")
+def _count(session: Session, schema_name: str, name: str, condition: str = "true") -> int:
+    table = session.dialect.table(schema_name, name)
+    [(count,)] = session.fetch(f"SELECT count(*) FROM {table} WHERE {condition}")
     return int(count)

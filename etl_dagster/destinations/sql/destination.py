@@ -15,10 +15,11 @@ from etl_dagster.destinations.sql.clashes import find_clashes
 from etl_dagster.destinations.sql.copies import Copies
 from etl_dagster.destinations.sql.dialect import Dialect
 from etl_dagster.destinations.sql.fetch import FetchAhead
+from etl_dagster.destinations.sql.kept_copies import KeptCopies
 from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.marks import Marks
 from etl_dagster.destinations.sql.merge import TableMerge
-from etl_dagster.destinations.sql.modes import MIRROR, Mode
+from etl_dagster.destinations.sql.modes import BY_NAME
 from etl_dagster.destinations.sql.names import Names
 from etl_dagster.destinations.sql.odd_values import Entries, OddValues
 from etl_dagster.destinations.sql.quarantine import Quarantine
@@ -29,6 +30,7 @@ from etl_dagster.destinations.sql.whole_tables import WholeTables
 from etl_dagster.model.destination import Capabilities, ChecksNames, CopiesManyTables
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
 from etl_dagster.model.identity import DestinationMark, HeldCopy
+from etl_dagster.model.modes import MODES
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
@@ -53,6 +55,7 @@ class SqlDestination(ABC, Generic[SessionT]):
         schema_changes=True,
         odd_values=True,
         quarantine=True,
+        modes=frozenset(MODES),
         offers=frozenset({ChecksNames, CopiesManyTables}),
     )
 
@@ -201,9 +204,12 @@ class SqlDestination(ABC, Generic[SessionT]):
             if copies.status(schema.id, rows.copy_id) != "running":
                 return
             names = Names(session, ledger)
-            for other in ledger.in_the_way([schema]):
-                names.drop_replaced(other, schema, self._is_known)
-            names.claim(schema)
+            kept = KeptCopies(session, ledger, names, self._is_known)
+            if schema.mode != "mirror":
+                kept.finish(BY_NAME[schema.mode], schema, rows)
+                names.settle()
+                return
+            kept.make_way(schema)
             # Refused where a table is in the way that isn't ours.
             staging = Target.staging(session.dialect, schema)
             session.complete(staging.sql, schema)
@@ -236,10 +242,6 @@ class SqlDestination(ABC, Generic[SessionT]):
 
     # -- the stream ----------------------------------------------------------------------------
 
-    def mode_of(self, schema: TableSchema) -> Mode:
-        """How the table is kept."""
-        return MIRROR
-
     def write_events(self, events: EventBatch) -> None:
         """Apply the batch in one transaction, all tables and their positions together.
 
@@ -253,18 +255,25 @@ class SqlDestination(ABC, Generic[SessionT]):
             revision = Marks(session).raise_mark(events)
             tables = ledger.tables(events.tables)
             names = Names(session, ledger, tables)
-            replay_points = Copies(session).replay_points(events.tables)
+            copies = Copies(session)
+            replay_points = copies.replay_points(events.tables)
+            # What a table keeps would be there twice if it came before the copy and after it.
+            keeping = [table_id for table_id, table in tables.items() if table.mode != "mirror"]
+            between = copies.incomplete_among(keeping) if keeping else set()
             dead_rows = 0
             for table_id, steps in events.tables.items():
                 if not steps or events.is_outdated(table_id, replay_points.get(table_id)):
                     continue
+                if table_id in between:
+                    continue
                 schema = steps[0].schema
+                mode = tables[table_id].mode if table_id in tables else schema.mode
                 merge = TableMerge(
                     session,
                     ledger,
                     tables.get(table_id),
                     names,
-                    self.mode_of(schema),
+                    BY_NAME[mode],
                     changelog=self._changelog,
                 )
                 with self._blaming(table_id, schema.name):

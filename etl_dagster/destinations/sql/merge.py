@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-from etl_dagster.destinations.collapse import Collapsed, collapse
+from etl_dagster.destinations.collapse import Collapsed
 from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.modes import Mode
 from etl_dagster.destinations.sql.names import Names
@@ -20,6 +22,7 @@ from etl_dagster.model.events import (
     TruncateEvent,
     steps_after,
 )
+from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableSchema
 
 
@@ -32,7 +35,7 @@ class TableMerge:
         ledger: Ledger,
         table: TableSchema | None,
         names: Names,
-        mode: Mode,
+        mode: Mode[Any],
         *,
         changelog: bool,
     ) -> None:
@@ -61,11 +64,11 @@ class TableMerge:
                 continue
             target = self._evolve_to(step.schema)
             if isinstance(step, TruncateEvent):
-                self.dead_rows += self._mode.truncate(self._session, target, step)
+                self.dead_rows += self._mode.truncate(self._session, target, step, position)
                 self._clear_odd(step.schema)
                 position = step.position
             else:
-                self._change(target, step)
+                self._change(target, step, position)
                 position = step.last_position
             if self._changelog:
                 self._ledger.log(step)
@@ -78,10 +81,13 @@ class TableMerge:
         if target is None:
             self._names.claim(schema)
             made = Target.of(dialect, schema)
-            create_table(self._session, made)
+            create_table(self._session, self._mode.whole(made))
             self._session.complete(made.sql, schema)
         else:
             table = target.schema
+            # A table has its mode until it is copied again, whatever a store says.
+            if schema.mode != table.mode:
+                schema = replace(schema, mode=table.mode)
             if schema.name != table.name:
                 called = schema.table_name
                 schema = self._names.stored(schema, table)
@@ -92,9 +98,11 @@ class TableMerge:
             if schema.describes_same_columns(table):
                 return target
             has_entries = self._ledger.has_odd_values(schema.id)
-            if has_entries:
+            if has_entries and self._mode.has_one_row_each:
                 rekey(self._session, target, self._quarantine.all_rows(table), schema)
                 self._odd.evolve(table, schema, target.types, dialect.column_types(schema))
+            elif has_entries:
+                self._odd.follow_columns(table, schema)
             evolve(self._session, table, schema)
             self._session.follow_key(Target.of(dialect, schema).sql, table, schema)
             self._quarantine.evolve(table, schema, has_entries=has_entries)
@@ -112,20 +120,17 @@ class TableMerge:
             self._quarantine.make_room(table)
         return target
 
-    def _change(self, target: Target, changes: TableChanges) -> None:
+    def _change(self, target: Target, changes: TableChanges, after: Position) -> None:
         target = self._make_room(target, changes)
-        key = changes.schema.key_columns
-        if not key:
-            self.dead_rows += self._mode.change(self._session, target, changes, None)
-            self._follow_odd(target, changes, None)
-            return
-        collapsed = collapse(changes, key)
-        may_hold = self._may_hold(changes)
-        if may_hold:
+        prepared = self._mode.prepare(changes, after)
+        # The place apart is one for rows of a mirror, found by their keys.
+        collapsed = prepared if isinstance(prepared, Collapsed) else None
+        may_hold = collapsed is not None and self._may_hold(changes)
+        if collapsed is not None and may_hold:
             self.dead_rows += self._quarantine.release(target.schema, collapsed.removed)
-        self.dead_rows += self._mode.change(self._session, target, changes, collapsed)
-        self._follow_odd(target, changes, collapsed)
-        if may_hold:
+        self.dead_rows += self._mode.change(self._session, target, changes, prepared)
+        self._follow_odd(target, changes, prepared)
+        if collapsed is not None and may_hold:
             self.dead_rows += self._quarantine.hold(target.schema, collapsed)
 
     def _may_hold(self, changes: TableChanges) -> bool:
@@ -133,21 +138,19 @@ class TableMerge:
         is_odd = changes.odd or changes.old_odd or self._ledger.has_odd_values(changes.schema.id)
         return bool(changes.schema.quarantine_columns and is_odd)
 
-    def _follow_odd(
-        self, target: Target, changes: TableChanges, collapsed: Collapsed | None
-    ) -> None:
+    def _follow_odd(self, target: Target, changes: TableChanges, prepared: Any) -> None:
         """What the table's types can't hold is kept, and goes with its rows."""
         table_id = target.schema.id
         has_entries = self._ledger.has_odd_values(table_id)
         # Most tables never have any: then nothing is asked.
         if has_entries or changes.odd or changes.old_odd:
-            has_entries = self._odd.follow(
-                target.schema, changes, collapsed, target.types, has_entries=has_entries
+            has_entries = self._mode.follow_odd(
+                self._odd, target, changes, prepared, has_entries=has_entries
             )
             self._ledger.note_odd_values(table_id, has_entries)
 
     def _clear_odd(self, table: TableSchema) -> None:
-        if self._ledger.has_odd_values(table.id):
+        if self._mode.forgets and self._ledger.has_odd_values(table.id):
             self._odd.clear(table.id)
             if table.quarantine_columns:
                 self.dead_rows += self._quarantine.clear(table.id)

@@ -97,6 +97,23 @@ class Names:
                 other.id,
             )
 
+    def retire(self, other: TableSchema, mark: str) -> TableName:
+        """Let go of a table that keeps more than the source has: it stays under another name.
+
+        Args:
+            mark: what that name ends in.
+        """
+        self._is_changed = True
+        while self._is_taken(
+            other.schema_name, name := self._session.dialect.aside(other.table_name, mark)
+        ):
+            mark += "_"
+        self._session.let_go(Target.of(self._session.dialect, other).sql, other, mark)
+        self._rename(other, name)
+        self._ledger.forget_table(other.id)
+        OddValues(self._session).hand_over(other.id, name)
+        return TableName(other.schema_name, name)
+
     def settle(self) -> None:
         """At the end of a transaction: what was set aside returns to a name that is free now."""
         if not self._is_changed:

@@ -121,6 +121,7 @@ class OddValues:
         types: dict[str, str],
         *,
         has_entries: bool,
+        replaced: pa.RecordBatch | None = None,
     ) -> bool:
         """Do with the entries what the changes do with their rows.
 
@@ -128,6 +129,7 @@ class OddValues:
             collapsed: what the changes amount to; None for a table without a key.
             types: of the table's columns.
             has_entries: whether the table may have any.
+            replaced: the keys whose rows are deleted; by default all that were touched.
 
         Returns:
             Whether there may be entries now.
@@ -141,11 +143,77 @@ class OddValues:
                 self._remove_one_each(schema.id, removed)
             return has_entries or bool(added)
         if has_entries:
-            self._leave(schema.id, collapsed, key, types)
+            gone = collapsed.removed if replaced is None else replaced
+            self._leave(schema.id, collapsed, gone, key, types)
         if collapsed.odd:
             entries = Entries.of(collapsed.rows, key, collapsed.odd, changes)
             self._insert(schema, entries, types)
         return has_entries or bool(collapsed.odd)
+
+    def add_each(
+        self,
+        schema: TableSchema,
+        rows: pa.RecordBatch,
+        odd: Mapping[str, OddCells],
+        changes: TableChanges,
+        types: dict[str, str],
+    ) -> bool:
+        """Keep what is odd in some rows, beside all entries that are there; whether it is any."""
+        if odd:
+            entries = Entries.of(rows, changes.schema.key_columns, odd, changes)
+            self._insert(schema, entries, types)
+        return bool(odd)
+
+    def remove_of(
+        self, table: TableSchema, keys: pa.RecordBatch, commit_lsn: int, types: dict[str, str]
+    ) -> None:
+        """Remove the entries of these keys that a transaction has brought."""
+        self._session.run(
+            Statement(
+                "DELETE FROM _etl.odd_values AS entry "
+                f"USING (SELECT {key_list(keys.schema.names, types)} AS key FROM _etl_keys) "
+                "AS gone WHERE entry.table_id = $1 AND entry.commit_lsn = $2 "
+                "AND entry.key = gone.key",
+                [table.id, commit_lsn],
+                {"_etl_keys": keys},
+            )
+        )
+
+    def keep_only(self, table: TableSchema, rows: str, types: dict[str, str]) -> None:
+        """Keep the entries of some rows, given as SQL, and none of others."""
+        self._session.execute(
+            "DELETE FROM _etl.odd_values WHERE table_id = $1 AND key NOT IN "
+            f"(SELECT {key_list(table.key_columns, types)} FROM {rows})",
+            [table.id],
+        )
+
+    def is_odd(self, table: TableSchema, alias: str, types: dict[str, str]) -> str:
+        """SQL for whether a row may have an entry, of its copy or of before."""
+        found = self._session.fetch_row(
+            "SELECT EXISTS (SELECT 1 FROM _etl.odd_values WHERE table_id = $1) "
+            "OR EXISTS (SELECT 1 FROM _etl.odd_copied WHERE table_id = $1)",
+            [table.id],
+        )
+        if found == (False,):
+            return "false"
+        key = key_list(table.key_columns, types, f"{alias}.")
+        return (
+            "("
+            + " OR ".join(
+                f"EXISTS (SELECT 1 FROM _etl.{name} AS entry "
+                # Not all databases take a parameter here.
+                f"WHERE entry.table_id = {table.id:d} AND entry.key = {key})"
+                for name in ("odd_values", "odd_copied")
+            )
+            + ")"
+        )
+
+    def hand_over(self, table_id: TableId, table_name: str) -> None:
+        """The table is no longer ours, and is called so: its entries stay, under no table's ID."""
+        self._session.execute(
+            "UPDATE _etl.odd_values SET table_id = -table_id, table_name = $1 WHERE table_id = $2",
+            [table_name, table_id],
+        )
 
     def _insert(self, schema: TableSchema, entries: Entries, types: dict[str, str]) -> None:
         self._session.run(
@@ -159,9 +227,14 @@ class OddValues:
         )
 
     def _leave(
-        self, table_id: TableId, collapsed: Collapsed, key: Sequence[str], types: dict[str, str]
+        self,
+        table_id: TableId,
+        collapsed: Collapsed,
+        gone: pa.RecordBatch,
+        key: Sequence[str],
+        types: dict[str, str],
     ) -> None:
-        """Remove the entries of all keys that were touched, but for values that stay.
+        """Remove the entries of keys whose rows are gone, but for values that stay.
 
         A value that the changes don't tell stays what it is, and so does its entry, under the key
         that the row has now.
@@ -194,7 +267,7 @@ class OddValues:
                 f"USING (SELECT {key_list(key, types)} AS key FROM _etl_keys) AS gone "
                 "WHERE entry.table_id = $1 AND entry.key = gone.key",
                 [table_id],
-                {"_etl_keys": collapsed.removed},
+                {"_etl_keys": gone},
             )
         )
         if stays is not None:
@@ -243,20 +316,8 @@ class OddValues:
         new_types: Mapping[str, str],
     ) -> None:
         """Follow a change of the table's columns; entries have the new key's columns already."""
+        self.follow_columns(old, new)
         before, after = key_before(old, new), key_columns(new)
-        for change in schema_changes(old, new):
-            match change:
-                case DropColumn(column):
-                    self._session.execute(
-                        "DELETE FROM _etl.odd_values WHERE table_id = $1 AND column_name = $2",
-                        [new.id, column.name],
-                    )
-                case RenameColumn(old_name, new_name):
-                    self._session.execute(
-                        "UPDATE _etl.odd_values SET column_name = $1 "
-                        "WHERE table_id = $2 AND column_name = $3",
-                        [new_name, new.id, old_name],
-                    )
         types = [
             (old_types[was.name], new_types[now.name])
             for was, now in zip(before, after, strict=True)
@@ -272,6 +333,22 @@ class OddValues:
                 "WHERE table_id = $1",
                 [new.id],
             )
+
+    def follow_columns(self, old: TableSchema, new: TableSchema) -> None:
+        """Entries of a column that is dropped go with it; those of one that is renamed stay its."""
+        for change in schema_changes(old, new):
+            match change:
+                case DropColumn(column):
+                    self._session.execute(
+                        "DELETE FROM _etl.odd_values WHERE table_id = $1 AND column_name = $2",
+                        [new.id, column.name],
+                    )
+                case RenameColumn(old_name, new_name):
+                    self._session.execute(
+                        "UPDATE _etl.odd_values SET column_name = $1 "
+                        "WHERE table_id = $2 AND column_name = $3",
+                        [new_name, new.id, old_name],
+                    )
 
     def rename(self, schema: TableSchema) -> None:
         """The table has another name."""
@@ -302,17 +379,23 @@ class OddValues:
             f"DELETE FROM _etl.odd_copied WHERE table_id {AMONG}", [list(table_ids)]
         )
 
-    def complete(self, copies: Sequence[tuple[TableSchema, Position]]) -> set[TableId]:
+    def complete(
+        self, copies: Sequence[tuple[TableSchema, Position]], *, forgets: bool = True
+    ) -> set[TableId]:
         """The copies are the tables now, and their entries the tables' entries.
 
         Args:
             copies: each table with the position that it has after its copy.
+            forgets: whether the entries go that there were before.
 
         Returns:
             The tables that have any.
         """
         table_ids = [schema.id for schema, _ in copies]
-        self._session.execute(f"DELETE FROM _etl.odd_values WHERE table_id {AMONG}", [table_ids])
+        if forgets:
+            self._session.execute(
+                f"DELETE FROM _etl.odd_values WHERE table_id {AMONG}", [table_ids]
+            )
         found = self._session.fetch(
             f"SELECT DISTINCT table_id FROM _etl.odd_copied WHERE table_id {AMONG}", [table_ids]
         )

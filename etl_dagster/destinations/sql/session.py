@@ -124,6 +124,16 @@ class Session(ABC):
         """
         return
 
+    def let_go(self, table: str, schema: TableSchema, mark: str) -> None:
+        """A table stays, and is none that is written any more: what is called after it may be made
+        for another one.
+
+        Args:
+            table: as SQL.
+            mark: tells what it had from what another table will have.
+        """
+        return
+
     def fetch_row(self, sql: str, values: Sequence[object] = ()) -> tuple[Any, ...] | None:
         """The one row of a query, or None."""
         rows = self.fetch(sql, values)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from etl_dagster.destinations.collapse import Collapsed
-from etl_dagster.destinations.sql.dialect import column_list, quote
+from etl_dagster.destinations.sql.dialect import column_list, literal, quote
 from etl_dagster.destinations.sql.session import Rows, Statement
 from etl_dagster.destinations.sql.tables import Target
 
@@ -141,14 +141,27 @@ def update_rows(
 # -- without row IDs ---------------------------------------------------------------------------
 
 
-def keep_known(target: Target, collapsed: Collapsed) -> Statement:
+def keep_known(
+    target: Target,
+    collapsed: Collapsed,
+    *,
+    rows_now: str | None = None,
+    condition: str = "true",
+    told_in: str | None = None,
+) -> Statement:
     """Keep the rows in a temporary table, completed with what the table has now.
 
     To be run before the old rows are deleted.
+
+    Args:
+        rows_now: where a row is completed from, as SQL; by default the table.
+        condition: which of these rows, called `target`.
+        told_in: a column for the names of those that stay unknown. A value that was left out as
+            unchanged is never null, so one that is null at the destination isn't known there.
     """
     lookup = collapsed.lookup
-    assert lookup is not None
-    types, key = target.types, lookup.schema.names
+    types = target.types
+    key = [] if lookup is None else lookup.schema.names
     found_by = [f"_etl key {place}" for place in range(len(key))]
     # Numbered: with a word before it, a name may be longer than the database takes.
     unknown_of = {
@@ -156,29 +169,46 @@ def keep_known(target: Target, collapsed: Collapsed) -> Statement:
         for number, name in enumerate(target.columns)
         if name in collapsed.unknown
     }
-    columns = ", ".join(
-        f"CASE WHEN incoming.{quote(unknown_of[name])} THEN target.{quote(name)} "
-        f"ELSE CAST(incoming.{quote(name)} AS {types[name]}) END AS value_{number}"
-        if name in unknown_of
-        else f"{_typed(target, name)} AS value_{number}"
-        for number, name in enumerate(target.columns)
-    )
-    match = " AND ".join(
+    values = {name: _typed(target, name) for name in target.columns}
+    for name, is_unknown in unknown_of.items():
+        values[name] = (
+            f"CASE WHEN incoming.{quote(is_unknown)} THEN target.{quote(name)} "
+            f"ELSE CAST(incoming.{quote(name)} AS {types[name]}) END"
+        )
+    if told_in is not None:
+        values[told_in] = _names_of_unknown(unknown_of)
+    columns = ", ".join(f"{sql} AS value_{number}" for number, sql in enumerate(values.values()))
+    matches = [
         f"target.{quote(name)} {_equals(lookup, name)} "
         f"CAST(incoming.{quote(alias)} AS {types[name]})"
         for name, alias in zip(key, found_by, strict=True)
-    )
+        if lookup is not None
+    ]
+    match = " AND ".join([*matches, *([condition] if condition != "true" else [])]) or "false"
     arrays: list[pa.Array[Any]] = [
         *collapsed.rows.columns,
-        *lookup.columns,
+        *(() if lookup is None else lookup.columns),
         *(pa.array(collapsed.unknown[name]) for name in unknown_of),
         pa.array(np.arange(len(collapsed.rows))),
     ]
     names = [*collapsed.rows.schema.names, *found_by, *unknown_of.values(), PLACE]
     return Statement(
         f"CREATE TEMP TABLE _etl_known AS SELECT {columns}, incoming.{quote(PLACE)} AS place "
-        f"FROM _etl_rows AS incoming LEFT JOIN {target.sql} AS target ON {match}",
+        f"FROM _etl_rows AS incoming LEFT JOIN {rows_now or target.sql} AS target ON {match}",
         staged={"_etl_rows": pa.RecordBatch.from_arrays(arrays, names)},
+    )
+
+
+def _names_of_unknown(unknown_of: Mapping[str, str]) -> str:
+    """SQL for the names of the columns whose values are unknown and not found; null for none."""
+    names = ", ".join(
+        f"CASE WHEN incoming.{quote(mask)} AND target.{quote(name)} IS NULL "
+        f"THEN {literal(name)} END"
+        for name, mask in unknown_of.items()
+    )
+    return (
+        f"(SELECT array_agg(each.name) FROM (SELECT unnest(ARRAY[{names}]) AS name) AS each "
+        "WHERE each.name IS NOT NULL)"
     )
 
 
@@ -208,6 +238,14 @@ def key_match(keys: pa.RecordBatch) -> str:
     return " AND ".join(
         f"target.{quote(name)} {_equals(keys, name)} gone.{quote(name)}"
         for name in keys.schema.names
+    )
+
+
+def same_key(target: Target, one: str, other: str) -> str:
+    """The condition under which two rows of the table's columns have one key."""
+    equals = "IS NOT DISTINCT FROM" if target.dialect.joins_nulls else "="
+    return " AND ".join(
+        f"{one}.{quote(name)} {equals} {other}.{quote(name)}" for name in target.schema.key_columns
     )
 
 

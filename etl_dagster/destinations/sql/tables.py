@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +34,8 @@ class Target:
     schema: TableSchema
     #: Where it is stored.
     name: TableName
+    #: By name, the types of columns that it has beside those of the source; see `modes`.
+    added: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, dialect: Dialect, schema: TableSchema) -> Target:
@@ -51,12 +53,12 @@ class Target:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.schema.column_names
+        return (*self.schema.column_names, *self.added)
 
     @cached_property
     def types(self) -> dict[str, str]:
         """By column name, the type in which values can be compared with those of the table."""
-        return self.dialect.column_types(self.schema)
+        return self.dialect.column_types(self.schema) | dict(self.added)
 
 
 def create_table(session: Session, target: Target) -> None:
@@ -68,7 +70,8 @@ def create_table(session: Session, target: Target) -> None:
     dialect = session.dialect
     require_possible(dialect, target.schema)
     session.execute(dialect.create_schema(target.name.schema_name))
-    session.execute(dialect.create_table(target.sql, dialect.declared_types(target.schema)))
+    types = dialect.declared_types(target.schema) | dict(target.added)
+    session.execute(dialect.create_table(target.sql, types))
 
 
 def move_table(session: Session, old: TableName, new: TableName) -> None:

@@ -11,7 +11,9 @@ from contextlib import AbstractContextManager
 from etl_dagster.destinations.sql.clashes import folded_name, same_name
 from etl_dagster.destinations.sql.copies import Copies
 from etl_dagster.destinations.sql.dialect import AMONG
+from etl_dagster.destinations.sql.kept_copies import KeptCopies
 from etl_dagster.destinations.sql.ledger import Ledger, columns_to_json
+from etl_dagster.destinations.sql.modes import BY_NAME
 from etl_dagster.destinations.sql.names import Names
 from etl_dagster.destinations.sql.odd_values import Entries, OddValues
 from etl_dagster.destinations.sql.quarantine import Quarantine
@@ -65,18 +67,34 @@ class WholeTables:
         todo = [(schema, rows) for schema, rows in copies if schema.id not in complete]
         if not todo:
             return
-        schemas = [schema for schema, _ in todo]
-        names = self._make_way(schemas)
+        names = Names(self._session, self._ledger)
         for schema, rows in todo:
+            if schema.mode != "mirror":
+                with self._blaming(schema.id, schema.name):
+                    self._write_kept(names, schema, rows)
+        mirrors = [(schema, rows) for schema, rows in todo if schema.mode == "mirror"]
+        self._make_way(names, [schema for schema, _ in mirrors])
+        for schema, rows in mirrors:
             with self._blaming(schema.id, schema.name):
                 self._write_table(schema, rows)
-        self._keep(todo)
+        if mirrors:
+            self._keep(mirrors)
         names.settle()
 
-    def _make_way(self, schemas: Sequence[TableSchema]) -> Names:
+    def _write_kept(self, names: Names, schema: TableSchema, rows: TableRows) -> None:
+        """Write a table that keeps more than its source has: its copy is staged first."""
+        self.forget_copies([schema.id])
+        self._copies.begin(schema.id, rows.copy_id)
+        staging = Target.staging(self._session.dialect, schema)
+        drop_tables(self._session, [staging.name])
+        create_table(self._session, staging)
+        self._fill(staging, schema, rows)
+        kept = KeptCopies(self._session, self._ledger, names, self._is_known)
+        kept.finish(BY_NAME[schema.mode], schema, rows)
+
+    def _make_way(self, names: Names, schemas: Sequence[TableSchema]) -> None:
         """Drop what the tables replace, and make their names free."""
         dialect = self._session.dialect
-        names = Names(self._session, self._ledger)
         by_id = {schema.id: schema for schema in schemas}
         by_name: dict[tuple[str, str], TableSchema] = {}
         for schema in schemas:
@@ -87,16 +105,19 @@ class WholeTables:
         for other in self._ledger.in_the_way(schemas):
             schema = by_id.get(other.id) or by_name[folded_name(dialect, other)]
             claimed[schema.id] = schema
-            names.drop_replaced(other, schema, self._is_known)
+        kept = KeptCopies(self._session, self._ledger, names, self._is_known)
         for schema in claimed.values():
-            names.claim(schema)
+            kept.make_way(schema)
         drop_tables(self._session, (Target.staging(dialect, schema).name for schema in schemas))
-        return names
 
     def _write_table(self, schema: TableSchema, rows: TableRows) -> None:
         target = Target.of(self._session.dialect, schema)
         # Refused where a table is in the way that isn't ours.
         create_table(self._session, target)
+        self._fill(target, schema, rows)
+        self._session.complete(target.sql, schema)
+
+    def _fill(self, target: Target, schema: TableSchema, rows: TableRows) -> None:
         known = schema
         for piece in rows.pieces():
             known = self._session.make_room(target.sql, known, schema, piece.rows)
@@ -104,7 +125,6 @@ class WholeTables:
             if piece.odd:
                 entries = Entries.copied(piece, schema.key_columns)
                 self._odd.keep_copied(schema.id, [entries], target.types)
-        self._session.complete(target.sql, schema)
 
     def _keep(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> None:
         """Remember the tables, that each has all rows of its copy, and where changes go on."""

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,6 @@ from typing import Any, ClassVar
 from etl_dagster.destinations.evolution import DropColumn, RenameColumn, schema_changes
 from etl_dagster.destinations.memory import MemoryDestination, MemoryTable
 from etl_dagster.errors import DestinationError, InvalidState
-from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Capabilities, CountsRows, Destination, WriteResult
 from etl_dagster.model.events import (
     DeleteEvent,
@@ -407,13 +407,13 @@ class TestTheNextCopyIsAddedToTheOldRows(TestInMemory):
     promise = "test_the_end_of_the_next_copy_replaces_the_rows"
 
     class destination_class(MemoryDestination):
-        def _replace_table(self, schema: TableSchema, copy: Any, replay_from: Lsn) -> None:
+        def _replace_table(self, schema: TableSchema, copy: Any, rows: TableRows) -> None:
             old = self.tables.get(schema.id)
             new = copy.table.rows
             if old is not None:
                 copy.table.put(old.rows)
                 copy.table.put(new)
-            super()._replace_table(schema, copy, replay_from)
+            super()._replace_table(schema, copy, rows)
 
 
 class TestTheOldRowsVanishWhileTheNewCopyLoads(TestInMemory):
@@ -476,8 +476,8 @@ class TestChangesBeforeTheCopyAreApplied(TestInMemory):
     promise = "test_changes_from_before_the_copy_are_skipped_and_those_since_applied"
 
     class destination_class(MemoryDestination):
-        def _replace_table(self, schema: TableSchema, copy: Any, replay_from: Lsn) -> None:
-            super()._replace_table(schema, copy, LSN_ZERO)
+        def _replace_table(self, schema: TableSchema, copy: Any, rows: TableRows) -> None:
+            super()._replace_table(schema, copy, TableRows(rows.copy_id))
 
 
 class TestASenderThatIsNotUpToDateIsBelieved(TestInMemory):
@@ -1138,12 +1138,12 @@ class TestTheQuarantineOfTheCopyBeforeStays(TestInMemory):
     promise = "test_a_row_is_put_into_quarantine_once"
 
     class destination_class(_Quarantine):
-        def _replace_table(self, schema: TableSchema, copy: Any, replay_from: Lsn) -> None:
+        def _replace_table(self, schema: TableSchema, copy: Any, rows: TableRows) -> None:
             old = self.tables.get(schema.id)
             for row, texts in old.odd if old is not None else ():
                 if copy.table._key(row) not in copy.table._by_key:
                     copy.table.put([row], {0: texts})
-            super()._replace_table(schema, copy, replay_from)
+            super()._replace_table(schema, copy, rows)
 
 
 class TestQuarantineDoesNotFollowTheColumns(TestInMemory):
@@ -1175,8 +1175,8 @@ class TestQuarantineBelongsToTheName(TestInMemory):
             super().__init__()
             self._copied: dict[str, int] = {}
 
-        def _replace_table(self, schema: TableSchema, copy: Any, replay_from: Lsn) -> None:
-            super()._replace_table(schema, copy, replay_from)
+        def _replace_table(self, schema: TableSchema, copy: Any, rows: TableRows) -> None:
+            super()._replace_table(schema, copy, rows)
             self._copied[schema.name] = schema.id
 
         def quarantined_rows(self, table_name: str) -> list[Row]:
@@ -1310,3 +1310,143 @@ class TestOnlyTheNewestWriteUnderWayIsMade(TestInMemory):
             self.newest = events
             write = super().write_events
             return _Late(lambda: write(self.newest))
+
+
+# -- modes -------------------------------------------------------------------------------------
+
+
+class _Kept(MemoryDestination):
+    """Lets a derived class say what becomes of the rows that are kept, whenever they are read."""
+
+    def rows(self, table_name: str) -> list[Row]:
+        return self.told(super().rows(table_name))
+
+    def told(self, rows: list[Row]) -> list[Row]:
+        raise NotImplementedError
+
+
+class TestADeletedRowGoes(TestInMemory):
+    promise = "test_a_deleted_row_stays_with_the_time_of_its_delete"
+
+    class destination_class(_Kept):
+        def told(self, rows: list[Row]) -> list[Row]:
+            return [row for row in rows if row.get("_etl_deleted_at") is None]
+
+
+class TestADeletedRowIsMarkedByTheClockOfTheDestination(TestInMemory):
+    promise = "test_a_deleted_row_stays_with_the_time_of_its_delete"
+
+    class destination_class(_Kept):
+        def told(self, rows: list[Row]) -> list[Row]:
+            now = datetime.now(UTC)
+            return [
+                row | {"_etl_deleted_at": now} if row.get("_etl_deleted_at") else row
+                for row in rows
+            ]
+
+
+class _Applies(MemoryDestination):
+    """Lets a derived class leave events out, of tables that keep more than a mirror."""
+
+    def _apply(self, table: MemoryTable, step: TableStep) -> None:
+        if table.schema.mode == "mirror" or not isinstance(step, TableChanges):
+            super()._apply(table, step)
+            return
+        table.evolve(step.schema)
+        for event in self.changed(table, list(step.events())):
+            table.apply(event)
+        self.positions[step.schema.id] = step.last_position
+
+    def changed(self, table: MemoryTable, events: list[RowEvent]) -> list[RowEvent]:
+        raise NotImplementedError
+
+
+class TestOnlyTheLastChangeOfARowInABatchIsKept(TestInMemory):
+    promise = "test_each_change_is_a_row_with_its_operation_place_and_time"
+
+    class destination_class(_Applies):
+        def changed(self, table: MemoryTable, events: list[RowEvent]) -> list[RowEvent]:
+            return list({table._key(event.row): event for event in events}.values())
+
+
+class TestARowThatComesAndGoesInABatchLeavesNothing(TestInMemory):
+    promise = "test_a_row_that_comes_and_goes_in_one_batch_is_marked"
+
+    class destination_class(_Applies):
+        def changed(self, table: MemoryTable, events: list[RowEvent]) -> list[RowEvent]:
+            return list({table._key(event.row): event for event in events}.values())
+
+
+class TestAKeyThatARowLeftIsForgotten(TestInMemory):
+    promise = "test_a_key_that_its_row_has_left_is_marked"
+
+    class destination_class(_Kept):
+        def told(self, rows: list[Row]) -> list[Row]:
+            return [row for row in rows if row.get("note") != "a" or len(rows) != 2]
+
+
+class TestAVersionOfOneBatchIsOne(TestInMemory):
+    promise = "test_several_transactions_of_a_row_in_one_batch_are_versions_each"
+
+    class destination_class(_Applies):
+        def changed(self, table: MemoryTable, events: list[RowEvent]) -> list[RowEvent]:
+            return list({table._key(event.row): event for event in events}.values())
+
+
+class TestEveryChangeIsAVersion(TestInMemory):
+    promise = "test_what_a_row_had_inside_of_a_transaction_is_no_version"
+
+    class destination_class(_Applies):
+        def changed(self, table: MemoryTable, events: list[RowEvent]) -> list[RowEvent]:
+            for entry in getattr(table, "_entries", ()):
+                entry.lsn = None
+            return events
+
+
+class TestAnUnknownValueIsTakenForNull(TestInMemory):
+    promise = "test_a_value_that_is_not_known_is_said_to_be_so"
+
+    class destination_class(_Kept):
+        def told(self, rows: list[Row]) -> list[Row]:
+            return [
+                row | {"_etl_unchanged": None} if "_etl_unchanged" in row else row for row in rows
+            ]
+
+
+class TestTheRowBeforeIsLost(TestInMemory):
+    promise = "test_a_row_before_its_change_is_kept_where_postgres_sends_it"
+
+    class destination_class(_Kept):
+        def told(self, rows: list[Row]) -> list[Row]:
+            return [row | {"_etl_before": None} if "_etl_before" in row else row for row in rows]
+
+
+class _Copies(MemoryDestination):
+    """Begins anew with each copy, whatever was kept."""
+
+    def _replace_table(self, schema: TableSchema, copy: Any, rows: TableRows) -> None:
+        self.tables.pop(schema.id, None)
+        super()._replace_table(schema, copy, rows)
+
+
+class TestANewCopyForgetsMarkedRows(TestInMemory):
+    promise = "test_a_new_copy_marks_the_rows_that_it_lacks"
+    destination_class = _Copies
+
+
+class TestANewCopyForgetsTheLog(TestInMemory):
+    promise = "test_a_copy_is_rows_of_its_own_after_those_that_are_there"
+    destination_class = _Copies
+
+
+class TestANewCopyForgetsVersions(TestInMemory):
+    promise = "test_a_new_copy_ends_what_vanished_and_begins_only_what_differs"
+    destination_class = _Copies
+
+
+class TestChangesBetweenTwoCopiesAreThereTwice(TestInMemory):
+    promise = "test_changes_between_two_copies_are_left_to_the_second"
+
+    class destination_class(MemoryDestination):
+        def _is_between_copies(self, table_id: int) -> bool:
+            return False

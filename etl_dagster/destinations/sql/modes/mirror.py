@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from etl_dagster.destinations.collapse import Collapsed, added_and_removed
+from typing import ClassVar
+
+from etl_dagster.destinations.collapse import Collapsed, added_and_removed, collapse
 from etl_dagster.destinations.sql import statements
 from etl_dagster.destinations.sql.in_place import change_in_place
 from etl_dagster.destinations.sql.modes.base import Mode
+from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.destinations.sql.tables import Target
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import TableChanges, TruncateEvent
+from etl_dagster.model.modes import TableMode
+from etl_dagster.model.position import Position
 
 
-class Mirror(Mode):
+class Mirror(Mode["Collapsed | None"]):
     """The table holds the rows that the source's holds."""
 
+    name: ClassVar[TableMode] = "mirror"
+    forgets: ClassVar[bool] = True
+    has_one_row_each: ClassVar[bool] = True
+
+    def prepare(self, changes: TableChanges, after: Position) -> Collapsed | None:
+        """The last state of each key; None for a table without one."""
+        key = changes.schema.key_columns
+        return collapse(changes, key) if key else None
+
     def change(
-        self, session: Session, target: Target, changes: TableChanges, collapsed: Collapsed | None
+        self, session: Session, target: Target, changes: TableChanges, prepared: Collapsed | None
     ) -> int:
+        collapsed = prepared
         if collapsed is None:
             return self._change_keyless(session, target, changes)
         if not collapsed.unknown:
@@ -52,5 +67,18 @@ class Mirror(Mode):
             )
         return session.run(statements.delete_one_each(target, removed))
 
-    def truncate(self, session: Session, target: Target, event: TruncateEvent) -> int:
+    def follow_odd(
+        self,
+        odd: OddValues,
+        target: Target,
+        changes: TableChanges,
+        prepared: Collapsed | None,
+        *,
+        has_entries: bool,
+    ) -> bool:
+        return odd.follow(target.schema, changes, prepared, target.types, has_entries=has_entries)
+
+    def truncate(
+        self, session: Session, target: Target, event: TruncateEvent, after: Position
+    ) -> int:
         return session.run(statements.delete_all(target))

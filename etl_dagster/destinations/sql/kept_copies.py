@@ -1,0 +1,139 @@
+"""New copies of tables that keep more than the source has."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from etl_dagster.destinations.sql.copies import Copies
+from etl_dagster.destinations.sql.dialect import Dialect
+from etl_dagster.destinations.sql.ledger import Ledger
+from etl_dagster.destinations.sql.modes import Mode
+from etl_dagster.destinations.sql.modes.base import CopyMoment
+from etl_dagster.destinations.sql.names import Names
+from etl_dagster.destinations.sql.odd_values import OddValues, key_columns
+from etl_dagster.destinations.sql.session import Session
+from etl_dagster.destinations.sql.tables import Target, evolve, move_table
+from etl_dagster.model.events import TableRows
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
+from etl_dagster.values.forms import arrow_type
+
+_log = logging.getLogger(__name__)
+
+
+class KeptCopies:
+    """Ends copies inside a transaction.
+
+    Args:
+        is_known: whether the pipeline has a table.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        ledger: Ledger,
+        names: Names,
+        is_known: Callable[[TableId], bool],
+    ) -> None:
+        self._session = session
+        self._ledger = ledger
+        self._names = names
+        self._is_known = is_known
+
+    def make_way(self, schema: TableSchema) -> TableSchema | None:
+        """Make the table's name free; the table as it was before, where the copy goes on with it.
+
+        What a copy would replace is dropped where it was a mirror. Any other table stays under
+        another name.
+        """
+        before = None
+        for other in self._ledger.in_the_way([schema]):
+            is_replaced = other.id == schema.id or (
+                other.name == schema.name and not self._is_known(other.id)
+            )
+            if other.mode == "mirror":
+                self._names.drop_replaced(other, schema, self._is_known)
+            elif is_replaced and (reason := self._reason(other, schema)) is None:
+                before = other
+            elif is_replaced:
+                kept = self._names.retire(other, f"__{other.mode}_{other.id}")
+                _log.warning(
+                    "%s: %s; what was kept in mode %s stays in %s",
+                    schema.name,
+                    reason,
+                    other.mode,
+                    kept,
+                )
+        self._names.claim(schema)
+        return before
+
+    def _reason(self, other: TableSchema, schema: TableSchema) -> str | None:
+        if other.id != schema.id:
+            return "another table has the name now"
+        return _reason_to_begin_anew(self._session.dialect, other, schema)
+
+    def finish(self, mode: Mode[Any], schema: TableSchema, rows: TableRows) -> None:
+        """The rows that are staged become part of the table, and the copy is complete."""
+        session, ledger = self._session, self._ledger
+        position = Position.just_before(rows.replay_from)
+        before = self.make_way(schema)
+        had_odd = before is not None and ledger.has_odd_values(schema.id)
+        self._take(mode, schema, before, CopyMoment(position, _time_us(rows)))
+        having_odd = OddValues(session).complete([(schema, position)], forgets=before is None)
+        ledger.keep_table(schema)
+        ledger.note_odd_values(schema.id, had_odd or bool(having_odd))
+        ledger.keep_position(schema, position)
+        Copies(session).complete(schema.id, rows.copy_id, rows.replay_from)
+
+    def _take(
+        self, mode: Mode[Any], schema: TableSchema, before: TableSchema | None, copy: CopyMoment
+    ) -> None:
+        session, dialect = self._session, self._session.dialect
+        target, staging = Target.of(dialect, schema), Target.staging(dialect, schema)
+        if before is None:
+            types = mode.whole(target).types
+            for name, value in mode.begin(dialect, copy).items():
+                session.run_each(dialect.add_column(staging.sql, name, types[name], value))
+            session.complete(staging.sql, schema)
+            move_table(session, staging.name, target.name)
+            return
+        odd = OddValues(session)
+        if not before.describes_same_columns(schema):
+            evolve(session, before, schema)
+            session.follow_key(target.sql, before, schema)
+            odd.follow_columns(before, schema)
+        is_odd = odd.is_odd(schema, "copied", target.types)
+        mode.join(session, target, staging, copy, is_odd)
+
+
+def _reason_to_begin_anew(dialect: Dialect, before: TableSchema, now: TableSchema) -> str | None:
+    """Why a copy can't go on with what there was before; None: it can."""
+    if before.mode != now.mode:
+        return f"its mode is {now.mode}"
+    keys = [[c.attnum or c.name for c in key_columns(schema)] for schema in (before, now)]
+    if keys[0] != keys[1]:
+        return "it has another key"
+    known = {column.attnum or column.name: column for column in before.columns}
+    for column in now.columns:
+        old = known.get(column.attnum or column.name)
+        if old is not None and not _holds(dialect, old, column):
+            return f"its column {column.name} has another type"
+    return None
+
+
+def _holds(dialect: Dialect, old: ColumnSchema, new: ColumnSchema) -> bool:
+    """Whether every value of the one column is one of the other."""
+    if old.own_type == new.own_type and dialect.column_type(old) == dialect.column_type(new):
+        return True
+    types = arrow_type(old), arrow_type(new)
+    return all(map(pa.types.is_signed_integer, types)) and types[0].bit_width < types[1].bit_width
+
+
+def _time_us(rows: TableRows) -> int:
+    """When the rows were as they are; where nobody looked at the source's clock, by this one."""
+    return time.time_ns() // 1000 if rows.copied_at_us is None else rows.copied_at_us
