@@ -29,6 +29,7 @@ from etl_dagster.runtime.reshaping import reshaped
 from etl_dagster.runtime.runner import describe_runner
 from etl_dagster.runtime.shaped import shaping
 from etl_dagster.runtime.slot import require_continuable
+from etl_dagster.runtime.table_modes import find_mode_changes
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (
@@ -159,6 +160,14 @@ def _continuation(
     yield from _stopped_tables(config, store, slots, schemas)
     yield from _held_otherwise(config, schemas, published)
     yield from _to_be_reshaped(config, schemas, published)
+    for change in find_mode_changes(config, [table.schema for table in published], schemas):
+        yield Check.warning(
+            "modes",
+            f"{change}",
+            f"With the next start, {change.consequence}."
+            if change.is_copied
+            else f"{change.consequence[:1].upper()}{change.consequence[1:]}.",
+        )
 
 
 def _newest_schemas(store: CoordinatingStore) -> Mapping[TableId, TableSchema]:

@@ -45,7 +45,7 @@ from etl_dagster.runtime.rewrites import Rewrites
 from etl_dagster.runtime.runner import in_use, note_runner
 from etl_dagster.runtime.shaped import shaping
 from etl_dagster.runtime.status import Phase, PipelineStatus
-from etl_dagster.runtime.table_modes import require_modes
+from etl_dagster.runtime.table_modes import follow_modes, require_modes
 from etl_dagster.runtime.table_syncs import TableSyncs
 from etl_dagster.runtime.wire import MakeWire, OwnSlot
 from etl_dagster.source.catalog import emit_marker
@@ -171,6 +171,7 @@ class Pipeline:
             self._members.update(members)
             self._reporter.recall()
             self._rewrites.look(members)
+            follow_modes(self._config, self._store, [member.schema for member in members])
             copy_reshaped(self._store, self._config, members)
             self._renames.look(self._members.tables)
             self._confirmed = self._wire.prepare()

@@ -75,7 +75,8 @@ class _Shaping:
                 if shaped.num_rows:
                     yield shaped
 
-        return shaper.target, TableRows(rows.copy_id, pieces(), rows.chunk, rows.replay_from)
+        shaped = TableRows(rows.copy_id, pieces(), rows.chunk, rows.replay_from, rows.copied_at_us)
+        return shaper.target, shaped
 
     def _events(self, events: EventBatch) -> EventBatch:
         shaped = {
