@@ -58,6 +58,7 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
     name = "ducklake"
     capabilities = replace(
         SqlDestination.capabilities,
+        modes=frozenset({"mirror"}),
         offers=frozenset(
             {
                 ChecksItself,
