@@ -66,6 +66,7 @@ _BUILT_IN: Mapping[str, Mapping[str, _BuiltIn]] = {
         "memory": _package(
             "etl_dagster.destinations.memory", "MemoryDestination", "MemoryDestinationConfig"
         ),
+        "dlt": _package("etl_dagster.destinations.dlt", "DltDestination", "DltDestinationConfig"),
         "postgres": _package(
             "etl_dagster.destinations.postgres",
             "PostgresDestination",

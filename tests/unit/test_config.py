@@ -327,7 +327,7 @@ def test_a_configuration_made_in_python_is_checked_the_same() -> None:
 
 
 #: Types whose settings are listed in a guide of their own.
-PAGES_OF_THEIR_OWN = {"ducklake", "http", "singer"}
+PAGES_OF_THEIR_OWN = {"dlt", "ducklake", "http", "singer"}
 KINDS = {"state_store": STORES, "destination": DESTINATIONS}
 
 

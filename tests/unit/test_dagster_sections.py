@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
 from etl_dagster.config import DestinationConfig, SourceConfig, parse_config
 from etl_dagster.integrations.dagster import (
+    DltDestinationResource,
     DuckDBDestinationResource,
     DuckLakeDestinationResource,
     EtlPipeline,
@@ -37,6 +38,7 @@ RESOURCES: dict[tuple[str, str], Any] = {
     ("destination", "http"): HttpDestinationResource,
     ("destination", "postgres"): PostgresDestinationResource,
     ("destination", "singer"): SingerDestinationResource,
+    ("destination", "dlt"): DltDestinationResource,
 }
 #: By type, each setting with a value that isn't its default; with the place, too, where two places
 #: have a type of that name.
@@ -103,6 +105,16 @@ GIVEN: dict[str, dict[str, Any]] = {
         "flush_after_seconds": 2.5,
         "stalled_after_seconds": 30.5,
         "stderr_file": "/target.log",
+    },
+    "dlt": {
+        "destination": "filesystem",
+        "destination_name": "lake",
+        "dataset": "shop_{schema}",
+        "credentials": "hush",
+        "options": {"bucket_url": "s3://lake"},
+        "table_format": "delta",
+        "naming": "direct",
+        "work_folder": "/packages",
     },
 }
 

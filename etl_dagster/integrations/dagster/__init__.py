@@ -10,6 +10,7 @@ The whole integration uses only what `dagster` itself exports.
 from etl_dagster.integrations.dagster.build import build_etl_definitions
 from etl_dagster.integrations.dagster.resources import (
     DestinationResource,
+    DltDestinationResource,
     DuckDBDestinationResource,
     DuckLakeDestinationResource,
     EtlConfigFile,
@@ -32,6 +33,7 @@ from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator, Pu
 
 __all__ = [
     "DestinationResource",
+    "DltDestinationResource",
     "DuckDBDestinationResource",
     "DuckLakeDestinationResource",
     "EtlConfigFile",

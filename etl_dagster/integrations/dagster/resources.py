@@ -112,6 +112,16 @@ if TYPE_CHECKING:
         stalled_after_seconds: float = 600
         stderr_file: str | None = None
 
+    class _DltFields(SectionResource, EtlDestinationResource):
+        destination: str
+        destination_name: str | None = None
+        dataset: str = "{schema}"
+        credentials: str | None = None
+        options: dict[str, Any] = Field({})
+        table_format: str | None = None
+        naming: str = "sql_ci_v1"
+        work_folder: str | None = None
+
 else:
     _SourceFields = of_model(SourceConfig, None, "source")
     _PostgresStoreFields = state_store_resource("postgres")
@@ -120,6 +130,7 @@ else:
     _HttpFields = destination_resource("http")
     _PostgresFields = destination_resource("postgres")
     _SingerFields = destination_resource("singer")
+    _DltFields = destination_resource("dlt")
 
 
 class PostgresSourceResource(_SourceFields):
@@ -216,6 +227,10 @@ class HttpDestinationResource(_HttpFields):
 
 class SingerDestinationResource(_SingerFields):
     """A Singer target, run as a process: a program of its own, or a loader of a Meltano project."""
+
+
+class DltDestinationResource(_DltFields):
+    """Any destination of dlt; needs the extra ``dlt``."""
 
 
 class DestinationResource(EtlDestinationResource):

@@ -1,0 +1,96 @@
+"""What dlt can do at a destination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from etl_dagster.destinations.dlt.config import DltDestinationConfig
+from etl_dagster.errors import DestinationError
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What decides how tables are kept."""
+
+    #: Of dlt's strategies for `merge`, the one that is used.
+    merge_strategy: Literal["delete-insert", "upsert"]
+    #: Whether it is reached by SQL. Else tables are files in a table format.
+    has_sql: bool
+    has_transactions: bool
+    #: Whether transactions that write at the same time are refused.
+    has_one_writer: bool
+    table_format: Literal["delta", "iceberg"] | None
+    #: Of the files of load packages; None: what dlt prefers.
+    file_format: str | None
+    #: Of files without a row.
+    empty_format: str | None
+
+    def format_of(self, *, is_empty: bool) -> str | None:
+        """The format of a file with rows, or of one without any."""
+        return (self.empty_format or self.file_format) if is_empty else self.file_format
+
+
+def find_abilities(destination: Any, config: DltDestinationConfig) -> Abilities:
+    """What dlt says of the destination; nothing is connected.
+
+    Raises:
+        DestinationError: it can't hold tables that rows are updated and deleted in.
+    """
+    found = destination.capabilities()
+    kind = destination.destination_type.rsplit(".", 1)[-1]
+    is_files = kind == "filesystem"
+    if is_files:
+        raise DestinationError(
+            "plain files can't be merged",
+            solution="Choose a destination of dlt that is reached by SQL.",
+        )
+    formats = found.supported_loader_file_formats or ()
+    strategies = found.supported_merge_strategies or ()
+    strategy: Literal["delete-insert", "upsert"]
+    if not is_files and "delete-insert" in strategies:
+        strategy = "delete-insert"
+    elif "upsert" in strategies:
+        strategy = "upsert"
+    else:
+        raise DestinationError(
+            f"dlt can't merge rows by key at {config.destination}",
+            solution="Choose a destination for which dlt's documentation lists the merge strategy "
+            "delete-insert or upsert.",
+        )
+    return Abilities(
+        strategy,
+        not is_files,
+        found.supports_transactions is not False,
+        kind == "duckdb",
+        config.table_format if is_files else None,
+        # It holds every value as it is, which CSV and statements don't.
+        "parquet" if "parquet" in formats else None,
+        # ADBC, by which dlt loads Parquet into Postgres, refuses files without a row.
+        "csv" if "csv" in formats and kind == "postgres" else None,
+    )
+
+
+def naming_of(destination: Any, config: DltDestinationConfig) -> Callable[[str], str]:
+    """How dlt changes names: the convention, and the longest name that the destination has."""
+    from dlt.common.schema.normalizers import naming_from_reference
+
+    found = destination.capabilities()
+    lengths = [found.max_identifier_length, found.max_column_identifier_length]
+    longest = min((length for length in lengths if length), default=None)
+    naming = naming_from_reference(config.naming, longest)
+    normalize: Callable[[str], str] = naming.normalize_identifier
+    return normalize
+
+
+def missing_file(destination: Any) -> Path | None:
+    """The file of a database in a file, if it isn't there: to connect would make it."""
+    if destination.destination_type.rsplit(".", 1)[-1] != "duckdb":
+        return None
+    credentials = destination.config_params.get("credentials")
+    if not isinstance(credentials, str):
+        return None
+    path = Path(credentials.removeprefix("duckdb:///"))
+    return None if path.exists() else path

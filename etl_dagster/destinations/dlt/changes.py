@@ -1,0 +1,166 @@
+"""What a stretch of the stream amounts to: for each table, parts of load packages, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from etl_dagster.destinations.collapse import Collapsed, collapse, key_ids
+from etl_dagster.destinations.dlt.evolution import dropped_after
+from etl_dagster.destinations.dlt.lane import Disposition, Part
+from etl_dagster.destinations.dlt.ledger import TableEntry
+from etl_dagster.destinations.dlt.rows import TableShape, with_deletes
+from etl_dagster.errors import TableWriteFailed
+from etl_dagster.model.events import (
+    INSERT,
+    RelationEvent,
+    TableChanges,
+    TableStep,
+    TruncateEvent,
+    steps_after,
+)
+from etl_dagster.model.position import POSITION_ZERO
+from etl_dagster.model.schema import TableSchema
+
+#: Gives values of some columns of the rows with some keys, as they are at the destination.
+Fetch = Callable[[TableShape, Sequence[str], pa.RecordBatch], pa.RecordBatch]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one load package does to a table, and what is kept of it then."""
+
+    part: Part
+    entry: TableEntry
+
+
+class Stretches:
+    """Makes rounds of a table's steps.
+
+    Args:
+        shape_of: how a table is at the destination.
+        fetch: for values that Postgres didn't send because they didn't change.
+    """
+
+    def __init__(self, shape_of: Callable[[TableSchema], TableShape], fetch: Fetch) -> None:
+        self._shape_of = shape_of
+        self._fetch = fetch
+
+    def rounds(
+        self, steps: Sequence[TableStep], known: TableSchema | None, entry: TableEntry
+    ) -> Iterator[Round]:
+        """One round for each stretch under one schema, each asked for once the last is loaded.
+
+        Only the newest rows of each key are loaded; of what comes before a truncate, nothing is.
+
+        Args:
+            known: how the table was when it was written last, where that is known.
+            entry: what is kept of the table.
+
+        Raises:
+            RowsOutdated: only a new copy can bring the table up to date.
+            TableWriteFailed: a change that dlt can't make.
+        """
+        left = steps_after(steps, entry.position or POSITION_ZERO)
+        truncates = [place for place, step in enumerate(left) if isinstance(step, TruncateEvent)]
+        last_truncate = truncates[-1] if truncates else -1
+        emptied: TableShape | None = None
+        for place, step in enumerate(left):
+            if isinstance(step, RelationEvent) and known is None:
+                known = step.previous
+            shape = self._shape_of(step.schema)
+            is_altered = known is not None and not known.describes_same_columns(step.schema)
+            if known is not None and is_altered:
+                dropped = dropped_after(self._shape_of(known), shape, entry.dropped)
+                entry = replace(entry, dropped=dropped)
+            known = step.schema
+            match step:
+                case RelationEvent():
+                    if is_altered and emptied is None and place > last_truncate:
+                        yield Round(self._without_rows(shape), entry)
+                case TruncateEvent():
+                    entry = replace(entry, position=step.position)
+                    emptied = shape
+                case TableChanges():
+                    entry = replace(entry, position=step.last_position)
+                    if place > last_truncate:
+                        yield Round(self._part(shape, step, emptied is not None), entry)
+                        emptied = None
+        if emptied is not None:
+            yield Round(self._emptied(emptied), entry)
+
+    def _without_rows(self, shape: TableShape) -> Part:
+        """Nothing but the columns, so that those who query find them."""
+        return Part(shape.source.id, shape.name, "append", shape.merged, (), shape.key)
+
+    def _emptied(self, shape: TableShape) -> Part:
+        return Part(shape.source.id, shape.name, "replace", shape.merged, (), shape.key)
+
+    def _part(self, shape: TableShape, changes: TableChanges, is_emptied: bool) -> Part:
+        name, table_id = shape.name, shape.source.id
+        if not shape.key:
+            rows = shape.rows(_only_inserts(changes).rows)
+            into: Disposition = "replace" if is_emptied else "append"
+            return Part(table_id, name, into, shape.merged, [rows])
+        result = collapse(changes, shape.source.key_columns)
+        rows = shape.rows(result.rows)
+        if result.unknown and not is_emptied:
+            rows = self._completed(shape, result, rows)
+        gone = result.removed.slice(0, 0) if is_emptied else _only_removed(shape, result)
+        batches = tuple(with_deletes(shape, rows, gone))
+        how: Disposition = "replace" if is_emptied else "merge"
+        return Part(table_id, name, how, shape.merged, batches, shape.key)
+
+    def _completed(
+        self, shape: TableShape, result: Collapsed, rows: pa.RecordBatch
+    ) -> pa.RecordBatch:
+        """The rows with the values that Postgres didn't send, as the destination has them."""
+        places = result.lookup_places
+        assert places is not None
+        missing = np.logical_or.reduce(list(result.unknown.values()))
+        wanted = np.unique(places[missing])
+        keys = result.removed.take(pa.array(wanted))
+        names = [shape.there[name] for name in result.unknown]
+        found = self._fetch(shape, names, keys)
+        #: Of each wanted key, its row among those found; null where there is none.
+        at = np.searchsorted(wanted, places)
+        columns = list(rows.columns)
+        for name, is_unknown in result.unknown.items():
+            there = shape.there[name]
+            place = rows.schema.get_field_index(there)
+            both = pa.concat_arrays([columns[place], found[there]])
+            source: Any = pa.array(np.where(is_unknown, len(rows) + at, np.arange(len(rows))))
+            columns[place] = both.take(source)
+        return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+
+
+def _only_inserts(changes: TableChanges) -> TableChanges:
+    if (changes.ops == INSERT).all():
+        return changes
+    table = changes.schema
+    raise TableWriteFailed(
+        table.id,
+        f"{table.name} has no key, and dlt can't find the row that was updated or deleted",
+        solution="On the source: give the table a primary key, or publish its inserts alone "
+        "(WITH (publish = 'insert')). Then reset the table.",
+    )
+
+
+def _only_removed(shape: TableShape, result: Collapsed) -> pa.RecordBatch:
+    """The touched keys that have no row in the end."""
+    key = list(shape.source.key_columns)
+    kept = result.rows.select(key)
+    if kept.num_rows == result.removed.num_rows:
+        return result.removed.slice(0, 0)
+    arrays = [
+        pa.concat_arrays([result.removed[name], kept[name].cast(result.removed[name].type)])
+        for name in key
+    ]
+    ids = key_ids(pa.RecordBatch.from_arrays(arrays, names=key))
+    count = result.removed.num_rows
+    is_gone = ~np.isin(ids[:count], ids[count:])
+    return result.removed.select(key).filter(pa.array(is_gone))

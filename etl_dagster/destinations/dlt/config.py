@@ -1,0 +1,81 @@
+"""The settings of a destination of dlt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, field_validator
+
+from etl_dagster.config import DestinationConfig
+
+_PLACEHOLDER = "{schema}"
+
+
+class DltDestinationConfig(DestinationConfig):
+    """A destination of dlt; what isn't here is configured as dlt documents it."""
+
+    type: Literal["dlt"]
+    destination: str = Field(
+        description="Which one, as dlt calls it: `postgres`, `bigquery`, `snowflake`, "
+        "`filesystem`, `duckdb`, ..."
+    )
+    destination_name: str | None = Field(
+        None,
+        description="A name of your own, under which dlt looks for its settings, such as "
+        "`[destination.NAME.credentials]` in `secrets.toml`.",
+    )
+    dataset: str = Field(
+        "{schema}",
+        description="The dataset of a table; `{schema}` stands for its schema in the source.",
+    )
+    credentials: SecretStr | None = Field(
+        None, description="As text, such as a URL; better in dlt's `secrets.toml` or environment."
+    )
+    options: dict[str, Any] = Field(
+        {}, description="Further settings of the destination, such as `bucket_url`."
+    )
+    table_format: Literal["delta", "iceberg"] | None = Field(
+        None, description="Of tables in `filesystem`; without one, its files can't be merged."
+    )
+    naming: Literal["sql_ci_v1", "sql_cs_v1", "snake_case", "direct"] = Field(
+        "sql_ci_v1",
+        description="dlt's convention for names. Names that it makes equal are refused.",
+    )
+    work_folder: Path | None = Field(
+        None,
+        description="Where load packages are until they are loaded; by default in the folder for "
+        "temporary files. Nothing in it is needed after the process.",
+    )
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people; without any secret."""
+        return f"{self.destination_name or self.destination} of dlt, dataset {self.dataset}"
+
+    @property
+    def odd_values_at(self) -> str:
+        return "Only their number is known: dlt has no place for them."
+
+    def refusal(self, choice: str) -> str | None:
+        if choice == "native":
+            return "dlt loads values with parts as text only; set it to json or text"
+        return None
+
+    @field_validator("dataset")
+    @classmethod
+    def _formats(cls, dataset: str) -> str:
+        rest = dataset.replace(_PLACEHOLDER, "")
+        if not dataset or not re.fullmatch(r"[A-Za-z0-9_]*", rest):
+            raise ValueError("must hold only letters, digits, _ and {schema}")
+        return dataset
+
+    @field_validator("options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if "credentials" in options:
+            raise ValueError(
+                "must not hold credentials; use destination.credentials, or dlt's secrets.toml"
+            )
+        return options

@@ -1,0 +1,99 @@
+"""Copies of tables: chunks are collected in a table of their own, which then becomes the table.
+
+So the old rows stay until the new ones are complete, and what a chunk's failed attempt left behind
+is told apart from what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl_dagster.destinations.dlt.lane import Lane, Part
+from etl_dagster.destinations.dlt.ledger import TableEntry
+from etl_dagster.destinations.dlt.rows import TableShape, with_constant
+from etl_dagster.model.events import ChunkId, CopiedRows, TableRows
+from etl_dagster.model.position import Position
+
+if TYPE_CHECKING:
+    from etl_dagster.destinations.dlt.places import Place
+
+
+class Spool:
+    """A chunk's rows in a file, so that the source is read while another chunk is loaded."""
+
+    def __init__(self, folder: Path, shape: TableShape, token: str) -> None:
+        self.shape = shape
+        self.token = token
+        self._path = folder / f"{token}.parquet"
+        self.has_rows = False
+
+    def fill(self, pieces: Iterable[CopiedRows]) -> None:
+        """Read the source to its end; raises what it raises, and leaves nothing then."""
+        schema = self.shape.collected
+        try:
+            with pq.ParquetWriter(self._path, schema) as writer:
+                for piece in pieces:
+                    rows = with_constant(self.shape.rows(piece.rows), schema, self.token)
+                    writer.write_batch(rows)
+                    self.has_rows |= rows.num_rows > 0
+        except BaseException:
+            self.remove()
+            raise
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        with pq.ParquetFile(self._path) as file:
+            for batch in file.iter_batches():
+                yield batch.cast(self.shape.collected)
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def load_chunk(place: Place, lane: Lane, copy_id: str, chunk: ChunkId, spool: Spool) -> None:
+    """Add a chunk to what is collected of its copy, unless it is there already."""
+    shape = spool.shape
+    table_id = shape.source.id
+    collected = collected_in(shape)
+    try:
+        entry = lane.entry(table_id)
+        if entry.copy_id == copy_id and (entry.is_complete or chunk.index in entry.chunks):
+            return
+        if entry.copy_id != copy_id or not entry.chunks:
+            place.discard(lane, collected)
+        if entry.copy_id != copy_id:
+            entry = TableEntry(copy_id=copy_id)
+        chunks = {**entry.chunks, chunk.index: spool.token}
+        batches = spool.batches() if spool.has_rows else ()
+        parts = [Part(table_id, collected, "append", shape.collected, batches)]
+        if not entry.chunks:
+            parts.append(Part(table_id, shape.name, "append", shape.merged, (), shape.key))
+        lane.load(parts, {table_id: replace(entry, chunks=chunks)})
+    finally:
+        spool.remove()
+
+
+def end_of_copy(place: Place, lane: Lane, shape: TableShape, rows: TableRows) -> None:
+    """Have the table hold what was collected, unless it does already."""
+    table_id = shape.source.id
+    entry = lane.entry(table_id)
+    if entry.copy_id == rows.copy_id and entry.is_complete:
+        return
+    chunks = entry.chunks if entry.copy_id == rows.copy_id else {}
+    done = TableEntry(
+        position=Position.just_before(rows.replay_from),
+        copy_id=rows.copy_id,
+        is_complete=True,
+        chunks=chunks,
+    )
+    place.replace(lane, shape, collected_in(shape), done)
+
+
+def collected_in(shape: TableShape) -> str:
+    """The name of the table that copies of a table are collected in."""
+    return f"_etl_copy_{shape.source.id}"

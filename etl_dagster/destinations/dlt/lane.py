@@ -1,0 +1,244 @@
+"""One dlt pipeline: it loads packages one after the other, each with what is kept of its tables."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Final, Literal, TypeAlias
+
+import pyarrow as pa
+
+from etl_dagster.destinations.dlt.abilities import Abilities
+from etl_dagster.destinations.dlt.failures import translated
+from etl_dagster.destinations.dlt.ledger import (
+    SOURCE,
+    TableEntry,
+    ledger_from_json,
+    ledger_to_json,
+)
+from etl_dagster.destinations.dlt.rows import DELETED
+from etl_dagster.errors import DestinationError
+from etl_dagster.model.schema import TableId
+
+Disposition: TypeAlias = Literal["append", "replace", "merge"]
+
+#: A resource that yields nothing, for packages that have nothing but a position.
+_NOTHING: Final = "etl_nothing"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one table in a load package."""
+
+    table_id: TableId
+    #: Name at the destination.
+    name: str
+    disposition: Disposition
+    schema: pa.Schema
+    #: An empty tuple: nothing but the columns.
+    batches: Iterable[pa.RecordBatch] = ()
+    key: tuple[str, ...] = ()
+
+
+class Lane:
+    """A dlt pipeline in a working directory of its own, used by one thread.
+
+    What was extracted and not loaded is never taken up again: it comes once more from the source.
+    So the directory is empty at the beginning, and after every failure.
+
+    Args:
+        name: of the dlt pipeline, by which its state is found.
+        folder: where it may have its directory.
+        turns: held while tables are made, which no two lanes may do at a time; and while anything
+            is loaded where the destination takes one writer only.
+    """
+
+    def __init__(
+        self,
+        dlt: Any,
+        destination: Any,
+        abilities: Abilities,
+        name: str,
+        dataset: str,
+        folder: Path,
+        turns: threading.Lock,
+    ) -> None:
+        self._turns = turns
+        self._dlt = dlt
+        self._destination = destination
+        self._abilities = abilities
+        self._folder = folder
+        self.name = name
+        self.dataset = dataset
+        self._pipeline: Any = None
+        self._directory: Path | None = None
+        self._tables: dict[TableId, TableEntry] = {}
+        #: The types that tables have in the pipeline's schema, by name and column.
+        self._types: dict[str, dict[str, pa.DataType]] = {}
+        self._newest_load = ""
+
+    def open(self) -> None:
+        """Connect, and read what is kept at the destination."""
+        self._open()
+
+    def entry(self, table_id: TableId) -> TableEntry:
+        """What is kept of a table; the first call asks the destination."""
+        self._open()
+        return self._tables.get(table_id, TableEntry())
+
+    def forget_table(self, table_id: TableId) -> None:
+        """Keep nothing of a table; the next package of the lane has that in it."""
+        self._open()
+        self._tables.pop(table_id, None)
+
+    def load(self, parts: Sequence[Part], entries: Mapping[TableId, TableEntry]) -> None:
+        """Load a package, and with it what is kept from then on; once it returns, both are there.
+
+        Raises:
+            TableWriteFailed: rows of one table are refused.
+            DestinationError: as `translated`.
+        """
+        pipeline = self._open()
+        self._forget_other_types(parts)
+        tables = {**self._tables, **entries}
+        waits = self._abilities.has_one_writer or any(map(self._is_new, parts)) or not self._types
+        try:
+            with (
+                self._turns if waits else nullcontext(),
+                translated("load a package", lambda: {part.name: part.table_id for part in parts}),
+            ):
+                with pipeline.managed_state() as state:
+                    state.setdefault("sources", {})[SOURCE] = ledger_to_json(tables)
+                found = pipeline.run(
+                    [self._resource(part) for part in parts] or [self._dlt.resource([], _NOTHING)]
+                )
+                self._check_clock(found.loads_ids)
+        except BaseException:
+            self.forget()
+            raise
+        self._tables = tables
+        for part in parts:
+            types = self._types.setdefault(part.name, {})
+            types.update({field.name: field.type for field in part.schema})
+
+    def run(self, what: str, work: Callable[[Any], Any]) -> Any:
+        """What work with the dlt pipeline gives.
+
+        Raises:
+            DestinationError: as `translated`.
+        """
+        pipeline = self._open()
+        waits = self._abilities.has_one_writer
+        with self._turns if waits else nullcontext(), translated(what):
+            return work(pipeline)
+
+    def forget(self) -> None:
+        """Drop whatever is in the working directory; the next call begins from the destination."""
+        self._pipeline = None
+        self._tables, self._types = {}, {}
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    # ------------------------------------------------------------------------------------------
+
+    def _open(self) -> Any:
+        if self._pipeline is not None:
+            return self._pipeline
+        self._directory = Path(mkdtemp(dir=self._folder))
+        waits = self._abilities.has_one_writer
+        with (
+            self._turns if waits else nullcontext(),
+            translated("read its state at the destination"),
+        ):
+            pipeline = self._dlt.pipeline(
+                self.name,
+                pipelines_dir=str(self._directory),
+                destination=self._destination,
+                dataset_name=self.dataset,
+            )
+            # A record of every step, in which failures are kept with their texts.
+            pipeline.config.enable_runtime_trace = False
+            pipeline.sync_destination()
+            # Else the first package would ask for it once more.
+            pipeline._state_restored = True
+            with pipeline.managed_state() as state:
+                found = state.get("sources", {}).get(SOURCE)
+            # What tables look like is asked of the destination: a copy may have made them again.
+            if pipeline.default_schema_name:
+                schema = pipeline.default_schema
+                schema.drop_tables(schema.data_table_names(include_incomplete=True))
+        self._tables = ledger_from_json(found)
+        self._pipeline = pipeline
+        return pipeline
+
+    def _resource(self, part: Part) -> Any:
+        disposition: Any = part.disposition
+        if disposition == "merge":
+            disposition = {
+                "disposition": "merge",
+                "strategy": self._abilities.merge_strategy,
+                "deduplicated": True,
+            }
+        elif disposition == "replace":
+            disposition = {"disposition": "replace", "strategy": "insert-from-staging"}
+        columns: dict[str, Any] = {name: {"nullable": False} for name in part.key}
+        if DELETED in part.schema.names:
+            columns[DELETED] = {"data_type": "bool", "hard_delete": True}
+        # dlt learns the columns from what it reads, so there must be something to read.
+        batches = _filled(part)
+        return self._dlt.resource(
+            batches,
+            name=part.name,
+            write_disposition=disposition,
+            primary_key=list(part.key) or None,
+            columns=columns or None,
+            table_format=self._abilities.table_format,
+            file_format=self._abilities.format_of(is_empty=part.batches == ()),
+        )
+
+    def _is_new(self, part: Part) -> bool:
+        """Whether dlt may have to make the table, or a column."""
+        known = self._types.get(part.name, {})
+        return any(field.name not in known for field in part.schema)
+
+    def _forget_other_types(self, parts: Sequence[Part]) -> None:
+        """dlt keeps the first type that a column had; after a new copy it may be another."""
+        for part in parts:
+            known = self._types.get(part.name, {})
+            if any(known.get(field.name, field.type) != field.type for field in part.schema):
+                self._drop_from_schema(part.name)
+
+    def _drop_from_schema(self, name: str) -> None:
+        schema = self._pipeline.default_schema
+        if name in schema.tables:
+            schema.drop_tables([name])
+        self._types.pop(name, None)
+
+    def _check_clock(self, loads: Sequence[str]) -> None:
+        """dlt finds the newest package by its ID, which is a time by the clock of this machine."""
+        newest = max(loads, default="")
+        if newest and self._newest_load and float(newest) <= float(self._newest_load):
+            raise DestinationError(
+                "the clock of this machine went back, and dlt finds the newest package by its time",
+                solution="Set the clock. The pipeline goes on once it is past the newest package.",
+            )
+        self._newest_load = newest or self._newest_load
+
+
+def _filled(part: Part) -> Any:
+    def rows() -> Any:
+        is_empty = True
+        for batch in part.batches:
+            if batch.num_rows:
+                is_empty = False
+                yield pa.Table.from_batches([batch], part.schema)
+        if is_empty:
+            yield part.schema.empty_table()
+
+    return rows()

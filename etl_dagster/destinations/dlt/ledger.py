@@ -1,0 +1,84 @@
+"""What is kept of each table in dlt's state, and so in the load package with its rows.
+
+dlt stores its state with a package, and gives back the newest one whose package is complete. So a
+position counts once everything before it was loaded, and a package that was begun by a process
+that died counts for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.position import Position
+from etl_dagster.model.schema import TableId
+
+#: Where it is in dlt's state: as that of a source.
+SOURCE: Final = "etl_dagster"
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TableEntry:
+    """One table, as a lane has written it."""
+
+    #: Everything up to here is loaded; None: not known.
+    position: Position | None = None
+    #: From where on the sender applied the table (`EventBatch.apply_from`). A position counts for
+    #: no other sender: there was a new copy in between.
+    applied_from: int | None = None
+    #: The current copy; empty before the first.
+    copy_id: str = ""
+    is_complete: bool = False
+    #: By chunk of a copy that isn't complete: what marks the chunk's rows.
+    chunks: Mapping[int, str] = field(default_factory=dict)
+    #: Columns that are gone in the source and still at the destination, with old values.
+    dropped: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.position is not None:
+            found["position"] = [str(self.position.commit_lsn), self.position.ordinal]
+        if self.applied_from is not None:
+            found["applied_from"] = str(Lsn(self.applied_from))
+        if self.copy_id:
+            found |= {"copy": self.copy_id, "complete": self.is_complete}
+        if self.chunks:
+            found["chunks"] = {str(index): token for index, token in self.chunks.items()}
+        if self.dropped:
+            found["dropped"] = list(self.dropped)
+        return found
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> TableEntry:
+        position = applied_from = None
+        if "position" in found:
+            lsn, ordinal = found["position"]
+            position = Position(Lsn.parse(lsn), int(ordinal))
+        if "applied_from" in found:
+            applied_from = Lsn.parse(found["applied_from"]).offset
+        return cls(
+            position,
+            applied_from,
+            found.get("copy", ""),
+            found.get("complete", False),
+            {int(index): token for index, token in found.get("chunks", {}).items()},
+            tuple(found.get("dropped", ())),
+        )
+
+
+def ledger_to_json(tables: Mapping[TableId, TableEntry]) -> dict[str, Any]:
+    """What becomes part of dlt's state."""
+    entries = {str(table_id): entry.to_json() for table_id, entry in tables.items()}
+    return {"format": _FORMAT, "tables": entries}
+
+
+def ledger_from_json(found: Mapping[str, Any] | None) -> dict[TableId, TableEntry]:
+    """The tables of a state; none where there is no state."""
+    if not found:
+        return {}
+    return {
+        int(table_id): TableEntry.from_json(entry) for table_id, entry in found["tables"].items()
+    }

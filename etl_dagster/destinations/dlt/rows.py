@@ -1,0 +1,164 @@
+"""Rows as dlt takes them: names by its convention, and types that all its destinations have."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import pyarrow as pa
+
+from etl_dagster.errors import TableWriteFailed
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.values.python import to_objects
+
+#: True in a row of a load package that only says which key is gone; null in every row that stays.
+DELETED: Final = "_etl_deleted"
+#: In the table that a copy is collected in: which attempt at which chunk brought a row.
+TOKEN: Final = "_etl_chunk"
+_RESERVED: Final = (DELETED, TOKEN)
+
+
+@dataclass(frozen=True)
+class TableShape:
+    """A table as it is at the destination."""
+
+    source: TableSchema
+    #: Its name there.
+    name: str
+    #: The names of its columns there, in the order of `source.columns`.
+    columns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, source: TableSchema, normalize: Callable[[str], str]) -> TableShape:
+        """The shape of a table under a naming convention.
+
+        Raises:
+            TableWriteFailed: two of its columns would be one, or one would be a column of ours.
+        """
+        names = [normalize(name) for name in source.column_names]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            clashing = [
+                column
+                for column, name in zip(source.column_names, names, strict=True)
+                if name in twice
+            ]
+            raise TableWriteFailed(
+                source.id,
+                f"columns of {source.name} would have the same name at the destination: "
+                f"{', '.join(map(repr, clashing))}",
+                solution="Choose another destination.naming, such as direct or sql_cs_v1, or leave "
+                "one of them out of the publication. Then reset the table.",
+            )
+        taken = [name for name in names if name in _RESERVED or name.startswith("_dlt_")]
+        if taken:
+            raise TableWriteFailed(
+                source.id,
+                f"{source.name} has columns whose names are taken at the destination: "
+                f"{', '.join(map(repr, taken))}",
+                solution="Rename them in the source, or leave them out of the publication. Then "
+                "reset the table.",
+            )
+        return cls(source, normalize(source.table_name), tuple(names))
+
+    @cached_property
+    def key(self) -> tuple[str, ...]:
+        """The names of the key's columns there; empty for a table without a key."""
+        return tuple(self.there[name] for name in self.source.key_columns)
+
+    @cached_property
+    def there(self) -> Mapping[str, str]:
+        """The names of the columns there by those in the source."""
+        return dict(zip(self.source.column_names, self.columns, strict=True))
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        """The types of its columns there, all of which may be null: keys of deletes are alone."""
+        return pa.schema(
+            [
+                pa.field(name, _plain(field.type))
+                for name, field in zip(self.columns, self.source.arrow_schema, strict=True)
+            ]
+        )
+
+    def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Rows of the source, as they are loaded."""
+        arrays = [
+            _loaded(batch.column(place), self.source.json_writers[name])
+            for place, name in enumerate(self.source.column_names)
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.arrow)
+
+    @property
+    def merged(self) -> pa.Schema:
+        """What a merge loads: the columns, and which rows are gone."""
+        return self.arrow.append(pa.field(DELETED, pa.bool_())) if self.key else self.arrow
+
+    @property
+    def collected(self) -> pa.Schema:
+        """What a copy is collected in."""
+        return self.arrow.append(pa.field(TOKEN, pa.string()))
+
+
+def with_constant(batch: pa.RecordBatch, schema: pa.Schema, value: Any) -> pa.RecordBatch:
+    """The batch with one more column, the last of the schema, which has the value in every row."""
+    field = schema.field(len(schema) - 1)
+    column: Any = pa.array([value], field.type).take(pa.array([0] * batch.num_rows, pa.int32()))
+    return pa.RecordBatch.from_arrays([*batch.columns, column], schema=schema)
+
+
+def with_deletes(
+    shape: TableShape, rows: pa.RecordBatch, deleted: pa.RecordBatch
+) -> list[pa.RecordBatch]:
+    """What a merge loads.
+
+    Args:
+        rows: those that are there afterwards, as `TableShape.rows` gives them.
+        deleted: the keys of those that are not, by the names that they have in the source.
+    """
+    batches = []
+    if rows.num_rows:
+        batches.append(with_constant(rows, shape.merged, None))
+    if deleted.num_rows:
+        keys = {shape.there[name]: deleted[name] for name in deleted.schema.names}
+        arrays = [
+            _loaded(keys[field.name], None)
+            if field.name in keys
+            else pa.nulls(deleted.num_rows, field.type)
+            for field in shape.arrow
+        ]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=shape.arrow)
+        batches.append(with_constant(batch, shape.merged, True))
+    return batches
+
+
+def same_columns(one: TableShape, other: TableShape, names: Sequence[str]) -> bool:
+    """Whether columns of the names are of the same types in both."""
+    return all(one.arrow.field(name).type == other.arrow.field(name).type for name in names)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind) or pa.types.is_nested(kind):
+        return pa.string()
+    # Not every format of files that dlt loads has numbers without a sign.
+    return pa.int64() if kind == pa.uint32() else kind
+
+
+def _loaded(array: pa.Array[Any], to_json: Callable[[Any], Any] | None) -> pa.Array[Any]:
+    kind = array.type
+    if pa.types.is_nested(kind):
+        return pa.array(
+            [
+                None
+                if value is None
+                else json.dumps(to_json(value) if to_json else value, ensure_ascii=False)
+                for value in to_objects(array)
+            ],
+            pa.string(),
+        )
+    plain = _plain(kind)
+    return array if plain == kind else array.cast(plain)

@@ -1,0 +1,152 @@
+"""A lane and the thread that uses it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from etl_dagster.destinations.dlt.changes import Round, Stretches
+from etl_dagster.destinations.dlt.lane import Lane, Part
+from etl_dagster.destinations.dlt.ledger import TableEntry
+from etl_dagster.errors import TableWriteFailed
+from etl_dagster.model.events import TableStep
+from etl_dagster.model.schema import TableId, TableSchema
+
+
+@dataclass(frozen=True)
+class ChangesOfTable:
+    """One table's part of a batch."""
+
+    table_id: TableId
+    steps: Sequence[TableStep]
+    #: `EventBatch.apply_from` of the table.
+    applied_from: int | None
+
+
+@dataclass
+class _Write:
+    """A batch that waits to be loaded, or is."""
+
+    changes: Sequence[ChangesOfTable]
+    result: Future[None] = field(default_factory=Future)
+    rounds: list[Iterator[Round]] = field(default_factory=list)
+
+    def has(self, table_id: TableId) -> bool:
+        return any(each.table_id == table_id for each in self.changes)
+
+
+class LaneWorker:
+    """Does one thing at a time with a lane; changes that wait are loaded as one package.
+
+    Args:
+        is_of_stream: whether positions count only for the sender that they were written for.
+    """
+
+    def __init__(self, lane: Lane, stretches: Stretches, *, is_of_stream: bool) -> None:
+        self._lane = lane
+        self._stretches = stretches
+        self._is_of_stream = is_of_stream
+        self._pending: deque[_Write] = deque()
+        self._lock = threading.Lock()
+        #: How the tables were when they were written last.
+        self._known: dict[TableId, TableSchema] = {}
+        self._thread = ThreadPoolExecutor(1, f"dlt {lane.name}")
+
+    def submit(self, work: Callable[[Lane], None]) -> Future[None]:
+        """Have the lane do something, after what it was given before."""
+        return self._thread.submit(work, self._lane)
+
+    def forget(self, table_id: TableId) -> Future[None]:
+        """The table is copied again: what was known of it holds no longer."""
+
+        def work(lane: Lane) -> None:
+            self._known.pop(table_id, None)
+            lane.forget_table(table_id)
+
+        return self.submit(work)
+
+    def load_changes(self, changes: Sequence[ChangesOfTable]) -> Future[None]:
+        """Have changes loaded; none of its tables is in a write that isn't durable yet."""
+        write = _Write(changes)
+        with self._lock:
+            self._pending.append(write)
+        self._thread.submit(self._load_pending)
+        return write.result
+
+    def close(self) -> None:
+        """Wait for what was given to it; idempotent."""
+        self._thread.submit(self._lane.forget)
+        self._thread.shutdown()
+
+    # -- on its thread ---------------------------------------------------------------------------
+
+    def _load_pending(self) -> None:
+        with self._lock:
+            writes = list(self._pending)
+            self._pending.clear()
+        while writes:
+            writes = self._load_together(writes)
+
+    def _load_together(self, writes: Sequence[_Write]) -> list[_Write]:
+        """Load the writes round by round; those that another one's failure stopped come back."""
+        active = [write for write in writes if self._begin(write)]
+        while active:
+            loaded: list[_Write] = []
+            parts: list[Part] = []
+            entries: dict[TableId, TableEntry] = {}
+            for write in active:
+                try:
+                    rounds = [next(each, None) for each in write.rounds]
+                except Exception as error:
+                    write.result.set_exception(error)
+                    continue
+                due = [each for each in rounds if each is not None]
+                if not due:
+                    self._end(write)
+                    continue
+                loaded.append(write)
+                parts += [each.part for each in due]
+                entries |= {each.part.table_id: each.entry for each in due}
+            if not loaded:
+                break
+            try:
+                self._lane.load(parts, entries)
+            except TableWriteFailed as error:
+                for write in loaded:
+                    if write.has(error.table_id):
+                        write.result.set_exception(error)
+                return [write for write in loaded if not write.has(error.table_id)]
+            except Exception as error:
+                for write in loaded:
+                    write.result.set_exception(error)
+                break
+            active = loaded
+        return []
+
+    def _begin(self, write: _Write) -> bool:
+        try:
+            write.rounds = [
+                self._stretches.rounds(each.steps, self._known.get(each.table_id), entry)
+                for each in write.changes
+                for entry in [self._entry(each)]
+            ]
+        except Exception as error:
+            write.result.set_exception(error)
+            return False
+        return True
+
+    def _entry(self, changes: ChangesOfTable) -> TableEntry:
+        entry = self._lane.entry(changes.table_id)
+        if self._is_of_stream and entry.applied_from != changes.applied_from:
+            # There was a new copy in between, perhaps in another process.
+            self._known.pop(changes.table_id, None)
+            return TableEntry(applied_from=changes.applied_from)
+        return replace(entry, chunks={})
+
+    def _end(self, write: _Write) -> None:
+        for each in write.changes:
+            self._known[each.table_id] = each.steps[-1].schema
+        write.result.set_result(None)
