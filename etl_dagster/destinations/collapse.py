@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from etl_dagster.model.events import DELETE, TableChanges
+from etl_dagster.model.events import DELETE, INSERT, TableChanges
 from etl_dagster.values.parsed import Odd, joined
 
 
@@ -49,6 +49,16 @@ class Collapsed:
     touched: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     #: bool, for each of `removed`: whether it has no row in the end.
     is_gone: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    #: For each of `removed`, whether its first change was an insert, and it has a row in the end.
+    #: Then the destination has no row with the key, but where changes come that a copy has seen.
+    inserted: np.ndarray | None = None
+
+    @property
+    def replaced(self) -> pa.RecordBatch:
+        """Of `removed`, the keys that the destination is to have rows of."""
+        if self.inserted is None:
+            return self.removed
+        return self.removed.filter(pa.array(~self.inserted))
 
     @property
     def lookup(self) -> pa.RecordBatch | None:
@@ -162,14 +172,23 @@ def complete_from_old(changes: TableChanges) -> TableChanges:
 def _collapse_plain(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     """Every change tells its whole row, and no key changes."""
     keys = changes.rows.select(list(key))
-    last = _last_of_each(keys)
+    ends = _ends_of_each(keys)
     is_delete = changes.ops == DELETE
-    if last is None:
+    if ends is None:
         kept = changes.rows if not is_delete.any() else changes.rows.filter(pa.array(~is_delete))
         given = np.flatnonzero(~is_delete)
         odd = cells_at(changes.odd, given, {}) if changes.odd else {}
-        every = np.arange(len(changes))
-        return Collapsed(keys, kept, odd=odd, given=given, touched=every, is_gone=is_delete)
+        every, inserted = np.arange(len(changes)), changes.ops == INSERT
+        return Collapsed(
+            keys,
+            kept,
+            odd=odd,
+            given=given,
+            touched=every,
+            is_gone=is_delete,
+            inserted=inserted,
+        )
+    first, last = ends
     final = last[~is_delete[last]]
     rows = changes.rows.take(pa.array(final))
     return Collapsed(
@@ -179,11 +198,13 @@ def _collapse_plain(changes: TableChanges, key: Sequence[str]) -> Collapsed:
         given=final,
         touched=last,
         is_gone=is_delete[last],
+        inserted=(changes.ops[first] == INSERT) & ~is_delete[last],
     )
 
 
-def _last_of_each(keys: pa.RecordBatch) -> np.ndarray | None:
-    """The index at which each key occurs last, ascending; None when no key occurs twice."""
+def _ends_of_each(keys: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray] | None:
+    """The indices at which each key occurs first and last, the latter ascending; None when no key
+    occurs twice."""
     if keys.num_columns == 1 and pa.types.is_integer(keys.column(0).type):
         values = keys.column(0).to_numpy(zero_copy_only=False)
         # The usual case, new rows with a sequence as their key, needs no hash table.
@@ -194,8 +215,12 @@ def _last_of_each(keys: pa.RecordBatch) -> np.ndarray | None:
         "\0index", pa.array(np.arange(keys.num_rows))
     )
     grouped = table.group_by(keys.schema.names, use_threads=False)
-    last = grouped.aggregate([("\0index", "max")])["\0index_max"].to_numpy()
-    return None if len(last) == keys.num_rows else np.sort(last)
+    ends = grouped.aggregate([("\0index", "min"), ("\0index", "max")])
+    last = ends["\0index_max"].to_numpy()
+    if len(last) == keys.num_rows:
+        return None
+    order = np.argsort(last)
+    return ends["\0index_min"].to_numpy()[order], last[order]
 
 
 def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
@@ -215,9 +240,12 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     ids = key_ids(keys)
     by_key = np.lexsort((order, ids))
     same_as_next = ids[by_key][:-1] == ids[by_key][1:]
+    first_touches = by_key[np.append(True, ~same_as_next)]
     last_touches = by_key[np.append(~same_as_next, True)]
-    gives_row = np.zeros(len(keys), bool)
+    gives_row, inserts = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
     gives_row[:count] = changes.ops != DELETE
+    inserts[:count] = changes.ops == INSERT
+    inserted = inserts[first_touches] & gives_row[last_touches]
     final = np.sort(last_touches[gives_row[last_touches]])
     rows = changes.rows.take(pa.array(final))
     removed = keys.take(pa.array(last_touches))
@@ -225,7 +253,15 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     is_gone = ~gives_row[last_touches]
     if not changes.unchanged:
         odd = cells_at(changes.odd, final, {})
-        return Collapsed(removed, rows, odd=odd, given=final, touched=touched, is_gone=is_gone)
+        return Collapsed(
+            removed,
+            rows,
+            odd=odd,
+            given=final,
+            touched=touched,
+            is_gone=is_gone,
+            inserted=inserted,
+        )
 
     before = np.full(len(keys), -1)
     before[by_key[1:][same_as_next]] = by_key[:-1][same_as_next]
@@ -251,7 +287,7 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     # Keys are numbered from 0 without gaps, and `removed` has them in that order.
     odd = cells_at(changes.odd, final, sources)
     places = ids[lookup] if unknown else None
-    return Collapsed(removed, rows, unknown, places, odd, final, touched, is_gone)
+    return Collapsed(removed, rows, unknown, places, odd, final, touched, is_gone, inserted)
 
 
 def _comparable(keys: pa.RecordBatch) -> pa.RecordBatch:

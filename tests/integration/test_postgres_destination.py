@@ -20,6 +20,7 @@ from etl_dagster.destinations.postgres import PostgresDestination
 from etl_dagster.errors import DestinationError, DestinationUnreachable
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.stores.memory import MemoryStore
+from etl_dagster.testing.changes import ORDERS, Transactions, batch, delete, insert, update
 from tests.support.database import Database
 from tests.support.every_value import create_values, value_of
 from tests.support.pipelines import running
@@ -200,6 +201,31 @@ def test_equal_rows_without_a_key_are_as_many_as_in_the_source(
 
     order = "page, n::text"
     assert copied_out(replica, "visits", order) == copied_out(database, "visits", order)
+
+
+def test_rows_that_a_copy_has_brought_already_come_again(server: EmbeddedPostgres) -> None:
+    """Many new rows are appended without a look for their keys, which the table then refuses."""
+    stream = Transactions()
+    first = stream.commit(*(insert(ORDERS, id=id, note="copied") for id in range(300)))
+    again = stream.commit(
+        *(insert(ORDERS, id=id, note="new") for id in range(250, 900)),
+        *(update(ORDERS, id=id, note="updated") for id in range(200)),
+        delete(ORDERS, id=899),
+    )
+    new = stream.commit(*(insert(ORDERS, id=id, note="newer") for id in range(2000, 2500)))
+    with Database.create(server) as database:
+        destination = PostgresDestination(database.dsn)
+        destination.startup(MemoryStore())
+        for changes in (first, again, new):
+            destination.write_events(batch(changes))
+        found = database.query("select note, count(*), min(id), max(id) from orders group by 1")
+        destination.shutdown()
+    assert sorted(found) == [
+        ("copied", 50, 200, 249),
+        ("new", 649, 250, 898),
+        ("newer", 500, 2000, 2499),
+        ("updated", 200, 0, 199),
+    ]
 
 
 def test_a_large_value_that_an_update_left_alone_stays(

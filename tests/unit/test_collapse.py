@@ -57,6 +57,30 @@ def test_a_row_inserted_and_deleted_is_only_removed() -> None:
     assert len(result.rows) == 0
 
 
+def test_keys_that_a_destination_has_no_row_of_are_told_apart() -> None:
+    """Nothing needs to be deleted of a key that was inserted first, and has a row in the end."""
+    plain = collapsed(insert(ORDERS, id=1), update(ORDERS, id=2), delete(ORDERS, id=3))
+    repeated = collapsed(
+        insert(ORDERS, id=1),
+        update(ORDERS, id=2),
+        update(ORDERS, id=1),
+        insert(ORDERS, id=3),
+        delete(ORDERS, id=4),
+        delete(ORDERS, id=3),
+        insert(ORDERS, id=4),
+    )
+    moved = collapsed(
+        insert(ORDERS, id=1),
+        update(ORDERS, old={"id": 1}, id=2),
+        insert(ORDERS, id=3),
+        update(ORDERS, old={"id": 4}, id=5),
+    )
+
+    assert ids(plain.replaced) == [2, 3]
+    assert ids(repeated.replaced) == [2, 3, 4]
+    assert ids(moved.replaced) == [1, 2, 4, 5]
+
+
 def test_a_changed_key_removes_the_old_one() -> None:
     result = collapsed(insert(ORDERS, id=1), update(ORDERS, old={"id": 1}, id=2))
 

@@ -10,10 +10,12 @@ import pytest
 from etl_dagster.destinations.duckdb.dialect import DuckDBDialect
 from etl_dagster.destinations.sql.dialect import Dialect
 from etl_dagster.destinations.sql.modes import MIRROR
+from etl_dagster.destinations.sql.session import Statement
 from etl_dagster.destinations.sql.tables import Target
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import TableChanges, TruncateEvent
 from etl_dagster.model.position import POSITION_ZERO
+from etl_dagster.model.schema import TableSchema
 from etl_dagster.testing.changes import (
     INT4,
     INT8,
@@ -44,9 +46,14 @@ READINGS = table(
 DUCKDB = DuckDBDialect("shop")
 
 
-def mirrored(dialect: Dialect, *changes: Change, answers: tuple[Any, ...] = ()) -> RecordingSession:
+def mirrored(
+    dialect: Dialect,
+    *changes: Change,
+    answers: tuple[Any, ...] = (),
+    session: RecordingSession | None = None,
+) -> RecordingSession:
     """The session after the changes of one table were applied."""
-    session = RecordingSession(dialect, list(answers))
+    session = session or RecordingSession(dialect, list(answers))
     schema = changes[0].schema
     [[step]] = batch(Transactions().commit(*changes)).tables.values()
     target = Target.of(dialect, schema)
@@ -83,6 +90,27 @@ def test_rows_with_a_key_are_deleted_and_inserted() -> None:
 
 def test_where_no_row_is_left_none_is_inserted() -> None:
     assert len(mirrored(DUCKDB, delete(PARTS, id=2)).texts) == 1
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_new_keys_are_looked_for_only_where_the_table_has_one_of_them(is_there: bool) -> None:
+    """A stream that begins before the end of a copy brings some rows for the second time."""
+
+    class KeyedSession(RecordingSession):
+        def refuses_known_keys(self, table: str, schema: TableSchema, count: int) -> bool:
+            return True
+
+        def append_new(self, statement: Statement) -> bool:
+            self.run(statement)
+            return not is_there
+
+    changes = [insert(PARTS, id=1), update(PARTS, id=2), insert(PARTS, id=3)]
+    session = mirrored(DUCKDB, *changes, session=KeyedSession(DUCKDB))
+
+    known = {"_etl_keys": [{"id": 2}]}
+    every = {"_etl_keys": [{"id": 1}, {"id": 2}, {"id": 3}]}
+    rows = {"_etl_rows": [{"id": id, "note": None, "text": None} for id in (1, 2, 3)]}
+    assert session.read == [known, rows, *([every, rows] if is_there else [])]
 
 
 def test_a_key_that_may_be_null_is_compared_so() -> None:

@@ -83,6 +83,24 @@ def rename_key(session: Session, schema: TableSchema, mark: str) -> None:
     session.execute(f"ALTER INDEX IF EXISTS {where}.{quote(old)} RENAME TO {quote(new)}")
 
 
+def has_key(session: Session, table: str, schema: TableSchema) -> bool:
+    """Whether the database refuses a second row with the same key.
+
+    Args:
+        table: as SQL.
+    """
+    found = session.fetch_row(
+        "SELECT array_agg(a.attname::text) FROM pg_catalog.pg_index AS i "
+        "JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid "
+        "AND a.attnum = ANY (i.indkey) "
+        "WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisprimary "
+        "AND i.indisvalid AND i.indimmediate",
+        [table],
+    )
+    assert found is not None
+    return bool(schema.key_columns) and set(found[0] or ()) == set(schema.key_columns)
+
+
 def _identities(schema: TableSchema) -> list[int | str]:
     by_name = {column.name: column.attnum or column.name for column in schema.columns}
     return [by_name[name] for name in schema.key_columns]

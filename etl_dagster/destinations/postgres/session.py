@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from etl_dagster.destinations.postgres import printing
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
-from etl_dagster.destinations.postgres.keys import add_key, change_key, rename_key
+from etl_dagster.destinations.postgres.keys import add_key, change_key, has_key, rename_key
 from etl_dagster.destinations.sql.dialect import Dialect, column_list, quote
 from etl_dagster.destinations.sql.session import Rows, Session, Statement
 from etl_dagster.model.schema import TableSchema
@@ -22,6 +22,8 @@ from etl_dagster.pg.connection import Connection
 
 #: Begins a statement that takes no parameters.
 _CREATE = "CREATE TEMP TABLE "
+#: For fewer rows, it is not worth a query to find out whether the table has its key.
+_MANY = 200
 
 
 class PostgresSession(Session):
@@ -38,6 +40,9 @@ class PostgresSession(Session):
         self._rows: dict[str, pa.RecordBatch] = {}
         #: Of these, those that are in a temporary table.
         self._kept: set[str] = set()
+        #: By table, whether it has its key.
+        self._keyed: dict[str, bool] = {}
+        self._is_by_index = False
 
     @property
     def dialect(self) -> Dialect:
@@ -62,7 +67,9 @@ class PostgresSession(Session):
 
     def run(self, statement: Statement) -> int:
         if statement.appends_to is None:
-            return super().run(statement)
+            with self.staged(statement.staged):
+                found = self._execute(statement.sql, statement.values, statement.by_key_of)
+                return max(found.rowcount, 0)
         table, columns = statement.appends_to
         [rows] = statement.staged.values()
         return self._copy(table, columns, rows)
@@ -79,17 +86,39 @@ class PostgresSession(Session):
             self._cursor.execute(f"DROP TABLE pg_temp.{quote(name)}".encode())
 
     def complete(self, table: str, schema: TableSchema) -> None:
+        self._keyed.pop(table, None)
         add_key(self, table, schema)
 
     def follow_key(self, table: str, old: TableSchema, new: TableSchema) -> None:
+        self._keyed.clear()
         change_key(self, table, old, new)
 
     def let_go(self, table: str, schema: TableSchema, mark: str) -> None:
         rename_key(self, schema, mark)
 
+    def refuses_known_keys(self, table: str, schema: TableSchema, count: int) -> bool:
+        if count < _MANY:
+            return False
+        if table not in self._keyed:
+            self._keyed[table] = has_key(self, table, schema)
+        return self._keyed[table]
+
+    def append_new(self, statement: Statement) -> bool:
+        self._cursor.execute(b"SAVEPOINT _etl_new")
+        try:
+            self.run(statement)
+        except psycopg.errors.UniqueViolation:
+            self._cursor.execute(b"ROLLBACK TO SAVEPOINT _etl_new; RELEASE SAVEPOINT _etl_new")
+            return False
+        self._cursor.execute(b"RELEASE SAVEPOINT _etl_new")
+        return True
+
     # ------------------------------------------------------------------------------------------
 
-    def _execute(self, sql: str, values: Sequence[object]) -> psycopg.RawCursor[Any]:
+    def _execute(
+        self, sql: str, values: Sequence[object], by_key_of: str | None = None
+    ) -> psycopg.RawCursor[Any]:
+        self._find_by_index(by_key_of)
         if sql.startswith(_CREATE):
             self._keep()
         arrays = {name: rows for name, rows in self._rows.items() if name not in self._kept}
@@ -107,6 +136,21 @@ class PostgresSession(Session):
             sql = f"WITH {', '.join(relations)} {sql}"
         # Never prepared: a plan for any number of keys is one for few.
         return self._cursor.execute(sql.encode(), parameters or None, prepare=False)
+
+    def _find_by_index(self, table: str | None) -> None:
+        """Have rows of the table found by its key's index, if it is known to have that.
+
+        That takes as long as there are keys to find; what the planner takes for many keys, as long
+        as there are rows in the table.
+        """
+        is_wanted = table is not None and self._keyed.get(table, False)
+        if is_wanted == self._is_by_index:
+            return
+        others = "off" if is_wanted else "DEFAULT"
+        self._cursor.execute(
+            f"SET LOCAL enable_hashjoin = {others}; SET LOCAL enable_mergejoin = {others}".encode()
+        )
+        self._is_by_index = is_wanted
 
     def _keep(self) -> None:
         for name, rows in self._rows.items():

@@ -36,6 +36,9 @@ class Statement:
     #: Where all it does is to append the one set of rows: the table as SQL, and its columns. A
     #: session may do that in a faster way.
     appends_to: tuple[str, Sequence[str]] | None = None
+    #: Where rows of a table are found by its key, one for each of those staged: the table as SQL.
+    #: A session may have its database use the key's index.
+    by_key_of: str | None = None
 
 
 class Session(ABC):
@@ -133,6 +136,23 @@ class Session(ABC):
             mark: tells what it had from what another table will have.
         """
         return
+
+    def refuses_known_keys(self, table: str, schema: TableSchema, count: int) -> bool:
+        """Whether `append_new` is a way to append this many rows: the table has a key, by which
+        the database refuses a second row with the same.
+
+        Args:
+            table: as SQL.
+        """
+        return False
+
+    def append_new(self, statement: Statement) -> bool:
+        """Append rows with keys that the table is not expected to have.
+
+        Returns:
+            Whether all were appended; none is where one has a key that is there.
+        """
+        raise NotImplementedError
 
     def fetch_row(self, sql: str, values: Sequence[object] = ()) -> tuple[Any, ...] | None:
         """The one row of a query, or None."""

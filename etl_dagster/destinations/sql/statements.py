@@ -43,6 +43,7 @@ def delete_keys(target: Target, keys: pa.RecordBatch) -> Statement:
         f"USING (SELECT {target.dialect.select_list(names, target.types)} FROM _etl_keys) AS gone "
         f"WHERE {key_match(keys)}",
         staged={"_etl_keys": keys},
+        by_key_of=target.sql,
     )
 
 
@@ -196,6 +197,7 @@ def keep_known(
         f"CREATE TEMP TABLE _etl_known AS SELECT {columns}, incoming.{quote(PLACE)} AS place "
         f"FROM _etl_rows AS incoming LEFT JOIN {rows_now or target.sql} AS target ON {match}",
         staged={"_etl_rows": pa.RecordBatch.from_arrays(arrays, names)},
+        by_key_of=target.sql,
     )
 
 

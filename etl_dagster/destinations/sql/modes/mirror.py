@@ -17,6 +17,26 @@ from etl_dagster.model.modes import TableMode
 from etl_dagster.model.position import Position
 
 
+def replace_rows(session: Session, target: Target, collapsed: Collapsed) -> int:
+    """Delete the rows with the keys that are touched, and append those that there are then.
+
+    Returns:
+        How many rows were deleted.
+    """
+    rows, obsolete = collapsed.rows, 0
+    append = statements.insert(target, rows)
+    if session.refuses_known_keys(target.sql, target.schema, len(collapsed.removed)):
+        replaced = collapsed.replaced
+        if len(replaced):
+            obsolete = session.run(statements.delete_keys(target, replaced))
+        if not len(rows) or session.append_new(append):
+            return obsolete
+    obsolete += session.run(statements.delete_keys(target, collapsed.removed))
+    if len(rows):
+        session.run(append)
+    return obsolete
+
+
 class Mirror(Mode["Collapsed | None"]):
     """The table holds the rows that the source's holds."""
 
@@ -36,10 +56,7 @@ class Mirror(Mode["Collapsed | None"]):
         if collapsed is None:
             return self._change_keyless(session, target, changes)
         if not collapsed.unknown:
-            obsolete = session.run(statements.delete_keys(target, collapsed.removed))
-            if len(collapsed.rows):
-                session.run(statements.insert(target, collapsed.rows))
-            return obsolete
+            return replace_rows(session, target, collapsed)
         dialect = target.dialect
         if dialect.changes_in_place and not dialect.hides_row_id(target.columns):
             change_in_place(session, target, collapsed)
