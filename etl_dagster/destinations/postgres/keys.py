@@ -21,6 +21,8 @@ _INDEXED: Final[Mapping[TableMode, str]] = {
     "append": "({key}, _etl_commit_lsn, _etl_ordinal)",
     "scd2": "({key}) WHERE _etl_is_current",
 }
+#: One key is made at a time, so this is what a destination's server gives for it.
+_SORT_KB = 256 * 1024
 
 
 def add_key(session: Session, table: str, schema: TableSchema) -> None:
@@ -35,6 +37,12 @@ def add_key(session: Session, table: str, schema: TableSchema) -> None:
     key = schema.key_columns
     if not key:
         return
+    session.execute(
+        "SELECT pg_catalog.set_config('maintenance_work_mem', $1::text, true) "
+        "FROM pg_catalog.pg_settings "
+        "WHERE name = 'maintenance_work_mem' AND setting::bigint < $1",
+        [_SORT_KB],
+    )
     columns = column_list(key)
     if schema.mode in _INDEXED:
         # A key has many rows.

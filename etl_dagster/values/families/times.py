@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from etl_dagster.values import oids
 from etl_dagster.values.casts import cast_or_convert
 from etl_dagster.values.families.texts import own_text, printed
-from etl_dagster.values.form import AnyArray, BuiltIn, Edge, Form, OwnType
+from etl_dagster.values.form import CAST, AnyArray, BuiltIn, Edge, Form, OwnType
 from etl_dagster.values.oids import DATE_INFINITY, TIMESTAMP_INFINITY
 from etl_dagster.values.parsed import Odd, Parsed, odd_where
 from etl_dagster.values.strings import ascii_scalar, valid_text
@@ -330,6 +330,8 @@ def _timestamp_row(
             _FIRST_TIMESTAMP_US,
             partial(_print_moment, zone),
         ),
+        # Selected by a destination that reads text, of every row; format() takes far longer.
+        output=CAST,
         is_ascii=True,
         bound="length",
         edges=(
