@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from etl_dagster.destinations.duckdb import DuckDBDestination, query
-from etl_dagster.destinations.duckdb.enums import joined
+from etl_dagster.destinations.sql.labels import joined
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import (

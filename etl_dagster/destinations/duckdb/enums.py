@@ -9,20 +9,16 @@ source; the labels sort as they do there, and a row has a number instead of a te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from etl_dagster.destinations.duckdb.tables import enum_type
 from etl_dagster.destinations.sql.dialect import quote
+from etl_dagster.destinations.sql.labels import Labels, enums_of, joined, occurring
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.values.forms import labels_of, with_labels
-
-Labels = tuple[str, ...]
 
 
 def make_room(
@@ -46,11 +42,11 @@ def make_room(
     order = {column.name: labels_of(column) or () for column in wanted.columns}
     for column in enums_of(known):
         labels = labels_of(column) or ()
-        needed = joined(labels, order.get(column.name, ()), _occurring(rows, column.name))
+        needed = joined(labels, order.get(column.name, ()), occurring(rows, column.name))
         if needed == labels:
             continue
         there = _labels_there(session, table, column.name)
-        needed = joined(there, order.get(column.name, ()), _occurring(rows, column.name))
+        needed = joined(there, order.get(column.name, ()), occurring(rows, column.name))
         if needed != there:
             _give_labels(session, table, column.name, needed)
         others[column.name] = with_labels(column, needed)
@@ -73,31 +69,6 @@ def make_room_as(session: Session, table: str, other: str, schema: TableSchema) 
             _give_labels(session, table, column.name, needed)
 
 
-def enums_of(schema: TableSchema) -> list[ColumnSchema]:
-    """The columns that are enums in DuckDB."""
-    return [c for c in schema.columns if c.own_type and labels_of(c) is not None]
-
-
-def joined(there: Labels, wanted: Labels, occurring: Sequence[str]) -> Labels:
-    """The labels that a column is to have.
-
-    Those that are wanted, in their order, where none that is there would be lost; else those that
-    are there. Others that occur come last: what their place is, only the source can tell.
-    """
-    labels = wanted if set(wanted) >= set(there) else there
-    more = dict.fromkeys([*wanted, *occurring])
-    return (*labels, *(label for label in more if label not in set(labels)))
-
-
-def _occurring(rows: pa.RecordBatch, name: str) -> list[str]:
-    if name not in rows.schema.names:
-        return []
-    column: Any = rows.column(name)
-    labels = column.dictionary if pa.types.is_dictionary(column.type) else pc.unique(column)
-    found: list[str] = labels.drop_null().to_pylist()
-    return found
-
-
 def _labels_there(session: Session, table: str, column: str) -> Labels:
     [(labels,)] = session.fetch(f"SELECT enum_range((SELECT {quote(column)} FROM {table} LIMIT 0))")
     return tuple(labels)
@@ -105,30 +76,3 @@ def _labels_there(session: Session, table: str, column: str) -> Labels:
 
 def _give_labels(session: Session, table: str, column: str, labels: Labels) -> None:
     session.execute(f"ALTER TABLE {table} ALTER COLUMN {quote(column)} TYPE {enum_type(labels)}")
-
-
-def pieces_with_room(
-    session: Session,
-    table: str,
-    schema: TableSchema,
-    batches: Iterator[pa.RecordBatch],
-) -> Iterator[Iterator[pa.RecordBatch]]:
-    """The rows in stretches, each of which the table's enums have room for; mostly one.
-
-    A stretch must be used up before the next one is asked for.
-    """
-    held = next(batches, None)
-
-    def stretch(known: Mapping[str, set[str]]) -> Iterator[pa.RecordBatch]:
-        nonlocal held
-        while held is not None and _has_room(held, known):
-            yield held
-            held = next(batches, None)
-
-    while held is not None:
-        schema = make_room(session, table, schema, schema, held)
-        yield stretch({c.name: set(labels_of(c) or ()) for c in enums_of(schema)})
-
-
-def _has_room(rows: pa.RecordBatch, known: Mapping[str, set[str]]) -> bool:
-    return all(labels.issuperset(_occurring(rows, name)) for name, labels in known.items())

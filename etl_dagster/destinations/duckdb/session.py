@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from etl_dagster.destinations.duckdb import enums
 from etl_dagster.destinations.duckdb.dialect import DuckDBDialect
+from etl_dagster.destinations.sql.labels import pieces_with_room
 from etl_dagster.destinations.sql.session import Rows, Session, Statement
 from etl_dagster.model.schema import TableSchema
 
@@ -56,7 +57,7 @@ class DuckDBSession(Session):
     def stretches(
         self, table: str, schema: TableSchema, batches: Iterator[pa.RecordBatch]
     ) -> Iterator[Iterator[pa.RecordBatch]]:
-        return enums.pieces_with_room(self, table, schema, batches)
+        return pieces_with_room(self, table, schema, batches)
 
     def stage(self, name: str, rows: Rows) -> None:
         self.connection.register(name, rows)
