@@ -24,7 +24,7 @@ _SHOWN_ROWS = 100
 _INFINITIES = {2**63 - 1: "infinity", -(2**63 - 1): "-infinity"}
 
 
-@click.command(short_help="Query the DuckDB file or the DuckLake, also while it is written.")
+@click.command(short_help="Query the destination, also while it is written.")
 @click.argument("sql")
 @config_option
 @click.option(
@@ -36,14 +36,13 @@ _INFINITIES = {2**63 - 1: "infinity", -(2**63 - 1): "-infinity"}
     help="json gives one object on each line.",
 )
 def query(sql: str, config_path: Path, form: str) -> None:
-    """Run a query on the DuckDB file or the DuckLake, read only, also while it is written.
+    """Run a query on the DuckDB file, the DuckLake or the Postgres, read only, also while it is
+    written.
 
     \b
     etl-dagster query "select origin, count(*) from public.flights group by all"
     """
-    result = _run(load(config_path), sql)
-    columns = result.column_names
-    rows = list(zip(*map(_values, result.columns), strict=True))
+    columns, rows = _answer(load(config_path), sql)
     if form == "csv":
         writer = csv.writer(sys.stdout)
         writer.writerow(columns)
@@ -53,6 +52,18 @@ def query(sql: str, config_path: Path, form: str) -> None:
             click.echo(json.dumps(dict(zip(columns, row, strict=True)), default=str))
     else:
         _show_table(columns, rows)
+
+
+def _answer(config: PipelineConfig, sql: str) -> tuple[Sequence[str], list[Sequence[Any]]]:
+    """Columns and rows."""
+    from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
+
+    if isinstance(config.destination, PostgresDestinationConfig):
+        from etl_dagster.destinations.postgres.querying import query as query_postgres
+
+        return query_postgres(config.destination.dsn.get_secret_value(), sql)
+    result = _run(config, sql)
+    return result.column_names, list(zip(*map(_values, result.columns), strict=True))
 
 
 def _run(config: PipelineConfig, sql: str) -> pa.Table:
