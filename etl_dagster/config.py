@@ -167,6 +167,11 @@ class DestinationConfig(_Section):
     type: str
 
     @property
+    def makes_types(self) -> bool:
+        """Whether it makes the types that users of the source made."""
+        return False
+
+    @property
     def place(self) -> str:
         """Where it is, for people; without any secret."""
         return self.type
@@ -418,6 +423,7 @@ class PipelineConfig(_Section):
     #: Of a destination that the pipeline was given as an object.
     _given_has_own_types: bool = PrivateAttr(default=False)
     _given_reads_text: bool = PrivateAttr(default=False)
+    _given_makes_types: bool = PrivateAttr(default=False)
 
     @field_validator("pipeline")
     @classmethod
@@ -493,7 +499,12 @@ class PipelineConfig(_Section):
         return f"{self.environment}:{self.pipeline}-to-{self.destination.type}:{table_name}"
 
     def given_destination(
-        self, name: str, *, has_own_types: bool = False, reads_text: bool = False
+        self,
+        name: str,
+        *,
+        has_own_types: bool = False,
+        reads_text: bool = False,
+        makes_types: bool = False,
     ) -> PipelineConfig:
         """The same for a destination given as an object; its name is used where none was
         configured."""
@@ -502,6 +513,7 @@ class PipelineConfig(_Section):
         copy = self.model_copy(update={"destination": DestinationConfig(type=name)})
         copy._given_has_own_types = has_own_types
         copy._given_reads_text = reads_text
+        copy._given_makes_types = makes_types
         return copy
 
     @property
@@ -513,6 +525,11 @@ class PipelineConfig(_Section):
     def reads_text(self) -> bool:
         """As `DestinationConfig.reads_text`."""
         return self.destination.reads_text or self._given_reads_text
+
+    @property
+    def makes_types(self) -> bool:
+        """As `DestinationConfig.makes_types`."""
+        return self.destination.makes_types or self._given_makes_types
 
     def matching(self, table_name: str) -> list[tuple[str, TableConfig]]:
         """The settings that concern a table, given as the text of its `TableName`.

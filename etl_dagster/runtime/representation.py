@@ -24,7 +24,7 @@ from etl_dagster.values.forms import (
     may_have_own_type,
 )
 from etl_dagster.values.text import parse
-from etl_dagster.values.types import PgType, Scalar, without_domains
+from etl_dagster.values.types import PgType, Scalar, is_users_own, without_domains
 
 
 def chosen(schema: TableSchema, config: PipelineConfig) -> TableSchema:
@@ -43,13 +43,18 @@ def given(config: PipelineConfig, destination: Destination) -> PipelineConfig:
     has_own_types = bool(getattr(section, "has_own_types", False))
     reads_text = bool(getattr(section, "reads_text", False))
     return config.given_destination(
-        destination.name, has_own_types=has_own_types, reads_text=reads_text
+        destination.name,
+        has_own_types=has_own_types,
+        reads_text=reads_text,
+        makes_types=bool(getattr(destination, "makes_types", False)),
     )
 
 
 def _chosen(column: ColumnSchema, schema: TableSchema, config: PipelineConfig) -> ColumnSchema:
     if config.reads_text:
-        return replace(column, nested="text", as_text=may_be_odd(replace(column, nested="text")))
+        column = replace(column, nested="text")
+        is_made = config.makes_types and column.type is not None and is_users_own(column.type)
+        return replace(column, as_text=is_made or may_be_odd(column), own_type=is_made)
     in_key = column.name in schema.key_columns
     nested = config.nested_of(schema.name, column.name)
     if column.type is not None:

@@ -61,7 +61,8 @@ select t.oid, t.typtype::text, format_type(t.oid, null),
        (select x.extname::text from pg_depend d join pg_extension x on x.oid = d.refobjid
         where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
         and d.refclassid = 'pg_extension'::regclass limit 1),
-       t.typdelim::text
+       t.typdelim::text,
+       (select c.relkind <> 'c' from pg_class c where c.oid = t.typrelid)
 from needed join pg_type t on t.oid = needed.oid
 """
 
@@ -86,6 +87,8 @@ class _Described:
     extension: str | None
     #: Between two elements of an array of this type.
     delimiter: str
+    #: Whether a composite is the row type of a table or a view.
+    of_table: bool | None = None
 
 
 class TypeCatalog:
@@ -126,7 +129,7 @@ class TypeCatalog:
                     Attribute(name, self._part(int(part), part_modifier, part_dimensions))
                     for name, part, part_modifier, part_dimensions in found.attributes or ()
                 )
-                return Composite(oid, found.name, tuple(attributes))
+                return Composite(oid, found.name, tuple(attributes), bool(found.of_table))
         return Scalar(oid, found.name, modifier, found.extension or "")
 
     def _part(self, oid: int, modifier: int = -1, dimensions: int = 0) -> PgType:

@@ -72,6 +72,8 @@ class Composite:
     name: str = field(compare=False)
     #: In order, without those that were dropped.
     attributes: tuple[Attribute, ...]
+    #: Whether it is that of a table or a view.
+    of_table: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,19 @@ def contains_composite(type_: PgType) -> bool:
             return contains_composite(type_.base)
         case Scalar() | Enum():
             return False
+
+
+def is_users_own(type_: PgType) -> bool:
+    """Whether another Postgres can have the type by the same name: an enum, a domain, a composite
+    that isn't a table's, or an array of such composites."""
+    match type_:
+        case Enum() | Domain():
+            return True
+        case Composite():
+            return not type_.of_table
+        case Array():
+            return isinstance(type_.element, Composite) and is_users_own(type_.element)
+    return False
 
 
 def leaves_in(type_: PgType) -> Iterator[Scalar | Enum]:
@@ -176,7 +191,7 @@ def type_to_json(type_: PgType) -> dict[str, Any]:
                 {"name": attribute.name, "type": type_to_json(attribute.type)}
                 for attribute in type_.attributes
             ]
-            more = {"attributes": attributes}
+            more = {"attributes": attributes, "of_table": type_.of_table}
         case Enum():
             more = {"labels": list(type_.labels), "label_ids": list(type_.label_ids)}
         case Domain():
@@ -211,7 +226,7 @@ def type_from_json(content: Mapping[str, Any]) -> PgType:
                 Attribute(attribute["name"], type_from_json(attribute["type"]))
                 for attribute in content["attributes"]
             )
-            return Composite(oid, name, tuple(attributes))
+            return Composite(oid, name, tuple(attributes), content.get("of_table", False))
         case "enum":
             ids = tuple(content.get("label_ids", ()))
             return Enum(oid, name, tuple(content["labels"]), ids)

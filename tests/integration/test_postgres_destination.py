@@ -63,8 +63,9 @@ def caught_up(pipeline: Pipeline) -> None:
     assert pipeline.wait_until_caught_up(PATIENCE_S)
 
 
+@pytest.mark.parametrize("user_types", ["text", "create"])
 def test_every_value_of_every_type_is_printed_by_copy_as_in_the_source(
-    database: Database, replica: Database, make_config: MakeConfig
+    database: Database, replica: Database, make_config: MakeConfig, user_types: str
 ) -> None:
     random = Random(SEED)
     kinds = create_values(database)
@@ -76,7 +77,7 @@ def test_every_value_of_every_type_is_printed_by_copy_as_in_the_source(
                 connection.execute(f"insert into v values ({number}, {values})")
 
     insert(range(_ROWS // 2))
-    config = make_config(database, **to(replica.dsn))
+    config = make_config(database, **to(replica.dsn, **{"destination.user_types": user_types}))
     with running(config) as pipeline:
         caught_up(pipeline)
         insert(range(_ROWS // 2, _ROWS))
@@ -140,6 +141,62 @@ def test_tables_have_the_types_and_primary_keys_of_the_source_and_no_other_const
         " where conrelid = 'public.orders'::regclass and contype not in ('n')"
     )
     assert replica.query(constraints) == [("PRIMARY KEY (a, b)",)]
+
+
+def test_enums_domains_and_composites_are_made_where_that_is_asked_for(
+    database: Database, replica: Database, make_config: MakeConfig
+) -> None:
+    """And follow the source: labels while rows come, attributes with the next copy."""
+    database.execute(
+        'create schema "My Types"',
+        "create type \"My Types\".mood as enum ('sad', 'it''s ok')",
+        "create domain positive as numeric(8,2) check (value > 0)",
+        "create domain temper as \"My Types\".mood check (value <> 'sad')",
+        "create type place as (city text, at point)",
+        'create table people (mood "My Types".mood primary key, n positive, t temper, p place,'
+        ' many place[], whole point, moods "My Types".mood[])',
+        "insert into people values ('sad', 1.5, 'it''s ok', ('a b', '(1,2)'), array[('x', null)"
+        "::place], '(3,4)', '{sad}')",
+        "create publication etl_pub for table people",
+    )
+    config = make_config(database, **to(replica.dsn, **{"destination.user_types": "create"}))
+    types = (
+        "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+        " where attrelid = 'public.people'::regclass and attnum > 0 order by attnum"
+    )
+    labels = "select array_agg(e order by e)::text from unnest(enum_range(null::{})) e"
+    with running(config) as pipeline:
+        caught_up(pipeline)
+        database.execute(
+            "alter type \"My Types\".mood add value 'happy'",
+            "alter type \"My Types\".mood add value 'so, so' before 'happy'",
+            "insert into people (mood, t) values ('happy', 'so, so')",
+            "update people set t = 'happy' where mood = 'sad'",
+        )
+        caught_up(pipeline)
+        assert replica.query(types) == [
+            *database.query(types)[:-1],
+            ("moods", "text[]"),
+        ] or replica.query(types) == [*database.query(types)[:-1], ("moods", "text")]
+        mood = labels.format('"My Types".mood')
+        assert replica.query(mood) == database.query(mood)
+        assert copied_out(replica, "people", "mood::text") == copied_out(
+            database, "people", "mood::text"
+        )
+
+        database.execute(
+            "alter type place add attribute country text",
+            "insert into people (mood, p) values ('so, so', ('c', '(5,6)', 'ch'))",
+        )
+        wait_until(
+            lambda: (
+                copied_out(replica, "people", "mood::text")
+                == copied_out(database, "people", "mood::text")
+            )
+        )
+        caught_up(pipeline)
+    place = "select row(null, null, 'x')::public.place::text"
+    assert replica.query(place) == database.query(place)
 
 
 def test_changes_of_the_schema_and_of_names_are_followed(

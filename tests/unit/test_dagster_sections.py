@@ -58,7 +58,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "connect_timeout_s": 3,
     },
     "postgres": {"dsn": "dbname=s", "session_dsn": "dbname=t", "schema_name": "state"},
-    "destination postgres": {"dsn": "dbname=d", "changelog": True},
+    "destination postgres": {"dsn": "dbname=d", "user_types": "create", "changelog": True},
     "duckdb": {"path": "x.duckdb", "memory_limit": "1GB", "lock_timeout_s": 5, "changelog": True},
     "ducklake": {
         "catalog": "postgresql://u:p4ss@h/d",

@@ -6,11 +6,14 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pytest
+from psycopg import errors
 
 from etl_dagster.destinations.evolution import ChangeColumnType
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
+from etl_dagster.destinations.postgres.connections import Connections
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
 from etl_dagster.destinations.postgres.printing import array_literal, copied
 from etl_dagster.destinations.postgres.types import column_type
@@ -203,3 +206,30 @@ def test_values_arrive_as_they_are_or_not_at_all() -> None:
 
     assert section.refusal("text") is None
     assert all(section.refusal(choice) for choice in ("native", "json", "double", "decimal(9,2)"))
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason", "solution", "retryable"),
+    [
+        (errors.DiskFull, "no room", "Make room on its server's disk", True),
+        (errors.ReadOnlySqlTransaction, "takes no writes", "point destination.dsn to the", True),
+        (errors.AdminShutdown, "can't be reached", "reconnects by itself", True),
+        (errors.DeadlockDetected, "gave up", "tries again", True),
+        (errors.QueryCanceled, "gave up", "tries again", True),
+        (errors.InvalidPassword, "refuses the connection", "Check user, password", False),
+        (errors.InsufficientPrivilege, "refuses us", "Grant the user of destination.dsn", False),
+    ],
+)
+def test_a_failure_of_the_server_says_what_to_do(
+    failure: type[psycopg.Error], reason: str, solution: str, retryable: bool
+) -> None:
+    """And never counts as one table's, where waiting helps or no table could be written."""
+    connections = Connections("postgresql://etl:s3cr3t@localhost/warehouse")
+    with pytest.raises((psycopg.Error, TableWriteFailed)) as raised, connections.blaming(1, "t"):
+        raise failure("as the server says it")
+    translated = connections.translate(failure("as the server says it"))
+
+    assert reason in translated.reason
+    assert solution in translated.solution
+    assert translated.retryable is retryable
+    assert isinstance(raised.value, psycopg.Error) or failure is errors.InsufficientPrivilege

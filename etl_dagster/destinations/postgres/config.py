@@ -16,6 +16,11 @@ class PostgresDestinationConfig(DestinationConfig):
 
     type: Literal["postgres"]
     dsn: SecretStr = Field(description="A libpq URI or key/value string; may hold the password.")
+    user_types: Literal["text", "create"] = Field(
+        "text",
+        description="What enums, domains and composites become: `text`: text and base types; "
+        "`create`: the same types, made at the destination.",
+    )
     changelog: bool = Field(False, description="Also keep the position of every change.")
 
     @field_validator("dsn")
@@ -29,6 +34,10 @@ class PostgresDestinationConfig(DestinationConfig):
             # Outside of libpq's error, which may hold a piece of a password.
             raise ValueError(str(error)) from None
         return value
+
+    @property
+    def makes_types(self) -> bool:
+        return self.user_types == "create"
 
     @property
     def place(self) -> str:

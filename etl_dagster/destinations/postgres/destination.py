@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from typing import Literal
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
@@ -34,6 +35,8 @@ class PostgresDestination(SqlDestination[PostgresSession]):
 
     Args:
         dsn: a libpq URI or key/value string.
+        user_types: what enums, domains and composites become: text and base types, or the same
+            types, made here.
         changelog: also write the position of every applied change into ``_etl.changelog``.
         source: a connection string of the source, which must be another database.
     """
@@ -53,6 +56,7 @@ class PostgresDestination(SqlDestination[PostgresSession]):
         ),
     )
     config_model = PostgresDestinationConfig
+    completes_apart = True
 
     @classmethod
     def from_config(
@@ -61,14 +65,24 @@ class PostgresDestination(SqlDestination[PostgresSession]):
         """The destination, not yet opened."""
         return cls(
             config.dsn.get_secret_value(),
+            user_types=config.user_types,
             changelog=config.changelog,
             source=pipeline.source.conninfo(),
         )
 
-    def __init__(self, dsn: str, *, changelog: bool = False, source: str | None = None) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        user_types: Literal["text", "create"] = "text",
+        changelog: bool = False,
+        source: str | None = None,
+    ) -> None:
         super().__init__(PostgresDialect(), changelog=changelog)
         self._connections = Connections(dsn)
         self._source = source
+        #: Whether new columns get the types that users of the source made.
+        self.makes_types = user_types == "create"
 
     @property
     def place(self) -> str:
@@ -103,7 +117,7 @@ class PostgresDestination(SqlDestination[PostgresSession]):
         self, *, alone: bool = False, more_follows: bool | None = None
     ) -> Iterator[PostgresSession]:
         with self._connections.transaction(alone=alone) as connection:
-            yield PostgresSession(connection)
+            yield PostgresSession(connection, self._connections.transaction)
 
     @contextmanager
     def _reading(self) -> Iterator[PostgresSession | None]:

@@ -102,9 +102,10 @@ class PostgresDialect(Dialect):
 
     def change_type(self, table: str, name: str, type_: str) -> list[str]:
         column = quote(name)
+        # By way of the text, where one of the two is a type of a user's own.
+        value = f"CAST({column} AS text)" if "." in type_ else column
         return [
-            f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {type_} "
-            f"USING CAST({column} AS {type_})"
+            f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {type_} USING CAST({value} AS {type_})"
         ]
 
     def create_table(self, table: str, types: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +15,9 @@ import pyarrow as pa
 from etl_dagster.destinations.postgres import printing
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
 from etl_dagster.destinations.postgres.keys import add_key, change_key, has_key, rename_key
+from etl_dagster.destinations.postgres.own_types import Aside, OwnTypes
 from etl_dagster.destinations.sql.dialect import Dialect, column_list, quote
+from etl_dagster.destinations.sql.labels import pieces_with_room
 from etl_dagster.destinations.sql.session import Rows, Session, Statement
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.pg.connection import Connection
@@ -32,11 +34,13 @@ class PostgresSession(Session):
 
     Args:
         connection: in a transaction that the caller ends.
+        aside: another transaction, beside that one.
     """
 
-    def __init__(self, connection: Connection, dialect: PostgresDialect | None = None) -> None:
+    def __init__(self, connection: Connection, aside: Aside) -> None:
         self._cursor = psycopg.RawCursor(connection)
-        self._dialect = dialect or PostgresDialect()
+        self._dialect = PostgresDialect()
+        self._types = OwnTypes(self, aside)
         self._rows: dict[str, pa.RecordBatch] = {}
         #: Of these, those that are in a temporary table.
         self._kept: set[str] = set()
@@ -84,6 +88,19 @@ class PostgresSession(Session):
         if name in self._kept:
             self._kept.remove(name)
             self._cursor.execute(f"DROP TABLE pg_temp.{quote(name)}".encode())
+
+    def prepare_types(self, schema: TableSchema) -> None:
+        self._types.prepare(schema)
+
+    def make_room(
+        self, table: str, known: TableSchema, wanted: TableSchema, rows: pa.RecordBatch
+    ) -> TableSchema:
+        return self._types.make_room(known, wanted, rows)
+
+    def stretches(
+        self, table: str, schema: TableSchema, batches: Iterator[pa.RecordBatch]
+    ) -> Iterator[Iterator[pa.RecordBatch]]:
+        return pieces_with_room(self, table, schema, batches)
 
     def complete(self, table: str, schema: TableSchema) -> None:
         self._keyed.pop(table, None)

@@ -9,7 +9,15 @@ from etl_dagster.model.schema import ColumnSchema
 from etl_dagster.values import oids
 from etl_dagster.values.forms import form_of
 from etl_dagster.values.registry import REGISTRY
-from etl_dagster.values.types import Array, Multirange, PgType, Range, Scalar, without_domains
+from etl_dagster.values.types import (
+    Array,
+    Multirange,
+    PgType,
+    Range,
+    Scalar,
+    is_users_own,
+    without_domains,
+)
 
 #: For what the destination has no type for.
 TEXT: Final = "text"
@@ -40,11 +48,22 @@ _FIELDS: Final = {
 
 def column_type(column: ColumnSchema) -> str:
     """The type of a column."""
+    if column.own_type and column.type is not None:
+        return made_type(column.type)
     if form_of(column).parts or (column.type is not None and column.nested == "json"):
         return PARTS
     if column.type is not None:
         return spelled(column.type)
     return _built_in(column.effective_type_oid, column.type_modifier)
+
+
+def made_type(type_: PgType) -> str:
+    """A type in SQL, where users' own types are made (`own_types.py`); see `is_users_own`."""
+    if not is_users_own(type_):
+        return spelled(type_)
+    if isinstance(type_, Array):
+        return f"{made_type(type_.element)}[]"
+    return type_.name
 
 
 def spelled(type_: PgType) -> str:

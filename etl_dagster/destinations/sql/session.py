@@ -115,8 +115,17 @@ class Session(ABC):
         """
         yield batches
 
+    def prepare_types(self, schema: TableSchema) -> None:
+        """Make what types the columns of a table have that is about to be created or altered.
+
+        Raises:
+            TableWriteFailed: a name is taken.
+        """
+        return
+
     def complete(self, table: str, schema: TableSchema) -> None:
-        """A table has all rows of its copy: make what is better made then, such as its key."""
+        """A table has all rows of its copy: make what is better made then, such as its key, where
+        that isn't done yet."""
         return
 
     def follow_key(self, table: str, old: TableSchema, new: TableSchema) -> None:

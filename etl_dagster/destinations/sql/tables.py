@@ -69,6 +69,7 @@ def create_table(session: Session, target: Target) -> None:
     """
     dialect = session.dialect
     require_possible(dialect, target.schema)
+    session.prepare_types(target.schema)
     session.execute(dialect.create_schema(target.name.schema_name))
     types = dialect.declared_types(target.schema) | dict(target.added)
     session.execute(dialect.create_table(target.sql, types))
@@ -102,6 +103,7 @@ def evolve(session: Session, old: TableSchema, new: TableSchema) -> None:
     """
     dialect = session.dialect
     require_possible(dialect, new)
+    session.prepare_types(new)
     types = dialect.declared_types(old), dialect.declared_types(new)
     table = Target.of(dialect, old).sql
     filled: list[tuple[str, pa.Array[Any]]] = []

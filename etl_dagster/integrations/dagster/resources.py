@@ -80,6 +80,7 @@ if TYPE_CHECKING:
 
     class _PostgresFields(SectionResource, EtlDestinationResource):
         dsn: str
+        user_types: str = "text"
         changelog: bool = False
 
     class _HttpFields(SectionResource, EtlDestinationResource):
