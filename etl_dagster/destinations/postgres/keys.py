@@ -26,7 +26,7 @@ _SORT_KB = 256 * 1024
 
 
 def add_key(session: Session, table: str, schema: TableSchema) -> None:
-    """Make the table's key, after all rows of a copy are there.
+    """Make the table's key, where it isn't made yet, after all rows of a copy are there.
 
     Two chunks may both have brought a row that moved between them; changes are to come that touch
     it, and one of the two is enough until then.
@@ -34,16 +34,24 @@ def add_key(session: Session, table: str, schema: TableSchema) -> None:
     Args:
         table: as SQL.
     """
-    key = schema.key_columns
-    if not key:
-        return
+    name = key_name(schema.id)
+    made = (
+        "SELECT 1 FROM pg_catalog.pg_index AS i "
+        "JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid "
+        "WHERE i.indrelid = pg_catalog.to_regclass($1) AND c.relname = $2"
+    )
+    if schema.key_columns and session.fetch_row(made, [table, name]) is None:
+        _make_key(session, table, schema)
+
+
+def _make_key(session: Session, table: str, schema: TableSchema) -> None:
     session.execute(
         "SELECT pg_catalog.set_config('maintenance_work_mem', $1::text, true) "
         "FROM pg_catalog.pg_settings "
         "WHERE name = 'maintenance_work_mem' AND setting::bigint < $1",
         [_SORT_KB],
     )
-    columns = column_list(key)
+    columns = column_list(schema.key_columns)
     if schema.mode in _INDEXED:
         # A key has many rows.
         session.execute(
@@ -81,7 +89,8 @@ def change_key(session: Session, table: str, old: TableSchema, new: TableSchema)
     for column in old.key_columns:
         if column in new.column_names and column not in new.key_columns:
             session.execute(f"ALTER TABLE {table} ALTER COLUMN {quote(column)} DROP NOT NULL")
-    add_key(session, table, new)
+    if new.key_columns:
+        _make_key(session, table, new)
 
 
 def rename_key(session: Session, schema: TableSchema, mark: str) -> None:

@@ -59,6 +59,10 @@ class SqlDestination(ABC, Generic[SessionT]):
         offers=frozenset({ChecksNames, CopiesManyTables}),
     )
 
+    #: Whether `Session.complete` takes long for a large table, and other sessions can write
+    #: meanwhile.
+    completes_apart: ClassVar[bool] = False
+
     def __init__(self, dialect: Dialect, *, changelog: bool = False) -> None:
         self._dialect = dialect
         self._changelog = changelog
@@ -199,6 +203,11 @@ class SqlDestination(ABC, Generic[SessionT]):
         """The copy becomes the table, in place of the one before."""
         if not self._begin_copy(schema, rows.copy_id, None):
             return
+        if self.completes_apart and schema.mode == "mirror":
+            with self._about(schema) as session:
+                if Copies(session).status(schema.id, rows.copy_id) == "running":
+                    staging = Target.staging(session.dialect, schema)
+                    session.complete(staging.sql, schema)
         with self._about(schema, alone=True) as session:
             ledger, copies = Ledger(session), Copies(session)
             if copies.status(schema.id, rows.copy_id) != "running":
