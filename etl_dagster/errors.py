@@ -419,7 +419,8 @@ class DestinationShared(DestinationError):
     """Another pipeline has written to a destination that can hold one pipeline's tables only."""
 
     solution = (
-        "Give each pipeline a place of its own (`destination.path`). If the pipeline was renamed, "
+        "Give each pipeline a place of its own (`destination.path`, or another database in "
+        "`destination.dsn`). If the pipeline was renamed, "
         "give it its old name back, or move the file away: then everything is copied again."
     )
 

@@ -1,0 +1,126 @@
+"""What happens to a Postgres destination, or stands in its way, while a pipeline writes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from etl_dagster.assembly import build_destination
+from etl_dagster.config import PipelineConfig
+from etl_dagster.demo.server import EmbeddedPostgres
+from etl_dagster.errors import DestinationReplaced, DestinationRestored, DestinationShared
+from etl_dagster.runtime.belonging import Belonging
+from etl_dagster.stores.memory import MemoryStore
+from tests.support.database import Database
+from tests.support.pipelines import running
+from tests.support.waiting import PATIENCE_S, wait_until
+
+MakeConfig = Callable[..., PipelineConfig]
+
+
+@pytest.fixture
+def replica(newest_server: EmbeddedPostgres) -> Iterator[Database]:
+    with Database.create(newest_server) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def items(newest_database: Database) -> Database:
+    """The source: a table with a hundred rows."""
+    newest_database.execute(
+        "create table items (id int primary key)",
+        "insert into items select generate_series(1, 100)",
+        "create publication etl_pub for table items",
+    )
+    return newest_database
+
+
+def to(dsn: str, **more: Any) -> dict[str, Any]:
+    return {"destination": {"type": "postgres", "dsn": dsn}, **more}
+
+
+def test_a_session_that_is_ended_in_the_middle_of_a_batch_loses_and_doubles_nothing(
+    items: Database, replica: Database, make_config: MakeConfig
+) -> None:
+    ours = "application_name = 'etl_dagster destination' and datname = current_database()"
+    config = make_config(items, **to(replica.dsn, **{"destination.changelog": True}))
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(PATIENCE_S)
+        with replica.connect(autocommit=False) as other:
+            other.execute("lock table items in access exclusive mode")
+            items.execute("insert into items select generate_series(101, 600)")
+            items.execute("update items set id = -id where id < 10")
+            waiting = f"select pid from pg_stat_activity where {ours} and wait_event_type = 'Lock'"
+            wait_until(lambda: replica.query(waiting) != [])
+            replica.query(f"select pg_terminate_backend(pid) from pg_stat_activity where {ours}")
+        assert pipeline.wait_until_caught_up(PATIENCE_S)
+
+    count = "select count(*), count(distinct id), sum(id) from items"
+    assert replica.query(count) == items.query(count)
+    doubled = "select 1 from _etl.changelog group by commit_lsn, ordinal having count(*) > 1"
+    assert replica.query(doubled) == []
+
+
+def test_a_database_that_is_not_the_one_that_was_written_is_refused(
+    items: Database, replica: Database, make_config: MakeConfig
+) -> None:
+    """Another pipeline's, an empty one, and one that was restored from a backup."""
+    store = MemoryStore()
+    config = make_config(items, **to(replica.dsn))
+
+    def require(config: PipelineConfig, store: MemoryStore) -> None:
+        destination = build_destination(config)
+        try:
+            Belonging(config, store, destination).require()
+        finally:
+            destination.shutdown()
+
+    with running(config, store=store) as pipeline:
+        assert pipeline.wait_until_caught_up(PATIENCE_S)
+    with Database.create(replica.server) as backup, Database.create(replica.server) as empty:
+        with psycopg.connect(replica.server.dsn(), autocommit=True) as admin:
+            name, template = sql.Identifier(backup.name), sql.Identifier(replica.name)
+            admin.execute(sql.SQL("drop database {}").format(name))
+            admin.execute(sql.SQL("create database {} template {}").format(name, template))
+        items.execute("insert into items values (101)")
+        with running(config, store=store) as pipeline:
+            assert pipeline.wait_until_caught_up(PATIENCE_S)
+
+        require(config, store)
+        with pytest.raises(DestinationRestored, match="older copy"):
+            require(make_config(items, **to(backup.dsn)), store)
+        with pytest.raises(DestinationReplaced):
+            require(make_config(items, **to(empty.dsn)), store)
+    with pytest.raises(DestinationShared, match="holds the tables of the pipeline 'test'"):
+        require(make_config(items, **to(replica.dsn, pipeline="other")), MemoryStore())
+
+
+def test_a_table_in_a_schema_that_the_role_may_not_use_stops_alone(
+    items: Database, replica: Database, make_config: MakeConfig
+) -> None:
+    items.execute(
+        "create schema sales; create table sales.orders (id int primary key)",
+        "alter publication etl_pub add table sales.orders",
+    )
+    role = f"least_{replica.name}"
+    replica.execute(
+        f"create role {role} login password 'x'",
+        f"create schema _etl authorization {role}",
+        f"grant create, usage on schema public to {role}",
+        "create schema sales",
+    )
+    dsn = psycopg.conninfo.make_conninfo(replica.dsn, user=role, password="x")
+    try:
+        with running(make_config(items, **to(dsn))) as pipeline:
+            wait_until(lambda: pipeline.status().tables["sales.orders"].state == "errored")
+            wait_until(lambda: pipeline.status().tables["public.items"].state == "ready")
+            found = pipeline.status().tables["sales.orders"]
+        assert replica.query("select count(*) from items") == [(100,)]
+        assert "permission denied for schema sales" in str(found)
+        assert "Grant the user of destination.dsn" in str(found)
+    finally:
+        replica.execute(f"drop owned by {role}", f"drop role {role}")
