@@ -66,7 +66,10 @@ def test_rows_that_are_only_appended_say_so() -> None:
     rows = pa.RecordBatch.from_pylist([{"id": 1, "at": None}], ORDERS.arrow_schema)
     target = Target.of(DIALECT, ORDERS)
 
-    assert insert(target, rows).appends_to == ('"public"."orders"', ("id", "at"))
+    assert insert(target, rows).appends_to == (
+        '"public"."orders"',
+        {"id": "bigint", "at": "TIMESTAMP WITH TIME ZONE"},
+    )
     assert delete_keys(target, rows.select(["id"])).appends_to is None
 
 

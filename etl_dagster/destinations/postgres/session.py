@@ -12,7 +12,7 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 
-from etl_dagster.destinations.postgres import printing
+from etl_dagster.destinations.postgres import binary, printing
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
 from etl_dagster.destinations.postgres.keys import add_key, change_key, has_key, rename_key
 from etl_dagster.destinations.postgres.own_types import Aside, OwnTypes
@@ -74,9 +74,9 @@ class PostgresSession(Session):
             with self.staged(statement.staged):
                 found = self._execute(statement.sql, statement.values, statement.by_key_of)
                 return max(found.rowcount, 0)
-        table, columns = statement.appends_to
+        table, types = statement.appends_to
         [rows] = statement.staged.values()
-        return self._copy(table, columns, rows)
+        return self._copy(table, types, rows)
 
     def stage(self, name: str, rows: Rows) -> None:
         assert isinstance(rows, pa.RecordBatch)
@@ -173,20 +173,36 @@ class PostgresSession(Session):
         for name, rows in self._rows.items():
             if name in self._kept:
                 continue
-            columns = printing.columns_of(rows)
-            spelled = ", ".join(f"{quote(column)} {type_}" for column, type_ in columns)
+            types = dict(printing.columns_of(rows))
+            spelled = ", ".join(f"{quote(column)} {type_}" for column, type_ in types.items())
             self._cursor.execute(
                 f"CREATE TEMP TABLE {quote(name)} ({spelled}) ON COMMIT DROP".encode()
             )
-            self._copy(f"pg_temp.{quote(name)}", rows.schema.names, rows)
+            self._copy(f"pg_temp.{quote(name)}", types, rows)
             self._kept.add(name)
 
-    def _copy(self, table: str, columns: Sequence[str], rows: Rows) -> int:
+    def _copy(self, table: str, types: Mapping[str, str], rows: Rows) -> int:
+        """Append rows: in the binary format as far as all their values have a form there."""
+        columns = list(types)
         named = f" ({column_list(columns)})" if columns else ""
-        count = 0
-        batches = [rows] if isinstance(rows, pa.RecordBatch) else rows
-        with self._cursor.copy(f"COPY {table}{named} FROM STDIN".encode()) as copy:
-            for batch in batches:
-                copy.write(cast(bytes, printing.copied(batch.select(list(columns)))))
-                count += batch.num_rows
+        batches = iter([rows] if isinstance(rows, pa.RecordBatch) else rows)
+        held, count = next(batches, None), 0
+        encoders = None if held is None else binary.encoders(held.select(columns).schema, types)
+        while held is not None:
+            data = binary.encoded(held.select(columns), encoders) if encoders else None
+            form = "text" if data is None else "binary"
+            with self._cursor.copy(
+                f"COPY {table}{named} FROM STDIN (FORMAT {form})".encode()
+            ) as copy:
+                if data is not None:
+                    copy.write(binary.HEADER)
+                while held is not None and (form == "text") == (data is None):
+                    text = printing.copied(held.select(columns)) if data is None else data
+                    copy.write(cast(bytes, text))
+                    count += held.num_rows
+                    held = next(batches, None)
+                    if held is not None and encoders:
+                        data = binary.encoded(held.select(columns), encoders)
+                if form == "binary":
+                    copy.write(binary.TRAILER)
         return count

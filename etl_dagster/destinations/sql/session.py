@@ -33,9 +33,9 @@ class Statement:
     values: Sequence[object] = ()
     #: Rows that it reads like a table, by name.
     staged: Mapping[str, Rows] = field(default_factory=dict)
-    #: Where all it does is to append the one set of rows: the table as SQL, and its columns. A
-    #: session may do that in a faster way.
-    appends_to: tuple[str, Sequence[str]] | None = None
+    #: Where all it does is to append the one set of rows: the table as SQL, and the types of its
+    #: columns by name. A session may do that in a faster way.
+    appends_to: tuple[str, Mapping[str, str]] | None = None
     #: Where rows of a table are found by its key, one for each of those staged: the table as SQL.
     #: A session may have its database use the key's index.
     by_key_of: str | None = None

@@ -26,7 +26,7 @@ def insert(target: Target, rows: Rows) -> Statement:
     return Statement(
         f"INSERT INTO {target.sql} ({column_list(target.columns)}) SELECT {values} FROM _etl_rows",
         staged={"_etl_rows": rows},
-        appends_to=(target.sql, target.columns),
+        appends_to=(target.sql, target.types),
     )
 
 
