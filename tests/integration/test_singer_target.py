@@ -24,6 +24,7 @@ from etl_dagster.destinations.singer.failures import (
     TargetStalled,
 )
 from etl_dagster.errors import DestinationError, TableWriteFailed
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import (
@@ -504,6 +505,35 @@ def test_all_processes_give_the_rows_of_a_copy_one_version(
 
     assert ids(tables) == [0, 1]
     assert {message["version"] for message in tables.received("public-orders")} == {1000}
+
+
+def test_a_copy_has_the_version_where_its_changes_begin_whatever_came_before(
+    scripted: Scripted, tables: Tables
+) -> None:
+    """A process that still applies what is newer must not remove the rows of another's chunks."""
+    late = Transactions(first_lsn=2000).commit(insert(ORDERS, **order(9)))
+    copied = TableRows("c", [arrow_rows(ORDERS, [order(1)])], ChunkId("c", 0), Lsn(1000))
+    wait(scripted().write_table_rows(ORDERS, copied))
+    other = scripted()
+    wait(other.write_events(batch(late)))
+
+    wait(other.write_table_rows(ORDERS, end_of_copy("c", 1000)))
+
+    assert ids(tables) == [1, 9]
+
+
+def test_a_sender_who_has_not_heard_of_the_newest_copy_changes_nothing(
+    scripted: Scripted, tables: Tables
+) -> None:
+    destination = scripted()
+    wait(destination.write_table_rows(ORDERS, chunk("c", 0, ORDERS, [order(1)])))
+    wait(destination.write_table_rows(ORDERS, end_of_copy("c", 1000)))
+    late = Transactions(first_lsn=900).commit(insert(ORDERS, **order(2)))
+
+    result = destination.write_events(batch(late, apply_from={ORDERS.id: Lsn(500)}))
+
+    assert result is None
+    assert ids(tables) == [1]
 
 
 # -- finding it ----------------------------------------------------------------------------------

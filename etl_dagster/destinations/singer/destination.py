@@ -23,6 +23,7 @@ from etl_dagster.destinations.singer.stretches import (
 )
 from etl_dagster.destinations.singer.target import Target
 from etl_dagster.errors import TableWriteFailed
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Capabilities, ChecksItself, ChecksNames, Interruptible
 from etl_dagster.model.events import EventBatch, TableChanges, TableRows, TableStep, TruncateEvent
 from etl_dagster.model.schema import TableId, TableSchema
@@ -76,6 +77,8 @@ class SingerDestination:
         self._made: Stretcher | None = None
         self._copies: dict[TableId, tuple[str, int]] = {}
         self._newest: dict[TableId, int] = {}
+        #: Where the changes of each table's copy begin that was completed here.
+        self._replay_points: dict[TableId, Lsn] = {}
         self._store: DestinationStore | None = None
 
     @property
@@ -157,19 +160,24 @@ class SingerDestination:
                     part = copied(stretch, piece.rows, piece.odd, stamps)
                     for data in part.lines(self._spelling):
                         session.send(data)
-            return session.commit({stretch.stream: bookmark})
+            durable = session.commit({stretch.stream: bookmark})
+        if rows.is_end_of_copy:
+            with self._lock:
+                self._replay_points[schema.id] = rows.replay_from
+        return durable
 
     def _version_of_copy(self, schema: TableSchema, rows: TableRows) -> int:
         """What its rows have, whichever process sends them: where the copy's changes begin.
 
-        That is larger for each copy. Where it isn't told, the copies of this object are counted.
+        That is larger for each copy, and than all changes before. Where it isn't told, the copies
+        of this object are counted.
         """
         with self._lock:
             copy_id, version = self._copies.get(schema.id, ("", 0))
             if copy_id != rows.copy_id:
-                version = max(rows.replay_from.offset, self._newest.get(schema.id, 0) + 1)
+                version = rows.replay_from.offset or self._newest.get(schema.id, 0) + 1
                 self._copies[schema.id] = rows.copy_id, version
-                self._newest[schema.id] = version
+                self._newest[schema.id] = max(self._newest.get(schema.id, 0), version)
             return version
 
     def _warn_of_old_rows(self, schema: TableSchema) -> None:
@@ -197,12 +205,13 @@ class SingerDestination:
         tables = {
             table_id: made
             for table_id, steps in events.tables.items()
-            if (made := self._stretcher.stretches(steps))
+            if not events.is_outdated(table_id, self._replay_points.get(table_id))
+            and (made := self._stretcher.stretches(steps))
         }
         if not tables:
             return None
-        for table_id, steps in events.tables.items():
-            self._note_versions(table_id, steps)
+        for table_id in tables:
+            self._note_versions(table_id, events.tables[table_id])
         bookmarks = {table_id: _bookmark(events.tables[table_id]) for table_id in tables}
         streams = {made[0].stream for made in tables.values()}
         if self._lane.suspects & streams:

@@ -180,6 +180,8 @@ class Stretcher:
         for change in schema_changes(step.previous, step.schema):
             match change:
                 case MoveTable(old):
+                    # Its stream may be another table's by the time of the copy.
+                    self.forget(step.schema.id)
                     why = f"{old.name} is called {name} now, and its rows are in another stream"
                 case RenameColumn(before, after):
                     why = f"{before} of {name} is called {after} now"
