@@ -27,8 +27,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from etl_dagster.config_shape import (
+    AddSetting,
+    FunctionName,
+    MaskSetting,
     TargetName,
+    TypeName,
     require_names,
+    require_salt,
 )
 from etl_dagster.config_text import (
     Place,
@@ -308,11 +313,17 @@ class ColumnConfig(_MergedSection):
     odd_values: OddPolicy | None = Field(None, description="As for the table, for this column.")
     numeric: Numeric | None = Field(None, description="As for the pipeline, for this column.")
     name: str | None = Field(None, min_length=1, description="The name at the destination.")
+    cast: TypeName | None = Field(
+        None, description="A type that the values are read as, such as `text` or `bigint`."
+    )
+    mask: MaskSetting | None = Field(
+        None, description="What stands in place of the values, which the destination never gets."
+    )
 
     @property
     def is_shaping(self) -> bool:
         """Whether the column differs at the destination by it."""
-        return self.name is not None
+        return (self.name, self.cast, self.mask) != (None, None, None)
 
 
 class TableConfig(_MergedSection):
@@ -335,8 +346,20 @@ class TableConfig(_MergedSection):
     columns: dict[str, ColumnConfig] = Field(
         {}, description="Settings by column name, or by pattern."
     )
+    where: str | None = Field(
+        None, description="A condition as in SQL; the destination has only rows that meet it."
+    )
+    add: dict[str, AddSetting] = Field(
+        {}, description="Columns that hold the same in every row, with their values."
+    )
+    hook: FunctionName | None = Field(
+        None, description="A function `package.module:name` that the rows pass last."
+    )
+    hook_adds: dict[str, TypeName] = Field(
+        {}, description="Columns that the function adds, with their types."
+    )
 
-    @field_validator("include", "exclude", "columns")
+    @field_validator("include", "exclude", "columns", "add", "hook_adds")
     @classmethod
     def _named(cls, names: Any) -> Any:
         require_names(names or ())
@@ -345,8 +368,12 @@ class TableConfig(_MergedSection):
     @property
     def is_shaping(self) -> bool:
         """Whether the table differs at the destination by it."""
-        given = (self.name, self.include, self.exclude or None)
-        return given != (None,) * len(given) or any(c.is_shaping for c in self.columns.values())
+        given = (self.name, self.include, self.exclude, self.where, self.add, self.hook)
+        return (
+            any(given)
+            or self.include is not None
+            or any(c.is_shaping for c in self.columns.values())
+        )
 
 
 class MeltanoConfig(_Section):
@@ -417,6 +444,11 @@ class PipelineConfig(_Section):
     tables: dict[str, TableConfig] = Field(
         {}, description="Settings by table, or by a pattern such as `sales.*`."
     )
+    salt: Annotated[SecretStr | None, AfterValidator(require_salt)] = Field(
+        None,
+        description="The key of hashed values, at least 16 characters; better from the "
+        "environment.",
+    )
     meltano: MeltanoConfig = MeltanoConfig()
     #: What `table` and `column` were asked for, and of which tables' settings.
     _merged: tuple[Any, dict[Any, Any]] = PrivateAttr(default=(None, {}))
@@ -467,6 +499,18 @@ class PipelineConfig(_Section):
         ]
         if refused:
             raise ValueError("; ".join(refused))
+        return self
+
+    @model_validator(mode="after")
+    def _hashes_have_a_salt(self) -> PipelineConfig:
+        places = [
+            f"tables.{table}.columns.{column}.mask"
+            for table, settings in self.tables.items()
+            for column, each in settings.columns.items()
+            if each.mask is not None and each.mask.kind == "hash"
+        ]
+        if places and self.salt is None:
+            raise ValueError(f"salt: is required by {', '.join(places)}")
         return self
 
     @model_validator(mode="after")
@@ -553,7 +597,7 @@ class PipelineConfig(_Section):
             given: dict[str, Any] = {}
             for _, settings in self.matching(table_name):
                 more = settings.given
-                for joined in ("columns", "exclude"):
+                for joined in ("columns", "exclude", "add"):
                     if joined in more and joined in given:
                         more[joined] = _joined(given[joined], more[joined])
                 given |= more

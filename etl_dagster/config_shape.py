@@ -104,6 +104,10 @@ def _require_target(text: str) -> str:
 TargetName: TypeAlias = Annotated[str, AfterValidator(_require_target)]
 
 
+#: As Postgres spells it; which ones there are, `etl_dagster.values.read_as` knows.
+TypeName: TypeAlias = Annotated[str, Field(min_length=1)]
+
+
 def _require_function(text: str) -> str:
     if not _FUNCTION.fullmatch(text):
         raise ValueError("must name a function as package.module:function")

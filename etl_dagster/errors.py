@@ -46,6 +46,12 @@ class ShapeRefused(EtlError):
     )
 
 
+class HookFailed(EtlError):
+    """A hook of the settings could not be called, or returned what can't be written."""
+
+    solution = "Correct the function, restart the pipeline, then reset the table if it has stopped."
+
+
 class DecodeError(EtlError):
     """The stream holds bytes that are no pgoutput; it can't be trusted past this point."""
 

@@ -17,6 +17,7 @@ from etl_dagster.cli.pause import pause, resume
 from etl_dagster.cli.query import query
 from etl_dagster.cli.reset import reset
 from etl_dagster.cli.run import run
+from etl_dagster.cli.shape import shape
 from etl_dagster.cli.state import state
 from etl_dagster.cli.status import status
 
@@ -69,7 +70,21 @@ def cli(debug: bool) -> None:
         click.get_current_context().color = False
 
 
-for command in (demo, init, doctor, run, status, query, odd, reset, pause, resume, state, migrate):
+for command in (
+    demo,
+    init,
+    doctor,
+    shape,
+    run,
+    status,
+    query,
+    odd,
+    reset,
+    pause,
+    resume,
+    state,
+    migrate,
+):
     cli.add_command(command)
 
 

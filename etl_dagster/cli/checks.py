@@ -290,7 +290,7 @@ def check_names(config: PipelineConfig, published: Sequence[PublishedTable]) -> 
         destination = build_destination(config)
     except EtlError:
         return  # the destination's own check has found that, too
-    checking = offered(shaping(destination), ChecksNames)
+    checking = offered(shaping(destination, config), ChecksNames)
     if checking is None:
         return
     tables = chosen_tables(published, config)

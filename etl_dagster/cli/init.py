@@ -90,11 +90,17 @@ odd_values: "null"
 # the time in which it was valid).
 mode: mirror
 
+# The key of hashed values (`mask: hash`): who has it can find values by trying.
+# salt: ${{ETL_SALT}}
+
 # What differs for single tables, or for all whose names are like a pattern.
 tables: {{}}
   # "sales.*":
   #   name: "raw_{{schema}}.{{table}}"   # schema and table at the destination
   #   exclude: [ssn, "*_token"]        # columns that the destination doesn't have
+  #   where: "country = 'DE'"          # rows that it has
+  #   columns:
+  #     "*email": {{mask: hash}}         # needs a salt, see above
   # public.events:
   #   mode: append
   #   copy: false               # only changes from now on

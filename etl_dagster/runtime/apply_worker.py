@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from etl_dagster.config import PipelineConfig
@@ -13,7 +13,7 @@ from etl_dagster.errors import EtlError, Superseded
 from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import NO_TRANSACTION, EventBatch, TransactionMark, truncates
-from etl_dagster.model.schema import TableId
+from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
 from etl_dagster.model.stores import CoordinatingStore
@@ -27,6 +27,8 @@ from etl_dagster.runtime.partitions import Partitions
 from etl_dagster.runtime.renames import Renames
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.runtime.schemas import FetchTable, SchemaTracker, ask_types
+from etl_dagster.runtime.unchanged import Key, UnchangedValues
+from etl_dagster.source.catalog import FetchedValues, fetch_row_values
 from etl_dagster.source.control import SourceControl
 
 _log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class ApplyWorker:
         stop: threading.Event,
     ) -> None:
         self._config = config
+        self._control = control
         self._store = store
         self._metrics = metrics
         self._progress = on_durable
@@ -95,6 +98,7 @@ class ApplyWorker:
             expected=last_begin if last_begin.commit_lsn >= start_lsn else None,
             batch=config.batch,
             stop=stop,
+            prepare=UnchangedValues(self._fetch_values, copied_until=None).complete,
             on_durable=self._durable,
             on_table_error=self._table_failed,
             on_outdated=self._outdated,
@@ -124,6 +128,12 @@ class ApplyWorker:
             on_outdated=self._outdated,
             stop=stop,
         )
+
+    def _fetch_values(
+        self, schema: TableSchema, columns: Sequence[str], keys: Sequence[Key]
+    ) -> FetchedValues:
+        doing = "reading values that were not sent"
+        return self._control.ask(doing, fetch_row_values, schema, columns, keys)
 
     def run(self) -> None:
         """Stream until stopped; raises what it failed with."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from etl_dagster.config import BatchConfig, RetryConfig
-from etl_dagster.errors import EtlError, SourceRestored
+from etl_dagster.errors import EtlError, RowsOutdated, SourceRestored, TableWriteFailed
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import BeginEvent, EventBatch, TransactionMark
@@ -272,7 +272,7 @@ class Delivery:
             pipeline=self._pipeline,
             stored_lsn=self._stored_lsn if isinstance(self._worker, ApplyWorker) else LSN_ZERO,
         )
-        events = self._prepare(self._schemas.announce(events))
+        events = self._prepared(self._schemas.announce(events))
         events = self._with_odd_policies(events)
         changes = self._schemas.begin_changes(events)
         begun = self._writer.begin(events)
@@ -281,6 +281,17 @@ class Delivery:
             begun.add_done_callback(lambda _: self._inbox.wake())
         if self._window.is_full:
             self._finish_oldest()
+
+    def _prepared(self, events: EventBatch) -> EventBatch:
+        """The batch as `prepare` returns it, without the tables that it refuses."""
+        while True:
+            try:
+                return self._prepare(events)
+            except RowsOutdated as error:
+                self._writer.exclude_outdated(error.table_id, error.reason)
+            except TableWriteFailed as error:
+                self._writer.exclude(error.table_id, error)
+            events = self._writer.without_excluded(events)
 
     def _finish_oldest(self) -> None:
         """Wait until the oldest write is durable, and do all that follows from that."""

@@ -87,7 +87,7 @@ class Pipeline:
     ) -> None:
         self._config = config = given(config, destination)
         self._store = store = coordinating(store)
-        self._destination = destination = shaping(destination)
+        self._destination = destination = shaping(destination, config)
         self._control = SourceControl(
             config.source,
             application_name=f"etl_dagster control {config.pipeline}",

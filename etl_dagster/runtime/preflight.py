@@ -26,7 +26,7 @@ from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.odd_policies import require_key
 from etl_dagster.runtime.representation import chosen_tables
 from etl_dagster.runtime.table_modes import require_keepable
-from etl_dagster.shaping.rules import collisions, mistakes, unmatched
+from etl_dagster.shaping.mistakes import collisions, mistakes, unmatched
 from etl_dagster.source.catalog import (
     Publication,
     PublishedTable,
@@ -161,6 +161,28 @@ def run_checks(
     except psycopg.Error as error:
         checks.append(Check.error("connection", translate(error, "checking the source")))
     return checks
+
+
+def shaped_tables(config: PipelineConfig) -> list[TableSchema]:
+    """The published tables as the settings shape them, by name; changes nothing.
+
+    Raises:
+        ShapeRefused: the first thing that can't be followed.
+        SourceError: the source refused.
+    """
+    try:
+        with connect(
+            config.source,
+            application_name=_APPLICATION,
+            statement_timeout_s=_STATEMENT_TIMEOUT_S,
+        ) as connection:
+            publication = fetch_publication(connection, config.source.publication)
+            tables = fetch_published_tables(connection, publication.name, with_filters=False)
+    except psycopg.Error as error:
+        raise translate(error, "reading the publication") from error
+    _raise_first(_check_shapes(config, tables))
+    schemas = (table.schema for table in chosen_tables(tables, config))
+    return sorted(schemas, key=lambda schema: schema.name)
 
 
 def _raise_first(checks: Iterator[Check]) -> None:

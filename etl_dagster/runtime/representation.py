@@ -10,8 +10,9 @@ import pyarrow as pa
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.shaping.columns import keep_shapes
-from etl_dagster.shaping.rules import key_mistakes, shaped
+from etl_dagster.shaping.columns import keep_shapes, reason_of_shapes
+from etl_dagster.shaping.mistakes import key_mistakes
+from etl_dagster.shaping.rules import shaped
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.types import TypeCatalog, unknown_types
 from etl_dagster.values.columns import ColumnSchema
@@ -34,7 +35,16 @@ def chosen(schema: TableSchema, config: PipelineConfig) -> TableSchema:
     """
     columns = (_chosen(column, schema, config) for column in schema.columns)
     mode = config.mode_of(schema.name)
-    return shaped(replace(schema, columns=tuple(columns), mode=mode), config)
+    made = shaped(replace(schema, columns=tuple(columns), mode=mode), config)
+    return replace(made, columns=tuple(_cast(column, made, config) for column in made.columns))
+
+
+def _cast(column: ColumnSchema, schema: TableSchema, config: PipelineConfig) -> ColumnSchema:
+    """A column that is cast, whose odd values are those of the type that it is cast to."""
+    if column.shape is None or column.shape.cast is None:
+        return column
+    policy = config.odd_policy(schema.name, column.name)
+    return replace(column, quarantine=policy == "quarantine" and may_be_odd(column))
 
 
 def given(config: PipelineConfig, destination: Destination) -> PipelineConfig:
@@ -105,6 +115,7 @@ def reason_of_columns(schema: TableSchema, known: TableSchema) -> str | None:
     """Why the table must be copied again for its columns as they are now, if so."""
     return (
         _reason_of_hidden_key(schema)
+        or reason_of_shapes(schema, known)
         or _reason_of_key(schema, known)
         or _reason_of_defaults(schema, known)
     )

@@ -13,7 +13,8 @@ from etl_dagster.model.states import Errored, Init, ManualRetry
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.shaping.columns import destination_schema
-from etl_dagster.shaping.rules import collisions, differs, lost_by_name, mistakes, shaped
+from etl_dagster.shaping.mistakes import collisions, mistakes
+from etl_dagster.shaping.rules import differs, lost_by_name, shaped
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.words import names
 

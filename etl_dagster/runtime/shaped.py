@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import HookFailed, ShapeRefused, TableWriteFailed
 from etl_dagster.model.destination import CopiesManyTables, Destination, WriteResult
 from etl_dagster.model.events import (
     CopiedRows,
@@ -25,7 +27,7 @@ from etl_dagster.shaping.rows import Shaper
 _REMEMBERED = 1024
 
 
-def shaping(destination: Destination) -> Destination:
+def shaping(destination: Destination, config: PipelineConfig) -> Destination:
     """The destination behind what becomes of tables on their way there.
 
     Every row that a pipeline writes goes through it, of copies and of streams: what a destination
@@ -35,12 +37,14 @@ def shaping(destination: Destination) -> Destination:
     if isinstance(destination, _Shaping):
         return cast(Destination, destination)
     kind = _Shaping if copying_many(destination) is None else _ShapingMany
-    return cast(Destination, kind(destination))
+    salt = None if config.salt is None else config.salt.get_secret_value().encode()
+    return cast(Destination, kind(destination, salt))
 
 
 class _Shaping:
-    def __init__(self, inner: Destination) -> None:
+    def __init__(self, inner: Destination, salt: bytes | None) -> None:
         self._inner = inner
+        self._salt = salt
         self._shapers: OrderedDict[int, tuple[TableSchema, Shaper]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -68,6 +72,7 @@ class _Shaping:
         if schema.shape is None:
             return schema, rows
         shaper = self._shaper(schema)
+        shaper.require_salt()
 
         def pieces() -> Iterator[CopiedRows]:
             for piece in rows.pieces():
@@ -90,7 +95,14 @@ class _Shaping:
         if not _is_shaped(step):
             return step
         if isinstance(step, TableChanges):
-            return self._shaper(step.schema).changes(step)
+            try:
+                shaper = self._shaper(step.schema)
+                shaper.require_salt()
+                return shaper.changes(step)
+            except (ShapeRefused, HookFailed) as error:
+                raise TableWriteFailed(
+                    step.schema.id, error.reason, solution=error.solution
+                ) from error
         if isinstance(step, RelationEvent):
             previous = None if step.previous is None else self._schema(step.previous)
             return replace(step, schema=self._schema(step.schema), previous=previous)
@@ -101,7 +113,7 @@ class _Shaping:
         with self._lock:
             known = self._shapers.get(id(schema))
             if known is None or known[0] is not schema:
-                known = self._shapers[id(schema)] = schema, Shaper(schema)
+                known = self._shapers[id(schema)] = schema, Shaper(schema, self._salt)
                 while len(self._shapers) > _REMEMBERED:
                     self._shapers.popitem(last=False)
             return known[1]

@@ -130,7 +130,7 @@ class TableSync:
     ) -> None:
         self._config = config
         self._store = store
-        self._destination = destination = shaping(destination)
+        self._destination = destination = shaping(destination, config)
         self._belonging = Belonging(config, store, destination)
         self._table_id = table_id
         self._worker = TableSyncWorker(table_id)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from etl_dagster.errors import SourceError
+from etl_dagster.errors import CopyOutdated, RowsOutdated, SourceError, TableWriteFailed
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import EventBatch, TableChanges, TableStep
 from etl_dagster.model.modes import HISTORY_MODES
-from etl_dagster.model.schema import TableSchema
+from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.source.catalog import FetchedValues
 from etl_dagster.values.parsed import Odd, joined
 from etl_dagster.values.printing import print_keys
@@ -37,11 +37,15 @@ class UnchangedValues:
     the stream. Only a change of the key hides a row from us: those are completed as well, and
     until `fetched_until` was streamed, the table isn't the source's at one moment.
 
+    Where what becomes of a row takes all of its values (`TableShape.needs_whole_rows`), they are
+    fetched for every row, also by the apply worker.
+
     Args:
-        copied_until: every snapshot of the copy lies before.
+        copied_until: every snapshot of the copy lies before; None: nothing is left to be found that
+            a copy missed.
     """
 
-    def __init__(self, fetch: FetchValues, *, copied_until: Lsn) -> None:
+    def __init__(self, fetch: FetchValues, *, copied_until: Lsn | None) -> None:
         self._fetch_values = fetch
         self._copied_until = copied_until
         self.fetched_until = LSN_ZERO
@@ -51,12 +55,27 @@ class UnchangedValues:
 
         Raises:
             SourceError: the source can't be asked.
+            TableWriteFailed: by the apply worker, for a table of which the values can't be asked
+                for; `RowsOutdated` where a new copy has them.
         """
         tables = {
-            table_id: [self._complete_step(step) for step in steps]
+            table_id: self._complete_table(table_id, steps)
             for table_id, steps in events.tables.items()
+            if any(isinstance(step, TableChanges) and step.unchanged for step in steps)
         }
-        return replace(events, tables=tables)
+        return replace(events, tables={**events.tables, **tables}) if tables else events
+
+    def _complete_table(self, table_id: TableId, steps: Sequence[TableStep]) -> list[TableStep]:
+        try:
+            return [self._complete_step(step) for step in steps]
+        except CopyOutdated as error:
+            if self._copied_until is not None:
+                raise
+            raise RowsOutdated(table_id, error.reason) from error
+        except SourceError as error:
+            if self._copied_until is not None or error.retryable:
+                raise
+            raise TableWriteFailed(table_id, error.reason, solution=error.solution) from error
 
     def _complete_step(self, step: TableStep) -> TableStep:
         if not isinstance(step, TableChanges) or not step.unchanged or not step.schema.key_columns:
@@ -69,12 +88,21 @@ class UnchangedValues:
             # The old row, where it came with the change, has them all. A partition whose identity
             # is another one than its root's sends none.
             incomplete[step.old_indices] = False
+        indices = np.flatnonzero(incomplete & self._asked_for(step))
+        return self._fetch(step, indices) if len(indices) else step
+
+    def _asked_for(self, step: TableChanges) -> np.ndarray:
+        """Of which changes the values are needed where they aren't there."""
+        if step.schema.shape is not None and step.schema.shape.needs_whole_rows:
+            return np.ones(len(step), dtype=bool)
+        if self._copied_until is None:
+            return np.zeros(len(step), dtype=bool)
         early = step.commit_lsns < np.uint64(self._copied_until.offset)
         rekeyed = np.zeros(len(step), dtype=bool)
         if step.old_indices is not None:
             rekeyed[step.old_indices] = True
-        indices = np.flatnonzero(incomplete & (early | rekeyed))
-        return self._fetch(step, indices) if len(indices) else step
+        asked: np.ndarray = early | rekeyed
+        return asked
 
     def _fetch(self, step: TableChanges, indices: np.ndarray) -> TableChanges:
         columns = [name for name, mask in step.unchanged.items() if mask[indices].any()]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import replace
-from itertools import pairwise
+from typing import assert_never
 
 from etl_dagster.config import PipelineConfig, TableConfig
-from etl_dagster.config_text import suggest
+from etl_dagster.config_shape import MaskConfig
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.shape import TableShape
+from etl_dagster.model.shape import AddedColumn, TableShape
 from etl_dagster.shaping.columns import with_shape
+from etl_dagster.shaping.conditions import Unreadable, columns_of, parse_condition
+from etl_dagster.shaping.masks import salt_check
 from etl_dagster.table_name import TableName
-from etl_dagster.table_pattern import Pattern, TablePattern
+from etl_dagster.table_pattern import Pattern
 from etl_dagster.values.columns import ColumnSchema
-from etl_dagster.values.shapes import ColumnShape
+from etl_dagster.values.read_as import type_named
+from etl_dagster.values.shapes import ColumnShape, Mask
 
 
 def shaped(
@@ -26,39 +29,84 @@ def shaped(
         as_named: the same table and columns under the names to go by; by default their own.
     """
     named = schema if as_named is None else as_named
+    in_condition = _columns_in_condition(config.table(named.name))
     columns = tuple(
-        with_shape(column, _column_shape(column, by, named, config))
+        with_shape(column, _column_shape(by.name, named.name, config, in_condition))
         for column, by in zip(schema.columns, named.columns, strict=True)
     )
-    shape = _table_shape(named, config)
-    if shape is None and any(column.shape is not None for column in columns):
-        shape = TableShape(chosen_as=named.name)
+    shape = _table_shape(named.name, config)
+    is_hashed = any(c.shape and c.shape.mask and c.shape.mask.kind == "hash" for c in columns)
+    if is_hashed and config.salt is not None:
+        shape = replace(shape, salt_check=salt_check(config.salt.get_secret_value().encode()))
+    if shape == TableShape(named.name) and all(column.shape is None for column in columns):
+        return replace(schema, columns=columns, shape=None)
     return replace(schema, columns=columns, shape=shape)
 
 
-def _table_shape(named: TableSchema, config: PipelineConfig) -> TableShape | None:
-    settings = config.table(named.name)
+def _columns_in_condition(settings: TableConfig) -> frozenset[str]:
+    if settings.where is None:
+        return frozenset()
+    try:
+        return frozenset(columns_of(parse_condition(settings.where)))
+    except Unreadable:
+        return frozenset()  # `mistakes` says so
+
+
+def _table_shape(table_name: str, config: PipelineConfig) -> TableShape:
+    settings = config.table(table_name)
     target = None if settings.name is None else TableName.parse(settings.name)
-    shape = TableShape(
-        chosen_as=named.name,
+    static = (_added(name, added.type, added.value) for name, added in settings.add.items())
+    of_hook = (_added(name, type_, None) for name, type_ in settings.hook_adds.items())
+    return TableShape(
+        chosen_as=table_name,
         schema_name="" if target is None else target.schema_name,
         table_name="" if target is None else target.table_name,
+        where=settings.where or "",
+        added=tuple(column for column in (*static, *of_hook) if column is not None),
+        hook=settings.hook or "",
     )
-    return None if shape == TableShape(chosen_as=named.name) else shape
+
+
+def _added(name: str, type_text: str, value: str | None) -> AddedColumn | None:
+    """None where there is no such type; `mistakes` says so."""
+    of = type_named(type_text)
+    if of is None:
+        return None
+    return AddedColumn(name, of.type_oid, of.type_modifier, of.type_name, value)
 
 
 def _column_shape(
-    column: ColumnSchema, by: ColumnSchema, named: TableSchema, config: PipelineConfig
+    name: str, table_name: str, config: PipelineConfig, in_condition: Collection[str]
 ) -> ColumnShape | None:
-    settings = config.column(named.name, by.name)
-    left_out = is_left_out(config.table(named.name), by.name)
+    settings = config.column(table_name, name)
+    left_out = is_left_out(config.table(table_name), name)
+    mask = None if left_out or settings.mask is None else _mask(settings.mask)
+    cast = None if left_out or mask or settings.cast is None else type_named(settings.cast)
+    is_asked = name in in_condition
+    needs_values = not left_out and (mask is None or mask.kind in ("hash", "partial"))
     shape = ColumnShape(
-        chosen_as=by.name,
+        chosen_as=name,
         left_out=left_out,
         name=None if left_out else settings.name,
-        is_read=not left_out,
+        mask=mask,
+        cast=cast,
+        in_condition=is_asked,
+        is_read=needs_values or is_asked,
     )
-    return None if shape == ColumnShape(chosen_as=by.name) else shape
+    return None if shape == ColumnShape(chosen_as=name) else shape
+
+
+def _mask(settings: MaskConfig) -> Mask | None:
+    match settings.kind:
+        case "off":
+            return None
+        case "null" | "hash":
+            return Mask(settings.kind)
+        case "constant":
+            return Mask("constant", settings.constant)
+        case "partial":
+            return Mask("partial", settings.hidden, settings.show_first, settings.show_last)
+    assert_never(settings.kind)
 
 
 def is_left_out(settings: TableConfig, column_name: str) -> bool:
@@ -68,121 +116,6 @@ def is_left_out(settings: TableConfig, column_name: str) -> bool:
     if settings.include is None:
         return False
     return not any(Pattern.of(text).matches(column_name) for text in settings.include)
-
-
-# -- what can't be done ------------------------------------------------------------------------
-
-
-def mistakes(schema: TableSchema, config: PipelineConfig) -> list[str]:
-    """Why the configuration can't be followed for a table, a sentence for each reason.
-
-    Args:
-        schema: as `shaped` returns it.
-    """
-    return [
-        *_ambiguities(schema, config),
-        *_unknown_columns(schema, config),
-        *key_mistakes(schema),
-        *_name_mistakes(schema),
-    ]
-
-
-def _ambiguities(schema: TableSchema, config: PipelineConfig) -> Iterator[str]:
-    found = [(TablePattern.parse(text), text) for text, _ in config.matching(schema.name)]
-    for (one, first), (other, second) in pairwise(found):
-        if one.rank == other.rank:
-            yield (
-                f"both tables.{first} and tables.{second} concern {schema.name}, and neither says "
-                "more exactly which tables are meant"
-            )
-
-
-def _unknown_columns(schema: TableSchema, config: PipelineConfig) -> Iterator[str]:
-    """What is said of columns by name, in settings for this table alone."""
-    for text, settings in config.matching(schema.name):
-        if TablePattern.parse(text).is_exact:
-            for name in named_columns(settings):
-                if name not in schema.column_names:
-                    yield unknown_column(schema, name)
-
-
-def unknown_column(schema: TableSchema, name: str) -> str:
-    """The sentence about a column that settings name and the table has not."""
-    return f"{schema.name} has no column {name!r}{suggest(name, schema.column_names, [])}"
-
-
-def named_columns(settings: TableConfig) -> Iterator[str]:
-    """The columns that settings of a table's shape name by their whole name."""
-    shaping = (name for name, each in settings.columns.items() if each.is_shaping)
-    for text in dict.fromkeys([*(settings.include or ()), *settings.exclude, *shaping]):
-        if Pattern.of(text).is_exact:
-            yield text
-
-
-def key_mistakes(schema: TableSchema) -> Iterator[str]:
-    """Columns of the key that are not what a row can be found by."""
-    shapes = {column.name: column.shape for column in schema.columns}
-    for name in schema.key_columns:
-        shape = shapes[name]
-        if shape is not None and shape.left_out:
-            yield (
-                f"{schema.name}.{name} is part of the key, by which changes find their rows, and "
-                "can't be left out; mask it with `hash`"
-            )
-
-
-def _name_mistakes(schema: TableSchema) -> Iterator[str]:
-    known: dict[str, str] = {}
-    for column in schema.columns:
-        if column.shape is not None and column.shape.left_out:
-            continue
-        target = (column.shape and column.shape.name) or column.name
-        if target in known:
-            yield (
-                f"the columns {known[target]} and {column.name} of {schema.name} would both be "
-                f"called {target} at the destination"
-            )
-        known[target] = column.name
-
-
-def collisions(schemas: Iterable[TableSchema]) -> Iterator[str]:
-    """Tables of which several would have one name at the destination, a sentence for each two.
-
-    Of tables that are one to the destination alone, it tells itself (`ChecksNames`).
-    """
-    known: dict[TableName, TableSchema] = {}
-    for schema in schemas:
-        other = known.setdefault(schema.target, schema)
-        if other is not schema:
-            yield (
-                f"{other.name} and {schema.name} would both be called {schema.target} at the "
-                "destination"
-            )
-
-
-def unmatched(schemas: Sequence[TableSchema], config: PipelineConfig) -> Iterator[str]:
-    """Tables and columns that settings of shapes name, and that are not among the published ones.
-
-    A typo there would show what was to be hidden.
-    """
-    tables = {schema.name: schema for schema in schemas}
-    for text, settings in config.tables.items():
-        if not settings.is_shaping:
-            continue
-        pattern = TablePattern.parse(text)
-        meant = [s for s in schemas if pattern.matches(TableName(s.schema_name, s.table_name))]
-        if not meant:
-            yield (
-                f"tables.{text} shapes no table: none of the publication has such a name"
-                + suggest(text, list(tables), [])
-            )
-        elif not pattern.is_exact:
-            known = list(dict.fromkeys(name for schema in meant for name in schema.column_names))
-            for name in named_columns(settings):
-                if name not in known:
-                    yield f"tables.{text}: none of its tables has a column {name!r}" + suggest(
-                        name, known, []
-                    )
 
 
 # -- what names have to do with it -------------------------------------------------------------

@@ -31,7 +31,8 @@ class CopiedColumn:
         row = row_of(column)
         self._column = column
         self._stored = None if row.is_ascii else encoding
-        self._from_adbc = row.adbc if self._stored is None and not column.as_text else None
+        is_text = column.as_text or (column.shape is not None and column.shape.cast is not None)
+        self._from_adbc = row.adbc if self._stored is None and not is_text else None
         #: What the copy selects: an SQL template in which ``{0}`` is the column.
         self.expression = text_expression(column, encoding) if self._from_adbc is None else "{0}"
 

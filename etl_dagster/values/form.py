@@ -119,6 +119,11 @@ class BuiltIn:
     same_bytes: Literal["text"] | None = None
     #: OIDs of the narrower types whose every value this type holds as the same value.
     widens: frozenset[int] = frozenset()
+    #: Texts of other types as this type prints them, null where they aren't its values; None:
+    #: no other type is cast to it.
+    reads: Callable[[Any], Any] | None = None
+    #: Other names by which people ask for the type.
+    aliases: tuple[str, ...] = ()
     #: None: destinations hold its values as `form` does.
     own: OwnType | None = None
     #: Why a type that DuckDB seems to have holds its values as text there; for people.

@@ -26,10 +26,12 @@ from etl_dagster.values.columns import ColumnSchema, Nested
 from etl_dagster.values.families.numbers import chosen_numeric, numeric_form
 from etl_dagster.values.families.texts import AS_PRINTED
 from etl_dagster.values.form import AnyArray, Form, Reader
-from etl_dagster.values.oids import BOOL, NUMERIC
+from etl_dagster.values.oids import BOOL, NUMERIC, TEXT
 from etl_dagster.values.parsed import Odd, Parsed
 from etl_dagster.values.python import to_objects
+from etl_dagster.values.read_as import form_as, read_as
 from etl_dagster.values.registry import REGISTRY, UNKNOWN, row_of
+from etl_dagster.values.shapes import CastTo
 from etl_dagster.values.strings import decode_stored
 from etl_dagster.values.types import (
     Array,
@@ -52,6 +54,8 @@ def form_of(column: ColumnSchema, codec: str | None = None) -> Form:
         codec: how the database keeps its text, as Python calls it, where the form is to read what
             it keeps; None: UTF-8.
     """
+    if column.shape is not None and column.shape.cast is not None:
+        return _cast_form(column.shape.cast, codec)
     if column.type is None or column.nested == "text":
         form = _scalar_form(column.effective_type_oid, column.type_modifier, column.own_type)
         if is_any_numeric(column):
@@ -85,6 +89,8 @@ def may_be_odd(column: ColumnSchema) -> bool:
     """Whether the column's type has values that would be null; it is none that was held as text."""
     if form_of(column).parts:
         return True
+    if column.shape is not None and column.shape.cast is not None:
+        return column.shape.cast.type_oid != TEXT
     edges = row_of(column).edges_for(own_type=column.own_type)
     return pa.types.is_decimal(arrow_type(column)) or any(edge.is_odd for edge in edges)
 
@@ -142,11 +148,19 @@ def _scalar_form(type_oid: int, type_modifier: int, own_type: bool = False) -> F
 
 
 @lru_cache(maxsize=1024)
+def _cast_form(cast: CastTo, codec: str | None) -> Form:
+    """Of a column whose values are read as another type than theirs."""
+    form = replace(form_as(cast), read=partial(read_as, cast))
+    return form if codec is None else _decoded(form, codec)
+
+
+@lru_cache(maxsize=1024)
 def _stored(form: Form, codec: str, type_oid: int = 0) -> Form:
     """The same form, of texts as the database keeps them."""
-    if REGISTRY.get(type_oid, UNKNOWN).is_ascii:
-        return form
+    return form if REGISTRY.get(type_oid, UNKNOWN).is_ascii else _decoded(form, codec)
 
+
+def _decoded(form: Form, codec: str) -> Form:
     def read(strings: AnyArray) -> Parsed:
         decoded = decode_stored(strings, codec, is_json=form.meaning == "json")
         return form.read(decoded.array).also(decoded.odd)

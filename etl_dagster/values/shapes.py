@@ -47,6 +47,8 @@ class ColumnShape:
     name: str | None = None
     mask: Mask | None = None
     cast: CastTo | None = None
+    #: Whether the condition for the table's rows names it.
+    in_condition: bool = False
     #: Whether anything needs the values; else they are not read in the source, and not decoded.
     is_read: bool = True
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from contextlib import closing
+from decimal import Decimal
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from etl_dagster.assembly import build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ShapeRefused
 from etl_dagster.model.states import Errored
+from etl_dagster.shaping.hooks import HookContext
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 from tests.support.waiting import wait_until
@@ -153,3 +157,174 @@ def test_settings_that_cannot_be_followed_are_refused_before_anything_starts(
     assert database.query(
         "select count(*) from pg_replication_slots where database = current_database()"
     ) == [(0,)]
+
+
+SALT = "a salt of some length"
+CUSTOMERS = """
+    create table customers (id int primary key, ssn text, country text, doc text, amount text);
+    alter table customers alter doc set storage external;
+    create table visits (ssn text, page text, agent text);
+    alter table visits replica identity full;
+    create publication etl_pub for all tables;
+    insert into customers select i, 'ssn ' || i, case when i % 2 = 0 then 'DE' end,
+      repeat('d' || i, 2000), case when i = 4 then 'much' else i || '.5' end
+      from generate_series(1, 8) i;
+    insert into visits select 'ssn ' || i % 3, '/', 'agent ' || i from generate_series(1, 6) i
+"""
+SHAPES: dict[str, Any] = {
+    "public.customers": {
+        "where": "country = 'DE' and id < 100",
+        "columns": {
+            "id": {"mask": "hash"},
+            "ssn": {"mask": "hash"},
+            "doc": {"mask": {"partial": {"show_first": 2, "hidden": "..."}}},
+            "amount": {"cast": "numeric(10,2)"},
+            "country": {"mask": {"constant": "somewhere"}},
+        },
+        "add": {"tenant": "eu"},
+    },
+    "public.visits": {
+        "where": "page <> '/secret'",
+        "columns": {"ssn": {"mask": "hash"}, "agent": {"mask": None}},
+    },
+}
+
+
+def _hash(text: str) -> str:
+    return hmac.new(SALT.encode(), text.encode(), "sha256").hexdigest()
+
+
+def _assert_shaped(database: Database, config: PipelineConfig) -> None:
+    """Both tables are what the settings make of the source's rows."""
+    customers = database.query(
+        "select id, ssn, doc, amount from customers where country = 'DE' and id < 100"
+    )
+    expected = [
+        (
+            _hash(str(id)),
+            _hash(ssn),
+            "somewhere",
+            None if doc is None else doc[:2] + "...",
+            None if amount in (None, "much") else Decimal(amount).quantize(Decimal("0.01")),
+            "eu",
+        )
+        for id, ssn, doc, amount in customers
+    ]
+    assert sorted(rows(config, "from public.customers"), key=repr) == sorted(expected, key=repr)
+    visits = database.query("select ssn, page from visits where page <> '/secret'")
+    seen = [(_hash(ssn), page, None) for ssn, page in visits]
+    assert sorted(rows(config, "from public.visits")) == sorted(seen)
+
+
+def test_copies_and_streams_have_the_same_masked_rows_that_meet_the_condition(
+    database: Database, make_config: MakeConfig
+) -> None:
+    database.execute(CUSTOMERS)
+    config = make_config(database, salt=SALT, tables=SHAPES)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        _assert_shaped(database, config)
+        database.execute(
+            # Documents that an update leaves alone are not sent; these rows weren't there before.
+            "update customers set country = 'DE' where id in (1, 3, 5)",
+            "update customers set country = null where id in (2, 3)",
+            "update customers set id = 66 where id = 6",
+            "update customers set id = 100 where id = 8",
+            "update customers set id = 11, country = 'DE' where id = 7",
+            "insert into customers values (20, 'a', 'DE', null, '1'), (21, 'b', 'FR', 'x', '2')",
+            "update customers set amount = 'NaN' where id = 20",
+            "update customers set amount = '7' where id = 4",
+            "delete from customers where id = 5",
+            "update visits set page = '/secret' where agent = 'agent 1'",
+            "update visits set agent = 'other' where agent = 'agent 2'",
+            "update visits set page = '/a', ssn = 'x' where agent = 'agent 1'",
+            "insert into visits values ('y', '/secret', 'z'), ('y', '/', 'z')",
+            "delete from visits where agent = 'agent 4'",
+            "update customers set amount = '3' where id = 20",
+        )
+        assert pipeline.wait_until_caught_up(60)
+        _assert_shaped(database, config)
+        counted = rows(config, "select count(*) from _etl.odd_values")
+        assert counted == [(0,)]
+    with running(config) as pipeline:
+        database.execute("update customers set country = 'DE' where id = 2")
+        assert pipeline.wait_until_caught_up(60)
+        _assert_shaped(database, config)
+
+
+def test_no_hidden_value_is_in_the_file_the_store_or_the_log(
+    database: Database, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    database.execute(
+        """
+        create table people (id int primary key, at timestamp, token text, plain text);
+        create publication etl_pub for all tables;
+        insert into people values (1, 'infinity', 'zq-hidden-1', 'zq-shown');
+        """
+    )
+    columns = {"token": {"mask": "hash"}, "more*": {"mask": None}}
+    config = make_config(
+        database, salt=SALT, tables={"public.people": {"columns": columns, "exclude": ["at"]}}
+    )
+    caplog.set_level("DEBUG")
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        database.execute(
+            "update people set token = 'zq-hidden-2'",
+            "alter table people add more text default 'zq-hidden-3'",
+            "alter table people add more_token text default 'zq-hidden-4'",
+            "insert into people values (2, '294276-12-31', 'zq-hidden-5', 'b', 'zq-hidden-6')",
+        )
+        assert pipeline.wait_until_caught_up(60)
+        assert len(rows(config, "from public.people")) == 2
+    assert config.destination.type == "duckdb"
+    kept = config.destination.path.read_bytes()
+    store = "".join(
+        repr(database.query(f'select * from etl."{table}"'))
+        for (table,) in database.query("select tablename from pg_tables where schemaname = 'etl'")
+    )
+    assert b"zq-shown" in kept
+    for place in (kept.decode("latin-1"), store, caplog.text):
+        assert "zq-hidden" not in place
+        assert SALT not in place
+
+
+def test_another_salt_copies_the_table_again_and_a_failing_hook_stops_it(
+    database: Database, make_config: MakeConfig
+) -> None:
+    database.execute(
+        "create table people (id int primary key, name text)",
+        "create table others (id int primary key)",
+        "create publication etl_pub for all tables",
+        "insert into people values (1, 'Ann')",
+    )
+    tables: dict[str, Any] = {"public.people": {"columns": {"name": {"mask": "hash"}}}}
+    with running(make_config(database, salt=SALT, tables=tables)) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+    config = make_config(database, salt="another salt of length", tables=tables)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        [(hashed,)] = rows(config, "select name from public.people")
+        assert hashed != _hash("Ann")
+
+    hook = {"hook": "tests.integration.test_shaped_tables:refuse_bob"}
+    config = make_config(database, tables={"public.people": hook})
+    with closing(build_store(config)) as store, running(config, store=store) as pipeline:  # type: ignore[type-var]
+        assert pipeline.wait_until_caught_up(60)
+        assert rows(config, "select name from public.people") == [("ANN",)]
+        database.execute("insert into people values (2, 'Bob')", "insert into others values (1)")
+        assert pipeline.wait_until_caught_up(60)
+        table_id = pipeline.status().tables["public.people"].table_id
+        state = store.get_table_replication_state(table_id)
+        assert isinstance(state, Errored)
+        assert "refuse_bob failed on public.people: ValueError" in state.reason
+        assert "Bob" not in state.reason
+        assert rows(config, "from public.others") == [(1,)]
+
+
+def refuse_bob(batch: pa.RecordBatch, context: HookContext) -> pa.RecordBatch:
+    """A hook."""
+    names = batch.column("name").to_pylist()
+    if "Bob" in names:
+        raise ValueError("Bob")
+    return batch.set_column(1, "name", pa.array([name.upper() for name in names]))

@@ -17,6 +17,7 @@ from etl_dagster.values import oids
 from etl_dagster.values.casts import bits_of, cast_numbers
 from etl_dagster.values.form import CAST, AnyArray, BuiltIn, Edge, Form, print_plain
 from etl_dagster.values.parsed import Parsed, odd_where
+from etl_dagster.values.respelling import as_booleans, matching
 from etl_dagster.values.strings import ascii_scalar, read_text, valid_text
 
 _compute: Any = pc
@@ -174,12 +175,19 @@ def _floats(arrow: pa.DataType, array: AnyArray) -> Parsed:
     return Parsed(_compute.if_else(is_nan, pa.scalar(math.nan, arrow), parsed.array))
 
 
+#: Numbers that print as words.
+_WORDS: Final = "NaN|-?Infinity"
+_as_floats: Final = partial(matching, rf"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|{_WORDS}")
+
+
 # -- rows --------------------------------------------------------------------------------------
 
 ROWS: Final = (
     BuiltIn(
         oid=oids.BOOL,
         name="boolean",
+        reads=as_booleans,
+        aliases=("bool",),
         form=_BOOL,
         adbc=partial(bits_of, pa.bool_()),
         is_ascii=True,
@@ -188,6 +196,7 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.INT2,
         name="smallint",
+        reads=partial(matching, r"-?\d{1,5}"),
         form=_INT2,
         adbc=partial(bits_of, pa.int16()),
         is_ascii=True,
@@ -196,6 +205,8 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.INT4,
         name="integer",
+        reads=partial(matching, r"-?\d{1,10}"),
+        aliases=("int",),
         form=_INT4,
         adbc=partial(bits_of, pa.int32()),
         is_ascii=True,
@@ -205,6 +216,7 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.INT8,
         name="bigint",
+        reads=partial(matching, r"-?\d{1,19}"),
         form=_INT8,
         adbc=partial(bits_of, pa.int64()),
         is_ascii=True,
@@ -222,6 +234,7 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.FLOAT4,
         name="real",
+        reads=_as_floats,
         form=_FLOAT4,
         adbc=partial(_floats, pa.float32()),
         is_ascii=True,
@@ -238,6 +251,8 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.FLOAT8,
         name="double precision",
+        reads=_as_floats,
+        aliases=("double",),
         form=_FLOAT8,
         adbc=partial(_floats, pa.float64()),
         is_ascii=True,
@@ -254,6 +269,8 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.NUMERIC,
         name="numeric",
+        reads=partial(matching, rf"-?\d+(\.\d+)?|{_WORDS}"),
+        aliases=("decimal",),
         form=numeric_form,
         output=CAST,
         is_ascii=True,

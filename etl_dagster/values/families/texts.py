@@ -13,6 +13,7 @@ from etl_dagster.values import oids
 from etl_dagster.values.casts import bits_of
 from etl_dagster.values.form import CAST, AnyArray, BuiltIn, Edge, Form, OwnType
 from etl_dagster.values.parsed import Parsed, odd_where
+from etl_dagster.values.respelling import as_it_is, as_uuids
 from etl_dagster.values.strings import read_text, valid_text
 
 _compute: Any = pc
@@ -61,6 +62,7 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.TEXT,
         name="text",
+        reads=as_it_is,
         form=_TEXT,
         adbc=_ADBC,
         same_bytes="text",
@@ -107,6 +109,7 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.UUID,
         name="uuid",
+        reads=as_uuids,
         form=_UUID,
         output=CAST,
         is_ascii=True,

@@ -22,6 +22,7 @@ from etl_dagster.values.families.texts import own_text, printed
 from etl_dagster.values.form import CAST, AnyArray, BuiltIn, Edge, Form, OwnType
 from etl_dagster.values.oids import DATE_INFINITY, TIMESTAMP_INFINITY
 from etl_dagster.values.parsed import Odd, Parsed, odd_where
+from etl_dagster.values.respelling import as_dates, as_timestamps
 from etl_dagster.values.strings import ascii_scalar, valid_text
 
 _compute: Any = pc
@@ -313,6 +314,8 @@ def _timestamp_row(
     return BuiltIn(
         oid=oid,
         name=name,
+        reads=partial(as_timestamps, zone),
+        aliases=("timestamptz",) if zone else ("timestamp",),
         form=Form(
             arrow,
             partial(_read_timestamps, arrow),
@@ -356,6 +359,7 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.DATE,
         name="date",
+        reads=as_dates,
         form=Form(
             pa.date32(),
             _read_dates,
