@@ -24,6 +24,7 @@ from etl_dagster.runtime.durable import TURN_S, Stopped
 from etl_dagster.runtime.inbox import Inbox
 from etl_dagster.runtime.odd_policies import OddPolicies
 from etl_dagster.runtime.renames import Renames
+from etl_dagster.runtime.reshaping import renamed_onto_others
 from etl_dagster.runtime.schemas import SchemaTracker
 from etl_dagster.runtime.window import BegunWrite, Window
 from etl_dagster.runtime.writing import BatchWriter
@@ -272,7 +273,8 @@ class Delivery:
             pipeline=self._pipeline,
             stored_lsn=self._stored_lsn if isinstance(self._worker, ApplyWorker) else LSN_ZERO,
         )
-        events = self._prepared(self._schemas.announce(events))
+        events = self._without_taken_names(self._schemas.announce(events))
+        events = self._prepared(events)
         events = self._with_odd_policies(events)
         changes = self._schemas.begin_changes(events)
         begun = self._writer.begin(events)
@@ -281,6 +283,12 @@ class Delivery:
             begun.add_done_callback(lambda _: self._inbox.wake())
         if self._window.is_full:
             self._finish_oldest()
+
+    def _without_taken_names(self, events: EventBatch) -> EventBatch:
+        """The batch without tables that would get the name that settings gave to another one."""
+        for table_id, error in renamed_onto_others(events, self._store).items():
+            self._writer.exclude(table_id, error)
+        return self._writer.without_excluded(events)
 
     def _prepared(self, events: EventBatch) -> EventBatch:
         """The batch as `prepare` returns it, without the tables that it refuses."""
@@ -361,6 +369,7 @@ class Delivery:
                 stored_lsn=self._stored_lsn if isinstance(self._worker, ApplyWorker) else LSN_ZERO,
             )
         )
+        events = self._without_taken_names(events)
         changes = self._schemas.begin_changes(events)
         events = self._writer.write(events)
         self._schemas.finish_changes([c for c in changes if c.schema.id in events.tables])

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ShapeRefused
 from etl_dagster.model.destination import ChecksNames, Destination, offered
+from etl_dagster.model.events import EventBatch, RelationEvent
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Init, ManualRetry
-from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.model.stores import CoordinatingStore, PipelineStore
 from etl_dagster.runtime.representation import chosen
 from etl_dagster.shaping.columns import destination_schema
 from etl_dagster.shaping.mistakes import collisions, mistakes
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 _SAID = 3
 
 
-def newest_schemas(store: CoordinatingStore) -> dict[TableId, TableSchema]:
+def newest_schemas(store: PipelineStore) -> dict[TableId, TableSchema]:
     """Of each table that the store has states of, its newest version."""
     states = store.get_table_replication_states()
     versions = sorted(store.get_table_schemas(), key=lambda schema: schema.snapshot_id)
@@ -78,6 +79,24 @@ def _collisions(schema: TableSchema, others: Iterable[TableSchema]) -> list[str]
     # Of tables that have one name after the other in the source, the stream tells which has it now.
     rivals = (other for other in others if other.id != schema.id and other.name != schema.name)
     return [clash for other in rivals for clash in collisions([other, schema])]
+
+
+def renamed_onto_others(events: EventBatch, store: PipelineStore) -> dict[TableId, ShapeRefused]:
+    """Tables that get a name in the batch that another table has at the destination.
+
+    Of tables that have one name after the other in the source, the destination decides.
+    """
+    refused: dict[TableId, ShapeRefused] = {}
+    for table_id, steps in events.tables.items():
+        for step in steps:
+            if not isinstance(step, RelationEvent) or step.schema.shape is None:
+                continue
+            if step.previous is None or step.previous.target == step.schema.target:
+                continue
+            others = newest_schemas(store).values()
+            if clashes := _collisions(step.schema, others):
+                refused[table_id] = ShapeRefused(clashes[0])
+    return refused
 
 
 def copy_reshaped(

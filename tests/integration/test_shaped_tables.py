@@ -129,6 +129,31 @@ def test_tables_are_copied_again_when_their_settings_change(
         assert rows(config, "from sales.items") == [(1, "one")]
 
 
+def test_a_table_that_comes_by_the_name_of_another_one_stops_and_the_others_go_on(
+    database: Database, make_config: MakeConfig
+) -> None:
+    database.execute(SALES)
+    database.execute("create schema other", "create table other.goods (id int primary key)")
+    config = make_config(database, tables={"*.*": {"name": "all.{table}"}})
+    with closing(build_store(config)) as store, running(config, store=store) as pipeline:  # type: ignore[type-var]
+        assert pipeline.wait_until_caught_up(60)
+        table_id = pipeline.status().tables["other.goods"].table_id
+        database.execute(
+            "alter table other.goods rename to items",
+            "insert into other.items values (7)",
+            "create table other.orders (id int primary key)",
+            "insert into sales.items values (2, 'two')",
+        )
+        assert pipeline.wait_until_caught_up(60)
+        new_id = pipeline.status().tables["other.orders"].table_id
+        for stopped in (table_id, new_id):
+            state = store.get_table_replication_state(stopped)
+            assert isinstance(state, Errored)
+            assert "would both be called all." in state.reason
+        assert rows(config, 'from "all".items') == [(1, "one"), (2, "two")]
+        assert rows(config, 'select count(*) from "all".orders') == [(4,)]
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sales.orders": {"exclude": ["snn"]}}, "no column 'snn'; did you mean ssn?"),
     ({"sales.order": {"exclude": ["ssn"]}}, "did you mean sales.orders?"),

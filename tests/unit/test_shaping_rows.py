@@ -447,6 +447,22 @@ def test_words_and_numbers_are_read_as_in_sql() -> None:
     assert RowFilter("born is null and active", PEOPLE).matches(rows).tolist() == [False, True]
 
 
+def test_a_column_that_is_left_out_or_hashed_can_still_be_asked_for() -> None:
+    schema = shape(
+        {
+            "where": "active and id > 9",
+            "exclude": ["active"],
+            "columns": {"id": {"mask": "hash"}},
+        }
+    )
+    rows = [{"id": "10", "active": "t"}, {"id": "9", "active": "t"}, {"id": "11", "active": "f"}]
+
+    [row] = copied(schema, *rows)
+
+    assert row["id"] == shaped_row(schema, {"id": "10"}, KEY)["id"]
+    assert "active" not in row
+
+
 def test_numbers_without_bounds_are_compared_as_numbers() -> None:
     texts = ["9", "10", "NaN", "-Infinity", "1e3", None]
     rows = arrow_rows(PEOPLE, [{"id": i, "amount": text} for i, text in enumerate(texts)])
