@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from etl_dagster.config import PipelineConfig
@@ -11,6 +12,7 @@ from etl_dagster.errors import ConfigError, EtlError
 from etl_dagster.kinds import DESTINATIONS, STORES, find_kind
 from etl_dagster.model.destination import Destination, lacking, members
 from etl_dagster.model.stores import Closes, CoordinatingStore, Coordination, PipelineStore
+from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.odd_policies import require_quarantine
 from etl_dagster.runtime.table_modes import require_modes
@@ -40,6 +42,23 @@ def opened_store(config: PipelineConfig) -> Iterator[CoordinatingStore]:
     finally:
         if isinstance(store, Closes):
             store.close()
+
+
+@contextlib.contextmanager
+def opened_members(config: PipelineConfig) -> Iterator[dict[str, MemberParts]]:
+    """What the pipeline to each of several destinations is made of, for this block.
+
+    Raises:
+        ConfigError: what a section says can't be used.
+    """
+    with contextlib.ExitStack() as stores:
+        parts = {}
+        for name, member in config.members().items():
+            # Made once here, so that what can't be used is refused before anything starts.
+            build_destination(member)
+            store = stores.enter_context(opened_store(member))
+            parts[name] = MemberParts(member, store, partial(build_destination, member))
+        yield parts
 
 
 def build_destination(config: PipelineConfig) -> Destination:

@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -55,6 +56,10 @@ _EXPANSION = re.compile(
     r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|(?P<open>\{))"
 )
 _SLUG = re.compile(r"[a-z][a-z0-9_]*")
+#: Of a pipeline: the name of a slot holds it, and Postgres keeps 63 bytes of that.
+_NAME_LENGTH = 30
+#: Stands between the names of a pipeline and of one of its destinations.
+_BETWEEN = "__"
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
 #: What becomes of a value that its column's type can't hold.
 OddPolicy: TypeAlias = Literal["null", "clamp", "text", "fail", "quarantine"]
@@ -390,11 +395,54 @@ class MeltanoConfig(_Section):
     )
 
 
+class FanOutConfig(_Section):
+    """How one slot serves several destinations."""
+
+    buffer: ByteCount = Field(
+        32 * 1024**2,
+        ge=64_000,
+        description="Memory for what one destination has not taken yet; while it is full, the slot "
+        "isn't read, and the others wait.",
+    )
+    max_wal_behind: ByteCount = Field(
+        1024**3,
+        ge=1_000_000,
+        description="A destination that is behind by more WAL, and holds the others back, is set "
+        "aside: it gets a slot of its own.",
+    )
+    max_wal_kept: ByteCount = Field(
+        10 * 1024**3,
+        ge=1_000_000,
+        description="A destination that was set aside loses its slot once that keeps more WAL, and "
+        "its tables are copied again.",
+    )
+    former: str | None = Field(
+        None,
+        description="The destination that was the pipeline's only one before: it keeps its tables "
+        "and its position.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Of which pipeline with several destinations a configuration is one, and which."""
+
+    pipeline: str
+    name: str
+    #: The pipelines to all destinations, as the state store knows them.
+    all_members: tuple[str, ...] = ()
+
+    @property
+    def own_slot_of(self) -> str:
+        """Takes the place of the pipeline in the name of the slot that is this member's alone."""
+        return f"{self.pipeline}{_BETWEEN}{self.name}"
+
+
 class PipelineConfig(_Section):
-    """A pipeline: from one publication to one destination."""
+    """A pipeline: from one publication to one destination, or to several."""
 
     pipeline: str = Field(
-        max_length=30,
+        max_length=_NAME_LENGTH,
         description="Its name: part of slot names and state IDs. Lower-case letters, digits, _.",
     )
     environment: str = Field(
@@ -407,6 +455,14 @@ class PipelineConfig(_Section):
     destination: Annotated[
         SerializeAsAny[DestinationConfig], BeforeValidator(_Kind(DESTINATIONS))
     ] = DestinationConfig(type=_GIVEN)
+    destinations: dict[
+        str, Annotated[SerializeAsAny[DestinationConfig], BeforeValidator(_Kind(DESTINATIONS))]
+    ] = Field(
+        {},
+        description="In place of `destination`: several, each by a name of its own, all from one "
+        "slot.",
+    )
+    fan_out: FanOutConfig = FanOutConfig()
     batch: BatchConfig = BatchConfig()
     copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
     retry: RetryConfig = RetryConfig()
@@ -454,6 +510,8 @@ class PipelineConfig(_Section):
     _merged: tuple[Any, dict[Any, Any]] = PrivateAttr(default=(None, {}))
     #: Of a destination that the pipeline was given as an object.
     _given_has_own_types: bool = PrivateAttr(default=False)
+    _membership: Membership | None = PrivateAttr(default=None)
+    _whole: PipelineConfig | None = PrivateAttr(default=None)
     _given_reads_text: bool = PrivateAttr(default=False)
     _given_makes_types: bool = PrivateAttr(default=False)
 
@@ -485,6 +543,30 @@ class PipelineConfig(_Section):
         return named
 
     @model_validator(mode="after")
+    def _members_are_named(self) -> PipelineConfig:
+        mistakes = []
+        if self.destinations and self.destination.type != _GIVEN:
+            mistakes.append("give either destination or destinations, not both")
+        for name in self.destinations:
+            place = f"destinations.{name}"
+            if not _SLUG.fullmatch(name) or _BETWEEN in name or name.endswith("_"):
+                mistakes.append(
+                    f"{place}: a name must begin with a lower-case letter, hold only lower-case "
+                    "letters, digits and single _, and not end with one"
+                )
+            elif len(name) + len(_BETWEEN) + len(self.pipeline) > _NAME_LENGTH:
+                mistakes.append(
+                    f"{place}: the names of pipeline and destination have together more than "
+                    f"{_NAME_LENGTH - len(_BETWEEN)} characters"
+                )
+        former = self.fan_out.former
+        if former is not None and former not in self.destinations:
+            mistakes.append(f"fan_out.former: {former} is not one of the destinations")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    @model_validator(mode="after")
     def _choices_arrive(self) -> PipelineConfig:
         """Only what was asked for is a mistake: the default gives way."""
         asked = {name: getattr(self, name) for name in self.model_fields_set & {*_CHOICES}}
@@ -495,7 +577,8 @@ class PipelineConfig(_Section):
         refused = [
             f"{place}: {reason}"
             for place, choice in asked.items()
-            if choice is not None and (reason := self.destination.refusal(choice))
+            for destination in (self.destination, *self.destinations.values())
+            if choice is not None and (reason := destination.refusal(choice))
         ]
         if refused:
             raise ValueError("; ".join(refused))
@@ -537,6 +620,41 @@ class PipelineConfig(_Section):
             for column, settings in table.columns.items():
                 if settings.odd_values == "quarantine":
                     yield f"tables.{name}.columns.{column}.odd_values", mode
+
+    # -- several destinations --------------------------------------------------------------------
+
+    @property
+    def membership(self) -> Membership | None:
+        """What `member` made this of; None of a pipeline of its own."""
+        return self._membership
+
+    def member(self, name: str) -> PipelineConfig:
+        """The pipeline from the source to one of `destinations`.
+
+        In the state store and at the destination it is a pipeline like any other, called
+        ``PIPELINE__NAME``; the former only destination keeps the pipeline's own name.
+        """
+        known = tuple(f"{self.pipeline}{_BETWEEN}{each}" for each in self.destinations)
+        membership = Membership(self.pipeline, name, known)
+        is_former = name == self.fan_out.former
+        copy = self.model_copy(
+            update={
+                "pipeline": self.pipeline if is_former else membership.own_slot_of,
+                "destination": self.destinations[name],
+                "destinations": {},
+            }
+        )
+        copy._membership, copy._whole = membership, self
+        return copy
+
+    @property
+    def whole(self) -> PipelineConfig:
+        """The pipeline with all its destinations that this is a member of, or itself."""
+        return self if self._whole is None else self._whole
+
+    def members(self) -> dict[str, PipelineConfig]:
+        """The pipelines to all `destinations`, by name; none where there is only one."""
+        return {name: self.member(name) for name in self.destinations}
 
     def state_id(self, table_name: str) -> str:
         """The Meltano state ID of a table, given as the text of its `TableName`."""
@@ -731,8 +849,8 @@ def _parse(
     found: list[tuple[Place, str]] = []
     values = _expand(raw, environ, found, ())
     variables = _override(values, environ, mistakes)
-    if isinstance(origin, Path) and "destination" not in values:
-        found.append((("destination",), "is required"))
+    if isinstance(origin, Path) and "destination" not in values and not values.get("destinations"):
+        found.append((("destination",), "is required; or `destinations`, each under a name"))
     config = None
     try:
         config = PipelineConfig.model_validate(values)
@@ -750,7 +868,8 @@ def _parse(
         folder = origin.absolute().parent
         sections = ("destination", "state_store")
         placed = {name: getattr(config, name).relative_to(folder) for name in sections}
-        config = config.model_copy(update=placed)
+        several = {name: each.relative_to(folder) for name, each in config.destinations.items()}
+        config = config.model_copy(update=placed | {"destinations": several})
     return config
 
 
@@ -835,6 +954,10 @@ def _section_model(place: Place, values: Mapping[str, Any]) -> type[BaseModel] |
                 return _Kind(group)._model(name)
             except UnknownKind:
                 return None
+        case ("destinations", name):
+            several = values.get("destinations")
+            given = several.get(name) if isinstance(several, Mapping) else None
+            return _section_model(("destination",), {"destination": given})
         case (section,):
             return _SECTIONS.get(section)
     return None
@@ -854,6 +977,7 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "source": SourceConfig,
     "batch": BatchConfig,
     "copy": CopyConfig,
+    "fan_out": FanOutConfig,
     "retry": RetryConfig,
     "meltano": MeltanoConfig,
 }

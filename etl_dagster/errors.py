@@ -304,6 +304,12 @@ class SlotInvalidated(SlotError):
     )
 
 
+class DestinationLeftBehind(SlotError):
+    """Of several destinations at one slot, one lacks changes that the slot no longer has."""
+
+    solution = "No action needed: its tables are copied again."
+
+
 class SlotAdvanced(SlotError):
     """The slot was confirmed past what is durable at the destination: changes were skipped."""
 

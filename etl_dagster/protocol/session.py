@@ -6,7 +6,7 @@ together by `RawBatch.decode`, perhaps on another thread. Control messages are r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from etl_dagster.errors import DecodeError
@@ -68,6 +68,14 @@ class ReplicationSession:
         """
         self._codec = codec
         self._open = BatchBuilder({}, None, codec)
+
+    def expect_relations(self, relations: Iterable[Relation]) -> None:
+        """Say what the server described earlier on this connection; before the first frame.
+
+        It describes a table once, so whoever takes over in the middle must be told.
+        """
+        self._relations = {relation.id: relation for relation in relations}
+        self._open = BatchBuilder(dict(self._relations), None, self._codec)
 
     # -- taking frames -------------------------------------------------------------------------
 

@@ -205,6 +205,12 @@ class Pipeline:
         if (destination := offered(self._destination, Interruptible)) is not None:
             destination.interrupt()
 
+    def hurry(self, goal: Lsn) -> None:
+        """Make what was committed before `goal` durable as soon as possible."""
+        apply = self._apply
+        if apply is not None:
+            apply.hurry(goal)
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; whether it came in time. Raises what the pipeline failed with."""
         if not self._done.wait(timeout_s):
@@ -233,9 +239,7 @@ class Pipeline:
                 return False
             if deadline is not None and time.monotonic() > deadline:
                 return False
-            apply = self._apply
-            if apply is not None:
-                apply.hurry(goal)
+            self.hurry(goal)
             self._done.wait(0.1)
         return True
 
@@ -439,9 +443,9 @@ class Pipeline:
     def _hurry_for_members(self) -> None:
         self._renames.settle()
         waiting = (self._members.waits_for, self._renames.waits_for)
-        apply, goal = self._apply, max((lsn for lsn in waiting if lsn is not None), default=None)
-        if apply is not None and goal is not None:
-            apply.hurry(goal)
+        goal = max((lsn for lsn in waiting if lsn is not None), default=None)
+        if goal is not None:
+            self.hurry(goal)
 
     def _report(self) -> None:
         pace = Pace(_REPORT_S, at_most_s=_REPORT_AT_MOST_S)
@@ -481,6 +485,7 @@ class Pipeline:
             tables=self._reporter.tables(),
             error=_reason(trouble),
             solution=trouble.solution if isinstance(trouble, EtlError) else None,
+            note=self._wire.note,
             at=time.time(),
         )
 

@@ -44,8 +44,8 @@ from etl_dagster.source.readiness import (
     names_standby,
 )
 from etl_dagster.source.slots import (
-    apply_slot_name,
-    fetch_slot,
+    fetch_apply_slot,
+    fetch_leftover_slots,
     fetch_table_sync_slots,
     require_usable,
 )
@@ -236,10 +236,12 @@ def _check_wal_level(facts: ServerFacts) -> Check:
 
 def _check_slots(connection: Connection, config: PipelineConfig, facts: ServerFacts) -> Check:
     name = "replication slots"
-    has_apply = fetch_slot(connection, apply_slot_name(config.pipeline)) is not None
+    has_apply = fetch_apply_slot(connection, config) is not None
     syncing = len(fetch_table_sync_slots(connection, config.pipeline))
     free = facts.max_replication_slots - facts.used_replication_slots
     wanted = (not has_apply) + max(config.copy_tables.max_table_sync_workers - syncing, 0)
+    # Of several destinations, each may need one of its own, too.
+    wanted += config.membership is not None
     text = f"{facts.used_replication_slots} of {facts.max_replication_slots} in use"
     raise_it = "Raise max_replication_slots on the source and restart it, or drop slots nobody uses"
     if free == 0 and not has_apply:
@@ -259,7 +261,7 @@ def _check_slots(connection: Connection, config: PipelineConfig, facts: ServerFa
 
 def _check_senders(connection: Connection, config: PipelineConfig, facts: ServerFacts) -> Check:
     name = "WAL senders"
-    slot = fetch_slot(connection, apply_slot_name(config.pipeline))
+    slot = fetch_apply_slot(connection, config)
     is_streaming = slot is not None and slot.active
     free = facts.max_wal_senders - facts.used_wal_senders
     # The apply worker's, one for each table sync worker.
@@ -365,6 +367,7 @@ def _check_publication(
         yield from _check_shapes(config, tables)
     yield _check_apply_slot(connection, config)
     yield from _check_sync_slots(connection, config, tables)
+    yield from _check_leftover_slots(connection, config)
 
 
 def _check_tables(
@@ -654,7 +657,7 @@ def _check_configured_tables(
 
 
 def _check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
-    slot = fetch_slot(connection, apply_slot_name(config.pipeline))
+    slot = fetch_apply_slot(connection, config)
     if slot is None:
         return Check.ok("slot", "not there yet; the first start creates it")
     retained = human_bytes(slot.retained_bytes)
@@ -704,4 +707,18 @@ def _check_sync_slots(
             "table sync slots",
             f"left by tables that are not published any more, and keeping WAL: {names(orphans)}",
             drops,
+        )
+
+
+def _check_leftover_slots(connection: Connection, config: PipelineConfig) -> Iterator[Check]:
+    """Slots of destinations that were removed from the configuration: nothing reads them."""
+    left = fetch_leftover_slots(connection, config)
+    if left:
+        kept = human_bytes(sum(slot.retained_bytes for slot in left))
+        yield Check.warning(
+            "slots of destinations",
+            "named after destinations that the pipeline does not have, and keeping "
+            f"{kept} of WAL: {names([slot.name for slot in left])}",
+            "If no other pipeline has such a name: "
+            + " ".join(f"select pg_drop_replication_slot('{slot.name}');" for slot in left),
         )

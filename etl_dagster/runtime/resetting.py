@@ -37,7 +37,7 @@ def reset_pipeline(
     try:
         # In this order: should it end in between, a second reset finds the rest.
         store.reset_for_resync()
-        return drop_pipeline_slots(control, config.pipeline)
+        return drop_pipeline_slots(control, config)
     finally:
         lease.release()
 

@@ -169,6 +169,14 @@ def _create(
 ) -> Lsn:
     # Progress of an earlier slot would be past the new one's beginning, or before it.
     store.delete_replication_progress(ApplyWorker())
+    begins = make_permanent_slot(control, config, name, stop=stop)
+    return store.upsert_replication_progress(ApplyWorker(), begins)
+
+
+def make_permanent_slot(
+    control: SourceControl, config: PipelineConfig, name: str, *, stop: threading.Event | None
+) -> Lsn:
+    """Make a slot that stays; returns where it begins. Raises as `make_slot`."""
     connection = connect(
         config.source,
         application_name=f"etl_dagster slot {config.pipeline}",
@@ -176,17 +184,21 @@ def _create(
         lock_timeout_s=_SLOT_LOCK_TIMEOUT_S,
     )
     with connection:
-        slot = make_slot(control, connection, name, stop=stop)
-    return store.upsert_replication_progress(ApplyWorker(), slot.consistent_point)
+        return make_slot(control, connection, name, stop=stop).consistent_point
 
 
-def drop_pipeline_slots(control: SourceControl, pipeline: str) -> list[str]:
-    """Drop every slot of the pipeline; returns their names."""
-    names = [
-        *control.ask("listing slots", fetch_table_sync_slots, pipeline).values(),
-        *control.ask("listing slots", fetch_group_slots, pipeline).values(),
-    ]
-    names.append(apply_slot_name(pipeline))
+def drop_pipeline_slots(control: SourceControl, config: PipelineConfig) -> list[str]:
+    """Drop every slot of the pipeline; returns their names.
+
+    Of one destination among several, the slots that are its alone; of a pipeline with several,
+    those of all of them, too.
+    """
+    names: list[str] = []
+    for each in (config, *config.members().values()):
+        names += control.ask("listing slots", fetch_table_sync_slots, each.pipeline).values()
+        names += control.ask("listing slots", fetch_group_slots, each.pipeline).values()
+        member = each.membership
+        names.append(apply_slot_name(each.pipeline if member is None else member.own_slot_of))
     return [name for name in names if control.ask("dropping a slot", drop_slot, name)]
 
 

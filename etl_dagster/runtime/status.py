@@ -90,12 +90,17 @@ class PipelineStatus:
     tables: Mapping[str, TableStatus] = field(default_factory=dict)
     error: str | None = None
     solution: str | None = None
+    #: Of one destination among several that was set aside: that it was, and why.
+    note: str | None = None
     #: When it was taken, seconds since 1970-01-01 UTC.
     at: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         # Tables hold plain values only, so nothing of them needs to be copied.
-        return vars(self) | {"tables": {name: dict(vars(t)) for name, t in self.tables.items()}}
+        payload = vars(self) | {"tables": {name: dict(vars(t)) for name, t in self.tables.items()}}
+        if self.note is None:
+            del payload["note"]
+        return payload
 
     @classmethod
     def from_json(cls, payload: Mapping[str, Any]) -> PipelineStatus:

@@ -23,6 +23,11 @@ class Wire(Protocol):
         """The slot that keeps WAL for the pipeline now."""
         ...
 
+    @property
+    def note(self) -> str | None:
+        """What a reader of the status should know of the slot; None where nothing is special."""
+        ...
+
     def prepare(self) -> Lsn:
         """Make sure that every change from what is durable on will come; where it starts.
 
@@ -49,6 +54,8 @@ MakeWire: TypeAlias = Callable[
 
 class OwnSlot:
     """A permanent slot that is this pipeline's alone, read by a connection of its own."""
+
+    note = None
 
     def __init__(
         self,

@@ -12,9 +12,11 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     SlotInUse,
     SlotInvalidated,
+    SlotMissing,
     SlotNotCreated,
     SlotOfAnotherDatabase,
 )
@@ -28,6 +30,23 @@ Connection = psycopg.Connection[Any]
 def apply_slot_name(pipeline: str) -> str:
     """The slot that the pipeline's apply worker reads, for as long as the pipeline exists."""
     return f"etl_dagster_apply_{pipeline}"
+
+
+def apply_slot_names(config: PipelineConfig) -> tuple[str, ...]:
+    """The slots that may keep a pipeline's changes; the first that exists does.
+
+    Of one destination among several: its own slot, while it is set aside, else the shared one.
+    """
+    member = config.membership
+    if member is None:
+        return (apply_slot_name(config.pipeline),)
+    return apply_slot_name(member.own_slot_of), apply_slot_name(member.pipeline)
+
+
+def fetch_apply_slot(connection: Connection, config: PipelineConfig) -> Slot | None:
+    """The slot that keeps the pipeline's changes now, or None when there is none."""
+    found = {slot.name: slot for slot in _fetch(connection, apply_slot_names(config))}
+    return next((found[name] for name in apply_slot_names(config) if name in found), None)
 
 
 def table_sync_slot_name(pipeline: str, table_id: TableId) -> str:
@@ -211,6 +230,52 @@ def create_slot(
     return CreatedSlot(row[0], Lsn.parse(row[1]), row[2])
 
 
+def copy_slot(connection: Connection, name: str, copy: str) -> Lsn:
+    """Make a permanent slot that begins where another one is; returns where that is.
+
+    The other may be read meanwhile. Unlike a new slot, a copy waits for no transaction: what is
+    needed to decode from there on is kept already. Whether standbys are to have it, too, is
+    not copied: see `make_failover_slot`.
+
+    Raises:
+        SlotError: no slot is free, the name is taken, or the other slot is lost.
+
+    Source: PostgreSQL documentation, "Replication Management Functions".
+    """
+    try:
+        connection.execute("select pg_copy_logical_replication_slot(%s, %s, false)", [name, copy])
+    except psycopg.errors.ConfigurationLimitExceeded as error:
+        raise SlotNotCreated(
+            f"slot {copy!r} could not be created: all replication slots of the server are in use",
+            solution="Raise max_replication_slots, or drop slots that nobody reads.",
+        ) from error
+    except psycopg.errors.DuplicateObject as error:
+        raise SlotInUse(f"slot {copy!r} exists already") from error
+    except psycopg.errors.UndefinedObject as error:
+        raise SlotMissing(f"slot {name!r} does not exist on the source") from error
+    except psycopg.Error as error:
+        raise translate(error, f"copying slot {name!r}") from None
+    made = fetch_slot(connection, copy)
+    if made is None or made.confirmed_flush_lsn is None:
+        raise SlotNotCreated(f"slot {copy!r} was dropped as soon as it was made")
+    return made.confirmed_flush_lsn
+
+
+def is_failover_slot(connection: Connection, name: str) -> bool:
+    """Whether standbys are to have the slot, too; from PostgreSQL 17 on."""
+    row = connection.execute(
+        "select to_jsonb(s) ->> 'failover' from pg_replication_slots s where slot_name = %s", [name]
+    ).fetchone()
+    return row is not None and row[0] == "true"
+
+
+def make_failover_slot(replication_connection: Connection, name: str) -> None:
+    """Have standbys keep the slot, too."""
+    replication_connection.execute(
+        sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(name))
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class OpenTransaction:
     """A transaction that the creation of a slot waits for."""
@@ -298,6 +363,13 @@ def _end_maker(connection: Connection, name: str) -> None:
             connection.execute("select pg_terminate_backend(%s)", [slot.active_pid])
 
 
+def end_slot_reader(connection: Connection, name: str) -> None:
+    """End the connection that reads the slot, if any; it is free a moment later."""
+    slot = fetch_slot(connection, name)
+    if slot is not None and slot.active_pid is not None:
+        connection.execute("select pg_terminate_backend(%s)", [slot.active_pid])
+
+
 _SYNC_SLOT = re.compile(
     r"\Aetl_dagster_(?P<kind>sync|group)_(?P<pipeline>.+)_(?P<table>\d+)\Z", re.ASCII
 )
@@ -320,6 +392,25 @@ def fetch_copying_slots(connection: Connection, pipeline: str) -> list[Slot]:
         *fetch_group_slots(connection, pipeline).values(),
     ]
     return _fetch(connection, names) if names else []
+
+
+def fetch_leftover_slots(connection: Connection, config: PipelineConfig) -> list[Slot]:
+    """Slots of destinations that the pipeline does not have (any more), by name."""
+    member = config.membership
+    pipeline = config.pipeline if member is None else member.pipeline
+    known = () if member is None else member.all_members
+    begins = [f"etl_dagster_{kind}_{pipeline}__" for kind in ("apply", "sync", "group")]
+    rows = connection.execute(
+        "select slot_name from pg_replication_slots where database = current_database()"
+    )
+    found = [name for (name,) in rows if any(map(name.startswith, begins))]
+    return [slot for slot in _fetch(connection, found) if _owner(slot.name) not in known]
+
+
+def _owner(slot_name: str) -> str:
+    """The pipeline that a slot of ours is named after."""
+    copying = _SYNC_SLOT.match(slot_name)
+    return copying["pipeline"] if copying else slot_name.removeprefix("etl_dagster_apply_")
 
 
 def _fetch_slots(connection: Connection, pipeline: str, kind: str) -> dict[TableId, str]:

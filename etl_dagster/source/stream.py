@@ -7,8 +7,9 @@ import re
 import select
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import pq, sql
@@ -25,7 +26,6 @@ from etl_dagster.errors import (
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.frames import encode_standby_status_update
-from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.source.connection import connect, translate
 
 #: Seconds from 1970-01-01 to 2000-01-01 UTC, where Postgres' clock begins.
@@ -43,8 +43,29 @@ _LULL_S = 0.002
 _STRETCH_S = 0.05
 
 
+class Receiver(Protocol):
+    """What takes the frames of a stream, such as a `protocol.session.ReplicationSession`."""
+
+    def expect_codec(self, codec: str | None) -> None:
+        """Text comes in this encoding, as Python calls it; told before the first frame."""
+        ...
+
+    def drain(self, get: Callable[[], tuple[int, memoryview]]) -> int:
+        """Take frames; see `ReplicationSession.drain`."""
+        ...
+
+    @property
+    def last_wal_end(self) -> Lsn:
+        """How far the server's WAL reached when it sent the last frame."""
+        ...
+
+    def take_reply_request(self) -> bool:
+        """Whether the server asked for a status update since the last call."""
+        ...
+
+
 class ReplicationStream:
-    """Feeds a `ReplicationSession` from a slot, and confirms positions.
+    """Feeds a `Receiver` from a slot, and confirms positions.
 
     `read` belongs to one thread; `confirm` and `request_keepalive` may come from any. A thread of
     its own sends the status updates, so the server hears from us also while nobody reads:
@@ -55,7 +76,7 @@ class ReplicationStream:
         self,
         config: SourceConfig,
         slot_name: str,
-        session: ReplicationSession,
+        session: Receiver,
         start_lsn: Lsn,
         *,
         application_name: str,

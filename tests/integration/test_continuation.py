@@ -226,7 +226,7 @@ def test_a_publication_that_was_created_again_is_no_unreachable_server(
     with opened_store(config) as store:
         store.reset_for_resync()
         control = SourceControl(config.source, application_name="test")
-        drop_pipeline_slots(control, config.pipeline)
+        drop_pipeline_slots(control, config)
         control.close()
     catch_up(config)
     assert_table_in_step(database, config, "items")

@@ -61,7 +61,7 @@ def test_a_slot_of_another_database_is_not_dropped(
     config: PipelineConfig, other: Database, control: SourceControl
 ) -> None:
     """Postgres would, and the other pipeline had to copy everything again."""
-    assert drop_pipeline_slots(control, config.pipeline) == []
+    assert drop_pipeline_slots(control, config) == []
 
     assert apply_slot_name(config.pipeline) in other.slots()
 

@@ -11,7 +11,7 @@ from etl_dagster.integrations.meltano.positions.bookmarks import FoundState, str
 from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates, StoredBookmark
 from etl_dagster.lsn import Lsn
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.slots import Slot, apply_slot_name, fetch_slot
+from etl_dagster.source.slots import Slot, fetch_apply_slot
 
 #: The slot hears of a confirmed position a little later than the state, and a batch is up to so
 #: large; beyond, the source keeps WAL that nobody needs.
@@ -64,7 +64,7 @@ def compare_bookmarks(
     # In this order the slot may be ahead of the bookmark, which is harmless.
     control = SourceControl(config.source, application_name="etl_dagster check")
     try:
-        slot = control.ask("looking at the slot", fetch_slot, apply_slot_name(config.pipeline))
+        slot = control.ask("looking at the slot", fetch_apply_slot, config)
     finally:
         control.close()
     now = datetime.now(UTC)

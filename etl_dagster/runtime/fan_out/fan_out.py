@@ -1,0 +1,402 @@
+"""A pipeline with several destinations: one shared slot, a pipeline for each of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Literal
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import (
+    ConfigError,
+    DestinationLeftBehind,
+    EtlError,
+    InvalidState,
+    LeaseLost,
+    SlotAdvanced,
+    SlotError,
+    SlotMissing,
+)
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.stores import CoordinatingStore, Lease
+from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.fan_out.budget import Budget, Reader
+from etl_dagster.runtime.fan_out.member import Member
+from etl_dagster.runtime.fan_out.parts import MemberParts
+from etl_dagster.runtime.fan_out.shared import SharedSlot
+from etl_dagster.runtime.preflight import require_ready
+from etl_dagster.runtime.runner import in_use
+from etl_dagster.runtime.slot import make_permanent_slot
+from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.source.catalog import fetch_insert_lsn
+from etl_dagster.source.control import SourceControl
+from etl_dagster.source.slots import drop_slot, end_slot_reader, fetch_slot, require_usable
+from etl_dagster.words import human_bytes, names
+
+_log = logging.getLogger(__name__)
+
+#: Of the process that runs all destinations; each of their pipelines has its own.
+LEASE = "fan out"
+#: How often the destinations are compared.
+_LOOK_S = 1.0
+#: The first destination that runs is not shown before the others had so long to start.
+_STARTING_S = 15.0
+#: A destination whose pipeline failed is set aside after so long, unless all of them fail.
+_SET_ASIDE_AFTER_S = 5.0
+
+
+class FanOut:
+    """Replicates one publication to several destinations until told to stop; as a `Pipeline`.
+
+    Each destination has a pipeline of its own, with states, positions and copies. They share the
+    reading: the slot is read once, and confirmed up to the least of what all have.
+
+    Args:
+        config: of the pipeline as a whole.
+        store: of the pipeline as a whole; for its lease.
+        parts: what each destination's pipeline is made of, by name. The stores stay the caller's.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        store: CoordinatingStore,
+        parts: Mapping[str, MemberParts],
+        *,
+        copies: Literal["own", "elsewhere"] = "own",
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._control = SourceControl(
+            config.source, application_name=f"etl_dagster control {config.pipeline}"
+        )
+        # A question may wait for a lock, and the stream must not wait for that.
+        self._shared_control = SourceControl(
+            config.source, application_name=f"etl_dagster slots {config.pipeline}"
+        )
+        self._shared = SharedSlot(config, self._shared_control)
+        self.members = {
+            name: Member(
+                name, each, self._shared, self._control, copies=copies, on_fatal=self._end_with
+            )
+            for name, each in parts.items()
+        }
+        self._budget = Budget(config.fan_out.max_wal_behind)
+        #: What was in the way at the last look, by destination; told once.
+        self._troubles: dict[str, str | None] = {}
+        self._stop = threading.Event()
+        self._done = threading.Event()
+        self._failure: BaseException | None = None
+        self._leases: dict[str, Lease] = {}
+        self._thread = threading.Thread(
+            target=self._run, name=f"fan-out {config.pipeline}", daemon=True
+        )
+
+    # -- start and end ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Check everything, make the slot, start a pipeline for each destination.
+
+        Returns once each has started or failed, or some seconds after the first one has started.
+        Those that failed are tried again.
+
+        Raises:
+            EtlError: something is wrong with configuration, source or store, or with every
+                destination.
+            InvalidState: it was started or told to stop before.
+        """
+        if self._leases or self._done.is_set():
+            raise InvalidState("this pipeline was started before; make a new one")
+        try:
+            self._prepare()
+            for member in self.members.values():
+                member.start()
+            self._wait_for_starts()
+            if self._failure is not None:
+                raise self._failure
+            if (failure_of_all := self._failure_of_all()) is not None:
+                raise failure_of_all
+        except BaseException as failure:
+            self._end()
+            self._done.set()
+            if isinstance(failure, Stopped):
+                raise InvalidState("the pipeline was told to stop before it had started") from None
+            raise
+        self._thread.start()
+
+    def _wait_for_starts(self) -> None:
+        """One that hangs in its start holds the others' up for some seconds only."""
+        deadline: float | None = None
+        while not all(member.is_tried.is_set() for member in self.members.values()):
+            if self._stop.wait(0.05):
+                raise Stopped
+            if deadline is None and any(member.is_running for member in self.members.values()):
+                deadline = time.monotonic() + _STARTING_S
+            if deadline is not None and time.monotonic() > deadline:
+                return
+
+    def _failure_of_all(self) -> BaseException | None:
+        """What the first one failed with, where no destination is left that works."""
+        failures = [member.failure for member in self.members.values()]
+        return failures[0] if None not in failures else None
+
+    def _prepare(self) -> None:
+        """All that concerns the destinations together; none of their pipelines runs yet."""
+        for member in self.members.values():
+            self._control.ask("checking the source", require_ready, member.config)
+            break  # the source is the same for all
+        self._acquire(LEASE)
+        if self._config.fan_out.former is None:
+            # As a pipeline with one destination would; the former destination takes it itself.
+            self._acquire("apply")
+            if self._store.get_table_replication_states():
+                raise ConfigError(
+                    [
+                        f"destinations: the pipeline {self._config.pipeline!r} has tables at the "
+                        "one destination that it had before. Name that under `destinations`, and "
+                        "as `fan_out.former`, to keep them; or give the pipeline another name, and "
+                        f"drop the slot {self._shared.name!r} on the source"
+                    ],
+                    origin=f"pipeline {self._config.pipeline}",
+                )
+        self._shared.start(self._pins(), set(self.members))
+
+    def _acquire(self, name: str) -> None:
+        lease = self._store.acquire_lease(name)
+        if lease is None:
+            raise in_use(self._store, self._config.pipeline)
+        self._leases[name] = lease
+
+    def _pins(self) -> dict[str, Lsn]:
+        """What each destination has that needs the shared slot, which is made where it is missing.
+
+        Raises:
+            SlotError: the shared slot can't continue where the destinations are.
+        """
+        ask, name = self._control.ask, self._shared.name
+        slot = ask("looking at the slot", fetch_slot, name)
+        if slot is not None and slot.is_unfinished:
+            # No process is at it: the lease is ours.
+            ask("dropping a slot that was never finished", drop_slot, name)
+            slot = None
+        joined = {
+            member.name: durable
+            for member in self.members.values()
+            if (durable := member.durable()) is not None
+            and ask("looking at the slot", fetch_slot, member.own_slot) is None
+        }
+        if slot is None:
+            if joined:
+                raise SlotMissing(
+                    f"slot {name!r} is gone from the source, but {names(list(joined))} read it"
+                )
+            make_permanent_slot(self._control, self._config, name, stop=self._stop)
+            return {}
+        if slot.plugin != "pgoutput" or slot.confirmed_flush_lsn is None:
+            raise SlotError(
+                f"slot {name!r} is no logical slot of pgoutput: somebody else made it",
+                solution=f"Drop it (select pg_drop_replication_slot('{name}')), or give the "
+                "pipeline another name.",
+            )
+        require_usable(slot)
+        confirmed = slot.confirmed_flush_lsn
+        behind = [member for member, durable in joined.items() if durable < confirmed]
+        if behind and len(behind) == len(self.members):
+            raise SlotAdvanced(
+                f"slot {name!r} was confirmed up to {confirmed}, and no destination has so much"
+            )
+        for member in behind:
+            # It was not among the destinations for a while; what it lacks doesn't come again.
+            self.members[member].start_over(
+                f"slot {name!r} was confirmed up to {confirmed} without it"
+            )
+        return {member: lsn for member, lsn in joined.items() if member not in behind}
+
+    def shutdown(self) -> None:
+        """Ask it to stop; `wait` tells when it has. Safe in a signal handler."""
+        self._stop.set()
+        for member in self.members.values():
+            member.shutdown()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end; whether it came in time. Raises what it failed with."""
+        if not self._done.wait(timeout_s):
+            return False
+        if self._failure is not None:
+            raise self._failure
+        return True
+
+    def wait_until_caught_up(self, timeout_s: float | None = None) -> bool:
+        """As `Pipeline.wait_until_caught_up`, for every destination.
+
+        Raises what any destination failed with, although it is tried again.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for member in self.members.values():
+            while True:
+                if self._done.is_set():
+                    self.wait()
+                    return False
+                if member.failure is not None:
+                    raise member.failure
+                left_s = None if deadline is None else deadline - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return False
+                pipeline = member.pipeline
+                if pipeline is not None and member.is_running:
+                    if pipeline.wait_until_caught_up(left_s):
+                        break
+                    if self._stop.is_set():
+                        return False
+                self._done.wait(0.1)
+        return True
+
+    def _end_with(self, failure: BaseException) -> None:
+        self._failure = self._failure or failure
+        self.shutdown()
+
+    def _end(self) -> None:
+        self.shutdown()
+        for member in self.members.values():
+            member.join()
+        # Last: what they confirmed until now is still told to the source.
+        self._shared.stop()
+        self._shared.join()
+        for lease in self._leases.values():
+            lease.release()
+        self._control.close()
+        self._shared_control.close()
+
+    # -- its thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(_LOOK_S):
+                try:
+                    self._require_leases()
+                    self._require_any()
+                    self._look()
+                except (LeaseLost, _AllFailed):
+                    raise
+                except EtlError as error:
+                    _log.warning("the destinations can't be compared: %s", error.reason)
+        except _AllFailed as failed:
+            self._end_with(failed.failure)
+        except BaseException as failure:
+            self._end_with(failure)
+        finally:
+            try:
+                self._end()
+            except BaseException as failure:
+                self._failure = self._failure or failure
+            self._done.set()
+
+    def _require_leases(self) -> None:
+        for name, lease in self._leases.items():
+            if lease.is_held:
+                continue
+            # The store was away for a moment. If no other process took our place, we keep it.
+            lease.release()
+            again = self._store.acquire_lease(name)
+            if again is None:
+                raise LeaseLost("the lease of the pipeline is held by another process")
+            self._leases[name] = again
+
+    def _require_any(self) -> None:
+        if self._shared.failure is not None:
+            raise _AllFailed(self._shared.failure)
+        if (failure := self._failure_of_all()) is not None:
+            raise _AllFailed(failure)
+
+    def _look(self) -> None:
+        wal_end = self._control.ask("reading the WAL's end", fetch_insert_lsn)
+        pinned = self._shared.pinned()
+        readers = {}
+        for name, durable in pinned.items():
+            branch = self._shared.branch_of(name)
+            if branch is not None and self._is_reading(self.members[name]):
+                readers[name] = Reader(durable, branch.held_up_s)
+        slow = self._budget.look(readers, wal_end, time.monotonic())
+        for name, member in self.members.items():
+            trouble = None
+            try:
+                self._look_at(member, slow.get(name), wal_end)
+            except DestinationLeftBehind as behind:
+                member.copy_again(behind.reason)
+            except EtlError as error:
+                # Such as no slot being free: the shared one goes on keeping what it needs.
+                trouble = f"{error.reason}. What to do: {error.solution}"
+            if trouble is not None and trouble != self._troubles.get(name):
+                _log.warning("%s can't be set aside or brought back: %s", name, trouble)
+            self._troubles[name] = trouble
+
+    def _look_at(self, member: Member, slow: str | None, wal_end: Lsn) -> None:
+        wire, pin = member.wire, self._shared.pinned().get(member.name)
+        has_failed = member.failure is not None
+        if pin is None:
+            self._look_at_own_slot(member)
+        elif has_failed and time.monotonic() - member.failed_at > _SET_ASIDE_AFTER_S:
+            self._keep_for_later(member)
+        elif slow is not None and wire is not None:
+            wire.set_aside(slow)
+        elif not self._is_reading(member) and (
+            wal_end.offset - pin.offset > self._config.fan_out.max_wal_behind
+        ):
+            # It hangs in its start, or between two streams.
+            self._keep_for_later(member)
+        if wire is not None and not has_failed and member.pipeline is not None:
+            goal = wire.approach(wal_end)
+            if goal is not None:
+                member.pipeline.hurry(goal)
+
+    def _is_reading(self, member: Member) -> bool:
+        branch = self._shared.branch_of(member.name)
+        return branch is not None and branch.phase == "open" and member.is_running
+
+    def _keep_for_later(self, member: Member) -> None:
+        """Of a destination that doesn't read the shared slot, and has it keep WAL."""
+        lock = self._shared.deciding(member.name)
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            self._shared.set_aside(member.name, member.own_slot, member.durable())
+        finally:
+            lock.release()
+        _log.warning("%s is set aside, with a slot of its own, until it works again", member.name)
+
+    def _look_at_own_slot(self, member: Member) -> None:
+        """See that a slot of a destination's own doesn't keep more WAL than it may."""
+        slot = self._control.ask("looking at the slot", fetch_slot, member.own_slot)
+        if slot is None:
+            return
+        most = self._config.fan_out.max_wal_kept
+        if slot.is_lost or slot.retained_bytes > most:
+            why = (
+                "the source has removed WAL that its slot needed"
+                if slot.is_lost
+                else f"its slot keeps {human_bytes(slot.retained_bytes)} of WAL, more than "
+                f"fan_out.max_wal_kept ({human_bytes(most)})"
+            )
+            member.copy_again(why)
+            if member.is_overdue:
+                # WAL must not be kept until its destination answers. First the states, so that
+                # nothing is left that depends on the slot.
+                member.store.reset_for_resync()
+                self._control.ask("ending a reader", end_slot_reader, member.own_slot)
+                self._control.ask("dropping a slot", drop_slot, member.own_slot)
+
+    # -- what is going on ------------------------------------------------------------------------
+
+    def statuses(self) -> dict[str, PipelineStatus]:
+        """How things are now, by destination."""
+        return {name: member.status() for name, member in self.members.items()}
+
+
+class _AllFailed(Exception):
+    """No destination is left that works."""
+
+    def __init__(self, failure: BaseException) -> None:
+        super().__init__()
+        self.failure = failure

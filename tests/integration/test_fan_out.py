@@ -1,0 +1,301 @@
+"""One slot, several destinations: each is a copy of the source, and none loses anything."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import ConfigError, DestinationUnreachable, PipelineInUse
+from etl_dagster.model.states import Init
+from etl_dagster.runtime.fan_out import fan_out as supervising
+from etl_dagster.runtime.fan_out import member
+from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.source.slots import apply_slot_name
+from tests.support.database import Database
+from tests.support.fan_outs import Gated, Several, several
+from tests.support.waiting import wait_until
+
+SHOP = """
+    create table orders (id int primary key, total numeric(12, 2), note text);
+    create table visits (page text, at timestamp);
+    alter table visits replica identity full;
+    insert into orders select i, i * 1.5, 'note ' || i from generate_series(1, 1000) i;
+    insert into visits select 'page ' || i, '2024-05-01' from generate_series(1, 50) i;
+    create publication etl_pub for table orders, visits;
+"""
+CHANGES = (
+    "insert into orders select i, 1, null from generate_series(1001, 1500) i",
+    "update orders set total = total + 1 where id % 7 = 0",
+    "delete from orders where id % 5 = 0",
+    "insert into visits values ('new', null)",
+    "alter table orders add column paid boolean default false",
+    "update orders set paid = true where id % 3 = 0",
+    "truncate visits",
+    "insert into visits values ('after', null)",
+)
+SHARED, OWN = apply_slot_name("test"), apply_slot_name("test__right")
+
+
+@pytest.fixture(autouse=True)
+def no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(member, "_AGAIN_S", 0.5)
+    monkeypatch.setattr(supervising, "_SET_ASIDE_AFTER_S", 0.2)
+    monkeypatch.setattr(supervising, "_LOOK_S", 0.2)
+    monkeypatch.setattr(supervising, "_STARTING_S", 0.2)
+
+
+def test_every_destination_is_a_copy_and_the_slot_is_read_once(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(SHOP)
+    both = Several(database, several(database, tmp_path))
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders", "public.visits")
+        database.execute(*CHANGES)
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders", "public.visits")
+        assert database.slots() == [SHARED]
+        assert readers(database) == [SHARED]
+        with pytest.raises(PipelineInUse):
+            both.make().start()
+    assert database.slots() == [SHARED]
+
+
+def test_one_that_hangs_is_set_aside_past_the_budget_and_returns(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(SHOP)
+    slow = Gated()
+    both = Several(database, small(database, tmp_path), {"right": slow})
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        slow.gate.clear()
+        # More than what fits in the buffer, and than the budget.
+        database.execute(
+            "insert into orders select i, 1, repeat('x', 900) from generate_series(2000, 8000) i"
+        )
+        wait_until(lambda: both.is_in_step("left", "public.orders"))
+        wait_until(lambda: OWN in database.slots())
+        database.execute("update orders set total = 0 where id > 7000")
+        wait_until(lambda: both.is_in_step("left", "public.orders"))
+        note = fan_out.statuses()["right"].note
+        assert note is not None
+        assert "behind" in note
+        assert not both.is_in_step("right", "public.orders")
+        slow.gate.set()
+        wait_until(lambda: both.is_in_step("right", "public.orders"))
+        wait_until(lambda: OWN not in database.slots())
+        database.execute(*CHANGES)
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders", "public.visits")
+        assert fan_out.statuses()["right"].note is None
+        assert readers(database) == [SHARED]
+
+
+def test_one_that_fails_does_not_hold_up_the_others_and_loses_nothing(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(SHOP)
+    failing = Gated()
+    both = Several(database, small(database, tmp_path), {"right": failing})
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        failing.failure = DestinationUnreachable("nobody answers")
+        database.execute("insert into orders values (2001, 1, 'while it fails')")
+        wait_until(lambda: both.is_in_step("left", "public.orders"))
+        wait_until(lambda: OWN in database.slots())
+        database.execute("insert into orders values (2002, 1, 'still')")
+        wait_until(lambda: both.is_in_step("left", "public.orders"))
+        failing.failure = None
+        wait_until(lambda: OWN not in database.slots())
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders", "public.visits")
+
+
+def test_one_that_hangs_in_its_start_holds_up_neither_the_others_nor_the_slot(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(SHOP)
+    both = Several(database, small(database, tmp_path))
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+    gate, right = threading.Event(), both.destinations["right"]
+    start = right.startup
+
+    def hang(store: Any) -> None:
+        gate.wait()
+        start(store)
+
+    right.startup = hang  # type: ignore[method-assign]
+    try:
+        with both.running() as fan_out:
+            database.execute(
+                "insert into orders select i, 1, repeat('x', 900) from"
+                " generate_series(2000, 4000) i"
+            )
+            wait_until(lambda: both.is_in_step("left", "public.orders"))
+            wait_until(lambda: OWN in database.slots())
+            gate.set()
+            assert fan_out.wait_until_caught_up(60)
+            both.assert_in_step("public.orders", "public.visits")
+            wait_until(lambda: database.slots() == [SHARED])
+    finally:
+        gate.set()
+
+
+def test_one_that_is_set_aside_stays_so_over_a_restart_and_loses_nothing(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(SHOP)
+    failing = Gated()
+    both = Several(database, small(database, tmp_path), {"right": failing})
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        failing.failure = DestinationUnreachable("nobody answers")
+        database.execute("insert into orders values (2001, 1, 'while it fails')")
+        wait_until(lambda: OWN in database.slots())
+    database.execute("insert into orders values (2002, 1, 'while nothing runs')")
+    failing.failure = None
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders", "public.visits")
+        wait_until(lambda: database.slots() == [SHARED])
+
+
+def test_one_whose_own_slot_keeps_too_much_is_copied_again(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(SHOP)
+    slow = Gated()
+    config = small(database, tmp_path, **{"fan_out.max_wal_kept": "4MB"})
+    both = Several(database, config, {"right": slow})
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        slow.failure = DestinationUnreachable("nobody answers")
+        database.execute("insert into orders values (2001, 1, 'while it fails')")
+        wait_until(lambda: OWN in database.slots())
+        database.execute(
+            "insert into orders select i, 1, repeat('x', 900) from generate_series(3000, 9000) i"
+        )
+        wait_until(lambda: OWN not in database.slots())
+        wait_until(lambda: both.is_in_step("left", "public.orders"))
+        slow.failure = None
+        wait_until(lambda: both.is_in_step("right", "public.orders"))
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders", "public.visits")
+        assert database.slots() == [SHARED]
+
+
+def test_one_that_was_away_for_a_while_is_copied_again_and_a_new_one_is_copied(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(SHOP)
+    config = small(database, tmp_path)
+    both = Several(database, config)
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+    alone = Several(database, small(database, tmp_path, "left"))
+    alone.stores, alone.destinations = both.stores, {"left": both.destinations["left"]}
+    with alone.running() as fan_out:
+        database.execute("delete from orders where id < 100")
+        assert fan_out.wait_until_caught_up(60)
+        alone.assert_in_step("public.orders")
+    three = Several(
+        database, small(database, tmp_path, "left", "right", "third"), both.destinations
+    )
+    three.stores |= both.stores
+    with three.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        three.assert_in_step("public.orders", "public.visits")
+
+
+def test_after_the_connection_broke_all_read_the_shared_slot_again(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(SHOP)
+    both = Several(database, small(database, tmp_path))
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        database.query(
+            "select pg_terminate_backend(active_pid) from pg_replication_slots"
+            " where slot_name = %s",
+            [SHARED],
+        )
+        database.execute(*CHANGES)
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders", "public.visits")
+        assert database.slots() == [SHARED]
+
+
+def test_a_pipeline_with_one_destination_gets_a_second_one_and_is_not_copied_again(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(SHOP)
+    config = several(database, tmp_path, **{"fan_out.former": "left"})
+    both = Several(database, config)
+    one = config.model_copy(update={"destinations": {}, "destination": config.destinations["left"]})
+    pipeline = Pipeline(one, both.stores["left"], both.destinations["left"])
+    pipeline.start()
+    try:
+        assert pipeline.wait_until_caught_up(60)
+    finally:
+        pipeline.shutdown()
+        assert pipeline.wait(60)
+    copies = both.stores["left"].get_copy_ids()
+    assert copies
+    database.execute(*CHANGES)
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders", "public.visits")
+    assert both.stores["left"].get_copy_ids() == copies
+
+
+def test_a_former_destination_that_is_not_named_is_refused(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(SHOP)
+    both = Several(database, several(database, tmp_path))
+    both.store.update_table_replication_states([(1, Init())])
+    with pytest.raises(ConfigError, match=r"fan_out\.former"):
+        both.make().start()
+    assert database.slots() == []
+
+
+def test_when_every_destination_fails_the_pipeline_ends(database: Database, tmp_path: Path) -> None:
+    database.execute(SHOP)
+    both = Several(database, several(database, tmp_path), {"left": Gated(), "right": Gated()})
+    for destination in both.destinations.values():
+        destination.startup = _refuse  # type: ignore[method-assign]
+    fan_out = both.make()
+    with pytest.raises(DestinationUnreachable, match="closed"):
+        fan_out.start()
+    assert not [thread.name for thread in threading.enumerate() if "right" in thread.name]
+
+
+def _refuse(store: object) -> None:
+    raise DestinationUnreachable("closed on Sundays")
+
+
+def small(database: Database, tmp_path: Path, *names: str, **overrides: Any) -> PipelineConfig:
+    """A budget and a buffer that a few rows are too much for."""
+    limits = {
+        "fan_out.buffer": "64kB",
+        "fan_out.max_wal_behind": "1MB",
+        "batch.max_bytes": "32kB",
+        "retry": {"initial_delay_ms": 20, "max_delay_ms": 100, "max_attempts": 3},
+    }
+    return several(database, tmp_path, *names, **(limits | overrides))
+
+
+def readers(database: Database) -> list[str]:
+    """The slots of this database that are read now."""
+    rows = database.query(
+        "select slot_name from pg_replication_slots where database = %s and active order by 1",
+        [database.name],
+    )
+    return [name for (name,) in rows]
