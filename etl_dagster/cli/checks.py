@@ -34,9 +34,9 @@ from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (
     Slot,
-    apply_slot_name,
+    apply_slot_names,
+    fetch_apply_slot,
     fetch_copying_slots,
-    fetch_slot,
     table_sync_slot_name,
 )
 from etl_dagster.stores.postgres.config import PostgresStoreConfig
@@ -144,8 +144,8 @@ def _continuation(
         return
     except SourceError as failure:
         yield Check.error("source's history", failure)
-    name = apply_slot_name(config.pipeline)
-    slot = control.ask("looking at the slot", fetch_slot, name)
+    slot = control.ask("looking at the slot", fetch_apply_slot, config)
+    name = apply_slot_names(config)[-1] if slot is None else slot.name
     try:
         require_continuable(slot, name, store)
     except SlotError as failure:

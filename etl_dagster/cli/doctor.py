@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etl_dagster.cli.failures import FAILED
-from etl_dagster.cli.options import config_option, json_option, load
+from etl_dagster.cli.options import config_option, json_option, load_each
 
 if TYPE_CHECKING:
     from etl_dagster.runtime.preflight import Check
@@ -25,17 +25,22 @@ def doctor(context: click.Context, config_path: Path, as_json: bool) -> None:
 
     Ends with exit code 1 when there is an error, 0 when there are only warnings.
     """
-    config = load(config_path)
+    configs = load_each(config_path)
     from etl_dagster.cli.checks import all_checks, running_process
 
-    checks = all_checks(config)
+    checks = {name: all_checks(config) for name, config in configs.items()}
     if as_json:
         import json
 
-        click.echo(json.dumps([check.to_json() for check in checks], indent=2))
+        found = {name: [check.to_json() for check in each] for name, each in checks.items()}
+        click.echo(json.dumps(found.get("", found), indent=2))
     else:
-        _show(checks, running_process(config))
-    context.exit(FAILED if any(check.level == "error" for check in checks) else 0)
+        for name, each in checks.items():
+            if name:
+                click.echo(click.style(f"{name}:", bold=True))
+            _show(each, running_process(configs[name]))
+    levels = {check.level for each in checks.values() for check in each}
+    context.exit(FAILED if "error" in levels else 0)
 
 
 def _show(checks: list[Check], running: str | None) -> None:

@@ -43,6 +43,12 @@ destination:
   path: {path}
   memory_limit: 256MB
 
+# In place of `destination`, several from one slot, each under a name of its own:
+# destinations:
+#   warehouse:
+#     type: duckdb
+#     path: {path}
+
 # When a stretch of the stream is written: at the first of these.
 batch:
   max_fill_ms: 1000

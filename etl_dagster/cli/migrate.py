@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.options import config_option, json_option, load
+from etl_dagster.cli.options import config_option, json_option, load_whole
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
@@ -61,7 +61,7 @@ def migrate(
         raise click.UsageError("--all goes with --print")
     if remove and not of_source:
         raise click.UsageError("--remove goes with --source")
-    config = load(config_path)
+    config = load_whole(config_path)
     if of_source:
         _migrate_source(config, only_print=only_print, remove=remove, as_json=as_json)
         return

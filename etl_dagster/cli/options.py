@@ -16,9 +16,20 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+#: Where the chosen destination is kept for `load`.
+_CHOSEN = "etl_dagster.destination"
+
+
 def config_option(command: Command) -> Command:
-    """Adds ``-c``; the command receives the path as `config_path`."""
-    return click.option(
+    """Adds ``-c`` and ``--destination``; the command receives the path as `config_path`."""
+    chosen = click.option(
+        "--destination",
+        metavar="NAME",
+        expose_value=False,
+        callback=_choose,
+        help="Of several destinations, the one that is meant.",
+    )
+    with_path = click.option(
         "-c",
         "--config",
         "config_path",
@@ -28,7 +39,12 @@ def config_option(command: Command) -> Command:
         show_default=True,
         show_envvar=True,
         help="The configuration.",
-    )(command)
+    )
+    return with_path(chosen(command))
+
+
+def _choose(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    context.meta[_CHOSEN] = name
 
 
 def json_option(command: Command) -> Command:
@@ -38,11 +54,51 @@ def json_option(command: Command) -> Command:
 
 
 def load(path: Path) -> PipelineConfig:
-    """Read the configuration.
+    """Read the configuration of one pipeline: of several destinations, the one that was named.
 
     Raises:
         ConfigError: it is not there, or holds mistakes.
+        UsageError: which destination is meant is not said, or there is none of that name.
     """
+    config = load_whole(path)
+    if config.destinations:
+        raise click.UsageError(
+            f"{config.pipeline} has several destinations: choose one with --destination "
+            f"({', '.join(config.destinations)})"
+        )
+    return config
+
+
+def load_each(path: Path) -> dict[str, PipelineConfig]:
+    """Read the configuration; by name, a pipeline for each destination, or the one that was named.
+
+    Raises:
+        ConfigError, UsageError: as `load`.
+    """
+    config = load_whole(path)
+    return config.members() or {"": config}
+
+
+def load_whole(path: Path) -> PipelineConfig:
+    """Read the configuration, with all destinations where none was named.
+
+    Raises:
+        ConfigError, UsageError: as `load`.
+    """
+    config = _load(path)
+    context = click.get_current_context(silent=True)
+    name = None if context is None else context.meta.get(_CHOSEN)
+    if name is None:
+        return config
+    if name not in config.destinations:
+        known = ", ".join(config.destinations) or "it has one, which has no name"
+        raise click.UsageError(
+            f"{config.pipeline} has no destination {name!r} under `destinations`: {known}"
+        )
+    return config.member(name)
+
+
+def _load(path: Path) -> PipelineConfig:
     from etl_dagster.config import load_config
     from etl_dagster.errors import ConfigError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.options import config_option, load
+from etl_dagster.cli.options import config_option, load, load_whole
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
@@ -44,6 +44,10 @@ def reset(
     """
     if [bool(tables), everything, from_meltano].count(True) != 1:
         raise click.UsageError("name tables, or use --all, or --from-meltano")
+    whole = load_whole(config_path)
+    if everything and whole.destinations:
+        _reset_all_of_several(whole, dry_run=dry_run, yes=yes)
+        return
     config = load(config_path)
     from etl_dagster.cli.existing import existing_store
 
@@ -86,7 +90,7 @@ def _reset_all(
     from etl_dagster.runtime.resetting import are_resets_offered, request_reset, reset_pipeline
     from etl_dagster.runtime.runner import in_use
     from etl_dagster.source.control import SourceControl
-    from etl_dagster.source.slots import apply_slot_name
+    from etl_dagster.source.slots import apply_slot_names
 
     used = in_use(store, config.pipeline, "a process")
     used.solution = "Stop it first: Ctrl-C where it runs, or turn the sensor off in Dagster."
@@ -99,7 +103,7 @@ def _reset_all(
         f"All {count} tables are copied again from the beginning; their old rows stay until then."
     )
     click.echo(
-        f"The slot {apply_slot_name(config.pipeline)} and the pipeline's table sync slots are "
+        f"The slot {apply_slot_names(config)[0]} and the pipeline's table sync slots are "
         "dropped; the next start makes new ones."
     )
     if not _is_wanted(dry_run=dry_run, yes=yes):
@@ -122,6 +126,38 @@ def _reset_all(
         click.echo("Done. The sensor requests a run for each table.")
     else:
         click.echo("Done. The next start, by `etl-dagster run` or the sensor, copies every table.")
+
+
+def _reset_all_of_several(whole: PipelineConfig, *, dry_run: bool, yes: bool) -> None:
+    """Every table of every destination, and all slots, the shared one last."""
+    from etl_dagster.assembly import opened_store
+    from etl_dagster.runtime.resetting import reset_pipeline
+    from etl_dagster.runtime.runner import in_use
+    from etl_dagster.runtime.slot import drop_pipeline_slots
+    from etl_dagster.source.control import SourceControl
+
+    for member in whole.members().values():
+        with opened_store(member) as store:
+            if store.is_leased("apply"):
+                raise in_use(store, member.pipeline, "a process")
+    click.echo(
+        f"All tables of {', '.join(whole.destinations)} are copied again from the beginning; their "
+        "old rows stay until then. The slots are dropped; the next start makes new ones."
+    )
+    if not _is_wanted(dry_run=dry_run, yes=yes):
+        return
+    control = SourceControl(whole.source, application_name="etl_dagster reset")
+    try:
+        dropped = []
+        for member in whole.members().values():
+            with opened_store(member) as store:
+                dropped += reset_pipeline(member, store, control)
+        dropped += drop_pipeline_slots(control, whole)
+    finally:
+        control.close()
+    for name in dropped:
+        click.echo(f"Dropped {name}.")
+    click.echo("Done. The next start, by `etl-dagster run`, copies every table.")
 
 
 def _reset_cleared(

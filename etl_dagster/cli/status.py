@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etl_dagster.cli.options import config_option, json_option, load
+from etl_dagster.cli.options import config_option, json_option, load_whole
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
@@ -24,15 +24,28 @@ _NOTICES_SHOWN = 3
 @json_option
 def status(config_path: Path, as_json: bool) -> None:
     """Show table states, progress and lag of a pipeline, wherever it runs."""
-    config = load(config_path)
+    whole = load_whole(config_path)
+    if not whole.destinations:
+        report = _collect(whole)
+        if as_json:
+            click.echo(json.dumps(report, indent=2))
+        else:
+            _show(report)
+        return
+    reports = {name: _collect(member) for name, member in whole.members().items()}
+    if as_json:
+        click.echo(json.dumps({"pipeline": whole.pipeline, "destinations": reports}, indent=2))
+        return
+    for number, (name, report) in enumerate(reports.items()):
+        click.echo(("" if number == 0 else "\n") + click.style(name, bold=True))
+        _show(report)
+
+
+def _collect(config: PipelineConfig) -> dict[str, Any]:
     from etl_dagster.cli.existing import existing_store
 
     with existing_store(config) as store:
-        report = collect(config, store)
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    else:
-        _show(report)
+        return collect(config, store)
 
 
 def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
@@ -96,12 +109,12 @@ def _slots(config: PipelineConfig) -> dict[str, Any]:
     """
     from etl_dagster.errors import EtlError
     from etl_dagster.source.control import SourceControl
-    from etl_dagster.source.slots import apply_slot_name, fetch_copying_slots, fetch_slot
+    from etl_dagster.source.slots import apply_slot_names, fetch_apply_slot, fetch_copying_slots
 
     control = SourceControl(config.source, application_name="etl_dagster status")
-    name = apply_slot_name(config.pipeline)
+    name = apply_slot_names(config)[-1]
     try:
-        slot = control.ask("looking at the slot", fetch_slot, name)
+        slot = control.ask("looking at the slot", fetch_apply_slot, config)
         others = control.ask("looking at the slots", fetch_copying_slots, config.pipeline)
     except EtlError as error:
         return {"slot": {"name": name, "error": error.reason}, "table_slots": []}
@@ -148,6 +161,8 @@ def _show(report: dict[str, Any]) -> None:
         seconds = published.get("lag_seconds", 0.0)
         rate = published.get("rows_per_second", 0.0)
         click.echo(f"  lag            {lag}, {seconds:.1f} s, at {rate:,.0f} rows/s")
+    if published.get("note"):
+        click.echo(f"  note           {published['note']}")
     if published.get("error"):
         click.echo(f"  last error     {published['error']}")
     click.echo()

@@ -126,9 +126,14 @@ class JsonView(_Quiet):
 
 
 class LinesView(_Quiet):
-    """A line for each change of state, and a summary now and then."""
+    """A line for each change of state, and a summary now and then.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: begins each line, after the time.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._states: dict[str, str] = {}
         self._tables: Mapping[str, TableStatus] = {}
         self._phase = ""
@@ -159,9 +164,8 @@ class LinesView(_Quiet):
         # In a signal handler; click.echo's buffers may be in use.
         sys.stderr.write("stopping; once more stops at once\n")
 
-    @staticmethod
-    def _say(line: str) -> None:
-        click.echo(f"{time.strftime('%H:%M:%S')} {line}")
+    def _say(self, line: str) -> None:
+        click.echo(f"{time.strftime('%H:%M:%S')} {self._prefix}{line}")
         sys.stdout.flush()
 
 
@@ -180,6 +184,8 @@ def _summary(status: PipelineStatus) -> str:
         f"lag {human_bytes(status.lag_bytes)}, {status.lag_seconds:.1f} s",
         f"confirmed {status.confirmed_lsn}",
     ]
+    if status.note:
+        parts.append(status.note)
     if status.error:
         parts.append(f"{status.error}. What to do: {status.solution}")
     return ", ".join(parts)

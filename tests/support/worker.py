@@ -1,7 +1,8 @@
 """A worker in a process of its own, so that a test can kill it.
 
 The first line of stdin is a task: ``{"config": {...}}`` runs the pipeline with its copies
-elsewhere, ``{"config": {...}, "table_id": 16384}`` one table sync worker.
+elsewhere, ``{"config": {...}, "table_id": 16384}`` one table sync worker. One with several
+destinations runs with its copies.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import json
 import logging
 import sys
 
-from etl_dagster.assembly import build_destination, build_store
-from etl_dagster.config import parse_config
+from etl_dagster.assembly import build_destination, build_store, opened_members, opened_store
+from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.errors import EtlError
+from etl_dagster.runtime.fan_out.fan_out import FanOut
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.table_sync import TableSync
 
@@ -21,6 +23,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
     task = json.loads(sys.stdin.readline())
     config = parse_config(task["config"], {})
+    if config.destinations:
+        _fan_out(config)
+        return
     store, destination = build_store(config), build_destination(config)
     try:
         if "table_id" in task:
@@ -36,6 +41,17 @@ def main() -> None:
     finally:
         destination.shutdown()
         store.close()
+
+
+def _fan_out(config: PipelineConfig) -> None:
+    with opened_store(config) as store, opened_members(config) as parts:
+        fan_out = FanOut(config, store, parts)
+        try:
+            fan_out.start()
+            fan_out.wait()
+        except EtlError as error:
+            logging.exception("ended")
+            sys.exit(f"{type(error).__name__}: {error.reason}")
 
 
 if __name__ == "__main__":

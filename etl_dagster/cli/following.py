@@ -1,0 +1,122 @@
+"""What runs, until its end: started, shown, stopped by signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from etl_dagster.cli.failures import INTERRUPTED, NotCaughtUp, RunFailed
+
+if TYPE_CHECKING:
+    from etl_dagster.cli.views import View
+    from etl_dagster.runtime.status import PipelineStatus
+
+#: So long a server may take to start up, and so often it is looked at.
+STARTING_S, LOOK_AGAIN_S = 120.0, 1.0
+
+
+class Runs(Protocol):
+    """What is run: a pipeline."""
+
+    def start(self) -> None: ...
+
+    def shutdown(self) -> None: ...
+
+    def wait(self, timeout_s: float | None = None) -> bool: ...
+
+    def wait_until_caught_up(self, timeout_s: float | None = None) -> bool: ...
+
+    def status(self) -> PipelineStatus: ...
+
+
+def start(pipeline: Runs, asked: threading.Event) -> bool:
+    """Start it; False where it was asked to stop before it had begun.
+
+    Raises:
+        RunFailed: what is configured is right, and failed all the same: a full disk, a server that
+            went away.
+        EtlError: it can't run as it is configured.
+    """
+    from etl_dagster.errors import EtlError, InvalidState
+
+    try:
+        pipeline.start()
+    except EtlError as error:
+        if asked.is_set() and isinstance(error, InvalidState):
+            return False
+        if error.retryable:
+            raise RunFailed(error) from error
+        raise
+    return True
+
+
+def follow(pipeline: Runs, view: View, *, until_caught_up: bool) -> None:
+    """Show the pipeline until it ends.
+
+    Raises:
+        RunFailed: it failed.
+        NotCaughtUp: it was stopped before.
+    """
+    failures: list[BaseException] = []
+    is_caught_up = not until_caught_up
+    if until_caught_up:
+
+        def wait() -> None:
+            nonlocal is_caught_up
+            try:
+                is_caught_up = pipeline.wait_until_caught_up()
+            except BaseException as failure:
+                failures.append(failure)
+            pipeline.shutdown()
+
+        waiter = threading.Thread(target=wait, name="until caught up", daemon=True)
+        waiter.start()
+    try:
+        with view:
+            while not pipeline.wait(view.interval_s):
+                view.show(pipeline.status())
+            view.show(pipeline.status())
+    except Exception as error:
+        raise RunFailed(error) from error
+    if until_caught_up:
+        waiter.join()
+    if failures:
+        raise RunFailed(failures[0]) from failures[0]
+    if not is_caught_up:
+        tables = pipeline.status().tables.values()
+        raise NotCaughtUp(sum(table.state == "ready" for table in tables), len(tables))
+
+
+@contextlib.contextmanager
+def stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[threading.Event]:
+    """The first signal asks, the second doesn't. Gives what is set by the first."""
+    asked = threading.Event()
+    terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+
+    def stop(number: int, frame: object) -> None:
+        if number == signal.SIGHUP:
+            # The terminal is gone; what is still shown must not fail.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in terminals:
+                os.dup2(nowhere, terminal)
+        if asked.is_set():
+            view.restore_terminal()
+            os._exit(INTERRUPTED)
+        asked.set()
+        view.stopping()
+        shutdown()
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,153 @@
+"""`etl-dagster run` for several destinations: one process, and one view of all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from etl_dagster.cli.failures import NotCaughtUp
+from etl_dagster.cli.following import (
+    LOOK_AGAIN_S,
+    STARTING_S,
+    follow,
+    start,
+    stopped_by_signals,
+)
+from etl_dagster.cli.options import set_up_logging
+from etl_dagster.cli.views import JsonView, LinesView
+
+if TYPE_CHECKING:
+    from etl_dagster.config import PipelineConfig
+    from etl_dagster.errors import EtlError
+    from etl_dagster.runtime.fan_out.fan_out import FanOut
+    from etl_dagster.runtime.status import PipelineStatus
+
+
+def run_several(
+    context: click.Context,
+    config: PipelineConfig,
+    *,
+    until_caught_up: bool,
+    plain: bool,
+    as_json: bool,
+) -> bool:
+    """Run until the end; whether any table has stopped.
+
+    Raises:
+        RunFailed: it failed after it had started.
+        NotCaughtUp: it was stopped before.
+        EtlError: it can't run as it is configured.
+    """
+    from etl_dagster.assembly import opened_members, opened_store
+    from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
+    from etl_dagster.runtime.fan_out.fan_out import FanOut
+
+    _wait_for_servers(config)
+    view = _Together(config, as_json=as_json)
+    set_up_logging(context, logging.INFO if plain else logging.WARNING, view.log_handler())
+    with opened_store(config) as store, opened_members(config) as parts:
+        fan_out = FanOut(config, store, parts)
+        running = _Running(fan_out, view)
+        with stopped_by_signals(fan_out.shutdown, view) as asked:
+            if not start(running, asked):
+                if until_caught_up:
+                    raise NotCaughtUp(0, 0)
+                return False
+            with contextlib.ExitStack() as mirrors:
+                for name, member in fan_out.members.items():
+                    mirrors.enter_context(
+                        mirrored_positions(parts[name].config, member.store, member.status)
+                    )
+                follow(running, view, until_caught_up=until_caught_up)
+    statuses = fan_out.statuses().values()
+    return any(table.error for status in statuses for table in status.tables.values())
+
+
+def _wait_for_servers(config: PipelineConfig) -> None:
+    """Wait for servers that start up. A destination that fails by itself holds nothing up.
+
+    Raises:
+        EtlError: something stands in the way of every destination.
+    """
+    from etl_dagster.cli.checks import failed_checks, refuse
+
+    deadline = time.monotonic() + STARTING_S
+    said = False
+    while True:
+        failures = {name: failed_checks(each) for name, each in config.members().items()}
+        if not all(failures.values()):
+            for name, found in failures.items():
+                for failure in found:
+                    click.echo(f"{name}: {failure.reason}", err=True)
+            return
+        first: list[EtlError] = next(iter(failures.values()))
+        if time.monotonic() > deadline or not all(error.is_starting for error in first):
+            refuse(first)
+        if not said:
+            click.echo(f"{first[0].reason}; waiting for it", err=True)
+        said = True
+        time.sleep(LOOK_AGAIN_S)
+
+
+class _Together:
+    """A view of each destination, in lines that begin with its name, or as JSON."""
+
+    def __init__(self, config: PipelineConfig, *, as_json: bool) -> None:
+        self._views: Mapping[str, JsonView | LinesView] = {
+            name: JsonView() if as_json else LinesView(prefix=f"{name}: ")
+            for name in config.destinations
+        }
+        first = next(iter(self._views.values()))
+        self._first = first
+        self.interval_s = first.interval_s
+
+    def __enter__(self) -> _Together:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        pass
+
+    def show(self, status: PipelineStatus) -> None:
+        """Nothing: there is no status of all of them; see `show_each`."""
+
+    def show_each(self, statuses: Mapping[str, PipelineStatus]) -> None:
+        for name, status in statuses.items():
+            self._views[name].show(status)
+
+    def stopping(self) -> None:
+        self._first.stopping()
+
+    def restore_terminal(self) -> None:
+        pass
+
+    def log_handler(self) -> logging.Handler | None:
+        return None
+
+
+class _Running:
+    """A fan-out as what `follow` follows."""
+
+    def __init__(self, fan_out: FanOut, view: _Together) -> None:
+        self._fan_out = fan_out
+        self._view = view
+        self.start = fan_out.start
+        self.shutdown = fan_out.shutdown
+        self.wait = fan_out.wait
+        self.wait_until_caught_up = fan_out.wait_until_caught_up
+
+    def status(self) -> PipelineStatus:
+        """Those of all are shown; returns one with the tables of all, for a count."""
+        statuses = self._fan_out.statuses()
+        self._view.show_each(statuses)
+        tables = {
+            f"{name} {table}": each
+            for name, status in statuses.items()
+            for table, each in status.tables.items()
+        }
+        return replace(next(iter(statuses.values())), tables=tables)
