@@ -12,6 +12,7 @@ interest, or hangs), on ``stop``, on SIGTERM, or when a newer process took the p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,14 +21,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etl_dagster.assembly import build_destination, opened_store
+from etl_dagster.assembly import build_destination, opened_members, opened_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, LeaseLost, PipelineInUse, Superseded
 from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.fan_out.fan_out import LEASE, FanOut
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.resetting import follow_request, is_reset_wanted, offer_resets
 from etl_dagster.runtime.status import PipelineStatus
@@ -71,12 +73,12 @@ def main() -> int:
     work.start()
     while orders.stopped is None and not work.is_done:
         orders.read(_TICK_S)
-        answers.tell_status(work.status())
+        answers.tell_statuses(work.statuses())
     work.shutdown()
     deadline = time.monotonic() + _SHUTDOWN_S
     while not work.is_done and time.monotonic() < deadline:
         orders.read(_TICK_S)
-        answers.tell_status(work.status())
+        answers.tell_statuses(work.statuses())
     answers.tell_last(work.ending(orders.stopped))
     exit_code = work.exit_code
     if not work.is_done:
@@ -157,18 +159,23 @@ class _Answers:
         self._fd = fd
         os.set_blocking(fd, False)
         self._unsent = b""
-        self._told: dict[str, Any] = {}
-        self._told_at = float("-inf")
+        #: By pipeline, what was told last, and when.
+        self._told: dict[str, tuple[dict[str, Any], float]] = {}
 
-    def tell_status(self, status: PipelineStatus | None) -> None:
+    def tell_statuses(self, statuses: Sequence[PipelineStatus]) -> None:
         self._send()
+        for status in statuses:
+            self._tell_status(status)
+
+    def _tell_status(self, status: PipelineStatus) -> None:
         now = time.monotonic()
-        if status is None or self._unsent or now - self._told_at < _STATUS_EVERY_S:
+        told, told_at = self._told.get(status.pipeline, ({}, float("-inf")))
+        if self._unsent or now - told_at < _STATUS_EVERY_S:
             return
         payload = status.to_json()
-        is_news = payload | {"at": 0} != self._told | {"at": 0}
-        if is_news or now - self._told_at >= _STATUS_AT_LEAST_S:
-            self._told, self._told_at = payload, now
+        is_news = payload | {"at": 0} != told | {"at": 0}
+        if is_news or now - told_at >= _STATUS_AT_LEAST_S:
+            self._told[status.pipeline] = payload, now
             self._tell(payload)
 
     def tell_last(self, payload: Mapping[str, Any]) -> None:
@@ -199,7 +206,7 @@ class _Work:
         self._config = config
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="replicator", daemon=True)
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Pipeline | FanOut | None = None
         self._failure: BaseException | None = None
         #: Whether another process has the pipeline, and this one waits for its end.
         self._is_standby = False
@@ -222,16 +229,26 @@ class _Work:
             return EXIT_STOPPED
         return EXIT_FAILED if isinstance(self._failure, EtlError) else EXIT_CRASHED
 
-    def status(self) -> PipelineStatus | None:
+    def statuses(self) -> Sequence[PipelineStatus]:
+        """Of the pipeline, or of the one to each of its destinations; none before the start."""
         if self._is_standby:
-            return PipelineStatus(
-                pipeline=self._config.pipeline,
-                destination=self._config.destination.type,
-                phase="starting",
-                error="another process runs this pipeline; waiting for its end",
-                at=time.time(),
-            )
-        return None if self._pipeline is None else self._pipeline.status()
+            return [
+                PipelineStatus(
+                    pipeline=config.pipeline,
+                    destination=config.destination.type,
+                    phase="starting",
+                    error="another process runs this pipeline; waiting for its end",
+                    at=time.time(),
+                )
+                for config in self._config.members().values() or [self._config]
+            ]
+        match self._pipeline:
+            case None:
+                return []
+            case FanOut() as fan_out:
+                return list(fan_out.statuses().values())
+            case pipeline:
+                return [pipeline.status()]
 
     def ending(self, stopped: str | None) -> Mapping[str, Any]:
         """The last line."""
@@ -259,7 +276,10 @@ class _Work:
     def _run(self) -> None:
         try:
             with opened_store(self._config) as store:
-                self._stream(store)
+                if self._config.destinations:
+                    self._stream_to_several(store)
+                else:
+                    self._stream(store)
         except EtlError as failure:
             self._failure = failure
             if not self._stop.is_set():
@@ -295,11 +315,34 @@ class _Work:
                 pass
             self._pipeline = None
 
+    def _stream_to_several(self, store: CoordinatingStore) -> None:
+        while not self._stop.is_set():
+            with opened_members(self._config) as parts:
+                fan_out = FanOut(self._config, store, parts, copies="elsewhere")
+                self._pipeline = fan_out
+                if self._stop.is_set():
+                    return
+                try:
+                    fan_out.start()
+                    with contextlib.ExitStack() as mirrors:
+                        for member in fan_out.members.values():
+                            mirrors.enter_context(
+                                mirrored_positions(member.config, member.store, member.status)
+                            )
+                        fan_out.wait()
+                    return
+                except LeaseLost:
+                    continue
+                except PipelineInUse:
+                    self._pipeline = None
+            self._stand_by(store)
+
     def _stand_by(self, store: CoordinatingStore) -> None:
         """Wait until no other process has the pipeline."""
         self._is_standby = True
         _log.info("another process runs %s; waiting for its end", self._config.pipeline)
-        while not self._stop.wait(_STANDBY_POLL_S) and store.is_leased("apply"):
+        name = LEASE if self._config.destinations else "apply"
+        while not self._stop.wait(_STANDBY_POLL_S) and store.is_leased(name):
             pass
         self._is_standby = False
 

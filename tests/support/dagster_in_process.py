@@ -35,25 +35,26 @@ Tick = Any
 
 
 def write_config(dsn: str, folder: Path, **more: Any) -> Path:
+    """A section of None is left out."""
+    values: dict[str, Any] = {
+        "pipeline": "shop",
+        "source": {"dsn": dsn, "publication": "etl_pub"},
+        "destination": {"type": "duckdb", "path": "shop.duckdb"},
+        "batch": {"max_fill_ms": 50},
+    }
+    values = {name: section for name, section in (values | more).items() if section is not None}
     path = folder / "etl.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "pipeline": "shop",
-                "source": {"dsn": dsn, "publication": "etl_pub"},
-                "destination": {"type": "duckdb", "path": "shop.duckdb"},
-                "batch": {"max_fill_ms": 50},
-            }
-            | more
-        )
-    )
+    path.write_text(yaml.safe_dump(values))
     return path
 
 
 class Dagster:
     """What daemon and run launcher do, in this process."""
 
-    def __init__(self, instance: DagsterInstance, defs: Definitions) -> None:
+    def __init__(
+        self, instance: DagsterInstance, defs: Definitions, pipeline: str = "shop"
+    ) -> None:
+        self.pipeline = pipeline
         self.instance = instance
         self.defs = defs
         self.cursor: str | None = None
@@ -62,7 +63,8 @@ class Dagster:
         self.checks: list[AssetCheckEvaluation] = []
 
     def tick(self, *, preview: bool = False) -> Tick:
-        (sensor,) = self.defs.sensors or []
+        name = f"{self.pipeline}_replication"
+        (sensor,) = [sensor for sensor in self.defs.sensors or [] if sensor.name == name]
         assert isinstance(sensor, SensorDefinition)
         with build_sensor_context(
             instance=self.instance,
@@ -93,11 +95,11 @@ class Dagster:
             time.sleep(0.2)
 
     def run(self, request: RunRequest, raise_on_error: bool = True) -> Any:
-        job = self.defs.resolve_job_def("shop_copy")
+        job = self.defs.resolve_job_def(f"{self.pipeline}_copy")
         return job.execute_in_process(
             instance=self.instance,
             asset_selection=list(request.asset_selection or []),
-            tags=dict(request.tags) | {"dagster/sensor_name": "shop_replication"},
+            tags=dict(request.tags) | {"dagster/sensor_name": f"{self.pipeline}_replication"},
             raise_on_error=raise_on_error,
         )
 
@@ -111,14 +113,14 @@ class Dagster:
                 done += 1
 
     def materialization_of(self, table: str) -> AssetMaterialization:
-        event = self.instance.get_latest_materialization_event(key_of(table))
+        event = self.instance.get_latest_materialization_event(key_of(table, self.pipeline))
         assert event is not None
         assert event.asset_materialization is not None
         return event.asset_materialization
 
 
-def key_of(table: str) -> AssetKey:
-    return AssetKey(["shop", "public", table])
+def key_of(table: str, pipeline: str = "shop") -> AssetKey:
+    return AssetKey([pipeline, "public", table])
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from dagster import (
 
 from etl_dagster.assembly import require_processes
 from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster.assets import build_table_asset
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.checks import build_checks
@@ -66,6 +67,9 @@ def build_etl_definitions(
 
         defs = build_etl_definitions("etl.yaml")
 
+    Of several destinations, each has all of these, under the name ``PIPELINE__DESTINATION``. One
+    replicator runs all of them, for as long as the sensor of any is on.
+
     With others, use `Definitions.merge`. The resource has the pipeline's name, so any asset may
     ask for it to query the destination or look at table states.
 
@@ -97,6 +101,23 @@ def build_etl_definitions(
         else EtlConfigFile(path=str(Path(pipeline).absolute()))
     )
     config = _load_config(resource)
+    if config.destinations:
+        several = Definitions.merge(
+            *(
+                build_etl_definitions(
+                    _one_destination(resource, config, name),
+                    translator=translator,
+                    sensor_status=sensor_status,
+                    executor=executor,
+                    lease_s=lease_s,
+                    report_every_s=report_every_s,
+                    busy_report_every_s=busy_report_every_s,
+                    stale_after_s=stale_after_s,
+                )
+                for name in config.destinations
+            )
+        )
+        return _with_clicks_in_process(several) if clicks_in_process else several
     require_processes(config)
     assets = _build_assets(config, translator or EtlDagsterTranslator(), stale_after_s)
     keys = {table_name: asset.key for table_name, asset in assets.items()}
@@ -131,6 +152,25 @@ def build_etl_definitions(
         resources={config.pipeline: resource},
         executor=_executor(assets.values(), checks) if clicks_in_process else None,
     )
+
+
+def _with_clicks_in_process(defs: Definitions) -> Definitions:
+    assets = [asset for asset in defs.assets or () if isinstance(asset, AssetsDefinition)]
+    checks = [
+        check for check in defs.asset_checks or () if isinstance(check, AssetChecksDefinition)
+    ]
+    return Definitions.merge(defs, Definitions(executor=_executor(assets, checks)))
+
+
+def _one_destination(
+    resource: EtlPipelineResource, config: PipelineConfig, name: str
+) -> EtlPipelineResource:
+    if not isinstance(resource, EtlConfigFile):
+        raise ConfigError(
+            ["destinations: a pipeline put together from resources has one; use a file"],
+            origin=f"pipeline {config.pipeline}",
+        )
+    return EtlConfigFile(path=resource.path, destination=name)
 
 
 def _executor(

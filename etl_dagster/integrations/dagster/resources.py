@@ -335,9 +335,21 @@ class EtlConfigFile(EtlPipelineResource):
     """
 
     path: str = Field("etl.yaml", description="The configuration file.")
+    destination: str | None = Field(
+        default=None, description="Of several destinations, the name of the one that is meant."
+    )
 
     def load_config(self) -> PipelineConfig:
-        return load_config(resolved(self.path, "path"))
+        config = load_config(resolved(self.path, "path"))
+        name = self.destination
+        if name is None:
+            return config
+        if name not in config.destinations:
+            known = ", ".join(config.destinations) or "none"
+            raise ConfigError(
+                [f"destinations: there is no {name!r}; there are: {known}"], origin=str(self.path)
+            )
+        return config.member(name)
 
 
 class EtlPipeline(EtlPipelineResource):

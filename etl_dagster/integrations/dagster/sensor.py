@@ -169,7 +169,7 @@ def tick(
     config: PipelineConfig | None = None
     try:
         config = resource.load_config()
-        supervisor = supervisor_of(config.pipeline)
+        supervisor = supervisor_of(config.whole.pipeline)
         supervision = supervisor.keep(config, lease_s, may_spawn=not is_preview)
         status = supervision.status
         if status is None:

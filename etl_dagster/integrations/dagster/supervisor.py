@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
@@ -80,9 +80,10 @@ class Replicator:
         self.started_at = time.monotonic()
         self._heard_at = self.started_at
         self._news = threading.Condition()
-        self._status: PipelineStatus | None = None
+        #: By pipeline: of several destinations, each is one.
+        self._statuses: dict[str, PipelineStatus] = {}
         self._ending: Mapping[str, Any] | None = None
-        self.worst_lag = WorstLag()
+        self._worst_lags: dict[str, WorstLag] = defaultdict(WorstLag)
         self._log_tail: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
         # A session of its own: Ctrl-C in the terminal goes to Dagster, which tells us.
         self._process = subprocess.Popen(
@@ -107,9 +108,11 @@ class Replicator:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def status(self) -> PipelineStatus | None:
-        return self._status
+    def status_of(self, pipeline: str) -> PipelineStatus | None:
+        return self._statuses.get(pipeline)
+
+    def worst_lag_of(self, pipeline: str) -> WorstLag:
+        return self._worst_lags[pipeline]
 
     @property
     def age_s(self) -> float:
@@ -122,7 +125,7 @@ class Replicator:
     @property
     def is_silent(self) -> bool:
         """Whether it told its status before, and now hangs."""
-        return self._status is not None and time.monotonic() - self._heard_at > _SILENCE_S
+        return bool(self._statuses) and time.monotonic() - self._heard_at > _SILENCE_S
 
     def renew(self, lease_s: float) -> None:
         self._say(f"lease {lease_s}")
@@ -131,7 +134,7 @@ class Replicator:
         """Wait for the first status or the end, whichever is first."""
         deadline = time.monotonic() + timeout_s
         with self._news:
-            while self._status is None and self.is_alive and time.monotonic() < deadline:
+            while not self._statuses and self.is_alive and time.monotonic() < deadline:
                 self._news.wait(0.1)
 
     def stop(self, timeout_s: float) -> None:
@@ -185,8 +188,9 @@ class Replicator:
             with self._news:
                 self._heard_at = time.monotonic()
                 if "phase" in answer:
-                    self._status = PipelineStatus.from_json(answer)
-                    self.worst_lag.note(self._status)
+                    status = PipelineStatus.from_json(answer)
+                    self._statuses[status.pipeline] = status
+                    self._worst_lags[status.pipeline].note(status)
                 else:
                     self._ending = answer
                 self._news.notify_all()
@@ -218,7 +222,7 @@ class TickPauses:
 
 
 class Supervisor:
-    """The replicator of one pipeline."""
+    """The replicator of one pipeline, with all its destinations."""
 
     def __init__(self) -> None:
         self._tick_pauses = TickPauses()
@@ -241,6 +245,7 @@ class Supervisor:
         """Renew the lease; first start the replicator if there is none and it is due.
 
         Args:
+            config: of one of several destinations, too: the replicator runs all of them.
             lease_s: at least; longer where ticks come late.
             may_spawn: False for a preview, which must not start anything.
 
@@ -248,7 +253,7 @@ class Supervisor:
             ReplicatorFailed: it ended with an error. Once for each time; until the next try, the
                 error is the supervision's note.
         """
-        payload = config_payload(config)
+        payload = config_payload(config.whole)
         with self._lock:
             if may_spawn:
                 lease_s = self._tick_pauses.lease_s(lease_s)
@@ -264,11 +269,14 @@ class Supervisor:
             failure = self._failure if time.monotonic() < self._resume_at else None
             note = note or "the replicator is not running"
             return Supervision(None, self._generation, note, failure)
-        if child.status is None:
+        name = config.pipeline
+        if child.status_of(name) is None:
             child.wait_for_words(_FIRST_WORDS_S)
             with self._lock:
                 self._look_after_dead()
-        return Supervision(child.status, self._generation, note, worst_lag=child.worst_lag)
+        return Supervision(
+            child.status_of(name), self._generation, note, worst_lag=child.worst_lag_of(name)
+        )
 
     def stop(self, timeout_s: float = _GOODBYE_S) -> None:
         with self._lock:
@@ -321,7 +329,8 @@ def _signal_name(number: int) -> str:
 
 def config_payload(config: PipelineConfig) -> str:
     """The configuration for the replicator's stdin, as JSON. It holds the secrets."""
-    return json.dumps(config.model_dump(by_alias=True), default=_plain)
+    left_out = {"destination"} if config.destinations else {"destinations"}
+    return json.dumps(config.model_dump(by_alias=True, exclude=left_out), default=_plain)
 
 
 def _plain(value: object) -> object:

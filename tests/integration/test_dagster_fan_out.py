@@ -1,0 +1,68 @@
+"""Several destinations in Dagster: assets and a sensor for each, one replicator for all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from etl_dagster.config import load_config
+from etl_dagster.destinations.duckdb import query
+from etl_dagster.integrations.dagster.supervisor import supervisor_of
+from tests.support.dagster_in_process import Dagster, dagster, key_of, write_config
+from tests.support.database import Database
+
+NAMES = ("left", "right")
+
+
+def test_each_destination_has_assets_and_a_sensor_and_one_process_runs_them_all(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    newest_database.execute(
+        "CREATE TABLE orders (id bigint PRIMARY KEY, note text)",
+        "INSERT INTO orders SELECT i, 'n' FROM generate_series(1, 500) i",
+        "CREATE PUBLICATION etl_pub FOR TABLE orders",
+    )
+    several = {name: {"type": "duckdb", "path": f"{name}.duckdb"} for name in NAMES}
+    file = write_config(newest_database.dsn, tmp_path, destination=None, destinations=several)
+    members = load_config(file).members()
+
+    def counts() -> list[int]:
+        found = []
+        for name in members:
+            table = query(tmp_path / f"{name}.duckdb", "select count(*) as n from public.orders")
+            found.append(table.to_pylist()[0]["n"])
+        return found
+
+    with dagster(file, report_every_s=0.5, clicks_in_process=True) as ui:
+        left, right = (Dagster(ui.instance, ui.defs, f"shop__{name}") for name in NAMES)
+        assert set(ui.defs.resolve_all_asset_keys()) == {
+            key_of("orders", "shop__left"),
+            key_of("orders", "shop__right"),
+        }
+        for each in (left, right):
+            each.copy_all(1)
+        assert counts() == [500, 500]
+        pid = supervisor_of("shop").pid
+        assert pid is not None
+        newest_database.execute("INSERT INTO orders SELECT i FROM generate_series(501, 520) i")
+        for each in (left, right):
+            each.tick_until(
+                lambda _, each=each: (
+                    sum(  # type: ignore[misc]
+                        int(event.metadata["rows_inserted"].value)
+                        for event in each.materializations
+                        if "rows_inserted" in event.metadata
+                    )
+                    == 20
+                )
+            )
+        assert counts() == [520, 520]
+        assert supervisor_of("shop").pid == pid
+        assert {check.passed for each in (left, right) for check in each.checks} == {True}
+
+        os.kill(pid, signal.SIGKILL)
+        newest_database.execute("INSERT INTO orders VALUES (521)")
+        # Either sensor starts the process again, for both.
+        left.tick_until(lambda _: counts() == [521, 521])
+    assert newest_database.slots() == ["etl_dagster_apply_shop"]
