@@ -76,7 +76,7 @@ class TablePattern:
         schema = Pattern.of(name.schema_name, is_literal=text.startswith(_QUOTED))
         table = Pattern.of(name.table_name, is_literal=text.endswith('"'))
         is_exact = schema.is_exact and table.is_exact
-        return cls(str(name) if is_exact else text, schema, table)
+        return cls(_exactly(name) if is_exact else text, schema, table)
 
     def matches(self, name: TableName) -> bool:
         return self.schema_name.matches(name.schema_name) and self.table_name.matches(
@@ -92,3 +92,11 @@ class TablePattern:
     def rank(self) -> tuple[bool, int]:
         """Larger the more exactly it says which tables are meant."""
         return self.is_exact, self.schema_name.literal_count + self.table_name.literal_count
+
+
+def _exactly(name: TableName) -> str:
+    """The name as a pattern for this one table: what would be wild is in quotes."""
+    parts = (str(TableName("a", part))[2:] for part in (name.schema_name, name.table_name))
+    return ".".join(
+        f'"{part}"' if _WILD.search(part) and not part.endswith('"') else part for part in parts
+    )
