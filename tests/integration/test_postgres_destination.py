@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -16,12 +17,25 @@ from psycopg.conninfo import make_conninfo
 from etl_dagster.assembly import build_destination
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
-from etl_dagster.destinations.postgres import PostgresDestination, binary
+from etl_dagster.destinations.postgres import PostgresDestination, binary, session
 from etl_dagster.destinations.postgres.querying import query
+from etl_dagster.destinations.sql.session import Session
 from etl_dagster.errors import DestinationError, DestinationUnreachable
+from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.stores.memory import MemoryStore
-from etl_dagster.testing.changes import ORDERS, Transactions, batch, delete, insert, update
+from etl_dagster.testing.changes import (
+    ORDERS,
+    VISITS,
+    Transactions,
+    batch,
+    chunk,
+    delete,
+    end_of_copy,
+    insert,
+    order,
+    update,
+)
 from tests.support.database import Database
 from tests.support.every_value import create_values, value_of
 from tests.support.pipelines import running
@@ -348,6 +362,35 @@ def test_rows_that_a_copy_has_brought_already_come_again(server: EmbeddedPostgre
         ("newer", 500, 2000, 2499),
         ("updated", 200, 0, 199),
     ]
+
+
+def test_batches_are_written_while_the_key_of_a_copy_is_made(
+    newest_replica: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes minutes for a large table, and every other table's changes go on."""
+    copying, streaming = (PostgresDestination(newest_replica.dsn) for _ in range(2))
+    copying.startup(MemoryStore())
+    changes = Transactions().commit(insert(VISITS, page="/", at=1))
+    add_key, meanwhile = session.add_key, threading.Event()
+
+    def slowly(on: Session, table: str, schema: TableSchema) -> None:
+        if schema is ORDERS and not meanwhile.is_set():
+            writer = threading.Thread(target=streaming.write_events, args=[batch(changes)])
+            writer.start()
+            writer.join(PATIENCE_S)
+            if not writer.is_alive():
+                meanwhile.set()
+        add_key(on, table, schema)
+
+    copying.drop_table_for_copy(ORDERS)
+    copying.write_table_rows(ORDERS, chunk("a", 0, ORDERS, [order(1)]))
+    monkeypatch.setattr(session, "add_key", slowly)
+    copying.write_table_rows(ORDERS, end_of_copy("a"))
+    for destination in (copying, streaming):
+        destination.shutdown()
+
+    assert meanwhile.is_set()
+    assert newest_replica.query("select count(*) from orders") == [(1,)]
 
 
 def test_a_large_value_that_an_update_left_alone_stays(
