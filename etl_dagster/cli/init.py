@@ -36,8 +36,8 @@ state_store:
   schema: etl
 
 destination:
-  # duckdb, ducklake, http, postgres, singer, memory for trying out, or one that a package brings;
-  # all but the type is different for each.
+  # duckdb, ducklake, dlt, http, postgres, singer, memory for trying out, or one that a package
+  # brings; all but the type is different for each.
   type: duckdb
   # Relative to this file; its folder must exist.
   path: {path}

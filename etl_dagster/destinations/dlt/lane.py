@@ -164,16 +164,10 @@ class Lane:
             )
             # A record of every step, in which failures are kept with their texts.
             pipeline.config.enable_runtime_trace = False
-            pipeline.sync_destination()
-            # Else the first package would ask for it once more.
+            # Of what is kept at the destination only the positions count. What its tables look
+            # like is asked anew: a copy may have made them again.
             pipeline._state_restored = True
-            with pipeline.managed_state() as state:
-                found = state.get("sources", {}).get(SOURCE)
-            # What tables look like is asked of the destination: a copy may have made them again.
-            if pipeline.default_schema_name:
-                schema = pipeline.default_schema
-                schema.drop_tables(schema.data_table_names(include_incomplete=True))
-        self._tables = ledger_from_json(found)
+            self._tables, self._newest_load = _stored(pipeline)
         self._pipeline = pipeline
         return pipeline
 
@@ -225,10 +219,27 @@ class Lane:
         newest = max(loads, default="")
         if newest and self._newest_load and float(newest) <= float(self._newest_load):
             raise DestinationError(
-                "the clock of this machine went back, and dlt finds the newest package by its time",
-                solution="Set the clock. The pipeline goes on once it is past the newest package.",
+                "the clock of this machine is behind the newest package of this pipeline, and dlt "
+                "finds the newest one by its time",
+                solution="Set the clock. The pipeline goes on once it is past that package.",
             )
         self._newest_load = newest or self._newest_load
+
+
+def _stored(pipeline: Any) -> tuple[dict[TableId, TableEntry], str]:
+    """What the newest complete package of the pipeline kept of tables, and that package's ID."""
+    from dlt.common.destination.exceptions import DestinationUndefinedEntity
+    from dlt.common.versioned_state import decompress_state
+
+    with pipeline.destination_client() as client:
+        try:
+            found = client.get_stored_state(pipeline.pipeline_name)
+        except DestinationUndefinedEntity:
+            found = None
+    if found is None:
+        return {}, ""
+    state = decompress_state(found.state)
+    return ledger_from_json(state.get("sources", {}).get(SOURCE)), found._dlt_load_id or ""
 
 
 def _filled(part: Part) -> Any:

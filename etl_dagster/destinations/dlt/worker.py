@@ -78,8 +78,8 @@ class LaneWorker:
 
     def close(self) -> None:
         """Wait for what was given to it; idempotent."""
-        self._thread.submit(self._lane.forget)
         self._thread.shutdown()
+        self._lane.forget()
 
     # -- on its thread ---------------------------------------------------------------------------
 
