@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import duckdb
 import pytest
 
 from etl_dagster.destinations.dlt import DltDestination
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.testing import DestinationSuite
-from etl_dagster.testing.changes import Row
+from etl_dagster.testing.changes import (
+    INT4,
+    INT8,
+    ORDERS,
+    VISITS,
+    Row,
+    column,
+    delete,
+    insert,
+    order,
+    relation,
+    table,
+    truncate,
+    update,
+)
+from etl_dagster.testing.subject import DestinationChecks, Subject
 
 pytest.importorskip("dlt")
+deltalake = pytest.importorskip("deltalake")
 
 
 class TestDuckDB(DestinationSuite):
@@ -42,3 +60,86 @@ class TestDuckDB(DestinationSuite):
                 [schema.schema_name, schema.table_name],
             ).fetchall()
         return bool(found)
+
+    def test_a_new_copy_may_have_other_columns_and_types(self, subject: Subject) -> None:
+        """dlt changes no type and drops no column, so the table is made again."""
+        subject.copy(ORDERS, [order(1, document="text")])
+        subject.write(insert(ORDERS, **order(2)))
+        first, _, third, _ = ORDERS.columns
+        other = table([first, column("document", INT8, 10), third], snapshot=9900)
+        subject.copy(other, [{"id": 1, "document": 7, "note": "x"}], copy_id="copy-2")
+        subject.write(insert(other, id=3, document=8, note="y"))
+
+        rows = [{"id": 1, "document": 7, "note": "x"}, {"id": 3, "document": 8, "note": "y"}]
+        subject.holds(other, rows)
+        with duckdb.connect(str(self.path)) as connection:
+            found = connection.table("public.orders").columns
+        assert sorted(found) == ["_etl_deleted", "document", "id", "note"]
+
+    def test_a_load_that_was_complete_is_recognised_by_another_process(
+        self, subject: Subject
+    ) -> None:
+        """Rows without a key show it: they would be there twice."""
+        subject.copy(VISITS)
+        changes = subject.write(insert(VISITS, page="/", at=1), insert(VISITS, page="/", at=2))
+        subject.reopen()
+        subject.deliver(changes)
+        subject.deliver(changes, epoch=1, apply_from={VISITS.id: Lsn(1)})
+        subject.reopen()
+        subject.deliver(changes, epoch=2, apply_from={VISITS.id: Lsn(1)})
+
+        copied = [{"page": "/", "at": 1}, {"page": "/", "at": 2}]
+        subject.holds(VISITS, copied * 2)  # the stream was told of another copy, once
+
+
+class TestDelta(DestinationChecks):
+    """Read with the library of Delta. A load takes a second and more, so it is one story."""
+
+    def test_tables_are_copied_changed_and_copied_again(self, subject: Subject) -> None:
+        assert not subject.exists(ORDERS)
+        subject.copy(ORDERS, [order(1), order(2, document="kept")], [order(3)])
+        subject.holds(ORDERS, [order(1), order(2, document="kept"), order(3)])
+
+        changes = subject.write(
+            update(ORDERS, unchanged=["document"], id=2, note="changed"),
+            delete(ORDERS, id=1),
+            update(ORDERS, old={"id": 3}, **order(4, amount=Decimal("1.50"))),
+        )
+        now = [order(2, "changed", document="kept"), order(4, amount=Decimal("1.50"))]
+        subject.holds(ORDERS, now)
+        subject.reopen()
+        subject.deliver(changes)
+        subject.holds(ORDERS, now)
+
+        wider = table([*ORDERS.columns, column("extra", INT4, 9)], snapshot=9000)
+        subject.write(
+            insert(ORDERS, **order(5)),
+            truncate(ORDERS),
+            relation(wider),
+            insert(wider, **order(6, extra=7)),
+        )
+        subject.holds(wider, [order(6, extra=7)])
+
+        other = table([*ORDERS.columns[:3], column("document", INT8, 10)], snapshot=9900)
+        subject.copy(other, [order(8, document=9)], copy_id="copy-2")
+        subject.holds(other, [order(8, document=9)])
+
+    def make_destination(self, folder: Path) -> DltDestination:
+        self.folder = folder
+        return DltDestination(
+            "filesystem",
+            options={"bucket_url": folder.as_uri()},
+            table_format="delta",
+            work_folder=folder.parent,
+        )
+
+    def read_rows(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        table = deltalake.DeltaTable(self._place(schema))
+        found: list[Row] = table.to_pyarrow_table().to_pylist()
+        return [{name: row.get(name) for name in schema.column_names} for row in found]
+
+    def table_exists(self, destination: Destination, schema: TableSchema) -> bool:
+        return deltalake.DeltaTable.is_deltatable(self._place(schema))
+
+    def _place(self, schema: TableSchema) -> str:
+        return str(self.folder / schema.schema_name / schema.table_name)

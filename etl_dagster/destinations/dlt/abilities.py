@@ -22,7 +22,7 @@ class Abilities:
     has_transactions: bool
     #: Whether transactions that write at the same time are refused.
     has_one_writer: bool
-    table_format: Literal["delta", "iceberg"] | None
+    table_format: Literal["delta"] | None
     #: Of the files of load packages; None: what dlt prefers.
     file_format: str | None
     #: Of files without a row.
@@ -42,10 +42,10 @@ def find_abilities(destination: Any, config: DltDestinationConfig) -> Abilities:
     found = destination.capabilities()
     kind = destination.destination_type.rsplit(".", 1)[-1]
     is_files = kind == "filesystem"
-    if is_files:
+    if is_files and config.table_format != "delta":
         raise DestinationError(
-            "plain files can't be merged",
-            solution="Choose a destination of dlt that is reached by SQL.",
+            "dlt deletes no rows from plain files, nor from Iceberg tables",
+            solution="Set destination.table_format to delta.",
         )
     formats = found.supported_loader_file_formats or ()
     strategies = found.supported_merge_strategies or ()

@@ -36,8 +36,8 @@ class DltDestinationConfig(DestinationConfig):
     options: dict[str, Any] = Field(
         {}, description="Further settings of the destination, such as `bucket_url`."
     )
-    table_format: Literal["delta", "iceberg"] | None = Field(
-        None, description="Of tables in `filesystem`; without one, its files can't be merged."
+    table_format: Literal["delta"] | None = Field(
+        None, description="Of tables in `filesystem`, whose plain files can't be merged."
     )
     naming: Literal["sql_ci_v1", "sql_cs_v1", "snake_case", "direct"] = Field(
         "sql_ci_v1",

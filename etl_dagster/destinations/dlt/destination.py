@@ -169,7 +169,11 @@ class DltDestination:
 
     def _place(self) -> Place:
         assert self._abilities is not None
-        return SqlPlace(self._abilities.has_transactions)
+        if self._abilities.has_sql:
+            return SqlPlace(self._abilities.has_transactions)
+        from etl_dagster.destinations.dlt.delta import DeltaPlace
+
+        return DeltaPlace()
 
     def _worker(self, schema: TableSchema, *, of_stream: bool = False) -> LaneWorker:
         """The lane of the stream, or else that of the table alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -50,8 +50,8 @@ class SqlPlace:
     def fetch(
         self, lane: Lane, shape: TableShape, columns: Sequence[str], keys: pa.RecordBatch
     ) -> pa.RecordBatch:
-        def read(pipeline: Any) -> dict[tuple[Any, ...], Sequence[Any]]:
-            found: dict[tuple[Any, ...], Sequence[Any]] = {}
+        def read(pipeline: Any) -> list[Sequence[Any]]:
+            found: list[Sequence[Any]] = []
             with pipeline.sql_client() as client:
                 names = [client.escape_column_name(name) for name in (*shape.key, *columns)]
                 table = client.make_qualified_table_name(shape.name)
@@ -60,21 +60,11 @@ class SqlPlace:
                     any_of = " OR ".join([f"({one})"] * len(some))
                     query = f"SELECT {', '.join(names)} FROM {table} WHERE {any_of}"  # noqa: S608
                     values = [value for key in some for value in key]
-                    rows = client.execute_sql(query, *values) or []
-                    for row in rows:
-                        key = _as_arrow(row[: len(shape.key)], shape, shape.key)
-                        found[key] = row[len(shape.key) :]
+                    found += client.execute_sql(query, *values) or []
             return found
 
-        wanted = list(zip(*(to_objects(column) for column in keys.columns), strict=True))
-        values = lane.run("read rows back", read)
-        nothing = (None,) * len(columns)
-        rows = [values.get(key, nothing) for key in wanted]
-        arrays = [
-            pa.array([_plain(row[place]) for row in rows], shape.arrow.field(name).type)
-            for place, name in enumerate(columns)
-        ]
-        return pa.RecordBatch.from_arrays(arrays, names=list(columns))
+        wanted = tuples_of(keys)
+        return row_for_each(shape, wanted, columns, lane.run("read rows back", read))
 
     def replace(self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry) -> None:
         tokens = list(entry.chunks.values())
@@ -167,6 +157,32 @@ def _types(columns: Mapping[str, Any], without: set[str]) -> dict[str, tuple[Any
         for name, column in columns.items()
         if name.lower() not in without
     }
+
+
+def row_for_each(
+    shape: TableShape,
+    keys: Sequence[tuple[Any, ...]],
+    columns: Sequence[str],
+    found: Iterable[Sequence[Any]],
+) -> pa.RecordBatch:
+    """A row for each key, of the values found; null where none was.
+
+    Args:
+        found: rows with the columns of the key, and then these columns.
+    """
+    length = len(shape.key)
+    rows = {_as_arrow(row[:length], shape, shape.key): row[length:] for row in found}
+    nothing = (None,) * len(columns)
+    values = [rows.get(key, nothing) for key in keys]
+    arrays = [
+        pa.array([_plain(row[place]) for row in values], shape.arrow.field(name).type)
+        for place, name in enumerate(columns)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=list(columns))
+
+
+def tuples_of(batch: pa.RecordBatch) -> list[tuple[Any, ...]]:
+    return list(zip(*(to_objects(column) for column in batch.columns), strict=True))
 
 
 def _as_arrow(values: Sequence[Any], shape: TableShape, names: Sequence[str]) -> tuple[Any, ...]:
