@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -72,11 +73,12 @@ class _Shaping:
         if schema.shape is None:
             return schema, rows
         shaper = self._shaper(schema)
-        shaper.require_salt()
 
         def pieces() -> Iterator[CopiedRows]:
             for piece in rows.pieces():
-                shaped = shaper.copied(piece)
+                with _failing_alone(schema):
+                    shaper.require_salt()
+                    shaped = shaper.copied(piece)
                 if shaped.num_rows:
                     yield shaped
 
@@ -95,14 +97,10 @@ class _Shaping:
         if not _is_shaped(step):
             return step
         if isinstance(step, TableChanges):
-            try:
+            with _failing_alone(step.schema):
                 shaper = self._shaper(step.schema)
                 shaper.require_salt()
                 return shaper.changes(step)
-            except (ShapeRefused, HookFailed) as error:
-                raise TableWriteFailed(
-                    step.schema.id, error.reason, solution=error.solution
-                ) from error
         if isinstance(step, RelationEvent):
             previous = None if step.previous is None else self._schema(step.previous)
             return replace(step, schema=self._schema(step.schema), previous=previous)
@@ -129,6 +127,15 @@ class _ShapingMany(_Shaping):
     def write_whole_tables(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> WriteResult:
         many = cast(CopiesManyTables, self._inner)
         return many.write_whole_tables([self._copy(schema, rows) for schema, rows in copies])
+
+
+@contextmanager
+def _failing_alone(schema: TableSchema) -> Iterator[None]:
+    """What can't be shaped fails by itself: other tables of a batch or a group go on."""
+    try:
+        yield
+    except (ShapeRefused, HookFailed) as error:
+        raise TableWriteFailed(schema.id, error.reason, solution=error.solution) from error
 
 
 def _is_shaped(step: TableStep) -> bool:

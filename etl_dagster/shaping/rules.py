@@ -194,7 +194,7 @@ def _differences(known: TableSchema, schema: TableSchema) -> list[str]:
     before = {_identity(column): column for column in known.columns}
     found = []
     if _comparable(known.shape) != _comparable(schema.shape):
-        found.append("the table's own settings")
+        found.append("the table itself")
     found += [
         column.name
         for column in schema.columns

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hmac
+import json
 from collections.abc import Callable
 from contextlib import closing
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
+from click.testing import CliRunner
 
 from etl_dagster.assembly import build_store
+from etl_dagster.cli.app import cli
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ShapeRefused
 from etl_dagster.model.states import Errored
@@ -152,6 +157,46 @@ def test_a_table_that_comes_by_the_name_of_another_one_stops_and_the_others_go_o
             assert "would both be called all." in state.reason
         assert rows(config, 'from "all".items') == [(1, "one"), (2, "two")]
         assert rows(config, 'select count(*) from "all".orders') == [(4,)]
+
+
+def test_the_command_line_shows_shapes_and_announces_what_is_copied_again(
+    newest_database: Database, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    database = newest_database
+    database.execute(SALES)
+    file = tmp_path / "etl.yaml"
+
+    def call(tables: dict[str, Any], *arguments: str) -> tuple[int, str]:
+        written = {
+            "pipeline": "test",
+            "source": {"dsn": database.dsn, "publication": "etl_pub"},
+            "destination": {"type": "duckdb", "path": "test.duckdb"},
+            "tables": tables,
+        }
+        file.write_text(yaml.safe_dump(written), "utf-8")
+        result = CliRunner().invoke(cli, [arguments[0], "-c", str(file), *arguments[1:]])
+        return result.exit_code, result.output
+
+    code, output = call(TABLES, "shape", "sales.orders", "--json")
+    assert code == 0, output
+    [table] = json.loads(output)
+    assert (table["source"], table["table"]) == ("sales.orders", "raw_sales.orders_v1")
+    assert [(c["column"], c["from"]) for c in table["columns"]] == [
+        ("id", "the source"),
+        (None, "left out"),
+        ("remark", "the source"),
+        ("doc", "the source"),
+    ]
+    code, output = call(TABLES, "shape", "sales.order")
+    assert (code, "sales.items" in output) == (2, True)
+    with running(make_config(database, tables=TABLES)) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+    code, output = call({"public.people": {"name": "a.b"}}, "doctor")
+    assert code == 0, output
+    assert "sales.orders: the settings of the table itself, ssn, note" in output
+    assert "the next start copies it again" in output
+    code, output = call({"sales.order": {"exclude": ["a"]}}, "shape")
+    assert (code, "did you mean sales.orders?" in output) == (2, True)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

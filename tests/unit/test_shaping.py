@@ -220,7 +220,7 @@ def test_other_settings_are_a_difference_and_other_names_alone_are_none() -> Non
     assert differs(known, shape(others, now), config(others)) == ["name", "social"]
     elsewhere = {"public.people": {"exclude": ["ssn"], "name": "a.b"}}
     what = differs(known, shape(elsewhere), config(elsewhere))
-    assert what == ["the table's own settings"]
+    assert what == ["the table itself"]
 
 
 def test_what_a_name_hid_is_found_before_it_is_shown() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 
 from etl_dagster.cli.shape import _show as show
 from etl_dagster.config import PipelineConfig, parse_config
-from etl_dagster.errors import ConfigError, HookFailed, ShapeRefused
-from etl_dagster.model.events import CopiedRows, TableChanges
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.errors import ConfigError, HookFailed, ShapeRefused, TableWriteFailed
+from etl_dagster.model.events import CopiedRows, TableChanges, TableRows
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.runtime.many import copying_many
 from etl_dagster.runtime.representation import chosen, keep_choices, reason_of_columns
+from etl_dagster.runtime.shaped import shaping
 from etl_dagster.shaping.columns import destination_schema
 from etl_dagster.shaping.conditions import Unreadable, parse_condition
 from etl_dagster.shaping.described import described
@@ -38,6 +42,7 @@ from etl_dagster.testing.changes import (
     Unheld,
     arrow_rows,
     batch,
+    chunk,
     column,
     delete,
     insert,
@@ -571,6 +576,34 @@ def test_a_hook_that_does_otherwise_fails_without_a_value(hook: str, reason: str
 
     assert "Ann" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+class _TakesMany(MemoryDestination):
+    def drop_tables_for_copy(self, schemas: Sequence[TableSchema]) -> None:
+        return
+
+    def write_whole_tables(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> None:
+        for _, rows in copies:
+            list(rows.pieces())
+
+
+def test_a_table_that_cannot_be_shaped_fails_alone() -> None:
+    """In a batch, and in a group of small tables that is copied at once."""
+    schema = shape({"hook": f"{HERE}:fail"})
+    plain = replace(PEOPLE, id=8, table_name="others")
+    destination = shaping(_TakesMany(), config({}))
+    many = copying_many(destination)
+    assert many is not None
+    row = {"id": 1, "name": "Ann"}
+
+    copies = [(each, chunk("copy", 0, each, [row])) for each in (plain, schema)]
+    with pytest.raises(TableWriteFailed, match="fail failed on") as caught:
+        many.write_whole_tables(copies)
+    assert caught.value.table_id == schema.id
+    made = Transactions().commit(insert(plain, **row), insert(schema, **row))
+    with pytest.raises(TableWriteFailed) as caught:
+        destination.write_events(batch(made))
+    assert caught.value.table_id == schema.id
 
 
 @pytest.mark.parametrize(
