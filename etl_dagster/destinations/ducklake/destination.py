@@ -58,7 +58,6 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
     name = "ducklake"
     capabilities = replace(
         SqlDestination.capabilities,
-        modes=frozenset({"mirror"}),
         offers=frozenset(
             {
                 ChecksItself,

@@ -32,6 +32,7 @@ class DuckLakeDialect(DuckDBDialect):
     #: A row that is updated is written again anyway.
     changes_in_place: ClassVar[bool] = False
     has_keys: ClassVar[bool] = False
+    renames_altered: ClassVar[bool] = False
 
     def add_column(self, table: str, name: str, type_: str, value: str | None = None) -> list[str]:
         """DuckLake takes a text as the default, and reads it as the column's type."""

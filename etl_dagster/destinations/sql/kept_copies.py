@@ -1,5 +1,8 @@
 """New copies of tables that keep more than the source has."""
 
+# Values are never part of a query's text, and every identifier is quoted.
+# ruff: noqa: S608
+
 from __future__ import annotations
 
 import logging
@@ -10,14 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from etl_dagster.destinations.sql.copies import Copies
-from etl_dagster.destinations.sql.dialect import Dialect
+from etl_dagster.destinations.sql.dialect import Dialect, column_list, quote
 from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.modes import Mode
 from etl_dagster.destinations.sql.modes.base import CopyMoment
 from etl_dagster.destinations.sql.names import Names
 from etl_dagster.destinations.sql.odd_values import OddValues, key_columns
 from etl_dagster.destinations.sql.session import Session
-from etl_dagster.destinations.sql.tables import Target, evolve, move_table
+from etl_dagster.destinations.sql.tables import Target, create_table, evolve, move_table
 from etl_dagster.model.events import TableRows
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
@@ -95,6 +98,22 @@ class KeptCopies:
     ) -> None:
         session, dialect = self._session, self._session.dialect
         target, staging = Target.of(dialect, schema), Target.staging(dialect, schema)
+        if before is None and not dialect.renames_altered:
+            whole, values = mode.whole(target), mode.begin(dialect, copy)
+            create_table(session, whole)
+            given = ", ".join(
+                f"CAST(${number} AS {whole.types[name]})"
+                for number, name in enumerate(values, start=1)
+            )
+            session.make_room_as(target.sql, staging.sql, schema)
+            session.execute(
+                f"INSERT INTO {target.sql} ({column_list(whole.columns)}) "
+                f"SELECT {', '.join([*map(quote, target.columns), given])} FROM {staging.sql}",
+                list(values.values()),
+            )
+            session.execute(f"DROP TABLE {staging.sql}")
+            session.complete(target.sql, schema)
+            return
         if before is None:
             types = mode.whole(target).types
             for name, value in mode.begin(dialect, copy).items():

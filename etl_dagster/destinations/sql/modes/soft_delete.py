@@ -93,6 +93,10 @@ class SoftDelete(Mode[Versions]):
         """The copy becomes the table, with the rows of before that it lacks."""
         dialect, columns = target.dialect, column_list(target.columns)
         deleted_at = quote(DELETED_AT)
+        if not dialect.renames_altered:
+            self._join_rows(session, target, staging, copy)
+            self._keep_odd(session, target, is_odd)
+            return
         session.run_each(dialect.add_column(staging.sql, DELETED_AT, ZONED))
         session.make_room_as(staging.sql, target.sql, target.schema)
         match = statements.same_key(target, "copied", "target")
@@ -105,9 +109,28 @@ class SoftDelete(Mode[Versions]):
         session.execute(f"DROP TABLE {target.sql}")
         session.complete(staging.sql, target.schema)
         move_table(session, staging.name, target.name)
+        self._keep_odd(session, target, is_odd)
+
+    @staticmethod
+    def _keep_odd(session: Session, target: Target, is_odd: str) -> None:
+        """Rows that the copy has bring their odd values with them."""
         if is_odd != "false":
-            gone = f"{target.sql} WHERE {deleted_at} IS NOT NULL"
+            gone = f"{target.sql} WHERE {quote(DELETED_AT)} IS NOT NULL"
             OddValues(session).keep_only(target.schema, gone, target.types)
+
+    def _join_rows(
+        self, session: Session, target: Target, staging: Target, copy: CopyMoment
+    ) -> None:
+        """The rows of the copy replace those with their keys, and the others are marked."""
+        match = statements.same_key(target, "copied", "target")
+        columns = column_list(target.columns)
+        session.make_room_as(target.sql, staging.sql, target.schema)
+        session.execute(
+            f"DELETE FROM {target.sql} AS target USING {staging.sql} AS copied WHERE {match}"
+        )
+        session.run(_mark_all(target, copy.time_us))
+        session.execute(f"INSERT INTO {target.sql} ({columns}) SELECT {columns} FROM {staging.sql}")
+        session.execute(f"DROP TABLE {staging.sql}")
 
 
 def _mark(target: Target, keys: pa.RecordBatch, at: pa.Array[Any]) -> Statement:
