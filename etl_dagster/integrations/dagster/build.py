@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -233,7 +234,7 @@ def _build_asset(
     props = PublishedTableProps(
         pipeline=config.pipeline,
         environment=config.environment,
-        schema=shaped(schema, config),
+        schema=replace(shaped(schema, config), mode=config.mode_of(schema.name)),
         state_id=config.state_id(schema.name),
         publication=config.source.publication,
         source_uri=source_uri(config.source),

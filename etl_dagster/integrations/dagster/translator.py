@@ -85,6 +85,7 @@ class EtlDagsterTranslator:
                 "publication": table.publication,
                 "destination": table.destination_place,
                 "replica identity": _IDENTITIES[schema.replica_identity],
+                "mode": schema.mode,
             },
         )
 
