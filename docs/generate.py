@@ -5,7 +5,7 @@ A script and not a plugin, so that any builder of the site can be run after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -18,7 +18,9 @@ from pydantic_core import PydanticUndefined
 from etl_dagster.cli.app import cli
 from etl_dagster.config import ENV_PREFIX, PipelineConfig, StoreConfig
 from etl_dagster.destinations.duckdb.tables import declared_type
-from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model
+from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model, find_kind
+from etl_dagster.model.destination import Capabilities
+from etl_dagster.model.modes import MODES, TableMode
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.form import BuiltIn
 from etl_dagster.values.forms import form_of
@@ -40,6 +42,57 @@ def main() -> None:
     (folder / "configuration.md").write_text(configuration_page(), "utf-8")
     (folder / "command-line.md").write_text(command_line_page(), "utf-8")
     (folder / "types.md").write_text(types_page(), "utf-8")
+    (folder / "modes.md").write_text(modes_page(), "utf-8")
+
+
+# -- modes -------------------------------------------------------------------------------------
+
+#: What a table in a mode keeps.
+_KEPT: Mapping[TableMode, str] = {
+    "mirror": "the rows that the source has now",
+    "soft_delete": "the same, and rows that are gone, marked",
+    "append": "every change",
+    "scd2": "every version, with the time in which it was valid",
+}
+
+
+def modes_page() -> str:
+    """Which destination keeps tables in which modes, and with which guarantees."""
+    parts = [
+        """# Modes
+
+What a table keeps is chosen by [`mode`](../guides/history.md). This page is made from what each
+destination [declares](contracts.md), which the [suite](testing.md) checks for every mode.
+
+"""
+        "| destination | mode | keeps | each change | truncate | columns that change "
+        "| values that can't be held |\n|---|---|---|---|---|---|---|\n"
+    ]
+    for kind in built_in_kinds(DESTINATIONS):
+        capabilities = find_kind(DESTINATIONS, kind).capabilities
+        for mode in MODES:
+            cells = _guarantees(capabilities, mode)
+            parts.append(f"| `{kind}` | `{mode}` | {' | '.join(cells)} |\n")
+    parts.append(
+        """
+"Once" holds whatever is killed, and wherever a batch was cut. "At least once" means that a change
+may be written again after a failure, and is recognised by its position.
+"""
+    )
+    return "".join(parts)
+
+
+def _guarantees(capabilities: Capabilities, mode: TableMode) -> list[str]:
+    if mode not in capabilities.modes:
+        return ["refused at the start", *[""] * 4]
+    kept = _KEPT[mode] if capabilities.mirror else "every change, as it comes"
+    return [
+        kept,
+        "once" if capabilities.transactional else "at least once",
+        "followed" if capabilities.truncate else "not followed",
+        "followed" if capabilities.schema_changes else "not followed",
+        "kept as text" if capabilities.odd_values else "sent with their rows",
+    ]
 
 
 # -- settings ----------------------------------------------------------------------------------

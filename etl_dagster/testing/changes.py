@@ -258,7 +258,7 @@ def _table_changes(run: Sequence[tuple[int, Change]]) -> TableChanges:
 
 
 def _xid(change: Change) -> int:
-    return 700 + change.lsn
+    return (700 + change.lsn) % 2**32
 
 
 def arrow_rows(schema: TableSchema, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
