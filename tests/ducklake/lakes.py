@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import duckdb
 import filelock
 
-from etl_dagster.destinations.ducklake.attaching import Place, open_lake
+from etl_dagster.destinations.ducklake.attaching import Place, attach, open_duckdb
 from etl_dagster.destinations.ducklake.catalogs import parse_catalog
 from tests.support.database import Database
 
@@ -34,20 +35,27 @@ def _place(catalog: str, schema: str | None, folder: Path, settings: dict[str, A
     return Place(parse_catalog(catalog, schema), str(folder / "data"), **(defaults | settings))
 
 
+#: By extension of the catalog; to load these takes longer than all that a reader does.
+_DATABASES: dict[str | None, duckdb.DuckDBPyConnection] = {}
+
+
 @contextmanager
-def reading(place: Place) -> Iterator[duckdb.DuckDBPyConnection]:
+def reading(place: Place, *, read_only: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection of a reader's own."""
     path = getattr(place.catalog, "path", None)
-    lock = filelock.FileLock(f"{path}.lock") if path else None
-    if lock is not None:
-        lock.acquire(timeout=20)
-    try:
-        with open_lake(place, read_only=True) as connection:
-            connection.execute("USE lake")
-            yield connection
-    finally:
-        if lock is not None:
-            lock.release()
+    lock = filelock.FileLock(f"{path}.lock") if path else contextlib.nullcontext()
+    extension = place.catalog.extension
+    if extension not in _DATABASES:
+        _DATABASES[extension] = open_duckdb(place)
+    database = _DATABASES[extension]
+    with lock:
+        attach(database, place, read_only=read_only)
+        try:
+            with database.cursor() as connection:
+                connection.execute("USE lake")
+                yield connection
+        finally:
+            database.execute("DETACH lake")
 
 
 def rows_of(place: Place, sql: str, values: list[Any] | None = None) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""A lake keeps what every destination promises, with a catalog of each kind."""
+"""A lake keeps what every destination promises, with a catalog of each kind.
+
+All of it with one kind; of the others, what the catalog has a part in.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,16 @@ from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.testing import DestinationSuite, Recorded
 from etl_dagster.testing.changes import Row
+from etl_dagster.testing.copying import CopyChecks
+from etl_dagster.testing.delivering import DeliveryChecks
+from etl_dagster.testing.marking import MarkChecks
+from etl_dagster.testing.subject import DestinationHooks
 from tests.conformance.test_destinations import ChecksOfOurOwn
 from tests.ducklake.lakes import lake_at_server, lake_in_file, reading, rows_of
 from tests.support.database import Database
 
 
-class LakeChecks(ChecksOfOurOwn, DestinationSuite):
+class LakeHooks(DestinationHooks):
     """Read as everybody else would, with DuckDB."""
 
     def lake(self, folder: Path) -> Place:
@@ -71,17 +78,17 @@ class LakeChecks(ChecksOfOurOwn, DestinationSuite):
         return [Recorded(*entry) for entry in found]
 
 
-class TestCatalogInDuckDB(LakeChecks):
+class TestCatalogInDuckDB(LakeHooks, ChecksOfOurOwn, DestinationSuite):
     def lake(self, folder: Path) -> Place:
         return lake_in_file("duckdb", folder)
 
 
-class TestCatalogInSQLite(LakeChecks):
+class TestCatalogInSQLite(LakeHooks, MarkChecks):
     def lake(self, folder: Path) -> Place:
         return lake_in_file("sqlite", folder)
 
 
-class TestCatalogInPostgres(LakeChecks):
+class TestCatalogInPostgres(LakeHooks, CopyChecks, DeliveryChecks):
     @pytest.fixture(autouse=True)
     def serve(self, lake_database: Database) -> None:
         self.database = lake_database

@@ -141,17 +141,6 @@ def open_duckdb(place: Place) -> duckdb.DuckDBPyConnection:
     return database
 
 
-def require_extensions(place: Place) -> None:
-    """Look for what reads such a lake.
-
-    Raises:
-        DestinationError: an extension is missing.
-    """
-    with duckdb.connect(config=_CONFIG) as database:
-        for name in _extensions(place):
-            extensions.load(database, name)
-
-
 def _extensions(place: Place) -> list[str]:
     of_catalog = place.catalog.extension
     return ["ducklake", *([of_catalog] if of_catalog else []), *(["httpfs"] if place.s3 else [])]
@@ -167,7 +156,6 @@ def attach(
     """Attach the lake; as `open_lake`."""
     options = {
         "DATA_PATH": literal(place.data_path),
-        "DATA_INLINING_ROW_LIMIT": str(place.inline_rows),
         "CREATE_IF_NOT_EXISTS": str(create and not read_only),
     }
     if isinstance(place.catalog, PostgresCatalog) and place.catalog.schema is not None:

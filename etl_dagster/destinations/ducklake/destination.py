@@ -133,7 +133,7 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
     ) -> Iterator[DuckLakeSession]:
         fence, turn = self._fence, 0
         with self._lake.transaction(alone=alone) as connection:
-            session = DuckLakeSession(connection)
+            session = DuckLakeSession(connection, self._place.inline_rows)
             yield session
             if fence is not None and alone and session.has_written:
                 turn = fence.pass_(session)

@@ -15,10 +15,9 @@ from etl_dagster.destinations.ducklake.attaching import (
     attach,
     open_duckdb,
     open_lake,
-    require_extensions,
 )
 from etl_dagster.destinations.ducklake.catalogs import FileCatalog, PostgresCatalog
-from etl_dagster.destinations.ducklake.failures import LakeConflict, is_missing, translate
+from etl_dagster.destinations.ducklake.failures import LakeConflict, is_missing, no_lake, translate
 from etl_dagster.destinations.ducklake.turns import FileTurns, ServerTurns, Turns
 from etl_dagster.errors import DestinationError
 
@@ -39,6 +38,8 @@ class Lake:
         self._turns = _turns_of(place, timeout_s)
         self._lock = threading.Lock()
         self._open: _Open | None = None
+        #: With the extensions, and without the lake.
+        self._spare: duckdb.DuckDBPyConnection | None = None
 
     @contextmanager
     def transaction(self, *, alone: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -87,7 +88,16 @@ class Lake:
             except duckdb.Error as error:
                 failure = translate(error, self.place)
         if failure is not None:
-            raise failure
+            raise failure from None
+
+    def require(self) -> None:
+        """Refuse to make a lake.
+
+        Raises:
+            DestinationError: there is none, or it can't be reached.
+        """
+        if not self.exists():
+            raise no_lake(self.place)
 
     def exists(self) -> bool:
         """Whether there is a lake; creates nothing.
@@ -96,25 +106,37 @@ class Lake:
             DestinationError: it can't be reached, or an extension is missing.
         """
         catalog = self.place.catalog
-        if isinstance(catalog, FileCatalog) and not catalog.path.exists():
-            require_extensions(self.place)
-            return False
         failure: DestinationError | None = None
-        with self._turns.take(alone=False):
+        with self._lock:
+            if self._open is not None and catalog.is_shared:
+                return True
+            # To load the extensions takes long: what was opened is used by the next transaction.
+            self._spare = self._spare or open_duckdb(self.place)
+        if isinstance(catalog, FileCatalog) and not catalog.path.exists():
+            return False  # a turn would leave its lock there
+        with self._turns.take(alone=False), self._lock:
+            opened = self._spare or open_duckdb(self.place)
+            self._spare = opened
             try:
-                open_lake(self.place, create=False).close()
+                attach(opened, self.place, create=False)
+                opened.execute(f"DETACH {NAME}")
             except duckdb.Error as error:
+                self._spare = None
+                opened.close()
                 if is_missing(error):
                     return False
                 failure = translate(error, self.place)
         if failure is not None:
-            raise failure
+            raise failure from None
         return True
 
     def close(self) -> None:
         """Detach; the next use attaches again."""
         with self._lock:
             self._retire()
+            if self._spare is not None:
+                self._spare.close()
+                self._spare = None
         self._turns.close()
 
     @contextmanager
@@ -140,9 +162,9 @@ class Lake:
                 self._leave(used)
         except duckdb.Error as error:
             failure = translate(error, self.place)
-        # Outside of the handler: DuckDB's text doesn't follow as a cause, it may hold a secret.
+        # Neither as a cause nor as a context: DuckDB's text may hold a secret, or values.
         if failure is not None:
-            raise failure
+            raise failure from None
 
     @contextmanager
     def _attached(self, database: duckdb.DuckDBPyConnection) -> Iterator[None]:
@@ -159,8 +181,15 @@ class Lake:
     def _enter(self) -> _Open:
         with self._lock:
             if self._open is None:
-                is_kept = self.place.catalog.is_shared
-                self._open = _Open(open_lake(self.place) if is_kept else open_duckdb(self.place))
+                database = self._spare or open_duckdb(self.place)
+                self._spare = None
+                try:
+                    if self.place.catalog.is_shared:
+                        attach(database, self.place)
+                except BaseException:
+                    database.close()
+                    raise
+                self._open = _Open(database)
             self._open.users += 1
             return self._open
 
