@@ -176,7 +176,7 @@ def test_a_lake_that_went_back_is_refused_before_anything_is_written(writers: Tw
             turn = writers.fence.pass_(session)
         writers.fence.passed(turn)
     with writers.transaction() as session:  # as a backup from before has it
-        session.execute("UPDATE _etl.turns SET turn = 0")
+        session.execute("UPDATE _etl.turns SET turn = 1")
 
     told = "2 writes were committed, and it has 1 of them"
     with pytest.raises(DestinationRestored, match=told), writers.transaction() as session:

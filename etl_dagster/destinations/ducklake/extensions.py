@@ -35,7 +35,7 @@ def load(connection: duckdb.DuckDBPyConnection, name: str) -> None:
     else:
         return
     # DuckDB's own advice would be to download it.
-    raise failure
+    raise failure from None
 
 
 def file_of(name: str, version: str) -> Path | None:

@@ -83,10 +83,7 @@ def translate(error: duckdb.Error, place: Place) -> DestinationError:
             "DuckDB (ATTACH ... (AUTOMATIC_MIGRATION TRUE)).",
         )
     if is_missing(error):
-        return DestinationError(
-            f"there is no lake in {place.catalog.place}",
-            solution="Start the pipeline first; it creates it. Or correct destination.catalog.",
-        )
+        return no_lake(place)
     if _MISSING_FILE.search(text) and (found := _NAME_OF_FILE.search(text)):
         return DestinationError(
             f"a file of {place.shown} is missing in {place.data_path}: {found[0]}",
@@ -98,6 +95,13 @@ def translate(error: duckdb.Error, place: Place) -> DestinationError:
     if isinstance(place.catalog, PostgresCatalog) and (failure := _of_server(text, place.catalog)):
         return failure
     return DestinationUnreachable(f"{place.shown} can't be used: {_shown(text, place)}")
+
+
+def no_lake(place: Place) -> DestinationError:
+    return DestinationError(
+        f"there is no lake in {place.catalog.place}",
+        solution="Start the pipeline first; it creates it. Or correct destination.catalog.",
+    )
 
 
 def _of_bucket(status: int, place: Place) -> DestinationError:
@@ -209,7 +213,7 @@ def blaming(table_id: TableId, name: str, place: Place) -> Iterator[None]:
         failure = _of_table(table_id, name, place.redact(message[0]), is_value=is_value)
     else:
         return
-    raise failure
+    raise failure from None
 
 
 def _of_table(table_id: TableId, name: str, message: str, *, is_value: bool) -> TableWriteFailed:

@@ -53,22 +53,18 @@ class Fence:
             DestinationRestored: it is an older copy.
         """
         session.execute(f"UPDATE _etl.{_TABLE} SET turn = turn + 1")
-        return self.look(session)
-
-    def look(self, session: Session) -> int:
-        """Compare the lake with what this process has seen of it; as `pass_`."""
         found = _read(session)
         if found is None or (self._identity is not None and found[0] != self._identity):
             raise DestinationReplaced(
                 f"{self._place} was replaced by another lake while the pipeline used it"
             )
-        turn = found[1]
-        if turn < self._seen:
+        before = found[1] - 1
+        if before < self._seen:
             raise DestinationRestored(
                 f"{self._place} was replaced by an older copy of itself: {self._seen} writes were "
-                f"committed, and it has {turn} of them"
+                f"committed, and it has {before} of them"
             )
-        return turn
+        return found[1]
 
     def passed(self, turn: int) -> None:
         """A transaction with this count is durable."""

@@ -41,5 +41,5 @@ def query(config: DuckLakeDestinationConfig, sql: str) -> pa.Table:
             return reading.ask(connection, sql)
         except DestinationError as error:
             failure = DestinationError(place.redact(error.reason), solution=error.solution)
-    # Outside of the handler: DuckDB's text doesn't follow as a cause, it may hold a secret.
-    raise failure
+    # Neither as a cause nor as a context: DuckDB's text may hold a secret, or values.
+    raise failure from None

@@ -95,8 +95,8 @@ class ServerTurns(Turns):
                 except psycopg.Error as error:
                     failure = self._translate(error)
                 if failure is not None:
-                    # Outside of the handler: libpq's text doesn't follow as a cause.
-                    raise failure
+                    # Neither as a cause nor as a context: libpq's text may hold a secret.
+                    raise failure from None
                 try:
                     yield
                 finally:
