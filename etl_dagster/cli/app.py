@@ -11,6 +11,7 @@ from etl_dagster.cli.demo import demo
 from etl_dagster.cli.doctor import doctor
 from etl_dagster.cli.failures import explain
 from etl_dagster.cli.init import init
+from etl_dagster.cli.lake import lake
 from etl_dagster.cli.migrate import migrate
 from etl_dagster.cli.odd import odd
 from etl_dagster.cli.pause import pause, resume
@@ -79,6 +80,7 @@ for command in (
     status,
     query,
     odd,
+    lake,
     reset,
     pause,
     resume,

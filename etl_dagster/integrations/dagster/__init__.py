@@ -8,6 +8,7 @@ The whole integration uses only what `dagster` itself exports.
 """
 
 from etl_dagster.integrations.dagster.build import build_etl_definitions
+from etl_dagster.integrations.dagster.lake import ducklake_maintenance_job
 from etl_dagster.integrations.dagster.resources import (
     DestinationResource,
     DltDestinationResource,
@@ -51,5 +52,6 @@ __all__ = [
     "StateStoreResource",
     "build_etl_definitions",
     "destination_resource",
+    "ducklake_maintenance_job",
     "state_store_resource",
 ]
