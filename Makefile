@@ -54,7 +54,7 @@ test-ducklake: $(READY) ## Run the tests of DuckLake, with the DuckDB that it is
 			--target $(LAKE) $(LAKE_PACKAGES); \
 	fi
 	@PYTHONPATH=$(LAKE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
-		tests/ducklake $(TEST_ARGS)
+		tests/ducklake tests/acceptance/test_killed_workers.py -k "ducklake" $(TEST_ARGS)
 
 .PHONY: bench
 bench: $(READY) ## Measure, and write benchmarks/latest.json

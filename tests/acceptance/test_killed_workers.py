@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.destinations.duckdb import query
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
+from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.retry import is_sync_due
@@ -27,17 +29,35 @@ from etl_dagster.source.catalog import emit_marker
 from tests.support.database import Database
 from tests.support.random_shop import TABLES, create_tables, is_caught_up, workload
 
-KILLS, KILLS_OF_EACH = 24, 5
+#: Of all workers, and of each kind of them.
+KILLS: Mapping[str, tuple[int, int]] = {
+    "duckdb": (24, 5),
+    # Its workers take longer to start.
+    "ducklake": (12, 4),
+    "postgres": (24, 5),
+}
 ROWS = 6000
 
 
-@pytest.fixture(params=["duckdb", "postgres"])
+@pytest.fixture(params=KILLS)
 def destination(
     request: pytest.FixtureRequest, newest_server: EmbeddedPostgres, tmp_path: Path
 ) -> Iterator[dict[str, Any]]:
     """The section of the configuration."""
     if request.param == "duckdb":
         yield {"type": "duckdb", "path": str(tmp_path / "shop.duckdb"), "changelog": True}
+    elif request.param == "ducklake":
+        if importlib.util.find_spec("duckdb_extension_ducklake") is None:
+            pytest.skip("`make test-ducklake` runs it, with the DuckDB that DuckLake is there for")
+        with Database.create(newest_server) as catalog:
+            files = str(tmp_path / "files")
+            yield {
+                "type": "ducklake",
+                "catalog": catalog.dsn,
+                "data_path": files,
+                "changelog": True,
+                "inline_rows": 100,
+            }
     else:
         with Database.create(newest_server) as replica:
             yield {"type": "postgres", "dsn": replica.dsn, "changelog": True}
@@ -54,10 +74,11 @@ def test_random_changes_arrive_exactly_once_though_workers_are_killed(
     rng = random.Random(seed)
     create_tables(dsn, ROWS)
     task = _task(dsn, destination)
+    kills, kills_of_each = KILLS[destination["type"]]
     config = parse_config(task["config"], {})
     store = build_store(config)
     with workload(dsn, rng.randrange(2**32), ROWS) as changes, Workers(task, tmp_path) as workers:
-        while sum(workers.kills.values()) < KILLS or min(workers.kills.values()) < KILLS_OF_EACH:
+        while sum(workers.kills.values()) < kills or min(workers.kills.values()) < kills_of_each:
             workers.keep_alive(store)
             # Something happened, or the workers are idle: the moment after is what is random.
             store.wait_for_change(5)
@@ -162,6 +183,10 @@ def _query(config: PipelineConfig, statement: str) -> list[tuple[Any, ...]]:
     if isinstance(destination, PostgresDestinationConfig):
         with psycopg.connect(destination.dsn.get_secret_value()) as connection:
             return connection.execute(statement.encode()).fetchall()
+    if isinstance(destination, DuckLakeDestinationConfig):
+        from etl_dagster.destinations.ducklake.reading import query as query_lake
+
+        return [tuple(row.values()) for row in query_lake(destination, statement).to_pylist()]
     assert isinstance(destination, DuckDBDestinationConfig)
     return [tuple(row.values()) for row in query(destination.path, statement).to_pylist()]
 
