@@ -12,6 +12,7 @@ from etl_dagster.destinations.duckdb.session import DuckDBSession
 from etl_dagster.destinations.ducklake.attaching import NAME
 from etl_dagster.destinations.ducklake.dialect import DuckLakeDialect
 from etl_dagster.destinations.ducklake.inlining import Inlining
+from etl_dagster.destinations.ducklake.renames import Renames
 
 
 class DuckLakeSession(DuckDBSession):
@@ -25,6 +26,7 @@ class DuckLakeSession(DuckDBSession):
     def __init__(self, connection: duckdb.DuckDBPyConnection, inline_rows: int = 0) -> None:
         super().__init__(connection)
         self._inlining = Inlining(connection, inline_rows)
+        self._renames = Renames()
         #: Whether the transaction leaves a new snapshot.
         self.has_written = False
 
@@ -33,6 +35,12 @@ class DuckLakeSession(DuckDBSession):
         return DuckLakeDialect(NAME)
 
     def execute(self, sql: str, values: Sequence[object] = ()) -> int:
+        *first, last = self._renames.instead(sql)
+        for each in first:
+            self._run(each)
+        return self._run(last, values)
+
+    def _run(self, sql: str, values: Sequence[object] = ()) -> int:
         self._inlining.before(sql)
         rows = self.connection.execute(sql, list(values) or None).fetchall()
         # Only what changes rows has a result, which is their number; DDL has none.

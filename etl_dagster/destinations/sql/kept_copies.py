@@ -115,11 +115,12 @@ class KeptCopies:
             session.complete(target.sql, schema)
             return
         if before is None:
+            # The name first: DuckLake makes another table to rename one that was altered.
+            move_table(session, staging.name, target.name)
             types = mode.whole(target).types
             for name, value in mode.begin(dialect, copy).items():
-                session.run_each(dialect.add_column(staging.sql, name, types[name], value))
-            session.complete(staging.sql, schema)
-            move_table(session, staging.name, target.name)
+                session.run_each(dialect.add_column(target.sql, name, types[name], value))
+            session.complete(target.sql, schema)
             return
         odd = OddValues(session)
         if not before.describes_same_columns(schema):
