@@ -159,6 +159,45 @@ def test_a_table_that_comes_by_the_name_of_another_one_stops_and_the_others_go_o
         assert rows(config, 'select count(*) from "all".orders') == [(4,)]
 
 
+def test_every_mode_keeps_what_the_settings_make_of_rows(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """A row that leaves the condition is one that is deleted, and one that meets it is new."""
+    database = newest_database
+    database.execute(
+        *(f"create table {t} (id int primary key, ssn text, country text)" for t in "asv"),
+        *(f"alter table {t} replica identity full" for t in "av"),
+        "create publication etl_pub for all tables",
+        *(f"insert into {t} values (1, 'zq-1', 'DE'), (2, 'zq-2', 'FR')" for t in "asv"),
+    )
+    shape = {"where": "country = 'DE'", "columns": {"ssn": {"mask": "hash"}}}
+    modes = {"a": "append", "s": "soft_delete", "v": "scd2"}
+    tables = {f"public.{table}": {"mode": mode} | shape for table, mode in modes.items()}
+    config = make_config(database, salt=SALT, tables=tables)
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        for table in "asv":
+            database.execute(
+                f"update {table} set country = 'DE' where id = 2",
+                f"update {table} set country = 'FR' where id = 1",
+                f"update {table} set ssn = 'zq-3' where id = 1",
+                f"update {table} set ssn = 'zq-4' where id = 2",
+            )
+        assert pipeline.wait_until_caught_up(60)
+    one, two, four = (_hash(f"zq-{number}") for number in (1, 2, 4))
+    assert rows(config, "select id, ssn, _etl_op from public.a order by _etl_commit_lsn") == [
+        (1, one, "copy"),
+        (2, two, "insert"),
+        (1, one, "delete"),
+        (2, four, "update"),
+    ]
+    marked = "select id, ssn, _etl_deleted_at is not null from public.s order by id"
+    assert rows(config, marked) == [(1, one, True), (2, four, False)]
+    valid = "select id, ssn, _etl_is_current from public.v order by id, _etl_valid_from"
+    assert rows(config, valid) == [(1, one, False), (2, two, False), (2, four, True)]
+    assert "zq-" not in repr([rows(config, f"from public.{table}") for table in "asv"])
+
+
 def test_the_command_line_shows_shapes_and_announces_what_is_copied_again(
     newest_database: Database, make_config: MakeConfig, tmp_path: Path
 ) -> None:
