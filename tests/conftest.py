@@ -13,7 +13,8 @@
 ========================= ==========================================================================
 
 The helpers themselves are in `tests.support`. Servers start when first asked for, once per
-session, without fsync, and stop with it.
+session, without fsync, and stop with it. Every test and every run fails that leaks a secret, see
+`tests.support.leaks`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,13 @@ import hypothesis
 import pytest
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.demo import databases as demo_databases
+from etl_dagster.demo import server as demo_server
 from etl_dagster.demo.server import EmbeddedPostgres, ServerBinaries, find_servers
+from tests.support import search_for_leaks
 from tests.support.database import Database
 from tests.support.database import make_config as make_config_for
+from tests.support.leaks import MARK, make_secret
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("etl", deadline=None)
@@ -84,8 +91,25 @@ def _stop_all() -> None:
         shutil.rmtree(_FOLDER.pop(), ignore_errors=True)
 
 
+# The random passwords of servers and their roles have the mark, too.
+for _module in (demo_server, demo_databases):
+    _module.secrets = types.SimpleNamespace(  # type: ignore[attr-defined]
+        token_urlsafe=lambda size: make_secret(secrets.token_urlsafe(size))
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(search_for_leaks, search_for_leaks.__name__)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish() -> None:
     _stop_all()
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Keep the mark out of names: they are the same in every run, and folders have them."""
+    return val.replace(MARK, "") if isinstance(val, str) and MARK in val else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

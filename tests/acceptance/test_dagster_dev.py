@@ -22,10 +22,12 @@ import yaml
 from etl_dagster.demo.ports import free_port
 from etl_dagster.destinations.duckdb import query
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 from tests.support.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+WRONG = make_secret("not-the-password")
 SENSOR = {
     "repositoryLocationName": "definitions.py",
     "repositoryName": "__repository__",
@@ -283,14 +285,14 @@ def test_dagster_dev_keeps_a_pipeline_going_without_a_click(
     assert second.pid != first.pid
 
     # A wrong password: a tick fails and says what to do; once it is mended, all goes on.
-    write_config(shop, tmp_path, password="not-the-password")
+    write_config(shop, tmp_path, password=WRONG)
     failed = ui.until(
         "a failed tick", lambda: [tick for tick in ui.ticks() if tick["status"] == "FAILURE"]
     )[0]
     cause = failed["error"]["cause"]["message"]
     assert "password authentication failed" in cause
     assert "What to do: Check " in cause
-    assert "not-the-password" not in ui.log
+    assert WRONG not in ui.log
     shop.execute("INSERT INTO orders VALUES (30000, 1)")
     write_config(shop, tmp_path)
     ui.until("a change after a wrong password", lambda: has_arrived(30000))

@@ -28,10 +28,12 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.source.catalog import emit_marker
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 from tests.support.random_shop import TABLES, create_tables, is_caught_up, workload
 from tests.support.receiver import Receiver
 
 ROWS = 2000
+HMAC_SECRET = make_secret("hush")
 
 
 @pytest.mark.slow
@@ -47,14 +49,14 @@ def test_the_server_has_what_the_source_has_though_both_sides_are_killed(
     store = build_store(parse_config(config, {}))
     with (
         closing(store),  # type: ignore[type-var]
-        Receiver(tmp_path, "--chaos", "0.02", "--hmac-secret", "hush") as receiver,
+        Receiver(tmp_path, "--chaos", "0.02", "--hmac-secret", HMAC_SECRET) as receiver,
         Sender(
             {
                 "config": config,
                 "kind": "http",
                 "settings": {
                     "url": receiver.url,
-                    "hmac_secret": "hush",
+                    "hmac_secret": HMAC_SECRET,
                     "gzip": True,
                     "timeout_s": 5,
                     "max_body_bytes": 30_000,

@@ -20,6 +20,7 @@ import pytest
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import locate
 from tests.support.database import Database
+from tests.support.leaks import LEAKS
 from tests.support.singer import write_program
 from tests.support.waiting import PATIENCE_S
 
@@ -59,6 +60,7 @@ class Example:
             timeout=PATIENCE_S,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        LEAKS.look(done.stdout + done.stderr, f"output of {' '.join(command)}")
         return done.stdout
 
     def state(self, *arguments: str, **more: str) -> str:

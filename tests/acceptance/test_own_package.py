@@ -27,6 +27,7 @@ import pytest
 import yaml
 
 from tests.support.database import Database
+from tests.support.leaks import LEAKS
 from tests.support.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -63,6 +64,7 @@ class Environment:
             timeout=PATIENCE_S,
         )
         assert done.returncode == exit_code, f"{done.args}\n{done.stdout}\n{done.stderr}"
+        LEAKS.look(done.stdout + done.stderr, f"output of {command} {' '.join(arguments)}")
         return done
 
     def start(self, command: str, *arguments: str, cwd: Path) -> subprocess.Popen[bytes]:

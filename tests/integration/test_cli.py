@@ -29,12 +29,13 @@ from etl_dagster.runtime.status import PipelineStatus
 from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.stores.postgres.migrate import STORE
 from tests.support.database import Database
+from tests.support.leaks import LEAKS, PASSWORD, make_secret
 from tests.support.meltano import state_uri
 from tests.support.waiting import PATIENCE_S
 
 COMMAND = [sys.executable, "-m", "etl_dagster.cli"]
 ROWS = 500
-SECRET = "Wr0ng-s3cret"
+SECRET = make_secret("Wr0ng-s3cret")
 SECRET_URI = f"postgres://me:{SECRET}@127.0.0.1:1/nowhere/public"
 
 
@@ -76,6 +77,7 @@ class Shop:
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+        LEAKS.look(out + err, f"output of etl-dagster {' '.join(arguments)}")
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def call(
@@ -495,10 +497,13 @@ def test_the_doctor_is_content_with_a_pipeline_that_runs(shop: Shop) -> None:
 def test_the_doctor_tells_a_role_that_may_not_create_the_state_store(shop: Shop) -> None:
     role = f"{shop.database.name}_poor"
     shop.database.execute(
-        f"create role {role} login replication password 'pw'", f"grant select on orders to {role}"
+        f"create role {role} login replication password '{PASSWORD}'",
+        f"grant select on orders to {role}",
     )
     try:
-        shop.configure(source={"dsn": make_conninfo(shop.database.dsn, user=role, password="pw")})
+        shop.configure(
+            source={"dsn": make_conninfo(shop.database.dsn, user=role, password=PASSWORD)}
+        )
 
         answer = shop.call("run")
 
@@ -670,13 +675,13 @@ def test_a_role_that_may_only_write_rows_runs_a_pipeline_and_mirrors_it(shop: Sh
     name = f"least_{shop.database.name}"
     shop.database.execute(shop.call("migrate", "--print").stdout)
     shop.database.execute(
-        f"CREATE ROLE {name} LOGIN REPLICATION PASSWORD 'pw'",
+        f"CREATE ROLE {name} LOGIN REPLICATION PASSWORD '{PASSWORD}'",
         f"GRANT SELECT ON orders TO {name}",
         f"GRANT USAGE ON SCHEMA etl TO {name}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA etl TO {name}",
     )
     try:
-        dsn = make_conninfo(shop.database.dsn, user=name, password="pw")
+        dsn = make_conninfo(shop.database.dsn, user=name, password=PASSWORD)
         shop.configure(source={"dsn": dsn})
 
         run = shop.run("run", "--until-caught-up", "--plain")

@@ -49,6 +49,7 @@ from tests.support.dagster_in_process import (
     write_config,
 )
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 
 
 @pytest.fixture
@@ -140,7 +141,8 @@ def test_a_killed_replicator_is_replaced_at_the_next_tick(
 def test_a_wrong_password_is_a_failed_tick_that_says_what_to_do(
     shop: Database, tmp_path: Path
 ) -> None:
-    source = {"dsn": shop.dsn, "password": "not-the-password", "publication": "etl_pub"}
+    wrong = make_secret("not-the-password")
+    source = {"dsn": shop.dsn, "password": wrong, "publication": "etl_pub"}
     with dagster(write_config(shop.dsn, tmp_path, source=source)) as ui:
         with pytest.raises(EtlError) as failed:
             ui.tick_until(lambda result: False)
@@ -149,7 +151,7 @@ def test_a_wrong_password_is_a_failed_tick_that_says_what_to_do(
         # The source and the store in it refuse alike; either may be asked first.
         advice = "Check (source.user and source.password|user, password, database and .* in source)"
         assert re.search(f"What to do: {advice}", text)
-        assert "not-the-password" not in text
+        assert wrong not in text
         waiting = ui.tick()
         assert waiting.skip_message is not None
         assert "next try in" in waiting.skip_message

@@ -18,6 +18,7 @@ import pytest
 from etl_dagster.demo.ports import HOST, free_port
 from etl_dagster.demo.server import EmbeddedPostgres, PortInUse, ServerBinaries, find_servers
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_the_password_is_random_and_only_its_owner_can_read_it(open_folder: Path
         assert stat.S_IMODE((open_folder / "password").stat().st_mode) == 0o600
         assert len(server.password) >= 24
         with pytest.raises(psycopg.OperationalError, match="password"):
-            psycopg.connect(server.dsn(password="wrong"))
+            psycopg.connect(server.dsn(password=make_secret("wrong")))
 
 
 def test_a_port_in_use_is_named(open_folder: Path) -> None:

@@ -18,6 +18,7 @@ from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.source.connection import connect
 from tests.support.database import Database
 from tests.support.hostile import HOSTILE, HOSTILE_17
+from tests.support.leaks import PASSWORD
 from tests.support.pipelines import rows, running
 
 MakeConfig = Callable[..., PipelineConfig]
@@ -39,7 +40,7 @@ def hostile(database: Database) -> Iterator[str]:
     """A role that all settings were given; the DSN of it."""
     name = f"{database.name}_hostile"
     database.execute(
-        f"create role {name} login superuser password 'pw'",
+        f"create role {name} login superuser password '{PASSWORD}'",
         "create table odd (n text)",
         f"create table values as {VALUES}".replace("table values", 'table "Größe"'),
         'alter table "Größe" add primary key (id), replica identity full',
@@ -52,7 +53,7 @@ def hostile(database: Database) -> Iterator[str]:
                 admin.execute(
                     sql.SQL(f"alter {target} set {setting} = {{}}").format(sql.Literal(value))
                 )
-    yield make_conninfo(database.dsn, user=name, password="pw")
+    yield make_conninfo(database.dsn, user=name, password=PASSWORD)
     with psycopg.connect(database.server.dsn(), autocommit=True) as admin:
         admin.execute(f"alter database {database.name} reset all")
     database.execute(f"reassign owned by {name} to postgres", f"drop role {name}")

@@ -40,9 +40,11 @@ from etl_dagster.testing.changes import (
     end_of_copy,
     insert,
 )
+from tests.support.leaks import make_secret
 from tests.support.receiver import Receiver
 
-SECRET = "s3cr3t-Pa55"
+SECRET = make_secret("s3cr3t-Pa55")
+WRONG = make_secret("wrong")
 
 
 @pytest.fixture
@@ -372,9 +374,9 @@ def test_connections_are_bounded_over_copies_and_streams(receiver: Receiver, bou
 
 
 def test_token_headers_signature_and_compression_reach_the_server(tmp_path: Path) -> None:
-    with Receiver(tmp_path, "--token", SECRET, "--hmac-secret", "hush") as receiver:
+    with Receiver(tmp_path, "--token", SECRET, "--hmac-secret", SECRET) as receiver:
         sender = destination(
-            receiver, token=SECRET, hmac_secret="hush", gzip=True, headers={"X-Team": "data"}
+            receiver, token=SECRET, hmac_secret=SECRET, gzip=True, headers={"X-Team": "data"}
         )
         sender.check()
         sender.write_events(visits(*range(100)))
@@ -386,7 +388,7 @@ def test_token_headers_signature_and_compression_reach_the_server(tmp_path: Path
         assert request["bytes"] * 5 < request["plain_bytes"]
 
 
-@pytest.mark.parametrize("settings", [{"token": "wrong"}, {"hmac_secret": "wrong"}, {}])
+@pytest.mark.parametrize("settings", [{"token": WRONG}, {"hmac_secret": WRONG}, {}])
 def test_who_is_not_known_is_told_so_and_no_secret_is_logged(
     tmp_path: Path, settings: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -410,7 +412,7 @@ def test_a_check_names_a_server_that_does_not_let_us_in_and_changes_nothing(tmp_
     with Receiver(tmp_path, "--token", SECRET) as receiver:
         assert destination(receiver, token=SECRET).check() == f"{receiver.url} answers"
         with pytest.raises(DestinationError, match="401"):
-            destination(receiver, token="wrong").check()
+            destination(receiver, token=WRONG).check()
         assert receiver.requests() == []
 
 

@@ -15,6 +15,7 @@ from etl_dagster.destinations.http import HttpDestination
 from etl_dagster.errors import DestinationUnreachable, TableWriteFailed
 from etl_dagster.testing.changes import chunk
 from tests.integration.test_http_destination import VISITS, visits
+from tests.support.leaks import make_secret
 
 
 class Server(ThreadingHTTPServer):
@@ -199,7 +200,8 @@ def test_a_proxy_that_is_not_there_is_named_without_its_password(
     receiver: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
-    monkeypatch.setenv("HTTP_PROXY", f"http://user:secret@127.0.0.1:{port}")
+    secret = make_secret()
+    monkeypatch.setenv("HTTP_PROXY", f"http://user:{secret}@127.0.0.1:{port}")
     monkeypatch.delenv("NO_PROXY", raising=False)
     sender = HttpDestination("http://receiver.example", max_attempts=1)
 
@@ -209,4 +211,4 @@ def test_a_proxy_that_is_not_there_is_named_without_its_password(
         sender.check()
     sender.shutdown()
 
-    assert "secret" not in failed.value.reason
+    assert secret not in failed.value.reason

@@ -19,6 +19,7 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.states import Errored, ManualRetry
 from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 from tests.support.pipelines import running
 from tests.support.receiver import Receiver
 from tests.support.waiting import PATIENCE_S
@@ -175,7 +176,7 @@ def test_a_token_that_is_refused_ends_the_pipeline_with_the_reason(
     newest_database.execute(SHOP)
     config = make_config(newest_database)
     with closing(build_store(config)) as store:  # type: ignore[type-var]
-        pipeline = Pipeline(config, store, HttpDestination(receiver.url, token="old"))
+        pipeline = Pipeline(config, store, HttpDestination(receiver.url, token=make_secret("old")))
         pipeline.start()
         assert pipeline.wait_until_caught_up(60)
         receiver.misbehave({"answer": "status", "status": 401, "when": "before", "path": "events"})

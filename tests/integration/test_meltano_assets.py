@@ -19,7 +19,6 @@ import pytest
 from dagster import (
     AssetKey,
     AssetsDefinition,
-    DagsterInstance,
     EnvVar,
     ExecuteInProcessResult,
     materialize,
@@ -38,7 +37,9 @@ from etl_dagster.integrations.dagster.meltano.process import follow
 from etl_dagster.integrations.meltano.states.errors import StateLocked, StateLockLost
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import locate
+from tests.support.dagster_in_process import searched_instance
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 from tests.support.singer import write_program, write_project
 from tests.support.waiting import PATIENCE_S
 
@@ -115,7 +116,7 @@ def test_a_run_shows_its_records_and_the_bookmark_before_and_after(
     folder: Path, state_uri: str
 ) -> None:
     assets = fruit(folder, {"FRUIT_ROWS": "2"})
-    with DagsterInstance.ephemeral() as instance:
+    with searched_instance() as instance:
         first = materialize([assets], instance=instance)
         run = instance.get_run_by_id(first.run_id)
         assert run is not None
@@ -444,15 +445,16 @@ def test_a_project_with_another_state_backend_is_asked_with_its_own_commands(
 
 
 def test_a_failed_command_tells_no_secret(folder: Path, state_uri: str) -> None:
+    secret = make_secret()
     write_program(
         folder / "tap-fruit",
         "import os, sys\n"
-        "sys.exit('can not log in with ' + os.environ['TAP_FRUIT_DSN'] + ' and hunter22')",
+        f"sys.exit('can not log in with ' + os.environ['TAP_FRUIT_DSN'] + ' and {secret}')",
     )
     broken = MeltanoResource(
-        project_dir=str(folder), env={"TAP_FRUIT_DSN": "mysql://me:hunter22@host/shop"}
+        project_dir=str(folder), env={"TAP_FRUIT_DSN": f"mysql://me:{secret}@host/shop"}
     )
     with pytest.raises(MeltanoError) as caught:
         broken.command("invoke", "tap-fruit")
     assert "can not log in with ***" in caught.value.reason
-    assert "hunter22" not in caught.value.reason
+    assert secret not in caught.value.reason

@@ -17,12 +17,13 @@ from filelock import FileLock
 
 from etl_dagster.integrations.meltano.states.storage import StateStorage, locate
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 from tests.support.meltano import MELTANO, MeltanoProject, open_storage, role, state_uri
 
 pytest.importorskip("meltano")
 
 ROOT = Path(__file__).parents[2]
-SECRET = "ge heim@/:#"
+SECRET = make_secret("ge heim@/:#")
 STATE = {"singer_state": {"bookmarks": {"orders": {"id": 7, "note": "\0 \ud800 ü", "n": 1e308}}}}
 
 

@@ -31,6 +31,7 @@ from etl_dagster.model.states import Ready
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.stores.memory import MemoryStore, MemoryStoreConfig
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 from tests.support.pipelines import running
 from tests.support.waiting import PATIENCE_S
 
@@ -460,13 +461,14 @@ def test_a_place_that_is_away_costs_a_warning_and_is_caught_up_with(
 def test_a_uri_that_cannot_be_read_does_not_keep_the_pipeline_from_running(
     config: PipelineConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
+    secret = make_secret()
     section = config.meltano.model_copy(
-        update={"state_backend": SecretStr("mysql://me:hunter22@host/db")}
+        update={"state_backend": SecretStr(f"mysql://me:{secret}@host/db")}
     )
     with mirrored(config.model_copy(update={"meltano": section})) as pipeline:
         pipeline.wait_until_caught_up()
     assert "not mirrored" in caplog.text
-    assert "hunter22" not in caplog.text
+    assert secret not in caplog.text
 
 
 def test_a_pipeline_whose_store_forgets_mirrors_where_a_uri_says(

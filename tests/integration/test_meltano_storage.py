@@ -33,7 +33,10 @@ from etl_dagster.integrations.meltano.states.storage import (
 )
 from etl_dagster.source.catalog import fetch_published_tables
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 from tests.support.meltano import open_storage, role, state_uri
+
+SECRET = make_secret("geheim")
 
 #: Of the backend that had the same tables before.
 EARLIER = """
@@ -506,15 +509,15 @@ def test_a_wrong_password_a_wrong_database_and_no_server_are_told_apart(
     newest_database: Database,
 ) -> None:
     cases: list[tuple[str, type[StateStorageError]]] = [
-        (state_uri(newest_database, password="geheim"), StateStorageRefused),
-        (state_uri(newest_database, password="geheim", name="nope"), StateStorageRefused),
+        (state_uri(newest_database, password=SECRET), StateStorageRefused),
+        (state_uri(newest_database, password=SECRET, name="nope"), StateStorageRefused),
         (state_uri(newest_database) + "?sslmode=require", StateStorageRefused),
-        (state_uri(newest_database, password="geheim", port=1), StateStorageUnreachable),
+        (state_uri(newest_database, password=SECRET, port=1), StateStorageUnreachable),
     ]
     for uri, expected in cases:
         with pytest.raises(expected) as refused:
             StateStorage.from_uri(uri).list_ids()
-        assert "geheim" not in refused.value.reason + refused.value.solution
+        assert SECRET not in refused.value.reason + refused.value.solution
         assert refused.value.__suppress_context__
 
 
@@ -538,7 +541,7 @@ def test_a_timeout_and_a_wrong_option_are_not_told_as_a_server_that_is_away(
 def test_a_password_may_be_encoded_in_the_uri_or_come_from_libpqs_own_places(
     newest_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    password = "p@ss/w:o#r%d ü"
+    password = make_secret("p@ss/w:o#r%d ü")
     with role(newest_database) as (user, _):
         newest_database.execute(f"ALTER ROLE {user} PASSWORD '{password}'")
         newest_database.execute(f"GRANT CREATE ON SCHEMA public TO {user}")

@@ -16,6 +16,7 @@ from etl_dagster.errors import DestinationError
 from etl_dagster.model.events import EventBatch, TableChanges
 from etl_dagster.runtime.preflight import run_checks
 from tests.support.database import Database
+from tests.support.leaks import PASSWORD
 from tests.support.pipelines import assert_table_in_step, running
 from tests.support.replica import Replica
 from tests.support.waiting import wait_until
@@ -293,13 +294,13 @@ def test_rights_on_the_root_are_enough(database: Database, make_config: MakeConf
         "create table hidden.ev_3 partition of ev for values from ('2024-03-01') to ('2024-04-01')",
         "insert into ev select i, '2024-03-02', 'x' from generate_series(10, 2000) i",
         PUBLISH,
-        f"create role {user} login replication password 'secret'",
+        f"create role {user} login replication password '{PASSWORD}'",
         f"grant create on database {database.name} to {user}; grant select on ev to {user}",
     )
     try:
         config = make_config(
             database,
-            source={"user": user, "password": "secret"},
+            source={"user": user, "password": PASSWORD},
             destination={"type": "memory"},
             copy={"chunk_rows": 500},
         )

@@ -24,19 +24,22 @@ from etl_dagster.pg.pool import Pool
 from etl_dagster.source.copy import CopyConnection
 from etl_dagster.stores.postgres.migrate import STORE
 from tests.support.database import Database
+from tests.support.leaks import PASSWORD, make_secret
+
+SECRET = make_secret("geheim")
 
 
 def test_real_messages_have_the_kinds_of_the_table(newest_database: Database) -> None:
     """libpq's words of this version, which the table knows by heart only."""
     dsn, name = newest_database.dsn, newest_database.name
-    newest_database.execute(f"create role {name}_nologin nologin password 'pw'")
+    newest_database.execute(f"create role {name}_nologin nologin password '{PASSWORD}'")
     free = socket.create_server(("127.0.0.1", 0))
     port = free.getsockname()[1]
     free.close()
     examples: list[tuple[dict[str, str | int], Failure]] = [
         ({"port": port}, Failure.LOST),
-        ({"password": "wrong"}, Failure.REFUSED),
-        ({"user": f"{name}_nologin", "password": "pw"}, Failure.REFUSED),
+        ({"password": SECRET}, Failure.REFUSED),
+        ({"user": f"{name}_nologin", "password": PASSWORD}, Failure.REFUSED),
         ({"user": f"{name}_nobody"}, Failure.REFUSED),
         ({"dbname": f"{name}_missing"}, Failure.DATABASE_MISSING),
         ({"options": "-c no_such=1"}, Failure.OPTIONS),
@@ -53,12 +56,12 @@ def test_real_messages_have_the_kinds_of_the_table(newest_database: Database) ->
 
 def test_a_copy_that_is_refused_is_not_a_server_that_is_away(newest_database: Database) -> None:
     """ADBC calls every failure to connect operational, and gives no SQLSTATE for it."""
-    dsn = make_conninfo(newest_database.dsn, password="geheim")
+    dsn = make_conninfo(newest_database.dsn, password=SECRET)
     config = SourceConfig.model_validate({"dsn": dsn, "publication": "p"})
     with pytest.raises(SourceAuthenticationFailed, match="no connection for a copy") as refused:
         CopyConnection(config, application_name="test")
     assert not refused.value.retryable
-    assert "geheim" not in refused.value.reason
+    assert SECRET not in refused.value.reason
 
 
 # -- the pool ----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from etl_dagster.testing.changes import (
 )
 from tests.support.database import Database
 from tests.support.every_value import create_values, value_of
+from tests.support.leaks import PASSWORD, make_secret
 from tests.support.pipelines import running
 from tests.support.pooler import needs_pgbouncer, pgbouncer
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -466,15 +467,16 @@ def test_the_stream_goes_on_when_the_server_is_there_again(
 
 def test_a_wrong_password_is_told_and_not_shown(server: EmbeddedPostgres) -> None:
     with Database.create(server) as database:
-        database.execute("create role wrong_one login password 'right'")
+        database.execute(f"create role wrong_one login password '{PASSWORD}'")
         try:
-            dsn = sql_dsn(database, user="wrong_one", password="s3cr3t-and-wrong")
+            wrong = make_secret("wrong")
+            dsn = sql_dsn(database, user="wrong_one", password=wrong)
             with pytest.raises(DestinationError) as caught:
                 PostgresDestination(dsn).check()
         finally:
             database.execute("drop role wrong_one")
     assert "refuses the connection" in caught.value.reason
-    assert "s3cr3t" not in str(caught.value) + repr(caught.value.__cause__)
+    assert wrong not in str(caught.value) + repr(caught.value.__cause__)
     assert not caught.value.retryable
 
 
@@ -494,8 +496,8 @@ def test_a_role_needs_no_more_than_the_schemas(
         "insert into items values (1)",
         "create publication etl_pub for table items",
     )
-    newest_replica.execute("create role least login password 'x'")
-    dsn = sql_dsn(newest_replica, user="least", password="x")
+    newest_replica.execute(f"create role least login password '{PASSWORD}'")
+    dsn = sql_dsn(newest_replica, user="least", password=PASSWORD)
     try:
         with pytest.raises(DestinationError, match="may not create schema _etl") as caught:
             PostgresDestination(dsn).check()
@@ -607,11 +609,11 @@ def test_the_statements_of_the_guide_make_a_database_that_can_be_written(
         try:
             for statement in filter(str.strip, (as_admin + granted).split(";")):
                 admin.execute(statement.encode())
-            admin.execute("alter role etl password 'x'")
+            admin.execute(f"alter role etl password '{PASSWORD}'")
             warehouse = Database(server, "warehouse")
             warehouse.execute("alter database warehouse owner to current_user")
             warehouse.execute("revoke create on database warehouse from etl", by_admin)
-            dsn = sql_dsn(warehouse, user="etl", password="x")
+            dsn = sql_dsn(warehouse, user="etl", password=PASSWORD)
             with running(make_config(newest_database, **to(dsn))) as pipeline:
                 caught_up(pipeline)
             assert warehouse.query("select * from public.items") == [(1,)]

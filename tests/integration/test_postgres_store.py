@@ -32,6 +32,9 @@ from etl_dagster.stores.postgres import PostgresStore
 from etl_dagster.stores.postgres.migrate import STORE
 from etl_dagster.testing.changes import ORDERS
 from tests.support.database import Database
+from tests.support.leaks import PASSWORD, make_secret
+
+SECRET = make_secret("geheim")
 
 HOLD_A_LEASE = """
 import sys
@@ -202,9 +205,9 @@ def test_a_user_without_rights_is_told_which_to_grant(
 ) -> None:
     user = sql.Identifier(f"reader_{database.name}")
     with database.connect() as admin:
-        admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'hunter2'").format(user))
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(user, PASSWORD))
     dsn = psycopg.conninfo.make_conninfo(
-        database.dsn, user=user.as_string(None).strip('"'), password="hunter2"
+        database.dsn, user=user.as_string(None).strip('"'), password=PASSWORD
     )
     poor = PostgresStore(dsn, "shop")
     try:
@@ -215,7 +218,7 @@ def test_a_user_without_rights_is_told_which_to_grant(
         with pytest.raises(StoreError) as refused:
             poor.take_epoch()
         assert "rant" in refused.value.solution
-        assert "hunter2" not in str(refused.value)
+        assert PASSWORD not in str(refused.value)
     finally:
         poor.close()
         with database.connect() as admin:
@@ -233,7 +236,7 @@ def test_a_user_who_may_only_read_and_write_rows_is_enough(database: Database) -
                 "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA state TO {}",
             ):
                 admin.execute(sql.SQL(grant).format(sql.Identifier(user)))
-            dsn = psycopg.conninfo.make_conninfo(database.dsn, user=user, password="hunter2")
+            dsn = psycopg.conninfo.make_conninfo(database.dsn, user=user, password=PASSWORD)
             store = PostgresStore(dsn, "shop", schema="state")
             assert store.check() == "schema 'state' is up to date"
             assert store.pending_migrations() == []
@@ -252,7 +255,7 @@ def test_a_user_who_may_write_some_of_the_tables_is_told_which_are_missing(
             "REVOKE DELETE ON etl.copy_chunks FROM {}",
         ):
             admin.execute(sql.SQL(grant).format(sql.Identifier(user)))
-        dsn = psycopg.conninfo.make_conninfo(database.dsn, user=user, password="hunter2")
+        dsn = psycopg.conninfo.make_conninfo(database.dsn, user=user, password=PASSWORD)
         with pytest.raises(StoreError, match="may not write the state store's copy_chunks"):
             PostgresStore(dsn, "shop").check()
 
@@ -261,7 +264,7 @@ def test_a_user_who_may_write_some_of_the_tables_is_told_which_are_missing(
 def role(admin: psycopg.Connection[Any], name: str) -> Iterator[str]:
     """A user without any right, dropped at the end."""
     user = sql.Identifier(name)
-    admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'hunter2'").format(user))
+    admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(user, PASSWORD))
     try:
         yield name
     finally:
@@ -298,21 +301,21 @@ def exercise(store: PostgresStore) -> None:
 
 
 def test_a_wrong_password_is_refused_at_once_and_not_shown(database: Database) -> None:
-    dsn = psycopg.conninfo.make_conninfo(database.dsn, password="hunter2-secret")
+    dsn = psycopg.conninfo.make_conninfo(database.dsn, password=SECRET)
     with pytest.raises(StoreError) as refused:
         PostgresStore(dsn, "shop").take_epoch()
 
     assert not isinstance(refused.value, StoreUnreachable)
-    assert "hunter2" not in str(refused.value) + repr(refused.value) + refused.value.solution
+    assert SECRET not in str(refused.value) + repr(refused.value) + refused.value.solution
 
 
 def test_a_dsn_that_cannot_be_read_is_not_shown() -> None:
-    dsn = f"postgresql://user:{quote('hunter2')}@host:port:port/x?nonsense=1"
+    dsn = f"postgresql://user:{quote(SECRET)}@host:port:port/x?nonsense=1"
     with pytest.raises(ConfigError) as refused:
         PostgresStore(dsn, "shop")
 
     assert "state_store.dsn" in str(refused.value)
-    assert "hunter2" not in str(refused.value) + repr(refused.value.__cause__)
+    assert SECRET not in str(refused.value) + repr(refused.value.__cause__)
 
 
 def test_a_server_that_is_not_there_is_worth_a_retry(database: Database) -> None:

@@ -25,6 +25,7 @@ from etl_dagster.runtime.preflight import Check, human_bytes, names, require_rea
 from etl_dagster.source.connection import connect
 from etl_dagster.source.slots import apply_slot_name, table_sync_slot_name
 from tests.support.database import Database
+from tests.support.leaks import PASSWORD, make_secret
 
 MakeConfig = Callable[..., PipelineConfig]
 
@@ -49,7 +50,7 @@ def login(database: Database) -> Iterator[str]:
     name = f"{database.name}_reader"
     role = sql.Identifier(name)
     with database.connect() as admin:
-        admin.execute(sql.SQL("create role {} login password 'pw'").format(role))
+        admin.execute(sql.SQL("create role {} login password {}").format(role, PASSWORD))
         yield name
         admin.execute(sql.SQL("drop owned by {}").format(role))
         admin.execute(sql.SQL("drop role {}").format(role))
@@ -182,7 +183,7 @@ def test_a_configured_table_that_is_not_published_is_a_warning(
 # -- rights ------------------------------------------------------------------------------------
 
 
-def as_user(shop: Database, name: str, password: str = "pw") -> dict[str, str]:
+def as_user(shop: Database, name: str, password: str = PASSWORD) -> dict[str, str]:
     return {
         "dsn": make_conninfo(shop.dsn, user=name, password=password),
         "publication": "etl_pub",
@@ -252,7 +253,7 @@ def test_policies_that_hide_rows_from_the_copy_are_a_warning(
 def test_a_wrong_password_is_a_finding_that_does_not_show_it(
     shop: Database, make_config: MakeConfig, login: str
 ) -> None:
-    config = make_config(shop, source=as_user(shop, login, password="Wr0ng-one"))
+    config = make_config(shop, source=as_user(shop, login, password=make_secret("Wr0ng-one")))
 
     (check,) = run_checks(config)
 

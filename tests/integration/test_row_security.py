@@ -13,6 +13,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.model.states import Errored, Ready
 from etl_dagster.runtime.preflight import run_checks
 from tests.support.database import Database
+from tests.support.leaks import PASSWORD
 from tests.support.pipelines import assert_table_in_step, rows, running
 
 MakeConfig = Callable[..., PipelineConfig]
@@ -25,7 +26,7 @@ def role(database: Database) -> Iterator[str]:
     """It may copy and replicate, owns `owned`, and policies hide rows of other tables from it."""
     name = f"{database.name}_reader"
     database.execute(
-        f"create role {name} login replication password 'pw'",
+        f"create role {name} login replication password '{PASSWORD}'",
         *(f"create table {table} (id int primary key, v text)" for table in TABLES[:3]),
         "create table parted (id int primary key, v text) partition by list (id)",
         "create table parted_1 partition of parted for values in (1)",
@@ -52,7 +53,7 @@ def test_the_copy_is_refused_until_the_role_may_see_every_row(
     config = make_config(
         database,
         source={
-            "dsn": make_conninfo(database.dsn, user=role, password="pw"),
+            "dsn": make_conninfo(database.dsn, user=role, password=PASSWORD),
             "publication": "etl_pub",
         },
     )
@@ -102,7 +103,7 @@ def test_a_policy_for_the_owner_itself_is_noticed(
     config = make_config(
         database,
         source={
-            "dsn": make_conninfo(database.dsn, user=role, password="pw"),
+            "dsn": make_conninfo(database.dsn, user=role, password=PASSWORD),
             "publication": "etl_pub",
         },
     )

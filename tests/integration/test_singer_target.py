@@ -45,6 +45,7 @@ from etl_dagster.testing.changes import (
     truncate,
 )
 from tests.support import singer_target
+from tests.support.leaks import PASSWORD
 from tests.support.singer_target import Tables, set_fault
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -426,7 +427,7 @@ def is_alive(pid: int) -> bool:
 def test_its_settings_are_in_a_file_of_ours_alone_that_goes_in_the_end(
     scripted: Scripted, tmp_path: Path
 ) -> None:
-    destination = scripted({"password": "pa55"})
+    destination = scripted({"password": PASSWORD})
     wait(destination.write_events(orders(1)))
     path = destination._target._settings_file
     assert path is not None
@@ -439,13 +440,13 @@ def test_its_settings_are_in_a_file_of_ours_alone_that_goes_in_the_end(
 
 
 def test_no_secret_and_no_row_is_in_an_error(scripted: Scripted, tmp_path: Path) -> None:
-    said = 'login as u with s3cr3t failed; Key (id)=(4711); {"note": "Miller"}'
+    said = f'login as u with {PASSWORD} failed; Key (id)=(4711); {{"note": "Miller"}}'
     set_fault(tmp_path, {"do": "exit", "says": said})
 
     with pytest.raises(TargetFailed, match="login as u with") as raised:
-        wait(scripted({"password": "s3cr3t"}).write_events(orders(1)))
+        wait(scripted({"password": PASSWORD}).write_events(orders(1)))
 
-    for hidden in ("s3cr3t", "Miller", "4711"):
+    for hidden in (PASSWORD, "Miller", "4711"):
         assert hidden not in raised.value.reason
 
 

@@ -14,9 +14,10 @@ from click.testing import CliRunner, Result
 from etl_dagster.cli.app import cli
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from tests.support.database import Database, make_config
+from tests.support.leaks import make_secret
 from tests.support.meltano import open_storage, state_uri
 
-SECRET = "geheim"
+SECRET = make_secret("geheim")
 EXACT = '{"singer_state":  {"x": 1E5, "nul": "\\u0000"}}'
 
 Run = Callable[..., Result]

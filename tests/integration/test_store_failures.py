@@ -14,14 +14,15 @@ from etl_dagster.model.states import DataSync, Ready
 from etl_dagster.stores.postgres import PostgresStore
 from etl_dagster.stores.postgres.connections import Connections
 from tests.support.database import Database
+from tests.support.leaks import PASSWORD
 
 
 def test_a_role_that_may_not_log_in_is_refused_and_never_awaited(
     newest_database: Database,
 ) -> None:
     role = f"{newest_database.name}_nologin"
-    newest_database.execute(f"create role {role} nologin password 'pw'")
-    dsn = make_conninfo(newest_database.dsn, user=role, password="pw")
+    newest_database.execute(f"create role {role} nologin password '{PASSWORD}'")
+    dsn = make_conninfo(newest_database.dsn, user=role, password=PASSWORD)
 
     with pytest.raises(StoreError, match="not permitted to log in") as refused:
         PostgresStore(dsn, "shop").open()
@@ -54,11 +55,11 @@ def test_a_store_that_takes_no_writes_still_tells_its_states(newest_database: Da
         store.update_table_replication_states([(1, Ready(Lsn(7)))])
     role = f"{newest_database.name}_reader"
     newest_database.execute(
-        f"create role {role} login password 'pw'",
+        f"create role {role} login password '{PASSWORD}'",
         f"grant usage on schema etl to {role}",
         f"grant select on all tables in schema etl to {role}",
     )
-    dsn = make_conninfo(newest_database.dsn, user=role, password="pw")
+    dsn = make_conninfo(newest_database.dsn, user=role, password=PASSWORD)
 
     with closing(PostgresStore(dsn, "shop")) as reading:
         assert reading.get_table_replication_states() == {1: Ready(Lsn(7))}

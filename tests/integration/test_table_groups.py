@@ -28,6 +28,7 @@ from etl_dagster.runtime.group_sync import GroupSync
 from etl_dagster.runtime.many import many
 from etl_dagster.source.catalog import fetch_leaves_of
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 from tests.support.pipelines import rows, running
 
 MakeConfig = Callable[..., PipelineConfig]
@@ -346,7 +347,9 @@ def test_a_destination_that_fails_for_a_while_gets_the_same_tables_again(
 ) -> None:
     names = create(newest_database, 12)
     config = make_config(newest_database, **{"copy.max_table_sync_workers": 2})
-    failures = iter([DestinationUnreachable("the disk is on holiday"), ValueError("s3cr3t")])
+    failures = iter(
+        [DestinationUnreachable("the disk is on holiday"), ValueError(make_secret("s3cr3t"))]
+    )
 
     def fail(schemas: Sequence[TableSchema]) -> None:
         if failure := next(failures, None):

@@ -22,6 +22,9 @@ from etl_dagster.runtime import catchup
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.table_sync import TableSync
 from tests.support.database import Database
+from tests.support.leaks import make_secret
+
+SECRET = make_secret("geheim")
 
 MakeConfig = Callable[..., PipelineConfig]
 
@@ -247,7 +250,7 @@ def test_a_destination_that_fails_without_an_error_of_ours_is_tried_again_and_ke
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As in the stream. Its message may hold a row's value."""
-    failures = iter([ValueError("s3cr3t row"), KeyError("s3cr3t row")])
+    failures = iter([ValueError(f"{SECRET} row"), KeyError(f"{SECRET} row")])
 
     class Weak(MemoryDestination):
         def write_table_rows(self, schema: TableSchema, rows: TableRows) -> None:
@@ -261,7 +264,7 @@ def test_a_destination_that_fails_without_an_error_of_ours_is_tried_again_and_ke
 
     assert len(destination.rows("public.documents")) == 286
     assert "memory failed with ValueError at:" in caplog.text
-    assert "s3cr3t" not in caplog.text
+    assert SECRET not in caplog.text
 
 
 def test_a_copy_that_no_process_takes_over_is_given_up(

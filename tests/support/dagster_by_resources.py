@@ -49,7 +49,10 @@ def main(dsn: str, folder: Path) -> None:
     [sensor] = defs.sensors or []
     cursor, copied = None, 0
 
-    with instance_for_test() as instance:
+    # Searched for secrets when the tests are over.
+    home = folder / "dagster"
+    home.mkdir()
+    with instance_for_test(temp_dir=str(home)) as instance:
 
         def tick() -> list[Any]:
             nonlocal cursor

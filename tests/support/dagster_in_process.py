@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.duckdb import query
 from etl_dagster.integrations.dagster import EtlPipelineResource, build_etl_definitions
 from etl_dagster.integrations.dagster.supervisor import stop_all
+from tests.support.leaks import LEAKS
 from tests.support.waiting import PATIENCE_S
 
 DEADLINE_S = PATIENCE_S
@@ -124,8 +126,17 @@ def key_of(table: str, pipeline: str = "shop") -> AssetKey:
 
 
 @contextmanager
+def searched_instance() -> Iterator[DagsterInstance]:
+    """An instance whose runs and events are searched for secrets at the end."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        with instance_for_test(temp_dir=home) as instance:
+            yield instance
+        LEAKS.look_at_files(Path(home))
+
+
+@contextmanager
 def dagster(pipeline: Path | EtlPipelineResource, **options: Any) -> Iterator[Dagster]:
-    with instance_for_test() as instance:
+    with searched_instance() as instance:
         try:
             options = {"lease_s": LEASE_S} | options
             yield Dagster(instance, build_etl_definitions(pipeline, **options))

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.demo.server import EmbeddedPostgres
+from tests.support.leaks import LEAKS
 from tests.support.waiting import wait_until
 
 PUBLICATION = "etl_pub"
@@ -29,7 +30,10 @@ class Database:
     @classmethod
     @contextmanager
     def create(cls, server: EmbeddedPostgres, encoding: str = "UTF8") -> Iterator[Database]:
-        """A fresh one with a random name; at the end it is dropped, its slots before it."""
+        """A fresh one with a random name; at the end it is dropped, its slots before it.
+
+        Its rows are searched for secrets then.
+        """
         database = cls(server, f"test_{secrets.token_hex(6)}")
         name = sql.Identifier(database.name)
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
@@ -40,6 +44,12 @@ class Database:
         finally:
             database.drop_slots()
             with psycopg.connect(server.dsn(), autocommit=True) as admin:
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+                    " WHERE datname = %s",
+                    [database.name],
+                )
+                LEAKS.look_at_rows(database.dsn)
                 admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
     @property

@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions, locate
 from tests.support.database import Database
+from tests.support.leaks import LEAKS, make_secret
 from tests.support.waiting import PATIENCE_S
 
 #: Beside the interpreter that runs the tests: with the entry points of this package.
@@ -52,7 +53,7 @@ def open_storage(database: Database, schema: str = "public", **options: Any) -> 
 @contextmanager
 def role(database: Database, *grants: str) -> Iterator[tuple[str, str]]:
     """A login role with these rights (``{role}`` is its name); gives name and password."""
-    name, password = f"role_{secrets.token_hex(4)}", secrets.token_hex(8)
+    name, password = f"role_{secrets.token_hex(4)}", make_secret(secrets.token_hex(8))
     database.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
     try:
         database.execute(*(grant.format(role=name) for grant in grants))
@@ -110,6 +111,7 @@ class MeltanoProject:
         """Whatever its exit code."""
         process = self.start(*arguments)
         stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        LEAKS.look(stdout + stderr, f"output of meltano {' '.join(arguments)}")
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
     def __call__(self, *arguments: str) -> str:

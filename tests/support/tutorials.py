@@ -139,6 +139,7 @@ class _Terminal:
 
     def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
         self._folder = folder
+        self._log = (folder / f".terminal-{id(self)}.log").open("w")
         self._bash = pexpect.spawn(
             "bash",
             ["--noprofile", "--norc"],
@@ -149,6 +150,7 @@ class _Terminal:
             encoding="utf-8",
             timeout=PATIENCE_S,
         )
+        self._bash.logfile_read = self._log
         self._output = ""
         self._is_running = True
         #: The question that may be asked again.
@@ -200,6 +202,7 @@ class _Terminal:
             self._bash.sendintr()
             self._bash.expect([_PROMPT, pexpect.EOF, pexpect.TIMEOUT])
         self._bash.close(force=True)
+        self._log.close()
 
     def _wait_for_prompt(self) -> int:
         try:

@@ -22,8 +22,9 @@ from etl_dagster.cli.views import JsonView, LinesView, render
 from etl_dagster.config import load_config, parse_config
 from etl_dagster.errors import EtlError
 from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from tests.support.leaks import make_secret
 
-SECRET = "s3cr3t-Pa55"
+SECRET = make_secret("s3cr3t-Pa55")
 
 
 def invoke(*arguments: str) -> Result:

@@ -18,8 +18,9 @@ from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.errors import ConfigError
 from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model
 from etl_dagster.stores.postgres.config import PostgresStoreConfig
+from tests.support.leaks import make_secret
 
-SECRET = "s3cr3t-Pa55"
+SECRET = make_secret("s3cr3t-Pa55")
 
 
 def minimal(**source: Any) -> dict[str, Any]:
@@ -179,10 +180,10 @@ def test_every_variable_that_is_not_set_is_named_with_its_place() -> None:
 
 def test_what_an_expanded_value_holds_is_not_expanded_again() -> None:
     """A password may hold a dollar sign and braces."""
-    config = parse_config(minimal(password="${PW}"), {"PW": "a${B}$$"})
+    config = parse_config(minimal(password="${PW}"), {"PW": make_secret("a${B}$$")})
 
     assert config.source.password is not None
-    assert config.source.password.get_secret_value() == "a${B}$$"
+    assert config.source.password.get_secret_value() == make_secret("a${B}$$")
 
 
 def test_an_override_wins_over_the_file() -> None:
@@ -192,7 +193,7 @@ def test_an_override_wins_over_the_file() -> None:
         f"{ENV_PREFIX}ENVIRONMENT": "prod",
     }
 
-    config = parse_config(minimal(password="from the file"), environ)
+    config = parse_config(minimal(password=make_secret("from the file")), environ)
 
     assert config.source.password is not None
     assert config.source.password.get_secret_value() == SECRET
@@ -200,10 +201,10 @@ def test_an_override_wins_over_the_file() -> None:
 
 
 def test_an_override_is_not_expanded() -> None:
-    config = parse_config(minimal(), {f"{ENV_PREFIX}SOURCE__PASSWORD": "$a${b}"})
+    config = parse_config(minimal(), {f"{ENV_PREFIX}SOURCE__PASSWORD": make_secret("$a${b}")})
 
     assert config.source.password is not None
-    assert config.source.password.get_secret_value() == "$a${b}"
+    assert config.source.password.get_secret_value() == make_secret("$a${b}")
 
 
 def test_an_override_of_nothing_is_a_mistake() -> None:
@@ -253,7 +254,9 @@ def test_a_secret_of_the_wrong_type_is_not_quoted(place: str) -> None:
 def test_parts_win_over_the_dsn() -> None:
     from psycopg.conninfo import conninfo_to_dict
 
-    config = parse_config(minimal(dsn="postgresql://u:p@old/d1", host="new", database="d2"), {})
+    config = parse_config(
+        minimal(dsn=f"postgresql://u:{make_secret()}@old/d1", host="new", database="d2"), {}
+    )
 
     given = conninfo_to_dict(config.source.conninfo())
     assert (given["host"], given["dbname"], given["user"]) == ("new", "d2", "u")

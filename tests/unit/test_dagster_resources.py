@@ -26,8 +26,9 @@ from etl_dagster.integrations.dagster import (
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.meltano import MeltanoResource, MeltanoStateResource
 from etl_dagster.integrations.dagster.supervisor import config_payload
+from tests.support.leaks import make_secret
 
-PASSWORD = "p${HOME}$$'\"\\"
+PASSWORD = make_secret("p${HOME}$$'\"\\")
 
 
 def pipeline(**source: Any) -> EtlPipeline:
@@ -56,8 +57,8 @@ def test_the_replicator_gets_the_same_configuration_secrets_included() -> None:
     config = parse_config(
         {
             "pipeline": "shop",
-            "source": {"database": "shop", "publication": "p", "password": "a$$b${X}"},
-            "state_store": {"schema": "state", "dsn": "postgresql://u:secret@h/d"},
+            "source": {"database": "shop", "publication": "p", "password": make_secret("a$$b${X}")},
+            "state_store": {"schema": "state", "dsn": f"postgresql://u:{make_secret()}@h/d"},
             "destination": {"type": "duckdb", "path": "/tmp/shop.duckdb"},
             "odd_values": "fail",
             "tables": {
@@ -73,7 +74,7 @@ def test_the_replicator_gets_the_same_configuration_secrets_included() -> None:
     assert again == config
     assert [again.odd_policy("public.orders", name) for name in "ab"] == ["fail", "null"]
     assert again.source.password is not None
-    assert again.source.password.get_secret_value() == "a$bc"
+    assert again.source.password.get_secret_value() == make_secret("a$bc")
 
 
 def test_memory_is_refused_because_dagster_uses_several_processes(tmp_path: Path) -> None:
@@ -137,7 +138,8 @@ def test_a_configuration_file_is_read_at_each_use(tmp_path: Path) -> None:
         assert resource.load_config().pipeline == name
 
 
-TOKEN = "t${HOME}$$"
+TOKEN = make_secret("t${HOME}$$")
+STATE_URI = f"postgres://u:{make_secret()}@h/d/s"
 
 
 def test_a_variable_of_the_environment_is_read_at_any_depth(
@@ -145,7 +147,7 @@ def test_a_variable_of_the_environment_is_read_at_any_depth(
 ) -> None:
     monkeypatch.setenv("TOKEN", TOKEN)
     monkeypatch.setenv("ATTEMPTS", "7")
-    monkeypatch.setenv("STATE_URI", "postgres://u:p@h/d/s")
+    monkeypatch.setenv("STATE_URI", STATE_URI)
     resource = EtlPipeline(
         pipeline="shop",
         source=PostgresSourceResource(publication="etl_pub", database="shop"),
@@ -169,9 +171,9 @@ def test_a_variable_of_the_environment_is_read_at_any_depth(
         assert destination.max_attempts == 7
         headers = {key: value.get_secret_value() for key, value in destination.headers.items()}
         assert headers == {"X-Key": TOKEN, "env": "PATH"}
-        assert config.state_store.dsn.get_secret_value() == "postgres://u:p@h/d/s"  # type: ignore[attr-defined]
+        assert config.state_store.dsn.get_secret_value() == STATE_URI  # type: ignore[attr-defined]
         assert config.meltano.state_backend is not None
-        assert config.meltano.state_backend.get_secret_value() == "postgres://u:p@h/d/s"
+        assert config.meltano.state_backend.get_secret_value() == STATE_URI
         assert config.batch.max_rows == 5
 
     with resource.process_config_and_initialize_cm() as ready:
@@ -194,9 +196,9 @@ def test_a_variable_of_the_environment_is_read_at_any_depth(
 def test_a_secret_of_a_resource_is_not_in_what_dagster_stores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TOKEN", "very-secret")
+    monkeypatch.setenv("TOKEN", make_secret("very-secret"))
     resource = DestinationResource(type="http", config={"token": EnvVar("TOKEN")})
-    assert "very-secret" not in repr(resource)
+    assert make_secret("very-secret") not in repr(resource)
     assert resource.config == {"token": {"etl_dagster/env": "TOKEN"}}
 
 

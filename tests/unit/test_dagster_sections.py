@@ -29,6 +29,7 @@ from etl_dagster.integrations.dagster import (
 )
 from etl_dagster.integrations.dagster.sections import of_model
 from etl_dagster.kinds import DESTINATIONS, STORES, UnknownKind, built_in_kinds, find_config_model
+from tests.support.leaks import make_secret
 
 RESOURCES: dict[tuple[str, str], Any] = {
     ("source", ""): PostgresSourceResource,
@@ -49,7 +50,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "host": "db",
         "port": 5433,
         "user": "etl",
-        "password": "pa55",
+        "password": make_secret("pa55"),
         "database": "shop",
         "sslmode": "require",
         "sslrootcert": "/r",
@@ -61,7 +62,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "destination postgres": {"dsn": "dbname=d", "user_types": "create", "changelog": True},
     "duckdb": {"path": "x.duckdb", "memory_limit": "1GB", "lock_timeout_s": 5, "changelog": True},
     "ducklake": {
-        "catalog": "postgresql://u:p4ss@h/d",
+        "catalog": f"postgresql://u:{make_secret()}@h/d",
         "data_path": "s3://bucket/lake",
         "metadata_schema": "lake",
         "inline_rows": 50,
@@ -78,9 +79,9 @@ GIVEN: dict[str, dict[str, Any]] = {
     },
     "http": {
         "url": "https://example.com",
-        "token": "t0ken",
+        "token": make_secret("t0ken"),
         "headers": {"X-Key": "k3y"},
-        "hmac_secret": "h",
+        "hmac_secret": make_secret("h"),
         "format": 1,
         "gzip": True,
         "timeout_s": 3.5,
@@ -92,7 +93,12 @@ GIVEN: dict[str, dict[str, Any]] = {
     },
     "singer": {
         "target": "target-jsonl",
-        "config": {"password": "pa55", "port": 5433, "ssl_enable": True, "more": {"a": ["b"]}},
+        "config": {
+            "password": make_secret("pa55"),
+            "port": 5433,
+            "ssl_enable": True,
+            "more": {"a": ["b"]},
+        },
         "config_file": "/config.json",
         "project": "/meltano",
         "environment": "prod",
@@ -229,7 +235,7 @@ def test_none_stands_for_the_default() -> None:
 def test_a_variable_of_the_environment_stands_for_a_setting_at_any_depth(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TOKEN", "t0ken")
+    monkeypatch.setenv("TOKEN", make_secret("t0ken"))
     monkeypatch.setenv("ATTEMPTS", "7")
     pipeline = EtlPipeline(
         pipeline="shop",
@@ -249,8 +255,8 @@ def test_a_variable_of_the_environment_stands_for_a_setting_at_any_depth(
             "destination": {
                 "type": "http",
                 "url": "https://example.com",
-                "token": "t0ken",
-                "headers": {"X-Key": "t0ken"},
+                "token": make_secret("t0ken"),
+                "headers": {"X-Key": make_secret("t0ken")},
                 "max_attempts": 7,
             },
         },
@@ -310,7 +316,7 @@ def test_a_model_with_types_that_dagster_has_not_becomes_a_resource_all_the_same
         "size": "a5",
         "sides": "both",
         "weight": 100,
-        "token": "t",
+        "token": make_secret("t"),
         "colours": ["red"],
         "margins": [3],
         "level": "low",

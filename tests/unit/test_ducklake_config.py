@@ -13,8 +13,10 @@ from etl_dagster.config import parse_config
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.destinations.ducklake.extensions import missing
 from etl_dagster.errors import ConfigError
+from tests.support.leaks import make_secret
 
-AT_SERVER = "postgresql://etl:h1dden@db.example.com:5433/lake"
+SECRET = make_secret("h1dden")
+AT_SERVER = f"postgresql://etl:{SECRET}@db.example.com:5433/lake"
 
 
 def section(**given: Any) -> DuckLakeDestinationConfig:
@@ -29,7 +31,7 @@ def test_a_place_is_shown_without_the_password() -> None:
         "DuckLake postgresql://etl@db.example.com:5433/lake, files in s3://bucket/lake"
     )
     for shown in (repr(config), str(config.parsed_catalog), config.place, config.odd_values_at):
-        assert "h1dden" not in shown
+        assert SECRET not in shown
         assert "als0" not in shown
 
 
@@ -43,7 +45,7 @@ def test_a_catalog_may_be_a_file(kind: str) -> None:
     [
         ({"catalog": "lake.sqlite"}, "for a file, write sqlite:PATH or duckdb:PATH"),
         ({"catalog": "sqlite:"}, "must be followed by the path of a file"),
-        ({"catalog": "postgresql://u:p@ss@h/d"}, "percent-encoded"),
+        ({"catalog": f"postgresql://u:p@{SECRET}@h/d"}, "percent-encoded"),
         ({"data_path": "gs://bucket/lake"}, "must be a folder, or begin with s3://"),
         ({"data_path": "s3://"}, "must be s3://BUCKET"),
         ({"s3_key_id": "k"}, "data_path is not in S3"),
@@ -70,14 +72,14 @@ def test_a_mistake_in_a_dsn_shows_no_piece_of_it() -> None:
                 "source": {"dsn": "dbname=shop", "publication": "p"},
                 "destination": {
                     "type": "ducklake",
-                    "catalog": "postgresql://u:p4%ss@h/d",
+                    "catalog": f"postgresql://u:{SECRET}%ss@h/d",
                     "data_path": "/lake",
                 },
             },
             {},
         )
-    assert "p4" not in str(caught.value)
-    assert caught.value.__cause__ is None or "p4" not in str(caught.value.__cause__)
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None or SECRET not in str(caught.value.__cause__)
 
 
 def test_its_page_lists_every_setting_and_no_other() -> None:

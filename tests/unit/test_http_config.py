@@ -14,8 +14,9 @@ from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.destinations.http import HttpDestination, HttpDestinationConfig, verify_signature
 from etl_dagster.destinations.http.signature import sign
 from etl_dagster.errors import ConfigError, DestinationError
+from tests.support.leaks import make_secret
 
-SECRET = "s3cr3t-Pa55"
+SECRET = make_secret("s3cr3t-Pa55")
 
 
 def settings(**more: Any) -> HttpDestinationConfig:

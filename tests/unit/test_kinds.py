@@ -23,6 +23,7 @@ from etl_dagster.kinds import (
     find_kind,
     known_kinds,
 )
+from tests.support.leaks import make_secret
 
 MODULE = """
 from pathlib import Path
@@ -116,24 +117,26 @@ def test_an_installed_package_brings_its_destination(install: Install, tmp_path:
     path = tmp_path / "etl.yaml"
     path.write_text(json.dumps(raw(type="paper", folder="out", sheets=3, token="${TOKEN}")))
 
-    config = load_config(path, {"TOKEN": "s3cr3t"})
+    config = load_config(path, {"TOKEN": make_secret("s3cr3t")})
     destination: Any = build_destination(config)
 
     assert known_kinds(DESTINATIONS)[-1] == "torn"
     assert (destination.config.folder, destination.config.sheets) == (tmp_path / "out", 3)
     assert destination.pipeline == "shop"
     assert config.state_id("public.a") == "dev:shop-to-paper:public.a"
-    assert "s3cr3t" not in repr(config)
+    assert make_secret("s3cr3t") not in repr(config)
 
 
 def test_the_replicator_gets_its_settings_too(install: Install) -> None:
     install("etl_paper", ENTRY_POINTS, MODULE)
-    config = parse_config(raw(type="paper", folder="/out", sheets=1, token="s3cr3t"), {})
+    config = parse_config(
+        raw(type="paper", folder="/out", sheets=1, token=make_secret("s3cr3t")), {}
+    )
 
     again: Any = PipelineConfig.model_validate(json.loads(config_payload(config)))
 
     assert again == config
-    assert again.destination.token == SecretStr("s3cr3t")
+    assert again.destination.token == SecretStr(make_secret("s3cr3t"))
 
 
 def test_mistakes_in_its_section_are_told_with_all_others(install: Install) -> None:
@@ -210,7 +213,7 @@ class Nervous(MemoryDestination):
         return cls()
     def check(self):
         raise RuntimeError("no way in with s3cr3t")
-"""
+""".replace("s3cr3t", make_secret("s3cr3t"))
 PLUGIN_POINTS = """
 [etl_dagster.destinations]
 raising = etl_plugins:Raising

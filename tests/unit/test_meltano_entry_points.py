@@ -6,7 +6,10 @@ from importlib.metadata import distribution
 
 import pytest
 
+from tests.support.leaks import make_secret
 from tests.unit.test_light_import import loaded_by
+
+SECRET = make_secret("geheim")
 
 pytest.importorskip("meltano")
 
@@ -65,9 +68,9 @@ def test_the_storage_loads_neither_meltano_nor_dagster() -> None:
 def test_a_manager_keeps_its_password_to_itself() -> None:
     from etl_dagster.integrations.meltano.backend import PostgresStateBackend
 
-    backend = PostgresStateBackend("postgres://somebody:geheim@h/db/s", host=None, password=None)
+    backend = PostgresStateBackend(f"postgres://somebody:{SECRET}@h/db/s", host=None, password=None)
     for text in (repr(backend), backend.label, repr(backend.storage), repr(vars(backend))):
-        assert "geheim" not in text
+        assert SECRET not in text
     assert "h/db, schema s" in backend.label
 
 
@@ -78,8 +81,8 @@ def test_errors_are_meltanos_and_say_what_to_do() -> None:
     from etl_dagster.integrations.meltano.backend import PostgresStateBackend
 
     with pytest.raises(UnsupportedStateBackendURIError) as refused:
-        PostgresStateBackend("postgres://u:geheim@x@h/db")
+        PostgresStateBackend(f"postgres://u:{SECRET}@x@h/db")
     assert isinstance(refused.value, MeltanoError)
     assert refused.value.reason
     assert refused.value.instruction
-    assert "geheim" not in str(refused.value)
+    assert SECRET not in str(refused.value)

@@ -6,8 +6,9 @@ import pytest
 
 from etl_dagster.integrations.meltano.states.errors import StateUriError
 from etl_dagster.integrations.meltano.states.uri import locate
+from tests.support.leaks import make_secret
 
-SECRET = "geheim"
+SECRET = make_secret("geheim")
 
 
 def parts(uri: str, **settings: str | int | None) -> dict[str, str]:

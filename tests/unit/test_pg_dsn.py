@@ -13,8 +13,9 @@ from etl_dagster.pg.dsn import Dsn, DsnError, tcp_settings
 from etl_dagster.source.connection import source_conninfo, source_uri
 from etl_dagster.stores.postgres.config import PostgresStoreConfig
 from etl_dagster.stores.postgres.connections import Connections
+from tests.support.leaks import make_secret
 
-SECRET = "geheim"
+SECRET = make_secret("geheim")
 
 WRONG = [
     (f"postgresql://u:{SECRET}@x@h/db", "more than one @"),
@@ -101,7 +102,7 @@ def test_people_see_where_it_is_and_no_secret() -> None:
 @pytest.mark.parametrize(
     ("password", "text", "expected"),
     [
-        ("geheim", 'no host "geheim@x"', 'no host "***@x"'),
+        (SECRET, f'no host "{SECRET}@x"', 'no host "***@x"'),
         ("a.b*", 'user "a.b*" failed', 'user "***" failed'),
         ("pw", "pwned by user pw", "pwned by user ***"),
         ("", "nothing to hide", "nothing to hide"),

@@ -14,6 +14,7 @@ from etl_dagster.integrations.meltano.states.uri import locate
 from etl_dagster.pg.failures import Failure, failure_of, message_of
 from etl_dagster.source.connection import translate
 from etl_dagster.stores.postgres.connections import Connections as StoreConnections
+from tests.support.leaks import make_secret
 
 _AT = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '
 
@@ -123,8 +124,9 @@ def test_every_client_waits_for_the_same_failures(client: str) -> None:
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_no_message_repeats_a_value(client: str) -> None:
-    error = errors.InvalidTextRepresentation('invalid input syntax for type integer: "geheim"')
-    assert "geheim" not in CLIENTS[client](error).reason
+    value = make_secret()
+    error = errors.InvalidTextRepresentation(f'invalid input syntax for type integer: "{value}"')
+    assert value not in CLIENTS[client](error).reason
 
 
 def test_a_message_is_one_line_without_what_libpq_adds_for_terminals() -> None:

@@ -24,6 +24,7 @@ from etl_dagster.errors import TableWriteFailed
 from etl_dagster.table_name import TableName
 from etl_dagster.testing.changes import INT4, INT8, NUMERIC, TEXT, TIMESTAMPTZ, column, table
 from etl_dagster.values.types import Array, Composite, Domain, Enum, PgType, Range, Scalar
+from tests.support.leaks import PASSWORD
 from tests.support.sql_texts import RecordingSession, lines
 
 DIALECT = PostgresDialect()
@@ -198,10 +199,10 @@ def section_of(dsn: str) -> PostgresDestinationConfig:
 
 
 def test_a_password_is_not_shown() -> None:
-    section = section_of("postgresql://u:s3cret@h:5433/d")
+    section = section_of(f"postgresql://u:{PASSWORD}@h:5433/d")
 
     assert section.place == "postgresql://u@h:5433/d"
-    assert "s3cret" not in repr(section) + section.odd_values_at
+    assert PASSWORD not in repr(section) + section.odd_values_at
 
 
 def test_values_arrive_as_they_are_or_not_at_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from etl_dagster.destinations.singer.stderr import Tail, secrets_in
+from tests.support.leaks import PASSWORD
 
 
 def shown(line: str) -> str:
@@ -76,11 +77,11 @@ def test_the_last_lines_are_kept_and_a_long_one_is_cut() -> None:
 def test_secrets_are_found_by_the_names_of_their_settings() -> None:
     settings = {
         "host": "db",
-        "password": "pa55",
-        "sqlalchemy_url": "postgresql://u:p@h/d",
+        "password": PASSWORD,
+        "sqlalchemy_url": f"postgresql://u:{PASSWORD}@h/d",
         "ssh_tunnel": {"private_key": "KEY", "port": 22},
         "tokens": ["t0ken"],
         "use_copy": True,
     }
 
-    assert secrets_in(settings) == {"pa55", "postgresql://u:p@h/d", "KEY", "t0ken"}
+    assert secrets_in(settings) == {PASSWORD, f"postgresql://u:{PASSWORD}@h/d", "KEY", "t0ken"}
