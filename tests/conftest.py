@@ -42,6 +42,7 @@ from tests.support import search_for_leaks
 from tests.support.database import Database
 from tests.support.database import make_config as make_config_for
 from tests.support.leaks import MARK, make_secret
+from tests.support.quick_login import hash_password_once
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("etl", deadline=None)
@@ -80,6 +81,7 @@ def _running(binaries: ServerBinaries) -> EmbeddedPostgres:
         folder = _FOLDER[0] / f"pg{binaries.major}"
         started = EmbeddedPostgres(folder, binaries, settings=_SETTINGS, durable=False)
         started.start()
+        hash_password_once(started)
         _RUNNING[binaries.major] = started
     return _RUNNING[binaries.major]
 

@@ -48,7 +48,7 @@ class Environment:
         (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
         for package in (ROOT, EXAMPLE):
             # Without --no-deps for the example: that etl-dagster is enough is part of the promise.
-            options = ["--no-index", "--no-build-isolation", "--no-compile", "--quiet"]
+            options = ["--no-index", "--no-build-isolation", "--quiet"]
             options += ["--no-deps"] if package is ROOT else []
             self.run("python", "-m", "pip", "install", *options, str(package), cwd=folder)
 

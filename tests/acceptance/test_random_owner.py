@@ -27,7 +27,7 @@ from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime import pipeline as pipeline_module
 from etl_dagster.source.trigger import install
 from tests.support.database import Database
-from tests.support.pipelines import rows, running
+from tests.support.pipelines import reading, running
 from tests.support.random_owner import KINDS, Owner, Table, source_rows
 from tests.support.waiting import PATIENCE_S
 
@@ -115,7 +115,8 @@ def _assert_in_step(
     deadline = time.monotonic() + PATIENCE_S
     resets: set[int] = set()
     while True:
-        wrong = [t for t in owner.published() if not _is_same(database, config, t)]
+        with reading(config) as ask:
+            wrong = [t for t in owner.published() if _here(ask, t) != source_rows(database, t)]
         states = store.get_table_replication_states()
         unready = [t for t in owner.published() if not isinstance(states.get(t.oid), Ready)]
         if not wrong and not unready:
@@ -128,26 +129,22 @@ def _assert_in_step(
                 resets.add(table.oid)
                 store.request_copy(table.oid)
         if time.monotonic() > deadline:
-            raise AssertionError(
-                "\n".join(
-                    f"{t.name} is {states.get(t.oid)}\n  source {source_rows(database.dsn, t)}\n"
-                    f"  here   {_here(config, t)}"
-                    for t in {t.oid: t for t in (*wrong, *unready)}.values()
+            with reading(config) as ask:
+                raise AssertionError(
+                    "\n".join(
+                        f"{t.name} is {states.get(t.oid)}\n  source {source_rows(database, t)}\n"
+                        f"  here   {_here(ask, t)}"
+                        for t in {t.oid: t for t in (*wrong, *unready)}.values()
+                    )
                 )
-            )
         time.sleep(0.2)
 
 
-def _is_same(database: Database, config: PipelineConfig, table: Table) -> bool:
-    return _here(config, table) == source_rows(database.dsn, table)
-
-
-def _here(config: PipelineConfig, table: Table) -> Any:
+def _here(ask: Callable[[str], list[tuple[Any, ...]]], table: Table) -> Any:
     """The destination's rows as text, sorted; or its columns, where they are others."""
     columns = [
         name
-        for (name,) in rows(
-            config,
+        for (name,) in ask(
             "select column_name from duckdb_columns() where"
             f" schema_name = '{table.schema}' and table_name = '{table.name}'",
         )
@@ -155,7 +152,7 @@ def _here(config: PipelineConfig, table: Table) -> Any:
     if sorted(columns) != sorted(table.columns):
         return columns
     selected = ", ".join(f'cast("{name}" as varchar)' for name in sorted(columns))
-    return sorted(rows(config, f"select {selected} from {table.sql}"), key=repr)
+    return sorted(ask(f"select {selected} from {table.sql}"), key=repr)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,7 +11,7 @@ import pytest
 from etl_dagster.config import PipelineConfig
 from etl_dagster.source.trigger import install
 from tests.support.database import Database
-from tests.support.pipelines import rows, running
+from tests.support.pipelines import reading, rows, running
 
 MakeConfig = Callable[..., PipelineConfig]
 
@@ -106,24 +106,25 @@ CASES = {
 def _differences(database: Database, config: PipelineConfig) -> list[str]:
     """Of each table, the rows with their odd values, by a join of its key."""
     found = []
-    for name, case in CASES.items():
-        columns = database.query(
-            "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0"
-            " and not attisdropped order by 1",
-            [name],
-        )
-        theirs = ", ".join(f"{column}::text" for (column,) in columns)
-        ours = ", ".join(
-            f"coalesce((select text from _etl.odd_values where table_name = '{name}' and"
-            f" column_name = '{column}' and key = {case.key}), {column}::varchar)"
-            for (column,) in columns
-        )
-        expected = sorted(database.query(f"select {theirs} from {name}"), key=repr)
-        if case.key.startswith("null"):
-            continue
-        held = sorted(rows(config, f"select {ours} from public.{name}"), key=repr)
-        if held != expected:
-            found.append(f"{name}: {held} instead of {expected}")
+    with reading(config) as ask:
+        for name, case in CASES.items():
+            columns = database.query(
+                "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0"
+                " and not attisdropped order by 1",
+                [name],
+            )
+            theirs = ", ".join(f"{column}::text" for (column,) in columns)
+            ours = ", ".join(
+                f"coalesce((select text from _etl.odd_values where table_name = '{name}' and"
+                f" column_name = '{column}' and key = {case.key}), {column}::varchar)"
+                for (column,) in columns
+            )
+            expected = sorted(database.query(f"select {theirs} from {name}"), key=repr)
+            if case.key.startswith("null"):
+                continue
+            held = sorted(ask(f"select {ours} from public.{name}"), key=repr)
+            if held != expected:
+                found.append(f"{name}: {held} instead of {expected}")
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+import select
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from tests.support.waiting import wait_until
 
 PUBLICATION = "etl_pub"
 
+#: What only new sessions notice.
+_SETTINGS = re.compile(r"\balter\s+(database|role|user|system)\b", re.IGNORECASE)
+
 
 @dataclass(frozen=True, slots=True)
 class Database:
@@ -26,6 +31,9 @@ class Database:
 
     server: EmbeddedPostgres
     name: str
+    #: Connections of `execute` and `query` for their next calls: a new one takes far longer than
+    #: most statements.
+    _idle: list[psycopg.Connection[Any]] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     @contextmanager
@@ -38,10 +46,13 @@ class Database:
         name = sql.Identifier(database.name)
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
             create = "CREATE DATABASE {} ENCODING {} TEMPLATE template0"
+            if server.binaries.major >= 15:  # which would write each page to the WAL
+                create += " STRATEGY file_copy"
             admin.execute(sql.SQL(create).format(name, sql.Literal(encoding)))
         try:
             yield database
         finally:
+            database.disconnect()
             database.drop_slots()
             with psycopg.connect(server.dsn(), autocommit=True) as admin:
                 admin.execute(
@@ -63,15 +74,41 @@ class Database:
 
     def execute(self, *statements: str) -> None:
         """Run statements, each in a transaction of its own; one string may hold several."""
-        with self.connect() as connection:
+        with self._session() as connection:
             for statement in statements:
                 connection.execute(statement)
+        if any(map(_SETTINGS.search, statements)):
+            self.disconnect()
 
     def query(
-        self, statement: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
+        self, statement: str | sql.Composed, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[tuple[Any, ...]]:
-        with self.connect() as connection:
+        with self._session() as connection:
             return connection.execute(statement, parameters or None).fetchall()
+
+    @contextmanager
+    def _session(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """A connection that is like a new one."""
+        while self._idle:
+            connection = self._idle.pop()
+            # The server says something to a session without a question only when it ends it.
+            if not select.select([connection], [], [], 0)[0]:
+                break
+            connection.close()
+        else:
+            connection = self.connect(prepare_threshold=None)
+        try:
+            yield connection
+            connection.execute("DISCARD ALL")
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+
+    def disconnect(self) -> None:
+        """Close the connections that are kept for `execute` and `query`."""
+        while self._idle:
+            self._idle.pop().close()
 
     def slots(self) -> list[str]:
         """The names of this database's replication slots, sorted."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb import query
+from etl_dagster.destinations.duckdb.reading import read_connection
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.pipeline import Pipeline
@@ -47,6 +48,17 @@ def rows(config: PipelineConfig, statement: str) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for row in table.to_pylist()]
 
 
+@contextmanager
+def reading(config: PipelineConfig) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+    """`rows` for several statements, which opens the file once; nothing is written meanwhile.
+
+    For values that are cast to text.
+    """
+    assert config.destination.type == "duckdb"
+    with read_connection(config.destination.path) as file:
+        yield lambda statement: file.execute(statement).fetchall()
+
+
 def assert_table_in_step(database: Database, config: PipelineConfig, table: str) -> None:
     """Columns and rows of a table in schema public are those of the source, in any order.
 
@@ -57,13 +69,13 @@ def assert_table_in_step(database: Database, config: PipelineConfig, table: str)
         " and attnum > 0 and not attisdropped order by 1",
         [table],
     )
-    there = rows(
-        config,
-        "select column_name from duckdb_columns() where schema_name = 'public'"
-        f" and table_name = '{table}' order by 1",
-    )
-    assert there == columns
     values = ", ".join(f'cast("{name}" as varchar)' for (name,) in columns)
+    with reading(config) as ask:
+        there = ask(
+            "select column_name from duckdb_columns() where schema_name = 'public'"
+            f" and table_name = '{table}' order by 1",
+        )
+        assert there == columns
+        found = ask(f'select {values} from public."{table}"')
     expected = database.query(f'select {values} from "{table}"')
-    found = rows(config, f'select {values} from public."{table}"')
     assert sorted(found, key=repr) == sorted(expected, key=repr)

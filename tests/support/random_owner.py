@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from tests.support.database import PUBLICATION
+from tests.support.database import PUBLICATION, Database
 
 #: How a publication names its tables.
 KINDS = ("for table", "for tables in schema", "for all tables")
@@ -379,13 +379,10 @@ def _canonical(type_name: str) -> str:
     return "integer" if type_name == "int" else type_name
 
 
-def source_rows(owner_dsn: str, table: Table) -> list[tuple[str | None, ...]]:
+def source_rows(database: Database, table: Table) -> list[tuple[str | None, ...]]:
     """The table's rows as text, sorted; columns in the order of their names."""
     columns = sql.SQL(", ").join(
         sql.SQL("{}::text").format(sql.Identifier(name)) for name in sorted(table.columns)
     )
-    with psycopg.connect(owner_dsn) as connection:
-        rows = connection.execute(
-            sql.SQL("select {} from {}").format(columns, sql.Identifier(table.schema, table.name))
-        ).fetchall()
-    return sorted(rows, key=repr)
+    name = sql.Identifier(table.schema, table.name)
+    return sorted(database.query(sql.SQL("select {} from {}").format(columns, name)), key=repr)
