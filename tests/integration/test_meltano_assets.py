@@ -229,9 +229,13 @@ class Waiting:
 
     def meltano(self) -> list[psutil.Process]:
         """The processes of Meltano and its plugins."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        assert len(children) >= 4, children
-        return children
+        run = psutil.Process(self.process.pid)
+
+        def all_of_them() -> list[psutil.Process]:
+            found = run.children(recursive=True)
+            return found if len(found) >= 4 else []
+
+        return until("Meltano and its plugins", all_of_them)
 
 
 _RUN = """
