@@ -23,7 +23,7 @@ demo: $(READY) ## Flights in an embedded Postgres, streamed into DuckDB, seen in
 
 .PHONY: test
 test: $(READY) ## Run all tests, on every PostgreSQL found
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 # What pyproject.toml allows at least.
 LOWEST_DUCKDB := 1.4

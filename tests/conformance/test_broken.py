@@ -13,6 +13,8 @@ import pytest
 
 from tests.conformance.broken import destinations, stores
 
+pytestmark = pytest.mark.slow
+
 _FOLDER = Path(__file__).parent / "broken"
 _FILES = [_FOLDER / name for name in ("stores.py", "destinations.py", "unfinished.py")]
 

@@ -37,6 +37,8 @@ from tests.conformance.test_destinations import (
     TestMemoryDestination,
 )
 
+pytestmark = pytest.mark.slow
+
 #: Not by these names: pytest would collect the suites once more.
 SUITES: dict[str, type[DestinationHooks]] = {
     "memory": TestMemoryDestination,

@@ -16,6 +16,8 @@ from tests.support.database import Database
 from tests.support.in_step import differences
 from tests.support.pipelines import running
 
+pytestmark = pytest.mark.slow
+
 MakeConfig = Callable[..., PipelineConfig]
 
 #: By table (an @ in the text): how it begins, and what then happens to it, a line at a time.

@@ -33,6 +33,8 @@ from tests.support.leaks import LEAKS, PASSWORD, make_secret
 from tests.support.meltano import state_uri
 from tests.support.waiting import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "etl_dagster.cli"]
 ROWS = 500
 SECRET = make_secret("Wr0ng-s3cret")

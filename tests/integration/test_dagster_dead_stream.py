@@ -38,6 +38,8 @@ from tests.support.dagster_in_process import (
 )
 from tests.support.database import Database
 
+pytestmark = pytest.mark.slow
+
 ALL_CHECKS = {LAG_CHECK, BOOKMARK_CHECK, ODD_CHECK}
 
 

@@ -51,6 +51,8 @@ from tests.support.dagster_in_process import (
 from tests.support.database import Database
 from tests.support.leaks import make_secret
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def shop(newest_database: Database) -> Database:

@@ -43,6 +43,8 @@ from tests.support.leaks import make_secret
 from tests.support.singer import write_program, write_project
 from tests.support.waiting import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 STEP = "tap_fruit_to_target_basket"
 STATE_ID = "dev:tap-fruit-to-target-basket"
 APPLES, PEARS = AssetKey(["tap_fruit", "apples"]), AssetKey(["tap_fruit", "pears"])

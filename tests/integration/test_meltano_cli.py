@@ -20,6 +20,8 @@ from tests.support.database import Database
 from tests.support.leaks import make_secret
 from tests.support.meltano import MELTANO, MeltanoProject, open_storage, role, state_uri
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("meltano")
 
 ROOT = Path(__file__).parents[2]

@@ -18,6 +18,8 @@ from tests.support.database import Database
 from tests.support.meltano import MeltanoProject, open_storage, role, state_uri
 from tests.support.waiting import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("meltano")
 
 SUPPORT = Path(__file__).parents[1] / "support"

@@ -24,7 +24,7 @@ from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.database import Database, make_config
 from tests.support.pipelines import assert_table_in_step, running
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 MakeConfig = Callable[..., PipelineConfig]
 

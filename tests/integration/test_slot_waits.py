@@ -21,6 +21,8 @@ from tests.support.database import PUBLICATION, Database
 from tests.support.pipelines import running
 from tests.support.waiting import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 MakeConfig = Callable[..., PipelineConfig]
 
 _WAITING = (
