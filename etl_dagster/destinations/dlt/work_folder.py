@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from etl_dagster.errors import DestinationError
 
 
 class WorkFolder:
@@ -19,18 +22,29 @@ class WorkFolder:
     """
 
     def __init__(self, parent: Path | None, pipeline: str) -> None:
-        root = Path(tempfile.gettempdir()) / "etl_dagster_dlt" if parent is None else parent
-        self._root = root / pipeline
+        # Other accounts of the machine have folders of their own.
+        own = Path(tempfile.gettempdir()) / f"etl_dagster_dlt_{os.getuid()}"
+        self._root = (own if parent is None else parent) / pipeline
         self.path = self._root / uuid.uuid4().hex
         self._lock = FileLock(self.path.with_suffix(".lock"))
 
     def open(self) -> None:
-        """Make it, and remove what killed processes left behind: it holds rows."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for lock in self._root.glob("*.lock"):
-            self._remove_unused(lock)
-        self._lock.acquire()
-        self.path.mkdir(mode=0o700)
+        """Make it, and remove what killed processes left behind: it holds rows.
+
+        Raises:
+            DestinationError: it can't be made.
+        """
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for lock in self._root.glob("*.lock"):
+                self._remove_unused(lock)
+            self._lock.acquire()
+            self.path.mkdir(mode=0o700)
+        except OSError as error:
+            raise DestinationError(
+                f"no folder for load packages can be made in {self._root}: {error.strerror}",
+                solution="Set destination.work_folder to a folder that this process may write.",
+            ) from error
 
     def close(self) -> None:
         """Remove it; idempotent."""
