@@ -1,6 +1,7 @@
 """A lake keeps what every destination promises, with a catalog of each kind.
 
-All of it with one kind; of the others, what the catalog has a part in.
+All of it with one kind, since the statements are the same; of the others, that they can be written
+and read. `test_killed_workers.py` has a catalog in Postgres.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.testing import DestinationSuite, Recorded
 from etl_dagster.testing.changes import Row
-from etl_dagster.testing.copying import CopyChecks
-from etl_dagster.testing.delivering import DeliveryChecks
 from etl_dagster.testing.marking import MarkChecks
+from etl_dagster.testing.offering import OfferChecks
 from etl_dagster.testing.subject import DestinationHooks
 from tests.conformance.test_destinations import ChecksOfOurOwn
 from tests.ducklake.lakes import lake_at_server, lake_in_file, reading, rows_of
@@ -83,12 +83,12 @@ class TestCatalogInDuckDB(LakeHooks, ChecksOfOurOwn, DestinationSuite):
         return lake_in_file("duckdb", folder)
 
 
-class TestCatalogInSQLite(LakeHooks, MarkChecks):
+class TestCatalogInSQLite(LakeHooks, OfferChecks):
     def lake(self, folder: Path) -> Place:
         return lake_in_file("sqlite", folder)
 
 
-class TestCatalogInPostgres(LakeHooks, CopyChecks, DeliveryChecks):
+class TestCatalogInPostgres(LakeHooks, MarkChecks):
     @pytest.fixture(autouse=True)
     def serve(self, lake_database: Database) -> None:
         self.database = lake_database
