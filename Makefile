@@ -53,7 +53,7 @@ test-ducklake: $(READY) ## Run the tests of DuckLake, with the DuckDB that it is
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 			--target $(LAKE) $(LAKE_PACKAGES); \
 	fi
-	@PYTHONPATH=$(LAKE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+	@PYTHONPATH=$(LAKE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal \
 		tests/ducklake tests/acceptance/test_killed_workers.py -k "ducklake" $(TEST_ARGS)
 
 .PHONY: bench
