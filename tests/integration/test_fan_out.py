@@ -11,8 +11,8 @@ import pytest
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, DestinationUnreachable, PipelineInUse
 from etl_dagster.model.states import Init
+from etl_dagster.runtime.fan_out import budget, member
 from etl_dagster.runtime.fan_out import fan_out as supervising
-from etl_dagster.runtime.fan_out import member
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.source.slots import apply_slot_name
 from tests.support.database import Database
@@ -44,7 +44,8 @@ SHARED, OWN = apply_slot_name("test"), apply_slot_name("test__right")
 def no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(member, "_AGAIN_S", 0.5)
     monkeypatch.setattr(supervising, "_SET_ASIDE_AFTER_S", 0.2)
-    monkeypatch.setattr(supervising, "_LOOK_S", 0.2)
+    monkeypatch.setattr(supervising, "_LOOK_S", 0.5)
+    monkeypatch.setattr(budget, "_HELD_UP_S", 2.0)
     monkeypatch.setattr(supervising, "_STARTING_S", 0.2)
 
 

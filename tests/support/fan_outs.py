@@ -91,6 +91,9 @@ class Several:
         try:
             yield fan_out
         finally:
+            for destination in self.destinations.values():
+                if isinstance(destination, Gated):
+                    destination.gate.set()
             fan_out.shutdown()
             assert fan_out.wait(PATIENCE_S)
 

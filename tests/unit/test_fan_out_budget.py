@@ -20,14 +20,26 @@ def look(budget: Budget, now_s: float, **durable: int | tuple[int, float]) -> li
 def test_one_that_the_others_wait_for_is_set_aside_past_the_budget() -> None:
     budget = Budget(1_000)
     assert look(budget, 100, quick=9_500, slow=(8_900, 0.0)) == []
-    assert look(budget, 101, quick=9_500, slow=(8_900, 0.9)) == ["slow"]
+    for second in range(1, 6):
+        assert look(budget, 100 + second, quick=9_500, slow=(8_900, 0.9 * second)) == []
+    assert look(budget, 106, quick=9_500, slow=(8_900, 5.4)) == ["slow"]
+
+
+def test_one_that_was_late_for_a_moment_is_not_taken_for_the_slow_one() -> None:
+    """Of two that begin to read a large transaction, either may be the first that is waited for."""
+    budget = Budget(1_000)
+    assert look(budget, 100, quick=5_000, slow=5_000) == []
+    assert look(budget, 101, quick=(5_000, 0.9), slow=5_000) == []
+    for second in range(2, 7):
+        assert look(budget, 100 + second, quick=(5_000, 0.9), slow=(5_000, second)) == []
+    assert look(budget, 107, quick=(5_000, 0.9), slow=(5_000, 7.0)) == ["slow"]
 
 
 def test_in_the_middle_of_a_large_transaction_the_one_that_is_waited_for_is_set_aside() -> None:
     """None has made anything of it durable yet."""
     budget = Budget(1_000)
-    assert look(budget, 100, quick=5_000, slow=(5_000, 0.0)) == []
-    assert look(budget, 101, quick=5_000, slow=(5_000, 0.9)) == ["slow"]
+    found = [look(budget, 100 + s, quick=5_000, slow=(5_000, 0.9 * s)) for s in range(8)]
+    assert found[-1] == ["slow"]
 
 
 def test_one_within_the_budget_is_waited_for() -> None:

@@ -11,6 +11,8 @@ from etl_dagster.words import human_bytes
 #: A destination that doesn't get, in this time, to where another one was at its beginning stands
 #: still, or is slower by so much that it makes no difference.
 _STANDSTILL_S = 15.0
+#: One that is waited for in every look for so long is slower than the others, and not only late.
+_HELD_UP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Budget:
         self._max_wal_behind = max_wal_behind
         self._looked_at = 0.0
         self._held_up_s: dict[str, float] = {}
+        #: Those that were waited for in every look since then.
+        self._waited_for_since: dict[str, float] = {}
         #: Where another one was, and when.
         self._goals: dict[str, tuple[Lsn, float]] = {}
 
@@ -47,14 +51,21 @@ class Budget:
             others = [other.durable for other_name, other in readers.items() if other_name != name]
             if behind <= self._max_wal_behind or not others:
                 self._goals.pop(name, None)
+                self._waited_for_since.pop(name, None)
                 continue
             # In the middle of a large transaction none has more than another, and yet one waits.
-            is_waited_for = held_up_s > since_s / 2
+            is_waited_for = self._is_waited_for(name, held_up_s > since_s / 2, now_s)
             if is_waited_for or self._stands_still(name, reader.durable, max(others), now_s):
                 found[name] = f"it was {human_bytes(behind)} behind, and held the others back"
         self._held_up_s = {name: reader.held_up_s for name, reader in readers.items()}
         self._goals = {name: goal for name, goal in self._goals.items() if name in readers}
         return found
+
+    def _is_waited_for(self, name: str, is_now: bool, now_s: float) -> bool:
+        if not is_now:
+            self._waited_for_since.pop(name, None)
+            return False
+        return now_s - self._waited_for_since.setdefault(name, now_s) >= _HELD_UP_S
 
     def _stands_still(self, name: str, durable: Lsn, farthest: Lsn, now_s: float) -> bool:
         """Whether it has not got, in some time, to where another one was at its beginning."""

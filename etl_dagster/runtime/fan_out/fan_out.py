@@ -22,6 +22,7 @@ from etl_dagster.errors import (
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.stores import CoordinatingStore, Lease
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.fan_out.budget import Budget, Reader
 from etl_dagster.runtime.fan_out.member import Member
 from etl_dagster.runtime.fan_out.parts import MemberParts
@@ -196,7 +197,7 @@ class FanOut:
             return {}
         if slot.plugin != "pgoutput" or slot.confirmed_flush_lsn is None:
             raise SlotError(
-                f"slot {name!r} is no logical slot of pgoutput: somebody else made it",
+                f"slot {name!r} is not a logical slot of pgoutput, so no pipeline made it",
                 solution=f"Drop it (select pg_drop_replication_slot('{name}')), or give the "
                 "pipeline another name.",
             )
@@ -254,6 +255,8 @@ class FanOut:
         return True
 
     def _end_with(self, failure: BaseException) -> None:
+        if not isinstance(failure, EtlError):
+            log_failure(_log, "the pipeline ends", failure)
         self._failure = self._failure or failure
         self.shutdown()
 

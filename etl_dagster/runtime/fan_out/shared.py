@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 #: has pauses of its own after a failure.
 _GATHER_S = 10.0
 _TURN_S = 0.25
+#: How finely it is measured who is waited for.
+_ROOM_S = 0.1
 #: A connection that lived so long begins its retries again when it breaks.
 _STABLE_S = 60.0
 #: How long a destination waits for its place between two transactions before it is stopped and
@@ -147,7 +149,7 @@ class SharedSlot:
         stream.open()
         try:
             while not self._stop.is_set():
-                if tee.wait_for_room(_TURN_S):
+                if tee.wait_for_room(_ROOM_S):
                     stream.read(_TURN_S)
                 self._confirm(stream, tee)
         finally:

@@ -78,7 +78,7 @@ class Tee:
         """Take frames until there are none, or as many as are handed over at once.
 
         Returns:
-            0 or -1, as `get` did; or 1 when there may be more.
+            0 or -1, as `get` did; or 1 when there may be more, or no room for it.
         """
         frames: list[tuple[int, bytes]] = []
         size, status = 0, 1
@@ -105,7 +105,8 @@ class Tee:
         if frames:
             self._note_wal_end(frames[-1][1])
         self._hand_over(frames, size)
-        return status
+        # The connection reads on while more arrives; where there is no more room, it must not.
+        return 1 if status == 0 and not self.has_room else status
 
     def _control(self, frame: bytes, tag: int) -> None:
         """Notice what a branch that joins later must know; each session checks the frame."""
@@ -170,6 +171,12 @@ class Tee:
             if len(full) < len(opened):
                 for branch in full:
                     branch.held_up_s += waited_s
+            return not self._full()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether every open branch has room for more."""
+        with self._changed:
             return not self._full()
 
     def _full(self) -> list[Branch]:
