@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from etl_dagster.destinations.duckdb import DuckDBDestination
+from etl_dagster.destinations.duckdb.dialect import DuckDBDialect
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import TableRows
 from etl_dagster.model.modes import MODES, TableMode
@@ -130,6 +131,9 @@ def test_a_history_of_another_type_or_key_stays_under_another_name(file: File) -
     assert tables(file) == ["parts", "parts__scd2_16384", "parts__scd2_16384_"]
 
 
+@pytest.mark.skipif(
+    not DuckDBDialect.renames_altered, reason="there a history begins anew with other columns"
+)
 def test_a_history_goes_on_with_wider_numbers_and_other_columns(file: File) -> None:
     id_, note, _ = PARTS.columns
     file.copy(parts("scd2"), [row(1), row(2)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import ClassVar
 
 import pyarrow as pa
@@ -32,6 +33,8 @@ class DuckDBDialect(Dialect):
     row_id: ClassVar[str] = "rowid"
     changes_in_place: ClassVar[bool] = True
     joins_nulls: ClassVar[bool] = True
+    #: Earlier versions refuse a transaction that alters a table and changes rows of it.
+    renames_altered: ClassVar[bool] = int(version("duckdb").split(".")[0]) >= 2
     temporary: ClassVar[str] = "temp.main."
     uint64: ClassVar[str] = "UBIGINT"
     uint32: ClassVar[str] = "UINTEGER"

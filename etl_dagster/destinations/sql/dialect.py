@@ -67,7 +67,7 @@ class Dialect(ABC):
     #: Whether a table can have a primary key. Without one the database doesn't refuse that the
     #: same chunk is written twice at a time; then chunks have names, see `chunks`.
     has_keys: ClassVar[bool] = True
-    #: Whether a table that the transaction has altered may get another name in it.
+    #: Whether a table that the transaction has altered may get rows and another name in it.
     renames_altered: ClassVar[bool] = True
     #: Whether tables are joined by IS NOT DISTINCT FROM as quickly as by equality.
     joins_nulls: ClassVar[bool] = False

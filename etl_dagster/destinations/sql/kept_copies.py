@@ -143,6 +143,9 @@ def _reason_to_begin_anew(dialect: Dialect, before: TableSchema, now: TableSchem
         old = known.get(column.attnum or column.name)
         if old is not None and not _holds(dialect, old, column):
             return f"its column {column.name} has another type"
+    names = [[(c.attnum or c.name, c.name) for c in schema.columns] for schema in (before, now)]
+    if names[0] != names[1] and not dialect.renames_altered:
+        return "it has other columns"
     return None
 
 
