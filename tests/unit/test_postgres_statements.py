@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -237,3 +238,11 @@ def test_a_failure_of_the_server_says_what_to_do(
     assert solution in translated.solution
     assert translated.retryable is retryable
     assert isinstance(raised.value, psycopg.Error) or failure is errors.InsufficientPrivilege
+
+
+def test_the_servers_words_on_a_value_are_no_cause_that_a_log_shows() -> None:
+    connections = Connections("postgresql://etl@localhost/warehouse")
+    with pytest.raises(TableWriteFailed) as raised, connections.blaming(1, "t"):
+        raise errors.UniqueViolation("duplicate key\nDETAIL:  Key (e_mail)=(ann@example.com)")
+
+    assert "ann@" not in "".join(traceback.format_exception(raised.value))

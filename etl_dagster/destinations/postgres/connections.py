@@ -106,8 +106,8 @@ class Connections:
             failure = self.translate(error)
         else:
             return
-        # Outside of the handler: libpq's text doesn't follow as a cause, should it hold a secret.
-        raise failure
+        # The server's own text may hold a password or a row's values, and a log shows causes.
+        raise failure from None
 
     def close(self) -> None:
         """Disconnect; the next use connects again."""
@@ -131,7 +131,8 @@ class Connections:
             solution = _table_solution(error, failure)
         else:
             return
-        raise TableWriteFailed(table_id, f"Postgres refuses {name}: {message}", solution=solution)
+        text = f"Postgres refuses {name}: {message}"
+        raise TableWriteFailed(table_id, text, solution=solution) from None
 
     def translate(self, error: psycopg.Error) -> DestinationError:
         """The error in our own vocabulary, without the password."""
