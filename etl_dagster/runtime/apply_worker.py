@@ -41,7 +41,8 @@ class ApplyWorker:
 
     Args:
         open_stream: makes the stream that is applied.
-        start_lsn: where that stream starts.
+        complete_from: what is committed from here on has to come. A stream that others read too
+            may start before; what all of them have may then be left out.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class ApplyWorker:
         destination: Destination,
         *,
         open_stream: OpenStream,
-        start_lsn: Lsn,
+        complete_from: Lsn,
         epoch: int,
         last_begin: TransactionMark = NO_TRANSACTION,
         on_begin: Callable[[TransactionMark | None], None] = lambda last_begin: None,
@@ -94,11 +95,12 @@ class ApplyWorker:
             config.retry,
             pipeline=config.pipeline,
             epoch=epoch,
-            # From there on the source sends everything again, this transaction too.
-            expected=last_begin if last_begin.commit_lsn >= start_lsn else None,
+            # Not confirmed, so the source sends it again.
+            expected=last_begin if last_begin.commit_lsn >= complete_from else None,
             batch=config.batch,
             stop=stop,
             prepare=UnchangedValues(self._fetch_values, copied_until=None).complete,
+            on_written=self._written,
             on_durable=self._durable,
             on_table_error=self._table_failed,
             on_outdated=self._outdated,
@@ -182,12 +184,14 @@ class ApplyWorker:
 
     # -- what the delivery reports ---------------------------------------------------------------
 
+    def _written(self, events: EventBatch) -> None:
+        for table_id, xid in truncates(events):
+            self._on_truncate(table_id, xid)
+
     def _durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
         if events is not None:
             self._metrics.add(events)
             self._begun(events.last_begin)
-            for table_id, xid in truncates(events):
-                self._on_truncate(table_id, xid)
         if lsn is not None and lsn > LSN_ZERO:
             self._feed.confirm(lsn)
             self._progress(lsn)

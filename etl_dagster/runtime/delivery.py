@@ -77,6 +77,8 @@ class Delivery:
         expected: a transaction that was delivered before, and that this stream must bring again:
             else its source has another history.
         prepare: a last word on a decoded batch, for example to complete values in it.
+        on_written: called from the thread with each batch that is durable at the destination,
+            before the store says so: who finds its LSN there knows what the batch did.
         on_durable: called from the thread with each LSN that is durable at the destination and
             in the store, ascending; and with the batch, when there was one.
         on_table_error: called when one table's changes can't be written; the batch goes on
@@ -101,6 +103,7 @@ class Delivery:
         batch: BatchConfig,
         stop: threading.Event,
         prepare: Callable[[EventBatch], EventBatch] = lambda events: events,
+        on_written: Callable[[EventBatch], None] = lambda events: None,
         on_durable: Callable[[Lsn | None, EventBatch | None], None],
         on_table_error: Callable[[TableId, EtlError], None],
         on_outdated: Callable[[TableId, str], None],
@@ -122,6 +125,7 @@ class Delivery:
         self._stored_revision = 0
         self._stop = stop
         self._prepare = prepare
+        self._on_written = on_written
         self._on_durable = on_durable
         self._inbox: Inbox[_Item] = Inbox(batch.max_queued)
         self._failure: BaseException | None = None
@@ -317,6 +321,7 @@ class Delivery:
                 schema = change.schema
                 name = TableName(schema.schema_name, schema.table_name)
                 self._renames.described(schema.id, name)
+        self._on_written(events)
         if events.commit_end_lsn is not None:
             self._keep_progress(events.commit_end_lsn)
         self._on_durable(events.commit_end_lsn, events)

@@ -16,7 +16,8 @@ LAKE = _Suite
 del _Suite
 
 
-@pytest.mark.parametrize("mode", ["soft_delete", "scd2"])
+# Seconds each: the others are in the suite.
+@pytest.mark.parametrize("mode", ["scd2"])
 def test_random_changes_and_copies_leave_the_same_in_a_lake_as_in_memory(mode: TableMode) -> None:
     random, source = Random(1), SourceInMode(mode)
     with started(MEMORY()) as memory, started(LAKE()) as lake:

@@ -76,9 +76,14 @@ def test_one_that_hangs_is_set_aside_past_the_budget_and_returns(
     with both.running() as fan_out:
         assert fan_out.wait_until_caught_up(60)
         slow.gate.clear()
-        # More than what fits in the buffer, and than the budget.
+        # More than what fits in the buffer, and than the budget; in several transactions, so that
+        # one has more of it than the other.
         database.execute(
-            "insert into orders select i, 1, repeat('x', 900) from generate_series(2000, 8000) i"
+            *(
+                f"insert into orders select i, 1, repeat('x', 900) "
+                f"from generate_series({first}, {first + 19}) i"
+                for first in range(2000, 8000, 20)
+            )
         )
         wait_until(lambda: both.is_in_step("left", "public.orders"))
         wait_until(lambda: OWN in database.slots())

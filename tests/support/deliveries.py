@@ -62,6 +62,8 @@ class Side(Generic[D]):
         self.destination = destination
         self.stop = threading.Event()
         self.durable: list[Lsn | None] = []
+        #: The store's progress when each batch was reported as written.
+        self.progress_when_written: list[Lsn | None] = []
         self.failed: list[tuple[TableId, str]] = []
         self.outdated: list[tuple[TableId, str]] = []
         self._session = ReplicationSession()
@@ -84,6 +86,7 @@ class Side(Generic[D]):
             RetryConfig(initial_delay_ms=1, max_delay_ms=2, max_attempts=3),
             batch=batch or BatchConfig(),
             stop=self.stop,
+            on_written=lambda events: self.progress_when_written.append(self.progress),
             on_durable=lambda lsn, events: self.durable.append(lsn),
             on_table_error=self._table_failed,
             on_outdated=lambda table_id, reason: self.outdated.append((table_id, reason)),

@@ -65,6 +65,14 @@ def test_batches_are_written_in_order_and_progress_follows(side: Side[Flaky]) ->
     assert side.progress == Lsn(1250)
 
 
+def test_what_a_batch_did_is_told_before_the_store_has_its_progress(side: Side[Flaky]) -> None:
+    for number in (1, 2):
+        side.delivery.put(side.transaction((ORDERS, number)), FROM_THE_START)
+        side.delivery.flush()
+
+    assert side.progress_when_written == [None, Lsn(1150)]
+
+
 def test_progress_waits_until_the_destination_says_durable(side: Side[Flaky]) -> None:
     side.destination.durable = Future()
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
