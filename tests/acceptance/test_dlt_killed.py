@@ -3,11 +3,7 @@ what the source has, each key once."""
 
 from __future__ import annotations
 
-import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -18,13 +14,12 @@ import pytest
 
 from etl_dagster.assembly import build_store
 from etl_dagster.config import parse_config
-from etl_dagster.lsn import Lsn
-from etl_dagster.model.states import Errored, Ready, TimedRetry
-from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
+from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.source.catalog import emit_marker
 from tests.support.database import Database
 from tests.support.dlt_warehouse import uri, warehouse_of
-from tests.support.random_shop import create_tables, workload
+from tests.support.random_shop import create_tables, is_caught_up, workload
+from tests.support.worker_process import WorkerProcess
 
 pytest.importorskip("dlt")
 
@@ -60,7 +55,7 @@ def test_the_warehouse_has_what_the_source_has_though_loads_are_killed(
         }
         with (
             closing(build_store(parse_config(config, {}))) as store,  # type: ignore[type-var]
-            Worker(config, tmp_path) as worker,
+            WorkerProcess("tests.support.dlt_worker", config, tmp_path) as worker,
         ):
             # While tables are copied, and then while changes are streamed: under keys of their own.
             for kills, first_key in ((2, ROWS), (5, 10 * ROWS)):
@@ -81,61 +76,12 @@ def test_the_warehouse_has_what_the_source_has_though_loads_are_killed(
         assert len(left) <= 1, "what killed processes left is removed by the next one"
 
 
-class Worker:
-    """A pipeline in a process of its own."""
-
-    def __init__(self, config: dict[str, Any], folder: Path) -> None:
-        self._config = config
-        self._log = (folder / "worker.log").open("ab")
-        self._process: subprocess.Popen[bytes] | None = None
-        self.kills = 0
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        self._log.close()
-
-    def start(self) -> None:
-        """Start it unless it lives."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.dlt_worker"],
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-            cwd=Path(__file__).parents[2],
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(self._config).encode() + b"\n")
-        self._process.stdin.close()
-
-    def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self.kills += self._process.wait() == -signal.SIGKILL
-
-
-def _run_until_caught_up(store: CoordinatingStore, dsn: str, worker: Worker) -> None:
+def _run_until_caught_up(store: CoordinatingStore, dsn: str, worker: WorkerProcess) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         goal = emit_marker(connection)
-    while not _is_caught_up(store, goal):
+    while not is_caught_up(store, goal, len(TABLES)):
         worker.start()
         store.wait_for_change(0.5)
-
-
-def _is_caught_up(store: CoordinatingStore, goal: Lsn) -> bool:
-    states = store.get_table_replication_states()
-    for state in states.values():
-        if isinstance(state, Errored):
-            assert isinstance(state.retry, TimedRetry), state.reason
-    progress = store.get_replication_progress(ApplyWorker())
-    are_ready = len(states) == len(TABLES) and all(
-        isinstance(state, Ready) for state in states.values()
-    )
-    return are_ready and progress is not None and progress >= goal
 
 
 def _rows(dsn: str, statement: str, without: str = "") -> list[tuple[Any, ...]]:

@@ -3,11 +3,7 @@ has is what the source has."""
 
 from __future__ import annotations
 
-import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -31,6 +27,7 @@ from tests.support.database import Database
 from tests.support.leaks import make_secret
 from tests.support.random_shop import TABLES, create_tables, is_caught_up, workload
 from tests.support.receiver import Receiver
+from tests.support.worker_process import WorkerProcess
 
 ROWS = 2000
 HMAC_SECRET = make_secret("hush")
@@ -50,7 +47,8 @@ def test_the_server_has_what_the_source_has_though_both_sides_are_killed(
     with (
         closing(store),  # type: ignore[type-var]
         Receiver(tmp_path, "--chaos", "0.02", "--hmac-secret", HMAC_SECRET) as receiver,
-        Sender(
+        WorkerProcess(
+            "tests.support.http_worker",
             {
                 "config": config,
                 "kind": "http",
@@ -73,7 +71,7 @@ def test_the_server_has_what_the_source_has_though_both_sides_are_killed(
                 # Something happened, or all is idle: the moment after is what is random.
                 store.wait_for_change(2)
                 time.sleep(rng.uniform(0, 0.7))
-                both: list[Sender | Receiver] = [sender, receiver]
+                both: list[WorkerProcess | Receiver] = [sender, receiver]
                 rng.choice([side for side in both if side.kills < kills]).kill()
             _run_until_caught_up(store, newest_database.dsn, sender, receiver)
         changes.stop()
@@ -97,8 +95,10 @@ def test_forty_lines_survive_a_server_that_is_killed(
     with (
         closing(store),  # type: ignore[type-var]
         Receiver(tmp_path, module="dying_receiver") as receiver,
-        Sender(
-            {"config": config, "kind": "forty_lines", "settings": {"url": receiver.url}}, tmp_path
+        WorkerProcess(
+            "tests.support.http_worker",
+            {"config": config, "kind": "forty_lines", "settings": {"url": receiver.url}},
+            tmp_path,
         ) as sender,
         workload(newest_database.dsn, rng.randrange(2**32), ROWS) as changes,
     ):
@@ -115,47 +115,8 @@ def test_forty_lines_survive_a_server_that_is_killed(
         _assert_in_step(store, newest_database.dsn, receiver)
 
 
-class Sender:
-    """A pipeline in a process of its own."""
-
-    def __init__(self, task: dict[str, Any], folder: Path) -> None:
-        self._task = task
-        self._log = (folder / "sender.log").open("ab")
-        self._process: subprocess.Popen[bytes] | None = None
-        self.kills = 0
-        self.starts = 0
-
-    def __enter__(self) -> Sender:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        self._log.close()
-
-    def start(self) -> None:
-        """Start it unless it lives."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.http_worker"],
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-            cwd=Path(__file__).parents[2],
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(self._task).encode() + b"\n")
-        self._process.stdin.close()
-        self.starts += 1
-
-    def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self.kills += self._process.wait() == -signal.SIGKILL
-
-
 def _run_until_caught_up(
-    store: CoordinatingStore, dsn: str, sender: Sender, receiver: Receiver
+    store: CoordinatingStore, dsn: str, sender: WorkerProcess, receiver: Receiver
 ) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         goal = emit_marker(connection)

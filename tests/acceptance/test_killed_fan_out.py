@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +21,7 @@ from tests.acceptance.test_killed_workers import _AS_TEXT, _source_rows
 from tests.support.database import Database
 from tests.support.random_shop import TABLES, create_tables, is_caught_up, workload
 from tests.support.waiting import wait_until
+from tests.support.worker_process import WorkerProcess
 
 BLOWS, ROWS = 8, 2000
 
@@ -42,9 +40,12 @@ def test_random_changes_arrive_exactly_once_at_every_destination(
     members = parse_config(settings, {}).members()
     stores = {name: build_store(member) for name, member in members.items()}
     blows = {"kill": 0, "reader": 0}
-    with workload(dsn, rng.randrange(2**32), ROWS) as changes, _Process(settings, tmp_path) as it:
+    with (
+        workload(dsn, rng.randrange(2**32), ROWS) as changes,
+        WorkerProcess("tests.support.worker", {"config": settings}, tmp_path) as it,
+    ):
         while sum(blows.values()) < BLOWS or not all(blows.values()):
-            it.keep_alive()
+            it.start()
             stores["left"].wait_for_change(5)
             time.sleep(rng.uniform(0, 2))
             blow = rng.choice([*blows])
@@ -54,7 +55,7 @@ def test_random_changes_arrive_exactly_once_at_every_destination(
             else:
                 _end_a_reader(newest_database, rng)
         changes.stop()
-        it.keep_alive()
+        it.start()
         _wait_until_caught_up(it, stores, dsn)
         # Whoever was set aside has returned, and left no slot behind.
         wait_until(lambda: newest_database.slots() == ["etl_dagster_apply_shop"])
@@ -69,41 +70,6 @@ def test_random_changes_arrive_exactly_once_at_every_destination(
         assert doubled == [], name
 
 
-class _Process:
-    """The pipeline in a process of its own, started again when it ends."""
-
-    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
-        self._task = {"config": settings}
-        self._log = (folder / "worker.log").open("ab")
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> _Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        self._log.close()
-
-    def keep_alive(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            return
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.worker"],
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-            cwd=Path(__file__).parents[2],
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(self._task).encode() + b"\n")
-        self._process.stdin.close()
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-
 def _end_a_reader(database: Database, rng: random.Random) -> None:
     """End the connection that reads one of the slots."""
     pids = database.query(
@@ -116,13 +82,13 @@ def _end_a_reader(database: Database, rng: random.Random) -> None:
 
 
 def _wait_until_caught_up(
-    process: _Process, stores: Mapping[str, CoordinatingStore], dsn: str
+    process: WorkerProcess, stores: Mapping[str, CoordinatingStore], dsn: str
 ) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         goal = emit_marker(connection)
     for store in stores.values():
         while not is_caught_up(store, goal):
-            process.keep_alive()
+            process.start()
             store.wait_for_change(0.5)
         with contextlib.suppress(AttributeError):
             store.close()  # type: ignore[attr-defined]

@@ -3,18 +3,13 @@ tables then hold is what the source holds, by key."""
 
 from __future__ import annotations
 
-import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -22,12 +17,11 @@ from psycopg.conninfo import conninfo_to_dict
 from etl_dagster.assembly import build_store
 from etl_dagster.config import parse_config
 from etl_dagster.demo.server import EmbeddedPostgres
-from etl_dagster.model.states import Errored, Ready, TimedRetry
-from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.source.catalog import emit_marker
 from tests.support.database import Database
-from tests.support.random_shop import create_tables, workload
+from tests.support.random_shop import create_tables, is_caught_up, workload
 from tests.support.real_targets import real_target
+from tests.support.worker_process import WorkerProcess
 
 ROWS, KILLS = 600, 6
 #: Both databases print these the same. Tables without a key are only appended to.
@@ -59,86 +53,30 @@ def test_target_postgres_holds_what_the_source_holds_though_both_are_killed(
         "create publication etl_pub for table orders, documents, prices",
     )
     config = _config(newest_database, replica)
+    task = {"config": config, "kind": "configured"}
     store = build_store(parse_config(config, {}))
     with (
         closing(store),  # type: ignore[type-var]
-        Sender({"config": config, "kind": "configured"}, tmp_path) as sender,
+        WorkerProcess("tests.support.http_worker", task, tmp_path) as sender,
         workload(newest_database.dsn, rng.randrange(2**32), ROWS) as changes,
     ):
         # Copies take a while, so that some of this happens to them.
-        while sender.kills + sender.target_kills < KILLS or not sender.target_kills:
+        while sender.kills + sender.child_kills < KILLS or not sender.child_kills:
             sender.start()
             # Something happened, or all is idle: the moment after is what is random.
             store.wait_for_change(2)
             time.sleep(rng.uniform(0, 1.5))
-            rng.choice([sender.kill, sender.kill_target])()
+            rng.choice([sender.kill, sender.kill_children])()
         changes.stop()
         with psycopg.connect(newest_database.dsn, autocommit=True) as connection:
             goal = emit_marker(connection)
-        while not _is_caught_up(store, goal):
+        while not is_caught_up(store, goal, len(_AS_TEXT)):
             sender.start()
             store.wait_for_change(0.5)
     for table, columns in _AS_TEXT.items():
         statement = f"select {columns} from {table}"
         there = f"{statement} where _sdc_deleted_at is null"
         assert sorted(replica.query(there)) == sorted(newest_database.query(statement)), table
-
-
-class Sender:
-    """A pipeline in a process of its own, and the target that it runs."""
-
-    def __init__(self, task: dict[str, Any], folder: Path) -> None:
-        self._task = task
-        self._log = (folder / "sender.log").open("ab")
-        self._process: subprocess.Popen[bytes] | None = None
-        self.kills = self.target_kills = 0
-
-    def __enter__(self) -> Sender:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        self._log.close()
-
-    def start(self) -> None:
-        """Start it unless it lives."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.http_worker"],
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-            cwd=Path(__file__).parents[2],
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(self._task).encode() + b"\n")
-        self._process.stdin.close()
-
-    def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self.kills += self._process.wait() == -signal.SIGKILL
-
-    def kill_target(self) -> None:
-        """Kill the target that runs now, if one does."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        for child in psutil.Process(self._process.pid).children():
-            child.kill()
-            self.target_kills += 1
-
-
-def _is_caught_up(store: CoordinatingStore, goal: Any) -> bool:
-    states = store.get_table_replication_states()
-    for state in states.values():
-        if isinstance(state, Errored):
-            assert isinstance(state.retry, TimedRetry), state.reason
-    progress = store.get_replication_progress(ApplyWorker())
-    are_ready = len(states) == len(_AS_TEXT) and all(
-        isinstance(state, Ready) for state in states.values()
-    )
-    return are_ready and progress is not None and progress >= goal
 
 
 def _config(source: Database, replica: Database) -> dict[str, Any]:
