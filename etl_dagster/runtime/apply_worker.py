@@ -41,8 +41,8 @@ class ApplyWorker:
 
     Args:
         open_stream: makes the stream that is applied.
-        complete_from: what is committed from here on has to come. A stream that others read too
-            may start before; what all of them have may then be left out.
+        start_lsn: where that stream starts: what is committed from here on comes, whether it is
+            applied or not.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ApplyWorker:
         destination: Destination,
         *,
         open_stream: OpenStream,
-        complete_from: Lsn,
+        start_lsn: Lsn,
         epoch: int,
         last_begin: TransactionMark = NO_TRANSACTION,
         on_begin: Callable[[TransactionMark | None], None] = lambda last_begin: None,
@@ -96,7 +96,7 @@ class ApplyWorker:
             pipeline=config.pipeline,
             epoch=epoch,
             # Not confirmed, so the source sends it again.
-            expected=last_begin if last_begin.commit_lsn >= complete_from else None,
+            expected=last_begin if last_begin.commit_lsn >= start_lsn else None,
             batch=config.batch,
             stop=stop,
             prepare=UnchangedValues(self._fetch_values, copied_until=None).complete,

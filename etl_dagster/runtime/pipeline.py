@@ -21,7 +21,6 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination, Interruptible, offered
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
-from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
 from etl_dagster.model.stores import Lease, PipelineStore
 from etl_dagster.runtime.apply_worker import ApplyWorker
 from etl_dagster.runtime.belonging import MISMATCHES, Belonging
@@ -331,13 +330,12 @@ class Pipeline:
     def _stream(self) -> None:
         self._require_lease()
         start_lsn = self._wire.prepare()
-        progress = self._store.get_replication_progress(ApplyWorkerType()) or LSN_ZERO
         self._apply = ApplyWorker(
             self._config,
             self._store,
             self._destination,
             open_stream=self._wire.open(start_lsn),
-            complete_from=max(start_lsn, progress),
+            start_lsn=start_lsn,
             epoch=self._epoch,
             last_begin=self._origin.last_begin,
             on_begin=self._origin.delivered,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Any
 
 import psycopg
@@ -33,6 +34,9 @@ from etl_dagster.source.slots import (
 
 #: How long making the slot may wait for transactions that are open.
 _SLOT_LOCK_TIMEOUT_S = 60.0
+#: A connection that broke is known to its server within so long, mostly at once.
+_IDLE_WITHIN_S = 10.0
+_LOOK_S = 0.05
 #: From then on, what a slot waits for is worth a word.
 _TELL_AFTER_S = 3.0
 
@@ -58,7 +62,7 @@ def prepare_apply_slot(
         SlotAdvanced: somebody else confirmed changes on it.
     """
     name = apply_slot_name(config.pipeline)
-    slot = control.ask("looking at the slot", fetch_slot, name)
+    slot = fetch_idle_slot(control, name, stop or threading.Event())
     if slot is not None and slot.is_unfinished:
         # No process is at it: the lease is ours.
         control.ask("dropping a slot that was never finished", drop_slot, name)
@@ -70,6 +74,25 @@ def prepare_apply_slot(
         # Made by a process that died before it could say so; no table has used it yet.
         store.upsert_replication_progress(ApplyWorker(), start)
     return start
+
+
+def fetch_idle_slot(control: SourceControl, name: str, stop: threading.Event) -> Slot | None:
+    """The slot as it is once nobody reads it; None when there is none.
+
+    The server goes through what an earlier connection has confirmed also after that connection's
+    end: until then, the slot may move on past where a stream was about to start. One that is still
+    read after some seconds is returned as it is; starting to read it is refused then.
+
+    Raises:
+        Stopped: told to stop.
+    """
+    deadline = time.monotonic() + _IDLE_WITHIN_S
+    while True:
+        slot = control.ask("looking at the slot", fetch_slot, name)
+        if slot is None or slot.is_unfinished or not slot.active or time.monotonic() > deadline:
+            return slot
+        if stop.wait(_LOOK_S):
+            raise Stopped
 
 
 def require_continuable(slot: Slot | None, name: str, store: CoordinatingStore) -> Lsn | None:

@@ -15,7 +15,7 @@ from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.fan_out.tee import Branch
 from etl_dagster.runtime.feed import OpenStream
-from etl_dagster.runtime.slot import require_continuable
+from etl_dagster.runtime.slot import fetch_idle_slot, require_continuable
 from etl_dagster.runtime.stream_loop import ChangeStream
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name, drop_slot, fetch_slot
@@ -105,7 +105,7 @@ class MemberWire:
         if self._branch is not None and self._branch.is_alive and not self._branch.is_opened:
             return self._branch.start_lsn
         self._branch = None
-        own = self._control.ask("looking at the slot", fetch_slot, self.own_slot)
+        own = fetch_idle_slot(self._control, self.own_slot, self._stop)
         if own is None:
             self._is_aside = False
             branch = self._shared.branch(self._name, self._progress(), stop=self._stop)
@@ -118,7 +118,7 @@ class MemberWire:
             self._shared.set_aside(self._name, self.own_slot, self._progress())
             self._why = "its stream was interrupted"
             _log.warning("%s is set aside, with a slot of its own: %s", self._name, self._why)
-            own = self._control.ask("looking at the slot", fetch_slot, self.own_slot)
+            own = fetch_idle_slot(self._control, self.own_slot, self._stop)
         self._is_aside = True
         if self._has_reached_ahead() and (branch := self._return()) is not None:
             return branch.start_lsn

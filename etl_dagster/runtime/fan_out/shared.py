@@ -14,6 +14,7 @@ from etl_dagster.errors import DestinationLeftBehind, EtlError, SlotMissing, Sou
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.fan_out.tee import Branch, Tee
+from etl_dagster.runtime.slot import fetch_idle_slot
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (
@@ -102,6 +103,8 @@ class SharedSlot:
             failure: EtlError | None = None
             try:
                 self._read()
+            except Stopped:
+                pass
             except EtlError as error:
                 failure = error
                 if not self._stop.is_set():
@@ -157,7 +160,7 @@ class SharedSlot:
             stream.close()
 
     def _confirmed(self) -> Lsn:
-        slot = self._control.ask("looking at the shared slot", fetch_slot, self.name)
+        slot = fetch_idle_slot(self._control, self.name, self._stop)
         if slot is None or slot.confirmed_flush_lsn is None:
             raise SlotMissing(f"slot {self.name!r} is gone from the source")
         require_usable(slot)
