@@ -28,8 +28,8 @@ from etl_dagster.model.destination import Capabilities, Destination
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyPlan, DestinationStore
+from etl_dagster.runtime.copying.table_copy import TableCopy
 from etl_dagster.runtime.pipeline import Pipeline
-from etl_dagster.runtime.table_copy import TableCopy
 from etl_dagster.source.catalog import fetch_leaves, fetch_published_tables
 from etl_dagster.source.copy import plan_chunks
 from etl_dagster.stores.memory import MemoryStore

@@ -14,8 +14,8 @@ from etl_dagster.model.destination import Destination, lacking, members
 from etl_dagster.model.stores import Closes, CoordinatingStore, Coordination, PipelineStore
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.local_store import coordinating
-from etl_dagster.runtime.odd_policies import require_quarantine
-from etl_dagster.runtime.table_modes import require_modes
+from etl_dagster.runtime.tables.odd_policies import require_quarantine
+from etl_dagster.runtime.tables.table_modes import require_modes
 
 
 def build_store(config: PipelineConfig) -> CoordinatingStore:

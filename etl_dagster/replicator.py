@@ -32,7 +32,7 @@ from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.fan_out.fan_out import LEASE, FanOut
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.resetting import follow_request, is_reset_wanted, offer_resets
-from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.runtime.showing.status import PipelineStatus
 
 _log = logging.getLogger(__name__)
 

@@ -21,15 +21,15 @@ from etl_dagster.model.destination import ChecksItself, ChecksNames, offered
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
-from etl_dagster.runtime.belonging import Belonging
-from etl_dagster.runtime.origin import Origin
-from etl_dagster.runtime.preflight import Check, run_checks
-from etl_dagster.runtime.representation import chosen_tables, held_otherwise
-from etl_dagster.runtime.reshaping import reshaped
+from etl_dagster.runtime.checking.belonging import Belonging
+from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.preflight import Check, run_checks
 from etl_dagster.runtime.runner import describe_runner
-from etl_dagster.runtime.shaped import shaping
 from etl_dagster.runtime.slot import require_continuable
-from etl_dagster.runtime.table_modes import find_mode_changes
+from etl_dagster.runtime.tables.representation import chosen_tables, held_otherwise
+from etl_dagster.runtime.tables.reshaping import reshaped
+from etl_dagster.runtime.tables.shaped import shaping
+from etl_dagster.runtime.tables.table_modes import find_mode_changes
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (

@@ -14,7 +14,7 @@ from etl_dagster.cli.failures import INTERRUPTED, NotCaughtUp, RunFailed
 
 if TYPE_CHECKING:
     from etl_dagster.cli.views import View
-    from etl_dagster.runtime.status import PipelineStatus
+    from etl_dagster.runtime.showing.status import PipelineStatus
 
 #: So long a server may take to start up, and so often it is looked at.
 STARTING_S, LOOK_AGAIN_S = 120.0, 1.0

@@ -22,7 +22,7 @@ def pause(tables: tuple[str, ...], config_path: Path) -> None:
     config = load(config_path)
     from etl_dagster.cli.existing import existing_store
     from etl_dagster.cli.tables import table_ids
-    from etl_dagster.runtime.pausing import pause_copies
+    from etl_dagster.runtime.copying.pausing import pause_copies
 
     with existing_store(config) as store:
         ids = table_ids(config, store, tables)
@@ -39,7 +39,7 @@ def resume(tables: tuple[str, ...], config_path: Path) -> None:
     config = load(config_path)
     from etl_dagster.cli.existing import existing_store
     from etl_dagster.cli.tables import table_ids
-    from etl_dagster.runtime.pausing import resume_copies
+    from etl_dagster.runtime.copying.pausing import resume_copies
 
     with existing_store(config) as store:
         ids = table_ids(config, store, tables)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.errors import EtlError
     from etl_dagster.runtime.fan_out.fan_out import FanOut
-    from etl_dagster.runtime.status import PipelineStatus
+    from etl_dagster.runtime.showing.status import PipelineStatus
 
 
 def run_several(

@@ -23,7 +23,7 @@ def shape(table: str | None, config_path: Path, as_json: bool) -> None:
     `etl-dagster run`.
     """
     config = load(config_path)
-    from etl_dagster.runtime.preflight import shaped_tables
+    from etl_dagster.runtime.checking.preflight import shaped_tables
     from etl_dagster.shaping.described import described
     from etl_dagster.table_name import TableName
 

@@ -53,8 +53,8 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
     from etl_dagster.integrations.meltano.positions.memory import load_notices
     from etl_dagster.model.states import DataSync, state_name, state_to_json
     from etl_dagster.model.stores import ApplyWorker
+    from etl_dagster.runtime.copying.pausing import paused_tables
     from etl_dagster.runtime.many import many
-    from etl_dagster.runtime.pausing import paused_tables
 
     published = store.get_status("apply") or {}
     by_id = {table["table_id"]: table for table in published.get("tables", {}).values()}

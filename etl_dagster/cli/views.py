@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import click
 
 from etl_dagster.model.states import TRANSITIONS
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.words import human_bytes
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 Source, state store and destination of a pipeline can be exchanged one by one: a file is removed or
 restored from a backup, a setting is changed, a server is restored to an earlier point. Each then
 claims what the others don't have. So the destination keeps a mark of its own, the store remembers
-the newest mark that it knows of, and both are compared (`etl_dagster.runtime.belonging`).
+the newest mark that it knows of, and both are compared (`etl_dagster.runtime.checking.belonging`).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Pipeline, apply worker, table sync worker, batching, delivery, supervision."""
+"""A pipeline while it runs."""

@@ -22,32 +22,32 @@ from etl_dagster.model.destination import Destination, Interruptible, offered
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import Lease, PipelineStore
-from etl_dagster.runtime.apply_worker import ApplyWorker
-from etl_dagster.runtime.belonging import MISMATCHES, Belonging
+from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
+from etl_dagster.runtime.checking.lock_watch import LockWatch
+from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.preflight import require_ready
+from etl_dagster.runtime.copying.pausing import paused_tables
+from etl_dagster.runtime.copying.table_syncs import TableSyncs
 from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.local_store import coordinating
-from etl_dagster.runtime.lock_watch import LockWatch
-from etl_dagster.runtime.members import Members
-from etl_dagster.runtime.metrics import CopyMeter, Metrics
-from etl_dagster.runtime.odd_policies import require_quarantine
-from etl_dagster.runtime.origin import Origin
+from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.pace import Pace
-from etl_dagster.runtime.pausing import paused_tables
-from etl_dagster.runtime.preflight import require_ready
-from etl_dagster.runtime.renames import Renames
-from etl_dagster.runtime.reporter import Reporter
-from etl_dagster.runtime.representation import given
-from etl_dagster.runtime.reshaping import copy_reshaped, require_distinct_names
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import backoff
-from etl_dagster.runtime.rewrites import Rewrites
 from etl_dagster.runtime.runner import in_use, note_runner
-from etl_dagster.runtime.shaped import shaping
-from etl_dagster.runtime.status import Phase, PipelineStatus
-from etl_dagster.runtime.table_modes import follow_modes, require_modes
-from etl_dagster.runtime.table_syncs import TableSyncs
-from etl_dagster.runtime.wire import MakeWire, OwnSlot
+from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics
+from etl_dagster.runtime.showing.reporter import Reporter
+from etl_dagster.runtime.showing.status import Phase, PipelineStatus
+from etl_dagster.runtime.streaming.apply_worker import ApplyWorker
+from etl_dagster.runtime.streaming.wire import MakeWire, OwnSlot
+from etl_dagster.runtime.tables.odd_policies import require_quarantine
+from etl_dagster.runtime.tables.renames import Renames
+from etl_dagster.runtime.tables.representation import given
+from etl_dagster.runtime.tables.reshaping import copy_reshaped, require_distinct_names
+from etl_dagster.runtime.tables.rewrites import Rewrites
+from etl_dagster.runtime.tables.shaped import shaping
+from etl_dagster.runtime.tables.table_modes import follow_modes, require_modes
 from etl_dagster.source.catalog import emit_marker
 from etl_dagster.source.columns import TableToday, fetch_table_today
 from etl_dagster.source.control import SourceControl

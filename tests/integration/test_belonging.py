@@ -26,8 +26,8 @@ from etl_dagster.errors import (
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.states import Init, Ready
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.copying.table_sync import TableSync
 from etl_dagster.runtime.pipeline import Pipeline
-from etl_dagster.runtime.table_sync import TableSync
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, rows, running

@@ -25,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 from etl_dagster.cli import cli
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 from etl_dagster.destinations.duckdb import query
-from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.stores.postgres.migrate import STORE
 from tests.support.database import Database

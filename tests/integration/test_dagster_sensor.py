@@ -38,7 +38,7 @@ from etl_dagster.integrations.dagster.supervisor import Supervisor, supervisor_o
 from etl_dagster.integrations.meltano.positions.mirrored import state_location
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.model.states import FinishedCopy, Ready, SyncWait
-from etl_dagster.runtime.status import TableStatus
+from etl_dagster.runtime.showing.status import TableStatus
 from tests.support.dagster_in_process import (
     DEADLINE_S,
     Tick,

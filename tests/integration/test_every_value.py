@@ -26,7 +26,7 @@ from etl_dagster.destinations.sql.statements import insert
 from etl_dagster.destinations.sql.tables import Target, create_table
 from etl_dagster.model.events import ChunkId, CopiedRows, TableChanges, TableRows
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.runtime.representation import chosen
+from etl_dagster.runtime.tables.representation import chosen
 from etl_dagster.source.catalog import fetch_published_tables
 from etl_dagster.source.connection import connect
 from etl_dagster.values import oids

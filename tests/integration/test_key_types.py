@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psycopg
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.runtime.preflight import run_checks
+from etl_dagster.runtime.checking.preflight import run_checks
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 

@@ -11,7 +11,7 @@ import pytest
 from etl_dagster.assembly import build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import TableLocked
-from etl_dagster.runtime.preflight import run_checks
+from etl_dagster.runtime.checking.preflight import run_checks
 from etl_dagster.source import control, locks
 from etl_dagster.source.catalog import fetch_leaves, fetch_leaves_of, fetch_published_tables
 from etl_dagster.source.membership import look

@@ -13,7 +13,7 @@ from etl_dagster.assembly import build_destination
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.errors import DestinationReplaced, DestinationRestored, DestinationShared
-from etl_dagster.runtime.belonging import Belonging
+from etl_dagster.runtime.checking.belonging import Belonging
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.database import Database
 from tests.support.pipelines import running

@@ -21,7 +21,13 @@ from etl_dagster.errors import (
     SourceNotPrepared,
     SourceUnreachable,
 )
-from etl_dagster.runtime.preflight import Check, human_bytes, names, require_ready, run_checks
+from etl_dagster.runtime.checking.preflight import (
+    Check,
+    human_bytes,
+    names,
+    require_ready,
+    run_checks,
+)
 from etl_dagster.source.connection import connect
 from etl_dagster.source.slots import apply_slot_name, table_sync_slot_name
 from tests.support.database import Database

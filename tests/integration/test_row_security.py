@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 from etl_dagster.assembly import build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.states import Errored, Ready
-from etl_dagster.runtime.preflight import run_checks
+from etl_dagster.runtime.checking.preflight import run_checks
 from tests.support.database import Database
 from tests.support.leaks import PASSWORD
 from tests.support.pipelines import assert_table_in_step, rows, running

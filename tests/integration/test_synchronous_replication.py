@@ -10,7 +10,7 @@ import pytest
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
-from etl_dagster.runtime.preflight import run_checks
+from etl_dagster.runtime.checking.preflight import run_checks
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, running
 

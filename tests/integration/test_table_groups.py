@@ -20,12 +20,12 @@ from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.states import Errored, Init, Ready
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime import catchup
-from etl_dagster.runtime.catchup import CatchUp
+from etl_dagster.runtime.copying.group_copy import GroupCopy
+from etl_dagster.runtime.copying.group_sync import GroupSync
 from etl_dagster.runtime.durable import Stopped
-from etl_dagster.runtime.group_copy import GroupCopy
-from etl_dagster.runtime.group_sync import GroupSync
 from etl_dagster.runtime.many import many
+from etl_dagster.runtime.streaming import catchup
+from etl_dagster.runtime.streaming.catchup import CatchUp
 from etl_dagster.source.catalog import fetch_leaves_of
 from tests.support.database import Database
 from tests.support.leaks import make_secret
@@ -247,7 +247,7 @@ def test_a_table_that_another_session_has_locked_does_not_hold_up_its_group(
         monkeypatch.setattr(GroupCopy, "_fetch_relations", fetch_and_lock)
         monkeypatch.setattr(GroupSync, "_leave_out", leave_out_and_unlock)
         with (
-            caplog.at_level(logging.INFO, "etl_dagster.runtime.group_sync"),
+            caplog.at_level(logging.INFO, "etl_dagster.runtime.copying.group_sync"),
             running(config) as pipeline,
         ):
             assert pipeline.wait_until_caught_up(60)

@@ -18,9 +18,9 @@ from etl_dagster.model.events import TableRows
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import DataSync, Errored, Init, Ready, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime import catchup
+from etl_dagster.runtime.copying.table_sync import TableSync
 from etl_dagster.runtime.pipeline import Pipeline
-from etl_dagster.runtime.table_sync import TableSync
+from etl_dagster.runtime.streaming import catchup
 from tests.support.database import Database
 from tests.support.leaks import make_secret
 

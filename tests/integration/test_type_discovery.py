@@ -10,7 +10,7 @@ import pytest
 from etl_dagster.config import PipelineConfig
 from etl_dagster.lsn import Lsn
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
-from etl_dagster.runtime.schemas import SchemaTracker, ask_types
+from etl_dagster.runtime.tables.schemas import SchemaTracker, ask_types
 from etl_dagster.source.catalog import fetch_published_tables
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.types import fetch_types

@@ -17,7 +17,7 @@ from etl_dagster.destinations.sql.statements import insert
 from etl_dagster.destinations.sql.tables import Target, create_table
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.pg.settings import pin_session
-from etl_dagster.runtime.representation import chosen
+from etl_dagster.runtime.tables.representation import chosen
 from etl_dagster.source.catalog import fetch_published_tables
 from etl_dagster.values.python import to_dicts
 from etl_dagster.values.registry import REGISTRY

@@ -16,8 +16,8 @@ from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.protocol.batch import RawBatch
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
-from etl_dagster.runtime.delivery import Delivery
-from etl_dagster.runtime.schemas import SchemaTracker, destination_metadata
+from etl_dagster.runtime.streaming.delivery import Delivery
+from etl_dagster.runtime.tables.schemas import SchemaTracker, destination_metadata
 from etl_dagster.source.columns import TableToday
 from etl_dagster.source.types import TypeCatalog
 from etl_dagster.stores.memory import MemoryStore

@@ -14,9 +14,9 @@ import sys
 from etl_dagster.assembly import build_destination, build_store, opened_members, opened_store
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.errors import EtlError
+from etl_dagster.runtime.copying.table_sync import TableSync
 from etl_dagster.runtime.fan_out.fan_out import FanOut
 from etl_dagster.runtime.pipeline import Pipeline
-from etl_dagster.runtime.table_sync import TableSync
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
-from etl_dagster.runtime.alignment import Unclear, align
+from etl_dagster.runtime.tables.alignment import Unclear, align
 from etl_dagster.source.columns import TableToday
 from etl_dagster.values.columns import ColumnSchema
 

@@ -15,8 +15,8 @@ from etl_dagster.model.events import TransactionMark
 from etl_dagster.model.identity import DestinationMark, KnownDestination, KnownSource
 from etl_dagster.model.states import Init, Ready, TableState
 from etl_dagster.model.stores import ApplyWorker
-from etl_dagster.runtime.belonging import Belonging
-from etl_dagster.runtime.origin import Origin
+from etl_dagster.runtime.checking.belonging import Belonging
+from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.source.identity import FoundSource
 from etl_dagster.stores.memory import MemoryStore
 

@@ -21,7 +21,7 @@ from etl_dagster.cli.failures import RunFailed, explain
 from etl_dagster.cli.views import JsonView, LinesView, render
 from etl_dagster.config import load_config, parse_config
 from etl_dagster.errors import EtlError
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from tests.support.leaks import make_secret
 
 SECRET = make_secret("s3cr3t-Pa55")

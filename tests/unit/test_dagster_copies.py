@@ -24,8 +24,8 @@ from etl_dagster.integrations.dagster.presence import (
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG
 from etl_dagster.model.states import Init
-from etl_dagster.runtime.pausing import pause_copies, resume_copies
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.copying.pausing import pause_copies, resume_copies
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.stores.memory import MemoryStore
 
 KEY = AssetKey(["shop", "public", "orders"])

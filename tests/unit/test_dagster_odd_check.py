@@ -10,7 +10,7 @@ from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey
 
 from etl_dagster.integrations.dagster.lag import Verdict, dead
 from etl_dagster.integrations.dagster.odd_check import ODD_CHECK, OddReports, held
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 KEY = AssetKey(["shop", "public", "orders"])
 NAME = "public.orders"

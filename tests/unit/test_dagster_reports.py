@@ -12,7 +12,7 @@ from etl_dagster.integrations.dagster.history import LastEvents
 from etl_dagster.integrations.dagster.lag import dead
 from etl_dagster.integrations.dagster.reports import Event, Reports
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 KEY = AssetKey(["shop", "public", "orders"])
 READY = TableStatus(

@@ -21,7 +21,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import EventBatch, InsertEvent
 from etl_dagster.protocol.batch import POSTGRES_EPOCH_US, RawBatch
 from etl_dagster.runtime.durable import Stopped
-from etl_dagster.runtime.halving import halves
+from etl_dagster.runtime.streaming.halving import halves
 from etl_dagster.testing.changes import batch
 from etl_dagster.testing.random_changes import RandomSource, random_transactions
 from tests.support.deliveries import FROM_THE_START, ORDERS, VISITS, Flaky, Side

@@ -18,7 +18,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.protocol.batch import POSTGRES_EPOCH_US
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
-from etl_dagster.runtime.feed import Feed
+from etl_dagster.runtime.streaming.feed import Feed
 from tests.support.deliveries import FROM_THE_START, ORDERS, Flaky, Side
 from tests.support.waiting import wait_until
 from tests.unit import wire

@@ -48,6 +48,17 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"etl_dagster.cli", "etl_dagster.definitions", "etl_dagster.replicator"}),
 )
 
+#: The same inside of the runtime; what isn't named stands on its ground.
+RUNTIME_FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"tables"}),
+    frozenset({"membership", "checking"}),
+    frozenset({"showing"}),
+    frozenset({"streaming"}),
+    frozenset({"copying"}),
+    frozenset({"pipeline"}),
+    frozenset({"fan_out"}),
+)
+
 #: Rooms on one floor that still have no business with each other.
 STRANGERS = (("etl_dagster.stores", "etl_dagster.destinations"),)
 
@@ -110,6 +121,23 @@ def test_imports_point_down(module: str) -> None:
         f"line {line}: {imported}"
         for imported, line in imports(module, KNOWN)
         if floor(imported) > floor(module) and (module, imported) not in EXEMPT
+    ]
+    assert not wrong, f"{module} imports from a floor above its own: {', '.join(wrong)}"
+
+
+def runtime_floor(module: str) -> int:
+    """The number in RUNTIME_FLOORS, -1 of the runtime's ground."""
+    name = module.split(".")[2]
+    return next((n for n, rooms in enumerate(RUNTIME_FLOORS) if name in rooms), -1)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("etl_dagster.runtime.")])
+def test_imports_point_down_inside_of_the_runtime(module: str) -> None:
+    wrong = [
+        f"line {line}: {imported}"
+        for imported, line in imports(module, KNOWN)
+        if imported.startswith("etl_dagster.runtime.")
+        and runtime_floor(imported) > runtime_floor(module)
     ]
     assert not wrong, f"{module} imports from a floor above its own: {', '.join(wrong)}"
 

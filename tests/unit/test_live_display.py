@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from etl_dagster.cli.views import KeyEcho, render
-from etl_dagster.runtime.metrics import CopyMeter
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.metrics import CopyMeter
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 STATUS = PipelineStatus(
     "shop", "duckdb", "streaming", rows_total=12_345_678, rows_per_second=98_765.4,

@@ -14,7 +14,7 @@ from etl_dagster.integrations.meltano.positions.mirrored import PositionWrite
 from etl_dagster.integrations.meltano.positions.verdicts import Row
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.stores.memory import MemoryStore
 
 CONFIG = {

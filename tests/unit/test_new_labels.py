@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.runtime.schemas import SchemaTracker, destination_metadata
+from etl_dagster.runtime.tables.schemas import SchemaTracker, destination_metadata
 from etl_dagster.source.types import TypeCatalog, _Described
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import INT4, Transactions, batch, column, insert, table

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.errors import ConfigError
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.runtime.representation import chosen, held_otherwise, keep_choices
+from etl_dagster.runtime.tables.representation import chosen, held_otherwise, keep_choices
 from etl_dagster.testing.changes import column, table
 from etl_dagster.values import oids
 from etl_dagster.values.columns import ColumnSchema, column_from_json, column_to_json

@@ -10,8 +10,8 @@ from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready
 from etl_dagster.model.stores import CopyPlan
-from etl_dagster.runtime.metrics import Metrics
-from etl_dagster.runtime.odd_counts import CopyOddCounts, HandedOver, copied_odd
+from etl_dagster.runtime.showing.metrics import Metrics
+from etl_dagster.runtime.tables.odd_counts import CopyOddCounts, HandedOver, copied_odd
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import (
     ORDERS,

@@ -13,8 +13,8 @@ import pytest
 from etl_dagster.config import PipelineConfig, load_config, parse_config
 from etl_dagster.errors import ConfigError, ValueNotHeld
 from etl_dagster.model.events import TableChanges
-from etl_dagster.runtime.odd_policies import OddPolicies
-from etl_dagster.runtime.representation import chosen, held_otherwise, keep_choices
+from etl_dagster.runtime.tables.odd_policies import OddPolicies
+from etl_dagster.runtime.tables.representation import chosen, held_otherwise, keep_choices
 from etl_dagster.testing.changes import (
     INT4,
     NUMERIC,

@@ -20,13 +20,13 @@ from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.destinations.sql.statements import insert
 from etl_dagster.destinations.sql.tables import Target
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.runtime.representation import (
+from etl_dagster.runtime.tables.representation import (
     chosen,
     held_otherwise,
     keep_choices,
     reason_of_columns,
 )
-from etl_dagster.runtime.representation import given as given_object
+from etl_dagster.runtime.tables.representation import given as given_object
 from etl_dagster.testing.changes import INT4, column, table
 from etl_dagster.values.columns import ColumnSchema, column_from_json, column_to_json
 from etl_dagster.values.forms import arrow_type, form_of

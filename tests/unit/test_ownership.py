@@ -9,8 +9,8 @@ import pytest
 
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Catchup, FinishedCopy, Ready, SyncDone, SyncWait
-from etl_dagster.runtime import ownership as ownership_module
-from etl_dagster.runtime.ownership import Ownership
+from etl_dagster.runtime.streaming import ownership as ownership_module
+from etl_dagster.runtime.streaming.ownership import Ownership
 from etl_dagster.stores.memory import MemoryStore
 
 TABLE = 16384

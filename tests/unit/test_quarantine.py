@@ -12,9 +12,9 @@ from etl_dagster.assembly import build_destination
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import ConfigError, QuarantineNeedsKey
-from etl_dagster.runtime.odd_policies import OddPolicies, require_quarantine
 from etl_dagster.runtime.pipeline import Pipeline
-from etl_dagster.runtime.representation import chosen, held_otherwise, keep_choices
+from etl_dagster.runtime.tables.odd_policies import OddPolicies, require_quarantine
+from etl_dagster.runtime.tables.representation import chosen, held_otherwise, keep_choices
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import (
     INT4,

@@ -16,7 +16,7 @@ from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.model.stores import CopyChunk
 from etl_dagster.protocol.builder import PADDING
 from etl_dagster.protocol.rows import RowMessages, decode_rows
-from etl_dagster.runtime.representation import chosen, keep_choices
+from etl_dagster.runtime.tables.representation import chosen, keep_choices
 from etl_dagster.shaping.columns import destination_schema
 from etl_dagster.shaping.rows import Shaper
 from etl_dagster.shaping.rules import differs, lost_by_name

@@ -21,8 +21,8 @@ from etl_dagster.errors import ConfigError, HookFailed, ShapeRefused, TableWrite
 from etl_dagster.model.events import CopiedRows, TableChanges, TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.many import copying_many
-from etl_dagster.runtime.representation import chosen, keep_choices, reason_of_columns
-from etl_dagster.runtime.shaped import shaping
+from etl_dagster.runtime.tables.representation import chosen, keep_choices, reason_of_columns
+from etl_dagster.runtime.tables.shaped import shaping
 from etl_dagster.shaping.columns import destination_schema
 from etl_dagster.shaping.conditions import Unreadable, parse_condition
 from etl_dagster.shaping.described import described

@@ -17,10 +17,10 @@ from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.modes import ADDED_COLUMNS, TableMode
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.states import Init, Ready, TableState
-from etl_dagster.runtime.odd_policies import OddPolicies
 from etl_dagster.runtime.pipeline import Pipeline
-from etl_dagster.runtime.representation import chosen, keep_choices
-from etl_dagster.runtime.table_modes import follow_modes, require_keepable
+from etl_dagster.runtime.tables.odd_policies import OddPolicies
+from etl_dagster.runtime.tables.representation import chosen, keep_choices
+from etl_dagster.runtime.tables.table_modes import follow_modes, require_keepable
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import (

@@ -13,8 +13,8 @@ from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, ManualRetry, Ready, SyncDone
-from etl_dagster.runtime.metrics import CopyMeter, Metrics
-from etl_dagster.runtime.reporter import Reporter
+from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics
+from etl_dagster.runtime.showing.reporter import Reporter
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import ORDERS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import TableChanges
-from etl_dagster.runtime.unchanged import UnchangedValues
+from etl_dagster.runtime.streaming.unchanged import UnchangedValues
 from etl_dagster.source.catalog import FetchedValues
 from etl_dagster.testing.changes import ORDERS, Transactions, batch, order, update
 

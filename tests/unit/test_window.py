@@ -23,8 +23,8 @@ from etl_dagster.errors import (
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import EventBatch, InsertEvent, TableChanges
 from etl_dagster.model.schema import TableId
-from etl_dagster.runtime.inbox import Inbox
-from etl_dagster.runtime.window import BegunWrite, Window
+from etl_dagster.runtime.streaming.inbox import Inbox
+from etl_dagster.runtime.streaming.window import BegunWrite, Window
 from etl_dagster.table_name import TableName
 from etl_dagster.testing.changes import ORDERS as ORDERS_SCHEMA
 from etl_dagster.testing.changes import VISITS as VISITS_SCHEMA

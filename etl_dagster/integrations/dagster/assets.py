@@ -53,13 +53,13 @@ from etl_dagster.model.destination import (
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.belonging import start_destination
-from etl_dagster.runtime.odd_counts import copied_odd
+from etl_dagster.runtime.checking.belonging import start_destination
+from etl_dagster.runtime.tables.odd_counts import copied_odd
 from etl_dagster.table_name import TableName
 
 if TYPE_CHECKING:
     # Its drivers cost as much to import as Dagster; every process of Dagster imports this module.
-    from etl_dagster.runtime.table_sync import CopyProgress, TableSyncResult
+    from etl_dagster.runtime.copying.table_sync import CopyProgress, TableSyncResult
 
 _MAX_RETRIES, _FIRST_RETRY_S, _LONGEST_RETRY_S = 3, 10, 60
 _LOG_EVERY_S = 5.0
@@ -276,7 +276,7 @@ class _Copy:
             return result
 
     def _run_worker(self, table_id: TableId) -> "TableSyncResult | None":
-        from etl_dagster.runtime.table_sync import TableSync
+        from etl_dagster.runtime.copying.table_sync import TableSync
 
         stop = threading.Event()
         progress: list[CopyProgress] = []

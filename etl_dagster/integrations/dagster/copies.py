@@ -28,10 +28,10 @@ from etl_dagster.integrations.dagster.translator import (
     TABLE_TAG,
 )
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.copying.pausing import paused_tables
 from etl_dagster.runtime.many import many
-from etl_dagster.runtime.pausing import paused_tables
 from etl_dagster.runtime.retry import is_sync_due
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 #: After a run that failed, the next one waits; doubled for each in a row.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 900.0

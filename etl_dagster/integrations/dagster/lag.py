@@ -24,7 +24,7 @@ from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.model.states import Errored, TableState, state_name
 from etl_dagster.model.stores import KnowsPipeline
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.words import human_bytes
 
 LAG_CHECK = "in_step_with_source"

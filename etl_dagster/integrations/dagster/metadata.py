@@ -15,10 +15,10 @@ from etl_dagster.integrations.dagster.worst_lag import Lag
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import published_position
 from etl_dagster.lsn import Lsn
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 if TYPE_CHECKING:
-    from etl_dagster.runtime.table_sync import TableSyncResult
+    from etl_dagster.runtime.copying.table_sync import TableSyncResult
 
 #: Tells the sensor's materializations from those of copies.
 REPORTED_BY = "reported_by"

@@ -17,7 +17,7 @@ from dagster import (
 from etl_dagster.integrations.dagster.lag import Verdict, judge, with_solution
 from etl_dagster.integrations.dagster.metadata import odd_metadata
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 ODD_CHECK = "values_held"
 #: Numbers of a table that gets such values all the time are sent this often.

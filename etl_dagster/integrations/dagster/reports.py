@@ -13,7 +13,7 @@ from etl_dagster.integrations.dagster.lag import Verdict, dead, judge, waits
 from etl_dagster.integrations.dagster.metadata import Activity, stream_materialization
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, refresh_s
 from etl_dagster.integrations.dagster.worst_lag import Lag, WorstLag
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 Event = AssetMaterialization | AssetCheckEvaluation
 

@@ -32,7 +32,7 @@ from etl_dagster.integrations.dagster.reports import Reports
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.supervisor import Supervision, supervisor_of
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
-from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.runtime.showing.status import PipelineStatus
 
 _log = logging.getLogger(__name__)
 

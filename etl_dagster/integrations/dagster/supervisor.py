@@ -28,7 +28,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.lag import with_solution
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
-from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.runtime.showing.status import PipelineStatus
 
 #: After a failure, the next try comes after this long; doubled for each failure in a row.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dagster import AssetKey
 
 from etl_dagster.integrations.dagster.lag import as_of
-from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.words import names
 
 #: Dagster keeps a file for each tick that logs, for good.

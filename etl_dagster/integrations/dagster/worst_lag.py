@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from etl_dagster.runtime.status import PipelineStatus
+from etl_dagster.runtime.showing.status import PipelineStatus
 
 #: One entry holds the largest lag of this long; an hour of them is kept.
 _ENTRY_S, _KEPT_S = 5.0, 3600.0

@@ -21,16 +21,16 @@ from etl_dagster.errors import (
 )
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.stores import CoordinatingStore, Lease
+from etl_dagster.runtime.checking.preflight import require_ready
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.fan_out.budget import Budget, Reader
 from etl_dagster.runtime.fan_out.member import Member
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
-from etl_dagster.runtime.preflight import require_ready
 from etl_dagster.runtime.runner import in_use
+from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.runtime.slot import make_permanent_slot
-from etl_dagster.runtime.status import PipelineStatus
 from etl_dagster.source.catalog import fetch_insert_lsn
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import drop_slot, end_slot_reader, fetch_slot, require_usable

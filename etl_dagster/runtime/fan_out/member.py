@@ -27,8 +27,8 @@ from etl_dagster.runtime.fan_out.member_wire import MemberWire
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.runtime.slot import drop_pipeline_slots
-from etl_dagster.runtime.status import PipelineStatus
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name
 

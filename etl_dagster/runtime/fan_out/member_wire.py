@@ -14,9 +14,9 @@ from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.fan_out.tee import Branch
-from etl_dagster.runtime.feed import OpenStream
 from etl_dagster.runtime.slot import fetch_idle_slot, require_continuable
-from etl_dagster.runtime.stream_loop import ChangeStream
+from etl_dagster.runtime.streaming.feed import OpenStream
+from etl_dagster.runtime.streaming.stream_loop import ChangeStream
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name, drop_slot, fetch_slot
 from etl_dagster.source.stream import ReplicationStream
@@ -30,7 +30,7 @@ _AGAIN_S, _AGAIN_AT_MOST_S = 2.0, 120.0
 
 
 class MemberWire:
-    """A `runtime.wire.Wire` that reads the shared slot while it can.
+    """A `runtime.streaming.wire.Wire` that reads the shared slot while it can.
 
     Whether the destination is set aside is known by one thing: it has a slot of its own. So
     nothing has to be written down, and nothing can contradict it after a crash. The own slot is

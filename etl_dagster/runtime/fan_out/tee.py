@@ -228,7 +228,7 @@ class Tee:
 
 
 class Branch:
-    """One reader's part of a tee: a `runtime.stream_loop.ChangeStream`."""
+    """One reader's part of a tee: a `runtime.streaming.stream_loop.ChangeStream`."""
 
     def __init__(
         self,

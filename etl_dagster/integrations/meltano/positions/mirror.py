@@ -34,7 +34,7 @@ from etl_dagster.integrations.meltano.states.errors import StateTablesMissing
 from etl_dagster.model.states import Init
 from etl_dagster.model.stores import Coordination, PipelineStore
 from etl_dagster.runtime.pace import Pace
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 _log = logging.getLogger(__name__)
 

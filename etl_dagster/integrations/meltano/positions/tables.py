@@ -22,7 +22,7 @@ from etl_dagster.model.states import (
     state_to_json,
 )
 from etl_dagster.model.stores import Coordination, PipelineStore
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 
 class Positions:

@@ -19,13 +19,13 @@ from etl_dagster.pg.cancelling import cancelled_by
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
-from etl_dagster.runtime.delivery import Delivery
 from etl_dagster.runtime.durable import Stopped
-from etl_dagster.runtime.odd_policies import log_odd
-from etl_dagster.runtime.partitions import LeafCopy, Partitions
-from etl_dagster.runtime.representation import chosen, keep_choices
-from etl_dagster.runtime.schemas import SchemaTracker
-from etl_dagster.runtime.stream_loop import StreamLoop
+from etl_dagster.runtime.membership.partitions import LeafCopy, Partitions
+from etl_dagster.runtime.streaming.delivery import Delivery
+from etl_dagster.runtime.streaming.stream_loop import StreamLoop
+from etl_dagster.runtime.tables.odd_policies import log_odd
+from etl_dagster.runtime.tables.representation import chosen, keep_choices
+from etl_dagster.runtime.tables.schemas import SchemaTracker
 from etl_dagster.source.catalog import PublishedTable, emit_marker, fetch_published_tables
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import CopyConnection, TableReader

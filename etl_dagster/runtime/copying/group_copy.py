@@ -28,9 +28,9 @@ from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.many import copying_many
-from etl_dagster.runtime.odd_policies import OddPolicies, log_odd
-from etl_dagster.runtime.representation import keep_choices
 from etl_dagster.runtime.retry import backoff
+from etl_dagster.runtime.tables.odd_policies import OddPolicies, log_odd
+from etl_dagster.runtime.tables.representation import keep_choices
 from etl_dagster.source.catalog import (
     PublishedTable,
     Relation,

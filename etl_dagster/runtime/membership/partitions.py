@@ -17,7 +17,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Ready, TableState
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.member_notes import (
+from etl_dagster.runtime.membership.member_notes import (
     MemberNotes,
     PartitionNotes,
     partition_notes,

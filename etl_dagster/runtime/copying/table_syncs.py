@@ -15,14 +15,14 @@ from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, TableState, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.belonging import MISMATCHES
+from etl_dagster.runtime.checking.belonging import MISMATCHES
+from etl_dagster.runtime.copying.group_sync import GroupSync
+from etl_dagster.runtime.copying.pausing import paused_tables
+from etl_dagster.runtime.copying.table_sync import TableSync
 from etl_dagster.runtime.failures import log_failure
-from etl_dagster.runtime.group_sync import GroupSync
 from etl_dagster.runtime.many import many
-from etl_dagster.runtime.metrics import CopyMeter
-from etl_dagster.runtime.pausing import paused_tables
 from etl_dagster.runtime.retry import is_sync_due
-from etl_dagster.runtime.table_sync import TableSync
+from etl_dagster.runtime.showing.metrics import CopyMeter
 from etl_dagster.source.catalog import Leaf, fetch_leaves_of
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import fetch_table_sync_slots

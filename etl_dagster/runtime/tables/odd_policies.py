@@ -19,7 +19,7 @@ from etl_dagster.errors import (
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import DELETE, CopiedRows, EventBatch, TableChanges, TableStep
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.runtime.table_modes import require_keepable
+from etl_dagster.runtime.tables.table_modes import require_keepable
 from etl_dagster.words import names
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ from etl_dagster.model.states import (
     TableState,
 )
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore, CopyPlan
-from etl_dagster.runtime.representation import given
+from etl_dagster.runtime.tables.representation import given
 
 #: Nothing that one table is at fault of, and nothing that waiting helps against.
 MISMATCHES = (

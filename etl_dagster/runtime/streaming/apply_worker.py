@@ -17,17 +17,17 @@ from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.delivery import Delivery
-from etl_dagster.runtime.feed import Feed, OpenStream
-from etl_dagster.runtime.leaf_copies import LeafCopies
-from etl_dagster.runtime.metrics import Metrics
-from etl_dagster.runtime.odd_policies import OddPolicies
-from etl_dagster.runtime.ownership import Ownership
-from etl_dagster.runtime.partitions import Partitions
-from etl_dagster.runtime.renames import Renames
-from etl_dagster.runtime.representation import chosen
-from etl_dagster.runtime.schemas import FetchTable, SchemaTracker, ask_types
-from etl_dagster.runtime.unchanged import Key, UnchangedValues
+from etl_dagster.runtime.membership.partitions import Partitions
+from etl_dagster.runtime.showing.metrics import Metrics
+from etl_dagster.runtime.streaming.delivery import Delivery
+from etl_dagster.runtime.streaming.feed import Feed, OpenStream
+from etl_dagster.runtime.streaming.leaf_copies import LeafCopies
+from etl_dagster.runtime.streaming.ownership import Ownership
+from etl_dagster.runtime.streaming.unchanged import Key, UnchangedValues
+from etl_dagster.runtime.tables.odd_policies import OddPolicies
+from etl_dagster.runtime.tables.renames import Renames
+from etl_dagster.runtime.tables.representation import chosen
+from etl_dagster.runtime.tables.schemas import FetchTable, SchemaTracker, ask_types
 from etl_dagster.source.catalog import FetchedValues, fetch_row_values
 from etl_dagster.source.control import SourceControl
 

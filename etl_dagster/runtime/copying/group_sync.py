@@ -31,21 +31,21 @@ from etl_dagster.model.states import (
     TimedRetry,
 )
 from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, Lease
-from etl_dagster.runtime.belonging import MISMATCHES, Belonging
-from etl_dagster.runtime.catchup import CatchUp
+from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
+from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.copying.group_copy import GroupCopy, TooLarge
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.failures import log_failure
-from etl_dagster.runtime.feed import stream_of_slot
-from etl_dagster.runtime.group_copy import GroupCopy, TooLarge
-from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.many import copying_many, group_lease, many
-from etl_dagster.runtime.odd_counts import CopyOddCounts
-from etl_dagster.runtime.origin import Origin
-from etl_dagster.runtime.representation import chosen_tables
-from etl_dagster.runtime.reshaping import refused_shapes
 from etl_dagster.runtime.retry import errored_state, is_sync_due
-from etl_dagster.runtime.schemas import destination_metadata
 from etl_dagster.runtime.slot import make_slot
+from etl_dagster.runtime.streaming.catchup import CatchUp
+from etl_dagster.runtime.streaming.feed import stream_of_slot
+from etl_dagster.runtime.tables.identities import find_unidentified
+from etl_dagster.runtime.tables.odd_counts import CopyOddCounts
+from etl_dagster.runtime.tables.representation import chosen_tables
+from etl_dagster.runtime.tables.reshaping import refused_shapes
+from etl_dagster.runtime.tables.schemas import destination_metadata
 from etl_dagster.source.catalog import (
     Leaf,
     PublishedTable,

@@ -46,21 +46,21 @@ from etl_dagster.model.stores import (
     Lease,
     TableSyncWorker,
 )
-from etl_dagster.runtime.belonging import MISMATCHES, Belonging
-from etl_dagster.runtime.catchup import CatchUp
+from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
+from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.copying.table_copy import CopySummary, TableCopy
 from etl_dagster.runtime.durable import Stopped
-from etl_dagster.runtime.feed import stream_of_slot
-from etl_dagster.runtime.identities import find_unidentified
-from etl_dagster.runtime.metrics import CopyMeter
-from etl_dagster.runtime.origin import Origin
-from etl_dagster.runtime.partitions import note_copied_partitions
-from etl_dagster.runtime.representation import chosen_tables
-from etl_dagster.runtime.reshaping import refused_shapes
+from etl_dagster.runtime.membership.partitions import note_copied_partitions
 from etl_dagster.runtime.retry import errored_state
-from etl_dagster.runtime.schemas import destination_metadata
-from etl_dagster.runtime.shaped import shaping
+from etl_dagster.runtime.showing.metrics import CopyMeter
 from etl_dagster.runtime.slot import make_slot
-from etl_dagster.runtime.table_copy import CopySummary, TableCopy
+from etl_dagster.runtime.streaming.catchup import CatchUp
+from etl_dagster.runtime.streaming.feed import stream_of_slot
+from etl_dagster.runtime.tables.identities import find_unidentified
+from etl_dagster.runtime.tables.representation import chosen_tables
+from etl_dagster.runtime.tables.reshaping import refused_shapes
+from etl_dagster.runtime.tables.schemas import destination_metadata
+from etl_dagster.runtime.tables.shaped import shaping
 from etl_dagster.source.catalog import (
     PublishedTable,
     fetch_clock,

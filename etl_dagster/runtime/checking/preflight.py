@@ -22,10 +22,10 @@ from etl_dagster.errors import (
     SourceNotPrepared,
 )
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.runtime.identities import find_unidentified
-from etl_dagster.runtime.odd_policies import require_key
-from etl_dagster.runtime.representation import chosen_tables
-from etl_dagster.runtime.table_modes import require_keepable
+from etl_dagster.runtime.tables.identities import find_unidentified
+from etl_dagster.runtime.tables.odd_policies import require_key
+from etl_dagster.runtime.tables.representation import chosen_tables
+from etl_dagster.runtime.tables.table_modes import require_keepable
 from etl_dagster.shaping.mistakes import collisions, mistakes, unmatched
 from etl_dagster.source.catalog import (
     Publication,

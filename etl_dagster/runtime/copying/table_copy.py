@@ -22,10 +22,10 @@ from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, Fin
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
-from etl_dagster.runtime.metrics import CopyMeter
-from etl_dagster.runtime.odd_counts import CopyOddCounts
-from etl_dagster.runtime.odd_policies import OddPolicies, log_odd
 from etl_dagster.runtime.retry import backoff
+from etl_dagster.runtime.showing.metrics import CopyMeter
+from etl_dagster.runtime.tables.odd_counts import CopyOddCounts
+from etl_dagster.runtime.tables.odd_policies import OddPolicies, log_odd
 from etl_dagster.source.catalog import (
     PublishedTable,
     fetch_file_node,

@@ -12,7 +12,7 @@ from etl_dagster.model.events import EventBatch, RelationEvent
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Init, ManualRetry
 from etl_dagster.model.stores import CoordinatingStore, PipelineStore
-from etl_dagster.runtime.representation import chosen
+from etl_dagster.runtime.tables.representation import chosen
 from etl_dagster.shaping.columns import destination_schema
 from etl_dagster.shaping.mistakes import collisions, mistakes
 from etl_dagster.shaping.rules import differs, lost_by_name, shaped

@@ -9,8 +9,8 @@ from typing import Protocol, TypeAlias
 from etl_dagster.config import PipelineConfig
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.feed import OpenStream, stream_of_slot
 from etl_dagster.runtime.slot import prepare_apply_slot
+from etl_dagster.runtime.streaming.feed import OpenStream, stream_of_slot
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name
 

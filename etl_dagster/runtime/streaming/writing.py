@@ -24,8 +24,8 @@ from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId
 from etl_dagster.runtime.durable import Stopped, as_future, wait_durable
 from etl_dagster.runtime.failures import log_failure
-from etl_dagster.runtime.halving import PieceSize, halves, only_table
 from etl_dagster.runtime.retry import backoff
+from etl_dagster.runtime.streaming.halving import PieceSize, halves, only_table
 
 _log = logging.getLogger(__name__)
 

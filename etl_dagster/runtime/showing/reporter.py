@@ -22,11 +22,11 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import DataSync, Errored, Init, Ready, TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore, CopyPlan
 from etl_dagster.runtime.many import many
-from etl_dagster.runtime.members import Members
-from etl_dagster.runtime.metrics import CopyMeter, Metrics, TableCounts
-from etl_dagster.runtime.odd_counts import HandedOver, counts_by_itself
+from etl_dagster.runtime.membership.members import Members
+from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics, TableCounts
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.runtime.slot import retained_wal_bytes
-from etl_dagster.runtime.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.tables.odd_counts import HandedOver, counts_by_itself
 from etl_dagster.source.catalog import PublishedTable, fetch_insert_lsn
 from etl_dagster.source.control import SourceControl
 

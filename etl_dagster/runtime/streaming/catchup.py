@@ -16,15 +16,15 @@ from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Catchup, Errored, FinishedCopy, SyncDone, SyncWait
 from etl_dagster.model.stores import CoordinatingStore, Lease, TableSyncWorker
-from etl_dagster.runtime.delivery import Delivery
 from etl_dagster.runtime.durable import Stopped
-from etl_dagster.runtime.feed import Feed, OpenStream
 from etl_dagster.runtime.many import many
-from etl_dagster.runtime.odd_counts import CopyOddCounts
-from etl_dagster.runtime.odd_policies import OddPolicies
-from etl_dagster.runtime.representation import chosen
-from etl_dagster.runtime.schemas import SchemaTracker, ask_types
-from etl_dagster.runtime.unchanged import Key, UnchangedValues
+from etl_dagster.runtime.streaming.delivery import Delivery
+from etl_dagster.runtime.streaming.feed import Feed, OpenStream
+from etl_dagster.runtime.streaming.unchanged import Key, UnchangedValues
+from etl_dagster.runtime.tables.odd_counts import CopyOddCounts
+from etl_dagster.runtime.tables.odd_policies import OddPolicies
+from etl_dagster.runtime.tables.representation import chosen
+from etl_dagster.runtime.tables.schemas import SchemaTracker, ask_types
 from etl_dagster.source.catalog import FetchedValues, emit_marker, fetch_row_values
 from etl_dagster.source.columns import TableToday, fetch_table_today
 from etl_dagster.source.control import SourceControl

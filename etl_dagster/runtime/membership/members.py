@@ -23,11 +23,11 @@ from etl_dagster.model.states import (
     TableState,
 )
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
-from etl_dagster.runtime.identities import find_unidentified
 from etl_dagster.runtime.many import group_lease
-from etl_dagster.runtime.member_notes import MemberNotes
-from etl_dagster.runtime.partitions import Partitions
-from etl_dagster.runtime.representation import chosen
+from etl_dagster.runtime.membership.member_notes import MemberNotes
+from etl_dagster.runtime.membership.partitions import Partitions
+from etl_dagster.runtime.tables.identities import find_unidentified
+from etl_dagster.runtime.tables.representation import chosen
 from etl_dagster.source.catalog import (
     PublishedTable,
     emit_marker,

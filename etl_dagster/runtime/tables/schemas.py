@@ -13,16 +13,16 @@ from etl_dagster.model.schema import INITIAL_SNAPSHOT, ColumnSchema, TableId, Ta
 from etl_dagster.model.stores import DestinationTableMetadata, PipelineStore
 from etl_dagster.protocol.alterations import Alteration, RowsRewritten, UnknownAlteration
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
-from etl_dagster.runtime.alignment import Unclear, align
-from etl_dagster.runtime.altered import altered_schema, reason_to_copy
-from etl_dagster.runtime.new_labels import (
+from etl_dagster.runtime.tables.alignment import Unclear, align
+from etl_dagster.runtime.tables.altered import altered_schema, reason_to_copy
+from etl_dagster.runtime.tables.new_labels import (
     completed,
     completed_schema,
     find_new_labels,
     read_enums,
     tables_with_renamed,
 )
-from etl_dagster.runtime.representation import (
+from etl_dagster.runtime.tables.representation import (
     describe,
     keep_choices,
     reason_of_columns,

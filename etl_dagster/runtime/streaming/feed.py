@@ -10,8 +10,8 @@ from typing import TypeAlias
 from etl_dagster.config import BatchConfig, SourceConfig
 from etl_dagster.lsn import Lsn
 from etl_dagster.protocol.session import ReplicationSession
-from etl_dagster.runtime.delivery import Delivery
-from etl_dagster.runtime.stream_loop import ChangeStream, Guide, StreamLoop
+from etl_dagster.runtime.streaming.delivery import Delivery
+from etl_dagster.runtime.streaming.stream_loop import ChangeStream, Guide, StreamLoop
 from etl_dagster.source.stream import ReplicationStream
 
 #: Makes the stream that fills a session.

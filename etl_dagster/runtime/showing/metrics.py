@@ -14,7 +14,7 @@ import numpy as np
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import DELETE, INSERT, UPDATE, EventBatch, TableChanges, TruncateEvent
 from etl_dagster.model.schema import TableId
-from etl_dagster.runtime.odd_counts import brought
+from etl_dagster.runtime.tables.odd_counts import brought
 
 #: The rate is taken over this many seconds.
 _RATE_WINDOW_S = 10.0

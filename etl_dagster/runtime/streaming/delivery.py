@@ -19,15 +19,15 @@ from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import ApplyWorker, PipelineStore, WorkerType
 from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
-from etl_dagster.runtime.belonging import marking
+from etl_dagster.runtime.checking.belonging import marking
 from etl_dagster.runtime.durable import TURN_S, Stopped
-from etl_dagster.runtime.inbox import Inbox
-from etl_dagster.runtime.odd_policies import OddPolicies
-from etl_dagster.runtime.renames import Renames
-from etl_dagster.runtime.reshaping import renamed_onto_others
-from etl_dagster.runtime.schemas import SchemaTracker
-from etl_dagster.runtime.window import BegunWrite, Window
-from etl_dagster.runtime.writing import BatchWriter
+from etl_dagster.runtime.streaming.inbox import Inbox
+from etl_dagster.runtime.streaming.window import BegunWrite, Window
+from etl_dagster.runtime.streaming.writing import BatchWriter
+from etl_dagster.runtime.tables.odd_policies import OddPolicies
+from etl_dagster.runtime.tables.renames import Renames
+from etl_dagster.runtime.tables.reshaping import renamed_onto_others
+from etl_dagster.runtime.tables.schemas import SchemaTracker
 from etl_dagster.table_name import TableName
 
 

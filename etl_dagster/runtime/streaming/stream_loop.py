@@ -11,8 +11,8 @@ from etl_dagster.config import BatchConfig
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.protocol.session import ReplicationSession
-from etl_dagster.runtime.delivery import Delivery
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.streaming.delivery import Delivery
 
 #: An idle stream's position is stored and confirmed this often. Each time writes a row in the
 #: state store; where that is the source itself, it is WAL that the slot sees again.

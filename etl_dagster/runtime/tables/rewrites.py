@@ -12,7 +12,7 @@ from etl_dagster.lsn import LSN_MAX
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Init
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.labels import (
+from etl_dagster.runtime.tables.labels import (
     Labels,
     enums_of,
     has_renamed,

@@ -1,0 +1,1 @@
+"""What must be true before anything is written: source, destination, rights, settings."""

@@ -1,0 +1,1 @@
+"""The initial copies, one table or a group of small ones at a time."""

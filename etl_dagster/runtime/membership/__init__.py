@@ -1,0 +1,1 @@
+"""Which tables a pipeline has: the publication's, with their partitions."""

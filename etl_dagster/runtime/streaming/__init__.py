@@ -1,0 +1,1 @@
+"""From the slot to the destination: stream, delivery, hand-over."""

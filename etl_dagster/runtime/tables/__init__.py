@@ -1,0 +1,1 @@
+"""Which schema, types, mode and shape a table has, and what makes a new copy of it due."""
