@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,11 +19,18 @@ from etl_dagster.destinations.duckdb import query
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
-from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.source.catalog import emit_marker
 from tests.support.database import Database
-from tests.support.random_shop import TABLES, create_tables, is_caught_up, workload
+from tests.support.random_shop import (
+    TABLES,
+    check_state,
+    create_tables,
+    is_caught_up,
+    workload,
+)
+from tests.support.worker_process import WorkerProcess
 
 #: Of all workers, and of each kind of them.
 KILLS: Mapping[str, tuple[int, int]] = {
@@ -77,15 +80,18 @@ def test_random_changes_arrive_exactly_once_though_workers_are_killed(
     kills, kills_of_each = KILLS[destination["type"]]
     config = parse_config(task["config"], {})
     store = build_store(config)
-    with workload(dsn, rng.randrange(2**32), ROWS) as changes, Workers(task, tmp_path) as workers:
+    with (
+        workload(dsn, rng.randrange(2**32), ROWS) as changes,
+        Workers(task, store, tmp_path) as workers,
+    ):
         while sum(workers.kills.values()) < kills or min(workers.kills.values()) < kills_of_each:
-            workers.keep_alive(store)
+            workers.keep_alive()
             # Something happened, or the workers are idle: the moment after is what is random.
             store.wait_for_change(5)
             time.sleep(rng.uniform(0, 1))
             workers.kill_one(rng)
         changes.stop()
-        workers.run_until_caught_up(store, dsn)
+        workers.run_until_caught_up(dsn)
     store.close()
     for table in TABLES:
         assert _destination_rows(config, table) == _source_rows(dsn, table), table
@@ -98,63 +104,60 @@ def test_random_changes_arrive_exactly_once_though_workers_are_killed(
 
 
 class Workers:
-    """The pipeline and a process for each table that needs one, started again when they end."""
+    """The pipeline and a process for each table that needs one, started again when they end.
 
-    def __init__(self, task: dict[str, Any], folder: Path) -> None:
-        self._task = task
-        self._log = (folder / "workers.log").open("ab")
-        self._processes: dict[int | None, subprocess.Popen[bytes]] = {}
+    A test that fails, or takes too long, prints what became of the tables and of each process.
+    """
+
+    def __init__(self, task: dict[str, Any], store: CoordinatingStore, folder: Path) -> None:
+        self._task, self._store, self._folder = task, store, folder
+        self._processes: dict[int | None, WorkerProcess] = {}
         self.kills = {"pipeline": 0, "copy": 0}
 
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for process in self._processes.values():
             process.kill()
-            process.wait()
-        self._log.close()
+        if kind is not None:
+            for process in self._processes.values():
+                process.print_log_end()
+            print(f"killed: {self.kills}")
+            print(f"streamed to: {self._store.get_replication_progress(ApplyWorker())}")
+            for table_id, state in self._store.get_table_replication_states().items():
+                print(f"table {table_id}: {state}")
 
-    def keep_alive(self, store: CoordinatingStore) -> None:
+    def keep_alive(self) -> None:
         self._start(None)
-        for table_id, state in store.get_table_replication_states().items():
+        for table_id, state in self._store.get_table_replication_states().items():
+            check_state(state)
             if is_sync_due(state):
                 self._start(table_id)
 
     def _start(self, table_id: int | None) -> None:
-        process = self._processes.get(table_id)
-        if process is not None and process.poll() is None:
-            return
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.worker"],
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-            cwd=Path(__file__).parents[2],
-        )
-        assert process.stdin is not None
-        task = self._task if table_id is None else {**self._task, "table_id": table_id}
-        process.stdin.write(json.dumps(task).encode() + b"\n")
-        process.stdin.close()
-        self._processes[table_id] = process
+        if table_id not in self._processes:
+            task = self._task if table_id is None else {**self._task, "table_id": table_id}
+            name = "pipeline" if table_id is None else f"table {table_id}"
+            self._processes[table_id] = WorkerProcess(
+                "tests.support.worker", task, self._folder, name
+            )
+        self._processes[table_id].start()
 
     def kill_one(self, rng: random.Random) -> None:
-        living = {t: p for t, p in self._processes.items() if p.poll() is None}
+        living = {table_id: it for table_id, it in self._processes.items() if it.is_alive}
         copying = [table_id for table_id in living if table_id is not None]
         # The copies end soon, so they come first.
         victim = rng.choice(copying if copying and rng.random() < 0.7 else [None])
-        if victim not in living:
-            return
-        living[victim].send_signal(signal.SIGKILL)
-        assert living[victim].wait() == -signal.SIGKILL
-        self.kills["pipeline" if victim is None else "copy"] += 1
+        if victim in living and living[victim].kill():
+            self.kills["pipeline" if victim is None else "copy"] += 1
 
-    def run_until_caught_up(self, store: CoordinatingStore, dsn: str) -> None:
+    def run_until_caught_up(self, dsn: str) -> None:
         with psycopg.connect(dsn, autocommit=True) as connection:
             goal = emit_marker(connection)
-        while not is_caught_up(store, goal):
-            self.keep_alive(store)
-            store.wait_for_change(0.5)
+        while not is_caught_up(self._store, goal):
+            self.keep_alive()
+            self._store.wait_for_change(0.5)
 
 
 # -- comparing -----------------------------------------------------------------------------------
