@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from etl_dagster.config import PipelineConfig, TableConfig
-from etl_dagster.config_text import suggest
+from etl_dagster.config.text import suggest
 from etl_dagster.errors import HookFailed
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.shaping.columns import added_column, lacks_whole_rows

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from etl_dagster.config import PipelineConfig, TableConfig
-from etl_dagster.config_shape import MaskConfig
+from etl_dagster.config.shape import MaskConfig
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.shape import AddedColumn, TableShape
 from etl_dagster.shaping.columns import with_shape

@@ -31,8 +31,8 @@ FLOORS: tuple[frozenset[str], ...] = (
         {
             "etl_dagster.kinds",
             "etl_dagster.config",
-            "etl_dagster.config_shape",
-            "etl_dagster.config_text",
+            "etl_dagster.config.shape",
+            "etl_dagster.config.text",
         }
     ),
     frozenset({"etl_dagster.values"}),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import duckdb
 import filelock
 
-from etl_dagster.config_text import parse_size
+from etl_dagster.config.text import parse_size
 from etl_dagster.destinations.duckdb import upkeep
 from etl_dagster.destinations.duckdb.failures import translate
 from etl_dagster.destinations.duckdb.readiness import is_unfinished, wal_of

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import psycopg
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.config_text import suggest
+from etl_dagster.config.text import suggest
 from etl_dagster.errors import (
     ColumnReserved,
     EtlError,

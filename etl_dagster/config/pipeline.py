@@ -1,0 +1,407 @@
+"""The configuration of a pipeline as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
+
+from etl_dagster.config.ends import (
+    DEFAULT_STORE,
+    GIVEN,
+    ByType,
+    DestinationConfig,
+    StoreConfig,
+    default_store,
+)
+from etl_dagster.config.fan_out import BETWEEN, FanOutConfig, Membership
+from etl_dagster.config.meltano import MeltanoConfig
+from etl_dagster.config.pace import BatchConfig, CopyConfig, RetryConfig
+from etl_dagster.config.section import Section
+from etl_dagster.config.shape import require_salt
+from etl_dagster.config.source import SourceConfig
+from etl_dagster.config.tables import (
+    ColumnConfig,
+    Nested,
+    Numeric,
+    OddPolicy,
+    OrNull,
+    TableConfig,
+    TableMode,
+)
+from etl_dagster.kinds import DESTINATIONS, STORES
+from etl_dagster.table_name import TableName
+from etl_dagster.table_pattern import Pattern, TablePattern
+
+_SLUG = re.compile(r"[a-z][a-z0-9_]*")
+#: Of a pipeline: the name of a slot holds it, and Postgres keeps 63 bytes of that.
+_NAME_LENGTH = 30
+_ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
+#: Settings that say how values arrive.
+_CHOICES = ("nested", "numeric")
+
+
+class PipelineConfig(Section):
+    """A pipeline: from one publication to one destination, or to several."""
+
+    pipeline: str = Field(
+        max_length=_NAME_LENGTH,
+        description="Its name: part of slot names and state IDs. Lower-case letters, digits, _.",
+    )
+    environment: str = Field(
+        "dev", description="The first part of state IDs. Letters, digits, _ and -."
+    )
+    source: SourceConfig
+    state_store: Annotated[
+        SerializeAsAny[StoreConfig], BeforeValidator(ByType(STORES, default=DEFAULT_STORE))
+    ] = Field(default_factory=default_store)
+    destination: Annotated[
+        SerializeAsAny[DestinationConfig], BeforeValidator(ByType(DESTINATIONS))
+    ] = DestinationConfig(type=GIVEN)
+    destinations: dict[
+        str,
+        Annotated[SerializeAsAny[DestinationConfig], BeforeValidator(ByType(DESTINATIONS))],
+    ] = Field(
+        {},
+        description="In place of `destination`: several, each by a name of its own, all from one "
+        "slot.",
+    )
+    fan_out: FanOutConfig = FanOutConfig()
+    batch: BatchConfig = BatchConfig()
+    copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
+    retry: RetryConfig = RetryConfig()
+    partitions_removed: Literal["keep", "delete"] = Field(
+        "keep",
+        description="What becomes of the rows of a partition that was detached, dropped or "
+        "truncated, where its table is published through the partition root.",
+    )
+    mode: TableMode = Field(
+        "mirror",
+        description="How tables that are copied from now on are kept at the destination: as the "
+        "source has them now (`mirror`), with deleted rows marked (`soft_delete`), as a row for "
+        "each change (`append`), or as a row for each version with the time in which it was valid "
+        "(`scd2`).",
+    )
+    nested: Nested = Field(
+        "native",
+        description="How arrays, ranges, composites, enums and hstore arrive in columns that are "
+        "copied from now on: as nested types of the destination, as JSON, or as the text that "
+        "Postgres prints.",
+    )
+    odd_values: Annotated[OddPolicy, OrNull] = Field(
+        "null",
+        description="What becomes of a value that its column's type can't hold: null, the nearest "
+        "value that it holds, or the end of the table's replication. Under `text`, columns of "
+        "types that have such values are text at the destination, and under `quarantine` rows with "
+        "such a value are kept apart from their table, both from the next copy on.",
+    )
+    numeric: Numeric = Field(
+        "text",
+        description="How `numeric` without precision arrives in columns that are copied from now "
+        "on, outside of keys and of values with parts: `text`, exactly as Postgres prints it; "
+        "`decimal(p,s)` with up to 38 digits; or `double`, the nearest one.",
+    )
+    tables: dict[str, TableConfig] = Field(
+        {}, description="Settings by table, or by a pattern such as `sales.*`."
+    )
+    salt: Annotated[SecretStr | None, AfterValidator(require_salt)] = Field(
+        None,
+        description="The key of hashed values, at least 16 characters; better from the "
+        "environment.",
+    )
+    meltano: MeltanoConfig = MeltanoConfig()
+    #: What `table` and `column` were asked for, and of which tables' settings.
+    _merged: tuple[Any, dict[Any, Any]] = PrivateAttr(default=(None, {}))
+    #: Of a destination that the pipeline was given as an object.
+    _given_has_own_types: bool = PrivateAttr(default=False)
+    _membership: Membership | None = PrivateAttr(default=None)
+    _whole: PipelineConfig | None = PrivateAttr(default=None)
+    _given_reads_text: bool = PrivateAttr(default=False)
+    _given_makes_types: bool = PrivateAttr(default=False)
+
+    @field_validator("pipeline")
+    @classmethod
+    def _is_slug(cls, name: str) -> str:
+        if not _SLUG.fullmatch(name):
+            raise ValueError(
+                "must begin with a lower-case letter and hold only lower-case letters, digits and _"
+            )
+        return name
+
+    @field_validator("environment")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        if not _ENVIRONMENT.fullmatch(name):
+            raise ValueError("must hold only letters, digits, _ and -")
+        return name
+
+    @field_validator("tables")
+    @classmethod
+    def _qualified(cls, tables: dict[str, TableConfig]) -> dict[str, TableConfig]:
+        named: dict[str, TableConfig] = {}
+        for text, settings in tables.items():
+            name = TablePattern.parse(text).text
+            if name in named:
+                raise ValueError(f"{name} is named twice")
+            named[name] = settings
+        return named
+
+    @model_validator(mode="after")
+    def _members_are_named(self) -> PipelineConfig:
+        mistakes = []
+        if self.destinations and self.destination.type != GIVEN:
+            mistakes.append("give either destination or destinations, not both")
+        for name in self.destinations:
+            place = f"destinations.{name}"
+            if not _SLUG.fullmatch(name) or BETWEEN in name or name.endswith("_"):
+                mistakes.append(
+                    f"{place}: a name must begin with a lower-case letter, hold only lower-case "
+                    "letters, digits and single _, and not end with one"
+                )
+            elif len(name) + len(BETWEEN) + len(self.pipeline) > _NAME_LENGTH:
+                mistakes.append(
+                    f"{place}: the names of pipeline and destination have together more than "
+                    f"{_NAME_LENGTH - len(BETWEEN)} characters"
+                )
+        former = self.fan_out.former
+        if former is not None and former not in self.destinations:
+            mistakes.append(f"fan_out.former: {former} is not one of the destinations")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    @model_validator(mode="after")
+    def _choices_arrive(self) -> PipelineConfig:
+        """Only what was asked for is a mistake: the default gives way."""
+        asked = {name: getattr(self, name) for name in self.model_fields_set & {*_CHOICES}}
+        for table, settings in self.tables.items():
+            for column, each in settings.columns.items():
+                place = f"tables.{table}.columns.{column}."
+                asked |= {place + name: getattr(each, name) for name in _CHOICES}
+        refused = [
+            f"{place}: {reason}"
+            for place, choice in asked.items()
+            for destination in (self.destination, *self.destinations.values())
+            if choice is not None and (reason := destination.refusal(choice))
+        ]
+        if refused:
+            raise ValueError("; ".join(refused))
+        return self
+
+    @model_validator(mode="after")
+    def _hashes_have_a_salt(self) -> PipelineConfig:
+        places = [
+            f"tables.{table}.columns.{column}.mask"
+            for table, settings in self.tables.items()
+            for column, each in settings.columns.items()
+            if each.mask is not None and each.mask.kind == "hash"
+        ]
+        if places and self.salt is None:
+            raise ValueError(f"salt: is required by {', '.join(places)}")
+        return self
+
+    @model_validator(mode="after")
+    def _quarantine_is_for_mirrors(self) -> PipelineConfig:
+        """The place apart for a row is one for what the source has now."""
+        refused = [
+            f"{place}: quarantine keeps rows apart from a mirror; with mode {mode}, choose another "
+            "policy"
+            for place, mode in self._quarantines()
+            if mode != "mirror"
+        ]
+        if refused:
+            raise ValueError("; ".join(refused))
+        return self
+
+    def _quarantines(self) -> Iterator[tuple[str, TableMode]]:
+        """The settings by which rows are kept apart, each with the mode of the table."""
+        if self.odd_values == "quarantine":
+            yield "odd_values", self.mode
+        for name, table in self.tables.items():
+            mode = table.mode or self.mode
+            if (table.odd_values or self.odd_values) == "quarantine":
+                yield f"tables.{name}.odd_values", mode
+            for column, settings in table.columns.items():
+                if settings.odd_values == "quarantine":
+                    yield f"tables.{name}.columns.{column}.odd_values", mode
+
+    # -- several destinations --------------------------------------------------------------------
+
+    @property
+    def membership(self) -> Membership | None:
+        """What `member` made this of; None of a pipeline of its own."""
+        return self._membership
+
+    def member(self, name: str) -> PipelineConfig:
+        """The pipeline from the source to one of `destinations`.
+
+        In the state store and at the destination it is a pipeline like any other, called
+        ``PIPELINE__NAME``; the former only destination keeps the pipeline's own name.
+        """
+        known = tuple(f"{self.pipeline}{BETWEEN}{each}" for each in self.destinations)
+        membership = Membership(self.pipeline, name, known)
+        is_former = name == self.fan_out.former
+        copy = self.model_copy(
+            update={
+                "pipeline": self.pipeline if is_former else membership.own_slot_of,
+                "destination": self.destinations[name],
+                "destinations": {},
+            }
+        )
+        copy._membership, copy._whole = membership, self
+        return copy
+
+    @property
+    def whole(self) -> PipelineConfig:
+        """The pipeline with all its destinations that this is a member of, or itself."""
+        return self if self._whole is None else self._whole
+
+    def members(self) -> dict[str, PipelineConfig]:
+        """The pipelines to all `destinations`, by name; none where there is only one."""
+        return {name: self.member(name) for name in self.destinations}
+
+    def state_id(self, table_name: str) -> str:
+        """The Meltano state ID of a table, given as the text of its `TableName`."""
+        return f"{self.environment}:{self.pipeline}-to-{self.destination.type}:{table_name}"
+
+    def given_destination(
+        self,
+        name: str,
+        *,
+        has_own_types: bool = False,
+        reads_text: bool = False,
+        makes_types: bool = False,
+    ) -> PipelineConfig:
+        """The same for a destination given as an object; its name is used where none was
+        configured."""
+        if self.destination.type != GIVEN:
+            return self
+        copy = self.model_copy(update={"destination": DestinationConfig(type=name)})
+        copy._given_has_own_types = has_own_types
+        copy._given_reads_text = reads_text
+        copy._given_makes_types = makes_types
+        return copy
+
+    @property
+    def has_own_types(self) -> bool:
+        """As `DestinationConfig.has_own_types`."""
+        return self.destination.has_own_types or self._given_has_own_types
+
+    @property
+    def reads_text(self) -> bool:
+        """As `DestinationConfig.reads_text`."""
+        return self.destination.reads_text or self._given_reads_text
+
+    @property
+    def makes_types(self) -> bool:
+        """As `DestinationConfig.makes_types`."""
+        return self.destination.makes_types or self._given_makes_types
+
+    def matching(self, table_name: str) -> list[tuple[str, TableConfig]]:
+        """The settings that concern a table, given as the text of its `TableName`.
+
+        From the most general to the one that says most exactly which tables are meant: the name
+        itself, else the pattern with the most characters that aren't wild.
+        """
+        name = TableName.parse(table_name)
+        found = [(TablePattern.parse(text), text) for text in self.tables]
+        matching = sorted((p.rank, text) for p, text in found if p.matches(name))
+        return [(text, self.tables[text]) for _, text in matching]
+
+    def table(self, table_name: str) -> TableConfig:
+        """What differs for a table, given as the text of its `TableName`.
+
+        Of several settings the more exact one wins; what is excluded by one is excluded. `columns`
+        has all of them: see `column`.
+        """
+        known = self._known_merged()
+        if table_name not in known:
+            given: dict[str, Any] = {}
+            for _, settings in self.matching(table_name):
+                more = settings.given
+                for joined in ("columns", "exclude", "add"):
+                    if joined in more and joined in given:
+                        more[joined] = _joined(given[joined], more[joined])
+                given |= more
+            known[table_name] = TableConfig.model_construct(None, **given)
+        merged: TableConfig = known[table_name]
+        return merged
+
+    def column(self, table_name: str, column_name: str) -> ColumnConfig:
+        """What differs for a column. More exact are first settings of its table, then its name."""
+        known = self._known_merged()
+        if (table_name, column_name) not in known:
+            given: dict[str, Any] = {}
+            for _, settings in self.matching(table_name):
+                found = [(Pattern.of(text), each) for text, each in settings.columns.items()]
+                matching = [(p.rank, each) for p, each in found if p.matches(column_name)]
+                for _, each in sorted(matching, key=lambda found: found[0]):
+                    given |= each.given
+            known[table_name, column_name] = ColumnConfig.model_construct(None, **given)
+        merged: ColumnConfig = known[table_name, column_name]
+        return merged
+
+    def _known_merged(self) -> dict[Any, Any]:
+        tables, known = self._merged
+        if tables is not self.tables:
+            known = {}
+            self._merged = (self.tables, known)
+        return known
+
+    def mode_of(self, table_name: str) -> TableMode:
+        """How a table is kept, where it is copied from now on."""
+        return self.table(table_name).mode or self.mode
+
+    def places_of_modes(self) -> dict[str, TableMode]:
+        """Each setting that chooses a mode, such as ``tables.public.orders.mode``."""
+        tables = {
+            f"tables.{name}.mode": table.mode for name, table in self.tables.items() if table.mode
+        }
+        return {"mode": self.mode} | tables
+
+    def nested_of(self, table_name: str, column_name: str) -> Nested:
+        """How a column's values with parts arrive, where it is copied from now on."""
+        chosen = self.column(table_name, column_name).nested or self.nested
+        return "text" if self.destination.refusal(chosen) else chosen
+
+    def numeric_of(self, table_name: str, column_name: str) -> str:
+        """How a numeric without precision arrives, where it is copied from now on."""
+        return self.column(table_name, column_name).numeric or self.numeric
+
+    def odd_policy(self, table_name: str, column_name: str) -> OddPolicy:
+        """What becomes of values that the column's type can't hold."""
+        of_column = self.column(table_name, column_name).odd_values
+        return of_column or self.table(table_name).odd_values or self.odd_values
+
+    def places_of_odd_policy(self, policy: OddPolicy) -> list[str]:
+        """The settings that choose this policy, such as ``tables.public.orders.odd_values``."""
+        places = [] if self.odd_values != policy else ["odd_values"]
+        for name, table in self.tables.items():
+            if table.odd_values == policy:
+                places.append(f"tables.{name}.odd_values")
+            places += [
+                f"tables.{name}.columns.{column}.odd_values"
+                for column, settings in table.columns.items()
+                if settings.odd_values == policy
+            ]
+        return places
+
+    def removes_partitions(self, table_name: str) -> bool:
+        """Whether rows of a table's partition go when the partition goes at the source."""
+        return (self.table(table_name).partitions_removed or self.partitions_removed) == "delete"
+
+
+def _joined(before: Any, more: Any) -> Any:
+    """Two lists or mappings as one, the second over the first."""
+    return {**before, **more} if isinstance(more, dict) else [*before, *more]

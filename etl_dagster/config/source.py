@@ -1,0 +1,74 @@
+"""Which Postgres is replicated, and how it is reached."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from etl_dagster.config.section import Section
+from etl_dagster.errors import ConfigError
+
+
+class SourceConfig(Section):
+    """The Postgres that is replicated: a DSN, or its parts; parts win over the DSN."""
+
+    publication: str = Field(description="The publication whose tables are replicated.")
+    dsn: SecretStr | None = Field(
+        None, description="A libpq URI or key/value string; may hold the password."
+    )
+    host: str | None = Field(None, description="A name, an address, or a socket's folder.")
+    port: int | None = Field(None, ge=1, le=65535, description="5432 unless given.")
+    user: str | None = Field(None, description="Needs REPLICATION, and SELECT on the tables.")
+    password: SecretStr | None = Field(None, description="Better from the environment.")
+    database: str | None = Field(None, description="Where the publication is.")
+    sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] | None = (
+        Field(None, description="How much TLS is asked for; libpq's default is `prefer`.")
+    )
+    sslrootcert: str | None = Field(None, description="File of the authorities to trust.")
+    sslcert: str | None = Field(None, description="File of the client's certificate.")
+    sslkey: str | None = Field(None, description="File of the client's private key.")
+    connect_timeout_s: int = Field(10, ge=1, description="Seconds to wait for a connection.")
+
+    @field_validator("publication")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must name a publication")
+        return value
+
+    @model_validator(mode="after")
+    def _reachable(self) -> SourceConfig:
+        if self.dsn is None and self.database is None:
+            raise ValueError("needs either dsn, or at least database (and host, user, ...)")
+        return self
+
+    def conninfo(self, **extra: str | int | None) -> str:
+        """A libpq connection string, password included; `extra` are further libpq parameters.
+
+        Raises:
+            ConfigError: the DSN can't be read.
+        """
+        from etl_dagster.pg.dsn import Dsn, DsnError
+
+        parts: dict[str, str | int | None] = {
+            "host": self.host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password.get_secret_value() if self.password else None,
+            "dbname": self.database,
+            "sslmode": self.sslmode,
+            "sslrootcert": self.sslrootcert,
+            "sslcert": self.sslcert,
+            "sslkey": self.sslkey,
+            "connect_timeout": self.connect_timeout_s,
+        } | extra
+        given = {key: str(value) for key, value in parts.items() if value is not None}
+        place = "source.dsn"
+        try:
+            dsn = Dsn.parse(self.dsn.get_secret_value() if self.dsn else "")
+            place = "source"
+            return Dsn.of({**dsn.parameters, **given}).conninfo()
+        except DsnError as error:
+            hint = "; or use source.user and source.password" if "%" in str(error) else ""
+            raise ConfigError([f"{place}: {error}{hint}"], origin="source") from None
