@@ -22,8 +22,9 @@ from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 from etl_dagster.runtime.checking.belonging import Belonging
+from etl_dagster.runtime.checking.check import Check
 from etl_dagster.runtime.checking.origin import Origin
-from etl_dagster.runtime.checking.preflight import Check, run_checks
+from etl_dagster.runtime.checking.preflight import run_checks
 from etl_dagster.runtime.runner import describe_runner
 from etl_dagster.runtime.slot import require_continuable
 from etl_dagster.runtime.tables.representation import chosen_tables, held_otherwise

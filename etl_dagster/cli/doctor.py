@@ -11,7 +11,7 @@ from etl_dagster.cli.failures import FAILED
 from etl_dagster.cli.options import config_option, json_option, load_each
 
 if TYPE_CHECKING:
-    from etl_dagster.runtime.checking.preflight import Check
+    from etl_dagster.runtime.checking.check import Check
 
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("error", "red")}
 

@@ -17,7 +17,7 @@ import pytest
 from etl_dagster.cli.checks import all_checks
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import PublicationMissing, PublicationRecreated, SlotInvalidated
-from etl_dagster.runtime.checking.preflight import Check
+from etl_dagster.runtime.checking.check import Check
 from etl_dagster.source.slots import (
     Slot,
     apply_slot_name,

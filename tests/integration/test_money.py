@@ -15,7 +15,8 @@ from psycopg.conninfo import make_conninfo
 from etl_dagster.assembly import build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
-from etl_dagster.runtime.checking.preflight import Check, run_checks
+from etl_dagster.runtime.checking.check import Check
+from etl_dagster.runtime.checking.preflight import run_checks
 from tests.support.database import PUBLICATION, Database
 from tests.support.pipelines import rows, running
 

@@ -21,15 +21,11 @@ from etl_dagster.errors import (
     SourceNotPrepared,
     SourceUnreachable,
 )
-from etl_dagster.runtime.checking.preflight import (
-    Check,
-    human_bytes,
-    names,
-    require_ready,
-    run_checks,
-)
+from etl_dagster.runtime.checking.check import Check
+from etl_dagster.runtime.checking.preflight import require_ready, run_checks
 from etl_dagster.source.connection import connect
 from etl_dagster.source.slots import apply_slot_name, table_sync_slot_name
+from etl_dagster.words import human_bytes, names
 from tests.support.database import Database
 from tests.support.leaks import PASSWORD, make_secret
 

@@ -1,0 +1,87 @@
+"""What earlier runs left on the source: the pipeline's slots, and others that keep WAL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import SlotError
+from etl_dagster.runtime.checking.check import Check, Connection
+from etl_dagster.source.catalog import PublishedTable
+from etl_dagster.source.slots import (
+    fetch_apply_slot,
+    fetch_leftover_slots,
+    fetch_table_sync_slots,
+    require_usable,
+)
+from etl_dagster.words import human_bytes, names
+
+_MUCH_RETAINED_WAL = 1024**3
+
+
+def check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
+    slot = fetch_apply_slot(connection, config)
+    if slot is None:
+        return Check.ok("slot", "not there yet; the first start creates it")
+    retained = human_bytes(slot.retained_bytes)
+    try:
+        require_usable(slot)
+    except SlotError as failure:
+        return Check.error("slot", failure)
+    if slot.is_unfinished:
+        return Check.ok(
+            "slot",
+            f"{slot.name!r} is being made by backend {slot.active_pid}; that waits for "
+            "transactions that are open",
+        )
+    if slot.wal_status == "unreserved":
+        return Check.warning(
+            "slot",
+            f"{slot.name!r} is about to be lost: it needs {retained} of WAL, more than "
+            "max_slot_wal_keep_size",
+            "Start the pipeline now, or raise max_slot_wal_keep_size.",
+        )
+    if slot.active:
+        return Check.ok(
+            "slot", f"{slot.name!r} is read by backend {slot.active_pid}; it keeps {retained}"
+        )
+    if slot.retained_bytes > _MUCH_RETAINED_WAL:
+        return Check.warning(
+            "slot",
+            f"nobody reads {slot.name!r}, for which the source keeps {retained} of WAL",
+            "Start the pipeline; or, if it is not needed any more, "
+            f"select pg_drop_replication_slot('{slot.name}');",
+        )
+    return Check.ok("slot", f"{slot.name!r} waits for the pipeline; it keeps {retained} of WAL")
+
+
+def check_sync_slots(
+    connection: Connection, config: PipelineConfig, tables: Sequence[PublishedTable]
+) -> Iterator[Check]:
+    published = {table.schema.id for table in tables}
+    orphans = [
+        name
+        for table_id, name in fetch_table_sync_slots(connection, config.pipeline).items()
+        if table_id not in published
+    ]
+    if orphans:
+        drops = " ".join(f"select pg_drop_replication_slot('{name}');" for name in orphans)
+        yield Check.warning(
+            "table sync slots",
+            f"left by tables that are not published any more, and keeping WAL: {names(orphans)}",
+            drops,
+        )
+
+
+def check_leftover_slots(connection: Connection, config: PipelineConfig) -> Iterator[Check]:
+    """Slots of destinations that were removed from the configuration: nothing reads them."""
+    left = fetch_leftover_slots(connection, config)
+    if left:
+        kept = human_bytes(sum(slot.retained_bytes for slot in left))
+        yield Check.warning(
+            "slots of destinations",
+            "named after destinations that the pipeline does not have, and keeping "
+            f"{kept} of WAL: {names([slot.name for slot in left])}",
+            "If no other pipeline has such a name: "
+            + " ".join(f"select pg_drop_replication_slot('{slot.name}');" for slot in left),
+        )
