@@ -27,10 +27,9 @@ from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.checking.preflight import run_checks
 from etl_dagster.runtime.runner import describe_runner
 from etl_dagster.runtime.slot import require_continuable
+from etl_dagster.runtime.tables.coming_copies import coming_copies
 from etl_dagster.runtime.tables.representation import chosen_tables, held_otherwise
-from etl_dagster.runtime.tables.reshaping import reshaped
 from etl_dagster.runtime.tables.shaped import shaping
-from etl_dagster.runtime.tables.table_modes import find_mode_changes
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (
@@ -160,15 +159,7 @@ def _continuation(
     schemas = _newest_schemas(store)
     yield from _stopped_tables(config, store, slots, schemas)
     yield from _held_otherwise(config, schemas, published)
-    yield from _to_be_reshaped(config, schemas, published)
-    for change in find_mode_changes(config, [table.schema for table in published], schemas):
-        yield Check.warning(
-            "modes",
-            f"{change}",
-            f"With the next start, {change.consequence}."
-            if change.is_copied
-            else f"{change.consequence[:1].upper()}{change.consequence[1:]}.",
-        )
+    yield from _copied_again(config, store, published)
 
 
 def _newest_schemas(store: CoordinatingStore) -> Mapping[TableId, TableSchema]:
@@ -194,20 +185,15 @@ def _held_otherwise(
         )
 
 
-def _to_be_reshaped(
-    config: PipelineConfig,
-    schemas: Mapping[TableId, TableSchema],
-    published: Sequence[PublishedTable],
+def _copied_again(
+    config: PipelineConfig, store: CoordinatingStore, published: Sequence[PublishedTable]
 ) -> Iterator[Check]:
     """Tables that the next start copies again, since their settings changed."""
-    tables = {table.schema.id: table.schema for table in published}
-    for table_id, what in reshaped(schemas, tables.values(), config).items():
-        name = tables[table_id].name
+    for coming in coming_copies(config, store, [table.schema for table in published]):
         yield Check.warning(
-            "shapes of tables",
-            f"{name}: the settings of {names(what)} are others than when it was copied; the next "
-            "start copies it again",
-            "Take the settings back if that is not what you want.",
+            "copied again",
+            f"{coming}. With the next start, {coming.consequence}",
+            coming.solution,
         )
 
 

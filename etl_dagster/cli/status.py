@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from etl_dagster.cli.options import config_option, json_option, load_whole
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.model.stores import CoordinatingStore
+    from etl_dagster.source.control import SourceControl
     from etl_dagster.source.slots import Slot
 
 #: Of what people did to the tables' Meltano states.
@@ -55,6 +57,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
     from etl_dagster.model.stores import ApplyWorker
     from etl_dagster.runtime.copying.pausing import paused_tables
     from etl_dagster.runtime.many import many
+    from etl_dagster.source.control import SourceControl
 
     published = store.get_status("apply") or {}
     by_id = {table["table_id"]: table for table in published.get("tables", {}).values()}
@@ -90,36 +93,49 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
         tables.append(table)
     progress = store.get_replication_progress(ApplyWorker())
     notices, problem = load_notices(store)
+    control = SourceControl(config.source, application_name="etl_dagster status")
+    with contextlib.closing(control):
+        of_source = {**_slots(config, control), **_coming_copies(config, store, control)}
     return {
         "pipeline": config.pipeline,
         "destination": config.destination.type,
         "is_running": store.is_leased("apply"),
         "durable_lsn": None if progress is None else str(progress),
-        **_slots(config),
+        **of_source,
         "tables": sorted(tables, key=lambda table: str(table["table"])),
         "published": published or None,
         "meltano": {"problem": problem, "notices": [vars(notice) for notice in notices]},
     }
 
 
-def _slots(config: PipelineConfig) -> dict[str, Any]:
+def _coming_copies(
+    config: PipelineConfig, store: CoordinatingStore, control: SourceControl
+) -> dict[str, Any]:
+    """Tables that the next start copies again; None where the source can't be asked."""
+    from etl_dagster.errors import EtlError
+    from etl_dagster.runtime.tables.coming_copies import announced_copies
+
+    try:
+        coming = announced_copies(config, store, control)
+    except EtlError:
+        return {"copied_again": None}  # what is wrong is said of the slot, or by the doctor
+    return {"copied_again": [{"table": each.table, **each.to_json()} for each in coming]}
+
+
+def _slots(config: PipelineConfig, control: SourceControl) -> dict[str, Any]:
     """The apply worker's slot, and those that tables have while they are copied.
 
     A table that stopped in its copy keeps its slot, and the source keeps WAL for it.
     """
     from etl_dagster.errors import EtlError
-    from etl_dagster.source.control import SourceControl
     from etl_dagster.source.slots import apply_slot_names, fetch_apply_slot, fetch_copying_slots
 
-    control = SourceControl(config.source, application_name="etl_dagster status")
     name = apply_slot_names(config)[-1]
     try:
         slot = control.ask("looking at the slot", fetch_apply_slot, config)
         others = control.ask("looking at the slots", fetch_copying_slots, config.pipeline)
     except EtlError as error:
         return {"slot": {"name": name, "error": error.reason}, "table_slots": []}
-    finally:
-        control.close()
     if slot is None:
         own: dict[str, Any] = {"name": name, "error": "it does not exist on the source"}
     else:
@@ -179,6 +195,10 @@ def _show(report: dict[str, Any]) -> None:
         last = (row["last_commit_time"] or "").partition(".")[0].partition("+")[0]
         table.add_row(Text(row["table"]), Text(state), rows, last.replace("T", " "))
     Console().print(table)
+    for coming in report["copied_again"] or []:
+        click.echo(
+            f"\n{coming['table']}: {coming['reason']}. With the next start, {coming['consequence']}"
+        )
     for notice in report["meltano"]["notices"][-_NOTICES_SHOWN:]:
         click.echo(f"\n{notice['at']}  Meltano state {notice['state_id']}: {notice['text']}")
     if report["meltano"]["problem"]:

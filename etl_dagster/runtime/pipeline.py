@@ -41,13 +41,14 @@ from etl_dagster.runtime.showing.reporter import Reporter
 from etl_dagster.runtime.showing.status import Phase, PipelineStatus
 from etl_dagster.runtime.streaming.apply_worker import ApplyWorker
 from etl_dagster.runtime.streaming.wire import MakeWire, OwnSlot
+from etl_dagster.runtime.tables.coming_copies import request_coming_copies
 from etl_dagster.runtime.tables.odd_policies import require_quarantine
 from etl_dagster.runtime.tables.renames import Renames
 from etl_dagster.runtime.tables.representation import given
-from etl_dagster.runtime.tables.reshaping import copy_reshaped, require_distinct_names
+from etl_dagster.runtime.tables.reshaping import require_distinct_names
 from etl_dagster.runtime.tables.rewrites import Rewrites
 from etl_dagster.runtime.tables.shaped import shaping
-from etl_dagster.runtime.tables.table_modes import follow_modes, require_modes
+from etl_dagster.runtime.tables.table_modes import require_modes
 from etl_dagster.source.catalog import emit_marker
 from etl_dagster.source.columns import TableToday, fetch_table_today
 from etl_dagster.source.control import SourceControl
@@ -171,8 +172,7 @@ class Pipeline:
             self._members.update(members)
             self._reporter.recall()
             self._rewrites.look(members)
-            follow_modes(self._config, self._store, [member.schema for member in members])
-            copy_reshaped(self._store, self._config, members)
+            request_coming_copies(self._store, self._config, [m.schema for m in members])
             self._renames.look(self._members.tables)
             self._confirmed = self._wire.prepare()
         except BaseException as failure:

@@ -176,6 +176,8 @@ def _hides(column: ColumnSchema) -> bool:
 def differs(known: TableSchema, schema: TableSchema, config: PipelineConfig) -> list[str]:
     """In what the table at the destination differs from what the configuration wants, for people.
 
+    Each column with its settings, such as ``ssn (mask)``; never a value.
+
     A table or column that has another name in the source by now, and is what the configuration
     wants of it by its name before, doesn't differ.
 
@@ -193,20 +195,39 @@ def differs(known: TableSchema, schema: TableSchema, config: PipelineConfig) -> 
 def _differences(known: TableSchema, schema: TableSchema) -> list[str]:
     before = {_identity(column): column for column in known.columns}
     found = []
-    if _comparable(known.shape) != _comparable(schema.shape):
-        found.append("the table itself")
-    found += [
-        column.name
-        for column in schema.columns
-        if (old := before.get(_identity(column))) is not None
-        and _comparable_column(old.shape) != _comparable_column(column.shape)
-    ]
+    if settings := _table_settings(known.shape, schema.shape):
+        found.append(f"the table itself ({', '.join(settings)})")
+    for column in schema.columns:
+        old = before.get(_identity(column))
+        if old is not None and (settings := _column_settings(old.shape, column.shape)):
+            found.append(f"{column.name} ({', '.join(settings)})")
     return found
 
 
-def _comparable(shape: TableShape | None) -> TableShape:
-    return replace(shape or TableShape(""), chosen_as="")
+def _table_settings(before: TableShape | None, now: TableShape | None) -> list[str]:
+    """The settings of which two shapes of a table differ."""
+    before, now = before or TableShape(""), now or TableShape("")
+    differing = {
+        "name": (before.schema_name, before.table_name) != (now.schema_name, now.table_name),
+        "where": before.where != now.where,
+        "add": before.added != now.added,
+        "hook": before.hook != now.hook,
+        "salt": before.salt_check != now.salt_check,
+    }
+    return [name for name, differs in differing.items() if differs]
 
 
-def _comparable_column(shape: ColumnShape | None) -> ColumnShape:
-    return replace(shape or ColumnShape(""), chosen_as="", is_read=True)
+def _column_settings(before: ColumnShape | None, now: ColumnShape | None) -> list[str]:
+    """The settings of which two shapes of a column differ.
+
+    Whether the condition names it is not one of them: that is a setting of the table.
+    """
+    before, now = before or ColumnShape(""), now or ColumnShape("")
+    if before.left_out != now.left_out:
+        return ["left out" if now.left_out else "not left out"]
+    differing = {
+        "name": before.name != now.name,
+        "mask": before.mask != now.mask,
+        "cast": before.cast != now.cast,
+    }
+    return [name for name, differs in differing.items() if differs]

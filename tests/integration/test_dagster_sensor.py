@@ -33,6 +33,7 @@ from etl_dagster.integrations.dagster import (
     copies,
 )
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
+from etl_dagster.integrations.dagster.checks import check_lag
 from etl_dagster.integrations.dagster.lag import LAG_CHECK, published
 from etl_dagster.integrations.dagster.supervisor import Supervisor, supervisor_of
 from etl_dagster.integrations.meltano.positions.mirrored import state_location
@@ -200,6 +201,31 @@ def test_a_click_copies_a_streamed_table_again_and_a_reset_all_of_them(
         assert ui.materialization_of("orders").metadata["table_copy_rows"].value == 501
         shop.execute("INSERT INTO orders VALUES (502, 1)")
         ui.tick_until(lambda _: rows(config_file, "select 1 from public.orders where id = 502"))
+
+        # Other settings are announced before the replicator is started with them.
+        changed = {
+            "public.orders": {"mode": "scd2"},
+            "public.customers": {"columns": {"name": {"mask": "null"}}},
+        }
+        write_config(shop.dsn, config_file.parent, tables=changed)
+        why = "mode changed from mirror to scd2. With the next start, it is copied again"
+        pid = supervisor_of("shop").pid
+        preview = ui.tick(preview=True).skip_message
+        assert f"public.orders: {why}" in preview
+        assert "public.customers: shape changed (name (mask))" in preview
+        resource = EtlConfigFile(path=str(config_file))
+        [check] = check_lag(resource, {"public.orders": key_of("orders")})
+        assert (check.passed, why in str(check.description)) == (False, True)
+        assert supervisor_of("shop").pid == pid
+
+        assert f"public.orders: {why}" in ui.tick().skip_message
+        assert supervisor_of("shop").pid != pid
+        announced = [c for c in ui.checks if not c.passed and why in str(c.description)]
+        assert [c.asset_key for c in announced] == [key_of("orders")]
+        ui.copy_all(2)
+        current = "select count(*) as n from public.orders where _etl_is_current"
+        assert rows(config_file, current) == [{"n": 502}]
+        assert all(c.passed for c in check_lag(resource, {"public.orders": key_of("orders")}))
 
 
 def test_a_terminated_copy_is_asked_for_again_and_goes_on_where_it_was(

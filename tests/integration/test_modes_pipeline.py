@@ -156,11 +156,12 @@ def test_a_changed_mode_is_announced_and_then_copied(
         assert pipeline.wait_until_caught_up(60)
     after = make_config(database, tables={"public.orders": {"mode": "scd2"}}, mode="append")
 
-    found = [check for check in all_checks(after) if check.name == "modes"]
+    found = [check for check in all_checks(after) if check.name == "copied again"]
     assert [check.message for check in found] == [
-        "public.orders is kept in mode append, and its mode is scd2 now"
+        "public.orders: mode changed from append to scd2. With the next start, it is copied again; "
+        "what is there stays at the destination under another name, and what is kept begins anew "
+        "with the copy"
     ]
-    assert found[0].solution.startswith("With the next start, it is copied again")
 
     with running(after) as pipeline:
         assert pipeline.wait_until_caught_up(60)
@@ -169,7 +170,7 @@ def test_a_changed_mode_is_announced_and_then_copied(
         after, "select table_name from duckdb_tables() where table_name like 'orders__append_%'"
     )
     assert rows(after, f"select count(*) from public.{name} where _etl_op = 'copy'") == [(3,)]
-    assert [check for check in all_checks(after) if check.name == "modes"] == []
+    assert [check for check in all_checks(after) if check.name == "copied again"] == []
 
 
 def test_a_table_that_can_not_be_kept_is_refused_before_anything_is_made(

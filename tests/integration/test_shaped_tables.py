@@ -232,8 +232,24 @@ def test_the_command_line_shows_shapes_and_announces_what_is_copied_again(
         assert pipeline.wait_until_caught_up(60)
     code, output = call({"public.people": {"name": "a.b"}}, "doctor")
     assert code == 0, output
-    assert "sales.orders: the settings of the table itself, ssn, note" in output
-    assert "the next start copies it again" in output
+    why = (
+        "sales.orders: shape changed (the table itself (name), ssn (not left out), note (name)). "
+        "With the next start, it is copied again"
+    )
+    assert why in output
+    code, output = call({"public.people": {"name": "a.b"}}, "status")
+    assert why in output
+    code, output = call(TABLES, "status", "--json")
+    assert json.loads(output)["copied_again"] == []
+    code, output = call(TABLES | {"public.people": {"mode": "scd2"}}, "status", "--json")
+    assert json.loads(output)["copied_again"] == [
+        {
+            "table": "public.people",
+            "reason": "mode changed from mirror to scd2",
+            "consequence": "it is copied again, and the copy replaces what is there",
+            "is_copied": True,
+        }
+    ]
     code, output = call({"sales.order": {"exclude": ["a"]}}, "shape")
     assert (code, "did you mean sales.orders?" in output) == (2, True)
 

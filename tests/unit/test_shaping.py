@@ -213,14 +213,19 @@ def test_other_settings_are_a_difference_and_other_names_alone_are_none() -> Non
     known = shape(settings)
     now = renamed(PEOPLE, ssn="social")
 
-    assert differs(known, shape({"public.people": {}}), config({"public.people": {}})) == ["ssn"]
+    assert differs(known, shape({"public.people": {}}), config({"public.people": {}})) == [
+        "ssn (not left out)"
+    ]
     assert differs(known, shape(settings), config(settings)) == []
     assert differs(known, shape(settings, now), config(settings)) == []
     others = {"public.people": {"exclude": ["name"]}}
-    assert differs(known, shape(others, now), config(others)) == ["name", "social"]
+    assert differs(known, shape(others, now), config(others)) == [
+        "name (left out)",
+        "social (not left out)",
+    ]
     elsewhere = {"public.people": {"exclude": ["ssn"], "name": "a.b"}}
     what = differs(known, shape(elsewhere), config(elsewhere))
-    assert what == ["the table itself"]
+    assert what == ["the table itself (name)"]
 
 
 def test_what_a_name_hid_is_found_before_it_is_shown() -> None:

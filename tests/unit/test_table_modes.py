@@ -12,15 +12,12 @@ from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.config import TableMode as ConfiguredMode
 from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import ColumnReserved, ConfigError, ModeNeedsKey
-from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.modes import ADDED_COLUMNS, TableMode
-from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.states import Init, Ready, TableState
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.tables.odd_policies import OddPolicies
 from etl_dagster.runtime.tables.representation import chosen, keep_choices
-from etl_dagster.runtime.tables.table_modes import follow_modes, require_keepable
+from etl_dagster.runtime.tables.table_modes import require_keepable
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import (
@@ -190,62 +187,3 @@ def test_a_history_begins_with_the_rows_of_one_moment() -> None:
     }
 
     assert can_resume == {"mirror": True, "soft_delete": True, "append": False, "scd2": False}
-
-
-# -- a mode that is changed --------------------------------------------------------------------
-
-
-def running(mode: TableMode, *states: TableState) -> MemoryStore:
-    """The store of a pipeline whose tables were copied in this mode."""
-    store = MemoryStore()
-    for number, state in enumerate(states):
-        schema = replace(ORDERS, id=ORDERS.id + number, table_name=f"t{number}", mode=mode)
-        store.store_table_schema(schema)
-        store.update_table_replication_states([(schema.id, state)])
-    return store
-
-
-def published(count: int) -> list[TableSchema]:
-    """As the catalog describes them, which knows of no modes."""
-    return [replace(ORDERS, id=ORDERS.id + n, table_name=f"t{n}") for n in range(count)]
-
-
-def test_tables_in_another_mode_are_copied_again_and_the_log_says_what_becomes_of_them(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    store = running("append", Ready(Lsn(1)), Ready(Lsn(1)), Init())
-    settings = config(
-        "append", tables={"public.t0": {"mode": "scd2"}, "public.t2": {"mode": "scd2"}}
-    )
-
-    follow_modes(settings, store, published(3))
-
-    assert store.get_table_replication_states() == {
-        ORDERS.id: Init(),
-        ORDERS.id + 1: Ready(Lsn(1)),
-        ORDERS.id + 2: Init(),
-    }
-    assert [record.getMessage() for record in caplog.records] == [
-        "public.t0 is kept in mode append, and its mode is scd2 now: it is copied again; what is "
-        "there stays at the destination under another name, and what is kept begins anew with the "
-        "copy"
-    ]
-
-
-def test_what_a_mirror_has_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
-    follow_modes(config("scd2"), running("mirror", Ready(Lsn(1))), published(1))
-
-    assert "it is copied again, and the copy replaces what is there" in caplog.text
-
-
-def test_a_table_whose_rows_are_not_copied_keeps_its_mode(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    store = running("append", Ready(Lsn(1)))
-
-    follow_modes(config(tables={"public.t0": {"copy": False}}), store, published(1))
-
-    assert store.get_table_replication_state(ORDERS.id) == Ready(Lsn(1))
-    assert "public.t0 is kept in mode append, and its mode is mirror now: it stays as it is" in (
-        caplog.text
-    )

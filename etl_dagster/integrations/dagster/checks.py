@@ -13,7 +13,7 @@ from dagster import (
 )
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster import bookmark_check, lag, odd_check
+from etl_dagster.integrations.dagster import bookmark_check, coming, lag, odd_check
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.names import groups_with_distinct_identifiers
@@ -75,7 +75,10 @@ def _build_group(
 def check_lag(
     resource: EtlPipelineResource, keys: Mapping[str, AssetKey]
 ) -> Iterator[AssetCheckResult]:
-    """Whether each table is in step. What can't be looked at fails its check, and not the run."""
+    """Whether each table is in step, and whether the next start copies it again.
+
+    What can't be looked at fails its check, and not the run.
+    """
     if not keys:
         return
     try:
@@ -85,8 +88,10 @@ def check_lag(
         for key in keys.values():
             yield lag.unknown(error).result(key)
         return
+    found = coming.find_coming(config)
     for table, key in keys.items():
-        yield published.verdict(config.pipeline, table).result(key)
+        verdict = published.verdict(config.pipeline, table)
+        yield coming.announced(verdict, found.get(table)).result(key)
 
 
 def check_odd_values(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization
 
+from etl_dagster.integrations.dagster.coming import verdict as coming_verdict
 from etl_dagster.integrations.dagster.history import LastEvents
 from etl_dagster.integrations.dagster.lag import Verdict, dead, judge, waits
 from etl_dagster.integrations.dagster.metadata import Activity, stream_materialization
@@ -116,6 +117,18 @@ class Reports:
         for name in news[:at_most]:
             self._checked(name, verdict, now)
         return [verdict.evaluation(keys[name]) for name in news[:at_most]]
+
+    def announce(
+        self, coming: Mapping[str, str], keys: Mapping[str, AssetKey]
+    ) -> list[AssetCheckEvaluation]:
+        """The checks of tables that the replicator copies again as it starts, with the reason."""
+        now = self._clock()
+        evaluations = []
+        for name in [name for name in coming if name in keys][:EVENTS_PER_TICK]:
+            verdict = coming_verdict(coming[name])
+            self._checked(name, verdict, now)
+            evaluations.append(verdict.evaluation(keys[name]))
+        return evaluations
 
     def due(
         self,

@@ -23,6 +23,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster import words
 from etl_dagster.integrations.dagster.bookmark_check import BookmarkReports
+from etl_dagster.integrations.dagster.coming import find_coming, recently_found
 from etl_dagster.integrations.dagster.copies import Copies, due_copies
 from etl_dagster.integrations.dagster.history import History
 from etl_dagster.integrations.dagster.lag import dead, published
@@ -170,10 +171,15 @@ def tick(
     try:
         config = resource.load_config()
         supervisor = supervisor_of(config.whole.pipeline)
-        supervision = supervisor.keep(config, lease_s, may_spawn=not is_preview)
+        supervision = supervisor.keep(
+            config, lease_s, may_spawn=not is_preview, find_coming=find_coming
+        )
         status = supervision.status
+        coming = dict(supervision.coming)
+        if is_preview or status is None or _is_standby(status):
+            coming = {**recently_found(config), **coming}
         if status is None:
-            return _tick_without_stream(context, memory, config, supervision, keys)
+            return _tick_without_stream(context, memory, config, supervision, keys, coming)
         generation, copies, note = supervision.generation, Copies(), supervision.note
         if _is_standby(status):
             # What the process that runs the pipeline says; it also sees to the copies.
@@ -182,7 +188,8 @@ def tick(
             status, generation = other or status, -(other.epoch if other else 0)
         else:
             copies = due_copies(context.instance, resource, config, status, keys)
-        events = _events(
+        announced = [] if is_preview else memory.reports.announce(supervision.coming, keys)
+        events = announced + _events(
             context,
             memory,
             config,
@@ -200,6 +207,7 @@ def tick(
         if not is_preview:
             _store_failed_checks(context, memory, config, failure, keys)
         raise
+    note = words.with_coming(note, coming)
     line = words.line(status, keys, note=note, waiting=copies.waiting, notices=notices)
     gist = words.gist(status, note, len(copies.requests), copies.waiting)
     if memory.log.is_due(gist):
@@ -265,6 +273,7 @@ def _tick_without_stream(
     config: PipelineConfig,
     supervision: Supervision,
     keys: Mapping[str, AssetKey],
+    coming: Mapping[str, str],
 ) -> SensorResult:
     """The replicator starts, or waits for its next try."""
     failure = supervision.failure
@@ -273,7 +282,9 @@ def _tick_without_stream(
         events += memory.reports.dead(failure.reason, failure.solution, keys)
         events += memory.odd.dead(dead(failure.reason, failure.solution), keys)
         events += memory.bookmarks.dead(config, failure.reason, failure.solution, keys)
-    note = supervision.note or "the replicator is starting"
+    note = words.with_coming(supervision.note or "the replicator is starting", coming)
+    assert note is not None
+    events += memory.reports.announce(supervision.coming, keys)
     if memory.log.is_due(failure.reason if failure is not None else note):
         context.log.info(note)
     memory.ticks += 1

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from pydantic import SecretStr
@@ -71,6 +71,8 @@ class Supervision:
     failure: ReplicatorFailed | None = None
     #: The child's lag at any moment, and not only when a tick looks.
     worst_lag: WorstLag | None = None
+    #: By table, why the child that starts now copies it again; told once.
+    coming: Mapping[str, str] = field(default_factory=dict)
 
 
 class Replicator:
@@ -228,6 +230,8 @@ class Supervisor:
         self._tick_pauses = TickPauses()
         self._lock = threading.Lock()
         self._payload = ""
+        #: By pipeline and table, what the configuration of now has changed, until it is told.
+        self._coming: dict[str, Mapping[str, str]] = {}
         self._child: Replicator | None = None
         self._generation = 0
         self._pauses = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
@@ -240,7 +244,12 @@ class Supervisor:
         return self._child.pid if self._child is not None and self._child.is_alive else None
 
     def keep(
-        self, config: PipelineConfig, lease_s: float, *, may_spawn: bool = True
+        self,
+        config: PipelineConfig,
+        lease_s: float,
+        *,
+        may_spawn: bool = True,
+        find_coming: Callable[[PipelineConfig], Mapping[str, str]] = lambda config: {},
     ) -> Supervision:
         """Renew the lease; first start the replicator if there is none and it is due.
 
@@ -248,6 +257,8 @@ class Supervisor:
             config: of one of several destinations, too: the replicator runs all of them.
             lease_s: at least; longer where ticks come late.
             may_spawn: False for a preview, which must not start anything.
+            find_coming: asked of each destination before the replicator starts with another
+                configuration: which tables that copies again.
 
         Raises:
             ReplicatorFailed: it ended with an error. Once for each time; until the next try, the
@@ -257,10 +268,15 @@ class Supervisor:
         with self._lock:
             if may_spawn:
                 lease_s = self._tick_pauses.lease_s(lease_s)
-            if payload != self._payload:
+            is_changed = payload != self._payload
+            if is_changed and may_spawn:
+                members = config.whole.members().values() or [config.whole]
+                self._coming = {each.pipeline: find_coming(each) for each in members}
                 self._forget(payload)
             note = self._look_after_dead()
-            if self._child is None:
+            if is_changed and self._child is not None and not may_spawn:
+                note = "the configuration has changed: the next tick starts the replicator with it"
+            elif self._child is None:
                 note = self._spawn(lease_s, note) if may_spawn else note
             else:
                 self._child.renew(lease_s)
@@ -275,7 +291,11 @@ class Supervisor:
             with self._lock:
                 self._look_after_dead()
         return Supervision(
-            child.status_of(name), self._generation, note, worst_lag=child.worst_lag_of(name)
+            child.status_of(name),
+            self._generation,
+            note,
+            worst_lag=child.worst_lag_of(name),
+            coming=self._coming.pop(name, {}),
         )
 
     def stop(self, timeout_s: float = _GOODBYE_S) -> None:

@@ -15,6 +15,7 @@ from etl_dagster.words import names
 #: Dagster keeps a file for each tick that logs, for good.
 _LOG_EVERY_S = 3600.0
 _FEW_TABLES = 100
+_COMING_SHOWN = 5
 
 
 def line(
@@ -54,6 +55,17 @@ def line(
     if unknown:
         parts.append(f"no asset yet (reload the code location): {some(unknown)}")
     return "; ".join([*parts, *notices])
+
+
+def with_coming(note: str | None, coming: Mapping[str, str]) -> str | None:
+    """The note, with the tables that are copied again because their settings changed."""
+    if not coming:
+        return note
+    shown = [f"{table}: {why}" for table, why in list(coming.items())[:_COMING_SHOWN]]
+    if len(coming) > _COMING_SHOWN:
+        shown.append(f"and {len(coming) - _COMING_SHOWN} more tables")
+    parts = [note] if note else []
+    return "; ".join([*parts, f"settings changed since the copy of {'; '.join(shown)}"])
 
 
 def cursor(status: PipelineStatus, tick: int) -> str:

@@ -1,25 +1,19 @@
-"""Tables that the configuration wants to differ at the destination in another way than they do."""
+"""Shapes that can't be followed: tables that stop before a copy or a name shows what is hidden."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ShapeRefused
 from etl_dagster.model.destination import ChecksNames, Destination, offered
 from etl_dagster.model.events import EventBatch, RelationEvent
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.model.states import Errored, Init, ManualRetry
 from etl_dagster.model.stores import CoordinatingStore, PipelineStore
-from etl_dagster.runtime.tables.representation import chosen
 from etl_dagster.shaping.columns import destination_schema
 from etl_dagster.shaping.mistakes import collisions, mistakes
-from etl_dagster.shaping.rules import differs, lost_by_name, shaped
+from etl_dagster.shaping.rules import lost_by_name, shaped
 from etl_dagster.source.catalog import PublishedTable
-from etl_dagster.words import names
-
-_log = logging.getLogger(__name__)
 
 #: Sentences of one reason.
 _SAID = 3
@@ -97,49 +91,3 @@ def renamed_onto_others(events: EventBatch, store: PipelineStore) -> dict[TableI
             if clashes := _collisions(step.schema, others):
                 refused[table_id] = ShapeRefused(clashes[0])
     return refused
-
-
-def copy_reshaped(
-    store: CoordinatingStore, config: PipelineConfig, tables: Iterable[PublishedTable]
-) -> None:
-    """Ask for a new copy of the tables whose settings are others than when they were copied.
-
-    Until it is complete they stay as they were made, and get no changes.
-    """
-    known = newest_schemas(store)
-    by_id = {t.schema.id: t.schema for t in tables if t.schema.id in known}
-    for table_id, reasons in reshaped(known, by_id.values(), config).items():
-        today = by_id[table_id]
-        state = store.get_table_replication_state(table_id)
-        if state is None or isinstance(state, Init):
-            continue
-        what = f"the settings of {names(reasons)} are others than when it was copied"
-        if config.table(today.name).copy_rows:
-            _log.warning("%s is copied again: %s", today.name, what)
-            store.request_copy(table_id)
-            continue
-        # It can't have both the rows of before and the new settings.
-        failed = Errored(
-            f"{what}, and it is not copied again (tables.{today.name}.copy is false)",
-            f"Take the settings back, or begin without its rows: etl-dagster reset {today.name}",
-            ManualRetry(),
-        )
-        _log.error("%s stopped: %s", today.name, failed.reason)
-        store.transition_table_state(table_id, state, failed)
-
-
-def reshaped(
-    known: Mapping[TableId, TableSchema], tables: Iterable[TableSchema], config: PipelineConfig
-) -> dict[TableId, list[str]]:
-    """The tables that the next start copies again, each with whose settings changed.
-
-    Args:
-        known: the newest versions in the store.
-        tables: as the catalog has them.
-    """
-    found = {}
-    for today in tables:
-        before = known.get(today.id)
-        if before is not None and (what := differs(before, chosen(today, config), config)):
-            found[today.id] = what
-    return found
