@@ -5,27 +5,25 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from etl_dagster.destinations.before import before_images
 from etl_dagster.destinations.collapse import Collapsed, cells_at, complete_from_old
+from etl_dagster.destinations.logged import logged
 from etl_dagster.destinations.sql import statements
 from etl_dagster.destinations.sql.dialect import Dialect, column_list, quote
 from etl_dagster.destinations.sql.modes.base import CopyMoment, Mode, added_types
-from etl_dagster.destinations.sql.modes.columns import moment, nobody, times, with_columns
+from etl_dagster.destinations.sql.modes.columns import moment, nobody, with_columns
 from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.destinations.sql.tables import Target
 from etl_dagster.destinations.versions import every_row
-from etl_dagster.model.events import DELETE, INSERT, UPDATE, TableChanges, TruncateEvent
+from etl_dagster.model.events import TableChanges, TruncateEvent
 from etl_dagster.model.modes import TableMode
 from etl_dagster.model.position import Position
 
-#: In the order of the tags.
-_OPS: Final = {DELETE: "delete", INSERT: "insert", UPDATE: "update"}
 _NEWEST = "_etl newest"
 
 
@@ -130,19 +128,7 @@ class Append(Mode[Collapsed]):
 
 def _added(changes: TableChanges) -> dict[str, pa.Array[Any]]:
     """By name, the columns beside those of the source."""
-    count = len(changes)
-    spelled = pa.array(list(_OPS.values()), pa.string())
-    numbers: Any = pa.array(np.searchsorted(list(_OPS), changes.ops))
-    xids = pa.nulls(count, pa.uint32()) if changes.xids is None else pa.array(changes.xids)
-    return {
-        "_etl_op": spelled.take(numbers),
-        "_etl_commit_lsn": pa.array(changes.commit_lsns),
-        "_etl_ordinal": pa.array(changes.ordinals),
-        "_etl_commit_time": times(changes.commit_times_us, np.arange(count)),
-        "_etl_xid": xids,
-        "_etl_before": before_images(changes),
-        "_etl_unchanged": nobody(count),
-    }
+    return logged(changes) | {"_etl_unchanged": nobody(len(changes))}
 
 
 def _rows_now(target: Target, lookup: pa.RecordBatch | None) -> str:
