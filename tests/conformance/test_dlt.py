@@ -9,6 +9,7 @@ import duckdb
 import pytest
 
 from etl_dagster.destinations.dlt import DltDestination
+from etl_dagster.errors import DestinationUnreachable, Superseded
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableSchema
@@ -90,6 +91,40 @@ class TestDuckDB(DestinationSuite):
 
         copied = [{"page": "/", "at": 1}, {"page": "/", "at": 2}]
         subject.holds(VISITS, copied * 2)  # the stream was told of another copy, once
+
+    def test_a_stalled_process_is_refused_once_another_has_loaded(self, subject: Subject) -> None:
+        """It wakes up with a batch in its hands, and would write old rows over new ones."""
+        subject.copy(ORDERS)
+        stream = subject.stream
+        early, late, newer, last = (
+            stream.commit(insert(ORDERS, **order(1, note)))
+            for note in ("early", "late", "newer", "last")
+        )
+        subject.deliver(early, epoch=1)
+        other = subject.another()
+        other.deliver(late + newer, epoch=2)
+
+        for changes in (late, last):  # the second time it knows what is kept
+            with pytest.raises(Superseded, match="a newer process loads into public"):
+                subject.deliver(changes, epoch=1)
+        subject.holds(ORDERS, [order(1, "newer")])
+
+    def test_what_another_process_has_loaded_late_is_read_before_anything_is_written(
+        self, subject: Subject
+    ) -> None:
+        """A stalled process loads after the newer one has begun, and before it writes."""
+        subject.copy(VISITS)
+        first, second = (subject.stream.commit(insert(VISITS, page="/", at=n)) for n in (1, 2))
+        subject.deliver(first, epoch=1)
+        other = subject.another()
+        other.deliver(first, epoch=2)
+        subject.deliver(second, epoch=1)
+        with pytest.raises(DestinationUnreachable, match="another process has loaded") as raised:
+            other.deliver(second, epoch=2)
+
+        assert raised.value.retryable
+        other.deliver(second, epoch=2)
+        subject.holds(VISITS, [{"page": "/", "at": 1}, {"page": "/", "at": 2}])
 
 
 class TestDelta(DestinationChecks):

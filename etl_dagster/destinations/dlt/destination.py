@@ -144,7 +144,9 @@ class DltDestination:
                     table_id, steps, None if applied_from is None else applied_from.offset
                 )
                 by_lane.setdefault(worker, []).append(of_table)
-        results = [worker.load_changes(changes) for worker, changes in by_lane.items()]
+        results = [
+            worker.load_changes(changes, events.epoch) for worker, changes in by_lane.items()
+        ]
         return _all_of(results)
 
     def shutdown(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,14 +16,9 @@ import pyarrow as pa
 
 from etl_dagster.destinations.dlt.abilities import Abilities
 from etl_dagster.destinations.dlt.failures import translated
-from etl_dagster.destinations.dlt.ledger import (
-    SOURCE,
-    TableEntry,
-    ledger_from_json,
-    ledger_to_json,
-)
+from etl_dagster.destinations.dlt.ledger import SOURCE, TableEntry, ledger_to_json, stored
 from etl_dagster.destinations.dlt.rows import DELETED
-from etl_dagster.errors import DestinationError
+from etl_dagster.errors import DestinationError, DestinationUnreachable, Superseded
 from etl_dagster.model.schema import TableId
 
 Disposition: TypeAlias = Literal["append", "replace", "merge"]
@@ -78,6 +74,9 @@ class Lane:
         self._pipeline: Any = None
         self._directory: Path | None = None
         self._tables: dict[TableId, TableEntry] = {}
+        self._epoch = 0
+        #: The newest package of the pipeline, by the name that we give it.
+        self._package = ""
         #: The types that tables have in the pipeline's schema, by name and column.
         self._types: dict[str, dict[str, pa.DataType]] = {}
         self._newest_load = ""
@@ -96,16 +95,25 @@ class Lane:
         self._open()
         self._tables.pop(table_id, None)
 
-    def load(self, parts: Sequence[Part], entries: Mapping[TableId, TableEntry]) -> None:
+    def load(
+        self, parts: Sequence[Part], entries: Mapping[TableId, TableEntry], epoch: int = 0
+    ) -> None:
         """Load a package, and with it what is kept from then on; once it returns, both are there.
+
+        Args:
+            epoch: of the sender; 0: none is kept.
 
         Raises:
             TableWriteFailed: rows of one table are refused.
+            Superseded: a process of a newer epoch has loaded meanwhile; nothing was loaded.
             DestinationError: as `translated`.
         """
         pipeline = self._open()
         self._forget_other_types(parts)
         tables = {**self._tables, **entries}
+        if epoch and epoch < self._epoch:
+            raise self._superseded()
+        epoch, package = max(epoch, self._epoch), uuid.uuid4().hex
         waits = self._abilities.has_one_writer or any(map(self._is_new, parts)) or not self._types
         try:
             with (
@@ -113,15 +121,21 @@ class Lane:
                 translated("load a package", lambda: {part.name: part.table_id for part in parts}),
             ):
                 with pipeline.managed_state() as state:
-                    state.setdefault("sources", {})[SOURCE] = ledger_to_json(tables)
-                found = pipeline.run(
+                    state.setdefault("sources", {})[SOURCE] = ledger_to_json(
+                        tables, epoch=epoch, package=package
+                    )
+                pipeline.extract(
                     [self._resource(part) for part in parts] or [self._dlt.resource([], _NOTHING)]
                 )
+                pipeline.normalize()
+                # As late as can be: from here on dlt writes.
+                self._require_newest(pipeline, epoch)
+                found = pipeline.load()
                 self._check_clock(found.loads_ids)
         except BaseException:
             self.forget()
             raise
-        self._tables = tables
+        self._tables, self._epoch, self._package = tables, epoch, package
         for part in parts:
             types = self._types.setdefault(part.name, {})
             types.update({field.name: field.type for field in part.schema})
@@ -167,7 +181,9 @@ class Lane:
             # Of what is kept at the destination only the positions count. What its tables look
             # like is asked anew: a copy may have made them again.
             pipeline._state_restored = True
-            self._tables, self._newest_load = _stored(pipeline)
+            found = stored(pipeline)
+        self._tables, self._epoch, self._package = found.tables, found.epoch, found.package
+        self._newest_load = found.load_id
         self._pipeline = pipeline
         return pipeline
 
@@ -195,6 +211,21 @@ class Lane:
             table_format=self._abilities.table_format,
             file_format=self._abilities.format_of(is_empty=part.batches == ()),
         )
+
+    def _require_newest(self, pipeline: Any, epoch: int) -> None:
+        """Load nothing when another process has loaded a package of this name meanwhile."""
+        found = stored(pipeline)
+        if found.package == self._package:
+            return
+        if found.epoch > epoch:
+            raise self._superseded()
+        raise DestinationUnreachable(
+            f"another process has loaded a package of {self.name}",
+            solution="No action needed: what it has loaded is read, and the rest is tried again.",
+        )
+
+    def _superseded(self) -> Superseded:
+        return Superseded(f"a newer process loads into {self.dataset} at the destination")
 
     def _is_new(self, part: Part) -> bool:
         """Whether dlt may have to make the table, or a column."""
@@ -224,22 +255,6 @@ class Lane:
                 solution="Set the clock. The pipeline goes on once it is past that package.",
             )
         self._newest_load = newest or self._newest_load
-
-
-def _stored(pipeline: Any) -> tuple[dict[TableId, TableEntry], str]:
-    """What the newest complete package of the pipeline kept of tables, and that package's ID."""
-    from dlt.common.destination.exceptions import DestinationUndefinedEntity
-    from dlt.common.versioned_state import decompress_state
-
-    with pipeline.destination_client() as client:
-        try:
-            found = client.get_stored_state(pipeline.pipeline_name)
-        except DestinationUndefinedEntity:
-            found = None
-    if found is None:
-        return {}, ""
-    state = decompress_state(found.state)
-    return ledger_from_json(state.get("sources", {}).get(SOURCE)), found._dlt_load_id or ""
 
 
 def _filled(part: Part) -> Any:

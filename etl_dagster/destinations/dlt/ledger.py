@@ -69,10 +69,25 @@ class TableEntry:
         )
 
 
-def ledger_to_json(tables: Mapping[TableId, TableEntry]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the newest complete package of a dlt pipeline kept."""
+
+    tables: dict[TableId, TableEntry]
+    #: The newest epoch of a sender.
+    epoch: int
+    #: The package, by the name that we give it; empty before the first.
+    package: str
+    #: The package as dlt calls it.
+    load_id: str
+
+
+def ledger_to_json(
+    tables: Mapping[TableId, TableEntry], *, epoch: int, package: str
+) -> dict[str, Any]:
     """What becomes part of dlt's state."""
     entries = {str(table_id): entry.to_json() for table_id, entry in tables.items()}
-    return {"format": _FORMAT, "tables": entries}
+    return {"format": _FORMAT, "tables": entries, "epoch": epoch, "package": package}
 
 
 def ledger_from_json(found: Mapping[str, Any] | None) -> dict[TableId, TableEntry]:
@@ -82,3 +97,24 @@ def ledger_from_json(found: Mapping[str, Any] | None) -> dict[TableId, TableEntr
     return {
         int(table_id): TableEntry.from_json(entry) for table_id, entry in found["tables"].items()
     }
+
+
+def stored(pipeline: Any) -> Stored:
+    """What is kept at the destination."""
+    from dlt.common.destination.exceptions import DestinationUndefinedEntity
+    from dlt.common.versioned_state import decompress_state
+
+    with pipeline.destination_client() as client:
+        try:
+            found = client.get_stored_state(pipeline.pipeline_name)
+        except DestinationUndefinedEntity:
+            found = None
+    if found is None:
+        return Stored({}, 0, "", "")
+    kept = decompress_state(found.state).get("sources", {}).get(SOURCE) or {}
+    return Stored(
+        ledger_from_json(kept),
+        kept.get("epoch", 0),
+        kept.get("package", ""),
+        found._dlt_load_id or "",
+    )

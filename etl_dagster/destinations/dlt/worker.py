@@ -31,6 +31,7 @@ class _Write:
     """A batch that waits to be loaded, or is."""
 
     changes: Sequence[ChangesOfTable]
+    epoch: int
     result: Future[None] = field(default_factory=Future)
     rounds: list[Iterator[Round]] = field(default_factory=list)
 
@@ -68,9 +69,9 @@ class LaneWorker:
 
         return self.submit(work)
 
-    def load_changes(self, changes: Sequence[ChangesOfTable]) -> Future[None]:
+    def load_changes(self, changes: Sequence[ChangesOfTable], epoch: int) -> Future[None]:
         """Have changes loaded; none of its tables is in a write that isn't durable yet."""
-        write = _Write(changes)
+        write = _Write(changes, epoch)
         with self._lock:
             self._pending.append(write)
         self._thread.submit(self._load_pending)
@@ -113,7 +114,7 @@ class LaneWorker:
             if not loaded:
                 break
             try:
-                self._lane.load(parts, entries)
+                self._lane.load(parts, entries, max(write.epoch for write in loaded))
             except TableWriteFailed as error:
                 for write in loaded:
                     if write.has(error.table_id):
