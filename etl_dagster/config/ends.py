@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic_core import PydanticCustomError
 
 from etl_dagster.config.section import Section
+from etl_dagster.config.tables import TableMode
 from etl_dagster.kinds import STORES, UnknownKind, find_config_model, known_kinds
 
 #: Stands for the type of a destination that a pipeline is given as an object.
@@ -54,6 +55,10 @@ class DestinationConfig(Section):
 
         Where it gives a reason for the default of `nested`, values with parts arrive as text.
         """
+        return None
+
+    def mode_refusal(self, mode: TableMode) -> str | None:
+        """Why tables can't be kept in a mode that the destination doesn't declare; None: unsaid."""
         return None
 
 

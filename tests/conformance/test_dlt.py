@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -9,9 +12,15 @@ import duckdb
 import pytest
 
 from etl_dagster.destinations.dlt import DltDestination
-from etl_dagster.errors import DestinationUnreachable, Superseded
+from etl_dagster.errors import (
+    DestinationError,
+    DestinationUnreachable,
+    Superseded,
+    TableWriteFailed,
+)
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination
+from etl_dagster.model.modes import ADDED_COLUMNS
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.testing import DestinationSuite
 from etl_dagster.testing.changes import (
@@ -29,10 +38,24 @@ from etl_dagster.testing.changes import (
     truncate,
     update,
 )
-from etl_dagster.testing.subject import DestinationChecks, Subject
+from etl_dagster.testing.keeping import ModeChecks
+from etl_dagster.testing.subject import DestinationChecks, DestinationHooks, Subject
 
 pytest.importorskip("dlt")
 deltalake = pytest.importorskip("deltalake")
+
+
+LOGGED = replace(ORDERS, mode="append")
+
+
+def with_columns_of(schema: TableSchema, found: list[Row]) -> list[Row]:
+    """Rows with the columns of the table and its mode; lists are JSON at destinations of dlt."""
+    names = (*schema.column_names, *ADDED_COLUMNS[schema.mode])
+    rows = [{name: row.get(name) for name in names} for row in found]
+    for row in rows:
+        if row.get("_etl_unchanged"):
+            row["_etl_unchanged"] = json.loads(row["_etl_unchanged"])
+    return rows
 
 
 class TestDuckDB(DestinationSuite):
@@ -52,7 +75,7 @@ class TestDuckDB(DestinationSuite):
         with duckdb.connect(str(self.path)) as connection:
             name = f'"{schema.schema_name}"."{schema.table_name}"'
             found: list[Row] = connection.table(name).to_arrow_table().to_pylist()
-        return [{name: row.get(name) for name in schema.column_names} for row in found]
+        return with_columns_of(schema, found)
 
     def table_exists(self, destination: Destination, schema: TableSchema) -> bool:
         with duckdb.connect(str(self.path)) as connection:
@@ -126,6 +149,23 @@ class TestDuckDB(DestinationSuite):
         other.deliver(second, epoch=2)
         subject.holds(VISITS, [{"page": "/", "at": 1}, {"page": "/", "at": 2}])
 
+    def test_a_log_takes_the_place_of_a_mirror_and_nothing_takes_that_of_a_log(
+        self, subject: Subject
+    ) -> None:
+        subject.copy(ORDERS, [order(1)])
+        subject.copy(LOGGED, [order(2)], copy_id="copy-2", replay_from=50)
+        assert [row["id"] for row in subject.kept(LOGGED)] == [2]
+
+        with pytest.raises(TableWriteFailed, match="a mirror would replace them") as raised:
+            subject.copy(ORDERS, [order(3)], copy_id="copy-3")
+        assert "Rename the table at the destination" in raised.value.solution
+        other = replace(
+            table([*ORDERS.columns[:3], column("document", INT8, 10)], snapshot=9900), mode="append"
+        )
+        with pytest.raises(TableWriteFailed, match=r"'document' of public\.orders can't follow"):
+            subject.copy(other, [order(8, document=9)], copy_id="copy-4")
+        assert [row["id"] for row in subject.kept(LOGGED)] == [2]
+
 
 class TestDelta(DestinationChecks):
     """Read with the library of Delta. A load takes a second and more, so it is one story."""
@@ -171,10 +211,122 @@ class TestDelta(DestinationChecks):
     def read_rows(self, destination: Destination, schema: TableSchema) -> list[Row]:
         table = deltalake.DeltaTable(self._place(schema))
         found: list[Row] = table.to_pyarrow_table().to_pylist()
-        return [{name: row.get(name) for name in schema.column_names} for row in found]
+        return with_columns_of(schema, found)
 
     def table_exists(self, destination: Destination, schema: TableSchema) -> bool:
         return deltalake.DeltaTable.is_deltatable(self._place(schema))
 
     def _place(self, schema: TableSchema) -> str:
         return str(self.folder / schema.schema_name / schema.table_name)
+
+
+class FilesHooks(DestinationHooks):
+    """Plain Parquet files, read by their names."""
+
+    def make_destination(self, folder: Path) -> DltDestination:
+        self.folder = folder
+        return DltDestination(
+            "filesystem", options={"bucket_url": folder.as_uri()}, work_folder=folder.parent
+        )
+
+    def read_rows(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        files = self.folder / schema.schema_name / schema.table_name / "*.parquet"
+        found = duckdb.read_parquet(str(files), union_by_name=True).to_arrow_table().to_pylist()
+        return with_columns_of(schema, found)
+
+    def table_exists(self, destination: Destination, schema: TableSchema) -> bool:
+        return (self.folder / schema.schema_name / schema.table_name).exists()
+
+
+class TestFiles(FilesHooks, ModeChecks):
+    """A table is nothing but the files of its load packages."""
+
+    # Nothing is looked up in files: such a value is said to be unknown.
+    test_an_unchanged_value_is_the_last_one_logged_or_said_to_be_unknown = None
+
+
+class IcebergHooks(FilesHooks):
+    """Read with the library of Iceberg, from the newest metadata."""
+
+    def make_destination(self, folder: Path) -> DltDestination:
+        self.folder = folder
+        return DltDestination(
+            "filesystem",
+            options={"bucket_url": folder.as_uri()},
+            table_format="iceberg",
+            work_folder=folder.parent,
+        )
+
+    def read_rows(self, destination: Destination, schema: TableSchema) -> list[Row]:
+        from pyiceberg.table import StaticTable
+
+        metadata = self.folder / schema.schema_name / schema.table_name / "metadata"
+        newest = StaticTable.from_metadata(str(max(metadata.glob("*.json"))))
+        return with_columns_of(schema, newest.scan().to_arrow().to_pylist())
+
+
+KINDS: dict[str, type[DestinationHooks]] = {
+    "duckdb": TestDuckDB,
+    "delta": TestDelta,
+    "iceberg": IcebergHooks,
+    "files": FilesHooks,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_log_has_each_change_once_though_loads_end_before_they_are_complete(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row is there, and dlt hasn't written down so, when the process ends."""
+    if kind == "iceberg":
+        pytest.importorskip("pyiceberg")
+    hooks = KINDS[kind]()
+    subject = Subject(hooks, hooks.make_destination(tmp_path), tmp_path)
+    subject.start()
+
+    def interrupted(work: Callable[[], object]) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("dlt.load.load.Load.complete_package", _end)
+            with pytest.raises(DestinationError):
+                work()
+        subject.reopen()
+
+    copied = [order(1), order(2)]
+    stream = subject.stream
+    changes = stream.commit(insert(LOGGED, **order(3)), update(LOGGED, **order(3, "x")))
+    changes += stream.commit(delete(LOGGED, id=1), truncate(LOGGED))
+    extra = table([*ORDERS.columns, column("extra", INT4, 9)], snapshot=9000)
+    wider = replace(extra, mode="append")
+    later = stream.commit(relation(wider), insert(wider, **order(4, extra=7)))
+    try:
+        subject.destination.drop_table_for_copy(LOGGED)
+        interrupted(lambda: subject.write_chunk(LOGGED, 0, copied))
+        subject.write_chunk(LOGGED, 0, copied)
+        interrupted(lambda: subject.end_copy(LOGGED, replay_from=900))
+        subject.end_copy(LOGGED, replay_from=900)
+        subject.deliver(changes[:1])
+        interrupted(lambda: subject.deliver(changes))
+        subject.deliver(changes[:2])
+        subject.deliver(changes)
+        interrupted(lambda: subject.deliver(later))
+        subject.deliver(later)
+
+        found = [(row["_etl_op"], row["id"], row.get("extra")) for row in subject.kept(wider)]
+    finally:
+        subject.shut_down()
+    assert sorted(found, key=repr) == sorted(
+        [
+            ("copy", 1, None),
+            ("copy", 2, None),
+            ("insert", 3, None),
+            ("update", 3, None),
+            ("delete", 1, None),
+            ("truncate", None, None),
+            ("insert", 4, 7),
+        ],
+        key=repr,
+    )
+
+
+def _end(*_: object, **__: object) -> None:
+    raise OSError("the process ends here")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
 
 from etl_dagster.destinations.dlt.changes import Round, Stretches
+from etl_dagster.destinations.dlt.entries import Identity
+from etl_dagster.destinations.dlt.lane import Lane
 from etl_dagster.destinations.dlt.ledger import TableEntry
+from etl_dagster.destinations.dlt.log import Log
 from etl_dagster.destinations.dlt.names import Names
+from etl_dagster.destinations.dlt.places import Place
 from etl_dagster.destinations.dlt.rows import DELETED, TableShape
 from etl_dagster.errors import RowsOutdated, TableWriteFailed
 from etl_dagster.lsn import Lsn
@@ -36,7 +42,37 @@ from etl_dagster.testing.changes import (
     update,
 )
 
+LOGGED = replace(ORDERS, mode="append")
 WIDER = table([*ORDERS.columns, column("extra", INT4, 9)], snapshot=900)
+
+
+class Logs:
+    """A place with entries of changes that come again, and one row to look values up in."""
+
+    def __init__(self, *there: Change, newest: dict[str, Any] | None = None) -> None:
+        self._there = there
+        self._newest = newest or {}
+
+    def newest_lsn(self, lane: Lane, shape: TableShape, since: int) -> int:
+        return max((change.lsn for change in self._there if change.lsn >= since), default=0)
+
+    def identities(self, lane: Lane, shape: TableShape, first: int, last: int) -> set[Identity]:
+        found = [change for change in self._there if first <= change.lsn <= last]
+        return {(change.lsn, change.ordinal, change.lsn) for change in found}
+
+    def newest(
+        self,
+        lane: Lane,
+        shape: TableShape,
+        columns: Sequence[str],
+        keys: pa.RecordBatch,
+        before: Position,
+    ) -> pa.RecordBatch:
+        arrays = [
+            pa.array([self._newest.get(name)] * len(keys), shape.arrow.field(name).type)
+            for name in columns
+        ]
+        return pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
 
 def rounds(
@@ -45,6 +81,7 @@ def rounds(
     known: TableSchema | None = ORDERS,
     entry: TableEntry | None = None,
     held: Sequence[dict[str, Any]] = (),
+    logs: Logs | None = None,
 ) -> list[Round]:
     """Those of the one table that the changes are of; `held` are rows at the destination."""
 
@@ -57,9 +94,9 @@ def rounds(
         return pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
     [steps] = batch(changes).tables.values()
-    return list(
-        Stretches(Names("{schema}").shape, fetch).rounds(steps, known, entry or TableEntry())
-    )
+    log = Log(cast(Place, logs or Logs()), cast(Lane, SimpleNamespace(opened=1)))
+    stretches = Stretches(Names("{schema}").shape, fetch, log)
+    return list(stretches.rounds(steps, known, entry or TableEntry()))
 
 
 def loaded(one: Round) -> list[dict[str, Any]]:
@@ -175,6 +212,49 @@ def test_rows_without_a_key_are_appended_and_never_found_again() -> None:
         with pytest.raises(TableWriteFailed, match="readings has no key") as raised:
             rounds(Transactions().commit(change), known=None)
         assert "primary key" in raised.value.solution
+
+
+def test_in_mode_append_every_change_is_a_row_also_of_what_is_truncated() -> None:
+    changes = Transactions().commit(
+        insert(LOGGED, **order(1, "a")),
+        update(LOGGED, **order(1, "b")),
+        delete(LOGGED, id=1),
+        truncate(LOGGED),
+    )
+
+    found = rounds(changes, known=LOGGED)
+
+    rows = [row for one in found for row in loaded(one)]
+    assert [(row["_etl_op"], row["_etl_ordinal"], row["id"], row["note"]) for row in rows] == [
+        ("insert", 0, 1, "a"),
+        ("update", 1, 1, "b"),
+        ("delete", 2, 1, None),
+        ("truncate", 3, None, None),
+    ]
+    assert {(one.part.disposition, one.part.key) for one in found} == {("append", ())}
+
+
+def test_a_change_that_the_log_has_already_is_left_out() -> None:
+    """Of a package that was under way, some rows may be there: in another order, perhaps."""
+    changes = Transactions().commit(*(insert(LOGGED, **order(n)) for n in range(4)))
+
+    [one] = rounds(changes, known=LOGGED, logs=Logs(changes[2], changes[0]))
+
+    assert [row["id"] for row in loaded(one)] == [1, 3]
+
+
+def test_a_value_that_was_not_sent_is_the_last_logged_one_or_named() -> None:
+    same = ["document"]
+    stream = Transactions()
+    changes = stream.commit(update(LOGGED, unchanged=same, id=1, note="x"))
+
+    [known] = rounds(changes, known=LOGGED, logs=Logs(newest={"document": "kept"}))
+    [unknown] = rounds(changes, known=LOGGED)
+
+    assert [(r["document"], r["_etl_unchanged"]) for r in loaded(known)] == [("kept", None)]
+    assert [(r["document"], r["_etl_unchanged"]) for r in loaded(unknown)] == [
+        (None, '["document"]')
+    ]
 
 
 def test_two_names_that_become_one_are_refused() -> None:

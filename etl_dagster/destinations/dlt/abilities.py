@@ -5,28 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from etl_dagster.destinations.dlt.config import DltDestinationConfig
 from etl_dagster.errors import DestinationError
+from etl_dagster.model.modes import TableMode
+
+#: What rows that are only added need of a destination: nothing.
+_ONLY_ADDED: Final[frozenset[TableMode]] = frozenset({"append"})
+
+
+def modes_of(config: DltDestinationConfig) -> frozenset[TableMode]:
+    """The modes in which tables are kept there, as far as the configuration tells."""
+    if config.is_filesystem and config.table_format != "delta":
+        return _ONLY_ADDED
+    return frozenset({"mirror", "append"})
 
 
 @dataclass(frozen=True)
 class Abilities:
     """What decides how tables are kept."""
 
-    #: Of dlt's strategies for `merge`, the one that is used.
-    merge_strategy: Literal["delete-insert", "upsert"]
-    #: Whether it is reached by SQL. Else tables are files in a table format.
+    #: Of dlt's strategies for `merge`, the one that is used; None: rows are only added.
+    merge_strategy: Literal["delete-insert", "upsert"] | None
+    #: Whether it is reached by SQL. Else tables are files, in a table format perhaps.
     has_sql: bool
     has_transactions: bool
     #: Whether transactions that write at the same time are refused.
     has_one_writer: bool
-    table_format: Literal["delta"] | None
+    table_format: Literal["delta", "iceberg"] | None
     #: Of the files of load packages; None: what dlt prefers.
     file_format: str | None
     #: Of files without a row.
     empty_format: str | None
+
+    @property
+    def has_plain_files(self) -> bool:
+        """Whether a table is nothing but the files of its load packages."""
+        return not self.has_sql and self.table_format is None
 
     def format_of(self, *, is_empty: bool) -> str | None:
         """The format of a file with rows, or of one without any."""
@@ -42,15 +58,12 @@ def find_abilities(destination: Any, config: DltDestinationConfig) -> Abilities:
     found = destination.capabilities()
     kind = destination.destination_type.rsplit(".", 1)[-1]
     is_files = kind == "filesystem"
-    if is_files and config.table_format != "delta":
-        raise DestinationError(
-            "dlt deletes no rows from plain files, nor from Iceberg tables",
-            solution="Set destination.table_format to delta.",
-        )
     formats = found.supported_loader_file_formats or ()
     strategies = found.supported_merge_strategies or ()
-    strategy: Literal["delete-insert", "upsert"]
-    if not is_files and "delete-insert" in strategies:
+    strategy: Literal["delete-insert", "upsert"] | None
+    if is_files and config.table_format != "delta":
+        strategy = None
+    elif not is_files and "delete-insert" in strategies:
         strategy = "delete-insert"
     elif "upsert" in strategies:
         strategy = "upsert"

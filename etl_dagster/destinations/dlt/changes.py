@@ -13,6 +13,7 @@ from etl_dagster.destinations.collapse import Collapsed, collapse, key_ids
 from etl_dagster.destinations.dlt.evolution import dropped_after
 from etl_dagster.destinations.dlt.lane import Disposition, Part
 from etl_dagster.destinations.dlt.ledger import TableEntry
+from etl_dagster.destinations.dlt.log import Log
 from etl_dagster.destinations.dlt.rows import TableShape, with_deletes
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import (
@@ -44,18 +45,23 @@ class Stretches:
     Args:
         shape_of: how a table is at the destination.
         fetch: for values that Postgres didn't send because they didn't change.
+        log: of tables in mode append.
     """
 
-    def __init__(self, shape_of: Callable[[TableSchema], TableShape], fetch: Fetch) -> None:
+    def __init__(
+        self, shape_of: Callable[[TableSchema], TableShape], fetch: Fetch, log: Log
+    ) -> None:
         self._shape_of = shape_of
         self._fetch = fetch
+        self._log = log
 
     def rounds(
         self, steps: Sequence[TableStep], known: TableSchema | None, entry: TableEntry
     ) -> Iterator[Round]:
         """One round for each stretch under one schema, each asked for once the last is loaded.
 
-        Only the newest rows of each key are loaded; of what comes before a truncate, nothing is.
+        Of a mirror, only the newest rows of each key are loaded, and nothing of what comes before
+        a truncate. Of a log, every change is.
 
         Args:
             known: how the table was when it was written last, where that is known.
@@ -66,7 +72,11 @@ class Stretches:
             TableWriteFailed: a change that dlt can't make.
         """
         left = steps_after(steps, entry.position or POSITION_ZERO)
-        truncates = [place for place, step in enumerate(left) if isinstance(step, TruncateEvent)]
+        truncates = [
+            place
+            for place, step in enumerate(left)
+            if isinstance(step, TruncateEvent) and step.schema.mode == "mirror"
+        ]
         last_truncate = truncates[-1] if truncates else -1
         emptied: TableShape | None = None
         for place, step in enumerate(left):
@@ -82,6 +92,12 @@ class Stretches:
                 case RelationEvent():
                     if is_altered and emptied is None and place > last_truncate:
                         yield Round(self._without_rows(shape), entry)
+                case TruncateEvent() if shape.is_log:
+                    entry = replace(entry, position=step.position)
+                    yield Round(_added(shape, self._log.truncate(shape, step)), entry)
+                case TableChanges() if shape.is_log:
+                    entry = replace(entry, position=step.last_position)
+                    yield Round(_added(shape, self._log.entries(shape, step)), entry)
                 case TruncateEvent():
                     entry = replace(entry, position=step.position)
                     emptied = shape
@@ -95,17 +111,17 @@ class Stretches:
 
     def _without_rows(self, shape: TableShape) -> Part:
         """Nothing but the columns, so that those who query find them."""
-        return Part(shape.source.id, shape.name, "append", shape.merged, (), shape.key)
+        return Part(shape.source.id, shape.name, "append", shape.whole, (), shape.found_by)
 
     def _emptied(self, shape: TableShape) -> Part:
-        return Part(shape.source.id, shape.name, "replace", shape.merged, (), shape.key)
+        return Part(shape.source.id, shape.name, "replace", shape.whole, (), shape.key)
 
     def _part(self, shape: TableShape, changes: TableChanges, is_emptied: bool) -> Part:
         name, table_id = shape.name, shape.source.id
         if not shape.key:
             rows = shape.rows(_only_inserts(changes).rows)
             into: Disposition = "replace" if is_emptied else "append"
-            return Part(table_id, name, into, shape.merged, [rows])
+            return Part(table_id, name, into, shape.whole, [rows])
         result = collapse(changes, shape.source.key_columns)
         rows = shape.rows(result.rows)
         if result.unknown and not is_emptied:
@@ -113,7 +129,7 @@ class Stretches:
         gone = result.removed.slice(0, 0) if is_emptied else _only_removed(shape, result)
         batches = tuple(with_deletes(shape, rows, gone))
         how: Disposition = "replace" if is_emptied else "merge"
-        return Part(table_id, name, how, shape.merged, batches, shape.key)
+        return Part(table_id, name, how, shape.whole, batches, shape.key)
 
     def _completed(
         self, shape: TableShape, result: Collapsed, rows: pa.RecordBatch
@@ -136,6 +152,10 @@ class Stretches:
             source: Any = pa.array(np.where(is_unknown, len(rows) + at, np.arange(len(rows))))
             columns[place] = both.take(source)
         return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+
+
+def _added(shape: TableShape, rows: pa.RecordBatch) -> Part:
+    return Part(shape.source.id, shape.name, "append", shape.whole, [rows])
 
 
 def _only_inserts(changes: TableChanges) -> TableChanges:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 
-from etl_dagster.config import DestinationConfig
+from etl_dagster.config import DestinationConfig, TableMode
 
 _PLACEHOLDER = "{schema}"
 
@@ -36,8 +36,10 @@ class DltDestinationConfig(DestinationConfig):
     options: dict[str, Any] = Field(
         {}, description="Further settings of the destination, such as `bucket_url`."
     )
-    table_format: Literal["delta"] | None = Field(
-        None, description="Of tables in `filesystem`, whose plain files can't be merged."
+    table_format: Literal["delta", "iceberg"] | None = Field(
+        None,
+        description="Of tables in `filesystem`; without it, they are plain Parquet files. Only "
+        "Delta tables can be mirrors.",
     )
     naming: Literal["sql_ci_v1", "sql_cs_v1", "snake_case", "direct"] = Field(
         "sql_ci_v1",
@@ -52,7 +54,15 @@ class DltDestinationConfig(DestinationConfig):
     @property
     def place(self) -> str:
         """Where it is, for people; without any secret."""
-        return f"{self.destination_name or self.destination} of dlt, dataset {self.dataset}"
+        place = f"{self.destination_name or self.destination} of dlt, dataset {self.dataset}"
+        if not self.is_filesystem or self.table_format == "delta":
+            return place
+        return f"{'Iceberg tables' if self.table_format else 'files'} in {place}"
+
+    @property
+    def is_filesystem(self) -> bool:
+        """Whether tables are files in a bucket or folder."""
+        return self.destination.rpartition(".")[2] == "filesystem"
 
     @property
     def odd_values_at(self) -> str:
@@ -61,6 +71,12 @@ class DltDestinationConfig(DestinationConfig):
     def refusal(self, choice: str) -> str | None:
         if choice == "native":
             return "dlt loads values with parts as text only; set it to json or text"
+        return None
+
+    def mode_refusal(self, mode: TableMode) -> str | None:
+        if mode == "mirror":
+            files = "plain files" if self.table_format is None else "Iceberg tables"
+            return f"dlt deletes no rows from {files}: only Delta tables are mirrored"
         return None
 
     @field_validator("dataset")

@@ -6,6 +6,7 @@ is told apart from what counts.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from etl_dagster.destinations.dlt.entries import CopyMoment
 from etl_dagster.destinations.dlt.lane import Lane, Part
 from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.destinations.dlt.rows import TableShape, with_constant
@@ -65,33 +67,45 @@ def load_chunk(place: Place, lane: Lane, copy_id: str, chunk: ChunkId, spool: Sp
         if entry.copy_id == copy_id and (entry.is_complete or chunk.index in entry.chunks):
             return
         if entry.copy_id != copy_id or not entry.chunks:
+            place.require_replaceable(lane, shape)
             place.discard(lane, collected)
         if entry.copy_id != copy_id:
             entry = TableEntry(copy_id=copy_id)
         chunks = {**entry.chunks, chunk.index: spool.token}
         batches = spool.batches() if spool.has_rows else ()
-        parts = [Part(table_id, collected, "append", shape.collected, batches)]
-        if not entry.chunks:
-            parts.append(Part(table_id, shape.name, "append", shape.merged, (), shape.key))
+        parts = [Part(table_id, collected, "append", shape.collected, batches, is_collected=True)]
+        if not entry.chunks and not shape.is_log:
+            parts.append(Part(table_id, shape.name, "append", shape.whole, (), shape.key))
         lane.load(parts, {table_id: replace(entry, chunks=chunks)})
     finally:
         spool.remove()
 
 
 def end_of_copy(place: Place, lane: Lane, shape: TableShape, rows: TableRows) -> None:
-    """Have the table hold what was collected, unless it does already."""
+    """Have the table hold what was collected, unless it does already.
+
+    Raises:
+        TableWriteFailed: what the table holds can be neither kept nor replaced.
+    """
     table_id = shape.source.id
     entry = lane.entry(table_id)
     if entry.copy_id == rows.copy_id and entry.is_complete:
         return
     chunks = entry.chunks if entry.copy_id == rows.copy_id else {}
+    position = Position.just_before(rows.replay_from)
     done = TableEntry(
-        position=Position.just_before(rows.replay_from),
+        position=position,
         copy_id=rows.copy_id,
         is_complete=True,
         chunks=chunks,
     )
-    place.replace(lane, shape, collected_in(shape), done)
+    place.require_replaceable(lane, shape)
+    time_us = time.time_ns() // 1000 if rows.copied_at_us is None else rows.copied_at_us
+    at = CopyMoment(position.commit_lsn.offset, time_us)
+    if shape.is_log:
+        place.extend(lane, shape, collected_in(shape), done, at)
+    else:
+        place.replace(lane, shape, collected_in(shape), done)
 
 
 def collected_in(shape: TableShape) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import and_
@@ -11,16 +11,32 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl_dagster.destinations.dlt.entries import (
+    IDENTITY,
+    CopyMoment,
+    Identity,
+    copied_rows,
+    identities_in,
+    largest_lsn,
+)
+from etl_dagster.destinations.dlt.files import FilesPlace, as_held
 from etl_dagster.destinations.dlt.lane import Lane, Part
 from etl_dagster.destinations.dlt.ledger import TableEntry
-from etl_dagster.destinations.dlt.places import row_for_each, tuples_of
-from etl_dagster.destinations.dlt.rows import DELETED, TOKEN, TableShape, with_constant
+from etl_dagster.destinations.dlt.places import (
+    has_other_types,
+    holds_log,
+    row_for_each,
+    tuples_of,
+)
+from etl_dagster.destinations.dlt.rows import DELETED, LOGGED, TOKEN, TableShape, with_constant
+from etl_dagster.model.position import Position
 
 #: Keys in one filter.
 _KEYS: Final = 500
+_OP, _LSN, _ORDINAL = LOGGED.names[:3]
 
 
-class DeltaPlace:
+class DeltaPlace(FilesPlace):
     """Tables in a bucket or folder. A copy becomes its table in one commit of the table's log."""
 
     def fetch(
@@ -32,36 +48,112 @@ class DeltaPlace:
                 return []
             rows = table.to_pyarrow_dataset()
             found: list[Sequence[Any]] = []
-            for start in range(0, keys.num_rows, _KEYS):
-                some = keys.slice(start, _KEYS)
-                is_wanted = reduce(and_, (pc.field(there).isin(some[name]) for name, there in key))
+            for is_wanted in _by_key(shape, keys):
                 for batch in rows.to_table([*shape.key, *columns], is_wanted).to_batches():
-                    found += tuples_of(_as_held(batch, shape))
+                    found += tuples_of(as_held(batch, shape))
             return found
 
-        key = [(name, shape.there[name]) for name in shape.source.key_columns]
         return row_for_each(shape, tuples_of(keys), columns, lane.run("read rows back", read))
 
     def replace(self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry) -> None:
-        tokens = pa.array(list(entry.chunks.values()), pa.string())
         if lane.run("look at a table", lambda pipeline: _is_other(pipeline, shape)):
             self.discard(lane, shape.name)
-        collected = lane.run("look at a table", lambda pipeline: _open(pipeline, copy))
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            if collected is None:
-                return
-            counts = pc.field(TOKEN).isin(tokens)
-            for batch in collected.to_pyarrow_dataset().to_batches(
-                columns=list(shape.columns), filter=counts
-            ):
-                rows = _as_held(batch, shape)
-                yield with_constant(rows, shape.merged, None) if shape.key else rows
-
+        copied = self._copied(lane, shape, copy, entry)
+        batches = (with_constant(rows, shape.whole, None) if shape.key else rows for rows in copied)
         table_id = shape.source.id
-        whole = Part(table_id, shape.name, "replace", shape.merged, batches(), shape.key)
+        whole = Part(table_id, shape.name, "replace", shape.whole, batches, shape.key)
         lane.load([whole], {table_id: replace(entry, chunks={})})
         self.discard(lane, copy)
+
+    def require_replaceable(self, lane: Lane, shape: TableShape) -> None:
+        if not shape.is_log and _OP in lane.run("look at a table", lambda p: _held(p, shape)):
+            raise holds_log(shape)
+
+    def extend(
+        self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry, at: CopyMoment
+    ) -> None:
+        held = lane.run("look at a table", lambda pipeline: _held(pipeline, shape))
+        if held and _OP not in held:
+            self.discard(lane, shape.name)
+        else:
+            require_same_types(shape, held, ensure_delta(shape.whole))
+        super().extend(lane, shape, copy, entry, at)
+
+    def _has_copy(self, lane: Lane, shape: TableShape, at: CopyMoment) -> bool:
+        is_of_copy = (pc.field(_OP) == "copy") & (pc.field(_LSN) == at.lsn)
+        return bool(self._read(lane, shape, [_LSN], is_of_copy).num_rows)
+
+    def _collected(
+        self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry, at: CopyMoment
+    ) -> Iterator[pa.RecordBatch]:
+        rows = self._copied(lane, shape, copy, entry)
+        return (copied_rows(shape, batch, at) for batch in rows)
+
+    @staticmethod
+    def _copied(
+        lane: Lane, shape: TableShape, copy: str, entry: TableEntry
+    ) -> Iterator[pa.RecordBatch]:
+        tokens = pa.array(list(entry.chunks.values()), pa.string())
+        collected = lane.run("look at a table", lambda pipeline: _open(pipeline, copy))
+        if collected is None:
+            return iter(())
+        batches = collected.to_pyarrow_dataset().to_batches(
+            columns=list(shape.columns), filter=pc.field(TOKEN).isin(tokens)
+        )
+        return (as_held(batch, shape) for batch in batches)
+
+    def newest(
+        self,
+        lane: Lane,
+        shape: TableShape,
+        columns: Sequence[str],
+        keys: pa.RecordBatch,
+        before: Position,
+    ) -> pa.RecordBatch:
+        lsn, ordinal, op = (pc.field(name) for name in (_LSN, _ORDINAL, _OP))
+        place = before.commit_lsn.offset
+        is_before = (lsn < place) | ((lsn == place) & (ordinal < before.ordinal))
+        names = [*shape.key, *columns]
+        found: list[Sequence[Any]] = []
+        for is_wanted in _by_key(shape, keys):
+            is_entry = is_wanted & is_before & (op != "truncate")
+            rows = self._read(lane, shape, [*names, _OP, _LSN, _ORDINAL], is_entry)
+            ordered = rows.sort_by([(_LSN, "ascending"), (_ORDINAL, "ascending")])
+            for batch in ordered.combine_chunks().to_batches():
+                values = tuples_of(as_held(batch.select(names), shape))
+                ops: list[Any] = batch[_OP].to_pylist()
+                nothing = (None,) * len(columns)
+                found += [
+                    (*row[: len(shape.key)], *nothing) if op == "delete" else row
+                    for row, op in zip(values, ops, strict=True)
+                ]
+        # Of a key with several rows, the last one counts.
+        return row_for_each(shape, tuples_of(keys), columns, found)
+
+    def newest_lsn(self, lane: Lane, shape: TableShape, since: int) -> int:
+        held = lane.run("look at a table", lambda pipeline: _held(pipeline, shape))
+        if _OP not in held:
+            return 0
+        is_change = (pc.field(_LSN) >= since) & (pc.field(_OP) != "copy")
+        found = self._read(lane, shape, [_LSN], is_change)
+        return largest_lsn(found)
+
+    def identities(self, lane: Lane, shape: TableShape, first: int, last: int) -> set[Identity]:
+        lsn = pc.field(_LSN)
+        is_change = (lsn >= first) & (lsn <= last) & (pc.field(_OP) != "copy")
+        found = self._read(lane, shape, list(IDENTITY), is_change)
+        return identities_in(found)
+
+    @staticmethod
+    def _read(lane: Lane, shape: TableShape, columns: Sequence[str], condition: Any) -> pa.Table:
+        def read(pipeline: Any) -> Any:
+            table = _open(pipeline, shape.name)
+            if table is None:
+                return shape.whole.empty_table().select(list(columns))
+            return table.to_pyarrow_dataset().to_table(list(columns), filter=condition)
+
+        found: pa.Table = lane.run("read what is logged", read)
+        return found
 
     def discard(self, lane: Lane, name: str) -> None:
         def drop(pipeline: Any) -> None:
@@ -70,6 +162,30 @@ class DeltaPlace:
                     client.drop_tables(name, delete_schema=True)
 
         lane.run("drop a table", drop)
+
+
+def _by_key(shape: TableShape, keys: pa.RecordBatch) -> Iterator[Any]:
+    """Conditions that rows with some of the keys meet, and few others."""
+    names = [(name, shape.there[name]) for name in shape.source.key_columns]
+    for start in range(0, keys.num_rows, _KEYS):
+        some = keys.slice(start, _KEYS)
+        yield reduce(and_, (pc.field(there).isin(some[name]) for name, there in names))
+
+
+def _held(pipeline: Any, shape: TableShape) -> dict[str, pa.DataType]:
+    """The columns of a table; none where it isn't there."""
+    table = _open(pipeline, shape.name)
+    if table is None:
+        return {}
+    return {field.name: field.type for field in pa.schema(table.schema().to_arrow())}
+
+
+def ensure_delta(schema: pa.Schema) -> pa.Schema:
+    """The types that a Delta table has for these."""
+    from dlt.common.libs.deltalake import ensure_delta_compatible_arrow_schema
+
+    found: pa.Schema = ensure_delta_compatible_arrow_schema(schema)
+    return found
 
 
 def _open(pipeline: Any, name: str) -> Any:
@@ -89,23 +205,30 @@ def _open(pipeline: Any, name: str) -> Any:
 
 def _is_other(pipeline: Any, shape: TableShape) -> bool:
     """Whether the table has other columns than the new copy."""
-    from dlt.common.libs.deltalake import ensure_delta_compatible_arrow_schema
-
-    table = _open(pipeline, shape.name)
-    if table is None:
+    held = _held(pipeline, shape)
+    if not held:
         return False
-    held = pa.schema(table.schema().to_arrow())
-    wanted = ensure_delta_compatible_arrow_schema(shape.arrow)
-    have = {field.name: _family(field.type) for field in held if field.name != DELETED}
-    return have != {field.name: _family(field.type) for field in wanted}
+    have = {name: _family(kind) for name, kind in held.items() if name != DELETED}
+    return have != {field.name: _family(field.type) for field in ensure_delta(shape.arrow)}
+
+
+def require_same_types(
+    shape: TableShape, held: Mapping[str, pa.DataType], wanted: pa.Schema
+) -> None:
+    """The columns of a log that new rows have are of the types that these have.
+
+    Raises:
+        TableWriteFailed: some aren't.
+    """
+    other = [
+        field.name
+        for field in wanted
+        if field.name in held and _family(held[field.name]) != _family(field.type)
+    ]
+    if other:
+        raise has_other_types(shape, other)
 
 
 def _family(kind: pa.DataType) -> str:
     """A type without what only says how it is laid out in memory."""
     return str(kind).removeprefix("large_").removesuffix("_view")
-
-
-def _as_held(batch: pa.RecordBatch, shape: TableShape) -> pa.RecordBatch:
-    fields = [shape.arrow.field(name) for name in batch.schema.names]
-    arrays = [column.cast(field.type) for column, field in zip(batch.columns, fields, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

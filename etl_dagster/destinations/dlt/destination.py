@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,21 @@ from etl_dagster.destinations.dlt.abilities import (
     Abilities,
     find_abilities,
     missing_file,
+    modes_of,
     naming_of,
 )
 from etl_dagster.destinations.dlt.changes import Stretches
 from etl_dagster.destinations.dlt.config import DltDestinationConfig
 from etl_dagster.destinations.dlt.copies import Spool, end_of_copy, load_chunk
+from etl_dagster.destinations.dlt.delta import DeltaPlace
+from etl_dagster.destinations.dlt.files import FilesPlace
+from etl_dagster.destinations.dlt.iceberg import IcebergPlace
 from etl_dagster.destinations.dlt.lane import Lane
 from etl_dagster.destinations.dlt.library import load_dlt, make_destination
+from etl_dagster.destinations.dlt.log import Log
 from etl_dagster.destinations.dlt.names import Names
-from etl_dagster.destinations.dlt.places import Place, SqlPlace
+from etl_dagster.destinations.dlt.places import Place
+from etl_dagster.destinations.dlt.sql_place import SqlPlace
 from etl_dagster.destinations.dlt.work_folder import WorkFolder
 from etl_dagster.destinations.dlt.worker import ChangesOfTable, LaneWorker
 from etl_dagster.errors import DestinationError
@@ -51,9 +58,13 @@ class DltDestination:
     """
 
     name = "dlt"
-    #: What is there twice after a crash is the rows of tables without a key, at most.
+    #: What is there twice after a crash is the rows of mirrors without a key, at most. Which of the
+    #: modes a destination of dlt has, its object says.
     capabilities = Capabilities(
-        mirror=True, truncate=True, offers=frozenset({ChecksItself, ChecksNames})
+        mirror=True,
+        truncate=True,
+        modes=frozenset({"mirror", "append"}),
+        offers=frozenset({ChecksItself, ChecksNames}),
     )
     config_model = DltDestinationConfig
 
@@ -70,6 +81,7 @@ class DltDestination:
 
     def _set_up(self, config: DltDestinationConfig, pipeline: str) -> None:
         self._config = config
+        self.capabilities = replace(type(self).capabilities, modes=modes_of(config))
         self._pipeline = pipeline
         self._folder = WorkFolder(config.work_folder, pipeline)
         self._lock = threading.Lock()
@@ -173,9 +185,12 @@ class DltDestination:
         assert self._abilities is not None
         if self._abilities.has_sql:
             return SqlPlace(self._abilities.has_transactions)
-        from etl_dagster.destinations.dlt.delta import DeltaPlace
-
-        return DeltaPlace()
+        match self._abilities.table_format:
+            case "delta":
+                return DeltaPlace()
+            case "iceberg":
+                return IcebergPlace()
+        return FilesPlace()
 
     def _worker(self, schema: TableSchema, *, of_stream: bool = False) -> LaneWorker:
         """The lane of the stream, or else that of the table alone."""
@@ -187,8 +202,10 @@ class DltDestination:
             worker = self._lanes.get(key)
             if worker is None:
                 lane = self._make_lane("" if of_stream else f"_{schema.id}", dataset)
-                fetch = partial(self._place().fetch, lane)
-                stretches = Stretches(self._names.shape, fetch)
+                place = self._place()
+                stretches = Stretches(
+                    self._names.shape, partial(place.fetch, lane), Log(place, lane)
+                )
                 worker = LaneWorker(lane, stretches, is_of_stream=of_stream)
                 self._lanes[key] = worker
         return worker

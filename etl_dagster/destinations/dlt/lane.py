@@ -18,6 +18,7 @@ from etl_dagster.destinations.dlt.abilities import Abilities
 from etl_dagster.destinations.dlt.failures import translated
 from etl_dagster.destinations.dlt.ledger import SOURCE, TableEntry, ledger_to_json, stored
 from etl_dagster.destinations.dlt.rows import DELETED
+from etl_dagster.destinations.dlt.unfinished import complete_newest, remove_unfinished
 from etl_dagster.errors import DestinationError, DestinationUnreachable, Superseded
 from etl_dagster.model.schema import TableId
 
@@ -39,6 +40,8 @@ class Part:
     #: An empty tuple: nothing but the columns.
     batches: Iterable[pa.RecordBatch] = ()
     key: tuple[str, ...] = ()
+    #: Rows of a copy that isn't complete: no reader looks at them.
+    is_collected: bool = False
 
 
 class Lane:
@@ -80,6 +83,12 @@ class Lane:
         #: The types that tables have in the pipeline's schema, by name and column.
         self._types: dict[str, dict[str, pa.DataType]] = {}
         self._newest_load = ""
+        #: Tables whose files were looked at since the beginning.
+        self._cleared: set[str] = set()
+        #: The newest package that was complete at the beginning.
+        self._first_load = ""
+        #: How often what is kept was read from the destination.
+        self.opened = 0
 
     def open(self) -> None:
         """Connect, and read what is kept at the destination."""
@@ -128,6 +137,7 @@ class Lane:
                     [self._resource(part) for part in parts] or [self._dlt.resource([], _NOTHING)]
                 )
                 pipeline.normalize()
+                self._clear(pipeline, parts)
                 # As late as can be: from here on dlt writes.
                 self._require_newest(pipeline, epoch)
                 found = pipeline.load()
@@ -181,9 +191,13 @@ class Lane:
             # Of what is kept at the destination only the positions count. What its tables look
             # like is asked anew: a copy may have made them again.
             pipeline._state_restored = True
+            if self._abilities.has_plain_files:
+                complete_newest(pipeline)
             found = stored(pipeline)
         self._tables, self._epoch, self._package = found.tables, found.epoch, found.package
-        self._newest_load = found.load_id
+        self._newest_load = self._first_load = found.load_id
+        self._cleared = set()
+        self.opened += 1
         self._pipeline = pipeline
         return pipeline
 
@@ -208,9 +222,21 @@ class Lane:
             write_disposition=disposition,
             primary_key=list(part.key) or None,
             columns=columns or None,
-            table_format=self._abilities.table_format,
+            table_format=self._format_of(part),
             file_format=self._abilities.format_of(is_empty=part.batches == ()),
         )
+
+    def _format_of(self, part: Part) -> str | None:
+        found = self._abilities.table_format
+        # An Iceberg table is read and written whole, so a copy's rows are collected in files.
+        return None if part.is_collected and found == "iceberg" else found
+
+    def _clear(self, pipeline: Any, parts: Sequence[Part]) -> None:
+        """Have plain files hold nothing of packages that were never complete."""
+        if self._abilities.has_plain_files:
+            for name in {part.name for part in parts} - self._cleared:
+                remove_unfinished(pipeline, name, since=self._first_load)
+                self._cleared.add(name)
 
     def _require_newest(self, pipeline: Any, epoch: int) -> None:
         """Load nothing when another process has loaded a package of this name meanwhile."""

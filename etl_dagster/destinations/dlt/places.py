@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from etl_dagster.destinations.dlt.lane import Lane, Part
+from etl_dagster.destinations.dlt.entries import CopyMoment, Identity
+from etl_dagster.destinations.dlt.lane import Lane
 from etl_dagster.destinations.dlt.ledger import TableEntry
-from etl_dagster.destinations.dlt.rows import DELETED, TOKEN, TableShape
+from etl_dagster.destinations.dlt.rows import TableShape
+from etl_dagster.errors import TableWriteFailed
+from etl_dagster.model.position import Position
 from etl_dagster.values.python import to_objects
-
-#: Keys in one query.
-_KEYS: Final = 500
 
 
 class Place(Protocol):
-    """Tables at a destination that mirrors them."""
+    """Where the tables of a destination are."""
 
     def fetch(
         self, lane: Lane, shape: TableShape, columns: Sequence[str], keys: pa.RecordBatch
     ) -> pa.RecordBatch:
         """Values as they are at the destination, a row for each key; null where it has none."""
+        ...
+
+    def require_replaceable(self, lane: Lane, shape: TableShape) -> None:
+        """Before a copy: what the table holds may be replaced, or is added to.
+
+        Raises:
+            TableWriteFailed: it holds a log, and is to be a mirror.
+        """
         ...
 
     def replace(self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry) -> None:
@@ -36,127 +43,59 @@ class Place(Protocol):
         """
         ...
 
+    def extend(
+        self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry, at: CopyMoment
+    ) -> None:
+        """As `replace` for a log: the rows follow those that are there, once.
+
+        Raises:
+            TableWriteFailed: those that are there have columns of other types.
+        """
+        ...
+
     def discard(self, lane: Lane, name: str) -> None:
         """Drop a table if it is there."""
         ...
 
-
-class SqlPlace:
-    """Tables that are reached by SQL: a copy becomes its table in one transaction there."""
-
-    def __init__(self, has_transactions: bool) -> None:
-        self._has_transactions = has_transactions
-
-    def fetch(
-        self, lane: Lane, shape: TableShape, columns: Sequence[str], keys: pa.RecordBatch
+    def newest(
+        self,
+        lane: Lane,
+        shape: TableShape,
+        columns: Sequence[str],
+        keys: pa.RecordBatch,
+        before: Position,
     ) -> pa.RecordBatch:
-        def read(pipeline: Any) -> list[Sequence[Any]]:
-            found: list[Sequence[Any]] = []
-            with pipeline.sql_client() as client:
-                names = [client.escape_column_name(name) for name in (*shape.key, *columns)]
-                table = client.make_qualified_table_name(shape.name)
-                one = " AND ".join(f"{name} = %s" for name in names[: len(shape.key)])
-                for some in _slices(wanted, _KEYS):
-                    any_of = " OR ".join([f"({one})"] * len(some))
-                    query = f"SELECT {', '.join(names)} FROM {table} WHERE {any_of}"  # noqa: S608
-                    values = [value for key in some for value in key]
-                    found += client.execute_sql(query, *values) or []
-            return found
+        """As `fetch` for a log: of each key's last entry before a position; null after a delete."""
+        ...
 
-        wanted = tuples_of(keys)
-        return row_for_each(shape, wanted, columns, lane.run("read rows back", read))
+    def newest_lsn(self, lane: Lane, shape: TableShape, since: int) -> int:
+        """The largest LSN of a change in a log, if one is as large as this; else 0."""
+        ...
 
-    def replace(self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry) -> None:
-        tokens = list(entry.chunks.values())
-        table_id = shape.source.id
-        target = Part(table_id, shape.name, "append", shape.merged, (), shape.key)
-        done = {table_id: replace(entry, chunks={})}
-        if not tokens:
-            if not lane.run("look at a table", lambda pipeline: _exists(pipeline, shape.name)):
-                lane.load([target], done)
-                return
-            # Only a table that was made now shows which types its columns would have.
-            self.discard(lane, copy)
-            lane.load([Part(table_id, copy, "append", shape.collected), target], {})
-        if lane.run("look at a table", lambda pipeline: _drop_other(pipeline, shape, copy)):
-            lane.load([target], {})
-        lane.run("replace a table", lambda pipeline: self._swap(pipeline, shape, copy, tokens))
-        lane.load([], done)
-        self.discard(lane, copy)
-
-    def discard(self, lane: Lane, name: str) -> None:
-        lane.run("drop a table", lambda pipeline: _drop(pipeline, name))
-
-    def _swap(self, pipeline: Any, shape: TableShape, copy: str, tokens: Sequence[str]) -> None:
-        with pipeline.sql_client() as client:
-            names = ", ".join(map(client.escape_column_name, shape.columns))
-            table = client.make_qualified_table_name(shape.name)
-            source = client.make_qualified_table_name(copy)
-            token = client.escape_column_name(TOKEN)
-            if self._has_transactions:
-                with client.begin_transaction():
-                    self._fill(client, table, source, names, token, tokens)
-            else:
-                self._fill(client, table, source, names, token, tokens)
-
-    @staticmethod
-    def _fill(
-        client: Any, table: str, source: str, names: str, token: str, tokens: Sequence[str]
-    ) -> None:
-        client.execute_sql(f"DELETE FROM {table} WHERE 1 = 1")  # noqa: S608
-        for some in _slices(tokens, _KEYS):
-            among = ", ".join(["%s"] * len(some))
-            client.execute_sql(
-                f"INSERT INTO {table} ({names}) SELECT {names} FROM {source} "  # noqa: S608
-                f"WHERE {token} IN ({among})",
-                *some,
-            )
+    def identities(self, lane: Lane, shape: TableShape, first: int, last: int) -> set[Identity]:
+        """Which changes a log has of LSNs from the first up to and with the last."""
+        ...
 
 
-def _exists(pipeline: Any, name: str) -> bool:
-    with pipeline.destination_client() as client:
-        return bool(client.is_storage_initialized() and client.get_storage_table(name)[0])
+def holds_log(shape: TableShape) -> TableWriteFailed:
+    """A mirror can't take the place of a log: nothing else has what is in it."""
+    return TableWriteFailed(
+        shape.source.id,
+        f"{shape.name} at the destination has the changes that mode append kept of "
+        f"{shape.source.name}, and a mirror would replace them",
+        solution="Rename the table at the destination, or drop it; then reset the table.",
+    )
 
 
-def _drop(pipeline: Any, name: str) -> None:
-    """Drop a table, and have dlt look again at what is there before the next package."""
-    with pipeline.destination_client() as client:
-        if client.is_storage_initialized() and client.get_storage_table(name)[0]:
-            client.drop_tables(name, delete_schema=True)
-
-
-def _drop_other(pipeline: Any, shape: TableShape, copy: str) -> bool:
-    """Drop the table if its columns are others than in the new copy; whether it was dropped.
-
-    dlt changes no type, and drops no column. With the table goes the one that its rows are staged
-    in.
-    """
-    with pipeline.destination_client() as client:
-        held = client.get_storage_table(shape.name)[1]
-        wanted = client.get_storage_table(copy)[1]
-        if _types(held, {DELETED}) == _types(wanted, {TOKEN}):
-            return False
-        client.drop_tables(shape.name, delete_schema=True)
-        with client.with_staging_dataset():
-            if client.is_storage_initialized():
-                if client.get_storage_table(shape.name)[0]:
-                    client.sql_client.drop_tables(shape.name)
-                # Of all pipelines: each looks again at what is there before its next package.
-                versions = client.sql_client.make_qualified_table_name(
-                    client.schema.version_table_name
-                )
-                client.sql_client.execute_sql(f"DELETE FROM {versions} WHERE 1 = 1")  # noqa: S608
-    return True
-
-
-def _types(columns: Mapping[str, Any], without: set[str]) -> dict[str, tuple[Any, ...]]:
-    """What dlt reads of a table's columns in the database."""
-    parts = ("data_type", "precision", "scale", "timezone")
-    return {
-        name: tuple(column.get(part) for part in parts)
-        for name, column in columns.items()
-        if name.lower() not in without
-    }
+def has_other_types(shape: TableShape, columns: Sequence[str]) -> TableWriteFailed:
+    """A log stays as it is, and dlt changes no type."""
+    return TableWriteFailed(
+        shape.source.id,
+        f"{', '.join(map(repr, columns))} of {shape.source.name} can't follow the rows that the "
+        "destination has kept: they are of another type there, and dlt changes no type",
+        solution=f"Rename {shape.name} at the destination; then reset the table. What is kept "
+        "begins again in a table of its own.",
+    )
 
 
 def row_for_each(
@@ -197,8 +136,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, memoryview):
         return value.tobytes()
     return str(value) if isinstance(value, uuid.UUID) else value
-
-
-def _slices(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]

@@ -19,6 +19,17 @@ from etl_dagster.values.python import to_objects
 DELETED: Final = "_etl_deleted"
 #: In the table that a copy is collected in: which attempt at which chunk brought a row.
 TOKEN: Final = "_etl_chunk"
+_LOGGED: Final[list[tuple[str, Any]]] = [
+    ("_etl_op", pa.string()),
+    ("_etl_commit_lsn", pa.int64()),
+    ("_etl_ordinal", pa.int64()),
+    ("_etl_commit_time", pa.timestamp("us", "UTC")),
+    ("_etl_xid", pa.int64()),
+    ("_etl_before", pa.string()),
+    ("_etl_unchanged", pa.string()),
+]
+#: What mode append adds. All destinations have these types, so JSON and lists are text.
+LOGGED: Final = pa.schema(_LOGGED)
 _RESERVED: Final = (DELETED, TOKEN)
 
 
@@ -94,8 +105,21 @@ class TableShape:
         return pa.RecordBatch.from_arrays(arrays, schema=self.arrow)
 
     @property
-    def merged(self) -> pa.Schema:
-        """What a merge loads: the columns, and which rows are gone."""
+    def is_log(self) -> bool:
+        """Whether each change is a row of its own (mode append)."""
+        return self.source.mode == "append"
+
+    @property
+    def found_by(self) -> tuple[str, ...]:
+        """The columns by which dlt finds a row; empty where rows are only added."""
+        return () if self.is_log else self.key
+
+    @property
+    def whole(self) -> pa.Schema:
+        """The columns with those that are added: which rows are gone, or which change each is."""
+        if self.is_log:
+            fields: list[Any] = [*self.arrow, *LOGGED]
+            return pa.schema(fields)
         return self.arrow.append(pa.field(DELETED, pa.bool_())) if self.key else self.arrow
 
     @property
@@ -122,7 +146,7 @@ def with_deletes(
     """
     batches = []
     if rows.num_rows:
-        batches.append(with_constant(rows, shape.merged, None))
+        batches.append(with_constant(rows, shape.whole, None))
     if deleted.num_rows:
         keys = {shape.there[name]: deleted[name] for name in deleted.schema.names}
         arrays = [
@@ -132,7 +156,7 @@ def with_deletes(
             for field in shape.arrow
         ]
         batch = pa.RecordBatch.from_arrays(arrays, schema=shape.arrow)
-        batches.append(with_constant(batch, shape.merged, True))
+        batches.append(with_constant(batch, shape.whole, True))
     return batches
 
 

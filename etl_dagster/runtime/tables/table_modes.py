@@ -20,7 +20,8 @@ def require_modes(config: PipelineConfig, destination: Destination) -> None:
     modes = destination.capabilities.modes
     taken = ", ".join(mode for mode in MODES if mode in modes)
     refused = [
-        f"{place}: the destination {destination.name} does not keep tables in mode {mode}; "
+        f"{place}: the destination {destination.name} does not keep tables in mode {mode}"
+        f"{f' ({why})' if (why := config.destination.mode_refusal(mode)) else ''}; "
         f"choose one of: {taken}"
         for place, mode in config.places_of_modes().items()
         if mode not in modes
