@@ -42,6 +42,7 @@ from etl_dagster.testing.keeping import ModeChecks
 from etl_dagster.testing.subject import DestinationChecks, DestinationHooks, Subject
 
 pytest.importorskip("dlt")
+staged = pytest.importorskip("tests.support.staged")
 deltalake = pytest.importorskip("deltalake")
 
 
@@ -218,6 +219,38 @@ class TestDelta(DestinationChecks):
 
     def _place(self, schema: TableSchema) -> str:
         return str(self.folder / schema.schema_name / schema.table_name)
+
+
+class StagedHooks(TestDuckDB):
+    __test__ = False
+
+    def make_destination(self, folder: Path) -> DltDestination:
+        self.path = folder / "warehouse.duckdb"
+        name = f"{staged.__name__}.duckdb"
+        return DltDestination(name, credentials=str(self.path), work_folder=folder.parent)
+
+
+def test_files_are_staged_in_a_bucket_where_dlt_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By dlt's own settings; the rows go there as Parquet, which holds every value."""
+    monkeypatch.setenv("STAGING_TYPE", "filesystem")
+    monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", (tmp_path / "bucket").as_uri())
+    hooks = StagedHooks()
+    subject = Subject(hooks, hooks.make_destination(tmp_path), tmp_path)
+    subject.start()
+    try:
+        subject.copy(ORDERS, [order(1, amount=Decimal("1.50")), order(2)])
+        subject.write(update(ORDERS, **order(1, "x")), delete(ORDERS, id=2))
+        subject.write(insert(ORDERS, **order(3)))
+
+        subject.holds(ORDERS, [order(1, "x"), order(3)])
+    finally:
+        subject.shut_down()
+    files = [path for path in staged.loaded if "/orders/" in path]
+    assert files
+    assert {Path(path).suffix for path in files} == {".parquet"}
+    assert all(path.startswith(str(tmp_path / "bucket")) for path in files)
 
 
 class FilesHooks(DestinationHooks):
