@@ -11,8 +11,6 @@ import pytest
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, DestinationUnreachable, PipelineInUse
 from etl_dagster.model.states import Init
-from etl_dagster.runtime.fan_out import budget, member
-from etl_dagster.runtime.fan_out import fan_out as supervising
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.source.slots import apply_slot_name
 from tests.support.database import Database
@@ -38,15 +36,6 @@ CHANGES = (
     "insert into visits values ('after', null)",
 )
 SHARED, OWN = apply_slot_name("test"), apply_slot_name("test__right")
-
-
-@pytest.fixture(autouse=True)
-def no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(member, "_AGAIN_S", 0.5)
-    monkeypatch.setattr(supervising, "_SET_ASIDE_AFTER_S", 0.2)
-    monkeypatch.setattr(supervising, "_LOOK_S", 0.5)
-    monkeypatch.setattr(budget, "_HELD_UP_S", 2.0)
-    monkeypatch.setattr(supervising, "_STARTING_S", 0.2)
 
 
 def test_every_destination_is_a_copy_and_the_slot_is_read_once(

@@ -13,12 +13,15 @@ from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.runtime.fan_out.fan_out import FanOut
+from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.database import Database, make_config
 from tests.support.waiting import PATIENCE_S
 
 Row = tuple[Any, ...]
+#: No pause in which a test would only wait.
+QUICK = FanOutPace(look_s=0.5, starting_s=0.2, set_aside_after_s=0.2, held_up_s=2.0, again_s=0.5)
 
 
 class Gated(MemoryDestination):
@@ -79,6 +82,7 @@ class Several:
                 name: MemberParts(member, self.stores[name], self._maker(name))
                 for name, member in self.config.members().items()
             },
+            pace=QUICK,
         )
 
     def _maker(self, name: str) -> Callable[[], Destination]:

@@ -6,13 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.words import human_bytes
-
-#: A destination that doesn't get, in this time, to where another one was at its beginning stands
-#: still, or is slower by so much that it makes no difference.
-_STANDSTILL_S = 15.0
-#: One that is waited for in every look for so long is slower than the others, and not only late.
-_HELD_UP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +27,9 @@ class Budget:
     behind, none of them is at fault.
     """
 
-    def __init__(self, max_wal_behind: int) -> None:
+    def __init__(self, max_wal_behind: int, pace: FanOutPace) -> None:
         self._max_wal_behind = max_wal_behind
+        self._pace = pace
         self._looked_at = 0.0
         self._held_up_s: dict[str, float] = {}
         #: Those that were waited for in every look since then.
@@ -65,7 +61,7 @@ class Budget:
         if not is_now:
             self._waited_for_since.pop(name, None)
             return False
-        return now_s - self._waited_for_since.setdefault(name, now_s) >= _HELD_UP_S
+        return now_s - self._waited_for_since.setdefault(name, now_s) >= self._pace.held_up_s
 
     def _stands_still(self, name: str, durable: Lsn, farthest: Lsn, now_s: float) -> bool:
         """Whether it has not got, in some time, to where another one was at its beginning."""
@@ -73,4 +69,4 @@ class Budget:
         if durable >= goal:
             del self._goals[name]
             return False
-        return now_s - seen_at >= _STANDSTILL_S
+        return now_s - seen_at >= self._pace.standstill_s

@@ -26,6 +26,7 @@ from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.fan_out.budget import Budget, Reader
 from etl_dagster.runtime.fan_out.member import Member
+from etl_dagster.runtime.fan_out.pacing import PACE, FanOutPace
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.runner import in_use
@@ -40,12 +41,6 @@ _log = logging.getLogger(__name__)
 
 #: Of the process that runs all destinations; each of their pipelines has its own.
 LEASE = "fan out"
-#: How often the destinations are compared.
-_LOOK_S = 1.0
-#: The first destination that runs is not shown before the others had so long to start.
-_STARTING_S = 15.0
-#: A destination whose pipeline failed is set aside after so long, unless all of them fail.
-_SET_ASIDE_AFTER_S = 5.0
 
 
 class FanOut:
@@ -67,8 +62,10 @@ class FanOut:
         parts: Mapping[str, MemberParts],
         *,
         copies: Literal["own", "elsewhere"] = "own",
+        pace: FanOutPace = PACE,
     ) -> None:
         self._config = config
+        self._pace = pace
         self._store = store
         self._control = SourceControl(
             config.source, application_name=f"etl_dagster control {config.pipeline}"
@@ -77,14 +74,20 @@ class FanOut:
         self._shared_control = SourceControl(
             config.source, application_name=f"etl_dagster slots {config.pipeline}"
         )
-        self._shared = SharedSlot(config, self._shared_control)
+        self._shared = SharedSlot(config, self._shared_control, pace)
         self.members = {
             name: Member(
-                name, each, self._shared, self._control, copies=copies, on_fatal=self._end_with
+                name,
+                each,
+                self._shared,
+                self._control,
+                copies=copies,
+                pace=pace,
+                on_fatal=self._end_with,
             )
             for name, each in parts.items()
         }
-        self._budget = Budget(config.fan_out.max_wal_behind)
+        self._budget = Budget(config.fan_out.max_wal_behind, pace)
         #: What was in the way at the last look, by destination; told once.
         self._troubles: dict[str, str | None] = {}
         self._stop = threading.Event()
@@ -134,7 +137,7 @@ class FanOut:
             if self._stop.wait(0.05):
                 raise Stopped
             if deadline is None and any(member.is_running for member in self.members.values()):
-                deadline = time.monotonic() + _STARTING_S
+                deadline = time.monotonic() + self._pace.starting_s
             if deadline is not None and time.monotonic() > deadline:
                 return
 
@@ -276,7 +279,7 @@ class FanOut:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(_LOOK_S):
+            while not self._stop.wait(self._pace.look_s):
                 try:
                     self._require_leases()
                     self._require_any()
@@ -340,7 +343,7 @@ class FanOut:
         has_failed = member.failure is not None
         if pin is None:
             self._look_at_own_slot(member)
-        elif has_failed and time.monotonic() - member.failed_at > _SET_ASIDE_AFTER_S:
+        elif has_failed and time.monotonic() - member.failed_at > self._pace.set_aside_after_s:
             self._keep_for_later(member)
         elif slow is not None and wire is not None:
             wire.set_aside(slow)

@@ -24,6 +24,7 @@ from etl_dagster.errors import (
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.runtime.fan_out.member_wire import MemberWire
+from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.pipeline import Pipeline
@@ -34,12 +35,6 @@ from etl_dagster.source.slots import apply_slot_name
 
 _log = logging.getLogger(__name__)
 
-#: A pipeline that has failed is started again after so long; doubles up to the second.
-_AGAIN_S, _AGAIN_AT_MOST_S = 15.0, 600.0
-#: ... and one whose tables are to be copied again, after so long.
-_SHORTLY_S = 1.0
-#: A pipeline that was asked to end, and whose destination answers, has ended by then.
-_ENDS_WITHIN_S = 30.0
 #: Failures that concern the process, and with it every destination.
 _OF_THE_PROCESS = (LeaseLost, PipelineInUse, Superseded)
 
@@ -59,6 +54,7 @@ class Member:
         control: SourceControl,
         *,
         copies: Literal["own", "elsewhere"],
+        pace: FanOutPace,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.name = name
@@ -68,6 +64,7 @@ class Member:
         self._shared = shared
         self._control = control
         self._copies = copies
+        self._pace = pace
         self._on_fatal = on_fatal
         assert parts.config.membership is not None
         self.own_slot = apply_slot_name(parts.config.membership.own_slot_of)
@@ -139,7 +136,7 @@ class Member:
     # -- its thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        pauses = Backoff(_AGAIN_S, _AGAIN_AT_MOST_S)
+        pauses = Backoff(self._pace.again_s, self._pace.again_at_most_s)
         while not self._stop.is_set():
             began = time.monotonic()
             try:
@@ -157,10 +154,10 @@ class Member:
                     return
                 if self._needs_copies(failure):
                     self._copies_again = describe(failure)
-                    self._pause(_SHORTLY_S)
+                    self._pause(self._pace.shortly_s)
                     continue
                 self._report(failure)
-            if time.monotonic() - began > _AGAIN_AT_MOST_S:
+            if time.monotonic() - began > self._pace.again_at_most_s:
                 pauses.reset()
             self._pause(pauses.next_delay_s())
 
@@ -194,7 +191,7 @@ class Member:
         control: SourceControl,
         stop: threading.Event,
     ) -> MemberWire:
-        self.wire = MemberWire(self._shared, config, store, control, stop)
+        self.wire = MemberWire(self._shared, config, store, control, stop, self._pace)
         return self.wire
 
     def _report(self, failure: BaseException) -> None:
@@ -220,7 +217,10 @@ class Member:
     @property
     def is_overdue(self) -> bool:
         """Whether its pipeline doesn't end although it was asked to: its destination hangs."""
-        return self._copies_again is not None and time.monotonic() - self._asked_at > _ENDS_WITHIN_S
+        return (
+            self._copies_again is not None
+            and time.monotonic() - self._asked_at > self._pace.ends_within_s
+        )
 
     def _needs_copies(self, failure: BaseException) -> bool:
         if isinstance(failure, DestinationLeftBehind):

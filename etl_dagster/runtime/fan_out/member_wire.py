@@ -12,6 +12,7 @@ from etl_dagster.errors import EtlError, SourceUnreachable
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.protocol.session import ReplicationSession
+from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.fan_out.tee import Branch
 from etl_dagster.runtime.slot import fetch_idle_slot, require_continuable
@@ -25,8 +26,6 @@ _log = logging.getLogger(__name__)
 
 #: A destination that is no further behind the end of the WAL returns to the shared stream.
 _NEAR_BYTES = 16 * 1024**2
-#: After a return that failed; doubles up to the second.
-_AGAIN_S, _AGAIN_AT_MOST_S = 2.0, 120.0
 
 
 class MemberWire:
@@ -46,6 +45,7 @@ class MemberWire:
         store: CoordinatingStore,
         control: SourceControl,
         stop: threading.Event,
+        pace: FanOutPace,
     ) -> None:
         assert config.membership is not None
         self._shared = shared
@@ -53,6 +53,7 @@ class MemberWire:
         self._store = store
         self._control = control
         self._stop = stop
+        self._pace = pace
         self._name = config.membership.name
         self.own_slot = apply_slot_name(config.membership.own_slot_of)
         #: What is read now, or will be by the next stream.
@@ -177,7 +178,7 @@ class MemberWire:
             try:
                 ahead = self._ahead = self._shared.join_ahead(self._name)
             except EtlError:
-                self._return_at = now + _AGAIN_S
+                self._return_at = now + self._pace.return_s
                 return None
         return ahead.start_lsn if ahead.is_alive else None
 
@@ -223,7 +224,8 @@ class MemberWire:
             return
         branch.close()
         self._shared.unpin(self._name)
-        self._return_at = time.monotonic() + doubled_s(_AGAIN_S, _AGAIN_AT_MOST_S, self._returns)
+        pause_s = doubled_s(self._pace.return_s, self._pace.return_at_most_s, self._returns)
+        self._return_at = time.monotonic() + pause_s
         self._returns += 1
 
 

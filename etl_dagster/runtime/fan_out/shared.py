@@ -13,6 +13,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import DestinationLeftBehind, EtlError, SlotMissing, SourceUnreachable
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.tee import Branch, Tee
 from etl_dagster.runtime.slot import fetch_idle_slot
 from etl_dagster.source.connection import connect
@@ -30,17 +31,11 @@ from etl_dagster.source.stream import ReplicationStream
 
 _log = logging.getLogger(__name__)
 
-#: The connection is opened once every destination that reads it has come, or after so long: each
-#: has pauses of its own after a failure.
-_GATHER_S = 10.0
 _TURN_S = 0.25
 #: How finely it is measured who is waited for.
 _ROOM_S = 0.1
 #: A connection that lived so long begins its retries again when it breaks.
 _STABLE_S = 60.0
-#: How long a destination waits for its place between two transactions before it is stopped and
-#: tries again; a large transaction may take that long to read.
-_PLACE_S = 60.0
 
 
 class SharedSlot:
@@ -55,8 +50,9 @@ class SharedSlot:
         control: for questions about the slot; not used by anyone who waits for a branch.
     """
 
-    def __init__(self, config: PipelineConfig, control: SourceControl) -> None:
+    def __init__(self, config: PipelineConfig, control: SourceControl, pace: FanOutPace) -> None:
         self._config = config
+        self._pace = pace
         self._control = control
         self.name = apply_slot_name(config.pipeline)
         self._stop = threading.Event()
@@ -172,7 +168,7 @@ class SharedSlot:
         with self._changed:
             while not self._stop.is_set():
                 if self._branches and deadline is None:
-                    deadline = time.monotonic() + _GATHER_S
+                    deadline = time.monotonic() + self._pace.gather_s
                 are_there = self._branches.keys() >= self._expected
                 is_late = deadline is not None and time.monotonic() > deadline
                 if self._branches and (are_there or is_late):
@@ -224,15 +220,16 @@ class SharedSlot:
             Stopped: told to stop.
             SourceUnreachable: there is no connection now, or no place in time.
         """
-        branch = self._add(name, is_ahead=False, wait_s=_GATHER_S, stop=stop)
-        deadline = time.monotonic() + _PLACE_S
+        branch = self._add(name, is_ahead=False, wait_s=self._pace.gather_s, stop=stop)
+        deadline = time.monotonic() + self._pace.place_s
         try:
             while not branch.wait_placed(_TURN_S):
                 if stop.is_set():
                     raise Stopped
                 if time.monotonic() > deadline:
                     raise SourceUnreachable(
-                        f"the shared stream did not come between two transactions in {_PLACE_S} s",
+                        "the shared stream did not come between two transactions in "
+                        f"{self._pace.place_s} s",
                         solution="No action needed: it is tried again.",
                     )
             if durable is not None and durable < branch.start_lsn:
