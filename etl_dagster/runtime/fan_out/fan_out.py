@@ -11,7 +11,6 @@ from typing import Literal
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     ConfigError,
-    DestinationLeftBehind,
     EtlError,
     InvalidState,
     LeaseLost,
@@ -24,7 +23,7 @@ from etl_dagster.model.stores import CoordinatingStore, Lease
 from etl_dagster.runtime.checking.preflight import require_ready
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.failures import log_failure
-from etl_dagster.runtime.fan_out.budget import Budget, Reader
+from etl_dagster.runtime.fan_out.decisions import Decisions
 from etl_dagster.runtime.fan_out.member import Member
 from etl_dagster.runtime.fan_out.pacing import PACE, FanOutPace
 from etl_dagster.runtime.fan_out.parts import MemberParts
@@ -32,10 +31,9 @@ from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.runner import in_use
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.runtime.slot import make_permanent_slot
-from etl_dagster.source.catalog import fetch_insert_lsn
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.slots import drop_slot, end_slot_reader, fetch_slot, require_usable
-from etl_dagster.words import human_bytes, names
+from etl_dagster.source.slots import drop_slot, fetch_slot, require_usable
+from etl_dagster.words import names
 
 _log = logging.getLogger(__name__)
 
@@ -87,9 +85,7 @@ class FanOut:
             )
             for name, each in parts.items()
         }
-        self._budget = Budget(config.fan_out.max_wal_behind, pace)
-        #: What was in the way at the last look, by destination; told once.
-        self._troubles: dict[str, str | None] = {}
+        self._decisions = Decisions(config, self._shared, self.members, self._control, pace)
         self._stop = threading.Event()
         self._done = threading.Event()
         self._failure: BaseException | None = None
@@ -283,7 +279,7 @@ class FanOut:
                 try:
                     self._require_leases()
                     self._require_any()
-                    self._look()
+                    self._decisions.look()
                 except (LeaseLost, _AllFailed):
                     raise
                 except EtlError as error:
@@ -315,83 +311,6 @@ class FanOut:
             raise _AllFailed(self._shared.failure)
         if (failure := self._failure_of_all()) is not None:
             raise _AllFailed(failure)
-
-    def _look(self) -> None:
-        wal_end = self._control.ask("reading the WAL's end", fetch_insert_lsn)
-        pinned = self._shared.pinned()
-        readers = {}
-        for name, durable in pinned.items():
-            branch = self._shared.branch_of(name)
-            if branch is not None and self._is_reading(self.members[name]):
-                readers[name] = Reader(durable, branch.held_up_s)
-        slow = self._budget.look(readers, wal_end, time.monotonic())
-        for name, member in self.members.items():
-            trouble = None
-            try:
-                self._look_at(member, slow.get(name), wal_end)
-            except DestinationLeftBehind as behind:
-                member.copy_again(behind.reason)
-            except EtlError as error:
-                # Such as no slot being free: the shared one goes on keeping what it needs.
-                trouble = f"{error.reason}. What to do: {error.solution}"
-            if trouble is not None and trouble != self._troubles.get(name):
-                _log.warning("%s can't be set aside or brought back: %s", name, trouble)
-            self._troubles[name] = trouble
-
-    def _look_at(self, member: Member, slow: str | None, wal_end: Lsn) -> None:
-        wire, pin = member.wire, self._shared.pinned().get(member.name)
-        has_failed = member.failure is not None
-        if pin is None:
-            self._look_at_own_slot(member)
-        elif has_failed and time.monotonic() - member.failed_at > self._pace.set_aside_after_s:
-            self._keep_for_later(member)
-        elif slow is not None and wire is not None:
-            wire.set_aside(slow)
-        elif not self._is_reading(member) and (
-            wal_end.offset - pin.offset > self._config.fan_out.max_wal_behind
-        ):
-            # It hangs in its start, or between two streams.
-            self._keep_for_later(member)
-        if wire is not None and not has_failed and member.pipeline is not None:
-            goal = wire.approach(wal_end)
-            if goal is not None:
-                member.pipeline.hurry(goal)
-
-    def _is_reading(self, member: Member) -> bool:
-        branch = self._shared.branch_of(member.name)
-        return branch is not None and branch.phase == "open" and member.is_running
-
-    def _keep_for_later(self, member: Member) -> None:
-        """Of a destination that doesn't read the shared slot, and has it keep WAL."""
-        lock = self._shared.deciding(member.name)
-        if not lock.acquire(blocking=False):
-            return
-        try:
-            self._shared.set_aside(member.name, member.own_slot, member.durable())
-        finally:
-            lock.release()
-        _log.warning("%s is set aside, with a slot of its own, until it works again", member.name)
-
-    def _look_at_own_slot(self, member: Member) -> None:
-        """See that a slot of a destination's own doesn't keep more WAL than it may."""
-        slot = self._control.ask("looking at the slot", fetch_slot, member.own_slot)
-        if slot is None:
-            return
-        most = self._config.fan_out.max_wal_kept
-        if slot.is_lost or slot.retained_bytes > most:
-            why = (
-                "the source has removed WAL that its slot needed"
-                if slot.is_lost
-                else f"its slot keeps {human_bytes(slot.retained_bytes)} of WAL, more than "
-                f"fan_out.max_wal_kept ({human_bytes(most)})"
-            )
-            member.copy_again(why)
-            if member.is_overdue:
-                # WAL must not be kept until its destination answers. First the states, so that
-                # nothing is left that depends on the slot.
-                member.store.reset_for_resync()
-                self._control.ask("ending a reader", end_slot_reader, member.own_slot)
-                self._control.ask("dropping a slot", drop_slot, member.own_slot)
 
     # -- what is going on ------------------------------------------------------------------------
 
