@@ -82,6 +82,8 @@ class Slot:
     invalidation_reason: str | None = None
     #: Whether it is of the database that was asked. A server has one list for all of them.
     is_of_this_database: bool = True
+    #: Whether standbys are to have it, too; from PostgreSQL 17 on.
+    is_failover: bool = False
 
     @property
     def is_unfinished(self) -> bool:
@@ -111,7 +113,8 @@ def _fetch(connection: Connection, names: Sequence[str]) -> list[Slot]:
                  case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
                       else pg_current_wal_lsn() end, restart_lsn), 0)::bigint,
                to_jsonb(s) ->> 'invalidation_reason',
-               database is not distinct from current_database()
+               database is not distinct from current_database(),
+               coalesce(to_jsonb(s) ->> 'failover' = 'true', false)
         from pg_replication_slots s where slot_name = any (%s) order by slot_name
         """,
         [list(names)],
@@ -120,20 +123,8 @@ def _fetch(connection: Connection, names: Sequence[str]) -> list[Slot]:
 
 
 def _slot_from(row: tuple[Any, ...]) -> Slot:
-    name, plugin, database, active, pid, status, restart, confirmed, retained, reason, here = row
-    return Slot(
-        name,
-        plugin,
-        database,
-        active,
-        pid,
-        status,
-        _lsn(restart),
-        _lsn(confirmed),
-        retained,
-        reason,
-        here,
-    )
+    name, plugin, database, active, pid, status, restart, confirmed, *rest = row
+    return Slot(name, plugin, database, active, pid, status, _lsn(restart), _lsn(confirmed), *rest)
 
 
 def _lsn(text: str | None) -> Lsn | None:
@@ -261,19 +252,18 @@ def copy_slot(connection: Connection, name: str, copy: str) -> Lsn:
     return made.confirmed_flush_lsn
 
 
-def is_failover_slot(connection: Connection, name: str) -> bool:
-    """Whether standbys are to have the slot, too; from PostgreSQL 17 on."""
-    row = connection.execute(
-        "select to_jsonb(s) ->> 'failover' from pg_replication_slots s where slot_name = %s", [name]
-    ).fetchone()
-    return row is not None and row[0] == "true"
-
-
 def make_failover_slot(replication_connection: Connection, name: str) -> None:
-    """Have standbys keep the slot, too."""
-    replication_connection.execute(
-        sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(name))
-    )
+    """Have standbys keep the slot, too, which nobody reads now; from PostgreSQL 17 on.
+
+    Raises:
+        SlotError: the server refuses.
+    """
+    try:
+        replication_connection.execute(
+            sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(name))
+        )
+    except psycopg.Error as error:
+        raise translate(error, f"having standbys keep slot {name!r}") from None
 
 
 @dataclass(frozen=True, slots=True)

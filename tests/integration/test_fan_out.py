@@ -6,7 +6,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, DestinationUnreachable, PipelineInUse
@@ -184,6 +186,39 @@ def test_one_whose_own_slot_keeps_too_much_is_copied_again(
         assert fan_out.wait_until_caught_up(60)
         both.assert_in_step("public.orders", "public.visits")
         assert database.slots() == [SHARED]
+
+
+def test_standbys_keep_the_slot_of_one_that_is_set_aside_as_they_keep_the_shared_one(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    database = newest_database
+    database.execute(SHOP)
+    database.query(
+        "select pg_create_logical_replication_slot(%s, 'pgoutput', false, false, true)", [SHARED]
+    )
+    failing = Gated()
+    both = Several(database, small(database, tmp_path), {"right": failing})
+
+    def kept_by_standbys() -> list[str]:
+        rows = database.query(
+            "select slot_name from pg_replication_slots where failover and database = %s"
+            " order by slot_name",
+            [database.name],
+        )
+        return [name for (name,) in rows]
+
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        failing.failure = DestinationUnreachable("nobody answers")
+        database.execute("insert into orders values (2001, 1, 'while it fails')")
+        wait_until(lambda: kept_by_standbys() == [SHARED, OWN])
+    # As if the process had ended between the copy of the slot and this.
+    with psycopg.connect(
+        make_conninfo(database.dsn, replication="database"), autocommit=True
+    ) as connection:
+        connection.execute(f"ALTER_REPLICATION_SLOT {OWN} (FAILOVER false)")
+    with both.running():
+        wait_until(lambda: kept_by_standbys() == [SHARED, OWN])
 
 
 def test_one_that_was_away_for_a_while_is_copied_again_and_a_new_one_is_copied(

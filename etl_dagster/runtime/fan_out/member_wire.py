@@ -127,6 +127,7 @@ class MemberWire:
         start = require_continuable(own, self.own_slot, self._store)
         if start is None:
             raise SourceUnreachable(f"slot {self.own_slot!r} was dropped just now")
+        self._shared.keep_for_standbys(self.own_slot)
         if self._progress() is None:
             self._store.upsert_replication_progress(ApplyWorker(), start)
         self._shared.unpin(self._name)

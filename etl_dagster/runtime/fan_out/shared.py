@@ -23,7 +23,6 @@ from etl_dagster.source.slots import (
     copy_slot,
     drop_slot,
     fetch_slot,
-    is_failover_slot,
     make_failover_slot,
     require_usable,
 )
@@ -308,19 +307,35 @@ class SharedSlot:
         """
         if self._control.ask("looking at the slot", fetch_slot, own) is None:
             begins = self._control.ask("copying the shared slot", copy_slot, self.name, own)
-            if self._control.ask("looking at the shared slot", is_failover_slot, self.name):
-                with connect(
-                    self._config.source, application_name="etl_dagster slot", replication=True
-                ) as connection:
-                    make_failover_slot(connection, own)
             if durable is not None and durable < begins:
                 self._control.ask("dropping a slot", drop_slot, own)
                 raise DestinationLeftBehind(
                     f"slot {self.name!r} was confirmed up to {begins}, but {name} has only what "
                     f"is before {durable}"
                 )
+        self.keep_for_standbys(own)
         # Only now: until then the shared slot keeps what the destination needs.
         branch = self.branch_of(name)
         if branch is not None:
             branch.close()
         self.unpin(name)
+
+    def keep_for_standbys(self, own: str) -> None:
+        """Have standbys keep a destination's own slot, where they are to keep the shared one.
+
+        A copy of a slot doesn't say so by itself. To be called with `deciding`, before the slot is
+        read: the process may have ended between the copy and this.
+
+        Raises:
+            EtlError: the source can't be reached or refuses.
+        """
+        shared = self._control.ask("looking at the shared slot", fetch_slot, self.name)
+        slot = self._control.ask("looking at the slot", fetch_slot, own)
+        if shared is None or slot is None or slot.is_failover or not shared.is_failover:
+            return
+        if slot.active or slot.is_lost:
+            return
+        with connect(
+            self._config.source, application_name="etl_dagster slot", replication=True
+        ) as connection:
+            make_failover_slot(connection, own)
