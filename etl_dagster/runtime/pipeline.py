@@ -460,6 +460,22 @@ class Pipeline:
 
     # -- what is going on ------------------------------------------------------------------------
 
+    @property
+    def confirmed(self) -> Lsn:
+        """Everything before is durable."""
+        return self._confirmed
+
+    @property
+    def batches(self) -> int:
+        """How many batches the stream has made durable."""
+        return self._metrics.batches
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the destination was given a batch that is not durable yet."""
+        apply = self._apply
+        return apply is not None and apply.is_writing
+
     def status(self) -> PipelineStatus:
         """How things are now; cheap, from memory."""
         apply, trouble = self._apply, self._failure or self._trouble

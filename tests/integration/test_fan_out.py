@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from etl_dagster.model.states import Init
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.source.slots import apply_slot_name
 from tests.support.database import Database
-from tests.support.fan_outs import Gated, Several, several
+from tests.support.fan_outs import QUICK, Gated, Several, several
 from tests.support.waiting import wait_until
 
 SHOP = """
@@ -38,6 +41,7 @@ CHANGES = (
     "insert into visits values ('after', null)",
 )
 SHARED, OWN = apply_slot_name("test"), apply_slot_name("test__right")
+OWN_OF_LEFT = apply_slot_name("test__left")
 
 
 def test_every_destination_is_a_copy_and_the_slot_is_read_once(
@@ -67,22 +71,20 @@ def test_one_that_hangs_is_set_aside_past_the_budget_and_returns(
     with both.running() as fan_out:
         assert fan_out.wait_until_caught_up(60)
         slow.gate.clear()
-        # More than what fits in the buffer, and than the budget; in several transactions, so that
-        # one has more of it than the other.
+        # More than what fits in the buffer, and than the budget; in one transaction, of which none
+        # has anything durable that a position would tell.
         database.execute(
-            *(
-                f"insert into orders select i, 1, repeat('x', 900) "
-                f"from generate_series({first}, {first + 19}) i"
-                for first in range(2000, 8000, 20)
-            )
+            "insert into orders select i, 1, repeat('x', 900) from generate_series(2000, 8000) i",
+            "create table unpublished as select repeat('x', 900) from generate_series(1, 2000)",
         )
         wait_until(lambda: both.is_in_step("left", "public.orders"))
-        wait_until(lambda: OWN in database.slots())
+        assert OWN in database.slots()
+        assert OWN_OF_LEFT not in database.slots()
         database.execute("update orders set total = 0 where id > 7000")
         wait_until(lambda: both.is_in_step("left", "public.orders"))
         note = fan_out.statuses()["right"].note
         assert note is not None
-        assert "behind" in note
+        assert "it held the others back" in note
         assert not both.is_in_step("right", "public.orders")
         slow.gate.set()
         wait_until(lambda: both.is_in_step("right", "public.orders"))
@@ -106,6 +108,7 @@ def test_one_that_fails_does_not_hold_up_the_others_and_loses_nothing(
         database.execute("insert into orders values (2001, 1, 'while it fails')")
         wait_until(lambda: both.is_in_step("left", "public.orders"))
         wait_until(lambda: OWN in database.slots())
+        wait_until(lambda: "set aside" in str(fan_out.statuses()["right"].note))
         database.execute("insert into orders values (2002, 1, 'still')")
         wait_until(lambda: both.is_in_step("left", "public.orders"))
         failing.failure = None
@@ -186,6 +189,64 @@ def test_one_whose_own_slot_keeps_too_much_is_copied_again(
         assert fan_out.wait_until_caught_up(60)
         both.assert_in_step("public.orders", "public.visits")
         assert database.slots() == [SHARED]
+
+
+def test_where_no_slot_is_free_it_says_so_until_one_is(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    database = newest_database
+    database.execute(SHOP)
+    failing = Gated()
+    both = Several(database, small(database, tmp_path), {"right": failing})
+
+    def told() -> str:
+        return str((both.stores["right"].get_status("apply") or {}).get("note"))
+
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        with no_free_slot(database):
+            failing.failure = DestinationUnreachable("nobody answers")
+            database.execute("insert into orders values (2001, 1, 'while it fails')")
+            wait_until(lambda: "all replication slots" in told())
+            assert "max_replication_slots" in told()
+            assert OWN not in database.slots()
+        wait_until(lambda: OWN in database.slots())
+        failing.failure = None
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders")
+        wait_until(lambda: told() == "None")
+
+
+def test_the_last_one_at_the_shared_slot_gives_way_once_another_one_is_further(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    database = newest_database
+    database.execute(SHOP)
+    hung, failing = Gated(), Gated()
+    pace = replace(QUICK, standstill_s=0.5, tolerated_s=0.2)
+    config = small(database, tmp_path)
+    both = Several(database, config, {"left": hung, "right": failing}, pace=pace)
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        failing.failure = DestinationUnreachable("nobody answers")
+        database.execute("insert into orders values (2001, 1, 'while it fails')")
+        wait_until(lambda: OWN in database.slots())
+        # Like a pipeline with one destination, it keeps what it has, and the source its WAL.
+        hung.gate.clear()
+        database.execute(
+            "insert into orders select i, 1, repeat('x', 900) from generate_series(3000, 4500) i"
+        )
+        wait_until(lambda: "max_slot_wal_keep_size" in (fan_out.statuses()["left"].note or ""))
+        assert OWN_OF_LEFT not in database.slots()
+        # The other one works again, gets further, and returns.
+        failing.failure = None
+        wait_until(lambda: both.is_in_step("right", "public.orders"))
+        wait_until(lambda: database.slots() == [SHARED, OWN_OF_LEFT])
+        assert "set aside" in (fan_out.statuses()["left"].note or "")
+        hung.gate.set()
+        wait_until(lambda: database.slots() == [SHARED])
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders", "public.visits")
 
 
 def test_standbys_keep_the_slot_of_one_that_is_set_aside_as_they_keep_the_shared_one(
@@ -320,6 +381,21 @@ def small(database: Database, tmp_path: Path, *names: str, **overrides: Any) -> 
         "retry": {"initial_delay_ms": 20, "max_delay_ms": 100, "max_attempts": 3},
     }
     return several(database, tmp_path, *names, **(limits | overrides))
+
+
+@contextmanager
+def no_free_slot(database: Database) -> Iterator[None]:
+    """Every slot of the server is taken meanwhile."""
+    taken = database.query(
+        "select slot_name from generate_series((select count(*) + 1 from pg_replication_slots),"
+        " current_setting('max_replication_slots')::int) i,"
+        " lateral pg_create_physical_replication_slot('filler_' || i)"
+    )
+    try:
+        yield
+    finally:
+        for (name,) in taken:
+            database.query("select pg_drop_replication_slot(%s)", [name])
 
 
 def readers(database: Database) -> list[str]:

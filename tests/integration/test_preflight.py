@@ -27,6 +27,7 @@ from etl_dagster.source.connection import connect
 from etl_dagster.source.slots import apply_slot_name, table_sync_slot_name
 from etl_dagster.words import human_bytes, names
 from tests.support.database import Database
+from tests.support.fan_outs import several
 from tests.support.leaks import PASSWORD, make_secret
 
 MakeConfig = Callable[..., PipelineConfig]
@@ -380,6 +381,15 @@ def test_the_pipelines_own_slot_needs_no_free_one(tight: Database, make_config: 
     assert require(config) == ["public.t"]
     check = found(config, "replication slots")
     assert (check.level, "0 free, up to 4 wanted" in check.message) == ("warning", True)
+
+
+def test_of_several_destinations_each_needs_a_free_slot_for_when_it_is_set_aside(
+    tight: Database, tmp_path: Path
+) -> None:
+    config = several(tight, tmp_path).member("left")
+
+    check = found(config, "slots to set aside")
+    assert (check.level, "each of 2 destinations" in check.message) == ("warning", True)
 
 
 def test_a_server_without_a_free_wal_sender_is_refused(

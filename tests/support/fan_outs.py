@@ -21,7 +21,15 @@ from tests.support.waiting import PATIENCE_S
 
 Row = tuple[Any, ...]
 #: No pause in which a test would only wait.
-QUICK = FanOutPace(look_s=0.5, starting_s=0.2, set_aside_after_s=0.2, held_up_s=2.0, again_s=0.5)
+QUICK = FanOutPace(
+    look_s=0.2,
+    starting_s=0.2,
+    set_aside_after_s=0.2,
+    held_up_s=1.0,
+    slot_again_s=0.2,
+    again_s=0.5,
+    shortly_s=0.1,
+)
 
 
 class Gated(MemoryDestination):
@@ -64,9 +72,12 @@ class Several:
         database: Database,
         config: PipelineConfig,
         destinations: Mapping[str, MemoryDestination] | None = None,
+        *,
+        pace: FanOutPace = QUICK,
     ) -> None:
         self.database = database
         self.config = config
+        self.pace = pace
         self.store = MemoryStore()
         self.stores = {name: MemoryStore() for name in config.destinations}
         made = destinations or {}
@@ -82,7 +93,7 @@ class Several:
                 name: MemberParts(member, self.stores[name], self._maker(name))
                 for name, member in self.config.members().items()
             },
-            pace=QUICK,
+            pace=self.pace,
         )
 
     def _maker(self, name: str) -> Callable[[], Destination]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,6 +16,7 @@ from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.fan_out.tee import Branch, Tee
+from tests.support.waiting import wait_until
 from tests.unit import wire
 
 ORDERS = 7
@@ -65,6 +69,19 @@ class Reader:
         while self.branch.read(0):
             pass
         return self.session.take_batch().decode(lambda relation, lsn: SCHEMA, {ORDERS: Lsn(0)}, 0)
+
+
+@contextlib.contextmanager
+def asking(reader: Reader) -> Iterator[None]:
+    """Its thread waits for more meanwhile."""
+    waiting = threading.Thread(target=reader.branch.read, args=[60.0])
+    waiting.start()
+    try:
+        wait_until(lambda: reader.branch.is_asking)
+        yield
+    finally:
+        reader.branch.interrupt()
+        waiting.join()
 
 
 def _rows(events: EventBatch) -> list[dict[str, int]]:
@@ -122,17 +139,30 @@ def test_a_full_batch_is_told_and_the_rest_follows(tee: Tee) -> None:
     assert reader.ids() == [3]
 
 
-def test_the_slowest_is_waited_for_and_the_time_is_counted(tee: Tee) -> None:
+def test_the_time_counts_in_which_one_wants_more_and_another_has_no_room() -> None:
+    tee = Tee(Lsn(100), buffer_bytes=4000, clock=itertools.count().__next__)
     slow, quick = (Reader(tee.branch(is_started=False)) for _ in range(2))
     give(tee, begin(200), DESCRIBED, *map(insert, range(30)), commit(200))
     assert quick.ids() == list(range(30))
 
-    assert not tee.wait_for_room(0.01)
-    assert slow.branch.held_up_s > 0
-    assert quick.branch.held_up_s == 0
+    with asking(quick):
+        assert not tee.wait_for_room(0)
+    assert (slow.branch.held_up_s, slow.branch.asked_s) == (1, 0)
+    assert (quick.branch.held_up_s, quick.branch.asked_s) == (0, 1)
 
     assert slow.ids() == list(range(30))
     assert tee.wait_for_room(0)
+
+
+def test_one_that_has_read_more_and_does_not_ask_for_more_waits_for_none() -> None:
+    """It hangs, and the one that works through what it was given is not at fault."""
+    tee = Tee(Lsn(100), buffer_bytes=4000, clock=itertools.count().__next__)
+    slow, hung = (Reader(tee.branch(is_started=False)) for _ in range(2))
+    give(tee, begin(200), DESCRIBED, *map(insert, range(30)), commit(200))
+    hung.ids()
+
+    assert not tee.wait_for_room(0)
+    assert slow.branch.held_up_s == hung.branch.asked_s == 0
 
 
 def test_the_connection_is_told_to_stop_reading_once_a_branch_is_full(tee: Tee) -> None:
@@ -144,14 +174,6 @@ def test_the_connection_is_told_to_stop_reading_once_a_branch_is_full(tee: Tee) 
 
     reader.batch()
     assert tee.drain(lambda: nothing) == 0
-
-
-def test_where_all_are_full_none_holds_the_others_up(tee: Tee) -> None:
-    branches = [tee.branch(is_started=False) for _ in range(2)]
-    give(tee, begin(200), DESCRIBED, *map(insert, range(30)), commit(200))
-
-    assert not tee.wait_for_room(0.01)
-    assert [branch.held_up_s for branch in branches] == [0, 0]
 
 
 def test_one_that_is_ahead_of_its_reader_is_dropped_and_not_waited_for(tee: Tee) -> None:

@@ -30,6 +30,8 @@ def line(
     parts = [note] if note else []
     if status.error is not None:
         parts.append(f"{status.phase}: {status.error}")
+    if status.note is not None:
+        parts.append(status.note)
     tables = status.tables.values()
     ready = sum(1 for table in tables if table.state == "ready")
     errored = [table.name for table in tables if table.state == "errored"]
@@ -125,4 +127,4 @@ def gist(
     settled = [(name, state if state in ("ready", "errored") else "copy") for name, state in states]
     # Of many tables a tick looks at some only, and at others the next time.
     held: object = sorted(waiting.items()) if len(settled) <= _FEW_TABLES else bool(waiting)
-    return status.phase, status.error, note, requests, held, settled
+    return status.phase, status.error, status.note, note, requests, held, settled

@@ -11,7 +11,12 @@ from etl_dagster.errors import EtlError, SourceNotPrepared
 from etl_dagster.runtime.checking.check import APPLICATION, Check, Connection
 from etl_dagster.source.connection import connect, translate
 from etl_dagster.source.readiness import ServerFacts, names_standby
-from etl_dagster.source.slots import fetch_apply_slot, fetch_table_sync_slots
+from etl_dagster.source.slots import (
+    apply_slot_name,
+    fetch_apply_slot,
+    fetch_slot,
+    fetch_table_sync_slots,
+)
 from etl_dagster.words import human_bytes
 
 #: pg_replication_slots.wal_status and max_slot_wal_keep_size came with 13; older ones are untried.
@@ -29,6 +34,7 @@ def check_server(
     yield _check_version(facts)
     yield _check_wal_level(facts)
     yield _check_free_slots(connection, config, facts)
+    yield from _check_slots_aside(connection, config, facts)
     yield _check_senders(connection, config, facts)
     if facts.max_wal_senders:
         yield _check_replication_right(config, facts)
@@ -69,8 +75,6 @@ def _check_free_slots(connection: Connection, config: PipelineConfig, facts: Ser
     syncing = len(fetch_table_sync_slots(connection, config.pipeline))
     free = facts.max_replication_slots - facts.used_replication_slots
     wanted = (not has_apply) + max(config.copy_tables.max_table_sync_workers - syncing, 0)
-    # Of several destinations, each may need one of its own, too.
-    wanted += config.membership is not None
     text = f"{facts.used_replication_slots} of {facts.max_replication_slots} in use"
     raise_it = "Raise max_replication_slots on the source and restart it, or drop slots nobody uses"
     if free == 0 and not has_apply:
@@ -86,6 +90,32 @@ def _check_free_slots(connection: Connection, config: PipelineConfig, facts: Ser
             f"{raise_it}; or lower copy.max_table_sync_workers.",
         )
     return Check.ok(name, text)
+
+
+def _check_slots_aside(
+    connection: Connection, config: PipelineConfig, facts: ServerFacts
+) -> Iterator[Check]:
+    """Of several destinations, each that is set aside needs a slot of its own, and a sender."""
+    if config.membership is None:
+        return
+    name = "slots to set aside"
+    own = [apply_slot_name(each) for each in config.membership.all_members]
+    lacking = [slot for slot in own if fetch_slot(connection, slot) is None]
+    free = facts.max_replication_slots - facts.used_replication_slots
+    # The shared slot, where it is still to be made, comes first.
+    free -= fetch_apply_slot(connection, config) is None
+    free_senders = facts.max_wal_senders - facts.used_wal_senders
+    if min(free, free_senders) >= len(lacking):
+        yield Check.ok(name, f"free for each of {len(own)} destinations")
+        return
+    yield Check.warning(
+        name,
+        f"{max(free, 0)} slots and {max(free_senders, 0)} WAL senders are free, and each of "
+        f"{len(lacking)} destinations may need one: where none is free, one that hangs or fails "
+        "holds the others up, and the source keeps WAL for all",
+        "Raise max_replication_slots and max_wal_senders on the source and restart it, or drop "
+        "slots nobody uses.",
+    )
 
 
 def _check_senders(connection: Connection, config: PipelineConfig, facts: ServerFacts) -> Check:

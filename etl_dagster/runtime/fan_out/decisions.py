@@ -38,8 +38,11 @@ class Decisions:
         self._control = control
         self._pace = pace
         self._budget = Budget(config.fan_out.max_wal_behind, pace)
-        #: What was in the way at the last look, by destination; told once.
-        self._troubles: dict[str, str | None] = {}
+        #: Since when each does not read the shared slot, though that keeps WAL for it.
+        self._absent_since: dict[str, float] = {}
+        #: Why it could not be set aside, and when that is tried again.
+        self._refused: dict[str, str] = {}
+        self._again_at: dict[str, float] = {}
 
     def look(self) -> None:
         """Compare the destinations, and do what follows from that.
@@ -48,59 +51,88 @@ class Decisions:
             EtlError: the source can't be asked.
         """
         wal_end = self._control.ask("reading the WAL's end", fetch_insert_lsn)
-        pinned = self._shared.pinned()
-        readers = {}
-        for name, durable in pinned.items():
-            branch = self._shared.branch_of(name)
-            if branch is not None and self._is_reading(self._members[name]):
-                readers[name] = Reader(durable, branch.held_up_s)
-        slow = self._budget.look(readers, wal_end, time.monotonic())
+        found = self._budget.look(self._readers(), wal_end, time.monotonic())
         for name, member in self._members.items():
-            trouble = None
             try:
-                self._look_at(member, slow.get(name), wal_end)
+                self._look_at(member, found.slow.get(name), wal_end)
             except DestinationLeftBehind as behind:
                 member.copy_again(behind.reason)
             except EtlError as error:
-                # Such as no slot being free: the shared one goes on keeping what it needs.
-                trouble = f"{error.reason}. What to do: {error.solution}"
-            if trouble is not None and trouble != self._troubles.get(name):
-                _log.warning("%s can't be set aside or brought back: %s", name, trouble)
-            self._troubles[name] = trouble
+                _log.warning("%s can't be looked after: %s", name, error.reason)
+            member.remark(self._refused.get(name) or found.tolerated.get(name))
+
+    def _readers(self) -> dict[str, Reader]:
+        """The destinations that work, with the slot that each reads now."""
+        pinned, readers = self._shared.pinned(), {}
+        for name, member in self._members.items():
+            pipeline, wire = member.pipeline, member.wire
+            if pipeline is None or wire is None or not member.is_running:
+                continue
+            branch, pin = self._shared.branch_of(name), pinned.get(name)
+            written, is_writing = pipeline.batches, pipeline.is_writing
+            if wire.is_aside:
+                readers[name] = Reader(pipeline.confirmed, written, is_writing, is_aside=True)
+            elif branch is not None and branch.phase == "open" and pin is not None:
+                readers[name] = Reader(pin, written, is_writing, branch.held_up_s, branch.asked_s)
+        return readers
 
     def _look_at(self, member: Member, slow: str | None, wal_end: Lsn) -> None:
-        wire, pin = member.wire, self._shared.pinned().get(member.name)
-        has_failed = member.failure is not None
+        pin = self._shared.pinned().get(member.name)
         if pin is None:
+            self._forget(member)
             self._look_at_own_slot(member)
-        elif has_failed and time.monotonic() - member.failed_at > self._pace.set_aside_after_s:
-            self._keep_for_later(member)
-        elif slow is not None and wire is not None:
-            wire.set_aside(slow)
-        elif not self._is_reading(member) and (
-            wal_end.offset - pin.offset > self._config.fan_out.max_wal_behind
-        ):
-            # It hangs in its start, or between two streams.
-            self._keep_for_later(member)
-        if wire is not None and not has_failed and member.pipeline is not None:
+        elif (why := slow or self._why_aside(member, wal_end.offset - pin.offset)) is not None:
+            self._set_aside(member, why)
+        else:
+            self._refused.pop(member.name, None)
+        wire, pipeline = member.wire, member.pipeline
+        if wire is not None and pipeline is not None and member.failure is None:
             goal = wire.approach(wal_end)
             if goal is not None:
-                member.pipeline.hurry(goal)
+                pipeline.hurry(goal)
 
-    def _is_reading(self, member: Member) -> bool:
+    def _forget(self, member: Member) -> None:
+        for noted in (self._absent_since, self._refused, self._again_at):
+            noted.pop(member.name, None)
+
+    def _why_aside(self, member: Member, behind: int) -> str | None:
+        """Why one is to be set aside that doesn't read the shared slot; None where it is not."""
+        now = time.monotonic()
+        if member.failure is not None:
+            is_for_good = now - member.failed_at > self._pace.set_aside_after_s
+            return "it failed" if is_for_good else None
         branch = self._shared.branch_of(member.name)
-        return branch is not None and branch.phase == "open" and member.is_running
+        if member.is_running and branch is not None and branch.phase == "open":
+            self._absent_since.pop(member.name, None)
+            return None
+        since = self._absent_since.setdefault(member.name, now)
+        if behind <= self._config.fan_out.max_wal_behind:
+            return None
+        if branch is not None and branch.phase == "ahead":
+            return "it did not return in time"
+        # While the shared stream is interrupted, none of them reads it.
+        is_expected = self._shared.is_open or not member.is_running
+        if is_expected and now - since >= self._pace.starting_s:
+            return "it hung in its start, or between two streams"
+        return None
 
-    def _keep_for_later(self, member: Member) -> None:
-        """Of a destination that doesn't read the shared slot, and has it keep WAL."""
-        lock = self._shared.deciding(member.name)
-        if not lock.acquire(blocking=False):
+    def _set_aside(self, member: Member, why: str) -> None:
+        name, now = member.name, time.monotonic()
+        if now < self._again_at.get(name, now):
             return
         try:
-            self._shared.set_aside(member.name, member.own_slot, member.durable())
-        finally:
-            lock.release()
-        _log.warning("%s is set aside, with a slot of its own, until it works again", member.name)
+            member.set_aside(why)
+        except DestinationLeftBehind:
+            raise
+        except EtlError as error:
+            # Such as no slot being free: the shared one goes on keeping what it needs.
+            self._again_at[name] = now + self._pace.slot_again_s
+            self._refused[name] = (
+                f"can't be set aside, so the others may have to wait for it: {error.reason}. "
+                f"What to do: {error.solution} It is tried again"
+            )
+        else:
+            self._forget(member)
 
     def _look_at_own_slot(self, member: Member) -> None:
         """See that a slot of a destination's own doesn't keep more WAL than it may."""

@@ -19,6 +19,7 @@ from etl_dagster.errors import (
     LeaseLost,
     PipelineInUse,
     SlotInvalidated,
+    SlotNotCreated,
     Superseded,
 )
 from etl_dagster.lsn import Lsn
@@ -71,6 +72,9 @@ class Member:
         self._stop = threading.Event()
         self.pipeline: Pipeline | None = None
         self.wire: MemberWire | None = None
+        #: Why it was set aside last.
+        self._aside_since = "since an earlier start"
+        self._remark: str | None = None
         #: What the pipeline ended with; None while it runs.
         self.failure: BaseException | None = None
         self.failed_at = 0.0
@@ -121,6 +125,7 @@ class Member:
                 pipeline=self.config.pipeline,
                 destination=self.config.destination.type,
                 phase="starting",
+                note=self._remark,
                 at=time.time(),
             )
         )
@@ -191,7 +196,16 @@ class Member:
         control: SourceControl,
         stop: threading.Event,
     ) -> MemberWire:
-        self.wire = MemberWire(self._shared, config, store, control, stop, self._pace)
+        self.wire = MemberWire(
+            self._shared,
+            config,
+            store,
+            control,
+            stop,
+            self._pace,
+            why=self._aside_since,
+            remark=lambda: self._remark,
+        )
         return self.wire
 
     def _report(self, failure: BaseException) -> None:
@@ -202,6 +216,56 @@ class Member:
             _log.error("%s failed: %s", self.name, failure.reason)
         else:
             _log.error("%s failed", self.name, exc_info=failure)
+
+    # -- what was decided about it ---------------------------------------------------------------
+
+    def set_aside(self, why: str) -> None:
+        """Give the destination a slot of its own, unless that is being decided on just now.
+
+        Raises:
+            DestinationLeftBehind: the shared slot is past what it has.
+            EtlError: the slot can't be made.
+        """
+        wire = self.wire
+        if not (self._keep_for_later() if wire is None else wire.set_aside(why)):
+            return
+        self._aside_since = why
+        _log.warning("%s is set aside, with a slot of its own: %s", self.name, why)
+        if isinstance(self.failure, SlotNotCreated):
+            # What it failed for want of is there now.
+            self._wanted.set()
+        elif not self.is_running:
+            self._publish()
+
+    def _keep_for_later(self) -> bool:
+        """As `MemberWire.set_aside`, of one that hangs before it asked for anything."""
+        lock = self._shared.deciding(self.name)
+        if not lock.acquire(blocking=False):
+            return False
+        try:
+            self._shared.set_aside(self.name, self.own_slot, self.durable())
+        finally:
+            lock.release()
+        return True
+
+    def _publish(self) -> None:
+        """Show the status of one whose pipeline doesn't do so, since it doesn't run."""
+        try:
+            self.store.publish_status("apply", self.status().to_json())
+        except EtlError as error:
+            _log.warning("%s: the status can't be published: %s", self.name, error.reason)
+
+    def remark(self, text: str | None) -> None:
+        """Show this in the status from now on, and log it once."""
+        if text == self._remark:
+            return
+        if text is None:
+            _log.info("%s: settled: %s", self.name, self._remark)
+        else:
+            _log.warning("%s: %s", self.name, text)
+        self._remark = text
+        if not self.is_running:
+            self._publish()
 
     # -- when nothing but a copy helps -----------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from etl_dagster.backoff import doubled_s
 from etl_dagster.config import PipelineConfig
@@ -46,7 +47,14 @@ class MemberWire:
         control: SourceControl,
         stop: threading.Event,
         pace: FanOutPace,
+        *,
+        why: str,
+        remark: Callable[[], str | None],
     ) -> None:
+        """Args:
+        why: the destination was set aside, if it has a slot of its own already.
+        remark: what else a reader of the status should know.
+        """
         assert config.membership is not None
         self._shared = shared
         self._config = config
@@ -64,7 +72,8 @@ class MemberWire:
         self._returns = 0
         self._return_at = 0.0
         self._is_aside = False
-        self._why = "since an earlier start"
+        self._why = why
+        self._remark = remark
 
     @property
     def is_aside(self) -> bool:
@@ -78,9 +87,11 @@ class MemberWire:
     @property
     def note(self) -> str | None:
         """What a reader of the status should know of the slot."""
-        if not self._is_aside:
-            return None
-        return f"set aside: reads a slot of its own ({self._why})"
+        notes = [
+            f"set aside: reads a slot of its own ({self._why})" if self._is_aside else None,
+            self._remark(),
+        ]
+        return "; ".join(note for note in notes if note) or None
 
     def prepare(self) -> Lsn:
         with self._shared.deciding(self._name):
@@ -99,7 +110,6 @@ class MemberWire:
             self._is_aside, self._why = True, why
         finally:
             lock.release()
-        _log.warning("%s is set aside, with a slot of its own: %s", self._name, why)
         return True
 
     def _prepare(self) -> Lsn:

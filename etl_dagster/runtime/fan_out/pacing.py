@@ -22,6 +22,10 @@ class FanOutPace:
     #: A destination that doesn't get, in this time, to where another one was at its beginning
     #: stands still, or is slower by so much that it makes no difference.
     standstill_s: float = 15.0
+    #: One that is past the budget for so long, and not set aside, is reported.
+    tolerated_s: float = 30.0
+    #: A slot that could not be made is tried again after so long.
+    slot_again_s: float = 10.0
     #: A pipeline that has failed is started again after so long.
     again_s: float = 15.0
     again_at_most_s: float = 600.0

@@ -190,6 +190,11 @@ class SharedSlot:
         if (stream := self._stream) is not None:
             stream.request_keepalive()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the slot is read now."""
+        return self._is_started
+
     # -- destinations, from any thread -----------------------------------------------------------
 
     @property

@@ -46,6 +46,7 @@ class Tee:
             nothing should be read (`wait_for_room`); one that is ahead of its reader is dropped.
         request_keepalive: asks the server how far it is.
         changed: notified of whatever changes; its owner's lock, where that has more to guard.
+        clock: seconds of a clock that only goes forward.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Tee:
         buffer_bytes: int,
         request_keepalive: Callable[[], None] = lambda: None,
         changed: threading.Condition | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self.start_lsn = start_lsn
         self._buffer_bytes = buffer_bytes
         self.request_keepalive = request_keepalive
@@ -158,19 +161,22 @@ class Tee:
     def wait_for_room(self, timeout_s: float) -> bool:
         """Whether there is room in every open branch, waiting for it.
 
-        The time counts as `Branch.held_up_s` for those that have none, while another has.
+        While the reader of another branch has taken everything and wants more, the time counts: as
+        `Branch.asked_s` for that one, and as `Branch.held_up_s` for those without room.
         """
         with self._changed:
             full = self._full()
             if not full:
                 return True
-            began = time.monotonic()
+            asking = [branch for branch in self._branches if branch.is_asking and not branch._queue]
+            began = self._clock()
             self._changed.wait(timeout_s)
-            waited_s = time.monotonic() - began
-            opened = [branch for branch in self._branches if branch.phase == "open"]
-            if len(full) < len(opened):
+            if asking:
+                waited_s = self._clock() - began
                 for branch in full:
                     branch.held_up_s += waited_s
+                for branch in asking:
+                    branch.asked_s += waited_s
             return not self._full()
 
     @property
@@ -242,8 +248,12 @@ class Branch:
         self._on_placed = on_placed
         self._on_confirm = on_confirm
         self.phase: _Phase = "waiting"
-        #: How long others waited for this one to take what it was given, seconds.
+        #: How long others wanted more, and got none because this one had no room for it, seconds.
         self.held_up_s = 0.0
+        #: How long this one wanted more, and got none because of others, seconds.
+        self.asked_s = 0.0
+        #: Whether its reader has taken everything, and waits for more now.
+        self.is_asking = False
         self._queue: deque[_Chunk] = deque()
         self._queued_bytes = 0
         self._start_lsn = LSN_ZERO
@@ -336,6 +346,7 @@ class Branch:
         tee = self._tee
         with tee._changed:
             if not self._queue and timeout_s > 0:
+                self.is_asking = True
                 tee._changed.wait_for(
                     lambda: (
                         self._queue
@@ -345,6 +356,7 @@ class Branch:
                     ),
                     timeout_s,
                 )
+                self.is_asking = False
             self._is_interrupted = False
             self._require_tee()
             if not self._queue:

@@ -304,7 +304,7 @@ def _is_news(status: PipelineStatus, before: PipelineStatus) -> bool:
 
 
 def _headline(status: PipelineStatus) -> object:
-    return status.phase, status.error, status.rows_total
+    return status.phase, status.error, status.note, status.rows_total
 
 
 def _gist(status: PipelineStatus) -> object:

@@ -171,6 +171,11 @@ class ApplyWorker:
         self._feed.interrupt()
 
     @property
+    def is_writing(self) -> bool:
+        """Whether a batch was closed that is not durable yet."""
+        return self._feed.is_writing
+
+    @property
     def received(self) -> Lsn:
         return self._feed.received
 

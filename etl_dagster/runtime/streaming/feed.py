@@ -81,6 +81,11 @@ class Feed:
     # -- how far it is ---------------------------------------------------------------------------
 
     @property
+    def is_writing(self) -> bool:
+        """Whether a batch was closed that is not durable yet."""
+        return not self._delivery.is_idle
+
+    @property
     def received(self) -> Lsn:
         return max(self._session.last_commit_end, self._session.last_keepalive_end)
 
