@@ -29,9 +29,16 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, LeaseLost, PipelineInUse, Superseded
 from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.fan_out.fan_out import LEASE, FanOut
+from etl_dagster.runtime.fan_out.fan_out import FanOut
 from etl_dagster.runtime.pipeline import Pipeline
-from etl_dagster.runtime.resetting import follow_request, is_reset_wanted, offer_resets
+from etl_dagster.runtime.resetting import (
+    ALL,
+    ONE,
+    Extent,
+    follow_request,
+    is_reset_wanted,
+    offer_resets,
+)
 from etl_dagster.runtime.showing.status import PipelineStatus
 
 _log = logging.getLogger(__name__)
@@ -318,19 +325,28 @@ class _Work:
     def _stream_to_several(self, store: CoordinatingStore) -> None:
         while not self._stop.is_set():
             with opened_members(self._config) as parts:
-                fan_out = FanOut(self._config, store, parts, copies="elsewhere")
+                if is_reset_wanted(store, ALL) and not store.is_leased(ALL.lease):
+                    _log.info("a reset of %s was requested", self._config.pipeline)
+                    stores = {name: each.store for name, each in parts.items()}
+                    follow_request(self._config, store, stores)
+                fan_out = FanOut(
+                    self._config, store, parts, copies="elsewhere", follows_resets=True
+                )
                 self._pipeline = fan_out
                 if self._stop.is_set():
                     return
                 try:
                     fan_out.start()
+                    offer_resets(store, ALL)
                     with contextlib.ExitStack() as mirrors:
                         for member in fan_out.members.values():
                             mirrors.enter_context(
                                 mirrored_positions(member.config, member.store, member.status)
                             )
-                        fan_out.wait()
-                    return
+                        is_ended = _wait_for_end_or_reset(fan_out, store, ALL)
+                    if is_ended:
+                        return
+                    continue
                 except LeaseLost:
                     continue
                 except PipelineInUse:
@@ -341,17 +357,19 @@ class _Work:
         """Wait until no other process has the pipeline."""
         self._is_standby = True
         _log.info("another process runs %s; waiting for its end", self._config.pipeline)
-        name = LEASE if self._config.destinations else "apply"
+        name = (ALL if self._config.destinations else ONE).lease
         while not self._stop.wait(_STANDBY_POLL_S) and store.is_leased(name):
             pass
         self._is_standby = False
 
 
-def _wait_for_end_or_reset(pipeline: Pipeline, store: CoordinatingStore) -> bool:
+def _wait_for_end_or_reset(
+    pipeline: Pipeline | FanOut, store: CoordinatingStore, of: Extent = ONE
+) -> bool:
     """Whether the pipeline has ended by itself; else it was stopped because a reset is wanted."""
     while not pipeline.wait(_RESET_POLL_S):
         try:
-            is_wanted = is_reset_wanted(store)
+            is_wanted = is_reset_wanted(store, of)
         except EtlError:
             continue  # the pipeline meets the same
         if is_wanted:

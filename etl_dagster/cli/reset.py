@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,15 +87,27 @@ def _reset_tables(
 def _reset_all(
     config: PipelineConfig, store: CoordinatingStore, *, dry_run: bool, yes: bool
 ) -> None:
+    from etl_dagster.assembly import opened_store
     from etl_dagster.runtime.many import many
-    from etl_dagster.runtime.resetting import are_resets_offered, request_reset, reset_pipeline
+    from etl_dagster.runtime.resetting import (
+        ALL,
+        are_resets_offered,
+        request_reset,
+        reset_pipeline,
+    )
     from etl_dagster.runtime.runner import in_use
     from etl_dagster.source.control import SourceControl
     from etl_dagster.source.slots import apply_slot_names
 
     used = in_use(store, config.pipeline, "a process")
     used.solution = "Stop it first: Ctrl-C where it runs, or turn the sensor off in Dagster."
-    is_offered = are_resets_offered(store)
+    with contextlib.ExitStack() as opened:
+        # One of several destinations: the process that runs all of them follows requests for each.
+        is_offered = (
+            are_resets_offered(store)
+            if config.membership is None
+            else are_resets_offered(opened.enter_context(opened_store(config.whole)), ALL)
+        )
     copying = many(store).leased([f"table:{t}" for t in store.get_table_replication_states()])
     if not is_offered and (store.is_leased("apply") or copying):
         raise used
@@ -131,33 +144,44 @@ def _reset_all(
 def _reset_all_of_several(whole: PipelineConfig, *, dry_run: bool, yes: bool) -> None:
     """Every table of every destination, and all slots, the shared one last."""
     from etl_dagster.assembly import opened_store
-    from etl_dagster.runtime.resetting import reset_pipeline
+    from etl_dagster.runtime.resetting import ALL, are_resets_offered, request_reset, reset_several
     from etl_dagster.runtime.runner import in_use
-    from etl_dagster.runtime.slot import drop_pipeline_slots
     from etl_dagster.source.control import SourceControl
 
-    for member in whole.members().values():
-        with opened_store(member) as store:
-            if store.is_leased("apply"):
-                raise in_use(store, member.pipeline, "a process")
-    click.echo(
-        f"All tables of {', '.join(whole.destinations)} are copied again from the beginning; their "
-        "old rows stay until then. The slots are dropped; the next start makes new ones."
-    )
-    if not _is_wanted(dry_run=dry_run, yes=yes):
-        return
-    control = SourceControl(whole.source, application_name="etl_dagster reset")
-    try:
-        dropped = []
-        for member in whole.members().values():
-            with opened_store(member) as store:
-                dropped += reset_pipeline(member, store, control)
-        dropped += drop_pipeline_slots(control, whole)
-    finally:
-        control.close()
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(opened_store(whole))
+        members = whole.members()
+        stores = {name: opened.enter_context(opened_store(each)) for name, each in members.items()}
+        used = in_use(store, whole.pipeline, "a process", key=ALL.runner)
+        used.solution = "Stop it first: Ctrl-C where it runs, or turn the sensors off in Dagster."
+        is_offered = are_resets_offered(store, ALL)
+        is_leased = store.is_leased(ALL.lease) or any(
+            each.is_leased("apply") for each in stores.values()
+        )
+        if is_leased and not is_offered:
+            raise used
+        click.echo(
+            f"All tables of {', '.join(members)} are copied again from the beginning; their old "
+            "rows stay until then. The slots are dropped; the next start makes new ones."
+        )
+        if not _is_wanted(dry_run=dry_run, yes=yes):
+            return
+        if is_offered:
+            click.echo("The replicator of Dagster's sensors stops the stream, and does it.")
+            answer = request_reset(store, ALL)
+            if answer is None:
+                raise used
+            dropped = answer
+        else:
+            control = SourceControl(whole.source, application_name="etl_dagster reset")
+            with contextlib.closing(control):
+                dropped = reset_several(whole, stores, control)
     for name in dropped:
         click.echo(f"Dropped {name}.")
-    click.echo("Done. The next start, by `etl-dagster run`, copies every table.")
+    if is_offered:
+        click.echo("Done. The sensors request a run for each table.")
+    else:
+        click.echo("Done. The next start, by `etl-dagster run` or the sensors, copies every table.")
 
 
 def _reset_cleared(

@@ -1,7 +1,10 @@
 """Copying everything again: by the caller, or by the process that runs the pipeline when asked.
 
 A replicator is kept alive by Dagster's sensor, so it can't simply be stopped for a reset. It looks
-for requests in the state store, ends its pipeline, resets it and starts it again.
+for requests in the state store, ends its pipeline, resets it and starts it again. Of several
+destinations, a request for one is in the store of its pipeline, and one for all in that of the
+pipeline as a whole. One destination keeps the store of the whole where it was the only one before,
+so both have keys of their own.
 """
 
 from __future__ import annotations
@@ -9,17 +12,34 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.runner import RUNNER, in_use
+from etl_dagster.runtime.runner import RUNNER, RUNNER_OF_SEVERAL, in_use
 from etl_dagster.runtime.slot import drop_pipeline_slots
 from etl_dagster.source.control import SourceControl
 
-_REQUEST, _OFFER = "reset", "reset offer"
 _POLL_S = 0.5
 #: The request of a command that was killed while it waited is not followed any more.
 _EXPIRES_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What a request is for: the keys of its notes in the store, and the lease of who follows."""
+
+    request: str
+    offer: str
+    runner: str
+    lease: str
+
+
+#: A pipeline, also that of one destination among several.
+ONE = Extent("reset", "reset offer", RUNNER, "apply")
+#: All destinations of a pipeline with several.
+ALL = Extent("fan out reset", "fan out reset offer", RUNNER_OF_SEVERAL, "fan out")
 
 
 def reset_pipeline(
@@ -42,18 +62,37 @@ def reset_pipeline(
         lease.release()
 
 
-def offer_resets(store: CoordinatingStore) -> None:
+def reset_several(
+    whole: PipelineConfig, stores: Mapping[str, CoordinatingStore], control: SourceControl
+) -> list[str]:
+    """As `reset_pipeline`, for all destinations; the shared slot is dropped last.
+
+    Args:
+        stores: of each destination's pipeline.
+    """
+    dropped: list[str] = []
+    for name, member in whole.members().items():
+        dropped += reset_pipeline(member, stores[name], control)
+    return dropped + drop_pipeline_slots(control, whole)
+
+
+def offer_resets(store: CoordinatingStore, of: Extent = ONE) -> None:
     """Note that this process, which has just started its pipeline, follows requests."""
-    store.publish_status(_OFFER, store.get_status(RUNNER) or {})
+    store.publish_status(of.offer, store.get_status(of.runner) or {})
 
 
-def are_resets_offered(store: CoordinatingStore) -> bool:
-    """Whether the process that runs the pipeline follows requests."""
-    runner = store.get_status(RUNNER)
-    return bool(runner) and runner == store.get_status(_OFFER) and store.is_leased("apply")
+def are_resets_offered(store: CoordinatingStore, of: Extent = ONE) -> bool:
+    """Whether the process that runs the pipeline follows requests.
+
+    One that runs several destinations follows those for each of them, too.
+    """
+    runner = store.get_status(of.runner)
+    return bool(runner) and runner == store.get_status(of.offer) and store.is_leased(of.lease)
 
 
-def request_reset(store: CoordinatingStore, *, timeout_s: float = 180.0) -> list[str] | None:
+def request_reset(
+    store: CoordinatingStore, of: Extent = ONE, *, timeout_s: float = 180.0
+) -> list[str] | None:
     """Ask the running process for a reset and wait until it is done.
 
     Returns:
@@ -61,34 +100,48 @@ def request_reset(store: CoordinatingStore, *, timeout_s: float = 180.0) -> list
         taken back.
     """
     name = str(uuid.uuid4())
-    store.publish_status(_REQUEST, {"id": name, "asked_at": time.time()})
+    store.publish_status(of.request, {"id": name, "asked_at": time.time()})
     deadline = time.monotonic() + timeout_s
     try:
         while time.monotonic() < deadline:
-            answer = store.get_status(_REQUEST) or {}
+            answer = store.get_status(of.request) or {}
             if answer.get("id") == name and "dropped" in answer:
                 return list(answer["dropped"])
             time.sleep(_POLL_S)
         return None
     finally:
-        if "dropped" not in (store.get_status(_REQUEST) or {}):
-            store.publish_status(_REQUEST, {})
+        if "dropped" not in (store.get_status(of.request) or {}):
+            store.publish_status(of.request, {})
 
 
-def is_reset_wanted(store: CoordinatingStore) -> bool:
+def is_reset_wanted(store: CoordinatingStore, of: Extent = ONE) -> bool:
     """Whether a request waits to be followed."""
-    request = store.get_status(_REQUEST) or {}
+    request = store.get_status(of.request) or {}
     return "asked_at" in request and time.time() - float(request["asked_at"]) < _EXPIRES_S
 
 
-def follow_request(config: PipelineConfig, store: CoordinatingStore) -> None:
+def answer_request(store: CoordinatingStore, dropped: Sequence[str], of: Extent = ONE) -> None:
+    """Tell who asked that it is done, and which slots were dropped."""
+    request = store.get_status(of.request) or {}
+    store.publish_status(of.request, {"id": request.get("id"), "dropped": list(dropped)})
+
+
+def follow_request(
+    config: PipelineConfig,
+    store: CoordinatingStore,
+    stores: Mapping[str, CoordinatingStore] | None = None,
+) -> None:
     """Reset the pipeline, which this process does not run now, and answer the request.
+
+    Args:
+        stores: of a pipeline with several destinations, those of the pipelines to each.
 
     Raises:
         PipelineInUse, SlotInUse: as `reset_pipeline`; the request stays.
     """
-    request = store.get_status(_REQUEST) or {}
     control = SourceControl(config.source, application_name="etl_dagster reset")
     with contextlib.closing(control):
-        dropped = reset_pipeline(config, store, control)
-    store.publish_status(_REQUEST, {"id": request.get("id"), "dropped": dropped})
+        if stores is None:
+            answer_request(store, reset_pipeline(config, store, control))
+        else:
+            answer_request(store, reset_several(config, stores, control), ALL)

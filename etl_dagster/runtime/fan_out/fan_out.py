@@ -28,7 +28,8 @@ from etl_dagster.runtime.fan_out.member import Member
 from etl_dagster.runtime.fan_out.pacing import PACE, FanOutPace
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
-from etl_dagster.runtime.runner import in_use
+from etl_dagster.runtime.resetting import ALL
+from etl_dagster.runtime.runner import RUNNER, in_use, note_runner
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.runtime.slot import make_permanent_slot
 from etl_dagster.source.control import SourceControl
@@ -36,9 +37,6 @@ from etl_dagster.source.slots import drop_slot, fetch_slot, require_usable
 from etl_dagster.words import names
 
 _log = logging.getLogger(__name__)
-
-#: Of the process that runs all destinations; each of their pipelines has its own.
-LEASE = "fan out"
 
 
 class FanOut:
@@ -51,6 +49,7 @@ class FanOut:
         config: of the pipeline as a whole.
         store: of the pipeline as a whole; for its lease.
         parts: what each destination's pipeline is made of, by name. The stores stay the caller's.
+        follows_resets: whether to do what `resetting.request_reset` asks for of one destination.
     """
 
     def __init__(
@@ -61,9 +60,11 @@ class FanOut:
         *,
         copies: Literal["own", "elsewhere"] = "own",
         pace: FanOutPace = PACE,
+        follows_resets: bool = False,
     ) -> None:
         self._config = config
         self._pace = pace
+        self._follows_resets = follows_resets
         self._store = store
         self._control = SourceControl(
             config.source, application_name=f"etl_dagster control {config.pipeline}"
@@ -147,7 +148,8 @@ class FanOut:
         for member in self.members.values():
             self._control.ask("checking the source", require_ready, member.config)
             break  # the source is the same for all
-        self._acquire(LEASE)
+        self._acquire(ALL.lease)
+        note_runner(self._store, ALL.runner)
         if self._config.fan_out.former is None:
             # As a pipeline with one destination would; the former destination takes it itself.
             self._acquire("apply")
@@ -166,7 +168,8 @@ class FanOut:
     def _acquire(self, name: str) -> None:
         lease = self._store.acquire_lease(name)
         if lease is None:
-            raise in_use(self._store, self._config.pipeline)
+            key = ALL.runner if name == ALL.lease else RUNNER
+            raise in_use(self._store, self._config.pipeline, key=key)
         self._leases[name] = lease
 
     def _pins(self) -> dict[str, Lsn]:
@@ -275,10 +278,15 @@ class FanOut:
 
     def _run(self) -> None:
         try:
+            resets_due = 0.0
             while not self._stop.wait(self._pace.look_s):
                 try:
                     self._require_leases()
                     self._require_any()
+                    if self._follows_resets and time.monotonic() >= resets_due:
+                        resets_due = time.monotonic() + self._pace.resets_s
+                        for member in self.members.values():
+                            member.look_for_reset()
                     self._decisions.look()
                 except (LeaseLost, _AllFailed):
                     raise

@@ -29,6 +29,7 @@ from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.resetting import answer_request, is_reset_wanted
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.runtime.slot import drop_pipeline_slots
 from etl_dagster.source.control import SourceControl
@@ -83,6 +84,8 @@ class Member:
         #: Why its tables are to be copied again before the next start; None: they are not.
         self._copies_again: str | None = None
         self._asked_at = 0.0
+        #: Whether that was requested, and not found necessary.
+        self._is_reset = False
         #: Ends a pause.
         self._wanted = threading.Event()
         self._thread = threading.Thread(
@@ -278,6 +281,16 @@ class Member:
         if (pipeline := self.pipeline) is not None:
             pipeline.shutdown()
 
+    def look_for_reset(self) -> None:
+        """Copy its tables again where a reset was requested, whether its pipeline runs or not.
+
+        Raises:
+            EtlError: the store can't be read.
+        """
+        if self._copies_again is None and is_reset_wanted(self.store):
+            self._is_reset = True
+            self.copy_again("a reset was requested")
+
     @property
     def is_overdue(self) -> bool:
         """Whether its pipeline doesn't end although it was asked to: its destination hangs."""
@@ -295,14 +308,18 @@ class Member:
     def _start_over_if_due(self) -> None:
         why = self._copies_again
         assert why is not None
-        self.start_over(why)
-        self._copies_again = None
+        is_wanted = is_reset_wanted(self.store)
+        if is_wanted or not self._is_reset:
+            dropped = self.start_over(why)
+            if is_wanted:
+                answer_request(self.store, dropped)
+        self._copies_again, self._is_reset = None, False
 
-    def start_over(self, why: str) -> None:
+    def start_over(self, why: str) -> list[str]:
         """Forget position and copies, and drop the slots: the next start makes new copies.
 
         Its pipeline must not run. In this order: should it end in between, the rest follows from
-        what is there.
+        what is there. Returns the names of the slots.
 
         Raises:
             EtlError: store or source can't be reached.
@@ -310,8 +327,9 @@ class Member:
         _log.warning("%s: every table is copied again: %s", self.name, why)
         with self._shared.deciding(self.name):
             self.store.reset_for_resync()
-            drop_pipeline_slots(self._control, self.config)
+            dropped = drop_pipeline_slots(self._control, self.config)
             self._shared.unpin(self.name)
+        return dropped
 
 
 def describe(failure: BaseException | None) -> str | None:

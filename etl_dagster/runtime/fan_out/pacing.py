@@ -33,6 +33,8 @@ class FanOutPace:
     shortly_s: float = 1.0
     #: A pipeline that was asked to end, and whose destination answers, has ended by then.
     ends_within_s: float = 30.0
+    #: How often it looks for requests for resets; a query for each destination.
+    resets_s: float = 2.0
     #: A return to the shared stream that failed is tried again after so long.
     return_s: float = 2.0
     return_at_most_s: float = 120.0
