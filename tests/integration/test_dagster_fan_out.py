@@ -6,8 +6,17 @@ import os
 import signal
 from pathlib import Path
 
+from click.testing import CliRunner
+
+from etl_dagster.cli.app import cli
 from etl_dagster.config import load_config
 from etl_dagster.destinations.duckdb import query
+from etl_dagster.integrations.dagster import (
+    DuckDBDestinationResource,
+    EtlPipeline,
+    PostgresSourceResource,
+    PostgresStateStoreResource,
+)
 from etl_dagster.integrations.dagster.supervisor import supervisor_of
 from tests.support.dagster_in_process import Dagster, dagster, key_of, write_config
 from tests.support.database import Database
@@ -24,6 +33,15 @@ def test_each_destination_has_assets_and_a_sensor_and_one_process_runs_them_all(
         "CREATE PUBLICATION etl_pub FOR TABLE orders",
     )
     several = {name: {"type": "duckdb", "path": f"{name}.duckdb"} for name in NAMES}
+    resources = EtlPipeline(
+        pipeline="shop",
+        source=PostgresSourceResource(dsn=newest_database.dsn, publication="etl_pub"),
+        state_store=PostgresStateStoreResource(),
+        destinations={
+            name: DuckDBDestinationResource(path=str(tmp_path / f"{name}.duckdb")) for name in NAMES
+        },
+        settings={"batch": {"max_fill_ms": 50}},
+    )
     file = write_config(newest_database.dsn, tmp_path, destination=None, destinations=several)
     members = load_config(file).members()
 
@@ -34,7 +52,7 @@ def test_each_destination_has_assets_and_a_sensor_and_one_process_runs_them_all(
             found.append(table.to_pylist()[0]["n"])
         return found
 
-    with dagster(file, report_every_s=0.5, clicks_in_process=True) as ui:
+    with dagster(resources, report_every_s=0.5, clicks_in_process=True) as ui:
         left, right = (Dagster(ui.instance, ui.defs, f"shop__{name}") for name in NAMES)
         assert set(ui.defs.resolve_all_asset_keys()) == {
             key_of("orders", "shop__left"),
@@ -61,8 +79,30 @@ def test_each_destination_has_assets_and_a_sensor_and_one_process_runs_them_all(
         assert supervisor_of("shop").pid == pid
         assert {check.passed for each in (left, right) for check in each.checks} == {True}
 
+        # While the sensors are on, the process does it that they keep alive.
+        reset = [line for line in _reset(file) if line.startswith("Dropped")]
+        assert reset == ["Dropped etl_dagster_apply_shop."]
+        for each in (left, right):
+            each.copy_all(1)
+        assert counts() == [520, 520]
+        requested = len(right.requested)
+        assert "Done. The sensor requests a run for each table." in _reset(file, "left")
+        left.copy_all(1)
+        right.tick()
+        assert len(right.requested) == requested
+        assert counts() == [520, 520]
+        assert supervisor_of("shop").pid == pid
+
         os.kill(pid, signal.SIGKILL)
         newest_database.execute("INSERT INTO orders VALUES (521)")
         # Either sensor starts the process again, for both.
         left.tick_until(lambda _: counts() == [521, 521])
     assert newest_database.slots() == ["etl_dagster_apply_shop"]
+
+
+def _reset(file: Path, *destination: str) -> list[str]:
+    """What the command prints that has everything copied again, of one destination or of all."""
+    chosen = ["--destination", *destination] if destination else []
+    done = CliRunner().invoke(cli, ["reset", "--all", "--yes", "--config", str(file), *chosen])
+    assert done.exit_code == 0, done.output
+    return done.stdout.splitlines()

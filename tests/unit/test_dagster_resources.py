@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,100 @@ def test_a_variable_of_the_environment_is_read_at_any_depth(
         "destination.token: the environment variable TOKEN is not set",
         "destination.headers.X-Key: the environment variable TOKEN is not set",
     )
+
+
+def test_several_destinations_are_given_as_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", TOKEN)
+    resource = EtlPipeline(
+        pipeline="shop",
+        source=PostgresSourceResource(publication="etl_pub", database="shop"),
+        state_store=PostgresStateStoreResource(),
+        destinations={
+            "warehouse": DuckDBDestinationResource(path="shop.duckdb"),
+            "events": DestinationResource(
+                type="http", config={"url": "https://example.com", "token": EnvVar("TOKEN")}
+            ),
+        },
+        settings={"fan_out": {"former": "warehouse"}},
+    )
+    one = resource.of_destination("events")
+
+    def check(whole: PipelineConfig, config: PipelineConfig) -> None:
+        assert list(whole.members()) == ["warehouse", "events"]
+        assert whole.fan_out.former == "warehouse"
+        assert config.pipeline == "shop__events"
+        assert config.whole == whole
+        assert config.destination.token.get_secret_value() == TOKEN  # type: ignore[attr-defined]
+
+    with (
+        resource.process_config_and_initialize_cm() as all_of_them,
+        one.process_config_and_initialize_cm() as ready,
+    ):
+        check(all_of_them.load_config(), ready.load_config())
+    check(resource.load_config(), one.load_config())
+    with pytest.raises(ConfigError, match="there is no 'else'; there are: warehouse, events"):
+        resource.of_destination("else").load_config()
+
+
+@pytest.mark.parametrize(
+    ("given", "mistake"),
+    [
+        ((), "destination: is required; or `destinations`"),
+        (("destination", "destinations"), "either destination or destinations"),
+    ],
+)
+def test_a_pipeline_has_one_destination_or_several(given: tuple[str, ...], mistake: str) -> None:
+    place = DuckDBDestinationResource(path="shop.duckdb")
+    both = {"destination": place, "destinations": {"left": place}}
+    resource = EtlPipeline(
+        pipeline="shop",
+        source=PostgresSourceResource(publication="etl_pub", database="shop"),
+        state_store=PostgresStateStoreResource(),
+        **{name: both[name] for name in given},
+    )
+    with pytest.raises(ConfigError, match=mistake):
+        resource.load_config()
+
+
+def several_resources(folder: Path) -> EtlPipeline:
+    return EtlPipeline(
+        pipeline="shop",
+        source=PostgresSourceResource(dsn="postgresql://u@127.0.0.1:1/d", publication="p"),
+        state_store=PostgresStateStoreResource(),
+        destinations={
+            name: DuckDBDestinationResource(path=f"{folder}/{name}.duckdb")
+            for name in ("left", "right")
+        },
+    )
+
+
+def several_in_a_file(folder: Path) -> Path:
+    path = folder / "etl.yaml"
+    path.write_text(
+        "pipeline: shop\n"
+        "source: {dsn: postgresql://u@127.0.0.1:1/d, publication: p}\n"
+        "destinations:\n"
+        "  left: {type: duckdb, path: left.duckdb}\n"
+        "  right: {type: duckdb, path: right.duckdb}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("make", [several_resources, several_in_a_file])
+def test_each_of_several_destinations_has_a_sensor_and_a_resource(
+    make: Callable[[Path], Path | EtlPipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    defs = build_etl_definitions(make(tmp_path))
+    assert {sensor.name for sensor in defs.sensors or ()} == {
+        "shop__left_replication",
+        "shop__right_replication",
+    }
+    resources = defs.resources or {}
+    assert {name: made.load_config().destination.place for name, made in resources.items()} == {
+        "shop__left": f"{tmp_path}/left.duckdb",
+        "shop__right": f"{tmp_path}/right.duckdb",
+    }
 
 
 def test_a_secret_of_a_resource_is_not_in_what_dagster_stores(

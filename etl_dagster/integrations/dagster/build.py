@@ -25,7 +25,6 @@ from dagster import (
 
 from etl_dagster.assembly import require_processes
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster.assets import build_table_asset
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.checks import build_checks
@@ -106,7 +105,7 @@ def build_etl_definitions(
         several = Definitions.merge(
             *(
                 build_etl_definitions(
-                    _one_destination(resource, config, name),
+                    resource.of_destination(name),
                     translator=translator,
                     sensor_status=sensor_status,
                     executor=executor,
@@ -161,17 +160,6 @@ def _with_clicks_in_process(defs: Definitions) -> Definitions:
         check for check in defs.asset_checks or () if isinstance(check, AssetChecksDefinition)
     ]
     return Definitions.merge(defs, Definitions(executor=_executor(assets, checks)))
-
-
-def _one_destination(
-    resource: EtlPipelineResource, config: PipelineConfig, name: str
-) -> EtlPipelineResource:
-    if not isinstance(resource, EtlConfigFile):
-        raise ConfigError(
-            ["destinations: a pipeline put together from resources has one; use a file"],
-            origin=f"pipeline {config.pipeline}",
-        )
-    return EtlConfigFile(path=resource.path, destination=name)
 
 
 def _executor(

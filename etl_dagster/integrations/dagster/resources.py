@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dagster import ConfigurableResource, ResourceDependency
-from pydantic import Field
+from pydantic import Field, PrivateAttr, create_model
 
 from etl_dagster.assembly import build_destination, opened_store
 from etl_dagster.config import PipelineConfig, SourceConfig, load_config, parse_config
@@ -267,6 +267,16 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
             ConfigError: it holds mistakes; all of them are listed.
         """
 
+    def of_destination(self, name: str) -> "EtlPipelineResource":
+        """The same for one of the pipeline's destinations.
+
+        Raises:
+            ConfigError: this kind of resource can't have several.
+        """
+        raise ConfigError(
+            [f"destinations: {type(self).__name__} has no way to choose {name!r}; use a file"]
+        )
+
     @contextlib.contextmanager
     def get_store(self) -> Iterator[CoordinatingStore]:
         """The pipeline's state store."""
@@ -341,45 +351,95 @@ class EtlConfigFile(EtlPipelineResource):
 
     def load_config(self) -> PipelineConfig:
         config = load_config(resolved(self.path, "path"))
-        name = self.destination
-        if name is None:
-            return config
-        if name not in config.destinations:
-            known = ", ".join(config.destinations) or "none"
-            raise ConfigError(
-                [f"destinations: there is no {name!r}; there are: {known}"], origin=str(self.path)
-            )
-        return config.member(name)
+        return _one_of(config, self.destination, str(self.path))
+
+    def of_destination(self, name: str) -> EtlPipelineResource:
+        return EtlConfigFile(path=self.path, destination=name)
+
+
+#: For type checkers, to which a dependency is not its resource.
+_NOT_GIVEN: Any = None
+
+
+class _Destinations(ConfigurableResource[Any]):
+    """Several destinations, each a field of its own: Dagster looks for resources in fields only."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "_Destinations":
+        fields: dict[str, Any] = dict.fromkeys(
+            given, (ResourceDependency[EtlDestinationResource], ...)
+        )
+        return create_model("EtlDestinations", __base__=cls, **fields)(**given)
+
+    def settings(self) -> dict[str, Any]:
+        """The section ``destinations`` of a configuration."""
+        return {name: getattr(self, name).settings() for name in type(self).model_fields}
 
 
 class EtlPipeline(EtlPipelineResource):
-    """A pipeline put together from resources."""
+    """A pipeline put together from resources.
+
+    It has one `destination`, or `destinations`: a dictionary of several, each under a name.
+    """
 
     pipeline: str = Field(description="Its name: part of slot names and state IDs.")
     environment: str = "dev"
     source: ResourceDependency[PostgresSourceResource]
     state_store: ResourceDependency[EtlStateStoreResource]
-    destination: ResourceDependency[EtlDestinationResource]
+    destination: ResourceDependency[EtlDestinationResource | None] = _NOT_GIVEN
+    destinations: ResourceDependency[_Destinations | None] = _NOT_GIVEN
+    one_destination: str | None = Field(
+        default=None, description="Of several destinations, the name of the one that is meant."
+    )
     settings: dict[str, Any] = Field(
         {},
-        description="Further sections, as in etl.yaml: batch, copy, retry, tables, meltano; "
-        "secrets as EnvVar, at any depth.",
+        description="Further sections, as in etl.yaml: batch, copy, fan_out, retry, tables, "
+        "meltano; secrets as EnvVar, at any depth.",
     )
+    _given: dict[str, Any] = PrivateAttr()
 
     def __init__(self, **values: Any) -> None:
+        several = values.get("destinations")
+        if isinstance(several, Mapping):
+            values["destinations"] = _Destinations.of(several)
         super().__init__(**_with_marked(values, "settings"))
+        self._given = values
+
+    def of_destination(self, name: str) -> EtlPipelineResource:
+        return EtlPipeline(**self._given | {"one_destination": name})
 
     def load_config(self) -> PipelineConfig:
-        sections = {
+        sections: dict[str, Any] = {
             "pipeline": resolved(self.pipeline, "pipeline"),
             "environment": resolved(self.environment, "environment"),
             "source": self.source.settings(),
             "state_store": self.state_store.settings(),
-            "destination": self.destination.settings(),
         }
+        if self.destination is None and self.destinations is None:
+            raise ConfigError(
+                ["destination: is required; or `destinations`, each under a name"],
+                origin=sections["pipeline"],
+            )
+        if self.destination is not None:
+            sections["destination"] = self.destination.settings()
+        if self.destinations is not None:
+            sections["destinations"] = self.destinations.settings()
         # EnvVar has done what ${NAME} does in a file; a password may well hold a dollar sign.
         settings: dict[str, Any] = resolved(self.settings, "settings")
-        return parse_config(_escaped(settings | sections), {}, origin=sections["pipeline"])
+        config = parse_config(_escaped(settings | sections), {}, origin=sections["pipeline"])
+        return _one_of(config, self.one_destination, sections["pipeline"])
+
+
+def _one_of(config: PipelineConfig, name: str | None, origin: str) -> PipelineConfig:
+    """The configuration of one destination where one is named."""
+    if name is None:
+        return config
+    if name not in config.destinations:
+        known = ", ".join(config.destinations) or "none"
+        raise ConfigError(
+            [f"destinations: there is no {name!r}; there are: {known}"], origin=origin
+        )
+    return config.member(name)
 
 
 def _with_marked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
