@@ -13,19 +13,17 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     EtlError,
     InvalidState,
-    LeaseLost,
     PublicationMissing,
-    Superseded,
 )
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination, Interruptible, offered
-from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
-from etl_dagster.model.stores import Lease, PipelineStore
+from etl_dagster.model.stores import PipelineStore
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.checking.lock_watch import LockWatch
 from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.checking.preflight import require_ready
+from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
 from etl_dagster.runtime.copying.pausing import paused_tables
 from etl_dagster.runtime.copying.table_syncs import TableSyncs
 from etl_dagster.runtime.durable import Stopped, wait_durable
@@ -35,11 +33,10 @@ from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.pace import Pace
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import backoff
-from etl_dagster.runtime.runner import in_use, note_runner
 from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics
 from etl_dagster.runtime.showing.reporter import Reporter
 from etl_dagster.runtime.showing.status import Phase, PipelineStatus
-from etl_dagster.runtime.streaming.apply_worker import ApplyWorker
+from etl_dagster.runtime.streaming.apply_worker import ApplyWorker, Known
 from etl_dagster.runtime.streaming.wire import MakeWire, OwnSlot
 from etl_dagster.runtime.tables.coming_copies import request_coming_copies
 from etl_dagster.runtime.tables.odd_policies import require_quarantine
@@ -49,21 +46,17 @@ from etl_dagster.runtime.tables.reshaping import require_distinct_names
 from etl_dagster.runtime.tables.rewrites import Rewrites
 from etl_dagster.runtime.tables.shaped import shaping
 from etl_dagster.runtime.tables.table_modes import require_modes
+from etl_dagster.runtime.tenure import Tenure
+from etl_dagster.runtime.timing import TIMING, Timing
+from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import emit_marker
-from etl_dagster.source.columns import TableToday, fetch_table_today
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.money import fetch_own_sample
 
 _log = logging.getLogger(__name__)
 
-#: How often the publication is read again; less often where it is large.
-_MEMBERSHIP_S = 5.0
 #: How often the status is taken, and how often at least that of many tables.
 _REPORT_S, _REPORT_AT_MOST_S = 1.0, 5.0
-#: How often old versions of schemas are forgotten.
-_PRUNE_S = 3600.0
-#: A stream that lived so long begins its retries anew when it breaks.
-_STABLE_S = 60.0
 
 
 class Pipeline:
@@ -85,6 +78,8 @@ class Pipeline:
         *,
         copies: Literal["own", "elsewhere"] = "own",
         wire: MakeWire = OwnSlot,
+        clock: Clock = SYSTEM_CLOCK,
+        timing: Timing = TIMING,
     ) -> None:
         self._config = config = given(config, destination)
         self._store = store = coordinating(store)
@@ -94,6 +89,12 @@ class Pipeline:
             application_name=f"etl_dagster control {config.pipeline}",
             verify=self._verify_source,
         )
+        self._stop = threading.Event()
+        self._clock, self._timing = clock, timing
+        self._parts = parts = WorkerParts(
+            config, store, destination, self._control, self._stop, clock, timing
+        )
+        self._tenure = Tenure(store)
         self._origin = Origin(config, store)
         #: From the first comparison on, each new connection is compared.
         self._is_source_known = False
@@ -102,8 +103,15 @@ class Pipeline:
         self._members = Members(config, store, self._control)
         self._rewrites = Rewrites(store, self._control, partial(fetch_own_sample, config.source))
         self._renames = Renames(store, self._control)
+        self._known = Known(
+            self._origin,
+            self._belonging,
+            self._members,
+            self._rewrites,
+            self._renames,
+            self._metrics,
+        )
         self._locks = LockWatch(self._control)
-        self._stop = threading.Event()
         self._done = threading.Event()
         self._changed = threading.Event()
         #: Somebody waits for a look at the publication that begins from now on.
@@ -111,11 +119,7 @@ class Pipeline:
         self._looks_begun = self._looks_done = 0
         self._wire = wire(config, store, self._control, self._stop)
         meter = CopyMeter()
-        self._table_syncs = (
-            TableSyncs(config, store, destination, self._control, self._stop, meter)
-            if copies == "own"
-            else None
-        )
+        self._table_syncs = TableSyncs(parts, meter) if copies == "own" else None
         self._reporter = Reporter(
             config,
             store,
@@ -126,8 +130,6 @@ class Pipeline:
             meter,
             slot_name=lambda: self._wire.slot_name,
         )
-        self._lease: Lease | None = None
-        self._epoch = 0
         self._phase: Phase = "starting"
         self._failure: BaseException | None = None
         #: What the stream is being retried after.
@@ -145,7 +147,7 @@ class Pipeline:
             EtlError: something is wrong with configuration, source, store or destination.
             InvalidState: it was started before.
         """
-        if self._lease is not None or self._done.is_set():
+        if self._tenure.has_begun or self._done.is_set():
             raise InvalidState("this pipeline was started before; make a new one")
         try:
             require_quarantine(self._config, self._destination)
@@ -153,20 +155,17 @@ class Pipeline:
             # Nothing is changed anywhere before the source is known to be ready.
             members = self._control.ask("checking the source", require_ready, self._config)
             require_distinct_names(self._config, self._destination, members)
-            self._lease = self._store.acquire_lease("apply")
-            if self._lease is None:
-                raise in_use(self._store, self._config.pipeline)
-            note_runner(self._store)
+            self._tenure.begin(self._config.pipeline)
             # Before it is started: that may create what was removed, or change what isn't ours.
             self._belonging.require()
             self._origin.recall(self._belonging.continued)
             self._control.ask("identifying the source", self._origin.require)
             self._is_source_known = True
             self._destination.startup(self._store)
-            self._epoch = self._store.take_epoch()
+            self._tenure.take_epoch()
             if self._destination.capabilities.transactional:
                 # From here on it refuses what a stalled older process still has in its hands.
-                fence = self._belonging.fence(self._epoch)
+                fence = self._belonging.fence(self._tenure.epoch)
                 wait_durable(self._destination.write_events(fence), self._stop)
             self._belonging.remember()
             self._members.update(members)
@@ -226,7 +225,7 @@ class Pipeline:
         False when the time was over first, or the pipeline was told to stop. Raises what the
         pipeline failed with.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None if timeout_s is None else self._clock.now_s() + timeout_s
         goal = self._control.ask("marking the stream", emit_marker)
         looks = self._looks_begun
         self._look_wanted.set()
@@ -237,7 +236,7 @@ class Pipeline:
             if self._done.is_set():
                 self.wait()
                 return False
-            if deadline is not None and time.monotonic() > deadline:
+            if deadline is not None and self._clock.now_s() > deadline:
                 return False
             self.hurry(goal)
             self._done.wait(0.1)
@@ -285,8 +284,7 @@ class Pipeline:
             self._table_syncs.join()
 
     def _release(self) -> None:
-        if self._lease is not None:
-            self._lease.release()
+        self._tenure.release()
         self._control.close()
 
     def _guard(self, work: Callable[[], None]) -> None:
@@ -305,18 +303,21 @@ class Pipeline:
         pauses = backoff(self._config.retry)
         try:
             while not self._stop.is_set():
-                started, confirmed = time.monotonic(), self._confirmed
+                started, confirmed = self._clock.now_s(), self._confirmed
                 try:
                     self._stream()
                 except EtlError as error:
-                    if time.monotonic() - started > _STABLE_S or self._confirmed > confirmed:
+                    if (
+                        self._clock.now_s() - started > self._timing.stable_s
+                        or self._confirmed > confirmed
+                    ):
                         pauses.reset()
                     if not error.retryable or pauses.is_exhausted:
                         raise
                     self._trouble, self._phase = error, "retrying"
                     delay_s = pauses.next_delay_s()
                     _log.warning("%s; trying again in %.1f s", error.reason, delay_s)
-                    self._stop.wait(delay_s)
+                    self._clock.wait(self._stop, delay_s)
                     # Another server may answer by now: the next question is put to that one.
                     self._control.close()
         except Stopped:
@@ -328,28 +329,15 @@ class Pipeline:
             self._finish()
 
     def _stream(self) -> None:
-        self._require_lease()
+        self._tenure.require()
         start_lsn = self._wire.prepare()
         self._apply = ApplyWorker(
-            self._config,
-            self._store,
-            self._destination,
+            self._parts,
+            self._known,
+            self._tenure,
             open_stream=self._wire.open(start_lsn),
             start_lsn=start_lsn,
-            epoch=self._epoch,
-            last_begin=self._origin.last_begin,
-            on_begin=self._origin.delivered,
-            fetch_table=self._fetch_table,
-            on_outdated=self._rewrites.copy_follows,
-            renames=self._renames,
-            metrics=self._metrics,
-            missing_copies=self._belonging.missing_copies,
             on_durable=self._durable,
-            on_truncate=self._members.truncated,
-            control=self._control,
-            partitions=self._members.partitions,
-            require_lease=self._require_lease,
-            stop=self._stop,
         )
         self._phase = "streaming"
         self._apply.run()
@@ -358,28 +346,9 @@ class Pipeline:
         if self._is_source_known:
             self._origin.require(connection)
 
-    def _require_lease(self) -> None:
-        assert self._lease is not None
-        if self._lease.is_held:
-            return
-        # The store was away for a moment. If nobody took our place, we keep it.
-        self._lease.release()
-        lease = self._store.acquire_lease("apply")
-        if lease is None:
-            raise LeaseLost("the lease of the pipeline is held by another process")
-        self._lease = lease
-        if self._store.current_epoch() != self._epoch:
-            raise Superseded("a newer process took over this pipeline")
-
     def _durable(self, lsn: Lsn) -> None:
         self._confirmed = max(self._confirmed, lsn)
         self._trouble = None
-
-    def _fetch_table(self, table_id: TableId) -> TableToday | None:
-        publication = self._config.source.publication
-        return self._control.ask(
-            "reading the table's columns", fetch_table_today, publication, table_id
-        )
 
     # -- the other threads -----------------------------------------------------------------------
 
@@ -398,21 +367,21 @@ class Pipeline:
 
     def _manage(self) -> None:
         """Keep the tables in step with the publication, and start copies where they are ours."""
-        pace = Pace(_MEMBERSHIP_S)
-        membership_due = prune_due = time.monotonic() + _MEMBERSHIP_S
+        pace = Pace(self._timing.membership_s)
+        membership_due = prune_due = self._clock.now_s() + self._timing.membership_s
         while not self._stop.is_set():
             try:
-                if self._look_wanted.is_set() or time.monotonic() >= membership_due:
-                    membership_due = time.monotonic() + _MEMBERSHIP_S
+                if self._look_wanted.is_set() or self._clock.now_s() >= membership_due:
+                    membership_due = self._clock.now_s() + self._timing.membership_s
                     pace.begin()
                     self._look()
-                    membership_due = time.monotonic() + pace.end()
+                    membership_due = self._clock.now_s() + pace.end()
                 elif self._members.settle():
                     # A table that had to wait for another's last changes may begin.
                     membership_due = 0.0
                 self._hurry_for_members()
-                if time.monotonic() >= prune_due:
-                    prune_due = time.monotonic() + _PRUNE_S
+                if self._clock.now_s() >= prune_due:
+                    prune_due = self._clock.now_s() + self._timing.prune_s
                     prune_schemas(self._store)
                 if self._table_syncs is not None:
                     self._table_syncs.start_due(self._members.ids)
@@ -488,7 +457,7 @@ class Pipeline:
             pipeline=self._config.pipeline,
             destination=self._config.destination.type,
             phase=self._phase,
-            epoch=self._epoch,
+            epoch=self._tenure.epoch,
             confirmed_lsn=str(confirmed),
             received_lsn=str(max(received, confirmed)),
             server_lsn=str(end),

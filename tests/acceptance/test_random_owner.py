@@ -24,7 +24,7 @@ from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime import pipeline as pipeline_module
+from etl_dagster.runtime.timing import Timing
 from etl_dagster.source.trigger import install
 from tests.support.database import Database
 from tests.support.pipelines import reading, running
@@ -34,6 +34,7 @@ from tests.support.waiting import PATIENCE_S
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PHASES = 8
+QUICK = Timing(membership_s=0.5)
 
 
 class Fussy:
@@ -62,12 +63,10 @@ class Fussy:
 def test_random_owner(
     newest_database: Database,
     make_config: Callable[..., PipelineConfig],
-    monkeypatch: pytest.MonkeyPatch,
     kind: str,
     is_reported: bool,
     seed: int,
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "_MEMBERSHIP_S", 0.5)
     rng, moods = random.Random(seed), random.Random(seed)
     config = make_config(newest_database, **{"retry.initial_delay_ms": 5})
     with (
@@ -84,7 +83,7 @@ def test_random_owner(
                 if phase % 2 == 0:
                     _change(owner, rng)
                 destination = Fussy(build_destination(config), moods)
-                with running(config, destination=destination) as pipeline:
+                with running(config, destination=destination, timing=QUICK) as pipeline:
                     assert pipeline.wait_until_caught_up(PATIENCE_S)
                     if phase % 2:
                         _change(owner, rng)

@@ -29,6 +29,7 @@ from etl_dagster.integrations.meltano.states.uri import locate
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.timing import TIMING, Timing
 from etl_dagster.stores.memory import MemoryStore, MemoryStoreConfig
 from tests.support.database import Database
 from tests.support.leaks import make_secret
@@ -65,10 +66,10 @@ def person(config: PipelineConfig) -> Iterator[StateStorage]:
 
 
 @contextmanager
-def mirrored(config: PipelineConfig) -> Iterator[Pipeline]:
+def mirrored(config: PipelineConfig, timing: Timing = TIMING) -> Iterator[Pipeline]:
     with (
         closing(build_store(config)) as store,  # type: ignore[type-var]
-        running(config, store=store) as pipeline,
+        running(config, store=store, timing=timing) as pipeline,
         mirrored_positions(config, store, pipeline.status),
     ):
         yield pipeline
@@ -286,13 +287,9 @@ def test_a_new_environment_takes_the_states_along(
 
 
 def test_a_table_that_leaves_the_publication_and_returns_was_not_cleared(
-    config: PipelineConfig,
-    person: StateStorage,
-    shop: Database,
-    monkeypatch: pytest.MonkeyPatch,
+    config: PipelineConfig, person: StateStorage, shop: Database
 ) -> None:
-    monkeypatch.setattr("etl_dagster.runtime.pipeline._MEMBERSHIP_S", 0.2)
-    with mirrored(config):
+    with mirrored(config, Timing(membership_s=0.2)):
         ready(person, ORDERS, CUSTOMERS)
         shop.execute("ALTER PUBLICATION etl_pub DROP TABLE customers")
         until("its state to go", lambda: person.get(CUSTOMERS) is None)

@@ -24,9 +24,11 @@ from etl_dagster.runtime.copying.group_copy import GroupCopy
 from etl_dagster.runtime.copying.group_sync import GroupSync
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.many import many
-from etl_dagster.runtime.streaming import catchup
 from etl_dagster.runtime.streaming.catchup import CatchUp
+from etl_dagster.runtime.timing import Timing
+from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import fetch_leaves_of
+from etl_dagster.source.control import SourceControl
 from tests.support.database import Database
 from tests.support.leaks import make_secret
 from tests.support.pipelines import rows, running
@@ -495,9 +497,8 @@ def test_ready_tables_stay_ready_when_more_are_added(
 
 
 def test_a_group_that_no_process_takes_over_is_given_up(
-    newest_database: Database, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    newest_database: Database, make_config: MakeConfig
 ) -> None:
-    monkeypatch.setattr(catchup, "_HANDOVER_S", 0.5)
     names = create(newest_database, 3)
     config = make_config(newest_database)
     ids = [
@@ -510,7 +511,12 @@ def test_a_group_that_no_process_takes_over_is_given_up(
         store.update_table_replication_states([(table_id, Init()) for table_id in ids])
         destination = build_destination(config)
         destination.startup(store)
-        GroupSync(config, store, destination, ids, stop=threading.Event()).run()
+        control = SourceControl(config.source, application_name="test")
+        timing = Timing(handover_s=0.5)
+        GroupSync(
+            WorkerParts(config, store, destination, control, threading.Event(), timing=timing),
+            ids,
+        ).run()
         destination.shutdown()
 
         assert newest_database.slots() == []

@@ -20,7 +20,7 @@ from etl_dagster.model.states import DataSync, Errored, Init, Ready, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.copying.table_sync import TableSync
 from etl_dagster.runtime.pipeline import Pipeline
-from etl_dagster.runtime.streaming import catchup
+from etl_dagster.runtime.timing import Timing
 from tests.support.database import Database
 from tests.support.leaks import make_secret
 
@@ -268,20 +268,16 @@ def test_a_destination_that_fails_without_an_error_of_ours_is_tried_again_and_ke
 
 
 def test_a_copy_that_no_process_takes_over_is_given_up(
-    database: Database,
-    config: PipelineConfig,
-    store: CoordinatingStore,
-    monkeypatch: pytest.MonkeyPatch,
+    database: Database, config: PipelineConfig, store: CoordinatingStore
 ) -> None:
     """It leaves nothing at the source or the destination that keeps WAL or space."""
-    monkeypatch.setattr(catchup, "_HANDOVER_S", 0.5)
     table_id = table_id_of(database)
     store.update_table_replication_states([(table_id, Init())])
     destination = build_destination(config)
     destination.startup(store)
 
     with pytest.raises(HandoverTimeout, match=r"public\.documents is copied, but for"):
-        TableSync(config, store, destination, table_id).run()
+        TableSync(config, store, destination, table_id, timing=Timing(handover_s=0.5)).run()
     destination.shutdown()
 
     assert database.slots() == []

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
-from etl_dagster.config import BatchConfig, RetryConfig
 from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import EtlError
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.events import EventBatch, TableRows
+from etl_dagster.model.events import EventBatch, TableRows, TransactionMark
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.protocol.batch import RawBatch
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
-from etl_dagster.runtime.streaming.delivery import Delivery
+from etl_dagster.runtime.streaming.delivery import Delivery, Kept
 from etl_dagster.runtime.tables.schemas import SchemaTracker, destination_metadata
 from etl_dagster.source.columns import TableToday
 from etl_dagster.source.types import TypeCatalog
 from etl_dagster.stores.memory import MemoryStore
+from tests.support.scripted import ManualClock, config, worker_parts
 from tests.unit import wire
 
 ORDERS, VISITS, ITEMS, PAYMENTS = 1, 2, 3, 4
@@ -56,7 +57,11 @@ class Side(Generic[D]):
     """A delivery with a store, a destination, and a stream made by hand."""
 
     def __init__(
-        self, destination: D, batch: BatchConfig | None = None, renames: Any = None
+        self,
+        destination: D,
+        batch: Mapping[str, Any] | None = None,
+        renames: Any = None,
+        expected: TransactionMark | None = None,
     ) -> None:
         self.store = MemoryStore()
         self.destination = destination
@@ -74,28 +79,54 @@ class Side(Generic[D]):
                 table_id, destination_metadata(schema(table_id), "applied")
             )
             self.destination.write_table_rows(schema(table_id), TableRows("copy"))
-        self.delivery = Delivery(
-            self.destination,
-            self.store,
-            ApplyWorker(),
-            SchemaTracker(
-                self.store,
-                lambda table_id: TableToday(schema(table_id)),
-                lambda oids: TypeCatalog({}),
-            ),
-            RetryConfig(initial_delay_ms=1, max_delay_ms=2, max_attempts=3),
-            batch=batch or BatchConfig(),
+        retry = {"initial_delay_ms": 1, "max_delay_ms": 2, "max_attempts": 3}
+        self.clock = ManualClock()
+        self.parts = worker_parts(
+            settings=config(retry=retry, batch=batch or {}),
+            store=self.store,
+            destination=destination,
             stop=self.stop,
-            on_written=lambda events: self.progress_when_written.append(self.progress),
-            on_durable=lambda lsn, events: self.durable.append(lsn),
-            on_table_error=self._table_failed,
-            on_outdated=lambda table_id, reason: self.outdated.append((table_id, reason)),
+            clock=self.clock,
+        )
+        self.schemas = SchemaTracker(
+            self.store,
+            lambda table_id: TableToday(schema(table_id)),
+            lambda oids: TypeCatalog({}),
+        )
+        self.delivery = Delivery(
+            self.parts,
+            self,
+            self.schemas,
+            kept=Kept(ApplyWorker(), expected=expected),
             renames=renames,
             name="delivery under test",
         )
 
-    def _table_failed(self, table_id: TableId, error: EtlError) -> None:
+    # -- the role that the delivery has ----------------------------------------------------------
+
+    def between_reads(self) -> bool:
+        return True
+
+    @property
+    def apply_from(self) -> Mapping[TableId, Lsn]:
+        return FROM_THE_START
+
+    def prepare(self, events: EventBatch) -> EventBatch:
+        return events
+
+    def on_written(self, events: EventBatch) -> None:
+        self.progress_when_written.append(self.progress)
+
+    def on_durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
+        self.durable.append(lsn)
+
+    def on_table_error(self, table_id: TableId, error: EtlError) -> None:
         self.failed.append((table_id, error.reason))
+
+    def on_outdated(self, table_id: TableId, reason: str) -> None:
+        self.outdated.append((table_id, reason))
+
+    # -- the stream made by hand -----------------------------------------------------------------
 
     def transaction(self, *rows: tuple[TableId, int]) -> RawBatch:
         self._lsn += 100

@@ -13,6 +13,7 @@ from etl_dagster.destinations.duckdb.reading import read_connection
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.timing import TIMING, Timing
 from tests.support.database import Database
 from tests.support.waiting import PATIENCE_S
 
@@ -24,6 +25,7 @@ def running(
     store: CoordinatingStore | None = None,
     destination: Destination | None = None,
     copies: Literal["own", "elsewhere"] = "own",
+    timing: Timing = TIMING,
 ) -> Iterator[Pipeline]:
     """A pipeline that is shut down at the end; what it failed with is raised then."""
     with closing(build_store(config)) as own_store:  # type: ignore[type-var]
@@ -32,6 +34,7 @@ def running(
             store or own_store,
             destination or build_destination(config),
             copies=copies,
+            timing=timing,
         )
         pipeline.start()
         try:

@@ -5,21 +5,21 @@ No server, and no time that passes: the stream is made by hand, and so is the cl
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 
-from etl_dagster.config import BatchConfig
 from etl_dagster.errors import SourceUnreachable
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.schema import TableId
+from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.protocol.batch import POSTGRES_EPOCH_US
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
+from etl_dagster.runtime.streaming.delivery import Kept
 from etl_dagster.runtime.streaming.feed import Feed
-from tests.support.deliveries import FROM_THE_START, ORDERS, Flaky, Side
+from tests.support.deliveries import ORDERS, Flaky, Side
+from tests.support.scripted import ScriptedStream
 from tests.support.waiting import wait_until
 from tests.unit import wire
 
@@ -36,85 +36,36 @@ def transaction(lsn: int, *ids: int) -> list[bytes]:
     return [wire.xlog_data(message) for message in messages]
 
 
-class Scripted:
-    """A stream of a few reads: each gives frames, or does something; then it is over."""
-
-    start_lsn = Lsn(1000)
-
-    def __init__(self, session: ReplicationSession, script: list[Callable[[], None] | bytes]):
-        self.session = session
-        self.script = script
-        self.calls: list[str] = []
-        self.confirmed: list[Lsn] = []
-
-    @property
-    def is_over(self) -> bool:
-        return not self.script
-
-    def open(self) -> None:
-        self.calls.append("open")
-
-    def read(self, timeout_s: float) -> bool:
-        step = self.script.pop(0)
-        if not isinstance(step, bytes):
-            step()
-            return False
-        frames = iter([(len(step), memoryview(step))])
-        return self.session.drain(partial(next, frames, (0, memoryview(b"")))) > 0
-
-    def interrupt(self) -> None:
-        self.calls.append("interrupt")
-
-    def confirm(self, lsn: Lsn) -> None:
-        self.confirmed.append(lsn)
-
-    def request_keepalive(self) -> None:
-        self.calls.append("request_keepalive")
-
-    def close(self) -> None:
-        self.calls.append("close")
-
-
 class Fixture:
     """A feed into memory, and what it reads."""
 
     def __init__(self) -> None:
-        self.side = Side(Flaky())
-        self.now = 0.0
-        self.stop = threading.Event()
-        self.apply_from: Mapping[TableId, Lsn] = FROM_THE_START
-        self.delivery = self.side.delivery
+        self.side = side = Side(Flaky())
         self.script: list[Callable[[], None] | bytes] = []
         self.feed = Feed(
+            side.parts,
+            side,
             self._open,
-            self.delivery,
-            self,
-            BatchConfig(max_fill_ms=1000),
-            clock=lambda: self.now,
+            side.schemas,
+            kept=Kept(ApplyWorker()),
+            name="feed under test",
             # The transactions are of 2000-01-01, by the source's clock.
             wall_clock=lambda: POSTGRES_EPOCH_US / 1e6 + 5.0,
-            stop=self.stop,
         )
 
-    def _open(self, session: ReplicationSession) -> Scripted:
-        self.stream = Scripted(session, self.script)
+    def _open(self, session: ReplicationSession) -> ScriptedStream:
+        self.stream = ScriptedStream(session, self.script)
         return self.stream
 
-    def between_reads(self) -> bool:
-        return True
-
     def passes(self, seconds: float) -> None:
-        self.script.append(partial(self._pass, seconds))
-
-    def _pass(self, seconds: float) -> None:
-        self.now += seconds
+        self.script.append(partial(self.side.clock.pass_by, seconds))
 
     def sees(self, *ids: int) -> None:
         """At this place in the script, the destination has these rows or gets them by itself."""
         self.script.append(lambda: wait_until(lambda: self.side.ids(ORDERS) == list(ids)))
 
     def idles(self) -> None:
-        self.script.append(lambda: wait_until(lambda: self.delivery.is_idle))
+        self.script.append(lambda: wait_until(lambda: self.feed.is_idle))
 
 
 @pytest.fixture
@@ -122,7 +73,6 @@ def fixture() -> Iterator[Fixture]:
     made = Fixture()
     yield made
     made.side.stop.set()
-    made.delivery.finish()
 
 
 def test_a_batch_is_closed_once_its_first_change_is_old(fixture: Fixture) -> None:

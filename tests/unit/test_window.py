@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from etl_dagster.config import BatchConfig
 from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import (
     BatchTooLarge,
@@ -82,7 +81,7 @@ class Noticed(dict[TableId, Lsn]):
         return super().items()
 
 
-THREE = BatchConfig(max_in_flight=3, max_queued=10)
+THREE = {"max_in_flight": 3, "max_queued": 10}
 
 
 @pytest.fixture
@@ -144,7 +143,7 @@ def test_the_oldest_commit_that_is_not_durable_is_that_of_the_oldest_write(
 
 
 def test_one_write_at_a_time_is_the_default() -> None:
-    side = Side(Scripted(), BatchConfig(max_queued=10))
+    side = Side(Scripted(), {"max_queued": 10})
     side.delivery.start()
     [first] = begin(side, ORDERS)
     side.delivery.put(side.transaction((VISITS, 1)), FROM_THE_START)
@@ -298,7 +297,7 @@ def test_whatever_becomes_of_each_write_every_row_arrives_once(seed: int) -> Non
     """A later write of a table that got ahead would have an earlier one skipped when it comes."""
     random = Random(seed)
     destination = Moody(Random(seed + 100))
-    side = Side(destination, BatchConfig(max_in_flight=3, max_queued=10))
+    side = Side(destination, {"max_in_flight": 3, "max_queued": 10})
     side.delivery.start()
     sent: dict[TableId, list[int]] = {table_id: [] for table_id in FROM_THE_START}
     for number in range(150):

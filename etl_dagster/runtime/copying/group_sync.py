@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import uuid
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 
-from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     CopyOutdated,
     EtlError,
@@ -19,7 +18,6 @@ from etl_dagster.errors import (
     TableLocked,
     TableRewritten,
 )
-from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import (
     Catchup,
@@ -30,7 +28,7 @@ from etl_dagster.model.states import (
     TableState,
     TimedRetry,
 )
-from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, Lease
+from etl_dagster.model.stores import CopyChunk, CopyPlan, Lease
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.copying.group_copy import GroupCopy, TooLarge
@@ -46,6 +44,7 @@ from etl_dagster.runtime.tables.odd_counts import CopyOddCounts
 from etl_dagster.runtime.tables.representation import chosen_tables
 from etl_dagster.runtime.tables.reshaping import refused_shapes
 from etl_dagster.runtime.tables.schemas import destination_metadata
+from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import (
     Leaf,
     PublishedTable,
@@ -79,15 +78,8 @@ class GroupSync:
         table_ids: the first of them names the group.
     """
 
-    def __init__(
-        self,
-        config: PipelineConfig,
-        store: CoordinatingStore,
-        destination: Destination,
-        table_ids: Collection[TableId],
-        *,
-        stop: threading.Event,
-    ) -> None:
+    def __init__(self, parts: WorkerParts, table_ids: Collection[TableId]) -> None:
+        config, store, destination = parts.config, parts.store, parts.destination
         self._config = config
         self._store = store
         self._many = many(store)
@@ -97,12 +89,13 @@ class GroupSync:
         self._table_ids = list(table_ids)
         self._name = self._table_ids[0]
         self._slot = group_slot_name(config.pipeline, self._name)
-        self._stop = stop
+        self._stop = parts.stop
         self._control = SourceControl(
             config.source,
             application_name=f"etl_dagster sync control {config.pipeline} group",
             verify=Origin(config, store).look,
         )
+        self._parts = replace(parts, control=self._control)
         self._lease: Lease | None = None
         #: The tables that are in the group, with the state that each has by our doing. Another one
         #: in the store is somebody else's doing.
@@ -183,10 +176,7 @@ class GroupSync:
         if not copied or self._stop.is_set():
             return
         CatchUp(
-            self._config,
-            self._store,
-            self._destination,
-            self._control,
+            self._parts,
             list(copied.values()),
             lease,
             open_stream=stream_of_slot(
@@ -198,8 +188,6 @@ class GroupSync:
             worker=None,
             replay_from=slot.consistent_point,
             must_reach=slot.consistent_point,
-            stop=self._stop,
-            on_state=lambda state: None,
             on_table_error=self._fail_one,
         ).run()
         self._control.ask("dropping the slot", drop_slot, self._slot)

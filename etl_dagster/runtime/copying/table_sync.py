@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -48,6 +47,7 @@ from etl_dagster.model.stores import (
 )
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
 from etl_dagster.runtime.copying.table_copy import CopySummary, TableCopy
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.membership.partitions import note_copied_partitions
@@ -61,6 +61,8 @@ from etl_dagster.runtime.tables.representation import chosen_tables
 from etl_dagster.runtime.tables.reshaping import refused_shapes
 from etl_dagster.runtime.tables.schemas import destination_metadata
 from etl_dagster.runtime.tables.shaped import shaping
+from etl_dagster.runtime.timing import TIMING, Timing
+from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import (
     PublishedTable,
     fetch_clock,
@@ -77,8 +79,6 @@ _log = logging.getLogger(__name__)
 
 #: How long making a slot may wait for transactions that are open.
 _SLOT_LOCK_TIMEOUT_S = 60.0
-#: How long a worker waits for its table's name before it lets another table have its turn.
-_NAME_TIMEOUT_S = 15.0
 _NAME_POLL_S = 0.2
 
 
@@ -127,6 +127,8 @@ class TableSync:
         stop: threading.Event | None = None,
         on_progress: Callable[[CopyProgress], None] = lambda progress: None,
         meter: CopyMeter | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        timing: Timing = TIMING,
     ) -> None:
         self._config = config
         self._store = store
@@ -142,6 +144,10 @@ class TableSync:
             config.source,
             application_name=f"etl_dagster sync control {config.pipeline} {table_id}",
             verify=Origin(config, store).look,
+        )
+        self._clock, self._timing = clock, timing
+        self._parts = WorkerParts(
+            config, store, destination, self._control, self._stop, clock, timing
         )
         self._plan: CopyPlan | None = None
         self._finished: dict[int, FinishedChunk] = {}
@@ -245,11 +251,11 @@ class TableSync:
             self._attempt = state.retry.attempt + 1
         self._belonging.require_known()
         table = self._fetch_table()
-        started = time.monotonic()
+        started = self._clock.now_s()
         with self._prepared(table, state) as (table, plan, snapshot_name):
             self._plan, self._finished = plan, dict(plan.finished)
             copied = self._copy(table, plan, snapshot_name, lease)
-        copy_seconds = time.monotonic() - started
+        copy_seconds = self._clock.now_s() - started
         handover = self._catch_up(table.schema, plan, copied, lease)
         return TableSyncResult(
             schema=table.schema,
@@ -259,7 +265,7 @@ class TableSync:
             chunk_count=copied.chunk_count,
             resumed_chunks=copied.resumed_chunks,
             copy_seconds=copy_seconds,
-            catchup_seconds=time.monotonic() - started - copy_seconds,
+            catchup_seconds=self._clock.now_s() - started - copy_seconds,
             snapshot_lsn=plan.slot_lsn,
             handover_lsn=handover,
         )
@@ -287,12 +293,12 @@ class TableSync:
     def _require_free_name(self, table: PublishedTable) -> None:
         """Wait for the stream to tell the destination the new name of a table that had this name:
         its rows are under the old one until then."""
-        deadline = time.monotonic() + _NAME_TIMEOUT_S
+        deadline = self._clock.now_s() + self._timing.name_wait_s
         name = str(table.schema.target)
         while (holder := self._holder_of(name)) is not None:
-            if time.monotonic() > deadline:
+            if self._clock.now_s() > deadline:
                 raise TableNameTaken(name, holder)
-            if self._stop.wait(_NAME_POLL_S):
+            if self._clock.wait(self._stop, _NAME_POLL_S):
                 raise Stopped
             self._store.load_destination_tables_metadata()
 
@@ -499,10 +505,7 @@ class TableSync:
         self._progressed("finished_copy")
         progress = self._store.get_replication_progress(self._worker)
         handovers = CatchUp(
-            self._config,
-            self._store,
-            self._destination,
-            self._control,
+            self._parts,
             [schema],
             lease,
             open_stream=stream_of_slot(
@@ -514,7 +517,6 @@ class TableSync:
             worker=self._worker,
             replay_from=plan.slot_lsn,
             must_reach=max(copied.newest_read_lsn, plan.slot_lsn),
-            stop=self._stop,
             on_state=self._progressed,
         ).run()
         self._progressed("sync_done")

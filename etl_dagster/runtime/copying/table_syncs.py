@@ -9,12 +9,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
-from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
-from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, TableState, TimedRetry
-from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.checking.belonging import MISMATCHES
 from etl_dagster.runtime.copying.group_sync import GroupSync
 from etl_dagster.runtime.copying.pausing import paused_tables
@@ -23,8 +20,8 @@ from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.runtime.showing.metrics import CopyMeter
+from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import Leaf, fetch_leaves_of
-from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import fetch_table_sync_slots
 
 _log = logging.getLogger(__name__)
@@ -51,20 +48,11 @@ class TableSyncs:
     Where more tables are due than there are workers, the small ones share a worker in groups.
     """
 
-    def __init__(
-        self,
-        config: PipelineConfig,
-        store: CoordinatingStore,
-        destination: Destination,
-        control: SourceControl,
-        stop: threading.Event,
-        meter: CopyMeter,
-    ) -> None:
-        self._config = config
-        self._store = store
-        self._destination = destination
-        self._control = control
-        self._stop = stop
+    def __init__(self, parts: WorkerParts, meter: CopyMeter) -> None:
+        self._parts = parts
+        self._config = parts.config
+        self._store = parts.store
+        self._control = parts.control
         self._meter = meter
         self._running: list[_Running] = []
         #: Tables that a group could not copy.
@@ -146,13 +134,16 @@ class TableSyncs:
         thread.start()
 
     def _sync(self, table_id: TableId) -> None:
+        parts = self._parts
         worker = TableSync(
-            self._config,
-            self._store,
-            self._destination,
+            parts.config,
+            parts.store,
+            parts.destination,
             table_id,
-            stop=self._stop,
+            stop=parts.stop,
             meter=self._meter,
+            clock=parts.clock,
+            timing=parts.timing,
         )
         try:
             worker.run()
@@ -164,7 +155,7 @@ class TableSyncs:
             log_failure(_log, f"the worker of table {table_id} failed", error)
 
     def _sync_group(self, table_ids: Sequence[TableId]) -> None:
-        group = GroupSync(self._config, self._store, self._destination, table_ids, stop=self._stop)
+        group = GroupSync(self._parts, table_ids)
         try:
             group.run()
         except MISMATCHES as error:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
+from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import (
     Catchup,
@@ -26,6 +26,7 @@ from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.runtime.many import group_lease
 from etl_dagster.runtime.membership.member_notes import MemberNotes
 from etl_dagster.runtime.membership.partitions import Partitions
+from etl_dagster.runtime.table_names import name_of
 from etl_dagster.runtime.tables.identities import find_unidentified
 from etl_dagster.runtime.tables.representation import chosen
 from etl_dagster.source.catalog import (
@@ -168,7 +169,7 @@ class Members:
                     _log.warning(
                         "%s left the publication; its last changes are still applied, "
                         "then its rows stay",
-                        self._name_of(table_id),
+                        name_of(self._store, table_id),
                     )
 
     def settle(self) -> bool:
@@ -207,17 +208,13 @@ class Members:
 
     def _forget(self, notes: MemberNotes, table_id: TableId) -> None:
         if table_id in notes.leaving:
-            _log.info("the last changes of %s are applied", self._name_of(table_id))
+            _log.info("the last changes of %s are applied", name_of(self._store, table_id))
         else:
-            _log.warning("%s left the publication; its rows stay", self._name_of(table_id))
+            _log.warning("%s left the publication; its rows stay", name_of(self._store, table_id))
         # A worker that still copies it ends at its next step: the state is not its own any more.
         self._store.delete_table_pipeline_state(table_id)
         notes.forget(table_id)
         self._unclear.pop(table_id, None)
-
-    def _name_of(self, table_id: TableId) -> str:
-        schema = self._store.get_table_schema(table_id, LSN_MAX)
-        return f"table {table_id}" if schema is None else schema.name
 
     # -- tables that are new ---------------------------------------------------------------------
 

@@ -3,151 +3,112 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, Superseded
-from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
-from etl_dagster.model.destination import Destination
-from etl_dagster.model.events import NO_TRANSACTION, EventBatch, TransactionMark, truncates
-from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.events import EventBatch, truncates
+from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
-from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.membership.partitions import Partitions
+from etl_dagster.runtime.checking.belonging import Belonging
+from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.showing.metrics import Metrics
-from etl_dagster.runtime.streaming.delivery import Delivery
+from etl_dagster.runtime.streaming.delivery import Kept
 from etl_dagster.runtime.streaming.feed import Feed, OpenStream
 from etl_dagster.runtime.streaming.leaf_copies import LeafCopies
 from etl_dagster.runtime.streaming.ownership import Ownership
-from etl_dagster.runtime.streaming.unchanged import Key, UnchangedValues
-from etl_dagster.runtime.tables.odd_policies import OddPolicies
+from etl_dagster.runtime.streaming.questions import schema_tracker, unchanged_values
+from etl_dagster.runtime.table_names import name_of
 from etl_dagster.runtime.tables.renames import Renames
-from etl_dagster.runtime.tables.representation import chosen
-from etl_dagster.runtime.tables.schemas import FetchTable, SchemaTracker, ask_types
-from etl_dagster.source.catalog import FetchedValues, fetch_row_values
-from etl_dagster.source.control import SourceControl
+from etl_dagster.runtime.tables.rewrites import Rewrites
+from etl_dagster.runtime.tenure import Tenure
+from etl_dagster.runtime.worker_parts import WorkerParts
 
 _log = logging.getLogger(__name__)
 
-_LEASE_CHECK_S = 1.0
+
+@dataclass(frozen=True)
+class Known:
+    """What a pipeline knows of its source, its destination and its tables.
+
+    The stream adds to it. It outlives the stream.
+    """
+
+    origin: Origin
+    belonging: Belonging
+    members: Members
+    rewrites: Rewrites
+    renames: Renames
+    metrics: Metrics
 
 
 class ApplyWorker:
     """One stream's worth of applying; the pipeline makes a new one after each failure.
 
+    The `Role` of its own feed.
+
     Args:
         open_stream: makes the stream that is applied.
         start_lsn: where that stream starts: what is committed from here on comes, whether it is
             applied or not.
+        on_durable: called with each LSN before which everything is durable, from another thread.
     """
 
     def __init__(
         self,
-        config: PipelineConfig,
-        store: CoordinatingStore,
-        destination: Destination,
+        parts: WorkerParts,
+        known: Known,
+        tenure: Tenure,
         *,
         open_stream: OpenStream,
         start_lsn: Lsn,
-        epoch: int,
-        last_begin: TransactionMark = NO_TRANSACTION,
-        on_begin: Callable[[TransactionMark | None], None] = lambda last_begin: None,
-        fetch_table: FetchTable,
-        metrics: Metrics,
-        missing_copies: Callable[[Collection[TableId]], Mapping[TableId, EtlError]],
         on_durable: Callable[[Lsn], None],
-        on_outdated: Callable[[TableId], None],
-        on_truncate: Callable[[TableId, int], None] = lambda table_id, xid: None,
-        control: SourceControl,
-        partitions: Partitions,
-        require_lease: Callable[[], None] = lambda: None,
-        renames: Renames | None = None,
-        stop: threading.Event,
     ) -> None:
-        self._config = config
-        self._control = control
-        self._store = store
-        self._metrics = metrics
-        self._progress = on_durable
-        self._begun = on_begin
-        self._on_truncate = on_truncate
-        self._copy_follows = on_outdated
-        self._require_lease = require_lease
+        self._store = parts.store
+        self._clock = parts.clock
+        self._timing = parts.timing
+        self._known = known
+        self._tenure = tenure
         self._check_lease_at = 0.0
-        self._stop = stop
-        self._epoch = epoch
-        schemas = SchemaTracker(
-            store,
-            fetch_table,
-            partial(ask_types, control),
-            config.source.publication,
-            partial(chosen, config=config),
+        self._report_durable = on_durable
+        self._unchanged = unchanged_values(
+            parts, "reading values that were not sent", copied_until=None
         )
-        delivery = Delivery(
-            destination,
-            store,
-            ApplyWorkerType(),
+        last_begin = known.origin.last_begin
+        schemas = schema_tracker(parts)
+        self._feed = Feed(
+            parts,
+            self,
+            open_stream,
             schemas,
-            config.retry,
-            pipeline=config.pipeline,
-            epoch=epoch,
-            # Not confirmed, so the source sends it again.
-            expected=last_begin if last_begin.commit_lsn >= start_lsn else None,
-            batch=config.batch,
-            stop=stop,
-            prepare=UnchangedValues(self._fetch_values, copied_until=None).complete,
-            on_written=self._written,
-            on_durable=self._durable,
-            on_table_error=self._table_failed,
-            on_outdated=self._outdated,
-            renames=renames,
-            odd_policies=OddPolicies(config),
-            name=f"apply writer {config.pipeline}",
+            kept=Kept(
+                ApplyWorkerType(),
+                tenure.epoch,
+                # Not confirmed, so the source sends it again.
+                expected=last_begin if last_begin.commit_lsn >= start_lsn else None,
+            ),
+            renames=known.renames,
+            name=f"apply writer {parts.config.pipeline}",
         )
-        self._feed = feed = Feed(open_stream, delivery, self, config.batch, stop=stop)
-        self._ownership = Ownership(
-            store,
-            position=lambda: feed.loop.position,
-            missing_copies=missing_copies,
-            on_taken=self._taken,
-            stop=stop,
-        )
+        self._ownership = Ownership(parts, self._feed, known.belonging)
         self._leaf_copies = LeafCopies(
-            config,
-            control,
-            partitions,
-            feed.loop,
-            delivery,
-            schemas,
-            epoch=epoch,
-            request_keepalive=feed.request_keepalive,
-            require_lease=require_lease,
-            on_table_error=self._table_failed,
-            on_outdated=self._outdated,
-            stop=stop,
+            parts, self, self._feed, known.members.partitions, schemas, tenure
         )
-
-    def _fetch_values(
-        self, schema: TableSchema, columns: Sequence[str], keys: Sequence[Key]
-    ) -> FetchedValues:
-        doing = "reading values that were not sent"
-        return self._control.ask(doing, fetch_row_values, schema, columns, keys)
 
     def run(self) -> None:
         """Stream until stopped; raises what it failed with."""
         self._ownership.start()
         self._feed.run()
 
-    # -- what the stream loop asks ---------------------------------------------------------------
+    # -- its role: reading -----------------------------------------------------------------------
 
     def between_reads(self) -> bool:
-        if time.monotonic() >= self._check_lease_at:
-            self._check_lease_at = time.monotonic() + _LEASE_CHECK_S
-            self._require_lease()
+        if self._clock.now_s() >= self._check_lease_at:
+            self._check_lease_at = self._clock.now_s() + self._timing.lease_check_s
+            self._tenure.require()
         self._ownership.refresh()
         self._leaf_copies.advance(self._ownership.apply_from)
         return True
@@ -155,6 +116,42 @@ class ApplyWorker:
     @property
     def apply_from(self) -> Mapping[TableId, Lsn]:
         return self._ownership.apply_from
+
+    # -- its role: writing -----------------------------------------------------------------------
+
+    def prepare(self, events: EventBatch) -> EventBatch:
+        return self._unchanged.complete(events)
+
+    def on_written(self, events: EventBatch) -> None:
+        for table_id, xid in truncates(events):
+            self._known.members.truncated(table_id, xid)
+
+    def on_durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
+        if events is not None:
+            self._known.metrics.add(events)
+            self._known.origin.delivered(events.last_begin)
+        if lsn is not None and lsn > LSN_ZERO:
+            self._feed.confirm(lsn)
+            self._report_durable(lsn)
+
+    def on_table_error(self, table_id: TableId, error: EtlError) -> None:
+        if isinstance(error, Superseded):
+            raise error
+        _log.error("%s stopped: %s", name_of(self._store, table_id), error.reason)
+        # Its changes since are not kept, so going on means copying it again: a person decides.
+        state = self._store.get_table_replication_state(table_id)
+        if isinstance(state, Ready):  # else somebody has asked for a copy meanwhile
+            failed = Errored(error.reason, error.solution, ManualRetry())
+            self._store.transition_table_state(table_id, state, failed)
+        self._ownership.invalidate()
+
+    def on_outdated(self, table_id: TableId, reason: str) -> None:
+        _log.warning("%s is copied again: %s", name_of(self._store, table_id), reason)
+        state = self._store.get_table_replication_state(table_id)
+        if isinstance(state, Ready):  # else another copy was asked for meanwhile
+            self._known.rewrites.copy_follows(table_id)
+            self._store.request_copy(table_id)
+        self._ownership.invalidate()
 
     # -- what others ask -------------------------------------------------------------------------
 
@@ -186,43 +183,3 @@ class ApplyWorker:
     @property
     def lag_s(self) -> float:
         return self._feed.lag_s
-
-    # -- what the delivery reports ---------------------------------------------------------------
-
-    def _written(self, events: EventBatch) -> None:
-        for table_id, xid in truncates(events):
-            self._on_truncate(table_id, xid)
-
-    def _durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
-        if events is not None:
-            self._metrics.add(events)
-            self._begun(events.last_begin)
-        if lsn is not None and lsn > LSN_ZERO:
-            self._feed.confirm(lsn)
-            self._progress(lsn)
-
-    def _taken(self, table_id: TableId) -> None:
-        _log.info("%s is streamed from now on", self._name_of(table_id))
-
-    def _table_failed(self, table_id: TableId, error: EtlError) -> None:
-        if isinstance(error, Superseded):
-            raise error
-        _log.error("%s stopped: %s", self._name_of(table_id), error.reason)
-        # Its changes since are not kept, so going on means copying it again: a person decides.
-        state = self._store.get_table_replication_state(table_id)
-        if isinstance(state, Ready):  # else somebody has asked for a copy meanwhile
-            failed = Errored(error.reason, error.solution, ManualRetry())
-            self._store.transition_table_state(table_id, state, failed)
-        self._ownership.invalidate()
-
-    def _outdated(self, table_id: TableId, reason: str) -> None:
-        _log.warning("%s is copied again: %s", self._name_of(table_id), reason)
-        state = self._store.get_table_replication_state(table_id)
-        if isinstance(state, Ready):  # else another copy was asked for meanwhile
-            self._copy_follows(table_id)
-            self._store.request_copy(table_id)
-        self._ownership.invalidate()
-
-    def _name_of(self, table_id: TableId) -> str:
-        schema = self._store.get_table_schema(table_id, LSN_MAX)
-        return f"table {table_id}" if schema is None else schema.name

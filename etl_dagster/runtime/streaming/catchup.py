@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 
-from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import CopyMissing, CopyOutdated, EtlError, HandoverTimeout, LeaseLost
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Catchup, Errored, FinishedCopy, SyncDone, SyncWait
-from etl_dagster.model.stores import CoordinatingStore, Lease, TableSyncWorker
+from etl_dagster.model.stores import Lease, TableSyncWorker
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.many import many
-from etl_dagster.runtime.streaming.delivery import Delivery
+from etl_dagster.runtime.streaming.delivery import Kept
 from etl_dagster.runtime.streaming.feed import Feed, OpenStream
-from etl_dagster.runtime.streaming.unchanged import Key, UnchangedValues
+from etl_dagster.runtime.streaming.questions import schema_tracker, unchanged_values
 from etl_dagster.runtime.tables.odd_counts import CopyOddCounts
-from etl_dagster.runtime.tables.odd_policies import OddPolicies
-from etl_dagster.runtime.tables.representation import chosen
-from etl_dagster.runtime.tables.schemas import SchemaTracker, ask_types
-from etl_dagster.source.catalog import FetchedValues, emit_marker, fetch_row_values
-from etl_dagster.source.columns import TableToday, fetch_table_today
-from etl_dagster.source.control import SourceControl
+from etl_dagster.runtime.worker_parts import WorkerParts
+from etl_dagster.source.catalog import emit_marker
 
 _log = logging.getLogger(__name__)
-
-#: Reaching a marker took less than this: the stream is as close as it gets.
-_CLOSE_S = 1.0
-#: A table that changes faster than it can be replayed asks all the same, after so many markers.
-_MOST_MARKERS = 20
-#: On an idle server the stream tells its position only when asked.
-_ASK_EVERY_S = 0.2
-_LEASE_CHECK_S = 1.0
-#: A copy waits for its hand-over as long as a process runs the pipeline, however slow that is.
-#: Without one it is given up after this long; a pipeline that is restarted is back before.
-_HANDOVER_S = 300.0
-_PIPELINE_CHECK_S = 2.0
 
 
 def raise_error(table_id: TableId, error: EtlError) -> None:
@@ -60,6 +40,8 @@ class CatchUp:
     The tables of a group share a stream, and so its position: what holds for one of them when its
     target is reached holds for each. A table that was handed over isn't applied here any longer.
 
+    The `Role` of its own feed.
+
     Args:
         open_stream: makes the stream of the slot that keeps the tables' changes.
         worker: whose progress is stored; None for a group, which never resumes.
@@ -71,10 +53,7 @@ class CatchUp:
 
     def __init__(
         self,
-        config: PipelineConfig,
-        store: CoordinatingStore,
-        destination: Destination,
-        control: SourceControl,
+        parts: WorkerParts,
         schemas: Sequence[TableSchema],
         lease: Lease,
         *,
@@ -82,63 +61,46 @@ class CatchUp:
         worker: TableSyncWorker | None,
         replay_from: Lsn,
         must_reach: Lsn,
-        stop: threading.Event,
-        on_state: Callable[[str], None],
+        on_state: Callable[[str], None] = lambda state: None,
         on_table_error: Callable[[TableId, EtlError], None] = raise_error,
     ) -> None:
-        self._store = store
-        self._many = many(store)
-        self._control = control
+        self._store = parts.store
+        self._many = many(parts.store)
+        self._control = parts.control
+        self._clock = parts.clock
+        self._timing = parts.timing
         self._replay_from = replay_from
-        self._odd = CopyOddCounts(store, destination)
-        self._publication = config.source.publication
+        self._odd = CopyOddCounts(parts.store, parts.destination)
         self._names = {schema.id: schema.name for schema in schemas}
         label = schemas[0].name if len(schemas) == 1 else f"a group of {len(schemas)} tables"
         self._label = label
         self._lease = lease
-        self._stop = stop
         self._on_state = on_state
         #: The tables that are not handed over yet. A new one for each change.
         self._apply_from: Mapping[TableId, Lsn] = {schema.id: replay_from for schema in schemas}
-        self._on_table_error = on_table_error
+        self._report_table_error = on_table_error
         #: Tables that failed, as the delivery's thread found.
         self._failed: set[TableId] = set()
         self._is_moved = False
         self._refusal: CopyMissing | None = None
-        self._unchanged = UnchangedValues(self._fetch_values, copied_until=must_reach)
+        self._unchanged = unchanged_values(parts, "completing rows", copied_until=must_reach)
         self._marker = must_reach
-        self._marked_at = 0.0
+        #: When the marker was written; None before the first one.
+        self._marked_at: float | None = None
         self._markers = 0
         self._waiting = False
         self._handovers: dict[TableId, Lsn] = {}
-        self._ask_at = 0.0
         self._check_lease_at = 0.0
         #: When a process was last seen to run the pipeline, while a hand-over is asked for.
         self._pipeline_seen_at = self._check_pipeline_at = 0.0
-        self._delivery = Delivery(
-            destination,
-            store,
-            worker,
-            SchemaTracker(
-                store,
-                self._fetch_table,
-                partial(ask_types, control),
-                config.source.publication,
-                partial(chosen, config=config),
-            ),
-            config.retry,
-            pipeline=config.pipeline,
-            batch=config.batch,
-            stop=stop,
-            prepare=self._unchanged.complete,
-            on_durable=self._durable,
-            on_table_error=self._table_failed,
-            on_outdated=self._outdated,
-            odd_policies=OddPolicies(config),
+        self._feed = Feed(
+            parts,
+            self,
+            open_stream,
+            schema_tracker(parts),
+            kept=Kept(worker),
             name=f"sync writer {label}",
         )
-        self._feed = Feed(open_stream, self._delivery, self, config.batch, stop=stop)
-        self._loop = self._feed.loop
 
     def run(self) -> Mapping[TableId, Lsn]:
         """Stream until the apply worker can go on; returns `SyncDone.lsn` of each table that was
@@ -179,7 +141,7 @@ class CatchUp:
                 self._watching.wait(1.0)  # the stream's own thread meets the same, and reports it
             self._feed.interrupt()
 
-    # -- what the stream loop asks -------------------------------------------------------------
+    # -- its role: reading -----------------------------------------------------------------------
 
     @property
     def apply_from(self) -> Mapping[TableId, Lsn]:
@@ -189,7 +151,7 @@ class CatchUp:
         self._require_lease()
         self._leave(self._failed)
         if not self._waiting:
-            if self._is_past(self._marker):
+            if self._feed.has_passed(self._marker):
                 self._approach()
         else:
             self._follow()
@@ -209,27 +171,32 @@ class CatchUp:
 
     def _approach(self) -> None:
         """The marker is reached: near enough to ask for the hand-over, or one more marker."""
-        self._deliver_all()
-        if not self._is_past(self._unchanged.fetched_until):
+        self._feed.deliver_all()
+        if not self._feed.has_passed(self._unchanged.fetched_until):
             return
-        if self._marked_at and (
-            time.monotonic() - self._marked_at < _CLOSE_S or self._markers >= _MOST_MARKERS
-        ):
+        if self._is_close():
             self._leave(self._failed)
-            waiting = SyncWait(self._loop.position)
+            waiting = SyncWait(self._feed.position)
             asked = self._many.transition_table_states(
                 [(table_id, FinishedCopy(), waiting) for table_id in self._apply_from]
             )
             self._moved_on(self._apply_from.keys() - asked)
             self._waiting = True
-            self._pipeline_seen_at = time.monotonic()
+            self._pipeline_seen_at = self._clock.now_s()
             self._on_state("sync_wait")
             return
         self._marker = max(
-            self._control.ask("marking the stream", emit_marker), self._loop.position
+            self._control.ask("marking the stream", emit_marker), self._feed.position
         )
-        self._marked_at = time.monotonic()
+        self._marked_at = self._clock.now_s()
         self._markers += 1
+
+    def _is_close(self) -> bool:
+        """Whether the stream is as near to the end of the WAL as it gets."""
+        if self._marked_at is None:
+            return False
+        took_s = self._clock.now_s() - self._marked_at
+        return took_s < self._timing.close_s or self._markers >= self._timing.most_markers
 
     def _follow(self) -> None:
         """Look for the apply worker's answer, and finish once its target is reached."""
@@ -254,75 +221,57 @@ class CatchUp:
                 self._require_pipeline()
             return
         farthest = max(target.target_lsn for target in targets.values())
-        if not self._is_past(max(farthest, self._unchanged.fetched_until)):
+        if not self._feed.has_passed(max(farthest, self._unchanged.fetched_until)):
             return
-        self._deliver_all()
+        self._feed.deliver_all()
         # Completing what was just delivered may have looked further ahead.
-        if not self._is_past(self._unchanged.fetched_until):
+        if not self._feed.has_passed(self._unchanged.fetched_until):
             return
-        done = SyncDone(self._loop.position)
+        done = SyncDone(self._feed.position)
         reached = self._many.transition_table_states(
             [(t, target, done) for t, target in targets.items() if t not in self._failed]
         )
         self._handovers |= dict.fromkeys(reached, done.lsn)
         self._leave(reached)
 
-    def _is_past(self, lsn: Lsn) -> bool:
-        """Whether every change that was committed before `lsn` was read."""
-        if self._loop.position >= lsn and self._loop.is_between_transactions:
-            return True
-        now = time.monotonic()
-        if now >= self._ask_at:
-            self._ask_at = now + _ASK_EVERY_S
-            self._feed.request_keepalive()
-        return False
-
-    def _deliver_all(self) -> None:
-        self._loop.close_batch()
-        self._delivery.flush()
-
     def _require_lease(self) -> None:
-        now = time.monotonic()
+        now = self._clock.now_s()
         if now >= self._check_lease_at:
-            self._check_lease_at = now + _LEASE_CHECK_S
+            self._check_lease_at = now + self._timing.lease_check_s
             if not self._lease.is_held:
                 raise LeaseLost(f"the lease of {self._label} ended while it caught up")
 
     def _require_pipeline(self) -> None:
         """See that the hand-over has not waited too long for a process that runs the pipeline."""
-        now = time.monotonic()
+        now = self._clock.now_s()
         if now < self._check_pipeline_at:
             return
-        self._check_pipeline_at = now + _PIPELINE_CHECK_S
+        self._check_pipeline_at = now + self._timing.pipeline_check_s
         if self._store.is_leased("apply"):
             self._pipeline_seen_at = now
-        elif (waited_s := now - self._pipeline_seen_at) >= _HANDOVER_S:
+        elif (waited_s := now - self._pipeline_seen_at) >= self._timing.handover_s:
             raise HandoverTimeout(self._label, waited_s=waited_s)
 
-    # -- what the delivery asks and reports ----------------------------------------------------
+    # -- its role: writing -----------------------------------------------------------------------
 
-    def _fetch_table(self, table_id: TableId) -> TableToday | None:
-        return self._control.ask(
-            "reading the table's columns", fetch_table_today, self._publication, table_id
-        )
+    def prepare(self, events: EventBatch) -> EventBatch:
+        return self._unchanged.complete(events)
 
-    def _fetch_values(
-        self, schema: TableSchema, columns: Sequence[str], keys: Sequence[Key]
-    ) -> FetchedValues:
-        return self._control.ask("completing rows", fetch_row_values, schema, columns, keys)
+    def on_written(self, events: EventBatch) -> None:
+        """Nobody asks."""
 
-    def _durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
+    def on_durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
         if events is not None:
             self._odd.add_stream(events, self._replay_from)
         if lsn is not None:
             self._feed.confirm(lsn)
 
-    def _table_failed(self, table_id: TableId, error: EtlError) -> None:
-        self._on_table_error(table_id, error)
+    def on_table_error(self, table_id: TableId, error: EtlError) -> None:
+        self._report_table_error(table_id, error)
         self._failed.add(table_id)
 
-    def _outdated(self, table_id: TableId, reason: str) -> None:
+    def on_outdated(self, table_id: TableId, reason: str) -> None:
         name = self._names[table_id]
-        self._table_failed(
+        self.on_table_error(
             table_id, CopyOutdated(f"{name} was altered after it was copied: {reason}")
         )

@@ -9,25 +9,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
-from etl_dagster.config import BatchConfig, RetryConfig
-from etl_dagster.errors import EtlError, RowsOutdated, SourceRestored, TableWriteFailed
+from etl_dagster.errors import RowsOutdated, SourceRestored, TableWriteFailed
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import BeginEvent, EventBatch, TransactionMark
 from etl_dagster.model.identity import RemembersDestination
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.model.stores import ApplyWorker, PipelineStore, WorkerType
+from etl_dagster.model.stores import ApplyWorker, WorkerType
 from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.checking.belonging import marking
 from etl_dagster.runtime.durable import TURN_S, Stopped
 from etl_dagster.runtime.streaming.inbox import Inbox
+from etl_dagster.runtime.streaming.role import Role
 from etl_dagster.runtime.streaming.window import BegunWrite, Window
 from etl_dagster.runtime.streaming.writing import BatchWriter
 from etl_dagster.runtime.tables.odd_policies import OddPolicies
 from etl_dagster.runtime.tables.renames import Renames
 from etl_dagster.runtime.tables.reshaping import renamed_onto_others
 from etl_dagster.runtime.tables.schemas import SchemaTracker
+from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.table_name import TableName
 
 
@@ -65,6 +65,18 @@ class Undecoded(Protocol):
 _Item: TypeAlias = tuple[Undecoded, Mapping[TableId, Lsn]] | _Progress | _End
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of a stream, and what is known of it before it begins."""
+
+    #: Whose progress is stored; None to store none.
+    worker: WorkerType | None
+    epoch: int = 0
+    #: A transaction that was delivered before, and that this stream must bring again: else its
+    #: source has another history.
+    expected: TransactionMark | None = None
+
+
 class Delivery:
     """The writer side of one stream: a thread that takes batches from a bounded queue.
 
@@ -72,67 +84,42 @@ class Delivery:
     time (`Window`). What follows a write, above all progress, is done in the order of the stream.
 
     Args:
-        batch: how much is queued, and how much is in flight.
-        worker: whose progress is kept in the store; None to keep none.
-        expected: a transaction that was delivered before, and that this stream must bring again:
-            else its source has another history.
-        prepare: a last word on a decoded batch, for example to complete values in it.
-        on_written: called from the thread with each batch that is durable at the destination,
-            before the store says so: who finds its LSN there knows what the batch did.
-        on_durable: called from the thread with each LSN that is durable at the destination and
-            in the store, ascending; and with the batch, when there was one.
-        on_table_error: called when one table's changes can't be written; the batch goes on
-            without the table. Raising ends the delivery.
-        on_outdated: called with the reason when a table can only be brought up to date by a new
-            copy, before anything that follows is durable; the batch goes on without the table.
+        role: whose changes they are. Everything of it that is called here is from the thread.
+        kept: whose progress is stored, and what this stream must bring.
         renames: names that the destination is told without a change of the table.
-        odd_policies: what becomes of values that their columns' types can't hold; None: null.
     """
 
     def __init__(
         self,
-        destination: Destination,
-        store: PipelineStore,
-        worker: WorkerType | None,
+        parts: WorkerParts,
+        role: Role,
         schemas: SchemaTracker,
-        retry: RetryConfig,
         *,
-        pipeline: str = "",
-        epoch: int = 0,
-        expected: TransactionMark | None = None,
-        batch: BatchConfig,
-        stop: threading.Event,
-        prepare: Callable[[EventBatch], EventBatch] = lambda events: events,
-        on_written: Callable[[EventBatch], None] = lambda events: None,
-        on_durable: Callable[[Lsn | None, EventBatch | None], None],
-        on_table_error: Callable[[TableId, EtlError], None],
-        on_outdated: Callable[[TableId, str], None],
+        kept: Kept,
         renames: Renames | None = None,
-        odd_policies: OddPolicies | None = None,
         name: str,
     ) -> None:
-        self._destination = destination
+        batch = parts.config.batch
+        self._destination = parts.destination
         self._renames = renames
-        self._odd_policies = odd_policies
-        self._store = store
-        self._worker = worker
+        self._odd_policies = OddPolicies(parts.config)
+        self._store = parts.store
+        self._worker = kept.worker
         self._schemas = schemas
-        self._pipeline = pipeline
-        self._epoch = epoch
-        self._expected = expected
+        self._pipeline = parts.config.pipeline
+        self._epoch = kept.epoch
+        self._expected = kept.expected
         #: As the store has them by now, as far as this delivery knows.
         self._stored_lsn = LSN_ZERO
         self._stored_revision = 0
-        self._stop = stop
-        self._prepare = prepare
-        self._on_written = on_written
-        self._on_durable = on_durable
+        self._stop = parts.stop
+        self._role = role
         self._inbox: Inbox[_Item] = Inbox(batch.max_queued)
         self._failure: BaseException | None = None
         #: From where on each table is applied, as of the last batch. Another LSN means another
         #: copy: what was known of the table before holds no longer.
         self._applied_from: dict[TableId, Lsn] = {}
-        self._writer = BatchWriter(destination, retry, on_table_error, on_outdated, stop=stop)
+        self._writer = BatchWriter(parts, role)
         self._window = Window(batch.max_in_flight, batch.max_in_flight_bytes)
         #: Of each batch that isn't durable yet, when its first transaction was committed.
         self._pending: deque[int] = deque()
@@ -254,7 +241,7 @@ class Delivery:
         if self._expected is not None and lsn > self._expected.commit_lsn:
             raise self._restored("nothing")
         self._keep_progress(lsn)
-        self._on_durable(lsn, None)
+        self._role.on_durable(lsn, None)
         self._follow_names(lsn)
 
     def _begin(self, raw: Undecoded, apply_from: Mapping[TableId, Lsn]) -> None:
@@ -298,7 +285,7 @@ class Delivery:
         """The batch as `prepare` returns it, without the tables that it refuses."""
         while True:
             try:
-                return self._prepare(events)
+                return self._role.prepare(events)
             except RowsOutdated as error:
                 self._writer.exclude_outdated(error.table_id, error.reason)
             except TableWriteFailed as error:
@@ -321,10 +308,10 @@ class Delivery:
                 schema = change.schema
                 name = TableName(schema.schema_name, schema.table_name)
                 self._renames.described(schema.id, name)
-        self._on_written(events)
+        self._role.on_written(events)
         if events.commit_end_lsn is not None:
             self._keep_progress(events.commit_end_lsn)
-        self._on_durable(events.commit_end_lsn, events)
+        self._role.on_durable(events.commit_end_lsn, events)
         if events.commit_end_lsn is not None:
             self._reached = events.commit_end_lsn
             if not self._window:
@@ -348,8 +335,6 @@ class Delivery:
         return bool(self._renames.take(self._reached))
 
     def _with_odd_policies(self, events: EventBatch) -> EventBatch:
-        if self._odd_policies is None:
-            return events
         events, failures = self._odd_policies.batch(events)
         for table_id, failure in failures.items():
             self._writer.exclude(table_id, failure)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, TableRewritten
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import INSERT, CopiedRows, EventBatch, TableChanges
@@ -21,20 +19,19 @@ from etl_dagster.protocol.batch import Altered
 from etl_dagster.protocol.pgoutput import Relation
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.membership.partitions import LeafCopy, Partitions
-from etl_dagster.runtime.streaming.delivery import Delivery
-from etl_dagster.runtime.streaming.stream_loop import StreamLoop
+from etl_dagster.runtime.streaming.feed import Feed
+from etl_dagster.runtime.streaming.role import Role
 from etl_dagster.runtime.tables.odd_policies import log_odd
 from etl_dagster.runtime.tables.representation import chosen, keep_choices
 from etl_dagster.runtime.tables.schemas import SchemaTracker
+from etl_dagster.runtime.tenure import Tenure
+from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import PublishedTable, emit_marker, fetch_published_tables
-from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import CopyConnection, TableReader
 from etl_dagster.source.partitions import fetch_read_from
 
 _log = logging.getLogger(__name__)
 
-#: On an idle server the stream tells its position only when asked.
-_ASK_EVERY_S = 0.2
 #: The stream stands still meanwhile, so it doesn't wait for another session's lock for long.
 _LOCK_TIMEOUT_S = 2.0
 #: After a failure that may pass.
@@ -66,35 +63,25 @@ class LeafCopies:
 
     def __init__(
         self,
-        config: PipelineConfig,
-        control: SourceControl,
+        parts: WorkerParts,
+        role: Role,
+        feed: Feed,
         partitions: Partitions,
-        loop: StreamLoop,
-        delivery: Delivery,
         schemas: SchemaTracker,
-        *,
-        epoch: int,
-        request_keepalive: Callable[[], None],
-        require_lease: Callable[[], None],
-        on_table_error: Callable[[TableId, EtlError], None],
-        on_outdated: Callable[[TableId, str], None],
-        stop: threading.Event,
+        tenure: Tenure,
     ) -> None:
-        self._config = config
-        self._control = control
+        self._config = parts.config
+        self._control = parts.control
+        self._clock = parts.clock
+        self._stop = parts.stop
         self._partitions = partitions
-        self._loop = loop
-        self._delivery = delivery
+        self._role = role
+        self._feed = feed
         self._schemas = schemas
-        self._epoch = epoch
-        self._request_keepalive = request_keepalive
-        self._require_lease = require_lease
-        self._on_table_error = on_table_error
-        self._on_outdated = on_outdated
-        self._stop = stop
+        self._tenure = tenure
         self._begun: _Begun | None = None
         self._done: set[LeafCopy] = set()
-        self._ask_at = self._paused_until = 0.0
+        self._paused_until = 0.0
 
     def advance(self, apply_from: Mapping[TableId, Lsn]) -> None:
         """Do what is due for the next partition, if there is one.
@@ -109,32 +96,31 @@ class LeafCopies:
         wanted = self._partitions.wanted
         self._done.intersection_update(wanted)
         leaf = next((w for w in wanted if w.table_id in apply_from and w not in self._done), None)
-        if leaf is None or time.monotonic() < self._paused_until:
+        if leaf is None or self._clock.now_s() < self._paused_until:
             self._begun = None
             return
         try:
             if self._begun is None or self._begun.leaf != leaf:
                 self._begin(leaf)
-            elif self._is_past(self._begun.marker):
+            elif self._feed.has_passed(Lsn(self._begun.marker.offset + 1)):
                 self._copy(self._begun, apply_from)
         except Stopped:
             raise
         except EtlError as error:
             if self._stop.is_set():
                 raise Stopped from None
-            self._delivery.raise_failure()
+            self._feed.raise_failure()
             self._begun = None
             if not error.retryable and not isinstance(error, TableRewritten):
-                self._on_table_error(leaf.table_id, error)
+                self._role.on_table_error(leaf.table_id, error)
             _log.warning("partition %s can't be added now: %s", leaf.partition.name, error.reason)
-            self._paused_until = time.monotonic() + _PAUSE_S
+            self._paused_until = self._clock.now_s() + _PAUSE_S
 
     def _begin(self, leaf: LeafCopy) -> None:
         table = self._fetch(leaf.table_id)
         if table is not None:
             marker = self._control.ask("marking the stream", emit_marker)
             self._begun = _Begun(leaf, table, marker)
-            self._ask_at = 0.0
 
     def _fetch(self, table_id: TableId) -> PublishedTable | None:
         publication = self._config.source.publication
@@ -143,19 +129,9 @@ class LeafCopies:
         )
         return tables[0] if tables else None
 
-    def _is_past(self, marker: Lsn) -> bool:
-        if self._loop.position > marker and self._loop.is_between_transactions:
-            return True
-        now = time.monotonic()
-        if now >= self._ask_at:
-            self._ask_at = now + _ASK_EVERY_S
-            self._request_keepalive()
-        return False
-
     def _copy(self, begun: _Begun, apply_from: Mapping[TableId, Lsn]) -> None:
-        leaf, position = begun.leaf, self._loop.position
-        self._loop.close_batch()
-        self._delivery.flush()
+        leaf, position = begun.leaf, self._feed.position
+        self._feed.deliver_all()
         self._begun = None
         if position <= apply_from[leaf.table_id]:
             return  # a later marker leads past it
@@ -181,11 +157,11 @@ class LeafCopies:
             for batch in reader.read(CopyChunk(0, leaf.leaf_id), source):
                 if self._stop.is_set():
                     raise Stopped
-                self._require_lease()
+                self._tenure.require()
                 rows = _LeafRows(schema, batch, Lsn(position.offset - 1), count + 1)
-                self._delivery.put(rows, apply_from)
+                self._feed.put(rows, apply_from)
                 count += batch.num_rows
-            self._delivery.flush()
+            self._feed.deliver_all()
         _log.info("added %d rows of partition %s", count, leaf.partition.name)
         log_odd(schema, reader.replaced)
         self._done.add(leaf)
@@ -208,7 +184,7 @@ class LeafCopies:
             keep_choices(now.schema, applied)
         ):
             # No row has come yet under the new columns, from which the stream would follow them.
-            self._on_outdated(
+            self._role.on_outdated(
                 now.schema.id, "it has a new partition and was altered, with no row since"
             )
             return None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
+from typing import Protocol
 
 from etl_dagster.errors import DestinationUnreachable, EtlError
 from etl_dagster.lsn import Lsn
@@ -19,19 +18,30 @@ from etl_dagster.model.states import (
     SyncWait,
     TableState,
 )
-from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.many import many
+from etl_dagster.runtime.table_names import name_of
+from etl_dagster.runtime.worker_parts import WorkerParts
 
 _log = logging.getLogger(__name__)
 
-#: How long the stream stands still for tables that were given a target. Table sync workers
-#: ask when they are close, so it takes a moment; one that stalls is told to ask again.
-_CATCHUP_WAIT_S = 5.0
-#: How long a table whose target was withdrawn waits before it is given one again.
-_WITHDRAWN_PAUSE_S = 2.0
 _POLL_S = 0.02
-#: States are read again at least this often, should a notification get lost.
-_REFRESH_S = 1.0
+
+
+class Positioned(Protocol):
+    """A stream that stands somewhere."""
+
+    @property
+    def position(self) -> Lsn:
+        """The smallest LSN past every transaction of which something was read."""
+        ...
+
+
+class FindsCopies(Protocol):
+    """Knows what is at the destination that the apply worker writes to."""
+
+    def missing_copies(self, table_ids: Collection[TableId]) -> Mapping[TableId, EtlError]:
+        """Those of the tables, all of them copied, whose copy is not there."""
+        ...
 
 
 class Ownership:
@@ -44,28 +54,14 @@ class Ownership:
     told that the target no longer holds).
     """
 
-    def __init__(
-        self,
-        store: CoordinatingStore,
-        *,
-        position: Callable[[], Lsn],
-        missing_copies: Callable[[Collection[TableId]], Mapping[TableId, EtlError]] = (
-            lambda table_ids: {}
-        ),
-        on_taken: Callable[[TableId], None],
-        stop: threading.Event,
-    ) -> None:
-        """Args:
-        position: the smallest LSN past every transaction of which something was read.
-        missing_copies: those of the tables that are not where the apply worker writes.
-        on_taken: called when a table was taken over.
-        """
-        self._store = store
-        self._many = many(store)
-        self._position = position
-        self._missing_copies = missing_copies
-        self._on_taken = on_taken
-        self._stop = stop
+    def __init__(self, parts: WorkerParts, stream: Positioned, copies: FindsCopies) -> None:
+        self._store = parts.store
+        self._many = many(parts.store)
+        self._stream = stream
+        self._copies = copies
+        self._stop = parts.stop
+        self._clock = parts.clock
+        self._timing = parts.timing
         self._apply_from: dict[TableId, Lsn] = {}
         self._refresh_at = 0.0
         self._pause_until: dict[TableId, float] = {}
@@ -91,10 +87,10 @@ class Ownership:
 
     def refresh(self) -> None:
         """Read the states if it is time, and take over the tables that are waiting for it."""
-        now = time.monotonic()
+        now = self._clock.now_s()
         if now < self._refresh_at:
             return
-        self._refresh_at = now + _REFRESH_S
+        self._refresh_at = now + self._timing.refresh_s
         owned: dict[TableId, Lsn] = {}
         done: dict[TableId, SyncDone] = {}
         waiting: dict[TableId, SyncWait] = {}
@@ -120,10 +116,12 @@ class Ownership:
         if not waiting:
             return {}
         try:
-            missing = self._missing_copies(waiting)
+            missing = self._copies.missing_copies(waiting)
         except DestinationUnreachable as error:
             _log.warning("tables can't be taken over now: %s", error.reason)
-            self._pause_until |= dict.fromkeys(waiting, time.monotonic() + _WITHDRAWN_PAUSE_S)
+            self._pause_until |= dict.fromkeys(
+                waiting, self._clock.now_s() + self._timing.withdrawn_pause_s
+            )
             return {}
         for table_id, why in missing.items():
             _log.error("table %s is not taken over: %s", table_id, why.reason)
@@ -138,7 +136,7 @@ class Ownership:
         """
         targets = self._name_targets(self._confirmed(waiting))
         taken: dict[TableId, Lsn] = {}
-        deadline = time.monotonic() + _CATCHUP_WAIT_S
+        deadline = self._clock.now_s() + self._timing.catchup_wait_s
         while targets and not self._stop.is_set():
             states = self._store.get_table_replication_states()
             done: dict[TableId, SyncDone] = {}
@@ -152,14 +150,15 @@ class Ownership:
             taken |= self._take(done)
             if not targets:
                 break
-            if time.monotonic() > deadline:
+            if self._clock.now_s() > deadline:
                 # From here on the stream goes on without those tables, but for any that was done
                 # just now: the next look finds it.
-                for table_id in self._withdraw(targets):
+                withdrawn = self._withdraw(targets)
+                self._pause(withdrawn)
+                for table_id in withdrawn:
                     _log.warning(
                         "table %s did not reach %s in time", table_id, targets[table_id].target_lsn
                     )
-                    self._pause_until[table_id] = time.monotonic() + _WITHDRAWN_PAUSE_S
                     del targets[table_id]
                 continue
             self._store.wait_for_change(_POLL_S)
@@ -168,7 +167,7 @@ class Ownership:
     def _name_targets(self, waiting: Mapping[TableId, SyncWait]) -> dict[TableId, Catchup]:
         if not waiting:
             return {}
-        position = self._position()
+        position = self._stream.position
         targets = {t: Catchup(max(state.lsn, position)) for t, state in waiting.items()}
         named = self._many.transition_table_states([(t, waiting[t], targets[t]) for t in targets])
         return {table_id: targets[table_id] for table_id in named}
@@ -181,13 +180,18 @@ class Ownership:
             [(t, target, SyncWait(target.target_lsn)) for t, target in targets.items()]
         )
 
+    def _pause(self, table_ids: Collection[TableId]) -> None:
+        """Name no target for these tables for a moment, so that the others get on."""
+        until = self._clock.now_s() + self._timing.withdrawn_pause_s
+        self._pause_until |= dict.fromkeys(table_ids, until)
+
     def _take(self, done: Mapping[TableId, SyncDone]) -> dict[TableId, Lsn]:
         """Begin to apply the tables, each from its LSN on; those that are ours now."""
         if not done:
             return {}
         changes: list[tuple[TableId, TableState, TableState]] = []
         for table_id, state in done.items():
-            if state.lsn < self._position():
+            if state.lsn < self._stream.position:
                 # No worker of ours does this; going on would lose what lies between without a word.
                 lost = Errored(
                     f"the table was handed over at {state.lsn}, but its stream is past that "
@@ -205,5 +209,5 @@ class Ownership:
             if table_id in changed and isinstance(new, Ready)
         }
         for table_id in taken:
-            self._on_taken(table_id)
+            _log.info("%s is streamed from now on", name_of(self._store, table_id))
         return taken

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from etl_dagster.config import BatchConfig
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.schema import TableId
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.streaming.delivery import Delivery
+from etl_dagster.runtime.streaming.role import Role
+from etl_dagster.runtime.worker_parts import WorkerParts
 
-#: An idle stream's position is stored and confirmed this often. Each time writes a row in the
-#: state store; where that is the source itself, it is WAL that the slot sees again.
-_IDLE_CONFIRM_S = 10.0
-#: How often the guide is asked though nothing happens.
+#: How often the role is asked though nothing happens.
 _TURN_S = 0.25
 
 
@@ -66,44 +60,25 @@ class ChangeStream(Protocol):
     def close(self) -> None: ...
 
 
-class Guide(Protocol):
-    """What a worker decides between two reads; called from the reading thread only."""
-
-    def between_reads(self) -> bool:
-        """Do what is due; whether to go on reading."""
-        ...
-
-    @property
-    def apply_from(self) -> Mapping[TableId, Lsn]:
-        """The tables whose changes are applied, each from its LSN on."""
-        ...
-
-
 class StreamLoop:
-    """Runs in the calling thread until its guide says so, it is stopped, or something fails.
-
-    Args:
-        clock: seconds of a clock that only goes forward.
-    """
+    """Runs in the calling thread until its role says so, it is stopped, or something fails."""
 
     def __init__(
         self,
+        parts: WorkerParts,
+        role: Role,
         stream: ChangeStream,
         session: ReplicationSession,
         delivery: Delivery,
-        guide: Guide,
-        config: BatchConfig,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        stop: threading.Event,
     ) -> None:
-        self._clock = clock
+        self._clock = parts.clock
+        self._timing = parts.timing
         self._stream = stream
         self._session = session
         self._delivery = delivery
-        self._guide = guide
-        self._max_fill_s = config.max_fill_ms / 1000
-        self._stop = stop
+        self._role = role
+        self._max_fill_s = parts.config.batch.max_fill_ms / 1000
+        self._stop = parts.stop
         #: When the first row of the open batch was seen; None while it has none.
         self._opened_at: float | None = None
         self._confirmed_idle = LSN_ZERO
@@ -116,7 +91,7 @@ class StreamLoop:
         """Stream.
 
         Raises:
-            EtlError: what the stream, the delivery or the guide failed with.
+            EtlError: what the stream, the delivery or the role failed with.
         """
         try:
             self._stream.open()
@@ -139,13 +114,13 @@ class StreamLoop:
     def _goes_on(self) -> bool:
         if self._stop.is_set() or self._stream.is_over:
             return False
-        return self._guide.between_reads()
+        return self._role.between_reads()
 
     def close_batch(self) -> None:
         """Hand the open batch to the delivery, if it holds anything."""
         self._opened_at = None
         if not self._session.is_empty:
-            self._delivery.put(self._session.take_batch(), self._guide.apply_from)
+            self._delivery.put(self._session.take_batch(), self._role.apply_from)
 
     def hurry(self, goal: Lsn) -> None:
         """Make everything that was committed before `goal` durable without delay, once.
@@ -173,16 +148,16 @@ class StreamLoop:
 
     def _patience_s(self) -> float:
         if self._session.row_count and self._opened_at is None:
-            self._opened_at = self._clock()
+            self._opened_at = self._clock.now_s()
         if self._opened_at is None:
             return _TURN_S
-        left = self._opened_at + self._max_fill_s - self._clock()
+        left = self._opened_at + self._max_fill_s - self._clock.now_s()
         return min(max(left, 0.0), _TURN_S)
 
     def _is_old(self) -> bool:
         if self._opened_at is None:
             return False
-        return self._clock() - self._opened_at >= self._max_fill_s
+        return self._clock.now_s() - self._opened_at >= self._max_fill_s
 
     def _is_at_goal(self) -> bool:
         goal = self._goal
@@ -198,7 +173,7 @@ class StreamLoop:
         """
         if self._session.row_count or not self.is_between_transactions:
             return
-        now = self._clock()
+        now = self._clock.now_s()
         position = self.position
         if position <= self._confirmed_idle or not (self._hurry or now >= self._confirm_idle_at):
             return
@@ -206,5 +181,5 @@ class StreamLoop:
             self._session.take_batch()
             self._hurry = False
             self._confirmed_idle = position
-            self._confirm_idle_at = now + _IDLE_CONFIRM_S
+            self._confirm_idle_at = now + self._timing.idle_confirm_s
             self._delivery.put_progress(position)

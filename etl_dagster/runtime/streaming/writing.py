@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
 from etl_dagster.backoff import Backoff
-from etl_dagster.config import RetryConfig
 from etl_dagster.errors import (
     BatchTooLarge,
     DestinationError,
@@ -19,13 +16,14 @@ from etl_dagster.errors import (
     Superseded,
     TableWriteFailed,
 )
-from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId
 from etl_dagster.runtime.durable import Stopped, as_future, wait_durable
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.streaming.halving import PieceSize, halves, only_table
+from etl_dagster.runtime.streaming.role import Role
+from etl_dagster.runtime.worker_parts import WorkerParts
 
 _log = logging.getLogger(__name__)
 
@@ -34,26 +32,15 @@ class BatchWriter:
     """The batches of one stream on their way to its destination.
 
     Args:
-        on_table_error: called when one table's changes can't be written; the batch goes on
-            without the table. Raising ends the write.
-        on_outdated: called with the reason when a table can only be brought up to date by a new
-            copy; the batch goes on without the table.
+        role: told of tables that the batches go on without. Where it raises, the write ends.
     """
 
-    def __init__(
-        self,
-        destination: Destination,
-        retry: RetryConfig,
-        on_table_error: Callable[[TableId, EtlError], None],
-        on_outdated: Callable[[TableId, str], None],
-        *,
-        stop: threading.Event,
-    ) -> None:
-        self._destination = destination
-        self._retry = retry
-        self._on_table_error = on_table_error
-        self._on_outdated = on_outdated
-        self._stop = stop
+    def __init__(self, parts: WorkerParts, role: Role) -> None:
+        self._destination = parts.destination
+        self._retry = parts.config.retry
+        self._clock = parts.clock
+        self._role = role
+        self._stop = parts.stop
         #: Tables taken out of this stream, until they are copied anew.
         self.excluded: set[TableId] = set()
         self._piece_size = PieceSize()
@@ -61,12 +48,12 @@ class BatchWriter:
     def exclude(self, table_id: TableId, error: EtlError) -> None:
         """Leave a table out from now on: it can't be written."""
         self.excluded.add(table_id)
-        self._on_table_error(table_id, error)
+        self._role.on_table_error(table_id, error)
 
     def exclude_outdated(self, table_id: TableId, reason: str) -> None:
         """Leave a table out from now on: only a new copy brings it up to date."""
         self.excluded.add(table_id)
-        self._on_outdated(table_id, reason)
+        self._role.on_outdated(table_id, reason)
 
     def without_excluded(self, events: EventBatch) -> EventBatch:
         """The batch with the tables that are not left out."""
@@ -169,7 +156,7 @@ class BatchWriter:
             pauses.attempt + 1,
             delay_s,
         )
-        if self._stop.wait(delay_s):
+        if self._clock.wait(self._stop, delay_s):
             raise Stopped
 
 
