@@ -1,4 +1,4 @@
-"""Writes the pages of the site that are made from the code: all settings, commands and types.
+"""Writes what the site has that is made from the code: settings, commands, types, modes, states.
 
 A script and not a plugin, so that any builder of the site can be run after it.
 """
@@ -38,6 +38,9 @@ from etl_dagster.values.types import (
 
 
 def main() -> None:
+    from states_diagram import states_diagram  # beside this script
+
+    (Path(__file__).parent / "diagrams" / "states.svg").write_text(states_diagram(), "utf-8")
     folder = Path(__file__).parent / "reference"
     (folder / "configuration.md").write_text(configuration_page(), "utf-8")
     (folder / "command-line.md").write_text(command_line_page(), "utf-8")

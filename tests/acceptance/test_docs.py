@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from etl_dagster.model.states import TRANSITIONS
+
 _REPOSITORY = Path(__file__).parents[2]
 _EXPLANATIONS = sorted((_REPOSITORY / "docs" / "explanation").glob("*.md"))
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -99,6 +101,16 @@ def test_no_page_asks_another_server_for_anything(site: Path) -> None:
 
     assert asked
     assert [a for a in asked if re.match(r"(https?:)?//", a)] == []
+
+
+def test_the_drawing_of_a_tables_life_has_every_state_and_every_transition(site: Path) -> None:
+    page = (site / "explanation" / "architecture.html").read_text("utf-8")
+    drawing = next(d for d in re.findall(r"<svg.*?</svg>", page, re.S) if "states-head" in d)
+
+    names = {kind.__name__ for kind in TRANSITIONS}
+    assert set(re.findall(r'<text class="mono"[^>]*>(\w+)<', drawing)) == names
+    drawn = set(re.findall(r"<title>(\w+) to (\w+)</title>", drawing))
+    assert drawn == {(a.__name__, b.__name__) for a, after in TRANSITIONS.items() for b in after}
 
 
 def test_every_setting_and_every_command_has_its_entry(site: Path) -> None:
