@@ -28,9 +28,12 @@ from etl_dagster.model.destination import Capabilities, Destination
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CopyPlan, DestinationStore
+from etl_dagster.runtime.copying.copy_source import PostgresSource
 from etl_dagster.runtime.copying.table_copy import TableCopy
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import fetch_leaves, fetch_published_tables
+from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import plan_chunks
 from etl_dagster.stores.memory import MemoryStore
 
@@ -167,16 +170,10 @@ def copy(task: dict[str, Any]) -> dict[str, Any]:
     store, destination = MemoryStore(), build_destination(config)
     destination.startup(store)
     store.store_copy_plan(table.schema.id, plan)
-    worker = TableCopy(
-        config,
-        store,
-        destination,
-        table,
-        plan,
-        snapshot_name=None,
-        stop=threading.Event(),
-        on_chunk=lambda chunk: None,
-    )
+    control = SourceControl(config.source, application_name="benchmark")
+    parts = WorkerParts(config, store, destination, control, threading.Event())
+    source = PostgresSource(config, table.schema.id)
+    worker = TableCopy(parts, source, table, plan, snapshot_name=None, on_chunk=lambda chunk: None)
     cpu_s, started = _cpu_s(), time.perf_counter()
     summary = worker.run()
     seconds = time.perf_counter() - started

@@ -5,35 +5,27 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import psycopg
 
 from etl_dagster.backoff import Backoff
-from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, TableRewritten
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.destination import Destination
-from etl_dagster.model.events import ChunkId, CopiedRows, TableRows
-from etl_dagster.model.stores import CoordinatingStore, CopyChunk, CopyPlan, FinishedChunk
-from etl_dagster.pg.encodings import stored_encoding
+from etl_dagster.model.events import TableRows
+from etl_dagster.model.stores import CopyChunk, CopyPlan, FinishedChunk
+from etl_dagster.runtime.copying.chunk_copy import ChunkCopy
+from etl_dagster.runtime.copying.copy_source import CopySource, ReadsChunks
 from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.showing.metrics import CopyMeter
-from etl_dagster.runtime.tables.odd_counts import CopyOddCounts
-from etl_dagster.runtime.tables.odd_policies import OddPolicies, log_odd
-from etl_dagster.source.catalog import (
-    PublishedTable,
-    fetch_file_node,
-    fetch_insert_lsn,
-)
-from etl_dagster.source.connection import connect, translate
-from etl_dagster.source.copy import ChunkReader
-from etl_dagster.source.partitions import fetch_read_from
+from etl_dagster.runtime.tables.odd_policies import OddPolicies
+from etl_dagster.runtime.worker_parts import WorkerParts
+from etl_dagster.source.catalog import PublishedTable
+from etl_dagster.source.connection import translate
 
 _log = logging.getLogger(__name__)
 
@@ -69,30 +61,30 @@ class TableCopy:
 
     def __init__(
         self,
-        config: PipelineConfig,
-        store: CoordinatingStore,
-        destination: Destination,
+        parts: WorkerParts,
+        source: CopySource,
         table: PublishedTable,
         plan: CopyPlan,
         *,
         snapshot_name: str | None,
-        stop: threading.Event,
         on_chunk: Callable[[FinishedChunk], None],
         meter: CopyMeter | None = None,
     ) -> None:
-        self._config = config
-        self._store = store
-        self._destination = destination
+        self._config = parts.config
+        self._destination = parts.destination
+        self._stop = parts.stop
+        self._clock = parts.clock
+        self._source = source
         self._table = table
         self._plan = plan
         self._snapshot_name = snapshot_name
-        self._stop = stop
         self._on_chunk = on_chunk
         self._meter = meter or CopyMeter()
-        self._odd = CopyOddCounts(store, destination)
+        self._shape = OddPolicies(parts.config).copied
+        self._chunks = ChunkCopy(parts, table.schema, plan, self._meter)
         #: Set when one worker failed: the others end after their chunk.
         self._failed = threading.Event()
-        self._readers: set[ChunkReader] = set()
+        self._readers: set[ReadsChunks] = set()
 
     def run(self) -> CopySummary:
         """Copy until every chunk is durable, and finish the copy at the destination.
@@ -136,8 +128,7 @@ class TableCopy:
 
     def _work(self, todo: queue.SimpleQueue[CopyChunk], finished: dict[int, FinishedChunk]) -> None:
         pauses = backoff(self._config.retry)
-        reader: ChunkReader | None = None
-        control: psycopg.Connection | None = None
+        reader: ReadsChunks | None = None
         chunk: CopyChunk | None = None
         try:
             while True:
@@ -149,9 +140,9 @@ class TableCopy:
                     except queue.Empty:
                         return
                 try:
-                    if reader is None or control is None:
-                        control, reader = self._connect()
-                    done = self._copy(chunk, reader, control)
+                    if reader is None:
+                        reader = self._connect()
+                    done = self._chunks.copy(chunk, reader)
                 except Stopped:
                     raise
                 except Exception as raised:
@@ -170,9 +161,9 @@ class TableCopy:
                         error.reason,
                         delay_s,
                     )
-                    self._close(reader, control)
-                    reader = control = None
-                    self._stop.wait(delay_s)
+                    self._close(reader)
+                    reader = None
+                    self._clock.wait(self._stop, delay_s)
                     continue
                 pauses.reset()
                 finished[chunk.index] = done
@@ -182,7 +173,7 @@ class TableCopy:
             self._failed.set()
             raise
         finally:
-            self._close(reader, control)
+            self._close(reader)
 
     def _known(self, raised: Exception, pauses: Backoff) -> EtlError:
         """The error in our own vocabulary; what is nobody's is tried again, as in the stream."""
@@ -190,96 +181,14 @@ class TableCopy:
             return translate(raised, "copying")
         return of_destination(raised, self._destination.name, pauses.attempt, _log)
 
-    def _connect(self) -> tuple[psycopg.Connection, ChunkReader]:
-        name = f"etl_dagster copy {self._config.pipeline} {self._table.schema.id}"
-        control = connect(self._config.source, application_name=name)
-        try:
-            reader = ChunkReader(
-                self._config.source,
-                self._table.schema,
-                row_filter=self._table.row_filter,
-                snapshot_name=self._snapshot_name,
-                application_name=name,
-                encoding=stored_encoding(control),
-                shape=OddPolicies(self._config).copied(self._table.schema),
-            )
-        except BaseException:
-            control.close()
-            raise
+    def _connect(self) -> ReadsChunks:
+        reader = self._source.open_reader(
+            self._table, self._shape(self._table.schema), snapshot_name=self._snapshot_name
+        )
         self._readers.add(reader)
-        return control, reader
+        return reader
 
-    def _close(self, reader: ChunkReader | None, control: psycopg.Connection | None) -> None:
+    def _close(self, reader: ReadsChunks | None) -> None:
         if reader is not None:
             self._readers.discard(reader)
             reader.close()
-        if control is not None:
-            control.close()
-
-    def _copy(
-        self, chunk: CopyChunk, reader: ChunkReader, control: psycopg.Connection
-    ) -> FinishedChunk:
-        started = time.monotonic()
-        reader.replaced.clear()
-        source = fetch_read_from(control, self._table.schema.id, chunk.relation_id)
-        counted = _Counted(
-            reader.read(chunk, source) if source else iter(()),
-            self._stop,
-            lambda rows: self._meter.read(self._table.schema.id, chunk.index, rows),
-        )
-        rows = TableRows(
-            self._plan.copy_id,
-            counted,
-            ChunkId(self._plan.copy_id, chunk.index),
-            replay_from=self._plan.slot_lsn,
-        )
-        wait_durable(self._destination.write_table_rows(self._table.schema, rows), self._stop)
-        # Whoever writes the rows anew waits for our reading to end, so asking afterwards is enough.
-        if chunk.file_node and fetch_file_node(control, chunk.relation_id) != chunk.file_node:
-            raise TableRewritten(f"{self._table.schema.name} was rewritten while it was copied")
-        done = FinishedChunk(
-            chunk.index,
-            counted.row_count,
-            counted.byte_count,
-            fetch_insert_lsn(control),
-            time.monotonic() - started,
-        )
-        # Before it counts as finished: a chunk that is copied once more is counted once.
-        table_id = self._table.schema.id
-        self._odd.add_chunk(table_id, self._plan.slot_lsn, chunk.index, reader.replaced)
-        self._store.finish_chunk(table_id, self._plan.copy_id, done)
-        log_odd(self._table.schema, reader.replaced)
-        return done
-
-
-class _Counted:
-    """An iterator over record batches that counts what passes, and ends with a stop.
-
-    Args:
-        on_rows: called with the number of rows that have passed, at first with 0.
-    """
-
-    def __init__(
-        self,
-        batches: Iterator[CopiedRows],
-        stop: threading.Event,
-        on_rows: Callable[[int], None],
-    ) -> None:
-        self._batches = batches
-        self._stop = stop
-        self._on_rows = on_rows
-        self.row_count = 0
-        self.byte_count = 0
-        on_rows(0)
-
-    def __iter__(self) -> Iterator[CopiedRows]:
-        return self
-
-    def __next__(self) -> CopiedRows:
-        if self._stop.is_set():
-            raise Stopped
-        batch = next(self._batches)
-        self.row_count += batch.num_rows
-        self.byte_count += batch.nbytes
-        self._on_rows(self.row_count)
-        return batch
