@@ -12,11 +12,11 @@ from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb import query
 from etl_dagster.destinations.memory import MemoryDestination
-from etl_dagster.errors import DestinationUnreachable, HandoverTimeout, InvalidState, LeaseLost
+from etl_dagster.errors import DestinationUnreachable, HandoverTimeout
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import TableRows
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.model.states import DataSync, Errored, Init, Ready, TimedRetry
+from etl_dagster.model.states import DataSync, Errored, Init, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.copying.table_sync import TableSync
 from etl_dagster.runtime.pipeline import Pipeline
@@ -171,32 +171,6 @@ def test_a_copy_survives_a_destination_that_fails_for_a_while(
 
     assert sorted(flaky.chunks) == list(range(len(flaky.chunks)))
     assert_in_step(database, config)
-
-
-def test_a_table_has_one_worker_at_a_time(
-    database: Database, config: PipelineConfig, store: CoordinatingStore
-) -> None:
-    table_id = table_id_of(database)
-    lease = store.acquire_lease(f"table:{table_id}")
-    assert lease is not None
-
-    with pytest.raises(LeaseLost):
-        TableSync(config, store, build_destination(config), table_id).run()
-
-    lease.release()
-
-
-def test_a_table_that_is_streamed_is_not_copied_again_by_itself(
-    database: Database, config: PipelineConfig, store: CoordinatingStore
-) -> None:
-    run_until_caught_up(config, store, build_destination(config))
-    table_id = table_id_of(database)
-    assert isinstance(store.get_table_replication_state(table_id), Ready)
-
-    with pytest.raises(InvalidState, match="streamed already"):
-        TableSync(config, store, build_destination(config), table_id).run()
-
-    assert isinstance(store.get_table_replication_state(table_id), Ready)
 
 
 def test_a_worker_that_fails_leaves_reason_and_time_of_the_next_try(

@@ -15,10 +15,11 @@ from etl_dagster.errors import (
     DestinationError,
     DestinationUnreachable,
     RowsOutdated,
+    SourceRestored,
     TableWriteFailed,
 )
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.events import EventBatch, InsertEvent
+from etl_dagster.model.events import EventBatch, InsertEvent, TransactionMark
 from etl_dagster.protocol.batch import POSTGRES_EPOCH_US, RawBatch
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.streaming.halving import halves
@@ -230,6 +231,50 @@ def test_a_flush_that_a_stop_ends_is_not_taken_for_durable() -> None:
     with pytest.raises(Stopped):
         side.delivery.flush()
     assert (side.ids(ORDERS), side.progress) == ([1], Lsn(1150))
+
+
+# -- a transaction that must come again ----------------------------------------------------------
+
+#: What `Side.transaction` brings first.
+FIRST = TransactionMark(Lsn(1100), 1, POSTGRES_EPOCH_US)
+
+
+def test_a_stream_that_brings_the_expected_transaction_is_applied() -> None:
+    side = Side(Flaky(), expected=FIRST)
+    side.delivery.start()
+    side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
+    side.delivery.put(side.transaction((ORDERS, 2)), FROM_THE_START)
+    side.delivery.finish()
+    side.delivery.raise_failure()
+
+    assert side.ids(ORDERS) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [FIRST._replace(xid=2), FIRST._replace(commit_time_us=1), FIRST._replace(commit_lsn=Lsn(1099))],
+    ids=["another transaction", "another time", "passed over"],
+)
+def test_a_stream_with_another_history_is_refused_before_anything_is_written(
+    expected: TransactionMark,
+) -> None:
+    side = Side(Flaky(), expected=expected)
+    side.delivery.start()
+    side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
+    with pytest.raises(SourceRestored, match="is applied, but the source now sends transaction 1"):
+        side.delivery.flush()
+
+    assert (side.ids(ORDERS), side.progress) == ([], None)
+
+
+def test_an_idle_stream_that_passes_the_expected_transaction_is_refused() -> None:
+    side = Side(Flaky(), expected=FIRST)
+    side.delivery.start()
+    side.delivery.put_progress(Lsn(1101))
+    with pytest.raises(SourceRestored, match="now sends nothing"):
+        side.delivery.flush()
+
+    assert side.progress is None
 
 
 # -- batches that are too large ------------------------------------------------------------------

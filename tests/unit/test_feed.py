@@ -6,6 +6,7 @@ No server, and no time that passes: the stream is made by hand, and so is the cl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 
 import pytest
@@ -39,8 +40,8 @@ def transaction(lsn: int, *ids: int) -> list[bytes]:
 class Fixture:
     """A feed into memory, and what it reads."""
 
-    def __init__(self) -> None:
-        self.side = side = Side(Flaky())
+    def __init__(self, **batch: int) -> None:
+        self.side = side = Side(Flaky(), batch)
         self.script: list[Callable[[], None] | bytes] = []
         self.feed = Feed(
             side.parts,
@@ -65,7 +66,7 @@ class Fixture:
         self.script.append(lambda: wait_until(lambda: self.side.ids(ORDERS) == list(ids)))
 
     def idles(self) -> None:
-        self.script.append(lambda: wait_until(lambda: self.feed.is_idle))
+        self.script.append(lambda: wait_until(lambda: not self.feed.is_writing))
 
 
 @pytest.fixture
@@ -87,6 +88,93 @@ def test_a_batch_is_closed_once_its_first_change_is_old(fixture: Fixture) -> Non
 
     assert fixture.side.destination.written == 1
     assert fixture.side.progress == Lsn(2150)
+
+
+@pytest.mark.parametrize("bounds", [{"max_rows": 3}, {"max_bytes": 1024}])
+def test_a_batch_is_closed_once_it_is_full_also_inside_of_a_transaction(
+    bounds: dict[str, int],
+) -> None:
+    fixture = Fixture(**bounds)
+    ids = range(3 if "max_rows" in bounds else 30)
+    fixture.script += transaction(2000, *ids, 98, 99)[:-2]
+    fixture.script.append(lambda: wait_until(lambda: {*ids[:3]} <= {*fixture.side.ids(ORDERS)}))
+
+    fixture.feed.run()
+
+    assert fixture.side.durable[0] is None  # the transaction is not over
+    assert fixture.side.progress is None
+
+
+def test_an_idle_position_inside_of_a_transaction_is_not_confirmed(fixture: Fixture) -> None:
+    """What follows in the transaction was not applied."""
+    fixture.script += [*transaction(2000, 1)[:2], wire.keepalive(3000)]
+    fixture.passes(11.0)
+    fixture.script.append(lambda: None)
+
+    fixture.feed.run()
+
+    assert (fixture.side.durable, fixture.side.progress) == ([], None)
+
+
+def test_an_idle_position_is_confirmed_only_after_what_came_before_is_durable(
+    fixture: Fixture,
+) -> None:
+    fixture.side.destination.durable = durable = Future()
+    fixture.script += transaction(2000, 1)
+    fixture.passes(1.0)
+    fixture.script += [
+        lambda: wait_until(lambda: fixture.side.destination.written == 1),
+        wire.keepalive(3000),
+        lambda: None if fixture.side.progress is None else pytest.fail("confirmed too early"),
+        lambda: durable.set_result(None),
+        lambda: wait_until(lambda: not fixture.feed.is_writing),
+        lambda: None,
+    ]
+
+    fixture.feed.run()
+
+    assert fixture.side.durable == [Lsn(2050), Lsn(3000)]
+
+
+def test_a_stop_ends_the_stream_and_leaves_what_is_not_durable(fixture: Fixture) -> None:
+    """It comes again with the next stream."""
+    fixture.script += [*transaction(2000, 1), fixture.side.stop.set, wire.keepalive(3000)]
+
+    fixture.feed.run()
+
+    assert (fixture.side.ids(ORDERS), fixture.side.progress) == ([], None)
+    assert fixture.script == [wire.keepalive(3000)]
+    assert fixture.stream.calls == ["open", "close"]
+
+
+def test_a_stream_stands_where_it_starts_until_it_brings_something(fixture: Fixture) -> None:
+    positions: list[Lsn] = []
+    look = lambda: positions.append(fixture.feed.position)  # noqa: E731
+    begin, _, insert, commit = transaction(2000, 1)
+    fixture.script += [look, wire.keepalive(1500), look, begin, insert, look, commit, look]
+
+    fixture.feed.run()
+
+    # Inside of a transaction, past its commit record's beginning: it can't be left to another.
+    assert positions == [Lsn(1000), Lsn(1500), Lsn(2001), Lsn(2050)]
+
+
+def test_a_position_that_is_not_reached_is_asked_for_now_and_then(fixture: Fixture) -> None:
+    asked: list[int] = []
+
+    def look(lsn: int) -> None:
+        fixture.feed.has_passed(Lsn(lsn))
+        asked.append(fixture.stream.calls.count("request_keepalive"))
+
+    fixture.script += [partial(look, 3000), partial(look, 3000)]
+    fixture.passes(0.2)
+    fixture.script += [partial(look, 3000), partial(look, 4000), wire.keepalive(4000)]
+    fixture.passes(0.2)
+    fixture.script.append(partial(look, 4000))
+
+    fixture.feed.run()
+
+    assert asked == [1, 1, 2, 3, 3]
 
 
 def test_a_stream_that_is_over_ends_without_a_failure_and_keeps_what_was_closed(
