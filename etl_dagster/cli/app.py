@@ -16,6 +16,7 @@ from etl_dagster.cli.migrate import migrate
 from etl_dagster.cli.odd import odd
 from etl_dagster.cli.pause import pause, resume
 from etl_dagster.cli.query import query
+from etl_dagster.cli.remove import remove
 from etl_dagster.cli.reset import reset
 from etl_dagster.cli.run import run
 from etl_dagster.cli.shape import shape
@@ -63,9 +64,10 @@ class _Commands(click.Group):
 def cli(debug: bool) -> None:
     """Copy a Postgres publication to a destination and keep it in step, change by change.
 
-    The destination is a DuckDB file, an HTTP service, or one that an installed package brings. All
-    commands but demo and init read etl.yaml in the current folder, or what -c or the environment
-    variable ETL_DAGSTER_CONFIG names.
+    The destination is a DuckDB file, another Postgres, a DuckLake, anything that dlt or a Singer
+    target can load, an HTTP service, or one that an installed package brings. All commands but
+    demo and init read etl.yaml in the current folder, or what -c or the environment variable
+    ETL_DAGSTER_CONFIG names.
     """
     if os.environ.get("NO_COLOR"):  # https://no-color.org
         click.get_current_context().color = False
@@ -84,6 +86,7 @@ for command in (
     reset,
     pause,
     resume,
+    remove,
     state,
     migrate,
 ):

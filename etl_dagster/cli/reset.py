@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from etl_dagster.cli.confirming import is_wanted
 from etl_dagster.cli.options import config_option, load, load_whole
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _reset_tables(
     wanted = table_ids(config, store, tables)
     for name in wanted:
         click.echo(f"{name} is copied again from the beginning; its old rows stay until then.")
-    if not _is_wanted(dry_run=dry_run, yes=yes):
+    if not is_wanted(dry_run=dry_run, yes=yes):
         return
     for table_id in wanted.values():
         store.request_copy(table_id)
@@ -119,7 +119,7 @@ def _reset_all(
         f"The slot {apply_slot_names(config)[0]} and the pipeline's table sync slots are "
         "dropped; the next start makes new ones."
     )
-    if not _is_wanted(dry_run=dry_run, yes=yes):
+    if not is_wanted(dry_run=dry_run, yes=yes):
         return
     if is_offered:
         click.echo("The replicator of Dagster's sensor stops the stream, and does it.")
@@ -164,7 +164,7 @@ def _reset_all_of_several(whole: PipelineConfig, *, dry_run: bool, yes: bool) ->
             f"All tables of {', '.join(members)} are copied again from the beginning; their old "
             "rows stay until then. The slots are dropped; the next start makes new ones."
         )
-        if not _is_wanted(dry_run=dry_run, yes=yes):
+        if not is_wanted(dry_run=dry_run, yes=yes):
             return
         if is_offered:
             click.echo("The replicator of Dagster's sensors stops the stream, and does it.")
@@ -202,7 +202,7 @@ def _reset_cleared(
         if store.is_leased("apply"):
             click.echo("The running pipeline does it by itself, within seconds.")
             return
-        if not _is_wanted(dry_run=dry_run, yes=yes):
+        if not is_wanted(dry_run=dry_run, yes=yes):
             return
         for pending in copies:
             changes.request(pending)
@@ -224,19 +224,3 @@ def _meaning(pending: Pending) -> str:
         case Refused(reason):
             return f"refused, {reason}; it is written again as it was"
     return "only what is displayed was changed; it is written again"
-
-
-def _is_wanted(*, dry_run: bool, yes: bool) -> bool:
-    if dry_run:
-        click.echo("Nothing was done (--dry-run).")
-        return False
-    if not yes:
-        try:
-            click.confirm("Go on?", abort=True)
-        except click.Abort:
-            if sys.stdin.isatty():
-                raise
-            raise click.ClickException(
-                "nothing was done: there is no terminal to ask on. Use --yes to do it"
-            ) from None
-    return True

@@ -214,6 +214,20 @@ class ChecksNames(Protocol):
         ...
 
 
+@runtime_checkable
+class RemovesTables(Protocol):
+    """A destination that can take a pipeline's tables away again; `etl-dagster remove` asks it."""
+
+    def remove_tables(self, pipeline: str, schemas: Sequence[TableSchema]) -> Sequence[str]:
+        """Drop the tables and all that is remembered of them and of the pipeline; idempotent.
+
+        Called after `startup`, by nobody else at the same time. Of other pipelines, and of other
+        tables, everything stays. Returns the names of what was dropped, as it was called.
+        The object is only shut down after it has removed something.
+        """
+        ...
+
+
 #: What a destination may offer beyond `Destination`; all of it is optional.
 FURTHER_CONTRACTS: Final[tuple[type, ...]] = (
     ChecksItself,
@@ -223,6 +237,7 @@ FURTHER_CONTRACTS: Final[tuple[type, ...]] = (
     CountsQuarantinedRows,
     CountsRows,
     Interruptible,
+    RemovesTables,
 )
 
 

@@ -201,6 +201,15 @@ class KnowsPipeline(Protocol):
 
 
 @runtime_checkable
+class RemovesPipeline(Protocol):
+    """A store that can forget a pipeline for good; `etl-dagster remove` asks it."""
+
+    def remove_pipeline(self) -> None:
+        """Delete everything kept of the pipeline; idempotent. The object is only closed then."""
+        ...
+
+
+@runtime_checkable
 class Closes(Protocol):
     """A store that keeps something open, such as connections."""
 

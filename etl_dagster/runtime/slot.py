@@ -216,13 +216,19 @@ def drop_pipeline_slots(control: SourceControl, config: PipelineConfig) -> list[
     Of one destination among several, the slots that are its alone; of a pipeline with several,
     those of all of them, too.
     """
+    names = list_pipeline_slots(control, config)
+    return [name for name in names if control.ask("dropping a slot", drop_slot, name)]
+
+
+def list_pipeline_slots(control: SourceControl, config: PipelineConfig) -> list[str]:
+    """The names of the slots that `drop_pipeline_slots` would drop; not all of them need exist."""
     names: list[str] = []
     for each in (config, *config.members().values()):
         names += control.ask("listing slots", fetch_table_sync_slots, each.pipeline).values()
         names += control.ask("listing slots", fetch_group_slots, each.pipeline).values()
         member = each.membership
         names.append(apply_slot_name(each.pipeline if member is None else member.own_slot_of))
-    return [name for name in names if control.ask("dropping a slot", drop_slot, name)]
+    return names
 
 
 def retained_wal_bytes(control: SourceControl, slot_name: str) -> int | None:

@@ -223,6 +223,14 @@ class MemoryStore(RemembersInMemory):
         self._changes.bump()
         return count
 
+    def remove_pipeline(self) -> None:
+        with self._lock:
+            for kept in (self._schemas, self._metadata, self._progress, self._plans, self._states):
+                kept.clear()
+            self._status.clear()
+            self._known = None
+        self._changes.bump()
+
     # -- coordination --------------------------------------------------------------------------
 
     def transition_table_state(

@@ -9,12 +9,16 @@ from etl_dagster.model.destination import (
     ChecksItself,
     CountsRows,
     Interruptible,
+    RemovesTables,
     lacking,
     members,
     offered,
 )
 from etl_dagster.testing.changes import ORDERS, VISITS, insert, order
 from etl_dagster.testing.subject import DestinationChecks, Subject, needs
+
+#: As the batches of the suite name it.
+_PIPELINE = ""
 
 
 class OfferChecks(DestinationChecks):
@@ -63,6 +67,30 @@ class OfferChecks(DestinationChecks):
         assert found, "what check() returns is what the doctor shows"
         assert isinstance(found, str)
         assert list(empty.iterdir()) == []
+
+    @needs("transactional", "mirror")
+    def test_removed_tables_are_gone_and_may_come_again(self, subject: Subject) -> None:
+        """`etl-dagster remove --with-tables` takes what is the pipeline's, and nothing else."""
+        removing = offered(subject.destination, RemovesTables)
+        if removing is None:
+            pytest.skip(f"{type(subject.destination).__name__} has no remove_tables()")
+        subject.copy(ORDERS, [order(1)])
+        subject.copy(VISITS)
+        subject.write(insert(ORDERS, **order(2)))
+        removed = removing.remove_tables("another", [VISITS])
+        assert len(removed) == 1
+        subject.holds(ORDERS, [order(1), order(2)])
+        assert len(removing.remove_tables(_PIPELINE, [ORDERS, VISITS])) == 1
+        subject.shut_down()
+        subject.reopen()
+        again = offered(subject.destination, RemovesTables)
+        assert again is not None
+        assert list(again.remove_tables(_PIPELINE, [ORDERS, VISITS])) == []
+        subject.shut_down()
+        subject.reopen()
+        subject.copy(ORDERS, [order(7)])
+
+        subject.holds(ORDERS, [order(7)])
 
     @needs("mirror")
     def test_rows_are_counted_as_they_are_read(self, subject: Subject) -> None:

@@ -33,6 +33,7 @@ from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
     CountsRows,
+    RemovesTables,
 )
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId
@@ -63,6 +64,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
                 CountsOddValues,
                 CountsQuarantinedRows,
                 CountsRows,
+                RemovesTables,
             }
         ),
     )

@@ -27,6 +27,7 @@ from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
     CountsRows,
+    RemovesTables,
 )
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
 from etl_dagster.model.schema import TableId, TableSchema
@@ -66,6 +67,7 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
                 CountsOddValues,
                 CountsQuarantinedRows,
                 CountsRows,
+                RemovesTables,
             }
         ),
     )

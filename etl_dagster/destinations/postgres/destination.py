@@ -22,6 +22,7 @@ from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
     CountsRows,
+    RemovesTables,
 )
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import DestinationStore
@@ -52,6 +53,7 @@ class PostgresDestination(SqlDestination[PostgresSession]):
                 CountsOddValues,
                 CountsQuarantinedRows,
                 CountsRows,
+                RemovesTables,
             }
         ),
     )

@@ -23,11 +23,17 @@ from etl_dagster.destinations.sql.modes import BY_NAME
 from etl_dagster.destinations.sql.names import Names
 from etl_dagster.destinations.sql.odd_values import Entries, OddValues
 from etl_dagster.destinations.sql.quarantine import Quarantine
+from etl_dagster.destinations.sql.removal import remove_tables
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.destinations.sql.statements import insert
 from etl_dagster.destinations.sql.tables import Target, create_table, drop_tables, move_table
 from etl_dagster.destinations.sql.whole_tables import WholeTables
-from etl_dagster.model.destination import Capabilities, ChecksNames, CopiesManyTables
+from etl_dagster.model.destination import (
+    Capabilities,
+    ChecksNames,
+    CopiesManyTables,
+    RemovesTables,
+)
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
 from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.modes import MODES
@@ -56,7 +62,7 @@ class SqlDestination(ABC, Generic[SessionT]):
         odd_values=True,
         quarantine=True,
         modes=frozenset(MODES),
-        offers=frozenset({ChecksNames, CopiesManyTables}),
+        offers=frozenset({ChecksNames, CopiesManyTables, RemovesTables}),
     )
 
     #: Whether `Session.complete` takes long for a large table, and other sessions can write
@@ -293,6 +299,13 @@ class SqlDestination(ABC, Generic[SessionT]):
         with self._lock:
             before = self._revisions.get(events.pipeline, 0)
             self._revisions[events.pipeline] = max(before, revision)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def remove_tables(self, pipeline: str, schemas: Sequence[TableSchema]) -> Sequence[str]:
+        """Drop the tables in one transaction; see `removal.remove_tables`."""
+        with self._transaction(alone=True, more_follows=False) as session:
+            return remove_tables(session, pipeline, schemas)
 
     # -- the mark ------------------------------------------------------------------------------
 

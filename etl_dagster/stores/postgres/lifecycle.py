@@ -63,6 +63,16 @@ class Lifecycle(Part):
 
         return self._rows.change(work, "states", "plans")
 
+    def remove_pipeline(self) -> None:
+        def work(connection: Connection) -> None:
+            self._rows.lock_pipeline(connection)
+            connection.execute(
+                self._rows.sql("DELETE FROM {schema}.pipelines WHERE name = %s"),
+                (self._rows.pipeline,),
+            )
+
+        self._rows.change(work, "states", "schemas", "metadata", "plans")
+
 
 def clear_copies(
     rows: PipelineRows, connection: Connection, table_ids: Collection[TableId]

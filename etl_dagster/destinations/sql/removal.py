@@ -1,0 +1,65 @@
+"""Takes the tables of a pipeline away, with all that the ledger has of them."""
+
+# Every identifier is quoted.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from etl_dagster.destinations.sql.chunks import SCHEMA as CHUNKS
+from etl_dagster.destinations.sql.copies import Copies
+from etl_dagster.destinations.sql.dialect import AMONG
+from etl_dagster.destinations.sql.ledger import Ledger
+from etl_dagster.destinations.sql.ledger_tables import TABLES, tables_there
+from etl_dagster.destinations.sql.odd_values import OddValues
+from etl_dagster.destinations.sql.quarantine import Quarantine
+from etl_dagster.destinations.sql.session import Session
+from etl_dagster.destinations.sql.tables import Target, drop_tables
+from etl_dagster.model.schema import TableSchema
+
+#: Tables of the ledger that have rows of single tables, and forget them with these.
+_BY_TABLE = ("positions", "copies", "chunks", "changelog", "odd_values", "odd_copied")
+
+
+def remove_tables(session: Session, pipeline: str, schemas: Collection[TableSchema]) -> list[str]:
+    """Drop the tables, and what is known of them and of the pipeline; inside a transaction.
+
+    What was kept of earlier copies under another name stays. The ledger goes with the last
+    pipeline; its schemas stay, empty.
+
+    Args:
+        schemas: as the pipeline knows the tables; those that aren't there are passed over.
+
+    Returns:
+        The names of the tables that were dropped, as they were stored.
+    """
+    ledger = Ledger(session)
+    table_ids = [schema.id for schema in schemas]
+    found = ledger.tables(table_ids)
+    drop_tables(session, (Target.staging(session.dialect, schema).name for schema in schemas))
+    for table_id, stored in found.items():
+        session.execute(f"DROP TABLE IF EXISTS {Target.of(session.dialect, stored).sql}")
+        ledger.forget_table(table_id)
+    for table_id in table_ids:
+        OddValues(session).clear(table_id)
+        Quarantine(session).drop(table_id)
+    Copies(session).end(table_ids)
+    for name in _BY_TABLE:
+        session.execute(f"DELETE FROM _etl.{name} WHERE table_id {AMONG}", [table_ids])
+    session.execute("DELETE FROM _etl.pipelines WHERE pipeline = $1", [pipeline])
+    if not (session.fetch("SELECT 1 FROM _etl.tables UNION ALL SELECT 1 FROM _etl.pipelines")):
+        _drop_ledger(session)
+    return sorted(stored.name for stored in found.values())
+
+
+def _drop_ledger(session: Session) -> None:
+    for name in sorted(tables_there(session) & TABLES):
+        session.execute(f"DROP TABLE _etl.{name}")
+    if not session.dialect.has_keys:
+        chunks = session.fetch(
+            f"SELECT table_name FROM {session.dialect.tables} AS there WHERE schema_name = $1",
+            [CHUNKS],
+        )
+        for (name,) in chunks:
+            session.execute(f"DROP TABLE {session.dialect.table(CHUNKS, name)}")
