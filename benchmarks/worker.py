@@ -24,10 +24,11 @@ from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import parse_config
 from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
 from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.coordination import CopyPlan
 from etl_dagster.model.destination import Capabilities, Destination
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.stores import CopyPlan, DestinationStore
+from etl_dagster.model.stores import DestinationStore
 from etl_dagster.runtime.copying.copy_source import PostgresSource
 from etl_dagster.runtime.copying.table_copy import TableCopy
 from etl_dagster.runtime.pipeline import Pipeline

@@ -10,8 +10,9 @@ from typing import Any
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, EtlError
 from etl_dagster.kinds import DESTINATIONS, STORES, find_kind
+from etl_dagster.model.coordination import Coordination
 from etl_dagster.model.destination import Destination, lacking, members
-from etl_dagster.model.stores import Closes, CoordinatingStore, Coordination, PipelineStore
+from etl_dagster.model.stores import Closes, CoordinatingStore, PipelineStore
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.tables.odd_policies import require_quarantine
@@ -122,7 +123,7 @@ def require_processes(config: PipelineConfig) -> None:
     if not mistakes and not issubclass(find_kind(STORES, config.state_store.type), Coordination):
         mistakes.append(
             f"state_store.type: {config.state_store.type} can't coordinate several processes "
-            "(it lacks methods of etl_dagster.model.stores.Coordination)"
+            "(it lacks methods of etl_dagster.model.coordination.Coordination)"
         )
     if mistakes:
         raise ConfigError(mistakes, origin=f"pipeline {config.pipeline}")

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyPlan
 from etl_dagster.model.identity import KnownDestination, KnownSource
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.stores import CopyPlan, WorkerType
+from etl_dagster.model.stores import WorkerType
 
 
 class RemembersInMemory:

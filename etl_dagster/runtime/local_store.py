@@ -11,6 +11,7 @@ from typing import Any
 
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
+from etl_dagster.model.coordination import CopyPlan, FinishedChunk, epoch_by_clock
 from etl_dagster.model.destination import ChecksItself, offered
 from etl_dagster.model.identity import KnownDestination, KnownSource
 from etl_dagster.model.remembering import RemembersInMemory
@@ -26,13 +27,10 @@ from etl_dagster.model.stores import (
     ApplyWorker,
     Closes,
     CoordinatingStore,
-    CopyPlan,
     DestinationTableMetadata,
-    FinishedChunk,
     KnowsPipeline,
     PipelineStore,
     WorkerType,
-    epoch_by_clock,
 )
 
 _log = logging.getLogger(__name__)

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from etl_dagster.model.coordination import CopyPlan, FinishedChunk, Lease
 from etl_dagster.model.destination import CopiesManyTables, Destination, offered
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import TableState
-from etl_dagster.model.stores import (
-    CoordinatingStore,
-    CopyPlan,
-    DestinationTableMetadata,
-    FinishedChunk,
-    Lease,
-    ManyTables,
-)
+from etl_dagster.model.stores import CoordinatingStore, DestinationTableMetadata, ManyTables
 
 
 def group_lease(table_id: TableId) -> str:

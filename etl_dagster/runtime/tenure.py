@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from etl_dagster.errors import LeaseLost, Superseded
-from etl_dagster.model.stores import CoordinatingStore, Lease
+from etl_dagster.model.coordination import Lease
+from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.runner import in_use, note_runner
 
 _LEASE = "apply"

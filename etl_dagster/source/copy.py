@@ -23,9 +23,9 @@ from etl_dagster.errors import (
     TableLocked,
     TableRewritten,
 )
+from etl_dagster.model.coordination import CopyChunk
 from etl_dagster.model.events import CopiedRows
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.stores import CopyChunk
 from etl_dagster.pg.encodings import StoredEncoding
 from etl_dagster.pg.failures import failure_of_code, failure_of_text
 from etl_dagster.pg.settings import PIN_NEWER

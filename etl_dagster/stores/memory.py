@@ -12,18 +12,16 @@ from etl_dagster.config import PipelineConfig, StoreConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
+from etl_dagster.model.coordination import CopyPlan, FinishedChunk, epoch_by_clock
 from etl_dagster.model.identity import KnownDestination, KnownSource
 from etl_dagster.model.remembering import RemembersInMemory
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState, is_durable
 from etl_dagster.model.stores import (
     ApplyWorker,
-    CopyPlan,
     DestinationTableMetadata,
-    FinishedChunk,
     TableSyncWorker,
     WorkerType,
-    epoch_by_clock,
 )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from etl_dagster.errors import DestinationMetadataApplying
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk, Lease, epoch_by_clock
 from etl_dagster.model.identity import (
     KnownDestination,
     KnownSource,
@@ -19,16 +20,7 @@ from etl_dagster.model.identity import (
     RemembersSource,
 )
 from etl_dagster.model.states import Catchup, DataSync, FinishedCopy, Init, Ready, SyncWait
-from etl_dagster.model.stores import (
-    ApplyWorker,
-    CoordinatingStore,
-    CopyChunk,
-    CopyPlan,
-    FinishedChunk,
-    Lease,
-    TableSyncWorker,
-    epoch_by_clock,
-)
+from etl_dagster.model.stores import ApplyWorker, CoordinatingStore, TableSyncWorker
 from etl_dagster.testing.changes import ORDERS
 from etl_dagster.testing.stores import (
     APPLIED,

@@ -10,15 +10,9 @@ from datetime import UTC, datetime
 import pytest
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.model.states import Catchup, DataSync, FinishedCopy, Init, SyncWait
-from etl_dagster.model.stores import (
-    CoordinatingStore,
-    CopyChunk,
-    CopyPlan,
-    DestinationTableMetadata,
-    FinishedChunk,
-    ManyTables,
-)
+from etl_dagster.model.stores import CoordinatingStore, DestinationTableMetadata, ManyTables
 from etl_dagster.runtime.many import many
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.stores.postgres import PostgresStore

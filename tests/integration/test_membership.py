@@ -11,12 +11,7 @@ from typing import Any
 import pytest
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.model.stores import (
-    PipelineStore,
-    SchemaStore,
-    StateStore,
-    TableLifecycleStore,
-)
+from etl_dagster.model.stores import PipelineStore, SchemaStore, StateStore, TableLifecycleStore
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.source.membership import look
 from etl_dagster.stores.memory import MemoryStore

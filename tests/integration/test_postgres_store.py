@@ -17,16 +17,10 @@ from psycopg import sql
 
 from etl_dagster.errors import ConfigError, StoreError, StoreUnreachable
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk, Lease
 from etl_dagster.model.schema import TableSchemaRetention
 from etl_dagster.model.states import DataSync, Init, Ready
-from etl_dagster.model.stores import (
-    ApplyWorker,
-    CopyChunk,
-    CopyPlan,
-    DestinationTableMetadata,
-    FinishedChunk,
-    Lease,
-)
+from etl_dagster.model.stores import ApplyWorker, DestinationTableMetadata
 from etl_dagster.pg.migrate import script
 from etl_dagster.stores.postgres import PostgresStore
 from etl_dagster.stores.postgres.migrate import STORE

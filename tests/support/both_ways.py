@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyChunk
 from etl_dagster.model.events import CopiedRows, TableChanges
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.stores import CopyChunk
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.source.copy import ChunkReader
 from etl_dagster.source.partitions import ReadFrom

@@ -8,8 +8,8 @@ import pytest
 
 from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyPlan
 from etl_dagster.model.states import Ready
-from etl_dagster.model.stores import CopyPlan
 from etl_dagster.runtime.showing.metrics import Metrics
 from etl_dagster.runtime.tables.odd_counts import CopyOddCounts, HandedOver, copied_odd
 from etl_dagster.stores.memory import MemoryStore

@@ -11,9 +11,9 @@ import pytest
 
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.errors import ConfigError
+from etl_dagster.model.coordination import CopyChunk
 from etl_dagster.model.events import CopiedRows, TableChanges
 from etl_dagster.model.schema import ColumnSchema, TableSchema
-from etl_dagster.model.stores import CopyChunk
 from etl_dagster.protocol.builder import PADDING
 from etl_dagster.protocol.rows import RowMessages, decode_rows
 from etl_dagster.runtime.tables.representation import chosen, keep_choices

@@ -27,6 +27,7 @@ from etl_dagster.errors import (
     TableRewritten,
 )
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.model.events import ChunkId, CopiedRows, TableRows
 from etl_dagster.model.schema import ColumnSchema
 from etl_dagster.model.states import (
@@ -41,7 +42,7 @@ from etl_dagster.model.states import (
     TableState,
     TimedRetry,
 )
-from etl_dagster.model.stores import CopyChunk, CopyPlan, FinishedChunk, TableSyncWorker
+from etl_dagster.model.stores import TableSyncWorker
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.copying.table_sync import CopyProgress, TableSync, TableSyncResult

@@ -21,6 +21,7 @@ from etl_dagster.errors import (
     StoreRestored,
 )
 from etl_dagster.lsn import LSN_MAX, LSN_ZERO
+from etl_dagster.model.coordination import CopyPlan
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.identity import (
@@ -39,7 +40,7 @@ from etl_dagster.model.states import (
     SyncWait,
     TableState,
 )
-from etl_dagster.model.stores import ApplyWorker, CoordinatingStore, CopyPlan
+from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.runtime.tables.representation import given
 
 #: Nothing that one table is at fault of, and nothing that waiting helps against.

@@ -12,9 +12,9 @@ import psycopg
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyChunk
 from etl_dagster.model.events import CopiedRows
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.stores import CopyChunk
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.slot import make_slot
 from etl_dagster.runtime.streaming.feed import OpenStream, stream_of_slot

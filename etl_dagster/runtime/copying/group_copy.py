@@ -19,10 +19,10 @@ from etl_dagster.errors import (
     TableRewritten,
     TableWriteFailed,
 )
+from etl_dagster.model.coordination import CopyPlan, FinishedChunk
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import ChunkId, CopiedRows, TableRows
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.stores import CopyPlan, FinishedChunk
 from etl_dagster.pg.cancelling import cancelled_by
 from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.runtime.durable import Stopped, wait_durable

@@ -18,6 +18,7 @@ from etl_dagster.errors import (
     TableLocked,
     TableRewritten,
 )
+from etl_dagster.model.coordination import CopyChunk, CopyPlan, Lease
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import (
     Catchup,
@@ -28,7 +29,6 @@ from etl_dagster.model.states import (
     TableState,
     TimedRetry,
 )
-from etl_dagster.model.stores import CopyChunk, CopyPlan, Lease
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.copying.group_copy import GroupCopy, TooLarge

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from etl_dagster.errors import SourceError, TableRewritten
 from etl_dagster.lsn import LSN_MAX, LSN_ZERO
+from etl_dagster.model.coordination import CopyChunk, CopyPlan
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import DataSync, Init, TableState
-from etl_dagster.model.stores import CopyChunk, CopyPlan, TableSyncWorker
+from etl_dagster.model.stores import TableSyncWorker
 from etl_dagster.runtime.checking.belonging import Belonging
 from etl_dagster.runtime.copying.claim import Claim
 from etl_dagster.runtime.copying.copy_source import CopySource

@@ -17,6 +17,7 @@ from etl_dagster.errors import (
     TableNameTaken,
 )
 from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.coordination import CopyPlan, FinishedChunk
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import (
@@ -28,7 +29,7 @@ from etl_dagster.model.states import (
     TimedRetry,
     state_name,
 )
-from etl_dagster.model.stores import CoordinatingStore, CopyPlan, FinishedChunk, TableSyncWorker
+from etl_dagster.model.stores import CoordinatingStore, TableSyncWorker
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock

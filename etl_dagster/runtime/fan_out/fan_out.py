@@ -19,7 +19,8 @@ from etl_dagster.errors import (
     SlotMissing,
 )
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.stores import CoordinatingStore, Lease
+from etl_dagster.model.coordination import Lease
+from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.checking.preflight import require_ready
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.failures import log_failure

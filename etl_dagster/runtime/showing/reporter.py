@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.lsn import LSN_MAX, LSN_ZERO, Lsn
+from etl_dagster.model.coordination import CopyPlan
 from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
@@ -20,7 +21,7 @@ from etl_dagster.model.destination import (
 )
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import DataSync, Errored, Init, Ready, TableState, state_name
-from etl_dagster.model.stores import CoordinatingStore, CopyPlan
+from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics, TableCounts

@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from etl_dagster.errors import CopyMissing, CopyOutdated, EtlError, HandoverTimeout, LeaseLost
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import Lease
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Catchup, Errored, FinishedCopy, SyncDone, SyncWait
-from etl_dagster.model.stores import Lease, TableSyncWorker
+from etl_dagster.model.stores import TableSyncWorker
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.streaming.delivery import Kept

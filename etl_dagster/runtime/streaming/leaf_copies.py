@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from etl_dagster.errors import EtlError, TableRewritten
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyChunk
 from etl_dagster.model.events import INSERT, CopiedRows, EventBatch, TableChanges
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.model.stores import CopyChunk
 from etl_dagster.pg.cancelling import cancelled_by
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.batch import Altered

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Mapping
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyPlan
 from etl_dagster.model.destination import CountsOddValues, CountsRows, Destination, offered
 from etl_dagster.model.events import DELETE, EventBatch, TableChanges
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Ready, TableState
-from etl_dagster.model.stores import CoordinatingStore, CopyPlan
+from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.many import many
 
 #: Tables looked up at a time; each is a question.

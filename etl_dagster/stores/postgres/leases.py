@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from etl_dagster.model.stores import epoch_by_clock
+from etl_dagster.model.coordination import epoch_by_clock
 from etl_dagster.pg.advisory import (
     PostgresLease,
     is_locked,

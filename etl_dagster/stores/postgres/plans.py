@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from etl_dagster.model.coordination import CopyPlan, FinishedChunk
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.stores import CopyPlan, FinishedChunk
 from etl_dagster.pg.connection import Connection
 from etl_dagster.stores.postgres import records
 from etl_dagster.stores.postgres.rows import Part

@@ -6,16 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.shape import table_shape_from_json, table_shape_to_json
-from etl_dagster.model.stores import (
-    ApplyWorker,
-    CopyChunk,
-    CopyPlan,
-    DestinationTableMetadata,
-    FinishedChunk,
-    WorkerType,
-)
+from etl_dagster.model.stores import ApplyWorker, DestinationTableMetadata, WorkerType
 from etl_dagster.values.columns import column_from_json, column_to_json
 
 SCHEMA_COLUMNS = (

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from etl_dagster.model.coordination import CopyPlan, FinishedChunk, epoch_by_clock
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Init, TableState
-from etl_dagster.model.stores import ApplyWorker, CopyPlan, FinishedChunk, epoch_by_clock
+from etl_dagster.model.stores import ApplyWorker
 from pydantic import TypeAdapter
 
 from etl_files.locks import FileLease, try_lock

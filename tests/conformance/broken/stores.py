@@ -18,15 +18,10 @@ import pytest
 
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyPlan, FinishedChunk
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Errored, TableState, TimedRetry
-from etl_dagster.model.stores import (
-    ApplyWorker,
-    CopyPlan,
-    DestinationTableMetadata,
-    FinishedChunk,
-    WorkerType,
-)
+from etl_dagster.model.stores import ApplyWorker, DestinationTableMetadata, WorkerType
 from etl_dagster.stores.memory import MemoryLease, MemoryStore
 from etl_dagster.testing import CoordinationSuite, StoreSuite
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from etl_dagster.model.coordination import Coordination
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.stores import Coordination
 
 #: Of `Coordination.publish_status`.
 STATUS_KEY = "meltano"

@@ -31,8 +31,9 @@ from etl_dagster.integrations.meltano.positions.verdicts import (
     judge,
 )
 from etl_dagster.integrations.meltano.states.errors import StateTablesMissing
+from etl_dagster.model.coordination import Coordination
 from etl_dagster.model.states import Init
-from etl_dagster.model.stores import Coordination, PipelineStore
+from etl_dagster.model.stores import PipelineStore
 from etl_dagster.runtime.pace import Pace
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 

@@ -10,6 +10,7 @@ from typing import Any
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import FoundState, TablePosition
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import Coordination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import (
     DataSync,
@@ -21,7 +22,7 @@ from etl_dagster.model.states import (
     state_name,
     state_to_json,
 )
-from etl_dagster.model.stores import Coordination, PipelineStore
+from etl_dagster.model.stores import PipelineStore
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 
