@@ -1,6 +1,7 @@
 """Where the workers of one pipeline meet, in one process or in many: what a store adds for that.
 
-Each contract is about one thing; `Coordination` is all of them.
+Each contract is about one thing; `Coordination` is all that are asked of a store for several
+processes, but for `Notes`, which a store of an earlier version doesn't have.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ class WakeUps(Protocol):
 
 @runtime_checkable
 class Board(Protocol):
-    """What processes show each other."""
+    """What processes show each other. A status may be lost, and nothing but a display suffers."""
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
         """Show JSON to other processes, such as the lag under ``apply``; the last one stays."""
@@ -193,6 +194,35 @@ class Board(Protocol):
     def get_status(self, key: str) -> Mapping[str, Any] | None: ...
 
 
+# -- remembering -----------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Notes(Protocol):
+    """What correctness rests on beside states and plans, such as how the publication was last seen.
+
+    JSON by key. A note is kept once `put_note` returns, whatever is killed then. It is written on
+    its own: the engine writes a note after what it speaks of is done, and comes to the same
+    conclusion again where it was killed in between.
+    """
+
+    def get_note(self, key: str) -> Mapping[str, Any] | None:
+        """The note, or None.
+
+        Stores without notes kept them as statuses. So a status under the key is what was noted
+        last, until `put_note`; keys of notes and of statuses differ otherwise.
+        """
+        ...
+
+    def put_note(self, key: str, note: Mapping[str, Any]) -> None:
+        """Keep the note in place of the one before, and of a status under the key."""
+        ...
+
+
 @runtime_checkable
 class Coordination(SharedStates, Leases, CopyPlans, WakeUps, Board, Protocol):
-    """Where the workers of one pipeline meet, in one process or in many."""
+    """Where the workers of one pipeline meet; a store has `Notes` as well.
+
+    One without them is asked to keep notes as statuses, which must be durable then. That is
+    deprecated.
+    """

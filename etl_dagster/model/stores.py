@@ -21,6 +21,7 @@ from etl_dagster.model.coordination import (
     CopyPlan,
     FinishedChunk,
     Lease,
+    Notes,
     epoch_by_clock,
 )
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
@@ -298,5 +299,5 @@ class ManyTables(Protocol):
 
 
 @runtime_checkable
-class CoordinatingStore(PipelineStore, Coordination, Protocol):
+class CoordinatingStore(PipelineStore, Coordination, Notes, Protocol):
     """A store for several processes, such as `PostgresStore`."""

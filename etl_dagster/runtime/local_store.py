@@ -11,7 +11,7 @@ from typing import Any
 
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.changes import Changes
-from etl_dagster.model.coordination import CopyPlan, FinishedChunk, epoch_by_clock
+from etl_dagster.model.coordination import Coordination, CopyPlan, FinishedChunk, epoch_by_clock
 from etl_dagster.model.destination import ChecksItself, offered
 from etl_dagster.model.identity import KnownDestination, KnownSource
 from etl_dagster.model.remembering import RemembersInMemory
@@ -32,20 +32,22 @@ from etl_dagster.model.stores import (
     PipelineStore,
     WorkerType,
 )
+from etl_dagster.runtime.status_notes import noting_in_statuses
 
 _log = logging.getLogger(__name__)
 
 _NO_TABLE = 0
-#: The status that changes all the time, and is of no use once the process has ended.
-_MOMENTARY = "apply"
 
 
 def coordinating(store: PipelineStore) -> CoordinatingStore:
     """The store itself where it coordinates several processes, else one that does so for this one.
 
-    Then only one process may run the pipeline, and a copy that was interrupted begins anew.
+    Then only one process may run the pipeline, and a copy that was interrupted begins anew. A store
+    that coordinates and has no `Notes` keeps them as statuses.
     """
-    return store if isinstance(store, CoordinatingStore) else LocalStore(store)
+    if isinstance(store, CoordinatingStore):
+        return store
+    return noting_in_statuses(store) if isinstance(store, Coordination) else LocalStore(store)
 
 
 @dataclass
@@ -238,21 +240,27 @@ class LocalStore(RemembersInMemory):
         return len(table_ids)
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
-        self._status[key] = text = json.dumps(payload)
-        if key != _MOMENTARY:
-            with self._lock:
-                kept = self._kept()
-                if kept.get(key) != text:
-                    kept[key] = text
-                    self._keep(json.dumps(kept))
+        self._status[key] = json.dumps(payload)
 
     def get_status(self, key: str) -> Mapping[str, Any] | None:
         payload = self._status.get(key)
-        if payload is None and key != _MOMENTARY:
-            payload = self._kept().get(key)
         return None if payload is None else json.loads(payload)
 
     # -- kept in a place that each store has ---------------------------------------------------
+
+    def get_note(self, key: str) -> Mapping[str, Any] | None:
+        # Earlier versions kept most statuses here, under the same keys.
+        note = self._status.get(key, self._kept().get(key))
+        return None if note is None else json.loads(note)
+
+    def put_note(self, key: str, note: Mapping[str, Any]) -> None:
+        text = json.dumps(note)
+        with self._lock:
+            kept = self._kept()
+            if kept.get(key) != text:
+                kept[key] = text
+                self._keep(json.dumps(kept))
+            self._status.pop(key, None)
 
     def _keep(self, text: str) -> None:
         """The destination metadata of no table (no table has the OID 0) holds what must last."""

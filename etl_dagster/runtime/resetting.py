@@ -4,7 +4,8 @@ A replicator is kept alive by Dagster's sensor, so it can't simply be stopped fo
 for requests in the state store, ends its pipeline, resets it and starts it again. Of several
 destinations, a request for one is in the store of its pipeline, and one for all in that of the
 pipeline as a whole. One destination keeps the store of the whole where it was the only one before,
-so both have keys of their own.
+so both have keys of their own. A request is a note: one that was followed halfway is followed
+again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _EXPIRES_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What a request is for: the keys of its notes in the store, and the lease of who follows."""
+    """What a request is for: the keys of its note and of the offer to follow one, and the lease of
+    who follows."""
 
     request: str
     offer: str
@@ -36,8 +38,9 @@ class Extent:
     lease: str
 
 
-#: A pipeline, also that of one destination among several.
-ONE = Extent("reset", "reset offer", RUNNER, "apply")
+#: A pipeline, also that of one destination among several. Earlier versions looked for requests
+#: among the statuses, and offered so under another key.
+ONE = Extent("reset", "reset by note offer", RUNNER, "apply")
 #: All destinations of a pipeline with several.
 ALL = Extent("fan out reset", "fan out reset offer", RUNNER_OF_SEVERAL, "fan out")
 
@@ -100,30 +103,30 @@ def request_reset(
         taken back.
     """
     name = str(uuid.uuid4())
-    store.publish_status(of.request, {"id": name, "asked_at": time.time()})
+    store.put_note(of.request, {"id": name, "asked_at": time.time()})
     deadline = time.monotonic() + timeout_s
     try:
         while time.monotonic() < deadline:
-            answer = store.get_status(of.request) or {}
+            answer = store.get_note(of.request) or {}
             if answer.get("id") == name and "dropped" in answer:
                 return list(answer["dropped"])
             time.sleep(_POLL_S)
         return None
     finally:
-        if "dropped" not in (store.get_status(of.request) or {}):
-            store.publish_status(of.request, {})
+        if "dropped" not in (store.get_note(of.request) or {}):
+            store.put_note(of.request, {})
 
 
 def is_reset_wanted(store: CoordinatingStore, of: Extent = ONE) -> bool:
     """Whether a request waits to be followed."""
-    request = store.get_status(of.request) or {}
+    request = store.get_note(of.request) or {}
     return "asked_at" in request and time.time() - float(request["asked_at"]) < _EXPIRES_S
 
 
 def answer_request(store: CoordinatingStore, dropped: Sequence[str], of: Extent = ONE) -> None:
     """Tell who asked that it is done, and which slots were dropped."""
-    request = store.get_status(of.request) or {}
-    store.publish_status(of.request, {"id": request.get("id"), "dropped": list(dropped)})
+    request = store.get_note(of.request) or {}
+    store.put_note(of.request, {"id": request.get("id"), "dropped": list(dropped)})
 
 
 def follow_request(

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from etl_dagster.errors import EtlError, PipelineInUse
 from etl_dagster.model.stores import CoordinatingStore
 
-#: Key of the note in the store; and of the process that runs all of several destinations, whose
-#: pipelines have notes of their own.
+#: Key of the status; and of the process that runs all of several destinations, whose pipelines have
+#: statuses of their own.
 RUNNER, RUNNER_OF_SEVERAL = "runner", "fan out runner"
 
 
 def note_runner(store: CoordinatingStore, key: str = RUNNER) -> None:
-    """Write down that this process runs the pipeline; it has the lease."""
+    """Show that this process runs the pipeline; it has the lease."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     store.publish_status(key, {"host": socket.gethostname(), "pid": os.getpid(), "since": now})
 

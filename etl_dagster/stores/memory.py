@@ -70,6 +70,7 @@ class MemoryStore(RemembersInMemory):
         self._plans: dict[TableId, CopyPlan] = {}
         self._leases: dict[str, MemoryLease] = {}
         self._status: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
         self._epoch = 0
         self._known: KnownDestination | None = None
         self._known_source: KnownSource | None = None
@@ -300,3 +301,13 @@ class MemoryStore(RemembersInMemory):
         with self._lock:
             payload = self._status.get(key)
         return None if payload is None else json.loads(payload)
+
+    def put_note(self, key: str, note: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._notes[key] = json.dumps(note)
+            self._status.pop(key, None)
+
+    def get_note(self, key: str) -> Mapping[str, Any] | None:
+        with self._lock:
+            note = self._status.get(key, self._notes.get(key))
+        return None if note is None else json.loads(note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from etl_dagster.model.identity import (
 from etl_dagster.model.states import Catchup, DataSync, FinishedCopy, Init, Ready, SyncWait
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore, TableSyncWorker
 from etl_dagster.testing.changes import ORDERS
+from etl_dagster.testing.killing import note_and_die
 from etl_dagster.testing.stores import (
     APPLIED,
     APPLYING,
@@ -379,6 +381,44 @@ class CoordinationSuite(StoreSuite):
 
         assert other.get_status("apply") == {"lag_bytes": 0}
         assert other.get_status("table:1") is None
+
+    # -- notes ---------------------------------------------------------------------------------
+
+    def test_the_last_note_is_read_by_others(
+        self, store: CoordinatingStore, other: CoordinatingStore
+    ) -> None:
+        assert other.get_note("members") is None
+        note = {"left": {"16384": "0/10"}, "kept": [[1, "pärt"], None, 2**53], "empty": {}}
+        store.put_note("members", note)
+        assert other.get_note("members") == note
+        other.put_note("members", {})
+
+        assert store.get_note("members") == {}
+        assert store.get_note("paused") is None
+        assert store.get_status("members") is None
+
+    def test_what_was_a_status_before_there_were_notes_is_the_note(
+        self, store: CoordinatingStore, other: CoordinatingStore
+    ) -> None:
+        """Forgotten with an upgrade, it would be concluded that nothing had happened before."""
+        store.publish_status("members", {"left": ["before"]})
+        assert other.get_note("members") == {"left": ["before"]}
+        other.put_note("members", {"left": []})
+
+        assert store.get_note("members") == {"left": []}
+        # A process of the earlier version was still there.
+        store.publish_status("members", {"left": ["late"]})
+        assert other.get_note("members") == {"left": ["late"]}
+
+    def test_a_note_outlives_a_process_that_is_killed_right_after(
+        self, tmp_path: Path, store: CoordinatingStore, reopened: Another
+    ) -> None:
+        """With SIGKILL: nothing of the process can write it later."""
+        store.put_note("members", {"number": 1})
+        died = note_and_die(self, tmp_path, "members", {"number": 2})
+        assert died == -signal.SIGKILL, "the process that writes the note failed, see its output"
+
+        assert reopened().get_note("members") == {"number": 2}
 
     # -- opened again --------------------------------------------------------------------------
 

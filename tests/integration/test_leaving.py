@@ -128,5 +128,5 @@ def test_a_table_that_returns_before_its_last_changes_are_applied_is_copied_agai
 
 
 def _leaving(store: Any) -> dict[str, str]:
-    status = store.get_status("members") or {}
+    status = store.get_note("members") or {}
     return dict(status.get("leaving", {}))

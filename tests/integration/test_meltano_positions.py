@@ -20,7 +20,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.integrations.dagster.supervisor import Replicator, config_payload
 from etl_dagster.integrations.meltano.positions.comparison import compare_bookmarks
-from etl_dagster.integrations.meltano.positions.memory import STATUS_KEY, Notice, load_notices
+from etl_dagster.integrations.meltano.positions.memory import NOTE_KEY, Notice, load_notices
 from etl_dagster.integrations.meltano.positions.mirror import Mirror, mirrored_positions
 from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates, state_location
 from etl_dagster.integrations.meltano.positions.tables import state_key
@@ -362,10 +362,10 @@ def test_a_request_that_a_crash_interrupted_is_done_once(
         ((table_id,),) = shop.query("select 'orders'::regclass::oid")
         state = store.get_table_replication_state(table_id)
         assert isinstance(state, Ready)
-        remembered = dict(store.get_status(STATUS_KEY) or {})
+        remembered = dict(store.get_note(NOTE_KEY) or {})
         entry = remembered["entries"][ORDERS]
         entry["requested_at"] = state_key(store, table_id, state)
-        store.publish_status(STATUS_KEY, remembered)
+        store.put_note(NOTE_KEY, remembered)
         if was_done:
             store.request_copy(table_id)
             with running(config, store=store) as pipeline:

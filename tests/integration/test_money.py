@@ -99,9 +99,9 @@ def test_money_prints_alike_in_every_session(
 
     # As an earlier version left it, which did not pin the setting.
     with closing(build_store(config)) as store:
-        status = store.get_status("alterations")
+        status = store.get_note("alterations")
         assert status is not None
-        store.publish_status("alterations", {k: v for k, v in status.items() if k != "money"})
+        store.put_note("alterations", {k: v for k, v in status.items() if k != "money"})
     with running(config) as pipeline:
         assert pipeline.wait_until_caught_up(60)
     assert caplog.text.count("is copied again: money prints otherwise") == 2

@@ -176,6 +176,26 @@ def test_nothing_is_created_twice(store: PostgresStore) -> None:
     assert store.migrate() == store.pending_migrations() == []
 
 
+def test_what_a_version_without_notes_kept_is_found(
+    database: Database, store: PostgresStore
+) -> None:
+    """Also what it writes while it still runs, after another process has migrated."""
+    before = [migration for migration in STORE if migration.number < 6]
+    with database.connect() as admin:
+        psycopg.ClientCursor(admin).execute(script(before, "etl", STORE).encode())
+    database.execute("INSERT INTO etl.pipelines (name) VALUES ('shop')")
+    keep = (
+        "INSERT INTO etl.status (pipeline, key, payload) VALUES ('shop', 'paused', '{{\"7\": {}}}')"
+    )
+    database.execute(keep.format(1))
+    assert store.get_note("paused") == {"7": 1}
+
+    store.put_note("paused", {"7": 2})
+    assert store.get_note("paused") == {"7": 2}
+    database.execute(keep.format(3))
+    assert store.get_note("paused") == {"7": 3}
+
+
 def test_a_store_that_is_newer_than_the_program_is_refused(
     store: PostgresStore, database: Database
 ) -> None:
@@ -284,6 +304,8 @@ def exercise(store: PostgresStore) -> None:
     store.finish_chunk(1, "copy-1", FinishedChunk(0, 1, 1, Lsn(2)))
     store.upsert_replication_progress(ApplyWorker(), Lsn(3))
     store.publish_status("apply", {})
+    store.put_note("members", {})
+    assert store.get_note("members") == {}
     store.wait_for_change(0)
     assert store.rollback_table_replication_state(1) == Init()
     store.request_copy(1)

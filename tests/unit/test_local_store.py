@@ -6,10 +6,17 @@ from dataclasses import replace
 
 import pytest
 
+from etl_dagster.model.coordination import Notes
+from etl_dagster.model.identity import RemembersDestination
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Init
-from etl_dagster.model.stores import DestinationTableMetadata, KnowsPipeline
-from etl_dagster.runtime.local_store import LocalStore
+from etl_dagster.model.stores import (
+    CoordinatingStore,
+    DestinationTableMetadata,
+    KnowsPipeline,
+    ManyTables,
+)
+from etl_dagster.runtime.local_store import LocalStore, coordinating
 from etl_dagster.stores.memory import MemoryStore
 
 
@@ -51,12 +58,12 @@ def test_a_store_that_cannot_look_knows_a_pipeline_by_its_tables() -> None:
 
 def test_what_must_outlive_the_process_is_kept_in_the_store() -> None:
     kept = MemoryStore()
-    LocalStore(kept).publish_status("members", {"leaving": {"16384": "0/10"}})
+    LocalStore(kept).put_note("members", {"leaving": {"16384": "0/10"}})
     LocalStore(kept).publish_status("apply", {"lag_bytes": 5})
 
     later = LocalStore(kept)
 
-    assert later.get_status("members") == {"leaving": {"16384": "0/10"}}
+    assert later.get_note("members") == {"leaving": {"16384": "0/10"}}
     assert later.get_status("apply") is None
     assert kept.get_table_replication_states() == {}
 
@@ -73,10 +80,32 @@ class _ShortColumn(MemoryStore):
 
 def test_a_store_that_cannot_keep_it_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     kept = _ShortColumn()
-    LocalStore(kept).publish_status("members", {"leaving": {"16384": "0/10"}})
+    LocalStore(kept).put_note("members", {"leaving": {"16384": "0/10"}})
 
     later = LocalStore(kept)
 
-    assert later.get_status("members") is None
-    later.publish_status("members", {})
+    assert later.get_note("members") is None
+    later.put_note("members", {})
     assert caplog.text.count("the store can't keep what the catalog said") == 1
+
+
+def without_notes(store: MemoryStore) -> CoordinatingStore:
+    """A store of an earlier version, for several processes."""
+    names = [name for name in dir(store) if name[0] != "_" and name not in vars(Notes)]
+    return type("OldStore", (), {name: staticmethod(getattr(store, name)) for name in names})()
+
+
+def test_a_store_of_several_processes_without_notes_keeps_them_as_statuses() -> None:
+    kept = MemoryStore()
+    old = without_notes(kept)
+
+    with pytest.warns(DeprecationWarning, match="OldStore has no get_note"):
+        store = coordinating(old)
+
+    assert isinstance(store, CoordinatingStore)
+    assert isinstance(store, RemembersDestination)
+    assert not isinstance(store, ManyTables)
+    store.put_note("members", {"leaving": {}})
+    store.update_table_replication_states([(1, Init())])
+    assert kept.get_status("members") == store.get_note("members") == {"leaving": {}}
+    assert kept.get_table_replication_states() == {1: Init()}

@@ -1,4 +1,4 @@
-"""Tables whose copies wait until a person resumes them; kept in the state store's statuses."""
+"""Tables whose copies wait until a person resumes them; kept in a note of the state store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KEY = "paused"
 
 def paused_tables(store: CoordinatingStore) -> Mapping[TableId, str]:
     """Since when each paused table is paused (ISO 8601, UTC)."""
-    payload = store.get_status(_KEY) or {}
+    payload = store.get_note(_KEY) or {}
     return {int(table_id): str(since) for table_id, since in payload.items()}
 
 
@@ -33,4 +33,4 @@ def resume_copies(store: CoordinatingStore, table_ids: Collection[TableId]) -> C
 
 
 def _keep(store: CoordinatingStore, paused: Mapping[TableId, str]) -> None:
-    store.publish_status(_KEY, {str(table_id): since for table_id, since in paused.items()})
+    store.put_note(_KEY, {str(table_id): since for table_id, since in paused.items()})

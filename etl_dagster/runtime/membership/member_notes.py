@@ -11,7 +11,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.source.membership import Look, Membership, Partition, PublicationTrace, Storage
 
-#: The key of `publish_status`.
+#: The key of the note.
 _KEY = "members"
 
 
@@ -42,7 +42,7 @@ class MemberNotes:
     @classmethod
     def load(cls, store: CoordinatingStore) -> MemberNotes:
         """The notes in the store; empty ones before the first look."""
-        saved = store.get_status(_KEY) or {}
+        saved = store.get_note(_KEY) or {}
         trace = saved.get("publication")
         return cls(
             publication=None if trace is None else PublicationTrace(*trace),
@@ -55,7 +55,7 @@ class MemberNotes:
         )
 
     def save(self, store: CoordinatingStore) -> None:
-        store.publish_status(_KEY, self.to_json())
+        store.put_note(_KEY, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         trace = self.publication

@@ -47,7 +47,7 @@ def note_copied_partitions(
     store: CoordinatingStore, table_id: TableId, copy_id: str, leaves: Mapping[int, Partition]
 ) -> None:
     """Keep which partitions a copy began with; to be called before it is planned."""
-    store.publish_status(_key(table_id), partitions_json(PartitionNotes(copy_id, dict(leaves))))
+    store.put_note(_key(table_id), partitions_json(PartitionNotes(copy_id, dict(leaves))))
 
 
 class Partitions:
@@ -140,7 +140,7 @@ class Partitions:
         known = notes.partitions.get(table_id)
         if table_id not in self._known_copies:
             self._known_copies.add(table_id)
-            saved = self._store.get_status(_key(table_id))
+            saved = self._store.get_note(_key(table_id))
             if saved is not None and (known is None or saved["copy_id"] != known.copy_id):
                 return partition_notes(saved)
         return known

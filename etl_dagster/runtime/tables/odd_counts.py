@@ -1,6 +1,6 @@
 """Counts what columns' types can't hold, where the destination doesn't.
 
-A copy may be another process's work. So what it brought is in the store, a status for each table:
+A copy may be another process's work. So what it brought is in the store, a note for each table:
 the worker that holds the table's lease writes it, and the process that runs the pipeline reads it
 once the table was handed over.
 """
@@ -83,7 +83,7 @@ class CopyOddCounts:
             counts.update(more)
             parts[part] = dict(counts)
             payload = {"replay_from": str(replay_from), "parts": parts}
-            self._store.publish_status(_key(table_id), payload)
+            self._store.put_note(_key(table_id), payload)
 
 
 def copied_odd(store: CoordinatingStore, table_id: TableId, plan: CopyPlan) -> dict[str, int]:
@@ -97,7 +97,7 @@ def copied_odd(store: CoordinatingStore, table_id: TableId, plan: CopyPlan) -> d
 def _parts(
     store: CoordinatingStore, table_id: TableId, replay_from: Lsn
 ) -> Mapping[str, Mapping[str, int]]:
-    found = store.get_status(_key(table_id)) or {}
+    found = store.get_note(_key(table_id)) or {}
     if found.get("replay_from") != str(replay_from):
         return {}
     parts: Mapping[str, Mapping[str, int]] = found["parts"]

@@ -17,6 +17,9 @@ TABLES = (
     "copy_plans",
     "copy_chunks",
     "status",
+    "known_destinations",
+    "known_sources",
+    "notes",
 )
 
 

@@ -11,6 +11,7 @@ from etl_dagster.stores.postgres.leases import SessionLeases
 from etl_dagster.stores.postgres.lifecycle import Lifecycle
 from etl_dagster.stores.postgres.metadata import KeptMetadata
 from etl_dagster.stores.postgres.migrate import STORE
+from etl_dagster.stores.postgres.notes import KeptNotes
 from etl_dagster.stores.postgres.plans import KeptPlans
 from etl_dagster.stores.postgres.progress import KeptProgress
 from etl_dagster.stores.postgres.readiness import check_store
@@ -30,6 +31,7 @@ class PostgresStore(
     KeptPlans,
     ListenedWakeUps,
     KeptBoard,
+    KeptNotes,
 ):
     """Keeps everything in one schema of a Postgres database, by the name of the pipeline.
 

@@ -40,6 +40,7 @@ class SharedSqliteStore(SqliteStore):
         *SqliteStore.tables,
         "CREATE TABLE IF NOT EXISTS plans (table_id INTEGER PRIMARY KEY, plan TEXT NOT NULL)",
         "CREATE TABLE IF NOT EXISTS status (key TEXT PRIMARY KEY, payload TEXT NOT NULL)",
+        "CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, note TEXT NOT NULL)",
     )
 
     def __init__(self, path: Path, pipeline: str, *, busy_timeout_s: float = 30.0) -> None:
@@ -188,3 +189,21 @@ class SharedSqliteStore(SqliteStore):
     def get_status(self, key: str) -> Mapping[str, Any] | None:
         found = self._read("SELECT payload FROM status WHERE key = ?", key)
         return json.loads(found[0][0]) if found else None
+
+    # -- notes ---------------------------------------------------------------------------------
+
+    def get_note(self, key: str) -> Mapping[str, Any] | None:
+        # A status under the key is a note that was kept before there were notes.
+        [(note,)] = self._read(
+            "SELECT coalesce((SELECT payload FROM status WHERE key = ?1), "
+            "(SELECT note FROM notes WHERE key = ?1))",
+            key,
+        )
+        return json.loads(note) if note else None
+
+    def put_note(self, key: str, note: Mapping[str, Any]) -> None:
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM status WHERE key = ?", (key,))
+            connection.execute(
+                "INSERT OR REPLACE INTO notes VALUES (?, ?)", (key, json.dumps(note))
+            )

@@ -6,6 +6,7 @@ Not collected with the other tests: `test_broken.py` runs this file on its own.
 from __future__ import annotations
 
 import functools
+import json
 import pickle
 import threading
 import time
@@ -566,6 +567,26 @@ class TestARequestedCopyKeepsItsPlan(TestSharedStore):
             super().request_copy(table_id)
             if plan:
                 self._plans[table_id] = plan
+
+
+class TestNotesForgetWhatWasAStatus(TestSharedStore):
+    promise = "test_what_was_a_status_before_there_were_notes_is_the_note"
+
+    class store_class(MemoryStore):
+        def get_note(self, key: str) -> Mapping[str, Any] | None:
+            return json.loads(self._notes[key]) if key in self._notes else None
+
+
+class TestANoteDiesWithItsProcess(CoordinationSuite):
+    """What else is written is in the file at once."""
+
+    promise: ClassVar[str | None] = "test_a_note_outlives_a_process_that_is_killed_right_after"
+    # Two objects don't hear of each other.
+    test_a_wait_ends_when_another_process_changes_something = None  # type: ignore[assignment]
+    test_two_workers_talk_through_the_store_and_miss_no_word = None  # type: ignore[assignment]
+
+    def make_store(self, folder: Path) -> FileStore:
+        return FileStore(folder / "store.pickle")
 
 
 class TestAnotherProcessReadsItsOwnCache(CoordinationSuite):

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from etl_dagster.model.coordination import Coordination
+from etl_dagster.model.coordination import Notes
 from etl_dagster.model.schema import TableId
 
-#: Of `Coordination.publish_status`.
-STATUS_KEY = "meltano"
+#: The key of the note.
+NOTE_KEY = "meltano"
 _NOTICES_KEPT = 20
 
 
@@ -54,9 +54,9 @@ class Memory:
     problem: str | None = None
 
     @classmethod
-    def load(cls, store: Coordination, place: str) -> Memory:
+    def load(cls, store: Notes, place: str) -> Memory:
         """What was remembered of this place; of another place, only the notices."""
-        payload = store.get_status(STATUS_KEY) or {}
+        payload = store.get_note(NOTE_KEY) or {}
         memory = cls(place, notices=_notices(payload))
         if payload.get("place") == place:
             memory.entries = {
@@ -70,9 +70,9 @@ class Memory:
             }
         return memory
 
-    def keep(self, store: Coordination) -> None:
-        store.publish_status(
-            STATUS_KEY,
+    def keep(self, store: Notes) -> None:
+        store.put_note(
+            NOTE_KEY,
             {
                 "place": self.place,
                 "entries": {state_id: _plain(entry) for state_id, entry in self.entries.items()},
@@ -98,13 +98,13 @@ def _notices(payload: Mapping[str, Any]) -> list[Notice]:
     ]
 
 
-def keep_problem(store: Coordination, problem: str) -> None:
+def keep_problem(store: Notes, problem: str) -> None:
     """Tell why nothing can be mirrored, before it is known what there is to remember."""
-    store.publish_status(STATUS_KEY, {**(store.get_status(STATUS_KEY) or {}), "problem": problem})
+    store.put_note(NOTE_KEY, {**(store.get_note(NOTE_KEY) or {}), "problem": problem})
 
 
-def load_notices(store: Coordination) -> tuple[list[Notice], str | None]:
+def load_notices(store: Notes) -> tuple[list[Notice], str | None]:
     """What the mirror has said lately, the newest last, and what it fails with."""
-    payload = store.get_status(STATUS_KEY) or {}
+    payload = store.get_note(NOTE_KEY) or {}
     problem = payload.get("problem")
     return _notices(payload), problem if isinstance(problem, str) else None

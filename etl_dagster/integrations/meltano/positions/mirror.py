@@ -31,9 +31,8 @@ from etl_dagster.integrations.meltano.positions.verdicts import (
     judge,
 )
 from etl_dagster.integrations.meltano.states.errors import StateTablesMissing
-from etl_dagster.model.coordination import Coordination
 from etl_dagster.model.states import Init
-from etl_dagster.model.stores import PipelineStore
+from etl_dagster.model.stores import CoordinatingStore, PipelineStore
 from etl_dagster.runtime.pace import Pace
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
@@ -136,7 +135,7 @@ class Mirror:
         self._config = config
         self._store = store
         #: Without it, memory lasts as long as this object.
-        self._coordination = store if isinstance(store, Coordination) else None
+        self._coordination = store if isinstance(store, CoordinatingStore) else None
         self._status = status
         self._states = states
         self._interval_s = config.meltano.interval_s

@@ -1,0 +1,49 @@
+"""A process that writes something and is killed at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_NOT_MADE = 77
+
+
+def note_and_die(suite: Any, folder: Path, key: str, note: Mapping[str, Any]) -> int | None:
+    """Have another process make the store, put the note and kill itself; returns its exit code.
+
+    Args:
+        suite: the test class's object, whose `make_store` makes the store; with its attributes.
+    """
+    try:
+        made = pickle.dumps((suite, folder))
+    except Exception as error:
+        pytest.skip(f"{type(suite).__name__} can't be taken to another process: {error}")
+    # Not a fork: of a process with threads, a copy may stand still.
+    process = multiprocessing.get_context("spawn").Process(
+        target=_note_and_die, args=(made, key, note), daemon=True
+    )
+    process.start()
+    process.join(suite.patience_s)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        pytest.fail(f"writing a note took longer than {suite.patience_s} s (patience_s)")
+    if process.exitcode == _NOT_MADE:
+        pytest.skip(f"another process can't import the module of {type(suite).__name__}")
+    return process.exitcode
+
+
+def _note_and_die(made: bytes, key: str, note: Mapping[str, Any]) -> None:
+    try:
+        suite, folder = pickle.loads(made)
+    except ImportError:
+        os._exit(_NOT_MADE)
+    suite.make_store(folder).put_note(key, note)
+    os.kill(os.getpid(), signal.SIGKILL)
