@@ -11,6 +11,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     EtlError,
     SlotError,
+    SlotInvalidated,
     SourceError,
     SourceUnreachable,
     StoreError,
@@ -149,7 +150,9 @@ def _continuation(
     try:
         require_continuable(slot, name, store)
     except SlotError as failure:
-        yield Check.error("slot", failure)
+        # One that a start replaces is told by the checks of the source.
+        if not (isinstance(failure, SlotInvalidated) and config.on_lost_slot == "recopy"):
+            yield Check.error("slot", failure)
     slots = {
         slot.name: slot
         for slot in control.ask("looking at the slots", fetch_copying_slots, config.pipeline)

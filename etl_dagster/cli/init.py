@@ -67,6 +67,10 @@ retry:
   max_delay_ms: 30000
   max_attempts: 8
 
+# Once Postgres has removed WAL that the slot needs, a start stops, or with `recopy` makes another
+# slot and copies every table again.
+on_lost_slot: stop
+
 # Every table's position as Meltano state, for `meltano state list`; kept in the state store.
 meltano:
   enabled: true

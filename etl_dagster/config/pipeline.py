@@ -81,6 +81,11 @@ class PipelineConfig(Section):
     batch: BatchConfig = BatchConfig()
     copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
     retry: RetryConfig = RetryConfig()
+    on_lost_slot: Literal["stop", "recopy"] = Field(
+        "stop",
+        description="What a start does once Postgres has removed WAL that the pipeline's slot "
+        "needs: it stops, or makes another slot and copies every table again.",
+    )
     partitions_removed: Literal["keep", "delete"] = Field(
         "keep",
         description="What becomes of the rows of a partition that was detached, dropped or "
@@ -177,6 +182,8 @@ class PipelineConfig(Section):
         former = self.fan_out.former
         if former is not None and former not in self.destinations:
             mistakes.append(f"fan_out.former: {former} is not one of the destinations")
+        if self.destinations and self.on_lost_slot == "recopy":
+            mistakes.append("on_lost_slot: recopy is for a pipeline with one destination")
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self

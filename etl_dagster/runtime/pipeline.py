@@ -31,6 +31,7 @@ from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.pace import Pace
+from etl_dagster.runtime.resetting import begin_again_without_slot
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics
@@ -157,9 +158,12 @@ class Pipeline:
             require_distinct_names(self._config, self._destination, members)
             self._tenure.begin(self._config.pipeline)
             # Before it is started: that may create what was removed, or change what isn't ours.
-            self._belonging.require()
-            self._origin.recall(self._belonging.continued)
-            self._control.ask("identifying the source", self._origin.require)
+            self._identify()
+            if begin_again_without_slot(self._config, self._store, self._control):
+                # What was expected of source and destination is forgotten with the slot.
+                self._origin = Origin(self._config, self._store)
+                self._belonging = Belonging(self._config, self._store, self._destination)
+                self._identify()
             self._is_source_known = True
             self._destination.startup(self._store)
             self._tenure.take_epoch()
@@ -194,6 +198,12 @@ class Pipeline:
             self._threads.append(thread)
         for thread in self._threads:
             thread.start()
+
+    def _identify(self) -> None:
+        """Refuse a source or a destination that isn't the one that the store knows."""
+        self._belonging.require()
+        self._origin.recall(self._belonging.continued)
+        self._control.ask("identifying the source", self._origin.require)
 
     def shutdown(self) -> None:
         """Ask it to stop; `wait` tells when it has. Safe in a signal handler."""

@@ -11,6 +11,7 @@ again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,9 @@ from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.runner import RUNNER, RUNNER_OF_SEVERAL, in_use
 from etl_dagster.runtime.slot import drop_pipeline_slots
 from etl_dagster.source.control import SourceControl
+from etl_dagster.source.slots import fetch_apply_slot
+
+_log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 #: The request of a command that was killed while it waited is not followed any more.
@@ -77,6 +81,29 @@ def reset_several(
     for name, member in whole.members().items():
         dropped += reset_pipeline(member, stores[name], control)
     return dropped + drop_pipeline_slots(control, whole)
+
+
+def begin_again_without_slot(
+    config: PipelineConfig, store: CoordinatingStore, control: SourceControl
+) -> bool:
+    """Where the slot is lost and `on_lost_slot` is ``recopy``: forget what was streamed from it.
+
+    Every table is at `Init` then, and no slot is left. To be called with the lease.
+    """
+    if config.on_lost_slot != "recopy":
+        return False
+    slot = control.ask("looking at the slot", fetch_apply_slot, config)
+    if slot is None or not slot.is_lost or not slot.is_of_this_database:
+        return False
+    _log.warning(
+        "slot %r is lost (%s); every table is copied again, see on_lost_slot",
+        slot.name,
+        slot.invalidation_reason or "WAL that it needs was removed",
+    )
+    # In this order: should it end in between, the next start finds the slot lost still.
+    store.reset_for_resync()
+    drop_pipeline_slots(control, config)
+    return True
 
 
 def offer_resets(store: CoordinatingStore, of: Extent = ONE) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import SlotError
+from etl_dagster.errors import SlotError, SlotInvalidated
 from etl_dagster.runtime.checking.check import Check, Connection
 from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.slots import (
@@ -26,6 +26,14 @@ def check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
     retained = human_bytes(slot.retained_bytes)
     try:
         require_usable(slot)
+    except SlotInvalidated as failure:
+        if config.on_lost_slot == "stop":
+            return Check.error("slot", failure)
+        return Check.warning(
+            "slot",
+            f"{failure.reason}; the next start makes another one and copies every table again",
+            "Start the pipeline; or set on_lost_slot to stop.",
+        )
     except SlotError as failure:
         return Check.error("slot", failure)
     if slot.is_unfinished:
