@@ -9,6 +9,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from etl_dagster.config.section import Section
 from etl_dagster.errors import ConfigError
 
+_KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+
 
 class SourceConfig(Section):
     """The Postgres that is replicated: a DSN, or its parts; parts win over the DSN."""
@@ -29,6 +31,18 @@ class SourceConfig(Section):
     sslcert: str | None = Field(None, description="File of the client's certificate.")
     sslkey: str | None = Field(None, description="File of the client's private key.")
     connect_timeout_s: int = Field(10, ge=1, description="Seconds to wait for a connection.")
+    keepalive_idle_s: int | None = Field(
+        None, ge=1, description="A connection that is silent for so long is probed; 30 by default."
+    )
+    keepalive_interval_s: int | None = Field(
+        None, ge=1, description="Seconds between probes; 10 by default."
+    )
+    keepalive_count: int | None = Field(
+        None,
+        ge=1,
+        description="Probes without an answer after which the connection is given up, as is one "
+        "that took as long over what was sent; 3 by default.",
+    )
 
     @field_validator("publication")
     @classmethod
@@ -62,13 +76,28 @@ class SourceConfig(Section):
             "sslcert": self.sslcert,
             "sslkey": self.sslkey,
             "connect_timeout": self.connect_timeout_s,
+            "keepalives_idle": self.keepalive_idle_s,
+            "keepalives_interval": self.keepalive_interval_s,
+            "keepalives_count": self.keepalive_count,
         } | extra
         given = {key: str(value) for key, value in parts.items() if value is not None}
         place = "source.dsn"
         try:
             dsn = Dsn.parse(self.dsn.get_secret_value() if self.dsn else "")
             place = "source"
-            return Dsn.of({**dsn.parameters, **given}).conninfo()
+            parameters = {**dsn.parameters, **given}
+            if any(name in given for name in _KEEPALIVE):
+                parameters = _with_timeout({**_KEEPALIVE, **parameters})
+            return Dsn.of(parameters).conninfo()
         except DsnError as error:
             hint = "; or use source.user and source.password" if "%" in str(error) else ""
             raise ConfigError([f"{place}: {error}{hint}"], origin="source") from None
+
+
+def _with_timeout(parameters: dict[str, str]) -> dict[str, str]:
+    """With as long a wait for the answer to what was sent; Linux goes by it for probes as well."""
+    values = [parameters[name] for name in _KEEPALIVE]
+    if not all(map(str.isdigit, values)):
+        return parameters  # libpq says what is wrong with it
+    idle_s, interval_s, count = map(int, values)
+    return {"tcp_user_timeout": str((idle_s + interval_s * count) * 1000), **parameters}

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel
 
 from etl_dagster.config import ENV_PREFIX, PipelineConfig, load_config, parse_config
@@ -360,3 +361,75 @@ def test_the_readme_lists_every_setting_and_no_other() -> None:
     listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
     assert listed == set(settings(PipelineConfig))
+
+
+#: The options of `PipelineConfig` in Supabase ETL, down to those that hold a value.
+SUPABASE_OPTIONS = {
+    "id",
+    "publication_name",
+    *(f"pg_connection.{name}" for name in ("host", "port", "name", "username", "password")),
+    *(f"pg_connection.tls.{name}" for name in ("enabled", "trusted_root_certs")),
+    *(f"pg_connection.keepalive.{name}" for name in ("idle_secs", "interval_secs", "retries")),
+    *(f"batch.{name}" for name in ("max_fill_ms", "memory_budget_ratio", "max_bytes")),
+    "table_error_retry_delay_ms",
+    "table_error_retry_max_attempts",
+    "max_table_sync_workers",
+    "max_copy_connections_per_table",
+    "memory_refresh_interval_ms",
+    *(f"memory_backpressure.{name}_threshold" for name in ("activate", "resume")),
+    *(f"table_sync_copy.{rule}_tables" for rule in ("include_all", "skip_all")),
+    *(f"table_sync_copy.{rule}_tables" for rule in ("include", "skip")),
+    *(f"invalidated_slot_behavior.{name}" for name in ("error", "recreate")),
+}
+
+
+def test_each_option_of_supabase_etl_has_settings_that_there_are() -> None:
+    page = Path(__file__).parents[2] / "docs" / "guides" / "from-supabase-etl.md"
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (`[^|]+) \|", page.read_text("utf-8"), re.M)
+
+    assert sorted(option for option, _ in rows) == sorted(SUPABASE_OPTIONS)
+    named = {setting for _, ours in rows for setting in re.findall(r"`([^`]+)`", ours)}
+    assert named <= set(settings(PipelineConfig))
+
+
+@pytest.mark.parametrize(
+    ("dsn", "given", "expected"),
+    [
+        ("", {}, {}),
+        ("", {"keepalive_idle_s": 20}, {"idle": "20", "interval": "10", "count": "3"}),
+        (
+            "keepalives_interval=4",
+            {"keepalive_count": 2},
+            {"idle": "30", "interval": "4", "count": "2"},
+        ),
+    ],
+)
+def test_keepalive_is_set_as_a_whole_and_over_the_dsn(
+    dsn: str, given: dict[str, int], expected: dict[str, str]
+) -> None:
+    """On Linux the timeout of what was sent decides; with another one, probes would not count."""
+    config = parse_config(minimal(dsn=dsn, **given), {})
+    found = conninfo_to_dict(config.source.conninfo())
+
+    assert {k: v for k in ("idle", "interval", "count") if (v := found.get(f"keepalives_{k}"))} == (
+        expected
+    )
+    probes = [int(value) for value in expected.values()]
+    timeout_ms = str((probes[0] + probes[1] * probes[2]) * 1000) if probes else None
+    assert found.get("tcp_user_timeout") == timeout_ms
+
+
+def test_tables_are_chosen_for_copying_by_their_names() -> None:
+    raw = minimal() | {"tables": {"*.*": {"copy": False}, "sales.*": {"copy": True}}}
+    config = parse_config(raw, {})
+
+    copied = [config.table(name).copy_rows for name in ("public.logs", "sales.orders")]
+    assert copied == [False, True]
+
+
+def test_a_lost_slot_of_several_destinations_is_not_replaced() -> None:
+    raw = {**minimal(), "on_lost_slot": "recopy"}
+    raw["destinations"] = {"one": raw.pop("destination")}
+
+    with pytest.raises(ConfigError, match="on_lost_slot: recopy is for a pipeline with one"):
+        parse_config(raw, {})

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
         sslcert: str | None = None
         sslkey: str | None = None
         connect_timeout_s: int = 10
+        keepalive_idle_s: int | None = None
+        keepalive_interval_s: int | None = None
+        keepalive_count: int | None = None
 
     class _PostgresStoreFields(SectionResource, EtlStateStoreResource):
         dsn: str | None = None
