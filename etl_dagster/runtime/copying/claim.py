@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from etl_dagster.errors import LeaseLost
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import (
@@ -42,14 +44,23 @@ class Claim:
     def move(self, new: TableState) -> None:
         """Change the table's state.
 
+        What an earlier worker had asked for (`SyncWait`), the apply worker still answers
+        (`Catchup`), and withdraws, while this one takes the table up. Neither ends the claim.
+
         Raises:
             LeaseLost: another process did.
         """
         check_transition(self.state, new)
         if self.state is None:
             self._store.update_table_replication_states([(self._table_id, new)])
-        elif not self._store.transition_table_state(self._table_id, self.state, new):
-            raise LeaseLost(f"somebody else changed the state of table {self._table_id}")
+            self.state = new
+            return
+        while not self._store.transition_table_state(self._table_id, self.state, new):
+            self._store.load_table_replication_states()
+            found = self._store.get_table_replication_state(self._table_id)
+            if not (_is_conversation(self.state) and _is_conversation(found)):
+                raise LeaseLost(f"somebody else changed the state of table {self._table_id}")
+            self.state = found
         self.state = new
 
     def require(self, name: str) -> None:
@@ -83,3 +94,8 @@ class Claim:
 
     def release(self) -> None:
         self.lease.release()
+
+
+def _is_conversation(state: TableState | None) -> TypeGuard[SyncWait | Catchup]:
+    """Whether a worker has asked the apply worker for the hand-over."""
+    return isinstance(state, SyncWait | Catchup)
