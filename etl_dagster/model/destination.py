@@ -191,6 +191,18 @@ class Interruptible(Protocol):
 
 
 @runtime_checkable
+class TellsWaits(Protocol):
+    """A destination whose writes may wait for others, such as for a lock, and that knows whom."""
+
+    def waiting_for(self) -> str | None:
+        """What a write has been waiting for, for some seconds, in a few words; else None.
+
+        The status shows it. Answered from memory, at once, from any thread.
+        """
+        ...
+
+
+@runtime_checkable
 class ChecksItself(Protocol):
     """A destination, or a store, that can look whether it would work; `doctor` and `run` ask it."""
 
@@ -238,6 +250,7 @@ FURTHER_CONTRACTS: Final[tuple[type, ...]] = (
     CountsRows,
     Interruptible,
     RemovesTables,
+    TellsWaits,
 )
 
 

@@ -16,7 +16,7 @@ from etl_dagster.errors import (
     PublicationMissing,
 )
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.destination import Destination, Interruptible, offered
+from etl_dagster.model.destination import Destination, Interruptible, TellsWaits, offered
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import PipelineStore
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
@@ -85,6 +85,7 @@ class Pipeline:
         self._config = config = given(config, destination)
         self._store = store = coordinating(store)
         self._destination = destination = shaping(destination, config)
+        self._tells_waits = offered(destination, TellsWaits)
         self._control = SourceControl(
             config.source,
             application_name=f"etl_dagster control {config.pipeline}",
@@ -180,7 +181,8 @@ class Pipeline:
             self._confirmed = self._wire.prepare()
         except BaseException as failure:
             self._release()
-            if isinstance(failure, Stopped):
+            is_interrupted = isinstance(failure, EtlError) and failure.retryable
+            if isinstance(failure, Stopped) or (self._stop.is_set() and is_interrupted):
                 raise InvalidState("the pipeline was told to stop before it had started") from None
             raise
         for name, work in (
@@ -271,6 +273,9 @@ class Pipeline:
         try:
             if self._failure is None:
                 self._reporter.measure(at_once=True)
+        except Exception as error:
+            _log.warning("the last numbers can't be measured: %s", _reason(error))
+        try:
             self._reporter.publish(self.status(), at_once=True)
         except Exception as error:
             _log.warning("the last status can't be published: %s", _reason(error))
@@ -480,9 +485,14 @@ class Pipeline:
             tables=self._reporter.tables(),
             error=_reason(trouble),
             solution=trouble.solution if isinstance(trouble, EtlError) else None,
-            note=self._wire.note,
+            note=self._note(),
             at=time.time(),
         )
+
+    def _note(self) -> str | None:
+        waits = None if self._tells_waits is None else self._tells_waits.waiting_for()
+        notes = [self._wire.note, waits and f"a write waits: {waits}"]
+        return "; ".join(note for note in notes if note) or None
 
 
 def _is_settled(state: TableState | None) -> bool:

@@ -16,6 +16,7 @@ from etl_dagster.config import SourceConfig
 from etl_dagster.errors import EtlError, SourceAuthenticationFailed, StoreError
 from etl_dagster.pg import migrate
 from etl_dagster.pg.advisory import lock_key
+from etl_dagster.pg.blocking import fetch_blockers
 from etl_dagster.pg.connection import Connection, connect_shared
 from etl_dagster.pg.dsn import Dsn
 from etl_dagster.pg.failures import Failure, failure_of
@@ -25,6 +26,7 @@ from etl_dagster.source.copy import CopyConnection
 from etl_dagster.stores.postgres.migrate import STORE
 from tests.support.database import Database
 from tests.support.leaks import PASSWORD, make_secret
+from tests.support.waiting import wait_until
 
 SECRET = make_secret("geheim")
 
@@ -268,3 +270,46 @@ def test_a_migration_that_never_gets_its_lock_ends(newest_database: Database) ->
                 migrate.run(connection, "etl", series, before=lambda: asked.append("before"))
         assert asked == []
         assert newest_database.query("select to_regnamespace('etl')") == [(None,)]
+
+
+def test_those_that_a_session_waits_for_are_named_at_the_end_of_the_chain(
+    database: Database,
+) -> None:
+    """A waits for B, which waits for C; and for a prepared transaction, which has no session."""
+    database.execute("create table t (n int)", "create table u (n int)")
+    a, b = database.connect(autocommit=False), database.connect(autocommit=False)
+    c = database.connect(autocommit=False, application_name="c")
+    watching = database.connect()
+
+    def lock(connection: Connection, table: str) -> threading.Thread:
+        statement = f"lock table {table} in access exclusive mode"
+        thread = threading.Thread(target=connection.execute, args=[statement.encode()])
+        thread.start()
+        return thread
+
+    def is_waiting(connection: Connection) -> bool:
+        query = "select cardinality(pg_blocking_pids(%s)) > 0"
+        return watching.execute(query, [connection.info.backend_pid]).fetchone() == (True,)
+
+    with closing(a), closing(b), closing(c), closing(watching):
+        lock(c, "t").join()
+        lock(b, "u").join()
+        second = lock(b, "t")
+        wait_until(lambda: is_waiting(b))
+        first = lock(a, "u")
+        wait_until(lambda: is_waiting(a))
+
+        [found] = fetch_blockers(watching, a.info.backend_pid)
+        pid = c.info.backend_pid
+        assert (found.pid, found.relation) == (pid, "public.t")
+        assert str(found).startswith(f"PID {pid} (c), idle in transaction, open for ")
+
+        c.execute("prepare transaction 'o''clock'")
+        [found] = fetch_blockers(watching, a.info.backend_pid)
+        assert (found.pid, found.relation) == (None, "public.t")
+        assert str(found).startswith('the prepared transaction "o\'clock", open for ')
+        watching.execute(found.solution.partition("or ")[2].encode())
+        second.join()
+        b.rollback()
+        first.join()
+        assert fetch_blockers(watching, a.info.backend_pid) == []

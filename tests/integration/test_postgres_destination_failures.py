@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,14 +13,23 @@ from psycopg import sql
 from etl_dagster.assembly import build_destination
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
-from etl_dagster.errors import DestinationReplaced, DestinationRestored, DestinationShared
+from etl_dagster.destinations.postgres import connections, watch
+from etl_dagster.errors import (
+    DestinationReplaced,
+    DestinationRestored,
+    DestinationShared,
+    InvalidState,
+)
 from etl_dagster.runtime.checking.belonging import Belonging
+from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.database import Database
 from tests.support.pipelines import running
 from tests.support.waiting import PATIENCE_S, wait_until
 
 MakeConfig = Callable[..., PipelineConfig]
+#: Sessions of the destination.
+OURS = "application_name = 'etl_dagster destination' and datname = current_database()"
 
 
 @pytest.fixture
@@ -46,7 +56,6 @@ def to(dsn: str, **more: Any) -> dict[str, Any]:
 def test_a_session_that_is_ended_in_the_middle_of_a_batch_loses_and_doubles_nothing(
     items: Database, replica: Database, make_config: MakeConfig
 ) -> None:
-    ours = "application_name = 'etl_dagster destination' and datname = current_database()"
     config = make_config(items, **to(replica.dsn, **{"destination.changelog": True}))
     with running(config) as pipeline:
         assert pipeline.wait_until_caught_up(PATIENCE_S)
@@ -54,15 +63,64 @@ def test_a_session_that_is_ended_in_the_middle_of_a_batch_loses_and_doubles_noth
             other.execute("lock table items in access exclusive mode")
             items.execute("insert into items select generate_series(101, 600)")
             items.execute("update items set id = -id where id < 10")
-            waiting = f"select pid from pg_stat_activity where {ours} and wait_event_type = 'Lock'"
+            waiting = f"select pid from pg_stat_activity where {OURS} and wait_event_type = 'Lock'"
             wait_until(lambda: replica.query(waiting) != [])
-            replica.query(f"select pg_terminate_backend(pid) from pg_stat_activity where {ours}")
+            replica.query(f"select pg_terminate_backend(pid) from pg_stat_activity where {OURS}")
         assert pipeline.wait_until_caught_up(PATIENCE_S)
 
     count = "select count(*), count(distinct id), sum(id) from items"
     assert replica.query(count) == items.query(count)
     doubled = "select 1 from _etl.changelog group by commit_lsn, ordinal having count(*) > 1"
     assert replica.query(doubled) == []
+
+
+def test_a_stop_does_not_wait_for_a_lock_at_the_destination_and_loses_nothing(
+    items: Database,
+    replica: Database,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Until then, log and status name the session that holds it."""
+    monkeypatch.setattr(watch, "TELL_AFTER_S", 0.1)
+    config = make_config(items, **to(replica.dsn))
+    store = MemoryStore()
+    with replica.connect(autocommit=False, application_name="a report") as other:
+        with running(config, store=store) as pipeline:
+            assert pipeline.wait_until_caught_up(PATIENCE_S)
+            other.execute("lock table items in access exclusive mode")
+            items.execute("insert into items select generate_series(101, 200)")
+            pid = other.info.backend_pid
+            holder = f"public.items is locked by PID {pid} (a report), idle in transaction, open "
+            wait_until(lambda: holder in str(pipeline.status().note))
+            # Stops while the lock is held.
+        assert replica.query("select 1 from pg_locks where pid = %s and granted", (pid,))
+    assert f"{holder}for" in caplog.text
+    assert f"select pg_terminate_backend({pid});" in caplog.text
+
+    with running(config, store=store) as pipeline:
+        assert pipeline.wait_until_caught_up(PATIENCE_S)
+        assert pipeline.status().note is None
+    assert replica.query("select count(*), sum(id) from items") == [(200, 20100)]
+
+
+def test_a_stop_while_it_starts_does_not_wait_for_a_lock_either(
+    items: Database, replica: Database, make_config: MakeConfig
+) -> None:
+    config = make_config(items, **to(replica.dsn))
+    pipeline = Pipeline(config, MemoryStore(), build_destination(config))
+    with replica.connect(autocommit=False) as other:
+        other.execute("select pg_advisory_xact_lock(%s)", [connections.ALONE])
+
+        def stop() -> None:
+            wait_until(lambda: replica.query("select 1 from pg_locks where not granted") != [])
+            pipeline.shutdown()
+
+        stopping = threading.Thread(target=stop)
+        stopping.start()
+        with pytest.raises(InvalidState, match="told to stop before it had started"):
+            pipeline.start()
+        stopping.join()
 
 
 def test_a_database_that_is_not_the_one_that_was_written_is_refused(

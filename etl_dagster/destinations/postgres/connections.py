@@ -9,6 +9,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.adapt import Loader
 
+from etl_dagster.destinations.postgres.watch import Watch
 from etl_dagster.errors import (
     BatchTooLarge,
     ConfigError,
@@ -18,7 +19,8 @@ from etl_dagster.errors import (
 )
 from etl_dagster.model.schema import TableId
 from etl_dagster.pg.advisory import text_key
-from etl_dagster.pg.connection import Connection, connect_shared
+from etl_dagster.pg.blocking import Blocker, fetch_blockers
+from etl_dagster.pg.connection import Connection, connect_shared, server_pid
 from etl_dagster.pg.dsn import Dsn, DsnError, tcp_settings
 from etl_dagster.pg.failures import Failure, derive, failure_of, message_of
 from etl_dagster.pg.pool import Pool
@@ -28,7 +30,7 @@ _DEFAULTS: Final = {"connect_timeout": "10", **tcp_settings(30)}
 _GIVE_UP_AFTER_S: Final = 15.0
 _KEPT: Final = 4
 #: One at a time, for all that write to a database.
-_ALONE: Final = text_key("etl_dagster", "destination")
+ALONE: Final = text_key("etl_dagster", "destination")
 #: What no table is to blame for.
 _OF_ALL: Final = frozenset(
     {
@@ -78,6 +80,7 @@ class Connections:
         self._pool = Pool(
             self._connect, self.translate, kept=_KEPT, give_up_after_s=_GIVE_UP_AFTER_S
         )
+        self._watch = Watch(self._fetch_blockers)
 
     def _connect(self) -> Connection:
         connection, is_own = connect_shared(self._dsn, self._settings)
@@ -85,29 +88,56 @@ class Connections:
         connection.adapters.register_loader(_NUMERIC_OID, _WholeNumber)
         return connection
 
+    def _fetch_blockers(self, pid: int) -> list[Blocker]:
+        with self._pool.borrow(is_checked=True) as connection:
+            return fetch_blockers(connection, pid)
+
     @contextmanager
-    def transaction(self, *, alone: bool = False) -> Iterator[Connection]:
+    def transaction(self, *, alone: bool = False, writes: bool = True) -> Iterator[Connection]:
         """A connection in a transaction, which is committed when the block ends well.
 
         Args:
             alone: nobody else has one with this at the same time.
+            writes: after `interrupt`, none begins that does.
 
         Raises:
             DestinationError: in the server's words, with what to do.
+            DestinationUnreachable: `interrupt` ended it.
         """
+        if writes and self._watch.is_interrupted:
+            raise _interrupted()
         try:
-            with self._pool.borrow(is_checked=True) as connection, connection.transaction():
+            with (
+                self._pool.borrow(is_checked=True) as connection,
+                self._watch.watching(connection, self._pid_of(connection)) as watched,
+                connection.transaction(),
+            ):
                 if self._is_pooled:
                     pin_transaction(connection, self._settings)
+                    watched.pid = server_pid(connection)
                 if alone:
-                    connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", [_ALONE])
+                    connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", [ALONE])
                 yield connection
+        except psycopg.errors.QueryCanceled as error:
+            is_ours = self._watch.is_interrupted
+            failure = _interrupted() if is_ours else self.translate(error)
         except psycopg.Error as error:
             failure = self.translate(error)
         else:
             return
         # The server's own text may hold a password or a row's values, and a log shows causes.
         raise failure from None
+
+    def _pid_of(self, connection: Connection) -> int | None:
+        return None if self._is_pooled else connection.info.backend_pid
+
+    def interrupt(self) -> None:
+        """Begin no more writes; cancel what doesn't end within a moment. From any thread."""
+        self._watch.interrupt()
+
+    def waiting_for(self) -> str | None:
+        """The lock that a transaction has waited for, for some seconds, and who holds it."""
+        return self._watch.waiting_for()
 
     def close(self) -> None:
         """Disconnect; the next use connects again."""
@@ -190,6 +220,13 @@ GRANTS: Final = (
     "...), or make the schemas _etl, _etl_quarantine and those of the source's tables with it as "
     "their owner."
 )
+
+
+def _interrupted() -> DestinationUnreachable:
+    return DestinationUnreachable(
+        "what was under way was given up: the pipeline was told to stop",
+        solution="No action needed: the next start resumes where this one stopped.",
+    )
 
 
 def _is_ledgers(error: psycopg.Error) -> bool:

@@ -22,7 +22,9 @@ from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
     CountsRows,
+    Interruptible,
     RemovesTables,
+    TellsWaits,
 )
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import DestinationStore
@@ -53,7 +55,9 @@ class PostgresDestination(SqlDestination[PostgresSession]):
                 CountsOddValues,
                 CountsQuarantinedRows,
                 CountsRows,
+                Interruptible,
                 RemovesTables,
+                TellsWaits,
             }
         ),
     )
@@ -100,6 +104,15 @@ class PostgresDestination(SqlDestination[PostgresSession]):
         self.check()
         super().startup(store)
 
+    def interrupt(self) -> None:
+        """Begin no more writes, and have the server give up the one under way; it is rolled back
+        unless it ends within a moment, and comes again with the next start."""
+        self._connections.interrupt()
+
+    def waiting_for(self) -> str | None:
+        """The lock that a write has waited for, for some seconds, and who holds it."""
+        return self._connections.waiting_for()
+
     def shutdown(self) -> None:
         self._connections.close()
 
@@ -109,7 +122,7 @@ class PostgresDestination(SqlDestination[PostgresSession]):
         Raises:
             DestinationError: it can't, with what to do.
         """
-        with self._connections.transaction() as connection:
+        with self._connections.transaction(writes=False) as connection:
             return require_usable(connection, self._connections.uri, self._source)
 
     # -- transactions --------------------------------------------------------------------------
@@ -122,9 +135,9 @@ class PostgresDestination(SqlDestination[PostgresSession]):
             yield PostgresSession(connection, self._connections.transaction)
 
     @contextmanager
-    def _reading(self) -> Iterator[PostgresSession | None]:
-        with self._transaction() as session:
-            yield session
+    def _reading(self) -> Iterator[PostgresSession]:
+        with self._connections.transaction(writes=False) as connection:
+            yield PostgresSession(connection, self._connections.transaction)
 
     def _blaming(self, table_id: TableId, name: str) -> AbstractContextManager[None]:
         return self._connections.blaming(table_id, name)
@@ -133,15 +146,15 @@ class PostgresDestination(SqlDestination[PostgresSession]):
 
     def count_rows(self) -> dict[str, int]:
         """The number of rows of each table, by ``schema.table``."""
-        with self._transaction() as session:
+        with self._reading() as session:
             return counting.count_rows(session)
 
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""
-        with self._transaction() as session:
+        with self._reading() as session:
             return counting.count_odd_values(session)
 
     def count_quarantined_rows(self) -> dict[str, int]:
         """How many rows are kept apart from each table, by ``schema.table``."""
-        with self._transaction() as session:
+        with self._reading() as session:
             return counting.count_quarantined_rows(session)

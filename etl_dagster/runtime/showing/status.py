@@ -90,7 +90,8 @@ class PipelineStatus:
     tables: Mapping[str, TableStatus] = field(default_factory=dict)
     error: str | None = None
     solution: str | None = None
-    #: Of one destination among several that was set aside: that it was, and why.
+    #: What to know besides: that a destination among several was set aside, and why; what a write
+    #: to the destination waits for.
     note: str | None = None
     #: When it was taken, seconds since 1970-01-01 UTC.
     at: float = 0.0
