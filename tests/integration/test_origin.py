@@ -13,7 +13,9 @@ from etl_dagster.cli.checks import all_checks
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.ports import free_port
 from etl_dagster.demo.server import EmbeddedPostgres, ServerBinaries, find_servers
+from etl_dagster.destinations.postgres import PostgresDestination
 from etl_dagster.errors import (
+    DestinationError,
     EtlError,
     SourceNotPrepared,
     SourceReplaced,
@@ -158,7 +160,8 @@ def test_a_source_that_was_restored_is_refused_with_the_store_elsewhere(
 
 
 def test_a_standby_is_refused(cluster: Cluster, newest_database: Database, tmp_path: Path) -> None:
-    """Whether it never was a primary to us, or became one behind the pipeline's back."""
+    """Whether it never was a primary to us, or became one behind the pipeline's back; and as a
+    destination."""
     config = make_config(
         cluster.database,
         tmp_path,
@@ -170,6 +173,10 @@ def test_a_standby_is_refused(cluster: Cluster, newest_database: Database, tmp_p
         catch_up(config)
     assert refused.value.solution == "Connect to the primary."
     assert_doctor_finds(config, SourceNotPrepared)
+    destination = PostgresDestination(cluster.database.dsn)
+    with pytest.raises(DestinationError, match="is a standby, which takes no writes"):
+        destination.check()
+    destination.shutdown()
 
     cluster.query("select pg_promote(true, 60)")
     cluster.insert(1001)

@@ -15,6 +15,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.destinations.postgres import connections, watch
 from etl_dagster.errors import (
+    DestinationError,
     DestinationReplaced,
     DestinationRestored,
     DestinationShared,
@@ -155,6 +156,31 @@ def test_a_database_that_is_not_the_one_that_was_written_is_refused(
             require(make_config(items, **to(empty.dsn)), store)
     with pytest.raises(DestinationShared, match="holds the tables of the pipeline 'test'"):
         require(make_config(items, **to(replica.dsn, pipeline="other")), MemoryStore())
+
+
+def test_a_database_that_is_read_only_by_default_is_not_written_until_it_no_longer_is(
+    items: Database,
+    replica: Database,
+    make_config: MakeConfig,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An administrator, or a provider whose disk is nearly full, had a reason."""
+    read_only = f"alter database {replica.name} {{}} default_transaction_read_only"
+    config = make_config(items, **to(replica.dsn, **{"retry.max_delay_ms": 100}))
+    with running(config) as pipeline:
+        assert pipeline.wait_until_caught_up(PATIENCE_S)
+        items.execute(f"{read_only.format('set')} = on")
+        replica.query("select pg_terminate_backend(pid) from pg_stat_activity where " + OURS)
+        items.execute("insert into items values (101)")
+        wait_until(lambda: "the destination takes no writes now" in caplog.text)
+
+        destination = build_destination(config)
+        with pytest.raises(DestinationError, match="default_transaction_read_only is on"):
+            destination.startup(MemoryStore())
+        destination.shutdown()
+        items.execute(read_only.format("reset"))
+        assert pipeline.wait_until_caught_up(PATIENCE_S)
+    assert replica.query("select count(*) from items") == [(101,)]
 
 
 def test_a_table_in_a_schema_that_the_role_may_not_use_stops_alone(

@@ -74,7 +74,9 @@ class Connections:
         self._dsn = parsed.with_defaults(**_DEFAULTS, application_name="etl_dagster destination")
         self.uri = parsed.uri
         money = {} if "lc_monetary" in parsed.get("options") else MONEY
-        self._settings = {**PINNED, **TIMEOUTS, **money}
+        # A database that an administrator, or a provider, made read only is not written.
+        pinned = {k: v for k, v in PINNED.items() if k != "default_transaction_read_only"}
+        self._settings = {**pinned, **TIMEOUTS, **money}
         #: A pooler is in between, which may share sessions: each transaction pins its settings.
         self._is_pooled = False
         self._pool = Pool(
@@ -123,6 +125,9 @@ class Connections:
             failure = _interrupted() if is_ours else self.translate(error)
         except psycopg.Error as error:
             failure = self.translate(error)
+            if failure_of(error) is Failure.READ_ONLY:
+                # A session keeps the default that it began with.
+                self._pool.close()
         else:
             return
         # The server's own text may hold a password or a row's values, and a log shows causes.
@@ -198,8 +203,8 @@ class Connections:
                 return DestinationUnreachable(
                     f"the destination takes no writes now: {message}",
                     solution="After a failover, point destination.dsn to the primary "
-                    "(target_session_attrs=read-write finds it among several hosts). The "
-                    "pipeline retries.",
+                    "(target_session_attrs=read-write finds it among several hosts). Else see "
+                    "who turned default_transaction_read_only on, and why. The pipeline retries.",
                 )
             case Failure.DISK_FULL:
                 return DestinationUnreachable(

@@ -35,22 +35,29 @@ def require_usable(connection: Connection, uri: str, source: str | None) -> str:
         raise DestinationError(
             f"{uri} is Postgres {version // 10000}", solution="Use version 14 or later."
         )
-    encoding, read_only = _row(
+    encoding, is_standby, is_read_only = _row(
         connection,
-        "SELECT pg_catalog.current_setting('server_encoding'), "
-        "pg_catalog.pg_is_in_recovery() "
-        "OR pg_catalog.current_setting('transaction_read_only') = 'on'",
+        "SELECT pg_catalog.current_setting('server_encoding'), pg_catalog.pg_is_in_recovery(), "
+        "pg_catalog.current_setting('transaction_read_only') = 'on'",
     )
     if encoding != "UTF8":
         raise DestinationError(
             f"{uri} keeps its text as {encoding}, which can't hold every text of the source",
             solution="Use a database that was created with ENCODING 'UTF8'.",
         )
-    if read_only:
+    if is_standby:
         raise DestinationError(
-            f"{uri} takes no writes: it is a standby, or read only by default",
+            f"{uri} is a standby, which takes no writes",
             solution="Point destination.dsn to the primary (target_session_attrs=read-write finds "
-            "it among several hosts).",
+            "it among several hosts), or promote this server.",
+        )
+    if is_read_only:
+        raise DestinationError(
+            f"{uri} takes no writes: default_transaction_read_only is on for this database, role "
+            "or server",
+            solution="Find out why: some providers set it when the disk is nearly full. Then turn "
+            "it off: ALTER DATABASE ... RESET default_transaction_read_only, or the same for the "
+            "role or the server.",
         )
     if source is not None:
         _require_another(connection, uri, source)
