@@ -81,9 +81,15 @@ class Decisions:
         if pin is None:
             self._forget(member)
             self._look_at_own_slot(member)
+        elif member.wire is not None and member.wire.is_returning:
+            # It has its own slot still, and the shared one keeps what it needs from its place on.
+            behind = wal_end.offset - pin.offset
+            if member.failure is not None or behind > self._config.fan_out.max_wal_behind:
+                member.wire.give_up_return()
         elif (why := slow or self._why_aside(member, wal_end.offset - pin.offset)) is not None:
             self._set_aside(member, why)
-        else:
+        elif self._is_reading(member):
+            # Not while it only tries to start again.
             self._refused.pop(member.name, None)
         wire, pipeline = member.wire, member.pipeline
         if wire is not None and pipeline is not None and member.failure is None:
@@ -101,20 +107,21 @@ class Decisions:
         if member.failure is not None:
             is_for_good = now - member.failed_at > self._pace.set_aside_after_s
             return "it failed" if is_for_good else None
-        branch = self._shared.branch_of(member.name)
-        if member.is_running and branch is not None and branch.phase == "open":
+        if self._is_reading(member):
             self._absent_since.pop(member.name, None)
             return None
         since = self._absent_since.setdefault(member.name, now)
         if behind <= self._config.fan_out.max_wal_behind:
             return None
-        if branch is not None and branch.phase == "ahead":
-            return "it did not return in time"
         # While the shared stream is interrupted, none of them reads it.
         is_expected = self._shared.is_open or not member.is_running
         if is_expected and now - since >= self._pace.starting_s:
             return "it hung in its start, or between two streams"
         return None
+
+    def _is_reading(self, member: Member) -> bool:
+        branch = self._shared.branch_of(member.name)
+        return member.is_running and branch is not None and branch.phase == "open"
 
     def _set_aside(self, member: Member, why: str) -> None:
         name, now = member.name, time.monotonic()

@@ -140,7 +140,7 @@ class MemberWire:
         self._shared.keep_for_standbys(self.own_slot)
         if self._progress() is None:
             self._store.upsert_replication_progress(ApplyWorker(), start)
-        self._shared.unpin(self._name)
+        self._shared.leave(self._name)
         return start
 
     def open(self, start_lsn: Lsn) -> OpenStream:
@@ -172,6 +172,22 @@ class MemberWire:
             return None
         try:
             return self._approach(stream, server_end)
+        finally:
+            lock.release()
+
+    @property
+    def is_returning(self) -> bool:
+        """Whether it has a place in the shared stream, and reads its own slot up to that."""
+        return self._ahead is not None
+
+    def give_up_return(self) -> None:
+        """Try again later; it goes on with its own slot, where that is not just decided on."""
+        lock = self._shared.deciding(self._name)
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            _log.info("%s was too slow to return to the shared stream; later again", self._name)
+            self._leave_ahead()
         finally:
             lock.release()
 
@@ -233,8 +249,7 @@ class MemberWire:
         branch, self._ahead = self._ahead, None
         if branch is None:
             return
-        branch.close()
-        self._shared.unpin(self._name)
+        self._shared.leave(self._name)
         pause_s = doubled_s(self._pace.return_s, self._pace.return_at_most_s, self._returns)
         self._return_at = time.monotonic() + pause_s
         self._returns += 1

@@ -297,6 +297,15 @@ class SharedSlot:
             self._expected.discard(name)
             self._changed.notify_all()
 
+    def leave(self, name: str) -> None:
+        """The destination reads its own slot, and nothing else."""
+        with self._changed:
+            # Perhaps one that an earlier pipeline of the destination asked for, for its return.
+            branch = self._branches.pop(name, None)
+            if branch is not None:
+                branch.close()
+            self.unpin(name)
+
     def set_aside(self, name: str, own: str, durable: Lsn | None) -> None:
         """Give a destination a slot of its own, which keeps all that it does not have yet.
 
@@ -320,10 +329,7 @@ class SharedSlot:
                 )
         self.keep_for_standbys(own)
         # Only now: until then the shared slot keeps what the destination needs.
-        branch = self.branch_of(name)
-        if branch is not None:
-            branch.close()
-        self.unpin(name)
+        self.leave(name)
 
     def keep_for_standbys(self, own: str) -> None:
         """Have standbys keep a destination's own slot, where they are to keep the shared one.

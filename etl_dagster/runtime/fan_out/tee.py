@@ -379,7 +379,10 @@ class Branch:
             self._tee._changed.notify_all()
 
     def confirm(self, lsn: Lsn) -> None:
-        self._on_confirm(lsn)
+        with self._tee._changed:
+            # Of one that was sent away, what it was still writing is in its own slot.
+            if self.phase != "gone":
+                self._on_confirm(lsn)
 
     def request_keepalive(self) -> None:
         self._tee.request_keepalive()
