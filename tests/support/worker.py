@@ -2,14 +2,19 @@
 
 The first line of stdin is a task: ``{"config": {...}}`` runs the pipeline with its copies
 elsewhere, ``{"config": {...}, "table_id": 16384}`` one table sync worker. One with several
-destinations runs with its copies.
+destinations runs with its copies, without long pauses; with ``"ends_at": "after shared:copy_slot"``
+until it comes to this step, where it kills itself.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import pkgutil
+import signal
 import sys
+from typing import Any
 
 from etl_dagster.assembly import build_destination, build_store, opened_members, opened_store
 from etl_dagster.config import PipelineConfig, parse_config
@@ -17,13 +22,18 @@ from etl_dagster.errors import EtlError
 from etl_dagster.runtime.copying.table_sync import TableSync
 from etl_dagster.runtime.fan_out.fan_out import FanOut
 from etl_dagster.runtime.pipeline import Pipeline
+from tests.support.fan_outs import QUICK
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
+    # A line for every request would drown the rest.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     task = json.loads(sys.stdin.readline())
     config = parse_config(task["config"], {})
     if config.destinations:
+        if task.get("ends_at"):
+            _end_at(*task["ends_at"].split())
         _fan_out(config)
         return
     store, destination = build_store(config), build_destination(config)
@@ -45,13 +55,33 @@ def main() -> None:
 
 def _fan_out(config: PipelineConfig) -> None:
     with opened_store(config) as store, opened_members(config) as parts:
-        fan_out = FanOut(config, store, parts)
+        fan_out = FanOut(config, store, parts, pace=QUICK)
         try:
             fan_out.start()
             fan_out.wait()
         except EtlError as error:
             logging.exception("ended")
             sys.exit(f"{type(error).__name__}: {error.reason}")
+
+
+def _end_at(when: str, place: str) -> None:
+    """Have this process killed when it first comes to a function.
+
+    Args:
+        when: before or after the function is run.
+        place: such as ``shared:copy_slot``, a name in a module of `runtime.fan_out`.
+    """
+    owner_name, _, name = place.replace(":", ".").rpartition(".")
+    owner = pkgutil.resolve_name(f"etl_dagster.runtime.fan_out.{owner_name.replace('.', ':', 1)}")
+    function = getattr(owner, name)
+
+    def end(*args: Any, **kwargs: Any) -> None:
+        if when == "after":
+            function(*args, **kwargs)
+        logging.info("ends %s %s", when, place)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, end)
 
 
 if __name__ == "__main__":
