@@ -16,6 +16,17 @@ def names(items: Sequence[str], *, at_most: int = 8) -> str:
     return f"{listed} and {more} more" if more > 0 else listed
 
 
+def row_count(count: int | None, *, is_estimated: bool) -> str:
+    """A number of rows for people; nothing where it is not known.
+
+    >>> row_count(1200, is_estimated=True)
+    '~1,200'
+    """
+    if count is None:
+        return ""
+    return f"~{count:,}" if is_estimated else f"{count:,}"
+
+
 def human_bytes(count: int) -> str:
     """A size for people.
 

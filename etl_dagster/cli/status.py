@@ -78,6 +78,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
             "detail": state_to_json(state),
             "paused_since": paused.get(table_id),
             "row_count": known.get("row_count"),
+            "row_count_estimated": known.get("row_count_estimated", False),
             "last_commit_lsn": known.get("last_commit_lsn"),
             "last_commit_time": known.get("last_commit_time"),
             "odd_values": known.get("odd_values") or {},
@@ -158,7 +159,7 @@ def _show(report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from etl_dagster.words import human_bytes
+    from etl_dagster.words import human_bytes, row_count
 
     running = "running" if report["is_running"] else "not running"
     published, slot = report["published"] or {}, report["slot"]
@@ -191,7 +192,7 @@ def _show(report: dict[str, Any]) -> None:
             state += f" {row['copy_chunks_done']}/{row['copy_chunks_total']} chunks"
         if row["paused_since"]:
             state += ", paused"
-        rows = "" if row["row_count"] is None else f"{row['row_count']:,}"
+        rows = row_count(row["row_count"], is_estimated=row["row_count_estimated"])
         last = (row["last_commit_time"] or "").partition(".")[0].partition("+")[0]
         table.add_row(Text(row["table"]), Text(state), rows, last.replace("T", " "))
     Console().print(table)

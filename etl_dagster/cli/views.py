@@ -15,7 +15,7 @@ import click
 
 from etl_dagster.model.states import TRANSITIONS
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
-from etl_dagster.words import human_bytes
+from etl_dagster.words import human_bytes, row_count
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -410,7 +410,7 @@ def _cell(table: TableStatus, column: str) -> RenderableType:
         case "rows" if is_copying:
             return Text(f"{table.copy_rows_done:,} of ~{table.copy_rows_estimated:,}")
         case "rows":
-            return Text("" if table.row_count is None else f"{table.row_count:,}")
+            return Text(row_count(table.row_count, is_estimated=table.row_count_estimated))
         case "inserted":
             return Text(f"{table.rows_inserted:,}")
         case "updated":

@@ -143,6 +143,10 @@ class CopiesManyTables(Protocol):
         ...
 
 
+class EstimatedCount(int):
+    """A number of rows that was not counted but estimated, such as by the database's planner."""
+
+
 @runtime_checkable
 class CountsRows(Protocol):
     """A destination that can say at little cost how many rows its tables hold."""
@@ -151,7 +155,8 @@ class CountsRows(Protocol):
         """Rows that the source has now, by ``schema.table``.
 
         Tables that don't exist yet are missing, and those of which every change is kept (mode
-        append). Rows that are deleted, or versions that are over, don't count.
+        append). Rows that are deleted, or versions that are over, don't count. It is asked every
+        few seconds: where counting would take long, an `EstimatedCount` is shown as such.
         """
         ...
 

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from etl_dagster.assembly import build_destination
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
-from etl_dagster.destinations.postgres import PostgresDestination, binary, session
+from etl_dagster.destinations.postgres import PostgresDestination, binary, counting, session
 from etl_dagster.destinations.postgres.querying import query
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.errors import DestinationError, DestinationUnreachable
@@ -392,6 +392,33 @@ def test_batches_are_written_while_the_key_of_a_copy_is_made(
 
     assert meanwhile.is_set()
     assert newest_replica.query("select count(*) from orders") == [(1,)]
+
+
+def test_rows_of_a_large_table_are_estimated_and_shown_as_such(
+    newest_database: Database,
+    newest_replica: Database,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A count would read the whole table, every time that the status is taken."""
+    monkeypatch.setattr(counting, "LARGE_BYTES", 8192 * 2)
+    newest_database.execute(
+        "create table large (id int primary key); create table small (id int primary key)",
+        "insert into large select generate_series(1, 5000); insert into small values (1)",
+        "create table unknown (id int); alter table unknown replica identity full",
+        "insert into unknown select generate_series(1, 5000)",
+        "create publication etl_pub for all tables",
+    )
+    with running(make_config(newest_database, **to(newest_replica.dsn))) as pipeline:
+        caught_up(pipeline)
+    tables = pipeline.status().tables
+
+    def counted(name: str) -> tuple[int | None, bool]:
+        return tables[name].row_count, tables[name].row_count_estimated
+
+    assert counted("public.small") == (1, False)
+    assert counted("public.large") == (5000, True)
+    assert counted("public.unknown") == (None, False)
 
 
 def test_a_large_value_that_an_update_left_alone_stays(

@@ -10,6 +10,7 @@ from typing import Literal
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
 from etl_dagster.destinations.postgres.connections import Connections
+from etl_dagster.destinations.postgres.counting import count_rows
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
 from etl_dagster.destinations.postgres.readiness import require_usable
 from etl_dagster.destinations.postgres.session import PostgresSession
@@ -145,9 +146,9 @@ class PostgresDestination(SqlDestination[PostgresSession]):
     # -- readers -------------------------------------------------------------------------------
 
     def count_rows(self) -> dict[str, int]:
-        """The number of rows of each table, by ``schema.table``."""
+        """The number of rows of each table, by ``schema.table``; estimated where it is large."""
         with self._reading() as session:
-            return counting.count_rows(session)
+            return count_rows(session)
 
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""

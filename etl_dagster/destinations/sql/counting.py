@@ -17,9 +17,14 @@ def count_rows(session: Session) -> dict[str, int]:
     if "tables" not in tables_there(session):
         return {}
     return {
-        str(name): _count(session, name.schema_name, name.table_name, condition)
+        str(name): count_current(session, name, condition)
         for name, condition in tables_with_current_rows(session)
     }
+
+
+def count_current(session: Session, name: TableName, condition: str) -> int:
+    """The number of a table's rows for which the condition holds."""
+    return _count(session, name.schema_name, name.table_name, condition)
 
 
 def count_odd_values(session: Session) -> dict[str, dict[str, int]]:

@@ -47,6 +47,7 @@ from etl_dagster.model.destination import (
     CountsQuarantinedRows,
     CountsRows,
     Destination,
+    EstimatedCount,
     Interruptible,
     offered,
 )
@@ -192,7 +193,8 @@ class _Copy:
         if result is None:
             metadata = table_metadata(name, state_id, row_count) | {"copied_by": "another worker"}
         else:
-            row_count = result.row_count if row_count is None else row_count
+            if row_count is None or isinstance(row_count, EstimatedCount):
+                row_count = result.row_count
             metadata = table_metadata(name, state_id, row_count) | copy_metadata(result)
         metadata |= odd_metadata(self._count_odd(schema.id, name), quarantined)
         position = self._position(schema.id)

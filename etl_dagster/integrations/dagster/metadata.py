@@ -15,6 +15,7 @@ from etl_dagster.integrations.dagster.worst_lag import Lag
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import published_position
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.destination import EstimatedCount
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 if TYPE_CHECKING:
@@ -29,9 +30,16 @@ _LONGEST_TAG = 2000
 def table_metadata(name: str, state_id: str, row_count: int | None) -> dict[str, Any]:
     """What every copy of a table holds; the UI's row count is the latest event's."""
     metadata: dict[str, Any] = {STATE_ID: state_id, "dagster/table_name": name}
-    if row_count is not None:
-        metadata["dagster/row_count"] = row_count
-    return metadata
+    is_estimated = isinstance(row_count, EstimatedCount)
+    return metadata | _row_count(row_count, is_estimated=is_estimated)
+
+
+def _row_count(row_count: int | None, *, is_estimated: bool) -> dict[str, Any]:
+    """The number that the UI shows, and a word where it was not counted."""
+    if row_count is None:
+        return {}
+    said = {"row_count_estimated": True} if is_estimated else {}
+    return {"dagster/row_count": int(row_count)} | said
 
 
 def state_tags(state: Mapping[str, Any] | None) -> dict[str, str]:
@@ -133,8 +141,7 @@ def stream_materialization(
         REPORTED_BY: f"{status.pipeline}_replication",
     }
     metadata |= state_metadata(published_position(status, table))
-    if table.row_count is not None:
-        metadata["dagster/row_count"] = table.row_count
+    metadata |= _row_count(table.row_count, is_estimated=table.row_count_estimated)
     if seconds:
         metadata["rows_per_second"] = round(activity.rows / seconds, 2)
     if activity.truncates:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.model.destination import EstimatedCount
 from etl_dagster.model.events import DELETE, INSERT, UPDATE, EventBatch, TableChanges, TruncateEvent
 from etl_dagster.model.schema import TableId
 from etl_dagster.runtime.tables.odd_counts import brought
@@ -45,6 +46,7 @@ class TableCounts:
     last_commit_time: str | None = None
     #: Rows at the destination, and whether they changed since they were counted.
     row_count: int | None = None
+    is_row_count_estimated: bool = False
     is_row_count_stale: bool = True
     #: Another number after each change of the rest.
     revision: int = 0
@@ -92,7 +94,8 @@ class Metrics:
         """
         counts = self.table(table_id)
         with self._lock:
-            counts.row_count = rows
+            counts.row_count = None if rows is None else int(rows)
+            counts.is_row_count_estimated = isinstance(rows, EstimatedCount)
             counts.odd_values = odd_values
             counts.quarantined = quarantined
             counts.revision += 1

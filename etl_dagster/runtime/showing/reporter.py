@@ -253,6 +253,7 @@ class Reporter:
             rows_deleted=counts.deleted,
             truncates=counts.truncates,
             row_count=counts.row_count,
+            row_count_estimated=counts.is_row_count_estimated,
             last_commit_lsn=None if last_lsn is None else str(last_lsn),
             last_commit_time=counts.last_commit_time,
             copy_chunks_done=len(plan.finished) if plan else 0,

@@ -25,6 +25,8 @@ class TableStatus:
     truncates: int = 0
     #: Rows of the table at the destination; None where it can't tell.
     row_count: int | None = None
+    #: Whether the destination estimated that number, because counting would have taken long.
+    row_count_estimated: bool = False
     #: Commit record of the last change that is durable, with its commit time (ISO 8601, UTC).
     last_commit_lsn: str | None = None
     last_commit_time: str | None = None
