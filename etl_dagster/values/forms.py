@@ -123,6 +123,8 @@ def with_labels(
                 return replace(type_, labels=labels, label_ids=label_ids)
             case Domain():
                 return replace(type_, base=of(type_.base))
+            case Array():
+                return replace(type_, element=of(type_.element))
         return type_
 
     assert column.type is not None

@@ -126,14 +126,14 @@ def contains_composite(type_: PgType) -> bool:
 
 def is_users_own(type_: PgType) -> bool:
     """Whether another Postgres can have the type by the same name: an enum, a domain, a composite
-    that isn't a table's, or an array of such composites."""
+    that isn't a table's, or an array of such."""
     match type_:
         case Enum() | Domain():
             return True
         case Composite():
             return not type_.of_table
         case Array():
-            return isinstance(type_.element, Composite) and is_users_own(type_.element)
+            return is_users_own(type_.element)
     return False
 
 

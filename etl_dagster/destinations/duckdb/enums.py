@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from etl_dagster.destinations.duckdb.tables import enum_type
 from etl_dagster.destinations.sql.dialect import quote
-from etl_dagster.destinations.sql.labels import Labels, enums_of, joined, occurring
+from etl_dagster.destinations.sql.labels import Labels, enums_of, joined, labels_of, occurring
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.model.schema import ColumnSchema, TableSchema
-from etl_dagster.values.forms import labels_of, with_labels
+from etl_dagster.values.forms import with_labels
 
 
 def make_room(
@@ -39,14 +39,14 @@ def make_room(
         `known`, with the labels that the table has now.
     """
     others: dict[str, ColumnSchema] = {}
-    order = {column.name: labels_of(column) or () for column in wanted.columns}
+    order = {column.name: labels_of(column) for column in wanted.columns}
     for column in enums_of(known):
-        labels = labels_of(column) or ()
-        needed = joined(labels, order.get(column.name, ()), occurring(rows, column.name))
+        labels = labels_of(column)
+        needed = joined(labels, order.get(column.name, ()), occurring(rows, column))
         if needed == labels:
             continue
         there = _labels_there(session, table, column.name)
-        needed = joined(there, order.get(column.name, ()), occurring(rows, column.name))
+        needed = joined(there, order.get(column.name, ()), occurring(rows, column))
         if needed != there:
             _give_labels(session, table, column.name, needed)
         others[column.name] = with_labels(column, needed)

@@ -16,13 +16,14 @@ import pyarrow as pa
 
 from etl_dagster.destinations.postgres.types import made_type, spelled
 from etl_dagster.destinations.sql.dialect import literal, quote
-from etl_dagster.destinations.sql.labels import Labels, enums_of, joined, occurring
+from etl_dagster.destinations.sql.labels import Labels, enums_of, joined, labels_of, occurring
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.pg.connection import Connection
-from etl_dagster.values.forms import labels_of, with_labels
-from etl_dagster.values.types import Array, Composite, Domain, Enum, PgType, without_domains
+from etl_dagster.values.forms import with_labels
+from etl_dagster.values.listed import listed_enum
+from etl_dagster.values.types import Array, Composite, Domain, Enum, PgType
 
 #: Begins the comment on a type that a pipeline made; what follows is how it was made.
 _MADE: Final = "made by etl_dagster: "
@@ -70,14 +71,15 @@ class OwnTypes:
     ) -> TableSchema:
         """Give enums the labels that some rows need; as `Session.make_room`."""
         others: dict[str, ColumnSchema] = {}
-        order = {column.name: labels_of(column) or () for column in wanted.columns}
+        order = {column.name: labels_of(column) for column in wanted.columns}
         for column in enums_of(known):
-            labels = labels_of(column) or ()
-            needed = joined(labels, order.get(column.name, ()), occurring(rows, column.name))
+            labels = labels_of(column)
+            needed = joined(labels, order.get(column.name, ()), occurring(rows, column))
             if needed == labels:
                 continue
-            assert column.type is not None
-            name = made_type(without_domains(column.type))
+            enum = listed_enum(column)
+            assert enum is not None
+            name = made_type(enum)
             there = self._session.fetch_row(_THERE, [name])
             if there is not None:
                 self._add_labels(name, tuple(there[5] or ()), needed)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.model.schema import ColumnSchema, TableSchema
-from etl_dagster.values.forms import labels_of
+from etl_dagster.values.listed import labels_in, listed_enum
 
 Labels: TypeAlias = "tuple[str, ...]"
+#: A column, and the labels that there is room for.
+_Known: TypeAlias = "tuple[ColumnSchema, set[str]]"
 
 
 def enums_of(schema: TableSchema) -> list[ColumnSchema]:
     """The columns that are enums at the destination."""
-    return [c for c in schema.columns if c.own_type and labels_of(c) is not None]
+    return [column for column in schema.columns if listed_enum(column) is not None]
+
+
+def labels_of(column: ColumnSchema | None) -> Labels:
+    """Those that the column's enum is known to have."""
+    enum = None if column is None else listed_enum(column)
+    return () if enum is None else enum.labels
 
 
 def joined(there: Labels, wanted: Labels, occurring: Sequence[str]) -> Labels:
@@ -31,14 +38,11 @@ def joined(there: Labels, wanted: Labels, occurring: Sequence[str]) -> Labels:
     return (*labels, *(label for label in more if label not in set(labels)))
 
 
-def occurring(rows: pa.RecordBatch, name: str) -> list[str]:
+def occurring(rows: pa.RecordBatch, column: ColumnSchema) -> list[str]:
     """The labels in a column; none where the rows lack it."""
-    if name not in rows.schema.names:
+    if column.name not in rows.schema.names:
         return []
-    column: Any = rows.column(name)
-    labels = column.dictionary if pa.types.is_dictionary(column.type) else pc.unique(column)
-    found: list[str] = labels.drop_null().to_pylist()
-    return found
+    return labels_in(rows.column(column.name), column.type)
 
 
 def pieces_with_room(
@@ -53,7 +57,7 @@ def pieces_with_room(
     """
     held = next(batches, None)
 
-    def stretch(known: Mapping[str, set[str]]) -> Iterator[pa.RecordBatch]:
+    def stretch(known: Sequence[_Known]) -> Iterator[pa.RecordBatch]:
         nonlocal held
         while held is not None and _has_room(held, known):
             yield held
@@ -61,8 +65,8 @@ def pieces_with_room(
 
     while held is not None:
         schema = session.make_room(table, schema, schema, held)
-        yield stretch({c.name: set(labels_of(c) or ()) for c in enums_of(schema)})
+        yield stretch([(column, set(labels_of(column))) for column in enums_of(schema)])
 
 
-def _has_room(rows: pa.RecordBatch, known: Mapping[str, set[str]]) -> bool:
-    return all(labels.issuperset(occurring(rows, name)) for name, labels in known.items())
+def _has_room(rows: pa.RecordBatch, known: Sequence[_Known]) -> bool:
+    return all(labels.issuperset(occurring(rows, column)) for column, labels in known)

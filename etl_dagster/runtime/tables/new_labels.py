@@ -9,8 +9,9 @@ from typing import Any
 from etl_dagster.model.events import EventBatch, TableChanges, TableStep
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.source.types import TypeCatalog
-from etl_dagster.values.forms import labels_of, with_labels
-from etl_dagster.values.types import Enum, without_domains
+from etl_dagster.values.forms import with_labels
+from etl_dagster.values.listed import labels_in, listed_enum
+from etl_dagster.values.types import Enum
 
 #: What the catalog said of enums, by their OIDs.
 Enums = Mapping[int, Enum]
@@ -39,7 +40,7 @@ def find_new_labels(events: EventBatch, known: Enums) -> NewLabels:
             if not isinstance(step, TableChanges):
                 continue
             for column, enum in _enums(step.schema):
-                found = _occurring(step, column.name) - set(_newest(enum, known).labels)
+                found = _occurring(step, column) - set(_newest(enum, known).labels)
                 if found:
                     enums.setdefault(enum.oid, set()).add(table_id)
                     labels.setdefault(enum.oid, set()).update(found)
@@ -106,19 +107,15 @@ def _completed_step(step: TableStep, known: Enums) -> TableStep:
 def _enums(schema: TableSchema) -> Iterator[tuple[ColumnSchema, Enum]]:
     """The columns that the destination has as enums."""
     for column in schema.columns:
-        if column.own_type and column.type is not None and labels_of(column) is not None:
-            type_ = without_domains(column.type)
-            assert isinstance(type_, Enum)
-            yield column, type_
+        if (enum := listed_enum(column)) is not None:
+            yield column, enum
 
 
-def _occurring(changes: TableChanges, name: str) -> set[str]:
+def _occurring(changes: TableChanges, column: ColumnSchema) -> set[str]:
     """The labels in the rows, without texts that aren't in the database's encoding."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    column: Any = changes.rows.column(name)
-    if (odd := changes.odd.get(name)) is not None:
-        column = column.filter(pa.array(~odd.mask(len(column))))
-    labels = column.dictionary if pa.types.is_dictionary(column.type) else pc.unique(column)
-    return set(labels.drop_null().to_pylist())
+    values: Any = changes.rows.column(column.name)
+    if (odd := changes.odd.get(column.name)) is not None:
+        values = values.filter(pa.array(~odd.mask(len(values))))
+    return set(labels_in(values, column.type))
