@@ -249,6 +249,32 @@ def test_a_target_that_dies_is_started_again_from_its_last_state(
     assert ids(tables) == [1, 2]
 
 
+def test_a_target_that_ends_in_the_middle_as_if_all_were_well_has_not_written(
+    scripted: Scripted, tmp_path: Path, tables: Tables
+) -> None:
+    set_fault(tmp_path, {"do": "exit", "code": 0, "at": 1})
+    destination = scripted()
+
+    with pytest.raises(TargetFailed) as raised:
+        wait(destination.write_events(orders(1, 2)))
+    assert raised.value.retryable
+    wait(destination.write_events(orders(1, 2)))
+
+    assert ids(tables) == [1, 2]
+
+
+def test_a_row_larger_than_any_buffer_arrives_whole(scripted: Scripted, tables: Tables) -> None:
+    """As one line; a pipe holds 64 KiB of it at a time."""
+    document = "a long text \n" * 400_000
+    rows = [order(1, document=document), order(2)]
+
+    wait(
+        scripted().write_events(batch(Transactions().commit(*(insert(ORDERS, **r) for r in rows))))
+    )
+
+    assert [row["document"] for row in tables.records("public-orders")] == [document, None]
+
+
 def test_a_target_that_has_written_and_dies_before_its_state_gets_the_same_again(
     scripted: Scripted, tmp_path: Path, tables: Tables
 ) -> None:
