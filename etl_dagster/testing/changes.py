@@ -293,7 +293,15 @@ def _held(value: Any, arrow: pa.DataType) -> Any:
     return None if isinstance(value, Unheld) else value
 
 
-def chunk(copy_id: str, index: int, schema: TableSchema, rows: Sequence[Row]) -> TableRows:
+def chunk(
+    copy_id: str,
+    index: int,
+    schema: TableSchema,
+    rows: Sequence[Row],
+    *,
+    replay_from: int = 0,
+    copied_at_us: int | None = None,
+) -> TableRows:
     """A chunk of a copy, its rows in two pieces."""
     half = len(rows) // 2
     batches = [
@@ -301,7 +309,8 @@ def chunk(copy_id: str, index: int, schema: TableSchema, rows: Sequence[Row]) ->
         for part in (rows[:half], rows[half:])
         if part
     ]
-    return TableRows(copy_id, iter(batches), ChunkId(copy_id, index))
+    chunk_id = ChunkId(copy_id, index)
+    return TableRows(copy_id, iter(batches), chunk_id, Lsn(replay_from), copied_at_us)
 
 
 def end_of_copy(

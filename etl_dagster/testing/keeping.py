@@ -16,6 +16,7 @@ from etl_dagster.testing.changes import (
     VISITS,
     Change,
     Row,
+    chunk,
     column,
     delete,
     end_of_copy,
@@ -74,7 +75,8 @@ def copy_again(
 ) -> None:
     """A new copy, whose rows were so at some time."""
     subject.destination.drop_table_for_copy(schema)
-    subject.write_chunk(schema, 0, rows, copy_id="copy-2")
+    copied = chunk("copy-2", 0, schema, rows, replay_from=replay_from, copied_at_us=copied_at)
+    subject.write_rows(schema, copied)
     end = end_of_copy("copy-2", replay_from, copied_at_us=copied_at)
     subject.write_rows(schema, end)
 

@@ -51,6 +51,7 @@ class ChunkCopy:
             counted,
             ChunkId(self._plan.copy_id, chunk.index),
             replay_from=self._plan.slot_lsn,
+            copied_at_us=self._plan.started_at_us,
         )
         wait_durable(self._destination.write_table_rows(self._schema, rows), self._stop)
         # Whoever writes the rows anew waits for our reading to end, so asking afterwards is enough.
