@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -261,10 +262,11 @@ def test_target_postgres_holds_the_rows_in_columns_of_their_types(replica: Datab
     assert types["moment"] == "timestamp without time zone"
 
 
-def test_target_postgres_empties_a_table_that_is_truncated_or_copied_again(
+def test_target_postgres_empties_a_table_that_is_truncated_or_copied_again_and_no_log(
     replica: Database,
 ) -> None:
     config = postgres_config(replica, hard_delete=True)
+    log = replace(SALES, id=SALES.id + 1, table_name="log", mode="append")
     with started("target-postgres", config) as destination:
         for number in (1, 2):
             rows = chunk(f"copy-{number}", 0, SALES, [sale(number), sale(10 + number)])
@@ -275,9 +277,26 @@ def test_target_postgres_empties_a_table_that_is_truncated_or_copied_again(
 
         stream = Transactions(first_lsn=1000)
         changes = stream.commit(insert(SALES, **sale(7)), truncate(SALES), insert(SALES, **sale(8)))
+        changes += stream.commit(
+            insert(log, **sale(1)),
+            update(log, **sale(1)),
+            delete(log, id=1, region="north"),
+            truncate(log),
+        )
         wait(destination.write_events(batch(changes)))
+        rows = chunk("copy-3", 0, log, [sale(1)], replay_from=2000)
+        wait(destination.write_table_rows(log, rows))
+        wait(destination.write_table_rows(log, end_of_copy("copy-3", 2000)))
 
     assert replica.query("select id from public.sales") == [(8,)]
+    logged = "select _etl_op, id, _etl_commit_lsn, _etl_ordinal from public.log order by 3, 4"
+    assert replica.query(logged) == [
+        ("insert", 1, 1100, 0),
+        ("update", 1, 1100, 1),
+        ("delete", 1, 1100, 2),
+        ("truncate", None, 1100, 3),
+        ("copy", 1, 1999, 0),
+    ]
 
 
 def test_a_target_that_is_told_to_drop_its_metadata_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -318,6 +319,46 @@ def test_a_record_has_its_position_and_its_time() -> None:
     assert {n: v for n, v in gone["record"].items() if not n.startswith("_sdc_")} == {"id": 2}
     assert gone["record"]["_sdc_deleted_at"] == "1970-01-01T00:00:00.001000+00:00"
     assert gone["record"]["_sdc_ordinal"] == 2
+
+
+def test_a_log_has_a_record_for_each_change_and_no_key() -> None:
+    """Nothing has its target remove or replace a row: no key, no deleted row, no new version."""
+    log = replace(ORDERS, mode="append")
+    changes = Transactions(first_lsn=1000).commit(
+        insert(log, **order(1, "a")),
+        update(log, unchanged=["document"], id=2, note="b"),
+        delete(log, id=1),
+        truncate(log),
+    )
+    described = json.loads(schema_message("s", log, Spelling()))
+
+    found = messages(stretcher(empties=False), changes)
+
+    assert described["key_properties"] == []
+    for message in found:
+        jsonschema.validate(message["record"], described["schema"])
+    entries = [
+        {name: value for name, value in message["record"].items() if name.startswith("_etl_")}
+        for message in found
+    ]
+    at = {
+        "_etl_commit_lsn": 1000,
+        "_etl_commit_time": "1970-01-01T00:00:00.001000+00:00",
+        "_etl_xid": 1700,
+    }
+    assert entries == [
+        at | {"_etl_op": op, "_etl_ordinal": number, "_etl_before": before, "_etl_unchanged": same}
+        for number, (op, before, same) in enumerate(
+            [
+                ("insert", None, None),
+                ("update", None, '["document"]'),
+                ("delete", '{"id": "1"}', None),
+                ("truncate", None, None),
+            ]
+        )
+    ]
+    assert {message["record"]["_sdc_deleted_at"] for message in found} == {None}
+    assert [message["record"]["id"] for message in found] == [1, 2, 1, None]
 
 
 def test_a_changed_key_is_a_row_gone_and_a_row_new() -> None:

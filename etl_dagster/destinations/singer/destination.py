@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from etl_dagster.destinations.singer.config import SingerDestinationConfig
+from etl_dagster.destinations.singer.entries import of_copy
 from etl_dagster.destinations.singer.failures import TargetFailed, TargetNotAsked
 from etl_dagster.destinations.singer.lane import Lane
 from etl_dagster.destinations.singer.lines import Stamps
@@ -52,6 +53,7 @@ class SingerDestination:
     capabilities = Capabilities(
         mirror=True,
         truncate=True,
+        modes=frozenset({"mirror", "append"}),
         offers=frozenset({ChecksItself, ChecksNames, Interruptible}),
     )
     config_model = SingerDestinationConfig
@@ -149,15 +151,18 @@ class SingerDestination:
         with self._lane.writing({stretch.stream: stretch.header}, alone=alone) as session:
             if rows.chunk is None:
                 bookmark["complete"] = True
-                if self._target.empties:
+                if self._target.empties and schema.mode != "append":
                     session.send(activate_version(stretch.stream, version))
                 else:
                     self._warn_of_old_rows(schema)
             else:
                 bookmark["chunk"] = rows.chunk.index
+                now_us = time.time_ns() // 1000
+                at_us = now_us if rows.copied_at_us is None else rows.copied_at_us
+                more = of_copy(schema, rows.replay_from.offset, at_us)
                 for piece in rows.pieces():
                     stamps = Stamps(time.time_ns() // 1000, version)
-                    part = copied(stretch, piece.rows, piece.odd, stamps)
+                    part = copied(stretch, piece.rows, piece.odd, stamps, more)
                     for data in part.lines(self._spelling):
                         session.send(data)
             durable = session.commit({stretch.stream: bookmark})
@@ -181,7 +186,9 @@ class SingerDestination:
             return version
 
     def _warn_of_old_rows(self, schema: TableSchema) -> None:
-        if self._store is not None and self._store.get_destination_table_metadata(schema.id):
+        if schema.mode == "append" or self._store is None:
+            return
+        if self._store.get_destination_table_metadata(schema.id):
             _log.warning(
                 "%s was copied, and %s does not remove rows (ACTIVATE_VERSION): those that it had "
                 "before and that are gone from the source are still there",

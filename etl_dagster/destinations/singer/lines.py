@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ _NOTHING: Final = pa.scalar("", TEXT)
 #: So many lines at a time.
 SLICE_ROWS: Final = 20_000
 _NO_ODD: Final[Mapping[str, Odd]] = {}
+#: By property, its JSON: one text for all rows, or an array with one for each.
+More: TypeAlias = Mapping[str, "str | AnyArray"]
+_NO_MORE: Final[More] = {}
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def record_lines(
     *,
     odd: Mapping[str, Odd] = _NO_ODD,
     deleted: bool = False,
+    more: More = _NO_MORE,
 ) -> Iterator[memoryview]:
     """The RECORD lines of some rows, in pieces of whole lines.
 
@@ -62,6 +66,7 @@ def record_lines(
         rows: some or all of the table's columns.
         odd: values of `rows` that their columns' types can't hold.
         deleted: the rows are gone, since the time of their stamps.
+        more: further properties.
 
     Raises:
         TableWriteFailed: a key holds a value that JSON, or its column's type, can't hold.
@@ -77,6 +82,7 @@ def record_lines(
             spelling,
             sliced(odd, start, stop),
             deleted,
+            {n: v if isinstance(v, str) else v.slice(start, stop - start) for n, v in more.items()},
         )
         yield _bytes_of(lines)
 
@@ -89,6 +95,7 @@ def _lines(
     spelling: Spelling,
     odd: Mapping[str, Odd],
     deleted: bool,
+    more: More,
 ) -> AnyArray:
     columns = {column.name: column for column in schema.columns}
     line = _Line(rows.num_rows)
@@ -99,7 +106,7 @@ def _lines(
         parsed = to_json(columns[name], array, spelling)
         here = joined([odd.get(name), parsed.odd])
         if here is not None:
-            if name in schema.key_columns:
+            if name in schema.key_columns and schema.mode != "append":
                 raise _odd_key(schema, name)
             found[name] = here
         line.say(f"{_text(name)}:")
@@ -108,9 +115,13 @@ def _lines(
     time = stamps.time_us
     moment: str | AnyArray
     if isinstance(time, np.ndarray):
-        moment = _moments(time)
+        moment = moments_as_json(time)
     else:
-        moment = str(_moments(np.array([time]))[0].as_py())
+        moment = str(moments_as_json(np.array([time]))[0].as_py())
+    for name, values in more.items():
+        line.say(f"{_text(name)}:")
+        line.add(values)
+        line.say(",")
     line.say('"_sdc_extracted_at":')
     line.add(moment)
     line.say(',"_sdc_deleted_at":')
@@ -170,7 +181,8 @@ def _numbers(values: int | np.ndarray | None, missing: str) -> str | AnyArray:
     return texts
 
 
-def _moments(time_us: np.ndarray) -> AnyArray:
+def moments_as_json(time_us: np.ndarray) -> AnyArray:
+    """Times, in microseconds since 1970-01-01 UTC, as JSON strings."""
     texts = pa.array(time_us.astype(np.int64)).view(pa.timestamp("us")).cast(TEXT)
     texts = _compute.replace_substring(texts, " ", "T", max_replacements=1)
     start, end = pa.scalar('"', TEXT), pa.scalar('+00:00"', TEXT)

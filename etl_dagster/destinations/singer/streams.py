@@ -45,6 +45,19 @@ METADATA: Final[dict[str, dict[str, Any]]] = {
 }
 
 
+_TEXT: Final = {"type": ["null", "string"]}
+#: What each record of a log (mode append) has as well.
+LOGGED: Final[dict[str, dict[str, Any]]] = {
+    "_etl_op": _TEXT,
+    "_etl_commit_lsn": _NUMBER,
+    "_etl_ordinal": _NUMBER,
+    "_etl_commit_time": _MOMENT,
+    "_etl_xid": _NUMBER,
+    "_etl_before": _TEXT,
+    "_etl_unchanged": _TEXT,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Spelling:
     """What a configuration chooses of a stream."""
@@ -62,7 +75,7 @@ def stream_name(template: str, schema: TableSchema) -> str:
 
 
 def schema_message(stream: str, schema: TableSchema, spelling: Spelling) -> bytes:
-    """The SCHEMA line of a table.
+    """The SCHEMA line of a table. A log has no key: each of its records is a row.
 
     Raises:
         TableWriteFailed: a column has the name of what is added to each record.
@@ -75,16 +88,18 @@ def schema_message(stream: str, schema: TableSchema, spelling: Spelling) -> byte
                 solution="Leave the column out of the publication, or rename it; then reset the "
                 "table.",
             )
-    keys = set(schema.key_columns)
-    properties = {
+    is_log = schema.mode == "append"
+    keys = () if is_log else schema.key_columns
+    columns = {
         column.name: property_of(column, spelling, in_key=column.name in keys)
         for column in schema.columns
     }
+    more = METADATA | LOGGED if is_log else METADATA
     message = {
         "type": "SCHEMA",
         "stream": stream,
-        "schema": {"type": "object", "properties": properties | METADATA},
-        "key_properties": list(schema.key_columns),
+        "schema": {"type": "object", "properties": columns | more},
+        "key_properties": list(keys),
         "bookmark_properties": [],
     }
     return line(message)

@@ -18,7 +18,8 @@ from etl_dagster.destinations.evolution import (
     RenameColumn,
     schema_changes,
 )
-from etl_dagster.destinations.singer.lines import Stamps, record_lines
+from etl_dagster.destinations.singer.entries import entries_of, truncated
+from etl_dagster.destinations.singer.lines import More, Stamps, record_lines
 from etl_dagster.destinations.singer.streams import Spelling, line, schema_message, stream_name
 from etl_dagster.errors import RowsOutdated, TableWriteFailed
 from etl_dagster.model.events import (
@@ -162,16 +163,29 @@ class Stretcher:
             match step:
                 case RelationEvent():
                     self._require_no_new_copy(step)
+                case TruncateEvent() if step.schema.mode == "append":
+                    self._last_of(made, step.schema).parts.append(self._entry(step))
                 case TruncateEvent():
                     self._require_emptying(step.schema)
                     emptied = self.stretch(step.schema)
                     emptied.version = self._truncates.version(step.schema.id, step.position)
                     made = [emptied]
                 case TableChanges():
-                    if not made or made[-1].schema != step.schema:
-                        made.append(self.stretch(step.schema))
-                    made[-1].parts += self._parts(step)
+                    self._last_of(made, step.schema).parts += self._parts(step)
         return made
+
+    def _last_of(self, made: list[Stretch], schema: TableSchema) -> Stretch:
+        """The last stretch, or another where that is under another schema."""
+        if not made or made[-1].schema != schema:
+            made.append(self.stretch(schema))
+        return made[-1]
+
+    def _entry(self, event: TruncateEvent) -> _Part:
+        entry = truncated(event)
+        position = event.position
+        lsn, ordinal = (np.array([n]) for n in (position.commit_lsn.offset, position.ordinal))
+        stamps = Stamps(event.commit_time_us, int(lsn[0]), lsn, ordinal)
+        return _Part(entry.rows, stamps, {}, more=entry.more)
 
     def _require_no_new_copy(self, step: RelationEvent) -> None:
         if step.previous is None:
@@ -208,6 +222,11 @@ class Stretcher:
     def _parts(self, changes: TableChanges) -> list[_Part]:
         schema = changes.schema
         stamped = _Stamped(changes, self._truncates.versions(changes))
+        if schema.mode == "append":
+            entries = entries_of(changes)
+            every = np.arange(len(changes))
+            odd = _odd_of(entries.odd)
+            return [_Part(entries.rows, stamped.at(every), odd, more=entries.more)]
         if not schema.key_columns:
             if (changes.ops != INSERT).any():
                 raise TableWriteFailed(
@@ -265,6 +284,7 @@ class _Part:
     stamps: Stamps
     odd: Mapping[str, Odd]
     deleted: bool = False
+    more: More = field(default_factory=dict)
 
     def lines(self, stretch: Stretch, spelling: Spelling) -> Iterator[memoryview]:
         return record_lines(
@@ -275,6 +295,7 @@ class _Part:
             spelling,
             odd=self.odd,
             deleted=self.deleted,
+            more=self.more,
         )
 
 
@@ -330,7 +351,11 @@ def _taken(odd: Mapping[str, Odd], places: np.ndarray, kept: Sequence[str]) -> d
 
 
 def copied(
-    stretch: Stretch, rows: pa.RecordBatch, odd: Mapping[str, Odd], stamps: Stamps
+    stretch: Stretch,
+    rows: pa.RecordBatch,
+    odd: Mapping[str, Odd],
+    stamps: Stamps,
+    more: More,
 ) -> Stretch:
     """A stretch with some rows of a copy."""
-    return replace(stretch, parts=[_Part(rows, stamps, odd)])
+    return replace(stretch, parts=[_Part(rows, stamps, odd, more=more)])
