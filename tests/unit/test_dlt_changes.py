@@ -147,6 +147,17 @@ def test_a_value_that_was_not_sent_is_the_one_at_the_destination() -> None:
     assert found == {1: "kept", 5: "moved", 3: "new"}
 
 
+def test_a_row_that_was_moved_before_its_process_ended_has_its_values_at_the_new_key() -> None:
+    """The package comes again, and the destination has the row under its new key already."""
+    changes = Transactions().commit(
+        update(ORDERS, unchanged=["document"], old={"id": 2}, id=5, note="y")
+    )
+
+    [one] = rounds(changes, held=[{"id": 5, "document": "moved"}])
+
+    assert [row["document"] for row in loaded(one) if not row[DELETED]] == ["moved"]
+
+
 def test_nothing_from_before_a_truncate_is_loaded() -> None:
     stream = Transactions()
     changes = stream.commit(insert(ORDERS, **order(1)), truncate(ORDERS))

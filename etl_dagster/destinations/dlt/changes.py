@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from etl_dagster.destinations.collapse import Collapsed, collapse, key_ids
+from etl_dagster.destinations.collapse import Collapsed, collapse, concat_rows, key_ids
 from etl_dagster.destinations.dlt.evolution import dropped_after
 from etl_dagster.destinations.dlt.lane import Disposition, Part
 from etl_dagster.destinations.dlt.ledger import TableEntry
@@ -135,15 +135,14 @@ class Stretches:
         self, shape: TableShape, result: Collapsed, rows: pa.RecordBatch
     ) -> pa.RecordBatch:
         """The rows with the values that Postgres didn't send, as the destination has them."""
-        places = result.lookup_places
-        assert places is not None
-        missing = np.logical_or.reduce(list(result.unknown.values()))
-        wanted = np.unique(places[missing])
-        keys = result.removed.take(pa.array(wanted))
-        names = [shape.there[name] for name in result.unknown]
-        found = self._fetch(shape, names, keys)
-        #: Of each wanted key, its row among those found; null where there is none.
-        at = np.searchsorted(wanted, places)
+        lookup = result.lookup
+        assert lookup is not None
+        incomplete = np.flatnonzero(np.logical_or.reduce(list(result.unknown.values())))
+        places: Any = pa.array(incomplete)
+        keys: pa.RecordBatch = result.rows.select(list(shape.source.key_columns)).take(places)
+        found = self._there(shape, result, lookup.take(places), keys)
+        #: Of each row, its place among those found.
+        at = np.searchsorted(incomplete, np.arange(len(rows)))
         columns = list(rows.columns)
         for name, is_unknown in result.unknown.items():
             there = shape.there[name]
@@ -152,6 +151,30 @@ class Stretches:
             source: Any = pa.array(np.where(is_unknown, len(rows) + at, np.arange(len(rows))))
             columns[place] = both.take(source)
         return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+
+    def _there(
+        self, shape: TableShape, result: Collapsed, before: pa.RecordBatch, now: pa.RecordBatch
+    ) -> pa.RecordBatch:
+        """The values of rows by the keys that they had, or else by those that they have now.
+
+        A package that was under way may have moved a row before its process ended; then its values
+        are at the new key only.
+        """
+        names = [shape.there[name] for name in result.unknown]
+        found = self._fetch(shape, names, before)
+        ids = key_ids(concat_rows([before, now.cast(before.schema)]))
+        is_moved = ids[: len(before)] != ids[len(before) :]
+        is_null = [column.is_null().to_numpy(zero_copy_only=False) for column in found.columns]
+        lost = np.flatnonzero(is_moved & np.logical_and.reduce(is_null))
+        if not len(lost):
+            return found
+        which: Any = pa.array(lost)
+        again = self._fetch(shape, names, now.take(which))
+        source = np.arange(len(before))
+        source[lost] = len(before) + np.arange(len(lost))
+        indices: Any = pa.array(source)
+        arrays = [pa.concat_arrays([found[name], again[name]]).take(indices) for name in names]
+        return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
 def _added(shape: TableShape, rows: pa.RecordBatch) -> Part:
