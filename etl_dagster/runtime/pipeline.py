@@ -69,6 +69,7 @@ class Pipeline:
         copies: ``own`` runs the table sync workers as threads of this process; ``elsewhere``
             leaves them to other processes that share the store, such as Dagster runs.
         wire: makes what the changes come from; by default, a slot that is the pipeline's alone.
+        make_control: makes the connection for questions to the source.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Pipeline:
         *,
         copies: Literal["own", "elsewhere"] = "own",
         wire: MakeWire = OwnSlot,
+        make_control: Callable[..., SourceControl] = SourceControl,
         clock: Clock = SYSTEM_CLOCK,
         timing: Timing = TIMING,
     ) -> None:
@@ -86,7 +88,7 @@ class Pipeline:
         self._store = store = coordinating(store)
         self._destination = destination = shaping(destination, config)
         self._tells_waits = offered(destination, TellsWaits)
-        self._control = SourceControl(
+        self._control = make_control(
             config.source,
             application_name=f"etl_dagster control {config.pipeline}",
             verify=self._verify_source,
@@ -105,15 +107,7 @@ class Pipeline:
         self._members = Members(config, store, self._control)
         self._rewrites = Rewrites(store, self._control, partial(fetch_own_sample, config.source))
         self._renames = Renames(store, self._control)
-        self._known = Known(
-            self._origin,
-            self._belonging,
-            self._members,
-            self._rewrites,
-            self._renames,
-            self._metrics,
-        )
-        self._locks = LockWatch(self._control)
+        self._locks = LockWatch(self._control, older_than_s=timing.long_lock_s)
         self._done = threading.Event()
         self._changed = threading.Event()
         #: Somebody waits for a look at the publication that begins from now on.
@@ -251,7 +245,7 @@ class Pipeline:
             if deadline is not None and self._clock.now_s() > deadline:
                 return False
             self.hurry(goal)
-            self._done.wait(0.1)
+            self._clock.wait(self._done, 0.1)
         return True
 
     def _are_tables_settled(self) -> bool:
@@ -348,7 +342,14 @@ class Pipeline:
         start_lsn = self._wire.prepare()
         self._apply = ApplyWorker(
             self._parts,
-            self._known,
+            Known(
+                self._origin,
+                self._belonging,
+                self._members,
+                self._rewrites,
+                self._renames,
+                self._metrics,
+            ),
             self._tenure,
             open_stream=self._wire.open(start_lsn),
             start_lsn=start_lsn,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from etl_dagster.source.locks import LONG_S
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -48,6 +50,8 @@ class Timing:
 
     #: How often the publication is read again; less often where it is large.
     membership_s: float = 5.0
+    #: Sessions that lock a table are named once their transaction is older than this.
+    long_lock_s: float = LONG_S
     #: How often old versions of schemas are forgotten.
     prune_s: float = 3600.0
     #: A stream that lived so long begins its retries anew when it breaks.

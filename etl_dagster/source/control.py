@@ -36,10 +36,13 @@ class SourceControl:
         *,
         application_name: str,
         verify: Callable[[Connection], None] = lambda connection: None,
+        lock_timeout_s: float = _LOCK_TIMEOUT_S,
     ) -> None:
         """Args:
         verify: called with each new connection; raises where it leads to the wrong server.
+        lock_timeout_s: how long a question may wait for a table that another session has locked.
         """
+        self._lock_timeout_s = lock_timeout_s
         self._config = config
         self._verify = verify
         self._application_name = application_name
@@ -96,7 +99,7 @@ class SourceControl:
                 self._config,
                 application_name=self._application_name,
                 statement_timeout_s=_STATEMENT_TIMEOUT_S,
-                lock_timeout_s=_LOCK_TIMEOUT_S,
+                lock_timeout_s=self._lock_timeout_s,
             )
             try:
                 self._verify(connection)

@@ -37,13 +37,11 @@ class ExclusiveLock:
         return f"PID {self.pid}{name}{age}"
 
 
-def fetch_exclusive_locks(
-    connection: Connection, *, older_than_s: float | None = None
-) -> list[ExclusiveLock]:
+def fetch_exclusive_locks(connection: Connection, *, older_than_s: float) -> list[ExclusiveLock]:
     """The locks of other sessions on tables of this database, the oldest first.
 
     Args:
-        older_than_s: of the session's transaction; by default `LONG_S`. Prepared ones and those
+        older_than_s: of the session's transaction; Prepared ones and those
             whose age is not shown count as old.
 
     Source: PostgreSQL documentation, "pg_locks", "pg_stat_activity".
@@ -63,7 +61,7 @@ def fetch_exclusive_locks(
         and coalesce(a.xact_start <= clock_timestamp() - make_interval(secs => %s), true)
         order by a.xact_start, l.pid, 2
         """,
-        [LONG_S if older_than_s is None else older_than_s],
+        [older_than_s],
     )
     return [ExclusiveLock(*row) for row in rows]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 import pytest
 
@@ -12,8 +13,10 @@ from etl_dagster.assembly import build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import TableLocked
 from etl_dagster.runtime.checking.preflight import run_checks
-from etl_dagster.source import control, locks
+from etl_dagster.runtime.checking.tables import check_locks
+from etl_dagster.runtime.timing import Timing
 from etl_dagster.source.catalog import fetch_leaves, fetch_leaves_of, fetch_published_tables
+from etl_dagster.source.control import SourceControl
 from etl_dagster.source.membership import look
 from etl_dagster.source.trigger import install
 from tests.support.database import Database
@@ -26,11 +29,8 @@ MakeConfig = Callable[..., PipelineConfig]
 def test_other_tables_go_on_and_the_session_is_named(
     database: Database,
     make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(locks, "LONG_S", 0.1)
-    monkeypatch.setattr(control, "_LOCK_TIMEOUT_S", 0.5)
     database.execute(
         "create table t (id int primary key, n int); insert into t values (1, 1)",
         "create table u (id int primary key)",
@@ -46,7 +46,12 @@ def test_other_tables_go_on_and_the_session_is_named(
         caplog.at_level(logging.INFO),
         closing(build_store(config)) as store,  # type: ignore[type-var]
         database.connect(autocommit=False, application_name="long vacuum") as blocker,
-        running(config, store=store) as pipeline,
+        running(
+            config,
+            store=store,
+            timing=Timing(long_lock_s=0.1),
+            make_control=partial(SourceControl, lock_timeout_s=0.5),
+        ) as pipeline,
     ):
         assert pipeline.wait_until_caught_up(60)
         database.execute("create table late (id int primary key); insert into late values (1)")
@@ -67,10 +72,12 @@ def test_other_tables_go_on_and_the_session_is_named(
         assert "public.leaf is locked by another session" in caplog.text
         wait_until(lambda: rows(config, "select count(*) from public.u") == [(1,)])
         named = f"PID {blocker.info.backend_pid} (long vacuum)"
-        checks = {check.name: check for check in run_checks(config)}
-        assert all(check.failure is None for check in checks.values())
-        assert named in checks["locked tables"].message
-        with closing(control.SourceControl(config.source, application_name="test")) as asking:
+        assert all(check.failure is None for check in run_checks(config))
+        with database.connect() as connection:
+            published = fetch_published_tables(connection, "etl_pub", [t], with_filters=False)
+            [check] = check_locks(connection, published, older_than_s=0.0)
+            assert named in check.message
+        with closing(SourceControl(config.source, application_name="test")) as asking:
             with pytest.raises(TableLocked) as raised:
                 asking.ask("measuring", fetch_leaves, t)
             assert f"public.t by {named}" in raised.value.reason

@@ -14,6 +14,7 @@ from etl_dagster.model.destination import Destination
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.timing import TIMING, Timing
+from etl_dagster.source.control import SourceControl
 from tests.support.database import Database
 from tests.support.waiting import PATIENCE_S
 
@@ -26,6 +27,7 @@ def running(
     destination: Destination | None = None,
     copies: Literal["own", "elsewhere"] = "own",
     timing: Timing = TIMING,
+    make_control: Callable[..., SourceControl] = SourceControl,
 ) -> Iterator[Pipeline]:
     """A pipeline that is shut down at the end; what it failed with is raised then."""
     with closing(build_store(config)) as own_store:  # type: ignore[type-var]
@@ -35,6 +37,7 @@ def running(
             destination or build_destination(config),
             copies=copies,
             timing=timing,
+            make_control=make_control,
         )
         pipeline.start()
         try:

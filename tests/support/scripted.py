@@ -12,11 +12,13 @@ from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.timing import Timing
 from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.control import SourceControl
 from etl_dagster.stores.memory import MemoryStore
+from tests.unit import wire
 
 
 class ManualClock:
@@ -43,12 +45,15 @@ class ScriptedSource(SourceControl):
 
     def __init__(self, answers: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
         super().__init__(config().source, application_name="scripted")
-        self.answers = dict(answers)
+        #: May be changed at any time.
+        self.answers = answers
         #: What was asked, in order.
         self.asked: list[str] = []
 
     def ask(self, what: str, question: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.asked.append(question.__name__)
+        # A method is known by its function, whatever object it is of.
+        question = getattr(question, "__func__", question)
         if question not in self.answers:
             raise AssertionError(f"the script has no answer to {question.__name__} ({what})")
         return self.answers[question](*args, **kwargs)
@@ -97,6 +102,18 @@ def drain(session: ReplicationSession, frames: list[bytes]) -> bool:
     ended: tuple[int, memoryview] = (0, memoryview(b""))
     left: Iterator[tuple[int, memoryview]] = iter([(len(f), memoryview(f)) for f in frames])
     return session.drain(partial(next, left, ended)) > 0
+
+
+def transaction(lsn: int, *ids: int, table_id: int = 1) -> list[bytes]:
+    """The frames of a transaction that inserts these rows; its commit record ends 50 bytes on."""
+    column = RelationColumn("id", 23, -1, True)
+    messages = [
+        wire.begin(lsn),
+        wire.relation(Relation(table_id, "public", f"table_{table_id}", "d", (column,))),
+        *(wire.insert(table_id, [str(value)]) for value in ids),
+        wire.commit(lsn, lsn + 50),
+    ]
+    return [wire.xlog_data(message) for message in messages]
 
 
 def config(**settings: Any) -> PipelineConfig:

@@ -15,26 +15,13 @@ from etl_dagster.errors import SourceUnreachable
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.protocol.batch import POSTGRES_EPOCH_US
-from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.streaming.delivery import Kept
 from etl_dagster.runtime.streaming.feed import Feed
 from tests.support.deliveries import ORDERS, Flaky, Side
-from tests.support.scripted import ScriptedStream
+from tests.support.scripted import ScriptedStream, transaction
 from tests.support.waiting import wait_until
 from tests.unit import wire
-
-_IDS = RelationColumn("id", 23, -1, True)
-
-
-def transaction(lsn: int, *ids: int) -> list[bytes]:
-    messages = [
-        wire.begin(lsn),
-        wire.relation(Relation(ORDERS, "public", f"table_{ORDERS}", "d", (_IDS,))),
-        *(wire.insert(ORDERS, [str(value)]) for value in ids),
-        wire.commit(lsn, lsn + 50),
-    ]
-    return [wire.xlog_data(message) for message in messages]
 
 
 class Fixture:

@@ -43,7 +43,6 @@ from etl_dagster.model.states import (
     TimedRetry,
 )
 from etl_dagster.model.stores import TableSyncWorker
-from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.copying.table_sync import CopyProgress, TableSync, TableSyncResult
 from etl_dagster.runtime.tables.identities import find_unidentified
@@ -60,7 +59,7 @@ from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import CreatedSlot, Slot, drop_slot, fetch_slot
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.deliveries import ORDERS, schema
-from tests.support.scripted import ManualClock, ScriptedSource, ScriptedStream, config
+from tests.support.scripted import ManualClock, ScriptedSource, ScriptedStream, config, transaction
 from tests.unit import wire
 
 SLOT = "the_slot"
@@ -540,17 +539,6 @@ def test_a_copy_waits_as_long_as_a_process_runs_the_pipeline(fixture: Fixture) -
 
     assert fixture.run() is not None
     assert fixture.clock.now_s() > 1000
-
-
-def transaction(lsn: int, *ids: int) -> list[bytes]:
-    relation = Relation(ORDERS, "public", "table_1", "d", (RelationColumn("id", 23, -1, True),))
-    messages = [
-        wire.begin(lsn),
-        wire.relation(relation),
-        *(wire.insert(ORDERS, [str(value)]) for value in ids),
-        wire.commit(lsn, lsn + 50),
-    ]
-    return [wire.xlog_data(message) for message in messages]
 
 
 def the_line_breaks() -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection
 
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.locks import fetch_exclusive_locks
+from etl_dagster.source.locks import LONG_S, fetch_exclusive_locks
 
 _log = logging.getLogger(__name__)
 
@@ -14,8 +14,9 @@ _log = logging.getLogger(__name__)
 class LockWatch:
     """A locked table can't be copied, while its changes, and all other tables, stream on."""
 
-    def __init__(self, control: SourceControl) -> None:
+    def __init__(self, control: SourceControl, *, older_than_s: float = LONG_S) -> None:
         self._control = control
+        self._older_than_s = older_than_s
         #: Session and relation, with the relation's name.
         self._told: dict[tuple[int, int], str] = {}
 
@@ -25,7 +26,9 @@ class LockWatch:
         Raises:
             EtlError: the source can't be asked.
         """
-        locks = self._control.ask("looking at locks", fetch_exclusive_locks)
+        locks = self._control.ask(
+            "looking at locks", fetch_exclusive_locks, older_than_s=self._older_than_s
+        )
         now = {(lock.pid, lock.relation_id): lock for lock in locks}
         for key, lock in now.items():
             if lock.relation_id in relation_ids and key not in self._told:

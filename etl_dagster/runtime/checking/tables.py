@@ -9,7 +9,7 @@ from etl_dagster.errors import SourceNotPrepared
 from etl_dagster.runtime.checking.check import LISTED, Check, Connection
 from etl_dagster.runtime.tables.identities import find_unidentified
 from etl_dagster.source.catalog import Publication, PublishedTable
-from etl_dagster.source.locks import ExclusiveLock, describe_locks, fetch_exclusive_locks
+from etl_dagster.source.locks import LONG_S, ExclusiveLock, describe_locks, fetch_exclusive_locks
 from etl_dagster.source.money import digits, fetch_own_sample, fetch_sample, money_columns
 from etl_dagster.source.partitions import fetch_foreign_partitions, fetch_partition_ids
 from etl_dagster.source.readiness import ServerFacts, fetch_read_rights
@@ -117,11 +117,17 @@ def check_read_rights(
         )
 
 
-def check_locks(connection: Connection, tables: Sequence[PublishedTable]) -> Iterator[Check]:
+def check_locks(
+    connection: Connection, tables: Sequence[PublishedTable], *, older_than_s: float = LONG_S
+) -> Iterator[Check]:
     published = {table.schema.id for table in tables} | fetch_partition_ids(
         connection, [table.schema.id for table in tables if table.is_partitioned]
     )
-    locks = [lock for lock in fetch_exclusive_locks(connection) if lock.relation_id in published]
+    locks = [
+        lock
+        for lock in fetch_exclusive_locks(connection, older_than_s=older_than_s)
+        if lock.relation_id in published
+    ]
     if locks:
         yield Check.warning(
             "locked tables",

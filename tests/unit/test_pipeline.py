@@ -1,0 +1,421 @@
+"""A pipeline from its start to its end: a scripted source; store and destination in memory.
+
+The threads are real, and each wait for them has a deadline.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pytest
+
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.errors import (
+    EtlError,
+    InvalidState,
+    LeaseLost,
+    PipelineInUse,
+    PublicationMissing,
+    SourceError,
+    SourceUnreachable,
+    Superseded,
+)
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import TableRows
+from etl_dagster.model.states import Init, Ready
+from etl_dagster.model.stores import ApplyWorker
+from etl_dagster.protocol.session import ReplicationSession
+from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.preflight import require_ready
+from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.streaming.feed import OpenStream
+from etl_dagster.runtime.tables.identities import find_unidentified
+from etl_dagster.runtime.tables.schemas import destination_metadata
+from etl_dagster.source.catalog import (
+    PublishedTable,
+    emit_marker,
+    fetch_insert_lsn,
+    fetch_publication,
+    fetch_published_tables,
+    fetch_relations,
+)
+from etl_dagster.source.columns import Traces, fetch_traces
+from etl_dagster.source.locks import fetch_exclusive_locks
+from etl_dagster.source.membership import Look, Membership, PublicationTrace, Storage, look
+from etl_dagster.source.slots import (
+    Slot,
+    drop_slot,
+    fetch_apply_slot,
+    fetch_group_slots,
+    fetch_slot,
+    fetch_table_sync_slots,
+)
+from etl_dagster.source.trigger import TriggerState, fetch_trigger
+from etl_dagster.stores.memory import MemoryStore
+from tests.support.deliveries import ORDERS, schema
+from tests.support.scripted import ManualClock, ScriptedSource, config, drain, transaction
+from tests.support.waiting import PATIENCE_S, wait_until
+from tests.unit.wire import keepalive
+
+_MEMBER = Membership(frozenset({"all 700"}), Storage(1, 90))
+
+
+class Live:
+    """A stream that waits for what the test sends: a frame, or something to do."""
+
+    is_over = False
+
+    def __init__(self, session: ReplicationSession, start_lsn: Lsn, sent: SimpleQueue[Any]) -> None:
+        self._session, self.start_lsn, self._sent = session, start_lsn, sent
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def confirm(self, lsn: Lsn) -> None: ...
+
+    def request_keepalive(self) -> None: ...
+
+    def interrupt(self) -> None:
+        self._sent.put(lambda: None)
+
+    def read(self, timeout_s: float) -> bool:
+        try:
+            step = self._sent.get(timeout=timeout_s)
+        except Empty:
+            return False
+        if isinstance(step, bytes):
+            return drain(self._session, [step])
+        step()
+        return False
+
+
+class Destination(MemoryDestination):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def startup(self, store: Any) -> None:
+        self.calls.append("startup")
+        super().startup(store)
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+        super().shutdown()
+
+
+class Fixture:
+    """A pipeline with one table that is copied already, and what is around it."""
+
+    slot_name = "the_slot"
+    note = None
+
+    def __init__(self) -> None:
+        self.store, self.destination, self.clock = MemoryStore(), Destination(), ManualClock()
+        self.sent: SimpleQueue[Any] = SimpleQueue()
+        self.end = Lsn(1000)
+        #: What each try to prepare the stream fails with; None: it doesn't.
+        self.refusals: list[EtlError | None] = []
+        self.streams = 0
+        self.store.store_table_schema(schema(ORDERS))
+        self.store.store_destination_table_metadata(
+            ORDERS, destination_metadata(schema(ORDERS), "applied")
+        )
+        MemoryDestination.write_table_rows(self.destination, schema(ORDERS), TableRows("copy"))
+        self.store.update_table_replication_states([(ORDERS, Ready(Lsn(1000)))])
+        published = [PublishedTable(schema(ORDERS), None, 0)]
+        self.answers: dict[Callable[..., Any], Callable[..., Any]] = {
+            require_ready: lambda config: published,
+            Origin.require: lambda: None,
+            fetch_publication: lambda name: None,
+            fetch_published_tables: lambda *_, **__: published,
+            look: lambda name: Look(
+                PublicationTrace(5000, "700", "iudt", False), {ORDERS: _MEMBER}, {}
+            ),
+            find_unidentified: lambda tables: {},
+            fetch_table_sync_slots: lambda pipeline: {},
+            fetch_group_slots: lambda pipeline: {},
+            fetch_slot: lambda name: None,
+            fetch_trigger: lambda: TriggerState(None, False, ""),
+            fetch_traces: lambda ids: {ORDERS: Traces("1", "1")},
+            fetch_relations: lambda ids: {},
+            fetch_exclusive_locks: lambda **_: [],
+            fetch_insert_lsn: lambda: self.end,
+            emit_marker: lambda: self.end,
+        }
+        self.pipeline = self.make()
+
+    def make(self, **settings: Any) -> Pipeline:
+        retry = {"initial_delay_ms": 1000, "max_delay_ms": 1000, "max_attempts": 3}
+        return Pipeline(
+            config(retry=retry, **settings),
+            self.store,
+            self.destination,
+            copies="elsewhere",
+            wire=lambda *_: self,
+            make_control=lambda *_, **__: ScriptedSource(self.answers),
+            clock=self.clock,
+        )
+
+    # -- the wire --------------------------------------------------------------------------------
+
+    def prepare(self) -> Lsn:
+        if self.refusals and (refusal := self.refusals.pop(0)) is not None:
+            raise refusal
+        return self.store.get_replication_progress(ApplyWorker()) or Lsn(1000)
+
+    def open(self, start_lsn: Lsn) -> OpenStream:
+        self.streams += 1
+        return lambda session: Live(session, start_lsn, self.sent)
+
+    # -- what a test does ------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.pipeline.start()
+        wait_until(lambda: self.streams > 0)
+
+    def commits(self, *ids: int) -> None:
+        """A transaction with these rows, which is closed and written."""
+        for frame in transaction(self.end.offset, *ids):
+            self.sent.put(frame)
+        self.end = Lsn(self.end.offset + 50)
+        self.sent.put(lambda: self.clock.pass_by(2.0))
+
+    def breaks(self, error: BaseException) -> None:
+        def fail() -> None:
+            raise error
+
+        self.sent.put(fail)
+
+    def ends(self) -> bool:
+        return self.pipeline.wait(PATIENCE_S)
+
+    @property
+    def ids(self) -> list[int]:
+        return [row["id"] for row in self.destination.rows("public.table_1")]
+
+
+@pytest.fixture
+def fixture() -> Iterator[Fixture]:
+    made = Fixture()
+    yield made
+    made.pipeline.shutdown()
+
+
+# -- start and end ---------------------------------------------------------------------------------
+
+
+def test_a_pipeline_streams_until_it_is_told_to_stop(fixture: Fixture) -> None:
+    fixture.start()
+    fixture.commits(1)
+    wait_until(lambda: fixture.pipeline.status().confirmed_lsn == str(fixture.end))
+    assert (fixture.ids, fixture.pipeline.status().phase) == ([1], "streaming")
+
+    fixture.pipeline.shutdown()
+
+    assert fixture.ends()
+    assert fixture.pipeline.status().phase == "stopped"
+    assert fixture.destination.calls == ["startup", "shutdown"]
+    assert not fixture.store.is_leased("apply")
+    assert [t.name for t in threading.enumerate() if "scripted" in t.name] == []
+
+
+def test_a_pipeline_can_be_stopped_at_any_time_and_more_than_once(fixture: Fixture) -> None:
+    fixture.start()
+    for _ in range(2):
+        fixture.pipeline.shutdown()
+    assert fixture.ends()
+    fixture.pipeline.shutdown()
+
+
+def test_a_pipeline_starts_once(fixture: Fixture) -> None:
+    fixture.start()
+    with pytest.raises(InvalidState, match="started before"):
+        fixture.pipeline.start()
+
+
+def test_nothing_is_begun_before_the_source_is_known_to_be_ready(fixture: Fixture) -> None:
+    def not_ready(settings: Any) -> None:
+        raise SourceError("wal_level is replica")
+
+    fixture.answers[require_ready] = not_ready
+    with pytest.raises(SourceError, match="wal_level"):
+        fixture.pipeline.start()
+
+    assert fixture.destination.calls == []
+    assert fixture.store.current_epoch() == 0
+    assert not fixture.store.is_leased("apply")
+
+
+def test_a_pipeline_that_another_process_runs_is_left_alone(fixture: Fixture) -> None:
+    fixture.start()
+    with pytest.raises(PipelineInUse, match="another process runs the pipeline 'scripted'"):
+        fixture.make().start()
+
+    assert fixture.destination.calls == ["startup"]
+    assert fixture.pipeline.status().phase == "streaming"
+
+
+def test_a_start_that_fails_late_leaves_the_pipeline_to_others(fixture: Fixture) -> None:
+    fixture.refusals = [SourceUnreachable("away")]
+    with pytest.raises(SourceUnreachable):
+        fixture.pipeline.start()
+
+    assert not fixture.store.is_leased("apply")
+
+
+def test_what_was_streamed_from_a_slot_that_is_lost_is_expected_no_more(fixture: Fixture) -> None:
+    """Every table is copied again, and the new slot brings nothing of before."""
+    fixture.start()
+    fixture.commits(1)
+    wait_until(lambda: fixture.ids == [1])
+    fixture.pipeline.shutdown()
+    fixture.ends()
+
+    lost = Slot("s", "pgoutput", "d", False, None, "lost", None, None, 0)
+    fixture.answers |= {fetch_apply_slot: lambda config: lost, drop_slot: lambda name: True}
+    fixture.pipeline = fixture.make(on_lost_slot="recopy")
+    fixture.pipeline.start()
+    fixture.sent.put(keepalive(1200))
+    fixture.sent.put(lambda: fixture.clock.pass_by(11.0))
+    wait_until(lambda: fixture.pipeline.status().confirmed_lsn == str(Lsn(1200)))
+
+    assert fixture.store.get_table_replication_state(ORDERS) == Init()
+
+
+# -- a stream that breaks --------------------------------------------------------------------------
+
+
+def test_a_stream_that_breaks_is_begun_again(fixture: Fixture) -> None:
+    fixture.start()
+    fixture.breaks(SourceUnreachable("the line is cut"))
+    wait_until(lambda: fixture.streams == 2)
+    status = fixture.pipeline.status()
+    assert status.error == "the line is cut"
+
+    fixture.commits(1)
+    wait_until(lambda: fixture.ids == [1] and fixture.pipeline.status().error is None)
+
+
+def test_a_stream_that_keeps_breaking_ends_the_pipeline(fixture: Fixture) -> None:
+    fixture.start()
+    for _ in range(4):
+        fixture.breaks(SourceUnreachable("the line is cut"))
+
+    with pytest.raises(SourceUnreachable):
+        fixture.ends()
+    assert fixture.streams == 4
+    assert fixture.pipeline.status().phase == "failed"
+    assert fixture.destination.calls == ["startup", "shutdown"]
+
+
+@pytest.mark.parametrize("what", ["commits", "lives"])
+def test_a_stream_that_got_somewhere_is_tried_as_often_again(fixture: Fixture, what: str) -> None:
+    fixture.start()
+    for number in range(6):
+        streams = fixture.streams
+        if what == "commits":
+            fixture.commits(number)
+            wait_until(lambda: fixture.pipeline.status().confirmed_lsn == str(fixture.end))
+        else:
+            fixture.sent.put(lambda: fixture.clock.pass_by(61.0))
+        fixture.breaks(SourceUnreachable("the line is cut"))
+        wait_until(lambda n=streams: fixture.streams > n)  # type: ignore[misc]
+
+    assert fixture.pipeline.status().phase == "streaming"
+
+
+def test_what_waiting_does_not_cure_ends_the_pipeline_at_once(fixture: Fixture) -> None:
+    fixture.start()
+    fixture.breaks(SourceError("the slot is gone"))
+
+    with pytest.raises(SourceError, match="the slot is gone"):
+        fixture.ends()
+    assert fixture.streams == 1
+
+
+# -- the lease -------------------------------------------------------------------------------------
+
+
+def lose_the_lease(fixture: Fixture) -> Any:
+    """As if the store had been away for a moment; the holder does not notice by itself."""
+    return fixture.store._leases.pop("apply")
+
+
+def test_a_pipeline_whose_place_another_process_took_ends(fixture: Fixture) -> None:
+    fixture.start()
+    lose_the_lease(fixture)
+    assert fixture.store.acquire_lease("apply") is not None
+    fixture.sent.put(lambda: fixture.clock.pass_by(1.0))
+
+    with pytest.raises(LeaseLost, match="another process"):
+        fixture.ends()
+    # It is the other's: not released with our end.
+    assert fixture.store.is_leased("apply")
+
+
+def test_a_pipeline_that_another_process_ran_meanwhile_ends(fixture: Fixture) -> None:
+    fixture.start()
+    lose_the_lease(fixture)
+    fixture.store.take_epoch()
+    fixture.sent.put(lambda: fixture.clock.pass_by(1.0))
+
+    with pytest.raises(Superseded):
+        fixture.ends()
+
+
+def test_a_pipeline_keeps_its_place_where_no_process_took_it(fixture: Fixture) -> None:
+    fixture.start()
+    lose_the_lease(fixture)
+    fixture.sent.put(lambda: fixture.clock.pass_by(1.0))
+    wait_until(lambda: fixture.store.is_leased("apply"))
+    fixture.commits(1)
+    wait_until(lambda: fixture.ids == [1])
+
+
+# -- the other threads -----------------------------------------------------------------------------
+
+
+def test_a_publication_that_is_dropped_ends_the_pipeline(fixture: Fixture) -> None:
+    """The stream goes on without it, with nothing in it."""
+
+    def gone(name: str) -> None:
+        raise PublicationMissing(name, [])
+
+    fixture.start()
+    fixture.answers[fetch_publication] = gone
+    fixture.sent.put(lambda: fixture.clock.pass_by(6.0))
+
+    with pytest.raises(PublicationMissing):
+        fixture.ends()
+
+
+def test_a_look_that_fails_is_repeated_and_the_stream_goes_on(fixture: Fixture) -> None:
+    looks: list[int] = []
+
+    def away(name: str) -> None:
+        looks.append(1)
+        raise SourceUnreachable("away")
+
+    fixture.start()
+    fixture.answers[fetch_publication] = away
+    fixture.sent.put(lambda: fixture.clock.pass_by(6.0))
+    wait_until(lambda: len(looks) >= 2)
+    fixture.commits(1)
+    wait_until(lambda: fixture.ids == [1])
+
+
+def test_a_thread_that_fails_with_what_nobody_expected_ends_the_pipeline(fixture: Fixture) -> None:
+    def odd(name: str) -> None:
+        raise ZeroDivisionError
+
+    fixture.start()
+    fixture.answers[fetch_publication] = odd
+    fixture.sent.put(lambda: fixture.clock.pass_by(6.0))
+
+    with pytest.raises(ZeroDivisionError):
+        fixture.ends()
+    assert fixture.destination.calls[-1] == "shutdown"
