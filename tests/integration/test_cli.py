@@ -29,6 +29,7 @@ from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.stores.postgres.migrate import STORE
 from tests.support.database import Database
+from tests.support.forked import ENGINE, PIPE, Forked
 from tests.support.leaks import LEAKS, PASSWORD, make_secret
 from tests.support.meltano import state_uri
 from tests.support.waiting import PATIENCE_S
@@ -60,20 +61,38 @@ class Shop:
         # JSON is YAML.
         (self.folder / "etl.yaml").write_text(json.dumps(self.values))
 
-    def start(
-        self, *arguments: str, prefix: Sequence[str] = (), **options: Any
+    def start(self, *arguments: str, environ: Mapping[str, str] | None = None) -> Forked:
+        return Forked(
+            "etl_dagster.cli:main",
+            ENGINE,
+            ["etl-dagster", *arguments],
+            cwd=self.folder,
+            environ=environ,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+
+    def start_interpreter(
+        self, *arguments: str, prefix: Sequence[str] = ()
     ) -> subprocess.Popen[str]:
+        """As a shell does."""
         return subprocess.Popen(
             [*prefix, *COMMAND, *arguments],
             cwd=self.folder,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            **options,
         )
 
-    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        with self.start(*arguments, **options) as process:
+    def run(
+        self, *arguments: str, prefix: Sequence[str] | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; by its own interpreter where a prefix is given."""
+        if prefix is None:
+            process: Forked | subprocess.Popen[str] = self.start(*arguments, **options)
+        else:
+            process = self.start_interpreter(*arguments, prefix=prefix)
+        with process:
             try:
                 out, err = process.communicate(timeout=PATIENCE_S)
             except subprocess.TimeoutExpired:
@@ -132,7 +151,7 @@ def shop(newest_database: Database, tmp_path: Path) -> Shop:
 
 
 @contextlib.contextmanager
-def running(shop: Shop, *options: str) -> Iterator[subprocess.Popen[str]]:
+def running(shop: Shop, *options: str) -> Iterator[Forked]:
     """A pipeline that streams; killed at the end if it still runs."""
     process = shop.start("run", "--plain", *options)
     try:
@@ -615,7 +634,7 @@ def test_what_init_writes_runs_once_the_password_is_in_the_environment(
     assert yaml.safe_load((tmp_path / "etl.yaml").read_text())["source"]["user"] == "postgres"
 
     environ = os.environ | {"SOURCE_PASSWORD": password}
-    assert shop.run("run", "--until-caught-up", env=environ).returncode == 0
+    assert shop.run("run", "--until-caught-up", environ=environ).returncode == 0
     assert (tmp_path / "etl.duckdb").exists()
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -39,6 +38,7 @@ from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import locate
 from tests.support.dagster_in_process import searched_instance
 from tests.support.database import Database
+from tests.support.forked import PIPE, Forked
 from tests.support.leaks import make_secret
 from tests.support.singer import write_program, write_project
 from tests.support.waiting import PATIENCE_S
@@ -216,13 +216,13 @@ class Waiting:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.gate = folder / "gate"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUN, str(folder)],
-            env=os.environ | {"FRUIT_GATE": str(self.gate)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+        self.process = Forked(
+            f"{__name__}:run_fruit",
+            (__name__,),
+            ["run_fruit", str(folder)],
+            cwd=Path.cwd(),
+            environ=os.environ | {"FRUIT_GATE": str(self.gate)},
+            stdout=PIPE,
         )
         until("the tap", Path(f"{self.gate}.reached").exists)
 
@@ -240,13 +240,9 @@ class Waiting:
         return until("Meltano and its plugins", all_of_them)
 
 
-_RUN = """
-import sys
-from pathlib import Path
-from dagster import materialize
-from tests.integration.test_meltano_assets import fruit
-sys.exit(not materialize([fruit(Path(sys.argv[1]))], raise_on_error=False).success)
-"""
+def run_fruit() -> bool:
+    """What the process of `Waiting` runs; its exit code."""
+    return not materialize([fruit(Path(sys.argv[1]))], raise_on_error=False).success
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -23,6 +22,7 @@ from etl_dagster.integrations.meltano.states.storage import (
     locate,
 )
 from tests.support.database import Database
+from tests.support.forked import PIPE, Forked
 from tests.support.meltano import open_storage, state_uri
 from tests.support.pooler import needs_pgbouncer, pgbouncer
 from tests.support.waiting import PATIENCE_S
@@ -32,11 +32,13 @@ class Worker:
     """A process of `tests.support.state_worker`."""
 
     def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.state_worker", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        self.process = Forked(
+            "tests.support.state_worker:main",
+            ("tests.support.state_worker",),
+            ["state_worker", *arguments],
+            cwd=Path.cwd(),
+            stdin=PIPE,
+            stdout=PIPE,
         )
 
     def hear(self) -> str:

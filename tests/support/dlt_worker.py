@@ -20,7 +20,3 @@ def main() -> None:
     pipeline = Pipeline(config, build_store(config), build_destination(config))
     pipeline.start()
     pipeline.wait()
-
-
-if __name__ == "__main__":
-    main()

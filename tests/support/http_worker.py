@@ -34,7 +34,3 @@ def main() -> None:
     pipeline = Pipeline(config, build_store(config), destination)
     pipeline.start()
     pipeline.wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -19,11 +19,28 @@ from psycopg.conninfo import conninfo_to_dict
 
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions, locate
 from tests.support.database import Database
+from tests.support.forked import PIPE, Forked
 from tests.support.leaks import LEAKS, make_secret
 from tests.support.waiting import PATIENCE_S
 
 #: Beside the interpreter that runs the tests: with the entry points of this package.
 MELTANO = Path(sys.executable).with_name("meltano")
+_IMPORTED = (
+    "meltano.cli",
+    # What its commands import when they get there.
+    "alembic.command",
+    "alembic.context",
+    "anyio._backends._asyncio",
+    "etl_dagster.integrations.meltano.backend",
+    "etl_dagster.integrations.meltano.settings",
+    "meltano.core.meltano_file",
+    "meltano.core.state_store.azure",
+    "meltano.core.state_store.google",
+    "meltano.core.state_store.s3",
+    "meltano.migrations.utils.dialect_typing",
+    "pygments.lexers.python",
+    "sqlite3",
+)
 
 
 def state_uri(
@@ -97,14 +114,16 @@ class MeltanoProject:
     def with_environ(self, **more: str) -> MeltanoProject:
         return MeltanoProject(self.folder, {**self.environ, **more}, self.script)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [self.script, *arguments],
+    def start(self, *arguments: str) -> Forked:
+        return Forked(
+            "meltano.cli:main",
+            _IMPORTED,
+            [str(self.script), *arguments],
             cwd=self.folder,
-            env=dict(self.environ),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            environ=self.environ,
+            stdout=PIPE,
+            stderr=PIPE,
+            python=self.script.with_name("python"),
         )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:

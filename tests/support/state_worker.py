@@ -1,6 +1,6 @@
 """A process that writes states or holds a lock, told what to do on its stdin.
 
-``python -m tests.support.state_worker MODE URI STATE_ID ARGUMENT``; stdout says what it did.
+``state_worker MODE URI STATE_ID ARGUMENT``; stdout says what it did.
 """
 
 from __future__ import annotations
@@ -72,6 +72,6 @@ def lease(uri: str, state_id: str, seconds: str) -> None:
     say("released")
 
 
-if __name__ == "__main__":
+def main() -> None:
     _, mode, *arguments = sys.argv
     {"update": update, "hold": hold, "lease": lease}[mode](*arguments)

@@ -82,7 +82,3 @@ def _end_at(when: str, place: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, name, end)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,14 +6,14 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
+
+from tests.support.forked import ENGINE, PIPE, Forked
 
 #: As often as that a process may end with the same words, without being killed, before the test
 #: fails: what another process that was killed held is free long before.
@@ -38,7 +38,7 @@ class WorkerProcess:
         self._module, self._task = module, task
         self._log_path = folder / f"{name}.log"
         self._log = self._log_path.open("ab")
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
         self._last_words, self._same_failures = "", 0
         self.starts = self.kills = self.child_kills = 0
 
@@ -65,15 +65,17 @@ class WorkerProcess:
         if self.is_alive:
             return
         self._count_same_failures()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", self._module],
-            stdin=subprocess.PIPE,
+        self._process = Forked(
+            f"{self._module}:main",
+            (*ENGINE, self._module),
+            [self._module],
+            cwd=Path(__file__).parents[2],
+            stdin=PIPE,
             stdout=self._log,
             stderr=self._log,
-            cwd=Path(__file__).parents[2],
         )
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(self._task).encode() + b"\n")
+        self._process.stdin.write(json.dumps(self._task) + "\n")
         self._process.stdin.close()
         self.starts += 1
 
