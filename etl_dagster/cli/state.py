@@ -19,7 +19,7 @@ from etl_dagster.cli.options import config_option, json_option, load
 if TYPE_CHECKING:
     from etl_dagster.integrations.meltano.states.errors import StateCorrupt
     from etl_dagster.integrations.meltano.states.storage import (
-        Change,
+        Difference,
         NewState,
         StateLocation,
         StateStorage,
@@ -476,7 +476,7 @@ def _time(moment: datetime) -> str:
     return moment.astimezone().isoformat(sep=" ", timespec="seconds")
 
 
-def _show_changes(changes: Sequence[Change]) -> None:
+def _show_changes(changes: Sequence[Difference]) -> None:
     if not changes:
         click.echo("No difference.")
     for change in changes:

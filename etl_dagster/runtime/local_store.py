@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.changes import Changes
+from etl_dagster.model.change_signal import ChangeSignal
 from etl_dagster.model.coordination import Coordination, CopyPlan, FinishedChunk, epoch_by_clock
 from etl_dagster.model.destination import ChecksItself, offered
 from etl_dagster.model.identity import KnownDestination, KnownSource
@@ -70,7 +70,7 @@ class LocalStore(RemembersInMemory):
     def __init__(self, store: PipelineStore) -> None:
         self._store = store
         self._lock = threading.RLock()
-        self._changes = Changes()
+        self._changes = ChangeSignal()
         self._plans: dict[TableId, CopyPlan] = {}
         self._leases: dict[str, _LocalLease] = {}
         self._status: dict[str, str] = {}

@@ -37,7 +37,7 @@ from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics
 from etl_dagster.runtime.showing.reporter import Reporter
 from etl_dagster.runtime.showing.status import Phase, PipelineStatus
-from etl_dagster.runtime.streaming.apply_worker import ApplyWorker, Known
+from etl_dagster.runtime.streaming.apply_worker import AppliedStream, Known
 from etl_dagster.runtime.streaming.wire import MakeWire, OwnSlot
 from etl_dagster.runtime.tables.coming_copies import request_coming_copies
 from etl_dagster.runtime.tables.odd_policies import require_quarantine
@@ -131,7 +131,7 @@ class Pipeline:
         #: What the stream is being retried after.
         self._trouble: EtlError | None = None
         self._confirmed = LSN_ZERO
-        self._apply: ApplyWorker | None = None
+        self._apply: AppliedStream | None = None
         self._threads: list[threading.Thread] = []
 
     # -- start and end -------------------------------------------------------------------------
@@ -340,7 +340,7 @@ class Pipeline:
     def _stream(self) -> None:
         self._tenure.require()
         start_lsn = self._wire.prepare()
-        self._apply = ApplyWorker(
+        self._apply = AppliedStream(
             self._parts,
             Known(
                 self._origin,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from etl_dagster.config import PipelineConfig, StoreConfig
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.changes import Changes
+from etl_dagster.model.change_signal import ChangeSignal
 from etl_dagster.model.coordination import CopyPlan, FinishedChunk, epoch_by_clock
 from etl_dagster.model.identity import KnownDestination, KnownSource
 from etl_dagster.model.remembering import RemembersInMemory
@@ -61,7 +61,7 @@ class MemoryStore(RemembersInMemory):
     def __init__(self) -> None:
         # One lock over everything makes each operation atomic.
         self._lock = threading.RLock()
-        self._changes = Changes()
+        self._changes = ChangeSignal()
         #: Per table, oldest first; the last one is the current state.
         self._states: dict[TableId, list[TableState]] = {}
         self._schemas: dict[TableId, dict[SnapshotId, TableSchema]] = {}

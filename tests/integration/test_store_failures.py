@@ -12,7 +12,7 @@ from etl_dagster.errors import StoreError, StoreUnreachable
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import DataSync, Ready
 from etl_dagster.stores.postgres import PostgresStore
-from etl_dagster.stores.postgres.connections import Connections
+from etl_dagster.stores.postgres.connections import StoreConnections
 from tests.support.database import Database
 from tests.support.leaks import PASSWORD
 
@@ -33,7 +33,7 @@ def test_a_role_that_may_not_log_in_is_refused_and_never_awaited(
 
 
 def test_a_store_that_is_full_or_read_only_is_awaited(newest_database: Database) -> None:
-    connections = Connections(newest_database.dsn, application_name="test", max_size=1)
+    connections = StoreConnections(newest_database.dsn, application_name="test", max_size=1)
 
     full = connections.translate(psycopg.errors.DiskFull("could not extend file"))
     starting = connections.translate(

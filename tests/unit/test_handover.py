@@ -29,15 +29,14 @@ from etl_dagster.model.states import (
     TableState,
     check_transition,
 )
-from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
-from etl_dagster.model.stores import TableSyncWorker
+from etl_dagster.model.stores import ApplyWorker, TableSyncWorker
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.checking.belonging import Belonging
 from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.showing.metrics import Metrics
-from etl_dagster.runtime.streaming.apply_worker import ApplyWorker, Known
+from etl_dagster.runtime.streaming.apply_worker import AppliedStream, Known
 from etl_dagster.runtime.streaming.catchup import CatchUp
 from etl_dagster.runtime.tables.renames import Renames
 from etl_dagster.runtime.tables.rewrites import Rewrites
@@ -238,7 +237,7 @@ class World:
                 Renames(self.store, control),
                 Metrics(),
             )
-            worker = ApplyWorker(
+            worker = AppliedStream(
                 parts,
                 known,
                 self.tenure,
@@ -324,7 +323,7 @@ class World:
 
     @property
     def progress(self) -> Lsn | None:
-        return self.store.get_replication_progress(ApplyWorkerType())
+        return self.store.get_replication_progress(ApplyWorker())
 
     @property
     def ids(self) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 from etl_dagster.config import parse_config
 from etl_dagster.integrations.meltano.positions.mirror import Mirror
 from etl_dagster.integrations.meltano.positions.mirrored import PositionWrite
-from etl_dagster.integrations.meltano.positions.verdicts import Row
+from etl_dagster.integrations.meltano.positions.verdicts import StateRow
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
@@ -33,7 +33,7 @@ class Place:
     read_s: float = 0.0
     write_s: float = 0.0
     clock_s: float = 0.0
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, StateRow] = field(default_factory=dict)
     #: The IDs that each transaction wrote.
     transactions: list[list[str]] = field(default_factory=list)
     when_written: Callable[[], None] = lambda: None
@@ -49,7 +49,7 @@ class Place:
     def close(self) -> None:
         pass
 
-    def read(self, state_ids: Iterable[str]) -> dict[str, Row]:
+    def read(self, state_ids: Iterable[str]) -> dict[str, StateRow]:
         self.clock_s += self.read_s
         return dict(self.rows)
 
@@ -66,7 +66,7 @@ class Place:
         self.clock_s += self.write_s * len(writes)
         for write in writes:
             position = write.position
-            row = Row(write.expected_version + 1, position.to_state(write.note), True)
+            row = StateRow(write.expected_version + 1, position.to_state(write.note), True)
             self.rows[position.state_id] = row
         self.transactions.append([write.position.state_id for write in writes])
         self.when_written()

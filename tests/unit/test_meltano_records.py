@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from etl_dagster.integrations.meltano.states.errors import StateCorrupt, StateNotStorable
 from etl_dagster.integrations.meltano.states.glob import literal_prefix, matcher
 from etl_dagster.integrations.meltano.states.records import (
-    Change,
+    Difference,
     StoredState,
     check_id,
     diff,
@@ -139,9 +139,9 @@ def test_a_difference_names_the_place_and_both_values() -> None:
     before = stored('{"singer_state": {"bookmarks": {"a": 1, "b": 2}}}', '{"x": []}')
     after = stored('{"singer_state": {"bookmarks": {"a": 1, "b": 3, "c": "n"}}}')
     assert diff(before, after) == [
-        Change("completed.singer_state.bookmarks.b", "2", "3"),
-        Change("completed.singer_state.bookmarks.c", None, '"n"'),
-        Change("partial.x", "[]", None),
+        Difference("completed.singer_state.bookmarks.b", "2", "3"),
+        Difference("completed.singer_state.bookmarks.c", None, '"n"'),
+        Difference("partial.x", "[]", None),
     ]
     assert diff(after, after) == []
 

@@ -17,7 +17,7 @@ from etl_dagster.integrations.meltano.positions.verdicts import (
     Moved,
     New,
     Refused,
-    Row,
+    StateRow,
     Unchanged,
     Verdict,
     judge,
@@ -37,7 +37,7 @@ def verdict(
     moved_to: str | None = None,
     position: TablePosition = POSITION,
 ) -> Verdict:
-    row = None if state is None else Row(3, state, is_ours)
+    row = None if state is None else StateRow(3, state, is_ours)
     return judge(
         position,
         row,
@@ -89,7 +89,11 @@ def test_a_state_of_something_else_is_refused(state: Any) -> None:
 def test_a_state_that_is_no_json_object_is_refused() -> None:
     assert isinstance(
         judge(
-            POSITION, Row(3, None, False), was_mirrored=True, known_lsns=(), find_move=lambda: None
+            POSITION,
+            StateRow(3, None, False),
+            was_mirrored=True,
+            known_lsns=(),
+            find_move=lambda: None,
         ),
         Refused,
     )

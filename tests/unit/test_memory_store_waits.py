@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 
-from etl_dagster.model.changes import Changes
+from etl_dagster.model.change_signal import ChangeSignal
 
 
 def test_a_change_made_between_two_waits_ends_the_second_at_once() -> None:
-    changes = Changes()
+    changes = ChangeSignal()
     changes.wait(0)
     changes.bump()
 
@@ -16,7 +16,7 @@ def test_a_change_made_between_two_waits_ends_the_second_at_once() -> None:
 
 
 def test_each_thread_has_seen_only_what_it_waited_for() -> None:
-    changes = Changes()
+    changes = ChangeSignal()
     changes.bump()
     changes.wait(0)
     ended: list[str] = []
@@ -33,7 +33,7 @@ def test_each_thread_has_seen_only_what_it_waited_for() -> None:
 
 
 def test_a_change_ends_the_waits_of_all_threads() -> None:
-    changes = Changes()
+    changes = ChangeSignal()
     ready = threading.Barrier(5)
 
     def wait_for_the_next() -> None:

@@ -12,7 +12,7 @@ from etl_dagster.pg.connection import pinned_conninfo
 from etl_dagster.pg.dsn import Dsn, DsnError, tcp_settings
 from etl_dagster.source.connection import source_conninfo, source_uri
 from etl_dagster.stores.postgres.config import PostgresStoreConfig
-from etl_dagster.stores.postgres.connections import Connections
+from etl_dagster.stores.postgres.connections import StoreConnections
 from tests.support.leaks import make_secret
 
 SECRET = make_secret("geheim")
@@ -47,7 +47,7 @@ def test_every_client_refuses_the_same(text: str, reason: str) -> None:
             SourceConfig.model_validate({"dsn": text, "publication": "p"}), application_name="test"
         ),
         lambda: source_uri(SourceConfig.model_validate({"dsn": text, "publication": "p"})),
-        lambda: Connections(text, application_name="test", max_size=1),
+        lambda: StoreConnections(text, application_name="test", max_size=1),
         lambda: locate_dsn(text, "public"),
     )
     for client in clients:

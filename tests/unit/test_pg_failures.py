@@ -9,11 +9,11 @@ import pytest
 from psycopg import errors
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.meltano.states.connections import Connections as StateConnections
+from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.uri import locate
 from etl_dagster.pg.failures import Failure, failure_of, message_of
 from etl_dagster.source.connection import translate
-from etl_dagster.stores.postgres.connections import Connections as StoreConnections
+from etl_dagster.stores.postgres.connections import StoreConnections
 from tests.support.leaks import make_secret
 
 _AT = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '

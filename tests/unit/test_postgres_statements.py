@@ -14,7 +14,7 @@ from psycopg import errors
 
 from etl_dagster.destinations.evolution import ChangeColumnType
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
-from etl_dagster.destinations.postgres.connections import Connections
+from etl_dagster.destinations.postgres.connections import DestinationConnections
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
 from etl_dagster.destinations.postgres.printing import array_literal, copied
 from etl_dagster.destinations.postgres.types import column_type
@@ -229,7 +229,7 @@ def test_a_failure_of_the_server_says_what_to_do(
     failure: type[psycopg.Error], reason: str, solution: str, retryable: bool
 ) -> None:
     """And never counts as one table's, where waiting helps or no table could be written."""
-    connections = Connections("postgresql://etl:s3cr3t@localhost/warehouse")
+    connections = DestinationConnections("postgresql://etl:s3cr3t@localhost/warehouse")
     with pytest.raises((psycopg.Error, TableWriteFailed)) as raised, connections.blaming(1, "t"):
         raise failure("as the server says it")
     translated = connections.translate(failure("as the server says it"))
@@ -241,7 +241,7 @@ def test_a_failure_of_the_server_says_what_to_do(
 
 
 def test_the_servers_words_on_a_value_are_no_cause_that_a_log_shows() -> None:
-    connections = Connections("postgresql://etl@localhost/warehouse")
+    connections = DestinationConnections("postgresql://etl@localhost/warehouse")
     with pytest.raises(TableWriteFailed) as raised, connections.blaming(1, "t"):
         raise errors.UniqueViolation("duplicate key\nDETAIL:  Key (e_mail)=(ann@example.com)")
 

@@ -53,7 +53,7 @@ class _WholeNumber(Loader):
         return int(bytes(data))
 
 
-class Connections:
+class DestinationConnections:
     """A few connections, each of which is in a transaction while it is lent.
 
     What is written is one transaction each, so a pooler may give it any connection of its own.

@@ -9,7 +9,7 @@ from typing import Literal
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
-from etl_dagster.destinations.postgres.connections import Connections
+from etl_dagster.destinations.postgres.connections import DestinationConnections
 from etl_dagster.destinations.postgres.counting import count_rows
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
 from etl_dagster.destinations.postgres.readiness import require_usable
@@ -86,7 +86,7 @@ class PostgresDestination(SqlDestination[PostgresSession]):
         source: str | None = None,
     ) -> None:
         super().__init__(PostgresDialect(), changelog=changelog)
-        self._connections = Connections(dsn)
+        self._connections = DestinationConnections(dsn)
         self._source = source
         #: Whether new columns get the types that users of the source made.
         self.makes_types = user_types == "create"

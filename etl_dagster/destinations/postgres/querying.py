@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pyarrow as pa
 
-from etl_dagster.destinations.postgres.connections import Connections
+from etl_dagster.destinations.postgres.connections import DestinationConnections
 from etl_dagster.errors import DestinationError
 from etl_dagster.pg.failures import Failure, failure_of
 from etl_dagster.values.form import Form
@@ -22,7 +22,10 @@ def query(dsn: str, statement: str) -> tuple[Sequence[str], list[Sequence[Any]]]
     Raises:
         DestinationError: the database can't be reached, or refuses the query.
     """
-    with closing(Connections(dsn)) as connections, connections.transaction() as connection:
+    with (
+        closing(DestinationConnections(dsn)) as connections,
+        connections.transaction() as connection,
+    ):
         connection.execute(
             "SET TRANSACTION READ ONLY; SET LOCAL search_path = public; SET LOCAL row_security = on"
         )

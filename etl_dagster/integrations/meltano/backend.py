@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from meltano.core.error import MeltanoError
+from meltano.core.error import MeltanoError as MeltanoCoreError
 from meltano.core.state_store.base import (
     MeltanoState,
     MissingStateBackendSettingsError,
@@ -24,7 +24,7 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateStorageRefused,
     StateUriError,
 )
-from etl_dagster.integrations.meltano.states.locks import Lease
+from etl_dagster.integrations.meltano.states.locks import StateLease
 from etl_dagster.integrations.meltano.states.options import StorageOptions
 from etl_dagster.integrations.meltano.states.records import (
     NewState,
@@ -37,7 +37,7 @@ from etl_dagster.integrations.meltano.states.uri import SETTINGS, locate
 _log = logging.getLogger(__name__)
 
 
-class PostgresStateError(MeltanoError):
+class PostgresStateError(MeltanoCoreError):
     """What went wrong and what to do; Meltano shows it in one line, without a traceback."""
 
 
@@ -196,7 +196,7 @@ class PostgresStateBackend(StateStoreManager):
     @contextlib.contextmanager
     def run_lease(
         self, state_id: str, *, wait_seconds: float = 0.0, lease_seconds: float = 60.0
-    ) -> Iterator[Lease]:
+    ) -> Iterator[StateLease]:
         """Only one process runs a pipeline with this state ID during the block, on any machine.
 
         Raises:

@@ -11,7 +11,7 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import EventBatch, truncates
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, ManualRetry, Ready
-from etl_dagster.model.stores import ApplyWorker as ApplyWorkerType
+from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.runtime.checking.belonging import Belonging
 from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.membership.members import Members
@@ -45,7 +45,7 @@ class Known:
     metrics: Metrics
 
 
-class ApplyWorker:
+class AppliedStream:
     """One stream's worth of applying; the pipeline makes a new one after each failure.
 
     The `Role` of its own feed.
@@ -85,7 +85,7 @@ class ApplyWorker:
             open_stream,
             schemas,
             kept=Kept(
-                ApplyWorkerType(),
+                ApplyWorker(),
                 tenure.epoch,
                 # Not confirmed, so the source sends it again.
                 expected=last_begin if last_begin.commit_lsn >= start_lsn else None,

@@ -23,7 +23,7 @@ _DEFAULTS = {"connect_timeout": "10", **tcp_settings(30)}
 _GIVE_UP_AFTER_S = 15.0
 
 
-class Connections:
+class StoreConnections:
     """A small pool, plus single connections for what needs one of its own. Opened when used."""
 
     def __init__(

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-from etl_dagster.model.changes import Changes
+from etl_dagster.model.change_signal import ChangeSignal
 from etl_dagster.pg.connection import Connection
 from etl_dagster.pg.listener import Listener
 
@@ -28,7 +28,7 @@ class News:
         self._lock = threading.Lock()
         self._listener: Listener | None = None
         self._forget: list[tuple[Topic, Callable[[], None]]] = []
-        self.changes = Changes()
+        self.changes = ChangeSignal()
 
     def forget_after(self, topic: Topic, forget: Callable[[], None]) -> None:
         """Have a cache forget what it holds when it may have changed."""

@@ -14,7 +14,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.pg.advisory import lock_key
 from etl_dagster.pg.connection import Connection
 from etl_dagster.pg.migrate import Migration
-from etl_dagster.stores.postgres.connections import Connections
+from etl_dagster.stores.postgres.connections import StoreConnections
 from etl_dagster.stores.postgres.migrate import migrate
 from etl_dagster.stores.postgres.news import News, Topic
 
@@ -30,7 +30,7 @@ class PipelineRows:
     """
 
     def __init__(
-        self, pipeline: str, schema: str, connections: Connections, sessions: Connections
+        self, pipeline: str, schema: str, connections: StoreConnections, sessions: StoreConnections
     ) -> None:
         self.pipeline = pipeline
         self.schema = schema
@@ -109,7 +109,7 @@ class PipelineRows:
         return _compose(text, self.schema)
 
     def run(self, work: Callable[[Connection], T], *, repeatable: bool = True) -> T:
-        """Do the work in one transaction, see `Connections.run`."""
+        """Do the work in one transaction, see `StoreConnections.run`."""
         self.open()
         return self._connections.run(work, repeatable=repeatable)
 

@@ -6,7 +6,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.pg.migrate import Migration, pending
 from etl_dagster.stores.postgres.board import KeptBoard
 from etl_dagster.stores.postgres.config import PostgresStoreConfig
-from etl_dagster.stores.postgres.connections import Connections
+from etl_dagster.stores.postgres.connections import StoreConnections
 from etl_dagster.stores.postgres.leases import SessionLeases
 from etl_dagster.stores.postgres.lifecycle import Lifecycle
 from etl_dagster.stores.postgres.metadata import KeptMetadata
@@ -67,12 +67,12 @@ class PostgresStore(
         max_connections: int = 4,
         place: str = "state_store.dsn",
     ) -> None:
-        connections = Connections(
+        connections = StoreConnections(
             dsn, application_name=application_name, max_size=max_connections, place=place
         )
         sessions = connections
         if session_dsn is not None:
-            sessions = Connections(
+            sessions = StoreConnections(
                 session_dsn,
                 application_name=application_name,
                 max_size=1,

@@ -18,7 +18,7 @@ from etl_dagster.integrations.dagster.env import resolved
 from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
 from etl_dagster.integrations.dagster.meltano.resources import MeltanoResource
 from etl_dagster.integrations.meltano.states.glob import matcher
-from etl_dagster.integrations.meltano.states.locks import Lease
+from etl_dagster.integrations.meltano.states.locks import StateLease
 from etl_dagster.integrations.meltano.states.options import StorageOptions
 from etl_dagster.integrations.meltano.states.records import StateVersion
 from etl_dagster.integrations.meltano.states.storage import StateStorage
@@ -145,7 +145,7 @@ class MeltanoStateResource(ConfigurableResource[Any]):
         self._storage().restore(state_id, version)
 
     @contextlib.contextmanager
-    def run_lease(self, state_id: str, *, wait_s: float = 0.0) -> Iterator[Lease]:
+    def run_lease(self, state_id: str, *, wait_s: float = 0.0) -> Iterator[StateLease]:
         """Nobody else runs a pipeline with this state ID during the block, on any machine.
 
         Args:

@@ -25,7 +25,7 @@ from etl_dagster.integrations.meltano.positions.verdicts import (
     Moved,
     New,
     Refused,
-    Row,
+    StateRow,
     Unchanged,
     Verdict,
     judge,
@@ -109,7 +109,7 @@ class _Found:
     memory: Memory
     #: IDs of the states that tables have now.
     present: Collection[str]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, StateRow]
     due: Sequence[_Due]
 
 
@@ -296,7 +296,7 @@ class Mirror:
         self._kept = content
 
     def _settle(
-        self, memory: Memory, position: TablePosition, row: Row | None, *, is_last: bool
+        self, memory: Memory, position: TablePosition, row: StateRow | None, *, is_last: bool
     ) -> _Due | None:
         """Answer what somebody did to one state; what is to be written, where that is due."""
         state_id = position.state_id
@@ -347,7 +347,7 @@ class Mirror:
             case New() if due.write.over is not None:
                 _log.info("%s is mirrored from now on; what was there is replaced", state_id)
 
-    def _judge(self, position: TablePosition, row: Row | None, entry: Entry | None) -> Verdict:
+    def _judge(self, position: TablePosition, row: StateRow | None, entry: Entry | None) -> Verdict:
         if entry is not None and entry.requested_at is not None:
             # Seen before; what is missing is its end.
             return Cleared(entry.note or "its state was cleared")
@@ -412,7 +412,9 @@ class Mirror:
 
     # -- states that are no table's any more -----------------------------------------------------
 
-    def _forget(self, memory: Memory, present: Collection[str], rows: Mapping[str, Row]) -> None:
+    def _forget(
+        self, memory: Memory, present: Collection[str], rows: Mapping[str, StateRow]
+    ) -> None:
         """Remove what the mirror wrote for tables that left, or under an earlier name.
 
         What somebody else has written since stays theirs.

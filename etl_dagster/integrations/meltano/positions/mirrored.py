@@ -12,8 +12,8 @@ import psycopg
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import OURS, TablePosition
-from etl_dagster.integrations.meltano.positions.verdicts import Row
-from etl_dagster.integrations.meltano.states.connections import Connections
+from etl_dagster.integrations.meltano.positions.verdicts import StateRow
+from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.errors import StateChanged, StateCorrupt
 from etl_dagster.integrations.meltano.states.records import NewState, StoredState
 from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
@@ -42,7 +42,7 @@ class PositionWrite:
     #: For people.
     note: str | None
     #: What was read; None for nothing.
-    over: Row | None
+    over: StateRow | None
     #: Whether the history keeps it.
     is_step: bool
 
@@ -97,7 +97,7 @@ class MirroredStates:
         state is there, and nobody cleared any.
         """
         table = self._steps.tables.identifiers()["state"].as_string()
-        connections = Connections(self._location)
+        connections = StateConnections(self._location)
         query = (
             "select current_database(), to_regclass(%s)::oid, case when "
             "has_function_privilege('pg_control_system()', 'execute') then "
@@ -109,7 +109,7 @@ class MirroredStates:
             connections.close()
         return f"{table} in {' '.join(str(part) for part in row or ())}"
 
-    def read(self, state_ids: Iterable[str]) -> dict[str, Row]:
+    def read(self, state_ids: Iterable[str]) -> dict[str, StateRow]:
         """Those of these states that there are."""
         found = {state.state_id: state for state in self._steps.get_all(f"{self._prefix}*")}
         for state_id in state_ids:
@@ -158,7 +158,7 @@ class MirroredStates:
             return False
         return True
 
-    def delete(self, state_id: str, row: Row) -> bool:
+    def delete(self, state_id: str, row: StateRow) -> bool:
         """Remove a state as it was read; False if there is something newer."""
         with self._steps.lock(state_id):
             state = self._steps.get(state_id)
@@ -192,12 +192,12 @@ class MirroredStates:
             with contextlib.suppress(psycopg.Error):
                 storage.close()
 
-    def _row(self, state: StoredState) -> Row:
+    def _row(self, state: StoredState) -> StateRow:
         try:
             merged = state.merged()
         except StateCorrupt:
             merged = None
-        return Row(state.version, merged, is_ours=state.writer == self._writer)
+        return StateRow(state.version, merged, is_ours=state.writer == self._writer)
 
 
 def state_location(config: PipelineConfig) -> StateLocation | None:

@@ -55,7 +55,7 @@ Verdict: TypeAlias = Unchanged | New | Cleared | Moved | Edited | Refused
 
 
 @dataclass(frozen=True)
-class Row:
+class StateRow:
     """A stored state, as far as it matters here."""
 
     version: int
@@ -67,7 +67,7 @@ class Row:
 
 def judge(
     position: TablePosition,
-    row: Row | None,
+    row: StateRow | None,
     *,
     was_mirrored: bool,
     known_lsns: Collection[int],

@@ -39,7 +39,7 @@ _GIVE_UP_AFTER_S = 20.0
 _KEPT = 4
 
 
-class Connections:
+class StateConnections:
     """Hands connections out, in autocommit, to one thread at a time each."""
 
     def __init__(self, location: StateLocation) -> None:

@@ -6,7 +6,7 @@ import time
 
 import psycopg
 
-from etl_dagster.integrations.meltano.states.connections import Connections
+from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.errors import StateStorageError
 from etl_dagster.pg.connection import has_own_session
 from etl_dagster.pg.listener import Subscription
@@ -15,7 +15,7 @@ from etl_dagster.pg.listener import Subscription
 class ReleaseListener:
     """On a connection of its own, made when asked to listen."""
 
-    def __init__(self, connections: Connections, channel: str, payload: str) -> None:
+    def __init__(self, connections: StateConnections, channel: str, payload: str) -> None:
         self._connections = connections
         self._channel = channel
         self._payload = payload

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from psycopg import errors, sql
 
-from etl_dagster.integrations.meltano.states.connections import Connections
+from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.errors import (
     StateLocked,
     StateLockLost,
@@ -86,7 +86,7 @@ class LockRow:
     is_expired: bool
 
 
-class Lease:
+class StateLease:
     """A lock that we took. Renewed by a thread until it is released."""
 
     def __init__(self, kind: Kind, state_id: str, lease_s: float, fencing_token: int) -> None:
@@ -183,7 +183,7 @@ class Locks:
     """The lock table. Leases that are held are renewed by one thread, which ends without any."""
 
     def __init__(
-        self, connections: Connections, tables: StateTables, run_id: Callable[[], str | None]
+        self, connections: StateConnections, tables: StateTables, run_id: Callable[[], str | None]
     ) -> None:
         self._connections = connections
         names = tables.identifiers()
@@ -197,13 +197,13 @@ class Locks:
         digest = hashlib.sha256(f"{tables.schema}\0{tables.locks}".encode()).hexdigest()
         self._channel = f"etl_dagster_state_{digest[:16]}"
         self._guard = threading.Condition()
-        self._held: dict[uuid.UUID, Lease] = {}
+        self._held: dict[uuid.UUID, StateLease] = {}
         self._turns: dict[bytes, float] = {}
         self._keeper: threading.Thread | None = None
 
     def acquire(
         self, kind: Kind, state_id: str, *, lease_s: float, wait_s: float, retry_s: float
-    ) -> Lease:
+    ) -> StateLease:
         """Take the lock, as soon as it is free or has expired.
 
         Args:
@@ -214,7 +214,7 @@ class Locks:
         Raises:
             StateLocked: it was not free in that time; says who has it.
         """
-        lease = Lease(kind, state_id, min(lease_s, _LONGEST_LEASE_S), 0)
+        lease = StateLease(kind, state_id, min(lease_s, _LONGEST_LEASE_S), 0)
         with self._guard:
             turn_at = self._turns.pop(lease.key, 0.0)
         time.sleep(max(0.0, turn_at - time.monotonic()))
@@ -228,14 +228,14 @@ class Locks:
         self._keep(lease)
         return lease
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: StateLease) -> None:
         """Give it back, if it still is ours."""
         self.forget(lease)
         text, parameters = self.release_statement(lease)
         row = self._connections.run(lambda c: c.execute(text, parameters).fetchone())
         self.give_way(lease, row)
 
-    def release_statement(self, lease: Lease) -> tuple[bytes, Mapping[str, Any]]:
+    def release_statement(self, lease: StateLease) -> tuple[bytes, Mapping[str, Any]]:
         """For the caller's transaction. Call `forget` before it, and `give_way` with its row."""
         parameters = {
             "key": lease.key,
@@ -245,7 +245,7 @@ class Locks:
         }
         return self._release, parameters
 
-    def give_way(self, lease: Lease, released: tuple[Any, ...] | None) -> None:
+    def give_way(self, lease: StateLease, released: tuple[Any, ...] | None) -> None:
         """After a release that somebody waited for, our next turn comes a little later.
 
         We would always be faster than those who have to wake up first, and they would starve.
@@ -256,7 +256,7 @@ class Locks:
                     self._turns.clear()
                 self._turns[lease.key] = time.monotonic() + _GIVE_WAY_S
 
-    def forget(self, lease: Lease) -> None:
+    def forget(self, lease: StateLease) -> None:
         """Renew it no more."""
         with self._guard:
             self._held.pop(lease.lock_id, None)
@@ -268,7 +268,7 @@ class Locks:
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def _try(self, lease: Lease, deadline: float) -> bool:
+    def _try(self, lease: StateLease, deadline: float) -> bool:
         parameters = {
             "key": lease.key,
             "kind": lease.kind,
@@ -299,7 +299,7 @@ class Locks:
         return True
 
     def _wait(
-        self, lease: Lease, deadline: float, retry_s: float, waiting: ReleaseListener
+        self, lease: StateLease, deadline: float, retry_s: float, waiting: ReleaseListener
     ) -> None:
         pause_s = min(_FIRST_PAUSE_S, retry_s)
         began = time.monotonic()
@@ -323,7 +323,7 @@ class Locks:
             if self._try(lease, deadline):
                 return
 
-    def _mark_awaited(self, lease: Lease, deadline: float) -> tuple[Any, ...] | None:
+    def _mark_awaited(self, lease: StateLease, deadline: float) -> tuple[Any, ...] | None:
         """Ask for a notification at the release; who holds it, or None when it is free."""
         parameters = {"key": lease.key, "wait_ms": _milliseconds(deadline)}
         try:
@@ -336,7 +336,7 @@ class Locks:
 
     # -- renewal ---------------------------------------------------------------------------------
 
-    def _keep(self, lease: Lease) -> None:
+    def _keep(self, lease: StateLease) -> None:
         with self._guard:
             self._held[lease.lock_id] = lease
             if self._keeper is None or not self._keeper.is_alive():
@@ -366,7 +366,7 @@ class Locks:
             for lease in due:
                 self._renew_one(lease)
 
-    def _renew_one(self, lease: Lease) -> None:
+    def _renew_one(self, lease: StateLease) -> None:
         parameters = {
             "key": lease.key,
             "lock_id": lease.lock_id,
@@ -407,7 +407,7 @@ def _milliseconds(deadline: float) -> str:
     return str(max(1, round(1000 * (deadline - time.monotonic()))))
 
 
-def _held_by(lease: Lease, holder: tuple[Any, ...]) -> str:
+def _held_by(lease: StateLease, holder: tuple[Any, ...]) -> str:
     owner, host, pid, run_id, acquired_at, _ = holder
     what = "is run by" if lease.kind == "run" else "is locked by"
     run = f", run {run_id}" if run_id else ""

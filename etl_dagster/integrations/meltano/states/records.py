@@ -196,7 +196,7 @@ class StateVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Difference:
     """A place where two versions differ: ``completed.singer_state.bookmarks.orders``."""
 
     path: str
@@ -205,11 +205,11 @@ class Change:
     after: str | None
 
 
-def diff(before: StoredState | StateVersion, after: StoredState | StateVersion) -> list[Change]:
+def diff(before: StoredState | StateVersion, after: StoredState | StateVersion) -> list[Difference]:
     """Where they differ, in the order of the paths. A half that isn't JSON counts as one value."""
     old, new = _leaves(before), _leaves(after)
     return [
-        Change(".".join(path), old.get(path), new.get(path))
+        Difference(".".join(path), old.get(path), new.get(path))
         for path in sorted(old.keys() | new.keys())
         if old.get(path) != new.get(path)
     ]

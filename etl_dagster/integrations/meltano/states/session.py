@@ -16,11 +16,11 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateLockLost,
     StateStorageError,
 )
-from etl_dagster.integrations.meltano.states.locks import Lease, Locks
+from etl_dagster.integrations.meltano.states.locks import Locks, StateLease
 from etl_dagster.integrations.meltano.states.writing import (
     BEGIN,
     COMMIT,
-    Row,
+    Answer,
     Statement,
     Write,
     Writing,
@@ -44,7 +44,7 @@ class Session:
     still ours and the state is as we read it.
     """
 
-    def __init__(self, writing: Writing, locks: Locks, lease: Lease) -> None:
+    def __init__(self, writing: Writing, locks: Locks, lease: StateLease) -> None:
         self.lease = lease
         self._writing = writing
         self._locks = locks
@@ -52,11 +52,11 @@ class Session:
         self._borrowed = ExitStack()
         #: What the block writes; None deletes. The first of them were sent, and answered.
         self._writes: list[Write | None] = []
-        self._answers: list[Row] = []
+        self._answers: list[Answer] = []
         #: The version that we read; None before.
         self._seen: int | None = None
 
-    def get(self) -> Row:
+    def get(self) -> Answer:
         """The row as it is in this transaction, and stays until its end."""
         statement = (self._writing.sql.get_for_update, {"state_id": self.lease.state_id})
         row = self._do(lambda: self._send(statement)[0])
@@ -130,7 +130,7 @@ class Session:
             self._writing.connections.run(lambda c: c.execute("SELECT 1"))
         raise AssertionError("unreachable")
 
-    def _send(self, *more: Statement) -> list[Row]:
+    def _send(self, *more: Statement) -> list[Answer]:
         """Send what is still to be written, and more; in a new transaction everything."""
         state_id = self.lease.state_id
         first: list[Statement] = []
@@ -154,7 +154,7 @@ class Session:
         self._answers.extend(rows[: len(waiting)])
         return rows[len(waiting) :]
 
-    def _compare(self, mark: Row) -> None:
+    def _compare(self, mark: Answer) -> None:
         """Over a new connection: is the state as we saw it, or was our commit done after all?"""
         if self._writes:
             last = self._writes[-1]

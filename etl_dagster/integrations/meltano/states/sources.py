@@ -14,7 +14,7 @@ from typing import Any
 
 from psycopg import sql
 
-from etl_dagster.integrations.meltano.states.connections import Connections
+from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.errors import StateStorageError, StateUriError
 from etl_dagster.integrations.meltano.states.records import Half, NewState
 from etl_dagster.integrations.meltano.states.uri import SCHEMES, StateLocation, locate
@@ -72,7 +72,7 @@ def _from_file(path: Path) -> list[NewState]:
 
 
 def _from_postgres(location: StateLocation, table: str | None) -> list[NewState]:
-    connections = Connections(location)
+    connections = StateConnections(location)
     try:
         if table is None:
             table = _only_one_of(connections, location)
@@ -84,7 +84,7 @@ def _from_postgres(location: StateLocation, table: str | None) -> list[NewState]
         connections.close()
 
 
-def _only_one_of(connections: Connections, location: StateLocation) -> str:
+def _only_one_of(connections: StateConnections, location: StateLocation) -> str:
     rows = connections.run(
         lambda c: c.execute(
             "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
@@ -152,7 +152,7 @@ def _from_sqlalchemy(source: str, table: str) -> list[NewState]:
 def _from_meltano(source: str) -> list[NewState]:
     """Through whatever backend Meltano finds for the URI, with its settings."""
     try:
-        from meltano.core.error import MeltanoError
+        from meltano.core.error import MeltanoError as MeltanoCoreError
         from meltano.core.project import Project
         from meltano.core.state_store import state_store_manager_from_project_settings
     except ModuleNotFoundError as error:
@@ -169,7 +169,7 @@ def _from_meltano(source: str) -> list[NewState]:
                     NewState(state.state_id, state.partial_state, state.completed_state)
                     for state in states
                 ]
-    except MeltanoError as error:
+    except MeltanoCoreError as error:
         raise StateStorageError(
             f"Meltano can't read the backend {scheme}: {error.reason}",
             solution=error.instruction or "Read Meltano's message.",

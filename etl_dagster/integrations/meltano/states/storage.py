@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from etl_dagster.integrations.meltano.states import records
-from etl_dagster.integrations.meltano.states.connections import Connections
+from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.errors import (
     StateChanged,
     StateStorageForbidden,
@@ -17,11 +17,11 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateVersionMissing,
 )
 from etl_dagster.integrations.meltano.states.glob import literal_prefix, matcher
-from etl_dagster.integrations.meltano.states.locks import Lease, LockRow, Locks
+from etl_dagster.integrations.meltano.states.locks import LockRow, Locks, StateLease
 from etl_dagster.integrations.meltano.states.migrate import StateTables, ensure_tables, script
 from etl_dagster.integrations.meltano.states.options import StorageOptions
 from etl_dagster.integrations.meltano.states.records import (
-    Change,
+    Difference,
     Half,
     NewState,
     StateVersion,
@@ -31,15 +31,21 @@ from etl_dagster.integrations.meltano.states.records import (
 )
 from etl_dagster.integrations.meltano.states.session import Session
 from etl_dagster.integrations.meltano.states.uri import StateLocation, locate
-from etl_dagster.integrations.meltano.states.writing import Row, Statement, Write, Writing, send
+from etl_dagster.integrations.meltano.states.writing import (
+    Answer,
+    Statement,
+    Write,
+    Writing,
+    send,
+)
 from etl_dagster.pg.connection import Connection
 
 __all__ = [
-    "Change",
+    "Difference",
     "Half",
-    "Lease",
     "LockRow",
     "NewState",
+    "StateLease",
     "StateLocation",
     "StateStorage",
     "StateVersion",
@@ -86,7 +92,7 @@ class StateStorage:
         self.tables = StateTables(location.schema, state_table, locks_table)
         self.options = options or StorageOptions()
         tell_run = run_id if callable(run_id) else lambda: run_id
-        self._connections = Connections(location)
+        self._connections = StateConnections(location)
         self._locks = Locks(self._connections, self.tables, tell_run)
         self._writing = Writing(
             self._connections, self.tables, self.options, writer=writer, run_id=tell_run
@@ -240,7 +246,7 @@ class StateStorage:
             session.write(merged(self.get(state_id)))
             return
 
-        def change(row: Row) -> Statement:
+        def change(row: Answer) -> Statement:
             return self._writing.write(merged(StoredState(*row) if row else None))
 
         self._ready()
@@ -335,7 +341,7 @@ class StateStorage:
             raise StateVersionMissing(f"state {state_id!r} has no version {version} in its history")
         return StateVersion(*row)
 
-    def diff(self, state_id: str, before: int, after: int | None = None) -> list[Change]:
+    def diff(self, state_id: str, before: int, after: int | None = None) -> list[Difference]:
         """What changed from one version to another, or to what is stored now."""
         old = self.version(state_id, before)
         new = self.version(state_id, after) if after is not None else self.get(state_id)
@@ -368,7 +374,7 @@ class StateStorage:
     # -- locks -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def lock(self, state_id: str, *, retry_seconds: float | None = None) -> Iterator[Lease]:
+    def lock(self, state_id: str, *, retry_seconds: float | None = None) -> Iterator[StateLease]:
         """Nobody else may hold this state's lock during the block.
 
         What the block reads and writes of this state is one transaction, which ends with the block;
@@ -407,7 +413,7 @@ class StateStorage:
     @contextlib.contextmanager
     def run_lease(
         self, state_id: str, *, wait_seconds: float = 0.0, lease_seconds: float = 60.0
-    ) -> Iterator[Lease]:
+    ) -> Iterator[StateLease]:
         """Only one process runs a pipeline with this state during the block.
 
         It doesn't keep states from being written: the pipeline itself writes. The lease is renewed

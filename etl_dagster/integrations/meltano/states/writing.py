@@ -11,9 +11,9 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from etl_dagster.integrations.meltano.states.connections import Connections
+from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.errors import StateLocked
-from etl_dagster.integrations.meltano.states.locks import Lease, own_name
+from etl_dagster.integrations.meltano.states.locks import StateLease, own_name
 from etl_dagster.integrations.meltano.states.migrate import StateTables
 from etl_dagster.integrations.meltano.states.options import StorageOptions
 from etl_dagster.integrations.meltano.states.statements import Statements
@@ -22,7 +22,7 @@ from etl_dagster.pg.connection import Connection
 
 #: A statement with its parameters.
 Statement = tuple[bytes, Mapping[str, Any]]
-Row = tuple[Any, ...] | None
+Answer = tuple[Any, ...] | None
 
 BEGIN: Statement = (b"BEGIN", {})
 COMMIT: Statement = (b"COMMIT", {})
@@ -30,7 +30,7 @@ COMMIT: Statement = (b"COMMIT", {})
 _PRUNE_EVERY = 16
 
 
-def send(connection: Connection, *statements: Statement) -> list[Row]:
+def send(connection: Connection, *statements: Statement) -> list[Answer]:
     """Run several statements in one round trip; returns the first row of each.
 
     Without BEGIN and COMMIT they are one transaction all the same: Postgres takes a string of
@@ -41,7 +41,7 @@ def send(connection: Connection, *statements: Statement) -> list[Row]:
     cursor = psycopg.ClientCursor(connection)
     script = ";\n".join(cursor.mogrify(text, parameters) for text, parameters in statements)
     cursor.execute(script.encode())
-    rows: list[Row] = []
+    rows: list[Answer] = []
     while True:
         rows.append(cursor.fetchone() if cursor.description else None)
         if not cursor.nextset():
@@ -65,7 +65,7 @@ class Writing:
 
     def __init__(
         self,
-        connections: Connections,
+        connections: StateConnections,
         tables: StateTables,
         options: StorageOptions,
         *,
@@ -79,7 +79,7 @@ class Writing:
         self._writer = writer
         self._run_id = run_id
 
-    def transaction(self, state_id: str, *statements: Statement) -> Row:
+    def transaction(self, state_id: str, *statements: Statement) -> Answer:
         """Run them while nobody else writes this state; the last one's row.
 
         Raises:
@@ -88,10 +88,10 @@ class Writing:
         work = (self.begin(state_id), *statements)
         return self._unlocked(state_id, lambda connection: send(connection, *work)[-1])
 
-    def read_and_write(self, state_id: str, change: Callable[[Row], Statement]) -> Row:
+    def read_and_write(self, state_id: str, change: Callable[[Answer], Statement]) -> Answer:
         """The same for a write that depends on what is stored; `change` may be called again."""
 
-        def work(connection: Connection) -> Row:
+        def work(connection: Connection) -> Answer:
             try:
                 get = (self.sql.get, {"state_id": state_id})
                 row = send(connection, BEGIN, self.begin(state_id), get)[-1]
@@ -124,7 +124,7 @@ class Writing:
         write_id = writes[0].write_id
         keys = [self._key(write.state_id) for write in writes]
 
-        def work(connection: Connection) -> Row:
+        def work(connection: Connection) -> Answer:
             try:
                 lock = (self.sql.lock_each, {"advisory_keys": keys})
                 locked = send(connection, BEGIN, lock)[-1]
@@ -150,7 +150,7 @@ class Writing:
         row = self._unlocked("*", work)
         return dict(zip(row[0], row[1], strict=True)) if row and row[0] else {}
 
-    def begin(self, state_id: str, lease: Lease | None = None) -> Statement:
+    def begin(self, state_id: str, lease: StateLease | None = None) -> Statement:
         """The first statement of a transaction that writes this state."""
         return (
             self.sql.begin,
@@ -162,7 +162,7 @@ class Writing:
             },
         )
 
-    def write(self, write: Write, lease: Lease | None = None) -> Statement:
+    def write(self, write: Write, lease: StateLease | None = None) -> Statement:
         """With a lease, nothing is written once that was taken by another: then there is no row."""
         parameters = {
             **self.author(),
@@ -176,7 +176,7 @@ class Writing:
         }
         return self.sql.write, parameters
 
-    def delete(self, state_id: str, lease: Lease | None = None) -> Statement:
+    def delete(self, state_id: str, lease: StateLease | None = None) -> Statement:
         """Its row says whether it was allowed and whether there was one, as counts."""
         return self.sql.delete, {**self.author(), **_fence(lease), "state_id": state_id}
 
@@ -211,7 +211,7 @@ class Writing:
         """For transactions of others, which are short; also for those who won't wait for locks."""
         return _milliseconds(max(1.0, self._options.wait_s))
 
-    def _unlocked(self, state_id: str, work: Callable[[Connection], Row]) -> Row:
+    def _unlocked(self, state_id: str, work: Callable[[Connection], Answer]) -> Answer:
         try:
             return self.connections.run(work, lock_waits=True)
         except errors.LockNotAvailable:
@@ -220,7 +220,7 @@ class Writing:
             ) from None
 
 
-def _fence(lease: Lease | None) -> dict[str, Any]:
+def _fence(lease: StateLease | None) -> dict[str, Any]:
     return {
         "lock_key": lease.key if lease else None,
         "lock_id": lease.lock_id if lease else None,

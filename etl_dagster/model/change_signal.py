@@ -6,7 +6,7 @@ import threading
 import time
 
 
-class Changes:
+class ChangeSignal:
     """Counts changes, and lets threads wait for the next one.
 
     A thread that looks, decides and then waits must not miss what changed while it decided. So
