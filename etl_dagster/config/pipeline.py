@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,7 @@ from etl_dagster.config.ends import (
 )
 from etl_dagster.config.fan_out import BETWEEN, FanOutConfig, Membership
 from etl_dagster.config.meltano import MeltanoConfig
+from etl_dagster.config.merging import MergedTables
 from etl_dagster.config.pace import BatchConfig, CopyConfig, RetryConfig
 from etl_dagster.config.section import Section
 from etl_dagster.config.shape import require_salt
@@ -41,8 +42,7 @@ from etl_dagster.config.tables import (
     TableMode,
 )
 from etl_dagster.kinds import DESTINATIONS, STORES
-from etl_dagster.table_name import TableName
-from etl_dagster.table_pattern import Pattern, TablePattern
+from etl_dagster.table_pattern import TablePattern
 
 _SLUG = re.compile(r"[a-z][a-z0-9_]*")
 #: Of a pipeline: the name of a slot holds it, and Postgres keeps 63 bytes of that.
@@ -126,8 +126,7 @@ class PipelineConfig(Section):
         "environment.",
     )
     meltano: MeltanoConfig = MeltanoConfig()
-    #: What `table` and `column` were asked for, and of which tables' settings.
-    _merged: tuple[Any, dict[Any, Any]] = PrivateAttr(default=(None, {}))
+    _merged: MergedTables | None = PrivateAttr(default=None)
     #: Of a destination that the pipeline was given as an object.
     _given_has_own_types: bool = PrivateAttr(default=False)
     _membership: Membership | None = PrivateAttr(default=None)
@@ -321,10 +320,7 @@ class PipelineConfig(Section):
         From the most general to the one that says most exactly which tables are meant: the name
         itself, else the pattern with the most characters that aren't wild.
         """
-        name = TableName.parse(table_name)
-        found = [(TablePattern.parse(text), text) for text in self.tables]
-        matching = sorted((p.rank, text) for p, text in found if p.matches(name))
-        return [(text, self.tables[text]) for _, text in matching]
+        return self._settings.matching(table_name)
 
     def table(self, table_name: str) -> TableConfig:
         """What differs for a table, given as the text of its `TableName`.
@@ -332,39 +328,17 @@ class PipelineConfig(Section):
         Of several settings the more exact one wins; what is excluded by one is excluded. `columns`
         has all of them: see `column`.
         """
-        known = self._known_merged()
-        if table_name not in known:
-            given: dict[str, Any] = {}
-            for _, settings in self.matching(table_name):
-                more = settings.given
-                for joined in ("columns", "exclude", "add"):
-                    if joined in more and joined in given:
-                        more[joined] = _joined(given[joined], more[joined])
-                given |= more
-            known[table_name] = TableConfig.model_construct(None, **given)
-        merged: TableConfig = known[table_name]
-        return merged
+        return self._settings.table(table_name)
 
     def column(self, table_name: str, column_name: str) -> ColumnConfig:
         """What differs for a column. More exact are first settings of its table, then its name."""
-        known = self._known_merged()
-        if (table_name, column_name) not in known:
-            given: dict[str, Any] = {}
-            for _, settings in self.matching(table_name):
-                found = [(Pattern.of(text), each) for text, each in settings.columns.items()]
-                matching = [(p.rank, each) for p, each in found if p.matches(column_name)]
-                for _, each in sorted(matching, key=lambda found: found[0]):
-                    given |= each.given
-            known[table_name, column_name] = ColumnConfig.model_construct(None, **given)
-        merged: ColumnConfig = known[table_name, column_name]
-        return merged
+        return self._settings.column(table_name, column_name)
 
-    def _known_merged(self) -> dict[Any, Any]:
-        tables, known = self._merged
-        if tables is not self.tables:
-            known = {}
-            self._merged = (self.tables, known)
-        return known
+    @property
+    def _settings(self) -> MergedTables:
+        if self._merged is None or self._merged.tables is not self.tables:
+            self._merged = MergedTables(self.tables)
+        return self._merged
 
     def mode_of(self, table_name: str) -> TableMode:
         """How a table is kept, where it is copied from now on."""
@@ -407,8 +381,3 @@ class PipelineConfig(Section):
     def removes_partitions(self, table_name: str) -> bool:
         """Whether rows of a table's partition go when the partition goes at the source."""
         return (self.table(table_name).partitions_removed or self.partitions_removed) == "delete"
-
-
-def _joined(before: Any, more: Any) -> Any:
-    """Two lists or mappings as one, the second over the first."""
-    return {**before, **more} if isinstance(more, dict) else [*before, *more]
