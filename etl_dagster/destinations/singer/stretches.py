@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 
-from etl_dagster.destinations.collapse import Collapsed, OddCells, collapse
+from etl_dagster.destinations.collapse import Collapsed, collapse
 from etl_dagster.destinations.evolution import (
     AddColumn,
     ChangeColumnType,
@@ -19,7 +19,8 @@ from etl_dagster.destinations.evolution import (
     schema_changes,
 )
 from etl_dagster.destinations.singer.entries import entries_of, truncated
-from etl_dagster.destinations.singer.lines import More, Stamps, record_lines
+from etl_dagster.destinations.singer.lines import More, Stamps
+from etl_dagster.destinations.singer.parts import Part, Stamped, by_missing, odd_of, taken
 from etl_dagster.destinations.singer.streams import Spelling, line, schema_message, stream_name
 from etl_dagster.errors import RowsOutdated, TableWriteFailed
 from etl_dagster.model.events import (
@@ -47,14 +48,14 @@ class Stretch:
     header: bytes
     #: ACTIVATE_VERSION: what has a smaller version goes.
     version: int | None = None
-    parts: list[_Part] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
     def lines(self, spelling: Spelling) -> Iterator[bytes | memoryview]:
         """All but the SCHEMA line."""
         if self.version is not None:
             yield activate_version(self.stream, self.version)
         for part in self.parts:
-            yield from part.lines(self, spelling)
+            yield from part.lines(self.stream, self.schema, spelling)
 
 
 def activate_version(stream: str, version: int) -> bytes:
@@ -180,12 +181,12 @@ class Stretcher:
             made.append(self.stretch(schema))
         return made[-1]
 
-    def _entry(self, event: TruncateEvent) -> _Part:
+    def _entry(self, event: TruncateEvent) -> Part:
         entry = truncated(event)
         position = event.position
         lsn, ordinal = (np.array([n]) for n in (position.commit_lsn.offset, position.ordinal))
         stamps = Stamps(event.commit_time_us, int(lsn[0]), lsn, ordinal)
-        return _Part(entry.rows, stamps, {}, more=entry.more)
+        return Part(entry.rows, stamps, {}, more=entry.more)
 
     def _require_no_new_copy(self, step: RelationEvent) -> None:
         if step.previous is None:
@@ -219,14 +220,14 @@ class Stretcher:
                 "act on ACTIVATE_VERSION, set destination.activate_version: true.",
             )
 
-    def _parts(self, changes: TableChanges) -> list[_Part]:
+    def _parts(self, changes: TableChanges) -> list[Part]:
         schema = changes.schema
-        stamped = _Stamped(changes, self._truncates.versions(changes))
+        stamped = Stamped(changes, self._truncates.versions(changes))
         if schema.mode == "append":
             entries = entries_of(changes)
             every = np.arange(len(changes))
-            odd = _odd_of(entries.odd)
-            return [_Part(entries.rows, stamped.at(every), odd, more=entries.more)]
+            odd = odd_of(entries.odd)
+            return [Part(entries.rows, stamped.at(every), odd, more=entries.more)]
         if not schema.key_columns:
             if (changes.ops != INSERT).any():
                 raise TableWriteFailed(
@@ -237,19 +238,19 @@ class Stretcher:
                     "reset the table.",
                 )
             every = np.arange(len(changes))
-            return [_Part(changes.rows, stamped.at(every), changes.odd)]
+            return [Part(changes.rows, stamped.at(every), changes.odd)]
         found = collapse(changes, schema.key_columns)
         parts = []
         if found.is_gone.any():
             gone = found.removed.filter(pa.array(found.is_gone))
-            parts.append(_Part(gone, stamped.at(found.touched[found.is_gone]), {}, deleted=True))
+            parts.append(Part(gone, stamped.at(found.touched[found.is_gone]), {}, deleted=True))
         return parts + self._known(schema, found, stamped)
 
-    def _known(self, schema: TableSchema, found: Collapsed, stamped: _Stamped) -> list[_Part]:
+    def _known(self, schema: TableSchema, found: Collapsed, stamped: Stamped) -> list[Part]:
         """The rows that are there in the end, without the values that nobody knows."""
-        stamps, odd = stamped.at(found.given), _odd_of(found.odd)
+        stamps, odd = stamped.at(found.given), odd_of(found.odd)
         if not found.unknown:
-            return [_Part(found.rows, stamps, odd)]
+            return [Part(found.rows, stamps, odd)]
         if self._unchanged == "refuse" or self._is_moved(schema, found):
             raise TableWriteFailed(
                 schema.id,
@@ -260,10 +261,10 @@ class Stretcher:
                 "record leaves out, set destination.unchanged: omit.",
             )
         parts = []
-        for missing, places in _by_missing(found):
+        for missing, places in by_missing(found):
             kept = [name for name in found.rows.schema.names if name not in missing]
             rows = found.rows.select(kept).take(pa.array(places))
-            parts.append(_Part(rows, stamps.take(places), _taken(odd, places, kept)))
+            parts.append(Part(rows, stamps.take(places), taken(odd, places, kept)))
         return parts
 
     @staticmethod
@@ -278,78 +279,6 @@ class Stretcher:
         return any(not a.equals(b) for a, b in zip(keys.columns, before.columns, strict=True))
 
 
-@dataclass(frozen=True)
-class _Part:
-    rows: pa.RecordBatch
-    stamps: Stamps
-    odd: Mapping[str, Odd]
-    deleted: bool = False
-    more: More = field(default_factory=dict)
-
-    def lines(self, stretch: Stretch, spelling: Spelling) -> Iterator[memoryview]:
-        return record_lines(
-            stretch.stream,
-            stretch.schema,
-            self.rows,
-            self.stamps,
-            spelling,
-            odd=self.odd,
-            deleted=self.deleted,
-            more=self.more,
-        )
-
-
-@dataclass(frozen=True)
-class _Stamped:
-    changes: TableChanges
-    versions: np.ndarray
-
-    def at(self, places: np.ndarray) -> Stamps:
-        """The stamps of some of the changes."""
-        changes = self.changes
-        return Stamps(
-            changes.commit_times_us[places],
-            self.versions[places],
-            changes.commit_lsns[places],
-            changes.ordinals[places],
-        )
-
-
-def _by_missing(found: Collapsed) -> Iterator[tuple[frozenset[str], np.ndarray]]:
-    """The rows by the columns of which nobody knows the value."""
-    names = list(found.unknown)
-    masks = np.stack([found.unknown[name] for name in names])
-    patterns, which = np.unique(masks, axis=1, return_inverse=True)
-    which = which.reshape(-1)
-    for number in range(patterns.shape[1]):
-        missing = {
-            name for name, is_missing in zip(names, patterns[:, number], strict=True) if is_missing
-        }
-        yield frozenset(missing), np.flatnonzero(which == number)
-
-
-def _odd_of(cells: Mapping[str, OddCells]) -> dict[str, Odd]:
-    found = {}
-    for name, each in cells.items():
-        order = np.argsort(each.rows, kind="stable")
-        indices: Any = pa.array(order)
-        found[name] = Odd(each.rows[order], each.texts.take(indices))
-    return found
-
-
-def _taken(odd: Mapping[str, Odd], places: np.ndarray, kept: Sequence[str]) -> dict[str, Odd]:
-    """The odd values of some of the rows, which are in ascending order."""
-    found: dict[str, Odd] = {}
-    for name, each in odd.items():
-        at = np.searchsorted(places, each.places)
-        at[at == len(places)] = 0
-        is_there = places[at] == each.places
-        if name in kept and is_there.any():
-            mask: Any = pa.array(is_there)
-            found[name] = Odd(at[is_there], each.texts.filter(mask))
-    return found
-
-
 def copied(
     stretch: Stretch,
     rows: pa.RecordBatch,
@@ -358,4 +287,4 @@ def copied(
     more: More,
 ) -> Stretch:
     """A stretch with some rows of a copy."""
-    return replace(stretch, parts=[_Part(rows, stamps, odd, more=more)])
+    return replace(stretch, parts=[Part(rows, stamps, odd, more=more)])
