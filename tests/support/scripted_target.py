@@ -6,7 +6,7 @@ Its settings, all in the file given as ``--config``:
 | setting | means |
 |---|---|
 | ``folder`` | where ``tables.sqlite`` is, and ``fault.json`` |
-| ``hard_delete`` | rows with ``_sdc_deleted_at`` go |
+| ``hard_delete`` | rows with ``_sdc_deleted_at`` go, and older versions; else they are marked |
 | ``merge`` | what a record leaves out stays as it is |
 | ``states`` | ``newest`` as the SDK; ``by_stream`` as PipelineWise's; ``at_once``: none is kept |
 | ``batch_size`` | records of a stream, after which it is written |
@@ -114,9 +114,20 @@ class Target:
                 self.say(self.state)
         elif kind == "ACTIVATE_VERSION":
             self.write_stream(stream)
-            self.write(
-                "DELETE FROM rows WHERE stream = ? AND version < ?", stream, message["version"]
-            )
+            self.remove_older(stream, message["version"])
+
+    def remove_older(self, stream: str, version: int) -> None:
+        if self.settings.get("hard_delete", True):
+            self.write("DELETE FROM rows WHERE stream = ? AND version < ?", stream, version)
+            return
+        found = "SELECT number, record FROM rows WHERE stream = ? AND version < ?"
+        for number, text in self.file.execute(found, [stream, version]).fetchall():
+            record = json.loads(text)
+            if record["_sdc_deleted_at"] is None:
+                record["_sdc_deleted_at"] = "2026-01-01T00:00:00+00:00"  # its own time
+                self.write(
+                    "UPDATE rows SET record = ? WHERE number = ?", json.dumps(record), number
+                )
 
     def write_all(self) -> None:
         is_left = bool(self.waiting)

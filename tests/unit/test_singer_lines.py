@@ -361,6 +361,44 @@ def test_a_log_has_a_record_for_each_change_and_no_key() -> None:
     assert [message["record"]["id"] for message in found] == [1, 2, 1, None]
 
 
+def test_a_row_that_is_marked_has_all_that_postgres_sends_of_it() -> None:
+    full = replace(ORDERS, mode="soft_delete", replica_identity="f")
+    one, two, three = (order(n, f"row {n}") for n in (1, 2, 3))
+    changes = Transactions().commit(
+        delete(full, **one),
+        update(full, old=two, **two | {"id": 7}),
+        insert(full, **three),
+        delete(full, **three),
+    )
+
+    found = [message["record"] for message in messages(stretcher(), changes)]
+
+    marks = {
+        record["id"]: (record["note"], record["_sdc_deleted_at"] is not None) for record in found
+    }
+    assert len(found) == 4
+    assert marks == {
+        1: ("row 1", True),
+        2: ("row 2", True),
+        7: ("row 2", False),
+        3: ("row 3", True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, "sends only the key of a deleted row"),
+        ({"unchanged": "omit", "removes": True}, "is told to remove deleted rows"),
+    ],
+)
+def test_rows_that_would_not_stay_as_they_were_are_not_marked(
+    settings: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(TableWriteFailed, match=why):
+        stretcher(**settings).stretch(replace(ORDERS, mode="soft_delete"))
+
+
 def test_a_changed_key_is_a_row_gone_and_a_row_new() -> None:
     changes = Transactions().commit(update(ORDERS, old={"id": 1}, **order(7)))
 

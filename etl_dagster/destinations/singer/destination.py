@@ -53,7 +53,7 @@ class SingerDestination:
     capabilities = Capabilities(
         mirror=True,
         truncate=True,
-        modes=frozenset({"mirror", "append"}),
+        modes=frozenset({"mirror", "soft_delete", "append"}),
         offers=frozenset({ChecksItself, ChecksNames, Interruptible}),
     )
     config_model = SingerDestinationConfig
@@ -130,6 +130,7 @@ class SingerDestination:
                     target=self._config.target_name,
                     empties=self._target.empties,
                     unchanged=self._config.unchanged,
+                    removes=self._target.removes,
                 )
             return self._made
 

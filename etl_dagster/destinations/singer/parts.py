@@ -60,6 +60,9 @@ class Stamped:
 
 def by_missing(found: Collapsed) -> Iterator[tuple[frozenset[str], np.ndarray]]:
     """The rows by the columns of which nobody knows the value."""
+    if not found.unknown:
+        yield frozenset(), np.arange(len(found.rows))
+        return
     names = list(found.unknown)
     masks = np.stack([found.unknown[name] for name in names])
     patterns, which = np.unique(masks, axis=1, return_inverse=True)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 
-from etl_dagster.destinations.collapse import Collapsed, collapse
+from etl_dagster.destinations.collapse import Collapsed, collapse, concat_rows
 from etl_dagster.destinations.evolution import (
     AddColumn,
     ChangeColumnType,
@@ -22,8 +22,10 @@ from etl_dagster.destinations.singer.entries import entries_of, truncated
 from etl_dagster.destinations.singer.lines import More, Stamps
 from etl_dagster.destinations.singer.parts import Part, Stamped, by_missing, odd_of, taken
 from etl_dagster.destinations.singer.streams import Spelling, line, schema_message, stream_name
+from etl_dagster.destinations.versions import Versions, last_rows
 from etl_dagster.errors import RowsOutdated, TableWriteFailed
 from etl_dagster.model.events import (
+    DELETE,
     INSERT,
     RelationEvent,
     TableChanges,
@@ -102,6 +104,7 @@ class Stretcher:
     Args:
         empties: whether the target acts on ACTIVATE_VERSION.
         unchanged: what becomes of rows with values that Postgres left out.
+        removes: whether the target is told to remove deleted rows, instead of marking them.
     """
 
     def __init__(
@@ -112,12 +115,14 @@ class Stretcher:
         target: str,
         empties: bool,
         unchanged: Literal["refuse", "omit"],
+        removes: bool = False,
     ) -> None:
         self._template = template
         self._spelling = spelling
         self._target = target
         self._empties = empties
         self._unchanged = unchanged
+        self._removes = removes
         self._truncates = Truncates()
         self._headers: dict[TableId, tuple[TableSchema, bytes]] = {}
         #: Which table a stream is of.
@@ -130,6 +135,8 @@ class Stretcher:
         Raises:
             TableWriteFailed: another table has the same stream, or the table can't be one.
         """
+        if schema.mode == "soft_delete":
+            self._require_marks(schema)
         stream = stream_name(self._template, schema)
         with self._lock:
             owner, name = self._owners.setdefault(stream, (schema.id, schema.name))
@@ -239,6 +246,8 @@ class Stretcher:
                 )
             every = np.arange(len(changes))
             return [Part(changes.rows, stamped.at(every), changes.odd)]
+        if schema.mode == "soft_delete":
+            return self._marked(changes, stamped)
         found = collapse(changes, schema.key_columns)
         parts = []
         if found.is_gone.any():
@@ -246,11 +255,87 @@ class Stretcher:
             parts.append(Part(gone, stamped.at(found.touched[found.is_gone]), {}, deleted=True))
         return parts + self._known(schema, found, stamped)
 
+    def _require_marks(self, schema: TableSchema) -> None:
+        """A row that is gone can stay as it was, marked.
+
+        Raises:
+            TableWriteFailed: it can't.
+        """
+        if self._removes:
+            raise TableWriteFailed(
+                schema.id,
+                f"{schema.name} is kept in mode soft_delete, and {self._target} is told to remove "
+                "deleted rows (hard_delete)",
+                solution="Set hard_delete: false in destination.config, then reset the table.",
+            )
+        if schema.replica_identity != "f" and self._unchanged != "omit":
+            raise TableWriteFailed(
+                schema.id,
+                f"Postgres sends only the key of a deleted row of {schema.name}, and "
+                f"{self._target} would have null in its other columns",
+                solution=f"On the source: ALTER TABLE {schema.name} REPLICA IDENTITY FULL. If the "
+                "target keeps what a record leaves out, set destination.unchanged: omit. Then "
+                "reset the table.",
+            )
+
+    def _marked(self, changes: TableChanges, stamped: Stamped) -> list[Part]:
+        """The last row of each key, marked where it is gone then."""
+        schema = changes.schema
+        versions = last_rows(changes, schema.key_columns)
+        rows, odd = versions.rows, odd_of(versions.odd)
+        found = replace(versions.collapsed(rows), given=versions.given_by)
+        if found.unknown:
+            self._require_omitting(schema, found)
+        parts = []
+        if len(versions.over):
+            parts.append(self._over(changes, versions, stamped))
+        for by, deleted in ((versions.ended_by, True), (versions.given_by, False)):
+            is_meant = (versions.ended_by >= 0) == deleted
+            for missing, places in by_missing(found):
+                at = places[is_meant[places]]
+                kept = [name for name in rows.schema.names if name not in missing]
+                some = rows.select(kept).take(pa.array(at))
+                if len(at):
+                    part = Part(some, stamped.at(by[at]), taken(odd, at, kept), deleted)
+                    parts.append(part)
+        return parts
+
+    @staticmethod
+    def _over(changes: TableChanges, versions: Versions, stamped: Stamped) -> Part:
+        """Rows that are gone, with all that Postgres says of them."""
+        stamps = stamped.at(versions.over_by)
+        old = changes.old_rows
+        if changes.schema.replica_identity != "f":
+            return Part(versions.over, stamps, {}, deleted=True)
+        places = versions.over_by.copy()
+        batches = [changes.rows]
+        if old is not None and changes.old_indices is not None:
+            batches.append(old)
+            is_moved = changes.ops[versions.over_by] != DELETE
+            at = np.searchsorted(changes.old_indices, versions.over_by[is_moved])
+            places[is_moved] = len(changes) + at
+        rows = concat_rows(batches).take(pa.array(places))
+        return Part(rows, stamps, {}, deleted=True)
+
     def _known(self, schema: TableSchema, found: Collapsed, stamped: Stamped) -> list[Part]:
         """The rows that are there in the end, without the values that nobody knows."""
         stamps, odd = stamped.at(found.given), odd_of(found.odd)
         if not found.unknown:
             return [Part(found.rows, stamps, odd)]
+        self._require_omitting(schema, found)
+        parts = []
+        for missing, places in by_missing(found):
+            kept = [name for name in found.rows.schema.names if name not in missing]
+            rows = found.rows.select(kept).take(pa.array(places))
+            parts.append(Part(rows, stamps.take(places), taken(odd, places, kept)))
+        return parts
+
+    def _require_omitting(self, schema: TableSchema, found: Collapsed) -> None:
+        """The target keeps what a record leaves out, in the row with the record's key.
+
+        Raises:
+            TableWriteFailed: it doesn't, or the row has another key there.
+        """
         if self._unchanged == "refuse" or self._is_moved(schema, found):
             raise TableWriteFailed(
                 schema.id,
@@ -260,12 +345,6 @@ class Stretcher:
                 "Postgres sends such values; then reset the table. If the target keeps what a "
                 "record leaves out, set destination.unchanged: omit.",
             )
-        parts = []
-        for missing, places in by_missing(found):
-            kept = [name for name in found.rows.schema.names if name not in missing]
-            rows = found.rows.select(kept).take(pa.array(places))
-            parts.append(Part(rows, stamps.take(places), taken(odd, places, kept)))
-        return parts
 
     @staticmethod
     def _is_moved(schema: TableSchema, found: Collapsed) -> bool:

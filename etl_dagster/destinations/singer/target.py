@@ -60,6 +60,12 @@ class Target:
             return False
         return said is not None and "activate-version" in said.capabilities
 
+    @property
+    def removes(self) -> bool:
+        """Whether it is told to remove deleted rows."""
+        program, _ = self.look()
+        return program.settings.get("hard_delete") is True
+
     def start(self, alone: bool) -> Session:
         """Start it.
 
