@@ -57,6 +57,7 @@ class Child:
         folder: Path,
         environ: Mapping[str, str] | None = None,
         order: str | None = None,
+        grace_s: float = _GRACE_S,
     ) -> None:
         """Start it.
 
@@ -67,8 +68,10 @@ class Child:
             environ: added to this process' environment.
             order: written to its standard input, which stays open until `stop`; without one the
                 standard input is empty.
+            grace_s: how long what is left of it may take to end after each signal.
         """
         self.log = log
+        self._grace_s = grace_s
         with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
             self._log_start = file.tell()
             self._process = subprocess.Popen(
@@ -123,6 +126,6 @@ class Child:
             for process in alive:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(end)
-            _, alive = psutil.wait_procs(alive, _GRACE_S)
+            _, alive = psutil.wait_procs(alive, self._grace_s)
         self._process.wait()
         release(self._guard)

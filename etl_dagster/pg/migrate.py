@@ -19,7 +19,7 @@ from etl_dagster.pg.connection import Connection
 
 _NUMBERED = re.compile(r"\A(\d{4})_\w+\.sql\Z")
 #: Others may be migrating, or use the tables; this long is waited for them.
-_LOCK_TIMEOUT = "60s"
+_LOCK_TIMEOUT_S = 60.0
 _LEDGER = (
     "CREATE TABLE IF NOT EXISTS {} (number integer PRIMARY KEY, "
     "name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
@@ -114,6 +114,7 @@ def run(
     *,
     before: Callable[[], None] = lambda: None,
     after: Callable[[list[Migration]], None] = lambda run: None,
+    lock_timeout_s: float = _LOCK_TIMEOUT_S,
 ) -> list[Migration]:
     """Create the schema if it is missing, and run what it lacks; returns what was run.
 
@@ -132,7 +133,9 @@ def run(
         key = series.key or lock_key(schema, "", series.ledger)
         wait = sql.SQL(
             "SELECT set_config('lock_timeout', {}, true), pg_advisory_xact_lock({})"
-        ).format(_LOCK_TIMEOUT, sql.SQL(", ").join([sql.Placeholder()] * len(key)))
+        ).format(
+            f"{lock_timeout_s * 1000:.0f}ms", sql.SQL(", ").join([sql.Placeholder()] * len(key))
+        )
         connection.execute(wait, key)
         before()
         # CREATE SCHEMA IF NOT EXISTS wants the right to create also where it has nothing to do.

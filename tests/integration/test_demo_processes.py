@@ -10,7 +10,6 @@ import threading
 from pathlib import Path
 
 import psutil
-import pytest
 
 from etl_dagster.demo.processes import Child
 
@@ -44,13 +43,10 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
-def test_a_child_is_interrupted_and_its_own_children_end_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_is_interrupted_and_its_own_children_end_too(tmp_path: Path) -> None:
     """Even one that has a session of its own and refuses to go."""
-    monkeypatch.setattr("etl_dagster.demo.processes._GRACE_S", 0.5)
     command = [sys.executable, "-c", _PARENT_OF_A_STUBBORN_CHILD]
-    child = Child(command, log=tmp_path / "log", folder=tmp_path)
+    child = Child(command, log=tmp_path / "log", folder=tmp_path, grace_s=0.5)
     grandchild = psutil.Process(int(wait_for_log(child)))
 
     child.stop(timeout_s=8)

@@ -14,8 +14,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from etl_dagster.destinations.duckdb import DuckDBDestination, query, turns
+from etl_dagster.destinations.duckdb import DuckDBDestination, query
 from etl_dagster.destinations.duckdb import file as duckdb_file
+from etl_dagster.destinations.duckdb.turns import Holding
 from etl_dagster.errors import DestinationUnreachable
 from etl_dagster.model.events import EventBatch
 from etl_dagster.stores.memory import MemoryStore
@@ -29,16 +30,12 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def destination(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DuckDBDestination]:
+def destination(path: Path) -> Iterator[DuckDBDestination]:
     """One that would keep the file open for ever, if no reason to close it came."""
-    for name in (
-        "_LINGER_S",
-        "_BUSY_LINGER_S",
-        "_LONGEST_HOLD_S",
-        "_LONGEST_CATCH_UP_HOLD_S",
-    ):
-        monkeypatch.setattr(turns, name, 3600.0)
-    destination = DuckDBDestination(path)
+    for_ever = Holding(
+        linger_s=3600.0, busy_linger_s=3600.0, longest_s=3600.0, longest_catch_up_s=3600.0
+    )
+    destination = DuckDBDestination(path, holding=for_ever)
     destination.startup(MemoryStore())
     destination.write_table_rows(ORDERS, end_of_copy("copy"))
     yield destination

@@ -11,7 +11,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from etl_dagster.destinations.duckdb import DuckDBDestination, query, upkeep
+from etl_dagster.destinations.duckdb import DuckDBDestination, query
+from etl_dagster.destinations.duckdb.upkeep import Bounds
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import EventBatch
 from etl_dagster.stores.memory import MemoryStore
@@ -38,6 +39,8 @@ REFUSED = table(
     table_id=16500,
     name="refused",
 )
+#: For which small batches are large.
+SMALL = Bounds(min_bytes=1000)
 
 
 def full_batches(count: int = _BATCHES, text: str = _TEXT) -> Iterator[EventBatch]:
@@ -46,11 +49,6 @@ def full_batches(count: int = _BATCHES, text: str = _TEXT) -> Iterator[EventBatc
     changes = Transactions().commit(*rows)
     for first in range(0, len(changes), _ROWS):
         yield replace(batch(changes[first : first + _ROWS]), more_follows=True)
-
-
-@pytest.fixture(autouse=True)
-def _small_batches_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "_MIN_BYTES", 1000)
 
 
 @pytest.fixture
@@ -65,8 +63,8 @@ def destination(path: Path) -> Iterator[DuckDBDestination]:
     destination.shutdown()
 
 
-def opened(path: Path) -> DuckDBDestination:
-    destination = DuckDBDestination(path)
+def opened(path: Path, bounds: Bounds = SMALL) -> DuckDBDestination:
+    destination = DuckDBDestination(path, bounds=bounds)
     destination.startup(MemoryStore())
     destination.write_table_rows(ORDERS, end_of_copy("copy"))
     return destination
@@ -106,10 +104,9 @@ def test_rows_are_not_merged_while_the_stream_catches_up(
 
 
 def test_row_groups_are_merged_once_the_stream_has_caught_up(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
 ) -> None:
-    monkeypatch.setattr(upkeep, "_CLOSES_BEFORE_MERGE", 1)
-    destination = opened(path)
+    destination = opened(path, replace(SMALL, closes_before_merge=1))
     for events in full_batches():
         destination.write_events(events)
     destination.write_events(replace(events, more_follows=False))
@@ -119,10 +116,10 @@ def test_row_groups_are_merged_once_the_stream_has_caught_up(
 
 
 def test_small_values_of_several_full_batches_share_a_row_group(
-    destination: DuckDBDestination, path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
 ) -> None:
     """Each column takes room of its own in each row group, however little it holds."""
-    monkeypatch.setattr(upkeep, "_MIN_BYTES_PER_VALUE", 10 * len(_TEXT))
+    destination = opened(path, replace(SMALL, min_bytes_per_value=10 * len(_TEXT)))
     for events in full_batches():
         destination.write_events(events)
     destination.shutdown()
@@ -131,15 +128,13 @@ def test_small_values_of_several_full_batches_share_a_row_group(
 
 
 @pytest.mark.parametrize("limit", [100_000, 4_000_000], ids=["at once", "while it merges"])
-def test_a_merge_that_lacks_memory_loses_nothing_and_is_made_up_for(
-    path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
-    monkeypatch.setattr(upkeep, "_MERGE_MEMORY_BYTES", limit)
-    destination = opened(path)
+def test_a_merge_that_lacks_memory_loses_nothing_and_is_made_up_for(path: Path, limit: int) -> None:
+    destination = opened(path, replace(SMALL, merge_memory_bytes=limit))
     *batches, before_last, last = full_batches(text="x" * 100_000)
     for events in batches:
         destination.write_events(events)
-    monkeypatch.setattr(upkeep, "_CLOSES_BEFORE_MERGE", 1)
+    file = destination._file
+    file.upkeep.bounds = replace(file.upkeep.bounds, closes_before_merge=1)
     destination.write_events(replace(before_last, more_follows=False))
     destination.shutdown()
     groups = row_groups(path)
@@ -153,10 +148,9 @@ def test_a_merge_that_lacks_memory_loses_nothing_and_is_made_up_for(
 
 
 def test_room_of_deleted_rows_is_used_again_while_the_stream_catches_up(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
 ) -> None:
-    monkeypatch.setattr(upkeep, "_ROW_GROUP", _ROWS)
-    destination = opened(path)
+    destination = opened(path, replace(SMALL, row_group=_ROWS))
     stream = Transactions()
     for first in range(0, 4 * _ROWS, _ROWS):
         rows = [insert(ORDERS, **order(first + number, _TEXT)) for number in range(_ROWS)]
@@ -190,9 +184,7 @@ def test_a_kill_between_two_batches_loses_and_doubles_nothing(path: Path) -> Non
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from etl_dagster.destinations.duckdb import upkeep\n"
         "from tests.integration.test_duckdb_upkeep import full_batches, opened\n"
-        "upkeep._MIN_BYTES = 1000\n"
         "destination = opened(Path(sys.argv[1]))\n"
         "for events in full_batches():\n"
         "    destination.write_events(events)\n"

@@ -264,10 +264,14 @@ def test_a_migration_that_never_gets_its_lock_ends(newest_database: Database) ->
     with newest_database.connect() as other, newest_database.connect() as connection:
         other.execute("select pg_advisory_lock(%s, %s)", lock_key("etl", "", series.ledger))
         asked: list[str] = []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(migrate, "_LOCK_TIMEOUT", "50ms")
-            with pytest.raises(psycopg.errors.LockNotAvailable):
-                migrate.run(connection, "etl", series, before=lambda: asked.append("before"))
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            migrate.run(
+                connection,
+                "etl",
+                series,
+                before=lambda: asked.append("before"),
+                lock_timeout_s=0.05,
+            )
         assert asked == []
         assert newest_database.query("select to_regnamespace('etl')") == [(None,)]
 

@@ -21,6 +21,8 @@ from etl_dagster.destinations.duckdb.parts import parts
 from etl_dagster.destinations.duckdb.readiness import check_file, check_place
 from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing
 from etl_dagster.destinations.duckdb.session import DuckDBSession
+from etl_dagster.destinations.duckdb.turns import HOLDING, Holding
+from etl_dagster.destinations.duckdb.upkeep import BOUNDS, Bounds
 from etl_dagster.destinations.duckdb.wide_numbers import correct_exponents
 from etl_dagster.destinations.sql.destination import SqlDestination
 from etl_dagster.destinations.sql.ledger import Ledger
@@ -51,6 +53,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
         memory_limit: for DuckDB's own buffers; more goes to a temporary folder beside the file.
         lock_timeout_s: how long to wait for somebody else to let go of the file.
         changelog: also write the position of every applied change into ``_etl.changelog``.
+        bounds, holding: when it writes again what it has written, and how long it keeps the file.
     """
 
     name = "duckdb"
@@ -89,12 +92,18 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
         memory_limit: str = "256MB",
         lock_timeout_s: float = 60.0,
         changelog: bool = False,
+        bounds: Bounds = BOUNDS,
+        holding: Holding = HOLDING,
     ) -> None:
         super().__init__(DuckDBDialect(), changelog=changelog)
         self.path = Path(path).expanduser().absolute()
         self._lock_timeout_s = lock_timeout_s
         self._file = DatabaseFile(
-            self.path, memory_limit=memory_limit, lock_timeout_s=lock_timeout_s
+            self.path,
+            memory_limit=memory_limit,
+            lock_timeout_s=lock_timeout_s,
+            bounds=bounds,
+            holding=holding,
         )
         #: Held by transactions that come one after the other; other processes don't have the file.
         self._turn = threading.Lock()

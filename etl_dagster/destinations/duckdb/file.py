@@ -17,7 +17,7 @@ from etl_dagster.config.text import parse_size
 from etl_dagster.destinations.duckdb import upkeep
 from etl_dagster.destinations.duckdb.failures import translate
 from etl_dagster.destinations.duckdb.readiness import is_unfinished, wal_of
-from etl_dagster.destinations.duckdb.turns import Turns
+from etl_dagster.destinations.duckdb.turns import HOLDING, Holding, Turns
 from etl_dagster.errors import (
     DestinationError,
     DestinationUnreachable,
@@ -54,7 +54,15 @@ class DatabaseFile:
     file is kept open from one write to the next only while no other process waits.
     """
 
-    def __init__(self, path: Path, *, memory_limit: str, lock_timeout_s: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        memory_limit: str,
+        lock_timeout_s: float,
+        bounds: upkeep.Bounds = upkeep.BOUNDS,
+        holding: Holding = HOLDING,
+    ) -> None:
         self.path = path
         #: What must be true of the file each time it is opened: somebody may have exchanged it.
         self.guard: Guard | None = None
@@ -65,7 +73,7 @@ class DatabaseFile:
             "threads": 1,
             "preserve_insertion_order": False,
         } | upkeep.CONFIG
-        self.upkeep = upkeep.Upkeep(int(parse_size(memory_limit)))
+        self.upkeep = upkeep.Upkeep(int(parse_size(memory_limit)), bounds)
         self._file_lock = lock_of(path)
         self._wanted = _wanted_by(path)
         self._changed = threading.Condition()
@@ -73,7 +81,7 @@ class DatabaseFile:
         self._is_opening = False
         self._is_broken = False
         self._users = 0
-        self._turns = Turns()
+        self._turns = Turns(holding=holding)
 
     @contextmanager
     def transaction(

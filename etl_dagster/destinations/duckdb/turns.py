@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-#: Opening and closing costs some 20 ms of CPU, so the next write has a moment to come: a long one
-#: when it is announced, or when the last one came soon after the file was closed.
-_LINGER_S, _BUSY_LINGER_S = 0.03, 0.3
-#: After this long the file is closed as soon as no transaction is open, however many are waiting.
-_LONGEST_HOLD_S = 1.0
-#: The same after a full batch. Closing writes the last row group of each table again, which is long
-#: texts and wide rows of 100,000 rows; it has to be worth it.
-_LONGEST_CATCH_UP_HOLD_S = 4.0
-#: Processes that don't announce themselves, such as the duckdb shell, try again and again. A turn
-#: for them is a time in which the file stays closed: at least this long, or as long as it took to
-#: open the file if that is longer (a refused reader has done half of that), and never longer than
-#: the second.
-_TURN_S, _LONGEST_TURN_S = 0.03, 0.1
-#: After a batch that isn't full the file is closed at once. Where writing takes longer than
-#: filling, the next batch is there already, and the file would be closed and opened without a
-#: moment in between. So there is a turn once there was none for so long.
-_LONGEST_WITHOUT_TURN_S = 0.1
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """How long the file is kept, and left to others, in seconds."""
+
+    #: Opening and closing costs some 20 ms of CPU, so the next write has a moment to come: a long
+    #: one when it is announced, or when the last one came soon after the file was closed.
+    linger_s: float = 0.03
+    busy_linger_s: float = 0.3
+    #: After this long the file is closed as soon as no transaction is open, however many wait.
+    longest_s: float = 1.0
+    #: The same after a full batch. Closing writes the last row group of each table again, which is
+    #: long texts and wide rows of 100,000 rows; it has to be worth it.
+    longest_catch_up_s: float = 4.0
+    #: Processes that don't announce themselves, such as the duckdb shell, try again and again. A
+    #: turn for them is a time in which the file stays closed: at least this long, or as long as it
+    #: took to open the file if that is longer (a refused reader has done half of that), and never
+    #: longer than the second.
+    turn_s: float = 0.03
+    longest_turn_s: float = 0.1
+    #: After a batch that isn't full the file is closed at once. Where writing takes longer than
+    #: filling, the next batch is there already, and the file would be closed and opened without a
+    #: moment in between. So there is a turn once there was none for so long.
+    longest_without_turn_s: float = 0.1
+
+
+HOLDING = Holding()
 
 
 class Turns:
@@ -33,21 +44,28 @@ class Turns:
         clock: seconds, ascending.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, holding: Holding = HOLDING
+    ) -> None:
         self._clock = clock
+        self._holding = holding
         self._opening_at = self._opened_at = self._closed_at = self._idle_since = 0.0
         #: When others last had a turn, whether given to them or because there was nothing to write.
         self._turn_at = 0.0
-        self._turn_s = _TURN_S
+        self._turn_s = self._holding.turn_s
         self._is_turn_due = False
-        self._linger_s = _LINGER_S
-        self._longest_hold_s = _LONGEST_HOLD_S
+        self._linger_s = self._holding.linger_s
+        self._longest_hold_s = self._holding.longest_s
 
     def before_opening(self) -> float:
         """The file is wanted; returns how many seconds it is still left to others."""
         now = self._clock()
         closed_s = now - self._closed_at
-        self._linger_s = _BUSY_LINGER_S if closed_s < _BUSY_LINGER_S else _LINGER_S
+        self._linger_s = (
+            self._holding.busy_linger_s
+            if closed_s < self._holding.busy_linger_s
+            else self._holding.linger_s
+        )
         return max(self._turn_s - closed_s, 0.0) if self._is_turn_due else 0.0
 
     def opening(self) -> None:
@@ -59,7 +77,9 @@ class Turns:
 
     def opened(self) -> None:
         self._opened_at = now = self._clock()
-        self._turn_s = min(max(_TURN_S, now - self._opening_at), _LONGEST_TURN_S)
+        self._turn_s = min(
+            max(self._holding.turn_s, now - self._opening_at), self._holding.longest_turn_s
+        )
 
     def written(self, more_follows: bool | None, *, is_closing_costly: bool) -> None:
         """A transaction has ended.
@@ -69,9 +89,11 @@ class Turns:
             is_closing_costly: whether closing has much to write.
         """
         if more_follows is not None:
-            self._linger_s = _BUSY_LINGER_S if more_follows else 0.0
+            self._linger_s = self._holding.busy_linger_s if more_follows else 0.0
             self._longest_hold_s = (
-                _LONGEST_CATCH_UP_HOLD_S if more_follows and is_closing_costly else _LONGEST_HOLD_S
+                self._holding.longest_catch_up_s
+                if more_follows and is_closing_costly
+                else self._holding.longest_s
             )
         self._idle_since = self._clock()
 
@@ -89,5 +111,5 @@ class Turns:
         """The file is closed; a turn for others is counted from here."""
         self._closed_at = now = self._clock()
         # It lingers while full batches come, or chunks of a copy.
-        longest_s = self._longest_hold_s if self._linger_s else _LONGEST_WITHOUT_TURN_S
+        longest_s = self._longest_hold_s if self._linger_s else self._holding.longest_without_turn_s
         self._is_turn_due = now - self._turn_at > longest_s

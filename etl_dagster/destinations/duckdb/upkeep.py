@@ -8,6 +8,7 @@ gigabyte at a time, and while the stream goes on, the same rows several times.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import duckdb
@@ -20,22 +21,33 @@ _CHECKPOINT_THRESHOLD: Final = "128MB"
 _ADDING_THRESHOLD: Final = "32MB"
 #: With this one every transaction ends in a checkpoint, and its rows never go through the WAL.
 _ALWAYS: Final = "1KB"
-#: A full batch with at least so many bytes for each of its tables is worth a row group of its own
-#: where its values are large. Small ones take less room and time together with more of their kind.
-_MIN_BYTES, _MIN_BYTES_PER_VALUE = 2 * 1024**2, 100
-#: A full row group. Where as many rows were deleted or replaced, one may be worth writing again.
-_ROW_GROUP: Final = 122_880
-#: Without that, row groups are merged each so many times that the file is closed.
-_CLOSES_BEFORE_MERGE: Final = 16
-#: What DuckDB may use while it merges. A row group of texts of 2 kB takes four times as much, for
-#: which there is the temporary folder.
-_MERGE_MEMORY_BYTES: Final = 64_000_000
-
 #: How the file is opened.
 CONFIG: Final[dict[str, Any]] = {
     "checkpoint_threshold": _CHECKPOINT_THRESHOLD,
     "max_vacuum_tasks": 0,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """From where on something is worth its cost."""
+
+    #: A full batch with at least so many bytes for each of its tables is worth a row group of its
+    #: own where its values are large. Small ones take less room and time together with more of
+    #: their kind.
+    min_bytes: int = 2 * 1024**2
+    min_bytes_per_value: int = 100
+    #: A full row group. Where as many rows were deleted or replaced, one may be worth writing
+    #: again.
+    row_group: int = 122_880
+    #: Without that, row groups are merged each so many times that the file is closed.
+    closes_before_merge: int = 16
+    #: What DuckDB may use while it merges. A row group of texts of 2 kB takes four times as much,
+    #: for which there is the temporary folder.
+    merge_memory_bytes: int = 64_000_000
+
+
+BOUNDS = Bounds()
 
 
 class Upkeep:
@@ -45,9 +57,10 @@ class Upkeep:
         memory_bytes: what DuckDB may use at all.
     """
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, bounds: Bounds = BOUNDS) -> None:
+        self.bounds = bounds
         self._memory_bytes = memory_bytes
-        self._merge_memory_bytes = min(memory_bytes, _MERGE_MEMORY_BYTES)
+        self._merge_memory_bytes = min(memory_bytes, bounds.merge_memory_bytes)
         self._threshold = _CHECKPOINT_THRESHOLD
         self._is_catching_up = False
         self._is_merging = False
@@ -83,16 +96,29 @@ class Upkeep:
         if not events.more_follows or dead_rows:
             threshold = _CHECKPOINT_THRESHOLD
         else:
-            threshold = _ALWAYS if _is_worth_a_row_group(events) else _ADDING_THRESHOLD
+            threshold = _ALWAYS if self._is_worth_a_row_group(events) else _ADDING_THRESHOLD
         if threshold != self._threshold:
             connection.execute(f"SET GLOBAL checkpoint_threshold = '{threshold}'")
             self._threshold = threshold
 
+    def _is_worth_a_row_group(self, events: EventBatch) -> bool:
+        byte_count = events.row_bytes
+        values = sum(
+            len(step) * len(step.schema.columns)
+            for steps in events.tables.values()
+            for step in steps
+            if isinstance(step, TableChanges)
+        )
+        return (
+            byte_count >= self.bounds.min_bytes * len(events.tables)
+            and byte_count >= self.bounds.min_bytes_per_value * values > 0
+        )
+
     def before_close(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Decide how many row groups of each table are merged when the file is closed."""
-        tasks, self._dead_rows = divmod(self._dead_rows, _ROW_GROUP)
+        tasks, self._dead_rows = divmod(self._dead_rows, self.bounds.row_group)
         self._closes += 1
-        if self._closes >= _CLOSES_BEFORE_MERGE and not self._is_catching_up:
+        if self._closes >= self.bounds.closes_before_merge and not self._is_catching_up:
             tasks = max(tasks, 1)
         self._is_merging = bool(tasks) and self._limit_memory(connection)
         if self._is_merging:
@@ -119,17 +145,3 @@ class Upkeep:
         """
         if self._is_merging and is_wal_left:
             self._merge_memory_bytes = self._memory_bytes
-
-
-def _is_worth_a_row_group(events: EventBatch) -> bool:
-    byte_count = events.row_bytes
-    values = sum(
-        len(step) * len(step.schema.columns)
-        for steps in events.tables.values()
-        for step in steps
-        if isinstance(step, TableChanges)
-    )
-    return (
-        byte_count >= _MIN_BYTES * len(events.tables)
-        and byte_count >= _MIN_BYTES_PER_VALUE * values > 0
-    )
