@@ -62,7 +62,11 @@ select t.oid, t.typtype::text, format_type(t.oid, null),
         where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
         and d.refclassid = 'pg_extension'::regclass limit 1),
        t.typdelim::text,
-       (select c.relkind <> 'c' from pg_class c where c.oid = t.typrelid)
+       (select c.relkind <> 'c' from pg_class c where c.oid = t.typrelid),
+       (select o.opcdefault and r.rngcollation = 0 from pg_range r
+        join pg_opclass o on o.oid = r.rngsubopc where r.rngtypid = t.oid),
+       (select format_type((to_jsonb(r) ->> 'rngmultitypid')::oid, null)
+        from pg_range r where r.rngtypid = t.oid)
 from needed join pg_type t on t.oid = needed.oid
 """
 
@@ -89,6 +93,10 @@ class _Described:
     delimiter: str
     #: Whether a composite is the row type of a table or a view.
     of_table: bool | None = None
+    #: Of a range: whether its order is the default one of its subtype, and of no collation; and its
+    #: multirange's name, on servers that have these.
+    is_plain: bool | None = None
+    multirange_name: str | None = None
 
 
 class TypeCatalog:
@@ -119,7 +127,8 @@ class TypeCatalog:
                 ids = tuple(found.label_ids or ())
                 return Enum(oid, found.name, tuple(found.labels or ()), ids)
             case "r" if found.subtype is not None:
-                return Range(oid, found.name, self._part(found.subtype))
+                subtype, multirange = self._part(found.subtype), found.multirange_name or ""
+                return Range(oid, found.name, subtype, bool(found.is_plain), multirange)
             case "m" if found.range is not None:
                 inner = self._part(found.range)
                 if isinstance(inner, Range):

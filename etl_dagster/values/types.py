@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, assert_never
+from typing import Any, Final, TypeAlias, assert_never
+
+#: The first OID that a user's own types can have. Source: Postgres' access/transam.h.
+FIRST_OWN: Final = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,10 @@ class Range:
     oid: int
     name: str = field(compare=False)
     subtype: PgType
+    #: Whether its order is the one that its subtype has by default, in every database.
+    is_plain: bool = field(default=False, compare=False)
+    #: What its multirange is called; empty where it has none (before Postgres 14).
+    multirange: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +132,11 @@ def contains_composite(type_: PgType) -> bool:
 
 
 def is_users_own(type_: PgType) -> bool:
-    """Whether another Postgres can have the type by the same name: an enum, a domain, a composite
-    that isn't a table's, or an array of such."""
+    """Whether another Postgres can have the type by the same name.
+
+    An enum, a domain, a composite that isn't a table's, a range of a built-in type in its usual
+    order, or an array of such.
+    """
     match type_:
         case Enum() | Domain():
             return True
@@ -134,6 +144,11 @@ def is_users_own(type_: PgType) -> bool:
             return not type_.of_table
         case Array():
             return is_users_own(type_.element)
+        case Range():
+            is_own = type_.oid >= FIRST_OWN and type_.is_plain
+            return is_own and isinstance(type_.subtype, Scalar) and type_.subtype.oid < FIRST_OWN
+        case Multirange():
+            return is_users_own(type_.range)
     return False
 
 
@@ -183,7 +198,11 @@ def type_to_json(type_: PgType) -> dict[str, Any]:
                 "delimiter": type_.delimiter,
             }
         case Range():
-            more = {"subtype": type_to_json(type_.subtype)}
+            more = {
+                "subtype": type_to_json(type_.subtype),
+                "is_plain": type_.is_plain,
+                "multirange": type_.multirange,
+            }
         case Multirange():
             more = {"range": type_to_json(type_.range)}
         case Composite():
@@ -215,7 +234,8 @@ def type_from_json(content: Mapping[str, Any]) -> PgType:
             element = type_from_json(content["element"])
             return Array(oid, name, element, content["dimensions"], content["delimiter"])
         case "range":
-            return Range(oid, name, type_from_json(content["subtype"]))
+            is_plain, multirange = content.get("is_plain", False), content.get("multirange", "")
+            return Range(oid, name, type_from_json(content["subtype"]), is_plain, multirange)
         case "multirange":
             inner = type_from_json(content["range"])
             if not isinstance(inner, Range):

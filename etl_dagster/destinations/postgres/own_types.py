@@ -1,7 +1,8 @@
 """The types that users of the source made, made at the destination as well.
 
 An enum has the labels of the source's, or more; a domain is its base type under another name, since
-constraints are left out; a composite has the source's attributes, of built-in types.
+constraints are left out; a composite has the source's attributes, of built-in types; a range has
+its multirange, and no function that makes its values canonical, since those that come are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.pg.connection import Connection
 from etl_dagster.values.forms import with_labels
 from etl_dagster.values.listed import listed_enum
-from etl_dagster.values.types import Array, Composite, Domain, Enum, PgType
+from etl_dagster.values.types import Array, Composite, Domain, Enum, Multirange, PgType, Range
 
 #: Begins the comment on a type that a pipeline made; what follows is how it was made.
 _MADE: Final = "made by etl_dagster: "
@@ -34,6 +35,11 @@ _THERE: Final = (
     "FROM pg_catalog.pg_enum WHERE enumtypid = t.oid) "
     "FROM pg_catalog.pg_type AS t JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace "
     "WHERE t.oid = pg_catalog.to_regtype($1)"
+)
+#: The multirange of a range, in SQL, and its name alone.
+_MULTIRANGE: Final = (
+    "SELECT pg_catalog.format_type(t.oid, NULL), t.typname::text FROM pg_catalog.pg_range AS r "
+    "JOIN pg_catalog.pg_type AS t ON t.oid = r.rngmultitypid WHERE r.rngtypid = $1"
 )
 #: Their types are on every server.
 _SYSTEM: Final = ("pg_catalog", "information_schema")
@@ -92,9 +98,12 @@ class OwnTypes:
         if isinstance(type_, Array):
             self._prepare(table_id, type_.element)
             return
+        if isinstance(type_, Multirange):
+            self._prepare(table_id, type_.range)
+            return
         if isinstance(type_, Domain):
             self._prepare(table_id, type_.base)
-        elif not isinstance(type_, Enum | Composite):
+        elif not isinstance(type_, Enum | Composite | Range):
             return
         name = made_type(type_)
         there = self._session.fetch_row(_THERE, [name])
@@ -141,6 +150,9 @@ class OwnTypes:
             session.execute("ROLLBACK TO SAVEPOINT _etl_type")
             other = session.dialect.aside(type_name, f"__old_{oid}")
             session.execute(f"ALTER TYPE {name} RENAME TO {quote(other)}")
+            for multirange, its_name in session.fetch(_MULTIRANGE, [oid]):
+                other = session.dialect.aside(its_name, f"__old_{oid}")
+                session.execute(f"ALTER TYPE {multirange} RENAME TO {quote(other)}")
         session.execute("RELEASE SAVEPOINT _etl_type")
 
     def _add_labels(self, name: str, there: Labels, needed: Labels) -> None:
@@ -171,4 +183,7 @@ def _definition(type_: PgType) -> str:
         case Composite():
             attributes = (f"{quote(a.name)} {spelled(a.type)}" for a in type_.attributes)
             return f"({', '.join(attributes)})"
+        case Range():
+            named = f", multirange_type_name = {type_.multirange}" if type_.multirange else ""
+            return f"RANGE (subtype = {spelled(type_.subtype)}{named})"
     raise TypeError(type_)

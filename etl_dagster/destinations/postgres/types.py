@@ -10,6 +10,7 @@ from etl_dagster.values import oids
 from etl_dagster.values.forms import form_of
 from etl_dagster.values.registry import REGISTRY
 from etl_dagster.values.types import (
+    FIRST_OWN,
     Array,
     Multirange,
     PgType,
@@ -23,8 +24,6 @@ from etl_dagster.values.types import (
 TEXT: Final = "text"
 #: For values with parts that come as such: a pipeline sends their text.
 PARTS: Final = "json"
-#: The first OID that a user's own types can have.
-_FIRST_OWN: Final = 16384
 _BIT, _VARBIT, _INTERVAL, _TIMETZ = 1560, 1562, 1186, 1266
 _SECONDS: Final = (oids.TIME, oids.TIMESTAMP, oids.TIMESTAMPTZ, _TIMETZ)
 #: INTERVAL_MASK of the fields, in Postgres' datetime.h and timestamp.h.
@@ -79,7 +78,7 @@ def spelled(type_: PgType) -> str:
             is_own = element == TEXT and not _is_text(type_.element)
             return TEXT if is_own else f"{element}[]"
         case Range() | Multirange():
-            return type_.name if type_.oid < _FIRST_OWN else TEXT
+            return type_.name if type_.oid < FIRST_OWN else TEXT
     return TEXT
 
 
