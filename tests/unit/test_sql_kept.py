@@ -191,7 +191,7 @@ def test_only_inside_of_a_transaction_versions_are_taken_back() -> None:
     assert len(session.texts) == 3
 
 
-@pytest.mark.parametrize(("after", "count"), [(POSITION_ZERO, 1), (Position(Lsn(1000), 0), 2)])
+@pytest.mark.parametrize(("after", "count"), [(POSITION_ZERO, 1), (Position(Lsn(1000), 0), 3)])
 def test_a_truncate_closes_and_takes_back_what_its_transaction_opened(
     after: Position, count: int
 ) -> None:

@@ -179,6 +179,13 @@ class OddValues:
             )
         )
 
+    def remove_all_of(self, table: TableSchema, commit_lsn: int) -> None:
+        """Remove the entries that a transaction has brought."""
+        self._session.execute(
+            "DELETE FROM _etl.odd_values WHERE table_id = $1 AND commit_lsn = $2",
+            [table.id, commit_lsn],
+        )
+
     def keep_only(self, table: TableSchema, rows: str, types: dict[str, str]) -> None:
         """Keep the entries of some rows, given as SQL, and none of others."""
         self._session.execute(

@@ -111,6 +111,8 @@ class Scd2(Mode[_Work]):
             obsolete = session.execute(
                 f"DELETE FROM {target.sql} WHERE {CURRENT} AND {FROM} = CAST($1 AS {ZONED})", [at]
             )
+            # Rows of the transaction itself are no versions, and their values go with them.
+            OddValues(session).remove_all_of(target.schema, event.position.commit_lsn.offset)
         return obsolete + session.execute(
             f"UPDATE {target.sql} SET {TO} = CAST($1 AS {ZONED}), {CURRENT} = false "
             f"WHERE {CURRENT}",
