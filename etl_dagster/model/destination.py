@@ -154,9 +154,10 @@ class CountsRows(Protocol):
     def count_rows(self) -> Mapping[str, int]:
         """Rows that the source has now, by ``schema.table``.
 
-        Tables that don't exist yet are missing, and those of which every change is kept (mode
-        append). Rows that are deleted, or versions that are over, don't count. It is asked every
-        few seconds: where counting would take long, an `EstimatedCount` is shown as such.
+        Tables that don't exist yet are missing. Rows that are deleted, or versions that are over,
+        don't count; of tables of which every change is kept (mode append), every row does. It is
+        asked every few seconds: where counting would take long, an `EstimatedCount` is shown as
+        such.
         """
         ...
 

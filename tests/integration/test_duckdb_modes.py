@@ -224,7 +224,7 @@ def test_a_new_copy_tells_rows_apart_by_what_their_columns_can_not_hold(file: Fi
 # -- counts ------------------------------------------------------------------------------------
 
 
-def test_only_rows_that_the_source_has_now_are_counted(file: File) -> None:
+def test_rows_that_the_source_has_now_are_counted_and_all_changes_that_are_kept(file: File) -> None:
     for number, mode in enumerate(MODES):
         kept = replace(parts(mode), id=30000 + number, table_name=mode)
         file.copy(kept, [row(1), row(2)])
@@ -233,5 +233,6 @@ def test_only_rows_that_the_source_has_now_are_counted(file: File) -> None:
     assert file.destination.count_rows() == {
         "public.mirror": 1,
         "public.soft_delete": 1,
+        "public.append": 4,
         "public.scd2": 1,
     }

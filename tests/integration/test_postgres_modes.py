@@ -69,4 +69,4 @@ def test_a_table_goes_through_every_mode_and_keeps_what_it_had(database: Databas
         "parts__scd2_16384_": 4,
         "parts__soft_delete_16384": 3,
     }
-    assert destination.count_rows() == {}
+    assert destination.count_rows() == {"public.parts": 5}

@@ -87,7 +87,7 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
 def count_rows(path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0) -> dict[str, int]:
     """The number of rows that the source has now of each table, by ``schema.table``.
 
-    Tables of which every change is kept are missing: see `etl_dagster.model.modes`.
+    Of a table of which every change is kept, the number of changes.
     """
     with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
         session = DuckDBSession(connection)

@@ -13,7 +13,10 @@ from etl_dagster.table_name import TableName
 
 
 def count_rows(session: Session) -> dict[str, int]:
-    """The number of rows that the source has now of each table, by ``schema.table``."""
+    """The number of rows that the source has now of each table, by ``schema.table``.
+
+    Of a table of which every change is kept, the number of changes.
+    """
     if "tables" not in tables_there(session):
         return {}
     return {

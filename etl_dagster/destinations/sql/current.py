@@ -1,4 +1,4 @@
-"""Which rows of a table the source has now, whatever else is kept of it."""
+"""Which rows of a table are counted: those that the source has now, whatever else is kept of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from etl_dagster.model.modes import TableMode
 from etl_dagster.table_name import TableName
 
 #: By mode, the condition under which a row is one that the source has now. Where every change is
-#: kept, none is more than the others.
+#: kept, none is more than the others, and all are counted.
 CURRENT: Final[Mapping[TableMode, str]] = {
     "mirror": "true",
     "soft_delete": "_etl_deleted_at IS NULL",
+    "append": "true",
     "scd2": "_etl_is_current",
 }
 
@@ -31,7 +32,6 @@ def tables_with_current_rows(session: Session) -> list[tuple[TableName, str]]:
     )
     conditions = {str(mode): condition for mode, condition in CURRENT.items()}
     return [
-        (TableName(schema_name, name), conditions[kept])
+        (TableName(schema_name, name), conditions[found or "mirror"])
         for schema_name, name, found in tables
-        if (kept := found or "mirror") in conditions
     ]
