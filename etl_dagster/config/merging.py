@@ -32,7 +32,7 @@ class MergedTables:
             given: dict[str, Any] = {}
             for _, settings in self.matching(table_name):
                 more = settings.given
-                for joined in ("columns", "exclude", "add"):
+                for joined in ("columns", "exclude", "add", "hook_adds"):
                     if joined in more and joined in given:
                         more[joined] = _joined(given[joined], more[joined])
                 given |= more

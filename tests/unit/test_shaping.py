@@ -304,3 +304,14 @@ def test_what_nothing_needs_is_not_selected() -> None:
     query = TableReader(schema, connection)._query(CopyChunk(0, 7), ReadFrom("public", "people"))
 
     assert query == 'select "id", "work_email" from only "public"."people"'
+
+
+def test_what_hooks_add_is_joined_from_all_patterns() -> None:
+    settings = config(
+        {
+            "public.*": {"hook": "a:b", "hook_adds": {"batch": "text", "length": "text"}},
+            "public.people": {"hook_adds": {"length": "bigint"}},
+        }
+    )
+
+    assert settings.table("public.people").hook_adds == {"batch": "text", "length": "bigint"}
