@@ -81,7 +81,11 @@ class ReadRights:
     """What the connection's user may read of a table."""
 
     may_use_schema: bool
+    #: Whether it may read every column that a copy reads.
     may_select: bool
+    #: Whether it may read ``ctid``, which cuts a large table into chunks. The right on the whole
+    #: table includes it, those on columns don't.
+    may_cut: bool
     #: A policy of the table, or of a partition that is read for it, decides which rows it sees;
     #: Postgres refuses to copy it, as we ask it to.
     is_filtered_by_policy: bool
@@ -90,14 +94,22 @@ class ReadRights:
 def fetch_read_rights(
     connection: Connection, tables: Sequence[PublishedTable]
 ) -> dict[int, ReadRights]:
-    """By table OID, the rights on each published column of each table."""
+    """By table OID, the rights on each column that a copy reads.
+
+    Args:
+        tables: with the schemas that a new copy has; what those leave out isn't read.
+    """
     pairs = [
-        (table.schema.id, column.attnum) for table in tables for column in table.schema.columns
+        (table.schema.id, column.attnum)
+        for table in tables
+        for column in table.schema.columns
+        if column.is_read
     ]
     rows = connection.execute(
         """
         select c.oid, has_schema_privilege(c.relnamespace, 'usage'),
                bool_and(has_column_privilege(c.oid, wanted.attnum, 'select')),
+               has_column_privilege(c.oid, 'ctid', 'select'),
                row_security_active(c.oid) or exists (
                  with recursive tree (oid) as (
                    select c.oid where c.relkind = 'p'

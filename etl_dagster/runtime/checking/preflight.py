@@ -171,6 +171,6 @@ def _check_tables(
     yield from check_quarantine(config, tables)
     yield from check_modes(config, tables)
     yield from check_partitions(connection, config, tables)
-    yield from check_read_rights(connection, facts, tables)
+    yield from check_read_rights(connection, config, facts, tables)
     yield from check_locks(connection, tables)
     yield from check_money(connection, config, tables)

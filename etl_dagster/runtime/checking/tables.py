@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import SourceNotPrepared
+from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.checking.check import LISTED, Check, Connection
 from etl_dagster.runtime.tables.identities import find_unidentified
+from etl_dagster.runtime.tables.representation import chosen_tables
 from etl_dagster.source.catalog import Publication, PublishedTable
 from etl_dagster.source.locks import LONG_S, ExclusiveLock, describe_locks, fetch_exclusive_locks
 from etl_dagster.source.money import digits, fetch_own_sample, fetch_sample, money_columns
@@ -81,20 +83,29 @@ def check_partitions(
 
 
 def check_read_rights(
-    connection: Connection, facts: ServerFacts, tables: Sequence[PublishedTable]
+    connection: Connection,
+    config: PipelineConfig,
+    facts: ServerFacts,
+    published: Sequence[PublishedTable],
 ) -> Iterator[Check]:
+    tables = chosen_tables(published, config)
     rights = fetch_read_rights(connection, tables)
+    large = {t.schema.id for t in tables if t.estimated_rows > config.copy_tables.chunk_rows}
     there = [
         (table.schema, rights[table.schema.id]) for table in tables if table.schema.id in rights
     ]
     schemas = sorted({schema.schema_name for schema, right in there if not right.may_use_schema})
-    unreadable = [schema for schema, right in there if not right.may_select]
+    unreadable = [
+        schema
+        for schema, right in there
+        if not (right.may_select and (right.may_cut or schema.id not in large))
+    ]
     if schemas or unreadable:
         what = [f"schema {name}" for name in schemas] + [table.name for table in unreadable]
         user = quote_identifier(facts.user)
         grants = [f"GRANT USAGE ON SCHEMA {quote_identifier(name)} TO {user};" for name in schemas]
         grants += [
-            f"GRANT SELECT ON {quote_identifier(table.schema_name)}."
+            f"GRANT SELECT{_read_columns(table)} ON {quote_identifier(table.schema_name)}."
             f"{quote_identifier(table.table_name)} TO {user};"
             for table in unreadable
         ]
@@ -115,6 +126,14 @@ def check_read_rights(
             f'As a superuser: ALTER ROLE "{facts.user}" BYPASSRLS; or make it the tables\' owner, '
             "without FORCE ROW LEVEL SECURITY; or remove them from the publication.",
         )
+
+
+def _read_columns(schema: TableSchema) -> str:
+    """The columns of a table to grant, where a copy doesn't read all of them."""
+    if all(column.is_read for column in schema.columns):
+        return ""
+    read = [quote_identifier(column.name) for column in schema.columns if column.is_read]
+    return f" ({', '.join([*read, 'ctid'])})"
 
 
 def check_locks(
