@@ -110,7 +110,7 @@ class CopyChunk:
 
 @dataclass(frozen=True, slots=True)
 class FinishedChunk:
-    """What a finished chunk held. `read_lsn` is at or past its snapshot."""
+    """What was written of a finished chunk. `read_lsn` is at or past its snapshot."""
 
     index: int
     row_count: int

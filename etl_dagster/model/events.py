@@ -74,6 +74,8 @@ class TableRows:
         #: be replayed was committed: when the rows were as they are, for tables that keep times.
         #: None where nobody looked.
         self.copied_at_us = copied_at_us
+        #: Rows that were read in the source and that no piece has, known once all have passed.
+        self.left_out = 0
         self._batches = batches
 
     @property

@@ -48,7 +48,7 @@ class RowFilter:
 
     def __init__(self, text: str, schema: TableSchema) -> None:
         self._condition = parse_condition(text)
-        self._columns = {_name_in_condition(column): column for column in schema.columns}
+        self._columns = {name_in_condition(column): column for column in schema.columns}
         for name in columns_of(self._condition):
             if name not in self._columns:
                 raise Unreadable(f"names a column {name!r}, which {schema.name} has not")
@@ -61,7 +61,7 @@ class RowFilter:
         return result.fill_null(False).to_numpy(zero_copy_only=False)
 
 
-def _name_in_condition(column: ColumnSchema) -> str:
+def name_in_condition(column: ColumnSchema) -> str:
     """The name that the condition has for it: the one that it had when the table was copied."""
     is_named = column.shape is not None and column.shape.in_condition
     return column.shape.chosen_as if is_named and column.shape else column.name

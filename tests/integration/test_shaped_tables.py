@@ -14,14 +14,16 @@ import pyarrow as pa
 import pytest
 import yaml
 from click.testing import CliRunner
+from psycopg.conninfo import make_conninfo
 
 from etl_dagster.assembly import build_store
 from etl_dagster.cli.app import cli
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ShapeRefused
+from etl_dagster.errors import ShapeRefused, SourceNotPrepared
 from etl_dagster.model.states import Errored
 from etl_dagster.shaping.hooks import HookContext
 from tests.support.database import Database
+from tests.support.leaks import make_secret
 from tests.support.pipelines import rows, running
 from tests.support.waiting import wait_until
 
@@ -117,6 +119,52 @@ def test_a_column_that_a_name_hid_stops_its_table_before_a_copy_shows_it(
         assert isinstance(state, Errored)
         assert "sales.orders.social was sales.orders.ssn" in state.reason
     assert _columns(config, "sales", "orders") == ["id", "note", "doc"]
+
+
+def test_no_right_is_needed_on_a_column_that_is_left_out(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """The copy of a table in chunks, a group's copy and the stream do without it."""
+    database, role = newest_database, f"{newest_database.name}_reader"
+    password = make_secret("reader")
+    database.execute(
+        SALES,
+        "analyze",
+        f"create role {role} login replication password '{password}'",
+        f"grant create on database {database.name} to {role}",
+        f"grant usage on schema sales to {role}",
+        f"grant select on sales.items, people to {role}",
+    )
+    tables = {
+        "sales.orders": {"exclude": ["ssn"], "where": "id > 2"},
+        "sales.items": {"where": "id = 1 and label = 'none'"},
+    }
+    source = {"dsn": make_conninfo(database.dsn, user=role, password=password)}
+    config = make_config(
+        database,
+        tables=tables,
+        source={**source, "publication": "etl_pub"},
+        copy={"chunk_rows": 1},
+    )
+    try:
+        with pytest.raises(SourceNotPrepared, match=r"sales\.orders") as caught, running(config):
+            pass
+        grant = f'GRANT SELECT ("id", "note", "doc", ctid) ON "sales"."orders" TO "{role}";'
+        assert caught.value.solution == grant
+        database.execute(grant)
+        with running(config) as pipeline:
+            assert pipeline.wait_until_caught_up(60)
+            database.execute("insert into sales.orders values (5, 'ssn', 'new', 'd')")
+            assert pipeline.wait_until_caught_up(60)
+        assert rows(config, "select id from sales.orders order by 1") == [(3,), (4,), (5,)]
+        # What was copied is what was written, not what was read.
+        copied = database.query(
+            "select coalesce(sum(row_count), 0)::int from etl.copy_chunks group by table_id"
+            " order by 1"
+        )
+        assert copied == [(0,), (1,), (2,)]
+    finally:
+        database.execute(f"drop owned by {role} cascade", f"drop role {role}")
 
 
 def test_tables_are_copied_again_when_their_settings_change(

@@ -59,7 +59,7 @@ class ChunkCopy:
             raise TableRewritten(f"{self._schema.name} was rewritten while it was copied")
         done = FinishedChunk(
             chunk.index,
-            counted.row_count,
+            counted.row_count - rows.left_out,
             counted.byte_count,
             reader.insert_lsn(),
             self._clock.now_s() - started,

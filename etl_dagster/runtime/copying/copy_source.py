@@ -18,6 +18,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.slot import make_slot
 from etl_dagster.runtime.streaming.feed import OpenStream, stream_of_slot
+from etl_dagster.shaping.pushing import with_pushed
 from etl_dagster.source.catalog import PublishedTable, fetch_file_node, fetch_insert_lsn
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
@@ -149,7 +150,7 @@ class _Chunks:
             self._reader = ChunkReader(
                 config.source,
                 table.schema,
-                row_filter=table.row_filter,
+                row_filter=with_pushed(table.schema, table.row_filter),
                 snapshot_name=snapshot_name,
                 application_name=name,
                 encoding=stored_encoding(self._asking),

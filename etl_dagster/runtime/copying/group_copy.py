@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from etl_dagster.config import PipelineConfig
@@ -31,6 +32,7 @@ from etl_dagster.runtime.many import copying_many
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.tables.odd_policies import OddPolicies, log_odd
 from etl_dagster.runtime.tables.representation import keep_choices
+from etl_dagster.shaping.pushing import with_pushed
 from etl_dagster.source.catalog import (
     PublishedTable,
     Relation,
@@ -97,11 +99,13 @@ class GroupCopy:
         self._snapshot_name = snapshot_name
         self._stop = stop
         self._leave_out = leave_out
-        #: What was read, by table and number of the chunk.
+        #: What was written, by table and number of the chunk.
         self.chunks: dict[tuple[TableId, int], FinishedChunk] = {}
         #: By table and column, how many values of it the column's type can't hold.
         self.odd: dict[TableId, Mapping[str, int]] = {}
         self._encoding: StoredEncoding | None = None
+        #: As last handed to the destination.
+        self._written: dict[TableId, TableRows] = {}
 
     def run(self) -> set[TableId]:
         """Copy all tables; returns those whose copy is durable and complete.
@@ -122,7 +126,17 @@ class GroupCopy:
         with contextlib.closing(connection), cancelled_by(self._stop, connection.cancel):
             for some in self._pieces():
                 finished |= self._write(self._read(some, connection))
+        for table_id in finished & self._written.keys():
+            self._take_off(table_id, self._written[table_id].left_out)
         return finished
+
+    def _take_off(self, table_id: TableId, left_out: int) -> None:
+        """Count rows of a table's chunks that were read and not written no more."""
+        for chunk in self._plans[table_id].chunks:
+            known = self.chunks[table_id, chunk.index]
+            some = min(left_out, known.row_count)
+            self.chunks[table_id, chunk.index] = replace(known, row_count=known.row_count - some)
+            left_out -= some
 
     def _pieces(self) -> Iterator[list[TableId]]:
         piece: list[TableId] = []
@@ -179,7 +193,7 @@ class GroupCopy:
         reader = TableReader(
             table.schema,
             connection,
-            row_filter=table.row_filter,
+            row_filter=with_pushed(table.schema, table.row_filter),
             encoding=self._encoding,
             shape=OddPolicies(self._config).copied(table.schema),
         )
@@ -313,9 +327,10 @@ class GroupCopy:
 
     def _rows(self, table_id: TableId, batches: Sequence[CopiedRows]) -> TableRows:
         plan = self._plans[table_id]
-        return TableRows(
+        rows = self._written[table_id] = TableRows(
             plan.copy_id, batches, ChunkId(plan.copy_id, 0), plan.slot_lsn, plan.started_at_us
         )
+        return rows
 
     def _end(self, table_id: TableId) -> TableRows:
         plan = self._plans[table_id]

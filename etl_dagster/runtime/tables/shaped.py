@@ -75,10 +75,12 @@ class _Shaping:
         shaper = self._shaper(schema)
 
         def pieces() -> Iterator[CopiedRows]:
+            rows.left_out = 0
             for piece in rows.pieces():
                 with _failing_alone(schema):
                     shaper.require_salt()
                     shaped = shaper.copied(piece)
+                rows.left_out += piece.num_rows - shaped.num_rows
                 if shaped.num_rows:
                     yield shaped
 

@@ -1,0 +1,91 @@
+"""What the source evaluates of a condition is true of every row that the condition keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from etl_dagster.config import parse_config
+from etl_dagster.shaping.pushing import pushed_condition, with_pushed
+from etl_dagster.shaping.rules import shaped
+from etl_dagster.testing.changes import BOOL, FLOAT8, INT4, INT8, NUMERIC, TEXT, column, table
+
+ITEMS = table(
+    [
+        column("id", INT8, 1, key=1),
+        column("count", INT4, 2),
+        column("is on", BOOL, 3),
+        column("name", TEXT, 4),
+        column("price", NUMERIC, 5),
+        column("ratio", FLOAT8, 6),
+    ],
+    name="items",
+)
+
+
+def pushed(where: str) -> str | None:
+    settings = {
+        "pipeline": "shop",
+        "source": {"publication": "pub", "database": "shop"},
+        "destination": {"type": "memory"},
+        "tables": {"public.items": {"where": where}},
+    }
+    return pushed_condition(shaped(ITEMS, parse_config(settings, {})))
+
+
+@pytest.mark.parametrize(
+    ("where", "sql"),
+    [
+        ("id >= 5", '"id" >= 5'),
+        ("5 < count", '"count" > 5'),
+        ("count <> '7'", '"count" <> 7'),
+        ('"is on"', '"is on"'),
+        ('"is on" = false and id = 1', '"is on" = false AND "id" = 1'),
+        ("id in (1, 2)", '("id" = 1) OR ("id" = 2)'),
+        ("not (count is null or id < 3)", 'NOT (("count" IS NULL) OR ("id" < 3))'),
+        ("count between 1 and 3", '"count" >= 1 AND "count" <= 3'),
+    ],
+)
+def test_comparisons_of_integers_and_booleans_are_pushed(where: str, sql: str) -> None:
+    assert pushed(where) == sql
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "name = 'a'",
+        "name like 'a%'",
+        "price > 1",
+        "price is null",
+        "ratio < 1",
+        "id > 1.5",
+        "id < 99999999999999999999",
+        "id = 1 or name = 'a'",
+        "not (id = 1 and name = 'a')",
+    ],
+)
+def test_what_may_mean_something_else_to_postgres_is_not(where: str) -> None:
+    """Collations, NaN and infinity, values that are held as null, parts of an OR."""
+    assert pushed(where) is None
+
+
+def test_of_terms_joined_by_and_some_are_pushed() -> None:
+    assert pushed("name = 'a' and id > 1 and (price > 1 or count = 2)") == '"id" > 1'
+
+
+def test_a_column_is_named_as_it_is_called_now() -> None:
+    settings = {
+        "pipeline": "shop",
+        "source": {"publication": "pub", "database": "shop"},
+        "destination": {"type": "memory"},
+        "tables": {"public.items": {"where": "count > 1"}},
+    }
+    known = shaped(ITEMS, parse_config(settings, {}))
+    renamed = replace(
+        known,
+        columns=tuple(replace(c, name='a "b"') if c.name == "count" else c for c in known.columns),
+    )
+
+    assert with_pushed(renamed, "x > 1") == '(x > 1) AND ("a ""b""" > 1)'
+    assert with_pushed(ITEMS, None) is None
