@@ -61,6 +61,13 @@ class DestinationConfig(Section):
         """Why tables can't be kept in a mode that the destination doesn't declare; None: unsaid."""
         return None
 
+    def left_by_mode(self, before: TableMode, now: TableMode) -> str | None:
+        """What becomes of a table's rows when its mode changes, for people.
+
+        None: a mirror's are replaced, and any others stay under another name.
+        """
+        return None
+
 
 class ByType:
     """Validates a section with the model that belongs to its ``type``."""

@@ -21,13 +21,20 @@ from etl_dagster.runtime.tables.representation import chosen
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import ORDERS
 
+MEMORY = {"type": "memory"}
 
-def config(mode: str = "mirror", **tables: Mapping[str, Any]) -> PipelineConfig:
+
+def config(
+    mode: str = "mirror",
+    *,
+    destination: Mapping[str, str] = MEMORY,
+    **tables: Mapping[str, Any],
+) -> PipelineConfig:
     return parse_config(
         {
             "pipeline": "shop",
             "source": {"publication": "pub", "database": "shop"},
-            "destination": {"type": "memory"},
+            "destination": destination,
             "mode": mode,
             "tables": {f"public.{name}": settings for name, settings in tables.items()},
         },
@@ -94,6 +101,24 @@ def test_what_is_not_copied_yet_is_not_announced() -> None:
 )
 def test_it_is_said_what_becomes_of_the_rows_of_before(kept: TableMode, becomes: str) -> None:
     [coming] = coming_copies(config("scd2"), copied(config(kept), READY), published(1))
+
+    assert becomes in coming.consequence
+
+
+@pytest.mark.parametrize(
+    ("destination", "kept", "becomes"),
+    [
+        ({"type": "dlt", "destination": "postgres"}, "mirror", "the copy replaces what is there"),
+        ({"type": "dlt", "destination": "postgres"}, "append", "stops until what is there is ren"),
+        ({"type": "singer", "target": "target-x"}, "mirror", "rename or drop its table before"),
+    ],
+)
+def test_a_destination_that_sets_nothing_aside_says_what_it_does(
+    destination: dict[str, str], kept: TableMode, becomes: str
+) -> None:
+    wanted = "mirror" if kept == "append" else "append"
+    settings = config(wanted, destination=destination)
+    [coming] = coming_copies(settings, copied(config(kept), READY), published(1))
 
     assert becomes in coming.consequence
 

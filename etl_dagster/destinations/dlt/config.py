@@ -79,6 +79,14 @@ class DltDestinationConfig(DestinationConfig):
             return f"dlt deletes no rows from {files}: only Delta tables are mirrored"
         return None
 
+    def left_by_mode(self, before: TableMode, now: TableMode) -> str | None:
+        if before == "mirror":
+            return None
+        return (
+            "dlt renames no table, so it stops until what is there is renamed or dropped at the "
+            "destination"
+        )
+
     @field_validator("dataset")
     @classmethod
     def _formats(cls, dataset: str) -> str:

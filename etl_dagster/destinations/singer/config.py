@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from etl_dagster.config import DestinationConfig
+from etl_dagster.config import DestinationConfig, TableMode
 
 #: A setting of the target. Text is kept as a secret, for any of it may be one.
 TargetSetting: TypeAlias = SecretStr | bool | int | float | list[Any] | dict[str, Any] | None
@@ -99,6 +99,14 @@ class SingerDestinationConfig(DestinationConfig):
     def odd_values_at(self) -> str:
         return (
             f"They were sent to {self.target_name} in _sdc_odd_values, a property of each record."
+        )
+
+    def left_by_mode(self, before: TableMode, now: TableMode) -> str | None:
+        if "append" not in (before, now):
+            return "what becomes of the rows that are there is the target's own"
+        return (
+            "the target keeps what is there, perhaps with a key that the new rows don't meet: "
+            "rename or drop its table before"
         )
 
     @field_validator("stream")

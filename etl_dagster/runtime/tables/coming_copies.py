@@ -36,6 +36,8 @@ class ComingCopy:
     shape: tuple[str, ...] = ()
     #: Whether a copy of it brings rows.
     is_copied: bool = True
+    #: What the destination says of rows that were kept in another mode.
+    left: str | None = None
 
     def __str__(self) -> str:
         return f"{self.table}: {self.reason}"
@@ -67,6 +69,8 @@ class ComingCopy:
             )
         if self.kept == self.wanted:
             return "it is copied again"
+        if self.left is not None:
+            return f"it is copied again; {self.left}"
         if self.kept == "mirror":
             return "it is copied again, and the copy replaces what is there"
         return (
@@ -114,7 +118,10 @@ def find_coming_copies(
         shape = tuple(differs(before, chosen(today, config), config))
         if shape or before.mode != wanted:
             is_copied = config.table(today.name).copy_rows
-            found.append(ComingCopy(today.id, today.name, before.mode, wanted, shape, is_copied))
+            left = config.destination.left_by_mode(before.mode, wanted)
+            found.append(
+                ComingCopy(today.id, today.name, before.mode, wanted, shape, is_copied, left)
+            )
     return found
 
 
