@@ -13,7 +13,7 @@ import pytest
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.memory import MemoryDestination
-from etl_dagster.errors import PipelineInUse, SlotAdvanced, SlotMissing, TableWriteFailed
+from etl_dagster.errors import SlotAdvanced, SlotMissing, TableWriteFailed
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
@@ -236,17 +236,6 @@ def test_a_table_that_fails_does_not_stop_the_others(
     with running(config, store=store) as pipeline:
         assert pipeline.wait_until_caught_up(60)
         assert_in_step(database, config)
-
-
-def test_only_one_process_runs_a_pipeline(
-    newest_database: Database, make_config: MakeConfig
-) -> None:
-    newest_database.execute(SHOP)
-    config = make_config(newest_database)
-    with running(config) as pipeline:
-        with pytest.raises(PipelineInUse), running(config):
-            pass
-        assert pipeline.wait_until_caught_up(60)
 
 
 def test_a_slot_that_vanished_is_refused(

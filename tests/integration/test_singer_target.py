@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from etl_dagster.destinations.singer import SingerDestination, session
+from etl_dagster.destinations.singer import SingerDestination
 from etl_dagster.destinations.singer.failures import (
     TargetFailed,
     TargetKeptNothing,
@@ -53,13 +53,14 @@ Scripted = Callable[..., SingerDestination]
 
 
 @pytest.fixture
-def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
-    # For what a target that hangs would still write.
-    monkeypatch.setattr(session, "_STOP_GRACE_S", 0.2)
+def scripted(tmp_path: Path) -> Iterator[Scripted]:
     made: list[SingerDestination] = []
 
     def make(config: dict[str, Any] | None = None, **settings: Any) -> SingerDestination:
-        destination: SingerDestination = singer_target.scripted(tmp_path, config, **settings)
+        # For what a target that hangs would still write.
+        destination: SingerDestination = singer_target.scripted(
+            tmp_path, config, stop_grace_s=0.2, **settings
+        )
         destination.startup(MemoryStore())
         made.append(destination)
         return destination

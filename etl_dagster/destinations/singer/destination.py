@@ -15,6 +15,7 @@ from etl_dagster.destinations.singer.entries import of_copy
 from etl_dagster.destinations.singer.failures import TargetFailed, TargetNotAsked
 from etl_dagster.destinations.singer.lane import Lane
 from etl_dagster.destinations.singer.lines import Stamps
+from etl_dagster.destinations.singer.session import STOP_GRACE_S
 from etl_dagster.destinations.singer.streams import Spelling, stream_name
 from etl_dagster.destinations.singer.stretches import (
     Stretch,
@@ -45,6 +46,7 @@ class SingerDestination:
     again, and a record replaces the row with its key.
 
     Args:
+        stop_grace_s: how long, after a stop, for what the target still writes.
         settings: as in `SingerDestinationConfig`.
     """
 
@@ -58,8 +60,9 @@ class SingerDestination:
     )
     config_model = SingerDestinationConfig
 
-    def __init__(self, target: str, **settings: Any) -> None:
-        self._set_up(SingerDestinationConfig(type="singer", target=target, **settings))
+    def __init__(self, target: str, *, stop_grace_s: float = STOP_GRACE_S, **settings: Any) -> None:
+        config = SingerDestinationConfig(type="singer", target=target, **settings)
+        self._set_up(config, stop_grace_s)
 
     @classmethod
     def from_config(
@@ -70,10 +73,10 @@ class SingerDestination:
         made._set_up(config)
         return made
 
-    def _set_up(self, config: SingerDestinationConfig) -> None:
+    def _set_up(self, config: SingerDestinationConfig, stop_grace_s: float = STOP_GRACE_S) -> None:
         self._config = config
         self._spelling = Spelling(config.stream, config.json_values, config.decimals)
-        self._target = Target(config)
+        self._target = Target(config, stop_grace_s=stop_grace_s)
         self._lane = Lane(config.target_name, self._target.start)
         self._lock = threading.Lock()
         self._made: Stretcher | None = None

@@ -34,7 +34,7 @@ _UNUSED_S: Final = 5.0
 #: After the target's end, for what it has started and what holds its pipes.
 _GRACE_S: Final = 1.0
 #: After a stop, for what the target still writes.
-_STOP_GRACE_S: Final = 10.0
+STOP_GRACE_S: Final = 10.0
 
 
 class Session:
@@ -58,8 +58,10 @@ class Session:
         stalled_after_s: float,
         on_stderr: Callable[[bytes], object] | None = None,
         alone: bool = False,
+        stop_grace_s: float = STOP_GRACE_S,
     ) -> None:
         self.alone = alone
+        self._stop_grace_s = stop_grace_s
         self._process = process
         self._name = name
         self._tail = tail
@@ -173,7 +175,7 @@ class Session:
         """Take no more; writers that wait for the target end, and so does the target, soon."""
         with self._state:
             self._is_stopping = True
-            self._stop_at = time.monotonic() + _STOP_GRACE_S
+            self._stop_at = time.monotonic() + self._stop_grace_s
         self._wake()
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from etl_dagster.destinations.singer.config import SingerDestinationConfig
 from etl_dagster.destinations.singer.process import TargetProcess
 from etl_dagster.destinations.singer.programs import About, Program, about, find_program
-from etl_dagster.destinations.singer.session import Session
+from etl_dagster.destinations.singer.session import STOP_GRACE_S, Session
 from etl_dagster.destinations.singer.stderr import Tail
 from etl_dagster.errors import DestinationError
 
@@ -28,8 +28,11 @@ _IGNORES = ("activate_version", "process_activate_version_messages")
 class Target:
     """Starts the target with its settings in a file that only this user can read."""
 
-    def __init__(self, config: SingerDestinationConfig) -> None:
+    def __init__(
+        self, config: SingerDestinationConfig, *, stop_grace_s: float = STOP_GRACE_S
+    ) -> None:
         self._config = config
+        self._stop_grace_s = stop_grace_s
         self._lock = threading.Lock()
         self._found: tuple[Program, About | None] | None = None
         self._settings_file: Path | None = None
@@ -85,6 +88,7 @@ class Target:
             stalled_after_s=self._config.stalled_after_seconds,
             on_stderr=None if self._config.stderr_file is None else self._keep_stderr,
             alone=alone,
+            stop_grace_s=self._stop_grace_s,
         )
 
     def _written(self, program: Program) -> Path:
