@@ -319,6 +319,42 @@ class SlotAdvanced(SlotError):
     )
 
 
+# -- transactions in progress ------------------------------------------------------------------
+
+
+class SpoolError(EtlError):
+    """A transaction in progress can't be kept here until it commits.
+
+    Nothing is lost: the stream begins again, and for an hour Postgres is asked to send transactions
+    only once they have committed.
+    """
+
+    solution = "No action needed: Postgres keeps the transaction until it commits."
+    retryable = True
+
+
+class SpoolFull(SpoolError):
+    """Transactions in progress are larger than `batch.spool_max_bytes`."""
+
+    solution = (
+        "Raise batch.spool_max_bytes if the disk has room. Until then Postgres keeps such "
+        "transactions until they commit, which takes longer and nothing else."
+    )
+
+
+class SpoolUnusable(SpoolError):
+    """The disk doesn't take transactions in progress: it is full, or can't be written."""
+
+    solution = (
+        "Make room, or point batch.spool_dir to a folder on a larger disk. Until then Postgres "
+        "keeps such transactions until they commit, which takes longer and nothing else."
+    )
+
+
+class RollbackUnclear(SpoolError):
+    """A transaction in progress rolled a savepoint back, which may have altered a table or not."""
+
+
 # -- state store -------------------------------------------------------------------------------
 
 

@@ -2,7 +2,8 @@
 
 Every `decode_` function takes a message without its tag byte. Offsets in errors count from the tag.
 
-Source: PostgreSQL documentation, "Logical Replication Message Formats", protocol version 1.
+Source: PostgreSQL documentation, "Logical Replication Message Formats", protocol versions 1 to 4
+without two-phase commits and parallel streaming.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _COMMIT: Final = struct.Struct("!BQQq")
 _LSN: Final = struct.Struct("!Q")
 _OID: Final = struct.Struct("!I")
 _XIDS: Final = struct.Struct("!II")
+_STREAM_START: Final = struct.Struct("!IB")
+_STREAM_COMMIT: Final = struct.Struct("!IBQQq")
 _COUNT: Final = struct.Struct("!H")
 _MODIFIER: Final = struct.Struct("!i")
 
@@ -107,12 +110,30 @@ class Type:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamAbort:
-    """A transaction, or a part of one, that was rolled back after parts were sent; tag ``A``.
+class StreamStart:
+    """A segment of a transaction in progress follows, up to a Stream Stop; wire tag ``S``."""
 
-    We never ask for transactions that haven't committed, so nothing of it was sent. PostgreSQL
-    18.6 sends the message all the same, after a rollback of a transaction that was larger than
-    logical_decoding_work_mem and had a released savepoint.
+    xid: int
+    is_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCommit:
+    """A transaction that was sent in segments has committed; wire tag ``c``."""
+
+    xid: int
+    commit_lsn: Lsn
+    end_lsn: Lsn
+    commit_time_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAbort:
+    """A transaction, or a part of one, was rolled back after segments were sent; wire tag ``A``.
+
+    PostgreSQL 18.6 also sends it of transactions of which it has sent nothing, and where streaming
+    is off: after a rollback of a transaction that was larger than logical_decoding_work_mem and had
+    a released savepoint.
     """
 
     xid: int
@@ -271,6 +292,30 @@ def decode_origin(body: bytes | memoryview) -> Origin:
     name = reader.text()
     reader.finish()
     return Origin(lsn, name)
+
+
+def decode_stream_start(body: bytes | memoryview) -> StreamStart:
+    """Decode a Stream Start message.
+
+    Raises:
+        DecodeError: the body has another length.
+    """
+    if len(body) != _STREAM_START.size:
+        raise _wrong_length("Stream Start", _STREAM_START.size, len(body))
+    xid, is_first = _STREAM_START.unpack(body)
+    return StreamStart(xid, bool(is_first))
+
+
+def decode_stream_commit(body: bytes | memoryview) -> StreamCommit:
+    """Decode a Stream Commit message.
+
+    Raises:
+        DecodeError: the body has another length.
+    """
+    if len(body) != _STREAM_COMMIT.size:
+        raise _wrong_length("Stream Commit", _STREAM_COMMIT.size, len(body))
+    xid, _flags, commit_lsn, end_lsn, commit_time_us = _STREAM_COMMIT.unpack(body)
+    return StreamCommit(xid, Lsn(commit_lsn), Lsn(end_lsn), commit_time_us)
 
 
 def decode_stream_abort(body: bytes | memoryview) -> StreamAbort:

@@ -30,6 +30,7 @@ from etl_dagster.protocol.pgoutput import (
     decode_truncate,
     decode_type,
 )
+from etl_dagster.protocol.receiver import RELATION, STREAM_TAGS, STREAMED
 
 #: Bytes of a frame before the message of the output plugin.
 _HEADER: Final = XLOG_DATA_HEADER.size
@@ -60,6 +61,10 @@ class ReplicationSession:
         self._wal_end = 0
         self._reply_requested = False
         self._codec: str | None = None
+        self._expects_streamed = False
+        self._relation_frames: dict[int, bytes] = {}
+        #: The frame at which `drain` returned `STREAMED`.
+        self.not_taken = b""
 
     def expect_codec(self, codec: str | None) -> None:
         """Say how the server sends text, as Python calls it; before the first frame.
@@ -68,6 +73,14 @@ class ReplicationSession:
         """
         self._codec = codec
         self._open = BatchBuilder({}, None, codec)
+
+    def expect_streamed(self) -> None:
+        """Have `drain` stop at messages about transactions in progress; before the first frame."""
+        self._expects_streamed = True
+
+    def relation_frame(self, relation_id: int) -> bytes | None:
+        """The frame that last described a table, another object each time; of `expect_streamed`."""
+        return self._relation_frames.get(relation_id)
 
     def expect_relations(self, relations: Iterable[Relation]) -> None:
         """Say what the server described earlier on this connection; before the first frame.
@@ -87,7 +100,8 @@ class ReplicationSession:
                 arrived, and -1 when the stream has ended. A frame is not kept.
 
         Returns:
-            0 or -1, as `get` did; or 1 when the batch is full, and is to be taken first.
+            0 or -1, as `get` did; 1 when the batch is full, and is to be taken first; or
+            `STREAMED` where `not_taken` is about a transaction in progress.
 
         Raises:
             DecodeError: what came is no pgoutput.
@@ -115,6 +129,10 @@ class ReplicationSession:
                     self._commit_end = batch.commit(frame)
                 elif tag == BEGIN:
                     batch.begin(frame)
+                elif self._expects_streamed and tag in STREAM_TAGS:
+                    size -= length
+                    self.not_taken = bytes(frame)
+                    return STREAMED
                 else:
                     self._control(frame)
             return 1
@@ -169,6 +187,9 @@ class ReplicationSession:
         if len(frame) <= _HEADER:
             raise DecodeError("an XLogData frame without a message", offset=len(frame))
         self._wal_end = max(self._wal_end, XLOG_DATA_HEADER.unpack_from(frame)[2])
+        if self._expects_streamed and frame[_HEADER] == RELATION:
+            relation_id = int.from_bytes(frame[_HEADER + 1 : _HEADER + 5], "big")
+            self._relation_frames[relation_id] = bytes(frame)
         self._message(frame[_HEADER], frame[_HEADER + 1 :])
 
     def _message(self, tag: int, body: bytes | memoryview) -> None:
@@ -196,7 +217,7 @@ class ReplicationSession:
                 raise DecodeError(f"a message with the unknown tag {unknown!r}", offset=0)
 
     def _ignore_abort(self, abort: StreamAbort) -> None:
-        """Nothing of an aborted transaction was taken, unless it is the one being received."""
+        """Where streaming is off, nothing of it was taken, unless it is the one being received."""
         if self._open.transaction is not None:
             raise DecodeError(
                 f"a Stream Abort message for transaction {abort.xid} inside of a transaction",

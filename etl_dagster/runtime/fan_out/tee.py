@@ -14,11 +14,11 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.protocol.batch import BEGIN, COMMIT, COMMIT_FRAME
 from etl_dagster.protocol.frames import KEEPALIVE_TAG, XLOG_DATA_HEADER, decode_keepalive
 from etl_dagster.protocol.pgoutput import Relation, decode_relation
+from etl_dagster.protocol.receiver import RELATION, STREAM_TAGS, STREAMED
 from etl_dagster.protocol.session import ReplicationSession
 
 _HEADER: Final = XLOG_DATA_HEADER.size
 _ROW_TAGS: Final = frozenset(b"IUD")
-_RELATION: Final = ord("R")
 #: So much is handed over at once.
 _CHUNK_BYTES = 256 * 1024
 #: Memory of a frame that is kept, beside its bytes.
@@ -35,7 +35,7 @@ _Phase: TypeAlias = Literal["waiting", "ahead", "open", "gone"]
 
 
 class Tee:
-    """What one replication connection brings, for every branch; a `source.stream.Receiver`.
+    """What one replication connection brings, for every branch; a `protocol.receiver.Receiver`.
 
     `drain` and `wait_for_room` belong to the thread that reads the connection, the rest is for
     any. Frames are not decoded here, but for what tells where a transaction begins and ends.
@@ -71,17 +71,25 @@ class Tee:
         self._wal_end = 0
         self._reply_requested = False
         self._ending: EtlError | None = None
+        self._expects_streamed = False
+        self.not_taken = b""
 
     # -- what the connection brings --------------------------------------------------------------
 
     def expect_codec(self, codec: str | None) -> None:
         self._codec = codec
 
+    def expect_streamed(self) -> None:
+        self._expects_streamed = True
+
+    def relation_frame(self, relation_id: int) -> bytes | None:
+        return self._relations.get(relation_id)
+
     def drain(self, get: Callable[[], tuple[int, memoryview]]) -> int:
         """Take frames until there are none, or as many as are handed over at once.
 
         Returns:
-            0 or -1, as `get` did; or 1 when there may be more, or no room for it.
+            0 or -1, as `get` did; 1 when there may be more, or no room for it; or `STREAMED`.
         """
         frames: list[tuple[int, bytes]] = []
         size, status = 0, 1
@@ -103,6 +111,11 @@ class Tee:
                 self._reached = max(self._reached, COMMIT_FRAME.unpack(frame)[1])
                 if self._has_waiting:
                     break
+            elif self._expects_streamed and tag in STREAM_TAGS:
+                frames.pop()
+                size -= length + _FRAME_OVERHEAD
+                self.not_taken, status = frame, STREAMED
+                break
             else:
                 self._control(frame, tag)
         if frames:
@@ -113,7 +126,7 @@ class Tee:
 
     def _control(self, frame: bytes, tag: int) -> None:
         """Notice what a branch that joins later must know; each session checks the frame."""
-        if tag == _RELATION and len(frame) > _HEADER + 5:
+        if tag == RELATION and len(frame) > _HEADER + 5:
             self._relations[int.from_bytes(frame[_HEADER + 1 : _HEADER + 5], "big")] = frame
         elif frame[:1] == bytes([KEEPALIVE_TAG]):
             keepalive = decode_keepalive(frame)
