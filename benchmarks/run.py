@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import latency, postgres, singer, streams, tables
+from benchmarks import in_progress, latency, postgres, singer, streams, tables
 from benchmarks.harness import BenchmarkFailed, Contest, Harness, Measurement
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 
@@ -96,6 +96,18 @@ def _large(harness: Harness, console: Console) -> dict[str, float]:
     return results
 
 
+def _in_progress(harness: Harness, console: Console) -> dict[str, float]:
+    rows = harness.scaled(5_000_000)
+    off = in_progress.arrival(harness, rows, "off")
+    auto = in_progress.arrival(harness, rows, "auto")
+    return {
+        "large_transaction_durable_s_streaming_off": off.durable_after_s,
+        "large_transaction_durable_s": auto.durable_after_s,
+        "large_transaction_of_streaming_off": auto.durable_after_s / off.durable_after_s,
+        "rss_mb_large_transaction_in_progress": auto.peak_rss_mb,
+    }
+
+
 def _texts(harness: Harness, console: Console) -> dict[str, float]:
     contest = streams.contest(harness, streams.long_texts(harness))
     [ours] = contest.measured["texts_to_duckdb"]
@@ -147,6 +159,7 @@ PARTS = (
     Part("texts", "2 GB of text in one transaction", _texts),
     Part("postgres", "to another Postgres, beside its own subscriptions", _postgres),
     Part("large", "1,000,000 and 5,000,000 rows in one transaction", _large),
+    Part("in_progress", "5,000,000 rows in one transaction, read in progress", _in_progress),
     Part("tables", "1,000 and 2,000 tables from empty to ready", _tables),
     Part("idle", "CPU and WAL while nothing happens", _idle),
     Part("latency", "latency, and how the file grows", _latency),

@@ -119,7 +119,7 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
             if confirmed != last:
                 durable.append((time.monotonic(), confirmed))
                 last = confirmed
-    return {"durable": durable}
+    return {"durable": durable, "peak_rss_mb": _peak_rss_mb()}
 
 
 @contextmanager

@@ -54,6 +54,9 @@ batch:
   max_fill_ms: 1000
   max_bytes: 8388608
   max_rows: 200000
+  # Disk for large transactions until they commit; source.streaming: "off" has Postgres keep them.
+  # spool_dir: /var/tmp
+  spool_max_bytes: 20GiB
 
 # How tables are copied.
 copy:

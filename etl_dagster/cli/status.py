@@ -178,6 +178,9 @@ def _show(report: dict[str, Any]) -> None:
         seconds = published.get("lag_seconds", 0.0)
         rate = published.get("rows_per_second", 0.0)
         click.echo(f"  lag            {lag}, {seconds:.1f} s, at {rate:,.0f} rows/s")
+        if count := published.get("transactions_in_progress"):
+            size = human_bytes(published.get("spooled_bytes", 0))
+            click.echo(f"  in progress    {count} large transactions, {size} on disk")
     if published.get("note"):
         click.echo(f"  note           {published['note']}")
     if published.get("error"):

@@ -184,11 +184,19 @@ def _summary(status: PipelineStatus) -> str:
         f"lag {human_bytes(status.lag_bytes)}, {status.lag_seconds:.1f} s",
         f"confirmed {status.confirmed_lsn}",
     ]
+    if status.transactions_in_progress:
+        parts.append(in_progress(status))
     if status.note:
         parts.append(status.note)
     if status.error:
         parts.append(f"{status.error}. What to do: {status.solution}")
     return ", ".join(parts)
+
+
+def in_progress(status: PipelineStatus) -> str:
+    """Transactions that were sent before they committed."""
+    count, size = status.transactions_in_progress, human_bytes(status.spooled_bytes)
+    return f"{count} transaction{'s' if count != 1 else ''} in progress ({size} on disk)"
 
 
 # -- on a terminal -----------------------------------------------------------------------------
@@ -320,6 +328,8 @@ def _header(status: PipelineStatus, width: int) -> list[RenderableType]:
         "confirmed": status.confirmed_lsn,
         "WAL kept": "-" if retained is None else human_bytes(retained),
     }
+    if status.transactions_in_progress:
+        facts["in progress"] = human_bytes(status.spooled_bytes)
     names = list(facts)
     for lines in range(1, len(names)):
         size = -(-len(names) // lines)

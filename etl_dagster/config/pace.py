@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from etl_dagster.config.section import ByteCount, Section
@@ -24,6 +26,14 @@ class BatchConfig(Section):
     )
     max_in_flight_bytes: ByteCount = Field(
         32 * 1024**2, ge=1024, description="Memory of the rows of all these writes, at most."
+    )
+    spool_max_bytes: ByteCount = Field(
+        20 * 1024**3,
+        ge=1024,
+        description="Disk for transactions that are read while they are in progress, at most.",
+    )
+    spool_dir: Path | None = Field(
+        None, description="Where that is: a folder; one for temporary files unless given."
     )
 
 

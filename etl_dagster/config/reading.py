@@ -90,7 +90,7 @@ def _parse(
         raise ConfigError(mistakes, origin=str(origin))
     if isinstance(origin, Path):
         folder = origin.absolute().parent
-        sections = ("destination", "state_store")
+        sections = ("destination", "state_store", "batch")
         placed = {name: getattr(config, name).relative_to(folder) for name in sections}
         several = {name: each.relative_to(folder) for name, each in config.destinations.items()}
         config = config.model_copy(update=placed | {"destinations": several})

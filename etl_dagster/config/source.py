@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from etl_dagster.config.section import Section
 from etl_dagster.errors import ConfigError
 
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+
+
+def _off_in_yaml(value: object) -> object:
+    """In YAML, off without quotes is False."""
+    return "off" if value is False else value
 
 
 class SourceConfig(Section):
@@ -42,6 +47,11 @@ class SourceConfig(Section):
         ge=1,
         description="Probes without an answer after which the connection is given up, as is one "
         "that took as long over what was sent; 3 by default.",
+    )
+    streaming: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = Field(
+        "auto",
+        description="Whether transactions that outgrow the server's logical_decoding_work_mem are "
+        "read while they are in progress (from Postgres 14 on), or once they have committed.",
     )
 
     @field_validator("publication")

@@ -466,7 +466,7 @@ class Pipeline:
         apply, trouble = self._apply, self._failure or self._trouble
         received = apply.received if apply is not None else LSN_ZERO
         server = apply.server_end if apply is not None else LSN_ZERO
-        confirmed = self._confirmed
+        confirmed, in_progress = self._confirmed, self._wire.in_progress
         # The stream tells the server's end with each message, the reporter asks every few seconds.
         end = max(server, received, confirmed, self._reporter.server_lsn)
         return PipelineStatus(
@@ -480,6 +480,8 @@ class Pipeline:
             lag_bytes=end.offset - confirmed.offset,
             lag_seconds=round(apply.lag_s, 3) if apply is not None else 0.0,
             retained_wal_bytes=self._reporter.retained_wal_bytes,
+            transactions_in_progress=in_progress.transactions,
+            spooled_bytes=in_progress.spooled_bytes,
             rows_total=self._metrics.rows,
             rows_per_second=round(self._metrics.rows_per_second, 1),
             batches=self._metrics.batches,

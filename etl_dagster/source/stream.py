@@ -7,9 +7,8 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg
 from psycopg import pq, sql
@@ -22,11 +21,15 @@ from etl_dagster.errors import (
     SlotMissing,
     SourceError,
     SourceUnreachable,
+    SpoolError,
 )
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.frames import encode_standby_status_update
+from etl_dagster.protocol.receiver import Receiver
+from etl_dagster.protocol.streamed import StreamedTransactions
 from etl_dagster.source.connection import connect, translate
+from etl_dagster.source.spool import Spools
 
 #: Seconds from 1970-01-01 to 2000-01-01 UTC, where Postgres' clock begins.
 _POSTGRES_EPOCH_S = 946_684_800
@@ -43,33 +46,16 @@ _LULL_S = 0.002
 _STRETCH_S = 0.05
 
 
-class Receiver(Protocol):
-    """What takes the frames of a stream, such as a `protocol.session.ReplicationSession`."""
-
-    def expect_codec(self, codec: str | None) -> None:
-        """Text comes in this encoding, as Python calls it; told before the first frame."""
-        ...
-
-    def drain(self, get: Callable[[], tuple[int, memoryview]]) -> int:
-        """Take frames; see `ReplicationSession.drain`."""
-        ...
-
-    @property
-    def last_wal_end(self) -> Lsn:
-        """How far the server's WAL reached when it sent the last frame."""
-        ...
-
-    def take_reply_request(self) -> bool:
-        """Whether the server asked for a status update since the last call."""
-        ...
-
-
 class ReplicationStream:
     """Feeds a `Receiver` from a slot, and confirms positions.
 
     `read` belongs to one thread; `confirm` and `request_keepalive` may come from any. A thread of
     its own sends the status updates, so the server hears from us also while nobody reads:
     a destination may take minutes, the server's patience is wal_sender_timeout.
+
+    Args:
+        spools: where transactions in progress are kept, which are asked for then. Without, or
+            where they can't be kept, each comes once it has committed.
     """
 
     def __init__(
@@ -80,10 +66,14 @@ class ReplicationStream:
         start_lsn: Lsn,
         *,
         application_name: str,
+        spools: Spools | None = None,
     ) -> None:
         self._config = config
         self._slot_name = slot_name
-        self._session = session
+        self._session: Receiver | StreamedTransactions = session
+        self._receiver = session
+        self._spools = spools
+        self._streamed: StreamedTransactions | None = None
         self._start_lsn = start_lsn
         self._application_name = application_name
         self._connection: psycopg.Connection[Any] | None = None
@@ -135,17 +125,16 @@ class ReplicationStream:
         if encoding is not None:
             connection.execute(f"SET client_encoding = '{encoding.name}'")
             self._codec = encoding.codec
-            self._session.expect_codec(encoding.codec)
+            self._receiver.expect_codec(encoding.codec)
 
     def _start_replication(self, connection: psycopg.Connection[Any]) -> None:
         command = sql.SQL(
-            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, "
-            "messages 'true')"
+            "START_REPLICATION SLOT {} LOGICAL {} (proto_version {}, publication_names {}, "
+            "messages 'true'{})"
         ).format(
             sql.Identifier(self._slot_name),
             sql.SQL(str(self._start_lsn)),
-            # A list of identifiers inside of a literal; each quoted, then the whole.
-            sql.Literal('"' + self._config.publication.replace('"', '""') + '"'),
+            *self._protocol(connection.info.server_version),
         )
         result = connection.pgconn.exec_(command.as_string().encode(self._codec))
         if result.status == pq.ExecStatus.COPY_BOTH:
@@ -161,6 +150,18 @@ class ReplicationStream:
             ) from error
         raise translate(error, "starting the replication stream") from error
 
+    def _protocol(self, server_version: int) -> tuple[sql.Composable, ...]:
+        """The protocol's version, the publications, and further options."""
+        # A list of identifiers inside of a literal; each quoted, then the whole.
+        publications = sql.Literal('"' + self._config.publication.replace('"', '""') + '"')
+        if self._spools is None or server_version < 140000 or not self._spools.is_usable():
+            return sql.Literal("1"), publications, sql.SQL("")
+        self._session = self._streamed = StreamedTransactions(
+            self._receiver, self._spools.open, sends_empty=server_version < 150000
+        )
+        version = "4" if server_version >= 160000 else "2"
+        return sql.Literal(version), publications, sql.SQL(", streaming 'on'")
+
     # -- reading -------------------------------------------------------------------------------
 
     def read(self, timeout_s: float) -> bool:
@@ -171,6 +172,7 @@ class ReplicationStream:
         Raises:
             SourceUnreachable: the stream ended.
             DecodeError: what arrived is no pgoutput.
+            SpoolError: a transaction in progress can't be kept.
         """
         assert self._connection is not None
         pgconn = self._connection.pgconn
@@ -180,7 +182,7 @@ class ReplicationStream:
         # is worth: so go on while more arrives.
         while status == 0 and timeout_s >= 0 and self._wait_readable(timeout_s):
             time.sleep(_GATHER_S)
-            status = self._receive(pgconn)
+            status = self._receive(pgconn, time.monotonic() + _STRETCH_S)
             now = time.monotonic()
             if stretch_end is None:
                 stretch_end = now + min(timeout_s, _STRETCH_S)
@@ -190,7 +192,7 @@ class ReplicationStream:
             self._status_due.set()
         return status > 0
 
-    def _receive(self, pgconn: pq.abc.PGconn) -> int:
+    def _receive(self, pgconn: pq.abc.PGconn, until: float) -> int:
         """Take all that is there, as `ReplicationSession.drain`; libpq reads 16 KiB at a time."""
         status = 0
         while status == 0:
@@ -202,6 +204,9 @@ class ReplicationStream:
             status = self._drain(pgconn)
             if pgconn.socket not in self._ready(0):
                 break
+            # What is put aside fills no batch that would end this.
+            if self._streamed is not None and time.monotonic() > until:
+                break
         return status
 
     def _drain(self, pgconn: pq.abc.PGconn) -> int:
@@ -211,6 +216,12 @@ class ReplicationStream:
                 status = self._session.drain(get)
             except psycopg.OperationalError as error:
                 raise self._ended(error) from error
+            except SpoolError as error:
+                assert self._spools is not None
+                self._spools.give_up(error)
+                raise
+            if self._streamed is not None and self._spools is not None:
+                self._spools.transactions = self._streamed.count
             if status == -1:
                 result = pgconn.get_result()
                 raise self._ended(psycopg.errors.error_from_result(result) if result else None)
@@ -306,6 +317,7 @@ class ReplicationStream:
         if self._closed.is_set() or self._connection is None:
             return
         self._closed.set()
+        self._forget_unfinished()
         self._status_due.set()
         if self._feedback is not None:
             self._feedback.join()
@@ -318,6 +330,12 @@ class ReplicationStream:
             os.close(self._wake_reader)
             os.close(self._wake_writer)
             self._wake_reader = self._wake_writer = -1
+
+    def _forget_unfinished(self) -> None:
+        """Postgres sends them again."""
+        if self._streamed is not None and self._spools is not None:
+            self._streamed.close()
+            self._spools.transactions = 0
 
 
 def _status_interval_s(connection: psycopg.Connection[Any]) -> float:

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel
 
-from etl_dagster.config import ENV_PREFIX, PipelineConfig, load_config, parse_config
+from etl_dagster.config import (
+    ENV_PREFIX,
+    PipelineConfig,
+    SourceConfig,
+    load_config,
+    parse_config,
+)
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.errors import ConfigError
 from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model
@@ -433,3 +439,10 @@ def test_a_lost_slot_of_several_destinations_is_not_replaced() -> None:
 
     with pytest.raises(ConfigError, match="on_lost_slot: recopy is for a pipeline with one"):
         parse_config(raw, {})
+
+
+def test_off_in_yaml_is_off_for_streaming() -> None:
+    """Without quotes it is False to YAML."""
+    source = {"publication": "p", "database": "d"}
+    assert SourceConfig.model_validate(source).streaming == "auto"
+    assert SourceConfig.model_validate({**source, "streaming": False}).streaming == "off"

@@ -32,6 +32,7 @@ from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.checking.preflight import require_ready
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.streaming.feed import OpenStream
+from etl_dagster.runtime.streaming.wire import InProgress
 from etl_dagster.runtime.tables.identities import find_unidentified
 from etl_dagster.runtime.tables.schemas import destination_metadata
 from etl_dagster.source.catalog import (
@@ -112,6 +113,7 @@ class Fixture:
 
     slot_name = "the_slot"
     note = None
+    in_progress = InProgress(0, 0)
 
     def __init__(self) -> None:
         self.store, self.destination, self.clock = MemoryStore(), Destination(), ManualClock()

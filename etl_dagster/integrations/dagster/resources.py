@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         keepalive_idle_s: int | None = None
         keepalive_interval_s: int | None = None
         keepalive_count: int | None = None
+        streaming: str = "auto"
 
     class _PostgresStoreFields(SectionResource, EtlStateStoreResource):
         dsn: str | None = None

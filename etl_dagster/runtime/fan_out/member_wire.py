@@ -19,8 +19,10 @@ from etl_dagster.runtime.fan_out.tee import Branch
 from etl_dagster.runtime.slot import fetch_idle_slot, require_continuable
 from etl_dagster.runtime.streaming.feed import OpenStream
 from etl_dagster.runtime.streaming.stream_loop import ChangeStream
+from etl_dagster.runtime.streaming.wire import InProgress, in_progress, spools_of
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name, drop_slot, fetch_slot
+from etl_dagster.source.spool import Spools
 from etl_dagster.source.stream import ReplicationStream
 
 _log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class MemberWire:
         self._is_aside = False
         self._why = why
         self._remark = remark
+        self._own_spools = spools_of(config)
 
     @property
     def is_aside(self) -> bool:
@@ -87,11 +90,21 @@ class MemberWire:
     @property
     def note(self) -> str | None:
         """What a reader of the status should know of the slot."""
+        spools = self._spools
         notes = [
             f"set aside: reads a slot of its own ({self._why})" if self._is_aside else None,
+            None if spools is None else spools.note,
             self._remark(),
         ]
         return "; ".join(note for note in notes if note) or None
+
+    @property
+    def in_progress(self) -> InProgress:
+        return in_progress(self._spools)
+
+    @property
+    def _spools(self) -> Spools | None:
+        return self._own_spools if self._is_aside else self._shared.spools
 
     def prepare(self) -> Lsn:
         with self._shared.deciding(self._name):
@@ -149,7 +162,9 @@ class MemberWire:
             return branch.reads_into
 
         def open_stream(session: ReplicationSession) -> ChangeStream:
-            self._own_stream = _OwnStream(self, self._config, self.own_slot, session, start_lsn)
+            self._own_stream = _OwnStream(
+                self, self._config, self.own_slot, session, start_lsn, self._own_spools
+            )
             return self._own_stream
 
         return open_stream
@@ -265,6 +280,7 @@ class _OwnStream(ReplicationStream):
         slot_name: str,
         session: ReplicationSession,
         start_lsn: Lsn,
+        spools: Spools | None,
     ) -> None:
         super().__init__(
             config.source,
@@ -272,6 +288,7 @@ class _OwnStream(ReplicationStream):
             session,
             start_lsn,
             application_name=f"etl_dagster apply {config.pipeline}",
+            spools=spools,
         )
         self._member = wire
 

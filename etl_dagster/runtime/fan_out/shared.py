@@ -16,6 +16,7 @@ from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.tee import Branch, Tee
 from etl_dagster.runtime.slot import fetch_idle_slot
+from etl_dagster.runtime.streaming.wire import spools_of
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import (
@@ -66,6 +67,8 @@ class SharedSlot:
         self.failure: EtlError | None = None
         self._is_started = False
         self._stream: ReplicationStream | None = None
+        #: Before the branches: each gets whole transactions, in the order of commits.
+        self.spools = spools_of(config)
         self._thread = threading.Thread(
             target=self._run, name=f"shared stream {config.pipeline}", daemon=True
         )
@@ -138,6 +141,7 @@ class SharedSlot:
             tee,
             start_lsn,
             application_name=f"etl_dagster apply {self._config.pipeline}",
+            spools=self.spools,
         )
         with self._changed:
             self._tee, self._stream = tee, stream

@@ -306,7 +306,8 @@ def _is_news(status: PipelineStatus, before: PipelineStatus) -> bool:
 
 
 def _headline(status: PipelineStatus) -> object:
-    return status.phase, status.error, status.note, status.rows_total
+    spooling = status.transactions_in_progress, status.spooled_bytes
+    return status.phase, status.error, status.note, status.rows_total, spooling
 
 
 def _gist(status: PipelineStatus) -> object:

@@ -85,6 +85,9 @@ class PipelineStatus:
     lag_seconds: float = 0.0
     #: WAL that the slot makes the server keep, bytes; None until first measured.
     retained_wal_bytes: int | None = None
+    #: Transactions that the source has sent before they committed, and what of them is on disk.
+    transactions_in_progress: int = 0
+    spooled_bytes: int = 0
     rows_total: int = 0
     rows_per_second: float = 0.0
     batches: int = 0
@@ -92,8 +95,8 @@ class PipelineStatus:
     tables: Mapping[str, TableStatus] = field(default_factory=dict)
     error: str | None = None
     solution: str | None = None
-    #: What to know besides: that a destination among several was set aside, and why; what a write
-    #: to the destination waits for.
+    #: What to know besides: that a destination among several was set aside, and why; why large
+    #: transactions are read once they have committed; what a write to the destination waits for.
     note: str | None = None
     #: When it was taken, seconds since 1970-01-01 UTC.
     at: float = 0.0

@@ -16,6 +16,7 @@ from etl_dagster.runtime.streaming.stream_loop import ChangeStream, StreamLoop
 from etl_dagster.runtime.tables.renames import Renames
 from etl_dagster.runtime.tables.schemas import SchemaTracker
 from etl_dagster.runtime.worker_parts import WorkerParts
+from etl_dagster.source.spool import Spools
 from etl_dagster.source.stream import ReplicationStream
 
 #: Makes the stream that fills a session.
@@ -23,13 +24,23 @@ OpenStream: TypeAlias = Callable[[ReplicationSession], ChangeStream]
 
 
 def stream_of_slot(
-    config: SourceConfig, slot_name: str, start_lsn: Lsn, *, application_name: str
+    config: SourceConfig,
+    slot_name: str,
+    start_lsn: Lsn,
+    *,
+    application_name: str,
+    spools: Spools | None = None,
 ) -> OpenStream:
-    """The stream of a slot, by a connection of its own."""
+    """The stream of a slot, by a connection of its own; see `ReplicationStream`."""
 
     def open_stream(session: ReplicationSession) -> ChangeStream:
         return ReplicationStream(
-            config, slot_name, session, start_lsn, application_name=application_name
+            config,
+            slot_name,
+            session,
+            start_lsn,
+            application_name=application_name,
+            spools=spools,
         )
 
     return open_stream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from etl_dagster.config import PipelineConfig
@@ -13,6 +14,30 @@ from etl_dagster.runtime.slot import prepare_apply_slot
 from etl_dagster.runtime.streaming.feed import OpenStream, stream_of_slot
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name
+from etl_dagster.source.spool import Spools
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress:
+    """Transactions that have sent something and may still be rolled back."""
+
+    transactions: int
+    #: What of them is on disk.
+    spooled_bytes: int
+
+
+def spools_of(config: PipelineConfig) -> Spools | None:
+    """Where a pipeline keeps transactions in progress; None where it isn't to read them."""
+    if config.source.streaming == "off":
+        return None
+    return Spools(config.batch.spool_dir, config.batch.spool_max_bytes)
+
+
+def in_progress(spools: Spools | None) -> InProgress:
+    """What is kept there now."""
+    return (
+        InProgress(0, 0) if spools is None else InProgress(spools.transactions, spools.bytes_kept)
+    )
 
 
 class Wire(Protocol):
@@ -26,6 +51,11 @@ class Wire(Protocol):
     @property
     def note(self) -> str | None:
         """What a reader of the status should know of the slot; None where nothing is special."""
+        ...
+
+    @property
+    def in_progress(self) -> InProgress:
+        """What is kept of transactions that haven't committed yet."""
         ...
 
     def prepare(self) -> Lsn:
@@ -55,8 +85,6 @@ MakeWire: TypeAlias = Callable[
 class OwnSlot:
     """A permanent slot that is this pipeline's alone, read by a connection of its own."""
 
-    note = None
-
     def __init__(
         self,
         config: PipelineConfig,
@@ -68,7 +96,16 @@ class OwnSlot:
         self._store = store
         self._control = control
         self._stop = stop
+        self._spools = spools_of(config)
         self.slot_name = apply_slot_name(config.pipeline)
+
+    @property
+    def note(self) -> str | None:
+        return None if self._spools is None else self._spools.note
+
+    @property
+    def in_progress(self) -> InProgress:
+        return in_progress(self._spools)
 
     def prepare(self) -> Lsn:
         return prepare_apply_slot(self._store, self._control, self._config, stop=self._stop)
@@ -79,4 +116,5 @@ class OwnSlot:
             self.slot_name,
             start_lsn,
             application_name=f"etl_dagster apply {self._config.pipeline}",
+            spools=self._spools,
         )
