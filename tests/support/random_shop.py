@@ -40,6 +40,11 @@ def create_tables(dsn: str, rows: int) -> None:
         connection.execute("alter table events replica identity full")
         connection.execute("alter table visits replica identity full")
         connection.execute("create publication etl_pub for all tables")
+        # So that what is larger is sent before it commits.
+        database = sql.Identifier(connection.info.dbname)
+        connection.execute(
+            sql.SQL("alter database {} set logical_decoding_work_mem = '64kB'").format(database)
+        )
         connection.execute("analyze")
 
 
@@ -64,6 +69,8 @@ class Workload:
         self._dsn = dsn
         self._rng = random.Random(seed)
         self._next = rows
+        #: Savepoints of the open transaction, all of one name.
+        self._saved = 0
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
@@ -79,8 +86,10 @@ class Workload:
         try:
             with psycopg.connect(self._dsn) as connection:
                 while not self._stop.is_set():
+                    self._saved = 0
                     for _ in range(self._rng.choice([1, 1, 2, 5, 20, 300])):
                         self._change(connection)
+                        self._turn_savepoint(connection)
                     if self._rng.random() < 0.1:
                         connection.rollback()
                     else:
@@ -88,6 +97,18 @@ class Workload:
                     self._stop.wait(self._rng.uniform(0, 0.05))
         except BaseException as failure:
             self._failure = failure
+
+    def _turn_savepoint(self, connection: psycopg.Connection[Any]) -> None:
+        """Now and then: begin one, and keep or undo what came since."""
+        [what] = self._rng.choices(["", "savepoint s", "undo", "release"], [90, 4, 3, 3])
+        if what == "undo" and self._saved:
+            connection.execute("rollback to s")
+        elif what == "release" and self._saved:
+            connection.execute("release s")
+            self._saved -= 1
+        elif what == "savepoint s":
+            connection.execute(what)
+            self._saved += 1
 
     def _change(self, connection: psycopg.Connection[Any]) -> None:
         table = self._rng.choice(list(TABLES))
