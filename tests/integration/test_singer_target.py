@@ -309,9 +309,9 @@ def test_a_target_that_hangs_is_ended(
         # More than a pipe holds.
         result = pool.submit(lambda: wait(destination.write_events(orders(*range(20_000)))))
         pid = hanging(tmp_path)
-        session = destination._lane._session
-        assert session is not None
-        session._stalled_after_s = 0.1
+        # The target may be quicker than the thread that has started it.
+        wait_until(lambda: destination._lane._session is not None)
+        destination._lane._session._stalled_after_s = 0.1
 
         with pytest.raises(TargetStalled, match=r"nothing for 0\.1 s") as raised:
             wait(result)
