@@ -149,20 +149,45 @@ class TestDuckDBDestination(ChecksOfOurOwn, DestinationSuite):
         return [Recorded(*entry) for entry in found]
 
 
+class Idle:
+    """Empty databases that no test uses."""
+
+    def __init__(self, made: ExitStack) -> None:
+        self._made = made
+        self._databases: list[Database] = []
+
+    def take(self, server: EmbeddedPostgres) -> Database:
+        for database in self._databases:
+            if database.server is server:
+                self._databases.remove(database)
+                return database
+        return self._made.enter_context(Database.create(server))
+
+    def give_back(self, database: Database) -> None:
+        database.empty()
+        self._databases.append(database)
+
+
 class TestPostgresDestination(ChecksOfOurOwn, DestinationSuite):
     """Read as everybody else would, from the database."""
 
+    @pytest.fixture(scope="class")
+    def idle(self) -> Iterator[Idle]:
+        with ExitStack() as made:
+            yield Idle(made)
+
     @pytest.fixture(autouse=True)
-    def serve(self, server: EmbeddedPostgres) -> Iterator[None]:
+    def serve(self, server: EmbeddedPostgres, idle: Idle) -> Iterator[None]:
+        self.server, self.idle = server, idle
         self.databases: dict[Path, Database] = {}
-        with ExitStack() as self.made:
-            self.server = server
-            yield
+        yield
+        for database in self.databases.values():
+            idle.give_back(database)
 
     def make_destination(self, folder: Path) -> PostgresDestination:
         """The database of the folder."""
         if folder not in self.databases:
-            self.databases[folder] = self.made.enter_context(Database.create(self.server))
+            self.databases[folder] = self.idle.take(self.server)
         self.database = self.databases[folder]
         return PostgresDestination(self.database.dsn, changelog=True)
 
