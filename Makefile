@@ -23,6 +23,8 @@ demo: $(READY) ## Flights in an embedded Postgres, streamed into DuckDB, seen in
 
 .PHONY: test
 test: $(READY) ## Run all tests, on every PostgreSQL found
+	@# Else each process that tests start does it again, where Python may not write what it compiles.
+	@$(BIN)/python -m compileall -q etl_dagster
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 # What pyproject.toml allows at least.
@@ -37,6 +39,7 @@ test-duckdb: $(READY) ## Run the tests of the DuckDB file on the lowest version 
 			--target .venv/duckdb-$(LOWEST_DUCKDB) "duckdb==$(LOWEST_DUCKDB).*"; \
 	fi
 	@PYTHONPATH=.venv/duckdb-$(LOWEST_DUCKDB) $(BIN)/python -m pytest -q \
+		-n auto --maxprocesses 2 --dist worksteal \
 		tests/integration/test_duckdb_upkeep.py tests/integration/test_duckdb_updates.py \
 		tests/integration/test_duckdb_files.py $(TEST_ARGS)
 
