@@ -87,6 +87,7 @@ class TableSync:
     """One table's worker; it may run in a thread of the pipeline or in a process of its own.
 
     Args:
+        clock, timing: the time, and how long to wait for other workers.
         control, source: of the table; by default, connections to `config.source`.
     """
 
