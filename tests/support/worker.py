@@ -3,7 +3,7 @@
 The first line of stdin is a task: ``{"config": {...}}`` runs the pipeline with its copies
 elsewhere, ``{"config": {...}, "table_id": 16384}`` one table sync worker. One with several
 destinations runs with its copies, without long pauses; with ``"ends_at": "after shared:copy_slot"``
-until it comes to this step, where it kills itself.
+until it comes to this step, where it kills itself. A pipeline with ``"copies": "own"`` copies, too.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ from tests.support.fan_outs import QUICK
 
 
 def main() -> None:
+    run(json.loads(sys.stdin.readline()))
+
+
+def run(task: dict[str, Any]) -> None:
+    """Do the task until it ends or the process does."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
     # A line for every request would drown the rest.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    task = json.loads(sys.stdin.readline())
     config = parse_config(task["config"], {})
     if config.destinations:
         if task.get("ends_at"):
@@ -42,7 +46,7 @@ def main() -> None:
             destination.startup(store)
             TableSync(config, store, destination, task["table_id"]).run()
         else:
-            pipeline = Pipeline(config, store, destination, copies="elsewhere")
+            pipeline = Pipeline(config, store, destination, copies=task.get("copies", "elsewhere"))
             pipeline.start()
             pipeline.wait()  # shuts the destination down
     except EtlError as error:

@@ -1,0 +1,330 @@
+"""A worker that keeps histories is killed at random moments; they are exact in the end.
+
+What they must be is computed from what triggers in the source wrote down of each change, and from
+the commits that Postgres itself lists, by code that shares nothing with the pipeline.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+
+from etl_dagster.assembly import build_store
+from etl_dagster.config import PipelineConfig, parse_config
+from etl_dagster.demo.server import EmbeddedPostgres
+from etl_dagster.destinations.duckdb import query
+from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
+from etl_dagster.model.states import Ready
+from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
+from etl_dagster.source.catalog import emit_marker
+from tests.support.database import Database
+from tests.support.forked_worker import ForkedWorker
+from tests.support.random_shop import is_caught_up
+from tests.support.waiting import wait_until
+
+KILLS_OF_COPIES, KILLS = 3, 8
+ROWS = 60
+SOURCE = f"""
+    create table log (id int primary key, note text, doc text);
+    alter table log alter doc set storage external;
+    create table versions (like log including all);
+    insert into log select i, 'copied', repeat('d', 3000) from generate_series(1, {ROWS}) i;
+    insert into versions select * from log;
+
+    create table audit (
+        seq bigserial primary key, xid bigint, name text, op text, id int, row jsonb);
+    create function write_down() returns trigger language plpgsql as $$ begin
+        insert into audit (xid, name, op, id, row)
+        values (txid_current(), tg_table_name, lower(tg_op), old.id, to_jsonb(new));
+        return null;
+    end $$;
+    create trigger rows after insert or update or delete on log
+        for each row execute function write_down();
+    create trigger all_rows after truncate on log execute function write_down();
+    create trigger rows after insert or update or delete on versions
+        for each row execute function write_down();
+    create trigger all_rows after truncate on versions execute function write_down();
+    create publication etl_pub for table log, versions
+"""
+
+Row = tuple[int, str, str | None]
+
+
+class Change(NamedTuple):
+    op: str
+    #: The key that the row had before.
+    id: int | None
+    #: The row as it is then.
+    row: Row | None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A transaction of the source."""
+
+    xid: int
+    at: datetime
+    changes: Sequence[Change]
+
+
+@pytest.fixture(params=["duckdb", "postgres"])
+def destination(
+    request: pytest.FixtureRequest, newest_server: EmbeddedPostgres, tmp_path: Path
+) -> Iterator[dict[str, Any]]:
+    """The section of the configuration."""
+    if request.param == "duckdb":
+        yield {"type": "duckdb", "path": str(tmp_path / "shop.duckdb")}
+        return
+    with Database.create(newest_server) as replica:
+        yield {"type": "postgres", "dsn": replica.dsn}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_histories_are_exact_though_their_worker_is_killed(
+    newest_database: Database, destination: dict[str, Any], tmp_path: Path
+) -> None:
+    database = newest_database
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    database.execute(SOURCE)
+    database.query("select pg_create_logical_replication_slot('oracle', 'pgoutput')")
+    raw = _settings(database.dsn, destination)
+    config = parse_config(raw, {})
+    with closing(build_store(config)) as store, ForkedWorker(raw, tmp_path) as worker:  # type: ignore[type-var]
+        with changing(database.dsn, rng.randrange(2**32)):
+            while worker.kills < KILLS_OF_COPIES:
+                worker.start()
+                store.wait_for_change(5)
+                time.sleep(rng.uniform(0, 0.5))
+                worker.kill()
+            wait_until(lambda: worker.start() or _are_streamed(store))
+            while worker.kills < KILLS_OF_COPIES + KILLS:
+                _wait_for_progress(store, worker)
+                # What follows a commit, and what is under way then, is cut short.
+                time.sleep(rng.uniform(0, 0.2))
+                worker.kill()
+        with database.connect() as connection:
+            goal = emit_marker(connection)
+        wait_until(lambda: worker.start() or is_caught_up(store, goal, tables=2))
+
+    every = _commits(database)
+    _check_log(config, [_of_table(commit, every[1], "log") for commit in every[0]])
+    _check_versions(config, [_of_table(commit, every[1], "versions") for commit in every[0]])
+
+
+def _settings(dsn: str, destination: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "pipeline": "shop",
+        "source": {"dsn": dsn, "publication": "etl_pub"},
+        "destination": destination,
+        "tables": {"public.log": {"mode": "append"}, "public.versions": {"mode": "scd2"}},
+        # Many transactions are larger than a batch.
+        "batch": {"max_fill_ms": 20, "max_rows": 60},
+        "retry": {"initial_delay_ms": 50, "max_delay_ms": 500, "max_attempts": 100},
+    }
+
+
+def _are_streamed(store: CoordinatingStore) -> bool:
+    states = store.get_table_replication_states().values()
+    return len(states) == 2 and all(isinstance(state, Ready) for state in states)
+
+
+def _wait_for_progress(store: CoordinatingStore, worker: ForkedWorker) -> None:
+    """Until something more is durable than when it was called."""
+    before = store.get_replication_progress(ApplyWorker())
+
+    def is_further() -> bool:
+        worker.start()
+        return store.get_replication_progress(ApplyWorker()) != before
+
+    wait_until(is_further)
+
+
+# -- the source ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def changing(dsn: str, seed: int) -> Iterator[None]:
+    """Both tables change at random meanwhile."""
+    rng, stop = random.Random(seed), threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        ids = itertools.count(ROWS + 1)
+        try:
+            with psycopg.connect(dsn) as connection:
+                while not stop.is_set():
+                    [count] = rng.choices([1, 2, 4, 120], [50, 30, 20, 4])
+                    for _ in range(count):
+                        _change(connection, rng, ids)
+                    connection.commit()
+                    # A copy must be able to catch up, also with batches as small as these.
+                    stop.wait(rng.uniform(0.02, 0.15))
+        except BaseException as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert failures == []
+
+
+def _change(connection: psycopg.Connection[Any], rng: random.Random, ids: Iterator[int]) -> None:
+    """One change of each table; a row is one of the last few, so that histories are long."""
+    [kind] = rng.choices(
+        ["insert", "update", "doc", "key", "delete", "truncate"], [30, 40, 10, 8, 12, 0.1]
+    )
+    new = next(ids) if kind in ("insert", "key") else 0
+    values = {"new": new, "note": str(rng.random()), "doc": rng.choice("xyz") * 3000}
+    for name in ("log", "versions"):
+        one = f"id = (select id from {name} order by id desc offset {rng.randrange(30)} limit 1)"
+        statement = {
+            "insert": f"insert into {name} values (%(new)s, %(note)s, %(doc)s)",
+            # Postgres doesn't send the document.
+            "update": f"update {name} set note = %(note)s where {one}",
+            "doc": f"update {name} set doc = %(doc)s where {one}",
+            "key": f"update {name} set id = %(new)s where {one}",
+            "delete": f"delete from {name} where {one}",
+            "truncate": f"truncate {name}",
+        }[kind]
+        connection.execute(statement, values)
+
+
+_Written = dict[int, list[tuple[str, Change]]]
+
+
+def _commits(database: Database) -> tuple[list[tuple[int, datetime]], _Written]:
+    """Transactions in the order of their commits; what each did, with the tables' names."""
+    messages = database.query(
+        "select data from pg_logical_slot_get_binary_changes('oracle', null, null, "
+        "'proto_version', '1', 'publication_names', 'etl_pub')"
+    )
+    begins = [struct.unpack("!QqI", data[1:]) for (data,) in messages if data[:1] == b"B"]
+    epoch = datetime(2000, 1, 1, tzinfo=UTC)
+    written: _Written = {}
+    for xid, name, op, key, row in database.query(
+        "select xid, name, op, id, row from audit order by seq"
+    ):
+        now = None if row is None else (row["id"], row["note"], row["doc"])
+        written.setdefault(xid, []).append((name, Change(op, key, now)))
+    assert {xid for _, _, xid in begins} == written.keys()
+    return [(xid, epoch + timedelta(microseconds=us)) for _, us, xid in begins], written
+
+
+def _of_table(commit: tuple[int, datetime], written: _Written, table: str) -> Commit:
+    xid, at = commit
+    return Commit(xid, at, [change for name, change in written[xid] if name == table])
+
+
+def _replay(rows: dict[int, Row], changes: Sequence[Change]) -> set[int]:
+    """Do the changes; which keys they were about."""
+    touched: set[int] = set()
+    for change in changes:
+        if change.op == "truncate":
+            touched |= rows.keys()
+            rows.clear()
+        if change.id is not None:
+            touched.add(change.id)
+            del rows[change.id]
+        if change.row is not None:
+            touched.add(change.row[0])
+            rows[change.row[0]] = change.row
+    return touched
+
+
+def _copied(commits: Sequence[Commit]) -> dict[int, Row]:
+    """The rows after these transactions."""
+    rows: dict[int, Row] = {n: (n, "copied", "d" * 3000) for n in range(1, ROWS + 1)}
+    for commit in commits:
+        _replay(rows, commit.changes)
+    return rows
+
+
+# -- the destination -------------------------------------------------------------------------------
+
+
+def _query(config: PipelineConfig, statement: str) -> list[tuple[Any, ...]]:
+    section = config.destination
+    if isinstance(section, DuckDBDestinationConfig):
+        return [tuple(row.values()) for row in query(section.path, statement).to_pylist()]
+    with psycopg.connect(section.dsn.get_secret_value()) as connection:  # type: ignore[attr-defined]
+        return connection.execute(statement.encode()).fetchall()
+
+
+def _check_log(config: PipelineConfig, commits: Sequence[Commit]) -> None:
+    """The rows of one moment, and every change after it, once and in order."""
+    copied = _query(config, "select id, note, doc from public.log where _etl_op = 'copy'")
+    found = _query(
+        config,
+        "select _etl_xid, _etl_commit_time, _etl_op, id, note, doc, _etl_unchanged from public.log "
+        "where _etl_op <> 'copy' order by _etl_commit_lsn, _etl_ordinal",
+    )
+    in_log = {xid for xid, *_ in found}
+    first = next(n for n, commit in enumerate(commits) if commit.xid in in_log)
+    before, after = commits[:first], commits[first:]
+    assert len(after) > KILLS, "too little was streamed for the test to mean anything"
+    assert found == [
+        (commit.xid, commit.at, change.op, *(change.row or (change.id, None, None)), None)
+        for commit in after
+        for change in commit.changes
+    ]
+    assert sorted(copied) == sorted(_copied(before).values())
+
+
+def _check_versions(config: PipelineConfig, commits: Sequence[Commit]) -> None:
+    """The versions of the rows of one moment, and of every transaction after it."""
+    found = _query(
+        config,
+        "select id, note, doc, _etl_valid_from, _etl_valid_to, _etl_is_current, _etl_unchanged "
+        "from public.versions",
+    )
+    times = {commit.at for commit in commits}
+    copied_at = {row[3] for row in found} - times
+    assert len(copied_at) <= 1
+    at = copied_at.pop() if copied_at else None
+    assert all(ended is None or began < ended for _, _, _, began, ended, *_ in found)
+    # Which moment the copy shows isn't written down: it is one before the first change that counts.
+    first = min((row[4] or row[3] for row in found if (row[4] or row[3]) in times), default=None)
+    latest = next((n for n, commit in enumerate(commits) if commit.at == first), len(commits))
+    candidates = (_versions(commits, n, at) for n in range(latest, -1, -1))
+    assert sorted(found, key=_order) in candidates
+
+
+def _order(version: tuple[Any, ...]) -> Any:
+    return version[0], version[3]
+
+
+def _versions(
+    commits: Sequence[Commit], copied: int, copied_at: datetime | None
+) -> list[tuple[Any, ...]]:
+    """Every version, where the copy shows the rows after the first so many transactions."""
+    rows = _copied(commits[:copied])
+    current = dict.fromkeys(rows, copied_at)
+    shown = dict(rows)
+    versions: list[tuple[Any, ...]] = []
+    for commit in commits[copied:]:
+        for key in _replay(rows, commit.changes):
+            if key in current:
+                versions.append((*shown.pop(key), current.pop(key), commit.at, False, None))
+            if key in rows:
+                shown[key], current[key] = rows[key], commit.at
+    versions += [(*shown[key], current[key], None, True, None) for key in shown]
+    return sorted(versions, key=_order)
