@@ -13,7 +13,8 @@ A test class that derives from a suite and makes your object is all it takes; py
 
 `StoreSuite` is for a store with the three contracts that one's own store implements,
 `CoordinationSuite` for one that several processes share, `DestinationSuite` for destinations.
-`etl_dagster.testing.changes` makes the batches, for further tests. Needs pytest.
+`etl_dagster.testing.changes` makes the batches, for further tests; `FaultyDestination` has any
+destination fail on purpose. Needs pytest.
 """
 
 import pytest
@@ -43,7 +44,8 @@ pytest.register_assert_rewrite(
 
 from etl_dagster.testing.coordination import CoordinationSuite  # noqa: E402
 from etl_dagster.testing.destinations import DestinationSuite  # noqa: E402
+from etl_dagster.testing.faulty import FaultyDestination  # noqa: E402
 from etl_dagster.testing.stores import StoreSuite  # noqa: E402
 from etl_dagster.testing.subject import Recorded  # noqa: E402
 
-__all__ = ["CoordinationSuite", "DestinationSuite", "Recorded", "StoreSuite"]
+__all__ = ["CoordinationSuite", "DestinationSuite", "FaultyDestination", "Recorded", "StoreSuite"]

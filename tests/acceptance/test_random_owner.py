@@ -19,13 +19,13 @@ import pytest
 
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import BatchTooLarge, DestinationUnreachable
-from etl_dagster.model.destination import Destination
-from etl_dagster.model.events import EventBatch
+from etl_dagster.errors import BatchTooLarge
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.timing import Timing
 from etl_dagster.source.trigger import install
+from etl_dagster.testing import FaultyDestination
+from etl_dagster.testing.faulty import Call, Fault, Plan, Refuse, at_random
 from tests.support.database import Database
 from tests.support.pipelines import reading, running
 from tests.support.random_owner import KINDS, Owner, Table, source_rows
@@ -37,27 +37,17 @@ PHASES = 6
 QUICK = Timing(membership_s=0.5)
 
 
-class Fussy:
-    """A destination that takes few changes at a time, and fails now and then."""
+def _moods(rng: random.Random) -> Plan:
+    """A destination takes few changes at a time, and fails now and then."""
+    most = rng.choice([1, 2, 5, 1000])
+    failures = at_random(rng.randrange(2**32), refuse=0.03, lose_answer=0.03, delay=0)
 
-    def __init__(self, inner: Destination, rng: random.Random) -> None:
-        self._inner = inner
-        self._rng = rng
-        self._most = rng.choice([1, 2, 5, 1000])
+    def plan(call: Call) -> Fault | None:
+        if call.row_count > most:
+            return Refuse(BatchTooLarge(f"more than {most} changes"))
+        return failures(call)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def write_events(self, events: EventBatch) -> None:
-        if events.row_count > self._most:
-            raise BatchTooLarge(f"more than {self._most} changes")
-        # The first batch, without changes, is a part of the start, which is not tried again.
-        chance = self._rng.random() if events.row_count else 0.5
-        if chance < 0.03:
-            raise DestinationUnreachable("no answer, nothing written")
-        self._inner.write_events(events)
-        if chance > 0.97:
-            raise DestinationUnreachable("no answer, all written")
+    return plan
 
 
 def test_random_owner(
@@ -82,7 +72,7 @@ def test_random_owner(
                 owner.log.append(f"-- phase {phase}: {'running' if phase % 2 else 'stopped'}")
                 if phase % 2 == 0:
                     _change(owner, rng)
-                destination = Fussy(build_destination(config), moods)
+                destination = FaultyDestination(build_destination(config), _moods(moods))
                 with running(config, destination=destination, timing=QUICK) as pipeline:
                     assert pipeline.wait_until_caught_up(PATIENCE_S)
                     if phase % 2:
