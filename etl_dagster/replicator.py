@@ -28,6 +28,7 @@ from etl_dagster.assembly import build_destination, opened_members, opened_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, LeaseLost, PipelineInUse, Superseded
 from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
+from etl_dagster.log_fields import JsonLines
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.fan_out.fan_out import FanOut
 from etl_dagster.runtime.pipeline import Pipeline
@@ -39,6 +40,8 @@ from etl_dagster.runtime.resetting import (
     is_reset_wanted,
     offer_resets,
 )
+from etl_dagster.runtime.showing.exporting import exporting
+from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.showing.status import PipelineStatus
 
 _log = logging.getLogger(__name__)
@@ -65,6 +68,9 @@ def main() -> int:
         level=os.environ.get("ETL_DAGSTER_LOG_LEVEL", "INFO").upper(),
         format="%(asctime)s replicator %(levelname)s %(message)s",
     )
+    if os.environ.get("ETL_DAGSTER_LOG_FORMAT") == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines())
     # A line for every request would drown the rest.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     orders, answers = _Orders(sys.stdin.fileno()), _Answers(_take_stdout())
@@ -215,6 +221,7 @@ class _Work:
         self._thread = threading.Thread(target=self._run, name="replicator", daemon=True)
         self._pipeline: Pipeline | FanOut | None = None
         self._failure: BaseException | None = None
+        self._observer: Observer = SILENT
         #: Whether another process has the pipeline, and this one waits for its end.
         self._is_standby = False
 
@@ -282,7 +289,10 @@ class _Work:
 
     def _run(self) -> None:
         try:
-            with opened_store(self._config) as store:
+            with (
+                opened_store(self._config) as store,
+                exporting(self._config, waits_for_address=True) as self._observer,
+            ):
                 if self._config.destinations:
                     self._stream_to_several(store)
                 else:
@@ -302,7 +312,11 @@ class _Work:
                 follow_request(self._config, store)
             # A pipeline starts once, and checks the source before it touches anything.
             pipeline = Pipeline(
-                self._config, store, build_destination(self._config), copies="elsewhere"
+                self._config,
+                store,
+                build_destination(self._config),
+                copies="elsewhere",
+                observer=self._observer,
             )
             try:
                 pipeline.start()
@@ -330,7 +344,12 @@ class _Work:
                     stores = {name: each.store for name, each in parts.items()}
                     follow_request(self._config, store, stores)
                 fan_out = FanOut(
-                    self._config, store, parts, copies="elsewhere", follows_resets=True
+                    self._config,
+                    store,
+                    parts,
+                    copies="elsewhere",
+                    follows_resets=True,
+                    observer=self._observer,
                 )
                 self._pipeline = fan_out
                 if self._stop.is_set():

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from etl_dagster.log_fields import JsonLines
+
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
 
@@ -111,16 +113,38 @@ def _load(path: Path) -> PipelineConfig:
     return load_config(path)
 
 
+def log_format_option(command: Command) -> Command:
+    """Adds ``--log-format``; the command receives `log_format`, ``text`` or ``json``."""
+    return click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        envvar="ETL_DAGSTER_LOG_FORMAT",
+        show_envvar=True,
+        help="The log, on stderr, for people or as an object on each line.",
+    )(command)
+
+
 def set_up_logging(
-    context: click.Context, level: int, handler: logging.Handler | None = None
+    context: click.Context,
+    level: int,
+    handler: logging.Handler | None = None,
+    *,
+    as_json: bool = False,
 ) -> None:
-    """Log to stderr, so that stdout has nothing but results."""
+    """Log to stderr, so that stdout has nothing but results.
+
+    Args:
+        as_json: an object on each line, in place of what a person reads.
+    """
     if context.find_root().params.get("debug"):
         level = logging.DEBUG
-    if handler is None:
+    if handler is None or as_json:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+            JsonLines()
+            if as_json
+            else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
         )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("etl_dagster").setLevel(level)

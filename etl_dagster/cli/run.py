@@ -19,7 +19,13 @@ from etl_dagster.cli.following import (
     start,
     stopped_by_signals,
 )
-from etl_dagster.cli.options import config_option, json_option, load_whole, set_up_logging
+from etl_dagster.cli.options import (
+    config_option,
+    json_option,
+    load_whole,
+    log_format_option,
+    set_up_logging,
+)
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
@@ -33,10 +39,16 @@ if TYPE_CHECKING:
     help="End when every table is copied, and all that is committed now is durable.",
 )
 @click.option("--plain", is_flag=True, help="Lines instead of a live display.")
+@log_format_option
 @json_option
 @click.pass_context
 def run(
-    context: click.Context, config_path: Path, until_caught_up: bool, plain: bool, as_json: bool
+    context: click.Context,
+    config_path: Path,
+    until_caught_up: bool,
+    plain: bool,
+    log_format: str,
+    as_json: bool,
 ) -> None:
     """Copy every published table and stream its changes until Ctrl-C.
 
@@ -50,7 +62,12 @@ def run(
             from etl_dagster.cli.run_several import run_several
 
             has_errors = run_several(
-                context, config, until_caught_up=until_caught_up, plain=plain, as_json=as_json
+                context,
+                config,
+                until_caught_up=until_caught_up,
+                plain=plain,
+                log_format=log_format,
+                as_json=as_json,
             )
             if until_caught_up and has_errors:
                 context.exit(FAILED)
@@ -59,15 +76,18 @@ def run(
             raise click.UsageError("all destinations run together: leave --destination out")
         from etl_dagster.cli.views import make_view
 
-        view = make_view(plain=plain, as_json=as_json)
+        is_json_log = log_format == "json"
+        view = make_view(plain=plain, as_json=as_json, is_log_json=is_json_log)
         from etl_dagster.assembly import build_destination, opened_store
         from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
         from etl_dagster.runtime.pipeline import Pipeline
+        from etl_dagster.runtime.showing.exporting import exporting
 
         _wait_for_servers(config)
-        set_up_logging(context, logging.INFO if plain else logging.WARNING, view.log_handler())
-        with opened_store(config) as store:
-            pipeline = Pipeline(config, store, build_destination(config))
+        level = logging.INFO if plain or is_json_log else logging.WARNING
+        set_up_logging(context, level, view.log_handler(), as_json=is_json_log)
+        with opened_store(config) as store, exporting(config) as observer:
+            pipeline = Pipeline(config, store, build_destination(config), observer=observer)
             with stopped_by_signals(pipeline.shutdown, view) as asked:
                 if not start(pipeline, asked):
                     if until_caught_up:

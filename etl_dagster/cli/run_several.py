@@ -35,6 +35,7 @@ def run_several(
     *,
     until_caught_up: bool,
     plain: bool,
+    log_format: str,
     as_json: bool,
 ) -> bool:
     """Run until the end; whether any table has stopped.
@@ -47,12 +48,19 @@ def run_several(
     from etl_dagster.assembly import opened_members, opened_store
     from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
     from etl_dagster.runtime.fan_out.fan_out import FanOut
+    from etl_dagster.runtime.showing.exporting import exporting
 
     _wait_for_servers(config)
-    view = _Together(config, as_json=as_json)
-    set_up_logging(context, logging.INFO if plain else logging.WARNING, view.log_handler())
-    with opened_store(config) as store, opened_members(config) as parts:
-        fan_out = FanOut(config, store, parts)
+    is_json_log = log_format == "json"
+    view = _Together(config, as_json=as_json, is_log_json=is_json_log)
+    level = logging.INFO if plain or is_json_log else logging.WARNING
+    set_up_logging(context, level, view.log_handler(), as_json=is_json_log)
+    with (
+        opened_store(config) as store,
+        opened_members(config) as parts,
+        exporting(config) as observer,
+    ):
+        fan_out = FanOut(config, store, parts, observer=observer)
         running = _Running(fan_out, view)
         with stopped_by_signals(fan_out.shutdown, view) as asked:
             if not start(running, asked):
@@ -98,9 +106,9 @@ def _wait_for_servers(config: PipelineConfig) -> None:
 class _Together:
     """A view of each destination, in lines that begin with its name, or as JSON."""
 
-    def __init__(self, config: PipelineConfig, *, as_json: bool) -> None:
+    def __init__(self, config: PipelineConfig, *, as_json: bool, is_log_json: bool) -> None:
         self._views: Mapping[str, JsonView | LinesView] = {
-            name: JsonView() if as_json else LinesView(prefix=f"{name}: ")
+            name: JsonView() if as_json else LinesView(prefix=f"{name}: ", is_log_json=is_log_json)
             for name in config.destinations
         }
         first = next(iter(self._views.values()))

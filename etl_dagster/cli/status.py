@@ -23,10 +23,32 @@ _NOTICES_SHOWN = 3
 
 @click.command(short_help="Show states, progress and lag.")
 @config_option
+@click.option("--watch", "is_watched", is_flag=True, help="Stay, and show it live until Ctrl-C.")
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with plots of the last hours into this file.",
+)
 @json_option
-def status(config_path: Path, as_json: bool) -> None:
-    """Show table states, progress and lag of a pipeline, wherever it runs."""
+def status(config_path: Path, is_watched: bool, page: Path | None, as_json: bool) -> None:
+    """Show table states, progress and lag of a pipeline, wherever it runs.
+
+    \b
+    etl-dagster status --watch
+    etl-dagster status --html status.html
+    """
+    if [is_watched, page is not None, as_json].count(True) > 1:
+        raise click.UsageError("choose one of --watch, --html and --json")
     whole = load_whole(config_path)
+    if is_watched:
+        from etl_dagster.cli.watching import watch
+
+        watch(whole.members() or {"": whole})
+        return
+    if page is not None:
+        _write_page(whole, page)
+        return
     if not whole.destinations:
         report = _collect(whole)
         if as_json:
@@ -41,6 +63,19 @@ def status(config_path: Path, as_json: bool) -> None:
     for number, (name, report) in enumerate(reports.items()):
         click.echo(("" if number == 0 else "\n") + click.style(name, bold=True))
         _show(report)
+
+
+def _write_page(whole: PipelineConfig, path: Path) -> None:
+    from etl_dagster.cli.existing import existing_store
+    from etl_dagster.cli.status_page import status_page
+    from etl_dagster.runtime.showing.history import HISTORY, read_history
+
+    reports = []
+    for config in (whole.members() or {"": whole}).values():
+        with existing_store(config) as store:
+            reports.append((collect(config, store), read_history(store.get_status(HISTORY))))
+    path.write_text(status_page(reports), "utf-8")
+    click.echo(f"Wrote {path}.")
 
 
 def _collect(config: PipelineConfig) -> dict[str, Any]:

@@ -65,12 +65,13 @@ class View(Protocol):
         ...
 
 
-def make_view(*, plain: bool, as_json: bool) -> View:
+def make_view(*, plain: bool, as_json: bool, is_log_json: bool = False) -> View:
     """The live display on a terminal, lines elsewhere; unless told."""
     if as_json:
         return JsonView()
-    if plain or not sys.stdout.isatty():
-        return LinesView()
+    # Lines of the log would tear a live display.
+    if plain or is_log_json or not sys.stdout.isatty():
+        return LinesView(is_log_json=is_log_json)
     return LiveView()
 
 
@@ -130,10 +131,12 @@ class LinesView(_Quiet):
 
     Args:
         prefix: begins each line, after the time.
+        is_log_json: whether what goes to stderr has to be JSON.
     """
 
-    def __init__(self, prefix: str = "") -> None:
+    def __init__(self, prefix: str = "", *, is_log_json: bool = False) -> None:
         self._prefix = prefix
+        self._is_log_json = is_log_json
         self._states: dict[str, str] = {}
         self._tables: Mapping[str, TableStatus] = {}
         self._phase = ""
@@ -162,7 +165,9 @@ class LinesView(_Quiet):
 
     def stopping(self) -> None:
         # In a signal handler; click.echo's buffers may be in use.
-        sys.stderr.write("stopping; once more stops at once\n")
+        text = "stopping; once more stops at once"
+        line = {"level": "INFO", "message": text}
+        sys.stderr.write((json.dumps(line) if self._is_log_json else text) + "\n")
 
     def _say(self, line: str) -> None:
         click.echo(f"{time.strftime('%H:%M:%S')} {self._prefix}{line}")
@@ -233,7 +238,8 @@ class LiveView:
     def show(self, status: PipelineStatus) -> None:
         width, height = self._console.size
         limit = max(height - _OTHER_LINES, 3)
-        screen = render(status, limit=limit, width=width, is_stopping=self._is_stopping)
+        hint = "stopping; Ctrl-C stops at once" if self._is_stopping else "Ctrl-C stops"
+        screen = render(status, limit=limit, width=width, hint=hint)
         self._live.update(screen, refresh=True)
 
     def stopping(self) -> None:
@@ -283,12 +289,19 @@ class KeyEcho:
 
 
 def render(
-    status: PipelineStatus, *, limit: int, width: int, is_stopping: bool = False
+    status: PipelineStatus,
+    *,
+    limit: int,
+    width: int,
+    hint: str = "Ctrl-C stops",
+    below: Sequence[RenderableType] = (),
 ) -> RenderableType:
     """The pipeline on one screen, with at most `limit` tables, the ones that matter first.
 
     Args:
         width: of the terminal, columns.
+        hint: what keys do.
+        below: what else is shown under the pipeline's figures.
     """
     from rich.console import Group
     from rich.panel import Panel
@@ -296,7 +309,12 @@ def render(
 
     tables = sorted(status.tables.values(), key=_urgency)
     inner = width - _BORDER_COLUMNS
-    parts: list[RenderableType] = [*_header(status, inner), Text(), _tables(tables[:limit], inner)]
+    parts: list[RenderableType] = [
+        *_header(status, inner),
+        *below,
+        Text(),
+        _tables(tables[:limit], inner),
+    ]
     if len(tables) > limit:
         parts.append(Text(f"... and {len(tables) - limit} more tables", style="dim"))
     for table in tables[:limit]:
@@ -306,7 +324,6 @@ def render(
     if status.error:
         parts.append(Text(f"\n{status.error}", style="red"))
         parts.append(Text(f"What to do: {status.solution}"))
-    hint = "stopping; Ctrl-C stops at once" if is_stopping else "Ctrl-C stops"
     return Panel(
         Group(*parts),
         title=f"[bold]{status.pipeline}[/bold] to {status.destination}",

@@ -28,6 +28,7 @@ from etl_dagster.config.ends import (
 from etl_dagster.config.fan_out import BETWEEN, FanOutConfig, Membership
 from etl_dagster.config.meltano import MeltanoConfig
 from etl_dagster.config.merging import MergedTables
+from etl_dagster.config.metrics import MetricsConfig
 from etl_dagster.config.pace import BatchConfig, CopyConfig, RetryConfig
 from etl_dagster.config.section import Section
 from etl_dagster.config.shape import require_salt
@@ -126,6 +127,7 @@ class PipelineConfig(Section):
         "environment.",
     )
     meltano: MeltanoConfig = MeltanoConfig()
+    metrics: MetricsConfig = MetricsConfig()
     _merged: MergedTables | None = PrivateAttr(default=None)
     #: Of a destination that the pipeline was given as an object.
     _given_has_own_types: bool = PrivateAttr(default=False)

@@ -15,6 +15,7 @@ from etl_dagster.errors import (
     InvalidState,
     PublicationMissing,
 )
+from etl_dagster.log_fields import log_fields
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination, Interruptible, TellsWaits, offered
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
@@ -34,7 +35,9 @@ from etl_dagster.runtime.pace import Pace
 from etl_dagster.runtime.resetting import begin_again_without_slot
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import backoff
+from etl_dagster.runtime.showing.events import StatusTaken, StreamRetried
 from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics
+from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.showing.reporter import Reporter
 from etl_dagster.runtime.showing.status import Phase, PipelineStatus
 from etl_dagster.runtime.streaming.apply_worker import AppliedStream, Known
@@ -71,6 +74,7 @@ class Pipeline:
         wire: makes what the changes come from; by default, a slot that is the pipeline's alone.
         make_control: makes the connection for questions to the source.
         clock, timing: the time, and how long the pipeline's workers wait for each other.
+        observer: told what happens; see `runtime.showing.events`.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Pipeline:
         make_control: Callable[..., SourceControl] = SourceControl,
         clock: Clock = SYSTEM_CLOCK,
         timing: Timing = TIMING,
+        observer: Observer = SILENT,
     ) -> None:
         self._config = config = given(config, destination)
         self._store = store = coordinating(store)
@@ -97,8 +102,9 @@ class Pipeline:
         self._stop = threading.Event()
         self._clock, self._timing = clock, timing
         self._parts = parts = WorkerParts(
-            config, store, destination, self._control, self._stop, clock, timing
+            config, store, destination, self._control, self._stop, clock, timing, observer
         )
+        self._observer = observer
         self._tenure = Tenure(store)
         self._origin = Origin(config, store)
         #: From the first comparison on, each new connection is compared.
@@ -300,7 +306,8 @@ class Pipeline:
     def _guard(self, work: Callable[[], None]) -> None:
         """Run a thread's work; a failure that nobody expected ends the pipeline, and is raised."""
         try:
-            work()
+            with log_fields(pipeline=self._config.pipeline, position=lambda: str(self._confirmed)):
+                work()
         except BaseException as failure:
             if not isinstance(failure, EtlError):
                 log_failure(_log, f"{threading.current_thread().name} failed", failure)
@@ -325,6 +332,9 @@ class Pipeline:
                     if not error.retryable or pauses.is_exhausted:
                         raise
                     self._trouble, self._phase = error, "retrying"
+                    self._observer.observe(
+                        StreamRetried(self._config.pipeline, type(error).__name__)
+                    )
                     delay_s = pauses.next_delay_s()
                     _log.warning("%s; trying again in %.1f s", error.reason, delay_s)
                     self._clock.wait(self._stop, delay_s)
@@ -439,7 +449,9 @@ class Pipeline:
             pace.begin()
             try:
                 self._reporter.measure()
-                self._reporter.publish(self.status())
+                status = self.status()
+                self._observer.observe(StatusTaken(status))
+                self._reporter.publish(status)
             except EtlError as error:
                 _log.warning("the status can't be published: %s", error.reason)
             pace.end()

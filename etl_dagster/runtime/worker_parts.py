@@ -9,6 +9,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
+from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.timing import TIMING, Timing
 from etl_dagster.source.control import SourceControl
 
@@ -26,3 +27,4 @@ class WorkerParts:
     stop: threading.Event
     clock: Clock = SYSTEM_CLOCK
     timing: Timing = TIMING
+    observer: Observer = SILENT

@@ -7,9 +7,12 @@ import math
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, zip_longest
 
 from etl_dagster.errors import EtlError
+from etl_dagster.log_fields import log_fields
+from etl_dagster.lsn import LSN_MAX
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, TableState, TimedRetry
 from etl_dagster.runtime.checking.belonging import MISMATCHES
@@ -145,8 +148,10 @@ class TableSyncs:
             clock=parts.clock,
             timing=parts.timing,
         )
+        fields = log_fields(pipeline=parts.config.pipeline, table=partial(self._name, table_id))
         try:
-            worker.run()
+            with fields:
+                worker.run()
         except MISMATCHES as error:
             self._failure = error
         except EtlError:
@@ -154,10 +159,15 @@ class TableSyncs:
         except Exception as error:
             log_failure(_log, f"the worker of table {table_id} failed", error)
 
+    def _name(self, table_id: TableId) -> str:
+        schema = self._parts.store.get_table_schema(table_id, LSN_MAX)
+        return f"table {table_id}" if schema is None else schema.name
+
     def _sync_group(self, table_ids: Sequence[TableId]) -> None:
         group = GroupSync(self._parts, table_ids)
         try:
-            group.run()
+            with log_fields(pipeline=self._parts.config.pipeline):
+                group.run()
         except MISMATCHES as error:
             self._failure = error
         except EtlError as error:

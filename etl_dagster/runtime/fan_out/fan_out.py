@@ -31,6 +31,7 @@ from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.resetting import ALL
 from etl_dagster.runtime.runner import RUNNER, in_use, note_runner
+from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.runtime.slot import make_permanent_slot
 from etl_dagster.source.control import SourceControl
@@ -62,6 +63,7 @@ class FanOut:
         copies: Literal["own", "elsewhere"] = "own",
         pace: FanOutPace = PACE,
         follows_resets: bool = False,
+        observer: Observer = SILENT,
     ) -> None:
         self._config = config
         self._pace = pace
@@ -83,6 +85,7 @@ class FanOut:
                 self._control,
                 copies=copies,
                 pace=pace,
+                observer=observer,
                 on_fatal=self._end_with,
             )
             for name, each in parts.items()

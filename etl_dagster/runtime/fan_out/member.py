@@ -30,6 +30,7 @@ from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.resetting import answer_request, is_reset_wanted
+from etl_dagster.runtime.showing.observer import Observer
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.runtime.slot import drop_pipeline_slots
 from etl_dagster.source.control import SourceControl
@@ -57,6 +58,7 @@ class Member:
         *,
         copies: Literal["own", "elsewhere"],
         pace: FanOutPace,
+        observer: Observer,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.name = name
@@ -68,6 +70,7 @@ class Member:
         self._copies = copies
         self._pace = pace
         self._on_fatal = on_fatal
+        self._observer = observer
         assert parts.config.membership is not None
         self.own_slot = apply_slot_name(parts.config.membership.own_slot_of)
         self._stop = threading.Event()
@@ -176,7 +179,12 @@ class Member:
     def _run_pipeline(self) -> None:
         destination = self._parts.make_destination()
         self.pipeline = pipeline = Pipeline(
-            self.config, self.store, destination, copies=self._copies, wire=self._make_wire
+            self.config,
+            self.store,
+            destination,
+            copies=self._copies,
+            wire=self._make_wire,
+            observer=self._observer,
         )
         if self._stop.is_set():
             return

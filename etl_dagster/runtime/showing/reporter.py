@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
@@ -24,6 +25,7 @@ from etl_dagster.model.states import DataSync, Errored, Init, Ready, TableState,
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.membership.members import Members
+from etl_dagster.runtime.showing.history import HISTORY, History
 from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics, TableCounts
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.runtime.slot import retained_wal_bytes
@@ -75,6 +77,7 @@ class Reporter:
         self._plans: Mapping[TableId, CopyPlan] = {}
         self._wal_due = self._count_due = self._publish_due = self._news_due = 0.0
         self._published: PipelineStatus | None = None
+        self._history = History(partial(store.publish_status, HISTORY))
         #: The last answer of `tables`, with what it was made of; and each table's part of it.
         self._shown: tuple[_Basis, Mapping[str, TableStatus]] | None = None
         self._parts: Mapping[TableId, tuple[object, TableStatus]] = {}
@@ -85,6 +88,7 @@ class Reporter:
 
     def recall(self) -> None:
         """Take over when each table last changed from the status of the process before."""
+        self._history.recall(self._store.get_status(HISTORY))
         published = self._store.get_status("apply")
         if not published:
             return
@@ -175,6 +179,7 @@ class Reporter:
 
         That of thousands of tables is large; it is written less often.
         """
+        self._history.add(status)
         began = time.thread_time()
         now = time.monotonic()
         is_news = self._published is None or _is_news(status, self._published)

@@ -6,7 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from etl_dagster.errors import RowsOutdated, SourceRestored, TableWriteFailed
@@ -125,7 +127,9 @@ class Delivery:
         self._pending: deque[int] = deque()
         #: Every transaction that was committed before is durable.
         self._reached: Lsn | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        # What is logged there is about the same pipeline, or table, as here.
+        work = partial(copy_context().run, self._run)
+        self._thread = threading.Thread(target=work, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()

@@ -21,6 +21,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.runtime.durable import Stopped, as_future, wait_durable
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.retry import backoff
+from etl_dagster.runtime.showing.events import BatchWritten, WriteRetried
 from etl_dagster.runtime.streaming.halving import PieceSize, halves, only_table
 from etl_dagster.runtime.streaming.role import Role
 from etl_dagster.runtime.worker_parts import WorkerParts
@@ -39,6 +40,7 @@ class BatchWriter:
         self._destination = parts.destination
         self._retry = parts.config.retry
         self._clock = parts.clock
+        self._pipeline, self._observer = parts.config.pipeline, parts.observer
         self._role = role
         self._stop = parts.stop
         #: Tables taken out of this stream, until they are copied anew.
@@ -96,6 +98,7 @@ class BatchWriter:
             piece = self.without_excluded(pieces[0])
             if begun is None and self._piece_size.is_too_large(piece) and _cut(pieces, piece):
                 continue
+            began_s = self._clock.now_s()
             try:
                 if begun is not None:
                     result, begun = begun, None
@@ -106,6 +109,14 @@ class BatchWriter:
                     wait_durable(self._destination.write_events(piece), self._stop)
                 if not piece.is_empty:
                     self._piece_size.written(piece)
+                    self._observer.observe(
+                        BatchWritten(
+                            self._pipeline,
+                            piece.row_count,
+                            piece.row_bytes,
+                            self._clock.now_s() - began_s,
+                        )
+                    )
                 pieces.popleft()
                 pauses.reset()
             except RowsOutdated as error:
@@ -148,6 +159,7 @@ class BatchWriter:
             ) from error
         if not isinstance(error, EtlError) and pauses.attempt == 0:
             log_failure(_log, f"{self._destination.name} failed", error)
+        self._observer.observe(WriteRetried(self._pipeline, type(error).__name__))
         delay_s = pauses.next_delay_s()
         _log.warning(
             "%s refused a batch (%s); try %d in %.1f s",
