@@ -168,13 +168,14 @@ class Idle:
         self._databases.append(database)
 
 
+@pytest.fixture(scope="module")
+def idle() -> Iterator[Idle]:
+    with ExitStack() as made:
+        yield Idle(made)
+
+
 class TestPostgresDestination(ChecksOfOurOwn, DestinationSuite):
     """Read as everybody else would, from the database."""
-
-    @pytest.fixture(scope="class")
-    def idle(self) -> Iterator[Idle]:
-        with ExitStack() as made:
-            yield Idle(made)
 
     @pytest.fixture(autouse=True)
     def serve(self, server: EmbeddedPostgres, idle: Idle) -> Iterator[None]:
