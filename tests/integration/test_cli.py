@@ -29,7 +29,7 @@ from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.stores.postgres.migrate import STORE
 from tests.support.database import Database
-from tests.support.forked import ENGINE, PIPE, Forked
+from tests.support.forked import Forked, etl_dagster
 from tests.support.leaks import LEAKS, PASSWORD, make_secret
 from tests.support.meltano import state_uri
 from tests.support.waiting import PATIENCE_S
@@ -62,15 +62,7 @@ class Shop:
         (self.folder / "etl.yaml").write_text(json.dumps(self.values))
 
     def start(self, *arguments: str, environ: Mapping[str, str] | None = None) -> Forked:
-        return Forked(
-            "etl_dagster.cli:main",
-            ENGINE,
-            ["etl-dagster", *arguments],
-            cwd=self.folder,
-            environ=environ,
-            stdout=PIPE,
-            stderr=PIPE,
-        )
+        return etl_dagster(*arguments, cwd=self.folder, environ=environ)
 
     def start_interpreter(
         self, *arguments: str, prefix: Sequence[str] = ()

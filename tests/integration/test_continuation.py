@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +25,9 @@ from etl_dagster.source.slots import (
 )
 from etl_dagster.stores.postgres import PostgresStore
 from tests.support.database import Database
+from tests.support.forked import etl_dagster
 from tests.support.pipelines import assert_table_in_step, rows, running
+from tests.support.waiting import PATIENCE_S
 
 MakeConfig = Callable[..., PipelineConfig]
 
@@ -54,15 +54,12 @@ class Folder:
 
     def run(self, *arguments: str) -> tuple[int, str]:
         """The exit code, and all that was printed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "etl_dagster.cli", *arguments],
-            cwd=self.path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        return done.returncode, done.stdout + done.stderr
+        with etl_dagster(*arguments, cwd=self.path) as process:
+            try:
+                out, err = process.communicate(timeout=PATIENCE_S)
+            finally:
+                process.kill()
+        return process.wait(), out + err
 
 
 @contextmanager

@@ -6,8 +6,6 @@ import json
 import logging
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,11 +16,13 @@ import pytest
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.memory import MemoryDestination
 from tests.support.database import PUBLICATION, Database
+from tests.support.forked import etl_dagster
 from tests.support.pipelines import running
 from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
+RUN = ("run", "--until-caught-up")
 MakeConfig = Callable[..., PipelineConfig]
 
 _WAITING = (
@@ -83,8 +83,8 @@ def test_what_the_first_slot_waits_for_is_named(
     assert len(destination.rows("public.items")) == 1
 
 
-def run_command(database: Database, folder: Path) -> list[str]:
-    """Write a configuration into the folder; gives the command to be run in it."""
+def configure(database: Database, folder: Path) -> None:
+    """Write a configuration into the folder."""
     (folder / "etl.yaml").write_text(
         json.dumps(
             {
@@ -94,7 +94,6 @@ def run_command(database: Database, folder: Path) -> list[str]:
             }
         )
     )
-    return [sys.executable, "-m", "etl_dagster.cli", "run", "--until-caught-up"]
 
 
 def waiting(database: Database) -> set[int]:
@@ -103,20 +102,27 @@ def waiting(database: Database) -> set[int]:
 
 
 def ended_while_waiting(
-    database: Database, command: list[str], folder: Path, number: signal.Signals
+    database: Database, folder: Path, number: signal.Signals
 ) -> tuple[int, str]:
     """Start it, and send the signal once its slot waits; exit code and what it wrote to stderr."""
     before = waiting(database)
-    with subprocess.Popen(
-        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with etl_dagster(*RUN, cwd=folder) as process:
         try:
             wait_for(lambda: waiting(database) - before, "waiting for the transaction")
             process.send_signal(number)
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
-    return process.returncode, err
+    return process.wait(), err
+
+
+def run_to_the_end(folder: Path) -> None:
+    with etl_dagster(*RUN, cwd=folder) as process:
+        try:
+            _, err = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+    assert process.wait() == 0, err
 
 
 def test_a_process_that_ends_while_its_first_slot_waits_leaves_nothing_in_the_way(
@@ -127,19 +133,19 @@ def test_a_process_that_ends_while_its_first_slot_waits_leaves_nothing_in_the_wa
         "create table items (id int primary key)",
         f"create publication {PUBLICATION} for table items",
     )
-    command = run_command(database, tmp_path)
+    configure(database, tmp_path)
     with database.connect(autocommit=False) as blocker:
         blocker.execute("insert into items values (1)")
-        code, err = ended_while_waiting(database, command, tmp_path, signal.SIGINT)
+        code, err = ended_while_waiting(database, tmp_path, signal.SIGINT)
         assert code == 130, err
         assert "before the pipeline had begun" in err
-        code, err = ended_while_waiting(database, command, tmp_path, signal.SIGKILL)
+        code, err = ended_while_waiting(database, tmp_path, signal.SIGKILL)
         assert code == -signal.SIGKILL
         assert waiting(database)
-        code, err = ended_while_waiting(database, command, tmp_path, signal.SIGTERM)
+        code, err = ended_while_waiting(database, tmp_path, signal.SIGTERM)
         assert code == 130, err
         blocker.commit()
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    run_to_the_end(tmp_path)
 
 
 def test_ctrl_c_while_a_slot_waits_ends_the_run_and_is_no_success(
@@ -151,15 +157,15 @@ def test_ctrl_c_while_a_slot_waits_ends_the_run_and_is_no_success(
         "create table items (id int primary key)",
         f"create publication {PUBLICATION} for all tables",
     )
-    command = run_command(database, tmp_path)
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    configure(database, tmp_path)
+    run_to_the_end(tmp_path)
     database.execute("create table more (id int primary key)")
     with database.connect(autocommit=False) as blocker:
         blocker.execute("insert into items values (1)")
-        code, err = ended_while_waiting(database, command, tmp_path, signal.SIGINT)
+        code, err = ended_while_waiting(database, tmp_path, signal.SIGINT)
         blocker.rollback()
 
     assert code == 130, err
     assert "1 of 2 tables are ready" in err
     assert "Run the same command again" in err
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    run_to_the_end(tmp_path)

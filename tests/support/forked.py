@@ -159,6 +159,19 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def etl_dagster(*arguments: str, cwd: Path, environ: Mapping[str, str] | None = None) -> Forked:
+    """The command line, its output in pipes."""
+    return Forked(
+        "etl_dagster.cli:main",
+        ENGINE,
+        ["etl-dagster", *arguments],
+        cwd=cwd,
+        environ=environ,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+
+
 def _pipe_or(given: int | IO[Any], to_it: bool = False) -> tuple[IO[str] | None, int]:
     """Our end of a pipe, if one is wanted, and the descriptor of the process."""
     if given == DEVNULL:
