@@ -216,6 +216,9 @@ def _show(report: dict[str, Any]) -> None:
         if count := published.get("transactions_in_progress"):
             size = human_bytes(published.get("spooled_bytes", 0))
             click.echo(f"  in progress    {count} large transactions, {size} on disk")
+        latency = published.get("latency_seconds")
+        if latency is not None:
+            click.echo(f"  latency        {latency:.1f} s from commit to durable, by heartbeat")
     if published.get("note"):
         click.echo(f"  note           {published['note']}")
     if published.get("error"):

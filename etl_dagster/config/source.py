@@ -53,6 +53,13 @@ class SourceConfig(Section):
         description="Whether transactions that outgrow the server's logical_decoding_work_mem are "
         "read while they are in progress (from Postgres 14 on), or once they have committed.",
     )
+    heartbeat_s: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds between heartbeats: small messages in the WAL, without a table, by "
+        "which an idle database releases WAL and the end-to-end latency is measured; 0: none.",
+    )
 
     @field_validator("publication")
     @classmethod

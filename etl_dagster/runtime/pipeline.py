@@ -41,6 +41,7 @@ from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.showing.reporter import Reporter
 from etl_dagster.runtime.showing.status import Phase, PipelineStatus
 from etl_dagster.runtime.streaming.apply_worker import AppliedStream, Known
+from etl_dagster.runtime.streaming.heartbeat import Beat, Heart, Latency
 from etl_dagster.runtime.streaming.wire import MakeWire, OwnSlot
 from etl_dagster.runtime.tables.coming_copies import request_coming_copies
 from etl_dagster.runtime.tables.odd_policies import require_quarantine
@@ -110,6 +111,10 @@ class Pipeline:
         #: From the first comparison on, each new connection is compared.
         self._is_source_known = False
         self._metrics = Metrics()
+        self._latency = Latency(clock)
+        #: One destination among several is told of the heartbeats that are written for all.
+        is_alone = config.membership is None
+        self._heart = Heart(config.source, self._control, clock) if is_alone else None
         self._belonging = Belonging(config, store, destination)
         self._members = Members(config, store, self._control)
         self._rewrites = Rewrites(store, self._control, partial(fetch_own_sample, config.source))
@@ -222,6 +227,16 @@ class Pipeline:
         apply = self._apply
         if apply is not None:
             apply.hurry(goal)
+
+    def expect(self, beat: Beat) -> None:
+        """Measure how long this heartbeat takes to become durable."""
+        self._latency.sent(beat)
+        self._confirm_heartbeat()
+
+    def _confirm_heartbeat(self) -> None:
+        apply, lsn = self._apply, self._latency.waits_for
+        if apply is not None and lsn is not None:
+            apply.confirm_from(lsn)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; whether it came in time. Raises what the pipeline failed with."""
@@ -366,6 +381,7 @@ class Pipeline:
             start_lsn=start_lsn,
             on_durable=self._durable,
         )
+        self._confirm_heartbeat()
         self._phase = "streaming"
         self._apply.run()
 
@@ -375,6 +391,7 @@ class Pipeline:
 
     def _durable(self, lsn: Lsn) -> None:
         self._confirmed = max(self._confirmed, lsn)
+        self._latency.durable(lsn)
         self._trouble = None
 
     # -- the other threads -----------------------------------------------------------------------
@@ -448,6 +465,8 @@ class Pipeline:
         while not self._stop.wait(pace.pause_s):
             pace.begin()
             try:
+                if self._heart is not None and (beat := self._heart.beat_if_due()) is not None:
+                    self.expect(beat)
                 self._reporter.measure()
                 status = self.status()
                 self._observer.observe(StatusTaken(status))
@@ -482,6 +501,7 @@ class Pipeline:
         confirmed, in_progress = self._confirmed, self._wire.in_progress
         # The stream tells the server's end with each message, the reporter asks every few seconds.
         end = max(server, received, confirmed, self._reporter.server_lsn)
+        latency_s = self._latency.seconds
         return PipelineStatus(
             pipeline=self._config.pipeline,
             destination=self._config.destination.type,
@@ -492,6 +512,7 @@ class Pipeline:
             server_lsn=str(end),
             lag_bytes=end.offset - confirmed.offset,
             lag_seconds=round(apply.lag_s, 3) if apply is not None else 0.0,
+            latency_seconds=None if latency_s is None else round(latency_s, 3),
             retained_wal_bytes=self._reporter.retained_wal_bytes,
             transactions_in_progress=in_progress.transactions,
             spooled_bytes=in_progress.spooled_bytes,

@@ -61,6 +61,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "keepalive_interval_s": 5,
         "keepalive_count": 2,
         "streaming": "off",
+        "heartbeat_s": 5.0,
     },
     "postgres": {"dsn": "dbname=s", "session_dsn": "dbname=t", "schema_name": "state"},
     "destination postgres": {"dsn": "dbname=d", "user_types": "create", "changelog": True},

@@ -200,6 +200,34 @@ def test_a_hurry_confirms_an_idle_position_at_once(fixture: Fixture) -> None:
     assert "request_keepalive" in fixture.stream.calls
 
 
+def test_an_idle_position_past_an_awaited_one_is_confirmed_at_once(fixture: Fixture) -> None:
+    fixture.script.append(wire.keepalive(3000))
+    fixture.idles()
+    fixture.script += [
+        lambda: fixture.feed.confirm_from(Lsn(3150)),
+        wire.keepalive(3100),
+        wire.keepalive(3200),
+        wire.keepalive(3300),
+    ]
+
+    fixture.feed.run()
+
+    assert fixture.side.durable == [Lsn(3000), Lsn(3200)]
+
+
+def test_an_awaited_position_closes_no_batch(fixture: Fixture) -> None:
+    """A heartbeat measures how long changes take; it must not make them quicker."""
+    fixture.script += transaction(2000, 1)
+    fixture.script.append(lambda: fixture.feed.confirm_from(Lsn(2040)))
+    fixture.script.append(lambda: pytest.fail("too early") if fixture.feed.is_writing else None)
+    fixture.passes(1.0)
+    fixture.sees(1)
+
+    fixture.feed.run()
+
+    assert fixture.side.durable[0] == Lsn(2050)
+
+
 def test_a_hurry_closes_the_batch_that_reaches_its_goal(fixture: Fixture) -> None:
     fixture.script += transaction(2000, 1)
     fixture.script.append(lambda: fixture.feed.hurry(Lsn(2040)))

@@ -44,6 +44,7 @@ from etl_dagster.source.catalog import (
     fetch_relations,
 )
 from etl_dagster.source.columns import Traces, fetch_traces
+from etl_dagster.source.heartbeat import emit_heartbeat
 from etl_dagster.source.locks import fetch_exclusive_locks
 from etl_dagster.source.membership import Look, Membership, PublicationTrace, Storage, look
 from etl_dagster.source.slots import (
@@ -147,6 +148,7 @@ class Fixture:
             fetch_exclusive_locks: lambda **_: [],
             fetch_insert_lsn: lambda: self.end,
             emit_marker: lambda: self.end,
+            emit_heartbeat: lambda: None,
         }
         self.pipeline = self.make()
 

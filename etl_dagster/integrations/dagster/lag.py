@@ -155,6 +155,8 @@ def _facts(status: PipelineStatus) -> dict[str, Any]:
         "confirmed_lsn": status.confirmed_lsn,
         "as_of": MetadataValue.timestamp(status.at),
     }
+    if status.latency_seconds is not None:
+        facts["latency_seconds"] = float(status.latency_seconds)
     if status.retained_wal_bytes is not None:
         facts["retained_wal_bytes"] = status.retained_wal_bytes
     return facts

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         keepalive_interval_s: int | None = None
         keepalive_count: int | None = None
         streaming: str = "auto"
+        heartbeat_s: float = 30.0
 
     class _PostgresStoreFields(SectionResource, EtlStateStoreResource):
         dsn: str | None = None

@@ -22,6 +22,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.coordination import Lease
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.checking.preflight import require_ready
+from etl_dagster.runtime.clock import SYSTEM_CLOCK
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.fan_out.decisions import Decisions
@@ -34,6 +35,7 @@ from etl_dagster.runtime.runner import RUNNER, in_use, note_runner
 from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.runtime.slot import make_permanent_slot
+from etl_dagster.runtime.streaming.heartbeat import Heart
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import drop_slot, fetch_slot, require_usable
 from etl_dagster.words import names
@@ -77,6 +79,7 @@ class FanOut:
             config.source, application_name=f"etl_dagster slots {config.pipeline}"
         )
         self._shared = SharedSlot(config, self._shared_control, pace)
+        self._heart = Heart(config.source, self._control, SYSTEM_CLOCK)
         self.members = {
             name: Member(
                 name,
@@ -292,6 +295,7 @@ class FanOut:
                         for member in self.members.values():
                             member.look_for_reset()
                     self._decisions.look()
+                    self._beat_if_due()
                 except (LeaseLost, _AllFailed):
                     raise
                 except EtlError as error:
@@ -306,6 +310,12 @@ class FanOut:
             except BaseException as failure:
                 self._failure = self._failure or failure
             self._done.set()
+
+    def _beat_if_due(self) -> None:
+        beat = self._heart.beat_if_due()
+        for member in self.members.values():
+            if beat is not None and (pipeline := member.pipeline) is not None:
+                pipeline.expect(beat)
 
     def _require_leases(self) -> None:
         for name, lease in self._leases.items():

@@ -83,6 +83,9 @@ class PipelineStatus:
     lag_bytes: int = 0
     #: Age of the oldest commit that is received and not yet durable, seconds; 0 when none is.
     lag_seconds: float = 0.0
+    #: From the commit of the last heartbeat at the source until it was durable, or the age of one
+    #: that takes longer; None before the first, and without heartbeats.
+    latency_seconds: float | None = None
     #: WAL that the slot makes the server keep, bytes; None until first measured.
     retained_wal_bytes: int | None = None
     #: Transactions that the source has sent before they committed, and what of them is on disk.

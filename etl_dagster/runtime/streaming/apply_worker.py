@@ -164,6 +164,10 @@ class AppliedStream:
         """Make what was committed before `goal` durable as soon as possible. From any thread."""
         self._feed.hurry(goal)
 
+    def confirm_from(self, lsn: Lsn) -> None:
+        """Confirm an idle position past `lsn` at once, which the stream is to reach by itself."""
+        self._feed.confirm_from(lsn)
+
     def interrupt(self) -> None:
         self._feed.interrupt()
 

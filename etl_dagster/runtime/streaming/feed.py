@@ -138,6 +138,10 @@ class Feed:
         """Make what was committed before `goal` durable as soon as possible."""
         self._loop.hurry(goal)
 
+    def confirm_from(self, lsn: Lsn) -> None:
+        """Confirm an idle position past `lsn` at once; the stream is to reach it by itself."""
+        self._loop.confirm_from(lsn)
+
     def interrupt(self) -> None:
         self._stream.interrupt()
 

@@ -84,6 +84,8 @@ class StreamLoop:
         self._confirmed_idle = LSN_ZERO
         self._confirm_idle_at = 0.0
         self._hurry = False
+        #: An idle position from here on is confirmed at once.
+        self._confirm_from: Lsn | None = None
         #: Close the open batch once everything committed before is in it; None without a request.
         self._goal: Lsn | None = None
 
@@ -132,6 +134,15 @@ class StreamLoop:
         self._hurry = True
         self._stream.request_keepalive()
 
+    def confirm_from(self, lsn: Lsn) -> None:
+        """Confirm an idle position past `lsn` at once; batches stay as they are. From any thread.
+
+        The stream is to reach it by itself.
+        """
+        self._confirm_from = lsn
+        # It may have been reached already.
+        self._stream.interrupt()
+
     @property
     def position(self) -> Lsn:
         """The smallest LSN past every transaction of which something was read."""
@@ -175,7 +186,10 @@ class StreamLoop:
             return
         now = self._clock.now_s()
         position = self.position
-        if position <= self._confirmed_idle or not (self._hurry or now >= self._confirm_idle_at):
+        wanted = self._confirm_from
+        is_awaited = wanted is not None and self._confirmed_idle < wanted <= position
+        is_due = self._hurry or is_awaited or now >= self._confirm_idle_at
+        if position <= self._confirmed_idle or not is_due:
             return
         if self._delivery.is_idle:
             self._session.take_batch()
