@@ -164,6 +164,7 @@ def _slots(config: PipelineConfig, control: SourceControl) -> dict[str, Any]:
     A table that stopped in its copy keeps its slot, and the source keeps WAL for it.
     """
     from etl_dagster.errors import EtlError
+    from etl_dagster.source.retained_wal import RetainedWal
     from etl_dagster.source.slots import apply_slot_names, fetch_apply_slot, fetch_copying_slots
 
     name = apply_slot_names(config)[-1]
@@ -176,6 +177,10 @@ def _slots(config: PipelineConfig, control: SourceControl) -> dict[str, Any]:
         own: dict[str, Any] = {"name": name, "error": "it does not exist on the source"}
     else:
         own = _slot(slot)
+        wal = RetainedWal.of(slot, config.source)
+        own["warned_above_bytes"] = wal.warned_above_bytes
+        own["warning"] = wal.reason if wal.is_too_much else None
+        own["solution"] = wal.solution if wal.is_too_much else None
     return {"slot": own, "table_slots": [_slot(other) for other in others]}
 
 
@@ -205,6 +210,9 @@ def _show(report: dict[str, Any]) -> None:
     else:
         kept = human_bytes(slot["retained_bytes"])
         click.echo(f"  slot           {slot['name']}: {slot['wal_status']}, keeps {kept} of WAL")
+        if slot["warning"]:
+            click.echo(f"  warning        {slot['warning']}")
+            click.echo(f"  what to do     {slot['solution']}")
     for other in report["table_slots"]:
         kept = human_bytes(other["retained_bytes"])
         click.echo(f"  table's slot   {other['name']}: {other['wal_status']}, keeps {kept} of WAL")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from etl_dagster.config.section import Section
+from etl_dagster.config.section import ByteCount, Section
 from etl_dagster.errors import ConfigError
 
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
@@ -52,6 +52,12 @@ class SourceConfig(Section):
         "auto",
         description="Whether transactions that outgrow the server's logical_decoding_work_mem are "
         "read while they are in progress (from Postgres 14 on), or once they have committed.",
+    )
+    max_retained_wal: ByteCount = Field(
+        1024**3,
+        ge=1_000_000,
+        description="`status`, `doctor`, the log and the Dagster check warn of a slot that makes "
+        "the source keep more WAL; where max_slot_wal_keep_size is not larger, from half of that.",
     )
     heartbeat_s: float = Field(
         30.0,

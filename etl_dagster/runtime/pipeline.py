@@ -501,7 +501,7 @@ class Pipeline:
         confirmed, in_progress = self._confirmed, self._wire.in_progress
         # The stream tells the server's end with each message, the reporter asks every few seconds.
         end = max(server, received, confirmed, self._reporter.server_lsn)
-        latency_s = self._latency.seconds
+        latency_s, wal = self._latency.seconds, self._reporter.retained_wal
         return PipelineStatus(
             pipeline=self._config.pipeline,
             destination=self._config.destination.type,
@@ -513,7 +513,8 @@ class Pipeline:
             lag_bytes=end.offset - confirmed.offset,
             lag_seconds=round(apply.lag_s, 3) if apply is not None else 0.0,
             latency_seconds=None if latency_s is None else round(latency_s, 3),
-            retained_wal_bytes=self._reporter.retained_wal_bytes,
+            retained_wal_bytes=None if wal is None else wal.retained_bytes,
+            wal_warned_above_bytes=None if wal is None else wal.warned_above_bytes,
             transactions_in_progress=in_progress.transactions,
             spooled_bytes=in_progress.spooled_bytes,
             rows_total=self._metrics.rows,

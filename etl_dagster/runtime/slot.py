@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from etl_dagster.config import PipelineConfig
+from etl_dagster.config import PipelineConfig, SourceConfig
 from etl_dagster.errors import EtlError, SlotAdvanced, SlotError, SlotMissing, SlotNotCreated
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready, SyncDone
@@ -18,6 +18,7 @@ from etl_dagster.pg.cancelling import cancelled_by
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
+from etl_dagster.source.retained_wal import RetainedWal
 from etl_dagster.source.slots import (
     CreatedSlot,
     OpenTransaction,
@@ -231,7 +232,9 @@ def list_pipeline_slots(control: SourceControl, config: PipelineConfig) -> list[
     return names
 
 
-def retained_wal_bytes(control: SourceControl, slot_name: str) -> int | None:
-    """WAL that the slot makes the server keep, bytes."""
+def retained_wal(
+    control: SourceControl, config: SourceConfig, slot_name: str
+) -> RetainedWal | None:
+    """WAL that the slot makes the server keep; None where there is no such slot."""
     slot = control.ask("looking at the slot", fetch_slot, slot_name)
-    return None if slot is None else slot.retained_bytes
+    return None if slot is None else RetainedWal.of(slot, config)

@@ -84,6 +84,8 @@ class Slot:
     is_of_this_database: bool = True
     #: Whether standbys are to have it, too; from PostgreSQL 17 on.
     is_failover: bool = False
+    #: max_slot_wal_keep_size: the most that the server keeps for any slot; None: no limit.
+    wal_limit_bytes: int | None = None
 
     @property
     def is_unfinished(self) -> bool:
@@ -114,7 +116,9 @@ def _fetch(connection: Connection, names: Sequence[str]) -> list[Slot]:
                       else pg_current_wal_lsn() end, restart_lsn), 0)::bigint,
                to_jsonb(s) ->> 'invalidation_reason',
                database is not distinct from current_database(),
-               coalesce(to_jsonb(s) ->> 'failover' = 'true', false)
+               coalesce(to_jsonb(s) ->> 'failover' = 'true', false),
+               (select nullif(setting::bigint, -1) * 1024 * 1024
+                from pg_settings where name = 'max_slot_wal_keep_size')
         from pg_replication_slots s where slot_name = any (%s) order by slot_name
         """,
         [list(names)],

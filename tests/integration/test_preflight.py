@@ -10,6 +10,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from etl_dagster.cli.status import collect
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 from etl_dagster.errors import (
@@ -25,6 +26,7 @@ from etl_dagster.runtime.checking.check import Check
 from etl_dagster.runtime.checking.preflight import require_ready, run_checks
 from etl_dagster.source.connection import connect
 from etl_dagster.source.slots import apply_slot_name, table_sync_slot_name
+from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.words import human_bytes, names
 from tests.support.database import Database
 from tests.support.fan_outs import several
@@ -294,6 +296,23 @@ def test_the_pipelines_own_slot_is_reported(config: PipelineConfig, shop: Databa
     make_slot(shop, apply_slot_name(config.pipeline))
 
     assert "waits for the pipeline" in found(config, "slot").message
+
+
+def test_a_slot_that_keeps_much_wal_is_a_warning_in_doctor_and_status(
+    shop: Database, make_config: MakeConfig
+) -> None:
+    config = make_config(shop, **{"source.max_retained_wal": "1MB"})
+    make_slot(shop, apply_slot_name(config.pipeline))
+    assert collect(config, MemoryStore())["slot"]["warning"] is None
+
+    shop.execute("insert into orders select i, repeat('x', 100) from generate_series(1, 10000) i")
+
+    check, slot = found(config, "slot"), collect(config, MemoryStore())["slot"]
+    assert check.level == "warning"
+    assert "no process reads the slot" in check.message
+    for message in (check.message, slot["warning"]):
+        assert "more than source.max_retained_wal (976.6 KiB)" in message
+    assert slot["warned_above_bytes"] == 1_000_000
 
 
 def test_a_slot_that_no_published_table_needs_is_a_warning(

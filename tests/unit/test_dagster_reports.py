@@ -219,6 +219,21 @@ def test_a_stream_that_is_late_warns_until_it_has_caught_up() -> None:
     assert outcomes == [[True], [False], [], [True]]
 
 
+def test_wal_that_is_kept_past_the_bound_warns_until_it_is_released() -> None:
+    ticks = Ticks()
+    outcomes = [
+        [
+            (check.passed, check.severity, "keeps" in (check.description or ""))
+            for check in checked(
+                ticks.tick(READY, retained_wal_bytes=kept, wal_warned_above_bytes=5_000_000)
+            )
+        ]
+        for kept in (5_000_000, 5_000_001, 1)
+    ]
+    warn = AssetCheckSeverity.WARN
+    assert outcomes == [[(True, warn, False)], [(False, warn, True)], [(True, warn, False)]]
+
+
 def test_a_check_is_sent_again_once_a_run_of_the_table_has_ended() -> None:
     """Dagster shows an evaluation until the next run of the asset, also where that is canceled."""
     ticks = Ticks()

@@ -5,6 +5,7 @@ The threads are real, and each wait for them has a deadline.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
@@ -378,6 +379,21 @@ def test_a_pipeline_keeps_its_place_where_no_process_took_it(fixture: Fixture) -
     wait_until(lambda: fixture.store.is_leased("apply"))
     fixture.commits(1)
     wait_until(lambda: fixture.ids == [1])
+
+
+def test_a_slot_that_keeps_too_much_wal_is_reported_once(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = Slot("s", "pgoutput", "d", True, 1, "reserved", Lsn(1), Lsn(1), 2 * 1024**3)
+    fixture.answers[fetch_slot] = lambda name: kept
+    with caplog.at_level(logging.WARNING):
+        fixture.start()
+        wait_until(lambda: fixture.pipeline.status().retained_wal_bytes == 2 * 1024**3)
+        assert fixture.pipeline.status().wal_warned_above_bytes == 1024**3
+        fixture.pipeline.shutdown()
+        assert fixture.ends()  # which measures once more
+
+    assert caplog.text.count("the source keeps 2.0 GiB of WAL for slot 's'") == 1
 
 
 # -- the other threads -----------------------------------------------------------------------------

@@ -28,9 +28,8 @@ from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.words import human_bytes
 
 LAG_CHECK = "in_step_with_source"
-#: Old changes that are not yet durable make the check warn, and so does WAL kept for them.
+#: Old changes that are not yet durable make the check warn.
 LAG_WARNING_S = 300.0
-WAL_WARNING_BYTES = 1024**3
 #: A replicator publishes its status every 5 s; one that is this old says nothing about now.
 STALE_S = 60.0
 #: Begins the kind of verdicts on a stream that has ended.
@@ -130,8 +129,12 @@ def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> V
         words = f"Changes wait for {status.lag_seconds:.0f} s to become durable, as of {at}."
         return Verdict(False, False, "late", words, facts)
     retained = status.retained_wal_bytes
-    if retained is not None and retained > WAL_WARNING_BYTES:
-        words = f"The source keeps {human_bytes(retained)} of WAL for the slot, as of {at}."
+    most = status.wal_warned_above_bytes
+    if retained is not None and most is not None and retained > most:
+        words = (
+            f"The source keeps {human_bytes(retained)} of WAL for the slot, more than "
+            f"{human_bytes(most)}, as of {at}."
+        )
         return Verdict(False, False, "wal", words, facts)
     words = f"Changes of the source become durable in time, as of {at}."
     return Verdict(True, False, "in step", words, facts)

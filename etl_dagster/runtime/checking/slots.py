@@ -8,6 +8,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import SlotError, SlotInvalidated
 from etl_dagster.runtime.checking.check import Check, Connection
 from etl_dagster.source.catalog import PublishedTable
+from etl_dagster.source.retained_wal import RetainedWal
 from etl_dagster.source.slots import (
     fetch_apply_slot,
     fetch_leftover_slots,
@@ -15,8 +16,6 @@ from etl_dagster.source.slots import (
     require_usable,
 )
 from etl_dagster.words import human_bytes, names
-
-_MUCH_RETAINED_WAL = 1024**3
 
 
 def check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
@@ -49,14 +48,17 @@ def check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
             "max_slot_wal_keep_size",
             "Start the pipeline now, or raise max_slot_wal_keep_size.",
         )
+    wal = RetainedWal.of(slot, config.source)
+    if slot.active and wal.is_too_much:
+        return Check.warning("slot", wal.reason, wal.solution)
     if slot.active:
         return Check.ok(
             "slot", f"{slot.name!r} is read by backend {slot.active_pid}; it keeps {retained}"
         )
-    if slot.retained_bytes > _MUCH_RETAINED_WAL:
+    if wal.is_too_much:
         return Check.warning(
             "slot",
-            f"nobody reads {slot.name!r}, for which the source keeps {retained} of WAL",
+            f"no process reads the slot, and {wal.reason}",
             "Start the pipeline; or, if it is not needed any more, "
             f"select pg_drop_replication_slot('{slot.name}');",
         )

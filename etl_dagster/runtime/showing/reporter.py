@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,10 +29,13 @@ from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.showing.history import HISTORY, History
 from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics, TableCounts
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
-from etl_dagster.runtime.slot import retained_wal_bytes
+from etl_dagster.runtime.slot import retained_wal
 from etl_dagster.runtime.tables.odd_counts import HandedOver, counts_by_itself
 from etl_dagster.source.catalog import PublishedTable, fetch_insert_lsn
 from etl_dagster.source.control import SourceControl
+from etl_dagster.source.retained_wal import RetainedWal
+
+_log = logging.getLogger(__name__)
 
 #: Asking costs the source a query, or the destination an opened file.
 _WAL_EVERY_S = 5.0
@@ -83,7 +87,9 @@ class Reporter:
         self._parts: Mapping[TableId, tuple[object, TableStatus]] = {}
         #: By table, what the process before had counted when it ended.
         self._recalled_odd: dict[TableId, Mapping[str, int]] = {}
-        self.retained_wal_bytes: int | None = None
+        #: None until first measured, and without a slot.
+        self.retained_wal: RetainedWal | None = None
+        self._is_wal_reported = False
         self.server_lsn = LSN_ZERO
 
     def recall(self) -> None:
@@ -110,7 +116,7 @@ class Reporter:
             self._wal_due = self._count_due = now
         if now >= self._wal_due:
             self._wal_due = now + _WAL_EVERY_S
-            self.retained_wal_bytes = retained_wal_bytes(self._control, self._slot_name())
+            self._look_at_wal()
             self.server_lsn = self._control.ask("reading the WAL's end", fetch_insert_lsn)
         self._plans = many(self._store).get_copy_plans(
             [t for t in self._members.ids if isinstance(states.get(t), DataSync)]
@@ -126,6 +132,17 @@ class Reporter:
             )
             took_s = time.monotonic() - now
             self._count_due = now + max(_COUNT_EVERY_S, _REST * took_s)
+
+    def _look_at_wal(self) -> None:
+        """Measure what the slot keeps, and report too much of it once."""
+        slot_name, source = self._slot_name(), self._config.source
+        self.retained_wal = found = retained_wal(self._control, source, slot_name)
+        is_too_much = found is not None and found.is_too_much
+        if found is not None and is_too_much and not self._is_wal_reported:
+            _log.warning("%s. What to do: %s", found.reason, found.solution)
+        elif self._is_wal_reported and not is_too_much:
+            _log.info("slot %r keeps less WAL again than is warned of", slot_name)
+        self._is_wal_reported = is_too_much
 
     def _look_at_copied_odd(self, states: Mapping[TableId, TableState]) -> None:
         """What came with copies, where the destination doesn't count it."""

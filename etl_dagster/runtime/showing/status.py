@@ -88,6 +88,9 @@ class PipelineStatus:
     latency_seconds: float | None = None
     #: WAL that the slot makes the server keep, bytes; None until first measured.
     retained_wal_bytes: int | None = None
+    #: From where on that is too much: `source.max_retained_wal`, or less where the server's own
+    #: limit is lower.
+    wal_warned_above_bytes: int | None = None
     #: Transactions that the source has sent before they committed, and what of them is on disk.
     transactions_in_progress: int = 0
     spooled_bytes: int = 0
