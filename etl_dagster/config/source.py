@@ -53,6 +53,11 @@ class SourceConfig(Section):
         description="Whether transactions that outgrow the server's logical_decoding_work_mem are "
         "read while they are in progress (from Postgres 14 on), or once they have committed.",
     )
+    failover: bool = Field(
+        False,
+        description="Whether standbys keep the pipeline's slot, too, so that it outlives a "
+        "promotion; PostgreSQL 17 or later.",
+    )
     max_retained_wal: ByteCount = Field(
         1024**3,
         ge=1_000_000,

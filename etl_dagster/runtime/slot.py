@@ -30,6 +30,7 @@ from etl_dagster.source.slots import (
     fetch_slot,
     fetch_table_sync_slots,
     fetch_waited_for,
+    make_failover_slot,
     require_usable,
 )
 
@@ -71,10 +72,30 @@ def prepare_apply_slot(
     start = require_continuable(slot, name, store)
     if slot is None or start is None:
         return _create(store, control, config, name, stop)
+    keep_for_standbys(control, config, slot, stop or threading.Event())
     if store.get_replication_progress(ApplyWorker()) is None:
         # Made by a process that died before it could say so; no table has used it yet.
         store.upsert_replication_progress(ApplyWorker(), start)
     return start
+
+
+def keep_for_standbys(
+    control: SourceControl, config: PipelineConfig, slot: Slot, stop: threading.Event
+) -> None:
+    """Have standbys keep a slot that was made before `source.failover` was set.
+
+    Raises:
+        Stopped: told to stop.
+        EtlError: the source can't be reached or refuses, as while another process reads the slot.
+    """
+    if not config.source.failover or slot.is_failover:
+        return
+    fetch_idle_slot(control, slot.name, stop)
+    with connect(
+        config.source, application_name=f"etl_dagster slot {config.pipeline}", replication=True
+    ) as connection:
+        make_failover_slot(connection, slot.name)
+    _log.info("slot %r is kept by standbys from now on, too", slot.name)
 
 
 def fetch_idle_slot(control: SourceControl, name: str, stop: threading.Event) -> Slot | None:
@@ -144,6 +165,7 @@ def make_slot(
     name: str,
     *,
     export_snapshot: bool = False,
+    is_failover: bool = False,
     stop: threading.Event | None = None,
 ) -> CreatedSlot:
     """Create a slot, which waits for the transactions that are open now.
@@ -152,6 +174,7 @@ def make_slot(
 
     Args:
         control: not used by anybody who waits for this.
+        is_failover: have standbys keep it, too.
         stop: ends the wait.
 
     Raises:
@@ -171,7 +194,12 @@ def make_slot(
         with cancelled_by(
             stop, replication_connection.cancel, after_s=_TELL_AFTER_S, on_waiting=find_out
         ):
-            return create_slot(replication_connection, name, export_snapshot=export_snapshot)
+            return create_slot(
+                replication_connection,
+                name,
+                export_snapshot=export_snapshot,
+                is_failover=is_failover,
+            )
     except EtlError as error:
         if stop.is_set():
             raise Stopped from None
@@ -208,7 +236,8 @@ def make_permanent_slot(
         lock_timeout_s=_SLOT_LOCK_TIMEOUT_S,
     )
     with connection:
-        return make_slot(control, connection, name, stop=stop).consistent_point
+        made = make_slot(control, connection, name, is_failover=config.source.failover, stop=stop)
+        return made.consistent_point
 
 
 def drop_pipeline_slots(control: SourceControl, config: PipelineConfig) -> list[str]:

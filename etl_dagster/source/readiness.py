@@ -36,6 +36,8 @@ class ServerFacts:
     #: 0, or a server before 18: never.
     idle_slot_timeout_s: int
     synchronous_standby_names: str
+    #: Empty on a server before 17.
+    synchronized_standby_slots: str
 
 
 def fetch_server_facts(connection: Connection) -> ServerFacts:
@@ -53,7 +55,8 @@ def fetch_server_facts(connection: Connection) -> ServerFacts:
                 from pg_settings where name = 'max_slot_wal_keep_size'),
                coalesce((select setting::int * case unit when 'min' then 60 else 1 end
                          from pg_settings where name = 'idle_replication_slot_timeout'), 0),
-               current_setting('synchronous_standby_names')
+               current_setting('synchronous_standby_names'),
+               coalesce(current_setting('synchronized_standby_slots', true), '')
         """
     ).fetchone()
     assert row is not None
@@ -74,6 +77,21 @@ def names_standby(synchronous_standby_names: str, prefix: str) -> str | None:
         if name == "*" or name.lower().startswith(prefix.lower()):
             return name
     return None
+
+
+def fetch_absent_standbys(connection: Connection, slots: str) -> list[str]:
+    """Those of `synchronized_standby_slots` that no standby reads now, or that don't exist.
+
+    Source: PostgreSQL documentation, "synchronized_standby_slots"; names are in lower case.
+    """
+    names = [name.strip(' "') for name in slots.split(",") if name.strip()]
+    rows = connection.execute(
+        "select slot_name from pg_replication_slots"
+        " where slot_type = 'physical' and active and slot_name = any (%s)",
+        [names],
+    )
+    present = {name for (name,) in rows}
+    return [name for name in names if name not in present]
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,9 +186,16 @@ class CreatedSlot:
 
 
 def create_slot(
-    replication_connection: Connection, name: str, *, export_snapshot: bool = False
+    replication_connection: Connection,
+    name: str,
+    *,
+    export_snapshot: bool = False,
+    is_failover: bool = False,
 ) -> CreatedSlot:
     """Make a logical slot for pgoutput.
+
+    Args:
+        is_failover: have standbys keep it, too; from PostgreSQL 17 on.
 
     Postgres waits here for every transaction that is open now. The connection's lock_timeout ends
     the wait (statement_timeout doesn't).
@@ -198,10 +205,13 @@ def create_slot(
 
     Source: PostgreSQL documentation, "Streaming Replication Protocol".
     """
-    # The form without parentheses is understood by every version since 10.
+    if is_failover:
+        snapshot = "export" if export_snapshot else "nothing"
+        options = f"(SNAPSHOT '{snapshot}', FAILOVER true)"
+    else:  # a form that every version since 10 takes
+        options = "EXPORT_SNAPSHOT" if export_snapshot else "NOEXPORT_SNAPSHOT"
     command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {}").format(
-        sql.Identifier(name),
-        sql.SQL("EXPORT_SNAPSHOT" if export_snapshot else "NOEXPORT_SNAPSHOT"),
+        sql.Identifier(name), sql.SQL(options)
     )
     try:
         row = replication_connection.execute(command).fetchone()

@@ -61,6 +61,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "keepalive_interval_s": 5,
         "keepalive_count": 2,
         "streaming": "off",
+        "failover": True,
         "max_retained_wal": 2_000_000,
         "heartbeat_s": 5.0,
     },

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         keepalive_interval_s: int | None = None
         keepalive_count: int | None = None
         streaming: str = "auto"
+        failover: bool = False
         max_retained_wal: int = 1024**3
         heartbeat_s: float = 30.0
 

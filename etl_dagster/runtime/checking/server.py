@@ -10,17 +10,19 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, SourceNotPrepared
 from etl_dagster.runtime.checking.check import APPLICATION, Check, Connection
 from etl_dagster.source.connection import connect, translate
-from etl_dagster.source.readiness import ServerFacts, names_standby
+from etl_dagster.source.readiness import ServerFacts, fetch_absent_standbys, names_standby
 from etl_dagster.source.slots import (
     apply_slot_name,
     fetch_apply_slot,
     fetch_slot,
     fetch_table_sync_slots,
 )
-from etl_dagster.words import human_bytes
+from etl_dagster.words import human_bytes, names
 
 #: pg_replication_slots.wal_status and max_slot_wal_keep_size came with 13; older ones are untried.
 _OLDEST_VERSION = 140000
+#: Slots that standbys keep, too.
+_FAILOVER_VERSION = 170000
 #: Below, a pause of minutes on a busy server loses the slot.
 _SMALL_WAL_LIMIT = 1024**3
 _SHORT_SENDER_TIMEOUT_MS = 10_000
@@ -38,6 +40,7 @@ def check_server(
     yield _check_senders(connection, config, facts)
     if facts.max_wal_senders:
         yield _check_replication_right(config, facts)
+    yield from _check_failover(connection, config, facts)
     yield from _check_settings(facts)
 
 
@@ -153,6 +156,41 @@ def _check_replication_right(config: PipelineConfig, facts: ServerFacts) -> Chec
     except psycopg.Error as error:
         return Check.error(name, translate(error, "opening a replication connection"))
     return Check.ok(name, f"{facts.user!r} may replicate")
+
+
+def _check_failover(
+    connection: Connection, config: PipelineConfig, facts: ServerFacts
+) -> Iterator[Check]:
+    if not config.source.failover:
+        return
+    name = "failover"
+    if facts.version < _FAILOVER_VERSION:
+        failure = SourceNotPrepared(
+            f"source.failover needs PostgreSQL 17 or later; the source runs {facts.version_text}",
+            solution="Remove source.failover, or upgrade the source.",
+        )
+        yield Check.error(name, failure)
+        return
+    if not facts.synchronized_standby_slots:
+        yield Check.warning(
+            name,
+            "synchronized_standby_slots is empty: the pipeline may receive changes before a "
+            "standby has them, and then refuses that standby once it is promoted",
+            "Name the physical slots of the standbys: ALTER SYSTEM SET "
+            "synchronized_standby_slots = 'standby_1'; then reload the server.",
+        )
+        return
+    absent = fetch_absent_standbys(connection, facts.synchronized_standby_slots)
+    if absent:
+        yield Check.warning(
+            name,
+            f"no standby reads {names(absent)}, named in synchronized_standby_slots: nothing is "
+            "streamed until one does",
+            "Start the standby, or take its slot out of synchronized_standby_slots and reload the "
+            "server.",
+        )
+        return
+    yield Check.ok(name, f"changes wait for {facts.synchronized_standby_slots}")
 
 
 def _check_settings(facts: ServerFacts) -> Iterator[Check]:

@@ -34,7 +34,7 @@ from etl_dagster.runtime.resetting import ALL
 from etl_dagster.runtime.runner import RUNNER, in_use, note_runner
 from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.showing.status import PipelineStatus
-from etl_dagster.runtime.slot import make_permanent_slot
+from etl_dagster.runtime.slot import keep_for_standbys, make_permanent_slot
 from etl_dagster.runtime.streaming.heartbeat import Heart
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import drop_slot, fetch_slot, require_usable
@@ -211,6 +211,7 @@ class FanOut:
                 "pipeline another name.",
             )
         require_usable(slot)
+        keep_for_standbys(self._control, self._config, slot, self._stop)
         confirmed = slot.confirmed_flush_lsn
         behind = [member for member, durable in joined.items() if durable < confirmed]
         if behind and len(behind) == len(self.members):

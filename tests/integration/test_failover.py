@@ -1,0 +1,226 @@
+"""The pipeline's slot outlives the promotion of a standby, from PostgreSQL 17 on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.demo.ports import free_port
+from etl_dagster.demo.server import SUPERUSER, EmbeddedPostgres, find_servers
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.errors import SourceNotPrepared
+from etl_dagster.runtime.checking.preflight import require_ready, run_checks
+from etl_dagster.source.connection import connect
+from etl_dagster.source.slots import apply_slot_name
+from tests.support.database import Database
+from tests.support.fan_outs import Several, several
+from tests.support.pipelines import running
+from tests.support.waiting import wait_until
+
+MakeConfig = Callable[..., PipelineConfig]
+
+TABLES = (
+    "create table items (id int primary key, n int not null)",
+    "insert into items select i, 0 from generate_series(1, 100) i",
+    "create publication etl_pub for table items",
+)
+
+
+def failover_slots(database: Database) -> list[tuple[str]]:
+    return database.query(
+        "select slot_name::text from pg_replication_slots where failover and database = %s",
+        [database.name],
+    )
+
+
+def about_failover(config: PipelineConfig) -> list[tuple[str, str]]:
+    return [(c.level, c.message) for c in run_checks(config) if c.name == "failover"]
+
+
+def test_a_slot_is_kept_by_standbys_from_the_next_start_on(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    newest_database.execute(*TABLES)
+    memory = {"type": "memory"}
+    plain = make_config(newest_database, destination=memory)
+    config = make_config(newest_database, destination=memory, **{"source.failover": True})
+    destination = MemoryDestination()
+    with running(plain, destination=destination) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        assert failover_slots(newest_database) == []
+    with running(config, destination=destination):
+        assert failover_slots(newest_database) == [(apply_slot_name(config.pipeline),)]
+    ((level, message),) = about_failover(config)
+    assert level == "warning"
+    assert "synchronized_standby_slots is empty" in message
+
+
+def test_the_slot_of_several_destinations_is_kept_by_standbys(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    newest_database.execute(*TABLES)
+    config = several(newest_database, tmp_path)
+    fixture = Several(newest_database, config)
+    with fixture.running():
+        pass
+    assert failover_slots(newest_database) == []
+    source = config.source.model_copy(update={"failover": True})
+    fixture.config = config.model_copy(update={"source": source})
+    with fixture.running():
+        assert failover_slots(newest_database) == [(apply_slot_name(config.pipeline),)]
+
+
+def test_a_server_that_knows_no_failover_slots_is_refused(
+    database: Database, make_config: MakeConfig
+) -> None:
+    if database.server.binaries.major >= 17:
+        pytest.skip("it knows them")
+    database.execute(*TABLES)
+    config = make_config(database, **{"source.failover": True})
+    with (
+        connect(config.source, application_name="test") as connection,
+        pytest.raises(SourceNotPrepared, match="needs PostgreSQL 17 or later"),
+    ):
+        require_ready(connection, config)
+
+
+# -- with a standby ------------------------------------------------------------------------------
+
+
+class Pair:
+    """A primary, and a standby that takes over its slots."""
+
+    def __init__(self, folder: Path) -> None:
+        self.binaries = find_servers()[0]
+        settings = {"wal_level": "logical", "wal_sender_timeout": "10min"}
+        self.primary = EmbeddedPostgres(
+            folder / "primary", self.binaries, settings=settings, durable=False
+        )
+        self.standby = EmbeddedPostgres(
+            folder / "standby",
+            self.binaries,
+            port=free_port(),
+            settings={
+                **settings,
+                "hot_standby_feedback": "on",
+                "sync_replication_slots": "on",
+                "primary_slot_name": "standby_1",
+                "wal_receiver_status_interval": "1s",
+            },
+            durable=False,
+        )
+
+    def start(self) -> None:
+        """The standby begins as a copy of the primary while that is down."""
+        self.primary.start()
+        self.primary.stop()
+        subprocess.run(["cp", "-a", self.primary.folder, self.standby.folder], check=True)
+        # The standby's own connections: a password would stand in a file of its settings.
+        with (self.primary.data_dir / "pg_hba.conf").open("w") as rules:
+            rules.write(f"host all,replication {SUPERUSER} 127.0.0.1/32 trust\n")
+        self.primary.start()
+        with psycopg.connect(self.primary.dsn(), autocommit=True) as admin:
+            admin.execute("select pg_create_physical_replication_slot('standby_1', true)")
+            admin.execute("alter system set synchronized_standby_slots = 'standby_1'")
+            admin.execute("select pg_reload_conf()")
+        self.standby.settings["primary_conninfo"] = (
+            f"host={self.primary.host} port={self.primary.port} user={SUPERUSER} dbname=postgres"
+        )
+        owner = self.standby.data_dir.stat()
+        signal_file = self.standby.data_dir / "standby.signal"
+        signal_file.touch()
+        shutil.chown(signal_file, owner.st_uid, owner.st_gid)
+        self.standby.start()
+
+    def stop(self) -> None:
+        self.standby.stop()
+        self.primary.stop()
+
+    def dsn(self, database: str) -> str:
+        """Of whichever is the primary."""
+        return make_conninfo(
+            self.primary.dsn(database),
+            host=f"{self.primary.host},{self.standby.host}",
+            port=f"{self.primary.port},{self.standby.port}",
+            target_session_attrs="primary",
+        )
+
+    def is_synchronized(self, slot_name: str) -> bool:
+        # A slot is taken over for good once the standby has what it needs.
+        with psycopg.connect(self.primary.dsn(), autocommit=True) as admin:
+            admin.execute("select pg_log_standby_snapshot()")
+        with psycopg.connect(self.standby.dsn(), autocommit=True) as admin:
+            found = admin.execute(
+                "select synced and not temporary from pg_replication_slots where slot_name = %s",
+                [slot_name],
+            ).fetchone()
+        return found == (True,)
+
+    def fail_over(self) -> None:
+        """The primary dies at once; the standby is promoted."""
+        assert self.primary.process_id is not None
+        os.kill(self.primary.process_id, signal.SIGQUIT)
+        self.primary.stop()
+        with psycopg.connect(self.standby.dsn(), autocommit=True) as admin:
+            assert admin.execute("select pg_promote(true, 60)").fetchone() == (True,)
+
+
+@pytest.fixture
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    if not find_servers() or find_servers()[0].major < 17:
+        pytest.skip("no PostgreSQL 17 here")
+    folder = tmp_path_factory.mktemp("pair")
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    made = Pair(folder)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_promotion_is_survived_with_nothing_lost_and_nothing_doubled(
+    pair: Pair, newest_database: Database, make_config: MakeConfig
+) -> None:
+    with psycopg.connect(pair.primary.dsn(), autocommit=True) as admin:
+        admin.execute("create database shop")
+    primary, standby = Database(pair.primary, "shop"), Database(pair.standby, "shop")
+    primary.execute(*TABLES)
+    config = make_config(
+        primary,
+        destination={"type": "memory"},
+        state_store={"type": "postgres", "dsn": newest_database.dsn},
+        retry={"max_attempts": 1000},
+        **{"source.dsn": pair.dsn("shop"), "source.failover": True, "source.heartbeat_s": 1},
+    )
+    slot, destination = apply_slot_name(config.pipeline), MemoryDestination()
+    with running(config, destination=destination) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        assert about_failover(config) == [("ok", "changes wait for standby_1")]
+        wait_until(lambda: pair.is_synchronized(slot))
+        for key in range(1001, 1051):
+            primary.execute(f"insert into items values ({key}, 1)")
+        primary.execute("update items set n = n + 1 where id % 3 = 0")
+        primary.execute("delete from items where id < 9")
+        primary.disconnect()
+
+        pair.fail_over()
+
+        # What of it the standby didn't get is gone, also for the pipeline.
+        standby.execute("insert into items select i, 2 from generate_series(2001, 2050) i")
+        assert pipeline.wait_until_caught_up(120)
+        found = sorted((row["id"], row["n"]) for row in destination.rows("public.items"))
+        assert found == standby.query("select id, n from items order by id")
+        standby.disconnect()
