@@ -270,12 +270,21 @@ def _query(config: PipelineConfig, statement: str) -> list[tuple[Any, ...]]:
 
 
 def _check_log(config: PipelineConfig, commits: Sequence[Commit]) -> None:
-    """The rows of one moment, and every change after it, once and in order."""
-    copied = _query(config, "select id, note, doc from public.log where _etl_op = 'copy'")
+    """The rows of one moment, and every change after it, once and in order.
+
+    A worker that is killed as its copy ends may have to copy again: then the last copy counts.
+    """
+    copies = "(select max(_etl_commit_lsn) from public.log where _etl_op = 'copy')"
+    copied = _query(
+        config,
+        "select id, note, doc from public.log "
+        f"where _etl_op = 'copy' and _etl_commit_lsn = {copies}",
+    )
     found = _query(
         config,
         "select _etl_xid, _etl_commit_time, _etl_op, id, note, doc, _etl_unchanged from public.log "
-        "where _etl_op <> 'copy' order by _etl_commit_lsn, _etl_ordinal",
+        f"where _etl_op <> 'copy' and _etl_commit_lsn > {copies} "
+        "order by _etl_commit_lsn, _etl_ordinal",
     )
     in_log = {xid for xid, *_ in found}
     first = next(n for n, commit in enumerate(commits) if commit.xid in in_log)
@@ -290,17 +299,25 @@ def _check_log(config: PipelineConfig, commits: Sequence[Commit]) -> None:
 
 
 def _check_versions(config: PipelineConfig, commits: Sequence[Commit]) -> None:
-    """The versions of the rows of one moment, and of every transaction after it."""
-    found = _query(
+    """The versions of the rows of one moment, and of every transaction after it.
+
+    Of several copies, the last one counts; what is over by then has no overlap.
+    """
+    every = _query(
         config,
         "select id, note, doc, _etl_valid_from, _etl_valid_to, _etl_is_current, _etl_unchanged "
         "from public.versions",
     )
     times = {commit.at for commit in commits}
-    copied_at = {row[3] for row in found} - times
-    assert len(copied_at) <= 1
-    at = copied_at.pop() if copied_at else None
-    assert all(ended is None or began < ended for _, _, _, began, ended, *_ in found)
+    at = max({row[3] for row in every} - times, default=None)
+    assert all(ended is None or began < ended for _, _, _, began, ended, *_ in every)
+    for one, following in itertools.pairwise(sorted(every, key=_order)):
+        assert one[0] != following[0] or (one[4] is not None and one[4] <= following[3])
+    found = [
+        (*row[:3], row[3] if at is None else max(row[3], at), *row[4:])
+        for row in every
+        if at is None or row[4] is None or row[4] > at
+    ]
     # Which moment the copy shows isn't written down: it is one before the first change that counts.
     first = min((row[4] or row[3] for row in found if (row[4] or row[3]) in times), default=None)
     latest = next((n for n, commit in enumerate(commits) if commit.at == first), len(commits))
