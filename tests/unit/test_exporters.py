@@ -51,7 +51,9 @@ STATUS = PipelineStatus(
     "streaming",
     lag_bytes=4096,
     lag_seconds=1.5,
+    latency_seconds=2.5,
     retained_wal_bytes=1 << 20,
+    wal_warned_above_bytes=1 << 30,
     rows_total=9,
     batches=3,
     tables={table.name: table for table in (ORDERS, VISITS, ITEMS)},
@@ -70,6 +72,8 @@ EXPECTED = {
     'etl_dagster_lag_bytes{destination="duckdb",pipeline="shop"}': 4096.0,
     'etl_dagster_lag_seconds{destination="duckdb",pipeline="shop"}': 1.5,
     'etl_dagster_retained_wal_bytes{destination="duckdb",pipeline="shop"}': float(1 << 20),
+    'etl_dagster_retained_wal_warning_bytes{destination="duckdb",pipeline="shop"}': float(1 << 30),
+    'etl_dagster_latency_seconds{destination="duckdb",pipeline="shop"}': 2.5,
     'etl_dagster_rows_total{destination="duckdb",pipeline="shop"}': 9.0,
     'etl_dagster_tables{destination="duckdb",pipeline="shop",state="errored"}': 1.0,
     'etl_dagster_table_changes_total{destination="duckdb",operation="insert",pipeline="shop",'

@@ -47,8 +47,14 @@ LAG_BYTES = Measure(
 LAG_SECONDS = Measure(
     "lag_seconds", "gauge", "Age of the oldest commit that is received and not yet durable."
 )
+LATENCY = Measure(
+    "latency_seconds", "gauge", "From the commit of a heartbeat at the source until it is durable."
+)
 RETAINED_WAL = Measure(
     "retained_wal_bytes", "gauge", "WAL that the pipeline's slot makes the server keep."
+)
+WAL_BOUND = Measure(
+    "retained_wal_warning_bytes", "gauge", "From how much retained WAL on there is a warning."
 )
 STATUS_TIME = Measure(
     "status_time_seconds", "gauge", "When these numbers were taken, seconds since 1970."
@@ -78,7 +84,9 @@ MEASURES: Final = (
     UP,
     LAG_BYTES,
     LAG_SECONDS,
+    LATENCY,
     RETAINED_WAL,
+    WAL_BOUND,
     STATUS_TIME,
     ROWS_TOTAL,
     BATCHES_TOTAL,
@@ -118,6 +126,10 @@ def samples(status: PipelineStatus, *, tables: int = TABLES_AT_MOST) -> Iterator
     yield sample(LAG_SECONDS, status.lag_seconds)
     if status.retained_wal_bytes is not None:
         yield sample(RETAINED_WAL, status.retained_wal_bytes)
+    if status.wal_warned_above_bytes is not None:
+        yield sample(WAL_BOUND, status.wal_warned_above_bytes)
+    if status.latency_seconds is not None:
+        yield sample(LATENCY, status.latency_seconds)
     yield sample(STATUS_TIME, status.at)
     yield sample(ROWS_TOTAL, status.rows_total)
     yield sample(BATCHES_TOTAL, status.batches)
