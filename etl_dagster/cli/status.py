@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.model.stores import CoordinatingStore
     from etl_dagster.source.control import SourceControl
-    from etl_dagster.source.slots import Slot
+    from etl_dagster.source.slots import OpenTransaction, Slot
 
 #: Of what people did to the tables' Meltano states.
 _NOTICES_SHOWN = 3
@@ -165,32 +166,47 @@ def _slots(config: PipelineConfig, control: SourceControl) -> dict[str, Any]:
     """
     from etl_dagster.errors import EtlError
     from etl_dagster.source.retained_wal import RetainedWal
-    from etl_dagster.source.slots import apply_slot_names, fetch_apply_slot, fetch_copying_slots
+    from etl_dagster.source.slots import (
+        apply_slot_names,
+        fetch_apply_slot,
+        fetch_copying_slots,
+        fetch_creation_waits,
+    )
 
     name = apply_slot_names(config)[-1]
     try:
         slot = control.ask("looking at the slot", fetch_apply_slot, config)
         others = control.ask("looking at the slots", fetch_copying_slots, config.pipeline)
+        waits = {
+            each.name: control.ask("looking at open transactions", fetch_creation_waits, each)
+            for each in (slot, *others)
+            if each is not None
+        }
     except EtlError as error:
         return {"slot": {"name": name, "error": error.reason}, "table_slots": []}
     if slot is None:
         own: dict[str, Any] = {"name": name, "error": "it does not exist on the source"}
     else:
-        own = _slot(slot)
+        own = _slot(slot, waits)
         wal = RetainedWal.of(slot, config.source)
         own["warned_above_bytes"] = wal.warned_above_bytes
         own["warning"] = wal.reason if wal.is_too_much else None
         own["solution"] = wal.solution if wal.is_too_much else None
-    return {"slot": own, "table_slots": [_slot(other) for other in others]}
+    return {"slot": own, "table_slots": [_slot(other, waits) for other in others]}
 
 
-def _slot(slot: Slot) -> dict[str, Any]:
+def _slot(slot: Slot, waits: Mapping[str, Sequence[OpenTransaction]]) -> dict[str, Any]:
+    """A slot as it is, with what its creation waits for."""
     return {
         "name": slot.name,
         "active": slot.active,
         "wal_status": slot.wal_status,
         "confirmed_lsn": str(slot.confirmed_flush_lsn),
         "retained_bytes": slot.retained_bytes,
+        "waits_for": [
+            {"transaction": str(each), "solution": each.solution}
+            for each in waits.get(slot.name, ())
+        ],
     }
 
 
@@ -216,6 +232,10 @@ def _show(report: dict[str, Any]) -> None:
     for other in report["table_slots"]:
         kept = human_bytes(other["retained_bytes"])
         click.echo(f"  table's slot   {other['name']}: {other['wal_status']}, keeps {kept} of WAL")
+    for each in (slot, *report["table_slots"]):
+        for waited in each.get("waits_for", ()):
+            click.echo(f"  waits          {each['name']} for {waited['transaction']}")
+            click.echo(f"  what to do     {waited['solution']}")
     if report["is_running"] and published:
         lag = human_bytes(published.get("lag_bytes", 0))
         seconds = published.get("lag_seconds", 0.0)

@@ -330,6 +330,13 @@ def fetch_waited_for(connection: Connection, pid: int) -> list[OpenTransaction]:
     return [OpenTransaction(*row) for row in cursor]
 
 
+def fetch_creation_waits(connection: Connection, slot: Slot) -> list[OpenTransaction]:
+    """What a slot waits for that is being created now; nothing for any other."""
+    if not slot.is_unfinished or slot.active_pid is None:
+        return []
+    return fetch_waited_for(connection, slot.active_pid)
+
+
 def drop_slot(connection: Connection, name: str, *, wait_s: float = 30.0) -> bool:
     """Drop the slot if it exists; whether it did.
 

@@ -13,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from etl_dagster.cli.status import collect
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.runtime.checking.slots import check_apply_slot
+from etl_dagster.source.connection import connect
+from etl_dagster.stores.memory import MemoryStore
 from tests.support.database import PUBLICATION, Database
 from tests.support.forked import etl_dagster
 from tests.support.pipelines import running
@@ -57,8 +61,14 @@ def test_what_the_first_slot_waits_for_is_named(
     if is_prepared:
         blocker.execute("prepare transaction '" + name.replace("'", "''") + "'")
 
+    seen: list[str] = []
+
     def end_it() -> None:
         wait_for(lambda: "waits for" in caplog.text, "a word about the transaction")
+        slot = collect(config, MemoryStore())["slot"]
+        seen.extend(waited["transaction"] for waited in slot["waits_for"])
+        with connect(config.source, application_name="test") as connection:
+            seen.append(check_apply_slot(connection, config).message)
         if is_prepared:
             database.execute("commit prepared '" + name.replace("'", "''") + "'")
         else:
@@ -80,6 +90,9 @@ def test_what_the_first_slot_waits_for_is_named(
         found = re.search(r"of backend (\d+) \(month's end\), open for \d+ s", caplog.text)
         assert found is not None
         assert int(found[1]) == pid
+    of_status, of_doctor = seen
+    for words in (of_status, of_doctor):
+        assert repr(name) in words if is_prepared else f"of backend {pid} (month's end)" in words
     assert len(destination.rows("public.items")) == 1
 
 

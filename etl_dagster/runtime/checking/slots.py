@@ -11,6 +11,7 @@ from etl_dagster.source.catalog import PublishedTable
 from etl_dagster.source.retained_wal import RetainedWal
 from etl_dagster.source.slots import (
     fetch_apply_slot,
+    fetch_creation_waits,
     fetch_leftover_slots,
     fetch_table_sync_slots,
     require_usable,
@@ -36,11 +37,14 @@ def check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
     except SlotError as failure:
         return Check.error("slot", failure)
     if slot.is_unfinished:
-        return Check.ok(
-            "slot",
-            f"{slot.name!r} is being made by backend {slot.active_pid}; that waits for "
-            "transactions that are open",
-        )
+        waited_for = fetch_creation_waits(connection, slot)
+        if waited_for:
+            return Check.warning(
+                "slot",
+                f"{slot.name!r} is being created, which waits for {waited_for[0]}",
+                f"On the source: {waited_for[0].solution}",
+            )
+        return Check.ok("slot", f"{slot.name!r} is being created by backend {slot.active_pid}")
     if slot.wal_status == "unreserved":
         return Check.warning(
             "slot",
