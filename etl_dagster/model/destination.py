@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
@@ -12,6 +13,8 @@ from etl_dagster.model.modes import TableMode
 from etl_dagster.model.schema import TableSchema
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from etl_dagster.model.stores import DestinationStore
 
 #: None: durable when the method returned. A future: durable when it completes, and failed when it
@@ -184,6 +187,31 @@ class CountsQuarantinedRows(Protocol):
 
 
 @runtime_checkable
+class ReadsRows(Protocol):
+    """A destination whose rows can be compared with the source's; `etl-dagster repair` asks it.
+
+    Called on an object that was not started, from one thread. The schema is the one that the
+    destination was given: shaped, and in mode `mirror`.
+    """
+
+    def read_rows(self, schema: TableSchema) -> AbstractContextManager[Iterator[pa.RecordBatch]]:
+        """The rows of the table, with the schema's columns by name; batches of bounded size.
+
+        A row that nobody changes meanwhile comes exactly once. Columns may have other Arrow types
+        than those of the schema, as long as they are those of `as_read`.
+
+        Raises:
+            TableRewritten: the destination's table has other columns, or is not there.
+            EtlError: it can't be read.
+        """
+        ...
+
+    def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows as `read_rows` would give them, once they had been written."""
+        ...
+
+
+@runtime_checkable
 class Interruptible(Protocol):
     """A destination that may take long over one call, for it waits for others."""
 
@@ -255,6 +283,7 @@ FURTHER_CONTRACTS: Final[tuple[type, ...]] = (
     CountsQuarantinedRows,
     CountsRows,
     Interruptible,
+    ReadsRows,
     RemovesTables,
     TellsWaits,
 )

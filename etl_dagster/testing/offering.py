@@ -9,12 +9,13 @@ from etl_dagster.model.destination import (
     ChecksItself,
     CountsRows,
     Interruptible,
+    ReadsRows,
     RemovesTables,
     lacking,
     members,
     offered,
 )
-from etl_dagster.testing.changes import ORDERS, VISITS, insert, order
+from etl_dagster.testing.changes import ORDERS, VISITS, chunk, insert, order
 from etl_dagster.testing.subject import DestinationChecks, Subject, needs
 
 #: As the batches of the suite name it.
@@ -102,3 +103,22 @@ class OfferChecks(DestinationChecks):
         subject.write(insert(ORDERS, **order(3)))
 
         assert dict(counting.count_rows()) == {ORDERS.name: 3, VISITS.name: 0}
+
+    @needs("mirror")
+    def test_rows_are_read_back_as_they_were_written(self, subject: Subject) -> None:
+        """`etl-dagster repair` compares what is read with what would be."""
+        reading = offered(subject.destination, ReadsRows)
+        if reading is None:
+            pytest.skip(f"{type(subject.destination).__name__} has no read_rows()")
+        rows = [order(1), order(2), order(3)]
+        subject.copy(ORDERS, rows[:2])
+        subject.copy(VISITS)
+        subject.write(insert(ORDERS, **rows[2]))
+        with reading.read_rows(ORDERS) as batches:
+            found = [row for batch in batches for row in batch.to_pylist()]
+        pieces = chunk("copy", 0, ORDERS, rows).pieces()
+        expected = [r for each in pieces for r in reading.as_read(ORDERS, each.rows).to_pylist()]
+
+        assert sorted(found, key=repr) == sorted(expected, key=repr)
+        with reading.read_rows(VISITS) as batches:
+            assert sum(batch.num_rows for batch in batches) == 0

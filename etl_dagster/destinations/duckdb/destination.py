@@ -19,6 +19,7 @@ from etl_dagster.destinations.duckdb.failures import blaming
 from etl_dagster.destinations.duckdb.file import DatabaseFile
 from etl_dagster.destinations.duckdb.parts import parts
 from etl_dagster.destinations.duckdb.readiness import check_file, check_place
+from etl_dagster.destinations.duckdb.rows import AsStored, read_rows
 from etl_dagster.destinations.duckdb.seen import SeenFile, is_missing
 from etl_dagster.destinations.duckdb.session import DuckDBSession
 from etl_dagster.destinations.duckdb.turns import HOLDING, Holding
@@ -28,6 +29,7 @@ from etl_dagster.destinations.sql.destination import SqlDestination
 from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.marks import Marks
 from etl_dagster.destinations.sql.tables import move_table
+from etl_dagster.errors import TableRewritten
 from etl_dagster.model.destination import (
     ChecksItself,
     ChecksNames,
@@ -35,10 +37,11 @@ from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
     CountsRows,
+    ReadsRows,
     RemovesTables,
 )
 from etl_dagster.model.events import EventBatch
-from etl_dagster.model.schema import TableId
+from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
 from etl_dagster.table_name import TableName
 
@@ -67,6 +70,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
                 CountsOddValues,
                 CountsQuarantinedRows,
                 CountsRows,
+                ReadsRows,
                 RemovesTables,
             }
         ),
@@ -107,6 +111,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
         )
         #: Held by transactions that come one after the other; other processes don't have the file.
         self._turn = threading.Lock()
+        self._as_stored = AsStored()
         #: From startup on.
         self._seen: SeenFile | None = None
 
@@ -199,6 +204,18 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
     def count_rows(self) -> dict[str, int]:
         """The number of rows of each table, by ``schema.table``."""
         return reading.count_rows(self.path, lock_timeout_s=self._lock_timeout_s)
+
+    @contextmanager
+    def read_rows(self, schema: TableSchema) -> Iterator[Iterator[pa.RecordBatch]]:
+        """The rows of a table; writers wait until the block ends. See `ReadsRows`."""
+        with self._reading() as session:
+            if session is None:
+                raise TableRewritten(f"there is no file {self.path}")
+            yield read_rows(session, schema)
+
+    def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows as `read_rows` gives them once they are written."""
+        return self._as_stored(schema, rows)
 
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""

@@ -7,12 +7,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Literal
 
+import pyarrow as pa
+
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
 from etl_dagster.destinations.postgres.connections import DestinationConnections
 from etl_dagster.destinations.postgres.counting import count_rows
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
 from etl_dagster.destinations.postgres.readiness import require_usable
+from etl_dagster.destinations.postgres.rows import read_rows
 from etl_dagster.destinations.postgres.session import PostgresSession
 from etl_dagster.destinations.sql import counting
 from etl_dagster.destinations.sql.destination import SqlDestination
@@ -24,10 +27,11 @@ from etl_dagster.model.destination import (
     CountsQuarantinedRows,
     CountsRows,
     Interruptible,
+    ReadsRows,
     RemovesTables,
     TellsWaits,
 )
-from etl_dagster.model.schema import TableId
+from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
 
 
@@ -57,6 +61,7 @@ class PostgresDestination(SqlDestination[PostgresSession]):
                 CountsQuarantinedRows,
                 CountsRows,
                 Interruptible,
+                ReadsRows,
                 RemovesTables,
                 TellsWaits,
             }
@@ -149,6 +154,17 @@ class PostgresDestination(SqlDestination[PostgresSession]):
         """The number of rows of each table, by ``schema.table``; estimated where it is large."""
         with self._reading() as session:
             return count_rows(session)
+
+    @contextmanager
+    def read_rows(self, schema: TableSchema) -> Iterator[Iterator[pa.RecordBatch]]:
+        """The rows of a table, as of one moment. See `ReadsRows`."""
+        with self._connections.transaction(writes=False) as connection:
+            session = PostgresSession(connection, self._connections.transaction)
+            yield read_rows(session, connection, schema)
+
+    def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows themselves: Postgres prints for a value what the source prints."""
+        return rows
 
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""
