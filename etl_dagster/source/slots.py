@@ -191,11 +191,13 @@ def create_slot(
     *,
     export_snapshot: bool = False,
     is_failover: bool = False,
+    is_temporary: bool = False,
 ) -> CreatedSlot:
     """Make a logical slot for pgoutput.
 
     Args:
         is_failover: have standbys keep it, too; from PostgreSQL 17 on.
+        is_temporary: Postgres drops it at the end of the connection.
 
     Postgres waits here for every transaction that is open now. The connection's lock_timeout ends
     the wait (statement_timeout doesn't).
@@ -210,8 +212,8 @@ def create_slot(
         options = f"(SNAPSHOT '{snapshot}', FAILOVER true)"
     else:  # a form that every version since 10 takes
         options = "EXPORT_SNAPSHOT" if export_snapshot else "NOEXPORT_SNAPSHOT"
-    command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {}").format(
-        sql.Identifier(name), sql.SQL(options)
+    command = sql.SQL("CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput {}").format(
+        sql.Identifier(name), sql.SQL(" TEMPORARY" if is_temporary else ""), sql.SQL(options)
     )
     try:
         row = replication_connection.execute(command).fetchone()
