@@ -57,6 +57,7 @@ RUNTIME_FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"worker_parts"}),
     frozenset({"streaming"}),
     frozenset({"copying"}),
+    frozenset({"comparing"}),
     frozenset({"pipeline"}),
     frozenset({"fan_out"}),
 )

@@ -1,0 +1,1 @@
+"""Whether tables at the destination are those of the source."""
