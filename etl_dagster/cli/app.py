@@ -17,6 +17,7 @@ from etl_dagster.cli.odd import odd
 from etl_dagster.cli.pause import pause, resume
 from etl_dagster.cli.query import query
 from etl_dagster.cli.remove import remove
+from etl_dagster.cli.repair import repair
 from etl_dagster.cli.reset import reset
 from etl_dagster.cli.run import run
 from etl_dagster.cli.shape import shape
@@ -32,8 +33,8 @@ First steps:
 
 \b
 Exit codes: 0 all is well, 1 something failed while it ran (doctor: found an
-error), 2 it can't start as it is configured, 130 `run --until-caught-up` was
-stopped before it had caught up.
+error; repair --dry-run: a difference), 2 it can't start as it is configured,
+130 `run --until-caught-up` was stopped before it had caught up.
 """
 
 
@@ -83,6 +84,7 @@ for command in (
     query,
     odd,
     lake,
+    repair,
     reset,
     pause,
     resume,
