@@ -40,9 +40,9 @@ def repair(
 
     For a destination that was changed by hand, or in doubt. The pipeline must be running: each
     table is compared as of one position of its stream, which goes on. Both sides are read as a
-    whole; only hashes and counts are kept, no value is shown or logged. Works for DuckDB and
-    Postgres, and tables in mode mirror. A table that differs is copied again as a whole; its old
-    rows stay readable until the new copy replaces them.
+    whole; only hashes and counts are kept, no value is shown or logged. Works for DuckDB, DuckLake
+    and Postgres, and tables in mode mirror. A table that differs is copied again as a whole; its
+    old rows stay readable until the new copy replaces them.
 
     With --dry-run, or --json without --yes, nothing is changed, and the exit code is 1 where a
     table differs or its comparison could not be settled.

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import duckdb
+import numpy as np
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb.session import DuckDBSession
@@ -22,6 +23,7 @@ from etl_dagster.runtime.tables.representation import chosen
 from etl_dagster.source.catalog import fetch_published_tables
 from etl_dagster.source.connection import connect
 from etl_dagster.stores.memory import MemoryStore
+from etl_dagster.values.digest import hash_rows
 from tests.ducklake.lakes import lake_at_server, reading
 from tests.support.both_ways import rows_of_copy
 from tests.support.database import PUBLICATION, Database
@@ -53,9 +55,11 @@ def test_every_value_of_every_type_is_the_same_as_in_a_duckdb_file(
     place = lake_at_server(lake_database, tmp_path, inline_rows=1000)
     write(place, schema, pieces)
     found = differing(place, schema, expected)
+    assert_read_back(place, schema, pieces)
     with reading(place, read_only=False) as connection:
         connection.execute("CALL ducklake_flush_inlined_data('lake')")
     found += differing(place, schema, expected)
+    assert_read_back(place, schema, pieces)
     assert not found, "\n".join(f"{names.get(name, name)}: {pairs}" for name, pairs in found)
 
 
@@ -68,6 +72,16 @@ def differing(place: Place, schema: TableSchema, expected: Texts) -> list[tuple[
         for name, texts in expected.items()
         if found[name] != texts
     ]
+
+
+def assert_read_back(place: Place, schema: TableSchema, pieces: list[CopiedRows]) -> None:
+    """Rows that are compared with the source's don't differ by what a lake makes of them."""
+    destination = DuckLakeDestination(place)
+    written = [hash_rows(destination.as_read(schema, piece.rows)) for piece in pieces]
+    with destination.read_rows(schema) as batches:
+        found = [hash_rows(batch, schema.column_names) for batch in batches]
+    destination.shutdown()
+    assert np.array_equal(np.sort(np.concatenate(found)), np.sort(np.concatenate(written)))
 
 
 def write(place: Place, schema: TableSchema, pieces: list[CopiedRows]) -> None:

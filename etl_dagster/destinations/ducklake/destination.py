@@ -8,8 +8,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Final, TypeVar
 
+import pyarrow as pa
+
 from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.duckdb.rows import AsStored, read_rows
 from etl_dagster.destinations.ducklake.attaching import Place
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.destinations.ducklake.dialect import DuckLakeDialect
@@ -20,6 +23,7 @@ from etl_dagster.destinations.ducklake.readiness import check_lake
 from etl_dagster.destinations.ducklake.session import DuckLakeSession
 from etl_dagster.destinations.sql import counting
 from etl_dagster.destinations.sql.destination import SqlDestination
+from etl_dagster.errors import TableRewritten
 from etl_dagster.model.destination import (
     ChecksItself,
     ChecksNames,
@@ -27,6 +31,7 @@ from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
     CountsRows,
+    ReadsRows,
     RemovesTables,
 )
 from etl_dagster.model.events import ChunkId, EventBatch, TableRows
@@ -67,6 +72,7 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
                 CountsOddValues,
                 CountsQuarantinedRows,
                 CountsRows,
+                ReadsRows,
                 RemovesTables,
             }
         ),
@@ -94,6 +100,7 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
         self._clock = clock
         self._sleep = sleep
         self._lake = Lake(place, timeout_s=timeout_s)
+        self._as_stored = AsStored()
         #: From startup on.
         self._fence: Fence | None = None
 
@@ -215,6 +222,18 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
         """The number of rows of each table, by ``schema.table``."""
         with self._reading() as session:
             return {} if session is None else counting.count_rows(session)
+
+    @contextmanager
+    def read_rows(self, schema: TableSchema) -> Iterator[Iterator[pa.RecordBatch]]:
+        """The rows of a table, as of one snapshot. See `ReadsRows`."""
+        with self._reading() as session:
+            if session is None:
+                raise TableRewritten(f"there is no lake at {self.place}")
+            yield read_rows(session, schema)
+
+    def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows as `read_rows` gives them once they are written: as DuckDB holds them."""
+        return self._as_stored(schema, rows)
 
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""
