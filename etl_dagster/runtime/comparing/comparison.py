@@ -22,6 +22,7 @@ each row is its own key.
 
 **Memory.** First, each side is a number and a sum of hashes for each of 2**18 buckets of keys.
 Only the rows of buckets that differ are read again, as two hashes a row, and some millions at once.
+What one transaction of the source changes meanwhile is held at once.
 
 Values that the columns' types can't hold are null on both sides; their texts are not compared.
 """
