@@ -74,7 +74,8 @@ class Pipeline:
             leaves them to other processes that share the store, such as Dagster runs.
         wire: makes what the changes come from; by default, a slot that is the pipeline's alone.
         make_control: makes the connection for questions to the source.
-        clock, timing: the time, and how long the pipeline's workers wait for each other.
+        clock: the time.
+        timing: how long the pipeline's workers wait for each other.
         observer: told what happens; see `runtime.showing.events`.
     """
 
