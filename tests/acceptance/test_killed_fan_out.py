@@ -19,8 +19,8 @@ from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.source.catalog import emit_marker
 from etl_dagster.source.slots import apply_slot_name
 from tests.acceptance.test_http_killed import _assert_in_step
-from tests.acceptance.test_killed_workers import _destination_rows, _query, _source_rows
 from tests.support.database import Database
+from tests.support.killed_workers import destination_rows, query_destination, source_rows
 from tests.support.random_shop import TABLES, create_tables, is_caught_up, workload
 from tests.support.receiver import Receiver
 from tests.support.waiting import wait_until
@@ -84,11 +84,11 @@ def test_random_changes_arrive_exactly_once_at_every_destination(
                 wait_until(lambda: newest_database.slots() == [SHARED])
         for name in ("file", "replica"):
             for table in TABLES:
-                assert _destination_rows(members[name], table) == _source_rows(dsn, table), (
+                assert destination_rows(members[name], table) == source_rows(dsn, table), (
                     name,
                     table,
                 )
-            doubled = _query(
+            doubled = query_destination(
                 members[name],
                 "select table_id, commit_lsn, ordinal, count(*) from _etl.changelog"
                 " group by table_id, commit_lsn, ordinal having count(*) > 1",

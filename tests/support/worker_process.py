@@ -88,6 +88,11 @@ class WorkerProcess:
         self.kills += was_killed
         return was_killed
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it lives."""
+        if self._process is not None and self.is_alive:
+            os.kill(self._process.pid, number)
+
     def kill_children(self) -> None:
         """Kill what it runs now, if it lives."""
         if self._process is None or not self.is_alive:
