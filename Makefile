@@ -59,6 +59,13 @@ test-ducklake: $(READY) ## Run the tests of DuckLake, with the DuckDB that it is
 	@PYTHONPATH=$(LAKE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal \
 		tests/ducklake tests/acceptance/test_killed_workers.py -k "ducklake" $(TEST_ARGS)
 
+SEED ?=
+MINUTES ?= 3
+DESTINATION ?= duckdb
+.PHONY: chaos
+chaos: $(READY) ## Break everything at random, SEED= MINUTES= DESTINATION=, and compare in the end
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --minutes $(MINUTES) --destination $(DESTINATION)
+
 .PHONY: bench
 bench: $(READY) ## Measure, and write benchmarks/latest.json
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
