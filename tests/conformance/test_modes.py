@@ -18,6 +18,7 @@ from etl_dagster.testing.changes import Change, Row, Unheld, batch, content, end
 from etl_dagster.testing.random_changes import random_transactions
 from etl_dagster.testing.subject import DestinationHooks, Subject
 from tests.conformance.test_destinations import (
+    Idle,
     TestDuckDBDestination,
     TestMemoryDestination,
     TestPostgresDestination,
@@ -128,7 +129,7 @@ def test_random_changes_and_copies_leave_the_same_in_postgres_as_in_memory(
     mode: TableMode, newest_server: EmbeddedPostgres
 ) -> None:
     hooks = POSTGRES()
-    with ExitStack() as hooks.made:
-        hooks.databases, hooks.server = {}, newest_server
+    with ExitStack() as made:
+        hooks.databases, hooks.server, hooks.idle = {}, newest_server, Idle(made)
         with started(MEMORY()) as memory, started(hooks) as postgres:
             compare(postgres, memory, mode, 3)

@@ -218,8 +218,8 @@ def test_a_click_copies_a_streamed_table_again_and_a_reset_all_of_them(
         assert (check.passed, why in str(check.description)) == (False, True)
         assert supervisor_of("shop").pid == pid
 
-        assert f"public.orders: {why}" in ui.tick().skip_message
-        assert supervisor_of("shop").pid != pid
+        # A tick that reports changes has no message of its own; the check says it in any case.
+        ui.tick_until(lambda _: supervisor_of("shop").pid != pid)
         announced = [c for c in ui.checks if not c.passed and why in str(c.description)]
         assert [c.asset_key for c in announced] == [key_of("orders")]
         ui.copy_all(2)

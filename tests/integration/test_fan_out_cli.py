@@ -36,7 +36,7 @@ def test_the_commands_of_the_guide_do_what_it_says(
         program, *arguments = shlex.split(command)
         assert program == "etl-dagster"
         if arguments[0] == "run":
-            done = shop.run(*arguments, env=os.environ | environ)
+            done = shop.run(*arguments, environ=os.environ | environ)
         else:
             done = shop.call(*arguments, environ=environ)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
