@@ -191,16 +191,20 @@ class PipelineConfig(Section):
 
     @model_validator(mode="after")
     def _choices_arrive(self) -> PipelineConfig:
-        """Only what was asked for is a mistake: the default gives way."""
+        """Only what was asked for is a mistake: the default gives way.
+
+        Among several destinations, one that takes every value as text has no say.
+        """
         asked = {name: getattr(self, name) for name in self.model_fields_set & {*_CHOICES}}
         for table, settings in self.tables.items():
             for column, each in settings.columns.items():
                 place = f"tables.{table}.columns.{column}."
                 asked |= {place + name: getattr(each, name) for name in _CHOICES}
+        several = [each for each in self.destinations.values() if not each.reads_text]
         refused = [
             f"{place}: {reason}"
             for place, choice in asked.items()
-            for destination in (self.destination, *self.destinations.values())
+            for destination in several or (self.destination, *self.destinations.values())
             if choice is not None and (reason := destination.refusal(choice))
         ]
         if refused:

@@ -446,3 +446,17 @@ def test_off_in_yaml_is_off_for_streaming() -> None:
     source = {"publication": "p", "database": "d"}
     assert SourceConfig.model_validate(source).streaming == "auto"
     assert SourceConfig.model_validate({**source, "streaming": False}).streaming == "off"
+
+
+def test_what_a_postgres_does_by_itself_may_be_written_down_and_holds_no_other_back() -> None:
+    """The file that `init` writes names the default of every setting."""
+    replica = {"type": "postgres", "dsn": "postgresql://replica/shop"}
+    file = {"type": "duckdb", "path": "shop.duckdb"}
+    alone = {"pipeline": "shop", "source": {"dsn": "postgresql://db/shop", "publication": "p"}}
+    for choice in ("native", "text"):
+        parse_config(alone | {"destination": replica, "nested": choice}, {})
+    with pytest.raises(ConfigError, match="nested: a Postgres has the type itself"):
+        parse_config(alone | {"destination": replica, "nested": "json"}, {})
+
+    both = alone | {"destinations": {"replica": replica, "file": file}, "nested": "json"}
+    assert parse_config(both, {}).member("file").nested_of("public.orders", "tags") == "json"

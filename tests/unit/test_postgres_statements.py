@@ -210,7 +210,7 @@ def test_values_arrive_as_they_are_or_not_at_all() -> None:
     section = section_of("dbname=d")
 
     assert section.refusal("text") is None
-    assert all(section.refusal(choice) for choice in ("native", "json", "double", "decimal(9,2)"))
+    assert all(section.refusal(choice) for choice in ("json", "double", "decimal(9,2)"))
 
 
 @pytest.mark.parametrize(

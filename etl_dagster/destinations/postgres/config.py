@@ -50,6 +50,7 @@ class PostgresDestinationConfig(DestinationConfig):
         return f"They are in _etl.odd_values of {self.place}."
 
     def refusal(self, choice: str) -> str | None:
-        if choice == "text":
+        # Both of them say what it does: each type is its own there.
+        if choice in ("text", "native"):
             return None
         return "a Postgres has the type itself, and takes its values as Postgres prints them"
