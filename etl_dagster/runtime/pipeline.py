@@ -40,6 +40,7 @@ from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics
 from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.showing.reporter import Reporter
 from etl_dagster.runtime.showing.status import Phase, PipelineStatus
+from etl_dagster.runtime.showing.trouble import Trouble
 from etl_dagster.runtime.streaming.apply_worker import AppliedStream, Known
 from etl_dagster.runtime.streaming.heartbeat import Beat, Heart, Latency
 from etl_dagster.runtime.streaming.wire import MakeWire, OwnSlot
@@ -103,8 +104,10 @@ class Pipeline:
         )
         self._stop = threading.Event()
         self._clock, self._timing = clock, timing
+        longest_s = config.retry.max_delay_ms / 1000
+        self._refused = Trouble(observer, clock, forgets_after_s=2 * longest_s + _REPORT_AT_MOST_S)
         self._parts = parts = WorkerParts(
-            config, store, destination, self._control, self._stop, clock, timing, observer
+            config, store, destination, self._control, self._stop, clock, timing, self._refused
         )
         self._observer = observer
         self._tenure = Tenure(store)
@@ -503,10 +506,13 @@ class Pipeline:
         # The stream tells the server's end with each message, the reporter asks every few seconds.
         end = max(server, received, confirmed, self._reporter.server_lsn)
         latency_s, wal = self._latency.seconds, self._reporter.retained_wal
+        refusal = self._refused.refusal if self._phase == "streaming" and not trouble else None
+        error = _reason(trouble) if refusal is None else refusal.reason
+        solution = trouble.solution if isinstance(trouble, EtlError) else None
         return PipelineStatus(
             pipeline=self._config.pipeline,
             destination=self._config.destination.type,
-            phase=self._phase,
+            phase=self._phase if refusal is None else "retrying",
             epoch=self._tenure.epoch,
             confirmed_lsn=str(confirmed),
             received_lsn=str(max(received, confirmed)),
@@ -522,8 +528,8 @@ class Pipeline:
             rows_per_second=round(self._metrics.rows_per_second, 1),
             batches=self._metrics.batches,
             tables=self._reporter.tables(),
-            error=_reason(trouble),
-            solution=trouble.solution if isinstance(trouble, EtlError) else None,
+            error=error,
+            solution=solution if refusal is None else refusal.solution,
             note=self._note(),
             at=time.time(),
         )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import socket
+import threading
 import urllib.request
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,13 @@ from etl_dagster.runtime.showing.events import (
     WriteRetried,
 )
 from etl_dagster.runtime.showing.exporting import exporting
+from etl_dagster.runtime.showing.history import EVERY_S, History, read_history
 from etl_dagster.runtime.showing.measures import MEASURES, PREFIX
 from etl_dagster.runtime.showing.observer import Observers
 from etl_dagster.runtime.showing.opentelemetry import OpenTelemetryExporter
 from etl_dagster.runtime.showing.prometheus import Endpoint, PrometheusExporter
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.trouble import Trouble
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -155,6 +160,52 @@ def test_an_observer_that_fails_holds_nothing_up(caplog: pytest.LogCaptureFixtur
     assert "secret" not in caplog.text
     with closing(Endpoint(exporter, "127.0.0.1", 0)) as endpoint:
         assert scraped(endpoint.port)
+
+
+class Hand:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.time_s = 0.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        raise AssertionError("nothing waits")
+
+
+def test_a_refusal_is_shown_until_a_batch_is_written_or_no_other_follows() -> None:
+    clock, told = Hand(), list[Event]()
+
+    class Listener:
+        def observe(self, event: Event) -> None:
+            told.append(event)
+
+    trouble = Trouble(Listener(), clock, forgets_after_s=60)
+    refused = WriteRetried("shop", "DestinationUnreachable", "nothing answers", "Start it.")
+    written = BatchWritten("shop", 1, 1, 0.1)
+    trouble.observe(refused)
+    assert trouble.refusal == refused
+    trouble.observe(written)
+    assert trouble.refusal is None
+    trouble.observe(refused)
+    clock.time_s = 61
+    assert trouble.refusal is None
+    assert told == [refused, written, refused]
+
+
+def test_the_history_keeps_what_was_highest_between_its_moments() -> None:
+    shown: list[Mapping[str, Any]] = []
+    history = History(shown.append)
+    for second, rate in ((0, 1.0), (1, 50_000.0), (2, 3.0), (EVERY_S, 2.0), (EVERY_S + 60, 7.0)):
+        history.add(replace(STATUS, at=1000.0 + second, rows_per_second=rate))
+    moments = read_history(shown[-1])
+    assert [moment.rows_per_second for moment in moments] == [1.0, 50_000.0, 7.0]
+    again = History(shown.append)
+    again.recall(shown[-1])
+    again.add(replace(STATUS, at=moments[-1].at + EVERY_S, rows_per_second=9.0))
+    assert len(read_history(shown[-1])) == len(moments) + 1
 
 
 def config(listen: str) -> PipelineConfig:

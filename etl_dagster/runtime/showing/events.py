@@ -27,6 +27,9 @@ class WriteRetried:
     pipeline: str
     #: The name of the error's class.
     error: str
+    #: What it said, without values of rows, and what to do about it.
+    reason: str = ""
+    solution: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

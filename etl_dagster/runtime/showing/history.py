@@ -18,7 +18,7 @@ _PUBLISH_EVERY_S = 60.0
 
 
 class Moment(NamedTuple):
-    """A pipeline at one moment."""
+    """A pipeline at one moment; lag and rate are the highest since the moment before."""
 
     #: Seconds since 1970-01-01 UTC.
     at: float
@@ -39,6 +39,9 @@ class History:
         self._publish = publish
         self._moments: deque[Moment] = deque(maxlen=AT_MOST)
         self._published_at = 0.0
+        #: The highest since the last moment.
+        self._lag_s = self._rate = 0.0
+        self._lag_bytes = 0
 
     def recall(self, payload: Mapping[str, Any] | None) -> None:
         """Go on from what the process before has put there."""
@@ -46,17 +49,22 @@ class History:
 
     def add(self, status: PipelineStatus) -> None:
         """Keep the status where a sample is due, and show all of them from time to time."""
+        self._lag_s = max(self._lag_s, status.lag_seconds)
+        self._lag_bytes = max(self._lag_bytes, status.lag_bytes)
+        self._rate = max(self._rate, status.rows_per_second)
         if self._moments and status.at - self._moments[-1].at < EVERY_S:
             return
         self._moments.append(
             Moment(
                 round(status.at, 1),
-                status.lag_seconds,
-                status.lag_bytes,
+                self._lag_s,
+                self._lag_bytes,
                 status.retained_wal_bytes,
-                status.rows_per_second,
+                self._rate,
             )
         )
+        self._lag_s = self._rate = 0.0
+        self._lag_bytes = 0
         if status.at - self._published_at >= _PUBLISH_EVERY_S:
             self._published_at = status.at
             self._publish({"moments": [list(moment) for moment in self._moments]})

@@ -64,7 +64,7 @@ class OpenTelemetryExporter:
             case BatchWritten(pipeline, _, row_bytes, write_s):
                 self._write.record(write_s, {"pipeline": pipeline})
                 self._bytes.add(row_bytes, {"pipeline": pipeline})
-            case WriteRetried(pipeline, error):
+            case WriteRetried(pipeline=pipeline, error=error):
                 self._retries.add(1, {"pipeline": pipeline, "kind": "write", "error": error})
             case StreamRetried(pipeline, error):
                 self._retries.add(1, {"pipeline": pipeline, "kind": "stream", "error": error})

@@ -72,7 +72,7 @@ class PrometheusExporter(Collector):
             case BatchWritten(pipeline, _, row_bytes, write_s):
                 self._write.labels(pipeline).observe(write_s)
                 self._bytes.labels(pipeline).inc(row_bytes)
-            case WriteRetried(pipeline, error):
+            case WriteRetried(pipeline=pipeline, error=error):
                 self._retries.labels(pipeline, "write", error).inc()
             case StreamRetried(pipeline, error):
                 self._retries.labels(pipeline, "stream", error).inc()

@@ -46,6 +46,8 @@ class BatchWriter:
         #: Tables taken out of this stream, until they are copied anew.
         self.excluded: set[TableId] = set()
         self._piece_size = PieceSize()
+        #: When writes began that `write` has not heard of yet; most end before `begin` returns.
+        self._began_s: dict[Future[None], float] = {}
 
     def exclude(self, table_id: TableId, error: EtlError) -> None:
         """Leave a table out from now on: it can't be written."""
@@ -72,12 +74,14 @@ class BatchWriter:
         """
         if self._piece_size.is_too_large(events) and halves(events) is not None:
             return None
+        began_s = self._clock.now_s()
         try:
-            return as_future(None if events.is_empty else self._destination.write_events(events))
+            begun = as_future(None if events.is_empty else self._destination.write_events(events))
         except Exception as error:
-            failed: Future[None] = Future()
-            failed.set_exception(error)
-            return failed
+            begun = Future()
+            begun.set_exception(error)
+        self._began_s[begun] = began_s
+        return begun
 
     def write(self, events: EventBatch, begun: Future[None] | None = None) -> EventBatch:
         """Write until durable; returns the batch without the tables that had to be left out.
@@ -102,12 +106,15 @@ class BatchWriter:
             try:
                 if begun is not None:
                     result, begun = begun, None
+                    began_s = self._began_s.pop(result, began_s)
                     wait_durable(result, self._stop)
                 elif not piece.is_empty:
                     if len(pieces) > 1:
                         piece = replace(piece, more_follows=True)
                     wait_durable(self._destination.write_events(piece), self._stop)
                 if not piece.is_empty:
+                    if pauses.attempt:
+                        _log.info("%s takes batches again", self._destination.name)
                     self._piece_size.written(piece)
                     self._observer.observe(
                         BatchWritten(
@@ -159,12 +166,20 @@ class BatchWriter:
             ) from error
         if not isinstance(error, EtlError) and pauses.attempt == 0:
             log_failure(_log, f"{self._destination.name} failed", error)
-        self._observer.observe(WriteRetried(self._pipeline, type(error).__name__))
+        reason = error.reason if isinstance(error, EtlError) else type(error).__name__
+        self._observer.observe(
+            WriteRetried(
+                self._pipeline,
+                type(error).__name__,
+                reason,
+                error.solution if isinstance(error, EtlError) else None,
+            )
+        )
         delay_s = pauses.next_delay_s()
         _log.warning(
             "%s refused a batch (%s); try %d in %.1f s",
             self._destination.name,
-            error.reason if isinstance(error, EtlError) else type(error).__name__,
+            reason,
             pauses.attempt + 1,
             delay_s,
         )
