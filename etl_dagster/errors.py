@@ -37,6 +37,12 @@ class ConfigError(EtlError):
         self.origin = origin
 
 
+class NotOffered(EtlError):
+    """What was asked for is something that this destination has no way to do."""
+
+    solution = "Nothing is wrong with the configuration, and nothing was done."
+
+
 class ShapeRefused(EtlError):
     """What the settings want of a table can't be done, or would show what they hid before."""
 

@@ -44,3 +44,20 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+class TextLines(logging.Formatter):
+    """A line for people.
+
+    Args:
+        names_pipelines: begin with the pipeline's name, where a process runs several.
+    """
+
+    def __init__(self, *, names_pipelines: bool = False) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(about)s%(message)s", "%H:%M:%S")
+        self._names_pipelines = names_pipelines
+
+    def format(self, record: logging.LogRecord) -> str:
+        pipeline = _fields.get({}).get("pipeline") if self._names_pipelines else None
+        record.about = f"{pipeline}: " if isinstance(pipeline, str) else ""
+        return super().format(record)

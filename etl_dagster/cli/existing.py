@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def existing_store(config: PipelineConfig) -> Iterator[CoordinatingStore]:
+def existing_store(
+    config: PipelineConfig, *, solution: str | None = None
+) -> Iterator[CoordinatingStore]:
     """The store, open.
+
+    Args:
+        solution: what to do where the pipeline has never run; by default, to start it.
 
     Raises:
         ConfigError: the store is in memory, where no other process can look.
@@ -33,7 +38,8 @@ def existing_store(config: PipelineConfig) -> Iterator[CoordinatingStore]:
         if not _knows_pipeline(store):
             raise StoreError(
                 f"the state store knows no pipeline {config.pipeline!r}",
-                solution="Start it: `etl-dagster run`. If it runs elsewhere, compare `pipeline` "
+                solution=solution
+                or "Start it: `etl-dagster run`. If it runs elsewhere, compare `pipeline` "
                 "and `state_store` with the configuration there.",
             )
         yield store

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from etl_dagster.log_fields import JsonLines
+from etl_dagster.log_fields import JsonLines, TextLines
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
@@ -131,21 +131,19 @@ def set_up_logging(
     handler: logging.Handler | None = None,
     *,
     as_json: bool = False,
+    names_pipelines: bool = False,
 ) -> None:
     """Log to stderr, so that stdout has nothing but results.
 
     Args:
         as_json: an object on each line, in place of what a person reads.
+        names_pipelines: begin lines with the pipeline's name, where a process runs several.
     """
     if context.find_root().params.get("debug"):
         level = logging.DEBUG
     if handler is None or as_json:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(
-            JsonLines()
-            if as_json
-            else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-        )
+        handler.setFormatter(JsonLines() if as_json else TextLines(names_pipelines=names_pipelines))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("etl_dagster").setLevel(level)
     # By default retries are printed on stdout wherever structlog happens to be installed.

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from etl_dagster.runtime.removing import Removal
     from etl_dagster.source.control import SourceControl
 
+_NEVER_RAN = (
+    "It was removed already, or never ran. If it runs elsewhere, compare `pipeline` and "
+    "`state_store` with the configuration there."
+)
 #: Of a long list, so many are named.
 _NAMED = 10
 
@@ -67,9 +71,7 @@ def remove(
         shared = _shared_slots(whole, control)
         answer = {
             "slots": sorted({*(slot for each in found for slot in each.removal.slots), *shared}),
-            "tables": sorted(t.name for each in found for t in each.removal.tables)
-            if with_tables
-            else [],
+            "tables": [name for each in found for name in each.table_names] if with_tables else [],
             "states": sorted(state for each in found for state in each.mirrored),
             "pipelines": [each.config.pipeline for each in found],
         }
@@ -99,6 +101,13 @@ class _Found:
     destination: Destination | None
     states: MirroredStates | None
     mirrored: Sequence[str] = field(default_factory=list)
+
+    @property
+    def table_names(self) -> list[str]:
+        """As the destination has them; of one destination among several, with its name."""
+        member = self.config.membership
+        prefix = "" if member is None else f"{member.name}: "
+        return sorted(f"{prefix}{table.target}" for table in self.removal.tables)
 
     def remove(self, control: SourceControl | None) -> list[str]:
         """Remove it; returns the names of the dropped tables."""
@@ -133,7 +142,7 @@ def _found(
     destination = build_destination(config) if with_tables else None
     if destination is not None:
         require_removable(config, destination)
-    with existing_store(config) as store:
+    with existing_store(config, solution=_NEVER_RAN) as store:
         removal = find_removal(config, store, control)
         states = MirroredStates.of(config)
         try:
@@ -198,6 +207,7 @@ def _tell(
     click.echo(f"  Meltano states: {_some(answer['states'])}")
     if with_tables:
         click.echo(f"  tables with their rows: {_some(answer['tables'])}")
+        click.echo("  What earlier copies of a table with history left under another name stays.")
     else:
         click.echo("  tables: none; they stay as they are (--with-tables drops them)")
 

@@ -54,7 +54,7 @@ def run_several(
     is_json_log = log_format == "json"
     view = _Together(config, as_json=as_json, is_log_json=is_json_log)
     level = logging.INFO if plain or is_json_log else logging.WARNING
-    set_up_logging(context, level, view.log_handler(), as_json=is_json_log)
+    set_up_logging(context, level, view.log_handler(), as_json=is_json_log, names_pipelines=True)
     with (
         opened_store(config) as store,
         opened_members(config) as parts,

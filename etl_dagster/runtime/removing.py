@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ConfigError
+from etl_dagster.errors import ConfigError, NotOffered
 from etl_dagster.model.destination import Destination, RemovesTables, offered
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import CoordinatingStore, RemovesPipeline
@@ -112,13 +112,13 @@ def require_removable(config: PipelineConfig, destination: Destination) -> Remov
     """The destination as one whose tables can be dropped.
 
     Raises:
-        ConfigError: it has no way to do so.
+        NotOffered: it has no way to do so.
     """
     removing = offered(destination, RemovesTables)
     if removing is None:
-        raise ConfigError(
-            [f"destination.type: {config.destination.type} can't drop tables (remove_tables)"],
-            origin=f"pipeline {config.pipeline}",
+        raise NotOffered(
+            f"a destination of type {config.destination.type} can't drop its tables",
+            solution="Leave --with-tables out, and remove them with the destination's own tools.",
         )
     return removing
 

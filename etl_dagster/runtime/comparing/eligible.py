@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ConfigError
+from etl_dagster.errors import NotOffered
 from etl_dagster.model.destination import Destination, ReadsRows, offered
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Ready, TableState, state_name
@@ -35,16 +35,14 @@ def require_reader(config: PipelineConfig, destination: Destination) -> ReadsRow
     """The destination as one whose rows can be compared.
 
     Raises:
-        ConfigError: it isn't one.
+        NotOffered: it isn't one.
     """
     reader = offered(destination, ReadsRows)
     if reader is None:
-        raise ConfigError(
-            [
-                f"destination.type: the rows of {config.destination.type} can't be read back, so "
-                "they can't be compared with the source's"
-            ],
-            origin=f"pipeline {config.pipeline}",
+        raise NotOffered(
+            f"the rows of a destination of type {config.destination.type} can't be read back, so "
+            "they can't be compared with the source's",
+            solution="`etl-dagster reset TABLE` copies a table again without comparing it.",
         )
     return reader
 
