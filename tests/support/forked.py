@@ -190,14 +190,16 @@ class _Server:
         self._control, theirs = socket.socketpair()
         # Not the folder of the program, whose modules are called like others.
         command = [str(python), "-P", fork_server.__file__, str(theirs.fileno()), *modules]
-        path = f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        # It is elsewhere: what is relative to here would not be found.
+        given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        path = os.pathsep.join([str(_ROOT), *(str(Path(each).resolve()) for each in given)])
         with theirs:
             self._process = subprocess.Popen(
                 command,
                 stdin=DEVNULL,
                 pass_fds=[theirs.fileno()],
                 cwd="/",
-                env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+                env={**os.environ, "PYTHONPATH": path},
             )
 
     def start(self, task: dict[str, Any], fds: Sequence[int]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from etl_dagster.destinations.sql.chunks import SCHEMA as CHUNKS
 from etl_dagster.destinations.sql.copies import Copies
 from etl_dagster.destinations.sql.dialect import AMONG
 from etl_dagster.destinations.sql.ledger import Ledger
@@ -26,7 +25,7 @@ def remove_tables(session: Session, pipeline: str, schemas: Collection[TableSche
     """Drop the tables, and what is known of them and of the pipeline; inside a transaction.
 
     What was kept of earlier copies under another name stays. The ledger goes with the last
-    pipeline; its schemas stay, empty.
+    pipeline, except in a DuckLake, where it stays empty; so do its schemas.
 
     Args:
         schemas: as the pipeline knows the tables; those that aren't there are passed over.
@@ -48,18 +47,9 @@ def remove_tables(session: Session, pipeline: str, schemas: Collection[TableSche
     for name in _BY_TABLE:
         session.execute(f"DELETE FROM _etl.{name} WHERE table_id {AMONG}", [table_ids])
     session.execute("DELETE FROM _etl.pipelines WHERE pipeline = $1", [pipeline])
-    if not (session.fetch("SELECT 1 FROM _etl.tables UNION ALL SELECT 1 FROM _etl.pipelines")):
-        _drop_ledger(session)
+    is_used = session.fetch("SELECT 1 FROM _etl.tables UNION ALL SELECT 1 FROM _etl.pipelines")
+    # Where there are no keys, the ledger is what keeps transactions apart, this one too.
+    if not is_used and session.dialect.has_keys:
+        for name in sorted(tables_there(session) & TABLES):
+            session.execute(f"DROP TABLE _etl.{name}")
     return sorted(stored.name for stored in found.values())
-
-
-def _drop_ledger(session: Session) -> None:
-    for name in sorted(tables_there(session) & TABLES):
-        session.execute(f"DROP TABLE _etl.{name}")
-    if not session.dialect.has_keys:
-        chunks = session.fetch(
-            f"SELECT table_name FROM {session.dialect.tables} AS there WHERE schema_name = $1",
-            [CHUNKS],
-        )
-        for (name,) in chunks:
-            session.execute(f"DROP TABLE {session.dialect.table(CHUNKS, name)}")
