@@ -30,9 +30,9 @@ from etl_dagster.model.states import Ready
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.source.catalog import emit_marker
 from tests.support.database import Database
-from tests.support.forked_worker import ForkedWorker
 from tests.support.random_shop import is_caught_up
 from tests.support.waiting import wait_until
+from tests.support.worker_process import WorkerProcess
 
 KILLS_OF_COPIES, KILLS = 3, 8
 ROWS = 60
@@ -104,14 +104,18 @@ def test_histories_are_exact_though_their_worker_is_killed(
     database.query("select pg_create_logical_replication_slot('oracle', 'pgoutput')")
     raw = _settings(database.dsn, destination)
     config = parse_config(raw, {})
-    with closing(build_store(config)) as store, ForkedWorker(raw, tmp_path) as worker:  # type: ignore[type-var]
+    task = {"config": raw, "copies": "own"}
+    with (
+        closing(build_store(config)) as store,  # type: ignore[type-var]
+        WorkerProcess("tests.support.worker", task, tmp_path) as worker,
+    ):
         with changing(database.dsn, rng.randrange(2**32)):
             while worker.kills < KILLS_OF_COPIES:
                 worker.start()
                 store.wait_for_change(5)
                 time.sleep(rng.uniform(0, 0.5))
                 worker.kill()
-            wait_until(lambda: worker.start() or _are_streamed(store))
+            wait_until(lambda: _runs(worker) and _are_streamed(store))
             while worker.kills < KILLS_OF_COPIES + KILLS:
                 _wait_for_progress(store, worker)
                 # What follows a commit, and what is under way then, is cut short.
@@ -119,7 +123,7 @@ def test_histories_are_exact_though_their_worker_is_killed(
                 worker.kill()
         with database.connect() as connection:
             goal = emit_marker(connection)
-        wait_until(lambda: worker.start() or is_caught_up(store, goal, tables=2))
+        wait_until(lambda: _runs(worker) and is_caught_up(store, goal, tables=2))
 
     every = _commits(database)
     _check_log(config, [_of_table(commit, every[1], "log") for commit in every[0]])
@@ -143,7 +147,13 @@ def _are_streamed(store: CoordinatingStore) -> bool:
     return len(states) == 2 and all(isinstance(state, Ready) for state in states)
 
 
-def _wait_for_progress(store: CoordinatingStore, worker: ForkedWorker) -> None:
+def _runs(worker: WorkerProcess) -> bool:
+    """Whether it lives; started again where it doesn't."""
+    worker.start()
+    return worker.is_alive
+
+
+def _wait_for_progress(store: CoordinatingStore, worker: WorkerProcess) -> None:
     """Until something more is durable than when it was called."""
     before = store.get_replication_progress(ApplyWorker())
 
