@@ -85,6 +85,7 @@ lint: $(READY) ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typed
 
 .PHONY: clean
 clean: ## Remove the environment, the demo's data and all caches

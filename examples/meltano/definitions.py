@@ -4,8 +4,8 @@ from pathlib import Path
 
 from dagster import AssetExecutionContext, Definitions, EnvVar, ScheduleDefinition, asset
 
-from etl_dagster.integrations.dagster import build_etl_definitions
-from etl_dagster.integrations.dagster.meltano import (
+from etl_dagster.dagster import build_etl_definitions
+from etl_dagster.meltano import (
     MeltanoResource,
     MeltanoStateResource,
     meltano_assets,

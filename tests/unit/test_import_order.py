@@ -45,6 +45,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"etl_dagster.stores", "etl_dagster.destinations"}),
     frozenset({"etl_dagster.assembly"}),
     frozenset({"etl_dagster.integrations", "etl_dagster.testing"}),
+    frozenset({"etl_dagster.embedding", "etl_dagster.dagster", "etl_dagster.meltano"}),
     frozenset({"etl_dagster.demo"}),
     frozenset({"etl_dagster.cli", "etl_dagster.definitions", "etl_dagster.replicator"}),
 )
@@ -61,6 +62,9 @@ RUNTIME_FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"pipeline"}),
     frozenset({"fan_out"}),
 )
+
+#: Names what is public without importing it: what it imports is for type checkers only.
+FRONT_DOOR = "etl_dagster"
 
 #: Rooms on one floor that still have no business with each other.
 STRANGERS = (("etl_dagster.stores", "etl_dagster.destinations"),)
@@ -123,7 +127,9 @@ def test_imports_point_down(module: str) -> None:
     wrong = [
         f"line {line}: {imported}"
         for imported, line in imports(module, KNOWN)
-        if floor(imported) > floor(module) and (module, imported) not in EXEMPT
+        if floor(imported) > floor(module)
+        and (module, imported) not in EXEMPT
+        and module != FRONT_DOOR
     ]
     assert not wrong, f"{module} imports from a floor above its own: {', '.join(wrong)}"
 
@@ -157,7 +163,7 @@ def test_strangers_stay_strangers(module: str) -> None:
 @pytest.mark.parametrize("floor_rooms", FLOORS, ids=lambda rooms: min(rooms))
 def test_no_floor_has_a_circle(floor_rooms: frozenset[str]) -> None:
     """Importing any module first must work; a package's own `__init__` may gather its modules."""
-    here = [module for module in MODULES if room(module) in floor_rooms]
+    here = [m for m in MODULES if room(m) in floor_rooms and m != FRONT_DOOR]
     graph = {
         module: {name for name, _ in imports(module, KNOWN) if name in here} for module in here
     }
