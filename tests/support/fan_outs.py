@@ -29,6 +29,8 @@ QUICK = FanOutPace(
     slot_again_s=0.2,
     again_s=0.5,
     shortly_s=0.1,
+    return_s=0.2,
+    return_at_most_s=1.0,
 )
 
 

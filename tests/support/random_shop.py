@@ -63,10 +63,11 @@ def row(table: str, number: int, rng: random.Random) -> list[Any]:
 
 
 class Workload:
-    """Changes rows in a thread until it is stopped."""
+    """Changes rows in a thread until it is stopped, with a pause after each transaction."""
 
-    def __init__(self, dsn: str, seed: int, rows: int) -> None:
+    def __init__(self, dsn: str, seed: int, rows: int, pause_s: float) -> None:
         self._dsn = dsn
+        self._pause_s = pause_s
         self._rng = random.Random(seed)
         self._next = rows
         #: Savepoints of the open transaction, all of one name.
@@ -94,7 +95,7 @@ class Workload:
                         connection.rollback()
                     else:
                         connection.commit()
-                    self._stop.wait(self._rng.uniform(0, 0.05))
+                    self._stop.wait(self._rng.uniform(0, self._pause_s))
         except BaseException as failure:
             self._failure = failure
 
@@ -157,9 +158,9 @@ _STATEMENTS: dict[tuple[str, str], Any] = {
 
 
 @contextmanager
-def workload(dsn: str, seed: int, rows: int) -> Iterator[Workload]:
+def workload(dsn: str, seed: int, rows: int, pause_s: float = 0.05) -> Iterator[Workload]:
     """Changes while the block runs; `Workload.stop` ends them before."""
-    changes = Workload(dsn, seed, rows)
+    changes = Workload(dsn, seed, rows, pause_s)
     try:
         yield changes
     finally:

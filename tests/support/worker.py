@@ -14,6 +14,7 @@ import os
 import pkgutil
 import signal
 import sys
+from dataclasses import replace
 from typing import Any
 
 from etl_dagster.assembly import build_destination, build_store, opened_members, opened_store
@@ -59,7 +60,7 @@ def run(task: dict[str, Any]) -> None:
 
 def _fan_out(config: PipelineConfig) -> None:
     with opened_store(config) as store, opened_members(config) as parts:
-        fan_out = FanOut(config, store, parts, pace=QUICK)
+        fan_out = FanOut(config, store, parts, pace=replace(QUICK, standstill_s=3.0))
         try:
             fan_out.start()
             fan_out.wait()
