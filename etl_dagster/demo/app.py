@@ -22,6 +22,7 @@ import click
 from etl_dagster.demo import databases
 from etl_dagster.demo.databases import Databases, write_private
 from etl_dagster.demo.flights import PUBLICATION, data_folder
+from etl_dagster.demo.meltano.project import ENVIRONMENT, STATE_URI_VARIABLE, write_project
 from etl_dagster.demo.ports import HOST, is_port_free
 from etl_dagster.demo.processes import Child
 from etl_dagster.demo.server import EmbeddedPostgres, PortInUse
@@ -104,6 +105,7 @@ def _run(
         return
     config = folder / "etl.yaml"
     write_private(config, _etl_yaml(access))
+    write_project(folder / "meltano")
     children: dict[str, Child] = {}
     if rate > 0:
         order = {"dsn": access.dsn(databases.SOURCE, databases.AIRLINE), "rate": rate}
@@ -131,8 +133,7 @@ def _start_dagster(folder: Path, access: Databases, config: Path, ui_port: int) 
     home = folder / "dagster_home"
     home.mkdir(exist_ok=True)
     write_private(home / "dagster.yaml", _dagster_yaml(access))
-    workspace = Path("workspace.yaml").absolute()
-    target = ["-w", str(workspace)] if workspace.exists() else ["-m", "etl_dagster.definitions"]
+    target = ["-m", "etl_dagster.demo.definitions"]
     log = folder / "dagster.log"
     if log.exists():
         log.replace(folder / "dagster.log.1")
@@ -146,6 +147,7 @@ def _start_dagster(folder: Path, access: Databases, config: Path, ui_port: int) 
             "ETL_DAGSTER_CONFIG": str(config),
             "ETL_DAGSTER_DEMO": "1",
             _DAGSTER_PASSWORD: access.passwords[databases.DAGSTER],
+            STATE_URI_VARIABLE: access.uri(databases.STATE, databases.PIPELINE, "etl"),
             "PYTHONUNBUFFERED": "1",
         },
     )
@@ -156,7 +158,7 @@ def _etl_yaml(access: Databases) -> str:
 
     values = {
         "pipeline": PIPELINE_NAME,
-        "environment": "demo",
+        "environment": ENVIRONMENT,
         "source": {
             "dsn": access.dsn(databases.SOURCE, databases.PIPELINE),
             "publication": PUBLICATION,
@@ -215,9 +217,10 @@ def _five_lines(server: EmbeddedPostgres, rate: float, url: str, folder: Path, c
     return (
         f"\nRunning  PostgreSQL {server.binaries.version} on port {server.port}, the flights of "
         f"New York in 2013, {busy}\n"
-        f"Dagster  {url} (its log: {_shown(folder / 'dagster.log')})\n"
-        f"See      the assets of group {PIPELINE_NAME!r} being copied, then following the source; "
-        "the sensor under Automation\n"
+        f"Assets   {url}/asset-groups  Postgres' tables, their copies with checks, a table in SQL "
+        "that follows, a `meltano run`, all positions\n"
+        f"Sensors  {url}/automation  flights_replication streams: its ticks say how it is; "
+        f"schedules beside it. Dagster's log: {_shown(folder / 'dagster.log')}\n"
         f'Query    {program} query -c {_shown(config)} "{question}"\n'
         f"Stop     Ctrl-C; the data stays in {_shown(folder)}, the next start goes on from there"
     )

@@ -8,11 +8,13 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
 
 from etl_dagster.demo.flights import TABLES, Progress, is_loaded, load_flights
+from etl_dagster.demo.ports import HOST
 from etl_dagster.demo.server import EmbeddedPostgres
 
 #: Holds the tables that are replicated.
@@ -41,6 +43,11 @@ class Databases:
 
     def dsn(self, database: str, role: str) -> str:
         return self.server.dsn(database, user=role, password=self.passwords[role])
+
+    def uri(self, database: str, role: str, schema: str) -> str:
+        """As Meltano's state backend takes it."""
+        password = quote(self.passwords[role], safe="")
+        return f"postgresql://{role}:{password}@{HOST}:{self.server.port}/{database}/{schema}"
 
     def __repr__(self) -> str:
         return f"Databases(port={self.server.port})"

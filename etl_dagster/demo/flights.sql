@@ -78,3 +78,55 @@ CREATE TABLE flights (
     status         flight_status NOT NULL DEFAULT 'scheduled',
     updated_at     timestamptz NOT NULL DEFAULT now()
 );
+
+COMMENT ON TABLE airlines IS 'Airlines that fly from New York.';
+COMMENT ON COLUMN airlines.carrier IS 'The two letters of the airline (IATA).';
+COMMENT ON COLUMN airlines.name IS 'Its name.';
+
+COMMENT ON TABLE airports IS 'Airports of the United States and where they are.';
+COMMENT ON COLUMN airports.faa IS 'The three letters of the airport (FAA).';
+COMMENT ON COLUMN airports.lat IS 'Latitude, degrees north.';
+COMMENT ON COLUMN airports.lon IS 'Longitude, degrees east.';
+COMMENT ON COLUMN airports.alt IS 'Height above the sea, feet.';
+COMMENT ON COLUMN airports.tz IS 'Hours from GMT in winter.';
+COMMENT ON COLUMN airports.dst IS 'Daylight saving time: A as in the US, N none, U unknown.';
+COMMENT ON COLUMN airports.tzone IS 'Time zone (IANA).';
+
+COMMENT ON TABLE planes IS 'The aircraft that are known to the FAA by tail number.';
+COMMENT ON COLUMN planes.tailnum IS 'Tail number.';
+COMMENT ON COLUMN planes.year IS 'Year of manufacture.';
+COMMENT ON COLUMN planes.seats IS 'Seats for passengers.';
+COMMENT ON COLUMN planes.speed IS 'Average cruising speed, mph; seldom known.';
+COMMENT ON COLUMN planes.engine IS 'Kind of engine.';
+
+COMMENT ON TABLE weather IS 'Hourly weather at the three airports of New York.';
+COMMENT ON COLUMN weather.origin IS 'The airport.';
+COMMENT ON COLUMN weather.temp IS 'Temperature, degrees Fahrenheit.';
+COMMENT ON COLUMN weather.dewp IS 'Dew point, degrees Fahrenheit.';
+COMMENT ON COLUMN weather.humid IS 'Relative humidity, percent.';
+COMMENT ON COLUMN weather.wind_dir IS 'Where the wind comes from, degrees.';
+COMMENT ON COLUMN weather.wind_speed IS 'Wind, mph.';
+COMMENT ON COLUMN weather.wind_gust IS 'Gusts, mph.';
+COMMENT ON COLUMN weather.precip IS 'Rain and snow, inches.';
+COMMENT ON COLUMN weather.pressure IS 'Pressure at sea level, millibars.';
+COMMENT ON COLUMN weather.visib IS 'Visibility, miles.';
+COMMENT ON COLUMN weather.time_hour IS 'The hour of the measurement.';
+
+COMMENT ON TABLE flights IS 'Every departure from New York; the workload changes this table.';
+COMMENT ON COLUMN flights.flight_id IS 'Given by the database; the data has no key of its own.';
+COMMENT ON COLUMN flights.dep_time IS 'Departure, local time as HHMM; null until it has departed.';
+COMMENT ON COLUMN flights.sched_dep_time IS 'Departure by schedule, local time as HHMM.';
+COMMENT ON COLUMN flights.dep_delay IS 'Minutes late at departure; negative is early.';
+COMMENT ON COLUMN flights.arr_time IS 'Arrival, local time as HHMM.';
+COMMENT ON COLUMN flights.sched_arr_time IS 'Arrival by schedule, local time as HHMM.';
+COMMENT ON COLUMN flights.arr_delay IS 'Minutes late at arrival; negative is early.';
+COMMENT ON COLUMN flights.carrier IS 'The airline.';
+COMMENT ON COLUMN flights.flight IS 'Flight number.';
+COMMENT ON COLUMN flights.tailnum IS 'The aircraft, where it is known.';
+COMMENT ON COLUMN flights.origin IS 'The airport of departure.';
+COMMENT ON COLUMN flights.dest IS 'The airport of arrival.';
+COMMENT ON COLUMN flights.air_time IS 'Minutes in the air.';
+COMMENT ON COLUMN flights.distance IS 'Miles between the airports.';
+COMMENT ON COLUMN flights.time_hour IS 'The hour of departure by schedule, to join the weather.';
+COMMENT ON COLUMN flights.status IS 'Derived from the data at first, then kept by the workload.';
+COMMENT ON COLUMN flights.updated_at IS 'When the workload changed the row last.';
