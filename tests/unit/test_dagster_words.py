@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization
+
 from etl_dagster.integrations.dagster import words
-from etl_dagster.runtime.showing.status import PipelineStatus
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 
 def test_a_tick_says_what_the_status_notes_and_logs_it_once() -> None:
@@ -19,3 +21,23 @@ def test_a_tick_says_what_the_status_notes_and_logs_it_once() -> None:
         True,
     ]
     assert [log.is_due(words.gist(status, None, 0, {})) for status in told] == [True, True, False]
+
+
+def test_the_list_of_ticks_shows_how_many_events_a_tick_has_sent_and_the_lag() -> None:
+    """Of a cursor it shows the first 23 and the last 17 characters."""
+    table = TableStatus(1, "public.orders", "ready", "dev:shop-to-duckdb:public.orders")
+    status = PipelineStatus(
+        "shop", "duckdb", "streaming", lag_seconds=1.25, tables={table.name: table}
+    )
+    key = AssetKey("orders")
+    check = AssetCheckEvaluation(asset_key=key, check_name="c", passed=True)
+
+    did = words.Did.of(7, [AssetMaterialization(key), AssetMaterialization(key), check], 0)
+    cursor = words.cursor(status, did)
+    quiet = words.cursor(status, words.Did.of(8, [], 1))
+
+    assert cursor[:23] == "streaming 1/1 +3 new; t"
+    assert cursor[-17:].endswith("; lag 1.2 s")
+    assert "tick 7: 2 materializations, 1 check result; as of" in cursor
+    assert "tick 8: 1 copy requested; as of" in quiet
+    assert "this tick: 2 materializations, 1 check result" in words.line(status, {}, did=did)

@@ -208,12 +208,13 @@ def tick(
             _store_failed_checks(context, memory, config, failure, keys)
         raise
     note = words.with_coming(note, coming)
-    line = words.line(status, keys, note=note, waiting=copies.waiting, notices=notices)
+    memory.ticks += 1
+    did = words.Did.of(memory.ticks, events, len(copies.requests))
+    line = words.line(status, keys, note=note, waiting=copies.waiting, notices=notices, did=did)
     gist = words.gist(status, note, len(copies.requests), copies.waiting)
     if memory.log.is_due(gist):
         context.log.info(line)
-    memory.ticks += 1
-    cursor = words.cursor(status, memory.ticks)
+    cursor = words.cursor(status, did)
     memory.reports.expect(cursor)
     return SensorResult(
         run_requests=list(copies.requests),
@@ -288,7 +289,7 @@ def _tick_without_stream(
     if memory.log.is_due(failure.reason if failure is not None else note):
         context.log.info(note)
     memory.ticks += 1
-    cursor = words.cursor_without_stream(note, memory.ticks)
+    cursor = words.cursor_without_stream(note, words.Did.of(memory.ticks, events, 0))
     memory.reports.expect(cursor)
     return SensorResult(asset_events=events, skip_reason=note, cursor=cursor)
 

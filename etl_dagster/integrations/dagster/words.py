@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from dagster import AssetKey
+from dagster import AssetKey, AssetMaterialization
 
 from etl_dagster.integrations.dagster.lag import as_of
 from etl_dagster.runtime.showing.status import PipelineStatus
@@ -26,6 +27,7 @@ def line(
     note: str | None = None,
     waiting: Mapping[str, str] | None = None,
     notices: Sequence[str] = (),
+    did: object = "",
 ) -> str:
     """The tick in one line. It names its moment: the last line stays when the sensor is off."""
     parts = [note] if note else []
@@ -57,6 +59,8 @@ def line(
     unknown = [name for name in status.tables if name not in keys]
     if unknown:
         parts.append(f"no asset yet (reload the code location): {some(unknown)}")
+    if did:
+        parts.append(f"this tick: {did}")
     return "; ".join([*parts, *notices])
 
 
@@ -71,28 +75,51 @@ def with_coming(note: str | None, coming: Mapping[str, str]) -> str | None:
     return "; ".join([*parts, f"settings changed since the copy of {'; '.join(shown)}"])
 
 
-def cursor(status: PipelineStatus, tick: int) -> str:
-    """For people: how the stream is. The truth is in the state store.
+@dataclass(frozen=True)
+class Did:
+    """What one tick has done, in numbers."""
+
+    #: Counts the ticks of this process.
+    tick: int
+    materializations: int = 0
+    evaluations: int = 0
+    requests: int = 0
+
+    @classmethod
+    def of(cls, tick: int, events: Iterable[object], requests: int) -> Did:
+        counts = Counter(isinstance(event, AssetMaterialization) for event in events)
+        return cls(tick, counts[True], counts[False], requests)
+
+    def __str__(self) -> str:
+        counts = (
+            (self.requests, "copy requested", "copies requested"),
+            (self.materializations, "materialization", "materializations"),
+            (self.evaluations, "check result", "check results"),
+        )
+        parts = [f"{count} {one if count == 1 else many}" for count, one, many in counts if count]
+        return ", ".join(parts) or "nothing new"
+
+
+def cursor(status: PipelineStatus, did: Did) -> str:
+    """For people: what the tick did and how the stream is. The truth is in the state store.
 
     In the list of ticks the UI shows the first 23 and the last 17 characters, and of a tick without
-    a run nothing else; so phase and tables come first, and the lag last. `tick` makes each cursor
-    differ from the one before.
+    a run nothing else but "0 runs requested"; so phase, tables in step and events come first, and
+    the lag last. The tick's number makes each cursor differ from the one before.
     """
     ready = sum(1 for table in status.tables.values() if table.state == "ready")
-    payload = {
-        status.phase: f"{ready}/{len(status.tables)} tables",
-        "as_of": as_of(status.at),
-        "tick": tick,
-        "confirmed_lsn": status.confirmed_lsn,
-        "lag": f"{status.lag_seconds:.1f} s",
-    }
-    return json.dumps(payload)
+    events = did.materializations + did.evaluations
+    return (
+        f"{status.phase} {ready}/{len(status.tables)}{f' +{events} new' if events else ''}; "
+        f"tick {did.tick}: {did}; as of {as_of(status.at)}; confirmed {status.confirmed_lsn}; "
+        f"lag {status.lag_seconds:.1f} s"
+    )
 
 
-def cursor_without_stream(note: str, tick: int) -> str:
+def cursor_without_stream(note: str, did: Did) -> str:
     """As `cursor`, where there is no status to show."""
     summary = note.partition("\n")[0][:200]
-    return json.dumps({"not streaming": summary, "tick": tick, "as_of": as_of(time.time())})
+    return f"not streaming: {summary}; tick {did.tick}: {did}; {as_of(time.time())}"
 
 
 def some(items: Sequence[str]) -> str:
