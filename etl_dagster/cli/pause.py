@@ -35,7 +35,7 @@ def pause(tables: tuple[str, ...], config_path: Path) -> None:
 @click.argument("tables", nargs=-1, required=True, metavar="SCHEMA.TABLE...")
 @config_option
 def resume(tables: tuple[str, ...], config_path: Path) -> None:
-    """Let the copies of paused tables begin again."""
+    """Let copies of paused tables begin again, also of canceled ones."""
     config = load(config_path)
     from etl_dagster.cli.existing import existing_store
     from etl_dagster.cli.tables import table_ids
@@ -45,4 +45,5 @@ def resume(tables: tuple[str, ...], config_path: Path) -> None:
         ids = table_ids(config, store, tables)
         resumed = resume_copies(store, list(ids.values()))
     for name, table_id in ids.items():
-        click.echo(f"{name} {'is resumed' if table_id in resumed else 'was not paused'}.")
+        what = "is resumed" if table_id in resumed else "was not paused"
+        click.echo(f"{name} {what}; a copy that was canceled may begin again.")

@@ -143,6 +143,9 @@ def _repair(
 
 
 def _request(store: CoordinatingStore, differing: Sequence[Eligible]) -> list[str]:
+    from etl_dagster.runtime.copying.pausing import ask_for_copies
+
+    ask_for_copies(store, [each.table_id for each in differing])
     for each in differing:
         store.request_copy(each.table_id)
     return [each.name for each in differing]

@@ -70,12 +70,14 @@ def _reset_tables(
     yes: bool,
 ) -> None:
     from etl_dagster.cli.tables import table_ids
+    from etl_dagster.runtime.copying.pausing import ask_for_copies
 
     wanted = table_ids(config, store, tables)
     for name in wanted:
         click.echo(f"{name} is copied again from the beginning; its old rows stay until then.")
     if not is_wanted(dry_run=dry_run, yes=yes):
         return
+    ask_for_copies(store, list(wanted.values()))
     for table_id in wanted.values():
         store.request_copy(table_id)
     if store.is_leased("apply"):
@@ -88,6 +90,7 @@ def _reset_all(
     config: PipelineConfig, store: CoordinatingStore, *, dry_run: bool, yes: bool
 ) -> None:
     from etl_dagster.assembly import opened_store
+    from etl_dagster.runtime.copying.pausing import ask_for_copies
     from etl_dagster.runtime.many import many
     from etl_dagster.runtime.resetting import (
         ALL,
@@ -121,6 +124,7 @@ def _reset_all(
     )
     if not is_wanted(dry_run=dry_run, yes=yes):
         return
+    ask_for_copies(store, list(store.get_table_replication_states()))
     if is_offered:
         click.echo("The replicator of Dagster's sensor stops the stream, and does it.")
         answer = request_reset(store)
@@ -144,6 +148,7 @@ def _reset_all(
 def _reset_all_of_several(whole: PipelineConfig, *, dry_run: bool, yes: bool) -> None:
     """Every table of every destination, and all slots, the shared one last."""
     from etl_dagster.assembly import opened_store
+    from etl_dagster.runtime.copying.pausing import ask_for_copies
     from etl_dagster.runtime.resetting import ALL, are_resets_offered, request_reset, reset_several
     from etl_dagster.runtime.runner import in_use
     from etl_dagster.source.control import SourceControl
@@ -166,6 +171,8 @@ def _reset_all_of_several(whole: PipelineConfig, *, dry_run: bool, yes: bool) ->
         )
         if not is_wanted(dry_run=dry_run, yes=yes):
             return
+        for each in stores.values():
+            ask_for_copies(each, list(each.get_table_replication_states()))
         if is_offered:
             click.echo("The replicator of Dagster's sensors stops the stream, and does it.")
             answer = request_reset(store, ALL)

@@ -24,7 +24,7 @@ from etl_dagster.integrations.dagster.presence import (
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG
 from etl_dagster.model.states import Init
-from etl_dagster.runtime.copying.pausing import pause_copies, resume_copies
+from etl_dagster.runtime.copying.pausing import ask_for_copies, pause_copies, resume_copies
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.stores.memory import MemoryStore
 
@@ -121,20 +121,21 @@ def test_the_pause_doubles_with_each_failure_in_a_row() -> None:
     assert due(Instance((FAILED, 61.0), (FAILED, 90.0), (FAILED, 120.0))).requests
 
 
-def test_a_canceled_copy_is_held_back_for_some_minutes_and_the_sensor_says_so() -> None:
-    held = due(Instance((CANCELED, 120.0)))
+def test_a_canceled_copy_stays_canceled_until_a_person_asks_for_it_again() -> None:
+    resource, a_year_ago = Resource(), Instance((CANCELED, 365 * 86_400.0), (FAILED, 4e7))
+    held = due(a_year_ago, resource)
     assert not held.requests
-    assert "The copy was canceled at" in held.waiting[TABLE.name]
-    assert "The sensor requests it again at" in held.waiting[TABLE.name]
-    assert due(Instance((CANCELED, 601.0))).requests
+    assert "A person canceled the copy at" in held.waiting[TABLE.name]
+    assert "etl-dagster resume public.orders" in held.waiting[TABLE.name]
+
+    assert resume_copies(resource.store, [1]) == set()
+    assert due(a_year_ago, resource).requests
 
 
-def test_a_copy_that_is_canceled_again_is_held_back_for_longer() -> None:
-    twice = ((CANCELED, 700.0), (CANCELED, 2000.0))
-    held = due(Instance(*twice))
-    assert "was canceled 2 times in a row" in held.waiting[TABLE.name]
-    assert due(Instance((CANCELED, 3601.0), (CANCELED, 5000.0))).requests
-    assert due(Instance((CANCELED, 700.0), (FAILED, 2000.0), (CANCELED, 3000.0))).requests
+def test_a_question_before_the_cancellation_does_not_undo_it() -> None:
+    resource = Resource()
+    ask_for_copies(resource.store, [1])
+    assert not due(Instance((CANCELED, -1.0)), resource).requests
 
 
 def test_a_table_that_is_paused_is_not_requested_until_it_is_resumed() -> None:

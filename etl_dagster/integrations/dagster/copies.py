@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -28,16 +27,13 @@ from etl_dagster.integrations.dagster.translator import (
     TABLE_TAG,
 )
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.copying.pausing import paused_tables
+from etl_dagster.runtime.copying.pausing import asked_at, paused_tables
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 #: After a run that failed, the next one waits; doubled for each in a row.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 900.0
-#: After one that a person canceled; six times as long for each in a row. The source keeps WAL for
-#: the table meanwhile.
-PAUSE_AFTER_CANCELED_S, LONGEST_PAUSE_AFTER_CANCELED_S = 600.0, 86_400.0
 #: Dagster's own retries of a failed run: the sensor requests the copy again, and nobody else.
 _NO_RETRIES = {"dagster/max_retries": "0"}
 _RUNS_LOOKED_AT = 10
@@ -89,6 +85,7 @@ def due_copies(
     with resource.get_store() as store:
         due = _due(store, _next_few(idle))
         paused = paused_tables(store) if due else {}
+        asked = asked_at(store) if due else {}
     requests: list[RunRequest] = []
     waiting: dict[str, str] = {}
     for table in due:
@@ -98,7 +95,7 @@ def due_copies(
             waiting[table.name] = _words_of_paused(table.name, paused[table.table_id])
             continue
         before = _runs_before(instance, table)
-        pause = before.pause(time.time())
+        pause = before.pause(time.time(), asked.get(table.table_id, 0.0), table.name)
         if pause is not None:
             waiting[table.name] = pause
         else:
@@ -130,32 +127,34 @@ class RunsBefore:
     last_run_id: str | None = None
     #: How many failed or were canceled since the last one that succeeded.
     failures: int = 0
-    #: How many of them, up to the last one, were canceled without another outcome in between.
-    cancellations: int = 0
+    #: Whether a person canceled the last one. Dagster calls a run that was interrupted failed.
+    is_canceled: bool = False
     #: When the last one ended, seconds since 1970-01-01 UTC.
     ended_at: float | None = None
 
-    def pause(self, now: float) -> str | None:
-        """Why the next run waits; None where it may be requested."""
-        if not self.failures or self.ended_at is None:
+    def pause(self, now: float, asked_at: float, table: str) -> str | None:
+        """Why the next run waits; None where it may be requested.
+
+        Args:
+            now: seconds since 1970-01-01 UTC.
+            asked_at: when a person asked for a copy without starting a run, as by a reset.
+        """
+        if not self.failures or self.ended_at is None or asked_at > self.ended_at:
             return None
-        pause_s = doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, self.failures - 1)
-        what = "failed" if self.failures == 1 else f"failed {self.failures} times in a row"
-        if self.cancellations:
-            pause_s, what = self._pause_after_canceled_s(), "was canceled"
-            if self.cancellations > 1:
-                what += f" {self.cancellations} times in a row, the last time"
-        next_at = self.ended_at + pause_s
+        if self.is_canceled:
+            return (
+                f"A person canceled the copy at {as_of(self.ended_at)}, so the sensor does not "
+                "request it again; the source keeps WAL for the table meanwhile. To have it "
+                f"copied: materialize the asset, or etl-dagster resume {shlex.quote(table)}."
+            )
+        next_at = self.ended_at + doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, self.failures - 1)
         if now >= next_at:
             return None
+        what = "failed" if self.failures == 1 else f"failed {self.failures} times in a row"
         return (
             f"The copy {what} at {as_of(self.ended_at)}. The sensor requests it again at "
             f"{as_of(next_at)}; materialize the asset to copy the table now."
         )
-
-    def _pause_after_canceled_s(self) -> float:
-        pause_s = PAUSE_AFTER_CANCELED_S * 6.0 ** (self.cancellations - 1)
-        return min(pause_s, LONGEST_PAUSE_AFTER_CANCELED_S)
 
 
 def _words_of_paused(table: str, since: str) -> str:
@@ -177,12 +176,10 @@ def _runs_before(instance: DagsterInstance, table: TableStatus) -> RunsBefore:
             break
         failures += 1
     last = records[0]
-    statuses = [record.dagster_run.status for record in records]
-    canceled = list(itertools.takewhile(lambda s: s == DagsterRunStatus.CANCELED, statuses))
     return RunsBefore(
         last_run_id=last.dagster_run.run_id,
         failures=failures,
-        cancellations=len(canceled),
+        is_canceled=last.dagster_run.status == DagsterRunStatus.CANCELED,
         # Its other times are in the time zone of Dagster's database.
         ended_at=last.end_time,
     )

@@ -26,6 +26,7 @@ from etl_dagster.integrations.dagster.sections import (
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.states import TableState, state_name
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.copying.pausing import ask_for_copies
 from etl_dagster.runtime.table_ids import find_table_ids
 from etl_dagster.table_name import TableName
 
@@ -324,6 +325,7 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
             state = None if table_id is None else store.get_table_replication_state(table_id)
             if table_id is None or state is None:
                 raise unknown
+            ask_for_copies(store, [table_id])
             store.request_copy(table_id)
             return state_name(state)
 

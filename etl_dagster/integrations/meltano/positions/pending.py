@@ -22,6 +22,7 @@ from etl_dagster.integrations.meltano.positions.verdicts import (
 )
 from etl_dagster.model.states import Init, state_name
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
+from etl_dagster.runtime.copying.pausing import ask_for_copies
 
 
 @dataclass(frozen=True)
@@ -105,4 +106,5 @@ class PendingChanges:
             entry, requested_at=seen, note=note
         )
         self._memory.keep(self._store)
+        ask_for_copies(self._store, [position.table_id])
         self._store.request_copy(position.table_id)

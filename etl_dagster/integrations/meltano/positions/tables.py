@@ -10,7 +10,7 @@ from typing import Any
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import FoundState, TablePosition
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.coordination import Coordination
+from etl_dagster.model.coordination import Coordination, Notes
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import (
     DataSync,
@@ -23,6 +23,7 @@ from etl_dagster.model.states import (
     state_to_json,
 )
 from etl_dagster.model.stores import PipelineStore
+from etl_dagster.runtime.copying.pausing import ask_for_copies
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 
@@ -161,6 +162,8 @@ def state_key(store: Coordination | None, table_id: TableId, state: TableState) 
 def request_copy(store: PipelineStore, table_id: TableId) -> None:
     """Have the table copied from the beginning."""
     if isinstance(store, Coordination):
+        if isinstance(store, Notes):
+            ask_for_copies(store, [table_id])
         store.request_copy(table_id)
     else:
         store.update_table_replication_states([(table_id, Init())])
