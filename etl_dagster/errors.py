@@ -433,7 +433,7 @@ class TableWriteFailed(DestinationError):
     for the second time: the batch is written again without the table.
     """
 
-    solution = "Read the destination's message, mend its cause, then reset the table."
+    solution = "Read the destination's message, fix its cause, then retry the table."
 
     def __init__(self, table_id: int, reason: str, *, solution: str | None = None) -> None:
         super().__init__(reason, solution=solution)
@@ -532,6 +532,16 @@ class HandoverTimeout(EtlError):
         super().__init__(
             f"{table_name} is copied, but for {waited_s:.0f} s no process has run the pipeline to "
             "take it over"
+        )
+
+
+class CopyNeeded(EtlError):
+    """A table that stopped can't be resumed: its changes since are not kept."""
+
+    def __init__(self, table_name: str, reason: str) -> None:
+        super().__init__(
+            reason,
+            solution=f"Copy it again, next to its old rows: `etl-dagster resync {table_name}`.",
         )
 
 

@@ -19,6 +19,8 @@ from etl_dagster.cli.query import query
 from etl_dagster.cli.remove import remove
 from etl_dagster.cli.repair import repair
 from etl_dagster.cli.reset import reset
+from etl_dagster.cli.resync import resync
+from etl_dagster.cli.retry import retry
 from etl_dagster.cli.run import run
 from etl_dagster.cli.shape import shape
 from etl_dagster.cli.state import state
@@ -84,7 +86,9 @@ for command in (
     query,
     odd,
     lake,
+    retry,
     repair,
+    resync,
     reset,
     pause,
     resume,

@@ -58,10 +58,10 @@ def reset(
         elif from_meltano:
             _reset_cleared(config, store, dry_run=dry_run, yes=yes)
         else:
-            _reset_tables(config, store, tables, dry_run=dry_run, yes=yes)
+            copy_again(config, store, tables, dry_run=dry_run, yes=yes)
 
 
-def _reset_tables(
+def copy_again(
     config: PipelineConfig,
     store: CoordinatingStore,
     tables: tuple[str, ...],

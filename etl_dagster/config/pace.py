@@ -53,3 +53,9 @@ class RetryConfig(Section):
     initial_delay_ms: int = Field(500, ge=1, description="The first pause.")
     max_delay_ms: int = Field(30_000, ge=1, description="The longest pause.")
     max_attempts: int = Field(8, ge=1, description="In a row; progress resets the count.")
+    max_retained_wal: ByteCount = Field(
+        5 * 1024**3,
+        ge=0,
+        description="WAL that the source keeps for one table that stopped, at most. Beyond that "
+        "its slot is dropped, and the table needs a copy. 0: keep none.",
+    )

@@ -87,6 +87,13 @@ class Errored:
     reason: str
     solution: str
     retry: RetryPolicy
+    #: When it stopped (with time zone). None: an earlier version stopped it.
+    since: datetime | None = None
+    #: Every change that was committed before is at the destination. None: it was not streamed yet.
+    lsn: Lsn | None = None
+    #: Whether a slot of the table's own keeps its changes from `lsn` on, so that it can be resumed
+    #: without a copy.
+    is_kept: bool = False
 
 
 TableState: TypeAlias = (
@@ -168,13 +175,20 @@ def state_to_json(state: TableState) -> dict[str, Any]:
     match state:
         case SyncWait(lsn) | SyncDone(lsn) | Ready(lsn) | Catchup(lsn):
             payload["lsn"] = str(lsn)
-        case Errored(reason, solution, retry):
+        case Errored(reason, solution, retry, since, lsn, is_kept):
             payload |= {"reason": reason, "solution": solution, "retry": {"kind": retry.kind}}
             if isinstance(retry, TimedRetry):
                 payload["retry"] |= {
                     "next_retry": retry.next_retry.isoformat(),
                     "attempt": retry.attempt,
                 }
+            # Left out where there is nothing to say, as earlier versions wrote it.
+            if since is not None:
+                payload["since"] = since.isoformat()
+            if lsn is not None:
+                payload["lsn"] = str(lsn)
+            if is_kept:
+                payload["is_kept"] = True
         case Init() | DataSync() | FinishedCopy():
             pass
         case _:
@@ -204,8 +218,20 @@ def state_from_json(payload: dict[str, Any]) -> TableState:
         case "ready":
             return Ready(Lsn.parse(payload["lsn"]))
         case "errored":
-            return Errored(payload["reason"], payload["solution"], _retry(payload["retry"]))
+            return _errored(payload)
     raise InvalidState(f"{payload.get('type')!r} is not the name of a table state")
+
+
+def _errored(payload: dict[str, Any]) -> Errored:
+    since, lsn = payload.get("since"), payload.get("lsn")
+    return Errored(
+        payload["reason"],
+        payload["solution"],
+        _retry(payload["retry"]),
+        None if since is None else datetime.fromisoformat(since),
+        None if lsn is None else Lsn.parse(lsn),
+        payload.get("is_kept", False),
+    )
 
 
 def _retry(payload: dict[str, Any]) -> RetryPolicy:

@@ -44,7 +44,7 @@ def errored_state(error: BaseException, config: RetryConfig, attempt: int) -> Er
         # Not one of ours: its message may hold values, so only its kind is kept.
         reason = f"{type(error).__name__} in the table's worker"
         solution = "The log has the details. Report it if it is not the destination's own."
-    return Errored(reason, solution, retry)
+    return Errored(reason, solution, retry, since=datetime.now(UTC))
 
 
 def is_sync_due(state: TableState | None) -> bool:

@@ -58,6 +58,7 @@ STATES: tuple[TableState, ...] = (
     Errored(" said the server: " + "'\"\\ %s é🐘\n" * 100, "read on\n", ManualRetry()),
     Errored("reason", "solution", ManualRetry()),
     Errored("reason", "solution", TimedRetry(NOON, attempt=3)),
+    Errored("reason", "solution", ManualRetry(), since=NOON, lsn=Lsn(7), is_kept=True),
 )
 APPLIED = DestinationTableMetadata("public.orders", LSN_ZERO, "applied", (True,) * 4)
 APPLYING = DestinationTableMetadata(

@@ -121,6 +121,9 @@ class Preparation:
         """The table as the earlier worker copied it, where its work can be gone on with."""
         slot = self._control.ask("looking at the slot", fetch_slot, self._source.slot_name)
         schema = self._store.get_table_schema(self._table_id, LSN_ZERO)
+        if self._is_copied(plan):
+            # Of one that was streamed since, the version that was copied may be forgotten.
+            schema = schema or self._store.get_table_schema(self._table_id, LSN_MAX)
         if slot is None or slot.is_lost or slot.plugin != "pgoutput" or schema is None:
             return None
         durable = max(self._store.get_replication_progress(self._worker) or LSN_ZERO, plan.slot_lsn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
@@ -14,6 +14,8 @@ from etl_dagster.errors import (
     HandoverTimeout,
     InvalidState,
     LeaseLost,
+    SlotInvalidated,
+    SlotMissing,
     TableNameTaken,
 )
 from etl_dagster.lsn import LSN_ZERO, Lsn
@@ -21,11 +23,13 @@ from etl_dagster.model.coordination import CopyPlan, FinishedChunk
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import (
+    Catchup,
     DataSync,
     Errored,
     FinishedCopy,
     Ready,
     SyncDone,
+    SyncWait,
     TimedRetry,
     state_name,
 )
@@ -130,6 +134,8 @@ class TableSync:
         self._reporting = threading.Lock()
         #: Failures in a row, this worker's own to come included; a finished chunk ends the row.
         self._attempt = 1
+        #: Whether a slot of the table's own kept its changes since it was set aside.
+        self._is_resumed = False
 
     def run(self) -> TableSyncResult | None:
         """Work until the hand-over; None when it was told to stop before.
@@ -158,15 +164,33 @@ class TableSync:
                 return None  # what was under way was interrupted
             # The stream may have much to read before it comes to the new name of another table.
             attempt = 1 if isinstance(error, TableNameTaken) else self._attempt
+            gives_up = isinstance(error, HandoverTimeout) and not self._is_resumed
             state = errored_state(error, self._config.retry, attempt)
+            if not gives_up:
+                state = self._with_kept(state, claim, error)
             _log.error("table %s: %s", self._table_id, state.reason)
-            if claim.fail(state) and isinstance(error, HandoverTimeout):
+            if claim.fail(state) and gives_up:
                 # The next worker starts over.
                 self._drop_slot()
             raise
         finally:
             self._control.close()
             claim.release()
+
+    def _with_kept(self, errored: Errored, claim: Claim, error: BaseException) -> Errored:
+        """With how far the table is, and whether its slot keeps what follows.
+
+        Once the copy is the table, nothing but its changes is missing.
+        """
+        match claim.state:
+            case Errored(lsn=lsn, is_kept=is_kept):
+                pass
+            case FinishedCopy() | SyncWait() | Catchup():
+                lsn = self._store.get_replication_progress(self._worker)
+                is_kept = not isinstance(error, SlotInvalidated | SlotMissing)
+            case _:
+                return errored
+        return replace(errored, lsn=lsn, is_kept=is_kept)
 
     def _run_until_current(self, claim: Claim) -> TableSyncResult:
         """Copy until the copy can follow the stream: a table may be altered meanwhile."""
@@ -188,8 +212,10 @@ class TableSync:
                 f"table {self._table_id} is {state_name(state)}: it is streamed already",
                 solution="Ask for a new copy first: `etl-dagster reset`.",
             )
-        if isinstance(state, Errored) and isinstance(state.retry, TimedRetry):
-            self._attempt = state.retry.attempt + 1
+        if isinstance(state, Errored):
+            self._is_resumed = state.is_kept
+            if isinstance(state.retry, TimedRetry):
+                self._attempt = state.retry.attempt + 1
         self._belonging.require_known()
         preparation = Preparation(self._parts, self._source, self._belonging, self._table_id)
         table = preparation.fetch_table()

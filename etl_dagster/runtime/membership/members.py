@@ -355,9 +355,11 @@ class Members:
     def _drop_unneeded_slots(self) -> None:
         slots = self._control.ask("listing slots", fetch_table_sync_slots, self._config.pipeline)
         for table_id, slot_name in slots.items():
+            # In this order: who makes a slot holds the lease until the state says what it is for.
+            if self._is_worked_on(table_id):
+                continue
             state = self._store.get_table_replication_state(table_id)
-            is_needed = table_id in self._tables and not isinstance(state, Ready)
-            if not is_needed and not self._is_worked_on(table_id):
+            if table_id not in self._tables or not _is_slot_needed(state):
                 self._control.ask("dropping a slot", drop_slot, slot_name)
         groups = self._control.ask("listing slots", fetch_group_slots, self._config.pipeline)
         for table_id, slot_name in groups.items():
@@ -380,6 +382,13 @@ class _OneMarker:
         if self._marker is None:
             self._marker = self._control.ask("marking the stream", emit_marker)
         return self._marker
+
+
+def _is_slot_needed(state: TableState | None) -> bool:
+    """Whether a slot of the table's own has changes that it still lacks."""
+    if isinstance(state, Errored):
+        return state.is_kept or state.lsn is None  # else it has been streamed, and needs a copy
+    return not isinstance(state, Ready)
 
 
 def _spelled(operations: str) -> str:

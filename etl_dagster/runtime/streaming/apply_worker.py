@@ -10,7 +10,7 @@ from etl_dagster.errors import EtlError, Superseded
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import EventBatch, truncates
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.states import Errored, ManualRetry, Ready
+from etl_dagster.model.states import Ready
 from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.runtime.checking.belonging import Belonging
 from etl_dagster.runtime.checking.origin import Origin
@@ -21,6 +21,7 @@ from etl_dagster.runtime.streaming.feed import Feed, OpenStream
 from etl_dagster.runtime.streaming.leaf_copies import LeafCopies
 from etl_dagster.runtime.streaming.ownership import Ownership
 from etl_dagster.runtime.streaming.questions import schema_tracker, unchanged_values
+from etl_dagster.runtime.streaming.set_aside import SettingAside
 from etl_dagster.runtime.table_names import name_of
 from etl_dagster.runtime.tables.renames import Renames
 from etl_dagster.runtime.tables.rewrites import Rewrites
@@ -94,6 +95,7 @@ class AppliedStream:
             name=f"apply writer {parts.config.pipeline}",
         )
         self._ownership = Ownership(parts, self._feed, known.belonging)
+        self._setting_aside = SettingAside(parts)
         self._leaf_copies = LeafCopies(
             parts, self, self._feed, known.members.partitions, schemas, tenure
         )
@@ -137,12 +139,9 @@ class AppliedStream:
     def on_table_error(self, table_id: TableId, error: EtlError) -> None:
         if isinstance(error, Superseded):
             raise error
-        _log.error("%s stopped: %s", name_of(self._store, table_id), error.reason)
-        # Its changes since are not kept, so going on means copying it again: a person decides.
         state = self._store.get_table_replication_state(table_id)
         if isinstance(state, Ready):  # else somebody has asked for a copy meanwhile
-            failed = Errored(error.reason, error.solution, ManualRetry())
-            self._store.transition_table_state(table_id, state, failed)
+            self._setting_aside.stop(table_id, state, error)
         self._ownership.invalidate()
 
     def on_outdated(self, table_id: TableId, reason: str) -> None:

@@ -112,6 +112,8 @@ class LeafCopies:
             self._feed.raise_failure()
             self._begun = None
             if not error.retryable and not isinstance(error, TableRewritten):
+                # What is under way of the table must be known to be at the destination.
+                self._feed.deliver_all()
                 self._role.on_table_error(leaf.table_id, error)
             _log.warning("partition %s can't be added now: %s", leaf.partition.name, error.reason)
             self._paused_until = self._clock.now_s() + _PAUSE_S

@@ -1,0 +1,74 @@
+"""`etl-dagster retry`: resume tables that stopped, without a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from pathlib import Path
+
+import click
+
+from etl_dagster.cli.options import config_option, load
+
+
+@click.command(short_help="Resume tables that stopped, without a copy.")
+@click.argument("tables", nargs=-1, metavar="[SCHEMA.TABLE]...")
+@config_option
+@click.option("--all", "everything", is_flag=True, help="All tables that stopped.")
+def retry(tables: tuple[str, ...], config_path: Path, everything: bool) -> None:
+    """Resume tables that stopped, where they stopped.
+
+    For a table whose changes the destination refused, once the cause is gone. The source has kept
+    its changes meanwhile in a slot of the table's own: they are applied in order, exactly once
+    where the destination has transactions, and the stream takes the table over again. Nothing is
+    copied. A table whose copy failed is copied on from where it was.
+
+    A table whose changes are not kept any more (`retry.max_retained_wal`) is refused, with exit
+    code 1: it needs a copy, `etl-dagster resync TABLE`.
+    """
+    if bool(tables) == everything:
+        raise click.UsageError("name tables, or use --all")
+    config = load(config_path)
+    from etl_dagster.cli.existing import existing_store
+    from etl_dagster.cli.tables import table_ids
+    from etl_dagster.errors import EtlError
+    from etl_dagster.runtime.copying.pausing import paused_tables
+    from etl_dagster.runtime.retrying import request_retry, require_retryable, stopped_tables
+    from etl_dagster.runtime.table_ids import find_table_ids
+    from etl_dagster.source.control import SourceControl
+
+    control = SourceControl(config.source, application_name=f"etl_dagster retry {config.pipeline}")
+    failed = False
+    with existing_store(config) as store, contextlib.closing(control):
+        if everything:
+            stopped = stopped_tables(store)
+            wanted = {n: t for n, t in find_table_ids(config, store).items() if t in stopped}
+            if not wanted:
+                click.echo("No table has stopped.")
+                return
+        else:
+            wanted = table_ids(config, store, tables)
+        paused = paused_tables(store)
+        for name, table_id in wanted.items():
+            try:
+                state = require_retryable(config, store, control, table_id, name)
+                lsn = request_retry(store, table_id, state)
+            except EtlError as error:
+                failed = True
+                click.echo(f"{error.reason}. What to do: {error.solution}", err=True)
+                continue
+            where = (
+                "continues with its copy"
+                if lsn is None
+                else f"is resumed from {lsn}, without a copy"
+            )
+            click.echo(f"{name} {where}.")
+            if table_id in paused:
+                click.echo(f"It is paused: etl-dagster resume {shlex.quote(name)}")
+        is_running = store.is_leased("apply")
+    if failed:
+        click.get_current_context().exit(1)
+    if is_running:
+        click.echo("Done. The running pipeline begins with it now.")
+    else:
+        click.echo("Done. The next start begins with it.")

@@ -1,0 +1,252 @@
+"""Tables that stop, and are resumed where they stopped, without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from etl_dagster.assembly import build_destination, build_store
+from etl_dagster.cli.app import cli
+from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.errors import CopyNeeded, TableWriteFailed
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.destination import Destination
+from etl_dagster.model.events import EventBatch
+from etl_dagster.model.schema import TableId
+from etl_dagster.model.states import Errored, ManualRetry, Ready, TableState
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.retrying import request_retry, require_retryable
+from etl_dagster.runtime.streaming import set_aside
+from etl_dagster.runtime.streaming.set_aside import SettingAside
+from etl_dagster.source.control import SourceControl
+from etl_dagster.source.slots import apply_slot_name, table_sync_slot_name
+from tests.support.database import Database
+from tests.support.pipelines import rows, running
+from tests.support.waiting import wait_until
+
+MakeConfig = Callable[..., PipelineConfig]
+
+#: One of them has no key: a change that came twice would be a row too many.
+SHOP = """
+    create table orders (id int primary key, n int);
+    create table visits (page text, n int);
+    alter table visits replica identity full;
+    insert into orders values (0, 0);
+    insert into visits values ('home', 0);
+    create publication etl_pub for table orders, visits;
+"""
+
+
+class Refusing:
+    """A destination that refuses some tables' changes."""
+
+    def __init__(self, inner: Destination) -> None:
+        self._inner = inner
+        self.refused: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write_events(self, events: EventBatch) -> Any:
+        for table_id, steps in events.tables.items():
+            if steps and steps[0].schema.table_name in self.refused:
+                raise TableWriteFailed(table_id, "something is in the way", solution="Move it.")
+        return self._inner.write_events(events)
+
+
+@pytest.fixture
+def config(database: Database, make_config: MakeConfig) -> PipelineConfig:
+    database.execute(SHOP)
+    return make_config(database, batch={"max_fill_ms": 20})
+
+
+@pytest.fixture
+def store(config: PipelineConfig) -> Iterator[CoordinatingStore]:
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        yield store
+
+
+def id_of(database: Database, table: str) -> TableId:
+    [(table_id,)] = database.query("select %s::regclass::oid::int", [table])
+    assert isinstance(table_id, int)
+    return table_id
+
+
+def state_of(store: CoordinatingStore, table_id: TableId) -> TableState | None:
+    return store.get_table_replication_state(table_id)
+
+
+def stopped(store: CoordinatingStore, table_id: TableId) -> Errored:
+    store.load_table_replication_states()
+    state = store.get_table_replication_state(table_id)
+    assert isinstance(state, Errored), state
+    return state
+
+
+def retry(config: PipelineConfig, store: CoordinatingStore, table_id: TableId) -> Lsn | None:
+    control = SourceControl(config.source, application_name="test")
+    with closing(control):
+        state = require_retryable(config, store, control, table_id, str(table_id))
+    return request_retry(store, table_id, state)
+
+
+def written(folder: Path, database: Database) -> str:
+    """The configuration as a file."""
+    file = folder / "etl.yaml"
+    sections = {
+        "pipeline": "test",
+        "source": {"dsn": database.dsn, "publication": "etl_pub"},
+        "destination": {"type": "duckdb", "path": "test.duckdb"},
+    }
+    file.write_text(yaml.safe_dump(sections), "utf-8")
+    return str(file)
+
+
+def stop_visits(database: Database, pipeline: Pipeline, destination: Refusing) -> None:
+    """Have the destination refuse the table's changes, of which there are some."""
+    assert pipeline.wait_until_caught_up(60)
+    destination.refused.add("visits")
+    database.execute(
+        "insert into visits values ('a', 1), ('b', 2)",
+        "begin; insert into orders values (1, 1); insert into visits values ('c', 3); commit",
+    )
+    assert pipeline.wait_until_caught_up(60)
+
+
+def assert_in_step(database: Database, config: PipelineConfig) -> None:
+    for table in ("orders", "visits"):
+        statement = f"select * from public.{table} order by all"
+        there = sorted(rows(config, statement))
+        assert there == sorted(database.query(f"select * from {table}")), table
+
+
+def test_a_table_that_stopped_is_resumed_where_it_stopped(
+    database: Database, config: PipelineConfig, store: CoordinatingStore, tmp_path: Path
+) -> None:
+    """Nothing is copied, and what came meanwhile is applied once, under the columns of its time."""
+    visits = id_of(database, "visits")
+    destination = Refusing(build_destination(config))
+    with running(config, store=store, destination=destination) as pipeline:
+        stop_visits(database, pipeline, destination)
+        assert rows(config, "select n from public.orders order by n") == [(0,), (1,)]
+        assert rows(config, "select n from public.visits") == [(0,)]
+        copy = store.get_copy_plan(visits)
+        state = stopped(store, visits)
+        assert (state.reason, state.retry, state.is_kept) == (
+            "something is in the way",
+            ManualRetry(),
+            True,
+        )
+        own = table_sync_slot_name(config.pipeline, visits)
+        assert sorted(database.slots()) == [apply_slot_name(config.pipeline), own]
+        database.execute(
+            "alter table visits add column more int default 7",
+            "insert into visits values ('d', 4, 8)",
+            "update visits set n = 11 where page = 'a'",
+            "delete from visits where page = 'home'",
+            "insert into orders values (2, 2)",
+        )
+        assert pipeline.wait_until_caught_up(60)
+
+        destination.refused.clear()
+        answer = CliRunner().invoke(cli, ["retry", "-c", written(tmp_path, database), "--all"])
+        assert answer.output.splitlines() == [
+            f"public.visits is resumed from {state.lsn}, without a copy.",
+            "Done. The running pipeline begins with it now.",
+        ]
+        wait_until(lambda: isinstance(state_of(store, visits), Ready))
+        database.execute("insert into visits values ('e', 5, 9)")
+        assert pipeline.wait_until_caught_up(60)
+        assert_in_step(database, config)
+        assert store.get_copy_plan(visits) == copy
+        wait_until(lambda: database.slots() == [apply_slot_name(config.pipeline)])
+
+
+class Killed(BaseException):
+    """In place of a SIGKILL."""
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(set_aside, "copy_apply_slot"), (SettingAside, "_keep"), (SettingAside, "stop")],
+    ids=["the slot is made", "its progress is stored", "the table has stopped"],
+)
+def test_a_process_that_dies_while_it_sets_a_table_aside_loses_and_doubles_nothing(
+    newest_database: Database,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    step: str,
+) -> None:
+    database = newest_database
+    database.execute(SHOP)
+    config = make_config(database, batch={"max_fill_ms": 20})
+    visits = id_of(database, "visits")
+    destination = Refusing(build_destination(config))
+    done = getattr(owner, step)
+
+    def dies(*args: Any, **kwargs: Any) -> None:
+        done(*args, **kwargs)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, step, dies)
+        with pytest.raises(Killed), running(config, destination=destination) as pipeline:
+            stop_visits(database, pipeline, destination)
+    database.execute("insert into visits values ('d', 4)")
+    with (
+        closing(build_store(config)) as store,  # type: ignore[type-var]
+        running(config, store=store) as pipeline,
+    ):
+        if isinstance(state_of(store, visits), Errored):
+            retry(config, store, visits)
+        assert pipeline.wait_until_caught_up(60)
+        assert_in_step(database, config)
+        wait_until(lambda: database.slots() == [apply_slot_name(config.pipeline)])
+
+
+def test_tables_that_cannot_be_kept_need_a_copy_and_a_retry_says_so(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    database = newest_database
+    database.execute(SHOP)
+    config = make_config(database, batch={"max_fill_ms": 20}, retry={"max_retained_wal": 0})
+    visits = id_of(database, "visits")
+    destination = Refusing(build_destination(config))
+    with (
+        closing(build_store(config)) as store,  # type: ignore[type-var]
+        running(config, store=store, destination=destination) as pipeline,
+    ):
+        stop_visits(database, pipeline, destination)
+        assert not stopped(store, visits).is_kept
+        assert database.slots() == [apply_slot_name(config.pipeline)]
+        with pytest.raises(CopyNeeded, match=r"its changes, since .*, are not kept"):
+            retry(config, store, visits)
+        destination.refused.clear()
+        store.request_copy(visits)
+        wait_until(lambda: isinstance(state_of(store, visits), Ready))
+        assert pipeline.wait_until_caught_up(60)
+        assert_in_step(database, config)
+
+
+def test_a_table_that_is_dropped_while_it_is_stopped_leaves_no_slot(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    database = newest_database
+    database.execute(SHOP)
+    config = make_config(database, batch={"max_fill_ms": 20})
+    destination = Refusing(MemoryDestination())
+    with running(config, destination=destination) as pipeline:
+        stop_visits(database, pipeline, destination)
+        assert len(database.slots()) == 2
+        database.execute("drop table visits")
+        assert pipeline.wait_until_caught_up(60)
+        wait_until(lambda: database.slots() == [apply_slot_name(config.pipeline)])
