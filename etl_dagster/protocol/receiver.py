@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from etl_dagster.lsn import Lsn
+from etl_dagster.protocol.row_frames import RowFrames
 
 RELATION: Final = ord("R")
 #: Stream Start, Stop, Commit and Abort: what is said about transactions in progress.
@@ -27,6 +28,13 @@ class Receiver(Protocol):
 
     def drain(self, get: Callable[[], tuple[int, memoryview]]) -> int:
         """Take frames; see `ReplicationSession.drain`."""
+        ...
+
+    def take_rows(self, rows: RowFrames) -> bool:
+        """Take row messages of the open transaction, as `drain` would one by one.
+
+        Returns whether that is enough for now: what is left of them comes again.
+        """
         ...
 
     @property

@@ -31,6 +31,7 @@ from etl_dagster.protocol.pgoutput import (
     decode_type,
 )
 from etl_dagster.protocol.receiver import RELATION, STREAM_TAGS, STREAMED
+from etl_dagster.protocol.row_frames import RowFrames
 
 #: Bytes of a frame before the message of the output plugin.
 _HEADER: Final = XLOG_DATA_HEADER.size
@@ -140,6 +141,20 @@ class ReplicationSession:
             batch.size = size
             if len(batch.lengths) > known:
                 self._note_wal_end()
+
+    def take_rows(self, rows: RowFrames) -> bool:
+        """Take row messages of the open transaction, as `drain` would one by one.
+
+        Returns whether the open batch is full; what is left of them is for the next one.
+        """
+        batch = self._open
+        room = self._max_rows - batch.row_message_count
+        frames, lengths = rows.take(self._max_bytes - batch.size, room)
+        batch.buffer += frames
+        batch.lengths += lengths
+        batch.size += len(frames)
+        self._note_wal_end()
+        return batch.size >= self._max_bytes or len(lengths) >= room
 
     def feed(self, frame: bytes | memoryview) -> None:
         """Take one frame; it may fill the batch past its bounds.

@@ -31,6 +31,7 @@ from etl_dagster.protocol.pgoutput import (
     decode_stream_start,
 )
 from etl_dagster.protocol.receiver import RELATION, STREAMED, Receiver
+from etl_dagster.protocol.row_frames import RowFrames
 
 _HEADER: Final = XLOG_DATA_HEADER.size
 _BEGIN: Final = struct.Struct("!cQqI")
@@ -57,9 +58,12 @@ class StreamedTransactions:
         self._transactions: dict[int, TransactionInProgress] = {}
         #: The one whose segment is being received.
         self._segment: TransactionInProgress | None = None
-        #: The committed one that is being given on, and what is left of it.
+        #: The committed one that is being given on, what is left of it, and which of its frames
+        #: have been given on in part.
         self._committed: TransactionInProgress | None = None
-        self._left: Callable[[], tuple[int, memoryview]] = partial(next, iter(()), _NOTHING)
+        self._left: Iterator[RowFrames | memoryview] = iter(())
+        self._rows: RowFrames | None = None
+        self._frame: Iterator[tuple[int, memoryview]] = iter(())
         self._descriptions = _Descriptions(receiver)
         self._wal_end = 0
         self._reply_requested = False
@@ -88,7 +92,7 @@ class StreamedTransactions:
         """
         while True:
             if self._committed is not None:
-                if (status := self._receiver.drain(self._left)) != 0:
+                if (status := self._give_on()) != 0:
                     return status
                 self._end_committed(self._committed)
             elif self._segment is not None:
@@ -168,25 +172,41 @@ class StreamedTransactions:
 
     def _commit(self, frame: bytes, commit: StreamCommit) -> None:
         transaction = self._known(commit.xid)
-        if not transaction.size and not self._sends_empty:
+        if not transaction.count and not self._sends_empty:
             self._forget(commit.xid)
             return
         self._committed = transaction
-        self._left = partial(next, self._frames(transaction, frame, commit), _NOTHING)
+        self._left = self._messages(transaction, frame, commit)
 
-    def _frames(
+    def _messages(
         self, transaction: TransactionInProgress, frame: bytes, commit: StreamCommit
-    ) -> Iterator[tuple[int, memoryview]]:
+    ) -> Iterator[RowFrames | memoryview]:
         header = frame[:_HEADER]
         lsn, time_us = commit.commit_lsn.offset, commit.commit_time_us
         begin = header + _BEGIN.pack(b"B", lsn, time_us, commit.xid)
-        yield len(begin), memoryview(begin)
+        yield memoryview(begin)
         newer = self._descriptions.newer_than(transaction)
-        yield from transaction.frames()
+        yield from transaction.messages()
         for described in newer:
-            yield len(described), memoryview(described)
+            yield memoryview(described)
         end = header + _COMMIT.pack(b"C", 0, lsn, commit.end_lsn.offset, time_us)
-        yield len(end), memoryview(end)
+        yield memoryview(end)
+
+    def _give_on(self) -> int:
+        """Give on what is left of the committed transaction; 0 at its end, else as `drain`."""
+        while True:
+            if self._rows is not None and self._receiver.take_rows(self._rows):
+                return 1
+            self._rows = None
+            if (status := self._receiver.drain(partial(next, self._frame, _NOTHING))) != 0:
+                return status
+            match next(self._left, None):
+                case None:
+                    return 0
+                case RowFrames() as rows:
+                    self._rows = rows
+                case frame:
+                    self._frame = iter([(len(frame), frame)])
 
     def _end_committed(self, transaction: TransactionInProgress) -> None:
         self._committed = None

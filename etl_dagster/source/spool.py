@@ -129,7 +129,7 @@ class SpoolFile:
         self._spools = spools
         self._size = 0
 
-    def append(self, data: bytearray) -> None:
+    def append(self, data: bytes | memoryview) -> None:
         """Write at the end.
 
         Raises:

@@ -40,6 +40,10 @@ _STATUS_DEBOUNCE_S = 0.1
 #: From the first byte on, this long is left to the server to send more: rows that are taken one by
 #: one cost both sides a system call each.
 _GATHER_S = 0.002
+#: The same while so much arrives in that time: then the server has the processor that waking up
+#: for less would take, which with few of them is most of what a large transaction waits for.
+_BUSY_GATHER_S = 0.005
+_BUSY_READS = 4
 #: A read that has got something waits this long for more of it ...
 _LULL_S = 0.002
 #: ... and ends after this time even if there is more.
@@ -83,6 +87,7 @@ class ReplicationStream:
         self._flushed = start_lsn
         self._received = LSN_ZERO
         self._wants_keepalive = False
+        self._is_busy = False
         self._status_interval_s = _STATUS_INTERVAL_S
         self._status_due = threading.Event()
         self._closed = threading.Event()
@@ -181,7 +186,7 @@ class ReplicationStream:
         # The server sends rows one by one, and a caller between two reads does more than one row
         # is worth: so go on while more arrives.
         while status == 0 and timeout_s >= 0 and self._wait_readable(timeout_s):
-            time.sleep(_GATHER_S)
+            time.sleep(_BUSY_GATHER_S if self._is_busy else _GATHER_S)
             status = self._receive(pgconn, time.monotonic() + _STRETCH_S)
             now = time.monotonic()
             if stretch_end is None:
@@ -194,19 +199,21 @@ class ReplicationStream:
 
     def _receive(self, pgconn: pq.abc.PGconn, until: float) -> int:
         """Take all that is there, as `ReplicationSession.drain`; libpq reads 16 KiB at a time."""
-        status = 0
+        status = reads = 0
         while status == 0:
             with self._wire:
                 try:
                     pgconn.consume_input()
                 except psycopg.OperationalError as error:
                     raise self._ended(error) from error
+            reads += 1
             status = self._drain(pgconn)
             if pgconn.socket not in self._ready(0):
                 break
             # What is put aside fills no batch that would end this.
             if self._streamed is not None and time.monotonic() > until:
                 break
+        self._is_busy = reads >= _BUSY_READS
         return status
 
     def _drain(self, pgconn: pq.abc.PGconn) -> int:

@@ -15,6 +15,7 @@ from etl_dagster.protocol.batch import BEGIN, COMMIT, COMMIT_FRAME
 from etl_dagster.protocol.frames import KEEPALIVE_TAG, XLOG_DATA_HEADER, decode_keepalive
 from etl_dagster.protocol.pgoutput import Relation, decode_relation
 from etl_dagster.protocol.receiver import RELATION, STREAM_TAGS, STREAMED
+from etl_dagster.protocol.row_frames import RowFrames
 from etl_dagster.protocol.session import ReplicationSession
 
 _HEADER: Final = XLOG_DATA_HEADER.size
@@ -27,8 +28,9 @@ _FRAME_OVERHEAD = 130
 _STRETCH_S = 0.05
 _NOTHING: Final = (0, memoryview(b""))
 
-#: Frames with their lengths, shared by all branches; and the memory of all of them.
-_Chunk: TypeAlias = tuple[list[tuple[int, bytes]], int]
+#: Frames with their lengths, or rows that were put aside, shared by all branches; and the memory
+#: of all of them.
+_Chunk: TypeAlias = tuple[list[tuple[int, bytes]] | RowFrames, int]
 #: ``waiting`` for a place between two transactions; ``ahead`` of its reader, who is still at
 #: another stream; ``open``; or ``gone``.
 _Phase: TypeAlias = Literal["waiting", "ahead", "open", "gone"]
@@ -124,6 +126,14 @@ class Tee:
         # The connection reads on while more arrives; where there is no more room, it must not.
         return 1 if status == 0 and not self.has_room else status
 
+    def take_rows(self, rows: RowFrames) -> bool:
+        """Hand row messages to the branches; whether there is no room for more."""
+        if not rows.is_empty:
+            rest = rows.take_rest()
+            self._wal_end = max(self._wal_end, rest.wal_end)
+            self._hand_over(rest, rest.size)
+        return not self.has_room
+
     def _control(self, frame: bytes, tag: int) -> None:
         """Notice what a branch that joins later must know; each session checks the frame."""
         if tag == RELATION and len(frame) > _HEADER + 5:
@@ -139,9 +149,9 @@ class Tee:
         if len(frame) > _HEADER:
             self._wal_end = max(self._wal_end, XLOG_DATA_HEADER.unpack_from(frame)[2])
 
-    def _hand_over(self, frames: list[tuple[int, bytes]], size: int) -> None:
+    def _hand_over(self, frames: list[tuple[int, bytes]] | RowFrames, size: int) -> None:
         with self._changed:
-            if frames:
+            if size:
                 for branch in list(self._branches):
                     if branch.phase != "waiting":
                         branch._queue.append((frames, size))
@@ -275,7 +285,7 @@ class Branch:
         self._session: ReplicationSession | None = None
         self._is_interrupted = False
         self.is_opened = False
-        self._current: tuple[Iterator[tuple[int, bytes]], int] | None = None
+        self._current: tuple[Iterator[tuple[int, bytes]] | RowFrames, int] | None = None
 
     def _place(self, start_lsn: Lsn, relations: Mapping[int, bytes]) -> None:
         self._start_lsn = start_lsn
@@ -342,9 +352,13 @@ class Branch:
         stretch_end = time.monotonic() + _STRETCH_S
         while (current := self._current or self._next(timeout_s)) is not None:
             frames, size = self._current = current
-            # bytes and memoryview are alike to a session.
-            get: Callable[[], tuple[int, memoryview]] = partial(next, frames, _NOTHING)
-            if session.drain(get) > 0:
+            if isinstance(frames, RowFrames):
+                is_full = session.take_rows(frames)
+            else:
+                # bytes and memoryview are alike to a session.
+                get: Callable[[], tuple[int, memoryview]] = partial(next, frames, _NOTHING)
+                is_full = session.drain(get) > 0
+            if is_full:
                 return True
             self._current = None
             with self._tee._changed:
@@ -355,7 +369,7 @@ class Branch:
                 break
         return False
 
-    def _next(self, timeout_s: float) -> tuple[Iterator[tuple[int, bytes]], int] | None:
+    def _next(self, timeout_s: float) -> tuple[Iterator[tuple[int, bytes]] | RowFrames, int] | None:
         tee = self._tee
         with tee._changed:
             if not self._queue and timeout_s > 0:
@@ -380,7 +394,7 @@ class Branch:
             self._session.expect_codec(tee._codec)
             self._session.expect_relations(_relations(self._relations, tee._codec))
             self._relations = None
-        return iter(frames), size
+        return frames.again() if isinstance(frames, RowFrames) else iter(frames), size
 
     def _require_tee(self) -> None:
         if self._tee._ending is not None:
