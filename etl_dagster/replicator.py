@@ -60,6 +60,8 @@ _STANDBY_POLL_S = 1.0
 _RESET_POLL_S = 2.0
 #: From being told to stop to the end of the process, at most.
 _SHUTDOWN_S = 20.0
+#: Once the pipeline has ended, it may take so long to take leave of servers.
+_LEAVING_S = 1.0
 
 
 def main() -> int:
@@ -92,9 +94,11 @@ def main() -> int:
     while not work.is_done and time.monotonic() < deadline:
         orders.read(_TICK_S)
         answers.tell_statuses(work.statuses())
+        if work.is_leaving:
+            deadline = min(deadline, time.monotonic() + _LEAVING_S)
     answers.tell_last(work.ending(orders.stopped))
     exit_code = work.exit_code
-    if not work.is_done:
+    if not (work.is_done or work.is_leaving):
         _log.error("the pipeline did not stop within %d s; ending the process", _SHUTDOWN_S)
         exit_code = EXIT_CRASHED
     logging.shutdown()
@@ -220,6 +224,8 @@ class _Work:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="replicator", daemon=True)
         self._pipeline: Pipeline | FanOut | None = None
+        #: Until it has started, its status is not shown.
+        self._starting: Pipeline | None = None
         self._failure: BaseException | None = None
         self._observer: Observer = SILENT
         #: Whether another process has the pipeline, and this one waits for its end.
@@ -230,12 +236,24 @@ class _Work:
 
     def shutdown(self) -> None:
         self._stop.set()
-        if self._pipeline is not None:
-            self._pipeline.shutdown()
+        for pipeline in (self._starting, self._pipeline):
+            if pipeline is not None:
+                pipeline.shutdown()
 
     @property
     def is_done(self) -> bool:
         return not self._thread.is_alive()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the pipeline has ended, after it was told to stop."""
+        if not self._stop.is_set() or self._pipeline is None:
+            return False
+        try:
+            return self._pipeline.wait(0)
+        except BaseException as failure:
+            self._failure = self._failure or failure
+            return True
 
     @property
     def exit_code(self) -> int:
@@ -318,6 +336,9 @@ class _Work:
                 copies="elsewhere",
                 observer=self._observer,
             )
+            self._starting = pipeline
+            if self._stop.is_set():
+                return
             try:
                 pipeline.start()
             except PipelineInUse:

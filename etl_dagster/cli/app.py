@@ -25,6 +25,7 @@ from etl_dagster.cli.run import run
 from etl_dagster.cli.shape import shape
 from etl_dagster.cli.state import state
 from etl_dagster.cli.status import status
+from etl_dagster.cli.stopping import end_when_interrupted
 
 _EPILOG = """\b
 First steps:
@@ -101,4 +102,5 @@ for command in (
 
 def main() -> None:
     """The entry point of the package."""
+    end_when_interrupted()
     cli(prog_name="etl-dagster")

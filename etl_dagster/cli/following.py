@@ -1,16 +1,11 @@
-"""What runs, until its end: started, shown, stopped by signals."""
+"""What runs, until its end: started and shown."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from etl_dagster.cli.failures import INTERRUPTED, NotCaughtUp, RunFailed
+from etl_dagster.cli.failures import NotCaughtUp, RunFailed
 
 if TYPE_CHECKING:
     from etl_dagster.cli.views import View
@@ -18,6 +13,8 @@ if TYPE_CHECKING:
 
 #: So long a server may take to start up, and so often it is looked at.
 STARTING_S, LOOK_AGAIN_S = 120.0, 1.0
+#: Once the pipeline has ended, who waited for it has so long to notice.
+_LAST_S = 1.0
 
 
 class Runs(Protocol):
@@ -84,39 +81,10 @@ def follow(pipeline: Runs, view: View, *, until_caught_up: bool) -> None:
     except Exception as error:
         raise RunFailed(error) from error
     if until_caught_up:
-        waiter.join()
+        # Where it waits for a server that doesn't answer, it was not caught up either.
+        waiter.join(_LAST_S)
     if failures:
         raise RunFailed(failures[0]) from failures[0]
     if not is_caught_up:
         tables = pipeline.status().tables.values()
         raise NotCaughtUp(sum(table.state == "ready" for table in tables), len(tables))
-
-
-@contextlib.contextmanager
-def stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[threading.Event]:
-    """The first signal asks, the second doesn't. Gives what is set by the first."""
-    asked = threading.Event()
-    terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
-
-    def stop(number: int, frame: object) -> None:
-        if number == signal.SIGHUP:
-            # The terminal is gone; what is still shown must not fail.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for terminal in terminals:
-                os.dup2(nowhere, terminal)
-        if asked.is_set():
-            view.restore_terminal()
-            os._exit(INTERRUPTED)
-        asked.set()
-        view.stopping()
-        shutdown()
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.failures import FAILED, NotCaughtUp, RunFailed
+from etl_dagster.cli.failures import FAILED, INTERRUPTED, NotCaughtUp, RunFailed
 from etl_dagster.cli.following import (
     LOOK_AGAIN_S,
     STARTING_S,
     follow,
     start,
-    stopped_by_signals,
 )
 from etl_dagster.cli.options import (
     config_option,
@@ -26,6 +25,7 @@ from etl_dagster.cli.options import (
     log_format_option,
     set_up_logging,
 )
+from etl_dagster.cli.stopping import stopped_by_signals
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
@@ -89,11 +89,16 @@ def run(
         with opened_store(config) as store, exporting(config) as observer:
             pipeline = Pipeline(config, store, build_destination(config), observer=observer)
             with stopped_by_signals(pipeline.shutdown, view) as asked:
+                exit_code = INTERRUPTED if until_caught_up else 0
                 if not start(pipeline, asked):
+                    asked.end_soon(exit_code)
                     if until_caught_up:
                         raise NotCaughtUp(0, 0)
                     return
-                with mirrored_positions(config, store, pipeline.status):
+                with (
+                    mirrored_positions(config, store, pipeline.status),
+                    asked.ends_soon_after(exit_code=exit_code),
+                ):
                     follow(pipeline, view, until_caught_up=until_caught_up)
     except Exception as error:
         if as_json:

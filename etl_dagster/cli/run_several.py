@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.failures import NotCaughtUp
+from etl_dagster.cli.failures import INTERRUPTED, NotCaughtUp
 from etl_dagster.cli.following import (
     LOOK_AGAIN_S,
     STARTING_S,
     follow,
     start,
-    stopped_by_signals,
 )
 from etl_dagster.cli.options import set_up_logging
+from etl_dagster.cli.stopping import stopped_by_signals
 from etl_dagster.cli.views import JsonView, LinesView
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def run_several(
         fan_out = FanOut(config, store, parts, observer=observer)
         running = _Running(fan_out, view)
         with stopped_by_signals(fan_out.shutdown, view) as asked:
+            exit_code = INTERRUPTED if until_caught_up else 0
             if not start(running, asked):
+                asked.end_soon(exit_code)
                 if until_caught_up:
                     raise NotCaughtUp(0, 0)
                 return False
@@ -72,7 +74,8 @@ def run_several(
                     mirrors.enter_context(
                         mirrored_positions(parts[name].config, member.store, member.status)
                     )
-                follow(running, view, until_caught_up=until_caught_up)
+                with asked.ends_soon_after(exit_code=exit_code):
+                    follow(running, view, until_caught_up=until_caught_up)
     statuses = fan_out.statuses().values()
     return any(table.error for status in statuses for table in status.tables.values())
 

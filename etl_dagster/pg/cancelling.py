@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+import psycopg
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 #: A request to cancel may come a moment before what it is to cancel.
 _AGAIN_S = 1.0
+
+
+class Abandoned(Exception):
+    """A stop was asked for while something was waited for that does not end."""
 
 
 @contextmanager
@@ -24,6 +39,9 @@ def cancelled_by(
     on_waiting: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """Call `cancel`, in another thread, when `stop` is set before the block ends.
+
+    Where the server doesn't answer at all, `cancel` may take long: the block's end does not wait
+    for it.
 
     Args:
         cancel: safe to call from any thread, and more than once.
@@ -48,7 +66,7 @@ def cancelled_by(
         yield
     finally:
         ended.set()
-        watcher.join()
+        watcher.join(_AGAIN_S)
 
 
 def _quietly(call: Callable[[], object]) -> None:
@@ -56,3 +74,52 @@ def _quietly(call: Callable[[], object]) -> None:
         call()
     except Exception as error:
         _log.debug("a wait can't be looked into or cancelled: %s", type(error).__name__)
+
+
+def unless_stopped(work: Callable[[], T], stop: threading.Event, *, after_s: float, name: str) -> T:
+    """Do the work in a thread of its own, and return or raise what it does.
+
+    Some waits can't be cancelled, such as those for a name server, or for a server that accepts a
+    connection and then says nothing.
+
+    Args:
+        stop: once set, the work is waited for no longer than `after_s`. It goes on by itself, and
+            must do no harm.
+        name: of the thread.
+
+    Raises:
+        Abandoned: the work did not end in that time.
+    """
+    outcome: Future[T] = Future()
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            outcome.set_result(context.run(work))
+        except BaseException as failure:
+            outcome.set_exception(failure)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    deadline: float | None = None
+    while True:
+        try:
+            return outcome.result(_POLL_S)
+        except FutureTimeout:
+            if outcome.done():  # the work's own
+                raise
+        if stop.is_set():
+            now = time.monotonic()
+            if deadline is None:
+                deadline = now + after_s
+            if now >= deadline:
+                raise Abandoned from None
+
+
+def cut(connection: psycopg.Connection[Any]) -> None:
+    """End the connection for good; who waits for it gets an error now. From any thread."""
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        # The number itself stays libpq's to close.
+        socket.socket(fileno=os.dup(connection.fileno())) as wire,
+    ):
+        wire.shutdown(socket.SHUT_RDWR)

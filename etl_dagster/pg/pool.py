@@ -47,6 +47,7 @@ class Pool:
         at_most: so many are used at a time, others wait; None for any number.
         give_up_after_s: how long work is tried again, and a free connection waited for.
         retried: failures after which work is tried again.
+        works: whether a connection that was idle still does.
         clock: seconds that only grow.
         sleep: waits for so many seconds.
     """
@@ -60,6 +61,7 @@ class Pool:
         at_most: int | None = None,
         give_up_after_s: float,
         retried: Collection[Failure] = SOON_OVER,
+        works: Callable[[Connection], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
@@ -69,6 +71,7 @@ class Pool:
         self._places = None if at_most is None else threading.BoundedSemaphore(at_most)
         self._give_up_after_s = give_up_after_s
         self._retried = retried
+        self._works = works or does_work
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -181,7 +184,7 @@ class Pool:
     def _take(self, *, is_checked: bool) -> tuple[Connection, int]:
         while (found := self._take_idle()) is not None:
             connection, generation = found
-            if not is_checked or _works(connection):
+            if not is_checked or self._works(connection):
                 return connection, generation
             connection.close()
         generation = self._generation
@@ -219,7 +222,8 @@ class Pool:
             connection.close()
 
 
-def _works(connection: Connection) -> bool:
+def does_work(connection: Connection) -> bool:
+    """Whether the server answers over it."""
     try:
         connection.execute("")
     except psycopg.Error:

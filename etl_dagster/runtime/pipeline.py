@@ -20,6 +20,7 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination, Interruptible, TellsWaits, offered
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import PipelineStore
+from etl_dagster.pg.cancelling import Abandoned, unless_stopped
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.checking.lock_watch import LockWatch
 from etl_dagster.runtime.checking.origin import Origin
@@ -28,6 +29,7 @@ from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
 from etl_dagster.runtime.copying.pausing import paused_tables
 from etl_dagster.runtime.copying.table_syncs import TableSyncs
 from etl_dagster.runtime.durable import Stopped, wait_durable
+from etl_dagster.runtime.ending import Calls, Ending
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.membership.members import Members
@@ -95,7 +97,8 @@ class Pipeline:
     ) -> None:
         self._config = config = given(config, destination)
         self._store = store = coordinating(store)
-        self._destination = destination = shaping(destination, config)
+        self._calls = Calls()
+        self._destination = destination = shaping(destination, config, self._calls)
         self._tells_waits = offered(destination, TellsWaits)
         self._control = make_control(
             config.source,
@@ -125,6 +128,18 @@ class Pipeline:
         self._renames = Renames(store, self._control)
         self._locks = LockWatch(self._control, older_than_s=timing.long_lock_s)
         self._done = threading.Event()
+        self._ending = Ending(
+            config.pipeline,
+            self._stop,
+            self._done,
+            is_busy=lambda: self.is_busy,
+            after_s=timing.abandon_s,
+            give_up=self._give_up,
+            leave=self._leave,
+        )
+        #: Taken by whoever decides first: the start was waited for, or it is on its own.
+        self._is_started = threading.Lock()
+        self._is_left = threading.Lock()
         self._changed = threading.Event()
         #: Somebody waits for a look at the publication that begins from now on.
         self._look_wanted = threading.Event()
@@ -157,10 +172,49 @@ class Pipeline:
 
         Raises:
             EtlError: something is wrong with configuration, source, store or destination.
-            InvalidState: it was started before.
+            InvalidState: it was started, or told to stop, before.
         """
         if self._tenure.has_begun or self._done.is_set():
             raise InvalidState("this pipeline was started before; make a new one")
+        try:
+            unless_stopped(
+                self._prepare,
+                self._stop,
+                after_s=self._timing.abandon_s,
+                name=f"start {self._config.pipeline}",
+            )
+        except (Abandoned, KeyboardInterrupt) as failure:
+            self._stop.set()
+            if self._is_started.acquire(blocking=False):
+                self._give_up()
+                if isinstance(failure, KeyboardInterrupt):
+                    raise
+                raise _stopped_before_start() from None
+        self._ending.start()
+        for name, work in (
+            ("apply", self._run),
+            ("watcher", self._watch),
+            ("manager", self._manage),
+            ("reporter", self._report),
+        ):
+            thread = threading.Thread(
+                target=self._guard,
+                args=[work],
+                name=f"{name} {self._config.pipeline}",
+                daemon=True,
+            )
+            self._threads.append(thread)
+        for thread in self._threads:
+            thread.start()
+
+    def _prepare(self) -> None:
+        """All of the start but the workers; its caller may wait for it no longer."""
+        self._prepare_all()
+        if not self._is_started.acquire(blocking=False):
+            self._leave()
+            self._release()
+
+    def _prepare_all(self) -> None:
         try:
             require_quarantine(self._config, self._destination)
             require_modes(self._config, self._destination)
@@ -193,23 +247,8 @@ class Pipeline:
             self._release()
             is_interrupted = isinstance(failure, EtlError) and failure.retryable
             if isinstance(failure, Stopped) or (self._stop.is_set() and is_interrupted):
-                raise InvalidState("the pipeline was told to stop before it had started") from None
+                raise _stopped_before_start() from None
             raise
-        for name, work in (
-            ("apply", self._run),
-            ("watcher", self._watch),
-            ("manager", self._manage),
-            ("reporter", self._report),
-        ):
-            thread = threading.Thread(
-                target=self._guard,
-                args=[work],
-                name=f"{name} {self._config.pipeline}",
-                daemon=True,
-            )
-            self._threads.append(thread)
-        for thread in self._threads:
-            thread.start()
 
     def _identify(self) -> None:
         """Refuse a source or a destination that isn't the one that the store knows."""
@@ -258,7 +297,12 @@ class Pipeline:
         pipeline failed with.
         """
         deadline = None if timeout_s is None else self._clock.now_s() + timeout_s
-        goal = self._control.ask("marking the stream", emit_marker)
+        try:
+            goal = self._control.ask("marking the stream", emit_marker)
+        except EtlError:
+            if self._stop.is_set():
+                return False
+            raise
         looks = self._looks_begun
         self._look_wanted.set()
         self._changed.set()
@@ -290,6 +334,17 @@ class Pipeline:
         except Exception as error:
             self._failure = self._failure or error
         self._phase = "stopped" if self._failure is None else "failed"
+        if not self._ending.impatient.is_set():
+            self._tell_last()
+        try:
+            self._leave()
+        except Exception as error:
+            self._failure = self._failure or error
+        finally:
+            self._release()
+            self._done.set()
+
+    def _tell_last(self) -> None:
         try:
             if self._failure is None:
                 self._reporter.measure(at_once=True)
@@ -299,13 +354,15 @@ class Pipeline:
             self._reporter.publish(self.status(), at_once=True)
         except Exception as error:
             _log.warning("the last status can't be published: %s", _reason(error))
-        try:
+
+    def _leave(self) -> None:
+        """End with the destination, once."""
+        if self._is_left.acquire(blocking=False):
             self._destination.shutdown()
-        except Exception as error:
-            self._failure = self._failure or error
-        finally:
-            self._release()
-            self._done.set()
+
+    def _give_up(self) -> None:
+        """Ask nothing more, and wait for no answer. The lease ends with its session."""
+        self._control.end()
 
     def _end_workers(self) -> None:
         self._stop.set()
@@ -314,13 +371,13 @@ class Pipeline:
         # The manager first: until it has ended, it may start another table sync worker.
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join()
+                self._ending.join(thread)
         if self._table_syncs is not None:
-            self._table_syncs.join()
+            self._table_syncs.join(self._ending.join)
 
     def _release(self) -> None:
+        self._control.end()
         self._tenure.release()
-        self._control.close()
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Run a thread's work; a failure that nobody expected ends the pipeline, and is raised."""
@@ -497,6 +554,11 @@ class Pipeline:
         apply = self._apply
         return apply is not None and apply.is_writing
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the destination is at a write, which an end waits for."""
+        return self._calls.are_under_way
+
     def status(self) -> PipelineStatus:
         """How things are now; cheap, from memory."""
         apply, trouble = self._apply, self._failure or self._trouble
@@ -538,6 +600,10 @@ class Pipeline:
         waits = None if self._tells_waits is None else self._tells_waits.waiting_for()
         notes = [self._wire.note, waits and f"a write waits: {waits}"]
         return "; ".join(note for note in notes if note) or None
+
+
+def _stopped_before_start() -> InvalidState:
+    return InvalidState("the pipeline was told to stop before it had started")
 
 
 def _is_settled(state: TableState | None) -> bool:

@@ -56,6 +56,9 @@ class Timing:
     prune_s: float = 3600.0
     #: A stream that lived so long begins its retries anew when it breaks.
     stable_s: float = 60.0
+    #: From being told to stop on, servers may take so long to answer. A write of the destination
+    #: that is under way is waited for.
+    abandon_s: float = 1.0
 
 
 TIMING = Timing()

@@ -10,7 +10,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import psycopg
 
 from etl_dagster.config import SourceConfig
-from etl_dagster.errors import EtlError, TableLocked
+from etl_dagster.errors import EtlError, SourceUnreachable, TableLocked
+from etl_dagster.pg.cancelling import Abandoned, cut, unless_stopped
 from etl_dagster.source.connection import connect, translate
 from etl_dagster.source.locks import ExclusiveLock, describe_locks, fetch_exclusive_locks
 
@@ -48,6 +49,7 @@ class SourceControl:
         self._application_name = application_name
         self._lock = threading.Lock()
         self._connection: Connection | None = None
+        self._ended = threading.Event()
 
     def ask(
         self,
@@ -65,6 +67,7 @@ class SourceControl:
 
         Raises:
             TableLocked: another session had a table to itself for some seconds.
+            SourceUnreachable: no server answers, or `end` was called.
             EtlError: of the kind that `translate` finds, or what the question raised itself.
         """
         with self._lock:
@@ -72,6 +75,7 @@ class SourceControl:
             try:
                 return question(self._open(), *args, **kwargs)
             except psycopg.Error as error:
+                self._require_open()
                 if is_fresh or not self._is_broken():
                     raise self._failure(error, what) from None
             try:
@@ -89,25 +93,61 @@ class SourceControl:
         return TableLocked(f"{what}: another session has a table locked{by}")
 
     def close(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
+        """Disconnect at once; a question that waits for its answer is asked over a new connection.
+
+        From any thread; also where the server doesn't answer any more.
+        """
+        connection = self._connection
+        if self._lock.acquire(blocking=False):
+            try:
+                if connection is not None:
+                    connection.close()
+            finally:
+                self._lock.release()
+        elif connection is not None:
+            cut(connection)
+
+    def end(self) -> None:
+        """Disconnect for good: who waits for an answer gets an error now. From any thread."""
+        self._ended.set()
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._ended.is_set():
+            raise SourceUnreachable(
+                "the source is not asked any more: the pipeline ends",
+                solution="No action needed: the next start resumes where this one stopped.",
+            )
 
     def _open(self) -> Connection:
+        self._require_open()
         if self._connection is None or self._connection.closed:
-            connection = connect(
-                self._config,
-                application_name=self._application_name,
-                statement_timeout_s=_STATEMENT_TIMEOUT_S,
-                lock_timeout_s=self._lock_timeout_s,
-            )
+            try:
+                connection = unless_stopped(
+                    self._connect, self._ended, after_s=0.0, name="connecting to the source"
+                )
+            except Abandoned:
+                self._require_open()
+                raise
+            self._connection = connection
             try:
                 self._verify(connection)
             except BaseException:
+                self._connection = None
                 connection.close()
                 raise
-            self._connection = connection
         return self._connection
+
+    def _connect(self) -> Connection:
+        connection = connect(
+            self._config,
+            application_name=self._application_name,
+            statement_timeout_s=_STATEMENT_TIMEOUT_S,
+            lock_timeout_s=self._lock_timeout_s,
+        )
+        if self._ended.is_set():
+            connection.close()
+        return connection
 
     def _is_broken(self) -> bool:
         return self._connection is None or bool(self._connection.broken or self._connection.closed)

@@ -1,25 +1,38 @@
-"""Connections to the source, the store and the destination break, one by one; nothing is lost."""
+"""Connections to the source, the store and the destination break, one by one; nothing is lost.
+
+They also fall silent, and a stop waits for none of them.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from etl_dagster.assembly import build_store
+from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
-from etl_dagster.errors import EtlError
+from etl_dagster.errors import EtlError, InvalidState
 from etl_dagster.model.states import DataSync
+from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.database import Database
+from tests.support.forked import etl_dagster
 from tests.support.pipelines import running
 from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE_S, wait_until
 
 MakeConfig = Callable[..., PipelineConfig]
+#: Far less than drivers and servers wait for each other.
+SOON_S = 20.0
+ALL = "select id, v from items order by id"
 ROWS = "insert into items select g, repeat('x', 100) from generate_series({}, {}) g"
 
 
@@ -34,9 +47,12 @@ class Replica:
         self.source.execute(ROWS.format(self._next_id, self._next_id + 999))
         self._next_id += 1000
 
+    def is_in_step(self) -> bool:
+        is_there = self.target.query("select to_regclass('items') is not null") == [(True,)]
+        return is_there and self.target.query(ALL) == self.source.query(ALL)
+
     def assert_in_step(self) -> None:
-        rows = "select id, v from items order by id"
-        assert self.target.query(rows) == self.source.query(rows)
+        assert self.target.query(ALL) == self.source.query(ALL)
         changes = "select commit_lsn, ordinal from _etl.changelog"
         doubled = f"{changes} group by commit_lsn, ordinal having count(*) > 1"
         assert self.target.query(doubled) == []
@@ -76,6 +92,20 @@ def through_proxy(
             "copy": {"chunk_rows": 300},
         }
         yield make_config(replica.source, **sections), proxy
+
+
+def configure(config: PipelineConfig, folder: Path) -> None:
+    """Write the settings that lead to the servers into the folder."""
+    settings = {
+        "pipeline": config.pipeline,
+        "source": {"dsn": config.source.conninfo(), "publication": config.source.publication},
+        "state_store": {"dsn": config.state_store.model_dump()["dsn"].get_secret_value()},
+        "destination": {
+            "type": "postgres",
+            "dsn": config.destination.model_dump()["dsn"].get_secret_value(),
+        },
+    }
+    (folder / "etl.yaml").write_text(json.dumps(settings))
 
 
 def is_caught_up(pipeline: Pipeline) -> bool:
@@ -141,3 +171,109 @@ def test_stream_and_copy_go_on_after_their_connections_broke(
         proxy.flow()
         wait_until(lambda: is_caught_up(pipeline))
         replica.assert_in_step()
+
+
+@contextmanager
+def running_again(config: PipelineConfig, store: CoordinatingStore) -> Iterator[Pipeline]:
+    """Once a store that was silent knows that the pipeline has ended."""
+    wait_until(lambda: not store.is_leased("apply"))
+    with running(config, store=store) as pipeline:
+        yield pipeline
+
+
+@pytest.mark.parametrize("place", ["source", "store", "destination"])
+def test_a_stop_waits_for_no_server_that_fell_silent(
+    replica: Replica, make_config: MakeConfig, place: str
+) -> None:
+    with through_proxy(replica, place, make_config) as (config, proxy):
+        with closing(build_store(config)) as store:  # type: ignore[type-var]
+            pipeline = Pipeline(config, store, build_destination(config))
+            pipeline.start()
+            assert pipeline.wait_until_caught_up(PATIENCE_S)
+            proxy.stall()
+            replica.add_rows()
+
+            pipeline.shutdown()
+            assert pipeline.wait(SOON_S)
+
+            proxy.flow()
+        with (
+            closing(build_store(config)) as store,  # type: ignore[type-var]
+            running_again(config, store) as pipeline,
+        ):
+            wait_until(lambda: is_caught_up(pipeline))
+            replica.assert_in_step()
+
+
+@pytest.mark.parametrize("place", ["source", "store", "destination"])
+def test_a_start_that_waits_for_a_silent_server_is_stopped(
+    replica: Replica, make_config: MakeConfig, place: str
+) -> None:
+    with (
+        through_proxy(replica, place, make_config) as (config, proxy),
+        closing(build_store(config)) as store,  # type: ignore[type-var]
+    ):
+        pipeline = Pipeline(config, store, build_destination(config))
+        proxy.stall()
+        with ThreadPoolExecutor(1) as other:
+            start = other.submit(pipeline.start)
+            wait_until(lambda: proxy.held > 0)
+            pipeline.shutdown()
+            with pytest.raises(InvalidState, match="told to stop before"):
+                start.result(SOON_S)
+        proxy.flow()
+
+
+def test_a_copy_from_a_silent_source_is_stopped(replica: Replica, make_config: MakeConfig) -> None:
+    with through_proxy(replica, "source", make_config) as (config, proxy):
+        with closing(build_store(config)) as store:  # type: ignore[type-var]
+            pipeline = Pipeline(config, store, build_destination(config))
+            pipeline.start()
+            assert pipeline.wait_until_caught_up(PATIENCE_S)
+            [table_id] = store.get_table_replication_states()
+            proxy.slow(50_000)
+            store.request_copy(table_id)
+            wait_until(lambda: isinstance(store.get_table_replication_states()[table_id], DataSync))
+            proxy.stall()
+
+            pipeline.shutdown()
+            assert pipeline.wait(SOON_S)
+
+            proxy.flow()
+        with (
+            closing(build_store(config)) as store,  # type: ignore[type-var]
+            running_again(config, store) as pipeline,
+        ):
+            wait_until(lambda: is_caught_up(pipeline))
+            replica.assert_in_step()
+
+
+def test_ctrl_c_ends_a_run_whose_store_fell_silent(
+    replica: Replica, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Also what follows the pipeline's end takes leave of the store."""
+    with through_proxy(replica, "store", make_config) as (config, proxy):
+        configure(config, tmp_path)
+        with etl_dagster("run", "--plain", cwd=tmp_path) as process, contextlib.ExitStack() as end:
+            end.callback(process.kill)
+            wait_until(lambda: replica.is_in_step())
+            proxy.stall()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=SOON_S)
+        assert process.returncode == 0, err
+        assert "Traceback" not in err
+
+
+def test_ctrl_c_ends_a_command_that_waits_for_a_silent_source(
+    replica: Replica, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    with through_proxy(replica, "source", make_config) as (config, proxy):
+        proxy.stall()
+        configure(config, tmp_path)
+        with etl_dagster("doctor", cwd=tmp_path) as process, contextlib.ExitStack() as end:
+            end.callback(process.kill)
+            wait_until(lambda: proxy.held > 0)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=SOON_S)
+        assert process.returncode in (1, 130), err
+        assert "Traceback" not in err

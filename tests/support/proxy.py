@@ -46,6 +46,8 @@ class Proxy:
         self._refuses = False
         #: Connections that were refused so far.
         self.refused = 0
+        #: Connections that wait for it to flow, before they lead anywhere.
+        self.held = 0
         self._links: set[_Link] = set()
         #: All that must have ended when the loop does.
         self._pumps: set[asyncio.Task[None]] = set()
@@ -141,6 +143,8 @@ class Proxy:
             writer.transport.abort()
             return
         try:
+            if not self._flows.is_set():
+                self.held += 1
             await self._flows.wait()
             if host.startswith("/"):
                 there = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}", limit=_PIECE)

@@ -225,7 +225,7 @@ def test_a_pipeline_streams_until_it_is_told_to_stop(fixture: Fixture) -> None:
     assert fixture.pipeline.status().phase == "stopped"
     assert fixture.destination.calls == ["startup", "shutdown"]
     assert not fixture.store.is_leased("apply")
-    assert [t.name for t in threading.enumerate() if "scripted" in t.name] == []
+    wait_until(lambda: not [t.name for t in threading.enumerate() if "scripted" in t.name])
 
 
 def test_a_pipeline_can_be_stopped_at_any_time_and_more_than_once(fixture: Fixture) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.adapt import Loader
 
-from etl_dagster.destinations.postgres.watch import Watch
+from etl_dagster.destinations.postgres.watch import GRACE_S, Watch
 from etl_dagster.errors import (
     BatchTooLarge,
     ConfigError,
@@ -20,10 +20,11 @@ from etl_dagster.errors import (
 from etl_dagster.model.schema import TableId
 from etl_dagster.pg.advisory import text_key
 from etl_dagster.pg.blocking import Blocker, fetch_blockers
+from etl_dagster.pg.cancelling import Abandoned, unless_stopped
 from etl_dagster.pg.connection import Connection, connect_shared, server_pid
 from etl_dagster.pg.dsn import Dsn, DsnError, tcp_settings
 from etl_dagster.pg.failures import Failure, derive, failure_of, message_of
-from etl_dagster.pg.pool import Pool
+from etl_dagster.pg.pool import Pool, does_work
 from etl_dagster.pg.settings import MONEY, PINNED, TIMEOUTS, pin_transaction
 
 _DEFAULTS: Final = {"connect_timeout": "10", **tcp_settings(30)}
@@ -80,15 +81,34 @@ class DestinationConnections:
         #: A pooler is in between, which may share sessions: each transaction pins its settings.
         self._is_pooled = False
         self._pool = Pool(
-            self._connect, self.translate, kept=_KEPT, give_up_after_s=_GIVE_UP_AFTER_S
+            self._connect,
+            self.translate,
+            kept=_KEPT,
+            give_up_after_s=_GIVE_UP_AFTER_S,
+            works=self._works,
         )
         self._watch = Watch(self._fetch_blockers)
 
     def _connect(self) -> Connection:
+        try:
+            return unless_stopped(
+                self._make,
+                self._watch.interrupted,
+                after_s=GRACE_S,
+                name="connecting to the destination",
+            )
+        except Abandoned:
+            raise _interrupted() from None
+
+    def _make(self) -> Connection:
         connection, is_own = connect_shared(self._dsn, self._settings)
         self._is_pooled = not is_own
         connection.adapters.register_loader(_NUMERIC_OID, _WholeNumber)
         return connection
+
+    def _works(self, connection: Connection) -> bool:
+        with self._watch.watching(connection, self._pid_of(connection)):
+            return does_work(connection)
 
     def _fetch_blockers(self, pid: int) -> list[Blocker]:
         with self._pool.borrow(is_checked=True) as connection:
@@ -124,7 +144,8 @@ class DestinationConnections:
             is_ours = self._watch.is_interrupted
             failure = _interrupted() if is_ours else self.translate(error)
         except psycopg.Error as error:
-            failure = self.translate(error)
+            is_ours = self._watch.is_interrupted and failure_of(error).is_lost
+            failure = _interrupted() if is_ours else self.translate(error)
             if failure_of(error) is Failure.READ_ONLY:
                 # A session keeps the default that it began with.
                 self._pool.close()

@@ -13,6 +13,7 @@ import psycopg
 
 from etl_dagster.errors import EtlError
 from etl_dagster.pg.blocking import Blocker
+from etl_dagster.pg.cancelling import cut
 from etl_dagster.pg.connection import Connection
 
 _log = logging.getLogger(__name__)
@@ -24,7 +25,9 @@ TELL_AFTER_S = 3.0
 _TURN_S = 0.1
 #: A request to cancel may come a moment before the statement that it is to cancel.
 _CANCEL_AGAIN_S = 0.2
-_CANCEL_TIMEOUT_S = 1.0
+_CANCEL_TIMEOUT_S = 0.5
+#: A server that was asked so often and ended nothing does not answer any more.
+_MOST_CANCELS = 5
 #: A thread that had nothing to watch for so long ends.
 _LONGEST_IDLE_S = 10.0
 
@@ -40,6 +43,8 @@ class Watched:
     application_name: str | None = None
     began: float = field(default_factory=time.monotonic)
     cancel_at: float = 0.0
+    #: How often the server was asked to cancel it.
+    cancelled: int = 0
     look_at: float = 0.0
     blockers: Sequence[Blocker] = ()
     #: Held while a request to cancel is sent, so that none meets a later user of the connection.
@@ -60,18 +65,21 @@ class Watch:
         self._watched: list[Watched] = []
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
-        self._interrupted = threading.Event()
+        #: Set by `interrupt`.
+        self.interrupted = threading.Event()
         self._interrupted_at = 0.0
+        #: Whether the server didn't even answer a request to cancel.
+        self._is_silent = False
 
     def interrupt(self) -> None:
         """From now on, end what doesn't end by itself. Safe in a signal handler."""
-        if not self._interrupted.is_set():
+        if not self.interrupted.is_set():
             self._interrupted_at = time.monotonic()
-            self._interrupted.set()
+            self.interrupted.set()
 
     @property
     def is_interrupted(self) -> bool:
-        return self._interrupted.is_set()
+        return self.interrupted.is_set()
 
     def waiting_for(self) -> str | None:
         """What a transaction has waited for since it was looked at last; from memory."""
@@ -105,7 +113,7 @@ class Watch:
 
     def _run(self) -> None:
         while self._is_wanted():
-            self._interrupted.wait(_TURN_S)
+            self.interrupted.wait(_TURN_S)
             now = time.monotonic()
             with self._lock:
                 watched = list(self._watched)
@@ -135,9 +143,19 @@ class Watch:
             return
         watched.cancel_at = now + _CANCEL_AGAIN_S
         with watched.lock:
-            if not watched.is_over:
-                with contextlib.suppress(psycopg.Error):
+            if watched.is_over:
+                return
+            watched.cancelled += 1
+            if watched.cancelled > _MOST_CANCELS:
+                cut(watched.connection)
+                return
+            if not self._is_silent:
+                try:
                     watched.connection.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+                except psycopg.Error:
+                    self._is_silent = True
+            if self._is_silent:
+                cut(watched.connection)
 
     def _look(self, watched: Watched) -> None:
         if watched.pid is None:

@@ -84,10 +84,10 @@ class TableSyncs:
         for job in jobs[:free]:
             self._start(job)
 
-    def join(self) -> None:
+    def join(self, join: Callable[[threading.Thread], None] = threading.Thread.join) -> None:
         """Wait for the workers to end, after stop was set."""
         for running in self._running:
-            running.thread.join()
+            join(running.thread)
 
     def _due(
         self, table_ids: Collection[TableId], states: Mapping[TableId, TableState]

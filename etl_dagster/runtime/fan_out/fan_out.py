@@ -21,9 +21,11 @@ from etl_dagster.errors import (
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.coordination import Lease
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.pg.cancelling import Abandoned, unless_stopped
 from etl_dagster.runtime.checking.preflight import require_ready
 from etl_dagster.runtime.clock import SYSTEM_CLOCK
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.ending import Ending
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.fan_out.decisions import Decisions
 from etl_dagster.runtime.fan_out.member import Member
@@ -98,6 +100,14 @@ class FanOut:
         self._done = threading.Event()
         self._failure: BaseException | None = None
         self._leases: dict[str, Lease] = {}
+        self._ending = Ending(
+            config.pipeline,
+            self._stop,
+            self._done,
+            is_busy=lambda: any(member.is_busy for member in self.members.values()),
+            after_s=pace.abandon_s,
+            give_up=self._give_up,
+        )
         self._thread = threading.Thread(
             target=self._run, name=f"fan-out {config.pipeline}", daemon=True
         )
@@ -118,6 +128,25 @@ class FanOut:
         if self._leases or self._done.is_set():
             raise InvalidState("this pipeline was started before; make a new one")
         try:
+            unless_stopped(
+                self._start,
+                self._stop,
+                after_s=self._pace.abandon_s,
+                name=f"start {self._config.pipeline}",
+            )
+        except (Abandoned, KeyboardInterrupt) as failure:
+            self.shutdown()
+            self._give_up()
+            self._done.set()
+            if isinstance(failure, KeyboardInterrupt):
+                raise
+            raise InvalidState("the pipeline was told to stop before it had started") from None
+        self._ending.start()
+        self._thread.start()
+
+    def _start(self) -> None:
+        """All of the start; its caller may wait for it no longer."""
+        try:
             self._prepare()
             for member in self.members.values():
                 member.start()
@@ -132,7 +161,8 @@ class FanOut:
             if isinstance(failure, Stopped):
                 raise InvalidState("the pipeline was told to stop before it had started") from None
             raise
-        self._thread.start()
+        if self._done.is_set():
+            self._end()
 
     def _wait_for_starts(self) -> None:
         """One that hangs in its start holds the others' up for some seconds only."""
@@ -277,10 +307,15 @@ class FanOut:
         # Last: what they confirmed until now is still told to the source.
         self._shared.stop()
         self._shared.join()
+        self._give_up()
         for lease in self._leases.values():
             lease.release()
-        self._control.close()
-        self._shared_control.close()
+
+    def _give_up(self) -> None:
+        """Ask nothing more, and wait for no answer. The leases end with their sessions."""
+        self._shared.stop()
+        self._control.end()
+        self._shared_control.end()
 
     # -- its thread ------------------------------------------------------------------------------
 

@@ -114,6 +114,11 @@ class Member:
         """Whether its pipeline has started, and not ended."""
         return self.pipeline is not None and self.is_tried.is_set() and self.failure is None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether its destination writes something that is to end by itself."""
+        return self.pipeline is not None and self.pipeline.is_busy
+
     def durable(self) -> Lsn | None:
         """What it has; None of one that needs nothing yet.
 

@@ -33,6 +33,9 @@ class FanOutPace:
     shortly_s: float = 1.0
     #: A pipeline that was asked to end, and whose destination answers, has ended by then.
     ends_within_s: float = 30.0
+    #: From being told to stop on, servers may take so long to answer; each destination's pipeline
+    #: ends before.
+    abandon_s: float = 2.0
     #: How often it looks for requests for resets; a query for each destination.
     resets_s: float = 2.0
     #: A return to the shared stream that failed is tried again after so long.

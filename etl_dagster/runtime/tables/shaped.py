@@ -21,6 +21,7 @@ from etl_dagster.model.events import (
     TableStep,
 )
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.runtime.ending import Calls
 from etl_dagster.runtime.many import copying_many
 from etl_dagster.shaping.rows import Shaper
 
@@ -28,24 +29,30 @@ from etl_dagster.shaping.rows import Shaper
 _REMEMBERED = 1024
 
 
-def shaping(destination: Destination, config: PipelineConfig) -> Destination:
+def shaping(
+    destination: Destination, config: PipelineConfig, calls: Calls | None = None
+) -> Destination:
     """The destination behind what becomes of tables on their way there.
 
     Every row that a pipeline writes goes through it, of copies and of streams: what a destination
     must not have can't get there by another path. It shapes what `TableSchema.shape` says, and
     passes on everything else.
+
+    Args:
+        calls: told of the writes that are under way.
     """
     if isinstance(destination, _Shaping):
         return cast(Destination, destination)
     kind = _Shaping if copying_many(destination) is None else _ShapingMany
     salt = None if config.salt is None else config.salt.get_secret_value().encode()
-    return cast(Destination, kind(destination, salt))
+    return cast(Destination, kind(destination, salt, calls or Calls()))
 
 
 class _Shaping:
-    def __init__(self, inner: Destination, salt: bytes | None) -> None:
+    def __init__(self, inner: Destination, salt: bytes | None, calls: Calls) -> None:
         self._inner = inner
         self._salt = salt
+        self._calls = calls
         self._shapers: OrderedDict[int, tuple[TableSchema, Shaper]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -56,13 +63,16 @@ class _Shaping:
         return found
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
-        self._inner.drop_table_for_copy(self._schema(schema))
+        with self._calls.one():
+            self._inner.drop_table_for_copy(self._schema(schema))
 
     def write_table_rows(self, schema: TableSchema, rows: TableRows) -> WriteResult:
-        return self._inner.write_table_rows(*self._copy(schema, rows))
+        with self._calls.one():
+            return self._inner.write_table_rows(*self._copy(schema, rows))
 
     def write_events(self, events: EventBatch) -> WriteResult:
-        return self._inner.write_events(self._events(events))
+        with self._calls.one():
+            return self._inner.write_events(self._events(events))
 
     # -- what becomes of them ----------------------------------------------------------------------
 
@@ -71,12 +81,12 @@ class _Shaping:
 
     def _copy(self, schema: TableSchema, rows: TableRows) -> tuple[TableSchema, TableRows]:
         if schema.shape is None:
-            return schema, rows
+            return schema, _with(rows, self._calls.reading(rows.pieces()))
         shaper = self._shaper(schema)
 
         def pieces() -> Iterator[CopiedRows]:
             rows.left_out = 0
-            for piece in rows.pieces():
+            for piece in self._calls.reading(rows.pieces()):
                 with _failing_alone(schema):
                     shaper.require_salt()
                     shaped = shaper.copied(piece)
@@ -84,8 +94,7 @@ class _Shaping:
                 if shaped.num_rows:
                     yield shaped
 
-        shaped = TableRows(rows.copy_id, pieces(), rows.chunk, rows.replay_from, rows.copied_at_us)
-        return shaper.target, shaped
+        return shaper.target, _with(rows, pieces())
 
     def _events(self, events: EventBatch) -> EventBatch:
         shaped = {
@@ -124,11 +133,18 @@ class _ShapingMany(_Shaping):
 
     def drop_tables_for_copy(self, schemas: Sequence[TableSchema]) -> None:
         many = cast(CopiesManyTables, self._inner)
-        many.drop_tables_for_copy([self._schema(schema) for schema in schemas])
+        with self._calls.one():
+            many.drop_tables_for_copy([self._schema(schema) for schema in schemas])
 
     def write_whole_tables(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> WriteResult:
         many = cast(CopiesManyTables, self._inner)
-        return many.write_whole_tables([self._copy(schema, rows) for schema, rows in copies])
+        with self._calls.one():
+            return many.write_whole_tables([self._copy(schema, rows) for schema, rows in copies])
+
+
+def _with(rows: TableRows, pieces: Iterator[CopiedRows]) -> TableRows:
+    """The same chunk, or end of a copy, with these rows."""
+    return TableRows(rows.copy_id, pieces, rows.chunk, rows.replay_from, rows.copied_at_us)
 
 
 @contextmanager
