@@ -30,12 +30,14 @@ from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.checks import build_checks
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.executors import single_copy_in_process
+from etl_dagster.integrations.dagster.in_tick import TICK_S
 from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
 from etl_dagster.integrations.dagster.sensor import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
     REPORT_EVERY_S,
     STALE_AFTER_S,
+    SensorMode,
     build_etl_sensor,
 )
 from etl_dagster.integrations.dagster.translator import (
@@ -56,6 +58,8 @@ def build_etl_definitions(
     *,
     translator: EtlDagsterTranslator | None = None,
     sensor_status: DefaultSensorStatus | None = None,
+    sensor_mode: SensorMode = "supervise",
+    tick_s: float = TICK_S,
     executor: ExecutorDefinition = in_process_executor,
     lease_s: float = LEASE_S,
     report_every_s: float = REPORT_EVERY_S,
@@ -77,6 +81,12 @@ def build_etl_definitions(
         pipeline: a configuration file, or the pipeline put together from resources.
         translator: how tables look as assets.
         sensor_status: of the sensor, until somebody switches it. Off by default.
+        sensor_mode: who streams while the sensor is on. ``supervise``: a child process of the code
+            server. ``tick``: the sensor's ticks themselves, where no process may start another;
+            between two ticks nothing is streamed. ``observe``: a service of its own,
+            `etl-dagster run`, which also copies; the sensor only shows it.
+        tick_s: how long a tick streams in the mode ``tick``; well below the 60 seconds after which
+            Dagster gives a tick up.
         executor: of the runs that the sensor requests, each for one table.
         lease_s: how long the replicator goes on without a tick; longer where ticks come late.
         report_every_s: a table that changes is reported at most this often.
@@ -108,6 +118,8 @@ def build_etl_definitions(
                     resource.of_destination(name),
                     translator=translator,
                     sensor_status=sensor_status,
+                    sensor_mode=sensor_mode,
+                    tick_s=tick_s,
                     executor=executor,
                     lease_s=lease_s,
                     report_every_s=report_every_s,
@@ -139,6 +151,8 @@ def build_etl_definitions(
         keys,
         job,
         default_status=sensor_status,
+        mode=sensor_mode,
+        tick_s=tick_s,
         lease_s=lease_s,
         report_every_s=report_every_s,
         busy_report_every_s=busy_report_every_s,

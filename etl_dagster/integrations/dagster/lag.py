@@ -21,6 +21,7 @@ from dagster import (
 )
 
 from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.between_ticks import kept_status
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.model.states import Errored, TableState, state_name
 from etl_dagster.model.stores import KnowsPipeline
@@ -174,7 +175,7 @@ class Published:
 
     #: As the replicator published it; None before its first.
     status: PipelineStatus | None
-    #: Whether a process runs the pipeline now.
+    #: Whether a process runs the pipeline now, or the next tick of the sensor does.
     is_running: bool
     states: Mapping[int, TableState]
 
@@ -204,12 +205,14 @@ def published(resource: EtlPipelineResource) -> Published:
     with resource.get_store() as store:
         if isinstance(store, KnowsPipeline) and not store.knows_pipeline():
             return Published(None, False, {})
+        states, is_running = store.get_table_replication_states(), store.is_leased("apply")
         payload = store.get_status("apply")
-        return Published(
-            PipelineStatus.from_json(payload) if payload is not None else None,
-            store.is_leased("apply"),
-            store.get_table_replication_states(),
-        )
+        status = PipelineStatus.from_json(payload) if payload is not None else None
+        # As a tick begins to stream, the status is still the one that the last tick ended with.
+        has_ended = status is None or status.phase in ("stopping", "stopped")
+        if (has_ended or not is_running) and (kept := kept_status(store)) is not None:
+            return Published(kept, True, states)
+        return Published(status, is_running, states)
 
 
 def unknown(error: EtlError) -> Verdict:

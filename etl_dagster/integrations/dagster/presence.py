@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dagster import DagsterInstance
 
 from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.between_ticks import kept_status
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 
 #: A replicator that is just being started, or replaced, is there within this time.
@@ -130,7 +131,8 @@ class ReplicatorWatch:
         # A store that the pipeline never used is left as it is.
         if isinstance(self._store, KnowsPipeline) and not self._store.knows_pipeline():
             return False
-        return self._store.is_leased("apply")
+        # Where the sensor streams in its ticks, the next one takes the table over.
+        return self._store.is_leased("apply") or kept_status(self._store) is not None
 
 
 def _nothing(waits_s: float) -> None:

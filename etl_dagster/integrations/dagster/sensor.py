@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from dagster import (
     AssetCheckEvaluation,
@@ -26,12 +26,15 @@ from etl_dagster.integrations.dagster.bookmark_check import BookmarkReports
 from etl_dagster.integrations.dagster.coming import find_coming, recently_found
 from etl_dagster.integrations.dagster.copies import Copies, due_copies
 from etl_dagster.integrations.dagster.history import History
+from etl_dagster.integrations.dagster.in_tick import TICK_S, streamer_of
 from etl_dagster.integrations.dagster.lag import dead, published
 from etl_dagster.integrations.dagster.notices import recent_notices
+from etl_dagster.integrations.dagster.observing import observe
 from etl_dagster.integrations.dagster.odd_check import OddReports
 from etl_dagster.integrations.dagster.reports import Reports
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
-from etl_dagster.integrations.dagster.supervisor import Supervision, supervisor_of
+from etl_dagster.integrations.dagster.supervision import Supervision
+from etl_dagster.integrations.dagster.supervisor import supervisor_of
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.showing.status import PipelineStatus
 
@@ -40,6 +43,8 @@ _log = logging.getLogger(__name__)
 #: The daemon looks every 5 s; with 5 here, a tick that came 4.99 s ago would make it wait for 10.
 _INTERVAL_S = 4
 LEASE_S = 30.0
+#: Who streams: a child process of the code server, the tick itself, or a service of its own.
+SensorMode: TypeAlias = Literal["supervise", "tick", "observe"]
 REPORT_EVERY_S = 30.0
 #: Dagster keeps every event of an asset for good, some 3 kB each.
 BUSY_REPORT_EVERY_S = 300.0
@@ -100,6 +105,8 @@ def build_etl_sensor(
     job: Any,
     *,
     default_status: DefaultSensorStatus | None = None,
+    mode: SensorMode = "supervise",
+    tick_s: float = TICK_S,
     lease_s: float = LEASE_S,
     report_every_s: float = REPORT_EVERY_S,
     busy_report_every_s: float = BUSY_REPORT_EVERY_S,
@@ -111,6 +118,8 @@ def build_etl_sensor(
         keys: the asset of each table, by ``schema.table``.
         job: copies tables; None while there is no table.
         default_status: while nobody has switched it; see `default_sensor_status`.
+        mode: who streams.
+        tick_s: how long a tick streams in the mode ``tick``.
         lease_s: the replicator stops this long after the last tick: when the sensor is turned
             off, or the daemon is down.
         report_every_s: a table that changes is reported at most this often.
@@ -126,8 +135,8 @@ def build_etl_sensor(
         default_status=default_status or default_sensor_status(),
         required_resource_keys={resource_key},
         description=(
-            f"Streams the changes of {pipeline} while it is on: keeps the replicator process "
-            "alive, requests the copies that tables need, and reports rows and lag."
+            f"{_STREAMS[mode].format(pipeline)}, requests the copies that tables need, and reports "
+            "rows and lag."
         ),
     )
     def replication(context: SensorEvaluationContext) -> SensorResult:
@@ -137,6 +146,8 @@ def build_etl_sensor(
             resource,
             pipeline,
             keys,
+            mode=mode,
+            tick_s=tick_s,
             lease_s=lease_s,
             report_every_s=report_every_s,
             busy_report_every_s=busy_report_every_s,
@@ -146,18 +157,27 @@ def build_etl_sensor(
     return replication
 
 
+_STREAMS: Mapping[SensorMode, str] = {
+    "supervise": "Streams the changes of {} while it is on: keeps the replicator process alive",
+    "tick": "Streams the changes of {} in its ticks while it is on",
+    "observe": "Shows the service that streams the changes of {} and copies its tables",
+}
+
+
 def tick(
     context: SensorEvaluationContext,
     resource: EtlPipelineResource,
     pipeline: str,
     keys: Mapping[str, AssetKey],
     *,
+    mode: SensorMode = "supervise",
+    tick_s: float = TICK_S,
     lease_s: float = LEASE_S,
     report_every_s: float = REPORT_EVERY_S,
     busy_report_every_s: float = BUSY_REPORT_EVERY_S,
     idle_every_s: float | None = None,
 ) -> SensorResult:
-    """One evaluation of the sensor; a second or two.
+    """One evaluation of the sensor; a second or two, and in the mode ``tick`` `tick_s` more.
 
     Raises:
         EtlError: the replicator failed, or the configuration is wrong. The tick fails with it, once
@@ -170,10 +190,7 @@ def tick(
     config: PipelineConfig | None = None
     try:
         config = resource.load_config()
-        supervisor = supervisor_of(config.whole.pipeline)
-        supervision = supervisor.keep(
-            config, lease_s, may_spawn=not is_preview, find_coming=find_coming
-        )
+        supervision = _supervise(config, resource, mode, tick_s, lease_s, is_preview=is_preview)
         status = supervision.status
         coming = dict(supervision.coming)
         if is_preview or status is None or _is_standby(status):
@@ -186,7 +203,7 @@ def tick(
             note = note or status.error
             other = published(resource).status
             status, generation = other or status, -(other.epoch if other else 0)
-        else:
+        elif mode != "observe":
             copies = due_copies(context.instance, resource, config, status, keys)
         announced = [] if is_preview else memory.reports.announce(supervision.coming, keys)
         events = announced + _events(
@@ -222,6 +239,27 @@ def tick(
         cursor=cursor,
         skip_reason=None if copies.requests else line,
     )
+
+
+def _supervise(
+    config: PipelineConfig,
+    resource: EtlPipelineResource,
+    mode: SensorMode,
+    tick_s: float,
+    lease_s: float,
+    *,
+    is_preview: bool,
+) -> Supervision:
+    match mode:
+        case "supervise":
+            supervisor = supervisor_of(config.whole.pipeline)
+            return supervisor.keep(
+                config, lease_s, may_spawn=not is_preview, find_coming=find_coming
+            )
+        case "tick":
+            return streamer_of(config.pipeline).keep(config, tick_s, may_stream=not is_preview)
+        case "observe":
+            return observe(resource)
 
 
 def _is_standby(status: PipelineStatus) -> bool:
@@ -325,6 +363,7 @@ __all__ = [
     "LEASE_S",
     "REPORT_EVERY_S",
     "STALE_AFTER_S",
+    "SensorMode",
     "build_etl_sensor",
     "tick",
 ]

@@ -17,7 +17,6 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import IO, Any
 
 from pydantic import SecretStr
@@ -27,6 +26,7 @@ from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.lag import with_solution
+from etl_dagster.integrations.dagster.supervision import Supervision
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.showing.status import PipelineStatus
 
@@ -55,24 +55,6 @@ class ReplicatorFailed(EtlError):
 
     def __str__(self) -> str:
         return with_solution(self.reason, self.solution)
-
-
-@dataclass(frozen=True)
-class Supervision:
-    """What a tick learns about the child."""
-
-    #: The child's last word about the pipeline; None before its first.
-    status: PipelineStatus | None
-    #: Another number means another child, whose counts begin at zero.
-    generation: int
-    #: Why there is no child, or that there is a new one; for people.
-    note: str | None = None
-    #: What the last child ended with, while the next one is not due yet.
-    failure: ReplicatorFailed | None = None
-    #: The child's lag at any moment, and not only when a tick looks.
-    worst_lag: WorstLag | None = None
-    #: By table, why the child that starts now copies it again; told once.
-    coming: Mapping[str, str] = field(default_factory=dict)
 
 
 class Replicator:
