@@ -59,6 +59,28 @@ test-ducklake: $(READY) ## Run the tests of DuckLake, with the DuckDB that it is
 	@PYTHONPATH=$(LAKE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal \
 		tests/ducklake tests/acceptance/test_killed_workers.py -k "ducklake" $(TEST_ARGS)
 
+# The lowest versions of everything that pyproject.toml promises, with the lowest Python.
+LOWEST := .venv/lowest
+.PHONY: test-lowest
+test-lowest: $(READY) ## Run the tests that need no server on the lowest versions that are allowed
+	@$(BIN)/uv venv --quiet --clear --python 3.11 $(LOWEST)
+	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[dev]"
+	@$(LOWEST)/bin/python -m pytest -q -n auto tests/unit tests/integration/test_embedding.py $(TEST_ARGS)
+
+# Each Python that is promised, where it is found.
+.PHONY: test-all
+test-all: $(READY) ## Run the tests that need no server on every Python from 3.11 to 3.14 that is found
+	@set -eu; for version in 3.11 3.12 3.13 3.14; do \
+		if ! $(BIN)/uv python find --no-python-downloads "$$version" >/dev/null 2>&1; then \
+			echo "Python $$version: not found, not tested"; continue; \
+		fi; \
+		echo "Python $$version"; \
+		$(BIN)/uv venv --quiet --clear --python "$$version" ".venv/py$$version"; \
+		$(BIN)/uv pip install --quiet --python ".venv/py$$version/bin/python" -e ".[dev]"; \
+		".venv/py$$version/bin/python" -m pytest -q -n auto tests/unit \
+			tests/integration/test_embedding.py $(TEST_ARGS); \
+	done
+
 SEED ?=
 MINUTES ?= 3
 DESTINATION ?= duckdb

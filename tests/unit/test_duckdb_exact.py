@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import duckdb
+import pytest
 
+from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.duckdb.exact import exact
 
 
+@pytest.mark.skipif(
+    not DuckDBDestinationConfig.has_own_types, reason="this DuckDB can't read every interval"
+)
 def test_a_result_has_text_for_what_arrow_would_not_hold() -> None:
     query = """
         select interval '2562047788:00:54.775807' a, '24:00:00-15:59:59'::timetz a,

@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.duckdb.session import DuckDBSession
 from etl_dagster.destinations.duckdb.tables import column_type
 from etl_dagster.destinations.sql.statements import insert
@@ -55,6 +56,8 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
 def test_a_type_stands_in_the_page_as_it_is(
     row: BuiltIn, lines: dict[str, list[str]], connection: duckdb.DuckDBPyConnection
 ) -> None:
+    if row.name == "interval" and not DuckDBDestinationConfig.has_own_types:
+        pytest.skip("this DuckDB can't read every interval")
     column = ColumnSchema("c", row.oid, own_type=row.own is not None)
     name, arrow, kind, _json, values = lines[row.name]
     assert (name, arrow) == (f"`{row.name}`", f"`{arrow_type(column)}`")
