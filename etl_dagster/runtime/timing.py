@@ -27,8 +27,10 @@ class Timing:
     #: How long the stream stands still for tables that were given a target. Table sync workers
     #: ask when they are close, so it takes a moment; one that stalls is told to ask again.
     catchup_wait_s: float = 5.0
-    #: How long a table whose target was withdrawn waits before it is given one again.
+    #: How long a table whose target was withdrawn waits before it is given one again; the pause
+    #: doubles with each target that it misses.
     withdrawn_pause_s: float = 2.0
+    longest_withdrawn_pause_s: float = 60.0
 
     # -- the hand-over, as a table sync worker sees it ---------------------------------------
 

@@ -376,9 +376,13 @@ def test_a_target_lies_past_what_earlier_apply_workers_passed_over() -> None:
     with world(copied_at=0, batch_rows=1) as made:
         made.wal.commit()
         made.apply_until(lambda: made.progress == made.wal.end)
+        # Of a worker that lives; whether it goes on doesn't matter here.
+        lease = made.store.acquire_lease(f"table:{ORDERS}")
+        assert lease is not None
         made.store.update_table_replication_states([(ORDERS, SyncWait(Lsn(_BEGIN)))])
         made.do("break apply")
         made.apply_until(lambda: isinstance(made.state, Catchup))
 
         assert isinstance(state := made.state, Catchup)
         assert state.target_lsn >= made.wal.end
+        lease.release()

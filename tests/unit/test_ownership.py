@@ -62,6 +62,8 @@ class ApplySide:
 
     def __init__(self) -> None:
         self.store = Store()
+        #: Of table sync workers that live.
+        self.leases = {t: self.store.acquire_lease(f"table:{t}") for t in (TABLE, OTHER)}
         self.position = Lsn(1000)
         self.stop = threading.Event()
         self.missing: dict[TableId, EtlError] = {}
@@ -89,6 +91,12 @@ class ApplySide:
         assert isinstance(target, Catchup)
         done = SyncDone(lsn or target.target_lsn)
         assert self.store.transition_table_state(table_id, target, done)
+
+    def die(self, table_id: TableId = TABLE) -> None:
+        """As a table sync worker does: its lease ends, and the state stays."""
+        lease = self.leases[table_id]
+        assert lease is not None
+        lease.release()
 
     def meanwhile(self, *steps: Callable[[], None]) -> None:
         """What happens one after the other, each time the apply worker waits."""
@@ -184,6 +192,54 @@ def test_one_slow_table_does_not_keep_the_others_from_being_taken(side: ApplySid
 
     assert side.ownership.apply_from == {OTHER: Lsn(1000)}
     assert side.state() == SyncWait(Lsn(1000))
+
+
+def test_a_table_whose_worker_died_is_not_waited_for(side: ApplySide) -> None:
+    side.set_state(SyncWait(Lsn(1)))
+    side.set_state(SyncWait(Lsn(2)), OTHER)
+    side.die()
+    side.meanwhile(partial(side.answer, table_id=OTHER))
+
+    side.refresh()
+
+    assert side.ownership.apply_from == {OTHER: Lsn(1000)}
+    assert side.state() == SyncWait(Lsn(1))
+    assert side.store.clock.now_s() == 0.0
+
+
+def test_the_next_worker_of_a_table_is_waited_for_at_once(side: ApplySide) -> None:
+    side.set_state(SyncWait(Lsn(1)))
+    side.die()
+    side.refresh()
+    assert side.store.acquire_lease(f"table:{TABLE}") is not None
+    side.meanwhile(side.answer)
+
+    side.refresh()
+
+    assert side.ownership.apply_from == {TABLE: Lsn(1000)}
+    assert side.store.clock.now_s() == 0.0
+
+
+def test_a_worker_that_dies_while_it_is_waited_for_is_waited_for_no_longer(side: ApplySide) -> None:
+    side.set_state(SyncWait(Lsn(1)))
+    side.meanwhile(side.die)
+
+    side.refresh()
+
+    assert side.state() == SyncWait(Lsn(1000))
+    assert side.store.clock.now_s() == pytest.approx(side.timing.lease_check_s, abs=0.1)
+
+
+def test_a_worker_that_stands_still_is_waited_for_less_and_less(side: ApplySide) -> None:
+    """It keeps its lease; each wait keeps the changes of all other tables."""
+    side.set_state(SyncWait(Lsn(1)))
+    waited = []
+    for _ in range(60):
+        before = side.store.clock.now_s()
+        side.refresh()
+        waited.append(side.store.clock.now_s() - before)
+        side.store.clock.pass_by(1.0)
+    assert sum(waited) < 0.4 * side.store.clock.now_s()
 
 
 def test_a_table_that_is_reset_while_it_is_waited_for_is_waited_for_no_longer(

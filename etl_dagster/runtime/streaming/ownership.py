@@ -65,6 +65,8 @@ class Ownership:
         self._apply_from: dict[TableId, Lsn] = {}
         self._refresh_at = 0.0
         self._pause_until: dict[TableId, float] = {}
+        #: How long a table that missed its targets is left alone now.
+        self._pauses_s: dict[TableId, float] = {}
 
     @property
     def apply_from(self) -> Mapping[TableId, Lsn]:
@@ -102,8 +104,12 @@ class Ownership:
                     done[table_id] = state
                 case SyncWait() if now >= self._pause_until.get(table_id, 0.0):
                     waiting[table_id] = state
-                case _:
+                case Catchup() | SyncWait():
                     pass
+                case _:
+                    # Whatever worker it gets, that one didn't miss anything.
+                    self._pause_until.pop(table_id, None)
+                    self._pauses_s.pop(table_id, None)
         owned |= self._take(done)
         owned |= self._hand_over(waiting)
         self._apply_from = owned
@@ -129,14 +135,25 @@ class Ownership:
             self._store.transition_table_state(table_id, waiting[table_id], failed)
         return {t: state for t, state in waiting.items() if t not in missing}
 
+    def _alive(self, table_ids: Collection[TableId]) -> set[TableId]:
+        """Those that a table sync worker has. The lease of one that died ended with it."""
+        if not table_ids:
+            return set()
+        leased = self._many.leased([_lease(table_id) for table_id in table_ids])
+        return {table_id for table_id in table_ids if _lease(table_id) in leased}
+
     def _hand_over(self, waiting: Mapping[TableId, SyncWait]) -> dict[TableId, Lsn]:
         """Name a target for each table and wait until all are reached; the tables that got there.
 
         The stream stands at one position meanwhile, so what holds for one table holds for many.
+        Nothing is waited for that doesn't come: a table whose worker died, for the next worker
+        begins with it elsewhere.
         """
-        targets = self._name_targets(self._confirmed(waiting))
+        alive = self._alive(waiting)
+        targets = self._name_targets(self._confirmed({t: waiting[t] for t in alive}))
         taken: dict[TableId, Lsn] = {}
         deadline = self._clock.now_s() + self._timing.catchup_wait_s
+        check_at = self._clock.now_s() + self._timing.lease_check_s
         while targets and not self._stop.is_set():
             states = self._store.get_table_replication_states()
             done: dict[TableId, SyncDone] = {}
@@ -150,6 +167,15 @@ class Ownership:
             taken |= self._take(done)
             if not targets:
                 break
+            if self._clock.now_s() >= check_at:
+                check_at = self._clock.now_s() + self._timing.lease_check_s
+                alive = self._alive(targets)
+                dead = {t: target for t, target in targets.items() if t not in alive}
+                for table_id in self._withdraw(dead):
+                    _log.warning("the worker of table %s ended before its hand-over", table_id)
+                    del targets[table_id]
+                if not targets:
+                    break
             if self._clock.now_s() > deadline:
                 # From here on the stream goes on without those tables, but for any that was done
                 # just now: the next look finds it.
@@ -181,9 +207,16 @@ class Ownership:
         )
 
     def _pause(self, table_ids: Collection[TableId]) -> None:
-        """Name no target for these tables for a moment, so that the others get on."""
-        until = self._clock.now_s() + self._timing.withdrawn_pause_s
-        self._pause_until |= dict.fromkeys(table_ids, until)
+        """Name no target for these tables for a while, so that the others get on.
+
+        A worker that stands still keeps its lease, so a table's pauses grow with each target that
+        it misses.
+        """
+        now, timing = self._clock.now_s(), self._timing
+        for table_id in table_ids:
+            pause_s = self._pauses_s.get(table_id, timing.withdrawn_pause_s)
+            self._pause_until[table_id] = now + pause_s
+            self._pauses_s[table_id] = min(2 * pause_s, timing.longest_withdrawn_pause_s)
 
     def _take(self, done: Mapping[TableId, SyncDone]) -> dict[TableId, Lsn]:
         """Begin to apply the tables, each from its LSN on; those that are ours now."""
@@ -209,5 +242,10 @@ class Ownership:
             if table_id in changed and isinstance(new, Ready)
         }
         for table_id in taken:
+            self._pauses_s.pop(table_id, None)
             _log.info("%s is streamed from now on", name_of(self._store, table_id))
         return taken
+
+
+def _lease(table_id: TableId) -> str:
+    return f"table:{table_id}"
