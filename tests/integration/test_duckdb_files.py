@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import struct
+import threading
 from pathlib import Path
 
 import duckdb
 import pytest
 
 from etl_dagster.destinations.duckdb import DuckDBDestination, query
-from etl_dagster.errors import DestinationError, DestinationTooNew
+from etl_dagster.destinations.duckdb.file import lock_of
+from etl_dagster.errors import DestinationError, DestinationTooNew, DestinationUnreachable
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import ORDERS, Transactions, batch, end_of_copy, insert
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -94,3 +97,27 @@ def _checksum(content: bytes) -> int:
     for (word,) in struct.iter_unpack("<Q", content):
         result ^= (word * 0xBF58476D1CE4E5B9) % 2**64
     return result
+
+
+def test_a_stop_ends_the_wait_for_another_process_that_has_the_file(path: Path) -> None:
+    """Ctrl-C must not wait for as long as the file's holder does."""
+    destination = DuckDBDestination(path, lock_timeout_s=10 * PATIENCE_S)
+    failures: list[DestinationUnreachable] = []
+
+    def start() -> None:
+        try:
+            destination.startup(MemoryStore())
+        except DestinationUnreachable as failure:
+            failures.append(failure)
+
+    waiting = threading.Thread(target=start, daemon=True)
+    with lock_of(path):
+        waiting.start()
+        destination.interrupt()
+        waiting.join(PATIENCE_S)
+        assert not waiting.is_alive()
+    (failure,) = failures
+    assert "is in use by another process" in failure.reason
+
+    destination.startup(MemoryStore())  # what is free is still written
+    destination.shutdown()

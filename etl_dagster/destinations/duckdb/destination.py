@@ -37,6 +37,7 @@ from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
     CountsRows,
+    Interruptible,
     ReadsRows,
     RemovesTables,
 )
@@ -70,6 +71,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
                 CountsOddValues,
                 CountsQuarantinedRows,
                 CountsRows,
+                Interruptible,
                 ReadsRows,
                 RemovesTables,
             }
@@ -131,8 +133,14 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
         super().startup(store)
         self._file.guard = self._seen
 
+    def interrupt(self) -> None:
+        """Wait for no other process that has the file; what is free is still written."""
+        self._file.stop.set()
+
     def shutdown(self) -> None:
         self._file.close()
+        # The next startup waits again.
+        self._file.stop.clear()
 
     def check(self) -> str:
         """Whether the file can be written where it is; changes nothing.
@@ -165,7 +173,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
         else:
             check_place(self.path)
             with reading.read_connection(
-                self.path, lock_timeout_s=self._lock_timeout_s
+                self.path, lock_timeout_s=self._lock_timeout_s, stop=self._file.stop
             ) as connection:
                 yield DuckDBSession(connection)
 
@@ -203,7 +211,9 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
 
     def count_rows(self) -> dict[str, int]:
         """The number of rows of each table, by ``schema.table``."""
-        return reading.count_rows(self.path, lock_timeout_s=self._lock_timeout_s)
+        return reading.count_rows(
+            self.path, lock_timeout_s=self._lock_timeout_s, stop=self._file.stop
+        )
 
     @contextmanager
     def read_rows(self, schema: TableSchema) -> Iterator[Iterator[pa.RecordBatch]]:
@@ -219,13 +229,17 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
 
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""
-        return reading.odd_values(self.path, lock_timeout_s=self._lock_timeout_s)[0]
+        return reading.odd_values(
+            self.path, lock_timeout_s=self._lock_timeout_s, stop=self._file.stop
+        )[0]
 
     def count_quarantined_rows(self) -> dict[str, int]:
         """How many rows are kept apart from each table, by ``schema.table``."""
         return {
             twin.table: twin.row_count
-            for twin in reading.quarantines(self.path, lock_timeout_s=self._lock_timeout_s)
+            for twin in reading.quarantines(
+                self.path, lock_timeout_s=self._lock_timeout_s, stop=self._file.stop
+            )
             if twin.row_count
         }
 

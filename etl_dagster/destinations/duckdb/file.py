@@ -67,6 +67,8 @@ class DatabaseFile:
         #: What must be true of the file each time it is opened: somebody may have exchanged it.
         self.guard: Guard | None = None
         self._lock_timeout_s = lock_timeout_s
+        #: Once set, other processes are not waited for.
+        self.stop = threading.Event()
         self._config: dict[str, Any] = {
             "memory_limit": memory_limit,
             # Queries run in the threads that call; more of them would only cost memory.
@@ -187,6 +189,7 @@ class DatabaseFile:
             self._file_lock,
             self._config,
             timeout_s=self._lock_timeout_s,
+            stop=self.stop,
             before_try=before_try,
         )
         try:
@@ -261,20 +264,23 @@ def open_locked(
     config: dict[str, Any],
     *,
     timeout_s: float,
+    stop: threading.Event | None = None,
     before_try: Callable[[], None] = lambda: None,
     **how: Any,
 ) -> duckdb.DuckDBPyConnection:
     """Take the lock and open the file, waiting for others to leave it; the lock is kept.
 
     Args:
+        stop: once set, nothing more is waited for; what is free is still opened.
         before_try: called with the lock, each time before the file is opened.
 
     Raises:
         DestinationUnreachable: others kept the file for too long, or it can't be opened now.
         DestinationError: it can't be opened at all.
     """
+    stop = stop or threading.Event()
     deadline = time.monotonic() + timeout_s
-    _take_turn(path, lock, timeout_s)
+    _take_turn(path, lock, timeout_s, stop)
     try:
         before_try()
         if not how.get("read_only") and is_unfinished(path):
@@ -290,13 +296,18 @@ def open_locked(
                 holder = _HOLDER.search(str(error))
                 if holder is None:
                     raise translate(error, path) from error
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or stop.is_set():
                     raise DestinationUnreachable(
-                        f"{path} is held open by {holder[1]}; waited {timeout_s:g} s",
+                        f"{path} is held open by {holder[1]}; "
+                        + (
+                            "the pipeline was told to stop"
+                            if stop.is_set()
+                            else f"waited {timeout_s:g} s"
+                        ),
                         solution="Close it there (DuckDB lets only one process have a file that "
                         "is written); the pipeline retries by itself.",
                     ) from error
-            time.sleep(retry_s)
+            stop.wait(retry_s)
             retry_s = min(retry_s * 1.2, _LONGEST_RETRY_S)
             before_try()
     except BaseException:
@@ -304,16 +315,17 @@ def open_locked(
         raise
 
 
-def _take_turn(path: Path, lock: filelock.BaseFileLock, timeout_s: float) -> None:
+def _take_turn(
+    path: Path, lock: filelock.BaseFileLock, timeout_s: float, stop: threading.Event
+) -> None:
     """Take the lock of the file, after whoever came first."""
     deadline = time.monotonic() + timeout_s
     wanted = _wanted_by(path)
     try:
         # At least one try, however little time there is.
-        wanted.acquire(timeout=timeout_s, poll_interval=_POLL_S)
+        _acquire(wanted, deadline, stop)
         try:
-            left_s = max(deadline - time.monotonic(), 0.0)
-            lock.acquire(timeout=left_s, poll_interval=_POLL_S)
+            _acquire(lock, deadline, stop)
         finally:
             wanted.release()
     except filelock.Timeout as error:
@@ -328,3 +340,15 @@ def _take_turn(path: Path, lock: filelock.BaseFileLock, timeout_s: float) -> Non
             solution="Give this user the right to write in the folder, or correct "
             "destination.path.",
         ) from error
+
+
+def _acquire(lock: filelock.BaseFileLock, deadline: float, stop: threading.Event) -> None:
+    """Raises filelock.Timeout at the deadline, or once `stop` is set; after one try at least."""
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            return
+        except filelock.Timeout:
+            if stop.is_set() or time.monotonic() >= deadline:
+                raise
+        stop.wait(_POLL_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,9 +35,15 @@ _SETTINGS = (duckdb.StatementType.SET, duckdb.StatementType.VARIABLE_SET)
 
 @contextmanager
 def read_connection(
-    path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0
+    path: str | os.PathLike[str],
+    *,
+    lock_timeout_s: float = 60.0,
+    stop: threading.Event | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that only reads. Writers wait until it is closed, so don't keep it.
+
+    Args:
+        stop: once set, other processes are not waited for.
 
     Raises:
         DestinationUnreachable: somebody else kept the file for too long.
@@ -49,7 +56,7 @@ def read_connection(
             solution="Start the pipeline first; it creates the file. Or correct destination.path.",
         )
     lock = lock_of(file)
-    connection = open_locked(file, lock, {}, timeout_s=lock_timeout_s, read_only=True)
+    connection = open_locked(file, lock, {}, timeout_s=lock_timeout_s, stop=stop, read_only=True)
     try:
         yield connection
     finally:
@@ -84,12 +91,17 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
     return pa.table({}) if table is None else table
 
 
-def count_rows(path: str | os.PathLike[str], *, lock_timeout_s: float = 60.0) -> dict[str, int]:
+def count_rows(
+    path: str | os.PathLike[str],
+    *,
+    lock_timeout_s: float = 60.0,
+    stop: threading.Event | None = None,
+) -> dict[str, int]:
     """The number of rows that the source has now of each table, by ``schema.table``.
 
     Of a table of which every change is kept, the number of changes.
     """
-    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection, _refusals():
+    with read_connection(path, lock_timeout_s=lock_timeout_s, stop=stop) as connection, _refusals():
         session = DuckDBSession(connection)
         tables = tables_with_current_rows(session)
         counts: dict[str, int] = {}
@@ -141,13 +153,14 @@ def quarantines(
     *,
     table: TableName | None = None,
     lock_timeout_s: float = 60.0,
+    stop: threading.Event | None = None,
 ) -> list[Twin]:
     """The tables that have had rows in quarantine, and how many each has there now.
 
     Args:
         table: this one alone.
     """
-    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection:
+    with read_connection(path, lock_timeout_s=lock_timeout_s, stop=stop) as connection:
         return twins_of(connection, table)
 
 
@@ -179,13 +192,14 @@ def odd_values(
     table: TableName | None = None,
     limit: int = 0,
     lock_timeout_s: float = 60.0,
+    stop: threading.Event | None = None,
 ) -> tuple[dict[str, dict[str, int]], list[OddValue]]:
     """How many values each table's columns can't hold, and the first `limit` of these.
 
     Args:
         table: this one alone.
     """
-    with read_connection(path, lock_timeout_s=lock_timeout_s) as connection:
+    with read_connection(path, lock_timeout_s=lock_timeout_s, stop=stop) as connection:
         return odd_values_of(connection, table, limit)
 
 
