@@ -125,6 +125,16 @@ class SourceUnreachable(SourceError):
     retryable = True
 
 
+class SourceSilent(SourceUnreachable):
+    """The connection is open, and the server doesn't answer over it any more."""
+
+    solution = (
+        "No action needed: the pipeline reconnects by itself. If it happens again while the server "
+        "decodes a large transaction, which older versions do without a word, raise "
+        "source.receiver_timeout_s; else see what is between here and the server."
+    )
+
+
 class SourceAuthenticationFailed(SourceError):
     """The source knows the user not, or not with this password."""
 

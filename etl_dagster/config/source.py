@@ -48,6 +48,14 @@ class SourceConfig(Section):
         description="Probes without an answer after which the connection is given up, as is one "
         "that took as long over what was sent; 3 by default.",
     )
+    receiver_timeout_s: float = Field(
+        60.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="A replication stream that brings nothing for half as long is asked for a "
+        "keepalive, and reconnects if nothing comes in the other half, as by Postgres' "
+        "wal_receiver_timeout; 0: never.",
+    )
     streaming: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = Field(
         "auto",
         description="Whether transactions that outgrow the server's logical_decoding_work_mem are "

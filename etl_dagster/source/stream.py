@@ -7,6 +7,7 @@ import re
 import select
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from etl_dagster.errors import (
     SlotInvalidated,
     SlotMissing,
     SourceError,
+    SourceSilent,
     SourceUnreachable,
     SpoolError,
 )
@@ -27,6 +29,7 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.frames import encode_standby_status_update
 from etl_dagster.protocol.receiver import Receiver
+from etl_dagster.protocol.silence import Silence, SilenceWatch
 from etl_dagster.protocol.streamed import StreamedTransactions
 from etl_dagster.source.connection import connect, translate
 from etl_dagster.source.spool import Spools
@@ -60,6 +63,8 @@ class ReplicationStream:
     Args:
         spools: where transactions in progress are kept, which are asked for then. Without, or
             where they can't be kept, each comes once it has committed.
+        connect: as `source.connection.connect`.
+        clock: seconds that only grow, by which the server's silence is measured.
     """
 
     def __init__(
@@ -71,8 +76,13 @@ class ReplicationStream:
         *,
         application_name: str,
         spools: Spools | None = None,
+        connect: Callable[..., psycopg.Connection[Any]] = connect,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
+        self._connect = connect
+        self._clock = clock
+        self._silence = SilenceWatch(config.receiver_timeout_s, clock())
         self._slot_name = slot_name
         self._session: Receiver | StreamedTransactions = session
         self._receiver = session
@@ -104,7 +114,7 @@ class ReplicationStream:
             SlotInUse, SlotMissing, SlotInvalidated: see there.
             EtlError: the source can't be reached or refuses.
         """
-        self._connection = connect(
+        self._connection = self._connect(
             self._config, application_name=self._application_name, replication=True
         )
         try:
@@ -115,6 +125,7 @@ class ReplicationStream:
             self._connection.close()
             self._connection = None
             raise
+        self._silence.heard(self._clock())
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
         self._poll.register(self._wake_reader, select.POLLIN)
@@ -176,12 +187,14 @@ class ReplicationStream:
 
         Raises:
             SourceUnreachable: the stream ended.
+            SourceSilent: the server has sent nothing for too long, and doesn't answer.
             DecodeError: what arrived is no pgoutput.
             SpoolError: a transaction in progress can't be kept.
         """
         assert self._connection is not None
         pgconn = self._connection.pgconn
         status = self._drain(pgconn)
+        has_waited = status == 0 and timeout_s >= 0
         stretch_end: float | None = None
         # The server sends rows one by one, and a caller between two reads does more than one row
         # is worth: so go on while more arrives.
@@ -192,10 +205,27 @@ class ReplicationStream:
             if stretch_end is None:
                 stretch_end = now + min(timeout_s, _STRETCH_S)
             timeout_s = min(stretch_end - now, _LULL_S)
+        if stretch_end is not None:
+            self._silence.heard(self._clock())
+        elif has_waited:
+            self._require_sound()
         self._received = max(self._received, self._session.last_wal_end)
         if self._session.take_reply_request():
             self._status_due.set()
         return status > 0
+
+    def _require_sound(self) -> None:
+        """Notice a server that has vanished behind an open connection, which no read ends."""
+        silence = self._silence
+        match silence.nothing_came(self._clock()):
+            case Silence.ASK:
+                self.request_keepalive()
+            case Silence.GIVE_UP:
+                raise SourceSilent(
+                    f"the source has sent nothing on the replication stream of "
+                    f"{self._slot_name!r} for {silence.timeout_s:g} s, and has not answered a "
+                    "request for a keepalive"
+                )
 
     def _receive(self, pgconn: pq.abc.PGconn, until: float) -> int:
         """Take all that is there, as `ReplicationSession.drain`; libpq reads 16 KiB at a time."""

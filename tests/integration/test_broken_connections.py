@@ -173,6 +173,22 @@ def test_stream_and_copy_go_on_after_their_connections_broke(
         replica.assert_in_step()
 
 
+def test_a_stream_that_falls_silent_is_noticed_and_made_again(
+    replica: Replica, make_config: MakeConfig
+) -> None:
+    """The connection stays open, so that no read ever fails."""
+    with through_proxy(replica, "source", make_config) as (config, proxy):
+        source = config.source.model_copy(update={"receiver_timeout_s": 1.0})
+        config = config.model_copy(update={"source": source})
+        with running(config) as pipeline:
+            assert pipeline.wait_until_caught_up(PATIENCE_S)
+            proxy.forget()
+            replica.add_rows()
+            wait_until(lambda: "has not answered" in str(pipeline.status().error))
+            wait_until(lambda: is_caught_up(pipeline))
+            replica.assert_in_step()
+
+
 @contextmanager
 def running_again(config: PipelineConfig, store: CoordinatingStore) -> Iterator[Pipeline]:
     """Once a store that was silent knows that the pipeline has ended."""

@@ -24,13 +24,15 @@ class _Link:
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
+    #: Whether what comes goes nowhere, either way.
+    is_forgotten: bool = False
 
 
 class Proxy:
     """Listens while it is open, on a port of its own; at first everything flows.
 
     A command returns once it holds. It does so until `flow`, for the connections of then and for
-    new ones; `cut` concerns only those of then.
+    new ones; `cut` and `forget` concern only those of then.
 
     Args:
         dsn: of the server behind it.
@@ -100,6 +102,10 @@ class Proxy:
         """End all connections, as a server that crashes does."""
         self._do(self._cut())
 
+    def forget(self) -> None:
+        """Lose all that the connections of now bring, and leave them open, as a firewall does."""
+        self._do(self._forget())
+
     # -- in the loop's thread --------------------------------------------------------------------
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -128,6 +134,10 @@ class Proxy:
         for link in [*self._links]:
             link.server.transport.abort()
             link.client.transport.abort()
+
+    async def _forget(self) -> None:
+        for link in self._links:
+            link.is_forgotten = True
 
     async def _end(self) -> None:
         assert self._listener is not None
@@ -174,7 +184,8 @@ class Proxy:
                 if rate is not None:
                     await asyncio.sleep(len(piece) / rate)
                 await self._flows.wait()
-                writer.write(piece)
-                await writer.drain()
+                if not link.is_forgotten:
+                    writer.write(piece)
+                    await writer.drain()
         writer.close()
         self._links.discard(link)

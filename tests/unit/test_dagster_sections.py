@@ -64,6 +64,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "failover": True,
         "max_retained_wal": 2_000_000,
         "heartbeat_s": 5.0,
+        "receiver_timeout_s": 20.0,
     },
     "postgres": {"dsn": "dbname=s", "session_dsn": "dbname=t", "schema_name": "state"},
     "destination postgres": {"dsn": "dbname=d", "user_types": "create", "changelog": True},

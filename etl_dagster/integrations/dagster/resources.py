@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         keepalive_idle_s: int | None = None
         keepalive_interval_s: int | None = None
         keepalive_count: int | None = None
+        receiver_timeout_s: float = 60.0
         streaming: str = "auto"
         failover: bool = False
         max_retained_wal: int = 1024**3
