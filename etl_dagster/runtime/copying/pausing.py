@@ -6,14 +6,20 @@ Both are notes of the state store.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from etl_dagster.errors import StoreError
 from etl_dagster.model.coordination import Notes
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import CoordinatingStore
 
 _KEY, _ASKED = "paused", "asked for"
+#: Held while one of the notes is read and written.
+_LEASE = "pausing"
+#: Another process needs two questions to the store for its change.
+_PATIENCE_S, _AGAIN_S = 10.0, 0.02
 
 
 def paused_tables(store: Notes) -> Mapping[TableId, str]:
@@ -22,16 +28,18 @@ def paused_tables(store: Notes) -> Mapping[TableId, str]:
     return {int(table_id): str(since) for table_id, since in payload.items()}
 
 
-def pause_copies(store: Notes, table_ids: Collection[TableId]) -> None:
+def pause_copies(store: CoordinatingStore, table_ids: Collection[TableId]) -> None:
     """Begin no copy of these tables any more. One that is under way goes on."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    _keep(store, dict.fromkeys(table_ids, now) | dict(paused_tables(store)))
+    with _alone(store):
+        _keep(store, dict.fromkeys(table_ids, now) | dict(paused_tables(store)))
 
 
 def resume_copies(store: CoordinatingStore, table_ids: Collection[TableId]) -> Collection[TableId]:
     """Let copies of these tables begin again; those of them that were paused."""
-    paused = paused_tables(store)
-    _keep(store, {t: since for t, since in paused.items() if t not in table_ids})
+    with _alone(store):
+        paused = paused_tables(store)
+        _keep(store, {t: since for t, since in paused.items() if t not in table_ids})
     ask_for_copies(store, table_ids)
     # Workers and sensor look again at once.
     store.wake()
@@ -42,16 +50,38 @@ def _keep(store: Notes, paused: Mapping[TableId, str]) -> None:
     store.put_note(_KEY, {str(table_id): since for table_id, since in paused.items()})
 
 
-def ask_for_copies(store: Notes, table_ids: Collection[TableId]) -> None:
+def ask_for_copies(store: CoordinatingStore, table_ids: Collection[TableId]) -> None:
     """Remember that a person wants copies of these tables, so a cancellation before counts no more.
 
     It begins nothing: whoever copies a table that needs it is told by its state.
     """
     now = time.time()
-    asked = dict(asked_at(store)) | dict.fromkeys(table_ids, now)
-    store.put_note(_ASKED, {str(table_id): at for table_id, at in asked.items()})
+    with _alone(store):
+        asked = dict(asked_at(store)) | dict.fromkeys(table_ids, now)
+        store.put_note(_ASKED, {str(table_id): at for table_id, at in asked.items()})
 
 
 def asked_at(store: Notes) -> Mapping[TableId, float]:
     """When a person asked for a copy of each table last, in seconds since 1970-01-01 UTC."""
     return {int(key): float(at) for key, at in (store.get_note(_ASKED) or {}).items()}
+
+
+@contextmanager
+def _alone(store: CoordinatingStore) -> Iterator[None]:
+    """Let no other process change a note between its being read and written: that would be lost.
+
+    Raises:
+        StoreError: another process has held the lease all the time.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while (lease := store.acquire_lease(_LEASE)) is None:
+        if time.monotonic() > deadline:
+            raise StoreError(
+                "another process keeps changing which tables are paused",
+                solution="Run the command again.",
+            )
+        time.sleep(_AGAIN_S)
+    try:
+        yield
+    finally:
+        lease.release()
