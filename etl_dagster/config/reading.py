@@ -72,6 +72,8 @@ def _parse(
     """As `parse_config`; `lines` are those of the keys, `mistakes` what was found before."""
     found: list[tuple[Place, str]] = []
     values = expand(raw, environ, found, ())
+    # What a variable would have brought is not judged without it.
+    unset = {place for place, _ in found}
     variables = override(values, environ, mistakes)
     if isinstance(origin, Path) and "destination" not in values and not values.get("destinations"):
         found.append((("destination",), "is required; or `destinations`, each under a name"))
@@ -79,7 +81,8 @@ def _parse(
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
-        found += [mistake_of(detail, values) for detail in error.errors(include_input=False)]
+        more = [mistake_of(detail, values) for detail in error.errors(include_input=False)]
+        found += [mistake for mistake in more if mistake[0] not in unset]
     for place, message in found:
         mistake = f"{'.'.join(place)}: {message}" if place else message
         if place in variables:

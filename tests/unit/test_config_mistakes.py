@@ -167,3 +167,10 @@ def test_aliases_and_merges_of_yaml_are_not_duplicates(tmp_path: Path) -> None:
     (tmp_path / "etl.yaml").write_text(GOOD + tables)
 
     assert load_config(tmp_path / "etl.yaml", {}).table("public.b").copy_rows is False
+
+
+def test_a_variable_that_is_not_set_is_one_mistake(tmp_path: Path) -> None:
+    """What stands for it is not judged as well."""
+    assert mistakes(tmp_path, GOOD + "salt: ${ETL_SALT}\n") == [
+        "line 8: salt: the environment variable ETL_SALT is not set"
+    ]
