@@ -44,13 +44,13 @@ def arrival(harness: Harness, rows: int, streaming: Literal["auto", "off"]) -> A
                 connection.execute(ORDER_ROWS.format(first=1, last=rows))
             committed = time.monotonic()
             end = Lsn.parse(harness.insert_lsn(database))
-            _wait_confirmed(harness, database, end)
+            wait_confirmed(harness, database, end)
             served = json.loads(pipeline.communicate()[0].splitlines()[-1])
     durable = next(at for at, lsn in served["durable"] if Lsn.parse(lsn) >= end)
     return Arrival(durable - committed, served["peak_rss_mb"])
 
 
-def _wait_confirmed(harness: Harness, database: str, end: Lsn) -> None:
+def wait_confirmed(harness: Harness, database: str, end: Lsn) -> None:
     """Until Postgres was told that everything before is durable."""
     deadline = time.monotonic() + _TIMEOUT_S
     query = (

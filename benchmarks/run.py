@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import in_progress, latency, postgres, singer, streams, tables
+from benchmarks import in_progress, latency, memory, postgres, singer, streams, tables
 from benchmarks.harness import BenchmarkFailed, Contest, Harness, Measurement
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 
@@ -83,6 +83,15 @@ def _copies(harness: Harness, console: Console) -> dict[str, float]:
 def _postgres(harness: Harness, console: Console) -> dict[str, float]:
     found = _ratios(postgres.backlog(harness), console)
     return found | _ratios(postgres.initial_copy(harness), console)
+
+
+def _memory(harness: Harness, console: Console) -> dict[str, float]:
+    found = memory.peak(harness)
+    return {
+        "memory_budget_mb": found.budget_mb,
+        "rss_mb_of_texts": found.peak_rss_mb,
+        "memory_of_texts_s": found.seconds,
+    }
 
 
 def _large(harness: Harness, console: Console) -> dict[str, float]:
@@ -160,6 +169,7 @@ PARTS = (
     Part("postgres", "to another Postgres, beside its own subscriptions", _postgres),
     Part("large", "1,000,000 and 5,000,000 rows in one transaction", _large),
     Part("in_progress", "5,000,000 rows in one transaction, read in progress", _in_progress),
+    Part("memory", "long texts: copies, changes and a large transaction in one budget", _memory),
     Part("tables", "1,000 and 2,000 tables from empty to ready", _tables),
     Part("idle", "CPU and WAL while nothing happens", _idle),
     Part("latency", "latency, and how the file grows", _latency),

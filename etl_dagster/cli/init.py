@@ -49,6 +49,10 @@ destination:
 #     type: duckdb
 #     path: {path}
 
+# Memory of the process above which reading pauses; by default 3/4 of what there is.
+# memory:
+#   max_bytes: 1GiB
+
 # When a stretch of the stream is written: at the first of these.
 batch:
   max_fill_ms: 1000

@@ -10,6 +10,7 @@ from etl_dagster.config.ends import DestinationConfig, StoreConfig
 from etl_dagster.config.environment import ENV_PREFIX
 from etl_dagster.config.fan_out import FanOutConfig, Membership
 from etl_dagster.config.meltano import MeltanoConfig
+from etl_dagster.config.memory import MemoryConfig
 from etl_dagster.config.pace import BatchConfig, CopyConfig, RetryConfig
 from etl_dagster.config.pipeline import PipelineConfig
 from etl_dagster.config.reading import load_config, parse_config
@@ -35,6 +36,7 @@ __all__ = [
     "FanOutConfig",
     "MeltanoConfig",
     "Membership",
+    "MemoryConfig",
     "Nested",
     "Numeric",
     "OddPolicy",

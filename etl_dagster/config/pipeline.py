@@ -27,6 +27,7 @@ from etl_dagster.config.ends import (
 )
 from etl_dagster.config.fan_out import BETWEEN, FanOutConfig, Membership
 from etl_dagster.config.meltano import MeltanoConfig
+from etl_dagster.config.memory import MemoryConfig
 from etl_dagster.config.merging import MergedTables
 from etl_dagster.config.metrics import MetricsConfig
 from etl_dagster.config.pace import BatchConfig, CopyConfig, RetryConfig
@@ -79,6 +80,7 @@ class PipelineConfig(Section):
         "slot.",
     )
     fan_out: FanOutConfig = FanOutConfig()
+    memory: MemoryConfig = MemoryConfig()
     batch: BatchConfig = BatchConfig()
     copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
     retry: RetryConfig = RetryConfig()

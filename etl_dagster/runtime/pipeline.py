@@ -33,6 +33,7 @@ from etl_dagster.runtime.ending import Calls, Ending
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.membership.members import Members
+from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.pace import Pace
 from etl_dagster.runtime.resetting import begin_again_without_slot
 from etl_dagster.runtime.retention import prune_schemas
@@ -80,6 +81,7 @@ class Pipeline:
         clock: the time.
         timing: how long the pipeline's workers wait for each other.
         observer: told what happens; see `runtime.showing.events`.
+        memory: the budget of all that reads in this process; by default, as configured.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Pipeline:
         clock: Clock = SYSTEM_CLOCK,
         timing: Timing = TIMING,
         observer: Observer = SILENT,
+        memory: MemoryBudget | None = None,
     ) -> None:
         self._config = config = given(config, destination)
         self._store = store = coordinating(store)
@@ -110,7 +113,15 @@ class Pipeline:
         longest_s = config.retry.max_delay_ms / 1000
         self._refused = Trouble(observer, clock, forgets_after_s=2 * longest_s + _REPORT_AT_MOST_S)
         self._parts = parts = WorkerParts(
-            config, store, destination, self._control, self._stop, clock, timing, self._refused
+            config,
+            store,
+            destination,
+            self._control,
+            self._stop,
+            clock,
+            timing,
+            self._refused,
+            memory or MemoryBudget.of(config),
         )
         self._observer = observer
         self._tenure = Tenure(store)
@@ -598,7 +609,7 @@ class Pipeline:
 
     def _note(self) -> str | None:
         waits = None if self._tells_waits is None else self._tells_waits.waiting_for()
-        notes = [self._wire.note, waits and f"a write waits: {waits}"]
+        notes = [self._wire.note, self._parts.memory.note, waits and f"a write waits: {waits}"]
         return "; ".join(note for note in notes if note) or None
 
 

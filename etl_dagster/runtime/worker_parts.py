@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
+from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.timing import TIMING, Timing
 from etl_dagster.source.control import SourceControl
@@ -28,3 +29,5 @@ class WorkerParts:
     clock: Clock = SYSTEM_CLOCK
     timing: Timing = TIMING
     observer: Observer = SILENT
+    #: Shared by all that reads in this process.
+    memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(2**40))

@@ -11,6 +11,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.fan_out.pacing import PACE
 from etl_dagster.runtime.fan_out.shared import SharedSlot
 from etl_dagster.runtime.fan_out.tee import Tee
+from etl_dagster.runtime.memory import MemoryBudget
 
 NOTHING = (0, memoryview(b""))
 
@@ -21,7 +22,7 @@ def shared() -> SharedSlot:
     source: Any = {"dsn": "postgresql://u@127.0.0.1:1/d", "publication": "p"}
     places = {name: {"type": "memory"} for name in ("left", "right")}
     values = {"pipeline": "shop", "source": source, "destinations": places}
-    made = SharedSlot(parse_config(values, {}), None, PACE)  # type: ignore[arg-type]
+    made = SharedSlot(parse_config(values, {}), None, PACE, MemoryBudget(2**40))  # type: ignore[arg-type]
     made._tee = Tee(Lsn(100), buffer_bytes=4000, changed=made._changed)
     made._is_started = True
     return made

@@ -29,6 +29,7 @@ from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.many import copying_many
+from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.retry import backoff
 from etl_dagster.runtime.tables.odd_policies import OddPolicies, log_odd
 from etl_dagster.runtime.tables.representation import keep_choices
@@ -75,6 +76,7 @@ class GroupCopy:
         tables: as they are published since the slot exists.
         sizes: of each on the source's disk, bytes.
         leave_out: called for a table that is left out, and why.
+        memory: each write is a chunk of it.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class GroupCopy:
         snapshot_name: str,
         stop: threading.Event,
         leave_out: LeaveOut,
+        memory: MemoryBudget,
     ) -> None:
         self._config = config
         self._destination = destination
@@ -99,6 +102,7 @@ class GroupCopy:
         self._snapshot_name = snapshot_name
         self._stop = stop
         self._leave_out = leave_out
+        self._memory = memory
         #: What was written, by table and number of the chunk.
         self.chunks: dict[tuple[TableId, int], FinishedChunk] = {}
         #: By table and column, how many values of it the column's type can't hold.
@@ -125,7 +129,8 @@ class GroupCopy:
         finished: set[TableId] = set()
         with contextlib.closing(connection), cancelled_by(self._stop, connection.cancel):
             for some in self._pieces():
-                finished |= self._write(self._read(some, connection))
+                with self._memory.chunk(self._stop):
+                    finished |= self._write(self._read(some, connection))
         for table_id in finished & self._written.keys():
             self._take_off(table_id, self._written[table_id].left_out)
         return finished

@@ -353,6 +353,7 @@ class GroupSync:
             snapshot_name=slot.snapshot_name,
             stop=self._stop,
             leave_out=self._leave_out,
+            memory=self._parts.memory,
         )
         finished = copy.run()
         for table_id in finished & copy.odd.keys():

@@ -81,6 +81,7 @@ class TableCopy:
         self._on_chunk = on_chunk
         self._meter = meter or CopyMeter()
         self._shape = OddPolicies(parts.config).copied
+        self._memory = parts.memory
         self._chunks = ChunkCopy(parts, table.schema, plan, self._meter)
         #: Set when one worker failed: the others end after their chunk.
         self._failed = threading.Event()
@@ -140,9 +141,10 @@ class TableCopy:
                     except queue.Empty:
                         return
                 try:
-                    if reader is None:
-                        reader = self._connect()
-                    done = self._chunks.copy(chunk, reader)
+                    with self._memory.chunk(self._stop):
+                        if reader is None:
+                            reader = self._connect()
+                        done = self._chunks.copy(chunk, reader)
                 except Stopped:
                     raise
                 except Exception as raised:

@@ -42,6 +42,7 @@ from etl_dagster.runtime.copying.copy_source import CopySource, PostgresSource
 from etl_dagster.runtime.copying.preparing import Preparation, Prepared
 from etl_dagster.runtime.copying.table_copy import CopySummary, TableCopy
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.retry import errored_state
 from etl_dagster.runtime.showing.metrics import CopyMeter
 from etl_dagster.runtime.streaming.catchup import CatchUp
@@ -109,6 +110,7 @@ class TableSync:
         timing: Timing = TIMING,
         control: SourceControl | None = None,
         source: CopySource | None = None,
+        memory: MemoryBudget | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -125,7 +127,14 @@ class TableSync:
             verify=Origin(config, store).look,
         )
         self._parts = WorkerParts(
-            config, store, destination, self._control, self._stop, clock, timing
+            config,
+            store,
+            destination,
+            self._control,
+            self._stop,
+            clock,
+            timing,
+            memory=memory or MemoryBudget.of(config),
         )
         self._source = source or PostgresSource(config, table_id)
         self._report = on_progress

@@ -147,6 +147,7 @@ class TableSyncs:
             meter=self._meter,
             clock=parts.clock,
             timing=parts.timing,
+            memory=parts.memory,
         )
         fields = log_fields(pipeline=parts.config.pipeline, table=partial(self._name, table_id))
         try:

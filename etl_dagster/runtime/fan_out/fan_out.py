@@ -32,6 +32,7 @@ from etl_dagster.runtime.fan_out.member import Member
 from etl_dagster.runtime.fan_out.pacing import PACE, FanOutPace
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
+from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.resetting import ALL
 from etl_dagster.runtime.runner import RUNNER, in_use, note_runner
 from etl_dagster.runtime.showing.observer import SILENT, Observer
@@ -80,7 +81,9 @@ class FanOut:
         self._shared_control = SourceControl(
             config.source, application_name=f"etl_dagster slots {config.pipeline}"
         )
-        self._shared = SharedSlot(config, self._shared_control, pace)
+        #: One for all destinations.
+        memory = MemoryBudget.of(config)
+        self._shared = SharedSlot(config, self._shared_control, pace, memory)
         self._heart = Heart(config.source, self._control, SYSTEM_CLOCK)
         self.members = {
             name: Member(
@@ -91,6 +94,7 @@ class FanOut:
                 copies=copies,
                 pace=pace,
                 observer=observer,
+                memory=memory,
                 on_fatal=self._end_with,
             )
             for name, each in parts.items()

@@ -28,6 +28,7 @@ from etl_dagster.runtime.fan_out.member_wire import MemberWire
 from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
+from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.resetting import answer_request, is_reset_wanted
 from etl_dagster.runtime.showing.observer import Observer
@@ -59,6 +60,7 @@ class Member:
         copies: Literal["own", "elsewhere"],
         pace: FanOutPace,
         observer: Observer,
+        memory: MemoryBudget,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.name = name
@@ -71,6 +73,7 @@ class Member:
         self._pace = pace
         self._on_fatal = on_fatal
         self._observer = observer
+        self._memory = memory
         assert parts.config.membership is not None
         self.own_slot = apply_slot_name(parts.config.membership.own_slot_of)
         self._stop = threading.Event()
@@ -190,6 +193,7 @@ class Member:
             copies=self._copies,
             wire=self._make_wire,
             observer=self._observer,
+            memory=self._memory,
         )
         if self._stop.is_set():
             return

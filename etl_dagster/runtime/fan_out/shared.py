@@ -15,6 +15,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.tee import Branch, Tee
+from etl_dagster.runtime.memory import PAUSE_S, MemoryBudget
 from etl_dagster.runtime.slot import fetch_idle_slot
 from etl_dagster.runtime.streaming.wire import spools_of
 from etl_dagster.source.connection import connect
@@ -50,8 +51,15 @@ class SharedSlot:
         control: for questions about the slot; not used by anyone who waits for a branch.
     """
 
-    def __init__(self, config: PipelineConfig, control: SourceControl, pace: FanOutPace) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        control: SourceControl,
+        pace: FanOutPace,
+        memory: MemoryBudget,
+    ) -> None:
         self._config = config
+        self._memory = memory
         self._pace = pace
         self._control = control
         self.name = apply_slot_name(config.pipeline)
@@ -149,12 +157,17 @@ class SharedSlot:
         if not self._gather():
             return
         stream.open()
+        # The branches' readers tell what isn't written yet.
+        reader = self._memory.reader(lambda: False)
         try:
             while not self._stop.is_set():
-                if tee.wait_for_room(_ROOM_S):
+                if not reader.may_read(alone=not tee.is_waiting):
+                    self._stop.wait(PAUSE_S)
+                elif tee.wait_for_room(_ROOM_S):
                     stream.read(_TURN_S)
                 self._confirm(stream, tee)
         finally:
+            reader.close()
             self._confirm(stream, tee)
             stream.close()
 

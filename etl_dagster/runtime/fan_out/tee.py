@@ -215,6 +215,12 @@ class Tee:
             if branch.phase == "open" and branch._queued_bytes >= self._buffer_bytes
         ]
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a branch has frames that its reader has not taken."""
+        with self._changed:
+            return any(each.phase == "open" and each._queued_bytes for each in self._branches)
+
     def end(self, error: EtlError | None = None) -> None:
         """The connection ended; every branch raises the error."""
         with self._changed:

@@ -76,7 +76,9 @@ class Feed:
         #: When to ask the server for its position again, and what for.
         self._ask_at, self._asked_for = 0.0, LSN_ZERO
         self._wall_clock = wall_clock
-        self._session = ReplicationSession(max_bytes=batch.max_bytes, max_rows=batch.max_rows)
+        self._session = ReplicationSession(
+            max_bytes=parts.memory.batch_bytes(batch.max_bytes), max_rows=batch.max_rows
+        )
         self._stream = open_stream(self._session)
         self._delivery = Delivery(parts, role, schemas, kept=kept, renames=renames, name=name)
         self._loop = StreamLoop(parts, role, self._stream, self._session, self._delivery)

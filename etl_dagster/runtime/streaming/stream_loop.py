@@ -7,6 +7,7 @@ from typing import Protocol
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.memory import PAUSE_S
 from etl_dagster.runtime.streaming.delivery import Delivery
 from etl_dagster.runtime.streaming.role import Role
 from etl_dagster.runtime.worker_parts import WorkerParts
@@ -79,6 +80,7 @@ class StreamLoop:
         self._role = role
         self._max_fill_s = parts.config.batch.max_fill_ms / 1000
         self._stop = parts.stop
+        self._memory = parts.memory
         #: When the first row of the open batch was seen; None while it has none.
         self._opened_at: float | None = None
         self._confirmed_idle = LSN_ZERO
@@ -95,11 +97,17 @@ class StreamLoop:
         Raises:
             EtlError: what the stream, the delivery or the role failed with.
         """
+        reader = self._memory.reader(lambda: self.is_busy)
         try:
             self._stream.open()
             self._delivery.start()
             while self._goes_on():
-                full = self._stream.read(self._patience_s())
+                if reader.may_read():
+                    full = self._stream.read(self._patience_s())
+                else:
+                    # What was read so far is written meanwhile.
+                    full = bool(self._session.row_count) or self._is_at_goal()
+                    self._clock.wait(self._stop, 0.0 if full else PAUSE_S)
                 self._delivery.raise_failure()
                 if full or self._is_old() or self._is_at_goal():
                     self.close_batch()
@@ -107,6 +115,7 @@ class StreamLoop:
         except Stopped:
             pass
         finally:
+            reader.close()
             try:
                 self._delivery.finish()
             finally:
@@ -123,6 +132,11 @@ class StreamLoop:
         self._opened_at = None
         if not self._session.is_empty:
             self._delivery.put(self._session.take_batch(), self._role.apply_from)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether rows were read that are not durable yet."""
+        return bool(self._session.row_count) or not self._delivery.is_idle
 
     def hurry(self, goal: Lsn) -> None:
         """Make everything that was committed before `goal` durable without delay, once.
