@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ import pytest
 import yaml
 
 from etl_dagster.config import load_config
-from etl_dagster.errors import SourceUnreachable
+from etl_dagster.errors import ConfigError, SourceUnreachable
 from etl_dagster.integrations.dagster import build_etl_definitions
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.model.states import Init
 from etl_dagster.stores.postgres import PostgresStore
-from tests.support.dagster_in_process import write_config
+from tests.support.dagster_in_process import dagster, write_config
 from tests.support.database import Database
 
 
@@ -83,3 +84,26 @@ def test_comments_of_tables_and_columns_are_shown(
     # Also when the source is away.
     write_config("postgresql://u@127.0.0.1:1/d", tmp_path)
     assert shown() == first
+
+
+def test_a_variable_that_is_not_set_leaves_the_assets_and_is_named_by_the_tick(
+    newest_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    newest_database.execute(
+        "CREATE TABLE orders (id bigint PRIMARY KEY)",
+        "CREATE PUBLICATION etl_pub FOR TABLE orders",
+    )
+    monkeypatch.setenv("SHOP_DSN", newest_database.dsn)
+    monkeypatch.setenv("SHOP_ROWS", "1000")
+    path = write_config("${SHOP_DSN}", tmp_path, batch={"max_rows": "${SHOP_ROWS}"})
+    complete = build_etl_definitions(path).resolve_all_asset_keys()
+
+    monkeypatch.delenv("SHOP_DSN")
+    monkeypatch.delenv("SHOP_ROWS")
+    assert build_etl_definitions(path).resolve_all_asset_keys() == complete != []
+    with dagster(path) as ui, pytest.raises(ConfigError) as failed:
+        ui.tick()
+    assert "SHOP_DSN is not set" in str(failed.value)
+    assert "SHOP_ROWS is not set" in str(failed.value)
+    assert "SHOP_DSN" not in os.environ

@@ -14,7 +14,6 @@ from dagster import (
     AssetKey,
     AssetsDefinition,
     AssetSelection,
-    DagsterInvalidConfigError,
     DefaultSensorStatus,
     Definitions,
     ExecutorDefinition,
@@ -25,6 +24,7 @@ from dagster import (
 
 from etl_dagster.assembly import require_processes
 from etl_dagster.config import PipelineConfig
+from etl_dagster.integrations.dagster.anyway import load_anyway
 from etl_dagster.integrations.dagster.assets import build_table_asset
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.checks import build_checks
@@ -102,15 +102,16 @@ def build_etl_definitions(
             where definitions that are merged with these have an executor of their own.
 
     Raises:
-        ConfigError: the configuration holds mistakes. A source that can't be reached is none:
-            then the tables last seen are the assets, and the sensor says what is wrong.
+        ConfigError: the configuration holds mistakes. A source that can't be reached is none, nor
+            is an environment variable that is not set: then the tables last seen are the assets,
+            and the sensor says what is wrong.
     """
     resource = (
         pipeline
         if isinstance(pipeline, EtlPipelineResource)
         else EtlConfigFile(path=str(Path(pipeline).absolute()))
     )
-    config = _load_config(resource)
+    config = load_anyway(resource)
     if config.destinations:
         several = Definitions.merge(
             *(
@@ -182,17 +183,6 @@ def _executor(
     return single_copy_in_process(
         {asset.node_def.name for asset in assets}, {check.node_def.name for check in checks}
     )
-
-
-def _load_config(resource: EtlPipelineResource) -> PipelineConfig:
-    try:
-        with resource.process_config_and_initialize_cm() as loaded:
-            config: PipelineConfig = loaded.load_config()
-    except DagsterInvalidConfigError:
-        # Of a variable that is not set Dagster shows a stack trace; this names all of them.
-        resource.load_config()
-        raise
-    return config
 
 
 def _build_assets(
