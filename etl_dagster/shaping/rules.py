@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from etl_dagster.config import PipelineConfig, TableConfig
 from etl_dagster.config.shape import MaskConfig
@@ -16,8 +16,10 @@ from etl_dagster.shaping.masks import salt_check
 from etl_dagster.table_name import TableName
 from etl_dagster.table_pattern import Pattern
 from etl_dagster.values.columns import ColumnSchema
-from etl_dagster.values.read_as import type_named
 from etl_dagster.values.shapes import ColumnShape, Mask
+
+if TYPE_CHECKING:
+    from etl_dagster.values.shapes import CastTo
 
 
 def shaped(
@@ -67,9 +69,16 @@ def _table_shape(table_name: str, config: PipelineConfig) -> TableShape:
     )
 
 
+def _type_named(text: str) -> CastTo | None:
+    # It needs pyarrow, which most processes of Dagster do without.
+    from etl_dagster.values.read_as import type_named
+
+    return type_named(text)
+
+
 def _added(name: str, type_text: str, value: str | None) -> AddedColumn | None:
     """None where there is no such type; `mistakes` says so."""
-    of = type_named(type_text)
+    of = _type_named(type_text)
     if of is None:
         return None
     return AddedColumn(name, of.type_oid, of.type_modifier, of.type_name, value)
@@ -81,7 +90,7 @@ def _column_shape(
     settings = config.column(table_name, name)
     left_out = is_left_out(config.table(table_name), name)
     mask = None if left_out or settings.mask is None else _mask(settings.mask)
-    cast = None if left_out or mask or settings.cast is None else type_named(settings.cast)
+    cast = None if left_out or mask or settings.cast is None else _type_named(settings.cast)
     is_asked = name in in_condition
     needs_values = not left_out and (mask is None or mask.kind in ("hash", "partial"))
     shape = ColumnShape(

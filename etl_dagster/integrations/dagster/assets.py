@@ -54,8 +54,6 @@ from etl_dagster.model.destination import (
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.checking.belonging import start_destination
-from etl_dagster.runtime.tables.odd_counts import copied_odd
 from etl_dagster.table_name import TableName
 
 if TYPE_CHECKING:
@@ -111,6 +109,8 @@ def copy_one_table(
             Dagster obeys it also when somebody terminates the run, which then goes on.
         Failure: with what to do about it.
     """
+    from etl_dagster.runtime.checking.belonging import start_destination
+
     try:
         config = resource.load_config()
         with resource.get_store() as store:
@@ -358,6 +358,8 @@ class _Copy:
         destination = offered(self._destination, CountsOddValues)
         if destination is not None:
             return destination.count_odd_values().get(name, {})
+        from etl_dagster.runtime.tables.odd_counts import copied_odd
+
         plan = self._store.get_copy_plan(table_id)
         return {} if plan is None else copied_odd(self._store, table_id, plan)
 

@@ -30,13 +30,13 @@ from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.checks import build_checks
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.executors import single_copy_in_process
-from etl_dagster.integrations.dagster.in_tick import TICK_S
 from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
 from etl_dagster.integrations.dagster.sensor import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
     REPORT_EVERY_S,
     STALE_AFTER_S,
+    TICK_S,
     SensorMode,
     build_etl_sensor,
 )

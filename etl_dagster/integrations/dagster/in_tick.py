@@ -26,7 +26,6 @@ from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 if TYPE_CHECKING:
     from etl_dagster.runtime.pipeline import Pipeline
 
-TICK_S = 20.0
 #: With a new table the tick ends early, since its copy is requested at the end of the tick.
 _WITH_NEW_TABLES_S = 5.0
 _LOOK_EVERY_S = 0.25

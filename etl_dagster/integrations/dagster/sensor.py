@@ -26,7 +26,6 @@ from etl_dagster.integrations.dagster.bookmark_check import BookmarkReports
 from etl_dagster.integrations.dagster.coming import find_coming, recently_found
 from etl_dagster.integrations.dagster.copies import Copies, due_copies
 from etl_dagster.integrations.dagster.history import History
-from etl_dagster.integrations.dagster.in_tick import TICK_S, streamer_of
 from etl_dagster.integrations.dagster.lag import dead, published
 from etl_dagster.integrations.dagster.notices import recent_notices
 from etl_dagster.integrations.dagster.observing import observe
@@ -50,6 +49,7 @@ REPORT_EVERY_S = 30.0
 BUSY_REPORT_EVERY_S = 300.0
 #: Freshness warns when the last report is this old, and fails when it is twice as old.
 STALE_AFTER_S = 4 * 3600.0
+TICK_S = 20.0
 #: A tick that fails stores its evaluations itself, some 20 ms each.
 _EVENTS_OF_A_FAILED_TICK = 200
 
@@ -257,6 +257,8 @@ def _supervise(
                 config, lease_s, may_spawn=not is_preview, find_coming=find_coming
             )
         case "tick":
+            from etl_dagster.integrations.dagster.in_tick import streamer_of
+
             return streamer_of(config.pipeline).keep(config, tick_s, may_stream=not is_preview)
         case "observe":
             return observe(resource)
@@ -363,6 +365,7 @@ __all__ = [
     "LEASE_S",
     "REPORT_EVERY_S",
     "STALE_AFTER_S",
+    "TICK_S",
     "SensorMode",
     "build_etl_sensor",
     "tick",
