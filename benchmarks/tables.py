@@ -23,7 +23,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def cpu_s_per_table(harness: Harness, count: int) -> float:
     """Our CPU seconds for each table of 100 rows, from an empty destination to ready."""
-    with _many_tables(harness, count) as database:
+    with many_tables(harness, count) as database:
         task = {"kind": "catch_up", "config": harness.config(database, "many"), "timeout_s": 900}
         return float(harness.run_worker(task, timeout_s=900)["cpu_s_in_all"]) / count
 
@@ -34,7 +34,7 @@ def idle(harness: Harness, count: int, seconds: float) -> dict[str, float]:
     Returns:
         percent of one core; and kB of WAL in a minute, its own state store in the source included.
     """
-    with _many_tables(harness, count) as database:
+    with many_tables(harness, count) as database:
         config = harness.config(database, "many")
         harness.run_worker({"kind": "catch_up", "config": config, "timeout_s": 900}, timeout_s=900)
         path = harness.folder / f"{database}.yaml"
@@ -56,7 +56,7 @@ def idle(harness: Harness, count: int, seconds: float) -> dict[str, float]:
 
 
 @contextmanager
-def _many_tables(harness: Harness, count: int) -> Iterator[str]:
+def many_tables(harness: Harness, count: int) -> Iterator[str]:
     with harness.database(f"tables_{count}") as database:
         with harness.connect(database) as connection:
             for first in range(0, count, _STEP):
