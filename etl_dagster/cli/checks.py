@@ -26,6 +26,7 @@ from etl_dagster.runtime.checking.belonging import Belonging
 from etl_dagster.runtime.checking.check import Check
 from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.checking.preflight import run_checks
+from etl_dagster.runtime.checking.spool import check_spool
 from etl_dagster.runtime.runner import describe_runner
 from etl_dagster.runtime.slot import require_continuable
 from etl_dagster.runtime.tables.coming_copies import coming_copies
@@ -59,6 +60,7 @@ def all_checks(config: PipelineConfig) -> list[Check]:
         check_destination(config),
         *check_names(config, published),
         *check_positions(config),
+        *check_spool(config),
     ]
 
 

@@ -23,6 +23,7 @@ def shape(table: str | None, config_path: Path, as_json: bool) -> None:
     `etl-dagster run`.
     """
     config = load(config_path)
+    from etl_dagster.config.text import suggest
     from etl_dagster.runtime.checking.preflight import shaped_tables
     from etl_dagster.shaping.described import described
     from etl_dagster.table_name import TableName
@@ -34,8 +35,11 @@ def shape(table: str | None, config_path: Path, as_json: bool) -> None:
     schemas = shaped_tables(config)
     found = [described(schema) for schema in schemas if wanted in (None, schema.name)]
     if wanted is not None and not found:
-        names = ", ".join(schema.name for schema in schemas)
-        raise click.BadParameter(f"the publication has {names}", param_hint="TABLE")
+        names = [schema.name for schema in schemas]
+        raise click.BadParameter(
+            f"the publication has {', '.join(names)}{suggest(wanted, names, [])}",
+            param_hint="TABLE",
+        )
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return

@@ -21,6 +21,7 @@ def table_ids(
     Raises:
         UsageError: a name is malformed, or the pipeline has no such table.
     """
+    from etl_dagster.config.text import suggest
     from etl_dagster.runtime.table_ids import find_table_ids
     from etl_dagster.table_name import TableName
 
@@ -33,5 +34,6 @@ def table_ids(
     if unknown:
         raise click.UsageError(
             f"the pipeline has no table {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+            f"{suggest(unknown[0], list(known), [])}"
         )
     return {name: known[name] for name in names}

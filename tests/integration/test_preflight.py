@@ -23,7 +23,11 @@ from etl_dagster.errors import (
     SourceUnreachable,
 )
 from etl_dagster.runtime.checking.check import Check
-from etl_dagster.runtime.checking.preflight import require_ready, run_checks
+from etl_dagster.runtime.checking.preflight import (
+    require_ready,
+    require_ready_for_all,
+    run_checks,
+)
 from etl_dagster.source.connection import connect
 from etl_dagster.source.slots import apply_slot_name, table_sync_slot_name
 from etl_dagster.stores.memory import MemoryStore
@@ -483,3 +487,18 @@ def test_a_check_as_json_holds_no_exception() -> None:
         "message": "gone",
         "solution": "Look.",
     }
+
+
+def test_what_a_start_warns_of_is_logged_once_for_all_destinations(
+    newest_database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest_database.execute(
+        "create table bare (id int)", "create publication etl_pub for table bare"
+    )
+    members = list(several(newest_database, tmp_path).members().values())
+    with connect(members[0].source, application_name="test") as connection:
+        for member in members:
+            require_ready(connection, member)
+        assert "bare" not in caplog.text
+        require_ready_for_all(connection, members[0])
+    assert caplog.text.count("public.bare") == 1

@@ -52,6 +52,8 @@ _WARNED_AT_START = ("replica identity", "partitions")
 def require_ready(connection: Connection, config: PipelineConfig) -> list[PublishedTable]:
     """The published tables of a source that is ready; changes nothing.
 
+    Warnings are logged, but for those to one destination of several: `require_ready_for_all` has.
+
     Args:
         connection: an ordinary one to the source, in autocommit.
 
@@ -59,6 +61,22 @@ def require_ready(connection: Connection, config: PipelineConfig) -> list[Publis
         SourceNotPrepared: or one of its kinds: the first thing that stands in the way.
         SourceError: the source refused or failed meanwhile.
     """
+    tables, warnings = _ready(connection, config)
+    if config.membership is None:
+        _log_all(warnings)
+    return tables
+
+
+def require_ready_for_all(connection: Connection, config: PipelineConfig) -> None:
+    """As `require_ready`, for all of a pipeline's destinations, by the configuration of one."""
+    _, warnings = _ready(connection, config)
+    _log_all(warnings)
+
+
+def _ready(
+    connection: Connection, config: PipelineConfig
+) -> tuple[list[PublishedTable], list[Check]]:
+    """The published tables, and what a start warns of."""
     try:
         facts = fetch_server_facts(connection)
         _raise_first(check_server(connection, config, facts))
@@ -67,12 +85,15 @@ def require_ready(connection: Connection, config: PipelineConfig) -> list[Publis
         checks = list(_check_tables(connection, config, facts, publication, tables))
         checks += check_shapes(config, tables)
         _raise_first(iter(checks))
-        for check in checks:
-            if check.level == "warning" and check.name in _WARNED_AT_START:
-                _log.warning("%s", check.message)
     except psycopg.Error as error:
         raise translate(error, "checking the source") from error
-    return tables
+    warnings = [c for c in checks if c.level == "warning" and c.name in _WARNED_AT_START]
+    return tables, warnings
+
+
+def _log_all(warnings: Sequence[Check]) -> None:
+    for check in warnings:
+        _log.warning("%s", check.message)
 
 
 def run_checks(

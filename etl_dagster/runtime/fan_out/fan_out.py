@@ -22,7 +22,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.coordination import Lease
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.pg.cancelling import Abandoned, unless_stopped
-from etl_dagster.runtime.checking.preflight import require_ready
+from etl_dagster.runtime.checking.preflight import require_ready_for_all
 from etl_dagster.runtime.clock import SYSTEM_CLOCK
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.ending import Ending
@@ -187,7 +187,7 @@ class FanOut:
     def _prepare(self) -> None:
         """All that concerns the destinations together; none of their pipelines runs yet."""
         for member in self.members.values():
-            self._control.ask("checking the source", require_ready, member.config)
+            self._control.ask("checking the source", require_ready_for_all, member.config)
             break  # the source is the same for all
         self._acquire(ALL.lease)
         note_runner(self._store, ALL.runner)
