@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from etl_dagster.assembly import build_destination
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
-from etl_dagster.destinations.postgres import PostgresDestination, binary, counting, session
+from etl_dagster.destinations.postgres import PostgresDestination, binary, session
 from etl_dagster.destinations.postgres.querying import query
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.errors import DestinationError, DestinationUnreachable
@@ -407,10 +407,9 @@ def test_rows_of_a_large_table_are_estimated_and_shown_as_such(
     newest_database: Database,
     newest_replica: Database,
     make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A count would read the whole table, every time that the status is taken."""
-    monkeypatch.setattr(counting, "LARGE_BYTES", 8192 * 2)
+    destination = PostgresDestination(newest_replica.dsn, large_bytes=8192 * 2)
     newest_database.execute(
         "create table large (id int primary key); create table small (id int primary key)",
         "insert into large select generate_series(1, 5000); insert into small values (1)",
@@ -418,7 +417,8 @@ def test_rows_of_a_large_table_are_estimated_and_shown_as_such(
         "insert into unknown select generate_series(1, 5000)",
         "create publication etl_pub for all tables",
     )
-    with running(make_config(newest_database, **to(newest_replica.dsn))) as pipeline:
+    config = make_config(newest_database, **to(newest_replica.dsn))
+    with running(config, destination=destination) as pipeline:
         caught_up(pipeline)
     tables = pipeline.status().tables
 

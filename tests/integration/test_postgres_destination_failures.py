@@ -13,7 +13,7 @@ from psycopg import sql
 from etl_dagster.assembly import build_destination
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
-from etl_dagster.destinations.postgres import connections, watch
+from etl_dagster.destinations.postgres import PostgresDestination, connections
 from etl_dagster.errors import (
     DestinationError,
     DestinationReplaced,
@@ -79,15 +79,14 @@ def test_a_stop_does_not_wait_for_a_lock_at_the_destination_and_loses_nothing(
     items: Database,
     replica: Database,
     make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Until then, log and status name the session that holds it."""
-    monkeypatch.setattr(watch, "TELL_AFTER_S", 0.1)
+    destination = PostgresDestination(replica.dsn, tell_after_s=0.1)
     config = make_config(items, **to(replica.dsn))
     store = MemoryStore()
     with replica.connect(autocommit=False, application_name="a report") as other:
-        with running(config, store=store) as pipeline:
+        with running(config, store=store, destination=destination) as pipeline:
             assert pipeline.wait_until_caught_up(PATIENCE_S)
             other.execute("lock table items in access exclusive mode")
             items.execute("insert into items select generate_series(101, 200)")

@@ -382,10 +382,12 @@ def test_a_source_that_never_answers_does_not_hold_up_a_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answers = threading.Event()
+
+    def never(config: object) -> Any:
+        answers.wait()
+
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    monkeypatch.setattr(discovery, "_ask_source", lambda config: answers.wait())
-    monkeypatch.setattr(discovery, "_ANSWER_TIMEOUT_S", 0.2)
-    found = discover_tables(pipeline().load_config())
+    found = discover_tables(pipeline().load_config(), ask_source=never, answer_timeout_s=0.2)
     answers.set()
     assert found.tables == ()
     assert found.problem is not None

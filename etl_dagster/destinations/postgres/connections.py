@@ -9,7 +9,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.adapt import Loader
 
-from etl_dagster.destinations.postgres.watch import GRACE_S, Watch
+from etl_dagster.destinations.postgres.watch import GRACE_S, TELL_AFTER_S, Watch
 from etl_dagster.errors import (
     BatchTooLarge,
     ConfigError,
@@ -60,9 +60,10 @@ class DestinationConnections:
     What is written is one transaction each, so a pooler may give it any connection of its own.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, tell_after_s: float = TELL_AFTER_S) -> None:
         """Args:
         dsn: a libpq URI or key/value string.
+        tell_after_s: what a write waits for so long is looked up.
 
         Raises:
             ConfigError: it can't be used.
@@ -87,7 +88,7 @@ class DestinationConnections:
             give_up_after_s=_GIVE_UP_AFTER_S,
             works=self._works,
         )
-        self._watch = Watch(self._fetch_blockers)
+        self._watch = Watch(self._fetch_blockers, tell_after_s=tell_after_s)
 
     def _connect(self) -> Connection:
         try:

@@ -15,13 +15,13 @@ from etl_dagster.table_name import TableName
 LARGE_BYTES = 256 * 1024**2
 
 
-def count_rows(session: Session) -> dict[str, int]:
+def count_rows(session: Session, *, large_bytes: int = LARGE_BYTES) -> dict[str, int]:
     """As `sql.counting.count_rows`; of a large table an `EstimatedCount`, and nothing where it was
     never analyzed."""
     if "tables" not in tables_there(session):
         return {}
     tables = tables_with_current_rows(session)
-    large = _large(session, [name for name, _ in tables])
+    large = _large(session, [name for name, _ in tables], large_bytes)
     return {
         str(name): _estimate(session, name, condition)
         if name in large
@@ -31,7 +31,9 @@ def count_rows(session: Session) -> dict[str, int]:
     }
 
 
-def _large(session: Session, names: Sequence[TableName]) -> Mapping[TableName, bool]:
+def _large(
+    session: Session, names: Sequence[TableName], large_bytes: int
+) -> Mapping[TableName, bool]:
     """Those of the tables that are large, and whether they have statistics."""
     rows = session.fetch(
         "SELECT n.nspname::text, c.relname::text, c.reltuples >= 0 "
@@ -40,7 +42,7 @@ def _large(session: Session, names: Sequence[TableName]) -> Mapping[TableName, b
         "JOIN pg_catalog.pg_class AS c "
         "ON c.relnamespace = n.oid AND c.relname = wanted.table_name "
         "WHERE pg_catalog.pg_relation_size(c.oid) >= $3",
-        [[name.schema_name for name in names], [name.table_name for name in names], LARGE_BYTES],
+        [[name.schema_name for name in names], [name.table_name for name in names], large_bytes],
     )
     return {TableName(schema_name, name): is_known for schema_name, name, is_known in rows}
 

@@ -12,11 +12,12 @@ import pyarrow as pa
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
 from etl_dagster.destinations.postgres.connections import DestinationConnections
-from etl_dagster.destinations.postgres.counting import count_rows
+from etl_dagster.destinations.postgres.counting import LARGE_BYTES, count_rows
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
 from etl_dagster.destinations.postgres.readiness import require_usable
 from etl_dagster.destinations.postgres.rows import read_rows
 from etl_dagster.destinations.postgres.session import PostgresSession
+from etl_dagster.destinations.postgres.watch import TELL_AFTER_S
 from etl_dagster.destinations.sql import counting
 from etl_dagster.destinations.sql.destination import SqlDestination
 from etl_dagster.model.destination import (
@@ -89,9 +90,16 @@ class PostgresDestination(SqlDestination[PostgresSession]):
         user_types: Literal["text", "create"] = "text",
         changelog: bool = False,
         source: str | None = None,
+        large_bytes: int = LARGE_BYTES,
+        tell_after_s: float = TELL_AFTER_S,
     ) -> None:
+        """Args:
+        large_bytes: the rows of a table from this size on are estimated.
+        tell_after_s: what a write waits for so long is looked up.
+        """
         super().__init__(PostgresDialect(), changelog=changelog)
-        self._connections = DestinationConnections(dsn)
+        self._connections = DestinationConnections(dsn, tell_after_s=tell_after_s)
+        self._large_bytes = large_bytes
         self._source = source
         #: Whether new columns get the types that users of the source made.
         self.makes_types = user_types == "create"
@@ -153,7 +161,7 @@ class PostgresDestination(SqlDestination[PostgresSession]):
     def count_rows(self) -> dict[str, int]:
         """The number of rows of each table, by ``schema.table``; estimated where it is large."""
         with self._reading() as session:
-            return count_rows(session)
+            return count_rows(session, large_bytes=self._large_bytes)
 
     @contextmanager
     def read_rows(self, schema: TableSchema) -> Iterator[Iterator[pa.RecordBatch]]:

@@ -57,10 +57,17 @@ class Watch:
 
     Args:
         fetch_blockers: what the backend with this PID waits for; from a connection of its own.
+        tell_after_s: a transaction that is open for so long is asked, and again so often.
     """
 
-    def __init__(self, fetch_blockers: Callable[[int], Sequence[Blocker]]) -> None:
+    def __init__(
+        self,
+        fetch_blockers: Callable[[int], Sequence[Blocker]],
+        *,
+        tell_after_s: float = TELL_AFTER_S,
+    ) -> None:
         self._fetch_blockers = fetch_blockers
+        self._tell_after_s = tell_after_s
         self._lock = threading.Lock()
         self._watched: list[Watched] = []
         self._thread: threading.Thread | None = None
@@ -120,8 +127,8 @@ class Watch:
             for each in watched:
                 if self.is_interrupted:
                     self._end(each, now)
-                elif now >= max(each.began + TELL_AFTER_S, each.look_at):
-                    each.look_at = now + TELL_AFTER_S
+                elif now >= max(each.began + self._tell_after_s, each.look_at):
+                    each.look_at = now + self._tell_after_s
                     self._look(each)
             if self.is_interrupted:
                 time.sleep(_TURN_S)

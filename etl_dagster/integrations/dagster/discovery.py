@@ -43,7 +43,12 @@ class Discovery:
     comments: Mapping[TableId, TableComments] = field(default_factory=dict)
 
 
-def discover_tables(config: PipelineConfig) -> Discovery:
+def discover_tables(
+    config: PipelineConfig,
+    *,
+    ask_source: Callable[[PipelineConfig], _Known] | None = None,
+    answer_timeout_s: float = _ANSWER_TIMEOUT_S,
+) -> Discovery:
     """Ask the source; where it can't answer, take what it said last.
 
     A code location that fails to load can't tick its sensor, and a run that has begun could not
@@ -51,11 +56,15 @@ def discover_tables(config: PipelineConfig) -> Discovery:
     new pod, a state store in another server has the tables that were copied; without either, the
     pipeline has no assets yet. The sensor then says what is wrong.
 
+    Args:
+        ask_source: what asks it.
+
     Raises:
         ConfigError: the configuration itself can't be used.
     """
+    ask = ask_source or _ask_source
     try:
-        tables, comments = _answer_in_time(lambda: _ask_source(config), "the source")
+        tables, comments = _answer_in_time(lambda: ask(config), "the source", answer_timeout_s)
     except ConfigError:
         raise
     except EtlError as error:
@@ -95,13 +104,13 @@ def _ask_store(config: PipelineConfig) -> tuple[TableSchema, ...]:
         return tuple({schema.name: schema for schema in newest.values()}.values())
 
     try:
-        return _answer_in_time(ask, "the state store")
+        return _answer_in_time(ask, "the state store", _ANSWER_TIMEOUT_S)
     except EtlError as error:
         _log.warning("pipeline %s: %s", config.pipeline, error.reason)
         return ()
 
 
-def _answer_in_time(ask: Callable[[], _Answer], who: str) -> _Answer:
+def _answer_in_time(ask: Callable[[], _Answer], who: str, timeout_s: float) -> _Answer:
     """The answer.
 
     Raises:
@@ -119,9 +128,9 @@ def _answer_in_time(ask: Callable[[], _Answer], who: str) -> _Answer:
     # A daemon: a process that is done doesn't wait for it.
     threading.Thread(target=run, name="definitions", daemon=True).start()
     try:
-        answer, error = answers.get(timeout=_ANSWER_TIMEOUT_S)
+        answer, error = answers.get(timeout=timeout_s)
     except queue.Empty:
-        raise SourceUnreachable(f"{who} did not answer in {_ANSWER_TIMEOUT_S:.0f} s") from None
+        raise SourceUnreachable(f"{who} did not answer in {timeout_s:.0f} s") from None
     if error is not None:
         raise error
     return cast(_Answer, answer)
