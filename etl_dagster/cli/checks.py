@@ -28,6 +28,7 @@ from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.checking.preflight import run_checks
 from etl_dagster.runtime.checking.spool import check_spool
 from etl_dagster.runtime.runner import describe_runner
+from etl_dagster.runtime.showing.stopped import what_to_do
 from etl_dagster.runtime.slot import require_continuable
 from etl_dagster.runtime.tables.coming_copies import coming_copies
 from etl_dagster.runtime.tables.representation import chosen_tables, held_otherwise
@@ -226,15 +227,17 @@ def _stopped_tables(
         table = f"table {table_id}" if schema is None else schema.name
         slot = slots.get(table_sync_slot_name(config.pipeline, table_id))
         if slot is None:
-            yield Check("stopped table", "error", f"{table}: {state.reason}", state.solution)
+            yield Check(
+                "stopped table", "error", f"{table}: {state.reason}", what_to_do(state, table)
+            )
             continue
         yield Check(
             "stopped table",
             "error",
             f"{table}: {state.reason}; its slot {slot.name!r} keeps "
             f"{human_bytes(slot.retained_bytes)} of WAL",
-            f"{state.solution} To give the table up, take it out of the publication: its slot is "
-            "dropped then.",
+            f"{what_to_do(state, table)} To give the table up, take it out of the publication: its "
+            "slot is dropped then.",
         )
 
 

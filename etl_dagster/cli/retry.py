@@ -32,7 +32,7 @@ def retry(tables: tuple[str, ...], config_path: Path, everything: bool) -> None:
     from etl_dagster.cli.existing import existing_store
     from etl_dagster.cli.tables import table_ids
     from etl_dagster.errors import EtlError
-    from etl_dagster.runtime.copying.pausing import paused_tables
+    from etl_dagster.runtime.copying.pausing import ask_for_copies, paused_tables
     from etl_dagster.runtime.retrying import request_retry, require_retryable, stopped_tables
     from etl_dagster.runtime.table_ids import find_table_ids
     from etl_dagster.source.control import SourceControl
@@ -52,13 +52,14 @@ def retry(tables: tuple[str, ...], config_path: Path, everything: bool) -> None:
         for name, table_id in wanted.items():
             try:
                 state = require_retryable(config, store, control, table_id, name)
+                ask_for_copies(store, [table_id])
                 lsn = request_retry(store, table_id, state)
             except EtlError as error:
                 failed = True
                 click.echo(f"{error.reason}. What to do: {error.solution}", err=True)
                 continue
             where = (
-                "continues with its copy"
+                "is copied on from where its copy was"
                 if lsn is None
                 else f"is resumed from {lsn}, without a copy"
             )

@@ -89,10 +89,11 @@ def _collect(config: PipelineConfig) -> dict[str, Any]:
 def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
     """What the store knows, what the pipeline last published, and the slot as it is now."""
     from etl_dagster.integrations.meltano.positions.memory import load_notices
-    from etl_dagster.model.states import DataSync, state_name, state_to_json
+    from etl_dagster.model.states import DataSync, Errored, state_name, state_to_json
     from etl_dagster.model.stores import ApplyWorker
     from etl_dagster.runtime.copying.pausing import paused_tables
     from etl_dagster.runtime.many import many
+    from etl_dagster.runtime.showing.stopped import what_to_do
     from etl_dagster.source.control import SourceControl
 
     published = store.get_status("apply") or {}
@@ -122,6 +123,9 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
             "partitions_kept": known.get("partitions_kept", 0),
             "last_partition_kept": known.get("last_partition_kept"),
         }
+        if isinstance(state, Errored):
+            table["wal_kept_bytes"] = known.get("wal_kept_bytes") if state.is_kept else None
+            table["what_to_do"] = what_to_do(state, name)
         plan = plans.get(table_id)
         if plan is not None:
             table["copy_chunks_done"] = len(plan.finished)
@@ -215,6 +219,7 @@ def _show(report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from etl_dagster.runtime.showing.stopped import where_it_stopped
     from etl_dagster.words import human_bytes, row_count
 
     running = "running" if report["is_running"] else "not running"
@@ -294,5 +299,9 @@ def _show(report: dict[str, Any]) -> None:
             )
     for row in report["tables"]:
         if row["state"] == "errored":
-            click.echo(f"\n{row['table']}: {row['detail']['reason']}")
-            click.echo(f"What to do: {row['detail']['solution']}")
+            detail = row["detail"]
+            where = where_it_stopped(
+                detail.get("since"), detail.get("lsn"), row.get("wal_kept_bytes")
+            )
+            click.echo(f"\n{row['table']}: {detail['reason']}" + (f" ({where})" if where else ""))
+            click.echo(f"What to do: {row['what_to_do']}")

@@ -108,7 +108,7 @@ def _tables(tables: Sequence[Mapping[str, Any]]) -> str:
         reason = ""
         if is_bad:
             detail = table["detail"]
-            reason = f"<br>{escape(str(detail['reason']))}<br>{escape(str(detail['solution']))}"
+            reason = f"<br>{escape(str(detail['reason']))}<br>{escape(str(table['what_to_do']))}"
         count = row_count(table["row_count"], is_estimated=table["row_count_estimated"])
         last = (table["last_commit_time"] or "").partition(".")[0].replace("T", " ")
         rows.append(

@@ -31,6 +31,7 @@ from etl_dagster.runtime.copying.table_syncs import TableSyncs
 from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.ending import Calls, Ending
 from etl_dagster.runtime.failures import log_failure
+from etl_dagster.runtime.kept_slots import KeptSlots
 from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.memory import MemoryBudget
@@ -138,6 +139,7 @@ class Pipeline:
         self._rewrites = Rewrites(store, self._control, partial(fetch_own_sample, config.source))
         self._renames = Renames(store, self._control)
         self._locks = LockWatch(self._control, older_than_s=timing.long_lock_s)
+        self._kept_slots = KeptSlots(config, store, self._control, clock)
         self._done = threading.Event()
         self._ending = Ending(
             config.pipeline,
@@ -167,6 +169,7 @@ class Pipeline:
             self._control,
             meter,
             slot_name=lambda: self._wire.slot_name,
+            wal_kept=lambda: self._kept_slots.wal,
         )
         self._phase: Phase = "starting"
         self._failure: BaseException | None = None
@@ -499,6 +502,8 @@ class Pipeline:
                 if self._clock.now_s() >= prune_due:
                     prune_due = self._clock.now_s() + self._timing.prune_s
                     prune_schemas(self._store)
+                # Before a retry begins: one whose slot is lost would be a copy.
+                self._kept_slots.look()
                 if self._table_syncs is not None:
                     self._table_syncs.start_due(self._members.ids)
             except PublicationMissing:

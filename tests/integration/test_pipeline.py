@@ -226,7 +226,7 @@ def test_a_table_that_fails_does_not_stop_the_others(
         assert (orders.state, orders.error, orders.solution) == (
             "errored",
             "orders are refused",
-            "Let them in.",
+            "Let them in. To resume it without a copy: `etl-dagster retry public.orders`.",
         )
         state = store.get_table_replication_state(orders.table_id)
         assert isinstance(state, Errored)

@@ -22,13 +22,16 @@ from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, ManualRetry, Ready, TableState
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime import kept_slots
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retrying import request_retry, require_retryable
 from etl_dagster.runtime.streaming import set_aside
 from etl_dagster.runtime.streaming.set_aside import SettingAside
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name, table_sync_slot_name
 from tests.support.database import Database
+from tests.support.fan_outs import Several, several
 from tests.support.pipelines import rows, running
 from tests.support.waiting import wait_until
 
@@ -135,6 +138,13 @@ def test_a_table_that_stopped_is_resumed_where_it_stopped(
     visits = id_of(database, "visits")
     destination = Refusing(build_destination(config))
     with running(config, store=store, destination=destination) as pipeline:
+        assert pipeline.wait_until_caught_up(60)
+        database.execute(
+            "alter table visits add column at date", "update visits set at = '2026-05-01'"
+        )
+        assert pipeline.wait_until_caught_up(60)
+        # The version of its schema that was copied is not needed to resume it.
+        assert prune_schemas(store)
         stop_visits(database, pipeline, destination)
         assert rows(config, "select n from public.orders order by n") == [(0,), (1,)]
         assert rows(config, "select n from public.visits") == [(0,)]
@@ -149,7 +159,7 @@ def test_a_table_that_stopped_is_resumed_where_it_stopped(
         assert sorted(database.slots()) == [apply_slot_name(config.pipeline), own]
         database.execute(
             "alter table visits add column more int default 7",
-            "insert into visits values ('d', 4, 8)",
+            "insert into visits values ('d', 4, null, 8)",
             "update visits set n = 11 where page = 'a'",
             "delete from visits where page = 'home'",
             "insert into orders values (2, 2)",
@@ -163,7 +173,7 @@ def test_a_table_that_stopped_is_resumed_where_it_stopped(
             "Done. The running pipeline begins with it now.",
         ]
         wait_until(lambda: isinstance(state_of(store, visits), Ready))
-        database.execute("insert into visits values ('e', 5, 9)")
+        database.execute("insert into visits values ('e', 5, null, 9)")
         assert pipeline.wait_until_caught_up(60)
         assert_in_step(database, config)
         assert store.get_copy_plan(visits) == copy
@@ -250,3 +260,63 @@ def test_a_table_that_is_dropped_while_it_is_stopped_leaves_no_slot(
         database.execute("drop table visits")
         assert pipeline.wait_until_caught_up(60)
         wait_until(lambda: database.slots() == [apply_slot_name(config.pipeline)])
+
+
+def test_a_slot_that_keeps_too_much_is_dropped_and_the_table_needs_a_copy(
+    newest_database: Database,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(kept_slots, "_EVERY_S", 0.1)
+    database = newest_database
+    database.execute(SHOP)
+    config = make_config(database, batch={"max_fill_ms": 20}, retry={"max_retained_wal": 2**20})
+    visits = id_of(database, "visits")
+    destination = Refusing(build_destination(config))
+    with (
+        closing(build_store(config)) as store,  # type: ignore[type-var]
+        running(config, store=store, destination=destination) as pipeline,
+    ):
+        stop_visits(database, pipeline, destination)
+        database.execute("select pg_logical_emit_message(false, 'x', repeat('x', 2000000))")
+        wait_until(lambda: not stopped(store, visits).is_kept)
+        wait_until(lambda: database.slots() == [apply_slot_name(config.pipeline)])
+        wait_until(lambda: "resync" in str(pipeline.status().tables["public.visits"].solution))
+        # It is known to the commands, and the rest is streamed as before.
+        answer = CliRunner().invoke(cli, ["status", "-c", written(tmp_path, database)])
+        assert "more than retry.max_retained_wal (1.0 MiB), and was dropped" in answer.output
+        assert "`etl-dagster resync public.visits`" in answer.output
+        database.execute("insert into orders values (2, 2)")
+        assert pipeline.wait_until_caught_up(60)
+        assert rows(config, "select n from public.orders order by n") == [(0,), (1,), (2,)]
+
+
+def test_tables_that_stop_at_one_destination_of_several_are_resumed_there(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    database = newest_database
+    database.execute(SHOP)
+    right = Refusing(MemoryDestination())
+    both = Several(database, several(database, tmp_path), {"right": right})  # type: ignore[dict-item]
+    store, member = both.stores["right"], both.config.members()["right"]
+    tables = [id_of(database, name) for name in ("orders", "visits")]
+    with both.running() as fan_out:
+        assert fan_out.wait_until_caught_up(60)
+        right.refused |= {"orders", "visits"}
+        database.execute(
+            "insert into orders values (1, 1)",
+            "begin; insert into orders values (2, 2); insert into visits values ('a', 1); commit",
+        )
+        assert fan_out.wait_until_caught_up(60)
+        assert both.is_in_step("left", "public.orders")
+        assert not both.is_in_step("right", "public.orders")
+        own = [table_sync_slot_name(member.pipeline, table_id) for table_id in tables]
+        assert sorted(database.slots()) == sorted([apply_slot_name("test"), *own])
+        right.refused.clear()
+        for table_id in tables:
+            retry(member, store, table_id)
+        database.execute("insert into visits values ('b', 2)", "delete from orders where id = 0")
+        assert fan_out.wait_until_caught_up(60)
+        both.assert_in_step("public.orders", "public.visits")
+        wait_until(lambda: database.slots() == [apply_slot_name("test")])

@@ -26,6 +26,7 @@ from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.model.states import Errored, TableState, state_name
 from etl_dagster.model.stores import KnowsPipeline
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.stopped import what_to_do, where_it_stopped
 from etl_dagster.words import human_bytes
 
 LAG_CHECK = "in_step_with_source"
@@ -112,7 +113,8 @@ def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> V
     facts = _facts(status)
     if table is not None and table.state == "errored":
         error = table.error or "it stopped"
-        words = with_solution(error, table.solution)
+        where = where_it_stopped(table.stopped_since, table.stopped_lsn, table.wal_kept_bytes)
+        words = with_solution(f"{error} ({where})" if where else error, table.solution)
         return Verdict(False, True, f"errored: {error}", words, facts)
     if status.phase == "retrying":
         words = with_solution(f"The stream is interrupted: {status.error}", status.solution)
@@ -224,5 +226,13 @@ def unknown(error: EtlError) -> Verdict:
 def _with_state(table: TableStatus, state: TableState) -> TableStatus:
     """The published status is some seconds old; the state is what counts."""
     if isinstance(state, Errored):
-        return replace(table, state="errored", error=state.reason, solution=state.solution)
+        return replace(
+            table,
+            state="errored",
+            error=state.reason,
+            solution=what_to_do(state, table.name),
+            stopped_since=None if state.since is None else state.since.isoformat(),
+            stopped_lsn=None if state.lsn is None else str(state.lsn),
+            wal_kept_bytes=table.wal_kept_bytes if state.is_kept else None,
+        )
     return replace(table, state=state_name(state), error=None, solution=None)

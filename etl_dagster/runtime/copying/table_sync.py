@@ -177,6 +177,8 @@ class TableSync:
             state = errored_state(error, self._config.retry, attempt)
             if not gives_up:
                 state = self._with_kept(state, claim, error)
+                if isinstance(error, HandoverTimeout):
+                    state = replace(state, solution="Start the pipeline: it resumes the table.")
             _log.error("table %s: %s", self._table_id, state.reason)
             if claim.fail(state) and gives_up:
                 # The next worker starts over.

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from etl_dagster.config import PipelineConfig
@@ -29,6 +29,7 @@ from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.showing.history import HISTORY, History
 from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics, TableCounts
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.stopped import what_to_do
 from etl_dagster.runtime.slot import retained_wal
 from etl_dagster.runtime.tables.odd_counts import HandedOver, counts_by_itself
 from etl_dagster.source.catalog import PublishedTable, fetch_insert_lsn
@@ -61,10 +62,13 @@ class Reporter:
         meter: CopyMeter,
         *,
         slot_name: Callable[[], str],
+        wal_kept: Callable[[], Mapping[TableId, int]] = dict,
     ) -> None:
         """Args:
         slot_name: of the slot that keeps WAL for the pipeline now.
+        wal_kept: bytes of WAL that the source keeps for each table that stopped.
         """
+        self._wal_kept = wal_kept
         self._slot_name = slot_name
         self._config = config
         self._store = store
@@ -223,6 +227,7 @@ class Reporter:
             self._metrics.revision,
             self._plans,
             self._members.partitions_kept,
+            self._wal_kept(),
         )
         shown = self._shown
         # How far a copy has come is measured all the time.
@@ -250,10 +255,21 @@ class Reporter:
     ) -> tuple[object, TableStatus]:
         counts, state = self._metrics.table(table_id), basis.states.get(table_id)
         plan, kept = basis.plans.get(table_id), basis.kept.get(table_id, ())
-        made_of = (name, counts.revision, state, plan, kept)
+        wal = basis.wal.get(table_id)
+        made_of = (name, counts.revision, state, plan, kept, wal)
         if before is not None and plan is None and before[0] == made_of:
             return before
-        return made_of, self._table(table_id, name, state, counts, plan, kept)
+        shown = self._table(table_id, name, state, counts, plan, kept)
+        if isinstance(state, Errored):
+            shown = replace(
+                shown,
+                error=state.reason,
+                solution=what_to_do(state, name),
+                stopped_since=None if state.since is None else state.since.isoformat(),
+                stopped_lsn=None if state.lsn is None else str(state.lsn),
+                wal_kept_bytes=wal,
+            )
+        return made_of, shown
 
     def _table(
         self,
@@ -288,8 +304,6 @@ class Reporter:
             rows_quarantined=counts.quarantined,
             partitions_kept=len(kept),
             last_partition_kept=kept[-1] if kept else None,
-            error=state.reason if isinstance(state, Errored) else None,
-            solution=state.solution if isinstance(state, Errored) else None,
         )
 
     def _odd_values(self, counts: TableCounts) -> Mapping[str, int] | None:
@@ -309,6 +323,7 @@ class _Basis:
     revision: int
     plans: Mapping[TableId, CopyPlan]
     kept: Mapping[TableId, Sequence[str]]
+    wal: Mapping[TableId, int]
 
     def is_same_as(self, other: _Basis) -> bool:
         return (
@@ -317,6 +332,7 @@ class _Basis:
             and self.states == other.states
             and self.plans == other.plans
             and self.kept == other.kept
+            and self.wal == other.wal
         )
 
 

@@ -53,6 +53,13 @@ class TableStatus:
     last_partition_kept: str | None = None
     error: str | None = None
     solution: str | None = None
+    #: Of a table that stopped while it was streamed: when (ISO 8601), and the LSN before which
+    #: everything is at the destination.
+    stopped_since: str | None = None
+    stopped_lsn: str | None = None
+    #: WAL that the source keeps so that the table can be resumed without a copy, bytes; None where
+    #: none is kept, or it is not measured yet.
+    wal_kept_bytes: int | None = None
 
     @property
     def rows_changed(self) -> int:

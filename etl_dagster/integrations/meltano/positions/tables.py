@@ -25,6 +25,7 @@ from etl_dagster.model.states import (
 from etl_dagster.model.stores import PipelineStore
 from etl_dagster.runtime.copying.pausing import ask_for_copies
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
+from etl_dagster.runtime.showing.stopped import what_to_do
 
 
 class Positions:
@@ -94,8 +95,8 @@ class Positions:
                     chunks_done=status.copy_chunks_done,
                     chunks_total=status.copy_chunks_total,
                 )
-            case Errored(reason, solution):
-                return replace(position, error=reason, solution=solution)
+            case Errored(reason):
+                return replace(position, error=reason, solution=what_to_do(state, name))
         return position
 
     def with_commit_of(
