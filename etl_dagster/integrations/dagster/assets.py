@@ -272,10 +272,21 @@ class _Copy:
             except LeaseLost:
                 self._log.info(f"another worker copies {self._name}; waiting for it")
                 self._wait_for_other(table_id)
+                self._require_wanted(table_id)
                 continue
             if result is None:
                 raise LeaseLost(f"the copy of {self._name} was told to stop")
             return result
+
+    def _require_wanted(self, table_id: TableId) -> None:
+        """See that the table has not stopped meanwhile, as by `etl-dagster resync --cancel`.
+
+        Raises:
+            InvalidState: a person decides.
+        """
+        state = self._store.get_table_replication_state(table_id)
+        if isinstance(state, Errored) and not isinstance(state.retry, TimedRetry):
+            raise InvalidState(f"{self._name} stopped: {state.reason}", solution=state.solution)
 
     def _run_worker(self, table_id: TableId) -> "TableSyncResult | None":
         from etl_dagster.runtime.copying.table_sync import TableSync
