@@ -22,6 +22,7 @@ from etl_dagster.errors import (
     HandoverTimeout,
     InvalidState,
     LeaseLost,
+    SlotInvalidated,
     SourceError,
     SourceUnreachable,
     TableRewritten,
@@ -543,3 +544,28 @@ def test_a_copy_waits_as_long_as_a_process_runs_the_pipeline(fixture: Fixture) -
 
 def the_line_breaks() -> None:
     raise SourceUnreachable("the line is cut")
+
+
+def test_a_copy_ends_as_soon_as_its_slot_is_lost(fixture: Fixture) -> None:
+    """The rest of a copy of many hours would be in vain."""
+    cancelled = threading.Event()
+
+    class Cancelled(Chunks):
+        def cancel(self) -> None:
+            cancelled.set()
+
+    def lose() -> None:
+        fixture.source.slot = replace(slot_at(SLOT_LSN), wal_status="lost")
+        fixture.clock.pass_by(60.0)
+        assert cancelled.wait(60)
+
+    fixture.source.while_reading = [lose]
+    fixture.source.open_reader = (  # type: ignore[method-assign]
+        lambda *_, **__: Cancelled(fixture.source)
+    )
+    with pytest.raises(SlotInvalidated, match=r"is lost while .* is copied"):
+        fixture.run()
+
+    assert fixture.source.chunks_read == [0]
+    assert isinstance(fixture.state, Errored)
+    assert "etl-dagster retry public.table_1" in fixture.state.solution

@@ -68,8 +68,12 @@ class TableCopy:
         *,
         snapshot_name: str | None,
         on_chunk: Callable[[FinishedChunk], None],
+        watch: Callable[[], None] = lambda: None,
         meter: CopyMeter | None = None,
     ) -> None:
+        """Args:
+        watch: called all the time while rows are copied; raises where that is in vain.
+        """
         self._config = parts.config
         self._destination = parts.destination
         self._stop = parts.stop
@@ -79,6 +83,7 @@ class TableCopy:
         self._plan = plan
         self._snapshot_name = snapshot_name
         self._on_chunk = on_chunk
+        self._watch = watch
         self._meter = meter or CopyMeter()
         self._shape = OddPolicies(parts.config).copied
         self._memory = parts.memory
@@ -103,9 +108,18 @@ class TableCopy:
         if workers:
             with ThreadPoolExecutor(workers, f"copy {self._table.schema.name}") as pool:
                 jobs = [pool.submit(self._work, todo, finished) for _ in range(workers)]
+                in_vain: EtlError | None = None
                 while wait(jobs, timeout=_STOP_POLL_S).not_done:
-                    if self._stop.is_set():
+                    if self._stop.is_set() or in_vain is not None:
                         self._cancel_reading()
+                        continue
+                    try:
+                        self._watch()
+                    except EtlError as found:
+                        in_vain = found
+                        self._failed.set()
+            if in_vain is not None and not self._stop.is_set():
+                raise in_vain
             failures = [error for job in jobs if (error := job.exception()) is not None]
             if failures:
                 # What a worker failed with says more than that the others then stopped.
@@ -148,7 +162,7 @@ class TableCopy:
                 except Stopped:
                     raise
                 except Exception as raised:
-                    if self._stop.is_set():
+                    if self._stop.is_set() or self._failed.is_set():
                         raise Stopped from None
                     error = self._known(raised, pauses)
                     # A snapshot ends with the connection that exported it; only a new copy helps.

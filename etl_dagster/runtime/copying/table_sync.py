@@ -51,9 +51,11 @@ from etl_dagster.runtime.tables.shaped import shaping
 from etl_dagster.runtime.timing import TIMING, Timing
 from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.slots import drop_slot
+from etl_dagster.source.slots import drop_slot, fetch_slot
 
 _log = logging.getLogger(__name__)
+
+_SLOT_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class TableSync:
         self._attempt = 1
         #: Whether a slot of the table's own kept its changes since it was set aside.
         self._is_resumed = False
+        self._look_at_slot_at = 0.0
 
     def run(self) -> TableSyncResult | None:
         """Work until the hand-over; None when it was told to stop before.
@@ -271,12 +274,41 @@ class TableSync:
             plan,
             snapshot_name=prepared.snapshot_name,
             on_chunk=chunk_done,
+            watch=lambda: self._require_slot(table.schema.name),
             meter=self._meter,
         ).run()
         self._store.store_destination_table_metadata(
             self._table_id, destination_metadata(table.schema, "applied")
         )
         return summary
+
+    def _require_slot(self, name: str) -> None:
+        """See that the slot still keeps all changes since the copy began: else it is in vain.
+
+        Raises:
+            SlotInvalidated, SlotMissing: it doesn't.
+        """
+        now = self._clock.now_s()
+        if now < self._look_at_slot_at:
+            return
+        self._look_at_slot_at = now + _SLOT_EVERY_S
+        slot_name = self._source.slot_name
+        try:
+            slot = self._control.ask("looking at the slot", fetch_slot, slot_name)
+        except EtlError:
+            return  # the copy itself meets what is worth ending it for
+        if slot is None:
+            raise SlotMissing(
+                f"slot {slot_name!r} is gone from the source while {name} is copied",
+                solution=f"Find out who dropped it, then: `etl-dagster retry {name}`.",
+            )
+        if slot.is_lost:
+            raise SlotInvalidated(
+                f"slot {slot_name!r} is lost while {name} is copied: "
+                f"{slot.invalidation_reason or 'the server removed WAL that it still needed'}",
+                solution="Raise max_slot_wal_keep_size on the source, to more than the WAL that is "
+                f"written while the table is copied, then: `etl-dagster retry {name}`.",
+            )
 
     def _hand_over(self, prepared: Prepared, copied: CopySummary, claim: Claim) -> Lsn:
         """Stream until the apply worker can go on; returns `SyncDone.lsn`."""
