@@ -48,14 +48,14 @@ class ShapeRefused(EtlError):
 
     solution = (
         "Correct the settings of the table under `tables`; `etl-dagster doctor` checks them. Then "
-        "restart the pipeline, and reset the table if it has stopped."
+        "restart the pipeline, and retry the table if it has stopped."
     )
 
 
 class HookFailed(EtlError):
     """A hook of the settings could not be called, or returned what can't be written."""
 
-    solution = "Correct the function, restart the pipeline, then reset the table if it has stopped."
+    solution = "Correct the function, restart the pipeline, then retry the table if it has stopped."
 
 
 class DecodeError(EtlError):
@@ -87,7 +87,7 @@ class ValueNotHeld(SourceError):
 
     solution = (
         "Correct the value in the source, or choose another `odd_values` for the column; then "
-        "reset the table."
+        "retry the table."
     )
 
 
@@ -95,7 +95,7 @@ class QuarantineNeedsKey(SourceError):
     """Rows of a table are to be kept apart by their values, and the table has no key."""
 
     solution = (
-        "Add a primary key, or choose another `odd_values` for the table; then reset the table if "
+        "Add a primary key, or choose another `odd_values` for the table; then retry the table if "
         "it has stopped."
     )
 
@@ -104,7 +104,7 @@ class ModeNeedsKey(SourceError):
     """A table is to be kept in a mode that finds its rows by a key, and it has none."""
 
     solution = (
-        "Add a primary key, or choose mode append or mirror for the table; then reset the table if "
+        "Add a primary key, or choose mode append or mirror for the table; then retry the table if "
         "it has stopped."
     )
 
@@ -114,7 +114,7 @@ class ColumnReserved(SourceError):
 
     solution = (
         "Rename the column in the source, leave it out of the publication with a column list, or "
-        "choose mode mirror for the table; then reset the table if it has stopped."
+        "choose mode mirror for the table; then retry the table if it has stopped."
     )
 
 
@@ -212,7 +212,7 @@ class PartitionIdentity(SourceError):
             f"its partition {partition} Postgres sends ({', '.join(identity)}) alone",
             solution=f"On the source: ALTER TABLE {partition} REPLICA IDENTITY FULL, for every "
             f"such partition; or give {table} a primary key, which its partitions then have, too. "
-            "Then reset the table.",
+            "Then retry the table.",
         )
 
 
@@ -225,7 +225,7 @@ class KeyChangesText(SourceError):
             "Postgres publishes nothing then, and the row would not be found by its key again",
             solution=f"On the source: give {table} a key without {column}, such as by ALTER TABLE "
             "... REPLICA IDENTITY USING INDEX, or give the column another type, such as oid or "
-            "numeric. Then reset the table.",
+            "numeric. Then retry the table.",
         )
 
 
@@ -238,7 +238,7 @@ class RowChangesText(SourceError):
             f"type {type_name}, whose text tells {tells}; Postgres publishes nothing then, and the "
             "row would not be found again",
             solution=f"On the source: give {table} a key without {column}, or leave {column} out "
-            "of the publication. Then reset the table.",
+            "of the publication. Then retry the table.",
         )
 
 

@@ -203,7 +203,7 @@ def solution_for_refusal(message: str) -> str:
         return (
             "A policy hides rows from the user of source.user, and a copy without them would be "
             "wrong. As a superuser: ALTER ROLE ... BYPASSRLS; or make it the table's owner, "
-            "without FORCE ROW LEVEL SECURITY. Then reset the table."
+            "without FORCE ROW LEVEL SECURITY. Then retry the table."
         )
     found = re.search(r"permission denied for (\w+) (\S+)", message)
     kind, name = (found[1], found[2]) if found else ("", "")

@@ -44,7 +44,7 @@ class Names:
                 schema.id,
                 f"the name of {schema.name} is taken at the destination",
                 solution="Rename the table in the source, or leave it out of the publication. "
-                "Then reset it.",
+                "Then retry it.",
             )
         with self._lock:
             other = self._taken.setdefault((self.dataset(schema), shape.name), schema.name)
@@ -53,7 +53,7 @@ class Names:
                 schema.id,
                 f"{schema.name} would be the same table at the destination as {other}",
                 solution="Have {schema} in destination.dataset, choose another destination.naming, "
-                "or leave one of them out of the publication. Then reset the table.",
+                "or leave one of them out of the publication. Then retry the table.",
             )
         return shape
 

@@ -63,7 +63,7 @@ class TableShape:
                 f"columns of {source.name} would have the same name at the destination: "
                 f"{', '.join(map(repr, clashing))}",
                 solution="Choose another destination.naming, such as direct or sql_cs_v1, or leave "
-                "one of them out of the publication. Then reset the table.",
+                "one of them out of the publication. Then retry the table.",
             )
         taken = [name for name in names if name in _RESERVED or name.startswith("_dlt_")]
         if taken:
@@ -72,7 +72,7 @@ class TableShape:
                 f"{source.name} has columns whose names are taken at the destination: "
                 f"{', '.join(map(repr, taken))}",
                 solution="Rename them in the source, or leave them out of the publication. Then "
-                "reset the table.",
+                "retry the table.",
             )
         return cls(source, normalize(source.table_name), tuple(names))
 

@@ -43,7 +43,7 @@ class BodyTooLarge(TableWriteFailed):
 
     solution = (
         "A single row is larger than the server accepts: raise its limit (nginx: "
-        "client_max_body_size), then reset the table. Set destination.max_body_bytes to that "
+        "client_max_body_size), then retry the table. Set destination.max_body_bytes to that "
         "limit, so that larger bodies needn't be refused first."
     )
 
@@ -90,5 +90,5 @@ def refusal(status: int, what: str, key: str, schema: TableSchema) -> EtlError:
         schema.id,
         f"{reason} for {schema.name}",
         solution=f"Find Idempotency-Key {key} in the server's log, mend the cause, "
-        "then reset the table.",
+        "then retry the table.",
     )

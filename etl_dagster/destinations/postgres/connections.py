@@ -265,13 +265,13 @@ def _table_solution(error: psycopg.Error, failure: Failure) -> str | None:
     if isinstance(error, psycopg.errors.DuplicateTable):
         return (
             "Something of that name is there that the pipeline has not made: rename or drop it, "
-            "or write to another database; then reset the table."
+            "or write to another database; then retry the table."
         )
     if failure is Failure.FORBIDDEN:
-        return f"{GRANTS} Then reset the table."
+        return f"{GRANTS} Then retry the table."
     if failure in (Failure.VALUE, Failure.ENCODING):
         return (
-            "Compare the column's type at the destination with the source's, then reset the "
+            "Compare the column's type at the destination with the source's, then retry the "
             "table: the copy creates it again."
         )
     return None

@@ -121,7 +121,7 @@ class OwnTypes:
                     table_id,
                     f"type {name} is there, and no pipeline has made it",
                     solution="Rename or drop it, or set destination.user_types to text; then "
-                    "reset the table.",
+                    "retry the table.",
                 )
             self._put_aside(name, type_name, oid)
             self._make(name, type_)

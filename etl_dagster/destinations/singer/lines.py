@@ -207,7 +207,7 @@ def _odd_key(schema: TableSchema, name: str) -> TableWriteFailed:
     return TableWriteFailed(
         schema.id,
         f"a row of {schema.name} has a value in {name}, part of its key, that a record can't hold",
-        solution="Take the value out of the source, or the column out of the key; then reset the "
+        solution="Take the value out of the source, or the column out of the key; then retry the "
         "table.",
     )
 

@@ -85,7 +85,7 @@ def schema_message(stream: str, schema: TableSchema, spelling: Spelling) -> byte
             raise TableWriteFailed(
                 schema.id,
                 f"{schema.name} has a column {name}, which every record has besides its columns",
-                solution="Leave the column out of the publication, or rename it; then reset the "
+                solution="Leave the column out of the publication, or rename it; then retry the "
                 "table.",
             )
     is_log = schema.mode == "append"

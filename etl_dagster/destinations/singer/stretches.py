@@ -242,7 +242,7 @@ class Stretcher:
                     f"rows of {schema.name} were updated or deleted, and it has no key by which "
                     f"{self._target} could find them",
                     solution="Give the table a primary key, or publish its inserts alone; then "
-                    "reset the table.",
+                    "retry the table.",
                 )
             every = np.arange(len(changes))
             return [Part(changes.rows, stamped.at(every), changes.odd)]
@@ -266,7 +266,7 @@ class Stretcher:
                 schema.id,
                 f"{schema.name} is kept in mode soft_delete, and {self._target} is told to remove "
                 "deleted rows (hard_delete)",
-                solution="Set hard_delete: false in destination.config, then reset the table.",
+                solution="Set hard_delete: false in destination.config, then retry the table.",
             )
         if schema.replica_identity != "f" and self._unchanged != "omit":
             raise TableWriteFailed(

@@ -54,7 +54,7 @@ def require_possible(dialect: Dialect, schema: TableSchema) -> None:
         raise TableWriteFailed(
             schema.id,
             _reserved(schema),
-            solution="Leave it out of the publication, or move it to another schema; then reset "
+            solution="Leave it out of the publication, or move it to another schema; then retry "
             "the table.",
         )
     for clash in _column_clashes(dialect, schema):
@@ -62,7 +62,7 @@ def require_possible(dialect: Dialect, schema: TableSchema) -> None:
             schema.id,
             clash,
             solution="Rename one of them in the source, or leave it out of the publication with "
-            "a column list; then reset the table.",
+            "a column list; then retry the table.",
         )
 
 
@@ -72,5 +72,5 @@ def same_name(dialect: Dialect, schema: TableSchema, other: TableSchema) -> Tabl
         schema.id,
         f"{other.name} and {schema.name} {dialect.are_one}",
         solution="Rename one of them in the source, or leave it out of the publication; then "
-        "reset the table.",
+        "retry the table.",
     )

@@ -165,7 +165,7 @@ def _keys(step: TableChanges, indices: np.ndarray) -> list[Key]:
             raise SourceError(
                 f"{step.schema.name} has a key whose {name} lies outside of what the destination's "
                 "type can hold, so the rest of its row can't be fetched",
-                solution="Stop changes of that row, or take the value out of the key; then reset "
+                solution="Stop changes of that row, or take the value out of the key; then retry "
                 "the table.",
             )
         columns.append(texts)

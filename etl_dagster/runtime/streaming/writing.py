@@ -206,5 +206,5 @@ def _as_table_failure(table_id: TableId, error: BatchTooLarge | MemoryError) -> 
     return TableWriteFailed(
         table_id,
         "one change alone needs more memory than the process can have",
-        solution="Give the process more memory, then reset the table.",
+        solution="Give the process more memory, then retry the table.",
     )

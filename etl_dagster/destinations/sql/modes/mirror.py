@@ -79,7 +79,7 @@ class Mirror(Mode["Collapsed | None"]):
                 target.schema.id,
                 f"a column of {target.schema.name} is called {dialect.row_id}, which hides the "
                 f"number by which {dialect.name} tells equal rows apart",
-                solution="Give the table a primary key, or the column another name; then reset the "
+                solution="Give the table a primary key, or the column another name; then retry the "
                 "table.",
             )
         return session.run(statements.delete_one_each(target, removed))
