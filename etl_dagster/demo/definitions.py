@@ -7,6 +7,8 @@ itself here (the sensor and the schedules are on, the first runs need no click) 
 # Dagster reads the annotations of an asset's function, so they must not be strings.
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,17 @@ from dagster import (
     DefaultSensorStatus,
     Definitions,
     EnvVar,
+    Failure,
     MaterializeResult,
     MetadataValue,
+    OpExecutionContext,
     ScheduleDefinition,
     asset,
     asset_check,
     define_asset_job,
     in_process_executor,
+    job,
+    op,
 )
 
 from etl_dagster.demo.flights import TABLES
@@ -193,6 +199,23 @@ def _as_markdown(rows: list[dict[str, Any]]) -> str:
 
 # -- what runs by the clock ------------------------------------------------------------------------
 
+
+@op(description="Fails where a table differs; without --dry-run such a table is copied again.")
+def compare_all_tables(context: OpExecutionContext) -> None:
+    command = ["repair", "--all", "--dry-run", "-c", str(_CONFIG)]
+    done = subprocess.run(
+        [sys.executable, "-m", "etl_dagster.cli", *command], capture_output=True, text=True
+    )
+    context.log.info(done.stdout)
+    if done.returncode != 0:
+        raise Failure(done.stderr or done.stdout)
+
+
+@job(description="Compares each table with the source, row by row, while it is streamed.")
+def compare_with_source() -> None:
+    compare_all_tables()
+
+
 defs = Definitions.merge(
     build_etl_definitions(EtlConfigFile(path=str(_CONFIG)), translator=_WithOrigin()),
     Definitions(
@@ -209,6 +232,12 @@ defs = Definitions.merge(
                     "there, which readers see until the copy takes their place.",
                 ),
                 cron_schedule="0 3 * * *",
+                default_status=DefaultScheduleStatus.RUNNING,
+            ),
+            ScheduleDefinition(
+                name="compare_with_source_every_hour",
+                job=compare_with_source,
+                cron_schedule="15 * * * *",
                 default_status=DefaultScheduleStatus.RUNNING,
             ),
             ScheduleDefinition(

@@ -125,7 +125,11 @@ def test_the_demo_shows_all_without_a_click_stops_without_a_trace_and_continues(
 
     demo.wait_until(lambda: materialized_by_runs(demo) >= ALL_BY_RUNS)
     demo.wait_until(lambda: reports_by_sensor(demo, "flights") > 0)
-    assert schedules_that_run(demo) == {"copy_airports_every_night", "check_tables_every_hour"}
+    assert schedules_that_run(demo) == {
+        "copy_airports_every_night",
+        "compare_with_source_every_hour",
+        "check_tables_every_hour",
+    }
     assert_nothing_left(demo, demo.stop(signal.SIGINT))
 
     quiet = start(rate=0)
