@@ -57,17 +57,22 @@ def test_the_site_is_built_without_a_warning(site: Path) -> None:
     assert (site / "index.html").exists()
 
 
-def test_a_link_that_leads_nowhere_ends_the_build(project: Path, tmp_path: Path) -> None:
-    shutil.copytree(project, tmp_path / "broken", symlinks=True)
-    page = tmp_path / "broken" / "docs" / "explanation" / "events.md"
-    with page.open("a", encoding="utf-8") as text:
-        text.write("\n[gone](../reference/nothing.md) and [nowhere](events.md#nowhere)\n")
+def test_a_link_that_leads_nowhere_ends_the_build(tmp_path: Path) -> None:
+    """By the site's settings, with a page in place of its pages."""
+    page = tmp_path / "docs" / "index.md"
+    page.parent.mkdir()
+    page.write_text("[gone](reference/nothing.md) and [nowhere](index.md#nowhere)\n", "utf-8")
+    settings = (_REPOSITORY / "mkdocs.yml").read_text("utf-8")
+    settings, count = re.subn(r"(?ms)^nav:$.*?^(?=\S)", "nav: [index.md]\n", settings)
+    assert count == 1
+    (tmp_path / "mkdocs.yml").write_text(settings, "utf-8")
 
-    built = build(tmp_path / "broken", tmp_path / "site")
+    built = build(tmp_path, tmp_path / "site")
 
     assert built.returncode != 0
     assert "reference/nothing.md" in built.stderr
     assert "#nowhere" in built.stderr
+    assert built.stderr.count("WARNING") == 2
 
 
 class _Requests(HTMLParser):

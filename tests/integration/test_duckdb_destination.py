@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -50,6 +51,7 @@ from etl_dagster.testing.changes import (
     UUID,
     VISITS,
     Row,
+    SourceTable,
     Transactions,
     batch,
     chunk,
@@ -63,6 +65,7 @@ from etl_dagster.testing.changes import (
     truncate,
     update,
 )
+from tests.support.forked import ENGINE, PIPE, Forked
 
 #: Opens the file as the duckdb shell does, and keeps it until stdin ends.
 HOLD_THE_FILE = """
@@ -465,34 +468,15 @@ def test_shutdown_lets_go_of_the_file(destination: DuckDBDestination, path: Path
 
 # -- killed processes --------------------------------------------------------------------------
 
-#: Writes the batches of a file of pickles, again from the beginning after each start.
-WRITER = """
-import pickle, sys
-from etl_dagster.destinations.duckdb import DuckDBDestination
-from etl_dagster.stores.memory import MemoryStore
-destination = DuckDBDestination(sys.argv[1], changelog=True)
-destination.startup(MemoryStore())
-with open(sys.argv[2], "rb") as file:
-    batches = pickle.load(file)
-for number, events in enumerate(batches):
-    destination.write_events(events)
-    print(number, flush=True)
-destination.shutdown()
-"""
-
 
 @pytest.mark.slow
 def test_a_writer_killed_again_and_again_loses_and_doubles_nothing(
     path: Path, tmp_path: Path
 ) -> None:
-    import pickle
-
-    from etl_dagster.testing.changes import SourceTable
-
     chance = random.Random(20261121)
     orders, stream = SourceTable(ORDERS, toasted={"document"}), Transactions()
     batches = []
-    for _ in range(150):
+    for _ in range(60):
         changes = []
         for _ in range(chance.randrange(1, 40)):
             row = {
@@ -520,16 +504,18 @@ def test_a_writer_killed_again_and_again_loses_and_doubles_nothing(
 
     kills = 0
     while True:
-        with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path), str(pickled)],
-            stdout=subprocess.PIPE,
-            text=True,
+        with Forked(
+            "tests.support.duckdb_writer:main",
+            (*ENGINE, "tests.support.duckdb_writer"),
+            ["writer", str(path), str(pickled)],
+            cwd=tmp_path,
+            stdout=PIPE,
         ) as writer:
             assert writer.stdout is not None
             if kills == 8:
                 assert writer.wait() == 0
                 break
-            goal = chance.randrange(kills * 15, kills * 15 + 20)
+            goal = chance.randrange(kills * 6, kills * 6 + 8)
             for line in writer.stdout:
                 if int(line) >= goal:
                     break

@@ -333,9 +333,10 @@ def test_the_state_store_is_not_replicated_though_all_tables_are_published(
 
 
 def test_a_slot_that_another_connection_still_reads_is_waited_for(
-    newest_database: Database, make_config: MakeConfig
+    newest_database: Database, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a broken connection the server may take a while to notice that its reader is gone."""
+    monkeypatch.setattr("etl_dagster.runtime.slot._IDLE_WITHIN_S", 0.3)
     newest_database.execute(SHOP)
     config = make_config(newest_database, retry={"max_attempts": 100})
     with running(config) as pipeline:
