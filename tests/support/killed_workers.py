@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 
@@ -13,7 +14,7 @@ from etl_dagster.destinations.duckdb import query
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
-from etl_dagster.model.states import Ready
+from etl_dagster.model.states import Ready, TableState
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.source.catalog import emit_marker
@@ -25,10 +26,24 @@ class Workers:
     """The pipeline and a process for each table that needs one, started again when they end.
 
     A test that fails, or takes too long, prints what became of the tables and of each process.
+
+    Args:
+        stores: of each destination.
+        copies: where the copies are made; one with several destinations makes its own.
+        check: fails the test where a table's state is not to be.
     """
 
-    def __init__(self, task: dict[str, Any], store: CoordinatingStore, folder: Path) -> None:
-        self._task, self._store, self._folder = task, store, folder
+    def __init__(
+        self,
+        task: dict[str, Any],
+        stores: Sequence[CoordinatingStore],
+        folder: Path,
+        *,
+        copies: Literal["own", "elsewhere"] = "elsewhere",
+        check: Callable[[TableState], None] = check_state,
+    ) -> None:
+        self._task, self._stores, self._folder = {**task, "copies": copies}, stores, folder
+        self._check = check
         self._processes: dict[int | None, WorkerProcess] = {}
         self.kills = {"pipeline": 0, "copy": 0}
 
@@ -42,16 +57,18 @@ class Workers:
             for process in self._processes.values():
                 process.print_log_end()
             print(f"killed: {self.kills}")
-            print(f"streamed to: {self._store.get_replication_progress(ApplyWorker())}")
-            for table_id, state in self._store.get_table_replication_states().items():
-                print(f"table {table_id}: {state}")
+            for store in self._stores:
+                print(f"streamed to: {store.get_replication_progress(ApplyWorker())}")
+                for table_id, state in store.get_table_replication_states().items():
+                    print(f"table {table_id}: {state}")
 
     def keep_alive(self) -> None:
         self._start(None)
-        for table_id, state in self._store.get_table_replication_states().items():
-            check_state(state)
-            if is_sync_due(state):
-                self._start(table_id)
+        for store in self._stores:
+            for table_id, state in store.get_table_replication_states().items():
+                self._check(state)
+                if self._task["copies"] == "elsewhere" and is_sync_due(state):
+                    self._start(table_id)
 
     def _start(self, table_id: int | None) -> None:
         if table_id not in self._processes:
@@ -66,31 +83,36 @@ class Workers:
     def living(self) -> list[WorkerProcess]:
         return [process for process in self._processes.values() if process.is_alive]
 
-    def kill_one(self, rng: random.Random) -> None:
+    def kill_one(self, rng: random.Random) -> str | None:
+        """Its name; None where none was killed."""
         living = {table_id: it for table_id, it in self._processes.items() if it.is_alive}
         copying = [table_id for table_id in living if table_id is not None]
         # The copies end soon, so they come first.
         victim = rng.choice(copying if copying and rng.random() < 0.7 else [None])
-        is_early = victim is None and not self._store.get_table_replication_states()
+        is_early = victim is None and not self._stores[0].get_table_replication_states()
         if is_early and self.kills["pipeline"] >= 2:
             # On a busy machine a start takes longer than the pauses here. One that is killed each
             # time before it has found the tables would never get any further.
-            return
-        if victim in living and living[victim].kill():
-            self.kills["pipeline" if victim is None else "copy"] += 1
+            return None
+        if victim not in living or not living[victim].kill():
+            return None
+        kind = "pipeline" if victim is None else "copy"
+        self.kills[kind] += 1
+        return kind
 
     def have_something_copied(self, rng: random.Random) -> None:
         """Ask for another copy, where every table is streamed and no copy is left to be killed."""
-        states = self._store.get_table_replication_states()
+        store = rng.choice(self._stores)
+        states = store.get_table_replication_states()
         if states and all(isinstance(state, Ready) for state in states.values()):
-            self._store.request_copy(rng.choice([*states]))
+            store.request_copy(rng.choice([*states]))
 
     def run_until_caught_up(self, dsn: str) -> None:
         with psycopg.connect(dsn, autocommit=True) as connection:
             goal = emit_marker(connection)
-        while not is_caught_up(self._store, goal):
+        while not all(is_caught_up(store, goal) for store in self._stores):
             self.keep_alive()
-            self._store.wait_for_change(0.5)
+            self._stores[0].wait_for_change(0.5)
 
 
 # -- comparing -----------------------------------------------------------------------------------

@@ -94,6 +94,13 @@ class Proxy:
         """Let so much pass, of each connection and either way."""
         self._do(self._slow(bytes_per_s))
 
+    def half_open(self) -> None:
+        """End the server's side of all connections; their clients learn of it when it flows again.
+
+        New ones wait until then.
+        """
+        self._do(self._half_open())
+
     def refuse(self) -> None:
         """End all connections, and new ones at once, as a balancer without a server does."""
         self._do(self._refuse())
@@ -122,6 +129,11 @@ class Proxy:
 
     async def _stall(self) -> None:
         self._flows.clear()
+
+    async def _half_open(self) -> None:
+        self._flows.clear()
+        for link in self._links:
+            link.server.transport.abort()
 
     async def _slow(self, bytes_per_s: float) -> None:
         self._bytes_per_s = bytes_per_s
@@ -187,5 +199,7 @@ class Proxy:
                 if not link.is_forgotten:
                     writer.write(piece)
                     await writer.drain()
+        # The end of one side is something that passes, too.
+        await self._flows.wait()
         writer.close()
         self._links.discard(link)

@@ -43,6 +43,7 @@ class Owner:
     """
 
     def __init__(self, dsn: str, rng: random.Random, kind: str) -> None:
+        self._dsn = dsn
         self._connection = psycopg.connect(dsn, autocommit=True)
         self._rng = rng
         self._kind = kind
@@ -52,6 +53,11 @@ class Owner:
 
     def close(self) -> None:
         self._connection.close()
+
+    def connect_again(self) -> None:
+        """After the server was away."""
+        self._connection.close()
+        self._connection = psycopg.connect(self._dsn, autocommit=True)
 
     def create(self) -> None:
         """Three tables with a key, one without, a partitioned one, and the publication."""

@@ -63,10 +63,15 @@ def row(table: str, number: int, rng: random.Random) -> list[Any]:
 
 
 class Workload:
-    """Changes rows in a thread until it is stopped, with a pause after each transaction."""
+    """Changes rows in a thread until it is stopped, with a pause after each transaction.
 
-    def __init__(self, dsn: str, seed: int, rows: int, pause_s: float) -> None:
+    Args:
+        goes_on: whether it waits for a server that is away, and goes on then.
+    """
+
+    def __init__(self, dsn: str, seed: int, rows: int, pause_s: float, goes_on: bool) -> None:
         self._dsn = dsn
+        self._goes_on = goes_on
         self._pause_s = pause_s
         self._rng = random.Random(seed)
         self._next = rows
@@ -84,20 +89,30 @@ class Workload:
             raise self._failure
 
     def _run(self) -> None:
-        try:
-            with psycopg.connect(self._dsn) as connection:
-                while not self._stop.is_set():
-                    self._saved = 0
-                    for _ in range(self._rng.choice([1, 1, 2, 5, 20, 300])):
-                        self._change(connection)
-                        self._turn_savepoint(connection)
-                    if self._rng.random() < 0.1:
-                        connection.rollback()
-                    else:
-                        connection.commit()
-                    self._stop.wait(self._rng.uniform(0, self._pause_s))
-        except BaseException as failure:
-            self._failure = failure
+        while not self._stop.is_set():
+            try:
+                with psycopg.connect(self._dsn) as connection:
+                    while not self._stop.is_set():
+                        self._transact(connection)
+                        self._stop.wait(self._rng.uniform(0, self._pause_s))
+            except psycopg.OperationalError as failure:
+                if not self._goes_on:
+                    self._failure = failure
+                    return
+                self._stop.wait(0.2)
+            except BaseException as failure:
+                self._failure = failure
+                return
+
+    def _transact(self, connection: psycopg.Connection[Any]) -> None:
+        self._saved = 0
+        for _ in range(self._rng.choice([1, 1, 2, 5, 20, 300])):
+            self._change(connection)
+            self._turn_savepoint(connection)
+        if self._rng.random() < 0.1:
+            connection.rollback()
+        else:
+            connection.commit()
 
     def _turn_savepoint(self, connection: psycopg.Connection[Any]) -> None:
         """Now and then: begin one, and keep or undo what came since."""
@@ -158,9 +173,11 @@ _STATEMENTS: dict[tuple[str, str], Any] = {
 
 
 @contextmanager
-def workload(dsn: str, seed: int, rows: int, pause_s: float = 0.05) -> Iterator[Workload]:
+def workload(
+    dsn: str, seed: int, rows: int, *, pause_s: float = 0.05, goes_on: bool = False
+) -> Iterator[Workload]:
     """Changes while the block runs; `Workload.stop` ends them before."""
-    changes = Workload(dsn, seed, rows, pause_s)
+    changes = Workload(dsn, seed, rows, pause_s, goes_on)
     try:
         yield changes
     finally:

@@ -3,7 +3,8 @@
 The first line of stdin is a task: ``{"config": {...}}`` runs the pipeline with its copies
 elsewhere, ``{"config": {...}, "table_id": 16384}`` one table sync worker. One with several
 destinations runs with its copies, without long pauses; with ``"ends_at": "after shared:copy_slot"``
-until it comes to this step, where it kills itself. A pipeline with ``"copies": "own"`` copies, too.
+until it comes to this step, where it kills itself. A pipeline with ``"copies": "own"`` copies, too;
+one that ``"is_quick"`` looks often for tables.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from etl_dagster.errors import EtlError
 from etl_dagster.runtime.copying.table_sync import TableSync
 from etl_dagster.runtime.fan_out.fan_out import FanOut
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.timing import TIMING
 from tests.support.fan_outs import QUICK
 
 
@@ -47,7 +49,13 @@ def run(task: dict[str, Any]) -> None:
             destination.startup(store)
             TableSync(config, store, destination, task["table_id"]).run()
         else:
-            pipeline = Pipeline(config, store, destination, copies=task.get("copies", "elsewhere"))
+            pipeline = Pipeline(
+                config,
+                store,
+                destination,
+                copies=task.get("copies", "elsewhere"),
+                timing=replace(TIMING, membership_s=0.5) if task.get("is_quick") else TIMING,
+            )
             pipeline.start()
             pipeline.wait()  # shuts the destination down
     except EtlError as error:

@@ -60,6 +60,11 @@ class WorkerProcess:
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process of now, or of the last one."""
+        return None if self._process is None else self._process.pid
+
     def start(self) -> None:
         """Start it unless it lives; a failed test where it keeps failing in the same way."""
         if self.is_alive:
