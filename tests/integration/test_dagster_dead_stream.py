@@ -236,7 +236,7 @@ def test_each_tick_names_its_moment_and_logs_what_is_new(shop: Database, config_
 
 def test_assets_have_a_freshness_policy(config_file: Path) -> None:
     with dagster(config_file, stale_after_s=3600) as ui:
-        [asset] = ui.defs.assets or ()
+        [asset, _source] = ui.defs.assets or ()
         [spec] = asset.specs  # type: ignore[union-attr]
         policy = spec.freshness_policy
     assert isinstance(policy, FreshnessPolicy)

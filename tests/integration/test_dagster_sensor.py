@@ -1,22 +1,26 @@
 """The sensor and the copies it asks for, on a real source, with real child processes."""
 
-from __future__ import annotations
-
+# Dagster reads the annotations of an asset's function, so they must not be strings.
 import json
 import os
 import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from dagster import (
+    AssetExecutionContext,
     AssetSelection,
     DagsterExecutionInterruptedError,
+    Definitions,
     EnvVar,
+    MaterializeResult,
     RunsFilter,
     materialize,
 )
@@ -28,9 +32,12 @@ from etl_dagster.integrations.dagster import (
     DuckDBDestinationResource,
     EtlConfigFile,
     EtlPipeline,
+    EtlPipelineResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
+    build_etl_sensor,
     copies,
+    etl_assets,
 )
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.checks import check_lag
@@ -42,6 +49,7 @@ from etl_dagster.model.states import FinishedCopy, Ready, SyncWait
 from etl_dagster.runtime.showing.status import TableStatus
 from tests.support.dagster_in_process import (
     DEADLINE_S,
+    LEASE_S,
     Tick,
     dagster,
     key_of,
@@ -261,7 +269,7 @@ def test_a_terminated_copy_is_asked_for_again_and_goes_on_where_it_was(
         assert resumed["table_copy_resumed_chunks"].value == 1
 
 
-def test_a_pipeline_of_resources_streams_and_shows_its_states(
+def test_a_body_of_ones_own_copies_a_pipeline_of_resources(
     shop: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHOP_DSN", shop.dsn)
@@ -271,8 +279,23 @@ def test_a_pipeline_of_resources_streams_and_shows_its_states(
         state_store=PostgresStateStoreResource(),
         destination=DuckDBDestinationResource(path=str(tmp_path / "shop.duckdb")),
     )
-    with dagster(resource) as ui:
+
+    @etl_assets(pipeline=resource)
+    def shop_tables(
+        context: AssetExecutionContext, shop: EtlPipelineResource
+    ) -> Iterator[MaterializeResult[Any]]:
+        for result in shop.copy_selected(context):
+            yield result._replace(metadata={**(result.metadata or {}), "seen": True})
+
+    defs = Definitions(
+        assets=[shop_tables],
+        sensors=[build_etl_sensor(resource, [shop_tables], lease_s=LEASE_S)],
+        resources={"shop": resource},
+    )
+    with dagster(defs) as ui:
         ui.copy_all(2)
+        copied = ui.materialization_of("orders").metadata
+        assert (copied["seen"].value, copied["table_copy_rows"].value) == (True, 500)
         with resource.process_config_and_initialize_cm() as pipeline:
             states = pipeline.table_states()
             assert set(states) == {"public.orders", "public.customers"}

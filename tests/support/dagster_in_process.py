@@ -135,11 +135,15 @@ def searched_instance() -> Iterator[DagsterInstance]:
 
 
 @contextmanager
-def dagster(pipeline: Path | EtlPipelineResource, **options: Any) -> Iterator[Dagster]:
+def dagster(
+    pipeline: Path | EtlPipelineResource | Definitions, **options: Any
+) -> Iterator[Dagster]:
     with searched_instance() as instance:
         try:
             options = {"lease_s": LEASE_S} | options
-            yield Dagster(instance, build_etl_definitions(pipeline, **options))
+            is_built = isinstance(pipeline, Definitions)
+            defs = pipeline if is_built else build_etl_definitions(pipeline, **options)
+            yield Dagster(instance, defs)
         finally:
             stop_all()
 

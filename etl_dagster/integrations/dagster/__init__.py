@@ -8,7 +8,13 @@ The whole integration uses only what `dagster` itself exports.
 """
 
 from etl_dagster.integrations.dagster.build import build_etl_definitions
+from etl_dagster.integrations.dagster.decorator import etl_assets
 from etl_dagster.integrations.dagster.lake import ducklake_maintenance_job
+from etl_dagster.integrations.dagster.parts import (
+    build_etl_assets,
+    build_etl_checks,
+    build_etl_sensor,
+)
 from etl_dagster.integrations.dagster.resources import (
     DestinationResource,
     DltDestinationResource,
@@ -30,6 +36,7 @@ from etl_dagster.integrations.dagster.sections import (
     destination_resource,
     state_store_resource,
 )
+from etl_dagster.integrations.dagster.specs import build_etl_source_specs, load_etl_asset_specs
 from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator, PublishedTableProps
 
 __all__ = [
@@ -50,8 +57,14 @@ __all__ = [
     "PublishedTableProps",
     "SingerDestinationResource",
     "StateStoreResource",
+    "build_etl_assets",
+    "build_etl_checks",
     "build_etl_definitions",
+    "build_etl_sensor",
+    "build_etl_source_specs",
     "destination_resource",
     "ducklake_maintenance_job",
+    "etl_assets",
+    "load_etl_asset_specs",
     "state_store_resource",
 ]

@@ -4,8 +4,8 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetExecutionContext,
@@ -23,7 +23,6 @@ from dagster import (
 from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, InvalidState, LeaseLost
-from etl_dagster.integrations.dagster.lag import with_solution
 from etl_dagster.integrations.dagster.metadata import (
     copy_metadata,
     odd_metadata,
@@ -32,13 +31,16 @@ from etl_dagster.integrations.dagster.metadata import (
     table_metadata,
 )
 from etl_dagster.integrations.dagster.names import step_name
+from etl_dagster.integrations.dagster.outcome import Outcome
+from etl_dagster.integrations.dagster.phrases import with_solution
+from etl_dagster.integrations.dagster.pipeline_parts import PipelineParts
 from etl_dagster.integrations.dagster.presence import (
     ReplicatorAbsent,
     ReplicatorWatch,
     is_sensor_on,
 )
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
-from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID
+from etl_dagster.integrations.dagster.storage import storage_of
+from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID, TABLE_TAG
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
 from etl_dagster.lsn import LSN_MAX
@@ -90,9 +92,48 @@ def build_table_asset(spec: AssetSpec, table_name: str, pipeline: str) -> Assets
     return copy_table
 
 
+def key_of_table(context: AssetExecutionContext, table_name: str) -> AssetKey:
+    """The asset of the table among those of the step.
+
+    Raises:
+        InvalidState: the step has no asset for it.
+    """
+    specs: Iterable[AssetSpec] = context.assets_def.specs
+    for spec in specs:
+        if spec.metadata.get(TABLE_TAG) == table_name:
+            return spec.key
+    raise InvalidState(
+        f"this step has no asset of the table {table_name!r}",
+        solution="Write it as schema.table, and make the assets with etl_assets, or of "
+        "load_etl_asset_specs.",
+    )
+
+
+def copy_selected_tables(
+    context: AssetExecutionContext, resource: PipelineParts
+) -> Iterator[MaterializeResult[Any]]:
+    """Copy each selected table of the step; one that fails doesn't keep the others.
+
+    Raises:
+        RetryRequested, Failure: as `copy_one_table`, of the first that failed, at the end.
+    """
+    failures: list[RetryRequested | Failure] = []
+    for spec in context.assets_def.specs:
+        table_name = spec.metadata.get(TABLE_TAG)
+        if table_name is None or spec.key not in context.selected_asset_keys:
+            continue
+        try:
+            yield copy_one_table(context, resource, str(table_name), spec.key)
+        except (RetryRequested, Failure) as failure:
+            context.log.error(f"{table_name}: {failure.__cause__ or failure}")
+            failures.append(failure)
+    if failures:
+        raise next((each for each in failures if isinstance(each, RetryRequested)), failures[0])
+
+
 def copy_one_table(
     context: AssetExecutionContext,
-    resource: EtlPipelineResource,
+    resource: PipelineParts,
     table_name: str,
     key: AssetKey,
 ) -> MaterializeResult[Any]:
@@ -189,13 +230,15 @@ class _Copy:
         self._prepare(schema.id)
         result = self._run(schema.id)
         name = self._name_there(schema)
+        full_name = storage_of(self._config.destination).table_name(name)
         row_count, quarantined = self._count(name)
         if result is None:
-            metadata = table_metadata(name, state_id, row_count) | {"copied_by": "another worker"}
+            metadata = table_metadata(full_name, state_id, row_count)
+            metadata |= {"copied_by": "another worker"}
         else:
             if row_count is None or isinstance(row_count, EstimatedCount):
                 row_count = result.row_count
-            metadata = table_metadata(name, state_id, row_count) | copy_metadata(result)
+            metadata = table_metadata(full_name, state_id, row_count) | copy_metadata(result)
         metadata |= odd_metadata(self._count_odd(schema.id, name), quarantined)
         position = self._position(schema.id)
         metadata |= state_metadata(position)
@@ -219,7 +262,7 @@ class _Copy:
 
         On a thread: a lock on any published table makes the catalog wait, for up to a minute.
         """
-        outcome = _Outcome(self._ask_source)
+        outcome = Outcome(self._ask_source)
         while not outcome.wait(_POLL_S):
             self._watch.check()
         return outcome.result()
@@ -301,7 +344,7 @@ class _Copy:
             stop=stop,
             on_progress=progress.append,
         )
-        outcome = _Outcome(worker.run)
+        outcome = Outcome(worker.run)
         try:
             while not outcome.wait(_POLL_S):
                 self._watch.check()
@@ -381,32 +424,3 @@ _MEANINGS: Mapping[str, str] = {
     "catchup": "applying the last changes before the hand-over",
     "sync_done": "handed over to the stream",
 }
-
-
-_Result = TypeVar("_Result")
-
-
-class _Outcome(Generic[_Result]):
-    """A function's, on a thread of its own."""
-
-    def __init__(self, function: Callable[[], _Result]) -> None:
-        self._function = function
-        self._results: list[_Result] = []
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="copy", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._results.append(self._function())
-        except BaseException as failure:
-            self._failure = failure
-
-    def wait(self, timeout_s: float) -> bool:
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def result(self) -> _Result:
-        if self._failure is not None:
-            raise self._failure
-        return self._results[0]

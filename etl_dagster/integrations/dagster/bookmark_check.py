@@ -15,7 +15,7 @@ from dagster import (
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.lag import with_solution
+from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
 from etl_dagster.integrations.dagster.translator import STATE_ID
 from etl_dagster.integrations.meltano.positions.comparison import Comparison, compare_bookmarks

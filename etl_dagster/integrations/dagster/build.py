@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from dagster import (
-    AssetCheckKey,
     AssetChecksDefinition,
-    AssetKey,
     AssetsDefinition,
-    AssetSelection,
     DefaultSensorStatus,
     Definitions,
     ExecutorDefinition,
-    FreshnessPolicy,
-    define_asset_job,
     in_process_executor,
 )
 
-from etl_dagster.assembly import require_processes
-from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.dagster.anyway import load_anyway
-from etl_dagster.integrations.dagster.assets import build_table_asset
-from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
-from etl_dagster.integrations.dagster.checks import build_checks
-from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.executors import single_copy_in_process
-from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
+from etl_dagster.integrations.dagster.located import locate, resource_of
+from etl_dagster.integrations.dagster.parts import (
+    build_etl_checks,
+    build_etl_sensor,
+)
+from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.sensor import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
@@ -38,19 +30,9 @@ from etl_dagster.integrations.dagster.sensor import (
     STALE_AFTER_S,
     TICK_S,
     SensorMode,
-    build_etl_sensor,
 )
-from etl_dagster.integrations.dagster.translator import (
-    PIPELINE_TAG,
-    EtlDagsterTranslator,
-    PublishedTableProps,
-)
-from etl_dagster.model.schema import TableSchema
-from etl_dagster.shaping.rules import shaped
-from etl_dagster.source.comments import TableComments
-from etl_dagster.source.connection import source_uri
-
-_log = logging.getLogger(__name__)
+from etl_dagster.integrations.dagster.specs import Looks, build_specs
+from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator
 
 
 def build_etl_definitions(
@@ -66,6 +48,9 @@ def build_etl_definitions(
     busy_report_every_s: float = BUSY_REPORT_EVERY_S,
     stale_after_s: float | None = STALE_AFTER_S,
     clicks_in_process: bool = False,
+    group_per_schema: bool = False,
+    source_assets: bool = True,
+    reports: Literal["materialization", "observation"] = "materialization",
 ) -> Definitions:
     """A pipeline as Dagster definitions: an asset for each table, a sensor, a job, a resource.
 
@@ -100,72 +85,90 @@ def build_etl_definitions(
             Materialize, stays in one process, which takes half of the time. It makes
             `single_copy_in_process` the default executor of the code location, so leave it off
             where definitions that are merged with these have an executor of their own.
+        group_per_schema: whether each schema of the source has a group of assets of its own,
+            ``PIPELINE_SCHEMA``.
+        source_assets: whether the tables of the source are external assets, which those of the
+            destination depend on.
+        reports: as what the sensor reports changes. An observation doesn't make an asset fresh, so
+            there is no freshness policy then, and `eager()` doesn't follow it.
 
     Raises:
         ConfigError: the configuration holds mistakes. A source that can't be reached is none, nor
             is an environment variable that is not set: then the tables last seen are the assets,
             and the sensor says what is wrong.
     """
-    resource = (
-        pipeline
-        if isinstance(pipeline, EtlPipelineResource)
-        else EtlConfigFile(path=str(Path(pipeline).absolute()))
+    resource = resource_of(pipeline)
+    whole = load_anyway(resource)
+    if reports == "observation":
+        stale_after_s = None
+    looks = Looks(
+        translator or EtlDagsterTranslator(), stale_after_s, group_per_schema, source_assets
     )
-    config = load_anyway(resource)
-    if config.destinations:
-        several = Definitions.merge(
-            *(
-                build_etl_definitions(
-                    resource.of_destination(name),
-                    translator=translator,
-                    sensor_status=sensor_status,
-                    sensor_mode=sensor_mode,
-                    tick_s=tick_s,
-                    executor=executor,
-                    lease_s=lease_s,
-                    report_every_s=report_every_s,
-                    busy_report_every_s=busy_report_every_s,
-                    stale_after_s=stale_after_s,
-                )
-                for name in config.destinations
+    defs = Definitions.merge(
+        *(
+            _build_one(
+                each,
+                looks,
+                sensor_status=sensor_status,
+                sensor_mode=sensor_mode,
+                tick_s=tick_s,
+                executor=executor,
+                lease_s=lease_s,
+                report_every_s=report_every_s,
+                busy_report_every_s=busy_report_every_s,
+                stale_after_s=stale_after_s,
+                reports=reports,
+            )
+            for each in (
+                [resource.of_destination(name) for name in whole.destinations]
+                if whole.destinations
+                else [resource]
             )
         )
-        return _with_clicks_in_process(several) if clicks_in_process else several
-    require_processes(config)
-    assets = _build_assets(config, translator or EtlDagsterTranslator(), stale_after_s)
-    keys = {table_name: asset.key for table_name, asset in assets.items()}
-    job, checks = None, []
-    if assets:
-        checks = build_checks(config.pipeline, config.pipeline, keys)
-        job = define_asset_job(
-            f"{config.pipeline}_copy",
-            # A copy that is done must not fail because a check can't look.
-            selection=AssetSelection.assets(*keys.values())
-            - AssetSelection.checks(*(AssetCheckKey(key, BOOKMARK_CHECK) for key in keys.values())),
-            executor_def=executor,
-            tags={PIPELINE_TAG: config.pipeline},
-            description=f"Copies tables of {config.pipeline}; the sensor requests what is due.",
-        )
-    sensor = build_etl_sensor(
-        config.pipeline,
-        config.pipeline,
-        keys,
-        job,
-        default_status=sensor_status,
-        mode=sensor_mode,
-        tick_s=tick_s,
-        lease_s=lease_s,
-        report_every_s=report_every_s,
-        busy_report_every_s=busy_report_every_s,
-        stale_after_s=stale_after_s,
     )
+    return _with_clicks_in_process(defs) if clicks_in_process else defs
+
+
+def _build_one(
+    resource: EtlPipelineResource,
+    looks: Looks,
+    *,
+    sensor_status: DefaultSensorStatus | None,
+    sensor_mode: SensorMode,
+    tick_s: float,
+    executor: ExecutorDefinition,
+    lease_s: float,
+    report_every_s: float,
+    busy_report_every_s: float,
+    stale_after_s: float | None,
+    reports: Literal["materialization", "observation"],
+) -> Definitions:
+    """The definitions of one destination."""
+    resource, config = locate(resource)
+    specs = build_specs(resource, config, looks)
+    assets = list(specs.assets.values())
+    checks = build_etl_checks(resource, assets)
     return Definitions(
-        assets=list(assets.values()),
+        assets=[*assets, *specs.sources],
         asset_checks=checks,
-        jobs=[job] if job is not None else [],
-        sensors=[sensor],
+        # With its job.
+        sensors=[
+            build_etl_sensor(
+                resource,
+                assets,
+                default_status=sensor_status,
+                mode=sensor_mode,
+                tick_s=tick_s,
+                executor=executor,
+                lease_s=lease_s,
+                report_every_s=report_every_s,
+                busy_report_every_s=busy_report_every_s,
+                stale_after_s=stale_after_s,
+                checks=checks,
+                reports=reports,
+            )
+        ],
         resources={config.pipeline: resource},
-        executor=_executor(assets.values(), checks) if clicks_in_process else None,
     )
 
 
@@ -182,74 +185,4 @@ def _executor(
 ) -> ExecutorDefinition:
     return single_copy_in_process(
         {asset.node_def.name for asset in assets}, {check.node_def.name for check in checks}
-    )
-
-
-def _build_assets(
-    config: PipelineConfig, translator: EtlDagsterTranslator, stale_after_s: float | None
-) -> dict[str, AssetsDefinition]:
-    """The asset of each published table, by the table's name.
-
-    A table whose asset can't be made is left out with a warning: it must not take the others, and
-    the sensor, with it. Where that holds for every table, the translator is what fails.
-    """
-    assets: dict[str, AssetsDefinition] = {}
-    table_of: dict[AssetKey, str] = {}
-    failure: Exception | None = None
-    found = discover_tables(config)
-    for schema in found.tables:
-        comments = found.comments.get(schema.id, TableComments())
-        try:
-            asset = _build_asset(config, translator, schema, comments, stale_after_s)
-        except Exception as error:
-            failure = error
-            _warn_left_out(config, schema.name, f"{type(error).__name__}: {error}")
-            continue
-        if asset.key in table_of:
-            why = f"{table_of[asset.key]} has the asset key {asset.key.to_user_string()!r} already"
-            _warn_left_out(config, schema.name, why)
-            continue
-        assets[schema.name] = asset
-        table_of[asset.key] = schema.name
-    if failure is not None and not assets:
-        raise failure
-    return assets
-
-
-def _build_asset(
-    config: PipelineConfig,
-    translator: EtlDagsterTranslator,
-    schema: TableSchema,
-    comments: TableComments,
-    stale_after_s: float | None,
-) -> AssetsDefinition:
-    props = PublishedTableProps(
-        pipeline=config.pipeline,
-        environment=config.environment,
-        schema=replace(shaped(schema, config), mode=config.mode_of(schema.name)),
-        state_id=config.state_id(schema.name),
-        publication=config.source.publication,
-        source_uri=source_uri(config.source),
-        destination_type=config.destination.type,
-        destination_place=config.destination.place,
-        comment=comments.table,
-        column_comments=comments.columns,
-    )
-    spec = translator.get_asset_spec(props)
-    if spec.freshness_policy is None and stale_after_s is not None:
-        policy = FreshnessPolicy.time_window(
-            warn_window=timedelta(seconds=stale_after_s),
-            fail_window=timedelta(seconds=2 * stale_after_s),
-        )
-        spec = spec.replace_attributes(freshness_policy=policy)
-    return build_table_asset(spec, schema.name, config.pipeline)
-
-
-def _warn_left_out(config: PipelineConfig, table_name: str, why: str) -> None:
-    _log.warning(
-        "pipeline %s: table %s has no asset. %s. What to do: override "
-        "EtlDagsterTranslator.get_asset_spec for this table, or rename the table.",
-        config.pipeline,
-        table_name,
-        why,
     )

@@ -18,7 +18,8 @@ from dagster import (
 
 from etl_dagster.backoff import doubled_s
 from etl_dagster.config import PipelineConfig
-from etl_dagster.integrations.dagster.lag import LAG_CHECK, as_of
+from etl_dagster.integrations.dagster.lag import LAG_CHECK
+from etl_dagster.integrations.dagster.phrases import as_of
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.translator import (
     PIPELINE_TAG,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from dagster import (
@@ -22,6 +21,7 @@ from dagster import (
 
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.between_ticks import kept_status
+from etl_dagster.integrations.dagster.phrases import as_of, with_solution
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.model.states import Errored, TableState, state_name
 from etl_dagster.model.stores import KnowsPipeline
@@ -141,17 +141,6 @@ def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> V
         return Verdict(False, False, "wal", words, facts)
     words = f"Changes of the source become durable in time, as of {at}."
     return Verdict(True, False, "in step", words, facts)
-
-
-def with_solution(reason: str, solution: str | None) -> str:
-    """Both as the UI shows them: as plain text, in which backticks would stay."""
-    text = f"{reason}\n\nWhat to do: {solution}" if solution else reason
-    return text.replace("`", "'")
-
-
-def as_of(at: float) -> str:
-    """A moment in seconds since 1970-01-01 UTC, for people."""
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _facts(status: PipelineStatus) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.lag import STALE_S, as_of, published
+from etl_dagster.integrations.dagster.lag import STALE_S, published
+from etl_dagster.integrations.dagster.phrases import as_of
 from etl_dagster.integrations.dagster.resources import EtlPipelineResource
 from etl_dagster.integrations.dagster.supervision import Supervision
 

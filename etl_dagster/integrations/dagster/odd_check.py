@@ -14,8 +14,9 @@ from dagster import (
     AssetKey,
 )
 
-from etl_dagster.integrations.dagster.lag import Verdict, judge, with_solution
+from etl_dagster.integrations.dagster.lag import Verdict, judge
 from etl_dagster.integrations.dagster.metadata import odd_metadata
+from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 

@@ -6,7 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dagster import ConfigurableResource, ResourceDependency
+from dagster import (
+    AssetExecutionContext,
+    ConfigurableResource,
+    MaterializeResult,
+    ResourceDependency,
+)
 from pydantic import Field, PrivateAttr, create_model
 
 from etl_dagster.assembly import build_destination, opened_store
@@ -295,6 +300,36 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
     def get_destination(self) -> Destination:
         """The destination as the engine writes to it; not started."""
         return build_destination(self.load_config())
+
+    def copy(  # type: ignore[override]  # pydantic's own is deprecated
+        self, context: AssetExecutionContext, table: str
+    ) -> MaterializeResult[Any]:
+        """Copy a table in the body of its asset, up to the hand-over to the stream.
+
+            @etl_assets(pipeline="etl.yaml")
+            def shop_tables(context: AssetExecutionContext, shop: EtlPipelineResource):
+                yield shop.copy(context, "public.orders")
+
+        It is what the assets of `build_etl_definitions` do: a copy that was begun is resumed, a
+        table that is streamed already is copied again, unless the sensor asked for the run.
+
+        Args:
+            context: of the step; one of its assets is the table's.
+            table: ``schema.table``, of the source.
+
+        Raises:
+            RetryRequested: waiting may cure what went wrong.
+            Failure: with what to do about it.
+        """
+        from etl_dagster.integrations.dagster.assets import copy_one_table, key_of_table
+
+        return copy_one_table(context, self, table, key_of_table(context, table))
+
+    def copy_selected(self, context: AssetExecutionContext) -> Iterator[MaterializeResult[Any]]:
+        """As `copy`, for each table that the run has selected; one that fails keeps no other."""
+        from etl_dagster.integrations.dagster.assets import copy_selected_tables
+
+        yield from copy_selected_tables(context, self)
 
     def table_states(self) -> Mapping[str, TableState]:
         """The state of every table, by ``schema.table``; tables never copied are missing."""

@@ -25,6 +25,7 @@ from etl_dagster.integrations.dagster import words
 from etl_dagster.integrations.dagster.bookmark_check import BookmarkReports
 from etl_dagster.integrations.dagster.coming import find_coming, recently_found
 from etl_dagster.integrations.dagster.copies import Copies, due_copies
+from etl_dagster.integrations.dagster.event_forms import as_observations, without_checks
 from etl_dagster.integrations.dagster.history import History
 from etl_dagster.integrations.dagster.lag import dead, published
 from etl_dagster.integrations.dagster.notices import recent_notices
@@ -111,6 +112,8 @@ def build_etl_sensor(
     report_every_s: float = REPORT_EVERY_S,
     busy_report_every_s: float = BUSY_REPORT_EVERY_S,
     stale_after_s: float | None = STALE_AFTER_S,
+    has_checks: bool = True,
+    reports_observations: bool = False,
 ) -> SensorDefinition:
     """The sensor ``PIPELINE_replication``.
 
@@ -126,6 +129,8 @@ def build_etl_sensor(
         busy_report_every_s: what the time between two reports grows to while a table changes all
             the time.
         stale_after_s: a table that doesn't change is reported some time before; None for never.
+        has_checks: whether the tables' checks are defined; without, none is requested or evaluated.
+        reports_observations: whether changes are reported as observations.
     """
 
     @sensor(
@@ -141,7 +146,7 @@ def build_etl_sensor(
     )
     def replication(context: SensorEvaluationContext) -> SensorResult:
         resource = getattr(context.resources, resource_key)
-        return tick(
+        result = tick(
             context,
             resource,
             pipeline,
@@ -153,6 +158,9 @@ def build_etl_sensor(
             busy_report_every_s=busy_report_every_s,
             idle_every_s=None if stale_after_s is None else stale_after_s * 3 / 4,
         )
+        if not has_checks:
+            result = without_checks(result)
+        return as_observations(result) if reports_observations else result
 
     return replication
 

@@ -25,7 +25,7 @@ from pydantic_core import to_jsonable_python
 from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.lag import with_solution
+from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.supervision import Supervision
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.showing.status import PipelineStatus

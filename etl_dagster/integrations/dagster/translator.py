@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -39,6 +40,13 @@ class PublishedTableProps:
     #: What COMMENT ON says of the table and of its columns, by name.
     comment: str | None = None
     column_comments: Mapping[str, str] = field(default_factory=dict)
+    #: The database that is replicated; empty where it is not known.
+    source_database: str = ""
+    #: The destination's database, and the table's URI there; None where it has none.
+    destination_database: str | None = None
+    destination_uri: str | None = None
+    #: What `EtlDagsterTranslator` makes the asset's group; None for the pipeline's name.
+    group_name: str | None = None
 
     @property
     def name(self) -> str:
@@ -49,12 +57,16 @@ class PublishedTableProps:
 class EtlDagsterTranslator:
     """Makes the asset of each table.
 
-    Override `get_asset_spec` to have other keys, groups, owners or descriptions:
+    Override `get_asset_spec` to have other keys, groups, owners, tags, kinds or descriptions, a
+    freshness policy, or an automation condition:
 
         class ByTeam(EtlDagsterTranslator):
             def get_asset_spec(self, table):
                 spec = super().get_asset_spec(table)
                 return spec.replace_attributes(owners=["team:sales"])
+
+    A copy has no automation condition by default: the sensor requests what is due, and `eager()`
+    would copy a table again for each event of the source's asset.
     """
 
     def get_asset_spec(self, table: PublishedTableProps) -> AssetSpec:
@@ -65,9 +77,13 @@ class EtlDagsterTranslator:
         """
         schema, there = table.schema, destination_schema(table.schema)
         key = ", ".join(there.key_columns) or "none"
+        source = self.get_source_spec(table)
+        uri = {} if table.destination_uri is None else {"dagster/uri": table.destination_uri}
+        database = f"{table.destination_database}." if table.destination_database else ""
         return AssetSpec(
             key=[table.pipeline, key_part(schema.schema_name), key_part(schema.table_name)],
-            group_name=table.pipeline,
+            deps=[] if source is None else [source.key],
+            group_name=table.group_name or table.pipeline,
             description=(
                 (f"{table.comment}\n\n" if table.comment else "")
                 + f"The rows of {table.name}, kept in step with PostgreSQL by the sensor "
@@ -78,7 +94,7 @@ class EtlDagsterTranslator:
             tags={PIPELINE_TAG: table.pipeline},
             metadata={
                 "dagster/column_schema": column_schema(schema, table.column_comments),
-                "dagster/table_name": there.name,
+                "dagster/table_name": f"{database}{there.name}",
                 "dagster/storage_kind": table.destination_type,
                 STATE_ID: table.state_id,
                 "source": table.source_uri,
@@ -86,8 +102,35 @@ class EtlDagsterTranslator:
                 "destination": table.destination_place,
                 "replica identity": _IDENTITIES[schema.replica_identity],
                 "mode": schema.mode,
-            },
+            }
+            | uri,
         )
+
+    def get_source_spec(self, table: PublishedTableProps) -> AssetSpec | None:
+        """The table in the source, an external asset that the table's own one depends on.
+
+        Its key is ``[postgres, database, schema, table]``, so pipelines of one database share it.
+        Dagster refuses two of one key that differ in anything: what only one pipeline knows
+        doesn't belong here. Two servers with databases of one name need keys of their own. None
+        for no such asset.
+        """
+        database = table.source_database
+        if not database:
+            return None
+        schema = table.schema
+        parts = (database, schema.schema_name, schema.table_name)
+        return AssetSpec(
+            key=["postgres", *map(key_part, parts)],
+            group_name=group_of("postgres", database),
+            description=f"The table {schema.name} of the PostgreSQL database {database}.",
+            kinds={"postgres"},
+            metadata={"dagster/table_name": f"{database}.{schema.name}"},
+        )
+
+
+def group_of(*parts: str) -> str:
+    """A group's name of these parts; Dagster takes letters, digits and ``_``."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", "_".join(parts))
 
 
 _IDENTITIES: Mapping[str, str] = {

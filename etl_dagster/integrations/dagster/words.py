@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dagster import AssetKey, AssetMaterialization
 
-from etl_dagster.integrations.dagster.lag import as_of
+from etl_dagster.integrations.dagster.phrases import as_of
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.words import names
 

@@ -1,0 +1,37 @@
+"""A tick's result in the form that was chosen for it."""
+
+from __future__ import annotations
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetMaterialization,
+    AssetObservation,
+    SensorResult,
+)
+
+_Event = AssetObservation | AssetMaterialization | AssetCheckEvaluation
+
+
+def without_checks(result: SensorResult) -> SensorResult:
+    """For a code location that has no checks: Dagster refuses a run that asks for one."""
+    requests = [
+        request._replace(asset_check_keys=None) if request.asset_check_keys else request
+        for request in result.run_requests or ()
+    ]
+    events: list[_Event] = [
+        e for e in result.asset_events if not isinstance(e, AssetCheckEvaluation)
+    ]
+    return result._replace(run_requests=requests, asset_events=events)
+
+
+def as_observations(result: SensorResult) -> SensorResult:
+    """Changes as observations, which neither refresh an asset nor set off what depends on it."""
+    events: list[_Event] = [
+        AssetObservation(
+            asset_key=event.asset_key, description=event.description, metadata=event.metadata
+        )
+        if isinstance(event, AssetMaterialization)
+        else event
+        for event in result.asset_events
+    ]
+    return result._replace(asset_events=events)

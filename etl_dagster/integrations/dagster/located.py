@@ -1,0 +1,42 @@
+"""A pipeline as the parts of its definitions are given it: a file, or a resource."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from etl_dagster.assembly import require_processes
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import ConfigError
+from etl_dagster.integrations.dagster.anyway import load_anyway
+from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
+
+
+def resource_of(pipeline: str | Path | EtlPipelineResource) -> EtlPipelineResource:
+    """The pipeline as a resource."""
+    if isinstance(pipeline, EtlPipelineResource):
+        return pipeline
+    return EtlConfigFile(path=str(Path(pipeline).absolute()))
+
+
+def locate(
+    pipeline: str | Path | EtlPipelineResource,
+) -> tuple[EtlPipelineResource, PipelineConfig]:
+    """The pipeline's resource and its configuration, with one destination.
+
+    Raises:
+        ConfigError: the configuration holds mistakes, has several destinations, or a store or
+            destination in which several processes can't meet.
+    """
+    resource = resource_of(pipeline)
+    config = load_anyway(resource)
+    if config.destinations:
+        known = ", ".join(config.destinations)
+        raise ConfigError(
+            [
+                f"destinations: there are several ({known}); give this function one of them, by "
+                "EtlConfigFile(path=..., destination=NAME)"
+            ],
+            origin=f"pipeline {config.pipeline}",
+        )
+    require_processes(config)
+    return resource, config

@@ -1,0 +1,37 @@
+"""The outcome of a function that runs on a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+_Result = TypeVar("_Result")
+
+
+class Outcome(Generic[_Result]):
+    """A function's, on a thread of its own; so whoever waits for it can be interrupted."""
+
+    def __init__(self, function: Callable[[], _Result]) -> None:
+        self._function = function
+        self._results: list[_Result] = []
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="copy", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._results.append(self._function())
+        except BaseException as failure:
+            self._failure = failure
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the function has ended, after waiting for it this long at most."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def result(self) -> _Result:
+        """What it returned, or raises what it raised; once it has ended."""
+        if self._failure is not None:
+            raise self._failure
+        return self._results[0]

@@ -1,0 +1,156 @@
+"""The parts of a pipeline's definitions; `build_etl_definitions` is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from dagster import (
+    AssetCheckKey,
+    AssetChecksDefinition,
+    AssetKey,
+    AssetsDefinition,
+    AssetSelection,
+    AssetSpec,
+    DefaultSensorStatus,
+    ExecutorDefinition,
+    SensorDefinition,
+    define_asset_job,
+    in_process_executor,
+)
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.integrations.dagster import sensor as sensors
+from etl_dagster.integrations.dagster.assets import build_table_asset
+from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
+from etl_dagster.integrations.dagster.checks import build_checks
+from etl_dagster.integrations.dagster.located import locate
+from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.sensor import (
+    BUSY_REPORT_EVERY_S,
+    LEASE_S,
+    REPORT_EVERY_S,
+    STALE_AFTER_S,
+    TICK_S,
+    SensorMode,
+)
+from etl_dagster.integrations.dagster.specs import keys_by_table
+from etl_dagster.integrations.dagster.translator import PIPELINE_TAG, TABLE_TAG
+
+
+def build_etl_assets(
+    pipeline: str | Path | EtlPipelineResource, specs: Iterable[AssetSpec]
+) -> list[AssetsDefinition]:
+    """The assets of specifications, each a step of its own that copies its table.
+
+    Args:
+        pipeline: a configuration file, or the pipeline put together from resources. The assets
+            need a resource of the pipeline's name.
+        specs: of `load_etl_asset_specs`, changed or not.
+
+    Raises:
+        ConfigError: the configuration holds mistakes.
+    """
+    _, config = locate(pipeline)
+    return [
+        build_table_asset(spec, str(spec.metadata[TABLE_TAG]), config.pipeline) for spec in specs
+    ]
+
+
+def build_etl_sensor(
+    pipeline: str | Path | EtlPipelineResource,
+    assets: Iterable[AssetsDefinition | AssetSpec],
+    *,
+    default_status: DefaultSensorStatus | None = None,
+    mode: SensorMode = "supervise",
+    tick_s: float = TICK_S,
+    executor: ExecutorDefinition = in_process_executor,
+    lease_s: float = LEASE_S,
+    report_every_s: float = REPORT_EVERY_S,
+    busy_report_every_s: float = BUSY_REPORT_EVERY_S,
+    stale_after_s: float | None = STALE_AFTER_S,
+    checks: Iterable[AssetChecksDefinition] = (),
+    reports: Literal["materialization", "observation"] = "materialization",
+) -> SensorDefinition:
+    """The sensor ``PIPELINE_replication``, and with it the job ``PIPELINE_copy`` that it requests.
+
+    Args:
+        pipeline: a configuration file, or the pipeline put together from resources. The sensor
+            needs a resource of the pipeline's name.
+        assets: those of the pipeline's tables; others are ignored.
+        default_status: until somebody switches it. Off by default.
+        mode: who streams; see `sensor_mode` of `build_etl_definitions`.
+        tick_s: how long a tick streams in the mode ``tick``.
+        executor: of the runs that the sensor requests, each for one table.
+        lease_s: the replicator stops this long after the last tick.
+        report_every_s: a table that changes is reported at most this often.
+        busy_report_every_s: what the time between two reports of a table grows to while it changes
+            all the time.
+        stale_after_s: a table that doesn't change is reported some time before; None for never.
+        checks: of `build_etl_checks`, where the code location has them: the sensor evaluates them.
+        reports: as what changes are reported. An observation doesn't make an asset fresh, and
+            `eager()` doesn't follow it; copies are materializations all the same.
+
+    Raises:
+        ConfigError: the configuration holds mistakes.
+    """
+    _, config = locate(pipeline)
+    keys = keys_by_table(assets, config.pipeline)
+    has_checks = bool(list(checks))
+    is_observed = reports == "observation"
+    return sensors.build_etl_sensor(
+        config.pipeline,
+        config.pipeline,
+        keys,
+        copy_job(config, keys, executor, has_checks=has_checks) if keys else None,
+        default_status=default_status,
+        mode=mode,
+        tick_s=tick_s,
+        lease_s=lease_s,
+        report_every_s=report_every_s,
+        busy_report_every_s=busy_report_every_s,
+        stale_after_s=None if is_observed else stale_after_s,
+        has_checks=has_checks,
+        reports_observations=is_observed,
+    )
+
+
+def build_etl_checks(
+    pipeline: str | Path | EtlPipelineResource, assets: Iterable[AssetsDefinition | AssetSpec]
+) -> list[AssetChecksDefinition]:
+    """The checks of the pipeline's tables.
+
+    Args:
+        pipeline: a configuration file, or the pipeline put together from resources. The checks
+            need a resource of the pipeline's name.
+        assets: those of the pipeline's tables; others are ignored.
+
+    Raises:
+        ConfigError: the configuration holds mistakes.
+    """
+    _, config = locate(pipeline)
+    keys = keys_by_table(assets, config.pipeline)
+    return build_checks(config.pipeline, config.pipeline, keys) if keys else []
+
+
+def copy_job(
+    config: PipelineConfig,
+    keys: Mapping[str, AssetKey],
+    executor: ExecutorDefinition,
+    *,
+    has_checks: bool,
+) -> Any:
+    """The job ``PIPELINE_copy``, with those checks of a table that follow from its copy."""
+    selection: AssetSelection = AssetSelection.assets(*keys.values())
+    if has_checks:
+        # A copy that is done must not fail because this check can't look.
+        others = (AssetCheckKey(key, BOOKMARK_CHECK) for key in keys.values())
+        selection = selection - AssetSelection.checks(*others)
+    return define_asset_job(
+        f"{config.pipeline}_copy",
+        selection=selection,
+        executor_def=executor,
+        tags={PIPELINE_TAG: config.pipeline},
+        description=f"Copies tables of {config.pipeline}; the sensor requests what is due.",
+    )

@@ -1,0 +1,26 @@
+"""What the code that works for a pipeline's resource needs of it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.model.destination import Destination
+from etl_dagster.model.stores import CoordinatingStore
+
+
+class PipelineParts(Protocol):
+    """An `EtlPipelineResource`, to modules that it uses itself."""
+
+    def load_config(self) -> PipelineConfig:
+        """The configuration as it is now."""
+        ...
+
+    def get_store(self) -> AbstractContextManager[CoordinatingStore]:
+        """The pipeline's state store."""
+        ...
+
+    def get_destination(self) -> Destination:
+        """The destination; not started."""
+        ...

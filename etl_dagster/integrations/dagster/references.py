@@ -1,0 +1,76 @@
+"""Code references: where the user's own text about an asset stands."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dagster import (
+    BetaWarning,
+    CodeReferencesMetadataValue,
+    LocalFileCodeReference,
+    UrlCodeReference,
+)
+
+from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
+
+_KEY = "dagster/code_references"
+#: A reference is a file, a line and what it is.
+Reference = tuple[str, int, str]
+
+
+def config_reference(resource: EtlPipelineResource, table: str) -> Reference | None:
+    """The configuration file, at the line that names the table where there is one."""
+    if not isinstance(resource, EtlConfigFile):
+        return None
+    path = Path(str(resource.path))
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    named = re.compile(rf"\s+[\"']?{re.escape(table)}[\"']?\s*:")
+    line = next((number for number, text in enumerate(lines, 1) if named.match(text)), 1)
+    return str(path.absolute()), line, "configuration"
+
+
+def caller_reference() -> Reference | None:
+    """The line of the user's module that this package was called from, while it is loaded."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.partition(".")[0] not in ("etl_dagster", "dagster", "dagster_shared"):
+            path = Path(frame.f_code.co_filename)
+            is_module = frame.f_code.co_name == "<module>" and path.is_file()
+            return (str(path.absolute()), frame.f_lineno, "definitions") if is_module else None
+        frame = frame.f_back
+    return None
+
+
+def function_reference(function: Callable[..., Any]) -> Reference | None:
+    """Where a function is defined."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    return str(Path(code.co_filename).absolute()), code.co_firstlineno, "the copy's body"
+
+
+def with_references(metadata: Mapping[str, Any], *found: Reference | None) -> dict[str, Any]:
+    """The metadata of an asset, with references in front of those that it has."""
+    kept = metadata.get(_KEY)
+    with warnings.catch_warnings():
+        # Dagster announces a beta for each object; what is ours to know is not the user's to read.
+        warnings.simplefilter("ignore", BetaWarning)
+        references: list[LocalFileCodeReference | UrlCodeReference] = [
+            LocalFileCodeReference(file_path=path, line_number=line, label=label)
+            for path, line, label in filter(None, found)
+        ]
+        if isinstance(kept, CodeReferencesMetadataValue):
+            references += [each for each in kept.code_references if each not in references]
+        if not references:
+            return dict(metadata)
+        return {**metadata, _KEY: CodeReferencesMetadataValue(code_references=references)}
