@@ -7,8 +7,15 @@
 The whole integration uses only what `dagster` itself exports.
 """
 
+from etl_dagster.integrations.dagster.batch_mode import build_sync_job
 from etl_dagster.integrations.dagster.build import build_etl_definitions
+from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
 from etl_dagster.integrations.dagster.decorator import etl_assets
+from etl_dagster.integrations.dagster.jobs import (
+    RepairConfig,
+    build_maintenance_job,
+    build_repair_job,
+)
 from etl_dagster.integrations.dagster.lake import ducklake_maintenance_job
 from etl_dagster.integrations.dagster.parts import (
     build_etl_assets,
@@ -29,6 +36,10 @@ from etl_dagster.integrations.dagster.resources import (
     PostgresStateStoreResource,
     SingerDestinationResource,
     StateStoreResource,
+)
+from etl_dagster.integrations.dagster.schedules import (
+    build_reconciliation_schedule,
+    build_recopy_schedule,
 )
 from etl_dagster.integrations.dagster.sections import (
     EtlDestinationResource,
@@ -55,13 +66,20 @@ __all__ = [
     "PostgresSourceResource",
     "PostgresStateStoreResource",
     "PublishedTableProps",
+    "RepairConfig",
     "SingerDestinationResource",
     "StateStoreResource",
     "build_etl_assets",
     "build_etl_checks",
+    "build_etl_content_checks",
     "build_etl_definitions",
     "build_etl_sensor",
     "build_etl_source_specs",
+    "build_maintenance_job",
+    "build_reconciliation_schedule",
+    "build_recopy_schedule",
+    "build_repair_job",
+    "build_sync_job",
     "destination_resource",
     "ducklake_maintenance_job",
     "etl_assets",

@@ -1,0 +1,124 @@
+"""Jobs of a pipeline: to repair it, to keep its destination small, to run it in batches."""
+
+# Dagster reads the annotations of an op's function, so they must not be strings.
+from pathlib import Path
+
+from dagster import (
+    Config,
+    Failure,
+    JobDefinition,
+    OpExecutionContext,
+    in_process_executor,
+    job,
+    op,
+)
+from pydantic import Field
+
+from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
+from etl_dagster.errors import ConfigError, EtlError
+from etl_dagster.integrations.dagster.lake import ducklake_maintenance_job
+from etl_dagster.integrations.dagster.located import locate
+from etl_dagster.integrations.dagster.phrases import with_solution
+from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
+
+
+class RepairConfig(Config):
+    """What a run of a repair job does."""
+
+    tables: list[str] = Field([], description="schema.table of each; all where there is none.")
+    dry_run: bool = Field(False, description="Compare, and copy nothing again.")
+
+
+def build_repair_job(
+    pipeline: str | Path | EtlPipelineResource = "etl.yaml", *, name: str | None = None
+) -> JobDefinition:
+    """A job that compares tables with the source, and has those copied again that differ.
+
+    It does what ``etl-dagster repair`` does, while the pipeline streams: each table is compared at
+    one position; the copies themselves are requested by the sensor, or done by whichever process
+    runs the pipeline. Its configuration is `RepairConfig`.
+
+    The run fails where a table could not be settled, once the others are done; tables that can't
+    be compared as they are configured are named in its log.
+
+    Args:
+        pipeline: a configuration file, or the pipeline put together from resources.
+        name: of the job; by default ``PIPELINE_repair``.
+
+    Raises:
+        ConfigError: the configuration holds mistakes.
+    """
+    resource, config = locate(pipeline)
+    resource_key = config.pipeline
+    name = name or f"{config.pipeline}_repair"
+
+    @op(name=f"{name}_op", required_resource_keys={resource_key})
+    def repair_tables(context: OpExecutionContext, config: RepairConfig) -> None:
+        from etl_dagster.integrations.dagster.comparisons import compare_tables
+
+        parts: EtlPipelineResource = getattr(context.resources, resource_key)
+        differing: list[str] = []
+        unsettled: list[str] = []
+        try:
+            for compared in compare_tables(parts, config.tables or None):
+                context.log.info(f"{compared.name}: {compared.words}")
+                if compared.is_different:
+                    differing.append(compared.name)
+                    if not config.dry_run:
+                        with parts.get_store() as store:
+                            store.request_copy(compared.table_id)
+                elif compared.found is not None and not compared.is_equal:
+                    unsettled.append(compared.name)
+        except EtlError as error:
+            raise Failure(with_solution(error.reason, error.solution)) from error
+        context.add_output_metadata({"differing": differing, "unsettled": unsettled})
+        if unsettled:
+            raise Failure(
+                with_solution(
+                    f"could not be settled: {', '.join(unsettled)}",
+                    "Run the job again when these tables change less.",
+                )
+            )
+
+    @job(
+        name=name,
+        executor_def=in_process_executor,
+        resource_defs={resource_key: resource},
+        tags={PIPELINE_TAG: config.pipeline},
+        description=f"Compares tables of {config.pipeline} with the source; copies again what "
+        "differs.",
+    )
+    def repair() -> None:
+        repair_tables()
+
+    return repair
+
+
+def build_maintenance_job(
+    pipeline: str | Path | EtlPipelineResource = "etl.yaml",
+    *,
+    name: str | None = None,
+    older_than_days: float = 7.0,
+) -> JobDefinition:
+    """A job that keeps the destination small and quick, where it needs that: a DuckLake.
+
+    A DuckDB file and a Postgres are maintained by what writes them.
+
+    Args:
+        pipeline: a configuration file, or the pipeline put together from resources.
+        name: of the job; by default ``PIPELINE_maintenance``.
+        older_than_days: snapshots that are older are expired; the newest one stays.
+
+    Raises:
+        ConfigError: the configuration holds mistakes, or the destination is not a DuckLake.
+    """
+    resource, config = locate(pipeline)
+    if not isinstance(config.destination, DuckLakeDestinationConfig):
+        raise ConfigError(
+            [f"destination.type: {config.destination.type} needs no maintenance, a DuckLake does"],
+            origin=f"pipeline {config.pipeline}",
+        )
+    return ducklake_maintenance_job(
+        resource, name=name or f"{config.pipeline}_maintenance", older_than_days=older_than_days
+    )

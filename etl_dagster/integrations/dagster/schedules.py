@@ -1,0 +1,137 @@
+"""Schedules of a pipeline: to copy tables again, and to compare them with the source."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from dagster import (
+    AssetsDefinition,
+    AssetSelection,
+    AssetSpec,
+    DefaultScheduleStatus,
+    ExecutorDefinition,
+    ScheduleDefinition,
+    define_asset_job,
+    in_process_executor,
+)
+
+from etl_dagster.errors import InvalidState
+from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
+from etl_dagster.integrations.dagster.jobs import build_repair_job
+from etl_dagster.integrations.dagster.located import locate
+from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.specs import keys_by_table
+from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
+
+
+def build_recopy_schedule(
+    pipeline: str | Path | EtlPipelineResource,
+    assets: Iterable[AssetsDefinition | AssetSpec],
+    *,
+    cron_schedule: str,
+    tables: Collection[str] | None = None,
+    name: str | None = None,
+    execution_timezone: str | None = None,
+    executor: ExecutorDefinition = in_process_executor,
+    default_status: DefaultScheduleStatus = DefaultScheduleStatus.STOPPED,
+) -> ScheduleDefinition:
+    """A schedule that copies tables again from the beginning, whatever their state is.
+
+    Readers see the old rows until a copy is whole. The pipeline must run: a copy is handed over
+    to its stream.
+
+    Args:
+        pipeline: a configuration file, or the pipeline put together from resources.
+        assets: those of the pipeline's tables; others are ignored.
+        cron_schedule: when, as ``0 3 * * 0``.
+        tables: only these, by ``schema.table``; by default all.
+        name: of the schedule and its job; by default ``PIPELINE_recopy``.
+        execution_timezone: of the times; by default UTC.
+        executor: of the runs, each of which copies all of the tables.
+        default_status: until somebody switches it. Off by default.
+
+    Raises:
+        ConfigError: the configuration holds mistakes.
+        InvalidState: a table has no asset among them.
+    """
+    _, config = locate(pipeline)
+    keys = keys_by_table(assets, config.pipeline)
+    if missing := sorted(set(tables or ()) - keys.keys()):
+        raise InvalidState(
+            f"pipeline {config.pipeline}: no asset of {', '.join(missing)}",
+            solution="Write each as schema.table, and give the schedule their assets.",
+        )
+    chosen = keys.values() if tables is None else [keys[table] for table in tables]
+    name = name or f"{config.pipeline}_recopy"
+    return ScheduleDefinition(
+        name=name,
+        job=define_asset_job(
+            f"{name}_job",
+            selection=AssetSelection.assets(*chosen).without_checks(),
+            executor_def=executor,
+            tags={PIPELINE_TAG: config.pipeline},
+            description=f"Copies tables of {config.pipeline} again.",
+        ),
+        cron_schedule=cron_schedule,
+        execution_timezone=execution_timezone,
+        default_status=default_status,
+    )
+
+
+def build_reconciliation_schedule(
+    pipeline: str | Path | EtlPipelineResource,
+    assets: Iterable[AssetsDefinition | AssetSpec],
+    *,
+    cron_schedule: str = "0 3 * * *",
+    repair: bool = False,
+    name: str | None = None,
+    execution_timezone: str | None = None,
+    default_status: DefaultScheduleStatus = DefaultScheduleStatus.STOPPED,
+) -> ScheduleDefinition:
+    """A schedule that compares the tables with the source's.
+
+    By default it evaluates the checks of `build_etl_content_checks`, which the code location must
+    have, so that a difference is a failed check. With `repair` it runs `build_repair_job`, which
+    has tables copied again that differ, and needs no checks.
+
+    Args:
+        pipeline: a configuration file, or the pipeline put together from resources.
+        assets: those of the pipeline's tables; others are ignored.
+        cron_schedule: when; at 3 o'clock each night by default.
+        repair: whether what differs is copied again.
+        name: of the schedule; by default ``PIPELINE_reconciliation``.
+        execution_timezone: of the times; by default UTC.
+        default_status: until somebody switches it. Off by default.
+
+    Raises:
+        ConfigError: the configuration holds mistakes.
+        InvalidState: no table can be compared.
+    """
+    resource, config = locate(pipeline)
+    name = name or f"{config.pipeline}_reconciliation"
+    target: Any
+    if repair:
+        target = build_repair_job(resource, name=f"{name}_job")
+    else:
+        checks = build_etl_content_checks(resource, assets)
+        if not checks:
+            raise InvalidState(
+                f"pipeline {config.pipeline}: no table can be compared",
+                solution="Only tables in mode mirror can; leave the schedule out.",
+            )
+        target = define_asset_job(
+            f"{name}_job",
+            selection=AssetSelection.checks(*checks),
+            executor_def=in_process_executor,
+            tags={PIPELINE_TAG: config.pipeline},
+            description=f"Compares tables of {config.pipeline} with the source.",
+        )
+    return ScheduleDefinition(
+        name=name,
+        job=target,
+        cron_schedule=cron_schedule,
+        execution_timezone=execution_timezone,
+        default_status=default_status,
+    )
