@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import PipelineConfig
@@ -24,6 +25,7 @@ from etl_dagster.model.states import DataSync
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.database import Database
+from tests.support.fan_outs import Several, several
 from tests.support.forked import etl_dagster
 from tests.support.pipelines import running
 from tests.support.proxy import Proxy
@@ -293,3 +295,22 @@ def test_ctrl_c_ends_a_command_that_waits_for_a_silent_source(
             _, err = process.communicate(timeout=SOON_S)
         assert process.returncode in (1, 130), err
         assert "Traceback" not in err
+
+
+def test_several_destinations_end_without_a_source_that_fell_silent(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    newest_database.execute(
+        "create table items (id int primary key)",
+        "create publication etl_pub for table items",
+    )
+    with Proxy(newest_database.dsn) as proxy:
+        config = several(newest_database, tmp_path)
+        source = config.source.model_copy(update={"dsn": SecretStr(proxy.dsn)})
+        fixture = Several(newest_database, config.model_copy(update={"source": source}))
+        with fixture.running() as fan_out:
+            assert fan_out.wait_until_caught_up(PATIENCE_S)
+            proxy.stall()
+            fan_out.shutdown()
+            assert fan_out.wait(SOON_S)
+            proxy.flow()
