@@ -29,7 +29,7 @@ from etl_dagster.model.destination import Capabilities, Destination
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import DestinationStore
-from etl_dagster.runtime.copying.copy_source import PostgresSource
+from etl_dagster.runtime.copy_source import PostgresSource
 from etl_dagster.runtime.copying.table_copy import TableCopy
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.worker_parts import WorkerParts

@@ -57,8 +57,9 @@ RUNTIME_FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"showing"}),
     frozenset({"worker_parts"}),
     frozenset({"streaming"}),
-    frozenset({"copying"}),
+    frozenset({"copy_source"}),
     frozenset({"comparing"}),
+    frozenset({"copying"}),
     frozenset({"pipeline"}),
     frozenset({"fan_out"}),
 )

@@ -48,7 +48,7 @@ from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.runtime.clock import Clock, SystemClock
 from etl_dagster.runtime.comparing.changing import ChangingKeys
 from etl_dagster.runtime.comparing.sums import Buckets, Details, slices
-from etl_dagster.runtime.copying.copy_source import PostgresSource
+from etl_dagster.runtime.copy_source import PostgresSource
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.tables.odd_policies import OddPolicies
 from etl_dagster.shaping.rows import Shaper

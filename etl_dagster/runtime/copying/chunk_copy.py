@@ -9,7 +9,7 @@ from etl_dagster.errors import TableRewritten
 from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.model.events import ChunkId, CopiedRows, TableRows
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.runtime.copying.copy_source import ReadsChunks
+from etl_dagster.runtime.copy_source import ReadsChunks
 from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.showing.metrics import CopyMeter
 from etl_dagster.runtime.tables.odd_counts import CopyOddCounts

@@ -15,8 +15,8 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import DataSync, Init, TableState
 from etl_dagster.model.stores import TableSyncWorker
 from etl_dagster.runtime.checking.belonging import Belonging
+from etl_dagster.runtime.copy_source import CopySource
 from etl_dagster.runtime.copying.claim import Claim
-from etl_dagster.runtime.copying.copy_source import CopySource
 from etl_dagster.runtime.copying.free_names import require_free_name
 from etl_dagster.runtime.membership.partitions import note_copied_partitions
 from etl_dagster.runtime.tables.identities import find_unidentified

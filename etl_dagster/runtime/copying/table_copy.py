@@ -16,8 +16,8 @@ from etl_dagster.errors import EtlError, TableRewritten
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.model.events import TableRows
+from etl_dagster.runtime.copy_source import CopySource, ReadsChunks
 from etl_dagster.runtime.copying.chunk_copy import ChunkCopy
-from etl_dagster.runtime.copying.copy_source import CopySource, ReadsChunks
 from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.retry import backoff

@@ -37,8 +37,8 @@ from etl_dagster.model.stores import CoordinatingStore, TableSyncWorker
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.checking.origin import Origin
 from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
+from etl_dagster.runtime.copy_source import CopySource, PostgresSource
 from etl_dagster.runtime.copying.claim import Claim
-from etl_dagster.runtime.copying.copy_source import CopySource, PostgresSource
 from etl_dagster.runtime.copying.preparing import Preparation, Prepared
 from etl_dagster.runtime.copying.table_copy import CopySummary, TableCopy
 from etl_dagster.runtime.durable import Stopped
