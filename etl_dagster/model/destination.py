@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
-from etl_dagster.model.events import EventBatch, TableRows
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import EventBatch, TableChanges, TableRows
 from etl_dagster.model.modes import TableMode
 from etl_dagster.model.schema import TableSchema
 
@@ -212,6 +213,52 @@ class ReadsRows(Protocol):
 
 
 @runtime_checkable
+class RepairsTables(Protocol):
+    """A destination in which rows of a table can be replaced without a new copy of the table.
+
+    For tables with a key, in mode `mirror`, of destinations that are transactional and offer
+    `ReadsRows`. Schemas are those that the destination was given: shaped. A repair stands for a
+    copy: it has an ID, is a copy among `KeepsMark.held_copies` that is complete from `end_repair`
+    on, and a newer copy or repair ends it.
+    """
+
+    def begin_repair(self, schema: TableSchema, repair_id: str) -> None:
+        """From here until `end_repair`, leave out the changes of the table that `write_events` has.
+
+        Its rows stay as they are. Ends every earlier copy and repair of the table; where a copy
+        follows instead of the end, what was written for the repair doesn't matter.
+
+        Raises:
+            TableRewritten: the destination's table has other columns or another key, or another
+                mode or name, or is not there.
+        """
+        ...
+
+    def write_repair(self, changes: TableChanges, repair_id: str) -> WriteResult:
+        """Give keys these rows, whether there is a row with that key or not; or delete them.
+
+        All of it or nothing, and doing it twice changes nothing. The positions of the changes mean
+        nothing. Each key comes once, as an update with all values, or as a delete.
+
+        Raises:
+            InvalidState: a newer copy or repair has begun.
+        """
+        ...
+
+    def end_repair(self, schema: TableSchema, repair_id: str, replay_from: Lsn) -> None:
+        """The table is the source's as of `replay_from`, as after the end of a copy.
+
+        Its position is just before, changes that were sent by who applies the table from an earlier
+        LSN on are ignored (`EventBatch.apply_from`), and later ones are applied. A second call
+        changes nothing.
+
+        Raises:
+            InvalidState: a newer copy or repair has begun.
+        """
+        ...
+
+
+@runtime_checkable
 class Interruptible(Protocol):
     """A destination that may take long over one call, for it waits for others."""
 
@@ -285,6 +332,7 @@ FURTHER_CONTRACTS: Final[tuple[type, ...]] = (
     Interruptible,
     ReadsRows,
     RemovesTables,
+    RepairsTables,
     TellsWaits,
 )
 

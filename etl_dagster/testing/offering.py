@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
+from etl_dagster.errors import InvalidState, TableRewritten
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import (
     FURTHER_CONTRACTS,
     ChecksItself,
@@ -11,11 +16,23 @@ from etl_dagster.model.destination import (
     Interruptible,
     ReadsRows,
     RemovesTables,
+    RepairsTables,
     lacking,
     members,
     offered,
 )
-from etl_dagster.testing.changes import ORDERS, VISITS, chunk, insert, order
+from etl_dagster.model.events import TableChanges
+from etl_dagster.testing.changes import (
+    ORDERS,
+    VISITS,
+    Change,
+    batch,
+    chunk,
+    delete,
+    insert,
+    order,
+    update,
+)
 from etl_dagster.testing.subject import DestinationChecks, Subject, needs
 
 #: As the batches of the suite name it.
@@ -23,7 +40,7 @@ _PIPELINE = ""
 
 
 class OfferChecks(DestinationChecks):
-    """Looking at itself, counting, being interrupted; and that what is declared is there."""
+    """Looking at itself, counting, repairs, being interrupted; what is declared is there."""
 
     def test_it_has_the_methods_of_what_it_offers(self, subject: Subject) -> None:
         """A method that is missing, or has another name, would never be called."""
@@ -122,3 +139,81 @@ class OfferChecks(DestinationChecks):
         assert sorted(found, key=repr) == sorted(expected, key=repr)
         with reading.read_rows(VISITS) as batches:
             assert sum(batch.num_rows for batch in batches) == 0
+
+    @needs("transactional", "mirror")
+    def test_a_repaired_table_has_its_rows_and_then_the_changes_since(
+        self, subject: Subject
+    ) -> None:
+        """`etl-dagster repair` replaces rows at one position of the stream, and no change twice."""
+        repairing = _repairing(subject)
+        stream = subject.stream
+        subject.copy(ORDERS, [order(1), order(2), order(3)])
+        subject.write(update(ORDERS, **order(3, "before")))
+        repairing.begin_repair(ORDERS, "repair")
+        left_out = stream.commit(update(ORDERS, **order(1, "left out")), insert(ORDERS, **order(9)))
+        subject.deliver(left_out)
+        subject.holds(ORDERS, [order(1), order(2), order(3, "before")])
+        mended = stream.commit(
+            update(ORDERS, **order(1, "mended")), update(ORDERS, **order(4)), delete(ORDERS, id=3)
+        )
+        for _ in range(2):  # as after an answer that got lost
+            subject.wait_durable(repairing.write_repair(_changes(mended), "repair"))
+        subject.holds(ORDERS, [order(1, "mended"), order(2), order(4)])
+        since = stream.commit(insert(ORDERS, **order(5)), update(ORDERS, **order(2, "since")))
+        start = Lsn(since[0].lsn)
+        for _ in range(2):
+            repairing.end_repair(ORDERS, "repair", start)
+        subject.deliver(left_out)
+        subject.deliver(since, apply_from={ORDERS.id: Lsn(start.offset - 1)})
+        subject.holds(ORDERS, [order(1, "mended"), order(2), order(4)])
+        for _ in range(2):
+            subject.deliver(left_out + since, apply_from={ORDERS.id: start})
+
+        subject.holds(ORDERS, [order(1, "mended"), order(2, "since"), order(4), order(5)])
+        if (marking := getattr(subject.destination, "held_copies", None)) is not None:
+            held = marking([ORDERS.id])[ORDERS.id]
+            assert (held.copy_id, held.is_complete) == ("repair", True)
+
+    @needs("transactional", "mirror")
+    def test_a_repair_is_over_once_a_copy_has_begun(self, subject: Subject) -> None:
+        repairing = _repairing(subject)
+        gone = _changes(subject.stream.commit(delete(ORDERS, id=1)))
+        subject.copy(ORDERS, [order(1), order(2)])
+        repairing.begin_repair(ORDERS, "repair")
+        subject.wait_durable(repairing.write_repair(gone, "repair"))
+        subject.copy(ORDERS, [order(1), order(3)], copy_id="copy-2")
+
+        with pytest.raises(InvalidState):
+            subject.wait_durable(repairing.write_repair(gone, "repair"))
+        with pytest.raises(InvalidState):
+            repairing.end_repair(ORDERS, "repair", Lsn(10**9))
+        subject.holds(ORDERS, [order(1), order(3)])
+
+    @needs("transactional", "mirror")
+    def test_another_table_than_the_schema_says_is_not_repaired(self, subject: Subject) -> None:
+        repairing = _repairing(subject)
+        with pytest.raises(TableRewritten):
+            repairing.begin_repair(ORDERS, "repair")
+        subject.copy(ORDERS, [order(1)])
+        for another in (
+            replace(ORDERS, columns=ORDERS.columns[:-1]),
+            replace(ORDERS, table_name="renamed"),
+        ):
+            with pytest.raises(TableRewritten):
+                repairing.begin_repair(another, "repair")
+
+        subject.write(insert(ORDERS, **order(2)))
+        subject.holds(ORDERS, [order(1), order(2)])
+
+
+def _repairing(subject: Subject) -> RepairsTables:
+    found = offered(subject.destination, RepairsTables)
+    if found is None:
+        pytest.skip(f"{type(subject.destination).__name__} has no begin_repair()")
+    return found
+
+
+def _changes(committed: Sequence[Change]) -> TableChanges:
+    [step] = batch(committed).tables[ORDERS.id]
+    assert isinstance(step, TableChanges)
+    return step

@@ -40,6 +40,7 @@ from etl_dagster.model.destination import (
     Interruptible,
     ReadsRows,
     RemovesTables,
+    RepairsTables,
 )
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
@@ -74,6 +75,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
                 Interruptible,
                 ReadsRows,
                 RemovesTables,
+                RepairsTables,
             }
         ),
     )

@@ -24,6 +24,7 @@ from etl_dagster.destinations.ducklake.session import DuckLakeSession
 from etl_dagster.destinations.sql import counting
 from etl_dagster.destinations.sql.destination import SqlDestination
 from etl_dagster.errors import TableRewritten
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import (
     ChecksItself,
     ChecksNames,
@@ -33,8 +34,9 @@ from etl_dagster.model.destination import (
     CountsRows,
     ReadsRows,
     RemovesTables,
+    RepairsTables,
 )
-from etl_dagster.model.events import ChunkId, EventBatch, TableRows
+from etl_dagster.model.events import ChunkId, EventBatch, TableChanges, TableRows
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
 
@@ -74,6 +76,7 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
                 CountsRows,
                 ReadsRows,
                 RemovesTables,
+                RepairsTables,
             }
         ),
     )
@@ -202,6 +205,17 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
             DestinationUnreachable: the lake can't be had, or not be written.
         """
         self._retrying(lambda: super(DuckLakeDestination, self).write_events(events))
+
+    def begin_repair(self, schema: TableSchema, repair_id: str) -> None:
+        self._retrying(lambda: super(DuckLakeDestination, self).begin_repair(schema, repair_id))
+
+    def write_repair(self, changes: TableChanges, repair_id: str) -> None:
+        self._retrying(lambda: super(DuckLakeDestination, self).write_repair(changes, repair_id))
+
+    def end_repair(self, schema: TableSchema, repair_id: str, replay_from: Lsn) -> None:
+        self._retrying(
+            lambda: super(DuckLakeDestination, self).end_repair(schema, repair_id, replay_from)
+        )
 
     def _retrying(self, write: Callable[[], T]) -> T:
         """Do what a conflict has undone once more; the next try sees what was first."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.memory.config import MemoryDestinationConfig
 from etl_dagster.destinations.memory.kept import CopyMoment, goes_on, kept_table, table_of
 from etl_dagster.destinations.memory.tables import MemoryTable, Row, Texts
-from etl_dagster.errors import InvalidState, Superseded
+from etl_dagster.errors import InvalidState, Superseded, TableRewritten
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.events import (
@@ -41,6 +44,8 @@ class _Copy:
     table: MemoryTable
     chunks: set[int] = field(default_factory=set)
     is_complete: bool = False
+    #: The table itself is repaired, and gets no changes until the end.
+    is_repair: bool = False
 
 
 class MemoryDestination:
@@ -165,6 +170,51 @@ class MemoryDestination:
                     self._name(table.schema)
             self._marks[events.pipeline] = mark.after(events)
 
+    # -- repairs -------------------------------------------------------------------------------
+
+    @contextmanager
+    def read_rows(self, schema: TableSchema) -> Iterator[Iterator[pa.RecordBatch]]:
+        """The rows of a table as of one moment. See `ReadsRows`."""
+        with self._lock:
+            table = self.tables.get(schema.id)
+            if table is None or table.schema.column_names != schema.column_names:
+                raise TableRewritten(f"{schema.name} has other columns, or is not there")
+            rows = table.rows
+        yield iter([_as_arrow(schema, rows)])
+
+    def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows as `read_rows` gives them once they are written."""
+        return _as_arrow(schema, to_dicts(rows))
+
+    def begin_repair(self, schema: TableSchema, repair_id: str) -> None:
+        """See `RepairsTables`."""
+        with self._lock:
+            table = self.tables.get(schema.id)
+            if table is None or _likeness(table.schema) != _likeness(schema):
+                raise TableRewritten(f"{schema.name} is another table here, or is not there")
+            self._current_copy(schema, repair_id).is_repair = True
+            self.positions.pop(schema.id, None)
+
+    def write_repair(self, changes: TableChanges, repair_id: str) -> None:
+        """See `RepairsTables`."""
+        table_id = changes.schema.id
+        with self._lock:
+            copy = self._current_copy(changes.schema, repair_id)
+            if not copy.is_repair or copy.is_complete:
+                raise InvalidState(f"{repair_id} is not a repair under way")
+            for event in changes.events():
+                self.tables[table_id].apply(event)
+
+    def end_repair(self, schema: TableSchema, repair_id: str, replay_from: Lsn) -> None:
+        """See `RepairsTables`."""
+        with self._lock:
+            copy = self._current_copy(schema, repair_id)
+            if copy.is_complete:
+                return
+            self.positions[schema.id] = Position.just_before(replay_from)
+            self._replay_points[schema.id] = replay_from
+            copy.is_complete = True
+
     # -- the mark ------------------------------------------------------------------------------
 
     def read_mark(self, pipeline: str) -> DestinationMark:
@@ -195,6 +245,8 @@ class MemoryDestination:
     def _is_between_copies(self, table_id: TableId) -> bool:
         """What a table keeps would be there twice if it came before the copy and after it."""
         table, copy = self.tables.get(table_id), self._copies.get(table_id)
+        if copy is not None and copy.is_repair and not copy.is_complete:
+            return True
         if table is None or table.schema.mode == "mirror" or (copy and copy.is_complete):
             return False
         return copy is not None or table_id in self._ended_copies
@@ -250,3 +302,18 @@ class MemoryDestination:
         table.schema = replace(named, id=-schema.id)
         self.tables[-schema.id] = table
         self._name(table.schema)
+
+
+def _likeness(schema: TableSchema) -> tuple[object, ...]:
+    """What must be the same, so that a row of one is a row of the other under the same key."""
+    return (schema.name, schema.mode, schema.key_columns, schema.type_oids)
+
+
+def _as_arrow(schema: TableSchema, rows: list[Row]) -> pa.RecordBatch:
+    try:
+        return pa.RecordBatch.from_pylist(rows, schema=schema.arrow_schema)
+    except (pa.ArrowException, OverflowError, TypeError):
+        raise InvalidState(
+            f"{schema.name} has values in memory that can't be Arrow's again",
+            solution="Compare them where they are kept in another way.",
+        ) from None

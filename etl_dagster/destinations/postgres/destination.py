@@ -30,6 +30,7 @@ from etl_dagster.model.destination import (
     Interruptible,
     ReadsRows,
     RemovesTables,
+    RepairsTables,
     TellsWaits,
 )
 from etl_dagster.model.schema import TableId, TableSchema
@@ -64,6 +65,7 @@ class PostgresDestination(SqlDestination[PostgresSession]):
                 Interruptible,
                 ReadsRows,
                 RemovesTables,
+                RepairsTables,
                 TellsWaits,
             }
         ),

@@ -26,7 +26,7 @@ class Copies:
         self._chunks = Chunks.of(session)
 
     def status(self, table_id: TableId, copy_id: str) -> str | None:
-        """running, complete, or None for a copy never heard of.
+        """running, repairing, complete, or None for a copy never heard of.
 
         Raises:
             InvalidState: a newer copy has begun since.
@@ -57,11 +57,11 @@ class Copies:
                 raise _is_ended(table_id, copies[table_id])
         return {table_id for table_id, status in known.items() if status == "complete"}
 
-    def begin(self, table_id: TableId, copy_id: str) -> None:
-        """Remember the copy as the one that is running."""
+    def begin(self, table_id: TableId, copy_id: str, status: str = "running") -> None:
+        """Remember the copy as the one that is running; a repair is one that is `repairing`."""
         self.end([table_id])
         self._session.execute(
-            "INSERT INTO _etl.copies VALUES ($1, $2, 'running', NULL)", [table_id, copy_id]
+            "INSERT INTO _etl.copies VALUES ($1, $2, $3, NULL)", [table_id, copy_id, status]
         )
 
     def end(self, table_ids: Collection[TableId]) -> None:
@@ -80,14 +80,20 @@ class Copies:
         )
         self._chunks.forget([table_id])
 
-    def replay_points(self, table_ids: Collection[TableId]) -> dict[TableId, Lsn]:
-        """Of each of the tables' complete copy, where the changes begin that are not in it."""
+    def standing(self, table_ids: Collection[TableId]) -> tuple[dict[TableId, Lsn], set[TableId]]:
+        """How the tables' changes are to be taken.
+
+        Returns:
+            Of each complete copy, where the changes begin that are not in it; and the tables that
+            are under repair.
+        """
         rows = self._session.fetch(
-            "SELECT table_id, replay_lsn FROM _etl.copies "
-            f"WHERE table_id {AMONG} AND status = 'complete'",
+            "SELECT table_id, status, replay_lsn FROM _etl.copies "
+            f"WHERE table_id {AMONG} AND status IN ('complete', 'repairing')",
             [list(table_ids)],
         )
-        return {table_id: Lsn(replay_lsn) for table_id, replay_lsn in rows}
+        points = {t: Lsn(replay_lsn) for t, status, replay_lsn in rows if status == "complete"}
+        return points, {table_id for table_id, status, _ in rows if status == "repairing"}
 
     def incomplete_among(self, table_ids: Collection[TableId]) -> set[TableId]:
         """Those of the tables of which a copy has begun, or is about to, and none is complete."""

@@ -24,17 +24,20 @@ from etl_dagster.destinations.sql.names import Names
 from etl_dagster.destinations.sql.odd_values import Entries, OddValues
 from etl_dagster.destinations.sql.quarantine import Quarantine
 from etl_dagster.destinations.sql.removal import remove_tables
+from etl_dagster.destinations.sql.repairs import begin_repair, end_repair, write_repair
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.destinations.sql.statements import insert
 from etl_dagster.destinations.sql.tables import Target, create_table, drop_tables, move_table
 from etl_dagster.destinations.sql.whole_tables import WholeTables
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import (
     Capabilities,
     ChecksNames,
     CopiesManyTables,
     RemovesTables,
+    RepairsTables,
 )
-from etl_dagster.model.events import ChunkId, EventBatch, TableRows
+from etl_dagster.model.events import ChunkId, EventBatch, TableChanges, TableRows
 from etl_dagster.model.identity import DestinationMark, HeldCopy
 from etl_dagster.model.modes import MODES
 from etl_dagster.model.position import Position
@@ -62,7 +65,7 @@ class SqlDestination(ABC, Generic[SessionT]):
         odd_values=True,
         quarantine=True,
         modes=frozenset(MODES),
-        offers=frozenset({ChecksNames, CopiesManyTables, RemovesTables}),
+        offers=frozenset({ChecksNames, CopiesManyTables, RemovesTables, RepairsTables}),
     )
 
     #: Whether `Session.complete` takes long for a large table, and other sessions can write
@@ -271,10 +274,10 @@ class SqlDestination(ABC, Generic[SessionT]):
             tables = ledger.tables(events.tables)
             names = Names(session, ledger, tables)
             copies = Copies(session)
-            replay_points = copies.replay_points(events.tables)
+            replay_points, repairing = copies.standing(events.tables)
             # What a table keeps would be there twice if it came before the copy and after it.
             keeping = [table_id for table_id, table in tables.items() if table.mode != "mirror"]
-            between = copies.incomplete_among(keeping) if keeping else set()
+            between = repairing | (copies.incomplete_among(keeping) if keeping else set())
             dead_rows = 0
             for table_id, steps in events.tables.items():
                 if not steps or events.is_outdated(table_id, replay_points.get(table_id)):
@@ -299,6 +302,26 @@ class SqlDestination(ABC, Generic[SessionT]):
         with self._lock:
             before = self._revisions.get(events.pipeline, 0)
             self._revisions[events.pipeline] = max(before, revision)
+
+    # -- repairs -------------------------------------------------------------------------------
+
+    def begin_repair(self, schema: TableSchema, repair_id: str) -> None:
+        """See `RepairsTables`."""
+        with self._about(schema, alone=True) as session:
+            begin_repair(session, schema, repair_id)
+            _drop_staging(session, schema)
+
+    def write_repair(self, changes: TableChanges, repair_id: str) -> None:
+        """See `RepairsTables`."""
+        with self._about(changes.schema, alone=True) as session:
+            dead_rows = write_repair(session, changes, repair_id)
+            events = EventBatch({changes.schema.id: [changes]}, more_follows=True)
+            self._before_commit(session, events, dead_rows)
+
+    def end_repair(self, schema: TableSchema, repair_id: str, replay_from: Lsn) -> None:
+        """See `RepairsTables`."""
+        with self._about(schema, alone=True) as session:
+            end_repair(session, schema, repair_id, replay_from)
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from etl_dagster.model.events import (
     TruncateEvent,
     steps_after,
 )
-from etl_dagster.model.position import Position
+from etl_dagster.model.position import POSITION_ZERO, Position
 from etl_dagster.model.schema import TableSchema
 
 
@@ -74,6 +74,10 @@ class TableMerge:
                 self._ledger.log(step)
         if position != before:
             self._ledger.keep_position(steps[-1].schema, position)
+
+    def repair(self, changes: TableChanges) -> None:
+        """Apply changes whatever the table's position is, and leave that where it is."""
+        self._change(self._evolve_to(changes.schema), changes, POSITION_ZERO)
 
     def _evolve_to(self, schema: TableSchema) -> Target:
         """Bring the table to this schema."""

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from etl_dagster.destinations.evolution import DropColumn, RenameColumn, schema_changes
 from etl_dagster.destinations.memory import MemoryDestination, MemoryTable
 from etl_dagster.errors import DestinationError, InvalidState
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Capabilities, CountsRows, Destination, WriteResult
 from etl_dagster.model.events import (
     DeleteEvent,
@@ -118,6 +119,20 @@ class FileDestination(MemoryDestination):
             write(*arguments)
             self._pending = self._writer.submit(self.save)
             return self._pending
+
+    def begin_repair(self, schema: TableSchema, repair_id: str) -> None:
+        self._wait(self.saved(super().begin_repair, schema, repair_id))
+
+    def write_repair(self, changes: TableChanges, repair_id: str) -> WriteResult:  # type: ignore[override]
+        return self.saved(super().write_repair, changes, repair_id)
+
+    def end_repair(self, schema: TableSchema, repair_id: str, replay_from: Lsn) -> None:
+        self._wait(self.saved(super().end_repair, schema, repair_id, replay_from))
+
+    @staticmethod
+    def _wait(result: WriteResult) -> None:
+        assert result is not None
+        result.result()
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         with self._turn:
@@ -1450,3 +1465,28 @@ class TestChangesBetweenTwoCopiesAreThereTwice(TestInMemory):
     class destination_class(MemoryDestination):
         def _is_between_copies(self, table_id: int) -> bool:
             return False
+
+
+class TestARepairLeavesNothingOut(TestInMemory):
+    promise = "test_a_repaired_table_has_its_rows_and_then_the_changes_since"
+
+    class destination_class(MemoryDestination):
+        def _is_between_copies(self, table_id: int) -> bool:
+            return False
+
+
+class TestARepairOutlivesTheNextCopy(TestInMemory):
+    promise = "test_a_repair_is_over_once_a_copy_has_begun"
+
+    class destination_class(MemoryDestination):
+        def write_repair(self, changes: TableChanges, repair_id: str) -> None:
+            for event in changes.events():
+                self.tables[changes.schema.id].apply(event)
+
+
+class TestAnyTableIsRepaired(TestInMemory):
+    promise = "test_another_table_than_the_schema_says_is_not_repaired"
+
+    class destination_class(MemoryDestination):
+        def begin_repair(self, schema: TableSchema, repair_id: str) -> None:
+            return
