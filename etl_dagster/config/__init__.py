@@ -11,7 +11,7 @@ from etl_dagster.config.environment import ENV_PREFIX
 from etl_dagster.config.fan_out import FanOutConfig, Membership
 from etl_dagster.config.meltano import MeltanoConfig
 from etl_dagster.config.memory import MemoryConfig
-from etl_dagster.config.pace import BatchConfig, CopyConfig, RetryConfig
+from etl_dagster.config.pace import BatchConfig, CopyConfig, RepairConfig, RetryConfig
 from etl_dagster.config.pipeline import PipelineConfig
 from etl_dagster.config.reading import load_config, parse_config
 from etl_dagster.config.section import ByteCount
@@ -41,6 +41,7 @@ __all__ = [
     "Numeric",
     "OddPolicy",
     "PipelineConfig",
+    "RepairConfig",
     "RetryConfig",
     "SourceConfig",
     "StoreConfig",

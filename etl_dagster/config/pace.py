@@ -47,6 +47,14 @@ class CopyConfig(Section):
     chunk_rows: int = Field(250_000, ge=1, description="Rows in a chunk, by statistics.")
 
 
+class RepairConfig(Section):
+    """How tables are compared with the source, and repaired."""
+
+    max_connections: int = Field(
+        2, ge=1, description="Connections that read one table's rows from the source at a time."
+    )
+
+
 class RetryConfig(Section):
     """How failures that waiting may cure are retried; the delay doubles, with jitter."""
 

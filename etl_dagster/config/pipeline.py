@@ -30,7 +30,7 @@ from etl_dagster.config.meltano import MeltanoConfig
 from etl_dagster.config.memory import MemoryConfig
 from etl_dagster.config.merging import MergedTables
 from etl_dagster.config.metrics import MetricsConfig
-from etl_dagster.config.pace import BatchConfig, CopyConfig, RetryConfig
+from etl_dagster.config.pace import BatchConfig, CopyConfig, RepairConfig, RetryConfig
 from etl_dagster.config.section import Section
 from etl_dagster.config.shape import require_salt
 from etl_dagster.config.source import SourceConfig
@@ -83,11 +83,13 @@ class PipelineConfig(Section):
     memory: MemoryConfig = MemoryConfig()
     batch: BatchConfig = BatchConfig()
     copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
+    repair: RepairConfig = RepairConfig()
     retry: RetryConfig = RetryConfig()
-    on_lost_slot: Literal["stop", "recopy"] = Field(
+    on_lost_slot: Literal["stop", "repair", "recopy"] = Field(
         "stop",
         description="What a start does once Postgres has removed WAL that the pipeline's slot "
-        "needs: it stops, or makes another slot and copies every table again.",
+        "needs: it stops; or makes another slot, and compares every table with the source and "
+        "replaces the rows that differ (`repair`), or copies every table again (`recopy`).",
     )
     partitions_removed: Literal["keep", "delete"] = Field(
         "keep",
@@ -185,8 +187,10 @@ class PipelineConfig(Section):
         former = self.fan_out.former
         if former is not None and former not in self.destinations:
             mistakes.append(f"fan_out.former: {former} is not one of the destinations")
-        if self.destinations and self.on_lost_slot == "recopy":
-            mistakes.append("on_lost_slot: recopy is for a pipeline with one destination")
+        if self.destinations and self.on_lost_slot != "stop":
+            mistakes.append(
+                f"on_lost_slot: {self.on_lost_slot} is for a pipeline with one destination"
+            )
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self

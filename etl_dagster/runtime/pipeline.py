@@ -36,6 +36,7 @@ from etl_dagster.runtime.local_store import coordinating
 from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.pace import Pace
+from etl_dagster.runtime.progress_wanted import wanted_progress
 from etl_dagster.runtime.resetting import begin_again_without_slot
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import backoff
@@ -66,6 +67,8 @@ from etl_dagster.source.money import fetch_own_sample
 _log = logging.getLogger(__name__)
 
 #: How often the status is taken, and how often at least that of many tables.
+#: While another process waits for the progress of an idle stream.
+_HURRY_S = 0.1
 _REPORT_S, _REPORT_AT_MOST_S = 1.0, 5.0
 
 
@@ -474,8 +477,10 @@ class Pipeline:
     def _watch(self) -> None:
         """Pass on that some state changed."""
         while not self._stop.is_set():
+            wanted = LSN_ZERO
             try:
-                self._store.wait_for_change(1.0)
+                wanted = wanted_progress(self._store) or LSN_ZERO
+                self._store.wait_for_change(_HURRY_S if wanted > self._confirmed else 1.0)
             except EtlError as error:
                 _log.warning("the store can't be watched: %s", error.reason)
                 self._stop.wait(1.0)
@@ -483,6 +488,8 @@ class Pipeline:
             apply = self._apply
             if apply is not None:
                 apply.states_changed()
+                if wanted > self._confirmed:
+                    apply.hurry(wanted)
 
     def _manage(self) -> None:
         """Keep the tables in step with the publication, and start copies where they are ours."""

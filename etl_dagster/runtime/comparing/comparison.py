@@ -31,32 +31,30 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import InvalidState, TableRewritten
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import ReadsRows
-from etl_dagster.model.events import CopiedRows
 from etl_dagster.model.states import Ready
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.runtime.clock import Clock, SystemClock
 from etl_dagster.runtime.comparing.changing import ChangingKeys
+from etl_dagster.runtime.comparing.sides import Side, Sides
 from etl_dagster.runtime.comparing.sums import Buckets, Details, slices
 from etl_dagster.runtime.copy_source import PostgresSource
 from etl_dagster.runtime.durable import Stopped
-from etl_dagster.runtime.tables.odd_policies import OddPolicies
-from etl_dagster.shaping.rows import Shaper
-from etl_dagster.source.catalog import PublishedTable, emit_marker, fetch_leaves
+from etl_dagster.runtime.progress_wanted import want_progress
+from etl_dagster.runtime.repair_requests import RangeDifference
+from etl_dagster.source.catalog import PublishedTable, emit_marker
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.copy import plan_chunks
 from etl_dagster.source.witness import Witness
-from etl_dagster.values.digest import Hashes, hash_rows
+from etl_dagster.values.digest import Hashes
 
 _TRIES: Final = 4
 #: Of both sides together, 16 bytes each.
@@ -64,7 +62,6 @@ _ROWS_AT_ONCE: Final = 4_000_000
 _POLL_S: Final = 0.1
 
 Result: TypeAlias = Literal["equal", "different", "unsettled"]
-Side: TypeAlias = Literal["source", "destination"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +83,10 @@ class Comparison:
     unjudged: int = 0
     #: Why it is unsettled.
     reason: str | None = None
+    #: Of the `RANGES` that the table's keys are in, those in which rows differ.
+    ranges: tuple[RangeDifference, ...] = ()
+    #: Keys of some rows that differ, as texts by column; only where they were asked for.
+    keys: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class TableComparison:
         table: as it is published now, with the schema that the store has of it.
         on_rows: called with a side and how many of its rows were read since the last call.
         tries: how often to look, where rows are changed meanwhile.
+        most_keys: of so many rows that differ, the keys are given, which may be secret.
         progress_timeout_s: how long the stream may take to get to where the comparison is.
     """
 
@@ -120,23 +122,28 @@ class TableComparison:
         clock: Clock | None = None,
         tries: int = _TRIES,
         rows_at_once: int = _ROWS_AT_ONCE,
+        most_keys: int = 0,
         progress_timeout_s: float = 300.0,
     ) -> None:
         self._config = config
         self._store = store
         self._control = control
-        self._destination = destination
         self._table = table
         self._stop = stop
-        self._on_rows = on_rows
         self._clock = clock or SystemClock()
         self._tries = tries
         self._rows_at_once = rows_at_once
+        self._most_keys = most_keys
         self._timeout_s = progress_timeout_s
-        schema = table.schema
-        salt = None if config.salt is None else config.salt.get_secret_value().encode()
-        self._shaper = None if schema.shape is None else Shaper(schema, salt)
-        self._target = schema if self._shaper is None else self._shaper.target
+        self._sides = Sides(
+            config,
+            control,
+            PostgresSource(config, table.schema.id),
+            destination,
+            table,
+            stop=stop,
+            on_rows=on_rows,
+        )
 
     def run(self) -> Comparison:
         """Look until every key is judged, or often enough.
@@ -172,12 +179,13 @@ class TableComparison:
         with contextlib.closing(Witness(self._config.source, self._config.pipeline)) as witness:
             # An idle stream would not get there by itself.
             self._control.ask("writing a marker", emit_marker)
+            want_progress(self._store, witness.lsn)
             ours, theirs = Buckets(), Buckets()
             self._read_source(witness, ours.add)
             self._wait_until_applied(witness.lsn)
             self._read_destination(theirs.add)
             found = Comparison("equal", witness.lsn, ours.row_count, theirs.row_count)
-            changing = self._new_changing()
+            changing = ChangingKeys(self._table.schema, self._sides.shaper, self._sides.hash_keys)
             unjudged: list[Hashes] = []
             parts = slices(ours.differing(theirs), ours, theirs, self._rows_at_once)
             for place, buckets in enumerate(parts):
@@ -195,8 +203,11 @@ class TableComparison:
                         missing=verdict.missing,
                         extra=verdict.extra,
                         changed=verdict.changed,
+                        ranges=verdict.ranges,
                         has_more=place + 1 < len(parts) or bool(len(verdict.unjudged)),
                     )
+                    if self._most_keys:
+                        found = replace(found, keys=self._keys(witness, verdict.different))
                     break
         if self._store.get_table_replication_state(self._table.schema.id) != state:
             raise TableRewritten(f"{self._table.schema.name} was copied while it was compared")
@@ -236,49 +247,26 @@ class TableComparison:
     # -- the sides -------------------------------------------------------------------------------
 
     def _read_source(self, witness: Witness, take: Callable[[Hashes, Hashes], None]) -> None:
-        schema = self._table.schema
-        source = PostgresSource(self._config, schema.id)
-        leaves = self._control.ask("reading the table's size", fetch_leaves, schema.id)
-        reader = source.open_reader(
-            self._table,
-            OddPolicies(self._config).copied(schema),
-            snapshot_name=witness.snapshot_name,
-        )
-        with contextlib.closing(reader):
-            for chunk in plan_chunks(leaves, self._config.copy_tables.chunk_rows):
-                for rows in reader.read(chunk):
-                    self._take("source", self._shaped(rows), take)
-                if chunk.file_node and reader.file_node(chunk.relation_id) != chunk.file_node:
-                    raise TableRewritten(f"{schema.name} was rewritten while it was compared")
-
-    def _shaped(self, rows: CopiedRows) -> pa.RecordBatch:
-        if self._shaper is not None:
-            self._shaper.require_salt()
-            rows = self._shaper.copied(rows)
-        return self._destination.as_read(self._target, rows.rows)
+        with contextlib.closing(self._sides.source(witness.snapshot_name)) as batches:  # type: ignore[type-var]
+            for each in batches:
+                take(each.keys, each.hashes)
 
     def _read_destination(self, take: Callable[[Hashes, Hashes], None]) -> None:
-        with self._destination.read_rows(self._target) as batches:
-            for batch in batches:
-                self._take("destination", batch, take)
+        with contextlib.closing(self._sides.destination()) as batches:  # type: ignore[type-var]
+            for each in batches:
+                take(each.keys, each.hashes)
 
-    def _take(
-        self, side: Side, rows: pa.RecordBatch, take: Callable[[Hashes, Hashes], None]
-    ) -> None:
-        if self._stop.is_set():
-            raise Stopped
-        if rows.num_rows:
-            whole = hash_rows(rows, self._target.column_names)
-            keys = self._target.key_columns
-            take(hash_rows(rows, keys) if keys else whole, whole)
-        self._on_rows(side, rows.num_rows)
-
-    def _new_changing(self) -> ChangingKeys:
-        target = self._target
-
-        def hash_keys(rows: pa.RecordBatch) -> Hashes:
-            return hash_rows(
-                self._destination.as_read(target, rows), target.key_columns or target.column_names
-            )
-
-        return ChangingKeys(self._table.schema, self._shaper, hash_keys)
+    def _keys(self, witness: Witness, different: Hashes) -> tuple[Mapping[str, str], ...]:
+        """Some of the keys of these hashes."""
+        found: dict[int, Mapping[str, str]] = {}
+        names = self._sides.target.key_columns or self._sides.target.column_names
+        for side in (self._sides.source(witness.snapshot_name), self._sides.destination()):
+            with contextlib.closing(side) as batches:  # type: ignore[type-var]
+                for each in batches:
+                    for place in np.flatnonzero(np.isin(each.keys, different)).tolist():
+                        if len(found) >= self._most_keys:
+                            return tuple(found.values())
+                        row = each.rows.rows.slice(place, 1)
+                        key = {name: str(row.column(name)[0]) for name in names}
+                        found.setdefault(int(each.keys[place]), key)
+        return tuple(found.values())

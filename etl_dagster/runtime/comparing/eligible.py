@@ -71,7 +71,7 @@ def find_eligible(
     published = {table.schema.id: table for table in found}
     states = store.get_table_replication_states()
     return [
-        _eligible(each, table_id, publication, published, newest, states)
+        _eligible(each, table_id, publication, published, newest, states, config)
         for each, table_id in wanted.items()
     ]
 
@@ -83,19 +83,33 @@ def _eligible(
     published: Mapping[TableId, PublishedTable],
     schemas: Mapping[TableId, TableSchema],
     states: Mapping[TableId, Any],
+    config: PipelineConfig,
 ) -> Eligible:
     table, schema = published.get(table_id), schemas.get(table_id)
     if table is None or schema is None:
         return Eligible(name, table_id, None, "it is not published, or was never copied")
-    why_not = _why_not(table, schema, publication, states.get(table_id))
+    why_not = _why_not(table, schema, publication, states.get(table_id), config)
     return Eligible(name, table_id, None if why_not else replace(table, schema=schema), why_not)
 
 
 def _why_not(
-    table: PublishedTable, schema: TableSchema, publication: Publication, state: TableState | None
+    table: PublishedTable,
+    schema: TableSchema,
+    publication: Publication,
+    state: TableState | None,
+    config: PipelineConfig,
 ) -> str | None:
     if not isinstance(state, Ready):
         return f"it is not streamed now ({state_name(state) if state else 'unknown'})"
+    return why_not_compared(table, schema, publication, config)
+
+
+def why_not_compared(
+    table: PublishedTable, schema: TableSchema, publication: Publication, config: PipelineConfig
+) -> str | None:
+    """Why the destination's table, with this schema, need not have the source's rows, if so."""
+    if not config.table(schema.name).copy_rows:
+        return "its rows are not copied (copy: false)"
     if schema.mode != "mirror":
         return f"its mode is {schema.mode}, and only tables in mode mirror can be compared"
     if schema.quarantine_columns:

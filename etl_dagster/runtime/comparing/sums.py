@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from etl_dagster.runtime.repair_requests import RangeDifference
 from etl_dagster.values.digest import Hashes
 
 _BUCKET_BITS: Final = 18
-_BUCKETS: Final = 2**_BUCKET_BITS
+BUCKETS: Final = 2**_BUCKET_BITS
+_RANGE_BITS: Final = 8
+#: Into which the hashes of keys are divided for a report. A key's range follows from its hash, not
+#: from its order: that one differs between databases and collations.
+RANGES: Final = 2**_RANGE_BITS
+_NONE: Final[Hashes] = np.empty(0, np.uint64)
 
 
 def bucket_of(keys: Hashes) -> npt.NDArray[np.int64]:
@@ -27,14 +33,14 @@ class Buckets:
     """
 
     def __init__(self) -> None:
-        self.sums = np.zeros(_BUCKETS, np.uint64)
-        self.counts = np.zeros(_BUCKETS, np.int64)
+        self.sums = np.zeros(BUCKETS, np.uint64)
+        self.counts = np.zeros(BUCKETS, np.int64)
 
     def add(self, keys: Hashes, rows: Hashes) -> None:
         """Count rows in, by the hash of each one's key and that of the whole."""
         buckets = bucket_of(keys)
         np.add.at(self.sums, buckets, rows)
-        self.counts += np.bincount(buckets, minlength=_BUCKETS)
+        self.counts += np.bincount(buckets, minlength=BUCKETS)
 
     @property
     def row_count(self) -> int:
@@ -43,6 +49,35 @@ class Buckets:
     def differing(self, other: Buckets) -> npt.NDArray[np.int64]:
         """The buckets in which the sides don't have the same rows."""
         return np.flatnonzero((self.sums != other.sums) | (self.counts != other.counts))
+
+
+class RangeCounts:
+    """Counts rows that differ, by the range that their key is in."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros((3, RANGES), np.int64)
+
+    def add(
+        self,
+        missing: Hashes = _NONE,
+        extra: Hashes = _NONE,
+        changed: Hashes = _NONE,
+    ) -> None:
+        """Count rows in, by the hashes of their keys."""
+        for counts, keys in zip(self._counts, (missing, extra, changed), strict=True):
+            places = (keys >> np.uint64(64 - _RANGE_BITS)).astype(np.int64)
+            counts += np.bincount(places, minlength=RANGES)
+
+    @property
+    def totals(self) -> tuple[int, int, int]:
+        """Rows that are missing, too many, and changed."""
+        missing, extra, changed = self._counts.sum(axis=1).tolist()
+        return missing, extra, changed
+
+    def differing(self) -> tuple[RangeDifference, ...]:
+        """The ranges in which rows differ."""
+        numbers = np.flatnonzero(self._counts.any(axis=0)).tolist()
+        return tuple(RangeDifference(n, *self._counts[:, n].tolist()) for n in numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +92,16 @@ class Verdict:
     #: Hashes of the keys that differ and were changed while they were compared: nothing is known
     #: of them.
     unjudged: Hashes
+    ranges: tuple[RangeDifference, ...] = ()
+    #: Hashes of the keys that differ.
+    different: Hashes = field(default_factory=lambda: _NONE)
 
 
 class Details:
     """Every row of some buckets, of one side."""
 
     def __init__(self, buckets: npt.NDArray[np.int64]) -> None:
-        self._is_wanted = np.zeros(_BUCKETS, bool)
+        self._is_wanted = np.zeros(BUCKETS, bool)
         self._is_wanted[buckets] = True
         self._keys: list[Hashes] = []
         self._rows: list[Hashes] = []
@@ -101,11 +139,21 @@ class Details:
         is_changing = np.isin(keys, changing)
         judged = differs & ~is_changing
         more = (our_counts - their_counts)[judged]
+        which, counts = keys[judged], RangeCounts()
+        same = np.where(more == 0, our_counts[judged], 0)
+        counts.add(
+            missing=np.repeat(which, np.maximum(more, 0)),
+            extra=np.repeat(which, np.maximum(-more, 0)),
+            changed=np.repeat(which, same),
+        )
+        missing, extra, changed = counts.totals
         return Verdict(
-            missing=int(more[more > 0].sum()),
-            extra=int(-more[more < 0].sum()),
-            changed=int(our_counts[judged][more == 0].sum()),
+            missing=missing,
+            extra=extra,
+            changed=changed,
             unjudged=keys[differs & is_changing],
+            ranges=counts.differing(),
+            different=which,
         )
 
 
