@@ -154,7 +154,7 @@ def _continuation(
         require_continuable(slot, name, store)
     except SlotError as failure:
         # One that a start replaces is told by the checks of the source.
-        if not (isinstance(failure, SlotInvalidated) and config.on_lost_slot == "recopy"):
+        if not (isinstance(failure, SlotInvalidated) and config.on_lost_slot != "stop"):
             yield Check.error("slot", failure)
     slots = {
         slot.name: slot

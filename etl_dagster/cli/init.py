@@ -74,8 +74,12 @@ retry:
   max_delay_ms: 30000
   max_attempts: 8
 
-# Once Postgres has removed WAL that the slot needs, a start stops, or with `recopy` makes another
-# slot and copies every table again.
+# How tables are compared with the source, by `etl-dagster repair` or after a lost slot.
+repair:
+  max_connections: 2            # reading one table at a time
+
+# Once Postgres has removed WAL that the slot needs, a start stops; or makes another slot, and with
+# `repair` replaces the rows that differ from the source's, with `recopy` copies every table again.
 on_lost_slot: stop
 
 # Every table's position as Meltano state, for `meltano state list`; kept in the state store.

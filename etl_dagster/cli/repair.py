@@ -1,11 +1,11 @@
-"""`etl-dagster repair`: compare tables with the source, and copy again those that differ."""
+"""`etl-dagster repair`: compare tables with the source, and replace the rows that differ."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,28 @@ from etl_dagster.cli.options import config_option, json_option, load
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.model.stores import CoordinatingStore
-    from etl_dagster.runtime.comparing.comparison import Comparison, Side
+    from etl_dagster.runtime.comparing.comparison import Comparison
     from etl_dagster.runtime.comparing.eligible import Eligible
+    from etl_dagster.runtime.comparing.sides import Side
+    from etl_dagster.runtime.repair_requests import RepairOutcome
 
 
-@click.command(short_help="Compare tables with the source; copy those again that differ.")
+#: Rows of which the keys are shown, and ranges of which the numbers are.
+_MOST_KEYS = 20
+_MOST_RANGES = 12
+
+
+@click.command(short_help="Compare tables with the source; replace rows that differ.")
 @click.argument("tables", nargs=-1, metavar="[SCHEMA.TABLE]...")
 @config_option
 @click.option("--all", "everything", is_flag=True, help="All tables of the pipeline.")
 @click.option("--dry-run", is_flag=True, help="Compare, say what differs, and end.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option(
+    "--show-keys",
+    is_flag=True,
+    help="Show the keys of some rows that differ; they may be values that others must not see.",
+)
 @json_option
 def repair(
     tables: tuple[str, ...],
@@ -34,15 +46,22 @@ def repair(
     everything: bool,
     dry_run: bool,
     yes: bool,
+    show_keys: bool,
     as_json: bool,
 ) -> None:
-    """Compare tables at the destination with the source's, and copy again those that differ.
+    """Compare tables at the destination with the source's, and replace the rows that differ.
 
-    For a destination that was changed by hand, or in doubt. The pipeline must be running: each
-    table is compared as of one position of its stream, which goes on. Both sides are read as a
-    whole; only hashes and counts are kept, no value is shown or logged. Works for DuckDB, DuckLake
-    and Postgres, and tables in mode mirror. A table that differs is copied again as a whole; its
-    old rows stay readable until the new copy replaces them.
+    For a destination that was changed by hand, or in doubt. While the pipeline runs, each table is
+    compared as of one position of its stream, which goes on. Only hashes and counts are kept; no
+    value is shown or logged. Works for DuckDB, DuckLake and Postgres, and tables in mode mirror.
+
+    Of a table that differs, the running pipeline replaces the rows that differ, at one position,
+    and replays the changes since. A table that it can't be done to is copied as a whole, and the
+    reason is told.
+
+    With --all, while no process runs the pipeline: the next start makes another slot, and compares
+    and repairs every table. So does a pipeline recover that doesn't start any more, since its slot
+    is lost, or since source or destination were restored from a backup.
 
     With --dry-run, or --json without --yes, nothing is changed, and the exit code is 1 where a
     table differs or its comparison could not be settled.
@@ -54,17 +73,21 @@ def repair(
     from etl_dagster.cli.existing import existing_store
 
     with existing_store(config) as store:
-        compared = _compare(config, store, tables)
+        if everything and not dry_run and not store.is_leased("apply"):
+            _repair_at_next_start(config, store, yes=yes)
+            return
+        compared = _compare(config, store, tables, most_keys=_MOST_KEYS if show_keys else 0)
         differing = {each.name: each for each, found in compared if _is_different(found)}
-        requested: list[str] = []
         if as_json:
+            outcomes: Mapping[str, RepairOutcome] = {}
             if differing and not dry_run:
-                requested = _request(store, list(differing.values()))
-            shown = [_object(each, found, each.name in requested) for each, found in compared]
+                outcomes = _request(store, list(differing.values()))
+            shown = [_object(each, found, outcomes.get(each.name)) for each, found in compared]
             click.echo(json.dumps({"tables": shown}, indent=2))
         else:
             for each, found in compared:
                 click.echo(f"{each.name}: {_sentence(each, found)}")
+                _show_ranges(found)
             _repair(store, list(differing.values()), dry_run=dry_run, yes=yes)
     unsettled = any(found is not None and found.result == "unsettled" for _, found in compared)
     if unsettled or (differing and dry_run):
@@ -72,37 +95,22 @@ def repair(
 
 
 def _compare(
-    config: PipelineConfig, store: CoordinatingStore, tables: Sequence[str]
+    config: PipelineConfig, store: CoordinatingStore, tables: Sequence[str], *, most_keys: int
 ) -> list[tuple[Eligible, Comparison | None]]:
     from etl_dagster.assembly import build_destination
     from etl_dagster.cli.tables import table_ids
-    from etl_dagster.runtime.comparing.comparison import TableComparison
-    from etl_dagster.runtime.comparing.eligible import find_eligible, require_reader
+    from etl_dagster.runtime.comparing.tables import compare_tables
     from etl_dagster.runtime.table_ids import find_table_ids
-    from etl_dagster.source.control import SourceControl
 
-    destination = build_destination(config)
-    reader = require_reader(config, destination)
     wanted = table_ids(config, store, tables) if tables else find_table_ids(config, store)
-    control = SourceControl(config.source, application_name=f"etl_dagster repair {config.pipeline}")
-    compared: list[tuple[Eligible, Comparison | None]] = []
-    with contextlib.closing(control), contextlib.ExitStack() as ending:
-        ending.callback(destination.shutdown)
-        for each in find_eligible(config, store, control, wanted):
-            found = None
-            if each.table is not None:
-                with _progress(each) as on_rows:
-                    found = TableComparison(
-                        config,
-                        store,
-                        control,
-                        reader,
-                        each.table,
-                        stop=threading.Event(),
-                        on_rows=on_rows,
-                    ).run()
-            compared.append((each, found))
-    return compared
+    destination = build_destination(config)
+    try:
+        found = compare_tables(
+            config, store, destination, wanted, progress=_progress, most_keys=most_keys
+        )
+        return list(found)
+    finally:
+        destination.shutdown()
 
 
 @contextlib.contextmanager
@@ -135,20 +143,47 @@ def _repair(
     if not differing:
         return
     for each in differing:
-        click.echo(f"{each.name} is copied again from the beginning; its old rows stay until then.")
+        click.echo(f"{each.name}: the rows that differ are replaced.")
     if not is_wanted(dry_run=dry_run, yes=yes):
         return
-    _request(store, differing)
-    click.echo("Done. The running pipeline begins with it now.")
+    for name, outcome in _request(store, differing).items():
+        click.echo(f"{name}: {_outcome_sentence(outcome)}")
 
 
-def _request(store: CoordinatingStore, differing: Sequence[Eligible]) -> list[str]:
+def _request(
+    store: CoordinatingStore, differing: Sequence[Eligible]
+) -> Mapping[str, RepairOutcome]:
+    """Have the pipeline repair the tables, and wait until it has."""
     from etl_dagster.runtime.copying.pausing import ask_for_copies
+    from etl_dagster.runtime.repair_requests import await_repairs, request_repairs
 
-    ask_for_copies(store, [each.table_id for each in differing])
-    for each in differing:
-        store.request_copy(each.table_id)
-    return [each.name for each in differing]
+    names = {each.table_id: each.name for each in differing}
+    ask_for_copies(store, list(names))
+    outcomes = await_repairs(store, request_repairs(store, list(names)))
+    return {names[table_id]: outcome for table_id, outcome in outcomes.items()}
+
+
+def _repair_at_next_start(config: PipelineConfig, store: CoordinatingStore, *, yes: bool) -> None:
+    from etl_dagster.runtime.copying.pausing import ask_for_copies
+    from etl_dagster.runtime.resetting import reset_pipeline
+    from etl_dagster.source.control import SourceControl
+
+    if config.membership is not None:
+        raise click.ClickException(
+            "No process runs the pipeline, and of several destinations none is repaired then. "
+            "Start it, or use `etl-dagster reset`."
+        )
+    click.echo(
+        "No process runs the pipeline. The slot is dropped; the next start makes another one, "
+        "compares every table with the source and replaces the rows that differ."
+    )
+    if not is_wanted(dry_run=False, yes=yes):
+        return
+    ask_for_copies(store, list(store.get_table_replication_states()))
+    control = SourceControl(config.source, application_name=f"etl_dagster repair {config.pipeline}")
+    with contextlib.closing(control):
+        reset_pipeline(config, store, control, by_repair=True)
+    click.echo("Done. Start the pipeline.")
 
 
 def _is_different(found: Comparison | None) -> bool:
@@ -176,7 +211,29 @@ def _sentence(table: Eligible, found: Comparison | None) -> str:
     return f"differs, {least}{', '.join(counts)} ({rows} destination) at {found.lsn}"
 
 
-def _object(table: Eligible, found: Comparison | None, is_requested: bool) -> dict[str, Any]:
+def _outcome_sentence(outcome: RepairOutcome) -> str:
+    if outcome.by == "copy":
+        return f"copied as a whole, since {outcome.reason}"
+    counts = f"{outcome.missing:,} added, {outcome.changed:,} replaced, {outcome.extra:,} deleted"
+    return f"repaired at {outcome.lsn}: {counts}"
+
+
+def _show_ranges(found: Comparison | None) -> None:
+    """In which ranges of keys rows differ, and which rows, where that was asked for."""
+    if found is None or not found.ranges:
+        return
+    from etl_dagster.runtime.comparing.sums import RANGES
+
+    shown = ", ".join(str(each.number) for each in found.ranges[:_MOST_RANGES])
+    more = ", ..." if len(found.ranges) > _MOST_RANGES else ""
+    click.echo(f"  in {len(found.ranges)} of {RANGES} ranges of keys: {shown}{more}")
+    for key in found.keys:
+        click.echo("  " + ", ".join(f"{name}={value}" for name, value in key.items()))
+
+
+def _object(
+    table: Eligible, found: Comparison | None, outcome: RepairOutcome | None
+) -> dict[str, Any]:
     if found is None:
         return {"table": table.name, "result": "not compared", "reason": table.why_not}
     return {
@@ -191,5 +248,7 @@ def _object(table: Eligible, found: Comparison | None, is_requested: bool) -> di
         "changed": found.changed,
         "has_more": found.has_more,
         "unjudged": found.unjudged,
-        "copy_requested": is_requested,
+        "ranges": [asdict(each) for each in found.ranges],
+        "keys": list(found.keys),
+        "repair": None if outcome is None else outcome.to_json(),
     }

@@ -71,6 +71,7 @@ def copy_again(
 ) -> None:
     from etl_dagster.cli.tables import table_ids
     from etl_dagster.runtime.copying.pausing import ask_for_copies
+    from etl_dagster.runtime.repair_requests import forget_repairs
 
     wanted = table_ids(config, store, tables)
     for name in wanted:
@@ -78,6 +79,7 @@ def copy_again(
     if not is_wanted(dry_run=dry_run, yes=yes):
         return
     ask_for_copies(store, list(wanted.values()))
+    forget_repairs(store, list(wanted.values()))
     for table_id in wanted.values():
         store.request_copy(table_id)
     if store.is_leased("apply"):

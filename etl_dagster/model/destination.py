@@ -191,7 +191,8 @@ class CountsQuarantinedRows(Protocol):
 class ReadsRows(Protocol):
     """A destination whose rows can be compared with the source's; `etl-dagster repair` asks it.
 
-    Called on an object that was not started, from one thread. The schema is the one that the
+    Called on an object that was not started; for `RepairsTables` also on one that was, from several
+    threads, each about another table. The schema is the one that the
     destination was given: shaped, and in mode `mirror`.
     """
 

@@ -18,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.model.states import Init
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.repair_requests import Why, forget_repairs, note_repairs
 from etl_dagster.runtime.runner import RUNNER, RUNNER_OF_SEVERAL, in_use
 from etl_dagster.runtime.slot import drop_pipeline_slots
 from etl_dagster.source.control import SourceControl
@@ -50,9 +52,16 @@ ALL = Extent("fan out reset", "fan out reset offer", RUNNER_OF_SEVERAL, "fan out
 
 
 def reset_pipeline(
-    config: PipelineConfig, store: CoordinatingStore, control: SourceControl
+    config: PipelineConfig,
+    store: CoordinatingStore,
+    control: SourceControl,
+    *,
+    by_repair: bool = False,
 ) -> list[str]:
     """Have every table copied from the beginning, and drop the slots; returns their names.
+
+    Args:
+        by_repair: have those that were copied before compared, and rows that differ replaced.
 
     Raises:
         PipelineInUse: a process runs the pipeline.
@@ -62,6 +71,7 @@ def reset_pipeline(
     if lease is None:
         raise in_use(store, config.pipeline, "a process")
     try:
+        _note_repairs(store, "asked" if by_repair else None)
         # In this order: should it end in between, a second reset finds the rest.
         store.reset_for_resync()
         return drop_pipeline_slots(control, config)
@@ -86,24 +96,36 @@ def reset_several(
 def begin_again_without_slot(
     config: PipelineConfig, store: CoordinatingStore, control: SourceControl
 ) -> bool:
-    """Where the slot is lost and `on_lost_slot` is ``recopy``: forget what was streamed from it.
+    """Where the slot is lost and `on_lost_slot` isn't ``stop``: forget what was streamed from it.
 
     Every table is at `Init` then, and no slot is left. To be called with the lease.
     """
-    if config.on_lost_slot != "recopy":
+    if config.on_lost_slot == "stop":
         return False
     slot = control.ask("looking at the slot", fetch_apply_slot, config)
     if slot is None or not slot.is_lost or not slot.is_of_this_database:
         return False
     _log.warning(
-        "slot %r is lost (%s); every table is copied again, see on_lost_slot",
+        "slot %r is lost (%s); every table is %s, see on_lost_slot",
         slot.name,
         slot.invalidation_reason or "WAL that it needs was removed",
+        "copied again" if config.on_lost_slot == "recopy" else "compared and repaired",
     )
+    _note_repairs(store, "lost slot" if config.on_lost_slot == "repair" else None)
     # In this order: should it end in between, the next start finds the slot lost still.
     store.reset_for_resync()
     drop_pipeline_slots(control, config)
     return True
+
+
+def _note_repairs(store: CoordinatingStore, why: Why | None) -> None:
+    """Have the next copies of tables that were copied before be repairs, or none of them."""
+    forget_repairs(store)
+    if why is None:
+        return
+    states = store.get_table_replication_states()
+    copied = [table_id for table_id, state in states.items() if not isinstance(state, Init)]
+    note_repairs(store, copied, why)
 
 
 def offer_resets(store: CoordinatingStore, of: Extent = ONE) -> None:

@@ -1,4 +1,4 @@
-"""Tables that differ from the source's are found while they are streamed, and copied again."""
+"""Tables that differ from the source's are found while they are streamed, and repaired."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.cli.app import cli
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.comparing.comparison import Comparison, Side, TableComparison
+from etl_dagster.runtime.comparing.comparison import Comparison, TableComparison
 from etl_dagster.runtime.comparing.eligible import find_eligible, require_reader
+from etl_dagster.runtime.comparing.sides import Side
 from etl_dagster.runtime.table_ids import find_table_ids
 from etl_dagster.source.control import SourceControl
 from tests.support.database import Database
@@ -165,7 +166,7 @@ def test_values_of_every_type_compare_equal_from_copy_and_from_stream(
             assert (found.source_rows, found.destination_rows) == (24, 24)
 
 
-def test_the_command_reports_what_differs_and_copies_that_again(
+def test_the_command_reports_what_differs_and_replaces_that(
     database: Database, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     database.execute(TABLES, "create table log (id int)", "alter table log replica identity full")
@@ -199,16 +200,21 @@ def test_the_command_reports_what_differs_and_copies_that_again(
         }
         people = found["public.people"]
         assert (people["missing"], people["extra"], people["changed"]) == (2, 0, 1)
-        assert people["copy_requested"] is False
+        assert sum(each["missing"] for each in people["ranges"]) == 2
+        assert (people["repair"], people["keys"]) == (None, [])
 
         code, output = call("public.people", "public.orders", "--dry-run")
         assert (code, "Nothing was done" in output) == (1, True)
         assert "public.people: differs, 2 missing, 1 with other values" in output
+        code, output = call("public.people", "--dry-run", "--show-keys")
+        assert {f"  id={number}" for number in (1, 2, 3)} <= set(output.splitlines())
         assert call("public.orders", "public.visits")[0] == 0
 
         code, output = call("--all", "--yes")
-        assert (code, "public.people is copied again" in output) == (0, True)
-        assert "public.orders is copied" not in output
+        assert code == 0
+        assert "public.people: repaired at" in output
+        assert "2 added, 1 replaced, 0 deleted" in output
+        assert "public.orders: repaired" not in output
         wait_until(lambda: rows(config, "select count(*) from public.people") == [(50,)])
         assert pipeline.wait_until_caught_up(60)
         assert call("public.people")[0] == 0

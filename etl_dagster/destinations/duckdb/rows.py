@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import duckdb
@@ -44,16 +45,18 @@ class AsStored:
     """What becomes of rows that are written: the same values in DuckDB's own types."""
 
     def __init__(self) -> None:
-        #: In memory; opened by the first rows.
-        self._engine: duckdb.DuckDBPyConnection | None = None
+        #: In memory; one for each thread, opened by its first rows.
+        self._engines = threading.local()
 
     def __call__(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
         """The rows as `read_rows` would give them."""
         if not schema.columns:
             return rows
-        if self._engine is None:
-            self._engine = duckdb.connect(":memory:", config={"threads": 1})
-        engine, dialect = self._engine, DuckDBDialect()
+        engine: duckdb.DuckDBPyConnection | None = getattr(self._engines, "engine", None)
+        if engine is None:
+            engine = duckdb.connect(":memory:", config={"threads": 1})
+            self._engines.engine = engine
+        dialect = DuckDBDialect()
         engine.register("_etl_rows", dialect.readable(rows))
         try:
             selected = dialect.select_list(schema.column_names, dialect.column_types(schema))

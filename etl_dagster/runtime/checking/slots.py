@@ -29,9 +29,11 @@ def check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
     except SlotInvalidated as failure:
         if config.on_lost_slot == "stop":
             return Check.error("slot", failure)
+        does = "copies" if config.on_lost_slot == "recopy" else "compares and repairs"
+        again = " again" if config.on_lost_slot == "recopy" else ""
         return Check.warning(
             "slot",
-            f"{failure.reason}; the next start makes another one and copies every table again",
+            f"{failure.reason}; the next start makes another one and {does} every table{again}",
             "Start the pipeline; or set on_lost_slot to stop.",
         )
     except SlotError as failure:

@@ -41,6 +41,7 @@ from etl_dagster.runtime.copy_source import CopySource, PostgresSource
 from etl_dagster.runtime.copying.claim import Claim
 from etl_dagster.runtime.copying.preparing import Preparation, Prepared
 from etl_dagster.runtime.copying.table_copy import CopySummary, TableCopy
+from etl_dagster.runtime.copying.table_repair import TableRepair
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.retry import errored_state
@@ -234,8 +235,13 @@ class TableSync:
         preparation = Preparation(self._parts, self._source, self._belonging, self._table_id)
         table = preparation.fetch_table()
         started = self._clock.now_s()
-        with preparation.begin(table, claim, state) as prepared:
+        repair = TableRepair(self._parts, self._source, self._table_id, preparation.fetch_table)
+        prepared = repair.run(table, claim)
+        if prepared is not None:
             copied = self._copy(prepared, claim)
+        else:
+            with preparation.begin(table, claim, claim.state or state) as prepared:
+                copied = self._copy(prepared, claim)
         copy_seconds = self._clock.now_s() - started
         handover = self._hand_over(prepared, copied, claim)
         return TableSyncResult(

@@ -21,6 +21,11 @@ from etl_dagster.runtime.copying.pausing import paused_tables
 from etl_dagster.runtime.copying.table_sync import TableSync
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.many import many
+from etl_dagster.runtime.repair_requests import (
+    RepairOutcome,
+    keep_outcome,
+    wanted_repairs,
+)
 from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.runtime.showing.metrics import CopyMeter
 from etl_dagster.runtime.worker_parts import WorkerParts
@@ -110,11 +115,13 @@ class TableSyncs:
         # A worker of the table's own has begun, and can be followed.
         begun = self._control.ask("listing slots", fetch_table_sync_slots, self._config.pipeline)
         sizes = {table_id: _size(leaves.get(table_id, ())) for table_id in due}
+        repairs = wanted_repairs(self._store, due)
         alone = [
             t
             for t in due
             if t in begun
             or t in self._singly
+            or (t in repairs and repairs[t].why == "asked")
             or sizes[t] > _SMALL_BYTES
             or not is_plain(t, leaves.get(t, ()))
             or _has_failed_too_often(states[t])
@@ -165,6 +172,11 @@ class TableSyncs:
         return f"table {table_id}" if schema is None else schema.name
 
     def _sync_group(self, table_ids: Sequence[TableId]) -> None:
+        # A small table is copied in less time than a slot of its own takes.
+        for table_id, request in wanted_repairs(self._parts.store, table_ids).items():
+            reason = "it is small, and copied together with others"
+            outcome = RepairOutcome(request.request_id, "copy", reason=reason)
+            keep_outcome(self._parts.store, table_id, outcome)
         group = GroupSync(self._parts, table_ids)
         try:
             with log_fields(pipeline=self._parts.config.pipeline):
