@@ -30,7 +30,7 @@ def _ids(file: Path) -> list[int]:
 
 
 def test_one_call_copies_the_tables_and_ends(
-    newest_database: Database, make_config: MakeConfig
+    newest_database: Database, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     newest_database.execute(TABLES)
     config = make_config(newest_database)
@@ -39,6 +39,8 @@ def test_one_call_copies_the_tables_and_ends(
 
     assert [status.phase for status in statuses.values()] == ["stopped"]
     assert list(statuses) == ["duckdb"]
+    assert statuses["duckdb"].tables["public.orders"].row_count == 1000
+    assert [each.message for each in caplog.records if each.levelname == "WARNING"] == []
     assert _ids(config.destination.path) == list(range(1, 1001))  # type: ignore[attr-defined]
 
 

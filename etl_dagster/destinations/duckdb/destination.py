@@ -213,6 +213,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
 
     def count_rows(self) -> dict[str, int]:
         """The number of rows of each table, by ``schema.table``."""
+        self._let_go_at_the_end()
         return reading.count_rows(
             self.path, lock_timeout_s=self._lock_timeout_s, stop=self._file.stop
         )
@@ -231,12 +232,19 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
 
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""
+        self._let_go_at_the_end()
         return reading.odd_values(
             self.path, lock_timeout_s=self._lock_timeout_s, stop=self._file.stop
         )[0]
 
+    def _let_go_at_the_end(self) -> None:
+        """Readers wait for no one once they were interrupted, so neither for this process."""
+        if self._file.stop.is_set():
+            self._file.close()
+
     def count_quarantined_rows(self) -> dict[str, int]:
         """How many rows are kept apart from each table, by ``schema.table``."""
+        self._let_go_at_the_end()
         return {
             twin.table: twin.row_count
             for twin in reading.quarantines(

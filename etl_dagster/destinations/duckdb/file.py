@@ -330,7 +330,12 @@ def _take_turn(
             wanted.release()
     except filelock.Timeout as error:
         raise DestinationUnreachable(
-            f"{path} is in use by another process; waited {timeout_s:g} s for {path}.lock",
+            f"{path} is in use by another process; "
+            + (
+                "the pipeline was told to stop"
+                if stop.is_set()
+                else f"waited {timeout_s:g} s for {path}.lock"
+            ),
             solution="Find who holds it (`fuser` names the process) and let it finish; "
             "the pipeline retries by itself.",
         ) from error

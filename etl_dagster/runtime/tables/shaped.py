@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -27,6 +27,9 @@ from etl_dagster.shaping.rows import Shaper
 
 #: Versions of schemas of which is remembered what becomes of rows.
 _REMEMBERED = 1024
+#: Calls that are not shaped, and must not be abandoned either: a process that ends while a library
+#: works in one of its threads may be aborted.
+_CALLS = frozenset({"shutdown", "count_rows", "count_odd_values", "count_quarantined_rows"})
 
 
 def shaping(
@@ -60,7 +63,14 @@ class _Shaping:
         found = getattr(self._inner, name)
         if name == "check_names":
             return lambda schemas: found([self._schema(schema) for schema in schemas])
-        return found
+        return self._counted(found) if name in _CALLS else found
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            with self._calls.one():
+                return call(*arguments)
+
+        return counted
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         with self._calls.one():
