@@ -42,8 +42,8 @@ class Environment:
 
     def __init__(self, folder: Path) -> None:
         self.bin = folder / "bin"
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        # Dependencies are those of the tests; so nothing is fetched.
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        # Dependencies, and pip, are those of the tests; so nothing is fetched.
         (site,) = folder.glob("lib/python*/site-packages")
         (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
         for package in (ROOT, EXAMPLE):

@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 
 _MISSING = re.compile(r"the environment variable (\w+) is not set")
 #: A setting takes one of them: a DSN, a number, a word.
-_STAND_INS = ("postgresql://not-set.invalid/not_set", "1", "not_set")
+STAND_IN = "not_set"
+_STAND_INS = (f"postgresql://not-set.invalid/{STAND_IN}", "1", STAND_IN)
 #: Each is a configuration that is checked.
 _MOST_TRIES = 250
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 from etl_dagster.assembly import opened_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, EtlError, SchemaTooNew, SourceUnreachable
+from etl_dagster.integrations.dagster.storage import source_database
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import KnowsPipeline
@@ -41,6 +42,8 @@ class Discovery:
     tables: tuple[TableSchema, ...]
     problem: EtlError | None = None
     comments: Mapping[TableId, TableComments] = field(default_factory=dict)
+    #: The database they were found in; None where only the configuration says it.
+    database: str | None = None
 
 
 def discover_tables(
@@ -71,8 +74,8 @@ def discover_tables(
         _log.warning(
             "pipeline %s: %s. What to do: %s", config.pipeline, error.reason, error.solution
         )
-        tables, comments = _load_cache(config)
-        return Discovery(tables or _ask_store(config), error, comments)
+        (tables, comments), database = _load_cache(config)
+        return Discovery(tables or _ask_store(config), error, comments, database)
     _keep_cache(config, tables, comments)
     return Discovery(tables, None, comments)
 
@@ -153,6 +156,7 @@ def _keep_cache(
         asdict(table)
         | {"columns": [column_to_json(column) for column in table.columns]}
         | {"snapshot_id": None, "publication": config.source.publication}
+        | {"database": source_database(config.source)}
         | {"comments": asdict(comments.get(table.id, TableComments()))}
         for table in tables
     ]
@@ -167,10 +171,11 @@ def _keep_cache(
         fresh.replace(path)
 
 
-def _load_cache(config: PipelineConfig) -> _Known:
+def _load_cache(config: PipelineConfig) -> tuple[_Known, str | None]:
+    """What the source said last, and the name of its database then."""
     path = _cache_path(config)
     if path is None:
-        return (), {}
+        return ((), {}), None
     try:
         kept = [
             table
@@ -182,8 +187,8 @@ def _load_cache(config: PipelineConfig) -> _Known:
             table["id"]: TableComments(**table["comments"]) for table in kept if "comments" in table
         }
     except (OSError, ValueError, KeyError, TypeError, SchemaTooNew):
-        return (), {}
-    return tables, comments
+        return ((), {}), None
+    return (tables, comments), next((table.get("database") for table in kept), None)
 
 
 def _read_table(kept: Mapping[str, Any]) -> TableSchema:

@@ -12,6 +12,7 @@ from dagster import AssetKey, AssetsDefinition, AssetSpec, FreshnessPolicy
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import InvalidState
+from etl_dagster.integrations.dagster.anyway import STAND_IN
 from etl_dagster.integrations.dagster.assets import build_table_asset
 from etl_dagster.integrations.dagster.discovery import Discovery, discover_tables
 from etl_dagster.integrations.dagster.located import locate
@@ -159,10 +160,13 @@ def build_specs(
     failure: Exception | None = None
     caller = caller_reference()
     found = discover_tables(config) if found is None else found
+    database = found.database or source_database(config.source)
+    if database == STAND_IN or not looks.has_sources:
+        database = ""
     for schema in found.tables:
         comments = found.comments.get(schema.id, TableComments())
         try:
-            props = _props(config, looks, schema, comments)
+            props = _props(config, looks, schema, comments, database)
             spec = looks.translator.get_asset_spec(props)
             spec = _completed(spec, resource, config, looks, schema, caller)
             # Some names are refused here only.
@@ -186,7 +190,11 @@ def build_specs(
 
 
 def _props(
-    config: PipelineConfig, looks: Looks, schema: TableSchema, comments: TableComments
+    config: PipelineConfig,
+    looks: Looks,
+    schema: TableSchema,
+    comments: TableComments,
+    database: str,
 ) -> PublishedTableProps:
     storage = storage_of(config.destination)
     group = group_of(config.pipeline, key_part(schema.schema_name))
@@ -201,7 +209,7 @@ def _props(
         destination_place=config.destination.place,
         comment=comments.table,
         column_comments=comments.columns,
-        source_database=source_database(config.source) if looks.has_sources else "",
+        source_database=database,
         destination_database=storage.database,
         destination_uri=storage.uri,
         group_name=group if looks.group_per_schema else None,
