@@ -109,7 +109,7 @@ class Preparation:
         if plan is not None and not isinstance(state, Init | None):
             known = self._resumable(table, plan)
             if known is not None:
-                _log.info("the copy of %s goes on", known.schema.name)
+                _log.info("the copy of %s is resumed", known.schema.name)
                 yield Prepared(known, plan, None, is_copied=self._is_copied(plan))
                 return
         with self._new_copy(table, claim) as prepared:

@@ -94,6 +94,7 @@ class Reporter:
         #: None until first measured, and without a slot.
         self.retained_wal: RetainedWal | None = None
         self._is_wal_reported = False
+        self._is_count_reported = False
         self.server_lsn = LSN_ZERO
 
     def recall(self) -> None:
@@ -182,11 +183,21 @@ class Reporter:
         for count in stale.values():
             # Before counting: what changes meanwhile makes it stale again.
             count.is_row_count_stale = False
-        rows = destination.count_rows()
-        counting = offered(destination, CountsOddValues)
-        odd = None if counting is None else counting.count_odd_values()
-        holding = offered(destination, CountsQuarantinedRows) if odd else None
-        held = {} if holding is None else holding.count_quarantined_rows()
+        try:
+            rows = destination.count_rows()
+            counting = offered(destination, CountsOddValues)
+            odd = None if counting is None else counting.count_odd_values()
+            holding = offered(destination, CountsQuarantinedRows) if odd else None
+            held = {} if holding is None else holding.count_quarantined_rows()
+        except EtlError as error:
+            # The rest of the status is worth showing: a table that is missing stops itself.
+            for count in stale.values():
+                count.is_row_count_stale = True
+            if not self._is_count_reported:
+                _log.warning("the rows at the destination can't be counted: %s", error.reason)
+            self._is_count_reported = True
+            return
+        self._is_count_reported = False
         for table_id in stale:
             table = self._members.tables.get(table_id)
             if table is not None:
