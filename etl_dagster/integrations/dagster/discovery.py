@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from etl_dagster.assembly import opened_store
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ConfigError, EtlError, SchemaTooNew, SourceUnreachable
+from etl_dagster.errors import ConfigError, EtlError, SourceUnreachable
+from etl_dagster.integrations.dagster.kept_tables import (
+    KnownTables,
+    tables_from_text,
+    tables_to_text,
+)
 from etl_dagster.integrations.dagster.storage import source_database
-from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import KnowsPipeline
 from etl_dagster.source.catalog import fetch_publication_tables
 from etl_dagster.source.comments import TableComments, fetch_comments
 from etl_dagster.source.connection import connect
-from etl_dagster.values.columns import column_from_json, column_to_json
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +34,6 @@ _log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S, _STATEMENT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 5, 10.0, 20.0
 
 _Answer = TypeVar("_Answer")
-_Known = tuple[tuple[TableSchema, ...], Mapping[TableId, TableComments]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Discovery:
 def discover_tables(
     config: PipelineConfig,
     *,
-    ask_source: Callable[[PipelineConfig], _Known] | None = None,
+    ask_source: Callable[[PipelineConfig], KnownTables] | None = None,
     answer_timeout_s: float = _ANSWER_TIMEOUT_S,
 ) -> Discovery:
     """Ask the source; where it can't answer, take what it said last.
@@ -80,7 +81,7 @@ def discover_tables(
     return Discovery(tables, None, comments)
 
 
-def _ask_source(config: PipelineConfig) -> _Known:
+def _ask_source(config: PipelineConfig) -> KnownTables:
     quick = config.source.model_copy(update={"connect_timeout_s": _CONNECT_TIMEOUT_S})
     with connect(
         quick,
@@ -152,15 +153,8 @@ def _keep_cache(
     path = _cache_path(config)
     if path is None:
         return
-    payload = [
-        asdict(table)
-        | {"columns": [column_to_json(column) for column in table.columns]}
-        | {"snapshot_id": None, "publication": config.source.publication}
-        | {"database": source_database(config.source)}
-        | {"comments": asdict(comments.get(table.id, TableComments()))}
-        for table in tables
-    ]
-    text = json.dumps(payload, indent=1)
+    database = source_database(config.source)
+    text = tables_to_text(config.source.publication, database, tables, comments)
     # Without it there is only less to fall back on.
     with contextlib.suppress(OSError):
         if path.exists() and path.read_text("utf-8") == text:
@@ -171,32 +165,13 @@ def _keep_cache(
         fresh.replace(path)
 
 
-def _load_cache(config: PipelineConfig) -> tuple[_Known, str | None]:
+def _load_cache(config: PipelineConfig) -> tuple[KnownTables, str | None]:
     """What the source said last, and the name of its database then."""
     path = _cache_path(config)
     if path is None:
         return ((), {}), None
     try:
-        kept = [
-            table
-            for table in json.loads(path.read_text("utf-8"))
-            if table["publication"] == config.source.publication
-        ]
-        tables = tuple(_read_table(table) for table in kept)
-        comments = {
-            table["id"]: TableComments(**table["comments"]) for table in kept if "comments" in table
-        }
-    except (OSError, ValueError, KeyError, TypeError, SchemaTooNew):
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
         return ((), {}), None
-    return (tables, comments), next((table.get("database") for table in kept), None)
-
-
-def _read_table(kept: Mapping[str, Any]) -> TableSchema:
-    return TableSchema(
-        id=kept["id"],
-        schema_name=kept["schema_name"],
-        table_name=kept["table_name"],
-        columns=tuple(map(column_from_json, kept["columns"])),
-        snapshot_id=LSN_ZERO,
-        replica_identity=kept["replica_identity"],
-    )
+    return tables_from_text(text, config.source.publication)
