@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from dagster import (
     AssetChecksDefinition,
@@ -16,6 +17,7 @@ from dagster import (
 )
 
 from etl_dagster.integrations.dagster.anyway import load_anyway
+from etl_dagster.integrations.dagster.discovery import Discovery
 from etl_dagster.integrations.dagster.executors import single_copy_in_process
 from etl_dagster.integrations.dagster.located import locate, resource_of
 from etl_dagster.integrations.dagster.parts import (
@@ -97,58 +99,87 @@ def build_etl_definitions(
             is an environment variable that is not set: then the tables last seen are the assets,
             and the sensor says what is wrong.
     """
-    resource = resource_of(pipeline)
-    whole = load_anyway(resource)
-    if reports == "observation":
-        stale_after_s = None
-    looks = Looks(
-        translator or EtlDagsterTranslator(), stale_after_s, group_per_schema, source_assets
+    defs = build_pipeline(
+        resource_of(pipeline),
+        Looks(translator or EtlDagsterTranslator(), stale_after_s, group_per_schema, source_assets),
+        Streaming(
+            status=sensor_status,
+            mode=sensor_mode,
+            tick_s=tick_s,
+            executor=executor,
+            lease_s=lease_s,
+            report_every_s=report_every_s,
+            busy_report_every_s=busy_report_every_s,
+            reports=reports,
+        ),
     )
-    defs = Definitions.merge(
+    return with_clicks_in_process(defs) if clicks_in_process else defs
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How the sensor streams and reports; each as the argument of `build_etl_definitions`."""
+
+    status: DefaultSensorStatus | None = None
+    mode: SensorMode = "supervise"
+    tick_s: float = TICK_S
+    executor: ExecutorDefinition = in_process_executor
+    lease_s: float = LEASE_S
+    report_every_s: float = REPORT_EVERY_S
+    busy_report_every_s: float = BUSY_REPORT_EVERY_S
+    reports: Literal["materialization", "observation"] = "materialization"
+
+
+#: Further definitions for the assets of one destination.
+More: TypeAlias = Callable[[EtlPipelineResource, Sequence[AssetsDefinition]], Definitions]
+
+
+def build_pipeline(
+    resource: EtlPipelineResource,
+    looks: Looks,
+    streaming: Streaming,
+    *,
+    found: Discovery | None = None,
+    has_checks: bool = True,
+    more: More | None = None,
+) -> Definitions:
+    """The definitions of all destinations of a pipeline, whatever describes it.
+
+    Args:
+        found: the published tables, where they are known already.
+        has_checks: whether the checks of `build_etl_checks` are among them.
+        more: what each destination has besides.
+
+    Raises:
+        ConfigError: the configuration holds mistakes.
+    """
+    if streaming.reports == "observation":
+        looks = replace(looks, stale_after_s=None)
+    names = load_anyway(resource).destinations
+    members = [resource.of_destination(name) for name in names] if names else [resource]
+    return Definitions.merge(
         *(
-            _build_one(
-                each,
-                looks,
-                sensor_status=sensor_status,
-                sensor_mode=sensor_mode,
-                tick_s=tick_s,
-                executor=executor,
-                lease_s=lease_s,
-                report_every_s=report_every_s,
-                busy_report_every_s=busy_report_every_s,
-                stale_after_s=stale_after_s,
-                reports=reports,
-            )
-            for each in (
-                [resource.of_destination(name) for name in whole.destinations]
-                if whole.destinations
-                else [resource]
-            )
+            _build_one(each, looks, streaming, found=found, has_checks=has_checks, more=more)
+            for each in members
         )
     )
-    return _with_clicks_in_process(defs) if clicks_in_process else defs
 
 
 def _build_one(
     resource: EtlPipelineResource,
     looks: Looks,
+    streaming: Streaming,
     *,
-    sensor_status: DefaultSensorStatus | None,
-    sensor_mode: SensorMode,
-    tick_s: float,
-    executor: ExecutorDefinition,
-    lease_s: float,
-    report_every_s: float,
-    busy_report_every_s: float,
-    stale_after_s: float | None,
-    reports: Literal["materialization", "observation"],
+    found: Discovery | None,
+    has_checks: bool,
+    more: More | None,
 ) -> Definitions:
     """The definitions of one destination."""
     resource, config = locate(resource)
-    specs = build_specs(resource, config, looks)
+    specs = build_specs(resource, config, looks, found=found)
     assets = list(specs.assets.values())
-    checks = build_etl_checks(resource, assets)
-    return Definitions(
+    checks = build_etl_checks(resource, assets) if has_checks else []
+    defs = Definitions(
         assets=[*assets, *specs.sources],
         asset_checks=checks,
         # With its job.
@@ -156,23 +187,25 @@ def _build_one(
             build_etl_sensor(
                 resource,
                 assets,
-                default_status=sensor_status,
-                mode=sensor_mode,
-                tick_s=tick_s,
-                executor=executor,
-                lease_s=lease_s,
-                report_every_s=report_every_s,
-                busy_report_every_s=busy_report_every_s,
-                stale_after_s=stale_after_s,
+                default_status=streaming.status,
+                mode=streaming.mode,
+                tick_s=streaming.tick_s,
+                executor=streaming.executor,
+                lease_s=streaming.lease_s,
+                report_every_s=streaming.report_every_s,
+                busy_report_every_s=streaming.busy_report_every_s,
+                stale_after_s=looks.stale_after_s,
                 checks=checks,
-                reports=reports,
+                reports=streaming.reports,
             )
         ],
         resources={config.pipeline: resource},
     )
+    return defs if more is None else Definitions.merge(defs, more(resource, assets))
 
 
-def _with_clicks_in_process(defs: Definitions) -> Definitions:
+def with_clicks_in_process(defs: Definitions) -> Definitions:
+    """The same, with an executor that keeps the run of a single copy in one process."""
     assets = [asset for asset in defs.assets or () if isinstance(asset, AssetsDefinition)]
     checks = [
         check for check in defs.asset_checks or () if isinstance(check, AssetChecksDefinition)
