@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from etl_dagster.destinations.singer import SingerDestination
     from etl_dagster.embedding import RunningPipeline, run, running
     from etl_dagster.errors import ConfigError, EtlError
+    from etl_dagster.integrations.dagster.component.pipeline import EtlPipelineComponent
     from etl_dagster.lsn import Lsn
     from etl_dagster.model.coordination import Coordination
     from etl_dagster.model.destination import Capabilities, Destination
@@ -77,6 +78,7 @@ __all__ = [
     "DuckDBDestination",
     "DuckLakeDestination",
     "EtlError",
+    "EtlPipelineComponent",
     "Event",
     "EventBatch",
     "HttpDestination",
@@ -132,6 +134,7 @@ _DEFINED_IN = {
     "destinations.singer": ("SingerDestination",),
     "embedding": ("RunningPipeline", "run", "running"),
     "errors": ("ConfigError", "EtlError"),
+    "integrations.dagster.component.pipeline": ("EtlPipelineComponent",),
     "lsn": ("Lsn",),
     "model.coordination": ("Coordination",),
     "model.destination": ("Capabilities", "Destination"),

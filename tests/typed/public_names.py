@@ -21,6 +21,7 @@ from etl_dagster import (
     DuckDBDestination,
     DuckLakeDestination,
     EtlError,
+    EtlPipelineComponent,
     Event,
     EventBatch,
     HttpDestination,
@@ -118,6 +119,10 @@ def bytes_between(one: Lsn, other: Lsn) -> int:
 
 def name_of(schema: TableSchema) -> TableName:
     return TableName.parse(schema.name)
+
+
+def component(file: Path) -> EtlPipelineComponent:
+    return EtlPipelineComponent(pipeline=file, group_per_schema=True)
 
 
 #: Contracts, their settings and their implementations, as annotations name them.

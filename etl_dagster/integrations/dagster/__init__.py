@@ -4,11 +4,12 @@
 
     defs = build_etl_definitions("etl.yaml")
 
-The whole integration uses only what `dagster` itself exports.
+The whole integration uses only what `dagster` and `dagster.components` export.
 """
 
 from etl_dagster.integrations.dagster.batch_mode import build_sync_job
 from etl_dagster.integrations.dagster.build import build_etl_definitions
+from etl_dagster.integrations.dagster.component.pipeline import EtlPipelineComponent
 from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
 from etl_dagster.integrations.dagster.decorator import etl_assets
 from etl_dagster.integrations.dagster.jobs import (
@@ -59,6 +60,7 @@ __all__ = [
     "EtlDagsterTranslator",
     "EtlDestinationResource",
     "EtlPipeline",
+    "EtlPipelineComponent",
     "EtlPipelineResource",
     "EtlStateStoreResource",
     "HttpDestinationResource",

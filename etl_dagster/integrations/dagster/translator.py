@@ -53,6 +53,16 @@ class PublishedTableProps:
         """``schema.table``."""
         return self.schema.name
 
+    @property
+    def schema_name(self) -> str:
+        """The schema alone."""
+        return self.schema.schema_name
+
+    @property
+    def table_name(self) -> str:
+        """The table alone."""
+        return self.schema.table_name
+
 
 class EtlDagsterTranslator:
     """Makes the asset of each table.

@@ -1,0 +1,88 @@
+"""What `dg scaffold defs etl_dagster.EtlPipelineComponent NAME` writes."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from dagster import Scaffolder, ScaffoldRequest, scaffold_component
+from pydantic import BaseModel, Field
+
+_CONFIG = """\
+# A pipeline of etl-dagster: one Postgres publication to one destination. `etl-dagster doctor`
+# checks it; `etl-dagster init -o all.yaml` writes a file with every setting.
+#
+# ${{NAME}} is an environment variable, ${{NAME:-other}} has a default.
+
+# Part of slot names and state IDs, so don't change it later.
+pipeline: {pipeline}
+
+source:
+  # postgresql://user:password@host/database
+  dsn: ${{{variable}}}
+  # CREATE PUBLICATION {publication} FOR TABLE public.customers, public.orders;
+  publication: {publication}
+
+destination:
+  type: duckdb
+  # Relative to this file.
+  path: {path}
+"""
+_PYTHON = """\
+from pathlib import Path
+
+import dagster as dg
+from etl_dagster import EtlPipelineComponent
+
+
+@dg.component_instance
+def load(context: dg.ComponentLoadContext) -> EtlPipelineComponent:
+    return EtlPipelineComponent(pipeline=Path(__file__).parent / "{pipeline}")
+"""
+
+
+class PipelineParams(BaseModel):
+    """Options of the scaffold."""
+
+    config: str | None = Field(
+        default=None,
+        description="An etl.yaml that exists. Without, one is written next to the defs.yaml.",
+    )
+    publication: str = Field(default="etl_pub", description="The publication that is replicated.")
+
+
+class EtlPipelineScaffolder(Scaffolder[PipelineParams]):
+    """Writes a ``defs.yaml`` or ``component.py`` that works, and the pipeline's ``etl.yaml``."""
+
+    @classmethod
+    def get_scaffold_params(cls) -> type[PipelineParams]:
+        return PipelineParams
+
+    def scaffold(self, request: ScaffoldRequest[PipelineParams]) -> None:
+        folder, given = Path(request.target_path), request.params.config
+        if request.append:
+            folder = folder.parent
+        if given is None:
+            config = folder / "etl.yaml"
+            if not config.exists():
+                config.write_text(_config_text(request, folder), "utf-8")
+        else:
+            config = Path(given).absolute()
+        pipeline = Path(os.path.relpath(config, folder)).as_posix()
+        if request.scaffold_format == "python":
+            (folder / "component.py").write_text(_PYTHON.format(pipeline=pipeline), "utf-8")
+        else:
+            scaffold_component(request, {"pipeline": pipeline})
+
+
+def _config_text(request: ScaffoldRequest[PipelineParams], folder: Path) -> str:
+    name = re.sub(r"[^a-z0-9_]", "_", folder.name.lower()) or "main"
+    root = request.project_root or folder
+    return _CONFIG.format(
+        pipeline=name,
+        variable=f"{name.upper()}_DSN",
+        publication=request.params.publication,
+        # Next to the project, not among its code.
+        path=(Path(os.path.relpath(root, folder)) / f"{name}.duckdb").as_posix(),
+    )

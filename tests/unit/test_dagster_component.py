@@ -1,0 +1,138 @@
+"""What the YAML of a component means; `dg` itself is in the integration tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dagster import AssetKey, AssetSpec, Definitions, ResolutionContext
+
+from etl_dagster import EtlPipelineComponent
+from etl_dagster.errors import ConfigError
+from etl_dagster.integrations.dagster import build_etl_definitions, specs
+from etl_dagster.integrations.dagster.component.translation import resolve_translation
+from etl_dagster.integrations.dagster.discovery import Discovery
+from etl_dagster.integrations.dagster.kept_tables import tables_to_text
+from etl_dagster.lsn import LSN_ZERO
+from etl_dagster.model.schema import ColumnSchema, TableSchema
+
+TABLES = tuple(
+    TableSchema(number, "public", name, (ColumnSchema(name="id", type_oid=20),), LSN_ZERO)
+    for number, name in enumerate(["orders", "people"], 1)
+)
+
+
+@pytest.fixture
+def etl_yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "etl.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "pipeline": "shop",
+                "source": {"dsn": "postgresql://etl@db:5432/shopdb", "publication": "etl_pub"},
+                "destination": {"type": "duckdb", "path": "warehouse.duckdb"},
+            }
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    path = tmp_path / "state"
+    path.write_text(tables_to_text("etl_pub", "shopdb", TABLES, {}))
+    return path
+
+
+def built(etl_yaml: Path, state: Path, **attributes: Any) -> Definitions:
+    """The definitions that the attributes make of the state; no source is asked."""
+    component = EtlPipelineComponent.resolve_from_dict({"pipeline": str(etl_yaml), **attributes})
+    return component.build_defs_from_state(None, state)  # type: ignore[arg-type]
+
+
+def names(defs: Definitions) -> dict[str, Any]:
+    graph = defs.resolve_asset_graph()
+    return {
+        "assets": {(spec.key, spec.group_name, str(spec.tags)) for spec in graph.asset_nodes},
+        "checks": set(graph.asset_check_keys),
+        "sensors": [each.name for each in defs.sensors or ()],
+        "schedules": [each.name for each in defs.schedules or ()],
+        "resources": set(defs.resources or ()),
+    }
+
+
+def test_yaml_and_python_make_the_same_definitions(
+    etl_yaml: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(specs, "discover_tables", lambda _: Discovery(TABLES, database="shopdb"))
+    by_python = names(build_etl_definitions(etl_yaml))
+    assert len(by_python["assets"]) == 4
+    assert names(built(etl_yaml, state)) == by_python
+
+
+def test_a_state_of_another_publication_is_not_believed(
+    etl_yaml: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Discovery(TABLES[:1])
+    monkeypatch.setattr(specs, "discover_tables", lambda _: asked)
+    state.write_text(tables_to_text("other_pub", "shopdb", TABLES, {}))
+    defs = built(etl_yaml, state, source_assets=False)
+    assert set(defs.resolve_all_asset_keys()) == {AssetKey(["shop", "public", "orders"])}
+
+
+def test_a_translation_is_attributes_or_a_template_that_gives_them(
+    etl_yaml: Path, state: Path
+) -> None:
+    defs = built(
+        etl_yaml,
+        state,
+        source_assets=False,
+        translation={
+            "key_prefix": "raw",
+            "deps": ["upstream/{{ table.table_name }}"],
+            "kinds": ["table"],
+            "code_version": "{{ 1 + 1 }}",
+            "tags": {"columns": "{{ table.schema.columns | length }}"},
+            "metadata": {"was": "{{ spec.key.to_user_string() }}"},
+        },
+    )
+    key = AssetKey(["raw", "shop", "public", "orders"])
+    (orders,) = [spec for spec in defs.resolve_all_asset_specs() if spec.key == key]
+    assert [dep.asset_key for dep in orders.deps] == [AssetKey(["upstream", "orders"])]
+    assert (orders.kinds, orders.code_version, orders.tags["columns"]) == ({"table"}, "2", "1")
+    assert orders.metadata["was"] == "shop/public/orders"
+    assert orders.metadata["dagster/storage_kind"] == "duckdb"
+
+    given: Any
+    for given in (AssetSpec("one"), {"key": "one"}):
+        scope = ResolutionContext.default().with_scope(own=given)
+        translate = resolve_translation(scope, "{{ own }}")
+        assert translate(AssetSpec("other"), None).key == AssetKey("one")  # type: ignore[arg-type]
+
+
+def test_partitions_and_what_describes_no_asset_are_refused() -> None:
+    for given, words in (({"partitions_def": 1}, "no partitions"), (5, "gave int")):
+        scope = ResolutionContext.default().with_scope(own=given)
+        with pytest.raises(ConfigError, match=words):
+            resolve_translation(scope, "{{ own }}")(AssetSpec("a"), None)  # type: ignore[arg-type]
+
+
+def test_blocks_decide_about_checks_and_schedules(etl_yaml: Path, state: Path) -> None:
+    repaired = names(
+        built(
+            etl_yaml,
+            state,
+            checks={"replication": False},
+            schedules={
+                "reconciliation": {"repair": True},
+                "sync": {"cron_schedule": "*/15 * * * *"},
+            },
+        )
+    )
+    assert repaired["checks"] == set()
+    assert repaired["schedules"] == ["shop_reconciliation", "shop_sync_schedule"]
+    compared = names(built(etl_yaml, state, checks={"content_match": True}))
+    assert "content_match" in {check.name for check in compared["checks"]}
+    assert "in_step_with_source" in {check.name for check in compared["checks"]}
