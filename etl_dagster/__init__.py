@@ -12,8 +12,9 @@ error, `etl_dagster.testing` the suites for stores and destinations of your own.
 Source: PEP 562, "Module __getattr__ and __dir__".
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from etl_dagster.lazy import gathered
 
 __version__ = "0.1.0"
 
@@ -166,13 +167,7 @@ _DEFINED_IN = {
 _MODULE_OF = {name: module for module, names in _DEFINED_IN.items() for name in names}
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULE_OF:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
-        globals()[name] = value = getattr(module, name)
-        return value
+    __getattr__ = gathered(__name__, _MODULE_OF)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
