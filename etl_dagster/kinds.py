@@ -152,7 +152,7 @@ def _load(point: EntryPoint) -> Any:
         raise UnknownKind(
             f"{_provider(point)}, which provides this type, can't be imported: "
             f"{type(error).__name__}: {error}",
-            solution=f"Mend or upgrade {_provider(point)}.",
+            solution=f"Fix or upgrade {_provider(point)}.",
         ) from error
     for name in ("config_model", "from_config"):
         if not hasattr(found, name):

@@ -289,7 +289,7 @@ class TableReader:
         reason = re.sub(r'"[^"]*"', '"..."', refusal[1])
         return SourceError(
             f"the copy of {self._schema.name} failed: {reason}",
-            solution="Mend its cause in the table or in its row filter, then retry the table.",
+            solution="Fix its cause in the table or in its row filter, then retry the table.",
         )
 
     def _query(self, chunk: CopyChunk, source: ReadFrom) -> str:

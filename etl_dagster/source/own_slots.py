@@ -80,5 +80,5 @@ def _require_room(connection: psycopg.Connection[Any], name: str) -> None:
         raise SlotNotCreated(
             f"slot {name!r} was not created: {row[0]} of the server's replication slots are free, "
             "which copies may need",
-            solution="Raise max_replication_slots, or drop slots that nobody reads.",
+            solution="Raise max_replication_slots, or drop slots that are no longer read.",
         )

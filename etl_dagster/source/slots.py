@@ -227,7 +227,7 @@ def create_slot(
     except psycopg.errors.ConfigurationLimitExceeded as error:
         raise SlotNotCreated(
             f"slot {name!r} could not be created: all replication slots of the server are in use",
-            solution="Raise max_replication_slots, or drop slots that nobody reads.",
+            solution="Raise max_replication_slots, or drop slots that are no longer read.",
         ) from error
     except psycopg.errors.DuplicateObject as error:
         raise SlotInUse(f"slot {name!r} exists already") from error
@@ -254,7 +254,7 @@ def copy_slot(connection: Connection, name: str, copy: str) -> Lsn:
     except psycopg.errors.ConfigurationLimitExceeded as error:
         raise SlotNotCreated(
             f"slot {copy!r} could not be created: all replication slots of the server are in use",
-            solution="Raise max_replication_slots, or drop slots that nobody reads.",
+            solution="Raise max_replication_slots, or drop slots that are no longer read.",
         ) from error
     except psycopg.errors.DuplicateObject as error:
         raise SlotInUse(f"slot {copy!r} exists already") from error

@@ -89,6 +89,6 @@ def refusal(status: int, what: str, key: str, schema: TableSchema) -> EtlError:
     return TableWriteFailed(
         schema.id,
         f"{reason} for {schema.name}",
-        solution=f"Find Idempotency-Key {key} in the server's log, mend the cause, "
+        solution=f"Find Idempotency-Key {key} in the server's log, fix the cause, "
         "then retry the table.",
     )

@@ -285,7 +285,7 @@ class SingerDestination:
                     table_id,
                     f"{self._config.target_name} does not take the records of {schema.name}: "
                     f"{again.reason}",
-                    solution="Mend what the target says of them, above, then retry the table; "
+                    solution="Fix what the target reports of them, above, then retry the table; "
                     "destination.stderr_file keeps all that it says.",
                 ) from first
 

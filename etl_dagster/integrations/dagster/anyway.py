@@ -1,6 +1,6 @@
 """A configuration to make definitions of, although variables of its environment are not set.
 
-A code location that does not load can't tick its sensor, so nobody would be told. With something in
+A code location that does not load can't tick its sensor, so no one would notice. With something in
 place of what is missing the assets are there, and the tick fails with the names of the variables,
 since it reads the configuration again.
 """

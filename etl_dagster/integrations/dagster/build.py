@@ -67,7 +67,7 @@ def build_etl_definitions(
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
         translator: how tables look as assets.
-        sensor_status: of the sensor, until somebody switches it. Off by default.
+        sensor_status: of the sensor, until it is switched in the UI. Off by default.
         sensor_mode: who streams while the sensor is on. ``supervise``: a child process of the code
             server. ``tick``: the sensor's ticks themselves, where no process may start another;
             between two ticks nothing is streamed. ``observe``: a service of its own,

@@ -79,7 +79,7 @@ def build_etl_sensor(
         pipeline: a configuration file, or the pipeline put together from resources. The sensor
             needs a resource of the pipeline's name.
         assets: those of the pipeline's tables; others are ignored.
-        default_status: until somebody switches it. Off by default.
+        default_status: until it is switched in the UI. Off by default.
         mode: who streams; see `sensor_mode` of `build_etl_definitions`.
         tick_s: how long a tick streams in the mode ``tick``.
         executor: of the runs that the sensor requests, each for one table.

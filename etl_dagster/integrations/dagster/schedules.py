@@ -50,7 +50,7 @@ def build_recopy_schedule(
         name: of the schedule and its job; by default ``PIPELINE_recopy``.
         execution_timezone: of the times; by default UTC.
         executor: of the runs, each of which copies all of the tables.
-        default_status: until somebody switches it. Off by default.
+        default_status: until it is switched in the UI. Off by default.
 
     Raises:
         ConfigError: the configuration holds mistakes.
@@ -103,7 +103,7 @@ def build_reconciliation_schedule(
         repair: whether what differs is copied again.
         name: of the schedule; by default ``PIPELINE_reconciliation``.
         execution_timezone: of the times; by default UTC.
-        default_status: until somebody switches it. Off by default.
+        default_status: until it is switched in the UI. Off by default.
 
     Raises:
         ConfigError: the configuration holds mistakes.

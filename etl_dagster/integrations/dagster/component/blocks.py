@@ -46,7 +46,7 @@ class SensorBlock(Resolvable, Model):
     """The sensor that keeps the stream running."""
 
     default_status: Annotated[
-        _Status | None, described("Until somebody switches it. STOPPED by default.")
+        _Status | None, described("Until it is switched in the UI. STOPPED by default.")
     ] = None
     mode: Annotated[
         SensorMode,
