@@ -24,7 +24,7 @@ from etl_dagster.model.states import Errored, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 from etl_dagster.runtime.checking.belonging import Belonging
 from etl_dagster.runtime.checking.check import Check
-from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.origin import OriginCheck
 from etl_dagster.runtime.checking.preflight import run_checks
 from etl_dagster.runtime.checking.spool import check_spool
 from etl_dagster.runtime.runner import describe_runner
@@ -143,7 +143,7 @@ def _continuation(
     if not store.get_table_replication_states():
         return
     try:
-        control.ask("identifying the source", Origin(config, store).look)
+        control.ask("identifying the source", OriginCheck(config, store).look)
     except SourceUnreachable:
         return
     except SourceError as failure:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.model.stores import CoordinatingStore
     from etl_dagster.source.control import SourceControl
-    from etl_dagster.source.slots import OpenTransaction, Slot
+    from etl_dagster.source.slots import BlockingTransaction, Slot
 
 #: Of what people did to the tables' Meltano states.
 _NOTICES_SHOWN = 3
@@ -199,7 +199,7 @@ def _slots(config: PipelineConfig, control: SourceControl) -> dict[str, Any]:
     return {"slot": own, "table_slots": [_slot(other, waits) for other in others]}
 
 
-def _slot(slot: Slot, waits: Mapping[str, Sequence[OpenTransaction]]) -> dict[str, Any]:
+def _slot(slot: Slot, waits: Mapping[str, Sequence[BlockingTransaction]]) -> dict[str, Any]:
     """A slot as it is, with what its creation waits for."""
     return {
         "name": slot.name,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from etl_dagster.config.ends import DestinationConfig, StoreConfig
 from etl_dagster.config.environment import ENV_PREFIX
-from etl_dagster.config.fan_out import FanOutConfig, Membership
+from etl_dagster.config.fan_out import FanOutConfig, FanOutMember
 from etl_dagster.config.meltano import MeltanoConfig
 from etl_dagster.config.memory import MemoryConfig
 from etl_dagster.config.pace import BatchConfig, CopyConfig, RepairConfig, RetryConfig
@@ -34,8 +34,8 @@ __all__ = [
     "CopyConfig",
     "DestinationConfig",
     "FanOutConfig",
+    "FanOutMember",
     "MeltanoConfig",
-    "Membership",
     "MemoryConfig",
     "Nested",
     "Numeric",

@@ -41,7 +41,7 @@ class FanOutConfig(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Membership:
+class FanOutMember:
     """Of which pipeline with several destinations a configuration is one, and which."""
 
     pipeline: str

@@ -25,7 +25,7 @@ from etl_dagster.config.ends import (
     StoreConfig,
     default_store,
 )
-from etl_dagster.config.fan_out import BETWEEN, FanOutConfig, Membership
+from etl_dagster.config.fan_out import BETWEEN, FanOutConfig, FanOutMember
 from etl_dagster.config.meltano import MeltanoConfig
 from etl_dagster.config.memory import MemoryConfig
 from etl_dagster.config.merging import MergedTables
@@ -135,7 +135,7 @@ class PipelineConfig(Section):
     _merged: MergedTables | None = PrivateAttr(default=None)
     #: Of a destination that the pipeline was given as an object.
     _given_has_own_types: bool = PrivateAttr(default=False)
-    _membership: Membership | None = PrivateAttr(default=None)
+    _membership: FanOutMember | None = PrivateAttr(default=None)
     _whole: PipelineConfig | None = PrivateAttr(default=None)
     _given_reads_text: bool = PrivateAttr(default=False)
     _given_makes_types: bool = PrivateAttr(default=False)
@@ -257,7 +257,7 @@ class PipelineConfig(Section):
     # -- several destinations --------------------------------------------------------------------
 
     @property
-    def membership(self) -> Membership | None:
+    def membership(self) -> FanOutMember | None:
         """What `member` made this of; None of a pipeline of its own."""
         return self._membership
 
@@ -268,7 +268,7 @@ class PipelineConfig(Section):
         ``PIPELINE__NAME``; the former only destination keeps the pipeline's own name.
         """
         known = tuple(f"{self.pipeline}{BETWEEN}{each}" for each in self.destinations)
-        membership = Membership(self.pipeline, name, known)
+        membership = FanOutMember(self.pipeline, name, known)
         is_former = name == self.fan_out.former
         copy = self.model_copy(
             update={

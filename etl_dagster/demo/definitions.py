@@ -47,7 +47,7 @@ from etl_dagster.demo.meltano.project import (
 )
 from etl_dagster.demo.meltano.tap import catalog
 from etl_dagster.integrations.dagster import (
-    EtlConfigFile,
+    EtlConfigFileResource,
     EtlDagsterTranslator,
     PublishedTableProps,
     build_etl_definitions,
@@ -217,7 +217,7 @@ def compare_with_source() -> None:
 
 
 defs = Definitions.merge(
-    build_etl_definitions(EtlConfigFile(path=str(_CONFIG)), translator=_WithOrigin()),
+    build_etl_definitions(EtlConfigFileResource(path=str(_CONFIG)), translator=_WithOrigin()),
     Definitions(
         assets=[*origins, delays_by_airline, fuel, positions],
         asset_checks=[every_airline_is_there],

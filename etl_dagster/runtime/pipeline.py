@@ -23,7 +23,7 @@ from etl_dagster.model.stores import PipelineStore
 from etl_dagster.pg.cancelling import Abandoned, unless_stopped
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.checking.lock_watch import LockWatch
-from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.origin import OriginCheck
 from etl_dagster.runtime.checking.preflight import require_ready
 from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
 from etl_dagster.runtime.copying.pausing import paused_tables
@@ -129,7 +129,7 @@ class Pipeline:
         )
         self._observer = observer
         self._tenure = Tenure(store)
-        self._origin = Origin(config, store)
+        self._origin = OriginCheck(config, store)
         #: From the first comparison on, each new connection is compared.
         self._is_source_known = False
         self._metrics = Metrics()
@@ -243,7 +243,7 @@ class Pipeline:
             self._identify()
             if begin_again_without_slot(self._config, self._store, self._control):
                 # What was expected of source and destination is forgotten with the slot.
-                self._origin = Origin(self._config, self._store)
+                self._origin = OriginCheck(self._config, self._store)
                 self._belonging = Belonging(self._config, self._store, self._destination)
                 self._identify()
             self._is_source_known = True

@@ -20,8 +20,8 @@ from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.retained_wal import RetainedWal
 from etl_dagster.source.slots import (
+    BlockingTransaction,
     CreatedSlot,
-    OpenTransaction,
     Slot,
     apply_slot_name,
     create_slot,
@@ -183,7 +183,7 @@ def make_slot(
     """
     stop = stop or threading.Event()
     pid = replication_connection.info.backend_pid
-    waited_for: list[OpenTransaction] = []
+    waited_for: list[BlockingTransaction] = []
 
     def find_out() -> None:
         waited_for[:] = control.ask("looking at open transactions", fetch_waited_for, pid)

@@ -340,7 +340,7 @@ def fetch_leaves_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Relation:
+class StoredRelation:
     """What a relation is called now, and which file its rows are in."""
 
     schema_name: str
@@ -349,7 +349,9 @@ class Relation:
     file_node: int | None
 
 
-def fetch_relations(connection: Connection, relation_ids: Collection[int]) -> dict[int, Relation]:
+def fetch_relations(
+    connection: Connection, relation_ids: Collection[int]
+) -> dict[int, StoredRelation]:
     """The relations by OID; those that are gone are missing."""
     cursor = connection.execute(
         "select c.oid, n.nspname, c.relname, pg_relation_filenode(c.oid)::bigint "
@@ -357,7 +359,7 @@ def fetch_relations(connection: Connection, relation_ids: Collection[int]) -> di
         "where c.oid = any (%s::oid[])",
         [list(relation_ids)],
     )
-    return {oid: Relation(*relation) for oid, *relation in cursor}
+    return {oid: StoredRelation(*relation) for oid, *relation in cursor}
 
 
 def fetch_table_id(connection: Connection, schema_name: str, table_name: str) -> TableId | None:

@@ -283,7 +283,7 @@ def make_failover_slot(replication_connection: Connection, name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenTransaction:
+class BlockingTransaction:
     """A transaction that the creation of a slot waits for."""
 
     #: The backend; None of a prepared transaction, which has none.
@@ -309,7 +309,7 @@ class OpenTransaction:
         return f"end it, or: select pg_terminate_backend({self.pid});"
 
 
-def fetch_waited_for(connection: Connection, pid: int) -> list[OpenTransaction]:
+def fetch_waited_for(connection: Connection, pid: int) -> list[BlockingTransaction]:
     """The transactions that a backend waits for, now.
 
     Source: PostgreSQL documentation, "pg_locks": who waits for a transaction asks for a lock on
@@ -329,10 +329,10 @@ def fetch_waited_for(connection: Connection, pid: int) -> list[OpenTransaction]:
         """,
         [pid],
     )
-    return [OpenTransaction(*row) for row in cursor]
+    return [BlockingTransaction(*row) for row in cursor]
 
 
-def fetch_creation_waits(connection: Connection, slot: Slot) -> list[OpenTransaction]:
+def fetch_creation_waits(connection: Connection, slot: Slot) -> list[BlockingTransaction]:
     """What a slot waits for that is being created now; nothing for any other."""
     if not slot.is_unfinished or slot.active_pid is None:
         return []

@@ -22,7 +22,7 @@ from dagster import (
 )
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster import EtlConfigFile, copies, presence
+from etl_dagster.integrations.dagster import EtlConfigFileResource, copies, presence
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.odd_check import ODD_CHECK
@@ -199,7 +199,7 @@ def test_a_copy_ends_when_its_replicator_is_gone_and_is_resumed(
     shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(presence, "_WAIT_DURING_S", DEADLINE_S)
-    resource = EtlConfigFile(path=str(config_file))
+    resource = EtlConfigFileResource(path=str(config_file))
 
     def lose_patience() -> None:
         until(lambda: isinstance(resource.table_states().get("public.orders"), SyncWait))

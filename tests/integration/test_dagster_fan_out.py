@@ -13,7 +13,7 @@ from etl_dagster.config import load_config
 from etl_dagster.destinations.duckdb import query
 from etl_dagster.integrations.dagster import (
     DuckDBDestinationResource,
-    EtlPipeline,
+    EtlPipelineResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
 )
@@ -33,7 +33,7 @@ def test_each_destination_has_assets_and_a_sensor_and_one_process_runs_them_all(
         "CREATE PUBLICATION etl_pub FOR TABLE orders",
     )
     several = {name: {"type": "duckdb", "path": f"{name}.duckdb"} for name in NAMES}
-    resources = EtlPipeline(
+    resources = EtlPipelineResource(
         pipeline="shop",
         source=PostgresSourceResource(dsn=newest_database.dsn, publication="etl_pub"),
         state_store=PostgresStateStoreResource(),

@@ -17,7 +17,7 @@ from dagster import (
 
 from etl_dagster.config import load_config
 from etl_dagster.integrations.dagster import (
-    EtlConfigFile,
+    EtlConfigFileResource,
     build_etl_content_checks,
     build_etl_definitions,
     build_reconciliation_schedule,
@@ -96,7 +96,7 @@ def test_a_job_syncs_in_batches_and_reports_each_table_that_changed(
         assert ui.materialization_of("people") == first_of_people
         assert newest_database.query("select 1 from pg_replication_slots where active") == []
 
-        resource = EtlConfigFile(path=str(config_file))
+        resource = EtlConfigFileResource(path=str(config_file))
         with resource.get_store() as store:
             lease = store.acquire_lease("apply")
             assert lease is not None

@@ -9,7 +9,7 @@ import pytest
 
 from etl_dagster.assembly import build_destination, opened_store
 from etl_dagster.config import load_config
-from etl_dagster.integrations.dagster import EtlConfigFile
+from etl_dagster.integrations.dagster import EtlConfigFileResource
 from etl_dagster.integrations.dagster.between_ticks import keep_status
 from etl_dagster.integrations.dagster.lag import LAG_CHECK, published
 from etl_dagster.integrations.dagster.supervisor import supervisor_of
@@ -44,7 +44,7 @@ def reported(ui: Dagster) -> int:
 def test_in_the_mode_tick_a_table_is_copied_and_streamed_by_ticks_alone(
     shop: Database, config_file: Path
 ) -> None:
-    resource = EtlConfigFile(path=str(config_file))
+    resource = EtlConfigFileResource(path=str(config_file))
     options = {"sensor_mode": "tick", "tick_s": 1.0, "report_every_s": 0.0}
     with dagster(config_file, **options) as ui:
         assert ui.tick(preview=True).skip_message == "a preview does not stream"

@@ -30,9 +30,9 @@ from etl_dagster.config import load_config
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster import (
     DuckDBDestinationResource,
-    EtlConfigFile,
-    EtlPipeline,
+    EtlConfigFileResource,
     EtlPipelineResource,
+    EtlResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
     build_etl_sensor,
@@ -221,7 +221,7 @@ def test_a_click_copies_a_streamed_table_again_and_a_reset_all_of_them(
         preview = ui.tick(preview=True).skip_message
         assert f"public.orders: {why}" in preview
         assert "public.customers: shape changed (name (mask))" in preview
-        resource = EtlConfigFile(path=str(config_file))
+        resource = EtlConfigFileResource(path=str(config_file))
         [check] = check_lag(resource, {"public.orders": key_of("orders")})
         assert (check.passed, why in str(check.description)) == (False, True)
         assert supervisor_of("shop").pid == pid
@@ -240,7 +240,7 @@ def test_a_terminated_copy_is_asked_for_again_and_goes_on_where_it_was(
     shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copies, "FIRST_PAUSE_S", 3.0)
-    resource = EtlConfigFile(path=str(config_file))
+    resource = EtlConfigFileResource(path=str(config_file))
     with dagster(config_file) as ui:
         request = ui.tick_until(lambda result: result.run_requests).run_requests[0]
         table = request.tags["etl_dagster/table"]
@@ -273,7 +273,7 @@ def test_a_body_of_ones_own_copies_a_pipeline_of_resources(
     shop: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHOP_DSN", shop.dsn)
-    resource = EtlPipeline(
+    resource = EtlPipelineResource(
         pipeline="shop",
         source=PostgresSourceResource(dsn=EnvVar("SHOP_DSN"), publication="etl_pub"),
         state_store=PostgresStateStoreResource(),
@@ -282,7 +282,7 @@ def test_a_body_of_ones_own_copies_a_pipeline_of_resources(
 
     @etl_assets(pipeline=resource)
     def shop_tables(
-        context: AssetExecutionContext, shop: EtlPipelineResource
+        context: AssetExecutionContext, shop: EtlResource
     ) -> Iterator[MaterializeResult[Any]]:
         for result in shop.copy_selected(context):
             yield result._replace(metadata={**(result.metadata or {}), "seen": True})
@@ -326,7 +326,7 @@ def test_a_second_replicator_stands_by_until_the_first_has_ended(
         second.stop()
 
 
-def _published_tables(resource: EtlConfigFile) -> list[TableStatus]:
+def _published_tables(resource: EtlConfigFileResource) -> list[TableStatus]:
     status = published(resource).status
     return [] if status is None else list(status.tables.values())
 
@@ -350,7 +350,7 @@ def test_a_cleared_meltano_state_is_copied_again_and_the_sensor_says_so(
 
         checks = list(ui.defs.asset_checks or ())
         # Values are counted, and the count published, a moment after the hand-over.
-        resource = EtlConfigFile(path=str(config_file))
+        resource = EtlConfigFileResource(path=str(config_file))
         until(lambda: [t.odd_values for t in _published_tables(resource)] == [{}, {}])
         checked = materialize(
             [*(ui.defs.assets or ()), *checks],

@@ -21,7 +21,7 @@ from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.integrations.dagster.supervisor import Replicator, config_payload
 from etl_dagster.integrations.meltano.positions.comparison import compare_bookmarks
 from etl_dagster.integrations.meltano.positions.memory import NOTE_KEY, Notice, load_notices
-from etl_dagster.integrations.meltano.positions.mirror import Mirror, mirrored_positions
+from etl_dagster.integrations.meltano.positions.mirror import PositionMirror, mirrored_positions
 from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates, state_location
 from etl_dagster.integrations.meltano.positions.tables import state_key
 from etl_dagster.integrations.meltano.states.storage import StateStorage
@@ -413,7 +413,7 @@ def test_a_process_whose_pipeline_another_took_over_writes_no_more(
     ):
         pipeline.wait_until_caught_up()
         before = pipeline.status()
-        mirror = Mirror(config, store, lambda: before, states)
+        mirror = PositionMirror(config, store, lambda: before, states)
         found = mirror._find(must_read=True)
         assert found is not None
         mirror._write(found)

@@ -19,7 +19,7 @@ import psycopg
 from dagster import AssetKey, EnvVar, build_sensor_context, instance_for_test
 
 from etl_dagster.integrations.dagster import (
-    EtlPipeline,
+    EtlPipelineResource,
     PostgresSourceResource,
     StateStoreResource,
     build_etl_definitions,
@@ -36,7 +36,7 @@ def main(dsn: str, folder: Path) -> None:
     os.environ["SHOP_DSN"] = dsn
     tables = folder / "tables"
     defs = build_etl_definitions(
-        EtlPipeline(
+        EtlPipelineResource(
             pipeline="shop",
             source=PostgresSourceResource(dsn=EnvVar("SHOP_DSN"), publication="etl_pub"),
             state_store=StateStoreResource(type="sqlite", config={"path": str(folder / "s.db")}),

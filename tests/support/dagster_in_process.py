@@ -24,7 +24,7 @@ from dagster import (
 
 from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.duckdb import query
-from etl_dagster.integrations.dagster import EtlPipelineResource, build_etl_definitions
+from etl_dagster.integrations.dagster import EtlResource, build_etl_definitions
 from etl_dagster.integrations.dagster.supervisor import stop_all
 from tests.support.leaks import LEAKS
 from tests.support.waiting import PATIENCE_S
@@ -135,9 +135,7 @@ def searched_instance() -> Iterator[DagsterInstance]:
 
 
 @contextmanager
-def dagster(
-    pipeline: Path | EtlPipelineResource | Definitions, **options: Any
-) -> Iterator[Dagster]:
+def dagster(pipeline: Path | EtlResource | Definitions, **options: Any) -> Iterator[Dagster]:
     with searched_instance() as instance:
         try:
             options = {"lease_s": LEASE_S} | options

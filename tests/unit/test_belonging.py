@@ -16,7 +16,7 @@ from etl_dagster.model.identity import DestinationMark, KnownDestination, KnownS
 from etl_dagster.model.states import Init, Ready, TableState
 from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.runtime.checking.belonging import Belonging
-from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.origin import OriginCheck
 from etl_dagster.source.identity import FoundSource
 from etl_dagster.stores.memory import MemoryStore
 
@@ -76,11 +76,11 @@ BEGUN = TransactionMark(Lsn(900), 700, 1)
 KNOWN = KnownSource("7301112233445566778", 1, 16384, "shop")
 
 
-def origin() -> Origin:
+def origin() -> OriginCheck:
     store = store_with(Ready(Lsn(5)))
     store.upsert_replication_progress(ApplyWorker(), Lsn(1000))
     config, _ = http("https://here.example/etl")
-    found = Origin(config, store)
+    found = OriginCheck(config, store)
     found.recall(DestinationMark("id", 3, 1, Lsn(1100), Lsn(1000), BEGUN))
     return found
 

@@ -10,7 +10,7 @@ import pytest
 
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.integrations.dagster.coming import announced
-from etl_dagster.integrations.dagster.lag import Verdict
+from etl_dagster.integrations.dagster.lag import LagVerdict
 from etl_dagster.integrations.dagster.words import with_coming
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.modes import TableMode
@@ -143,7 +143,7 @@ def test_a_table_whose_rows_are_not_copied_keeps_its_mode_and_stops_for_another_
 
 
 def test_a_check_of_a_table_in_step_warns_of_what_the_next_start_does() -> None:
-    in_step = Verdict(True, False, "in step", "Changes become durable in time.")
+    in_step = LagVerdict(True, False, "in step", "Changes become durable in time.")
 
     warned = announced(in_step, "mode changed from mirror to scd2")
 

@@ -15,13 +15,13 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.integrations.dagster.assets import copy_pool, is_asked_for_by_person
-from etl_dagster.integrations.dagster.copies import Copies, due_copies
+from etl_dagster.integrations.dagster.copies import DueCopies, due_copies
 from etl_dagster.integrations.dagster.presence import (
     ReplicatorAbsent,
     ReplicatorWatch,
     is_sensor_on,
 )
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG
 from etl_dagster.model.states import Init
 from etl_dagster.runtime.copying.pausing import ask_for_copies, pause_copies, resume_copies
@@ -80,11 +80,11 @@ class Instance:
         return self.records
 
 
-def due(instance: Instance, resource: Resource | None = None) -> Copies:
+def due(instance: Instance, resource: Resource | None = None) -> DueCopies:
     status = PipelineStatus("shop", "duckdb", "streaming", tables={TABLE.name: TABLE})
     return due_copies(
         cast(DagsterInstance, instance),
-        cast(EtlPipelineResource, resource or Resource()),
+        cast(EtlResource, resource or Resource()),
         a_config(),
         status,
         {TABLE.name: KEY},

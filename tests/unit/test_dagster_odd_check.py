@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey
 
-from etl_dagster.integrations.dagster.lag import Verdict, dead
+from etl_dagster.integrations.dagster.lag import LagVerdict, dead
 from etl_dagster.integrations.dagster.odd_check import ODD_CHECK, OddReports, held
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 KEY = AssetKey(["shop", "public", "orders"])
 NAME = "public.orders"
-IN_STEP = Verdict(True, False, "in step", "")
+IN_STEP = LagVerdict(True, False, "in step", "")
 DEAD = dead("the slot is gone", "Reset the pipeline.")
 
 
@@ -59,7 +59,7 @@ def test_it_says_how_many_rows_are_in_quarantine() -> None:
     ],
 )
 def test_it_does_not_pass_where_nothing_is_known(
-    table: TableStatus | None, stream: Verdict, told: str
+    table: TableStatus | None, stream: LagVerdict, told: str
 ) -> None:
     found = held(table, stream)
 

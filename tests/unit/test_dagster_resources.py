@@ -16,8 +16,8 @@ from etl_dagster.errors import ConfigError, SourceUnreachable
 from etl_dagster.integrations.dagster import (
     DestinationResource,
     DuckDBDestinationResource,
-    EtlConfigFile,
-    EtlPipeline,
+    EtlConfigFileResource,
+    EtlPipelineResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
     StateStoreResource,
@@ -32,8 +32,8 @@ from tests.support.leaks import make_secret
 PASSWORD = make_secret("p${HOME}$$'\"\\")
 
 
-def pipeline(**source: Any) -> EtlPipeline:
-    return EtlPipeline(
+def pipeline(**source: Any) -> EtlPipelineResource:
+    return EtlPipelineResource(
         pipeline="shop",
         source=PostgresSourceResource(publication="etl_pub", database="shop", **source),
         state_store=PostgresStateStoreResource(schema_name="state"),
@@ -133,7 +133,7 @@ def test_a_configuration_file_is_read_at_each_use(tmp_path: Path) -> None:
     text = "pipeline: {}\nsource: {{database: d, publication: p}}\n" + (
         "destination: {{type: duckdb, path: x}}\n"
     )
-    resource = EtlConfigFile(path=str(path))
+    resource = EtlConfigFileResource(path=str(path))
     for name in ("one", "two"):
         path.write_text(text.format(name))
         assert resource.load_config().pipeline == name
@@ -149,7 +149,7 @@ def test_a_variable_of_the_environment_is_read_at_any_depth(
     monkeypatch.setenv("TOKEN", TOKEN)
     monkeypatch.setenv("ATTEMPTS", "7")
     monkeypatch.setenv("STATE_URI", STATE_URI)
-    resource = EtlPipeline(
+    resource = EtlPipelineResource(
         pipeline="shop",
         source=PostgresSourceResource(publication="etl_pub", database="shop"),
         state_store=StateStoreResource(type="postgres", config={"dsn": EnvVar("STATE_URI")}),
@@ -196,7 +196,7 @@ def test_a_variable_of_the_environment_is_read_at_any_depth(
 
 def test_several_destinations_are_given_as_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", TOKEN)
-    resource = EtlPipeline(
+    resource = EtlPipelineResource(
         pipeline="shop",
         source=PostgresSourceResource(publication="etl_pub", database="shop"),
         state_store=PostgresStateStoreResource(),
@@ -237,7 +237,7 @@ def test_several_destinations_are_given_as_in_a_file(monkeypatch: pytest.MonkeyP
 def test_a_pipeline_has_one_destination_or_several(given: tuple[str, ...], mistake: str) -> None:
     place = DuckDBDestinationResource(path="shop.duckdb")
     both = {"destination": place, "destinations": {"left": place}}
-    resource = EtlPipeline(
+    resource = EtlPipelineResource(
         pipeline="shop",
         source=PostgresSourceResource(publication="etl_pub", database="shop"),
         state_store=PostgresStateStoreResource(),
@@ -247,8 +247,8 @@ def test_a_pipeline_has_one_destination_or_several(given: tuple[str, ...], mista
         resource.load_config()
 
 
-def several_resources(folder: Path) -> EtlPipeline:
-    return EtlPipeline(
+def several_resources(folder: Path) -> EtlPipelineResource:
+    return EtlPipelineResource(
         pipeline="shop",
         source=PostgresSourceResource(dsn="postgresql://u@127.0.0.1:1/d", publication="p"),
         state_store=PostgresStateStoreResource(),
@@ -273,7 +273,9 @@ def several_in_a_file(folder: Path) -> Path:
 
 @pytest.mark.parametrize("make", [several_resources, several_in_a_file])
 def test_each_of_several_destinations_has_a_sensor_and_a_resource(
-    make: Callable[[Path], Path | EtlPipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[Path], Path | EtlPipelineResource],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     defs = build_etl_definitions(make(tmp_path))

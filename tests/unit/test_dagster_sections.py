@@ -17,7 +17,7 @@ from etl_dagster.integrations.dagster import (
     DltDestinationResource,
     DuckDBDestinationResource,
     DuckLakeDestinationResource,
-    EtlPipeline,
+    EtlPipelineResource,
     HttpDestinationResource,
     PostgresDestinationResource,
     PostgresSourceResource,
@@ -245,7 +245,7 @@ def test_a_variable_of_the_environment_stands_for_a_setting_at_any_depth(
 ) -> None:
     monkeypatch.setenv("TOKEN", make_secret("t0ken"))
     monkeypatch.setenv("ATTEMPTS", "7")
-    pipeline = EtlPipeline(
+    pipeline = EtlPipelineResource(
         pipeline="shop",
         source=PostgresSourceResource(publication="etl_pub", database="shop"),
         state_store=PostgresStateStoreResource(),

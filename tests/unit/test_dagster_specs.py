@@ -23,7 +23,7 @@ from dagster import (
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, InvalidState
 from etl_dagster.integrations.dagster import (
-    EtlConfigFile,
+    EtlConfigFileResource,
     EtlDagsterTranslator,
     PublishedTableProps,
     build_etl_assets,
@@ -148,7 +148,7 @@ def test_every_part_knows_the_tables_by_any_key(etl_yaml: Path) -> None:
                 assets=assets,
                 asset_checks=checks,
                 sensors=[build_etl_sensor(etl_yaml, assets, checks=checks)],
-                resources={"shop": EtlConfigFile(path=str(etl_yaml))},
+                resources={"shop": EtlConfigFileResource(path=str(etl_yaml))},
             )
             assert defs.resolve_job_def("shop_copy").asset_layer.selected_asset_keys == keys
 

@@ -17,7 +17,7 @@ from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.destinations.dlt.log import Log
 from etl_dagster.destinations.dlt.names import Names
 from etl_dagster.destinations.dlt.places import Place
-from etl_dagster.destinations.dlt.rows import DELETED, TableShape
+from etl_dagster.destinations.dlt.rows import DELETED, LoadedTable
 from etl_dagster.errors import RowsOutdated, TableWriteFailed
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.position import Position
@@ -53,17 +53,17 @@ class Logs:
         self._there = there
         self._newest = newest or {}
 
-    def newest_lsn(self, lane: Lane, shape: TableShape, since: int) -> int:
+    def newest_lsn(self, lane: Lane, shape: LoadedTable, since: int) -> int:
         return max((change.lsn for change in self._there if change.lsn >= since), default=0)
 
-    def identities(self, lane: Lane, shape: TableShape, first: int, last: int) -> set[Identity]:
+    def identities(self, lane: Lane, shape: LoadedTable, first: int, last: int) -> set[Identity]:
         found = [change for change in self._there if first <= change.lsn <= last]
         return {(change.lsn, change.ordinal, change.lsn) for change in found}
 
     def newest(
         self,
         lane: Lane,
-        shape: TableShape,
+        shape: LoadedTable,
         columns: Sequence[str],
         keys: pa.RecordBatch,
         before: Position,
@@ -85,7 +85,7 @@ def rounds(
 ) -> list[Round]:
     """Those of the one table that the changes are of; `held` are rows at the destination."""
 
-    def fetch(shape: TableShape, columns: Sequence[str], keys: pa.RecordBatch) -> pa.RecordBatch:
+    def fetch(shape: LoadedTable, columns: Sequence[str], keys: pa.RecordBatch) -> pa.RecordBatch:
         by_id = {row["id"]: row for row in held}
         rows = [by_id.get(key, {}) for key in keys["id"].to_pylist()]
         arrays = [

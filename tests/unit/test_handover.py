@@ -33,7 +33,7 @@ from etl_dagster.model.stores import ApplyWorker, TableSyncWorker
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.checking.belonging import Belonging
-from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.origin import OriginCheck
 from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.showing.metrics import Metrics
 from etl_dagster.runtime.streaming.apply_worker import AppliedStream, Known
@@ -230,7 +230,7 @@ class World:
         while True:
             start = self.progress or Lsn(_BEGIN)
             known = Known(
-                Origin(parts.config, self.store),
+                OriginCheck(parts.config, self.store),
                 Belonging(parts.config, self.store, parts.destination),
                 Members(parts.config, self.store, control),
                 Rewrites(self.store, control, lambda: ""),

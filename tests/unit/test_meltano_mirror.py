@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from etl_dagster.config import parse_config
-from etl_dagster.integrations.meltano.positions.mirror import Mirror
+from etl_dagster.integrations.meltano.positions.mirror import PositionMirror
 from etl_dagster.integrations.meltano.positions.mirrored import PositionWrite
 from etl_dagster.integrations.meltano.positions.verdicts import StateRow
 from etl_dagster.lsn import Lsn
@@ -95,10 +95,10 @@ class Status:
     epoch: int = 0
 
 
-def mirror_of(place: Place, now: Callable[[], PipelineStatus]) -> Mirror:
+def mirror_of(place: Place, now: Callable[[], PipelineStatus]) -> PositionMirror:
     store = MemoryStore()
     store.update_table_replication_states([(t, Ready(Lsn(1))) for t in range(TABLES)])
-    return Mirror(
+    return PositionMirror(
         parse_config(CONFIG, {}),
         store,
         now,

@@ -11,8 +11,8 @@ import pytest
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.meltano.catalog import (
     CatalogUnknown,
-    Column,
     Stream,
+    StreamColumn,
     parse_catalog,
 )
 from etl_dagster.integrations.dagster.meltano.logs import LogLine, Metric, Tally, parse_line
@@ -130,10 +130,10 @@ def test_only_selected_streams_and_properties_are_known() -> None:
         Stream(
             "s",
             (
-                Column("id", "integer", nullable=False),
-                Column("at", "string (date-time)", nullable=True),
-                Column("any", "string", nullable=True),
-                Column("untyped", "any", nullable=False),
+                StreamColumn("id", "integer", nullable=False),
+                StreamColumn("at", "string (date-time)", nullable=True),
+                StreamColumn("any", "string", nullable=True),
+                StreamColumn("untyped", "any", nullable=False),
             ),
             ("id",),
             "INCREMENTAL",

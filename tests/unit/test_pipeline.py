@@ -29,7 +29,7 @@ from etl_dagster.model.events import TableRows
 from etl_dagster.model.states import Init, Ready
 from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.protocol.session import ReplicationSession
-from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.origin import OriginCheck
 from etl_dagster.runtime.checking.preflight import require_ready
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.streaming.feed import OpenStream
@@ -133,7 +133,7 @@ class Fixture:
         published = [PublishedTable(schema(ORDERS), None, 0)]
         self.answers: dict[Callable[..., Any], Callable[..., Any]] = {
             require_ready: lambda config: published,
-            Origin.require: lambda: None,
+            OriginCheck.require: lambda: None,
             fetch_publication: lambda name: None,
             fetch_published_tables: lambda *_, **__: published,
             look: lambda name: Look(

@@ -14,7 +14,7 @@ from etl_dagster.destinations.dlt.evolution import dropped_after
 from etl_dagster.destinations.dlt.lane import Disposition, Part
 from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.destinations.dlt.log import Log
-from etl_dagster.destinations.dlt.rows import TableShape, with_deletes
+from etl_dagster.destinations.dlt.rows import LoadedTable, with_deletes
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import (
     INSERT,
@@ -28,7 +28,7 @@ from etl_dagster.model.position import POSITION_ZERO
 from etl_dagster.model.schema import TableSchema
 
 #: Gives values of some columns of the rows with some keys, as they are at the destination.
-Fetch = Callable[[TableShape, Sequence[str], pa.RecordBatch], pa.RecordBatch]
+Fetch = Callable[[LoadedTable, Sequence[str], pa.RecordBatch], pa.RecordBatch]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Stretches:
     """
 
     def __init__(
-        self, shape_of: Callable[[TableSchema], TableShape], fetch: Fetch, log: Log
+        self, shape_of: Callable[[TableSchema], LoadedTable], fetch: Fetch, log: Log
     ) -> None:
         self._shape_of = shape_of
         self._fetch = fetch
@@ -78,7 +78,7 @@ class Stretches:
             if isinstance(step, TruncateEvent) and step.schema.mode == "mirror"
         ]
         last_truncate = truncates[-1] if truncates else -1
-        emptied: TableShape | None = None
+        emptied: LoadedTable | None = None
         for place, step in enumerate(left):
             if isinstance(step, RelationEvent) and known is None:
                 known = step.previous
@@ -109,14 +109,14 @@ class Stretches:
         if emptied is not None:
             yield Round(self._emptied(emptied), entry)
 
-    def _without_rows(self, shape: TableShape) -> Part:
+    def _without_rows(self, shape: LoadedTable) -> Part:
         """Nothing but the columns, so that those who query find them."""
         return Part(shape.source.id, shape.name, "append", shape.whole, (), shape.found_by)
 
-    def _emptied(self, shape: TableShape) -> Part:
+    def _emptied(self, shape: LoadedTable) -> Part:
         return Part(shape.source.id, shape.name, "replace", shape.whole, (), shape.key)
 
-    def _part(self, shape: TableShape, changes: TableChanges, is_emptied: bool) -> Part:
+    def _part(self, shape: LoadedTable, changes: TableChanges, is_emptied: bool) -> Part:
         name, table_id = shape.name, shape.source.id
         if not shape.key:
             rows = shape.rows(_only_inserts(changes).rows)
@@ -132,7 +132,7 @@ class Stretches:
         return Part(table_id, name, how, shape.whole, batches, shape.key)
 
     def _completed(
-        self, shape: TableShape, result: Collapsed, rows: pa.RecordBatch
+        self, shape: LoadedTable, result: Collapsed, rows: pa.RecordBatch
     ) -> pa.RecordBatch:
         """The rows with the values that Postgres didn't send, as the destination has them."""
         lookup = result.lookup
@@ -153,7 +153,7 @@ class Stretches:
         return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
 
     def _there(
-        self, shape: TableShape, result: Collapsed, before: pa.RecordBatch, now: pa.RecordBatch
+        self, shape: LoadedTable, result: Collapsed, before: pa.RecordBatch, now: pa.RecordBatch
     ) -> pa.RecordBatch:
         """The values of rows by the keys that they had, or else by those that they have now.
 
@@ -177,7 +177,7 @@ class Stretches:
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
-def _added(shape: TableShape, rows: pa.RecordBatch) -> Part:
+def _added(shape: LoadedTable, rows: pa.RecordBatch) -> Part:
     return Part(shape.source.id, shape.name, "append", shape.whole, [rows])
 
 
@@ -193,7 +193,7 @@ def _only_inserts(changes: TableChanges) -> TableChanges:
     )
 
 
-def _only_removed(shape: TableShape, result: Collapsed) -> pa.RecordBatch:
+def _only_removed(shape: LoadedTable, result: Collapsed) -> pa.RecordBatch:
     """The touched keys that have no row in the end."""
     key = list(shape.source.key_columns)
     kept = result.rows.select(key)

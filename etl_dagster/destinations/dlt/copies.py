@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from etl_dagster.destinations.dlt.entries import CopyMoment
 from etl_dagster.destinations.dlt.lane import Lane, Part
 from etl_dagster.destinations.dlt.ledger import TableEntry
-from etl_dagster.destinations.dlt.rows import TableShape, with_constant
+from etl_dagster.destinations.dlt.rows import LoadedTable, with_constant
 from etl_dagster.model.events import ChunkId, CopiedRows, TableRows
 from etl_dagster.model.position import Position
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Spool:
     """A chunk's rows in a file, so that the source is read while another chunk is loaded."""
 
-    def __init__(self, folder: Path, shape: TableShape, token: str) -> None:
+    def __init__(self, folder: Path, shape: LoadedTable, token: str) -> None:
         self.shape = shape
         self.token = token
         self._path = folder / f"{token}.parquet"
@@ -81,7 +81,7 @@ def load_chunk(place: Place, lane: Lane, copy_id: str, chunk: ChunkId, spool: Sp
         spool.remove()
 
 
-def end_of_copy(place: Place, lane: Lane, shape: TableShape, rows: TableRows) -> None:
+def end_of_copy(place: Place, lane: Lane, shape: LoadedTable, rows: TableRows) -> None:
     """Have the table hold what was collected, unless it does already.
 
     Raises:
@@ -108,6 +108,6 @@ def end_of_copy(place: Place, lane: Lane, shape: TableShape, rows: TableRows) ->
         place.replace(lane, shape, collected_in(shape), done)
 
 
-def collected_in(shape: TableShape) -> str:
+def collected_in(shape: LoadedTable) -> str:
     """The name of the table that copies of a table are collected in."""
     return f"_etl_copy_{shape.source.id}"

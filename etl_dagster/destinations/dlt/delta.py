@@ -28,7 +28,7 @@ from etl_dagster.destinations.dlt.places import (
     row_for_each,
     tuples_of,
 )
-from etl_dagster.destinations.dlt.rows import DELETED, LOGGED, TOKEN, TableShape, with_constant
+from etl_dagster.destinations.dlt.rows import DELETED, LOGGED, TOKEN, LoadedTable, with_constant
 from etl_dagster.model.position import Position
 
 #: Keys in one filter.
@@ -40,7 +40,7 @@ class DeltaPlace(FilesPlace):
     """Tables in a bucket or folder. A copy becomes its table in one commit of the table's log."""
 
     def fetch(
-        self, lane: Lane, shape: TableShape, columns: Sequence[str], keys: pa.RecordBatch
+        self, lane: Lane, shape: LoadedTable, columns: Sequence[str], keys: pa.RecordBatch
     ) -> pa.RecordBatch:
         def read(pipeline: Any) -> list[Sequence[Any]]:
             table = _open(pipeline, shape.name)
@@ -55,7 +55,7 @@ class DeltaPlace(FilesPlace):
 
         return row_for_each(shape, tuples_of(keys), columns, lane.run("read rows back", read))
 
-    def replace(self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry) -> None:
+    def replace(self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry) -> None:
         if lane.run("look at a table", lambda pipeline: _is_other(pipeline, shape)):
             self.discard(lane, shape.name)
         copied = self._copied(lane, shape, copy, entry)
@@ -65,12 +65,12 @@ class DeltaPlace(FilesPlace):
         lane.load([whole], {table_id: replace(entry, chunks={})})
         self.discard(lane, copy)
 
-    def require_replaceable(self, lane: Lane, shape: TableShape) -> None:
+    def require_replaceable(self, lane: Lane, shape: LoadedTable) -> None:
         if not shape.is_log and _OP in lane.run("look at a table", lambda p: _held(p, shape)):
             raise holds_log(shape)
 
     def extend(
-        self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry, at: CopyMoment
+        self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> None:
         held = lane.run("look at a table", lambda pipeline: _held(pipeline, shape))
         if held and _OP not in held:
@@ -79,19 +79,19 @@ class DeltaPlace(FilesPlace):
             require_same_types(shape, held, ensure_delta(shape.whole))
         super().extend(lane, shape, copy, entry, at)
 
-    def _has_copy(self, lane: Lane, shape: TableShape, at: CopyMoment) -> bool:
+    def _has_copy(self, lane: Lane, shape: LoadedTable, at: CopyMoment) -> bool:
         is_of_copy = (pc.field(_OP) == "copy") & (pc.field(_LSN) == at.lsn)
         return bool(self._read(lane, shape, [_LSN], is_of_copy).num_rows)
 
     def _collected(
-        self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry, at: CopyMoment
+        self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> Iterator[pa.RecordBatch]:
         rows = self._copied(lane, shape, copy, entry)
         return (copied_rows(shape, batch, at) for batch in rows)
 
     @staticmethod
     def _copied(
-        lane: Lane, shape: TableShape, copy: str, entry: TableEntry
+        lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry
     ) -> Iterator[pa.RecordBatch]:
         tokens = pa.array(list(entry.chunks.values()), pa.string())
         collected = lane.run("look at a table", lambda pipeline: _open(pipeline, copy))
@@ -105,7 +105,7 @@ class DeltaPlace(FilesPlace):
     def newest(
         self,
         lane: Lane,
-        shape: TableShape,
+        shape: LoadedTable,
         columns: Sequence[str],
         keys: pa.RecordBatch,
         before: Position,
@@ -130,7 +130,7 @@ class DeltaPlace(FilesPlace):
         # Of a key with several rows, the last one counts.
         return row_for_each(shape, tuples_of(keys), columns, found)
 
-    def newest_lsn(self, lane: Lane, shape: TableShape, since: int) -> int:
+    def newest_lsn(self, lane: Lane, shape: LoadedTable, since: int) -> int:
         held = lane.run("look at a table", lambda pipeline: _held(pipeline, shape))
         if _OP not in held:
             return 0
@@ -138,14 +138,14 @@ class DeltaPlace(FilesPlace):
         found = self._read(lane, shape, [_LSN], is_change)
         return largest_lsn(found)
 
-    def identities(self, lane: Lane, shape: TableShape, first: int, last: int) -> set[Identity]:
+    def identities(self, lane: Lane, shape: LoadedTable, first: int, last: int) -> set[Identity]:
         lsn = pc.field(_LSN)
         is_change = (lsn >= first) & (lsn <= last) & (pc.field(_OP) != "copy")
         found = self._read(lane, shape, list(IDENTITY), is_change)
         return identities_in(found)
 
     @staticmethod
-    def _read(lane: Lane, shape: TableShape, columns: Sequence[str], condition: Any) -> pa.Table:
+    def _read(lane: Lane, shape: LoadedTable, columns: Sequence[str], condition: Any) -> pa.Table:
         def read(pipeline: Any) -> Any:
             table = _open(pipeline, shape.name)
             if table is None:
@@ -164,7 +164,7 @@ class DeltaPlace(FilesPlace):
         lane.run("drop a table", drop)
 
 
-def _by_key(shape: TableShape, keys: pa.RecordBatch) -> Iterator[Any]:
+def _by_key(shape: LoadedTable, keys: pa.RecordBatch) -> Iterator[Any]:
     """Conditions that rows with some of the keys meet, and few others."""
     names = [(name, shape.there[name]) for name in shape.source.key_columns]
     for start in range(0, keys.num_rows, _KEYS):
@@ -172,7 +172,7 @@ def _by_key(shape: TableShape, keys: pa.RecordBatch) -> Iterator[Any]:
         yield reduce(and_, (pc.field(there).isin(some[name]) for name, there in names))
 
 
-def _held(pipeline: Any, shape: TableShape) -> dict[str, pa.DataType]:
+def _held(pipeline: Any, shape: LoadedTable) -> dict[str, pa.DataType]:
     """The columns of a table; none where it isn't there."""
     table = _open(pipeline, shape.name)
     if table is None:
@@ -203,7 +203,7 @@ def _open(pipeline: Any, name: str) -> Any:
         return DeltaTable(place, storage_options=options)
 
 
-def _is_other(pipeline: Any, shape: TableShape) -> bool:
+def _is_other(pipeline: Any, shape: LoadedTable) -> bool:
     """Whether the table has other columns than the new copy."""
     held = _held(pipeline, shape)
     if not held:
@@ -213,7 +213,7 @@ def _is_other(pipeline: Any, shape: TableShape) -> bool:
 
 
 def require_same_types(
-    shape: TableShape, held: Mapping[str, pa.DataType], wanted: pa.Schema
+    shape: LoadedTable, held: Mapping[str, pa.DataType], wanted: pa.Schema
 ) -> None:
     """The columns of a log that new rows have are of the types that these have.
 

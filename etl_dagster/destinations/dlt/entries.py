@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from etl_dagster.destinations.dlt.rows import LOGGED, TableShape
+from etl_dagster.destinations.dlt.rows import LOGGED, LoadedTable
 
 #: Of a row: LSN and number of its change, and the commit time in microseconds since 1970.
 Identity: TypeAlias = tuple[int, int, int]
@@ -31,7 +31,7 @@ class CopyMoment:
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self.time_us)
 
 
-def copied_rows(shape: TableShape, rows: pa.RecordBatch, at: CopyMoment) -> pa.RecordBatch:
+def copied_rows(shape: LoadedTable, rows: pa.RecordBatch, at: CopyMoment) -> pa.RecordBatch:
     """Rows of a copy, as they are in the log."""
     values = {
         "_etl_op": "copy",
@@ -53,7 +53,7 @@ def constants(values: Mapping[str, Any], count: int) -> dict[str, pa.Array[Any]]
 
 
 def with_logged(
-    shape: TableShape, rows: pa.RecordBatch, columns: Mapping[str, pa.Array[Any]]
+    shape: LoadedTable, rows: pa.RecordBatch, columns: Mapping[str, pa.Array[Any]]
 ) -> pa.RecordBatch:
     """Rows with what mode append adds."""
     added = [columns[field.name].cast(field.type) for field in LOGGED]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from etl_dagster.destinations.dlt.rows import TableShape
+from etl_dagster.destinations.dlt.rows import LoadedTable
 from etl_dagster.destinations.evolution import (
     AddColumn,
     ChangeColumnType,
@@ -14,7 +14,7 @@ from etl_dagster.destinations.evolution import (
 from etl_dagster.errors import RowsOutdated
 
 
-def dropped_after(old: TableShape, new: TableShape, dropped: tuple[str, ...]) -> tuple[str, ...]:
+def dropped_after(old: LoadedTable, new: LoadedTable, dropped: tuple[str, ...]) -> tuple[str, ...]:
     """The columns that stay at the destination though the source has none, after a change.
 
     A new column is added with the next rows. One that is gone stays, and is null in rows that come
@@ -55,7 +55,7 @@ def dropped_after(old: TableShape, new: TableShape, dropped: tuple[str, ...]) ->
     return tuple(gone)
 
 
-def _outdated(shape: TableShape, why: str) -> RowsOutdated:
+def _outdated(shape: LoadedTable, why: str) -> RowsOutdated:
     return RowsOutdated(
         shape.source.id, f"{shape.source.name}: {why}, which dlt can't do to a table that has rows"
     )

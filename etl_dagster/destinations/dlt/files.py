@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from etl_dagster.destinations.dlt.entries import CopyMoment, Identity, copied_rows
 from etl_dagster.destinations.dlt.lane import Lane, Part
 from etl_dagster.destinations.dlt.ledger import TableEntry
-from etl_dagster.destinations.dlt.rows import TOKEN, TableShape
+from etl_dagster.destinations.dlt.rows import TOKEN, LoadedTable
 from etl_dagster.destinations.dlt.unfinished import files_of
 from etl_dagster.model.position import Position
 
@@ -24,28 +24,28 @@ class FilesPlace:
     """
 
     def fetch(
-        self, lane: Lane, shape: TableShape, columns: Sequence[str], keys: pa.RecordBatch
+        self, lane: Lane, shape: LoadedTable, columns: Sequence[str], keys: pa.RecordBatch
     ) -> pa.RecordBatch:
         return nothing_for_each(shape, columns, keys)
 
     def newest(
         self,
         lane: Lane,
-        shape: TableShape,
+        shape: LoadedTable,
         columns: Sequence[str],
         keys: pa.RecordBatch,
         before: Position,
     ) -> pa.RecordBatch:
         return nothing_for_each(shape, columns, keys)
 
-    def require_replaceable(self, lane: Lane, shape: TableShape) -> None:
+    def require_replaceable(self, lane: Lane, shape: LoadedTable) -> None:
         return
 
-    def replace(self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry) -> None:
+    def replace(self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry) -> None:
         raise NotImplementedError("tables that are only added to have no other mode than append")
 
     def extend(
-        self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry, at: CopyMoment
+        self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> None:
         """In one package: the rows, and that the copy is complete."""
         table_id = shape.source.id
@@ -56,12 +56,12 @@ class FilesPlace:
         lane.load([whole], {table_id: replace(entry, chunks={})})
         self.discard(lane, copy)
 
-    def _has_copy(self, lane: Lane, shape: TableShape, at: CopyMoment) -> bool:
+    def _has_copy(self, lane: Lane, shape: LoadedTable, at: CopyMoment) -> bool:
         """Whether the rows of the copy are there, of a package that wasn't complete."""
         return False
 
     def _collected(
-        self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry, at: CopyMoment
+        self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a copy as they are in the log; they are read as they are asked for."""
         tokens = list(entry.chunks.values())
@@ -70,10 +70,10 @@ class FilesPlace:
             copied_rows(shape, as_held(of_chunks(batch, tokens), shape), at) for batch in batches
         )
 
-    def newest_lsn(self, lane: Lane, shape: TableShape, since: int) -> int:
+    def newest_lsn(self, lane: Lane, shape: LoadedTable, since: int) -> int:
         return 0
 
-    def identities(self, lane: Lane, shape: TableShape, first: int, last: int) -> set[Identity]:
+    def identities(self, lane: Lane, shape: LoadedTable, first: int, last: int) -> set[Identity]:
         return set()
 
     def discard(self, lane: Lane, name: str) -> None:
@@ -105,7 +105,7 @@ def of_chunks(batch: pa.RecordBatch, tokens: Sequence[str]) -> pa.RecordBatch:
     return batch.filter(counts).select([n for n in batch.schema.names if n != TOKEN])
 
 
-def as_held(batch: pa.RecordBatch, shape: TableShape) -> pa.RecordBatch:
+def as_held(batch: pa.RecordBatch, shape: LoadedTable) -> pa.RecordBatch:
     """Rows that were read back, with the types that they were loaded with."""
     names = [name for name in batch.schema.names if name in shape.whole.names]
     fields = [shape.whole.field(name) for name in names]
@@ -114,7 +114,7 @@ def as_held(batch: pa.RecordBatch, shape: TableShape) -> pa.RecordBatch:
 
 
 def nothing_for_each(
-    shape: TableShape, columns: Sequence[str], keys: pa.RecordBatch
+    shape: LoadedTable, columns: Sequence[str], keys: pa.RecordBatch
 ) -> pa.RecordBatch:
     """A null for each key and column."""
     fields = [shape.arrow.field(name) for name in columns]

@@ -21,7 +21,7 @@ from etl_dagster.destinations.dlt.entries import (
 from etl_dagster.destinations.dlt.files import FilesPlace
 from etl_dagster.destinations.dlt.lane import Lane
 from etl_dagster.destinations.dlt.ledger import TableEntry
-from etl_dagster.destinations.dlt.rows import LOGGED, TableShape
+from etl_dagster.destinations.dlt.rows import LOGGED, LoadedTable
 
 _OP, _LSN = LOGGED.names[:2]
 
@@ -30,7 +30,7 @@ class IcebergPlace(FilesPlace):
     """Each package is a snapshot of each of its tables. Copies are collected in plain files."""
 
     def extend(
-        self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry, at: CopyMoment
+        self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> None:
         def held(pipeline: Any) -> dict[str, pa.DataType]:
             table = _open(pipeline, shape.name)
@@ -41,21 +41,21 @@ class IcebergPlace(FilesPlace):
         require_same_types(shape, lane.run("look at a table", held), wanted)
         super().extend(lane, shape, copy, entry, at)
 
-    def _has_copy(self, lane: Lane, shape: TableShape, at: CopyMoment) -> bool:
+    def _has_copy(self, lane: Lane, shape: LoadedTable, at: CopyMoment) -> bool:
         condition = f"{_OP} = 'copy' and {_LSN} = {at.lsn}"
         return bool(self._read(lane, shape, [_LSN], condition).num_rows)
 
-    def newest_lsn(self, lane: Lane, shape: TableShape, since: int) -> int:
+    def newest_lsn(self, lane: Lane, shape: LoadedTable, since: int) -> int:
         found = self._read(lane, shape, [_LSN], f"{_LSN} >= {since} and {_OP} != 'copy'")
         return largest_lsn(found)
 
-    def identities(self, lane: Lane, shape: TableShape, first: int, last: int) -> set[Identity]:
+    def identities(self, lane: Lane, shape: LoadedTable, first: int, last: int) -> set[Identity]:
         condition = f"{_LSN} >= {first} and {_LSN} <= {last} and {_OP} != 'copy'"
         found = self._read(lane, shape, IDENTITY, condition)
         return identities_in(found)
 
     @staticmethod
-    def _read(lane: Lane, shape: TableShape, columns: Sequence[str], condition: str) -> pa.Table:
+    def _read(lane: Lane, shape: LoadedTable, columns: Sequence[str], condition: str) -> pa.Table:
         def read(pipeline: Any) -> Any:
             table = _open(pipeline, shape.name)
             if table is None:

@@ -18,7 +18,7 @@ from etl_dagster.destinations.collapse import Collapsed, complete_from_old
 from etl_dagster.destinations.dlt.entries import IDENTITY, constants, with_logged
 from etl_dagster.destinations.dlt.lane import Lane
 from etl_dagster.destinations.dlt.places import Place
-from etl_dagster.destinations.dlt.rows import TableShape
+from etl_dagster.destinations.dlt.rows import LoadedTable
 from etl_dagster.destinations.logged import logged
 from etl_dagster.destinations.versions import every_row
 from etl_dagster.model.events import TableChanges, TruncateEvent
@@ -35,14 +35,14 @@ class Log:
         self._doubtful: dict[str, int] = {}
         self._opened = -1
 
-    def entries(self, shape: TableShape, changes: TableChanges) -> pa.RecordBatch:
+    def entries(self, shape: LoadedTable, changes: TableChanges) -> pa.RecordBatch:
         """The rows of changes, without those that the table has already."""
         rows, unknown = self._rows(shape, changes)
         columns: dict[str, pa.Array[Any]] = dict(logged(changes))
         columns["_etl_unchanged"] = _names_of(unknown, len(changes))
         return self._fresh(shape, with_logged(shape, rows, columns))
 
-    def truncate(self, shape: TableShape, event: TruncateEvent) -> pa.RecordBatch:
+    def truncate(self, shape: LoadedTable, event: TruncateEvent) -> pa.RecordBatch:
         """The row of a truncate, unless the table has it already."""
         values = {
             "_etl_op": "truncate",
@@ -58,7 +58,7 @@ class Log:
     # ------------------------------------------------------------------------------------------
 
     def _rows(
-        self, shape: TableShape, changes: TableChanges
+        self, shape: LoadedTable, changes: TableChanges
     ) -> tuple[pa.RecordBatch, dict[str, np.ndarray]]:
         """The rows, and which of their values nobody knows, by the column's name there."""
         key = shape.source.key_columns
@@ -74,7 +74,7 @@ class Log:
 
     def _completed(
         self,
-        shape: TableShape,
+        shape: LoadedTable,
         found: Collapsed,
         rows: pa.RecordBatch,
         unknown: dict[str, np.ndarray],
@@ -99,7 +99,7 @@ class Log:
             unknown[name] = left
         return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
 
-    def _fresh(self, shape: TableShape, rows: pa.RecordBatch) -> pa.RecordBatch:
+    def _fresh(self, shape: LoadedTable, rows: pa.RecordBatch) -> pa.RecordBatch:
         if not rows.num_rows:
             return rows
         lsns = rows["_etl_commit_lsn"].to_numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from etl_dagster.destinations.dlt.rows import TableShape
+from etl_dagster.destinations.dlt.rows import LoadedTable
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import TableSchema
 
@@ -32,13 +32,13 @@ class Names:
         """A dataset to look at, whichever tables there are."""
         return self.normalize(self._dataset.format(schema="public"))
 
-    def shape(self, schema: TableSchema) -> TableShape:
+    def shape(self, schema: TableSchema) -> LoadedTable:
         """How the table is at the destination.
 
         Raises:
             TableWriteFailed: it, or some of its columns, would be what others are already.
         """
-        shape = TableShape.of(schema, self.normalize)
+        shape = LoadedTable.of(schema, self.normalize)
         if shape.name.startswith(("_dlt_", "_etl_")):
             raise TableWriteFailed(
                 schema.id,

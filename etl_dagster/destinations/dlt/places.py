@@ -11,7 +11,7 @@ import pyarrow as pa
 from etl_dagster.destinations.dlt.entries import CopyMoment, Identity
 from etl_dagster.destinations.dlt.lane import Lane
 from etl_dagster.destinations.dlt.ledger import TableEntry
-from etl_dagster.destinations.dlt.rows import TableShape
+from etl_dagster.destinations.dlt.rows import LoadedTable
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.position import Position
 from etl_dagster.values.python import to_objects
@@ -21,12 +21,12 @@ class Place(Protocol):
     """Where the tables of a destination are."""
 
     def fetch(
-        self, lane: Lane, shape: TableShape, columns: Sequence[str], keys: pa.RecordBatch
+        self, lane: Lane, shape: LoadedTable, columns: Sequence[str], keys: pa.RecordBatch
     ) -> pa.RecordBatch:
         """Values as they are at the destination, a row for each key; null where it has none."""
         ...
 
-    def require_replaceable(self, lane: Lane, shape: TableShape) -> None:
+    def require_replaceable(self, lane: Lane, shape: LoadedTable) -> None:
         """Before a copy: what the table holds may be replaced, or is added to.
 
         Raises:
@@ -34,7 +34,7 @@ class Place(Protocol):
         """
         ...
 
-    def replace(self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry) -> None:
+    def replace(self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry) -> None:
         """Have the table hold what was collected of a copy, and keep the entry with it.
 
         Args:
@@ -44,7 +44,7 @@ class Place(Protocol):
         ...
 
     def extend(
-        self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry, at: CopyMoment
+        self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> None:
         """As `replace` for a log: the rows follow those that are there, once.
 
@@ -60,7 +60,7 @@ class Place(Protocol):
     def newest(
         self,
         lane: Lane,
-        shape: TableShape,
+        shape: LoadedTable,
         columns: Sequence[str],
         keys: pa.RecordBatch,
         before: Position,
@@ -68,16 +68,16 @@ class Place(Protocol):
         """As `fetch` for a log: of each key's last entry before a position; null after a delete."""
         ...
 
-    def newest_lsn(self, lane: Lane, shape: TableShape, since: int) -> int:
+    def newest_lsn(self, lane: Lane, shape: LoadedTable, since: int) -> int:
         """The largest LSN of a change in a log, if one is as large as this; else 0."""
         ...
 
-    def identities(self, lane: Lane, shape: TableShape, first: int, last: int) -> set[Identity]:
+    def identities(self, lane: Lane, shape: LoadedTable, first: int, last: int) -> set[Identity]:
         """Which changes a log has of LSNs from the first up to and with the last."""
         ...
 
 
-def holds_log(shape: TableShape) -> TableWriteFailed:
+def holds_log(shape: LoadedTable) -> TableWriteFailed:
     """A mirror can't take the place of a log: nothing else has what is in it."""
     return TableWriteFailed(
         shape.source.id,
@@ -87,7 +87,7 @@ def holds_log(shape: TableShape) -> TableWriteFailed:
     )
 
 
-def has_other_types(shape: TableShape, columns: Sequence[str]) -> TableWriteFailed:
+def has_other_types(shape: LoadedTable, columns: Sequence[str]) -> TableWriteFailed:
     """A log stays as it is, and dlt changes no type."""
     return TableWriteFailed(
         shape.source.id,
@@ -99,7 +99,7 @@ def has_other_types(shape: TableShape, columns: Sequence[str]) -> TableWriteFail
 
 
 def row_for_each(
-    shape: TableShape,
+    shape: LoadedTable,
     keys: Sequence[tuple[Any, ...]],
     columns: Sequence[str],
     found: Iterable[Sequence[Any]],
@@ -124,7 +124,7 @@ def tuples_of(batch: pa.RecordBatch) -> list[tuple[Any, ...]]:
     return list(zip(*(to_objects(column) for column in batch.columns), strict=True))
 
 
-def _as_arrow(values: Sequence[Any], shape: TableShape, names: Sequence[str]) -> tuple[Any, ...]:
+def _as_arrow(values: Sequence[Any], shape: LoadedTable, names: Sequence[str]) -> tuple[Any, ...]:
     """Values as a driver gives them, as Arrow gives them."""
     return tuple(
         to_objects(pa.array([_plain(value)], shape.arrow.field(name).type))[0]

@@ -34,7 +34,7 @@ _RESERVED: Final = (DELETED, TOKEN)
 
 
 @dataclass(frozen=True)
-class TableShape:
+class LoadedTable:
     """A table as it is at the destination."""
 
     source: TableSchema
@@ -44,7 +44,7 @@ class TableShape:
     columns: tuple[str, ...]
 
     @classmethod
-    def of(cls, source: TableSchema, normalize: Callable[[str], str]) -> TableShape:
+    def of(cls, source: TableSchema, normalize: Callable[[str], str]) -> LoadedTable:
         """The shape of a table under a naming convention.
 
         Raises:
@@ -136,12 +136,12 @@ def with_constant(batch: pa.RecordBatch, schema: pa.Schema, value: Any) -> pa.Re
 
 
 def with_deletes(
-    shape: TableShape, rows: pa.RecordBatch, deleted: pa.RecordBatch
+    shape: LoadedTable, rows: pa.RecordBatch, deleted: pa.RecordBatch
 ) -> list[pa.RecordBatch]:
     """What a merge loads.
 
     Args:
-        rows: those that are there afterwards, as `TableShape.rows` gives them.
+        rows: those that are there afterwards, as `LoadedTable.rows` gives them.
         deleted: the keys of those that are not, by the names that they have in the source.
     """
     batches = []
@@ -160,7 +160,7 @@ def with_deletes(
     return batches
 
 
-def same_columns(one: TableShape, other: TableShape, names: Sequence[str]) -> bool:
+def same_columns(one: LoadedTable, other: LoadedTable, names: Sequence[str]) -> bool:
     """Whether columns of the names are of the same types in both."""
     return all(one.arrow.field(name).type == other.arrow.field(name).type for name in names)
 

@@ -17,7 +17,7 @@ from etl_dagster.destinations.dlt.places import (
     row_for_each,
     tuples_of,
 )
-from etl_dagster.destinations.dlt.rows import DELETED, LOGGED, TOKEN, TableShape
+from etl_dagster.destinations.dlt.rows import DELETED, LOGGED, TOKEN, LoadedTable
 from etl_dagster.model.position import Position
 
 #: Keys in one query.
@@ -32,7 +32,7 @@ class SqlPlace:
         self._has_transactions = has_transactions
 
     def fetch(
-        self, lane: Lane, shape: TableShape, columns: Sequence[str], keys: pa.RecordBatch
+        self, lane: Lane, shape: LoadedTable, columns: Sequence[str], keys: pa.RecordBatch
     ) -> pa.RecordBatch:
         def read(pipeline: Any) -> list[Sequence[Any]]:
             found: list[Sequence[Any]] = []
@@ -47,11 +47,11 @@ class SqlPlace:
         wanted = tuples_of(keys)
         return row_for_each(shape, wanted, columns, lane.run("read rows back", read))
 
-    def require_replaceable(self, lane: Lane, shape: TableShape) -> None:
+    def require_replaceable(self, lane: Lane, shape: LoadedTable) -> None:
         if not shape.is_log and _OP in lane.run("look at a table", lambda p: _columns(p, shape)):
             raise holds_log(shape)
 
-    def replace(self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry) -> None:
+    def replace(self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry) -> None:
         tokens = list(entry.chunks.values())
         table_id = shape.source.id
         target = Part(table_id, shape.name, "append", shape.whole, (), shape.key)
@@ -77,7 +77,7 @@ class SqlPlace:
         self.discard(lane, copy)
 
     def extend(
-        self, lane: Lane, shape: TableShape, copy: str, entry: TableEntry, at: CopyMoment
+        self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> None:
         tokens = list(entry.chunks.values())
         table_id = shape.source.id
@@ -103,7 +103,7 @@ class SqlPlace:
         self.discard(lane, copy)
 
     @staticmethod
-    def _is_lacking(pipeline: Any, shape: TableShape, copy: str) -> bool:
+    def _is_lacking(pipeline: Any, shape: LoadedTable, copy: str) -> bool:
         """Whether the log isn't there, or some of its columns; a mirror is dropped.
 
         Raises:
@@ -129,7 +129,7 @@ class SqlPlace:
     def newest(
         self,
         lane: Lane,
-        shape: TableShape,
+        shape: LoadedTable,
         columns: Sequence[str],
         keys: pa.RecordBatch,
         before: Position,
@@ -156,7 +156,7 @@ class SqlPlace:
         place, wanted = before.commit_lsn.offset, tuples_of(keys)
         return row_for_each(shape, wanted, columns, lane.run("read rows back", read))
 
-    def newest_lsn(self, lane: Lane, shape: TableShape, since: int) -> int:
+    def newest_lsn(self, lane: Lane, shape: LoadedTable, since: int) -> int:
         def read(pipeline: Any) -> Sequence[Sequence[Any]]:
             if _OP not in _columns(pipeline, shape):
                 return []
@@ -169,7 +169,7 @@ class SqlPlace:
         found = lane.run("read what is logged", read)
         return int(found[0][0] or 0) if found else 0
 
-    def identities(self, lane: Lane, shape: TableShape, first: int, last: int) -> set[Identity]:
+    def identities(self, lane: Lane, shape: LoadedTable, first: int, last: int) -> set[Identity]:
         def read(pipeline: Any) -> Sequence[Sequence[Any]]:
             with pipeline.sql_client() as client:
                 op, lsn = (client.escape_column_name(name) for name in (_OP, _LSN))
@@ -201,7 +201,7 @@ def _list(client: Any, names: Sequence[str]) -> str:
 
 
 def _among(
-    client: Any, shape: TableShape, keys: Sequence[tuple[Any, ...]]
+    client: Any, shape: LoadedTable, keys: Sequence[tuple[Any, ...]]
 ) -> Iterator[tuple[str, list[Any]]]:
     """Conditions for rows with some of the keys, each with its values."""
     one = " AND ".join(f"{client.escape_column_name(name)} = %s" for name in shape.key)
@@ -231,7 +231,7 @@ def _insert(
         )
 
 
-def _columns(pipeline: Any, shape: TableShape) -> Mapping[str, Any]:
+def _columns(pipeline: Any, shape: LoadedTable) -> Mapping[str, Any]:
     """What the table has in the database; empty where there is none."""
     with pipeline.destination_client() as client:
         if not client.is_storage_initialized():
@@ -247,7 +247,7 @@ def _drop(pipeline: Any, name: str) -> None:
             client.drop_tables(name, delete_schema=True)
 
 
-def _drop_other(pipeline: Any, shape: TableShape, copy: str) -> bool:
+def _drop_other(pipeline: Any, shape: LoadedTable, copy: str) -> bool:
     """Drop the table if its columns are others than in the new copy; whether it was dropped.
 
     dlt changes no type, and drops no column.
@@ -261,7 +261,7 @@ def _drop_other(pipeline: Any, shape: TableShape, copy: str) -> bool:
     return True
 
 
-def _drop_staged(pipeline: Any, shape: TableShape) -> None:
+def _drop_staged(pipeline: Any, shape: LoadedTable) -> None:
     """Drop the table, and with it the one that its rows are staged in."""
     with pipeline.destination_client() as client:
         client.drop_tables(shape.name, delete_schema=True)

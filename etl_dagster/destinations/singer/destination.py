@@ -23,7 +23,7 @@ from etl_dagster.destinations.singer.stretches import (
     activate_version,
     copied,
 )
-from etl_dagster.destinations.singer.target import Target
+from etl_dagster.destinations.singer.target import SingerTarget
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Capabilities, ChecksItself, ChecksNames, Interruptible
@@ -76,7 +76,7 @@ class SingerDestination:
     def _set_up(self, config: SingerDestinationConfig, stop_grace_s: float = STOP_GRACE_S) -> None:
         self._config = config
         self._spelling = Spelling(config.stream, config.json_values, config.decimals)
-        self._target = Target(config, stop_grace_s=stop_grace_s)
+        self._target = SingerTarget(config, stop_grace_s=stop_grace_s)
         self._lane = Lane(config.target_name, self._target.start)
         self._lock = threading.Lock()
         self._made: Stretcher | None = None

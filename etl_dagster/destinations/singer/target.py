@@ -25,7 +25,7 @@ _METADATA = "add_record_metadata"
 _IGNORES = ("activate_version", "process_activate_version_messages")
 
 
-class Target:
+class SingerTarget:
     """Starts the target with its settings in a file that only this user can read."""
 
     def __init__(

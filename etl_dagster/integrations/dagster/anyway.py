@@ -18,7 +18,7 @@ from dagster import DagsterInvalidConfigError, EnvVar
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlConfigFileResource, EtlResource
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _STAND_INS = (f"postgresql://not-set.invalid/{STAND_IN}", "1", STAND_IN)
 _MOST_TRIES = 250
 
 
-def load_anyway(resource: EtlPipelineResource) -> PipelineConfig:
+def load_anyway(resource: EtlResource) -> PipelineConfig:
     """The configuration, with stand-ins for variables that are not set. Never stream with it.
 
     Raises:
@@ -55,7 +55,7 @@ def load_anyway(resource: EtlPipelineResource) -> PipelineConfig:
         raise
 
 
-def load_config(resource: EtlPipelineResource) -> PipelineConfig:
+def load_config(resource: EtlResource) -> PipelineConfig:
     """The configuration of a resource that Dagster has not set up.
 
     Raises:
@@ -73,12 +73,12 @@ def load_config(resource: EtlPipelineResource) -> PipelineConfig:
     return config
 
 
-def _is_plain_file(resource: EtlPipelineResource) -> bool:
+def _is_plain_file(resource: EtlResource) -> bool:
     """Whether there is nothing for Dagster to resolve, for which it makes an instance each time.
 
     That takes 0.2 s, and the parts of a pipeline's definitions read its configuration ten times.
     """
-    if type(resource) is not EtlConfigFile:
+    if type(resource) is not EtlConfigFileResource:
         return False
     return not any(isinstance(each, EnvVar) for each in (resource.path, resource.destination))
 

@@ -29,7 +29,7 @@ from etl_dagster.integrations.dagster.metadata import (
 )
 from etl_dagster.integrations.dagster.outcome import Outcome
 from etl_dagster.integrations.dagster.phrases import with_solution
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.specs import keys_by_table
 from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
 from etl_dagster.integrations.dagster.worst_lag import Lag
@@ -46,7 +46,7 @@ _POLL_S, _LOG_EVERY_S, _STOP_S = 0.2, 30.0, 60.0
 
 
 def build_sync_job(
-    pipeline: str | Path | EtlPipelineResource,
+    pipeline: str | Path | EtlResource,
     assets: Iterable[AssetsDefinition | AssetSpec],
     *,
     name: str | None = None,
@@ -80,7 +80,7 @@ def build_sync_job(
 
     @op(name=f"{name}_op", required_resource_keys={resource_key})
     def sync_tables(context: OpExecutionContext) -> None:
-        parts: EtlPipelineResource = getattr(context.resources, resource_key)
+        parts: EtlResource = getattr(context.resources, resource_key)
         began = time.monotonic()
         try:
             status, copied = sync(context, parts)
@@ -105,7 +105,7 @@ def build_sync_job(
 
 
 def sync(
-    context: OpExecutionContext, resource: EtlPipelineResource
+    context: OpExecutionContext, resource: EtlResource
 ) -> tuple[PipelineStatus, Collection[TableId]]:
     """Run the pipeline in this process until it has caught up.
 

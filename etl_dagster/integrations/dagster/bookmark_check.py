@@ -18,7 +18,10 @@ from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
 from etl_dagster.integrations.dagster.translator import STATE_ID
-from etl_dagster.integrations.meltano.positions.comparison import Comparison, compare_bookmarks
+from etl_dagster.integrations.meltano.positions.comparison import (
+    BookmarkComparison,
+    compare_bookmarks,
+)
 
 BOOKMARK_CHECK = "meltano_bookmark_in_step"
 #: It costs the source a query, and the states another.
@@ -29,22 +32,22 @@ _Outcome = tuple[bool, bool, bool, str]
 
 def compare_tables(
     config: PipelineConfig, keys: Mapping[str, AssetKey]
-) -> Mapping[str, Comparison]:
+) -> Mapping[str, BookmarkComparison]:
     compared = compare_bookmarks(config, {table: config.state_id(table) for table in keys})
     if compared is None:
-        off = Comparison(True, False, "Positions of this pipeline are not mirrored.")
+        off = BookmarkComparison(True, False, "Positions of this pipeline are not mirrored.")
         return dict.fromkeys(keys, off)
     return compared
 
 
-def not_comparable(error: EtlError) -> Comparison:
+def not_comparable(error: EtlError) -> BookmarkComparison:
     """The outcome where source or states can't be asked."""
     words = with_solution(f"The positions can't be compared: {error.reason}", error.solution)
-    return Comparison(False, False, words)
+    return BookmarkComparison(False, False, words)
 
 
 def result(
-    config: PipelineConfig, table: str, key: AssetKey, compared: Comparison
+    config: PipelineConfig, table: str, key: AssetKey, compared: BookmarkComparison
 ) -> AssetCheckResult:
     """The outcome as a step returns it."""
     return AssetCheckResult(
@@ -106,13 +109,13 @@ class BookmarkReports:
     ) -> list[AssetCheckEvaluation]:
         """The failed checks of a pipeline that does not stream, where they don't say so yet."""
         words = with_solution(f"Positions don't move on: {reason}", solution)
-        compared = dict.fromkeys(keys, Comparison(False, True, words))
+        compared = dict.fromkeys(keys, BookmarkComparison(False, True, words))
         return self._say(config, compared, keys, at_most, reason)
 
     def _say(
         self,
         config: PipelineConfig,
-        compared: Mapping[str, Comparison],
+        compared: Mapping[str, BookmarkComparison],
         keys: Mapping[str, AssetKey],
         at_most: int,
         reason: str = "",
@@ -140,7 +143,7 @@ class BookmarkReports:
         ]
 
 
-def _outcome(comparison: Comparison, reason: str) -> _Outcome:
+def _outcome(comparison: BookmarkComparison, reason: str) -> _Outcome:
     """What a reader would notice: also whether there is a position by now.
 
     Args:
@@ -150,11 +153,11 @@ def _outcome(comparison: Comparison, reason: str) -> _Outcome:
     return comparison.passed, comparison.is_severe, has_position, reason
 
 
-def _severity(comparison: Comparison) -> AssetCheckSeverity:
+def _severity(comparison: BookmarkComparison) -> AssetCheckSeverity:
     return AssetCheckSeverity.ERROR if comparison.is_severe else AssetCheckSeverity.WARN
 
 
-def _metadata(state_id: str, comparison: Comparison) -> dict[str, MetadataValue]:
+def _metadata(state_id: str, comparison: BookmarkComparison) -> dict[str, MetadataValue]:
     metadata: dict[str, MetadataValue] = {STATE_ID: MetadataValue.text(state_id)}
     if comparison.bookmark_lsn is not None:
         metadata["bookmark_lsn"] = MetadataValue.text(str(comparison.bookmark_lsn))

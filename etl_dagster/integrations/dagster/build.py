@@ -24,7 +24,7 @@ from etl_dagster.integrations.dagster.parts import (
     build_etl_checks,
     build_etl_sensor,
 )
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.sensor import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
@@ -38,7 +38,7 @@ from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator
 
 
 def build_etl_definitions(
-    pipeline: str | Path | EtlPipelineResource = "etl.yaml",
+    pipeline: str | Path | EtlResource = "etl.yaml",
     *,
     translator: EtlDagsterTranslator | None = None,
     sensor_status: DefaultSensorStatus | None = None,
@@ -131,11 +131,11 @@ class Streaming:
 
 
 #: Further definitions for the assets of one destination.
-More: TypeAlias = Callable[[EtlPipelineResource, Sequence[AssetsDefinition]], Definitions]
+More: TypeAlias = Callable[[EtlResource, Sequence[AssetsDefinition]], Definitions]
 
 
 def build_pipeline(
-    resource: EtlPipelineResource,
+    resource: EtlResource,
     looks: Looks,
     streaming: Streaming,
     *,
@@ -166,7 +166,7 @@ def build_pipeline(
 
 
 def _build_one(
-    resource: EtlPipelineResource,
+    resource: EtlResource,
     looks: Looks,
     streaming: Streaming,
     *,

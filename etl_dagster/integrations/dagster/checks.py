@@ -18,7 +18,7 @@ from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.names import groups_with_distinct_identifiers
 from etl_dagster.integrations.dagster.odd_check import ODD_CHECK
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 
 _DESCRIPTIONS = {
     LAG_CHECK: "Changes of the source arrive at the destination in time.",
@@ -72,9 +72,7 @@ def _build_group(
     return check_tables
 
 
-def check_lag(
-    resource: EtlPipelineResource, keys: Mapping[str, AssetKey]
-) -> Iterator[AssetCheckResult]:
+def check_lag(resource: EtlResource, keys: Mapping[str, AssetKey]) -> Iterator[AssetCheckResult]:
     """Whether each table is in step, and whether the next start copies it again.
 
     What can't be looked at fails its check, and not the run.
@@ -95,7 +93,7 @@ def check_lag(
 
 
 def check_odd_values(
-    resource: EtlPipelineResource, keys: Mapping[str, AssetKey]
+    resource: EtlResource, keys: Mapping[str, AssetKey]
 ) -> Iterator[AssetCheckResult]:
     """Which columns have values that their type can't hold; a warning, since nothing is lost."""
     if not keys:
@@ -115,7 +113,7 @@ def check_odd_values(
 
 
 def check_bookmarks(
-    resource: EtlPipelineResource, keys: Mapping[str, AssetKey]
+    resource: EtlResource, keys: Mapping[str, AssetKey]
 ) -> Iterator[AssetCheckResult]:
     """Whether each table's Meltano state and the slot agree."""
     if not keys:

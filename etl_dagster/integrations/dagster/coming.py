@@ -11,7 +11,7 @@ from dataclasses import replace
 from etl_dagster.assembly import forgets, opened_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.lag import Verdict
+from etl_dagster.integrations.dagster.lag import LagVerdict
 from etl_dagster.kinds import STORES
 from etl_dagster.model.stores import KnowsPipeline
 
@@ -58,7 +58,7 @@ def recently_found(config: PipelineConfig) -> Mapping[str, str]:
         return found
 
 
-def announced(verdict: Verdict, coming: str | None) -> Verdict:
+def announced(verdict: LagVerdict, coming: str | None) -> LagVerdict:
     """The verdict on a table, with what the next start makes of it; that alone is a warning."""
     if coming is None:
         return verdict
@@ -70,7 +70,7 @@ def announced(verdict: Verdict, coming: str | None) -> Verdict:
     )
 
 
-def verdict(coming: str) -> Verdict:
+def verdict(coming: str) -> LagVerdict:
     """The verdict on a table of a pipeline that starts now."""
     words = f"Settings changed since the table was copied: {coming}."
-    return Verdict(False, False, f"copied again; {coming}", words)
+    return LagVerdict(False, False, f"copied again; {coming}", words)

@@ -25,7 +25,7 @@ _POLL_S, _STOP_S = 0.2, 60.0
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedTable:
     """What became of one table."""
 
     name: str
@@ -74,7 +74,7 @@ class Compared:
 
 def compare_tables(
     resource: PipelineParts, names: Collection[str] | None = None
-) -> Iterator[Compared]:
+) -> Iterator[ComparedTable]:
     """Compare tables one after the other, while the pipeline runs; each is read as a whole.
 
     An interrupted step stops the comparison under way.
@@ -104,7 +104,7 @@ def compare_tables(
         for each in find_eligible(config, store, control, wanted):
             if each.table is None:
                 words = f"Not compared: {each.why_not}."
-                yield Compared(each.name, each.table_id, None, words)
+                yield ComparedTable(each.name, each.table_id, None, words)
                 continue
             stop = threading.Event()
             comparison = TableComparison(config, store, control, reader, each.table, stop=stop)
@@ -112,9 +112,9 @@ def compare_tables(
                 found = _interruptibly(comparison, stop)
             except EtlError as error:
                 words = with_solution(f"Not compared: {error.reason}", error.solution)
-                yield Compared(each.name, each.table_id, None, words)
+                yield ComparedTable(each.name, each.table_id, None, words)
             else:
-                yield Compared(each.name, each.table_id, found, _words(found))
+                yield ComparedTable(each.name, each.table_id, found, _words(found))
 
 
 def _wanted(known: Mapping[str, TableId], names: Collection[str] | None) -> Mapping[str, TableId]:

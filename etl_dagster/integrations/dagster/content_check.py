@@ -20,7 +20,7 @@ from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.located import locate
 from etl_dagster.integrations.dagster.names import groups_with_distinct_identifiers
 from etl_dagster.integrations.dagster.phrases import with_solution
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.specs import keys_by_table
 
 CONTENT_CHECK = "content_match"
@@ -28,7 +28,7 @@ _DESCRIPTION = "The rows at the destination are those of the source, at one posi
 
 
 def build_etl_content_checks(
-    pipeline: str | Path | EtlPipelineResource, assets: Iterable[AssetsDefinition | AssetSpec]
+    pipeline: str | Path | EtlResource, assets: Iterable[AssetsDefinition | AssetSpec]
 ) -> list[AssetChecksDefinition]:
     """The check ``content_match`` of each table that can be compared.
 

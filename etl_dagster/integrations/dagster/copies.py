@@ -20,7 +20,7 @@ from etl_dagster.backoff import doubled_s
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.phrases import as_of
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.translator import (
     PIPELINE_TAG,
     REQUEST_TAG,
@@ -50,7 +50,7 @@ _ACTIVE = [
 
 
 @dataclass(frozen=True)
-class Copies:
+class DueCopies:
     """What a tick does about the tables that need a copy."""
 
     requests: Sequence[RunRequest] = ()
@@ -60,11 +60,11 @@ class Copies:
 
 def due_copies(
     instance: DagsterInstance,
-    resource: EtlPipelineResource,
+    resource: EtlResource,
     config: PipelineConfig,
     status: PipelineStatus,
     keys: Mapping[str, AssetKey],
-) -> Copies:
+) -> DueCopies:
     """A run for each table that needs a copy and has none, as many as may run at a time."""
     needy = [
         table
@@ -72,7 +72,7 @@ def due_copies(
         if name in keys and table.state not in ("ready", "sync_done")
     ]
     if not needy:
-        return Copies()
+        return DueCopies()
     records = instance.get_run_records(RunsFilter(statuses=_ACTIVE), limit=1000)
     active = [record.dagster_run for record in records]
     busy = {key for run in active for key in run.asset_selection or ()}
@@ -82,7 +82,7 @@ def due_copies(
     )
     idle = [table for table in needy if keys[table.name] not in busy]
     if not idle or room <= 0:
-        return Copies()
+        return DueCopies()
     with resource.get_store() as store:
         due = _due(store, _next_few(idle))
         paused = paused_tables(store) if due else {}
@@ -101,7 +101,7 @@ def due_copies(
             waiting[table.name] = pause
         else:
             requests.append(_request(config, table, keys[table.name], before))
-    return Copies(requests, waiting)
+    return DueCopies(requests, waiting)
 
 
 def _next_few(tables: Sequence[TableStatus]) -> Sequence[TableStatus]:

@@ -11,14 +11,14 @@ from dagster import AssetsDefinition, RetryPolicy, multi_asset
 from etl_dagster.integrations.dagster.assets import copy_pool
 from etl_dagster.integrations.dagster.located import locate
 from etl_dagster.integrations.dagster.references import function_reference, with_references
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.specs import load_etl_asset_specs
 from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator
 
 
 def etl_assets(
     *,
-    pipeline: str | Path | EtlPipelineResource = "etl.yaml",
+    pipeline: str | Path | EtlResource = "etl.yaml",
     translator: EtlDagsterTranslator | None = None,
     tables: Collection[str] | None = None,
     name: str | None = None,
@@ -32,7 +32,7 @@ def etl_assets(
     """Make a function the body that copies a pipeline's tables.
 
         @etl_assets(pipeline="etl.yaml")
-        def shop_tables(context: AssetExecutionContext, shop: EtlPipelineResource):
+        def shop_tables(context: AssetExecutionContext, shop: EtlResource):
             for result in shop.copy_selected(context):
                 announce(result)
                 yield result
@@ -41,7 +41,7 @@ def etl_assets(
         defs = Definitions(
             assets=[shop_tables],
             sensors=[sensor],
-            resources={"shop": EtlConfigFile(path="etl.yaml")},
+            resources={"shop": EtlConfigFileResource(path="etl.yaml")},
         )
 
     The resource has the pipeline's name. All tables are one step, which copies those that a run
@@ -53,7 +53,7 @@ def etl_assets(
         tables: only these, by ``schema.table``; by default all.
         name: of the step; by default ``PIPELINE_tables``.
         pool: limits how many copies run at a time; by default ``etl_copy_PIPELINE``.
-        retry_policy: of the step, besides the retries that `EtlPipelineResource.copy` asks for.
+        retry_policy: of the step, besides the retries that `EtlResource.copy` asks for.
         stale_after_s: as of `build_etl_definitions`; None for no freshness policy.
         group_per_schema: whether each schema of the source has a group of its own.
         source_assets: whether each asset depends on one of the table in the source.

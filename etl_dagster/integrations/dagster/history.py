@@ -24,7 +24,7 @@ class LastEvents:
     is_running: bool = False
 
 
-class History:
+class EventHistory:
     """Remembers what was looked up; belongs to the code server's process."""
 
     def __init__(self) -> None:

@@ -19,11 +19,11 @@ from etl_dagster.errors import ConfigError, EtlError
 from etl_dagster.integrations.dagster.lake import ducklake_maintenance_job
 from etl_dagster.integrations.dagster.located import locate
 from etl_dagster.integrations.dagster.phrases import with_solution
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
 
 
-class RepairConfig(Config):
+class RepairRunConfig(Config):
     """What a run of a repair job does."""
 
     tables: list[str] = Field([], description="schema.table of each; all where there is none.")
@@ -31,13 +31,13 @@ class RepairConfig(Config):
 
 
 def build_repair_job(
-    pipeline: str | Path | EtlPipelineResource = "etl.yaml", *, name: str | None = None
+    pipeline: str | Path | EtlResource = "etl.yaml", *, name: str | None = None
 ) -> JobDefinition:
     """A job that compares tables with the source, and has those copied again that differ.
 
     It does what ``etl-dagster repair`` does, while the pipeline streams: each table is compared at
     one position; the copies themselves are requested by the sensor, or done by whichever process
-    runs the pipeline. Its configuration is `RepairConfig`.
+    runs the pipeline. Its configuration is `RepairRunConfig`.
 
     The run fails where a table could not be settled, once the others are done; tables that can't
     be compared as they are configured are named in its log.
@@ -54,10 +54,10 @@ def build_repair_job(
     name = name or f"{config.pipeline}_repair"
 
     @op(name=f"{name}_op", required_resource_keys={resource_key})
-    def repair_tables(context: OpExecutionContext, config: RepairConfig) -> None:
+    def repair_tables(context: OpExecutionContext, config: RepairRunConfig) -> None:
         from etl_dagster.integrations.dagster.comparisons import compare_tables
 
-        parts: EtlPipelineResource = getattr(context.resources, resource_key)
+        parts: EtlResource = getattr(context.resources, resource_key)
         differing: list[str] = []
         unsettled: list[str] = []
         try:
@@ -96,7 +96,7 @@ def build_repair_job(
 
 
 def build_maintenance_job(
-    pipeline: str | Path | EtlPipelineResource = "etl.yaml",
+    pipeline: str | Path | EtlResource = "etl.yaml",
     *,
     name: str | None = None,
     older_than_days: float = 7.0,

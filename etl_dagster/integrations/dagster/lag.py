@@ -22,7 +22,7 @@ from dagster import (
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.between_ticks import kept_status
 from etl_dagster.integrations.dagster.phrases import as_of, with_solution
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.model.states import Errored, TableState, state_name
 from etl_dagster.model.stores import KnowsPipeline
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
@@ -39,7 +39,7 @@ _DEAD = "dead: "
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LagVerdict:
     """The outcome of the check for one table."""
 
     passed: bool
@@ -86,17 +86,17 @@ class Verdict:
         return AssetCheckSeverity.ERROR if self.is_severe else AssetCheckSeverity.WARN
 
 
-def dead(reason: str, solution: str) -> Verdict:
+def dead(reason: str, solution: str) -> LagVerdict:
     """The verdict on every table of a pipeline that does not stream."""
-    return Verdict(False, True, f"{_DEAD}{reason}", with_solution(reason, solution))
+    return LagVerdict(False, True, f"{_DEAD}{reason}", with_solution(reason, solution))
 
 
-def waits(words: str) -> Verdict:
+def waits(words: str) -> LagVerdict:
     """The verdict on a table whose copy has ended early and is not requested now."""
-    return Verdict(False, False, "waits", words)
+    return LagVerdict(False, False, "waits", words)
 
 
-def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> Verdict:
+def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> LagVerdict:
     """The verdict on a table.
 
     Args:
@@ -115,22 +115,22 @@ def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> V
         error = table.error or "it stopped"
         where = where_it_stopped(table.stopped_since, table.stopped_lsn, table.wal_kept_bytes)
         words = with_solution(f"{error} ({where})" if where else error, table.solution)
-        return Verdict(False, True, f"errored: {error}", words, facts)
+        return LagVerdict(False, True, f"errored: {error}", words, facts)
     if status.phase == "retrying":
         words = with_solution(f"The stream is interrupted: {status.error}", status.solution)
-        return Verdict(False, False, "retrying", words, facts)
+        return LagVerdict(False, False, "retrying", words, facts)
     if status.phase == "starting":
         words = with_solution(status.error or f"The replicator starts, as of {at}", status.solution)
-        return Verdict(False, False, "starting", words, facts)
+        return LagVerdict(False, False, "starting", words, facts)
     if table is None:
         words = "The pipeline has not seen this table: is it in the publication?"
-        return Verdict(False, False, "unknown", words, facts)
+        return LagVerdict(False, False, "unknown", words, facts)
     if table.state not in ("ready", "sync_done"):
         words = f"The table is being copied (state {table.state}), as of {at}."
-        return Verdict(False, False, "copied", words, facts)
+        return LagVerdict(False, False, "copied", words, facts)
     if status.lag_seconds > LAG_WARNING_S:
         words = f"Changes wait for {status.lag_seconds:.0f} s to become durable, as of {at}."
-        return Verdict(False, False, "late", words, facts)
+        return LagVerdict(False, False, "late", words, facts)
     retained = status.retained_wal_bytes
     most = status.wal_warned_above_bytes
     if retained is not None and most is not None and retained > most:
@@ -138,9 +138,9 @@ def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> V
             f"The source keeps {human_bytes(retained)} of WAL for the slot, more than "
             f"{human_bytes(most)}, as of {at}."
         )
-        return Verdict(False, False, "wal", words, facts)
+        return LagVerdict(False, False, "wal", words, facts)
     words = f"Changes of the source become durable in time, as of {at}."
-    return Verdict(True, False, "in step", words, facts)
+    return LagVerdict(True, False, "in step", words, facts)
 
 
 def _facts(status: PipelineStatus) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Published:
     is_running: bool
     states: Mapping[int, TableState]
 
-    def verdict(self, pipeline: str, name: str) -> Verdict:
+    def verdict(self, pipeline: str, name: str) -> LagVerdict:
         """The verdict on the table called `name`."""
         turn_on = f"Turn on the sensor {pipeline}_replication, or run `etl-dagster run`."
         if self.status is None:
@@ -187,7 +187,7 @@ class Published:
         return judge(self.status, table, now=time.time())
 
 
-def published(resource: EtlPipelineResource) -> Published:
+def published(resource: EtlResource) -> Published:
     """Ask the state store.
 
     Raises:
@@ -206,10 +206,10 @@ def published(resource: EtlPipelineResource) -> Published:
         return Published(status, is_running, states)
 
 
-def unknown(error: EtlError) -> Verdict:
+def unknown(error: EtlError) -> LagVerdict:
     """The verdict where the state store can't be asked."""
     words = with_solution(f"The state of the pipeline is not known: {error.reason}", error.solution)
-    return Verdict(False, True, "unknown", words)
+    return LagVerdict(False, True, "unknown", words)
 
 
 def _with_state(table: TableStatus, state: TableState) -> TableStatus:

@@ -14,11 +14,11 @@ from dagster import (
 
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlConfigFileResource, EtlResource
 
 
 def ducklake_maintenance_job(
-    pipeline: str | Path | EtlPipelineResource = "etl.yaml",
+    pipeline: str | Path | EtlResource = "etl.yaml",
     *,
     name: str = "ducklake_maintenance",
     older_than_days: float = 7.0,
@@ -43,8 +43,8 @@ def ducklake_maintenance_job(
     """
     resource = (
         pipeline
-        if isinstance(pipeline, EtlPipelineResource)
-        else EtlConfigFile(path=str(Path(pipeline).absolute()))
+        if isinstance(pipeline, EtlResource)
+        else EtlConfigFileResource(path=str(Path(pipeline).absolute()))
     )
 
     @op(name=f"{name}_op")

@@ -8,19 +8,19 @@ from etl_dagster.assembly import require_processes
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster.anyway import load_anyway
-from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlConfigFileResource, EtlResource
 
 
-def resource_of(pipeline: str | Path | EtlPipelineResource) -> EtlPipelineResource:
+def resource_of(pipeline: str | Path | EtlResource) -> EtlResource:
     """The pipeline as a resource."""
-    if isinstance(pipeline, EtlPipelineResource):
+    if isinstance(pipeline, EtlResource):
         return pipeline
-    return EtlConfigFile(path=str(Path(pipeline).absolute()))
+    return EtlConfigFileResource(path=str(Path(pipeline).absolute()))
 
 
 def locate(
-    pipeline: str | Path | EtlPipelineResource,
-) -> tuple[EtlPipelineResource, PipelineConfig]:
+    pipeline: str | Path | EtlResource,
+) -> tuple[EtlResource, PipelineConfig]:
     """The pipeline's resource and its configuration, with one destination.
 
     Raises:
@@ -34,7 +34,7 @@ def locate(
         raise ConfigError(
             [
                 f"destinations: there are several ({known}); give this function one of them, by "
-                "EtlConfigFile(path=..., destination=NAME)"
+                "EtlConfigFileResource(path=..., destination=NAME)"
             ],
             origin=f"pipeline {config.pipeline}",
         )

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.meltano.positions.memory import load_notices
 
 #: Asking opens the store.
@@ -19,7 +19,7 @@ _known: dict[str, tuple[float, list[str]]] = {}
 _lock = threading.Lock()
 
 
-def recent_notices(pipeline: str, resource: EtlPipelineResource) -> list[str]:
+def recent_notices(pipeline: str, resource: EtlResource) -> list[str]:
     """The last few of the last ten minutes, looked up four times a minute."""
     now = time.monotonic()
     with _lock:
@@ -31,7 +31,7 @@ def recent_notices(pipeline: str, resource: EtlPipelineResource) -> list[str]:
         return lines
 
 
-def _load(resource: EtlPipelineResource) -> list[str]:
+def _load(resource: EtlResource) -> list[str]:
     try:
         with resource.get_store() as store:
             notices, problem = load_notices(store)

@@ -7,7 +7,7 @@ import time
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.lag import STALE_S, published
 from etl_dagster.integrations.dagster.phrases import as_of
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.supervision import Supervision
 
 
@@ -17,7 +17,7 @@ class ServiceAbsent(EtlError):
     solution = "Start the service, `etl-dagster run`; its own log says why it ended."
 
 
-def observe(resource: EtlPipelineResource) -> Supervision:
+def observe(resource: EtlResource) -> Supervision:
     """What the service has published of the pipeline.
 
     Raises:

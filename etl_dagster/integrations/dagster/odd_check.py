@@ -14,7 +14,7 @@ from dagster import (
     AssetKey,
 )
 
-from etl_dagster.integrations.dagster.lag import Verdict, judge
+from etl_dagster.integrations.dagster.lag import LagVerdict, judge
 from etl_dagster.integrations.dagster.metadata import odd_metadata
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
@@ -70,7 +70,7 @@ class Held:
         return odd_metadata(self.counts, self.quarantined)
 
 
-def held(table: TableStatus | None, stream: Verdict) -> Held:
+def held(table: TableStatus | None, stream: LagVerdict) -> Held:
     """The outcome for a table as the pipeline last published it.
 
     Args:
@@ -149,7 +149,7 @@ class OddReports:
 
     def dead(
         self,
-        stream: Verdict,
+        stream: LagVerdict,
         keys: Mapping[str, AssetKey],
         *,
         at_most: int = EVENTS_PER_TICK,

@@ -26,7 +26,7 @@ from etl_dagster.integrations.dagster.assets import build_table_asset
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.checks import build_checks
 from etl_dagster.integrations.dagster.located import locate
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.sensor import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
@@ -40,7 +40,7 @@ from etl_dagster.integrations.dagster.translator import PIPELINE_TAG, TABLE_TAG
 
 
 def build_etl_assets(
-    pipeline: str | Path | EtlPipelineResource, specs: Iterable[AssetSpec]
+    pipeline: str | Path | EtlResource, specs: Iterable[AssetSpec]
 ) -> list[AssetsDefinition]:
     """The assets of specifications, each a step of its own that copies its table.
 
@@ -59,7 +59,7 @@ def build_etl_assets(
 
 
 def build_etl_sensor(
-    pipeline: str | Path | EtlPipelineResource,
+    pipeline: str | Path | EtlResource,
     assets: Iterable[AssetsDefinition | AssetSpec],
     *,
     default_status: DefaultSensorStatus | None = None,
@@ -117,7 +117,7 @@ def build_etl_sensor(
 
 
 def build_etl_checks(
-    pipeline: str | Path | EtlPipelineResource, assets: Iterable[AssetsDefinition | AssetSpec]
+    pipeline: str | Path | EtlResource, assets: Iterable[AssetsDefinition | AssetSpec]
 ) -> list[AssetChecksDefinition]:
     """The checks of the pipeline's tables.
 

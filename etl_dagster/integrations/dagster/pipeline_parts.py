@@ -11,7 +11,7 @@ from etl_dagster.model.stores import CoordinatingStore
 
 
 class PipelineParts(Protocol):
-    """An `EtlPipelineResource`, to modules that it uses itself."""
+    """An `EtlResource`, to modules that it uses itself."""
 
     def load_config(self) -> PipelineConfig:
         """The configuration as it is now."""

@@ -17,16 +17,16 @@ from dagster import (
     UrlCodeReference,
 )
 
-from etl_dagster.integrations.dagster.resources import EtlConfigFile, EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlConfigFileResource, EtlResource
 
 _KEY = "dagster/code_references"
 #: A reference is a file, a line and what it is.
 Reference = tuple[str, int, str]
 
 
-def config_reference(resource: EtlPipelineResource, table: str) -> Reference | None:
+def config_reference(resource: EtlResource, table: str) -> Reference | None:
     """The configuration file, at the line that names the table where there is one."""
-    if not isinstance(resource, EtlConfigFile):
+    if not isinstance(resource, EtlConfigFileResource):
         return None
     path = Path(str(resource.path))
     try:

@@ -10,7 +10,7 @@ from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization
 
 from etl_dagster.integrations.dagster.coming import verdict as coming_verdict
 from etl_dagster.integrations.dagster.history import LastEvents
-from etl_dagster.integrations.dagster.lag import Verdict, dead, judge, waits
+from etl_dagster.integrations.dagster.lag import LagVerdict, dead, judge, waits
 from etl_dagster.integrations.dagster.metadata import Activity, stream_materialization
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, refresh_s
 from etl_dagster.integrations.dagster.worst_lag import Lag, WorstLag
@@ -195,7 +195,7 @@ class Reports:
 
     def _verdict(
         self, status: PipelineStatus, table: TableStatus, waiting: str | None
-    ) -> Verdict | None:
+    ) -> LagVerdict | None:
         """None while there is nothing to say that lasts."""
         if waiting is not None:
             return waits(waiting)
@@ -208,7 +208,7 @@ class Reports:
     @staticmethod
     def _is_check_due(
         said: _Said,
-        verdict: Verdict,
+        verdict: LagVerdict,
         now: float,
         keys: Mapping[str, AssetKey],
         last: LastEvents | None = None,
@@ -221,7 +221,7 @@ class Reports:
         return last is not None and not last.is_running and last.run_id not in (None, said.run_id)
 
     def _checked(
-        self, name: str, verdict: Verdict, now: float, last: LastEvents | None = None
+        self, name: str, verdict: LagVerdict, now: float, last: LastEvents | None = None
     ) -> None:
         said = self._of(name)
         run_id = last.run_id if last is not None and last.run_id else said.run_id

@@ -267,9 +267,10 @@ class DestinationResource(EtlDestinationResource):
         return config | {"type": resolved(self.type, "destination.type")}
 
 
-class EtlPipelineResource(ConfigurableResource[Any], ABC):
+class EtlResource(ConfigurableResource[Any], ABC):
     """A pipeline: its configuration, its state, its destination.
 
+    What an asset's function asks for; `EtlConfigFileResource` and `EtlPipelineResource` are ones.
     Nothing stays open between two calls, so every tick and every step may have its own.
     """
 
@@ -281,7 +282,7 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
             ConfigError: it holds mistakes; all of them are listed.
         """
 
-    def of_destination(self, name: str) -> "EtlPipelineResource":
+    def of_destination(self, name: str) -> "EtlResource":
         """The same for one of the pipeline's destinations.
 
         Raises:
@@ -307,7 +308,7 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
         """Copy a table in the body of its asset, up to the hand-over to the stream.
 
             @etl_assets(pipeline="etl.yaml")
-            def shop_tables(context: AssetExecutionContext, shop: EtlPipelineResource):
+            def shop_tables(context: AssetExecutionContext, shop: EtlResource):
                 yield shop.copy(context, "public.orders")
 
         It is what the assets of `build_etl_definitions` do: a copy that was begun is resumed, a
@@ -383,7 +384,7 @@ class EtlPipelineResource(ConfigurableResource[Any], ABC):
         return query(destination.path, sql, lock_timeout_s=destination.lock_timeout_s)
 
 
-class EtlConfigFile(EtlPipelineResource):
+class EtlConfigFileResource(EtlResource):
     """A pipeline configured by a YAML file, which is read at each use.
 
     So Dagster never sees the secrets in it.
@@ -398,8 +399,8 @@ class EtlConfigFile(EtlPipelineResource):
         config = load_config(resolved(self.path, "path"))
         return _one_of(config, self.destination, str(self.path))
 
-    def of_destination(self, name: str) -> EtlPipelineResource:
-        return EtlConfigFile(path=self.path, destination=name)
+    def of_destination(self, name: str) -> EtlResource:
+        return EtlConfigFileResource(path=self.path, destination=name)
 
 
 #: For type checkers, to which a dependency is not its resource.
@@ -421,7 +422,7 @@ class _Destinations(ConfigurableResource[Any]):
         return {name: getattr(self, name).settings() for name in type(self).model_fields}
 
 
-class EtlPipeline(EtlPipelineResource):
+class EtlPipelineResource(EtlResource):
     """A pipeline put together from resources.
 
     It has one `destination`, or `destinations`: a dictionary of several, each under a name.
@@ -450,8 +451,8 @@ class EtlPipeline(EtlPipelineResource):
         super().__init__(**_with_marked(values, "settings"))
         self._given = values
 
-    def of_destination(self, name: str) -> EtlPipelineResource:
-        return EtlPipeline(**self._given | {"one_destination": name})
+    def of_destination(self, name: str) -> EtlResource:
+        return EtlPipelineResource(**self._given | {"one_destination": name})
 
     def load_config(self) -> PipelineConfig:
         sections: dict[str, Any] = {

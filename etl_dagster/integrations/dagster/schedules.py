@@ -21,13 +21,13 @@ from etl_dagster.errors import InvalidState
 from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
 from etl_dagster.integrations.dagster.jobs import build_repair_job
 from etl_dagster.integrations.dagster.located import locate
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.specs import keys_by_table
 from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
 
 
 def build_recopy_schedule(
-    pipeline: str | Path | EtlPipelineResource,
+    pipeline: str | Path | EtlResource,
     assets: Iterable[AssetsDefinition | AssetSpec],
     *,
     cron_schedule: str,
@@ -81,7 +81,7 @@ def build_recopy_schedule(
 
 
 def build_reconciliation_schedule(
-    pipeline: str | Path | EtlPipelineResource,
+    pipeline: str | Path | EtlResource,
     assets: Iterable[AssetsDefinition | AssetSpec],
     *,
     cron_schedule: str = "0 3 * * *",

@@ -24,15 +24,15 @@ from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster import words
 from etl_dagster.integrations.dagster.bookmark_check import BookmarkReports
 from etl_dagster.integrations.dagster.coming import find_coming, recently_found
-from etl_dagster.integrations.dagster.copies import Copies, due_copies
+from etl_dagster.integrations.dagster.copies import DueCopies, due_copies
 from etl_dagster.integrations.dagster.event_forms import as_observations, without_checks
-from etl_dagster.integrations.dagster.history import History
+from etl_dagster.integrations.dagster.history import EventHistory
 from etl_dagster.integrations.dagster.lag import dead, published
 from etl_dagster.integrations.dagster.notices import recent_notices
 from etl_dagster.integrations.dagster.observing import observe
 from etl_dagster.integrations.dagster.odd_check import OddReports
 from etl_dagster.integrations.dagster.reports import Reports
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.supervision import Supervision
 from etl_dagster.integrations.dagster.supervisor import supervisor_of
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
@@ -62,7 +62,7 @@ class Memory:
         self.reports = Reports()
         self.bookmarks = BookmarkReports()
         self.odd = OddReports()
-        self.history = History()
+        self.history = EventHistory()
         self.log = words.TickLog()
         self.ticks = 0
 
@@ -174,7 +174,7 @@ _STREAMS: Mapping[SensorMode, str] = {
 
 def tick(
     context: SensorEvaluationContext,
-    resource: EtlPipelineResource,
+    resource: EtlResource,
     pipeline: str,
     keys: Mapping[str, AssetKey],
     *,
@@ -205,7 +205,7 @@ def tick(
             coming = {**recently_found(config), **coming}
         if status is None:
             return _tick_without_stream(context, memory, config, supervision, keys, coming)
-        generation, copies, note = supervision.generation, Copies(), supervision.note
+        generation, copies, note = supervision.generation, DueCopies(), supervision.note
         if _is_standby(status):
             # What the process that runs the pipeline says; it also sees to the copies.
             note = note or status.error
@@ -251,7 +251,7 @@ def tick(
 
 def _supervise(
     config: PipelineConfig,
-    resource: EtlPipelineResource,
+    resource: EtlResource,
     mode: SensorMode,
     tick_s: float,
     lease_s: float,
@@ -283,7 +283,7 @@ def _events(
     status: PipelineStatus,
     generation: int,
     keys: Mapping[str, AssetKey],
-    copies: Copies,
+    copies: DueCopies,
     worst_lag: WorstLag | None,
     *,
     every_s: float,

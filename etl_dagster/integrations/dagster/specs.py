@@ -23,7 +23,7 @@ from etl_dagster.integrations.dagster.references import (
     config_reference,
     with_references,
 )
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.storage import source_database, storage_of
 from etl_dagster.integrations.dagster.translator import (
     PIPELINE_TAG,
@@ -70,7 +70,7 @@ class Specs:
 
 
 def load_etl_asset_specs(
-    pipeline: str | Path | EtlPipelineResource = "etl.yaml",
+    pipeline: str | Path | EtlResource = "etl.yaml",
     *,
     translator: EtlDagsterTranslator | None = None,
     tables: Collection[str] | None = None,
@@ -105,7 +105,7 @@ def load_etl_asset_specs(
 
 
 def build_etl_source_specs(
-    pipeline: str | Path | EtlPipelineResource = "etl.yaml",
+    pipeline: str | Path | EtlResource = "etl.yaml",
     *,
     translator: EtlDagsterTranslator | None = None,
 ) -> list[AssetSpec]:
@@ -139,7 +139,7 @@ def keys_by_table(
 
 
 def build_specs(
-    resource: EtlPipelineResource,
+    resource: EtlResource,
     config: PipelineConfig,
     looks: Looks,
     *,
@@ -218,7 +218,7 @@ def _props(
 
 def _completed(
     spec: AssetSpec,
-    resource: EtlPipelineResource,
+    resource: EtlResource,
     config: PipelineConfig,
     looks: Looks,
     schema: TableSchema,

@@ -15,7 +15,7 @@ from etl_dagster.pg.dsn import Dsn
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
+class DestinationStorage:
     """A destination; each is None where it has no such thing. Without any secret."""
 
     database: str | None = None
@@ -26,21 +26,21 @@ class Storage:
         return name if self.database is None else f"{self.database}.{name}"
 
 
-def storage_of(destination: Any) -> Storage:
+def storage_of(destination: Any) -> DestinationStorage:
     """Of a destination's section; one that the project doesn't know has neither."""
     match destination:
         case DuckDBDestinationConfig():
             path = Path(destination.path)
             # As DuckDB names the database of a file.
-            return Storage(path.name.split(".")[0], f"duckdb://{path.absolute()}")
+            return DestinationStorage(path.name.split(".")[0], f"duckdb://{path.absolute()}")
         case DuckLakeDestinationConfig():
-            return Storage("lake", _lake_uri(destination.data_path))
+            return DestinationStorage("lake", _lake_uri(destination.data_path))
         case PostgresDestinationConfig():
             dsn = Dsn.parse(destination.dsn.get_secret_value())
-            return Storage(dsn.get("dbname") or dsn.get("user") or None, dsn.uri)
+            return DestinationStorage(dsn.get("dbname") or dsn.get("user") or None, dsn.uri)
         case HttpDestinationConfig():
-            return Storage(None, destination.place)
-    return Storage()
+            return DestinationStorage(None, destination.place)
+    return DestinationStorage()
 
 
 def source_database(config: SourceConfig) -> str:

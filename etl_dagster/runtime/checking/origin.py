@@ -23,7 +23,7 @@ from etl_dagster.source.identity import FoundSource, fetch_source, fetch_timelin
 Connection = psycopg.Connection[Any]
 
 
-class Origin:
+class OriginCheck:
     """Compares a pipeline's source with what its store and its destination know."""
 
     def __init__(self, config: PipelineConfig, store: CoordinatingStore) -> None:

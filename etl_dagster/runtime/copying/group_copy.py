@@ -36,7 +36,7 @@ from etl_dagster.runtime.tables.representation import keep_choices
 from etl_dagster.shaping.pushing import with_pushed
 from etl_dagster.source.catalog import (
     PublishedTable,
-    Relation,
+    StoredRelation,
     fetch_published_tables,
     fetch_relations,
 )
@@ -187,12 +187,12 @@ class GroupCopy:
                 return read
         return {}
 
-    def _fetch_relations(self, table_ids: Iterable[TableId]) -> Mapping[int, Relation]:
+    def _fetch_relations(self, table_ids: Iterable[TableId]) -> Mapping[int, StoredRelation]:
         chunks = [c.relation_id for t in table_ids for c in self._plans[t].chunks]
         return self._control.ask("reading tables' names", fetch_relations, chunks)
 
     def _read_table(
-        self, table_id: TableId, relations: Mapping[int, Relation], connection: CopyConnection
+        self, table_id: TableId, relations: Mapping[int, StoredRelation], connection: CopyConnection
     ) -> list[CopiedRows]:
         table = self._tables[table_id]
         reader = TableReader(
@@ -228,7 +228,7 @@ class GroupCopy:
         return batches
 
     def _changed(
-        self, read: Iterable[TableId], relations: Mapping[int, Relation]
+        self, read: Iterable[TableId], relations: Mapping[int, StoredRelation]
     ) -> dict[TableId, SourceError]:
         """The tables that aren't any more what was read, while the locks of the reading last.
 

@@ -30,7 +30,7 @@ from etl_dagster.model.states import (
     TimedRetry,
 )
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
-from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.origin import OriginCheck
 from etl_dagster.runtime.copying.group_copy import GroupCopy, TooLarge
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.failures import log_failure
@@ -93,7 +93,7 @@ class GroupSync:
         self._control = SourceControl(
             config.source,
             application_name=f"etl_dagster sync control {config.pipeline} group",
-            verify=Origin(config, store).look,
+            verify=OriginCheck(config, store).look,
         )
         self._parts = replace(parts, control=self._control)
         self._lease: Lease | None = None

@@ -35,7 +35,7 @@ from etl_dagster.model.states import (
 )
 from etl_dagster.model.stores import CoordinatingStore, TableSyncWorker
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
-from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.origin import OriginCheck
 from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
 from etl_dagster.runtime.copy_source import CopySource, PostgresSource
 from etl_dagster.runtime.copying.claim import Claim
@@ -127,7 +127,7 @@ class TableSync:
         self._control = control or SourceControl(
             config.source,
             application_name=f"etl_dagster sync control {config.pipeline} {table_id}",
-            verify=Origin(config, store).look,
+            verify=OriginCheck(config, store).look,
         )
         self._parts = WorkerParts(
             config,

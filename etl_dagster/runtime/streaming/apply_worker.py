@@ -13,7 +13,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Ready
 from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.runtime.checking.belonging import Belonging
-from etl_dagster.runtime.checking.origin import Origin
+from etl_dagster.runtime.checking.origin import OriginCheck
 from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.showing.metrics import Metrics
 from etl_dagster.runtime.streaming.delivery import Kept
@@ -38,7 +38,7 @@ class Known:
     The stream adds to it. It outlives the stream.
     """
 
-    origin: Origin
+    origin: OriginCheck
     belonging: Belonging
     members: Members
     rewrites: Rewrites

@@ -19,7 +19,7 @@ from dagster import (
 from etl_dagster.integrations.dagster.batch_mode import build_sync_job
 from etl_dagster.integrations.dagster.build import Streaming
 from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.schedules import (
     build_reconciliation_schedule,
     build_recopy_schedule,
@@ -152,7 +152,7 @@ class ChecksBlock(Resolvable, Model):
 
 
 def build_extras(
-    resource: EtlPipelineResource,
+    resource: EtlResource,
     assets: Sequence[AssetsDefinition],
     schedules: SchedulesBlock,
     checks: ChecksBlock,
@@ -172,7 +172,7 @@ def build_extras(
 
 
 def _build_schedules(
-    resource: EtlPipelineResource, assets: Sequence[AssetsDefinition], blocks: SchedulesBlock
+    resource: EtlResource, assets: Sequence[AssetsDefinition], blocks: SchedulesBlock
 ) -> list[ScheduleDefinition]:
     built: list[ScheduleDefinition] = []
     if (reconciliation := blocks.reconciliation) is not None:

@@ -42,7 +42,7 @@ from etl_dagster.integrations.dagster.discovery import Discovery, discover_table
 from etl_dagster.integrations.dagster.kept_tables import tables_from_text, tables_to_text
 from etl_dagster.integrations.dagster.located import resource_of
 from etl_dagster.integrations.dagster.phrases import with_solution
-from etl_dagster.integrations.dagster.resources import EtlPipelineResource
+from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.specs import Looks
 from etl_dagster.integrations.dagster.storage import source_database
 from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator, PublishedTableProps
@@ -84,7 +84,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
     """
 
     pipeline: Annotated[
-        str | Path | EtlPipelineResource,
+        str | Path | EtlResource,
         Resolver(
             _resolve_pipeline,
             model_field_type=str,
@@ -192,7 +192,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
     # -- parts -------------------------------------------------------------------------------------
 
     @cached_property
-    def _resource(self) -> EtlPipelineResource:
+    def _resource(self) -> EtlResource:
         return resource_of(self.pipeline)
 
     @cached_property
@@ -206,7 +206,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
         return Discovery(tables, None, comments, database) if tables else None
 
     def _build_extras(
-        self, resource: EtlPipelineResource, assets: Sequence[AssetsDefinition]
+        self, resource: EtlResource, assets: Sequence[AssetsDefinition]
     ) -> Definitions:
         return build_extras(resource, assets, self.schedules, self.checks)
 

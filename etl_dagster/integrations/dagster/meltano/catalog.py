@@ -32,7 +32,7 @@ class CatalogUnknown(MeltanoError):
 
 
 @dataclass(frozen=True)
-class Column:
+class StreamColumn:
     """A property of a stream."""
 
     name: str
@@ -47,7 +47,7 @@ class Stream:
 
     #: ``tap_stream_id``: the name in states, filters and metrics.
     id: str
-    columns: tuple[Column, ...] = ()
+    columns: tuple[StreamColumn, ...] = ()
     keys: tuple[str, ...] = ()
     #: ``INCREMENTAL``, ``FULL_TABLE`` or ``LOG_BASED``; None where the catalog leaves it open.
     replication_method: str | None = None
@@ -105,7 +105,7 @@ def _stream(entry: Mapping[str, Any]) -> Stream:
     )
 
 
-def _column(name: str, schema: Any, *, is_key: bool) -> Column:
+def _column(name: str, schema: Any, *, is_key: bool) -> StreamColumn:
     schema = schema if isinstance(schema, dict) else {}
     types = schema.get("type") or [
         kind
@@ -117,7 +117,7 @@ def _column(name: str, schema: Any, *, is_key: bool) -> Column:
     text = " or ".join(dict.fromkeys(kinds)) or "any"
     if schema.get("format"):
         text += f" ({schema['format']})"
-    return Column(name, text, nullable=not is_key and "null" in _listed(types))
+    return StreamColumn(name, text, nullable=not is_key and "null" in _listed(types))
 
 
 def _listed(value: Any) -> list[str]:

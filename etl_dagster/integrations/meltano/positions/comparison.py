@@ -21,7 +21,7 @@ _STALE_AFTER = timedelta(minutes=3)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BookmarkComparison:
     """One table's bookmark beside the slot."""
 
     passed: bool
@@ -42,7 +42,7 @@ class Comparison:
 
 def compare_bookmarks(
     config: PipelineConfig, tables: Mapping[str, str]
-) -> dict[str, Comparison] | None:
+) -> dict[str, BookmarkComparison] | None:
     """Every table's bookmark and the pipeline's slot, as they are now.
 
     Args:
@@ -76,30 +76,36 @@ def compare_bookmarks(
 
 def compare(
     table: str, stored: StoredBookmark | None, slot: Slot | None, *, now: datetime
-) -> Comparison:
+) -> BookmarkComparison:
     """One table's."""
     confirmed = slot.confirmed_flush_lsn if slot is not None else None
     if slot is None or slot.is_lost:
         what = "does not exist" if slot is None else "is lost"
-        return Comparison(False, True, f"The pipeline's replication slot {what} on the source.")
+        return BookmarkComparison(
+            False, True, f"The pipeline's replication slot {what} on the source."
+        )
     if stored is None:
-        return Comparison(False, False, "There is no Meltano state yet.", confirmed_lsn=confirmed)
+        return BookmarkComparison(
+            False, False, "There is no Meltano state yet.", confirmed_lsn=confirmed
+        )
     bookmark = FoundState.read(stored.state, stream_name(table)).bookmark or {}
     lsn, phase = bookmark.get("lsn"), bookmark.get("phase")
     if not isinstance(lsn, int):
         words = f"The table has no position yet: {phase or 'somebody else wrote its state'}."
-        return Comparison(phase is not None, False, words, None, confirmed, stored.written_at)
+        return BookmarkComparison(
+            phase is not None, False, words, None, confirmed, stored.written_at
+        )
     at = Lsn(lsn)
-    result = Comparison(True, False, "", at, confirmed, stored.written_at)
+    result = BookmarkComparison(True, False, "", at, confirmed, stored.written_at)
     ahead = result.slot_ahead_bytes or 0
     if ahead > 0 and now - stored.written_at > _STALE_AFTER:
         words = f"The slot moves on, and the state was last written at {stored.written_at:%c}."
-        return Comparison(False, False, words, at, confirmed, stored.written_at)
+        return BookmarkComparison(False, False, words, at, confirmed, stored.written_at)
     if ahead < -_SLOT_BEHIND_BYTES:
         words = (
             f"The slot is {-ahead:,} bytes behind what is durable: the source keeps WAL that "
             "nobody needs."
         )
-        return Comparison(False, False, words, at, confirmed, stored.written_at)
+        return BookmarkComparison(False, False, words, at, confirmed, stored.written_at)
     words = f"The bookmark is at {at}, the slot at {confirmed}."
-    return Comparison(True, False, words, at, confirmed, stored.written_at)
+    return BookmarkComparison(True, False, words, at, confirmed, stored.written_at)

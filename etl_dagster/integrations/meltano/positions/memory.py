@@ -43,7 +43,7 @@ class Notice:
 
 
 @dataclass
-class Memory:
+class MirrorMemory:
     """All of it. Belongs to the mirror's thread."""
 
     #: Where the states are; another place has not been mirrored to.
@@ -54,7 +54,7 @@ class Memory:
     problem: str | None = None
 
     @classmethod
-    def load(cls, store: Notes, place: str) -> Memory:
+    def load(cls, store: Notes, place: str) -> MirrorMemory:
         """What was remembered of this place; of another place, only the notices."""
         payload = store.get_note(NOTE_KEY) or {}
         memory = cls(place, notices=_notices(payload))

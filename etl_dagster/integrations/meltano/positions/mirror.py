@@ -16,7 +16,7 @@ from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
-from etl_dagster.integrations.meltano.positions.memory import Entry, Memory, keep_problem
+from etl_dagster.integrations.meltano.positions.memory import Entry, MirrorMemory, keep_problem
 from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates, PositionWrite
 from etl_dagster.integrations.meltano.positions.tables import Positions, request_copy, state_key
 from etl_dagster.integrations.meltano.positions.verdicts import (
@@ -60,7 +60,7 @@ def mirrored_positions(
     config: PipelineConfig,
     store: PipelineStore,
     status: Callable[[], PipelineStatus | None],
-) -> Iterator[Mirror | None]:
+) -> Iterator[PositionMirror | None]:
     """Mirror the positions of a pipeline that this process runs, while the block runs.
 
     On a thread of its own, which reads what the pipeline knows anyway. A state backend that is
@@ -84,7 +84,7 @@ def mirrored_positions(
     if states is None:
         yield None
         return
-    mirror = Mirror(config, store, status, states)
+    mirror = PositionMirror(config, store, status, states)
     mirror.start()
     try:
         yield mirror
@@ -106,14 +106,14 @@ class _Due:
 class _Found:
     """What one look at the tables and their states found."""
 
-    memory: Memory
+    memory: MirrorMemory
     #: IDs of the states that tables have now.
     present: Collection[str]
     rows: Mapping[str, StateRow]
     due: Sequence[_Due]
 
 
-class Mirror:
+class PositionMirror:
     """The thread, and what it knows.
 
     Args:
@@ -142,7 +142,7 @@ class Mirror:
         self._look = Pace(min(_LOOK_EVERY_S, self._interval_s), cpu_s=cpu_s)
         self._read = Pace(self._interval_s, cpu_s=cpu_s)
         self._read_due_s = 0.0
-        self._memory: Memory | None = None
+        self._memory: MirrorMemory | None = None
         self._kept: str | None = None
         self._positions = Positions(config, store)
         #: By state ID: what was last written, when, and the positions written lately.
@@ -279,24 +279,24 @@ class Mirror:
         """Whether another process has taken the pipeline over, and mirrors it."""
         return self._coordination is not None and self._coordination.current_epoch() != status.epoch
 
-    def _open_memory(self) -> Memory:
+    def _open_memory(self) -> MirrorMemory:
         if self._memory is None:
             self._states.migrate()
             place = self._states.place()
             if self._coordination is None:
-                self._memory = Memory(place)
+                self._memory = MirrorMemory(place)
             else:
-                self._memory = Memory.load(self._coordination, place)
+                self._memory = MirrorMemory.load(self._coordination, place)
         return self._memory
 
-    def _keep(self, memory: Memory) -> None:
+    def _keep(self, memory: MirrorMemory) -> None:
         content = repr(memory)
         if content != self._kept and self._coordination is not None:
             memory.keep(self._coordination)
         self._kept = content
 
     def _settle(
-        self, memory: Memory, position: TablePosition, row: StateRow | None, *, is_last: bool
+        self, memory: MirrorMemory, position: TablePosition, row: StateRow | None, *, is_last: bool
     ) -> _Due | None:
         """Answer what somebody did to one state; what is to be written, where that is due."""
         state_id = position.state_id
@@ -324,7 +324,7 @@ class Mirror:
         is_step = not isinstance(verdict, Unchanged) or self._is_new_phase(position)
         return _Due(PositionWrite(position, note, row, is_step), verdict, text)
 
-    def _wrote(self, memory: Memory, due: _Due) -> None:
+    def _wrote(self, memory: MirrorMemory, due: _Due) -> None:
         """Remember what was written.
 
         Not before the state is there: a state that could not be written was not cleared.
@@ -384,7 +384,7 @@ class Mirror:
     # -- requests --------------------------------------------------------------------------------
 
     def _copy_again(
-        self, memory: Memory, position: TablePosition, entry: Entry | None, how: str
+        self, memory: MirrorMemory, position: TablePosition, entry: Entry | None, how: str
     ) -> str:
         """Ask for a new copy, once for each request; the note that goes with the state.
 
@@ -405,7 +405,7 @@ class Mirror:
             request_copy(self._store, table_id)
         return entry.note or _dated(how)
 
-    def _say(self, memory: Memory, position: TablePosition, kind: str, text: str) -> None:
+    def _say(self, memory: MirrorMemory, position: TablePosition, kind: str, text: str) -> None:
         log = _log.info if kind == "edited" else _log.warning
         log("Meltano state %s: %s", position.state_id, text)
         memory.notify(position.state_id, position.table, kind, text)
@@ -413,7 +413,7 @@ class Mirror:
     # -- states that are no table's any more -----------------------------------------------------
 
     def _forget(
-        self, memory: Memory, present: Collection[str], rows: Mapping[str, StateRow]
+        self, memory: MirrorMemory, present: Collection[str], rows: Mapping[str, StateRow]
     ) -> None:
         """Remove what the mirror wrote for tables that left, or under an earlier name.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
-from etl_dagster.integrations.meltano.positions.memory import Memory
+from etl_dagster.integrations.meltano.positions.memory import MirrorMemory
 from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates
 from etl_dagster.integrations.meltano.positions.tables import Positions, state_key
 from etl_dagster.integrations.meltano.positions.verdicts import (
@@ -47,7 +47,7 @@ class PendingChanges:
         self._store = store
         self._states = states
         self._positions = Positions(config, store)
-        self._memory = Memory.load(store, states.place())
+        self._memory = MirrorMemory.load(store, states.place())
 
     @classmethod
     @contextlib.contextmanager
