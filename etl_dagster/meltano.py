@@ -6,5 +6,5 @@ The state backend for Meltano's own command line needs no import: Meltano finds 
 package is installed next to it.
 """
 
-from etl_dagster.integrations.dagster.meltano import *  # noqa: F403
-from etl_dagster.integrations.dagster.meltano import __all__ as __all__
+from etl_dagster.integrations.dagster_meltano import *  # noqa: F403
+from etl_dagster.integrations.dagster_meltano import __all__ as __all__

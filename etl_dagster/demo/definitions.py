@@ -52,7 +52,7 @@ from etl_dagster.integrations.dagster import (
     PublishedTableProps,
     build_etl_definitions,
 )
-from etl_dagster.integrations.dagster.meltano import (
+from etl_dagster.integrations.dagster_meltano import (
     MeltanoDagsterTranslator,
     MeltanoResource,
     MeltanoStateResource,

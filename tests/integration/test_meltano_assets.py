@@ -24,7 +24,7 @@ from dagster import (
 )
 
 from etl_dagster.errors import InvalidState
-from etl_dagster.integrations.dagster.meltano import (
+from etl_dagster.integrations.dagster_meltano import (
     CatalogUnknown,
     MeltanoError,
     MeltanoNotFound,
@@ -32,7 +32,7 @@ from etl_dagster.integrations.dagster.meltano import (
     MeltanoStateResource,
     meltano_assets,
 )
-from etl_dagster.integrations.dagster.meltano.process import follow
+from etl_dagster.integrations.dagster_meltano.process import follow
 from etl_dagster.integrations.meltano.states.errors import StateLocked, StateLockLost
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import locate

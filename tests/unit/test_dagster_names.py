@@ -26,12 +26,12 @@ from etl_dagster.integrations.dagster import (
     PublishedTableProps,
     build_etl_definitions,
 )
-from etl_dagster.integrations.dagster.meltano.assets import distinct_specs
 from etl_dagster.integrations.dagster.names import (
     groups_with_distinct_identifiers,
     key_part,
     step_name,
 )
+from etl_dagster.integrations.dagster_meltano.assets import distinct_specs
 
 #: Identifiers of Postgres: anything but the zero byte, and letters that come close to each other.
 _ANYTHING = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=63)

@@ -25,8 +25,8 @@ from etl_dagster.integrations.dagster import (
     discovery,
 )
 from etl_dagster.integrations.dagster.discovery import discover_tables
-from etl_dagster.integrations.dagster.meltano import MeltanoResource, MeltanoStateResource
 from etl_dagster.integrations.dagster.supervisor import config_payload
+from etl_dagster.integrations.dagster_meltano import MeltanoResource, MeltanoStateResource
 from tests.support.leaks import make_secret
 
 PASSWORD = make_secret("p${HOME}$$'\"\\")

@@ -64,6 +64,16 @@ RUNTIME_FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"fan_out"}),
 )
 
+#: The same inside of the integrations: the tables of a pipeline and the streams of ``meltano run``
+#: are two products, and only the second builds on the first.
+INTEGRATION_FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"meltano"}),
+    frozenset({"dagster"}),
+    frozenset({"dagster_meltano"}),
+)
+
+FLOORS_OF_ROOMS = {"runtime": RUNTIME_FLOORS, "integrations": INTEGRATION_FLOORS}
+
 #: Names what is public without importing it: what it imports is for type checkers only.
 FRONT_DOOR = "etl_dagster"
 
@@ -135,19 +145,23 @@ def test_imports_point_down(module: str) -> None:
     assert not wrong, f"{module} imports from a floor above its own: {', '.join(wrong)}"
 
 
-def runtime_floor(module: str) -> int:
-    """The number in RUNTIME_FLOORS, -1 of the runtime's ground."""
+def floor_inside(module: str, floors: tuple[frozenset[str], ...]) -> int:
+    """The number in `floors`, -1 of the room's ground."""
     name = module.split(".")[2]
-    return next((n for n, rooms in enumerate(RUNTIME_FLOORS) if name in rooms), -1)
+    return next((n for n, rooms in enumerate(floors) if name in rooms), -1)
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("etl_dagster.runtime.")])
-def test_imports_point_down_inside_of_the_runtime(module: str) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [m for m in MODULES if m.count(".") > 1 and m.split(".")[1] in FLOORS_OF_ROOMS],
+)
+def test_imports_point_down_inside_of_a_room(module: str) -> None:
+    inside, floors = f"{room(module)}.", FLOORS_OF_ROOMS[module.split(".")[1]]
     wrong = [
         f"line {line}: {imported}"
         for imported, line in imports(module, KNOWN)
-        if imported.startswith("etl_dagster.runtime.")
-        and runtime_floor(imported) > runtime_floor(module)
+        if imported.startswith(inside)
+        and floor_inside(imported, floors) > floor_inside(module, floors)
     ]
     assert not wrong, f"{module} imports from a floor above its own: {', '.join(wrong)}"
 

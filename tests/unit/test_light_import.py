@@ -60,7 +60,7 @@ def test_a_configuration_of_any_kind_is_read_without_a_driver() -> None:
 def test_dagster_loads_neither_the_drivers_of_the_copy_nor_a_destination() -> None:
     """Every process of Dagster imports the definitions: each step, each run, each command."""
     loaded = loaded_by(
-        "import etl_dagster.integrations.dagster, etl_dagster.integrations.dagster.meltano"
+        "import etl_dagster.integrations.dagster, etl_dagster.integrations.dagster_meltano"
     )
     drivers = {"adbc_driver_manager", "adbc_driver_postgresql", "duckdb", "httpx", "pandas"}
     assert not loaded & (drivers | {"numpy", "pyarrow"})

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.meltano.catalog import (
+from etl_dagster.integrations.dagster_meltano.catalog import (
     CatalogUnknown,
     Stream,
     StreamColumn,
     parse_catalog,
 )
-from etl_dagster.integrations.dagster.meltano.logs import LogLine, Metric, Tally, parse_line
-from etl_dagster.integrations.dagster.meltano.runs import RunOptions, state_id
+from etl_dagster.integrations.dagster_meltano.logs import LogLine, Metric, Tally, parse_line
+from etl_dagster.integrations.dagster_meltano.runs import RunOptions, state_id
 
 COUNT = {"type": "counter", "metric": "record_count", "value": 2, "tags": {"stream": "orders"}}
 

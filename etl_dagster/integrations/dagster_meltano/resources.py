@@ -11,9 +11,9 @@ from dagster import ConfigurableResource
 from pydantic import Field
 
 from etl_dagster.integrations.dagster.env import resolved
-from etl_dagster.integrations.dagster.meltano.logs import LogLine
-from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
-from etl_dagster.integrations.dagster.meltano.runs import (
+from etl_dagster.integrations.dagster_meltano.logs import LogLine
+from etl_dagster.integrations.dagster_meltano.project import MeltanoError, MeltanoProject
+from etl_dagster.integrations.dagster_meltano.runs import (
     MeltanoRun,
     RunOptions,
     run_meltano,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.meltano.logs import LogLine, StreamCount, Tally, parse_line
-from etl_dagster.integrations.dagster.meltano.process import follow
-from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
+from etl_dagster.integrations.dagster_meltano.logs import LogLine, StreamCount, Tally, parse_line
+from etl_dagster.integrations.dagster_meltano.process import follow
+from etl_dagster.integrations.dagster_meltano.project import MeltanoError, MeltanoProject
 
 _ERRORS_SHOWN = 5
 _ALREADY_RUNNING = re.compile(r"Another '.*' pipeline is already running")

@@ -25,24 +25,24 @@ from dagster import (
 from pydantic import Field
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.meltano.catalog import (
+from etl_dagster.integrations.dagster.metadata import state_tags
+from etl_dagster.integrations.dagster.names import escaped, step_name
+from etl_dagster.integrations.dagster.translator import STATE, STATE_ID
+from etl_dagster.integrations.dagster_meltano.catalog import (
     Stream,
     load_streams,
     parse_catalog,
     refresh_streams,
 )
-from etl_dagster.integrations.dagster.meltano.logs import LogLine, StreamCount
-from etl_dagster.integrations.dagster.meltano.project import MeltanoError
-from etl_dagster.integrations.dagster.meltano.resources import MeltanoResource
-from etl_dagster.integrations.dagster.meltano.runs import MeltanoRun
-from etl_dagster.integrations.dagster.meltano.state import MeltanoStateResource
-from etl_dagster.integrations.dagster.meltano.translator import (
+from etl_dagster.integrations.dagster_meltano.logs import LogLine, StreamCount
+from etl_dagster.integrations.dagster_meltano.project import MeltanoError
+from etl_dagster.integrations.dagster_meltano.resources import MeltanoResource
+from etl_dagster.integrations.dagster_meltano.runs import MeltanoRun
+from etl_dagster.integrations.dagster_meltano.state import MeltanoStateResource
+from etl_dagster.integrations.dagster_meltano.translator import (
     MeltanoDagsterTranslator,
     MeltanoStreamProps,
 )
-from etl_dagster.integrations.dagster.metadata import state_tags
-from etl_dagster.integrations.dagster.names import escaped, step_name
-from etl_dagster.integrations.dagster.translator import STATE, STATE_ID
 
 RUN_ID = "meltano/run_id"
 STATE_BEFORE = "meltano/state_before"

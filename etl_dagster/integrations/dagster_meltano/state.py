@@ -15,8 +15,8 @@ from pydantic import Field, PrivateAttr
 
 from etl_dagster.errors import ConfigError, InvalidState
 from etl_dagster.integrations.dagster.env import resolved
-from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
-from etl_dagster.integrations.dagster.meltano.resources import MeltanoResource
+from etl_dagster.integrations.dagster_meltano.project import MeltanoError, MeltanoProject
+from etl_dagster.integrations.dagster_meltano.resources import MeltanoResource
 from etl_dagster.integrations.meltano.states.glob import matcher
 from etl_dagster.integrations.meltano.states.locks import StateLease
 from etl_dagster.integrations.meltano.states.options import StorageOptions

@@ -7,9 +7,9 @@ from typing import Any
 
 from dagster import AssetSpec, TableColumn, TableColumnConstraints, TableSchema
 
-from etl_dagster.integrations.dagster.meltano.catalog import Stream
 from etl_dagster.integrations.dagster.names import identifier_part
 from etl_dagster.integrations.dagster.translator import STATE_ID
+from etl_dagster.integrations.dagster_meltano.catalog import Stream
 
 EXTRACTOR_TAG = "meltano/extractor"
 LOADER_TAG = "meltano/loader"

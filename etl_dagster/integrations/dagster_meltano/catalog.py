@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.meltano.project import MeltanoError, MeltanoProject
+from etl_dagster.integrations.dagster_meltano.project import MeltanoError, MeltanoProject
 
 _log = logging.getLogger(__name__)
 
