@@ -6,5 +6,17 @@ The state backend for Meltano's own command line needs no import: Meltano finds 
 package is installed next to it.
 """
 
-from etl_dagster.integrations.dagster_meltano import *  # noqa: F403
+from typing import TYPE_CHECKING, Any
+
+from etl_dagster.integrations import dagster_meltano as _integration
 from etl_dagster.integrations.dagster_meltano import __all__ as __all__
+
+if TYPE_CHECKING:
+    from etl_dagster.integrations.dagster_meltano import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> Any:
+        return getattr(_integration, name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -57,13 +57,17 @@ def test_a_configuration_of_any_kind_is_read_without_a_driver() -> None:
     assert not loaded & (HEAVY - {"pydantic"})
 
 
-def test_dagster_loads_neither_the_drivers_of_the_copy_nor_a_destination() -> None:
+@pytest.mark.parametrize("package", ["etl_dagster.dagster", "etl_dagster.meltano"])
+def test_an_integration_loads_nothing_heavy_before_a_name_of_it_is_used(package: str) -> None:
+    assert not loaded_by(f"import {package}") & HEAVY
+
+
+def test_dagster_loads_no_driver_to_know_what_definitions_are_made_of() -> None:
     """Every process of Dagster imports the definitions: each step, each run, each command."""
-    loaded = loaded_by(
-        "import etl_dagster.integrations.dagster, etl_dagster.integrations.dagster_meltano"
-    )
+    loaded = loaded_by("from etl_dagster.dagster import *\nfrom etl_dagster.meltano import *")
     drivers = {"adbc_driver_manager", "adbc_driver_postgresql", "duckdb", "httpx", "pandas"}
-    assert not loaded & (drivers | {"numpy", "pyarrow"})
+    assert not loaded & (drivers | {"meltano", "numpy", "pyarrow"})
+    assert "psycopg" not in loaded_by("from etl_dagster.dagster import *")
 
 
 def test_the_replicator_knows_no_dagster() -> None:

@@ -4,52 +4,61 @@
 
     defs = build_etl_definitions("etl.yaml")
 
-The whole integration uses only what `dagster` and `dagster.components` export.
+The whole integration uses only what `dagster` and `dagster.components` export. Each name is
+imported when it is first used.
 """
 
-from etl_dagster.integrations.dagster.batch_mode import build_sync_job
-from etl_dagster.integrations.dagster.build import build_etl_definitions
-from etl_dagster.integrations.dagster.component.pipeline import EtlPipelineComponent
-from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
-from etl_dagster.integrations.dagster.decorator import etl_assets
-from etl_dagster.integrations.dagster.jobs import (
-    RepairRunConfig,
-    build_maintenance_job,
-    build_repair_job,
-)
-from etl_dagster.integrations.dagster.lake import ducklake_maintenance_job
-from etl_dagster.integrations.dagster.parts import (
-    build_etl_assets,
-    build_etl_checks,
-    build_etl_sensor,
-)
-from etl_dagster.integrations.dagster.resources import (
-    DestinationResource,
-    DltDestinationResource,
-    DuckDBDestinationResource,
-    DuckLakeDestinationResource,
-    EtlConfigFileResource,
-    EtlPipelineResource,
-    EtlResource,
-    HttpDestinationResource,
-    PostgresDestinationResource,
-    PostgresSourceResource,
-    PostgresStateStoreResource,
-    SingerDestinationResource,
-    StateStoreResource,
-)
-from etl_dagster.integrations.dagster.schedules import (
-    build_reconciliation_schedule,
-    build_recopy_schedule,
-)
-from etl_dagster.integrations.dagster.sections import (
-    EtlDestinationResource,
-    EtlStateStoreResource,
-    destination_resource,
-    state_store_resource,
-)
-from etl_dagster.integrations.dagster.specs import build_etl_source_specs, load_etl_asset_specs
-from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator, PublishedTableProps
+from typing import TYPE_CHECKING
+
+from etl_dagster.lazy import gathered
+
+if TYPE_CHECKING:
+    from etl_dagster.integrations.dagster.batch_mode import build_sync_job
+    from etl_dagster.integrations.dagster.build import build_etl_definitions
+    from etl_dagster.integrations.dagster.component.pipeline import EtlPipelineComponent
+    from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
+    from etl_dagster.integrations.dagster.decorator import etl_assets
+    from etl_dagster.integrations.dagster.jobs import (
+        RepairRunConfig,
+        build_maintenance_job,
+        build_repair_job,
+    )
+    from etl_dagster.integrations.dagster.lake import ducklake_maintenance_job
+    from etl_dagster.integrations.dagster.parts import (
+        build_etl_assets,
+        build_etl_checks,
+        build_etl_sensor,
+    )
+    from etl_dagster.integrations.dagster.resources import (
+        DestinationResource,
+        DltDestinationResource,
+        DuckDBDestinationResource,
+        DuckLakeDestinationResource,
+        EtlConfigFileResource,
+        EtlPipelineResource,
+        EtlResource,
+        HttpDestinationResource,
+        PostgresDestinationResource,
+        PostgresSourceResource,
+        PostgresStateStoreResource,
+        SingerDestinationResource,
+        StateStoreResource,
+    )
+    from etl_dagster.integrations.dagster.schedules import (
+        build_reconciliation_schedule,
+        build_recopy_schedule,
+    )
+    from etl_dagster.integrations.dagster.sections import (
+        EtlDestinationResource,
+        EtlStateStoreResource,
+        destination_resource,
+        state_store_resource,
+    )
+    from etl_dagster.integrations.dagster.specs import build_etl_source_specs, load_etl_asset_specs
+    from etl_dagster.integrations.dagster.translator import (
+        EtlDagsterTranslator,
+        PublishedTableProps,
+    )
 
 __all__ = [
     "DestinationResource",
@@ -88,3 +97,63 @@ __all__ = [
     "load_etl_asset_specs",
     "state_store_resource",
 ]
+
+#: By module, the names that it defines.
+_DEFINED_IN = {
+    "batch_mode": ("build_sync_job",),
+    "build": ("build_etl_definitions",),
+    "component.pipeline": ("EtlPipelineComponent",),
+    "content_check": ("build_etl_content_checks",),
+    "decorator": ("etl_assets",),
+    "jobs": (
+        "RepairRunConfig",
+        "build_maintenance_job",
+        "build_repair_job",
+    ),
+    "lake": ("ducklake_maintenance_job",),
+    "parts": (
+        "build_etl_assets",
+        "build_etl_checks",
+        "build_etl_sensor",
+    ),
+    "resources": (
+        "DestinationResource",
+        "DltDestinationResource",
+        "DuckDBDestinationResource",
+        "DuckLakeDestinationResource",
+        "EtlConfigFileResource",
+        "EtlPipelineResource",
+        "EtlResource",
+        "HttpDestinationResource",
+        "PostgresDestinationResource",
+        "PostgresSourceResource",
+        "PostgresStateStoreResource",
+        "SingerDestinationResource",
+        "StateStoreResource",
+    ),
+    "schedules": (
+        "build_reconciliation_schedule",
+        "build_recopy_schedule",
+    ),
+    "sections": (
+        "EtlDestinationResource",
+        "EtlStateStoreResource",
+        "destination_resource",
+        "state_store_resource",
+    ),
+    "specs": (
+        "build_etl_source_specs",
+        "load_etl_asset_specs",
+    ),
+    "translator": (
+        "EtlDagsterTranslator",
+        "PublishedTableProps",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _DEFINED_IN.items() for name in names}
+
+if not TYPE_CHECKING:
+    __getattr__ = gathered(__name__, _MODULE_OF)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

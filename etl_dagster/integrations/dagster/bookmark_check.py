@@ -18,10 +18,7 @@ from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
 from etl_dagster.integrations.dagster.translator import STATE_ID
-from etl_dagster.integrations.meltano.positions.comparison import (
-    BookmarkComparison,
-    compare_bookmarks,
-)
+from etl_dagster.integrations.meltano.positions.compared import BookmarkComparison
 
 BOOKMARK_CHECK = "meltano_bookmark_in_step"
 #: It costs the source a query, and the states another.
@@ -33,6 +30,8 @@ _Outcome = tuple[bool, bool, bool, str]
 def compare_tables(
     config: PipelineConfig, keys: Mapping[str, AssetKey]
 ) -> Mapping[str, BookmarkComparison]:
+    from etl_dagster.integrations.meltano.positions.comparison import compare_bookmarks
+
     compared = compare_bookmarks(config, {table: config.state_id(table) for table in keys})
     if compared is None:
         off = BookmarkComparison(True, False, "Positions of this pipeline are not mirrored.")

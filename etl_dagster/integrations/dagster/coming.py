@@ -8,12 +8,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from etl_dagster.assembly import forgets, opened_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.lag import LagVerdict
 from etl_dagster.kinds import STORES
-from etl_dagster.model.stores import KnowsPipeline
 
 #: Asking opens the store and reads the source's catalog.
 _EVERY_S = 60.0
@@ -28,6 +26,8 @@ def find_coming(config: PipelineConfig) -> Mapping[str, str]:
 
     Nothing where the source or the store can't be asked: the replicator fails with that, too.
     """
+    from etl_dagster.assembly import forgets, opened_store
+    from etl_dagster.model.stores import KnowsPipeline
     from etl_dagster.runtime.tables.coming_copies import announced_copies
     from etl_dagster.source.control import SourceControl
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
 
-from etl_dagster.assembly import opened_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, EtlError, SourceUnreachable
 from etl_dagster.integrations.dagster.kept_tables import (
@@ -22,10 +21,7 @@ from etl_dagster.integrations.dagster.kept_tables import (
 )
 from etl_dagster.integrations.dagster.storage import source_database
 from etl_dagster.model.schema import TableId, TableSchema
-from etl_dagster.model.stores import KnowsPipeline
-from etl_dagster.source.catalog import fetch_publication_tables
 from etl_dagster.source.comments import TableComments, fetch_comments
-from etl_dagster.source.connection import connect
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +78,9 @@ def discover_tables(
 
 
 def _ask_source(config: PipelineConfig) -> KnownTables:
+    from etl_dagster.source.catalog import fetch_publication_tables
+    from etl_dagster.source.connection import connect
+
     quick = config.source.model_copy(update={"connect_timeout_s": _CONNECT_TIMEOUT_S})
     with connect(
         quick,
@@ -96,6 +95,9 @@ def _ask_store(config: PipelineConfig) -> tuple[TableSchema, ...]:
     """The tables that were copied, where the state store is not in the source."""
     if getattr(config.state_store, "dsn", None) is None:
         return ()
+
+    from etl_dagster.assembly import opened_store
+    from etl_dagster.model.stores import KnowsPipeline
 
     def ask() -> tuple[TableSchema, ...]:
         with opened_store(config) as store:

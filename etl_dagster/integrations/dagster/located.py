@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from etl_dagster.assembly import require_processes
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster.anyway import load_anyway
@@ -27,6 +26,8 @@ def locate(
         ConfigError: the configuration holds mistakes, has several destinations, or a store or
             destination in which several processes can't meet.
     """
+    from etl_dagster.assembly import require_processes
+
     resource = resource_of(pipeline)
     config = load_anyway(resource)
     if config.destinations:

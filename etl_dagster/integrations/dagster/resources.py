@@ -14,7 +14,6 @@ from dagster import (
 )
 from pydantic import Field, PrivateAttr, create_model
 
-from etl_dagster.assembly import build_destination, opened_store
 from etl_dagster.config import PipelineConfig, SourceConfig, load_config, parse_config
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
@@ -28,15 +27,14 @@ from etl_dagster.integrations.dagster.sections import (
     of_model,
     state_store_resource,
 )
-from etl_dagster.model.destination import Destination
 from etl_dagster.model.states import TableState, state_name
-from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime.copying.pausing import ask_for_copies
-from etl_dagster.runtime.table_ids import find_table_ids
 from etl_dagster.table_name import TableName
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from etl_dagster.model.destination import Destination
+    from etl_dagster.model.stores import CoordinatingStore
 
 
 if TYPE_CHECKING:
@@ -159,7 +157,7 @@ class PostgresStateStoreResource(_PostgresStoreFields):
     """A state store in Postgres; without a DSN in the source itself."""
 
     @contextlib.contextmanager
-    def get_store(self, pipeline: str) -> Iterator[CoordinatingStore]:
+    def get_store(self, pipeline: str) -> "Iterator[CoordinatingStore]":
         """The store of one pipeline; needs the resource's own DSN.
 
         Raises:
@@ -204,7 +202,7 @@ class StateStoreResource(EtlStateStoreResource):
 class DuckDBDestinationResource(_DuckDBFields):
     """One DuckDB file, shared by the replicator, the copies and readers."""
 
-    def get_destination(self) -> Destination:
+    def get_destination(self) -> "Destination":
         """The destination as the engine writes to it; not started."""
         from etl_dagster.destinations.duckdb import DuckDBDestination
 
@@ -293,13 +291,17 @@ class EtlResource(ConfigurableResource[Any], ABC):
         )
 
     @contextlib.contextmanager
-    def get_store(self) -> Iterator[CoordinatingStore]:
+    def get_store(self) -> "Iterator[CoordinatingStore]":
         """The pipeline's state store."""
+        from etl_dagster.assembly import opened_store
+
         with opened_store(self.load_config()) as store:
             yield store
 
-    def get_destination(self) -> Destination:
+    def get_destination(self) -> "Destination":
         """The destination as the engine writes to it; not started."""
+        from etl_dagster.assembly import build_destination
+
         return build_destination(self.load_config())
 
     def copy(  # type: ignore[override]  # pydantic's own is deprecated
@@ -350,6 +352,9 @@ class EtlResource(ConfigurableResource[Any], ABC):
         Raises:
             InvalidState: the pipeline doesn't know the table.
         """
+        from etl_dagster.runtime.copying.pausing import ask_for_copies
+        from etl_dagster.runtime.table_ids import find_table_ids
+
         unknown = InvalidState(
             f"the pipeline has no table {name!r}", solution="Write it as schema.table."
         )
@@ -501,7 +506,7 @@ def _escaped(value: Any) -> Any:
     return value.replace("$", "$$") if isinstance(value, str) else value
 
 
-def _names(store: CoordinatingStore) -> dict[int, str]:
+def _names(store: "CoordinatingStore") -> dict[int, str]:
     store.load_table_schemas()
     newest = sorted(store.get_table_schemas(), key=lambda schema: schema.snapshot_id)
     return {schema.id: schema.name for schema in newest}

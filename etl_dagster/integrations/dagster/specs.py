@@ -35,7 +35,6 @@ from etl_dagster.integrations.dagster.translator import (
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.shaping.rules import shaped
 from etl_dagster.source.comments import TableComments
-from etl_dagster.source.connection import source_uri
 
 _log = logging.getLogger(__name__)
 
@@ -196,6 +195,8 @@ def _props(
     comments: TableComments,
     database: str,
 ) -> PublishedTableProps:
+    from etl_dagster.source.connection import source_uri
+
     storage = storage_of(config.destination)
     group = group_of(config.pipeline, key_part(schema.schema_name))
     return PublishedTableProps(

@@ -11,7 +11,6 @@ from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.destinations.http.config import HttpDestinationConfig
 from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
-from etl_dagster.pg.dsn import Dsn
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,8 @@ def storage_of(destination: Any) -> DestinationStorage:
         case DuckLakeDestinationConfig():
             return DestinationStorage("lake", _lake_uri(destination.data_path))
         case PostgresDestinationConfig():
+            from etl_dagster.pg.dsn import Dsn
+
             dsn = Dsn.parse(destination.dsn.get_secret_value())
             return DestinationStorage(dsn.get("dbname") or dsn.get("user") or None, dsn.uri)
         case HttpDestinationConfig():
@@ -45,6 +46,8 @@ def storage_of(destination: Any) -> DestinationStorage:
 
 def source_database(config: SourceConfig) -> str:
     """The name of the database that is replicated."""
+    from etl_dagster.pg.dsn import Dsn
+
     dsn = Dsn.parse(config.conninfo())
     return dsn.get("dbname") or dsn.get("user") or "postgres"
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import FoundState, stream_name
+from etl_dagster.integrations.meltano.positions.compared import BookmarkComparison
 from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates, StoredBookmark
 from etl_dagster.lsn import Lsn
 from etl_dagster.source.control import SourceControl
@@ -18,26 +18,6 @@ from etl_dagster.source.slots import Slot, fetch_apply_slot
 _SLOT_BEHIND_BYTES = 64 * 1024**2
 #: The mirror writes tables without changes every half a minute, and pauses a minute at most.
 _STALE_AFTER = timedelta(minutes=3)
-
-
-@dataclass(frozen=True)
-class BookmarkComparison:
-    """One table's bookmark beside the slot."""
-
-    passed: bool
-    #: Whether changes may be lost, and not only the display be old.
-    is_severe: bool
-    words: str
-    bookmark_lsn: Lsn | None = None
-    confirmed_lsn: Lsn | None = None
-    written_at: datetime | None = None
-
-    @property
-    def slot_ahead_bytes(self) -> int | None:
-        """How far the slot is past the bookmark; negative where it is behind."""
-        if self.bookmark_lsn is None or self.confirmed_lsn is None:
-            return None
-        return self.confirmed_lsn.offset - self.bookmark_lsn.offset
 
 
 def compare_bookmarks(

@@ -1,0 +1,28 @@
+"""What a comparison of a table's bookmark with the source's slot found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from etl_dagster.lsn import Lsn
+
+
+@dataclass(frozen=True)
+class BookmarkComparison:
+    """One table's bookmark beside the slot."""
+
+    passed: bool
+    #: Whether changes may be lost, and not only the display be old.
+    is_severe: bool
+    words: str
+    bookmark_lsn: Lsn | None = None
+    confirmed_lsn: Lsn | None = None
+    written_at: datetime | None = None
+
+    @property
+    def slot_ahead_bytes(self) -> int | None:
+        """How far the slot is past the bookmark; negative where it is behind."""
+        if self.bookmark_lsn is None or self.confirmed_lsn is None:
+            return None
+        return self.confirmed_lsn.offset - self.bookmark_lsn.offset
