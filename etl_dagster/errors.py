@@ -309,6 +309,12 @@ class SlotMissing(SlotError):
     """The slot is gone though tables depend on it; the changes since are lost to it."""
 
     solution = "Find out who dropped the slot, then run `etl-dagster reset --all` to copy again."
+class NoSlotFree(SlotNotCreated):
+    """The server has as many replication slots as it may have, or nearly so."""
+
+    solution = "Raise max_replication_slots, or drop slots that are no longer read."
+
+
 
 
 class SlotInvalidated(SlotError):

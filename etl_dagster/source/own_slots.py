@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import SlotAdvanced, SlotMissing, SlotNotCreated
+from etl_dagster.errors import NoSlotFree, SlotAdvanced, SlotMissing
 from etl_dagster.lsn import Lsn
 from etl_dagster.source.connection import connect
 from etl_dagster.source.slots import (
@@ -77,8 +77,7 @@ def _require_room(connection: psycopg.Connection[Any], name: str) -> None:
     ).fetchone()
     assert row is not None
     if row[0] <= _LEFT_FREE:
-        raise SlotNotCreated(
+        raise NoSlotFree(
             f"slot {name!r} was not created: {row[0]} of the server's replication slots are free, "
-            "which copies may need",
-            solution="Raise max_replication_slots, or drop slots that are no longer read.",
+            "which copies may need"
         )

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
+    NoSlotFree,
     SlotInUse,
     SlotInvalidated,
     SlotMissing,
@@ -225,10 +226,7 @@ def create_slot(
             "and select gid, prepared from pg_prepared_xacts); the pipeline tries again.",
         ) from error
     except psycopg.errors.ConfigurationLimitExceeded as error:
-        raise SlotNotCreated(
-            f"slot {name!r} could not be created: all replication slots of the server are in use",
-            solution="Raise max_replication_slots, or drop slots that are no longer read.",
-        ) from error
+        raise _none_free(name) from error
     except psycopg.errors.DuplicateObject as error:
         raise SlotInUse(f"slot {name!r} exists already") from error
     except psycopg.Error as error:
@@ -238,6 +236,12 @@ def create_slot(
 
 
 def copy_slot(connection: Connection, name: str, copy: str) -> Lsn:
+def _none_free(name: str) -> NoSlotFree:
+    return NoSlotFree(
+        f"slot {name!r} could not be created: all replication slots of the server are in use"
+    )
+
+
     """Make a permanent slot that begins where another one is; returns where that is.
 
     The other may be read meanwhile. Unlike a new slot, a copy waits for no transaction: what is
@@ -252,10 +256,7 @@ def copy_slot(connection: Connection, name: str, copy: str) -> Lsn:
     try:
         connection.execute("select pg_copy_logical_replication_slot(%s, %s, false)", [name, copy])
     except psycopg.errors.ConfigurationLimitExceeded as error:
-        raise SlotNotCreated(
-            f"slot {copy!r} could not be created: all replication slots of the server are in use",
-            solution="Raise max_replication_slots, or drop slots that are no longer read.",
-        ) from error
+        raise _none_free(copy) from error
     except psycopg.errors.DuplicateObject as error:
         raise SlotInUse(f"slot {copy!r} exists already") from error
     except psycopg.errors.UndefinedObject as error:

@@ -67,6 +67,7 @@ def test_only_what_waiting_may_cure_is_retried() -> None:
         "CopyOutdated",
         "SlotInUse",
         "SlotNotCreated",
+        "NoSlotFree",
         "SpoolError",
         "SpoolFull",
         "SpoolUnusable",
