@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+#: The end of a solution, where the stream can't tell which rows differ.
+EQUAL_AGAIN = (
+    "compare every table with the source and replace the rows that differ (`etl-dagster repair "
+    "--all`), or copy everything again (`etl-dagster reset --all`), then start again."
+)
+
 
 class EtlError(Exception):
     """What went wrong is the message (`reason`); what to do about it is `solution`.
@@ -162,8 +168,7 @@ class SourceRestored(SourceError):
 
     solution = (
         "The source was restored from a backup, or is a standby that lacked the newest changes. "
-        "What was applied since may not be in it: copy everything again, `etl-dagster reset "
-        "--all`, then start again."
+        f"What was applied since may not be in it: {EQUAL_AGAIN}"
     )
 
 
@@ -171,8 +176,7 @@ class PublicationRecreated(SourceNotPrepared):
     """The publication didn't exist while changes were made that are still to be streamed."""
 
     solution = (
-        "Postgres can't stream what was changed before the publication was created. Copy "
-        "everything again: `etl-dagster reset --all`, then start again."
+        f"Postgres can't stream what was changed before the publication was created: {EQUAL_AGAIN}"
     )
 
 
@@ -305,25 +309,22 @@ class SlotNotCreated(SlotError):
     retryable = True
 
 
-class SlotMissing(SlotError):
-    """The slot is gone though tables depend on it; the changes since are lost to it."""
-
-    solution = "Find out who dropped the slot, then run `etl-dagster reset --all` to copy again."
 class NoSlotFree(SlotNotCreated):
     """The server has as many replication slots as it may have, or nearly so."""
 
     solution = "Raise max_replication_slots, or drop slots that are no longer read."
 
 
+class SlotMissing(SlotError):
+    """The slot is gone though tables depend on it; the changes since are lost to it."""
+
+    solution = f"Find out who dropped the slot, then {EQUAL_AGAIN}"
 
 
 class SlotInvalidated(SlotError):
     """Postgres removed WAL that the slot still needed; its changes can't be streamed any more."""
 
-    solution = (
-        "Raise max_slot_wal_keep_size on the source, then run `etl-dagster reset --all` to copy "
-        "again."
-    )
+    solution = f"Raise max_slot_wal_keep_size on the source, then {EQUAL_AGAIN}"
 
 
 class DestinationLeftBehind(SlotError):
@@ -335,10 +336,7 @@ class DestinationLeftBehind(SlotError):
 class SlotAdvanced(SlotError):
     """The slot was confirmed past what is durable at the destination: changes were skipped."""
 
-    solution = (
-        "Something else consumed this slot. Find it, then run `etl-dagster reset --all` to copy "
-        "again."
-    )
+    solution = f"Something else consumed this slot. Find it, then {EQUAL_AGAIN}"
 
 
 # -- transactions in progress ------------------------------------------------------------------
@@ -397,8 +395,8 @@ class StoreRestored(StoreError):
     """The state store knows less than the destination: it was restored, or it is another one."""
 
     solution = (
-        "Point state_store to the store that this pipeline used last. If that is lost, copy "
-        "everything again: `etl-dagster reset --all`, then start again."
+        "Point state_store to the store that this pipeline used last. If that is lost, "
+        f"{EQUAL_AGAIN}"
     )
 
 
@@ -498,10 +496,7 @@ class DestinationShared(DestinationError):
 class DestinationRestored(DestinationError):
     """The destination is an older copy of itself: changes that were written are not in it."""
 
-    solution = (
-        "Put the newest copy back, if there is one. Else copy everything again: "
-        "`etl-dagster reset --all`, then start again."
-    )
+    solution = f"Put the newest copy back, if there is one. Else {EQUAL_AGAIN}"
 
 
 class CopyMissing(DestinationError):

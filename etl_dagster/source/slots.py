@@ -14,6 +14,7 @@ from psycopg import sql
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
+    EQUAL_AGAIN,
     NoSlotFree,
     SlotInUse,
     SlotInvalidated,
@@ -153,24 +154,24 @@ def require_usable(slot: Slot) -> None:
 
 
 def _invalidated(slot: Slot) -> SlotInvalidated:
-    again = "then run `etl-dagster reset --all` to copy again."
     match slot.invalidation_reason:
         case "idle_timeout":
             return SlotInvalidated(
                 f"slot {slot.name!r} is lost: it was idle for longer than "
                 "idle_replication_slot_timeout",
                 solution="Set idle_replication_slot_timeout on the source to 0, or to more than "
-                f"the longest pause of the pipeline, {again}",
+                f"the longest pause of the pipeline, then {EQUAL_AGAIN}",
             )
         case "wal_level_insufficient":
             return SlotInvalidated(
                 f"slot {slot.name!r} is lost: wal_level was lower than 'logical' for a while",
-                solution=f"Set wal_level to 'logical' on the source and restart it, {again}",
+                solution="Set wal_level to 'logical' on the source and restart it, then "
+                f"{EQUAL_AGAIN}",
             )
         case "rows_removed":
             return SlotInvalidated(
                 f"slot {slot.name!r} is lost: the server removed catalog rows it still needed",
-                solution=f"Find out why (such as a conflict on a standby), {again}",
+                solution=f"Find out why (such as a conflict on a standby), then {EQUAL_AGAIN}",
             )
     return SlotInvalidated(f"slot {slot.name!r} is lost: the server removed WAL it still needed")
 
@@ -235,13 +236,13 @@ def create_slot(
     return CreatedSlot(row[0], Lsn.parse(row[1]), row[2])
 
 
-def copy_slot(connection: Connection, name: str, copy: str) -> Lsn:
 def _none_free(name: str) -> NoSlotFree:
     return NoSlotFree(
         f"slot {name!r} could not be created: all replication slots of the server are in use"
     )
 
 
+def copy_slot(connection: Connection, name: str, copy: str) -> Lsn:
     """Make a permanent slot that begins where another one is; returns where that is.
 
     The other may be read meanwhile. Unlike a new slot, a copy waits for no transaction: what is

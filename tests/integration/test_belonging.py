@@ -29,20 +29,23 @@ from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.copying.table_sync import TableSync
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.stores.memory import MemoryStore
+from tests.support.commands import call, write_etl_yaml
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, rows, running
 
 MakeConfig = Callable[..., PipelineConfig]
 
+TABLES = (
+    "create table items (id int primary key, n int not null)",
+    "insert into items select i, 0 from generate_series(1, 100) i",
+    "create table other (id int primary key)",
+    "create publication etl_pub for table items, other",
+)
+
 
 @pytest.fixture
 def config(database: Database, make_config: MakeConfig) -> PipelineConfig:
-    database.execute(
-        "create table items (id int primary key, n int not null)",
-        "insert into items select i, 0 from generate_series(1, 100) i",
-        "create table other (id int primary key)",
-        "create publication etl_pub for table items, other",
-    )
+    database.execute(*TABLES)
     return make_config(database)
 
 
@@ -139,6 +142,38 @@ def test_a_file_that_is_missing_older_or_another_is_refused(
     reset_all(config, store)
     catch_up(config)
     assert_table_in_step(database, config, "items")
+
+
+def test_an_older_file_is_repaired_where_that_is_asked_for(
+    newest_database: Database, make_config: MakeConfig, file: Path, tmp_path: Path
+) -> None:
+    """What was written after the backup doesn't come again by the stream."""
+    database = newest_database
+    database.execute(*TABLES)
+    config = make_config(database)
+    catch_up(config)
+    copy_file(file, tmp_path / "older")
+    insert(database, 1001)
+    database.execute("update items set n = 7 where id = 3", "delete from items where id = 4")
+    catch_up(config)
+    copy_file(tmp_path / "older", file)
+    with pytest.raises(DestinationRestored) as refused:
+        catch_up(config)
+    assert "`etl-dagster repair --all`" in refused.value.solution
+
+    call("repair", write_etl_yaml(database, config, tmp_path), "--all", "--yes")
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        with running(config, store=store) as pipeline:
+            assert pipeline.wait_until_caught_up(60)
+            insert(database, 1002)
+            assert pipeline.wait_until_caught_up(60)
+        [items] = [s.id for s in store.get_table_schemas() if s.name == "public.items"]
+        outcome = store.get_note(f"repaired {items}")
+    assert outcome is not None
+    counted = (outcome["missing"], outcome["extra"], outcome["changed"])
+    assert (outcome["by"], counted) == ("ranges", (1, 1, 1))
+    for table in ("items", "other"):
+        assert_table_in_step(database, config, table)
 
 
 def test_a_file_of_an_earlier_version_gets_a_mark(

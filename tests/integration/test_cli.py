@@ -455,7 +455,7 @@ def test_a_pipeline_that_fails_while_it_runs_ends_with_1(shop: Shop) -> None:
 
     assert process.returncode == 1
     assert "is gone from the source" in err
-    assert "then run `etl-dagster reset --all`" in err
+    assert "`etl-dagster repair --all`" in err
     assert "Traceback" not in err
 
 

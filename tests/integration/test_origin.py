@@ -1,14 +1,16 @@
-"""A source that is another one, or that was restored to an earlier point, is refused."""
+"""A source that is another one, or was restored to an earlier point, is refused until a repair."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from etl_dagster.assembly import build_store
 from etl_dagster.cli.checks import all_checks
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.ports import free_port
@@ -23,6 +25,8 @@ from etl_dagster.errors import (
     StoreRestored,
 )
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.table_ids import find_table_ids
+from tests.support.commands import call, write_etl_yaml
 from tests.support.database import Database, make_config
 from tests.support.pipelines import assert_table_in_step, running
 
@@ -34,6 +38,14 @@ TABLES = (
     "create table items (id int primary key, n int not null)",
     "insert into items select i, 0 from generate_series(1, 100) i",
     "create publication etl_pub for table items",
+)
+
+
+#: What a restore undoes.
+CHANGES = (
+    "insert into items values (1001, 1)",
+    "update items set n = 7 where id = 3",
+    "delete from items where id = 4",
 )
 
 
@@ -116,6 +128,25 @@ def assert_refused(config: PipelineConfig, kind: type[EtlError], match: str) -> 
     with pytest.raises(kind, match=match) as refused:
         catch_up(config)
     assert "etl-dagster reset --all" in refused.value.solution
+    assert ("etl-dagster repair --all" in refused.value.solution) != (kind is SourceReplaced)
+
+
+def assert_repaired(cluster: Cluster, config: PipelineConfig, file: Path) -> None:
+    """Offline, `repair --all` has the next start make both equal, row by row, and stay so."""
+    assert "The slot is dropped" in call("repair", file, "--all", "--yes")
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        with running(config, store=store) as pipeline:
+            assert pipeline.wait_until_caught_up(60)
+            cluster.execute("insert into items values (3001, 1)", "delete from items where id = 1")
+            assert pipeline.wait_until_caught_up(60)
+        [table_id] = find_table_ids(config, store).values()
+        outcome = store.get_note(f"repaired {table_id}")
+    assert outcome is not None
+    # Rows 4, 1001 and 3 of `CHANGES`; others are the test's own.
+    assert (outcome["by"], outcome["extra"], outcome["changed"]) == ("ranges", 1, 1)
+    assert outcome["missing"] >= 1
+    catch_up(config)
+    assert_table_in_step(cluster.database, config, "items")
 
 
 def assert_doctor_finds(config: PipelineConfig, kind: type[EtlError]) -> None:
@@ -184,7 +215,7 @@ def test_a_standby_is_refused(cluster: Cluster, newest_database: Database, tmp_p
     assert_table_in_step(cluster.database, config, "items")
 
 
-def test_a_snapshot_of_the_same_timeline_is_refused(
+def test_a_snapshot_of_the_same_timeline_is_refused_until_it_is_repaired(
     cluster: Cluster, newest_database: Database, tmp_path: Path
 ) -> None:
     config = make_config(
@@ -196,22 +227,21 @@ def test_a_snapshot_of_the_same_timeline_is_refused(
     catch_up(config)
     cluster.save("same")
 
-    def restore_meanwhile(pipeline: Pipeline) -> str:
-        cluster.insert(1001)
+    def restore_meanwhile(pipeline: Pipeline) -> None:
+        cluster.execute(*CHANGES)
         assert pipeline.wait_until_caught_up(60)
-        newest = cluster.database.current_lsn()
         cluster.restore("same")
         with pytest.raises(SourceRestored, match="WAL ends at"):
             pipeline.wait(60)
-        return newest
 
-    newest = ""
     with pytest.raises(SourceRestored), running(config) as pipeline:
-        newest = restore_meanwhile(pipeline)
+        restore_meanwhile(pipeline)
 
-    cluster.insert(2001)
-    cluster.outrun(newest)
-    assert_refused(config, SourceRestored, "but the source now sends")
+    # Positions of the destination are ahead of the source's.
+    store = {"dsn": newest_database.dsn}
+    assert_repaired(
+        cluster, config, write_etl_yaml(cluster.database, config, tmp_path, state_store=store)
+    )
 
 
 def test_a_store_that_was_restored_with_its_source_is_refused(
@@ -221,7 +251,7 @@ def test_a_store_that_was_restored_with_its_source_is_refused(
     config = make_config(cluster.database, tmp_path)
     catch_up(config)
     cluster.save("with_store")
-    cluster.insert(1001)
+    cluster.execute(*CHANGES)
     catch_up(config)
     newest = cluster.database.current_lsn()
     cluster.restore("with_store")
@@ -229,6 +259,7 @@ def test_a_store_that_was_restored_with_its_source_is_refused(
     cluster.outrun(newest)
 
     assert_refused(config, StoreRestored, "doesn't know")
+    assert_repaired(cluster, config, write_etl_yaml(cluster.database, config, tmp_path))
 
 
 def test_the_last_batch_alone_tells_that_source_and_store_were_restored(
