@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etl_dagster.cli.confirming import is_wanted
-from etl_dagster.cli.options import config_option, json_option, load
+from etl_dagster.cli.options import config_option, json_option, load, load_whole
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
@@ -61,7 +61,8 @@ def repair(
 
     With --all, while no process runs the pipeline: the next start makes another slot, and compares
     and repairs every table. So does a pipeline recover that doesn't start any more, since its slot
-    is lost, or since source or destination were restored from a backup.
+    is lost, or since source or destination were restored from a backup. Of several destinations,
+    --destination chooses one; without it, all are repaired then.
 
     With --dry-run, or --json without --yes, nothing is changed, and the exit code is 1 where a
     table differs or its comparison could not be settled.
@@ -69,12 +70,16 @@ def repair(
     if bool(tables) == everything:
         raise click.UsageError("name tables, or use --all")
     dry_run = dry_run or (as_json and not yes)
-    config = load(config_path)
     from etl_dagster.cli.existing import existing_store
+    from etl_dagster.cli.repair_later import repair_at_next_start, repair_several_at_next_start
 
+    if everything and not dry_run and (whole := load_whole(config_path)).destinations:
+        repair_several_at_next_start(whole, yes=yes)
+        return
+    config = load(config_path)
     with existing_store(config) as store:
         if everything and not dry_run and not store.is_leased("apply"):
-            _repair_at_next_start(config, store, yes=yes)
+            repair_at_next_start(config, store, yes=yes)
             return
         compared = _compare(config, store, tables, most_keys=_MOST_KEYS if show_keys else 0)
         differing = {each.name: each for each, found in compared if _is_different(found)}
@@ -161,29 +166,6 @@ def _request(
     ask_for_copies(store, list(names))
     outcomes = await_repairs(store, request_repairs(store, list(names)))
     return {names[table_id]: outcome for table_id, outcome in outcomes.items()}
-
-
-def _repair_at_next_start(config: PipelineConfig, store: CoordinatingStore, *, yes: bool) -> None:
-    from etl_dagster.runtime.copying.pausing import ask_for_copies
-    from etl_dagster.runtime.resetting import reset_pipeline
-    from etl_dagster.source.control import SourceControl
-
-    if config.membership is not None:
-        raise click.ClickException(
-            "No process runs the pipeline, and of several destinations none is repaired then. "
-            "Start it, or use `etl-dagster reset`."
-        )
-    click.echo(
-        "No process runs the pipeline. The slot is dropped; the next start makes another one, "
-        "compares every table with the source and replaces the rows that differ."
-    )
-    if not is_wanted(dry_run=False, yes=yes):
-        return
-    ask_for_copies(store, list(store.get_table_replication_states()))
-    control = SourceControl(config.source, application_name=f"etl_dagster repair {config.pipeline}")
-    with contextlib.closing(control):
-        reset_pipeline(config, store, control, by_repair=True)
-    click.echo("Done. Start the pipeline.")
 
 
 def _is_different(found: Comparison | None) -> bool:

@@ -80,7 +80,11 @@ def reset_pipeline(
 
 
 def reset_several(
-    whole: PipelineConfig, stores: Mapping[str, CoordinatingStore], control: SourceControl
+    whole: PipelineConfig,
+    stores: Mapping[str, CoordinatingStore],
+    control: SourceControl,
+    *,
+    by_repair: bool = False,
 ) -> list[str]:
     """As `reset_pipeline`, for all destinations; the shared slot is dropped last.
 
@@ -89,7 +93,7 @@ def reset_several(
     """
     dropped: list[str] = []
     for name, member in whole.members().items():
-        dropped += reset_pipeline(member, stores[name], control)
+        dropped += reset_pipeline(member, stores[name], control, by_repair=by_repair)
     return dropped + drop_pipeline_slots(control, whole)
 
 

@@ -8,10 +8,22 @@ import re
 import shlex
 from pathlib import Path
 
+import duckdb
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from etl_dagster.assembly import opened_members, opened_store
+from etl_dagster.cli.app import cli
+from etl_dagster.config import parse_config
+from etl_dagster.runtime.fan_out.fan_out import FanOut
+from etl_dagster.runtime.table_ids import find_table_ids
+from etl_dagster.source.slots import apply_slot_name
 from tests.integration.test_cli import ROWS, Shop, shop_in
+from tests.support.commands import call
 from tests.support.database import Database
+from tests.support.fan_outs import QUICK
+from tests.support.pipelines import assert_table_in_step
 
 _GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "several-destinations.md"
 
@@ -107,6 +119,72 @@ def test_a_reset_of_one_leaves_the_other_and_the_shared_slot(several: Shop) -> N
     assert several.database.slots() == []
     assert several.run("run", "--until-caught-up").returncode == 0
     assert _counts(several) == [str(ROWS + 1)] * 2
+
+
+def test_a_repair_while_nothing_runs_is_of_every_destination_or_of_the_one_that_is_chosen(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    database = newest_database
+    database.execute(
+        "create table items (id int primary key, n int)",
+        "insert into items select i, 0 from generate_series(1, 100) i",
+        "create publication etl_pub for table items",
+    )
+    names = ("left", "right")
+    values = {
+        "pipeline": "test",
+        "source": {"dsn": database.dsn, "publication": "etl_pub"},
+        "destinations": {
+            name: {"type": "duckdb", "path": str(tmp_path / f"{name}.duckdb")} for name in names
+        },
+        "batch": {"max_fill_ms": 20},
+    }
+    file = tmp_path / "etl.yaml"
+    file.write_text(yaml.safe_dump(values), "utf-8")
+    config = parse_config(values, {})
+
+    def catch_up() -> None:
+        with opened_store(config) as store, opened_members(config) as parts:
+            fan_out = FanOut(config, store, parts, pace=QUICK)
+            fan_out.start()
+            try:
+                assert fan_out.wait_until_caught_up(60)
+                used = CliRunner().invoke(cli, ["repair", "-c", str(file), "--all", "--yes"])
+                assert (used.exit_code, "choose it with --destination" in used.output) == (2, True)
+            finally:
+                fan_out.shutdown()
+                assert fan_out.wait(60)
+
+    def tamper(name: str) -> None:
+        with duckdb.connect(str(tmp_path / f"{name}.duckdb")) as there:
+            there.execute("delete from public.items where id <= 2")
+
+    def repaired(name: str) -> tuple[str, int] | None:
+        member = config.member(name)
+        assert_table_in_step(database, member, "items")
+        with opened_store(member) as store:
+            [table_id] = find_table_ids(member, store).values()
+            outcome = store.get_note(f"repaired {table_id}")
+        return None if outcome is None else (outcome["by"], outcome["missing"])
+
+    catch_up()
+    tamper("left")
+    printed = call("repair", file, "--all", "--yes", "--destination", "left")
+    assert "The next start of left compares every table" in printed
+    assert database.slots() == [apply_slot_name("test")]
+    database.execute("insert into items values (101, 0)")
+    catch_up()
+    # The row that only the other one had streamed is compared as well.
+    assert repaired("left") == ("ranges", 3)
+    assert repaired("right") is None
+
+    tamper("left")
+    tamper("right")
+    assert "for each of left, right compares" in call("repair", file, "--all", "--yes")
+    assert database.slots() == []
+    database.execute("insert into items values (102, 0)", "delete from items where id = 102")
+    catch_up()
+    assert repaired("left") == repaired("right") == ("ranges", 2)
 
 
 def _counts(shop: Shop) -> list[str]:
