@@ -108,6 +108,7 @@ lint: $(READY) ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typed
+	$(BIN)/python -m tests.support.plain_english
 
 .PHONY: clean
 clean: ## Remove the environment, the demo's data and all caches

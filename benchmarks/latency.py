@@ -58,7 +58,7 @@ def _measure(
             "pause_s": _PAUSE_S,
         }
         with harness.worker(task) as reader, harness.connect(database) as connection:
-            # To start Python takes a reader a second, which is no part of what it waits for rows.
+            # To start Python takes a reader a second, which is not part of the wait for rows.
             _wait_ready(reader, "the reader did not get to read the file")
             # As users have it. Else the server flushes, and sends, WAL up to 0.2 s after a commit.
             connection.execute("set synchronous_commit = on")

@@ -80,7 +80,7 @@ def contest(harness: Harness, case: Case) -> Contest:
             if destination == "duckdb":
                 _require_same(harness, case, pipeline)
             with harness.connect(database) as connection:
-                # It keeps WAL, and a heap of catalog rows, for nobody.
+                # It keeps WAL, and a heap of catalog rows, unneeded.
                 connection.execute(
                     "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
                     " where slot_name like %s",

@@ -75,7 +75,7 @@ def build_destination(config: PipelineConfig) -> Destination:
 
 
 def _make(group: str, place: str, contract: type, config: PipelineConfig) -> Any:
-    """The object of a section's type, which may be somebody else's."""
+    """The object of a section's type, which may come from another package."""
     section = getattr(config, place)
     try:
         made = find_kind(group, section.type).from_config(section, config)

@@ -65,7 +65,7 @@ class HookFailed(EtlError):
 
 
 class DecodeError(EtlError):
-    """The stream holds bytes that are no pgoutput; it can't be trusted past this point."""
+    """The stream holds bytes that are not pgoutput; it can't be trusted past this point."""
 
     solution = (
         "Restart the pipeline: it streams again from the last durable position. "
@@ -247,7 +247,7 @@ class RowChangesText(SourceError):
 
 
 class TableRewritten(SourceError):
-    """All rows of a table were written anew while it was copied, so they are in other places.
+    """All rows of a table were rewritten while it was copied, so they are in other places.
 
     VACUUM FULL, CLUSTER, TRUNCATE and some kinds of ALTER TABLE do that.
     """

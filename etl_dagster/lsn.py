@@ -27,7 +27,7 @@ class Lsn:
         """Read Postgres' own notation, two hexadecimal halves of 32 bits.
 
         Raises:
-            ValueError: the text is no LSN.
+            ValueError: the text is not an LSN.
         """
         if not _TEXT.match(text):
             raise ValueError(f"{text!r} is not an LSN; one looks like 16/B374D848")

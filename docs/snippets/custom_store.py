@@ -89,7 +89,7 @@ class CustomStore(SchemaStore, StateStore, TableLifecycleStore):
         with self._lock:
             for table_id, state in updates:
                 states = self._tables[table_id].states
-                if not states or states[-1] != state:  # the same again is no change
+                if not states or states[-1] != state:  # the same again is not a change
                     log.info("table %s is %s", table_id, state_name(state))
                     states.append(state)
 

@@ -1,4 +1,4 @@
-"""A destination that posts JSON, again and again until somebody takes it."""
+"""A destination that posts JSON, again and again until the receiver accepts it."""
 
 from urllib.parse import quote
 

@@ -366,7 +366,7 @@ def _check(name: str, look: Callable[[], str]) -> Check:
     except EtlError as error:
         return Check.error(name, error)
     except Exception as error:
-        # Somebody else's; its message may hold a password.
+        # Another library's; its message may hold a password.
         failure = EtlError(
             f"the check of the {name} itself failed: {type(error).__name__}",
             solution=f"Read the documentation of the {name}'s type, or tell its author.",

@@ -47,7 +47,7 @@ def remove(
 ) -> None:
     """Remove a pipeline: its replication slots, its state, and its mirrored Meltano states.
 
-    A slot that nobody reads makes the source keep WAL until its disk is full, so a pipeline that
+    A slot that is not read makes the source keep WAL until its disk is full, so a pipeline that
     isn't needed any more has to be removed. Stop it first. The tables at the destination stay as
     they are unless --with-tables is given. Publication and event trigger of the source stay:
     drop them by `drop publication` and `etl-dagster migrate --source --remove` where no other

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 @click.argument("tables", nargs=-1, metavar="[SCHEMA.TABLE]...")
 @config_option
 @click.option("--all", "everything", is_flag=True, help="All tables, and the replication slots.")
-@click.option(
-    "--from-meltano", is_flag=True, help="The tables whose Meltano state somebody has cleared."
-)
+@click.option("--from-meltano", is_flag=True, help="The tables whose Meltano state was cleared.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen, and end.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 def reset(

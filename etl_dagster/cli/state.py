@@ -299,7 +299,7 @@ def locks(uri: str | None, config_path: Path, as_json: bool) -> None:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2, default=str))
         return
     if not rows:
-        click.echo("Nobody writes or runs anything.", err=True)
+        click.echo("No process holds a lock or runs a pipeline.", err=True)
     _show_table(
         ("state ID", "kind", "owner", "since", "until"),
         [

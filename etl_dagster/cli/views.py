@@ -53,7 +53,7 @@ class View(Protocol):
     def show(self, status: PipelineStatus) -> None: ...
 
     def stopping(self) -> None:
-        """Somebody asked for the end."""
+        """The user asked to stop."""
         ...
 
     def restore_terminal(self) -> None:

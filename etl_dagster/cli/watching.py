@@ -32,7 +32,7 @@ def watch(members: Mapping[str, PipelineConfig]) -> None:
     """Show them until Ctrl-C.
 
     Raises:
-        UsageError: stdout is no terminal.
+        UsageError: stdout is not a terminal.
         EtlError: a store can't be reached, or knows no such pipeline.
     """
     from rich.console import Console, Group

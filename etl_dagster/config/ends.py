@@ -95,7 +95,7 @@ class ByType:
             raise UnknownKind(f"must be one of: {', '.join(known_kinds(self._group))}")
         found = find_config_model(self._group, name)
         if not (isinstance(found, type) and issubclass(found, Section)):
-            raise UnknownKind("the config_model of this type's class is no model for this section")
+            raise UnknownKind("the config_model of this type's class does not fit this section")
         return found
 
 

@@ -13,7 +13,7 @@ class MetricsConfig(Section):
     listen: str | None = Field(
         None,
         description="`HOST:PORT` on which Prometheus finds `/metrics`, such as `127.0.0.1:9464`. "
-        "Whoever reaches it sees table names and numbers. Needs `etl-dagster[prometheus]`.",
+        "Anyone who can reach it sees table names and numbers. Needs `etl-dagster[prometheus]`.",
     )
     opentelemetry: bool = Field(
         False,

@@ -227,7 +227,7 @@ def _five_lines(server: EmbeddedPostgres, rate: float, url: str, folder: Path, c
 
 
 def _shown(path: Path) -> str:
-    """As somebody would type it here."""
+    """The command as a user would type it here."""
     path = path.absolute()
     with contextlib.suppress(ValueError):
         path = path.relative_to(Path.cwd())
@@ -295,7 +295,7 @@ def _only_one(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is still held, so that nobody's lock but this one is removed.
+        # While it is still held, so that only this process's lock is removed.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 

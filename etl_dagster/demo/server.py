@@ -137,7 +137,7 @@ def _inspect(folder: Path) -> ServerBinaries | None:
 
 @dataclass(frozen=True, slots=True)
 class _Account:
-    """How to run the server's programs as somebody who isn't root, which Postgres refuses."""
+    """How to run the server's programs as a user other than root, which Postgres refuses."""
 
     prefix: tuple[str, ...] = ()
     user: int | None = None
@@ -330,7 +330,7 @@ class EmbeddedPostgres:
         if self._wanted_port is not None and not is_port_free(self._wanted_port):
             raise PortInUse(self._wanted_port)
         for attempt in range(3):
-            # Between finding a free port and listening on it somebody else may take it.
+            # Between finding a free port and listening on it another process may take it.
             last = self._last_port() if attempt == 0 else None
             self._port = self._wanted_port or last or free_port()
             if self._launch() or self._wanted_port is not None:

@@ -44,7 +44,7 @@ class SharedStates(Protocol):
 
 @runtime_checkable
 class Lease(Protocol):
-    """Proof that nobody else does this work; ends with the process that holds it."""
+    """Proof that no other process does this work; ends with the process that holds it."""
 
     @property
     def is_held(self) -> bool:
@@ -72,7 +72,7 @@ class Leases(Protocol):
         """Begin a new epoch, larger than all before: the caller is the replicator from now on.
 
         Larger also than those of a store that was lost: the destination still remembers them. So
-        it is no smaller than `epoch_by_clock`.
+        it is at least `epoch_by_clock`.
         """
         ...
 
@@ -104,7 +104,7 @@ class CopyChunk:
     #: From the planner's statistics; for progress bars only.
     estimated_rows: int = 0
     #: pg_class.relfilenode when the plan was made. Another one means that the rows were written
-    #: anew (VACUUM FULL, CLUSTER, some ALTER TABLE) and are in other blocks.
+    #: again (VACUUM FULL, CLUSTER, some ALTER TABLE) and are in other blocks.
     file_node: int = 0
 
 

@@ -199,7 +199,7 @@ class ReadsRows(Protocol):
     def read_rows(self, schema: TableSchema) -> AbstractContextManager[Iterator[pa.RecordBatch]]:
         """The rows of the table, with the schema's columns by name; batches of bounded size.
 
-        A row that nobody changes meanwhile comes exactly once. Columns may have other Arrow types
+        A row that does not change meanwhile comes exactly once. Columns may have other Arrow types
         than those of the schema, as long as they are those of `as_read`.
 
         Raises:
@@ -315,7 +315,7 @@ class RemovesTables(Protocol):
     def remove_tables(self, pipeline: str, schemas: Sequence[TableSchema]) -> Sequence[str]:
         """Drop the tables and all that is remembered of them and of the pipeline; idempotent.
 
-        Called after `startup`, by nobody else at the same time. Of other pipelines, and of other
+        Called after `startup`, by one caller at a time. Of other pipelines, and of other
         tables, everything stays. Returns the names of what was dropped, as it was called.
         The object is only shut down after it has removed something.
         """

@@ -72,7 +72,7 @@ class TableRows:
         self.replay_from = replay_from
         #: Microseconds since 1970-01-01 UTC by the source's clock, before every change that is to
         #: be replayed was committed: when the rows were as they are, for tables that keep times.
-        #: None where nobody looked.
+        #: None where it was not read.
         self.copied_at_us = copied_at_us
         #: Rows that were read in the source and that no piece has, known once all have passed.
         self.left_out = 0
@@ -393,7 +393,7 @@ class EventBatch:
     epoch: int = 0
     #: From where on its sender applies each table. A destination with positions ignores changes
     #: from before the table's current copy (less than the copy's `TableRows.replay_from`): they
-    #: were sent by somebody who has not heard of it yet.
+    #: were sent by a process that does not know of it yet.
     apply_from: Mapping[TableId, Lsn] = field(default_factory=dict)
     #: Whose batch it is; a destination that keeps marks keeps one for each pipeline.
     pipeline: str = ""

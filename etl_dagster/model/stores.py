@@ -108,7 +108,7 @@ class SchemaStore(Protocol):
         ...
 
     def get_table_schemas(self) -> Sequence[TableSchema]:
-        """Every version of every table, in any order; nobody has to call a `load_...` before."""
+        """Every version of every table, in any order; no `load_...` has to be called before."""
         ...
 
     def load_table_schemas(self) -> int:
@@ -141,8 +141,8 @@ class StateStore(Protocol):
     ) -> None:
         """Make these the current states, all or none; the ones before are kept as history.
 
-        Nobody sees some of them changed and others not. The state that a table has already is no
-        change, and no step in its history.
+        No reader sees some of them changed and others not. A state equal to the stored one
+        is not a change, and not a step in its history.
         """
         ...
 

@@ -9,7 +9,7 @@ import psycopg
 
 Connection = psycopg.Connection[Any]
 
-# Whoever blocks a session may be blocked itself: those at the end of each such chain are named. A
+# A blocking session may be blocked itself: those at the end of each such chain are named. A
 # prepared transaction has no session, and stands as 0 among those that block.
 # Source: PostgreSQL documentation, "pg_locks" and "pg_blocking_pids".
 _BLOCKERS: Final = """

@@ -27,8 +27,8 @@ PINNED: Final[Mapping[str, str]] = {
     "standard_conforming_strings": "on",
     "array_nulls": "on",
     "transform_null_equals": "off",
-    # Without a search path, names and regclass values print qualified everywhere, and nobody
-    # slips us an operator; Postgres' own subscribers do the same (libpqwalreceiver.c).
+    # Without a search path, names and regclass values print qualified everywhere, and no
+    # other role slips in an operator; Postgres' own subscribers do the same (libpqwalreceiver.c).
     "search_path": "",
     # A policy that hides rows makes the server refuse, where it would leave them out.
     "row_security": "off",

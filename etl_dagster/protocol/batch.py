@@ -154,7 +154,7 @@ class RawBatch:
                 and its number there; asked in the order of the stream, like `schema_of`.
 
         Raises:
-            DecodeError: the batch holds what is no pgoutput.
+            DecodeError: the batch holds bytes that are not pgoutput.
         """
         tables: dict[TableId, list[TableStep]] = {}
         decoder = _TableDecoder(self._content, schema_of, altered)

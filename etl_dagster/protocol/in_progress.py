@@ -29,7 +29,7 @@ _MESSAGE: Final = ord("M")
 _WRITE_BYTES: Final = 256 * 1024
 _KEPT_BYTES: Final = 64 * 1024
 #: What a stretch in the spool begins with: messages, and bytes of their frames. Behind it are the
-#: lengths of the frames, 32 bits each, with this bit where a message is no row.
+#: lengths of the frames, 32 bits each, with this bit where a message is not a row.
 _STRETCH: Final = struct.Struct("=II")
 _LENGTH_BYTES: Final = 4
 _NO_ROW: Final = 1 << 31

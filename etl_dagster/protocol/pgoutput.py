@@ -84,7 +84,7 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class LogicalMessage:
-    """What somebody wrote with pg_logical_emit_message(); wire tag ``M``."""
+    """A message written with pg_logical_emit_message(); wire tag ``M``."""
 
     lsn: Lsn
     prefix: str
@@ -170,7 +170,7 @@ class _Reader:
         end = self._body.find(b"\0", self._place)
         if end < 0:
             raise self.error("has a string without an end", self._place)
-        # A name with bytes that stand for nothing is no reason to end the stream of all tables.
+        # A name with invalid bytes must not end the stream of all tables.
         text = self._body[self._place : end].decode(
             self._codec or "utf-8", errors="backslashreplace"
         )

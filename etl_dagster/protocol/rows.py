@@ -69,7 +69,7 @@ class RowMessages:
             short = int(size[size < _SHORTEST][0])
             raise DecodeError("a row message ends too early", offset=short - _HEADER)
         if np.any(self.data[self.starts - _HEADER] != XLOG_DATA_TAG):
-            raise DecodeError("a frame that is no XLogData", offset=0)
+            raise DecodeError("a frame that is not XLogData", offset=0)
         #: uint8: `INSERT`, `UPDATE` or `DELETE`; the tag of a mark.
         self.ops: Bytes = self.data[self.starts]
         #: OIDs; int64 so that they compare with Python's numbers. Of a mark, anything.
@@ -127,7 +127,7 @@ class RowMessages:
             yield column
 
     def tags(self, places: Places) -> Bytes:
-        """The bytes at `places`; 0 where the message has ended is no tag."""
+        """The bytes at `places`; 0, which is not a tag, where the message has ended."""
         return self.data[places]
 
     def check(self, is_right: Flags, places: Places, rows: Places, what: str) -> None:

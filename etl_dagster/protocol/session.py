@@ -86,7 +86,7 @@ class ReplicationSession:
     def expect_relations(self, relations: Iterable[Relation]) -> None:
         """Say what the server described earlier on this connection; before the first frame.
 
-        It describes a table once, so whoever takes over in the middle must be told.
+        It describes a table once, so a decoder that takes over in the middle must be told.
         """
         self._relations = {relation.id: relation for relation in relations}
         self._open = BatchBuilder(dict(self._relations), None, self._codec)
@@ -105,7 +105,7 @@ class ReplicationSession:
             `STREAMED` where `not_taken` is about a transaction in progress.
 
         Raises:
-            DecodeError: what came is no pgoutput.
+            DecodeError: the bytes are not pgoutput.
         """
         # About a third of a microsecond a row, and half of the CPU time of a whole pipeline.
         batch = self._open
@@ -160,7 +160,7 @@ class ReplicationSession:
         """Take one frame; it may fill the batch past its bounds.
 
         Raises:
-            DecodeError: it is no frame, or no pgoutput.
+            DecodeError: it is not a frame, or not pgoutput.
         """
         batch = self._open
         batch.size += len(frame)

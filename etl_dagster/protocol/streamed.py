@@ -3,7 +3,7 @@
 With `streaming`, a transaction that outgrows logical_decoding_work_mem comes in segments, with
 others and ordinary transactions between them, before it is known whether it commits. Here it
 becomes what it would have been without: Begin, its messages, Commit, at its place in the order of
-commits. So whoever is behind this notices nothing.
+commits. So the code that reads after this sees no difference.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class StreamedTransactions:
         """As `ReplicationSession.drain`.
 
         Raises:
-            DecodeError: what came is no pgoutput.
+            DecodeError: the bytes are not pgoutput.
             SpoolError: a transaction in progress can't be kept.
         """
         while True:

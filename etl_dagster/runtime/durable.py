@@ -40,7 +40,7 @@ def as_future(result: WriteResult) -> Future[None]:
 
     Raises:
         DestinationError: it is neither None nor a future. To take it for durable would lose
-            changes, for example those of a coroutine that nobody runs.
+            changes, for example those of a coroutine that is not run.
     """
     if isinstance(result, Future):
         return result

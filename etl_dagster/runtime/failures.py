@@ -19,7 +19,7 @@ def log_failure(log: logging.Logger, what: str, error: BaseException) -> None:
 
 
 def of_destination(raised: Exception, name: str, attempt: int, log: logging.Logger) -> EtlError:
-    """A destination's failure in our own vocabulary; what is nobody's is tried again.
+    """A destination's failure as one of ours; an unknown one is tried again.
 
     Args:
         attempt: how often it has failed before; the first time it is logged.

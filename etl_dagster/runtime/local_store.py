@@ -42,7 +42,7 @@ _NO_TABLE = 0
 def coordinating(store: PipelineStore) -> CoordinatingStore:
     """The store itself where it coordinates several processes, else one that does so for this one.
 
-    Then only one process may run the pipeline, and a copy that was interrupted begins anew. A store
+    Then only one process may run the pipeline, and an interrupted copy starts over. A store
     that coordinates and has no `Notes` keeps them as statuses.
     """
     if isinstance(store, CoordinatingStore):
@@ -233,7 +233,7 @@ class LocalStore(RemembersInMemory):
             self._plans.clear()
             self._known = None
             table_ids = list(self._store.get_table_replication_states())
-            # In this order: tables that are copied anew need no progress, ready ones do.
+            # In this order: tables that are copied again need no progress, ready ones do.
             self._store.update_table_replication_states([(t, Init()) for t in table_ids])
             self._store.delete_replication_progress(ApplyWorker())
         self.wake()

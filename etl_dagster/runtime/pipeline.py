@@ -153,11 +153,11 @@ class Pipeline:
             give_up=self._give_up,
             leave=self._leave,
         )
-        #: Taken by whoever decides first: the start was waited for, or it is on its own.
+        #: Taken by the thread that decides first: the start was waited for, or it is on its own.
         self._is_started = threading.Lock()
         self._is_left = threading.Lock()
         self._changed = threading.Event()
-        #: Somebody waits for a look at the publication that begins from now on.
+        #: A caller waits for a look at the publication that begins from now on.
         self._look_wanted = threading.Event()
         self._looks_begun = self._looks_done = 0
         self._wire = wire(config, store, self._control, self._stop)
@@ -397,7 +397,7 @@ class Pipeline:
         self._tenure.release()
 
     def _guard(self, work: Callable[[], None]) -> None:
-        """Run a thread's work; a failure that nobody expected ends the pipeline, and is raised."""
+        """Run a thread's work; an unexpected failure ends the pipeline, and is raised."""
         try:
             with log_fields(pipeline=self._config.pipeline, position=lambda: str(self._confirmed)):
                 work()

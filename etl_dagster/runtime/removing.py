@@ -91,7 +91,7 @@ def remove_pipeline(
 
     Raises:
         PipelineInUse: a process has started it meanwhile.
-        SlotInUse: somebody reads one of its slots.
+        SlotInUse: another process reads one of its slots.
         EtlError: source, store or destination can't be reached.
     """
     lease = store.acquire_lease("apply")

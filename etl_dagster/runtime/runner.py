@@ -1,4 +1,4 @@
-"""Which process runs a pipeline, for whoever finds that one does."""
+"""Which process runs a pipeline, for one that finds it running."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def prepare_apply_slot(
         SlotMissing: it is gone though tables depend on it.
         SlotOfAnotherDatabase: a pipeline of the same name has it.
         SlotInvalidated: Postgres removed WAL that it needs.
-        SlotAdvanced: somebody else confirmed changes on it.
+        SlotAdvanced: another reader confirmed changes on it.
     """
     name = apply_slot_name(config.pipeline)
     slot = fetch_idle_slot(control, name, stop or threading.Event())
@@ -99,7 +99,7 @@ def keep_for_standbys(
 
 
 def fetch_idle_slot(control: SourceControl, name: str, stop: threading.Event) -> Slot | None:
-    """The slot as it is once nobody reads it; None when there is none.
+    """The slot as it is once it is not read; None when there is none.
 
     The server goes through what an earlier connection has confirmed also after that connection's
     end: until then, the slot may move on past where a stream was about to start. One that is still
@@ -141,7 +141,7 @@ def require_continuable(slot: Slot | None, name: str, store: CoordinatingStore) 
     confirmed = slot.confirmed_flush_lsn
     if confirmed is None or slot.plugin != "pgoutput":
         raise SlotError(
-            f"slot {name!r} is no logical slot of pgoutput: somebody else made it",
+            f"slot {name!r} is not a logical slot of pgoutput: another program made it",
             solution=f"Drop it (select pg_drop_replication_slot('{name}')), or give the pipeline "
             "another name.",
         )

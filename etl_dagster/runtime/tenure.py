@@ -47,7 +47,7 @@ class Tenure:
         assert self._lease is not None
         if self._lease.is_held:
             return
-        # The store was away for a moment. If nobody took our place, we keep it.
+        # The store was away for a moment. If no other process took our place, we keep it.
         self._lease.release()
         lease = self._store.acquire_lease(_LEASE)
         if lease is None:

@@ -56,7 +56,7 @@ class Timing:
     long_lock_s: float = LONG_S
     #: How often old versions of schemas are forgotten.
     prune_s: float = 3600.0
-    #: A stream that lived so long begins its retries anew when it breaks.
+    #: A stream that lived so long starts its retries from zero when it breaks.
     stable_s: float = 60.0
     #: From being told to stop on, servers may take so long to answer. A write of the destination
     #: that is under way is waited for.

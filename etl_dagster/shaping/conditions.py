@@ -41,7 +41,7 @@ _WORDS = frozenset(["and", "or", "not", "in", "is", "null", "like", "between", "
 
 
 class Unreadable(ValueError):
-    """The text is no condition; the message says where, and never quotes more than a word."""
+    """The text is not a condition; the message says where, and never quotes more than a word."""
 
 
 @dataclass(frozen=True, slots=True)

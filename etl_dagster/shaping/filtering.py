@@ -43,7 +43,7 @@ class RowFilter:
     """A condition over the columns of one schema, of the source.
 
     Raises:
-        Unreadable: the text is no condition, or not one over these columns.
+        Unreadable: the text is not a condition, or not one over these columns.
     """
 
     def __init__(self, text: str, schema: TableSchema) -> None:

@@ -73,6 +73,6 @@ def with_odd_texts(texts: Any, odd: Odd | None) -> Any:
 
 @lru_cache(maxsize=16)
 def salt_check(salt: bytes) -> str:
-    """Tells one salt from another. It is slow on purpose: nobody finds the salt by trying."""
+    """Tells one salt from another. It is slow on purpose: the salt can't be found by trying."""
     made = hashlib.scrypt(salt, salt=b"etl_dagster salt", n=2**14, r=8, p=1, dklen=8)
     return made.hex()

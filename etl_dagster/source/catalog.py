@@ -78,7 +78,7 @@ _STORE_TABLES = (
 )
 
 _TABLES = """
--- Materialized, or the list of a table's columns would be made anew for each of its columns.
+-- Materialized, or the list of a table's columns would be built again for each of its columns.
 with published as materialized (
   select c.oid, n.nspname, c.relname, c.relreplident, c.relkind,
          greatest(c.reltuples, 0)::bigint as estimated_rows,
@@ -278,7 +278,7 @@ class Leaf:
     #: Blocks of 8 KiB, measured, not guessed.
     block_count: int
     estimated_rows: int
-    #: pg_class.relfilenode: changes when all rows are written anew.
+    #: pg_class.relfilenode: changes when all rows are rewritten.
     file_node: int
     #: Of values stored out of line.
     toast_bytes: int = 0
@@ -412,7 +412,7 @@ def emit_marker(connection: Connection) -> Lsn:
     """Write an empty record to the WAL and return a position that the stream will soon reach.
 
     On an idle server the stream ends at the last record, which may lie a page header before the
-    insert position; waiting for that one could last until somebody writes. The transactional
+    insert position; waiting for that one could last until the next write. The transactional
     message also has the WAL flushed. Where it isn't allowed (a standby) nothing is written.
 
     Source: PostgreSQL documentation, "pg_logical_emit_message".
@@ -505,7 +505,7 @@ def fetch_row_values(
 
 def _value(column: ColumnSchema, stored: StoredEncoding | None) -> sql.SQL:
     """A template of the column's text, as bytes where the database doesn't keep it as UTF-8."""
-    # Its own per cent signs are no placeholders.
+    # Its own per cent signs are not placeholders.
     return sql.SQL(text_expression(column, stored).replace("%", "%%"))
 
 

@@ -26,7 +26,7 @@ _LOCK_TIMEOUT_S = 5.0
 
 
 class SourceControl:
-    """One connection for whoever asks, made when first needed and again when it broke.
+    """One connection for all callers, made when first needed and again when it broke.
 
     Safe for several threads; one question at a time.
     """

@@ -81,7 +81,7 @@ class CopyConnection:
     Args:
         snapshot_name: an exported snapshot to read under; without it, each chunk is read as of the
             moment when its reading begins.
-        lock_timeout_s: how long to wait for a table that somebody has locked; None waits for ever.
+        lock_timeout_s: how long to wait for a table that is locked; None waits for ever.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ LONG_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ExclusiveLock:
-    """An ACCESS EXCLUSIVE lock, with which nobody else may even read the relation."""
+    """An ACCESS EXCLUSIVE lock, with which no other session may even read the relation."""
 
     relation_id: int
     #: ``schema.table``.
@@ -26,7 +26,7 @@ class ExclusiveLock:
     application: str | None
     #: Of the session's transaction, seconds; None where it is not shown to us.
     age_s: float | None
-    #: False: it waits for the lock itself, and whoever comes later waits behind it.
+    #: False: it waits for the lock itself, and later sessions wait after it.
     is_granted: bool
 
     @property

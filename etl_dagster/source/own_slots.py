@@ -23,7 +23,7 @@ from etl_dagster.source.slots import (
 _LEFT_FREE = 2
 #: One destination among several may be given another slot to read at any moment.
 _TRIES = 3
-#: Nobody reads what is left of an earlier copy for long.
+#: What is left of an earlier copy is not read for long.
 _DROP_WAIT_S = 5.0
 
 

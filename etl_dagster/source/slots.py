@@ -138,7 +138,7 @@ def _lsn(text: str | None) -> Lsn | None:
 
 
 def require_usable(slot: Slot) -> None:
-    """Refuse a slot whose WAL is gone, and somebody else's.
+    """Refuse a slot whose WAL is gone, and one of another program.
 
     Raises:
         SlotOfAnotherDatabase: it is another pipeline's.
@@ -271,7 +271,7 @@ def copy_slot(connection: Connection, name: str, copy: str) -> Lsn:
 
 
 def make_failover_slot(replication_connection: Connection, name: str) -> None:
-    """Have standbys keep the slot, too, which nobody reads now; from PostgreSQL 17 on.
+    """Have standbys keep the slot, too, which is not read now; from PostgreSQL 17 on.
 
     Raises:
         SlotError: the server refuses.
@@ -348,7 +348,7 @@ def drop_slot(connection: Connection, name: str, *, wait_s: float = 30.0) -> boo
     is still making the slot, for a process that is gone, is ended.
 
     Raises:
-        SlotInUse: somebody still reads it after `wait_s`.
+        SlotInUse: another process still reads it after `wait_s`.
     """
     deadline = time.monotonic() + wait_s
     while True:

@@ -57,7 +57,7 @@ class ReplicationStream:
     """Feeds a `Receiver` from a slot, and confirms positions.
 
     `read` belongs to one thread; `confirm` and `request_keepalive` may come from any. A thread of
-    its own sends the status updates, so the server hears from us also while nobody reads:
+    its own sends the status updates, so the server hears from us also while no thread reads:
     a destination may take minutes, the server's patience is wal_sender_timeout.
 
     Args:
@@ -188,7 +188,7 @@ class ReplicationStream:
         Raises:
             SourceUnreachable: the stream ended.
             SourceSilent: the server has sent nothing for too long, and doesn't answer.
-            DecodeError: what arrived is no pgoutput.
+            DecodeError: what arrived is not pgoutput.
             SpoolError: a transaction in progress can't be kept.
         """
         assert self._connection is not None
@@ -265,7 +265,7 @@ class ReplicationStream:
         return status
 
     def _wait_readable(self, timeout_s: float) -> bool:
-        """Whether something arrives in time, and nobody interrupts."""
+        """Whether something arrives in time, without an interruption."""
         ready = self._ready(timeout_s)
         if self._wake_reader in ready:
             os.read(self._wake_reader, 4096)
@@ -286,7 +286,7 @@ class ReplicationStream:
 
     def _ended(self, error: psycopg.Error | None) -> SourceError:
         if isinstance(error, psycopg.errors.UndefinedObject) and "publication" in str(error):
-            # It is looked up as of the change that is decoded; from 18 on, none is no error.
+            # It is looked up as of the change that is decoded; from 18 on, it may be missing.
             return PublicationRecreated(
                 f"publication {self._config.publication!r} did not exist when changes were made "
                 "that are still to be streamed: it was dropped and created again"
@@ -376,7 +376,7 @@ class ReplicationStream:
 
 
 def _status_interval_s(connection: psycopg.Connection[Any]) -> float:
-    """SHOW answers with a unit, such as ``1min`` or ``500ms``; 0 is no timeout."""
+    """SHOW answers with a unit, such as ``1min`` or ``500ms``; 0 means none."""
     row = connection.execute("SHOW wal_sender_timeout").fetchone()
     match = re.fullmatch(r"(\d+)(ms|s|min|h|d)", row[0]) if row else None
     if match is None:

@@ -154,7 +154,7 @@ class MemoryStore(RemembersInMemory):
 
     def _set_state(self, table_id: TableId, state: TableState) -> None:
         history = self._states.setdefault(table_id, [])
-        # The same state again is no change; it would only make a rollback go nowhere.
+        # The same state again is not a change; it would only make a rollback go nowhere.
         if not history or history[-1] != state:
             history.append(state)
 

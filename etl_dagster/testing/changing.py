@@ -233,7 +233,7 @@ class ChangeChecks(DestinationChecks):
         subject.holds(ORDERS, [order(3, "x", document="one"), order(1, "z", document="two")])
 
     @needs("mirror")
-    def test_a_row_inserted_anew_keeps_nothing_of_the_one_before(self, subject: Subject) -> None:
+    def test_a_row_inserted_again_keeps_nothing_of_the_one_before(self, subject: Subject) -> None:
         subject.copy(ORDERS, [order(1, document="before")])
 
         subject.write(
@@ -319,6 +319,6 @@ class ChangeChecks(DestinationChecks):
 
     @needs("not mirror")
     def test_what_appends_every_change_lets_them_be_read(self, subject: Subject) -> None:
-        """Without `read_changes` nothing could be checked of a destination that is no mirror."""
+        """Without `read_changes` nothing could be checked of a destination that is not a mirror."""
         if not subject.can("read_changes"):
             pytest.fail(f"define read_changes(...) in {type(self).__name__}")

@@ -178,7 +178,7 @@ class CoordinationSuite(StoreSuite):
         winner = results.index(True)
         assert stores[0].get_table_replication_state(1) == Ready(Lsn(winner))
 
-    def test_a_requested_copy_begins_anew(self, store: CoordinatingStore) -> None:
+    def test_a_requested_copy_starts_over(self, store: CoordinatingStore) -> None:
         fill(store, 1)
         store.store_copy_plan(1, PLAN)
         store.request_copy(1)
@@ -261,7 +261,7 @@ class CoordinationSuite(StoreSuite):
         third = other.acquire_lease("apply")
         assert third is not None
         lease.release()
-        assert _is_held(third), "a lease was released by somebody who had it before"
+        assert _is_held(third), "a lease was released by an earlier holder"
         second.release()
         third.release()
         assert not store.is_leased("apply")

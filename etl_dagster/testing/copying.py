@@ -135,7 +135,7 @@ class CopyChecks(DestinationChecks):
 
         subject.holds(ORDERS, [])
 
-    # -- copied anew ---------------------------------------------------------------------------
+    # -- copied again --------------------------------------------------------------------------
 
     def test_the_end_of_the_next_copy_replaces_the_rows(self, subject: Subject) -> None:
         subject.copy(ORDERS, [order(1, "old"), order(2, "gone by then")])

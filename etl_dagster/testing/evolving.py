@@ -190,7 +190,7 @@ class SchemaChecks(DestinationChecks):
 
     @needs("schema_changes", "transactional", "mirror")
     def test_what_is_delivered_again_does_not_undo_a_newer_schema(self, subject: Subject) -> None:
-        """After a crash, the sender numbers the old schema anew, past the newer one."""
+        """After a crash, the sender gives the old schema a new number, past the newer one."""
         subject.copy(ORDERS)
         wider = table([*ORDERS.columns, EXTRA], snapshot=1100)
         again = table(ORDERS.columns, snapshot=1200)

@@ -153,23 +153,23 @@ class OfferChecks(DestinationChecks):
         left_out = stream.commit(update(ORDERS, **order(1, "left out")), insert(ORDERS, **order(9)))
         subject.deliver(left_out)
         subject.holds(ORDERS, [order(1), order(2), order(3, "before")])
-        mended = stream.commit(
-            update(ORDERS, **order(1, "mended")), update(ORDERS, **order(4)), delete(ORDERS, id=3)
+        repaired = stream.commit(
+            update(ORDERS, **order(1, "repaired")), update(ORDERS, **order(4)), delete(ORDERS, id=3)
         )
         for _ in range(2):  # as after an answer that got lost
-            subject.wait_durable(repairing.write_repair(_changes(mended), "repair"))
-        subject.holds(ORDERS, [order(1, "mended"), order(2), order(4)])
+            subject.wait_durable(repairing.write_repair(_changes(repaired), "repair"))
+        subject.holds(ORDERS, [order(1, "repaired"), order(2), order(4)])
         since = stream.commit(insert(ORDERS, **order(5)), update(ORDERS, **order(2, "since")))
         start = Lsn(since[0].lsn)
         for _ in range(2):
             repairing.end_repair(ORDERS, "repair", start)
         subject.deliver(left_out)
         subject.deliver(since, apply_from={ORDERS.id: Lsn(start.offset - 1)})
-        subject.holds(ORDERS, [order(1, "mended"), order(2), order(4)])
+        subject.holds(ORDERS, [order(1, "repaired"), order(2), order(4)])
         for _ in range(2):
             subject.deliver(left_out + since, apply_from={ORDERS.id: start})
 
-        subject.holds(ORDERS, [order(1, "mended"), order(2, "since"), order(4), order(5)])
+        subject.holds(ORDERS, [order(1, "repaired"), order(2, "since"), order(4), order(5)])
         if (marking := getattr(subject.destination, "held_copies", None)) is not None:
             held = marking([ORDERS.id])[ORDERS.id]
             assert (held.copy_id, held.is_complete) == ("repair", True)

@@ -41,7 +41,7 @@ from etl_dagster.testing.waiting import all_within
 from etl_dagster.values.shapes import CastTo, ColumnShape, Mask
 from etl_dagster.values.types import Array, Attribute, Composite, Scalar
 
-#: Not a whole second, as no retry is: whoever compares a state with the stored one needs all of it.
+#: Not a whole second, as no retry is: comparing a state with the stored one needs all digits.
 NOON = datetime(2026, 11, 21, 12, 0, 0, 250_001, tzinfo=UTC)
 #: OIDs are unsigned: past half of them, an int4 is too small.
 LARGEST_OID = 2**32 - 1
@@ -54,7 +54,7 @@ STATES: tuple[TableState, ...] = (
     Catchup(Lsn(6)),
     SyncDone(Lsn(7)),
     Ready(Lsn(2**40)),
-    Errored("it's broken", "mend it", NoRetry()),
+    Errored("it's broken", "fix it", NoRetry()),
     Errored(" said the server: " + "'\"\\ %s é🐘\n" * 100, "read on\n", ManualRetry()),
     Errored("reason", "solution", ManualRetry()),
     Errored("reason", "solution", TimedRetry(NOON, attempt=3)),
@@ -191,7 +191,7 @@ class StoreSuite:
         assert dict(store.get_table_replication_states()) == expected
         assert store.load_table_replication_states() == 3
 
-    def test_nobody_sees_half_of_an_update_of_many_tables(self, store: PipelineStore) -> None:
+    def test_no_reader_sees_half_of_an_update_of_many_tables(self, store: PipelineStore) -> None:
         """A reader beside the writer finds all tables in the old states, or all in the new."""
         tables, done, torn = range(1, 21), threading.Event(), threading.Event()
         store.update_table_replication_states([(table, Ready(Lsn(0))) for table in tables])

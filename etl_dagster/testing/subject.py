@@ -78,7 +78,7 @@ class DestinationHooks:
     def read_rows(self, destination: Destination, schema: TableSchema) -> Sequence[Row]:
         """The table's rows now, in any order, with Python values by column name.
 
-        Read them as somebody else would: from the file, the server or the receiver, not from what
+        Read them as another process would: from the file, the server or the receiver, not from what
         the object remembers. Values may be spelled as JSON does it (an int8 or a timestamp as its
         text), and nulls left out. Without `mirror`, only the rows that the copy brought.
         """

@@ -53,7 +53,7 @@ class ColumnSchema:
     #: (pg_attribute.attmissingval); None for null. A row's value, so never shown or logged.
     missing_value: str | None = field(default=None, compare=False, repr=False)
     #: What its type is built of. None for built-in types without parts, which their OID and
-    #: modifier describe, and where nobody looked: values are then as Postgres prints them.
+    #: modifier describe, and where it was not read: values are then as Postgres prints them.
     type: PgType | None = None
     #: How values with parts are held, as far as `type` tells of parts; chosen when the table is
     #: copied, and the same until it is copied again.

@@ -42,7 +42,7 @@ def json_reader(column: ColumnSchema) -> Callable[[Any], Any] | None:
 
 
 def spelling(column: ColumnSchema) -> dict[str, Any]:
-    """How the column's values are spelled in JSON, for whoever reads them.
+    """How the column's values are spelled in JSON, for the reader of a destination.
 
     ``form`` is a `Spelling`; or, of values with parts, one of these, with the spellings of their
     parts:

@@ -91,7 +91,7 @@ class Enum:
     name: str = field(compare=False)
     #: In their order.
     labels: tuple[str, ...] = field(compare=False)
-    #: pg_enum.oid of each: a label that is renamed keeps it. Empty where nobody looked.
+    #: pg_enum.oid of each: a label that is renamed keeps it. Empty where it was not read.
     label_ids: tuple[int, ...] = field(default=(), compare=False)
 
 

@@ -284,7 +284,7 @@ def test_dagster_dev_keeps_a_pipeline_going_without_a_click(
     (second,) = ui.until("a second replicator", ui.replicators)
     assert second.pid != first.pid
 
-    # A wrong password: a tick fails and says what to do; once it is mended, all goes on.
+    # A wrong password: a tick fails and says what to do; once it is corrected, all continues.
     write_config(shop, tmp_path, password=WRONG)
     failed = ui.until(
         "a failed tick", lambda: [tick for tick in ui.ticks() if tick["status"] == "FAILURE"]

@@ -1,4 +1,4 @@
-"""The demo, as somebody sees it who has just cloned the repository."""
+"""The demo, as a user sees it who has just cloned the repository."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_random_changes_arrive_exactly_once_at_every_destination(
                     wait_until(lambda: REMOTE not in newest_database.slots())
                     assert REPLICA in newest_database.slots()
                 _wait_until_caught_up(it, stores, dsn)
-                # Whoever was set aside has returned, and left no slot behind.
+                # A destination that was set aside has returned, and left no slot behind.
                 wait_until(lambda: newest_database.slots() == [SHARED])
         for name in ("file", "replica"):
             for table in TABLES:

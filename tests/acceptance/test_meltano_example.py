@@ -166,7 +166,7 @@ def test_meltanos_own_commands_work_on_a_pipelines_positions(
     assert refused["lsn"] >= first["lsn"]
     assert "can't go back to 0/5" in refused["note"]
 
-    # Copy and move: the table keeps its ID, and the copy is somebody's own.
+    # Copy and move: the table keeps its ID, and the copy is the user's own.
     example.state("copy", "--force", ORDERS, "dev:kept")
     example.state("move", "--force", ORDERS, "dev:moved")
     moved = example.bookmark_when(ORDERS, is_ready)

@@ -149,7 +149,7 @@ def test_a_tutorial_that_shows_something_else_fails(reader: Reader, steps: list[
         reader.follow(steps)
 
 
-def test_a_block_that_nobody_would_run_is_refused(tmp_path: Path) -> None:
+def test_a_block_that_is_not_run_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "tutorials" / "page.md"
     page.parent.mkdir()
     page.write_text("```bash\necho\n```\n", "utf-8")

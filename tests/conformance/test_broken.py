@@ -33,7 +33,7 @@ class Outcome:
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Outcome]:
     """What the suites say of all classes, by the class's name.
 
-    In a process of its own: nobody waits for the threads that a broken store leaves behind.
+    In a process of its own: nothing waits for the threads that a broken store leaves behind.
     """
     folder = tmp_path_factory.mktemp("broken")
     report = folder / "report.xml"

@@ -74,7 +74,7 @@ class _Server:
     [
         ({"port": 1}, "can't be reached"),
         ({"dbname": "no_such_lake"}, "refuses the connection"),
-        ({"user": "nobody_at_all"}, "refuses the connection"),
+        ({"user": "no_such_user"}, "refuses the connection"),
     ],
 )
 def test_a_server_that_can_not_be_had_is_told_without_the_password(

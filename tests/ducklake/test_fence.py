@@ -1,6 +1,6 @@
 """DuckLake refuses one of two transactions that overlap, wherever it matters.
 
-Whoever writes takes a lock before. These tests are about what holds without it: two sessions of one
+A writer takes a lock before. These tests are about what holds without it: two sessions of one
 lake, which both have seen what was there before either of them committed.
 """
 

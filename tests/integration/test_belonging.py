@@ -70,7 +70,7 @@ def insert(database: Database, key: int) -> None:
 
 
 def copy_file(path: Path, to: Path) -> None:
-    """While nobody has it open, with what DuckDB has not yet moved into it."""
+    """While no process has it open, with what DuckDB has not yet moved into it."""
     with lock_of(path).acquire(timeout=60):
         shutil.copy(path, to)
         log = path.with_name(f"{path.name}.wal")
@@ -137,7 +137,7 @@ def test_a_file_that_is_missing_older_or_another_is_refused(
     known = store.get_known_destination()  # type: ignore[attr-defined]
     assert known.place == str(moved)
 
-    # Or everything anew, into a file that knows nothing.
+    # Or everything again, into a file that knows nothing.
     file.unlink()
     reset_all(config, store)
     catch_up(config)
@@ -243,7 +243,7 @@ def test_a_file_that_is_exchanged_while_running_ends_the_pipeline(
             case "older":
                 (tmp_path / "older").replace(file)
             case _:
-                with lock_of(file).acquire(timeout=60):  # while nobody has it open
+                with lock_of(file).acquire(timeout=60):  # while no process has it open
                     shutil.copy(tmp_path / "older", file)
         insert(database, 1002)
         pipeline.wait(60)

@@ -709,7 +709,7 @@ def test_a_role_that_may_only_write_rows_runs_a_pipeline_and_mirrors_it(shop: Sh
 
 
 def test_doctor_warns_of_a_place_for_positions_that_is_not_there(shop: Shop) -> None:
-    """The pipeline goes on without it, so it is no error."""
+    """The pipeline continues without it, so it is not an error."""
     shop.configure(meltano={"state_backend": SECRET_URI})
 
     report = shop.call("doctor")

@@ -91,7 +91,7 @@ def test_a_destination_that_was_removed_is_refused_on_the_command_line(
     assert code == 1
     assert "holds nothing of the pipeline" in said
 
-    # Another type of destination is no way out.
+    # Another type of destination is not a way out.
     with answering() as url:
         folder.write(
             pipeline="test",

@@ -97,7 +97,7 @@ def test_once_the_slot_is_gone_both_checks_fail_and_say_what_to_do(
         with pytest.raises(EtlError) as failed:
             ui.tick_until(lambda result: False)
         shown = stored_checks(ui)
-        # What columns hold is not known any more, which is no failure of its own.
+        # What columns hold is not known any more, which is not a failure of its own.
         values = shown.pop(ODD_CHECK)
         assert (values.passed, values.severity) == (False, AssetCheckSeverity.WARN)
         assert getattr(failed.value, "reason", "?") in values.description

@@ -119,7 +119,7 @@ def test_a_server_that_still_runs_is_stopped_by_the_next_start(open_folder: Path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has another account to run it as")
-def test_root_runs_the_server_as_somebody_else(open_folder: Path) -> None:
+def test_root_runs_the_server_as_another_user(open_folder: Path) -> None:
     with EmbeddedPostgres(open_folder, durable=False) as server:
         assert "0" not in uids_of(server)
 

@@ -114,7 +114,7 @@ def test_a_postgres_has_through_dlt_what_the_source_has(
     [({"password": "pa55word"}, "password authentication failed"), ({"port": "1"}, "refused")],
     ids=["another password", "no server"],
 )
-def test_a_warehouse_that_lets_nobody_in_is_told_without_the_password(
+def test_a_warehouse_that_refuses_the_login_is_reported_without_the_password(
     newest_database: Database, wrong: dict[str, str], said: str
 ) -> None:
     destination = DltDestination("postgres", credentials=uri(newest_database.dsn, **wrong))

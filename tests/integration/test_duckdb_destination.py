@@ -342,7 +342,7 @@ def test_a_query_that_duckdb_refuses_is_told_so(destination: DuckDBDestination, 
 # -- sharing the file --------------------------------------------------------------------------
 
 
-def test_somebody_who_keeps_the_file_open_is_named(path: Path) -> None:
+def test_a_process_that_keeps_the_file_open_is_named(path: Path) -> None:
     destination = DuckDBDestination(path, lock_timeout_s=0.3)
     destination.startup(MemoryStore())
     destination.shutdown()

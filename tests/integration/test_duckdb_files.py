@@ -55,7 +55,7 @@ def test_a_file_beside_a_write_ahead_log_or_of_another_kind_is_not_replaced(
     wal.write_bytes(b"changes")
 
     for start in (DuckDBDestination(path).check, lambda: query(path, "SELECT 1")):
-        with pytest.raises(DestinationError, match="is no DuckDB file"):
+        with pytest.raises(DestinationError, match="is not a DuckDB file"):
             start()
 
     assert path.read_bytes() == content

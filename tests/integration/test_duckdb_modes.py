@@ -132,7 +132,7 @@ def test_a_history_of_another_type_or_key_stays_under_another_name(file: File) -
 
 
 @pytest.mark.skipif(
-    not DuckDBDialect.renames_altered, reason="there a history begins anew with other columns"
+    not DuckDBDialect.renames_altered, reason="there a history starts over with other columns"
 )
 def test_a_history_goes_on_with_wider_numbers_and_other_columns(file: File) -> None:
     id_, note, _ = PARTS.columns

@@ -46,7 +46,7 @@ class File:
         self.destination.startup(self.store)
 
     def change(self, statement: str) -> None:
-        """Change the file as somebody else, while the pipeline is stopped."""
+        """Change the file as another process, while the pipeline is stopped."""
         self.destination.shutdown()
         with duckdb.connect(self.path) as connection:
             connection.execute(statement)

@@ -308,7 +308,7 @@ def test_large_values_that_were_not_sent_are_neither_read_nor_written(
     assert path.stat().st_size < size + 20 * 1024**2
 
 
-def test_a_value_nobody_told_belongs_to_the_row_of_one_key_only() -> None:
+def test_a_value_that_was_not_sent_belongs_to_the_row_of_one_key_only() -> None:
     """The mask of unknown values and the places to look them up have one element a row."""
     from etl_dagster.destinations.collapse import collapse
     from etl_dagster.model.events import TableChanges

@@ -20,7 +20,7 @@ from tests.support.pipelines import rows, running
 
 MakeConfig = Callable[..., PipelineConfig]
 
-#: Text that every encoding here has, and bytes that are no character in it.
+#: Text that every encoding here has, and bytes that are not a character in it.
 ODD = {"SQL_ASCII": b"\xc3\xff", "WIN1252": b"\x81", "LATIN1": b""}
 
 

@@ -104,7 +104,7 @@ def test_one_that_fails_does_not_hold_up_the_others_and_loses_nothing(
     both = Several(database, small(database, tmp_path), {"right": failing})
     with both.running() as fan_out:
         assert fan_out.wait_until_caught_up(60)
-        failing.failure = DestinationUnreachable("nobody answers")
+        failing.failure = DestinationUnreachable("no answer")
         database.execute("insert into orders values (2001, 1, 'while it fails')")
         wait_until(lambda: both.is_in_step("left", "public.orders"))
         wait_until(lambda: OWN in database.slots())
@@ -156,7 +156,7 @@ def test_one_that_is_set_aside_stays_so_over_a_restart_and_loses_nothing(
     both = Several(database, small(database, tmp_path), {"right": failing})
     with both.running() as fan_out:
         assert fan_out.wait_until_caught_up(60)
-        failing.failure = DestinationUnreachable("nobody answers")
+        failing.failure = DestinationUnreachable("no answer")
         database.execute("insert into orders values (2001, 1, 'while it fails')")
         wait_until(lambda: OWN in database.slots())
     database.execute("insert into orders values (2002, 1, 'while nothing runs')")
@@ -176,7 +176,7 @@ def test_one_whose_own_slot_keeps_too_much_is_copied_again(
     both = Several(database, config, {"right": slow})
     with both.running() as fan_out:
         assert fan_out.wait_until_caught_up(60)
-        slow.failure = DestinationUnreachable("nobody answers")
+        slow.failure = DestinationUnreachable("no answer")
         database.execute("insert into orders values (2001, 1, 'while it fails')")
         wait_until(lambda: OWN in database.slots())
         database.execute(
@@ -205,7 +205,7 @@ def test_where_no_slot_is_free_it_says_so_until_one_is(
     with both.running() as fan_out:
         assert fan_out.wait_until_caught_up(60)
         with no_free_slot(database):
-            failing.failure = DestinationUnreachable("nobody answers")
+            failing.failure = DestinationUnreachable("no answer")
             database.execute("insert into orders values (2001, 1, 'while it fails')")
             wait_until(lambda: "all replication slots" in told())
             assert "max_replication_slots" in told()
@@ -228,7 +228,7 @@ def test_the_last_one_at_the_shared_slot_gives_way_once_another_one_is_further(
     both = Several(database, config, {"left": hung, "right": failing}, pace=pace)
     with both.running() as fan_out:
         assert fan_out.wait_until_caught_up(60)
-        failing.failure = DestinationUnreachable("nobody answers")
+        failing.failure = DestinationUnreachable("no answer")
         database.execute("insert into orders values (2001, 1, 'while it fails')")
         wait_until(lambda: OWN in database.slots())
         # Like a pipeline with one destination, it keeps what it has, and the source its WAL.
@@ -270,7 +270,7 @@ def test_standbys_keep_the_slot_of_one_that_is_set_aside_as_they_keep_the_shared
 
     with both.running() as fan_out:
         assert fan_out.wait_until_caught_up(60)
-        failing.failure = DestinationUnreachable("nobody answers")
+        failing.failure = DestinationUnreachable("no answer")
         database.execute("insert into orders values (2001, 1, 'while it fails')")
         wait_until(lambda: kept_by_standbys() == [SHARED, OWN])
     # As if the process had ended between the copy of the slot and this.

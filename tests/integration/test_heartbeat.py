@@ -88,7 +88,7 @@ def test_heartbeats_need_no_right_and_one_that_is_refused_is_no_failure(
                 assert emitted > before
 
                 reader.execute("set default_transaction_read_only = on")
-                assert emit_heartbeat(reader) is not None  # the WAL is no table
+                assert emit_heartbeat(reader) is not None  # the WAL is not a table
 
                 admin.execute(revoke)
                 assert emit_heartbeat(reader) is None

@@ -193,7 +193,7 @@ def test_a_server_that_is_started_again_in_time_is_not_noticed(receiver: Receive
     assert arrived(receiver) == [1, 2]
 
 
-def test_nobody_there_is_an_unreachable_destination() -> None:
+def test_a_refused_connection_is_an_unreachable_destination() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     sender = HttpDestination(f"http://127.0.0.1:{port}/in", max_attempts=1)

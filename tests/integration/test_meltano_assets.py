@@ -97,7 +97,7 @@ def metadata(result: ExecuteInProcessResult, key: AssetKey) -> dict[str, Any]:
 
 
 def until(what: str, look: Callable[[], Any]) -> Any:
-    """Nobody tells: a process of its own is at work."""
+    """Without a signal: a process of its own is at work."""
     deadline = time.monotonic() + PATIENCE_S
     while not (found := look()):
         assert time.monotonic() < deadline, f"waiting for {what}"
@@ -155,7 +155,7 @@ def test_a_run_shows_its_records_and_the_bookmark_before_and_after(
     bookmarks = stored.merged()["singer_state"]["bookmarks"]
     assert bookmarks == {"apples": {"id": 2}, "pears": {"id": 5}}
 
-    # The launchpad's choice: everything anew.
+    # The launchpad's choice: everything again.
     third = materialize(
         [fruit(folder, {"FRUIT_ROWS": "5"})],
         run_config={"ops": {STEP: {"config": {"full_refresh": True}}}},

@@ -73,7 +73,7 @@ def test_the_state_commands_do_what_meltano_documents(
     project("state", "copy", "--force", "dev:a-to-b", "dev_a-to-b")
     project("state", "move", "--force", "dev:c-to-b", "prod:c-to-b")
     assert project("state", "list").split() == ["dev:a-to-b", "dev_a-to-b", "prod:c-to-b"]
-    # _ is no wildcard, [..] is one.
+    # _ is not a wildcard, [..] is one.
     assert project("state", "list", "--pattern", "dev_*").split() == ["dev_a-to-b"]
     assert project("state", "list", "--pattern", "[dp]*:?-to-b").split() == [
         "dev:a-to-b",

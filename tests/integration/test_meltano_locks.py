@@ -138,7 +138,7 @@ def test_a_writer_killed_in_the_lock_holds_up_the_next_one_no_longer_than_its_le
 
 
 @pytest.mark.parametrize("expires_at", ["9999-12-31", "now() + interval '3 hours'", "infinity"])
-def test_a_lock_that_would_never_end_holds_up_nobody(
+def test_a_lock_that_would_never_end_blocks_no_one(
     storage: StateStorage, newest_database: Database, expires_at: str
 ) -> None:
     """Written by hand, or left by a crash before the server's clock was set back."""
@@ -224,7 +224,7 @@ def test_threads_of_one_storage_take_turns(steady: StateStorage) -> None:
     assert stored.completed_object() == {"n": 60}
 
 
-def test_a_release_wakes_whoever_waits(newest_database: Database) -> None:
+def test_a_release_wakes_a_waiting_process(newest_database: Database) -> None:
     """Not the poll: that comes after ten minutes here."""
     patient = open_storage(
         newest_database,
@@ -305,7 +305,7 @@ def test_a_run_that_lost_its_lease_notices(
 def test_everything_works_behind_a_pooler_in_transaction_mode(
     newest_database: Database,
 ) -> None:
-    """With fewer server connections than writers: whoever waits must not starve the holder."""
+    """With fewer server connections than writers: waiting writers must not starve the holder."""
     with pgbouncer(newest_database, "transaction", pool_size=2) as dsn:
         port = int(conninfo_to_dict(dsn)["port"] or 0)
         location = locate(state_uri(newest_database, port=port))

@@ -58,10 +58,10 @@ def config(shop: Database, make_config: Callable[..., PipelineConfig]) -> Pipeli
 
 @pytest.fixture
 def person(config: PipelineConfig) -> Iterator[StateStorage]:
-    """Somebody else with access to the states."""
+    """Another program with access to the states."""
     location = state_location(config)
     assert location is not None
-    with closing(StateStorage(location, writer="somebody")) as storage:
+    with closing(StateStorage(location, writer="person")) as storage:
         yield storage
 
 
@@ -76,7 +76,7 @@ def mirrored(config: PipelineConfig, timing: Timing = TIMING) -> Iterator[Pipeli
 
 
 def until(what: str, look: Callable[[], Any]) -> Any:
-    """The mirror tells nobody when it has written."""
+    """The mirror gives no signal when it has written."""
     deadline = time.monotonic() + PATIENCE_S
     while not (found := look()):
         assert time.monotonic() < deadline, f"waiting for {what}"
@@ -223,7 +223,7 @@ def test_a_position_that_cannot_be_honoured_is_refused_and_written_back(
     assert notice.kind == "refused"
     assert copies_of(shop, "orders") == 1
     # What was wanted is not lost: the history has it.
-    assert [v.writer for v in person.history(ORDERS, limit=2)][1] == "somebody"
+    assert [v.writer for v in person.history(ORDERS, limit=2)][1] == "person"
 
 
 def test_an_editor_left_open_while_the_pipeline_went_on_is_no_request(
@@ -280,7 +280,7 @@ def test_a_new_environment_takes_the_states_along(
     renamed = config.model_copy(update={"environment": "prod"})
     with mirrored(renamed):
         ready(person, *(name.replace("dev:", "prod:") for name in (ORDERS, CUSTOMERS)))
-    # The mirror's own is gone; what somebody wrote there is theirs.
+    # The mirror's own is gone; what a person wrote there stays.
     assert person.get(ORDERS) is None
     assert person.get(CUSTOMERS) is not None
     assert copies_of(shop, "orders") == copies_of(shop, "customers") == 1
@@ -301,7 +301,7 @@ def test_a_table_that_leaves_the_publication_and_returns_was_not_cleared(
 def test_states_that_went_with_their_table_were_not_cleared(
     config: PipelineConfig, person: StateStorage, shop: Database
 ) -> None:
-    """Somebody restored an empty database, or dropped what looked unneeded."""
+    """An empty database was restored, or what looked unneeded was dropped."""
     drop = (
         "DROP TABLE etl.meltano_state, etl.meltano_state_history, etl.meltano_state_locks,"
         " etl.meltano_state_migrations"

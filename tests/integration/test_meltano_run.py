@@ -129,7 +129,7 @@ def test_a_run_goes_on_when_the_connection_to_its_state_is_cut(
     assert step(storage) == 3
 
 
-def test_a_run_that_is_killed_leaves_its_state_and_holds_up_nobody(
+def test_a_run_that_is_killed_leaves_its_state_and_blocks_no_one(
     newest_database: Database, storage: StateStorage, tmp_path: Path
 ) -> None:
     project = step_by_step(newest_database, tmp_path)

@@ -448,7 +448,7 @@ def test_tables_of_the_earlier_backend_are_taken_over(newest_database: Database)
     assert stored.completed == '{"singer_state":  {"x": 1E5}}'
     assert stored.updated_at.year == 2026
     assert [version.operation for version in storage.history("dev:old")] == ["import"]
-    with storage.lock("dev:old"):  # the crashed one's lock is no lock of ours
+    with storage.lock("dev:old"):  # the crashed one's lock is not one of ours
         storage.set("dev:old", completed={"n": 2})
     # Nothing is thrown away.
     kept = newest_database.query("SELECT count(*) FROM meltano_state_before_etl_dagster")

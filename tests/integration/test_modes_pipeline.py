@@ -57,7 +57,7 @@ def test_deleted_rows_stay_through_copies_and_another_process(
         assert pipeline.wait_until_caught_up(60)
         assert rows(config, gone) == [(3, "c")]
         table_id = pipeline.status().tables["public.orders"].table_id
-        # What is deleted while nobody streams the table is marked by the copy.
+        # What is deleted while the table is not streamed is marked by the copy.
         store.request_copy(table_id)
         database.execute("delete from orders where id = 1")
         assert pipeline.wait_until_caught_up(60)
@@ -159,7 +159,7 @@ def test_a_changed_mode_is_announced_and_then_copied(
     found = [check for check in all_checks(after) if check.name == "copied again"]
     assert [check.message for check in found] == [
         "public.orders: mode changed from append to scd2. With the next start, it is copied again; "
-        "what is there stays at the destination under another name, and what is kept begins anew "
+        "what is there stays at the destination under another name, and what is kept starts over "
         "with the copy"
     ]
 

@@ -42,7 +42,7 @@ def test_real_messages_have_the_kinds_of_the_table(newest_database: Database) ->
         ({"port": port}, Failure.LOST),
         ({"password": SECRET}, Failure.REFUSED),
         ({"user": f"{name}_nologin", "password": PASSWORD}, Failure.REFUSED),
-        ({"user": f"{name}_nobody"}, Failure.REFUSED),
+        ({"user": f"{name}_missing"}, Failure.REFUSED),
         ({"dbname": f"{name}_missing"}, Failure.DATABASE_MISSING),
         ({"options": "-c no_such=1"}, Failure.OPTIONS),
         ({"options": "-c DateStyle=bogus"}, Failure.OPTIONS),

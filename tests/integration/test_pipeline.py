@@ -251,7 +251,7 @@ def test_a_slot_that_vanished_is_refused(
     assert newest_database.slots() == []
 
 
-def test_a_slot_that_somebody_else_moved_is_refused(
+def test_a_slot_that_another_reader_moved_is_refused(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     newest_database.execute(SHOP)

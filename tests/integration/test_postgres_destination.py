@@ -526,7 +526,7 @@ def test_a_server_that_is_away_is_waited_for() -> None:
 def test_a_role_needs_no_more_than_the_schemas(
     newest_database: Database, newest_replica: Database, make_config: MakeConfig
 ) -> None:
-    """The least that the guide asks for: its own schemas in a database of somebody else."""
+    """The least that the guide asks for: its own schemas in a database of another owner."""
     newest_database.execute(
         "create table items (id int primary key)",
         "insert into items values (1)",
@@ -561,7 +561,7 @@ def test_the_sources_own_database_is_refused(
     assert newest_database.query("select to_regnamespace('_etl')") == [(None,)]
 
 
-def test_a_table_that_is_somebody_elses_is_left_alone(
+def test_a_table_of_another_owner_is_left_alone(
     newest_database: Database, newest_replica: Database, make_config: MakeConfig
 ) -> None:
     newest_database.execute(
@@ -579,9 +579,9 @@ def test_a_table_that_is_somebody_elses_is_left_alone(
     assert "already exists" in reason
 
 
-def test_a_schema_of_somebody_else_is_refused(newest_database: Database) -> None:
+def test_a_schema_of_other_software_is_refused(newest_database: Database) -> None:
     newest_database.execute("create schema _etl; create table _etl.orders (id int)")
-    with pytest.raises(DestinationError, match="somebody else's"):
+    with pytest.raises(DestinationError, match="in use by other software"):
         PostgresDestination(newest_database.dsn).startup(MemoryStore())
 
 

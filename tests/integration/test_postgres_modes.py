@@ -1,4 +1,4 @@
-"""Modes in Postgres: what a new copy can't go on with stays, and its keys are in nobody's way."""
+"""Modes in Postgres: what a new copy can't continue stays, and its keys block nothing."""
 
 from __future__ import annotations
 

@@ -390,7 +390,7 @@ def tight(tight_server: EmbeddedPostgres) -> Iterator[Database]:
 
 def test_a_server_without_a_free_slot_is_refused(tight: Database, make_config: MakeConfig) -> None:
     config = make_config(tight)
-    make_slot(tight, "somebody_elses")
+    make_slot(tight, "foreign")
 
     with pytest.raises(SourceNotPrepared, match=r"no replication slot is free.*1 of 1 in use"):
         require(config)
@@ -419,15 +419,15 @@ def test_a_server_without_a_free_wal_sender_is_refused(
     tight: Database, make_config: MakeConfig
 ) -> None:
     config = make_config(tight)
-    make_slot(tight, "somebody_elses")
-    somebody = psycopg.connect(make_conninfo(tight.dsn, replication="database"), autocommit=True)
-    with somebody:
-        somebody.pgconn.exec_(
-            b"START_REPLICATION SLOT somebody_elses LOGICAL 0/0 "
+    make_slot(tight, "foreign")
+    other = psycopg.connect(make_conninfo(tight.dsn, replication="database"), autocommit=True)
+    with other:
+        other.pgconn.exec_(
+            b"START_REPLICATION SLOT foreign LOGICAL 0/0 "
             b"(proto_version '1', publication_names 'etl_pub')"
         )
         check = found(config, "WAL senders")
-        somebody.pgconn.finish()
+        other.pgconn.finish()
 
     assert check.level == "error"
     assert "max_wal_senders" in check.solution

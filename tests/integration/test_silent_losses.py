@@ -81,7 +81,7 @@ def assert_in_step(database: Database, config: PipelineConfig) -> None:
     assert rows == database.query("select id, n from items order by id, n")
 
 
-def test_a_table_that_is_rewritten_during_its_copy_is_copied_anew(
+def test_a_table_that_is_rewritten_during_its_copy_is_copied_again(
     newest_database: Database, config: PipelineConfig, store: CoordinatingStore
 ) -> None:
     newest_database.execute("create publication etl_pub for table items")
@@ -89,7 +89,7 @@ def test_a_table_that_is_rewritten_during_its_copy_is_copied_anew(
     assert_in_step(newest_database, config)
 
 
-def test_a_column_that_is_dropped_during_the_copy_begins_it_anew(
+def test_a_column_that_is_dropped_during_the_copy_restarts_it(
     newest_database: Database, config: PipelineConfig, store: CoordinatingStore
 ) -> None:
     newest_database.execute("create publication etl_pub for table items")

@@ -1,4 +1,4 @@
-"""A server that sends what nobody asked for doesn't end the stream, where it carries nothing."""
+"""A server that sends what was not asked for doesn't end the stream, where it carries nothing."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class Database:
         return str(self.query("SELECT pg_current_wal_lsn()")[0][0])
 
     def drop_slots(self) -> None:
-        """End whoever uses this database's slots, and drop them."""
+        """Terminate readers of this database's slots, and drop them."""
         with psycopg.connect(self.server.dsn(), autocommit=True) as admin:
             # A pipeline that still runs may have its slot again before it is dropped.
             wait_until(lambda: self._drop_slots(admin))

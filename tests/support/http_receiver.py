@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         return token is None or self.headers.get("Authorization") == f"Bearer {token}"
 
     def _is_signed(self, content: bytes) -> bool:
-        """As the documentation tells somebody to do who doesn't have this package."""
+        """As the documentation says for users without this package."""
         secret = self.server.options.hmac_secret
         if secret is None:
             return True

@@ -1,7 +1,7 @@
 """A pipeline in a process of its own, so that a test can kill it.
 
 The first line of stdin is a task: ``{"config": {...}, "kind": "http", "settings": {"url": ...}}``.
-With ``"kind": "forty_lines"`` it is one that somebody wrote in forty lines; with ``"kind":
+With ``"kind": "forty_lines"`` it is one written in forty lines; with ``"kind":
 "configured"`` the one that the configuration names.
 """
 

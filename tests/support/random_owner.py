@@ -156,7 +156,7 @@ class Owner:
             self._run(*self._inserts(table))
 
     def rewrite(self) -> None:
-        """Write all rows of a table anew, without a change."""
+        """Rewrite all rows of a table, without a change."""
         table = self._rng.choice([t for t in self._live() if not t.is_partitioned])
         self._run(f"vacuum full {table.sql}")
 

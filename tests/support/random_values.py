@@ -145,7 +145,7 @@ def _bits(random: Random) -> str:
 
 
 def _numbers(pattern: str) -> Make:
-    """``#`` is any float, also those that are no number."""
+    """``#`` is any float, also NaN and the infinities."""
 
     def make(random: Random) -> str:
         parts = pattern.split("#")

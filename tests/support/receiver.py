@@ -75,7 +75,7 @@ class Receiver:
             self.kills += 1
 
     def wait_until_dead(self, timeout_s: float = PATIENCE_S) -> int:
-        """Wait for a death that somebody else is the cause of; its exit code."""
+        """Wait for a death that another process causes; its exit code."""
         assert self._process is not None
         code = self._process.wait(timeout_s)
         self._wait()

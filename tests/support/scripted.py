@@ -22,7 +22,7 @@ from tests.unit import wire
 
 
 class ManualClock:
-    """Stands still until it is moved; whoever waits moves it by as long as the wait would take."""
+    """Stands still until it is moved; a wait moves it by its own length."""
 
     def __init__(self) -> None:
         self._now_s = 0.0
@@ -117,7 +117,7 @@ def transaction(lsn: int, *ids: int, table_id: int = 1) -> list[bytes]:
 
 
 def config(**settings: Any) -> PipelineConfig:
-    """The configuration of a pipeline whose source nobody reaches."""
+    """The configuration of a pipeline whose source can't be reached."""
     source = {"host": "nowhere.invalid", "user": "u", "database": "d", "publication": "p"}
     return parse_config({"pipeline": "scripted", "source": source, **settings}, {})
 

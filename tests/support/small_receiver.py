@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(b"{}")
 
     def do_GET(self) -> None:
-        """``/rows?table=public.orders``: what is there, for whoever wants to compare."""
+        """``/rows?table=public.orders``: what is there, for a comparison."""
         name = parse_qs(urlsplit(self.path).query)["table"][0]
         with self.lock:
             found = self.db.execute(

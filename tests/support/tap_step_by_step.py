@@ -26,7 +26,7 @@ if __name__ == "__main__":
     for step in (1, 2, 3):
         while step == 2 and not go_on.exists():
             if time.monotonic() > deadline:
-                sys.exit("nobody told it to go on")
+                sys.exit("it was not told to continue")
             time.sleep(0.02)
         say(type="RECORD", stream="steps", record={"id": step})
         say(type="STATE", value={"bookmarks": {"steps": {"id": step}}})

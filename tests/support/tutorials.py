@@ -69,7 +69,7 @@ def read_steps(page: Path) -> list[Step]:
     environment has it.
 
     Raises:
-        ValueError: a block of code that nobody would run.
+        ValueError: a block of code that is not run.
     """
     docs = page.parents[1]
     text = _SNIPPET.sub(
@@ -104,7 +104,7 @@ def _steps(text: str) -> Iterator[Step]:
 
 
 class Reader:
-    """Somebody with a folder and some terminals, who does what a tutorial says."""
+    """A user with a folder and some terminals, who does what a tutorial says."""
 
     def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
         self._folder = folder

@@ -52,7 +52,7 @@ def test_another_copy_that_is_asked_for_ends_it() -> None:
     claim.look()
     store.others = [Catchup(Lsn(20)), Init()]
 
-    with pytest.raises(LeaseLost, match="somebody else changed the state"):
+    with pytest.raises(LeaseLost, match="another process changed the state"):
         claim.move(FinishedCopy())
 
     assert store.get_table_replication_state(TABLE) == Init()

@@ -266,7 +266,7 @@ def test_what_keeps_a_destination_from_being_written_is_named(tmp_path: Path) ->
     assert "there is no folder" in obstacle(tmp_path / "no" / "x.duckdb")
     assert "is a folder" in obstacle(tmp_path)
     assert "there is no folder" in obstacle(tmp_path / "text.duckdb" / "x.duckdb")
-    assert "is no DuckDB file" in obstacle(tmp_path / "text.duckdb")
+    assert "is not a DuckDB file" in obstacle(tmp_path / "text.duckdb")
 
 
 def test_what_lives_in_memory_is_a_warning() -> None:

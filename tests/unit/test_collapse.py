@@ -96,7 +96,7 @@ def test_a_key_that_is_taken_again_after_it_moved_away_has_the_new_row() -> None
     assert {row["id"]: row["note"] for row in result.rows.to_pylist()} == {1: "new", 2: "moved"}
 
 
-def test_an_unchanged_value_nobody_told_is_looked_up_by_the_first_key_of_its_row() -> None:
+def test_an_unchanged_value_that_was_not_sent_is_looked_up_by_the_first_key_of_its_row() -> None:
     result = collapsed(
         update(ORDERS, old={"id": 1}, unchanged=["document"], id=2),
         update(ORDERS, old={"id": 2}, unchanged=["document"], id=3),

@@ -78,8 +78,8 @@ def test_a_changed_mode_and_shape_are_one_copy_with_both_reasons(
     }
     assert [record.getMessage() for record in caplog.records] == [
         "public.t0: mode changed from append to scd2; shape changed (note (mask)): it is copied "
-        "again; what is there stays at the destination under another name, and what is kept begins "
-        "anew with the copy",
+        "again; what is there stays at the destination under another name, and what is kept starts "
+        "over with the copy",
         "public.t2: shape changed (the table itself (name, where), note (left out)): it is copied "
         "again",
     ]

@@ -36,7 +36,7 @@ def plan(*names: str) -> Any:
         (["copy_orders", "shop_checks"], "one"),
         (["shop_checks"], "one"),
         (["copy_orders", "copy_customers", "shop_checks"], "default"),
-        (["copy_orders", "somebody_elses"], "default"),
+        (["copy_orders", "foreign"], "default"),
     ],
 )
 def test_a_run_of_one_copy_and_checks_stays_in_one_process(steps: list[str], chosen: str) -> None:

@@ -202,11 +202,11 @@ def test_a_destination_that_can_not_count_is_reported_all_the_same() -> None:
 def test_a_table_that_stopped_fails_its_check_with_reason_and_solution() -> None:
     ticks = Ticks()
     assert checked(ticks.tick(READY))[0].passed
-    stopped = replace(READY, state="errored", error="it broke", solution="mend it")
+    stopped = replace(READY, state="errored", error="it broke", solution="fix it")
     (check,) = checked(ticks.tick(stopped))
     assert not check.passed
     assert check.severity is AssetCheckSeverity.ERROR
-    assert check.description == "it broke\n\nWhat to do: mend it"
+    assert check.description == "it broke\n\nWhat to do: fix it"
     assert not checked(ticks.tick(stopped))
 
 

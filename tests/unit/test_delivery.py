@@ -88,7 +88,7 @@ def test_progress_waits_until_the_destination_says_durable(side: Side[Flaky]) ->
 
 
 def test_a_write_that_returns_something_else_is_not_taken_for_durable(side: Side[Flaky]) -> None:
-    """Such as the coroutine of an ``async def``, which nobody runs."""
+    """Such as the coroutine of an ``async def``, which is not run."""
     side.destination.durable = "done"  # type: ignore[assignment]
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
 
@@ -182,7 +182,7 @@ def test_a_table_that_was_left_out_is_written_again_after_its_next_copy(side: Si
     assert side.ids(ORDERS) == [2]
 
 
-def test_transactions_before_a_tables_lsn_are_somebody_elses(side: Side[Flaky]) -> None:
+def test_transactions_before_a_tables_lsn_are_foreign(side: Side[Flaky]) -> None:
     first, second = side.transaction((ORDERS, 1)), side.transaction((ORDERS, 2))
     side.delivery.put(first, {ORDERS: Lsn(1200)})
     side.delivery.put(second, {ORDERS: Lsn(1200)})

@@ -27,7 +27,7 @@ from etl_dagster.destinations.duckdb.failures import translate
             ),
             "no space is left",
         ),
-        (duckdb.TransactionException("TransactionContext Error: Conflict"), "by somebody else"),
+        (duckdb.TransactionException("TransactionContext Error: Conflict"), "by another process"),
         (duckdb.IOException("IO Error: gone"), "can't be used"),
     ],
 )

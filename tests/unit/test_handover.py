@@ -201,7 +201,7 @@ class World:
         return is_actor
 
     def _require_durable(self, lsn: Lsn) -> None:
-        """What is said to be done must be at the destination: from here on nobody brings it."""
+        """What is said to be done must be at the destination: from here on it is not sent again."""
         before = self.wal.ids_from(self.slot_lsn) - self.wal.ids_from(lsn)
         assert before <= set(self.ids), f"handed over at {lsn} without {before - set(self.ids)}"
 

@@ -1,4 +1,4 @@
-"""The settings of an HTTP destination: mistakes are named, secrets are told to nobody."""
+"""The settings of an HTTP destination: mistakes are named, secrets are never shown."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def test_the_same_changes_have_the_same_key_and_others_have_another() -> None:
 
 
 def test_another_delivery_of_a_chunk_has_other_keys() -> None:
-    """The source is read anew and may have changed since, so the parts aren't the same."""
+    """The source is read again and may have changed since, so the parts aren't the same."""
     keys = [
         body.key
         for attempt in ("first", "second")

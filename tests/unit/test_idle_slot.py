@@ -1,4 +1,4 @@
-"""Where a stream may start is known once nobody reads its slot."""
+"""Where a stream may start is known once its slot is not read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_what_an_ended_connection_confirmed_last_is_waited_for() -> None:
     assert fetch_idle_slot(source, "etl", threading.Event()) == FREE
 
 
-def test_a_slot_that_nobody_reads_is_not_waited_for() -> None:
+def test_an_unread_slot_is_not_waited_for() -> None:
     for slot in (FREE, None, replace(READ, confirmed_flush_lsn=None)):
         assert fetch_idle_slot(Source(iter([slot])), "etl", threading.Event()) == slot  # type: ignore[arg-type]
 

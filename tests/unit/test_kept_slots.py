@@ -68,7 +68,7 @@ def test_a_slot_within_its_budget_is_measured_and_stays(fixture: Fixture) -> Non
 def test_a_table_that_cannot_be_kept_waits_for_a_person_and_a_copy(
     fixture: Fixture, slot: Slot | None, reason: str, retry: ManualRetry | TimedRetry
 ) -> None:
-    """Not even an automatic retry: it would be a copy, which nobody has asked for."""
+    """Not even an automatic retry: it would be a copy that was not asked for."""
     fixture.store.update_table_replication_states([(1, replace(STOPPED, retry=retry))])
     fixture.slots = [] if slot is None else [slot]
 

@@ -68,7 +68,7 @@ def test_the_storage_loads_neither_meltano_nor_dagster() -> None:
 def test_a_manager_keeps_its_password_to_itself() -> None:
     from etl_dagster.integrations.meltano.backend import PostgresStateBackend
 
-    backend = PostgresStateBackend(f"postgres://somebody:{SECRET}@h/db/s", host=None, password=None)
+    backend = PostgresStateBackend(f"postgres://person:{SECRET}@h/db/s", host=None, password=None)
     for text in (repr(backend), backend.label, repr(backend.storage), repr(vars(backend))):
         assert SECRET not in text
     assert "h/db, schema s" in backend.label

@@ -72,7 +72,7 @@ def test_an_empty_half_is_nothing(empty: Any) -> None:
         ({"singer_state": {"bookmarks": [1, {"x": math.nan}]}}, r"singer_state\.bookmarks\[1\]\.x"),
         ({"a": math.inf}, "NaN or Infinity at a"),
         ({"a": {1, 2}}, "a set at a"),
-        ('{"a": NaN}', "NaN is no JSON"),
+        ('{"a": NaN}', "NaN is not JSON"),
         ('{"secret', "not JSON"),
         ("[1]", "not a JSON object"),
         ([1], "not a JSON object"),

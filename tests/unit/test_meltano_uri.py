@@ -109,7 +109,7 @@ def test_a_host_of_its_own_drops_the_ports_of_the_hosts_it_replaces() -> None:
     assert "port" not in locate("postgres://a:1,b:2/db", host="c").parameters
 
 
-def test_what_nobody_says_is_left_to_libpq() -> None:
+def test_what_is_not_given_is_left_to_libpq() -> None:
     """So that PGPASSWORD, ~/.pgpass and the like count."""
     parameters = locate("postgres://").parameters
     assert not {"port", "user", "password", "dbname", "sslmode"} & set(parameters)
@@ -165,8 +165,8 @@ def test_a_wrong_setting_is_named(settings: dict[str, str], reason: str) -> None
 
 
 def test_a_repr_shows_neither_user_nor_password() -> None:
-    location = locate(f"postgres://somebody:{SECRET}@h:1/db/s")
+    location = locate(f"postgres://person:{SECRET}@h:1/db/s")
     for text in (repr(location), str(location), location.shown):
         assert SECRET not in text
-        assert "somebody" not in text
+        assert "person" not in text
     assert location.shown == "h:1/db, schema s"

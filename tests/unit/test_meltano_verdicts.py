@@ -104,7 +104,7 @@ def test_no_other_position_can_be_set(lsn: Any) -> None:
     assert isinstance(verdict(marked(lsn=lsn, phase="ready")), Refused)
 
 
-def test_nobody_sets_a_phase() -> None:
+def test_a_phase_is_not_set_by_hand() -> None:
     assert isinstance(verdict(marked(lsn=500, phase="init")), Refused)
 
 

@@ -260,7 +260,7 @@ def test_a_target_of_an_earlier_apply_worker_holds_no_longer(side: ApplySide) ->
     assert side.state() == SyncWait(Lsn(900))
 
 
-def test_a_table_that_was_done_while_nobody_looked_is_taken(side: ApplySide) -> None:
+def test_a_table_that_was_finished_meanwhile_is_taken(side: ApplySide) -> None:
     side.set_state(SyncDone(Lsn(1055)))
     side.refresh()
     assert side.state() == Ready(Lsn(1055))
@@ -268,7 +268,7 @@ def test_a_table_that_was_done_while_nobody_looked_is_taken(side: ApplySide) -> 
 
 
 def test_a_table_that_was_handed_over_behind_the_stream_stops_aloud(side: ApplySide) -> None:
-    """What lies between was read by nobody; applying the rest would hide it."""
+    """What lies between was never read; applying the rest would hide it."""
     side.set_state(SyncDone(Lsn(999)))
 
     side.refresh()

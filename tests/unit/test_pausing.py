@@ -19,7 +19,7 @@ from tests.support.waiting import PATIENCE_S
 
 
 class Overlapping(MemoryStore):
-    """Whoever reads a note waits for a moment in which another one does, too."""
+    """A reader of a note waits while another one reads it."""
 
     def __init__(self) -> None:
         super().__init__()

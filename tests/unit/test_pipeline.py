@@ -428,7 +428,7 @@ def test_a_look_that_fails_is_repeated_and_the_stream_goes_on(fixture: Fixture) 
     wait_until(lambda: fixture.ids == [1])
 
 
-def test_a_thread_that_fails_with_what_nobody_expected_ends_the_pipeline(fixture: Fixture) -> None:
+def test_a_thread_that_fails_unexpectedly_ends_the_pipeline(fixture: Fixture) -> None:
     def odd(name: str) -> None:
         raise ZeroDivisionError
 

@@ -125,7 +125,7 @@ def test_a_built_in_type_is_that_of_the_source(type_oid: int, modifier: int, spe
         (Range(70_004, "public.floats", Scalar(701, "double precision")), "text"),
     ],
 )
-def test_a_type_of_somebodys_own_is_text(type_: PgType, spelled: str) -> None:
+def test_an_own_type_is_text(type_: PgType, spelled: str) -> None:
     assert column_type(column("c", type_.oid, 1, type=type_)) == spelled
 
 

@@ -263,7 +263,7 @@ def test_a_message_out_of_place_is_refused(messages: list[bytes], reason: str) -
 
 
 def test_the_abort_of_a_transaction_that_was_never_sent_changes_nothing() -> None:
-    """PostgreSQL 18.6 sends it, though nobody asked for transactions that haven't committed."""
+    """PostgreSQL 18.6 sends it, though no one asked for transactions that haven't committed."""
     session = _fed(b"A\0\0\0\1\0\0\0\2")
 
     assert session.is_empty

@@ -54,7 +54,7 @@ def test_every_edge_becomes_what_the_row_says(row: BuiltIn) -> None:
     parsed = parse(column(row), pa.array([*texts, None], pa.string()))
     odd = [place for place, edge in enumerate(row.edges) if edge.is_odd]
 
-    if parsed.array.type != pa.time64("us"):  # the end of a day is no time to Arrow
+    if parsed.array.type != pa.time64("us"):  # the end of a day is not a time to Arrow
         parsed.array.validate(full=True)
     assert parsed.array.type == arrow_type(column(row))
     assert ([] if parsed.odd is None else parsed.odd.places.tolist()) == odd

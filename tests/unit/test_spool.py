@@ -36,7 +36,7 @@ def test_bytes_are_appended_cut_and_read(tmp_path: Path) -> None:
 
 
 def test_no_other_user_can_read_them_and_nothing_is_left(tmp_path: Path) -> None:
-    """Whoever is killed leaves nothing, since there is no name."""
+    """A killed process leaves nothing, since there is no name."""
     folder = tmp_path / "made" / "here"
     file = spools(folder).open()
     file.append(bytearray(b"secret"))

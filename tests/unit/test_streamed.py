@@ -328,9 +328,9 @@ def test_an_alteration_that_may_be_of_the_savepoint_is_never_guessed_about(
         side.give(abort(9, 10))
 
 
-def test_messages_of_others_are_in_nobodys_way() -> None:
+def test_messages_of_others_are_passed_over() -> None:
     side = Side()
-    other = xid_after_tag(message("somebody"), 9)
+    other = xid_after_tag(message("by_another"), 9)
     side.give(start(9), xid_after_tag(row(1), 9), other, xid_after_tag(row(2), 10), STOP)
 
     side.give(abort(9, 10))

@@ -189,7 +189,7 @@ class Lane:
             # A record of every step, in which failures are kept with their texts.
             pipeline.config.enable_runtime_trace = False
             # Of what is kept at the destination only the positions count. What its tables look
-            # like is asked anew: a copy may have made them again.
+            # like is asked again: a copy may have created them again.
             pipeline._state_restored = True
             if self._abilities.has_plain_files:
                 complete_newest(pipeline)

@@ -60,7 +60,7 @@ class Log:
     def _rows(
         self, shape: LoadedTable, changes: TableChanges
     ) -> tuple[pa.RecordBatch, dict[str, np.ndarray]]:
-        """The rows, and which of their values nobody knows, by the column's name there."""
+        """The rows, and which of their values were not sent, by the column's name there."""
         key = shape.source.key_columns
         if not key:
             whole = complete_from_old(changes)
@@ -120,7 +120,7 @@ class Log:
 
 
 def _names_of(unknown: Mapping[str, np.ndarray], count: int) -> pa.Array[Any]:
-    """For each row a JSON array with the names of the columns whose values nobody knows."""
+    """For each row a JSON array with the names of the columns whose values were not sent."""
     found: list[list[str]] = [[] for _ in range(count)]
     for name, mask in unknown.items():
         for place in np.flatnonzero(mask):

@@ -56,7 +56,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
 
     Args:
         memory_limit: for DuckDB's own buffers; more goes to a temporary folder beside the file.
-        lock_timeout_s: how long to wait for somebody else to let go of the file.
+        lock_timeout_s: how long to wait for another process to close the file.
         changelog: also write the position of every applied change into ``_etl.changelog``.
         bounds, holding: when it writes again what it has written, and how long it keeps the file.
     """

@@ -52,7 +52,7 @@ def translate(error: duckdb.Error, path: Path) -> DestinationError:
         )
     if "not a valid DuckDB database file" in message:
         return DestinationError(
-            f"{path} is no DuckDB file",
+            f"{path} is not a DuckDB file",
             solution="Correct destination.path, or move the file away.",
         )
     if "WAL does not match database file" in message:
@@ -74,7 +74,7 @@ def translate(error: duckdb.Error, path: Path) -> DestinationError:
             "move the file away and reset the pipeline, which copies the tables again.",
         )
     if isinstance(error, duckdb.TransactionException):
-        return DestinationUnreachable(f"{path} was changed by somebody else: {message}")
+        return DestinationUnreachable(f"{path} was changed by another process: {message}")
     return DestinationUnreachable(f"{path} can't be used: {message}")
 
 

@@ -48,7 +48,7 @@ class Guard(Protocol):
 class DatabaseFile:
     """Opens the file when it is needed, and lets go of it soon.
 
-    DuckDB lets one process write a file, and while it does nobody else read it. So a process
+    DuckDB lets one process write a file, and no other can read it meanwhile. So a process
     holds ``<path>.lock`` while it has the file open. Its threads share that one database, where
     each has transactions of its own. Who waits for the lock holds ``<path>.wanted``, so that the
     file is kept open from one write to the next only while no other process waits.
@@ -64,7 +64,7 @@ class DatabaseFile:
         holding: Holding = HOLDING,
     ) -> None:
         self.path = path
-        #: What must be true of the file each time it is opened: somebody may have exchanged it.
+        #: What must be true of the file each time it is opened: it may have been replaced.
         self.guard: Guard | None = None
         self._lock_timeout_s = lock_timeout_s
         #: Once set, other processes are not waited for.
@@ -123,7 +123,7 @@ class DatabaseFile:
                 raise
 
     def close(self) -> None:
-        """Let go of the file as soon as nobody is in it."""
+        """Close the file as soon as no caller uses it."""
         with self._changed:
             self._is_broken = True
             self._changed.notify_all()
@@ -292,7 +292,7 @@ def open_locked(
                 database.execute("SET GLOBAL TimeZone = 'UTC'")
                 return database
             except duckdb.Error as error:
-                # Somebody who doesn't know our lock, such as the duckdb shell.
+                # A program that doesn't know our lock, such as the duckdb shell.
                 holder = _HOLDER.search(str(error))
                 if holder is None:
                     raise translate(error, path) from error
@@ -318,7 +318,7 @@ def open_locked(
 def _take_turn(
     path: Path, lock: filelock.BaseFileLock, timeout_s: float, stop: threading.Event
 ) -> None:
-    """Take the lock of the file, after whoever came first."""
+    """Take the lock of the file, in the order of arrival."""
     deadline = time.monotonic() + timeout_s
     wanted = _wanted_by(path)
     try:

@@ -93,7 +93,7 @@ def _obstacle(path: Path) -> DestinationError | None:
         )
     if head[8:12] != _MAGIC:
         return DestinationError(
-            f"{path} is there, and is no DuckDB file", solution=f"Move it away; or: {elsewhere}"
+            f"{path} exists and is not a DuckDB file", solution=f"Move it away; or: {elsewhere}"
         )
     return None
 

@@ -46,7 +46,7 @@ def read_connection(
         stop: once set, other processes are not waited for.
 
     Raises:
-        DestinationUnreachable: somebody else kept the file for too long.
+        DestinationUnreachable: another process kept the file for too long.
         DestinationError: there is no such file, or it is none of DuckDB.
     """
     file = Path(path).expanduser().absolute()

@@ -64,7 +64,7 @@ class Lake:
 
     @contextmanager
     def turn(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection outside of a transaction, while nobody else writes alone.
+        """A connection outside of a transaction, while no other process writes alone.
 
         Raises:
             DestinationError: as `transaction`.

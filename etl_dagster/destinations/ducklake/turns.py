@@ -39,7 +39,7 @@ class Turns(ABC):
         """A turn, for the block.
 
         Args:
-            alone: nobody else has such a turn at the same time.
+            alone: no other process has such a turn at the same time.
 
         Raises:
             DestinationError: others have kept theirs for too long, or the catalog is away.

@@ -86,10 +86,10 @@ class HttpDestinationConfig(DestinationConfig):
 
         try:
             parts = urlsplit(url)
-            parts.port  # noqa: B018  (raises when it is no number)
+            parts.port  # noqa: B018  (raises when it is not a number)
             httpx.URL(url)  # refuses more than that, and else would for the first request
         except (ValueError, httpx.InvalidURL):
-            raise ValueError("is no URL") from None
+            raise ValueError("is not a URL") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must begin with http:// or https:// and name a host")
         if parts.username is not None or parts.password is not None:
@@ -103,7 +103,7 @@ class HttpDestinationConfig(DestinationConfig):
     def _sendable(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
         for name, value in headers.items():
             if not name or not set(name) <= _TOKEN_CHARACTERS:
-                raise ValueError(f"{name!r} is no name of a header")
+                raise ValueError(f"{name!r} is not a header name")
             if name.lower() in RESERVED_HEADERS:
                 raise ValueError(f"{name} is sent by the destination itself")
             _printable(value, f"the value of {name}")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx
 
-#: Of an answer's body, which nobody reads; it must only be known to be whole.
+#: Bytes of a response's body to read: it is not used, but must be known to be whole.
 _MAX_ANSWER_BYTES: Final = 1024**2
 
 
@@ -76,7 +76,7 @@ class Connection:
             is_late.set()
             raw = None if self._stream is None else self._stream.get_extra_info("socket")
             if raw is not None:
-                # Below TLS: whoever reads finds the end. Closing would not wake them.
+                # Below TLS: a thread that reads finds the end. Closing would not wake it.
                 with suppress(OSError):
                     socket.socket.shutdown(raw, socket.SHUT_RDWR)
 

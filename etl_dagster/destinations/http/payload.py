@@ -80,7 +80,7 @@ def rows_bodies(
 
     Args:
         attempt: tells this delivery of the chunk from another, which may hold other rows: the
-            source is read anew.
+            source is read again.
         max_bytes: a number, or a function that tells it for the next body.
 
     A generator; a `BodyTooLarge` thrown into it has it go on with half of the refused body.

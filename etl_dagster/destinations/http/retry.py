@@ -127,7 +127,7 @@ class Patience:
 
     def _pause_s(self, failure: TryAgain, attempt: int) -> float | None:
         """Seconds before the next try; None where the receiver asks for too many."""
-        # Whoever was told the same doesn't come back at the same moment.
+        # Senders that were told the same don't come back at the same moment.
         jitter_s = random.uniform(0, _JITTER_S)
         if failure.retry_after_s is None:
             growth = _DELAY_GROWTH ** (attempt - 1)

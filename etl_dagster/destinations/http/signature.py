@@ -23,7 +23,7 @@ def sign(secret: str, body: bytes, time_s: int) -> str:
 def verify_signature(
     secret: str, header: str, body: bytes, now_s: float, *, tolerance_s: float = 300
 ) -> bool:
-    """Whether somebody who knows the secret sent this body within the last `tolerance_s` seconds.
+    """Whether a sender that knows the secret sent this body within the last `tolerance_s` seconds.
 
     Args:
         body: as it arrived, before it is decompressed.

@@ -250,7 +250,7 @@ class Scd2Table(_Entries):
         if entry is None:
             return
         if entry.lsn == event.position.commit_lsn.offset:
-            # What a transaction has in between is no version.
+            # What a transaction has in between is not a version.
             self._entries = [other for other in self._entries if other is not entry]
             return
         self._end(entry, event.commit_time_us)

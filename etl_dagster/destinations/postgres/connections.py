@@ -120,7 +120,7 @@ class DestinationConnections:
         """A connection in a transaction, which is committed when the block ends well.
 
         Args:
-            alone: nobody else has one with this at the same time.
+            alone: no other process has one with this at the same time.
             writes: after `interrupt`, none begins that does.
 
         Raises:

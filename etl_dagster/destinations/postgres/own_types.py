@@ -59,7 +59,7 @@ class OwnTypes:
     def __init__(self, session: Session, aside: Aside) -> None:
         self._session = session
         self._aside = aside
-        #: Made in this transaction, which nobody else sees yet.
+        #: Made in this transaction, which no other session sees yet.
         self._made: set[str] = set()
 
     def prepare(self, schema: TableSchema) -> None:

@@ -101,7 +101,7 @@ def _require_rights(connection: Connection, uri: str) -> str:
     names = {name for (name,) in rows}
     if names and not names.issuperset(_TABLES):
         raise DestinationError(
-            f"schema _etl of {uri} is somebody else's: it has tables that no pipeline made",
+            f"schema _etl of {uri} is in use by other software: no pipeline created its tables",
             solution="Use another database.",
         )
     return uri

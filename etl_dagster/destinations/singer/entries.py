@@ -93,7 +93,7 @@ def _moment(time_us: int) -> str:
 
 
 def _names_of(unknown: Mapping[str, np.ndarray], count: int) -> AnyArray:
-    """For each row a JSON array of the columns whose values nobody knows; null for none."""
+    """For each row a JSON array of the columns whose values were not sent; null for none."""
     found: list[list[str]] = [[] for _ in range(count)]
     for name, mask in unknown.items():
         for place in np.flatnonzero(mask):

@@ -34,7 +34,7 @@ class Lane:
         self._changed = threading.Condition()
         self._session: Session | None = None
         self._thread: threading.Thread | None = None
-        #: Whether somebody waits for a run, and whether it wants to be alone in it.
+        #: Whether a caller waits for a run, and whether it wants to be alone in it.
         self._wanted: bool | None = None
         #: Counts starts that failed.
         self._failures = 0
@@ -115,7 +115,7 @@ class Lane:
             with self._changed:
                 self._session, self._wanted = session, None
                 self._changed.notify_all()
-            # Told to stop while it was being started; nobody comes then.
+            # Told to stop while it was being started; no caller comes then.
             if self._is_stopping or self._is_closed:
                 session.stop()
             failure = session.serve()

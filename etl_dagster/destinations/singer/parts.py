@@ -59,7 +59,7 @@ class Stamped:
 
 
 def by_missing(found: Collapsed) -> Iterator[tuple[frozenset[str], np.ndarray]]:
-    """The rows by the columns of which nobody knows the value."""
+    """The rows by the columns whose value was not sent."""
     if not found.unknown:
         yield frozenset(), np.arange(len(found.rows))
         return

@@ -318,7 +318,7 @@ class Stretcher:
         return Part(rows, stamps, {}, deleted=True)
 
     def _known(self, schema: TableSchema, found: Collapsed, stamped: Stamped) -> list[Part]:
-        """The rows that are there in the end, without the values that nobody knows."""
+        """The rows that are there in the end, without the values that were not sent."""
         stamps, odd = stamped.at(found.given), odd_of(found.odd)
         if not found.unknown:
             return [Part(found.rows, stamps, odd)]
@@ -348,7 +348,7 @@ class Stretcher:
 
     @staticmethod
     def _is_moved(schema: TableSchema, found: Collapsed) -> bool:
-        """Whether a row with values that nobody knows has another key than it had."""
+        """Whether a row with values that were not sent has another key than it had."""
         incomplete = np.logical_or.reduce(list(found.unknown.values()))
         places: Any = pa.array(np.flatnonzero(incomplete))
         lookup = found.lookup

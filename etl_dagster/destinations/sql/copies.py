@@ -33,7 +33,7 @@ class Copies:
         """
         row = self._session.fetch_row(
             "SELECT status FROM _etl.copies WHERE table_id = $1 AND copy_id = $2"
-            # Nobody ends the copy, and drops its table, while a chunk is written.
+            # No other writer ends the copy, and drops its table, while a chunk is written.
             + self._session.dialect.row_lock,
             [table_id, copy_id],
         )

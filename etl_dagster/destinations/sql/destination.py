@@ -92,7 +92,7 @@ class SqlDestination(ABC, Generic[SessionT]):
 
         Args:
             alone: for what compares and sets (an epoch, a copy), or creates something that another
-                transaction might create too: of these, whoever writes to the destination, one
+                transaction might create too: of these, from all writers to the destination, one
                 comes after the other. Chunks are written side by side.
             more_follows: whether the next transaction is known to come soon, or known not to.
         """

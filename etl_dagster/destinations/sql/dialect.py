@@ -77,7 +77,7 @@ class Dialect(ABC):
     staging_schema: ClassVar[str | None] = None
     #: A schema that no table of the source can be in.
     reserved_schema: ClassVar[str | None] = None
-    #: Ends a query whose rows nobody may change until the transaction ends; empty where no other
+    #: Ends a query and locks its rows until the transaction ends; empty where no other
     #: transaction could.
     row_lock: ClassVar[str] = ""
     #: All tables and views that there are: a relation with schema_name, table_name and is_view.

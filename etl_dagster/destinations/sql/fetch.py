@@ -45,8 +45,8 @@ class FetchAhead:
         self._thread.join()
 
     def wait_until_worthwhile(self) -> None:
-        """Return when batches can be had with hardly a wait: whoever takes a lock then holds it
-        for as short as the source allows."""
+        """Return when batches can be had with hardly a wait: a lock taken then is held
+        a lock that is taken then is held"""
         started = time.monotonic()
         with self._changed:
             self._wait_for(_QUICK_BYTES)

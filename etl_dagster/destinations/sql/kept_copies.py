@@ -78,7 +78,7 @@ class KeptCopies:
     def _reason(self, other: TableSchema, schema: TableSchema) -> str | None:
         if other.id != schema.id:
             return "another table has the name now"
-        return _reason_to_begin_anew(self._session.dialect, other, schema)
+        return _reason_to_start_over(self._session.dialect, other, schema)
 
     def finish(self, mode: Mode[Any], schema: TableSchema, rows: TableRows) -> None:
         """The rows that are staged become part of the table, and the copy is complete."""
@@ -131,7 +131,7 @@ class KeptCopies:
         mode.join(session, target, staging, copy, is_odd)
 
 
-def _reason_to_begin_anew(dialect: Dialect, before: TableSchema, now: TableSchema) -> str | None:
+def _reason_to_start_over(dialect: Dialect, before: TableSchema, now: TableSchema) -> str | None:
     """Why a copy can't go on with what there was before; None: it can."""
     if before.mode != now.mode:
         return f"its mode is {now.mode}"
@@ -158,5 +158,5 @@ def _holds(dialect: Dialect, old: ColumnSchema, new: ColumnSchema) -> bool:
 
 
 def _time_us(rows: TableRows) -> int:
-    """When the rows were as they are; where nobody looked at the source's clock, by this one."""
+    """When the rows were as they are; by this process's clock where the source's was not read."""
     return time.time_ns() // 1000 if rows.copied_at_us is None else rows.copied_at_us

@@ -45,7 +45,7 @@ class Marks:
         return DestinationMark(identity, revision, epoch, Lsn(durable), Lsn(stored), last_begin)
 
     def revisions(self) -> tuple[str, dict[str, int]] | None:
-        """The identity, and each pipeline's revision; None where nobody has one.
+        """The identity, and each pipeline's revision; None where no pipeline has one.
 
         Raises the driver's failure where there is no ledger.
         """

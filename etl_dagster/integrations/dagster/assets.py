@@ -147,7 +147,7 @@ def copy_one_table(
 
     Raises:
         RetryRequested: waiting may cure it. A `RetryPolicy` on the asset would do the same, but
-            Dagster obeys it also when somebody terminates the run, which then goes on.
+            Dagster obeys it also when the run is terminated by hand, which then goes on.
         Failure: with what to do about it.
     """
     from etl_dagster.runtime.checking.belonging import start_destination
@@ -305,7 +305,7 @@ class _Copy:
     # -- the worker, on a thread so that a termination of the run is heard at once -----------------
 
     def _run(self, table_id: TableId) -> "TableSyncResult | None":
-        """Work up to the hand-over; None when somebody else has brought the table there."""
+        """Work up to the hand-over; None when another process has brought the table there."""
         while True:
             state = self._store.get_table_replication_state(table_id)
             if isinstance(state, Ready | SyncDone):

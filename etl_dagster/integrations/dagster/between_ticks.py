@@ -1,6 +1,6 @@
 """A pipeline that is streamed in ticks is on, although most of the time no process runs it.
 
-The note is for whoever looks between two ticks: a run that waits for its hand-over, a check.
+The note is for readers between two ticks: a run that waits for its hand-over, a check.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def build_etl_content_checks(
 ) -> list[AssetChecksDefinition]:
     """The check ``content_match`` of each table that can be compared.
 
-    It reads both sides as a whole, by keyed hashes, while the pipeline streams; so it is no part
+    It reads both sides as a whole, by keyed hashes, while the pipeline streams; so it is not part
     of `build_etl_checks`. A run evaluates it: by hand, or of `build_reconciliation_schedule`. It
     warns where a table could not be compared, as where nothing streams; and fails where rows
     differ. Tables in other modes than ``mirror`` have none.

@@ -35,7 +35,7 @@ from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 #: After a run that failed, the next one waits; doubled for each in a row.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 900.0
-#: Dagster's own retries of a failed run: the sensor requests the copy again, and nobody else.
+#: Dagster's own retries of a failed run: only the sensor requests the copy again.
 _NO_RETRIES = {"dagster/max_retries": "0"}
 _RUNS_LOOKED_AT = 10
 #: Each costs Dagster's database a query.

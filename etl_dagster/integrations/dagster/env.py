@@ -33,7 +33,7 @@ def resolved(value: Any, place: str) -> Any:
     """The value with the text of the environment in place of each `EnvVar`, marked or not.
 
     Raises:
-        ConfigError: a variable is not set, or one is no number that must be; all of them.
+        ConfigError: a variable is not set, or is not a number where one is needed; all of them.
     """
     mistakes: list[str] = []
     result = _resolve(marked(value), place, mistakes)

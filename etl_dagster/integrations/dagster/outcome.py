@@ -10,7 +10,7 @@ _Result = TypeVar("_Result")
 
 
 class Outcome(Generic[_Result]):
-    """A function's, on a thread of its own; so whoever waits for it can be interrupted."""
+    """A function's, on a thread of its own; so the thread that waits for it can be interrupted."""
 
     def __init__(self, function: Callable[[], _Result]) -> None:
         self._function = function

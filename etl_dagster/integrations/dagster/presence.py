@@ -23,7 +23,7 @@ _ASK_EVERY_S = 2.0
 
 
 class ReplicatorAbsent(EtlError):
-    """No process streams the pipeline, so nobody would take the copied table over."""
+    """No process streams the pipeline, so the copied table would not be taken over."""
 
     def __init__(
         self, pipeline: str, *, waited_s: float, is_begun: bool, is_sensor_on: bool = False

@@ -187,7 +187,7 @@ def _config_type(annotation: Any) -> Any:
 
 
 def _optional_of(annotation: Any) -> Any:
-    """What a type is that may also be None; None where it is no such type."""
+    """What a type is that may also be None; None where it is not such a type."""
     if get_origin(annotation) not in (Union, UnionType):
         return None
     parts = [part for part in get_args(annotation) if part is not NoneType]

@@ -120,7 +120,7 @@ def build_etl_sensor(
     Args:
         keys: the asset of each table, by ``schema.table``.
         job: copies tables; None while there is no table.
-        default_status: while nobody has switched it; see `default_sensor_status`.
+        default_status: until a user has switched it; see `default_sensor_status`.
         mode: who streams.
         tick_s: how long a tick streams in the mode ``tick``.
         lease_s: the replicator stops this long after the last tick: when the sensor is turned

@@ -12,7 +12,7 @@ from etl_dagster.runtime.showing.status import PipelineStatus
 
 @dataclass(frozen=True)
 class Supervision:
-    """What a tick learns about the stream, whoever keeps it going."""
+    """What a tick learns about the stream, whichever process runs it."""
 
     #: The last word about the pipeline; None where there is none.
     status: PipelineStatus | None

@@ -1,4 +1,4 @@
-"""Keeps one replicator process alive for each pipeline, for as long as somebody asks for it.
+"""Keeps one replicator process alive for each pipeline, for as long as it is asked for.
 
 Everything here belongs to the code server's process: children are spawned when a sensor ticks,
 never when code is imported, and end with the process, by its exit hook or by their closed stdin.
@@ -32,7 +32,7 @@ from etl_dagster.runtime.showing.status import PipelineStatus
 
 #: After a failure, the next try comes after this long; doubled for each failure in a row.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
-#: A child that lived so long was healthy: failures are counted anew, and it is replaced at once.
+#: A child that lived so long was healthy: its failures are forgotten, and it is replaced at once.
 _STABLE_S = 60.0
 #: A tick waits this long for a new child's first words, so that a mistake shows at once.
 _FIRST_WORDS_S = 2.0

@@ -58,14 +58,14 @@ def parse_catalog(payload: Any) -> tuple[Stream, ...]:
     """The selected streams of a Singer catalog, in its order.
 
     Raises:
-        CatalogUnknown: it is no catalog.
+        CatalogUnknown: it is not a catalog.
     """
     try:
         return tuple(
             _stream(entry) for entry in payload["streams"] if _is_selected(_metadata(entry, ()))
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise CatalogUnknown("the tap's answer is no Singer catalog") from error
+        raise CatalogUnknown("the tap's answer is not a Singer catalog") from error
 
 
 def _metadata(entry: Mapping[str, Any], breadcrumb: Sequence[str]) -> Mapping[str, Any]:

@@ -117,7 +117,7 @@ class MeltanoStateResource(ConfigurableResource[Any]):
         self._open().merge(state_id, _valid(state))
 
     def clear(self, state_id: str) -> None:
-        """Forget a state; one that isn't there is no error. The next run begins anew."""
+        """Delete a state; a missing one is not an error. The next run starts from the beginning."""
         self._open().clear(state_id)
 
     # -- with the backend of this package ----------------------------------------------------------
@@ -146,7 +146,7 @@ class MeltanoStateResource(ConfigurableResource[Any]):
 
     @contextlib.contextmanager
     def run_lease(self, state_id: str, *, wait_s: float = 0.0) -> Iterator[StateLease]:
-        """Nobody else runs a pipeline with this state ID during the block, on any machine.
+        """No other process runs a pipeline with this state ID during the block, on any machine.
 
         Args:
             wait_s: how long to wait for the end of another run, seconds.

@@ -178,13 +178,13 @@ class PostgresStateBackend(StateStoreManager):
 
     @contextlib.contextmanager
     def acquire_lock(self, state_id: str, *, retry_seconds: float = 1) -> Iterator[None]:
-        """Nobody else writes the state under its lock; what the block does is one transaction.
+        """No other process writes the state under its lock; what the block does is one transaction.
 
         Args:
             retry_seconds: a longest pause, like ``lock_retry_seconds``; the shorter counts.
 
         Raises:
-            PostgresStateLockedError: somebody else has it, and lives.
+            PostgresStateLockedError: another process holds it, and is alive.
         """
         try:
             with _meltano_errors(), self.storage.lock(state_id, retry_seconds=retry_seconds):

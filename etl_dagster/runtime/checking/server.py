@@ -79,7 +79,7 @@ def _check_free_slots(connection: Connection, config: PipelineConfig, facts: Ser
     free = facts.max_replication_slots - facts.used_replication_slots
     wanted = (not has_apply) + max(config.copy_tables.max_table_sync_workers - syncing, 0)
     text = f"{facts.used_replication_slots} of {facts.max_replication_slots} in use"
-    raise_it = "Raise max_replication_slots on the source and restart it, or drop slots nobody uses"
+    raise_it = "Raise max_replication_slots on the source and restart it, or drop unused slots"
     if free == 0 and not has_apply:
         failure = SourceNotPrepared(
             f"no replication slot is free on the source: {text}",
@@ -117,7 +117,7 @@ def _check_slots_aside(
         f"{len(lacking)} destinations may need one: where none is free, one that hangs or fails "
         "holds the others up, and the source keeps WAL for all",
         "Raise max_replication_slots and max_wal_senders on the source and restart it, or drop "
-        "slots nobody uses.",
+        "unused slots.",
     )
 
 

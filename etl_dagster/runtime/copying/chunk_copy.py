@@ -54,7 +54,7 @@ class ChunkCopy:
             copied_at_us=self._plan.started_at_us,
         )
         wait_durable(self._destination.write_table_rows(self._schema, rows), self._stop)
-        # Whoever writes the rows anew waits for our reading to end, so asking afterwards is enough.
+        # What rewrites the rows waits for our reading to end, so asking afterwards is enough.
         if chunk.file_node and reader.file_node(chunk.relation_id) != chunk.file_node:
             raise TableRewritten(f"{self._schema.name} was rewritten while it was copied")
         done = FinishedChunk(

@@ -59,7 +59,7 @@ class Claim:
             self._store.load_table_replication_states()
             found = self._store.get_table_replication_state(self._table_id)
             if not (_is_conversation(self.state) and _is_conversation(found)):
-                raise LeaseLost(f"somebody else changed the state of table {self._table_id}")
+                raise LeaseLost(f"another process changed the state of table {self._table_id}")
             self.state = found
         self.state = new
 

@@ -51,7 +51,7 @@ _TABLES_AT_ONCE = 50
 _BYTES_AT_ONCE = 8 * 1024**2
 #: A table that grew past this since it was measured is too large for a group.
 _LARGEST_BYTES = 32 * 1024**2
-#: Nobody else's table waits for one that another session has locked.
+#: No other table waits for one that another session has locked.
 _LOCK_TIMEOUT_S = 2.0
 
 #: The rows of some tables.
@@ -232,7 +232,7 @@ class GroupCopy:
     ) -> dict[TableId, SourceError]:
         """The tables that aren't any more what was read, while the locks of the reading last.
 
-        Somebody may have given a name to another table, before that was locked by reading it.
+        A session may have given a name to another table, before that was locked by reading it.
         """
         now = self._fetch_relations(read)
         published = {

@@ -98,7 +98,7 @@ class GroupSync:
         self._parts = replace(parts, control=self._control)
         self._lease: Lease | None = None
         #: The tables that are in the group, with the state that each has by our doing. Another one
-        #: in the store is somebody else's doing.
+        #: in the store is another process's doing.
         self._states: dict[TableId, TableState] = {}
         #: The failures in a row of each table, one to come included.
         self._attempts: dict[TableId, int] = {}
@@ -153,7 +153,7 @@ class GroupSync:
 
     def _run(self, lease: Lease) -> None:
         self._belonging.require_known()
-        tables = self._known_to_nobody_else(self._fetch_tables())
+        tables = self._known_only_here(self._fetch_tables())
         # First: of a table in a later state, the destination is expected to have the copy.
         self._move(self._states, DataSync())
         tables = {t: table for t, table in tables.items() if t in self._states}
@@ -209,7 +209,7 @@ class GroupSync:
             self._store.request_copy(table_id)
 
     def _fail(self, failures: Mapping[TableId, Exception]) -> None:
-        """Show what tables failed with, unless they are somebody else's by now; they leave."""
+        """Show what tables failed with, unless another process has them by now; they leave."""
         current = self._store.get_table_replication_states()
         changes: list[tuple[TableId, TableState, TableState]] = []
         for table_id, error in failures.items():
@@ -235,14 +235,14 @@ class GroupSync:
             self.singly.add(table_id)
 
     def _move(self, table_ids: Iterable[TableId], new: TableState) -> None:
-        """Change the tables' states; those that somebody else has changed leave the group."""
+        """Change the tables' states; those that another process has changed leave the group."""
         changes = [(table_id, self._states[table_id], new) for table_id in table_ids]
         moved = self._many.transition_table_states(changes)
         for table_id, _, _ in changes:
             if table_id in moved:
                 self._states[table_id] = new
             else:
-                _log.info("somebody else changed the state of table %s", table_id)
+                _log.info("another process changed the state of table %s", table_id)
                 del self._states[table_id]
 
     # -- before the copy -------------------------------------------------------------------------
@@ -281,7 +281,7 @@ class GroupSync:
         self._fail(refused)
         return {t_id: table for t_id, table in tables.items() if t_id not in refused}
 
-    def _known_to_nobody_else(
+    def _known_only_here(
         self, tables: dict[TableId, PublishedTable]
     ) -> dict[TableId, PublishedTable]:
         """The tables whose names no other table ever had; the others need a worker's whole care."""

@@ -53,7 +53,7 @@ def _keep(store: Notes, paused: Mapping[TableId, str]) -> None:
 def ask_for_copies(store: CoordinatingStore, table_ids: Collection[TableId]) -> None:
     """Remember that a person wants copies of these tables, so a cancellation before counts no more.
 
-    It begins nothing: whoever copies a table that needs it is told by its state.
+    It starts nothing: a process that copies a table learns from its state.
     """
     now = time.time()
     with _alone(store):

@@ -128,7 +128,7 @@ class Preparation:
             return None
         durable = max(self._store.get_replication_progress(self._worker) or LSN_ZERO, plan.slot_lsn)
         if slot.confirmed_flush_lsn is None or slot.confirmed_flush_lsn > durable:
-            return None  # somebody else made it, or moved it past what is durable
+            return None  # another process made it, or moved it past what is durable
         is_complete = self._is_copied(plan)
         if not self._belonging.has_finished(self._table_id, plan, is_complete=is_complete):
             _log.warning("the destination lacks what was copied of %s", schema.name)

@@ -192,7 +192,7 @@ class TableCopy:
             self._close(reader)
 
     def _known(self, raised: Exception, pauses: Backoff) -> EtlError:
-        """The error in our own vocabulary; what is nobody's is tried again, as in the stream."""
+        """The error as one of ours; an unknown one is tried again, as in the stream."""
         if isinstance(raised, psycopg.Error):
             return translate(raised, "copying")
         return of_destination(raised, self._destination.name, pauses.attempt, _log)

@@ -27,7 +27,7 @@ from etl_dagster.source.stream import ReplicationStream
 
 _log = logging.getLogger(__name__)
 
-#: A destination that is no further behind the end of the WAL returns to the shared stream.
+#: A destination that is at most this far behind the end of the WAL returns to the shared stream.
 _NEAR_BYTES = 16 * 1024**2
 
 
@@ -234,7 +234,7 @@ class MemberWire:
     def _return(self) -> Branch | None:
         """Take the place in the shared stream, then drop the own slot; None where it is lost.
 
-        From its place on the destination is pinned, so the shared slot is no further.
+        From its place on the destination is pinned, so the shared slot is not further.
         """
         branch, self._ahead = self._ahead, None
         if branch is None or not branch.take_over():

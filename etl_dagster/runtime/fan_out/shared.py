@@ -226,7 +226,7 @@ class SharedSlot:
             return dict(self._pins)
 
     def deciding(self, name: str) -> threading.Lock:
-        """Held by whoever decides which slot a destination reads."""
+        """Held while it is decided which slot a destination reads."""
         return self._deciding[name]
 
     def branch_of(self, name: str) -> Branch | None:

@@ -38,5 +38,5 @@ class Observers:
                     )
 
 
-#: Nobody is told.
+#: No one is told.
 SILENT: Final[Observer] = Observers(())

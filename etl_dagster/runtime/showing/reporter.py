@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 #: Asking costs the source a query, or the destination an opened file.
 _WAL_EVERY_S = 5.0
 _COUNT_EVERY_S = 5.0
-#: An unchanged status is written again this often, so that readers see that somebody is there.
+#: An unchanged status is written again this often, so that readers see that its writer is alive.
 _PUBLISH_EVERY_S = 5.0
 #: ... but what takes long is done less often: after so many times of the time that it took, with
 #: news and without.

@@ -140,7 +140,7 @@ class AppliedStream:
         if isinstance(error, Superseded):
             raise error
         state = self._store.get_table_replication_state(table_id)
-        if isinstance(state, Ready):  # else somebody has asked for a copy meanwhile
+        if isinstance(state, Ready):  # else a copy was asked for meanwhile
             self._setting_aside.stop(table_id, state, error)
         self._ownership.invalidate()
 

@@ -109,7 +109,7 @@ class CatchUp:
 
         Raises:
             Stopped: told to stop before.
-            LeaseLost: somebody else moved on every table that is left.
+            LeaseLost: another process moved every remaining table on.
             CopyMissing: the apply worker doesn't find the copy at its destination.
             HandoverTimeout: no process runs the pipeline.
             EtlError: what the source, the store or the destination failed with.
@@ -130,7 +130,7 @@ class CatchUp:
         if self._refusal is not None and not self._handovers:
             raise self._refusal
         if self._is_moved and not self._handovers:
-            raise LeaseLost(f"somebody else moved {self._label} on")
+            raise LeaseLost(f"another process moved {self._label} on")
         return self._handovers
 
     def _watch(self) -> None:
@@ -164,9 +164,9 @@ class CatchUp:
             self._apply_from = {t: lsn for t, lsn in self._apply_from.items() if t not in table_ids}
 
     def _moved_on(self, table_ids: Collection[TableId]) -> None:
-        """Somebody else changed the states of these tables, for example to copy them again."""
+        """Another process changed the states of these tables, for example to copy them again."""
         for table_id in table_ids:
-            _log.info("somebody else moved %s on", self._names[table_id])
+            _log.info("another process moved %s on", self._names[table_id])
             self._is_moved = True
         self._leave(table_ids)
 
@@ -259,7 +259,7 @@ class CatchUp:
         return self._unchanged.complete(events)
 
     def on_written(self, events: EventBatch) -> None:
-        """Nobody asks."""
+        """Ask nothing."""
 
     def on_durable(self, lsn: Lsn | None, events: EventBatch | None) -> None:
         if events is not None:

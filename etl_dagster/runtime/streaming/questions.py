@@ -16,7 +16,7 @@ from etl_dagster.source.columns import TableToday, fetch_table_today
 
 
 def schema_tracker(parts: WorkerParts) -> SchemaTracker:
-    """Asks for the columns and types of tables that the stream describes anew."""
+    """Asks for the columns and types of tables that the stream describes again."""
     publication = parts.config.source.publication
 
     def fetch_table(table_id: TableId) -> TableToday | None:

@@ -98,7 +98,7 @@ class SettingAside:
 
     @contextlib.contextmanager
     def _claimed(self, table_id: TableId) -> Iterator[None]:
-        """While nobody else makes or drops the table's slot."""
+        """While no other process creates or drops the table's slot."""
         deadline = self._parts.clock.now_s() + _LEASE_WAIT_S
         while (lease := self._store.acquire_lease(f"table:{table_id}")) is None:
             if self._parts.clock.now_s() > deadline:

@@ -163,7 +163,7 @@ class StreamLoop:
         session = self._session
         past_open = session.open_commit_lsn
         reached = max(session.last_commit_end, session.last_keepalive_end)
-        # Before the first frame: what lies before the start was read by somebody earlier.
+        # Before the first frame: what lies before the start was read by an earlier session.
         reached = max(reached, self._stream.start_lsn)
         return reached if past_open is None else max(reached, Lsn(past_open.offset + 1))
 

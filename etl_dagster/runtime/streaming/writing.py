@@ -43,7 +43,7 @@ class BatchWriter:
         self._pipeline, self._observer = parts.config.pipeline, parts.observer
         self._role = role
         self._stop = parts.stop
-        #: Tables taken out of this stream, until they are copied anew.
+        #: Tables taken out of this stream, until they are copied again.
         self.excluded: set[TableId] = set()
         self._piece_size = PieceSize()
         #: When writes began that `write` has not heard of yet; most end before `begin` returns.

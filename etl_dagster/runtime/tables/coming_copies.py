@@ -65,7 +65,7 @@ class ComingCopy:
         if not self.is_copied:
             return (
                 f"it stays as it is, since its rows are not copied (tables.{self.table}.copy is "
-                "false); `etl-dagster reset` begins anew, without the rows of before"
+                "false); `etl-dagster reset` starts over, without the rows of before"
             )
         if self.kept == self.wanted:
             return "it is copied again"
@@ -75,7 +75,7 @@ class ComingCopy:
             return "it is copied again, and the copy replaces what is there"
         return (
             "it is copied again; what is there stays at the destination under another name, and "
-            "what is kept begins anew with the copy"
+            "what is kept starts over with the copy"
         )
 
     @property

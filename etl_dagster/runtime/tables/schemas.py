@@ -349,7 +349,7 @@ class SchemaTracker:
             self._applied[change.schema.id] = change.schema
 
     def forget(self, table_id: TableId) -> None:
-        """The table was or will be copied anew; what is known of it is out of date."""
+        """The table was or will be copied again; what is known of it is out of date."""
         self._applied.pop(table_id, None)
         self._resolved.pop(table_id, None)
         self._rewritten.pop(table_id, None)

@@ -1,4 +1,4 @@
-"""Values read from the store, kept until somebody says that they changed."""
+"""Values read from the store, kept until they are reported as changed."""
 
 from __future__ import annotations
 

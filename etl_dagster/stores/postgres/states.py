@@ -162,7 +162,7 @@ def set_states(
     rows: PipelineRows, connection: Connection, states: Mapping[TableId, TableState]
 ) -> None:
     """Add to the history of each table; the pipeline's row is locked by the caller."""
-    # The same state again is no change; it would only make a rollback go nowhere.
+    # The same state again is not a change; it would only make a rollback go nowhere.
     connection.execute(
         rows.sql(
             """

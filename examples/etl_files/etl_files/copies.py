@@ -21,7 +21,7 @@ class TableCopies:
 
     `copies.json` has the copy that is running or was the last, and all those that were given up,
     whose workers may still be alive. Calls need the destination's lock, but for those that write
-    a new file under a name that nobody else knows.
+    a new file under a name that no other process knows.
     """
 
     def __init__(self, folder: Path, schema: TableSchema) -> None:

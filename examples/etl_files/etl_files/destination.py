@@ -82,7 +82,7 @@ class JsonLinesDestination(Destination):
         )
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise DestinationError(
-                f"destination.folder: {there} is no folder that can be written to",
+                f"destination.folder: {there} is not a folder that can be written to",
                 solution="Give this user the right to write there, or correct destination.folder.",
             )
         return str(self.folder) if there == self.folder else f"{self.folder}: made at the start"
@@ -235,7 +235,7 @@ class JsonLinesDestination(Destination):
     # -- around everything ---------------------------------------------------------------------
 
     def _alone(self) -> AbstractContextManager[None]:
-        """Nobody else writes meanwhile, in this process or another."""
+        """The only writer meanwhile, in this process or another."""
         return locked(self._hidden / "lock", self._lock_timeout_s)
 
     @contextmanager
@@ -267,7 +267,7 @@ def _named_at(table: tuple[TableId, Sequence[TableStep]]) -> int:
 def _require_ours(path: Path) -> None:
     if path.exists() and _table_of(path) is None:
         raise DestinationError(
-            f"{path} is there, and is no file of this destination", solution="Move it away."
+            f"{path} exists and is not a file of this destination", solution="Move it away."
         )
 
 

@@ -14,7 +14,7 @@ _POLL_S = 0.005
 
 
 def try_lock(path: Path) -> BinaryIO | None:
-    """The locked file, to be closed by the caller; None when somebody else has the lock.
+    """The locked file, to be closed by the caller; None when another process has the lock.
 
     Source: flock(2). The lock belongs to this opening of the file, so that two threads of one
     process exclude each other as two processes do.
@@ -33,7 +33,7 @@ def locked(path: Path, timeout_s: float) -> Iterator[None]:
     """Hold the lock.
 
     Raises:
-        TimeoutError: somebody else has it all the time.
+        TimeoutError: another process has it all the time.
     """
     deadline = time.monotonic() + timeout_s
     while (file := try_lock(path)) is None:
@@ -53,7 +53,7 @@ class FileLease:
 
     @property
     def is_held(self) -> bool:
-        """False after `release`, and once somebody has removed or replaced the file."""
+        """False after `release`, and once the file was removed or replaced."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
         except (OSError, ValueError):

@@ -54,7 +54,7 @@ class SqliteFile:
         folder = self.path.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise StoreError(
-                f"state_store.path: {folder} is no folder that can be written to",
+                f"state_store.path: {folder} is not a folder that can be written to",
                 solution="Create it or give this user the right to write there, or correct "
                 "state_store.path.",
             )
@@ -67,7 +67,7 @@ class SqliteFile:
         try:
             with closing(sqlite3.connect(uri, uri=True)) as connection:
                 if not connection.execute("SELECT 1 FROM sqlite_master").fetchall():
-                    return False  # whoever made it was killed before more was done
+                    return False  # its creator was killed before more was done
                 self._require_own(connection)
         except sqlite3.Error as error:
             raise self._explained(error) from error
@@ -88,7 +88,7 @@ class SqliteFile:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and nobody else writes meanwhile, in this process or another."""
+        """All or nothing, as the only writer meanwhile, in this process or another."""
         with self._lock:
             try:
                 connection = self._opened()

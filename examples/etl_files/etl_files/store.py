@@ -134,7 +134,7 @@ class SqliteStore(SqliteFile):
     def _set_state(
         self, connection: sqlite3.Connection, table_id: TableId, state: TableState
     ) -> None:
-        # The same state again is no change; it would only make a rollback go nowhere.
+        # The same state again is not a change; it would only make a rollback go nowhere.
         if self.get_table_replication_state(table_id) != state:
             connection.execute(
                 "INSERT INTO states (table_id, state) VALUES (?, ?)",

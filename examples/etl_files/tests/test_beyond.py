@@ -71,7 +71,7 @@ def test_a_lease_ends_with_its_process_however_it_ends(tmp_path: Path) -> None:
 
 
 def test_the_epochs_of_a_new_file_are_larger_than_those_of_the_one_before(tmp_path: Path) -> None:
-    """The destination remembers them, though somebody removed the store."""
+    """The destination remembers them, though the store was removed."""
     first = SharedSqliteStore(tmp_path / "first.db", "shop")
     epochs = [first.take_epoch() for _ in range(3)]
 
@@ -109,7 +109,7 @@ def test_what_is_no_database_is_not_touched(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_line_that_was_cut_is_written_anew(destination: JsonLinesDestination) -> None:
+def test_a_line_that_was_cut_is_written_again(destination: JsonLinesDestination) -> None:
     stream = Transactions()
     first = stream.commit(insert(VISITS, page="/", at=1))
     second = stream.commit(insert(VISITS, page="/" * 100_000, at=2))
@@ -181,7 +181,7 @@ def test_a_key_that_got_a_wider_type_is_still_found(destination: JsonLinesDestin
     assert read_table(file_of(destination, "orders")) == [{"id": "1", "n": 5}]
 
 
-def test_a_file_of_somebody_else_is_not_replaced(destination: JsonLinesDestination) -> None:
+def test_a_file_of_another_program_is_not_replaced(destination: JsonLinesDestination) -> None:
     path = file_of(destination, "orders")
     path.write_text('{"mine": true}\n')
 

@@ -79,7 +79,7 @@ class TestInMemory(DestinationSuite):
 
 
 class FileDestination(MemoryDestination):
-    """Everything in one file, which a thread of its own writes anew after each call."""
+    """Everything in one file, which a thread of its own writes again after each call."""
 
     name = "file"
     kept: ClassVar[tuple[str, ...]] = (
@@ -819,7 +819,7 @@ class TestShuttingDownLosesTheWriteUnderWay(TestInAFile):
 
     class destination_class(FileDestination):
         class _Waiting(Future[None]):
-            """Saves when somebody waits for it, if nobody has shut down before."""
+            """Saves when a caller waits for it, unless it was shut down before."""
 
             def __init__(self, destination: FileDestination) -> None:
                 super().__init__()
@@ -1037,7 +1037,7 @@ class TestADroppedColumnStays(TestInMemory):
                 row.update(old)
 
 
-class TestARenamedTableBeginsAnew(TestInMemory):
+class TestARenamedTableStartsOver(TestInMemory):
     promise = "test_a_renamed_table_keeps_its_rows"
 
     class destination_class(MemoryDestination):
@@ -1305,7 +1305,7 @@ class TestAnInterruptionUndoesWhatIsDurable(TestInAFile):
 
 
 class _Late(Future[None]):
-    """Does its work when somebody waits for it."""
+    """Does its work when a caller waits for it."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         super().__init__()
@@ -1437,7 +1437,7 @@ class TestTheRowBeforeIsLost(TestInMemory):
 
 
 class _Copies(MemoryDestination):
-    """Begins anew with each copy, whatever was kept."""
+    """Starts over with each copy, whatever was kept."""
 
     def _replace_table(self, schema: TableSchema, copy: Any, rows: TableRows) -> None:
         self.tables.pop(schema.id, None)

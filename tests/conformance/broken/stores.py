@@ -39,7 +39,7 @@ def _saving(write: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FileStore(MemoryStore):
-    """Everything in one file, which is written anew after each change."""
+    """Everything in one file, which is written again after each change."""
 
     kept: ClassVar[tuple[str, ...]] = ("_states", "_schemas", "_progress", "_metadata")
 
@@ -176,7 +176,7 @@ class TestRollbackInventsAFirstState(TestFileStore):
 
 
 class TestManyTablesAreUpdatedOneByOne(TestFileStore):
-    promise = "test_nobody_sees_half_of_an_update_of_many_tables"
+    promise = "test_no_reader_sees_half_of_an_update_of_many_tables"
 
     class store_class(FileStore):
         def update_table_replication_states(
@@ -427,7 +427,7 @@ class TestAnEpochIsRepeated(TestSharedStore):
             return max(super().take_epoch() - 1, 1)
 
 
-class TestEpochsBeginAnew(TestSharedStore):
+class TestEpochsStartOver(TestSharedStore):
     promise = "test_an_epoch_is_larger_than_those_of_a_store_that_was_lost"
 
     class store_class(MemoryStore):
@@ -490,7 +490,7 @@ class TestAWaitMissesWhatWasBeforeIt(TestSharedStore):
             self._next.set()
 
 
-class TestATransitionWakesNobody(TestSharedStore):
+class TestATransitionWakesNoOne(TestSharedStore):
     promise = "test_two_workers_talk_through_the_store_and_miss_no_word"
     patience_s = 0.2
 
@@ -505,7 +505,7 @@ class TestATransitionWakesNobody(TestSharedStore):
                 return True
 
 
-class TestAFinishedChunkWakesNobody(TestSharedStore):
+class TestAFinishedChunkWakesNoOne(TestSharedStore):
     promise = "test_a_wait_ends_when_another_process_changes_something"
     patience_s = 0.2
 
@@ -524,7 +524,7 @@ class TestAWorkerCanNotBeWoken(TestSharedStore):
 
     class store_class(MemoryStore):
         def wake(self) -> None:
-            """Nobody hears it."""
+            """Wake no one."""
 
 
 class TestAChunkFinishedTwiceCountsTheSecond(TestSharedStore):
@@ -559,7 +559,7 @@ class TestAResetForgetsWhereTheTablesAre(TestSharedStore):
 
 
 class TestARequestedCopyKeepsItsPlan(TestSharedStore):
-    promise = "test_a_requested_copy_begins_anew"
+    promise = "test_a_requested_copy_starts_over"
 
     class store_class(MemoryStore):
         def request_copy(self, table_id: TableId) -> None:

@@ -15,7 +15,7 @@ from etl_dagster.destinations.logged import logged
 from etl_dagster.destinations.sql import statements
 from etl_dagster.destinations.sql.dialect import Dialect, column_list, quote
 from etl_dagster.destinations.sql.modes.base import CopyMoment, Mode, added_types
-from etl_dagster.destinations.sql.modes.columns import moment, nobody, with_columns
+from etl_dagster.destinations.sql.modes.columns import moment, none_unchanged, with_columns
 from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.destinations.sql.tables import Target
@@ -128,7 +128,7 @@ class Append(Mode[Collapsed]):
 
 def _added(changes: TableChanges) -> dict[str, pa.Array[Any]]:
     """By name, the columns beside those of the source."""
-    return logged(changes) | {"_etl_unchanged": nobody(len(changes))}
+    return logged(changes) | {"_etl_unchanged": none_unchanged(len(changes))}
 
 
 def _rows_now(target: Target, lookup: pa.RecordBatch | None) -> str:

@@ -92,7 +92,7 @@ class Mode(ABC, Generic[PreparedT]):
 
         Args:
             target: under the schema that `staging` has.
-            staging: the rows of the copy; they are no table of their own afterwards.
+            staging: the rows of the copy; they are not a table of their own afterwards.
             is_odd: the condition under which a row called `copied` may have, or have had, values
                 that their columns' types can't hold.
         """

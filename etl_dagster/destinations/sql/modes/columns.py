@@ -26,7 +26,7 @@ def moment(time_us: int) -> str:
     return timestamp_to_json(time_us)
 
 
-def nobody(count: int) -> pa.Array[Any]:
+def none_unchanged(count: int) -> pa.Array[Any]:
     """Values of ``_etl_unchanged`` where everything is known."""
     return pa.nulls(count, pa.list_(pa.string()))
 

@@ -19,7 +19,13 @@ import pyarrow as pa
 from etl_dagster.destinations.sql import statements
 from etl_dagster.destinations.sql.dialect import ZONED, Dialect, column_list, quote
 from etl_dagster.destinations.sql.modes.base import CopyMoment, Mode
-from etl_dagster.destinations.sql.modes.columns import AT, moment, nobody, times, with_columns
+from etl_dagster.destinations.sql.modes.columns import (
+    AT,
+    moment,
+    none_unchanged,
+    times,
+    with_columns,
+)
 from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.destinations.sql.session import Session, Statement
 from etl_dagster.destinations.sql.tables import Target
@@ -59,7 +65,7 @@ class Scd2(Mode[_Work]):
                 "_etl_valid_from": times(commit_times, versions.given_by),
                 "_etl_valid_to": times(commit_times, versions.ended_by),
                 "_etl_is_current": pa.array(versions.ended_by < 0),
-                "_etl_unchanged": nobody(len(versions.rows)),
+                "_etl_unchanged": none_unchanged(len(versions.rows)),
             },
         )
         if versions.unknown:
@@ -111,7 +117,7 @@ class Scd2(Mode[_Work]):
             obsolete = session.execute(
                 f"DELETE FROM {target.sql} WHERE {CURRENT} AND {FROM} = CAST($1 AS {ZONED})", [at]
             )
-            # Rows of the transaction itself are no versions, and their values go with them.
+            # Rows of the transaction itself are not versions, and their values go with them.
             OddValues(session).remove_all_of(target.schema, event.position.commit_lsn.offset)
         return obsolete + session.execute(
             f"UPDATE {target.sql} SET {TO} = CAST($1 AS {ZONED}), {CURRENT} = false "

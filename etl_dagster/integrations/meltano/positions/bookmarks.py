@@ -9,7 +9,7 @@ from typing import Any
 from etl_dagster.lsn import Lsn
 from etl_dagster.table_name import TableName
 
-#: Beside ``singer_state``; whose position this is, and what was done about somebody's edit.
+#: Beside ``singer_state``; whose position this is, and what was done about an edit by hand.
 OURS = "etl_dagster"
 #: From the hand-over on the table is complete.
 _COMPLETED = ("sync_done", "ready")
@@ -70,7 +70,7 @@ class TablePosition:
         """The whole state.
 
         Args:
-            note: what was done about somebody's edit; for people.
+            note: what was done about an edit by hand; for people.
         """
         ours = {"state_id": self.state_id, "pipeline": self.pipeline, "table": self.table}
         if note is not None:
@@ -89,7 +89,7 @@ def stream_name(table: str) -> str:
 
 @dataclass(frozen=True)
 class FoundState:
-    """What a stored state says about one stream; whoever wrote it."""
+    """What a stored state says about one stream, whichever program wrote it."""
 
     #: Whether it has no bookmark at all: for a Singer tap, "from the beginning".
     is_empty: bool

@@ -14,7 +14,7 @@ from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import Slot, fetch_apply_slot
 
 #: The slot hears of a confirmed position a little later than the state, and a batch is up to so
-#: large; beyond, the source keeps WAL that nobody needs.
+#: large; beyond, the source keeps unneeded WAL.
 _SLOT_BEHIND_BYTES = 64 * 1024**2
 #: The mirror writes tables without changes every half a minute, and pauses a minute at most.
 _STALE_AFTER = timedelta(minutes=3)
@@ -71,7 +71,7 @@ def compare(
     bookmark = FoundState.read(stored.state, stream_name(table)).bookmark or {}
     lsn, phase = bookmark.get("lsn"), bookmark.get("phase")
     if not isinstance(lsn, int):
-        words = f"The table has no position yet: {phase or 'somebody else wrote its state'}."
+        words = f"The table has no position yet: {phase or 'another program wrote its state'}."
         return BookmarkComparison(
             phase is not None, False, words, None, confirmed, stored.written_at
         )
@@ -83,8 +83,7 @@ def compare(
         return BookmarkComparison(False, False, words, at, confirmed, stored.written_at)
     if ahead < -_SLOT_BEHIND_BYTES:
         words = (
-            f"The slot is {-ahead:,} bytes behind what is durable: the source keeps WAL that "
-            "nobody needs."
+            f"The slot is {-ahead:,} bytes behind what is durable: the source keeps unneeded WAL."
         )
         return BookmarkComparison(False, False, words, at, confirmed, stored.written_at)
     words = f"The bookmark is at {at}, the slot at {confirmed}."

@@ -179,7 +179,7 @@ class PositionMirror:
                 pauses.reset()
             except EtlError as error:
                 if isinstance(error, StateTablesMissing):
-                    self._memory = None  # somebody dropped them; the next pass makes them again
+                    self._memory = None  # they were dropped; the next pass creates them again
                 pause_s = pauses.next_delay_s()
                 self._say_problem(error, is_first=pauses.attempt == 1)
             except Exception:
@@ -298,7 +298,7 @@ class PositionMirror:
     def _settle(
         self, memory: MirrorMemory, position: TablePosition, row: StateRow | None, *, is_last: bool
     ) -> _Due | None:
-        """Answer what somebody did to one state; what is to be written, where that is due."""
+        """Answer what a user did to one state; what is to be written, where that is due."""
         state_id = position.state_id
         if row is not None and row.is_ours:
             position = self._positions.with_commit_of(position, row.state)
@@ -410,14 +410,14 @@ class PositionMirror:
         log("Meltano state %s: %s", position.state_id, text)
         memory.notify(position.state_id, position.table, kind, text)
 
-    # -- states that are no table's any more -----------------------------------------------------
+    # -- states whose table is gone ----------------------------------------------------------------
 
     def _forget(
         self, memory: MirrorMemory, present: Collection[str], rows: Mapping[str, StateRow]
     ) -> None:
         """Remove what the mirror wrote for tables that left, or under an earlier name.
 
-        What somebody else has written since stays theirs.
+        What another program has written since stays.
         """
         for state_id in memory.entries.keys() - set(present):
             row = rows.get(state_id)
@@ -425,7 +425,7 @@ class PositionMirror:
                 continue
             del memory.entries[state_id]
             self._written.pop(state_id, None)
-            _log.info("%s is no table of the pipeline any more, and not mirrored", state_id)
+            _log.info("%s does not belong to the pipeline any more, and is not mirrored", state_id)
 
 
 def _dated(text: str) -> str:

@@ -93,8 +93,8 @@ class MirroredStates:
     def place(self) -> str:
         """What tells this place from any other.
 
-        Somebody may drop the tables, or restore an empty database under the same name: then no
-        state is there, and nobody cleared any.
+        A user may drop the tables, or restore an empty database under the same name: then no
+        state is there, and none was cleared.
         """
         table = self._steps.tables.identifiers()["state"].as_string()
         connections = StateConnections(self._location)
@@ -171,7 +171,7 @@ class MirroredStates:
         """The ID that a state was moved to which is gone now.
 
         `meltano state move` writes the one and deletes the other, so both have one writer. A copy
-        that somebody made before clearing the state was made by another process.
+        that was made before clearing the state was made by another process.
         """
         versions = self._steps.history(position.state_id, limit=1)
         if not versions or versions[0].operation != "delete":

@@ -27,7 +27,7 @@ from etl_dagster.runtime.copying.pausing import ask_for_copies
 
 @dataclass(frozen=True)
 class Pending:
-    """A change that nobody has answered yet."""
+    """A change that has not been answered yet."""
 
     position: TablePosition
     verdict: Verdict
@@ -79,7 +79,7 @@ class PendingChanges:
         for state_id, entry in sorted(entries.items()):
             state = self._store.get_table_replication_state(entry.table_id)
             position = self._positions.position(entry.table, entry.table_id, state, confirmed)
-            # After a change of environment the old IDs are no table's; the next start removes them.
+            # After a change of environment the old IDs have no table; the next start removes them.
             if state is None or position.state_id != state_id or entry.requested_at is not None:
                 continue
             verdict = judge(

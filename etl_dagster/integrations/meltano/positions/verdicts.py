@@ -1,4 +1,4 @@
-"""What somebody's change to a mirrored state means. One rule decides it.
+"""What a user's change to a mirrored state means. One rule decides it.
 
 The pipeline's own store is the truth; Meltano's state is its mirror, plus explicit requests. There
 is one request: to clear the state of a table asks for a new copy of it. Everything else that can
@@ -27,14 +27,14 @@ class New:
 
 @dataclass(frozen=True)
 class Cleared:
-    """Somebody asks for a new copy."""
+    """A user asks for a new copy."""
 
     how: str
 
 
 @dataclass(frozen=True)
 class Moved:
-    """It is gone, and another ID has it: somebody gave it another name."""
+    """It is gone, and another ID has it: it was renamed."""
 
     to: str
 
@@ -46,7 +46,7 @@ class Edited:
 
 @dataclass(frozen=True)
 class Refused:
-    """Somebody wrote a position that can't be honoured."""
+    """A position was written that can't be honoured."""
 
     reason: str
 
@@ -59,7 +59,7 @@ class StateRow:
     """A stored state, as far as it matters here."""
 
     version: int
-    #: Both halves together; None where they are no JSON object.
+    #: Both halves together; None where they are not a JSON object.
     state: Mapping[str, Any] | None
     #: Whether the mirror of this pipeline wrote it.
     is_ours: bool
@@ -79,7 +79,7 @@ def judge(
         row: None when there is none.
         was_mirrored: whether the mirror has written it in this place before.
         known_lsns: positions that the mirror wrote a moment ago. An editor that was open while the
-            pipeline went on saves one of them; that is no request to go back.
+            pipeline went on saves one of them; that is not a request to go back.
         find_move: the ID that a missing state has now; only asked for a missing one.
     """
     if row is not None and row.is_ours:
@@ -99,7 +99,7 @@ def judge(
     if lsn != current and lsn not in known_lsns:
         return Refused(_why_not(lsn, position))
     if phase != position.phase and lsn == current:
-        return Refused(f"a table's phase is {position.phase}, and nobody can set it")
+        return Refused(f"a table's phase is {position.phase}, and it can't be set by hand")
     return Edited()
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with stored state, for each thing that somebody would do differently."""
+"""What can go wrong with stored state, by what its user would do about it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StateStorageRefused(StateStorageError):
 
 
 class StateStorageForbidden(StateStorageError):
-    """We are in, but the role may not do this, or nobody may: the server is read only."""
+    """Connected, but the role may not do this, or no role may: the server is read only."""
 
 
 class StateTablesMissing(StateStorageError):
@@ -67,7 +67,7 @@ class StateNotStorable(StateStorageError):
 
 
 class StateChanged(StateStorageError):
-    """Somebody else wrote the state meanwhile. Nothing was written."""
+    """Another process wrote the state meanwhile. Nothing was written."""
 
     solution = "Read the state again and repeat the change."
     retryable = True
@@ -87,7 +87,7 @@ class StateLocked(StateStorageError):
 
 
 class StateLockLost(StateStorageError):
-    """Our lock expired while we held it, and somebody else took it. Nothing was written."""
+    """Our lock expired while we held it, and another process took it. Nothing was written."""
 
     solution = (
         "The process stood still, or had no connection, for longer than the lease; repeat it. "

@@ -2,8 +2,8 @@
 
 A row is committed, so everybody can see who holds what. Only the server's clock is compared.
 
-No lease is longer than an hour; so one that would end later than in two is nobody's: the clock was
-set back since, or somebody wrote the row by hand. It counts as expired.
+No lease is longer than an hour; so one that ends later than in two can't be real: the clock was
+set back since, or the row was written by hand. It counts as expired.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from etl_dagster.integrations.meltano.states.migrate import StateTables
 _log = logging.getLogger(__name__)
 
 Kind = Literal["write", "run"]
-#: Pauses of somebody who waits: about the time of a write, at first.
+#: Pauses of a waiting process: about the time of a write, at first.
 _FIRST_PAUSE_S = 0.004
 #: After so long a wait a connection is made that hears of releases. Short waits are mostly in the
 #: server, for the transaction of the owner.
@@ -82,7 +82,7 @@ class LockRow:
     acquired_at: datetime
     renewed_at: datetime
     expires_at: datetime
-    #: By the server's clock; an expired one is taken by whoever comes next.
+    #: By the server's clock; an expired one is taken by the next process.
     is_expired: bool
 
 
@@ -103,7 +103,7 @@ class StateLease:
 
     @property
     def is_held(self) -> bool:
-        """False once somebody took it, or it may have expired without our noticing."""
+        """False once another process took it, or it may have expired without our noticing."""
         return not self._lost.is_set() and time.monotonic() < self.renewed_at + self.lease_s
 
     def lose(self) -> None:
@@ -246,7 +246,7 @@ class Locks:
         return self._release, parameters
 
     def give_way(self, lease: StateLease, released: tuple[Any, ...] | None) -> None:
-        """After a release that somebody waited for, our next turn comes a little later.
+        """After a release that another process waited for, our next turn comes a little later.
 
         We would always be faster than those who have to wake up first, and they would starve.
         """
@@ -262,7 +262,7 @@ class Locks:
             self._held.pop(lease.lock_id, None)
 
     def rows(self) -> list[LockRow]:
-        """All locks and run leases, the oldest first; also expired ones that nobody took yet."""
+        """All locks and run leases, the oldest first; also expired ones not taken yet."""
         rows = self._connections.run(lambda c: c.execute(self._list).fetchall())
         return [LockRow(*row) for row in rows]
 
@@ -331,7 +331,7 @@ class Locks:
                 lambda c: c.execute(self._await, parameters).fetchone(), lock_waits=True
             )
         except errors.LockNotAvailable:
-            # Its transaction holds the row; reading waits for nobody.
+            # Its transaction holds the row; reading waits for no other session.
             return self._connections.run(lambda c: c.execute(self._holder, parameters).fetchone())
 
     # -- renewal ---------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ class Locks:
                 lambda c: c.execute(self._renew, parameters).fetchone(), lock_waits=True
             )
         except errors.LockNotAvailable:
-            # Our own transaction holds the row, so nobody can take it before that ends.
+            # Our own transaction holds the row, so no other process can take it before that ends.
             lease.renewed_at = began
             return
         except StateStorageError as error:

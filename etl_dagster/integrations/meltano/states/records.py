@@ -22,7 +22,7 @@ def to_text(state_id: str, half: Half, name: str) -> str | None:
     and lone surrogates are escapes, which text columns can hold.
 
     Raises:
-        StateNotStorable: NaN or Infinity, which JSON has not; or a text that is no JSON object.
+        StateNotStorable: NaN or Infinity, which JSON cannot represent; or a text of no object.
     """
     # Not compared with {}, which follows what is nested too deeply to be compared.
     if half is None or (isinstance(half, Mapping) and not half):
@@ -99,7 +99,7 @@ def from_text(state_id: str, text: str | None, name: str) -> dict[str, Any]:
     """The object; empty for nothing. A new one at each call.
 
     Raises:
-        StateCorrupt: it is no JSON object, because somebody wrote past this program.
+        StateCorrupt: it is not a JSON object, because it was written past this program.
     """
     if text is None:
         return {}
@@ -131,7 +131,7 @@ def check_id(state_id: str) -> None:
     if "\0" in state_id:
         raise StateNotStorable("a state ID has a NUL character, which Postgres can't store")
     if _has_lone_surrogate(state_id):
-        raise StateNotStorable("a state ID has a lone surrogate, which is no character")
+        raise StateNotStorable("a state ID has a lone surrogate, which is not a character")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class StoredState:
         """What the next run gets: the partial half merged over the completed one.
 
         Raises:
-            StateCorrupt: a half is no JSON object.
+            StateCorrupt: a half is not a JSON object.
         """
         return merge(self.completed_object(), self.partial_object())
 
@@ -237,7 +237,7 @@ def _leaves(state: StoredState | StateVersion) -> dict[tuple[str, ...], str]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _has_lone_surrogate(text: str) -> bool:

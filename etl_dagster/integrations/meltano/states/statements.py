@@ -178,7 +178,7 @@ _TEXTS: dict[str, LiteralString] = {
     "get": "SELECT {columns} FROM {state} WHERE state_id = %(state_id)s",
     "get_for_update": "SELECT {columns} FROM {state} WHERE state_id = %(state_id)s FOR UPDATE",
     # Nothing of it outlives the transaction; behind a pooler, only that can be pinned. With a lock
-    # of ours, whoever wants that now waits in the server, and goes on the moment we commit.
+    # of ours, a session that wants it now waits in the server, and continues the moment we commit.
     "begin": "SELECT set_config('lock_timeout', %(wait_ms)s, true), "
     "set_config('idle_in_transaction_session_timeout', %(idle_ms)s, true), "
     "set_config('synchronous_commit', 'local', true), "
@@ -193,7 +193,7 @@ _TEXTS: dict[str, LiteralString] = {
     "mark": "SELECT version, write_id FROM {state} WHERE state_id = %(state_id)s",
     "write": _WRITE,
     "delete": _DELETE,
-    # Readers go on; whoever reads in order to write waits.
+    # Readers continue; a session that reads in order to write waits.
     "wait": "SELECT set_config('lock_timeout', %(wait_ms)s, true), "
     "set_config('synchronous_commit', 'local', true), set_config('array_nulls', 'on', true)",
     "lock_each": "SELECT set_config('synchronous_commit', 'local', true), "

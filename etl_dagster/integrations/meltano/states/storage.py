@@ -198,7 +198,7 @@ class StateStorage:
             expected_version: write only if this is the stored version; 0 if there must be none.
 
         Raises:
-            StateNotStorable: NaN, or what is no JSON object.
+            StateNotStorable: NaN, or what is not a JSON object.
             StateChanged: another version is stored.
             StateLockLost: under `lock`, and the lock was taken. Raised at the end of the block.
         """
@@ -368,20 +368,20 @@ class StateStorage:
                 return
             session = self._session(state_id)
             assert session is not None
-            # As it was, even if it is no JSON: that is what somebody asked for.
+            # As it was, even if it is not JSON: that is what the user asked for.
             session.write(Write(state_id, old.partial, old.completed, "restore"))
 
     # -- locks -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def lock(self, state_id: str, *, retry_seconds: float | None = None) -> Iterator[StateLease]:
-        """Nobody else may hold this state's lock during the block.
+        """No other process may hold this state's lock during the block.
 
         What the block reads and writes of this state is one transaction, which ends with the block;
         an exception undoes it. The lock can be taken again by the thread that holds it.
 
         Raises:
-            StateLocked: somebody else held it for longer than `StorageOptions.wait_s`.
+            StateLocked: another process held it for longer than `StorageOptions.wait_s`.
             StateLockLost: at the end of the block, when it had something to write.
         """
         check_id(state_id)

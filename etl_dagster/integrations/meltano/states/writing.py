@@ -1,4 +1,4 @@
-"""The transactions that write states; nobody else writes the same state during one."""
+"""The transactions that write states; no other process writes the same state during one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Writing:
         self._run_id = run_id
 
     def transaction(self, state_id: str, *statements: Statement) -> Answer:
-        """Run them while nobody else writes this state; the last one's row.
+        """Run them while no other process writes this state; the last one's row.
 
         Raises:
             StateLocked: another transaction writes it and doesn't end.
@@ -104,7 +104,7 @@ class Writing:
         return self._unlocked(state_id, work)
 
     def table_transaction(self, statement: Statement) -> int:
-        """Run it while nobody else writes any state; the count that it selects."""
+        """Run it while no other process writes any state; the count that it selects."""
         wait: Statement = (self.sql.wait, {"wait_ms": self._wait_ms()})
         lock: Statement = (self.sql.lock_table, {})
         row = self._unlocked("*", lambda connection: send(connection, wait, lock, statement)[-1])

@@ -1,5 +1,5 @@
 -- A state, in two halves as Meltano has them. They are text, because jsonb refuses \u0000 and lone
--- surrogates, forgets the order of keys, and spells numbers anew.
+-- surrogates, forgets the order of keys, and spells numbers its own way.
 CREATE TABLE {state} (
     -- The replica identity: under a publication FOR ALL TABLES, Postgres refuses to update a table
     -- that has none. An exclusion constraint can't be one, and FULL would log states twice.
@@ -46,7 +46,7 @@ CREATE TABLE {locks} (
     acquired_at timestamptz NOT NULL,
     renewed_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
-    -- Somebody waits, and wants to be notified at the release.
+    -- A process waits, and wants to be notified at the release.
     awaited boolean NOT NULL DEFAULT false
 );
 

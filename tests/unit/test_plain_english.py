@@ -1,0 +1,40 @@
+"""The check of wording finds what it should, and leaves idiomatic English alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.plain_english import findings
+
+NO, BODY, AGAIN = "no", "body", "an" + "ew"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"orders is {NO} table",
+        f"These are {NO} rows",
+        f"some{BODY}'s file",
+        f"No{BODY} reads it",
+        f"the copy begins {AGAIN}",
+        "men" + "d it",
+        "who" + "ever comes first",
+    ],
+)
+def test_such_a_line_is_found(line: str) -> None:
+    assert [number for number, _, _ in findings(f"fine\n{line}\n")] == [2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "There is no table",
+        "there are no rows",
+        "It is no longer needed",
+        "recommended",
+        'account = "nobody"',
+        "somebody_else = 1",
+    ],
+)
+def test_such_a_line_is_not(line: str) -> None:
+    assert not [*findings(line)]
