@@ -38,17 +38,17 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import InvalidState, TableRewritten
+from etl_dagster.errors import TableRewritten
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import ReadsRows
 from etl_dagster.model.states import Ready
-from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
+from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.clock import Clock, SystemClock
+from etl_dagster.runtime.comparing.applied import wait_until_applied
 from etl_dagster.runtime.comparing.changing import ChangingKeys
 from etl_dagster.runtime.comparing.sides import Side, Sides
 from etl_dagster.runtime.comparing.sums import Buckets, Details, slices
 from etl_dagster.runtime.copy_source import PostgresSource
-from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.progress_wanted import want_progress
 from etl_dagster.runtime.repair_requests import RangeDifference
 from etl_dagster.source.catalog import PublishedTable, emit_marker
@@ -59,7 +59,6 @@ from etl_dagster.values.digest import Hashes
 _TRIES: Final = 4
 #: Of both sides together, 16 bytes each.
 _ROWS_AT_ONCE: Final = 4_000_000
-_POLL_S: Final = 0.1
 
 Result: TypeAlias = Literal["equal", "different", "unsettled"]
 
@@ -182,7 +181,13 @@ class TableComparison:
             want_progress(self._store, witness.lsn)
             ours, theirs = Buckets(), Buckets()
             self._read_source(witness, ours.add)
-            self._wait_until_applied(witness.lsn)
+            wait_until_applied(
+                self._store,
+                witness.lsn,
+                stop=self._stop,
+                clock=self._clock,
+                timeout_s=self._timeout_s,
+            )
             self._read_destination(theirs.add)
             found = Comparison("equal", witness.lsn, ours.row_count, theirs.row_count)
             changing = ChangingKeys(self._table.schema, self._sides.shaper, self._sides.hash_keys)
@@ -223,26 +228,6 @@ class TableComparison:
         if not isinstance(state, Ready):
             raise TableRewritten(f"{schema.name} is not streamed now")
         return state
-
-    def _wait_until_applied(self, lsn: Lsn) -> None:
-        """Everything that was committed before is durable at the destination, when this returns."""
-        deadline = self._clock.now_s() + self._timeout_s
-        while True:
-            reached = self._store.get_replication_progress(ApplyWorker())
-            if reached is not None and reached >= lsn:
-                return
-            if not self._store.is_leased("apply"):
-                raise InvalidState(
-                    f"the destination has not reached {lsn}, and no process streams to it",
-                    solution="Start the pipeline: tables are compared while it runs.",
-                )
-            if self._clock.now_s() > deadline:
-                raise InvalidState(
-                    f"the destination did not reach {lsn} within {self._timeout_s:.0f} s",
-                    solution="Wait until its lag is small, see `etl-dagster status`; then compare.",
-                )
-            if self._clock.wait(self._stop, _POLL_S):
-                raise Stopped
 
     # -- the sides -------------------------------------------------------------------------------
 
