@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import threading
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from psycopg import sql
 
 from etl_dagster.config import SourceConfig
 from etl_dagster.errors import EtlError
+from etl_dagster.pg.cancelling import cancelled_by
 from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.protocol.batch import RawBatch
 from etl_dagster.protocol.frames import XLOG_DATA_HEADER
@@ -23,6 +25,8 @@ Connection = psycopg.Connection[Any]
 
 #: How long to wait for the transactions that are open when the slot is made.
 _SLOT_LOCK_TIMEOUT_S: Final = 60.0
+#: How long a count waits for a table that another session has to itself.
+_TABLE_LOCK_TIMEOUT_S: Final = 5.0
 #: Messages are fetched in stretches of at least so many, where there are more.
 _MESSAGES_AT_ONCE: Final = 10_000
 
@@ -64,6 +68,7 @@ class Witness:
             #: For SET TRANSACTION SNAPSHOT, until `close`.
             self.snapshot_name = _held(holder, made.snapshot_name)
             encoding = stored_encoding(self._slot)
+            self._holder = holder
             self._codec = None if encoding is None else encoding.codec
             if encoding is not None:
                 self._slot.execute(f"SET client_encoding = '{encoding.name}'")
@@ -105,6 +110,37 @@ class Witness:
                     yield self._session.take_batch()
         except psycopg.Error as error:
             raise self._failure(error) from None
+
+    def count_rows(
+        self, schema_name: str, table_name: str, row_filter: str | None, *, stop: threading.Event
+    ) -> int:
+        """How many rows a table has as of `lsn`, without those of tables that inherit from it.
+
+        Args:
+            row_filter: the publication's condition, an SQL expression; None for all rows.
+            stop: gives the count up.
+
+        Raises:
+            EtlError: the table can't be read, or is locked by another session.
+        """
+        query = sql.SQL("SELECT count(*) FROM ONLY {}{}").format(
+            sql.Identifier(schema_name, table_name),
+            sql.SQL(f" WHERE ({row_filter})" if row_filter else ""),
+        )
+        count = 0
+        try:
+            with (
+                cancelled_by(stop, self._holder.cancel),
+                # Rolled back, so that the lock on the table is let go; the snapshot stays.
+                self._holder.transaction(force_rollback=True),
+            ):
+                self._holder.execute(f"SET LOCAL lock_timeout = '{_TABLE_LOCK_TIMEOUT_S:.0f}s'")
+                row = self._holder.execute(query).fetchone()
+                assert row is not None
+                count = int(row[0])
+        except psycopg.Error as error:
+            raise translate(error, f"counting {schema_name}.{table_name}") from None
+        return count
 
     def _failure(self, error: psycopg.Error) -> EtlError:
         return translate(error, "reading the changes since the comparison began")

@@ -21,6 +21,8 @@ from etl_dagster.cli.app import cli
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.comparing.comparison import Comparison, TableComparison
+from etl_dagster.runtime.comparing.counts import count_tables
+from etl_dagster.runtime.comparing.drift import Drift, find_drift
 from etl_dagster.runtime.comparing.eligible import find_eligible, require_reader
 from etl_dagster.runtime.comparing.sides import Side
 from etl_dagster.runtime.table_ids import find_table_ids
@@ -158,12 +160,21 @@ def test_values_of_every_type_compare_equal_from_copy_and_from_stream(
             store: Any = running_all.enter_context(closing(build_store(config)))  # type: ignore[type-var]
             pipeline = running_all.enter_context(running(config, store=store))
             assert pipeline.wait_until_caught_up(60)
-            compares.append(running_all.enter_context(comparing(config, store)))
+            compares.append((running_all.enter_context(comparing(config, store)), config, store))
         insert(12, 24)
-        for compare in compares:
+        for compare, config, store in compares:
             found = compare("public.v")
             assert counts(found) == ("equal", 0, 0, 0)
             assert (found.source_rows, found.destination_rows) == (24, 24)
+            wanted = {"public.v": find_table_ids(config, store)["public.v"]}
+            destination = build_destination(config)
+            stop = threading.Event()
+            [drift] = find_drift(config, store, destination, wanted, stop=stop)
+            assert drift == Drift("public.v", saw_destination=True)
+            [counted] = count_tables(config, store, destination, wanted, stop=stop)
+            assert counted.counts is not None, counted.why_not
+            assert (counted.counts.source_rows, counted.counts.off) == (24, 0)
+            destination.shutdown()
 
 
 def test_the_command_reports_what_differs_and_replaces_that(
