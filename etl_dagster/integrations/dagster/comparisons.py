@@ -6,22 +6,32 @@ import contextlib
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from dagster import AssetCheckResult, AssetCheckSeverity, AssetKey
+from dagster import MetadataValue, TableColumn, TableRecord, TableSchema
 
+from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, InvalidState
-from etl_dagster.integrations.dagster.outcome import Outcome
+from etl_dagster.integrations.dagster.findings import Finding
+from etl_dagster.integrations.dagster.outcome import interruptibly
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.pipeline_parts import PipelineParts
+from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId
-from etl_dagster.model.stores import KnowsPipeline
-from etl_dagster.runtime.comparing.comparison import Comparison, TableComparison
-from etl_dagster.runtime.comparing.eligible import find_eligible, require_reader
+from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
+from etl_dagster.runtime.comparing.comparison import Comparison
+from etl_dagster.runtime.comparing.eligible import Eligible, require_reader
+from etl_dagster.runtime.comparing.sums import RANGES
+from etl_dagster.runtime.comparing.tables import compare_tables as compare
+from etl_dagster.runtime.repair_requests import RangeDifference
 from etl_dagster.runtime.table_ids import find_table_ids
-from etl_dagster.source.control import SourceControl
 
-_POLL_S, _STOP_S = 0.2, 60.0
+#: Dagster keeps every event for good; rows that differ anywhere are in all of the 256 ranges.
+_RANGES_SHOWN = 50
+_RANGE_COLUMNS = TableSchema(
+    [TableColumn(name, "int") for name in ("range", "missing", "extra", "changed")]
+)
 
 
 @dataclass(frozen=True)
@@ -57,90 +67,129 @@ class ComparedTable:
             "rows_extra": found.extra,
             "rows_changed": found.changed,
             "rows_unjudged": found.unjudged,
-        }
+        } | range_facts(found.ranges)
 
-    def result(self, check_name: str, key: AssetKey) -> AssetCheckResult:
-        """The outcome as a check's: an error where rows differ, else a warning."""
-        severity = AssetCheckSeverity.ERROR if self.is_different else AssetCheckSeverity.WARN
-        return AssetCheckResult(
-            asset_key=key,
-            check_name=check_name,
-            passed=self.is_equal,
-            severity=severity,
-            description=self.words,
-            metadata=self.facts,
+    @property
+    def finding(self) -> Finding:
+        """The outcome of the check: an error where rows differ, else a warning."""
+        return Finding(self.is_equal, self.words, is_severe=self.is_different, facts=self.facts)
+
+
+def range_facts(ranges: Collection[RangeDifference]) -> dict[str, Any]:
+    """In which ranges of keys rows differ, and how many in each; nothing where none does."""
+    if not ranges:
+        return {}
+    shown = [
+        TableRecord(
+            {
+                "range": each.number,
+                "missing": each.missing,
+                "extra": each.extra,
+                "changed": each.changed,
+            }
         )
+        for each in list(ranges)[:_RANGES_SHOWN]
+    ]
+    return {
+        "ranges_differing": len(ranges),
+        "ranges_in_all": RANGES,
+        "ranges": MetadataValue.table(shown, schema=_RANGE_COLUMNS),
+    }
 
 
-def compare_tables(
-    resource: PipelineParts, names: Collection[str] | None = None
-) -> Iterator[ComparedTable]:
-    """Compare tables one after the other, while the pipeline runs; each is read as a whole.
+@dataclass(frozen=True)
+class Opened:
+    """What a comparison reads."""
 
-    An interrupted step stops the comparison under way.
+    config: PipelineConfig
+    store: CoordinatingStore
+    #: Not started, and not the one that the pipeline writes.
+    destination: Destination
 
-    Args:
-        names: ``schema.table`` of each; None for all.
+    def table_ids(
+        self, names: Collection[str] | None, *, skips_unknown: bool = False
+    ) -> Mapping[str, TableId]:
+        """The tables called ``schema.table``; of None all.
+
+        Args:
+            skips_unknown: leave out tables that the pipeline doesn't have.
+
+        Raises:
+            InvalidState: the pipeline has no such table.
+        """
+        known = find_table_ids(self.config, self.store)
+        if names is None:
+            return known
+        missing = sorted(set(names) - known.keys())
+        if missing and not skips_unknown:
+            raise InvalidState(
+                f"the pipeline has no table {', '.join(missing)}",
+                solution="Write each as schema.table.",
+            )
+        return {name: known[name] for name in names if name in known}
+
+
+@contextlib.contextmanager
+def opened(resource: PipelineParts) -> Iterator[Opened]:
+    """Open what a comparison reads.
 
     Raises:
-        NotOffered: the destination's rows can't be read back.
-        EtlError: source, store or destination can't be asked.
+        InvalidState: the pipeline has never run.
+        EtlError: the store can't be reached.
     """
     config = resource.load_config()
-    with contextlib.ExitStack() as ending:
-        store = ending.enter_context(resource.get_store())
+    with resource.get_store() as store:
         if isinstance(store, KnowsPipeline) and not store.knows_pipeline():
             raise InvalidState(
                 f"the pipeline {config.pipeline!r} has never run",
                 solution="Start it: tables are compared while it runs.",
             )
         destination = resource.get_destination()
-        ending.callback(destination.shutdown)
-        reader = require_reader(config, destination)
-        name = f"etl_dagster repair {config.pipeline}"
-        control = SourceControl(config.source, application_name=name)
-        ending.enter_context(contextlib.closing(control))
-        wanted = _wanted(find_table_ids(config, store), names)
-        for each in find_eligible(config, store, control, wanted):
-            if each.table is None:
-                words = f"Not compared: {each.why_not}."
-                yield ComparedTable(each.name, each.table_id, None, words)
-                continue
-            stop = threading.Event()
-            comparison = TableComparison(config, store, control, reader, each.table, stop=stop)
+        try:
+            yield Opened(config, store, destination)
+        finally:
+            destination.shutdown()
+
+
+def compare_tables(
+    resource: PipelineParts, names: Collection[str] | None = None, *, skips_unknown: bool = False
+) -> Iterator[ComparedTable]:
+    """Compare tables one after the other, while the pipeline runs; each is read as a whole.
+
+    An interrupted step stops the comparison under way. A table that can't be compared doesn't keep
+    the others.
+
+    Args:
+        names: ``schema.table`` of each; None for all.
+        skips_unknown: leave out tables that the pipeline doesn't have.
+
+    Raises:
+        NotOffered: the destination's rows can't be read back.
+        InvalidState: the pipeline has no such table, or has never run.
+        EtlError: source or store can't be asked.
+    """
+    with opened(resource) as parts:
+        require_reader(parts.config, parts.destination)
+        for name, table_id in parts.table_ids(names, skips_unknown=skips_unknown).items():
             try:
-                found = _interruptibly(comparison, stop)
+                found = interruptibly(partial(_compare, parts, {name: table_id}))
             except EtlError as error:
                 words = with_solution(f"Not compared: {error.reason}", error.solution)
-                yield ComparedTable(each.name, each.table_id, None, words)
+                yield ComparedTable(name, table_id, None, words)
             else:
-                yield ComparedTable(each.name, each.table_id, found, _words(found))
+                for each, comparison in found:
+                    yield ComparedTable(name, table_id, comparison, _words(each, comparison))
 
 
-def _wanted(known: Mapping[str, TableId], names: Collection[str] | None) -> Mapping[str, TableId]:
-    if names is None:
-        return known
-    if missing := sorted(set(names) - known.keys()):
-        raise InvalidState(
-            f"the pipeline has no table {', '.join(missing)}",
-            solution="Write each as schema.table.",
-        )
-    return {name: known[name] for name in names}
+def _compare(
+    parts: Opened, wanted: Mapping[str, TableId], stop: threading.Event
+) -> list[tuple[Eligible, Comparison | None]]:
+    return list(compare(parts.config, parts.store, parts.destination, wanted, stop=stop))
 
 
-def _interruptibly(comparison: TableComparison, stop: threading.Event) -> Comparison:
-    outcome = Outcome(comparison.run)
-    try:
-        while not outcome.wait(_POLL_S):
-            pass
-    except BaseException:
-        stop.set()
-        outcome.wait(_STOP_S)
-        raise
-    return outcome.result()
-
-
-def _words(found: Comparison) -> str:
+def _words(table: Eligible, found: Comparison | None) -> str:
+    if found is None:
+        return f"Not compared: {table.why_not}."
     if found.result == "unsettled":
         return f"Not settled: {found.reason}."
     if found.result == "equal":
@@ -148,6 +197,7 @@ def _words(found: Comparison) -> str:
     least = "at least " if found.has_more else ""
     return with_solution(
         f"The rows differ, as of {found.lsn}: {least}{found.missing:,} missing, "
-        f"{found.extra:,} too many, {found.changed:,} with other values",
-        "Run the pipeline's repair job, or `etl-dagster repair`, which copies the table again.",
+        f"{found.extra:,} too many, {found.changed:,} with other values; in {len(found.ranges)} "
+        f"of {RANGES} ranges of keys",
+        "Run the pipeline's repair job, or `etl-dagster repair`, which replaces these rows.",
     )

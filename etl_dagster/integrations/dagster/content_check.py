@@ -1,30 +1,19 @@
 """The check `content_match`: rows at the destination are those of the source."""
 
-# Dagster reads the annotations of a check's function, so they must not be strings.
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dagster import (
-    AssetCheckExecutionContext,
-    AssetCheckResult,
-    AssetChecksDefinition,
-    AssetCheckSeverity,
-    AssetCheckSpec,
-    AssetKey,
-    AssetsDefinition,
-    AssetSpec,
-    multi_asset_check,
-)
+from dagster import AssetChecksDefinition, AssetsDefinition, AssetSpec
 
-from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.findings import Finding
 from etl_dagster.integrations.dagster.located import locate
-from etl_dagster.integrations.dagster.names import groups_with_distinct_identifiers
-from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.specs import keys_by_table
+from etl_dagster.integrations.dagster.table_checks import build_table_checks
 
 CONTENT_CHECK = "content_match"
-_DESCRIPTION = "The rows at the destination are those of the source, at one position."
 
 
 def build_etl_content_checks(
@@ -35,7 +24,8 @@ def build_etl_content_checks(
     It reads both sides as a whole, by keyed hashes, while the pipeline streams; so it is not part
     of `build_etl_checks`. A run evaluates it: by hand, or of `build_reconciliation_schedule`. It
     warns where a table could not be compared, as where nothing streams; and fails where rows
-    differ. Tables in other modes than ``mirror`` have none.
+    differ, with the ranges of keys in which they do. Tables in other modes than ``mirror`` have
+    none.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources. The checks
@@ -46,49 +36,19 @@ def build_etl_content_checks(
         ConfigError: the configuration holds mistakes.
     """
     _, config = locate(pipeline)
-    keys = {
-        table: key
-        for table, key in keys_by_table(assets, config.pipeline).items()
-        if config.mode_of(table) == "mirror"
-    }
-    table_of = {key: table for table, key in keys.items()}
-    resource_key = config.pipeline
+    keys = keys_by_table(assets, config.pipeline)
+    return build_table_checks(
+        config.pipeline,
+        CONTENT_CHECK,
+        "The rows at the destination are those of the source, at one position.",
+        {table: key for table, key in keys.items() if config.mode_of(table) == "mirror"},
+        _find,
+        step="content",
+    )
 
-    def build(name: str, group: Iterable[AssetKey]) -> AssetChecksDefinition:
-        @multi_asset_check(
-            specs=[
-                AssetCheckSpec(CONTENT_CHECK, asset=key, description=_DESCRIPTION) for key in group
-            ],
-            name=name,
-            required_resource_keys={resource_key},
-            can_subset=True,
-        )
-        def compare(context: AssetCheckExecutionContext) -> Iterator[AssetCheckResult]:
-            from etl_dagster.integrations.dagster.comparisons import compare_tables
 
-            resource = getattr(context.resources, resource_key)
-            wanted = {
-                table_of[check.asset_key]: check.asset_key
-                for check in context.selected_asset_check_keys
-            }
-            try:
-                for compared in compare_tables(resource, list(wanted)):
-                    yield compared.result(CONTENT_CHECK, wanted.pop(compared.name))
-            except EtlError as error:
-                words = with_solution(f"Not compared: {error.reason}", error.solution)
-                for key in wanted.values():
-                    yield AssetCheckResult(
-                        asset_key=key,
-                        check_name=CONTENT_CHECK,
-                        passed=False,
-                        severity=AssetCheckSeverity.WARN,
-                        description=words,
-                    )
+def _find(resource: EtlResource, names: list[str]) -> Iterator[tuple[str, Finding]]:
+    from etl_dagster.integrations.dagster.comparisons import compare_tables
 
-        return compare
-
-    groups = groups_with_distinct_identifiers(keys.values())
-    return [
-        build(f"{config.pipeline}_content" + (f"_{number}" if number > 1 else ""), group)
-        for number, group in enumerate(groups, 1)
-    ]
+    for compared in compare_tables(resource, names, skips_unknown=True):
+        yield compared.name, compared.finding

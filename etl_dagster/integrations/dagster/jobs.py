@@ -27,20 +27,27 @@ class RepairRunConfig(Config):
     """What a run of a repair job does."""
 
     tables: list[str] = Field([], description="schema.table of each; all where there is none.")
-    dry_run: bool = Field(False, description="Compare, and copy nothing again.")
+    dry_run: bool = Field(False, description="Compare, and change nothing.")
+    wait_s: float = Field(
+        3600.0,
+        ge=0,
+        description="How long to wait for the repairs, in seconds; 0 to only ask for them. Where "
+        "Dagster runs one run at a time, they wait for this one: set 0.",
+    )
 
 
 def build_repair_job(
     pipeline: str | Path | EtlResource = "etl.yaml", *, name: str | None = None
 ) -> JobDefinition:
-    """A job that compares tables with the source, and has those copied again that differ.
+    """A job that compares tables with the source, and has the rows replaced that differ.
 
     It does what ``etl-dagster repair`` does, while the pipeline streams: each table is compared at
-    one position; the copies themselves are requested by the sensor, or done by whichever process
-    runs the pipeline. Its configuration is `RepairRunConfig`.
+    one position; the pipeline replaces the rows that differ, or copies the table as a whole where
+    it can't, and says why. The run waits for that, and shows for each table what was found and
+    done, with the ranges of keys. Its configuration is `RepairRunConfig`.
 
-    The run fails where a table could not be settled, once the others are done; tables that can't
-    be compared as they are configured are named in its log.
+    The run fails where a table could not be settled or repaired, once the others are done; tables
+    that can't be compared as they are configured are named in its log.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
@@ -55,39 +62,30 @@ def build_repair_job(
 
     @op(name=f"{name}_op", required_resource_keys={resource_key})
     def repair_tables(context: OpExecutionContext, config: RepairRunConfig) -> None:
-        from etl_dagster.integrations.dagster.comparisons import compare_tables
+        from etl_dagster.integrations.dagster.repairs import repair
 
         parts: EtlResource = getattr(context.resources, resource_key)
-        differing: list[str] = []
-        unsettled: list[str] = []
         try:
-            for compared in compare_tables(parts, config.tables or None):
-                context.log.info(f"{compared.name}: {compared.words}")
-                if compared.is_different:
-                    differing.append(compared.name)
-                    if not config.dry_run:
-                        with parts.get_store() as store:
-                            store.request_copy(compared.table_id)
-                elif compared.found is not None and not compared.is_equal:
-                    unsettled.append(compared.name)
+            done = repair(
+                parts,
+                config.tables or None,
+                dry_run=config.dry_run,
+                wait_s=config.wait_s,
+                tell=context.log.info,
+            )
         except EtlError as error:
             raise Failure(with_solution(error.reason, error.solution)) from error
-        context.add_output_metadata({"differing": differing, "unsettled": unsettled})
-        if unsettled:
-            raise Failure(
-                with_solution(
-                    f"could not be settled: {', '.join(unsettled)}",
-                    "Run the job again when these tables change less.",
-                )
-            )
+        context.add_output_metadata(done.facts)
+        if done.failure is not None:
+            raise Failure(done.failure, metadata=done.facts, allow_retries=False)
 
     @job(
         name=name,
         executor_def=in_process_executor,
         resource_defs={resource_key: resource},
         tags={PIPELINE_TAG: config.pipeline},
-        description=f"Compares tables of {config.pipeline} with the source; copies again what "
-        "differs.",
+        description=f"Compares tables of {config.pipeline} with the source; replaces the rows that "
+        "differ.",
     )
     def repair() -> None:
         repair_tables()

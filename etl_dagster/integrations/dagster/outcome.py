@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 _Result = TypeVar("_Result")
 
+_POLL_S = 0.2
+
 
 class Outcome(Generic[_Result]):
     """A function's, on a thread of its own; so the thread that waits for it can be interrupted."""
@@ -35,3 +37,24 @@ class Outcome(Generic[_Result]):
         if self._failure is not None:
             raise self._failure
         return self._results[0]
+
+
+def interruptibly(work: Callable[[threading.Event], _Result], *, stop_s: float = 60.0) -> _Result:
+    """Call `work` on a thread, and return or raise what it does.
+
+    Where the caller is interrupted, as when its run is terminated, the event that `work` was given
+    is set, and its end waited for.
+
+    Args:
+        stop_s: for so long at most.
+    """
+    stop = threading.Event()
+    outcome = Outcome(lambda: work(stop))
+    try:
+        while not outcome.wait(_POLL_S):
+            pass
+    except BaseException:
+        stop.set()
+        outcome.wait(stop_s)
+        raise
+    return outcome.result()
