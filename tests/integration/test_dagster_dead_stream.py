@@ -14,6 +14,7 @@ import pytest
 from dagster import (
     AssetCheckKey,
     AssetCheckSeverity,
+    AssetKey,
     AssetSelection,
     DagsterEventType,
     EventRecordsFilter,
@@ -26,6 +27,7 @@ from etl_dagster.integrations.dagster import EtlConfigFileResource, copies, pres
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.odd_check import ODD_CHECK
+from etl_dagster.integrations.dagster.pipeline_checks import PIPELINE_CHECKS, pipeline_key
 from etl_dagster.integrations.dagster.supervisor import supervisor_of
 from etl_dagster.model.states import SyncWait
 from tests.support.dagster_in_process import (
@@ -59,16 +61,24 @@ def config_file(shop: Database, tmp_path: Path) -> Path:
     return write_config(shop.dsn, tmp_path)
 
 
-def stored_checks(ui: Dagster) -> dict[str, Any]:
-    """The last evaluation of each check of orders, as the UI would find it."""
+def stored_checks(ui: Dagster, key: AssetKey | None = None) -> dict[str, Any]:
+    """The last evaluation of each check of orders, or another asset, as the UI would find it."""
     found: dict[str, Any] = {}
     for record in ui.instance.event_log_storage.get_event_records(
         EventRecordsFilter(DagsterEventType.ASSET_CHECK_EVALUATION), ascending=True
     ):
         assert record.event_log_entry.dagster_event is not None
         evaluation: Any = record.event_log_entry.dagster_event.event_specific_data
-        found[evaluation.check_name] = evaluation
+        if evaluation.asset_key == (key or key_of("orders")):
+            found[evaluation.check_name] = evaluation
     return found
+
+
+def require_red(ui: Dagster) -> None:
+    """The checks of the pipeline as a whole have failed, every one of them."""
+    whole = stored_checks(ui, pipeline_key("shop"))
+    outcomes = {name: (each.passed, each.severity) for name, each in whole.items()}
+    assert outcomes == dict.fromkeys(PIPELINE_CHECKS, (False, AssetCheckSeverity.ERROR))
 
 
 def run_checks(ui: Dagster, *names: str) -> list[Any]:
@@ -97,6 +107,7 @@ def test_once_the_slot_is_gone_both_checks_fail_and_say_what_to_do(
         with pytest.raises(EtlError) as failed:
             ui.tick_until(lambda result: False)
         shown = stored_checks(ui)
+        require_red(ui)
         # What columns hold is not known any more, which is not a failure of its own.
         values = shown.pop(ODD_CHECK)
         assert (values.passed, values.severity) == (False, AssetCheckSeverity.WARN)
@@ -111,6 +122,7 @@ def test_once_the_slot_is_gone_both_checks_fail_and_say_what_to_do(
         with contextlib.suppress(EtlError):
             ui.tick()
         shown = stored_checks(ui)
+        require_red(ui)
         assert not shown[LAG_CHECK].passed
         assert not shown[BOOKMARK_CHECK].passed
         evaluation = run_checks(ui, LAG_CHECK)[0]
@@ -236,7 +248,7 @@ def test_each_tick_names_its_moment_and_logs_what_is_new(shop: Database, config_
 
 def test_assets_have_a_freshness_policy(config_file: Path) -> None:
     with dagster(config_file, stale_after_s=3600) as ui:
-        [asset, _source] = ui.defs.assets or ()
+        [asset, _source, _pipeline] = ui.defs.assets or ()
         [spec] = asset.specs  # type: ignore[union-attr]
         policy = spec.freshness_policy
     assert isinstance(policy, FreshnessPolicy)

@@ -19,7 +19,9 @@ from etl_dagster.config import load_config
 from etl_dagster.integrations.dagster import (
     EtlConfigFileResource,
     build_etl_content_checks,
+    build_etl_count_checks,
     build_etl_definitions,
+    build_etl_schema_checks,
     build_reconciliation_schedule,
     build_recopy_schedule,
     build_repair_job,
@@ -30,7 +32,6 @@ from tests.support.dagster_in_process import (
     key_of,
     rows,
     searched_instance,
-    until,
     write_config,
 )
 from tests.support.database import Database
@@ -57,7 +58,11 @@ def with_jobs(path: Path) -> Definitions:
     return Definitions.merge(
         defs,
         Definitions(
-            asset_checks=build_etl_content_checks(path, assets),
+            asset_checks=[
+                *build_etl_content_checks(path, assets),
+                *build_etl_count_checks(path, assets),
+                *build_etl_schema_checks(path, assets),
+            ],
             jobs=[build_repair_job(path), build_sync_job(path, assets)],
             schedules=[
                 build_recopy_schedule(path, assets, cron_schedule="0 3 * * 0"),
@@ -106,20 +111,25 @@ def test_a_job_syncs_in_batches_and_reports_each_table_that_changed(
         assert "another process runs the pipeline 'shop'" in str(failure.event_specific_data)
 
 
-def test_rows_that_differ_fail_a_check_and_are_repaired_by_a_job(
+SENSORS = {"in_step_with_source", "values_held", "meltano_bookmark_in_step"}
+WHOLE = {"replication_lag", "wal_retained", "slot_health", "state_matches_slot"}
+COMPARED = ("content_match", "row_count_match", "schema_drift")
+
+
+def test_a_schedule_evaluates_every_check_and_a_job_replaces_the_rows_that_differ(
     newest_database: Database, config_file: Path
 ) -> None:
     defs, config = with_jobs(config_file), load_config(config_file)
     with searched_instance() as instance:
-        checks = "shop_reconciliation_job"
 
-        def outcomes() -> dict[str, tuple[bool, str]]:
-            found = run(defs, instance, checks).get_asset_check_evaluations()
-            assert {each.check_name for each in found} == {"content_match"}
-            return {
-                each.asset_key.path[-1]: (each.passed, each.metadata["result"].value)  # type: ignore[misc]
-                for each in found
-            }
+        def evaluated() -> dict[tuple[str, str], Any]:
+            """By table and check; of the pipeline as a whole under its name."""
+            found = run(defs, instance, "shop_reconciliation_job").get_asset_check_evaluations()
+            return {(each.asset_key.path[-1], each.check_name): each for each in found}
+
+        def outcomes(found: dict[tuple[str, str], Any], table: str) -> list[str]:
+            told = [found[table, name] for name in COMPARED]
+            return ["passes" if each.passed else each.severity.value for each in told]
 
         with running(config) as pipeline:
             assert pipeline.wait_until_caught_up(60)
@@ -127,18 +137,42 @@ def test_rows_that_differ_fail_a_check_and_are_repaired_by_a_job(
         with duckdb.connect(file) as connection:
             connection.execute("delete from public.orders where id in (7, 8)")
             connection.execute("update public.orders set note = 'other' where id = 9")
-        # Nothing streams, so nothing can be said; that is not a pass.
-        assert outcomes() == dict.fromkeys(["orders", "people"], (False, "not compared"))
+        # A sensor that is off shows red; what can't be compared while nothing streams fails.
+        found = evaluated()
+        red = {name for (_, name), each in found.items() if each.severity.value == "ERROR"}
+        assert red >= WHOLE | {"in_step_with_source"}
+        passed = {name for (_, name), each in found.items() if each.passed}
+        assert passed <= {"schema_drift", "meltano_bookmark_in_step"}
         with running(config) as pipeline:
             assert pipeline.wait_until_caught_up(60)
-            assert outcomes() == {"orders": (False, "different"), "people": (True, "equal")}
+            found = evaluated()
+            assert outcomes(found, "orders") == ["ERROR", "ERROR", "passes"]
+            counts = found["orders", "row_count_match"].metadata
+            assert (counts["source_rows"].value, counts["rows_off"].value) == (500, -2)
+            metadata: Any = found["orders", "content_match"].metadata
+            ranges = [record.data for record in metadata["ranges"].records]
+            assert sum(each["missing"] for each in ranges) == 2
+            assert sum(each["changed"] for each in ranges) == 1
+            assert metadata["ranges_differing"].value == len(ranges)
+
             dry = {"ops": {"shop_repair_op": {"config": {"dry_run": True}}}}
             assert run(defs, instance, "shop_repair", run_config=dry).success
             assert len(rows(config_file, "select 1 from public.orders")) == 498
-            assert run(defs, instance, "shop_repairs_job").success
-            until(lambda: len(rows(config_file, "select 1 from public.orders")) == 500)
+            done = run(defs, instance, "shop_repairs_job")
+            [output] = [e for e in done.all_events if e.event_type_value == "STEP_OUTPUT"]
+            [repaired] = output.step_output_data.metadata["repairs"].records  # type: ignore[attr-defined]
+            assert (repaired.data["repaired by"], repaired.data["rows missing"]) == ("ranges", 2)
+
             assert pipeline.wait_until_caught_up(60)
-            assert set(outcomes().values()) == {(True, "equal")}
+            found = evaluated()
+            assert set(found) == {
+                *((table, name) for table in ("orders", "people") for name in SENSORS),
+                *((table, name) for table in ("orders", "people") for name in COMPARED),
+                *(("shop", name) for name in WHOLE),
+            }
+            # The bookmark's state is written by the process that the sensor starts.
+            failed = {name for (_, name), each in found.items() if not each.passed}
+            assert failed <= {"meltano_bookmark_in_step"}
     assert rows(config_file, "select note from public.orders where id = 9") == [{"note": "n"}]
     assert defs.resolve_job_def("shop_recopy_job").asset_layer.selected_asset_keys == {
         key_of("orders"),

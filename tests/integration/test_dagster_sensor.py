@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from dagster import (
     AssetExecutionContext,
+    AssetKey,
     AssetSelection,
     DagsterExecutionInterruptedError,
     Definitions,
@@ -362,6 +363,7 @@ def test_a_cleared_meltano_state_is_copied_again_and_the_sensor_says_so(
         assert {(e.asset_key, e.passed) for e in evaluations} == {
             (key_of("orders"), True),
             (key_of("customers"), True),
+            (AssetKey(["etl_dagster", "shop"]), True),
         }
 
         location = state_location(load_config(config_file))

@@ -68,7 +68,7 @@ def test_yaml_and_python_make_the_same_definitions(
 ) -> None:
     monkeypatch.setattr(specs, "discover_tables", lambda _: Discovery(TABLES, database="shopdb"))
     by_python = names(build_etl_definitions(etl_yaml))
-    assert len(by_python["assets"]) == 4
+    assert len(by_python["assets"]) == 5
     assert names(built(etl_yaml, state)) == by_python
 
 
@@ -79,7 +79,10 @@ def test_a_state_of_another_publication_is_not_believed(
     monkeypatch.setattr(specs, "discover_tables", lambda _: asked)
     state.write_text(tables_to_text("other_pub", "shopdb", TABLES, {}))
     defs = built(etl_yaml, state, source_assets=False)
-    assert set(defs.resolve_all_asset_keys()) == {AssetKey(["shop", "public", "orders"])}
+    assert set(defs.resolve_all_asset_keys()) == {
+        AssetKey(["shop", "public", "orders"]),
+        AssetKey(["etl_dagster", "shop"]),
+    }
 
 
 def test_a_translation_is_attributes_or_a_template_that_gives_them(

@@ -110,7 +110,7 @@ def test_assets_depend_on_the_tables_of_the_source_which_pipelines_share(
         key for key in graph.get_all_asset_keys() if key.path[0] == "postgres"
     }
     alone = build_etl_definitions(etl_yaml, source_assets=False)
-    assert {key.path[0] for key in alone.resolve_all_asset_keys()} == {"shop"}
+    assert {key.path[0] for key in alone.resolve_all_asset_keys()} == {"etl_dagster", "shop"}
 
 
 def test_a_schema_may_have_a_group_of_its_own(etl_yaml: Path) -> None:

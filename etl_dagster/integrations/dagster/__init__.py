@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from etl_dagster.integrations.dagster.build import build_etl_definitions
     from etl_dagster.integrations.dagster.component.pipeline import EtlPipelineComponent
     from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
+    from etl_dagster.integrations.dagster.count_check import build_etl_count_checks
     from etl_dagster.integrations.dagster.decorator import etl_assets
+    from etl_dagster.integrations.dagster.drift_check import build_etl_schema_checks
     from etl_dagster.integrations.dagster.jobs import (
         RepairRunConfig,
         build_maintenance_job,
@@ -55,12 +57,18 @@ if TYPE_CHECKING:
         state_store_resource,
     )
     from etl_dagster.integrations.dagster.specs import build_etl_source_specs, load_etl_asset_specs
+    from etl_dagster.integrations.dagster.thresholds import CheckThresholds
     from etl_dagster.integrations.dagster.translator import (
         EtlDagsterTranslator,
         PublishedTableProps,
     )
+    from etl_dagster.integrations.dagster.whole_pipeline import (
+        build_etl_pipeline_checks,
+        build_etl_pipeline_spec,
+    )
 
 __all__ = [
+    "CheckThresholds",
     "DestinationResource",
     "DltDestinationResource",
     "DuckDBDestinationResource",
@@ -83,7 +91,11 @@ __all__ = [
     "build_etl_assets",
     "build_etl_checks",
     "build_etl_content_checks",
+    "build_etl_count_checks",
     "build_etl_definitions",
+    "build_etl_pipeline_checks",
+    "build_etl_pipeline_spec",
+    "build_etl_schema_checks",
     "build_etl_sensor",
     "build_etl_source_specs",
     "build_maintenance_job",
@@ -104,7 +116,9 @@ _DEFINED_IN = {
     "build": ("build_etl_definitions",),
     "component.pipeline": ("EtlPipelineComponent",),
     "content_check": ("build_etl_content_checks",),
+    "count_check": ("build_etl_count_checks",),
     "decorator": ("etl_assets",),
+    "drift_check": ("build_etl_schema_checks",),
     "jobs": (
         "RepairRunConfig",
         "build_maintenance_job",
@@ -145,9 +159,14 @@ _DEFINED_IN = {
         "build_etl_source_specs",
         "load_etl_asset_specs",
     ),
+    "thresholds": ("CheckThresholds",),
     "translator": (
         "EtlDagsterTranslator",
         "PublishedTableProps",
+    ),
+    "whole_pipeline": (
+        "build_etl_pipeline_checks",
+        "build_etl_pipeline_spec",
     ),
 }
 _MODULE_OF = {name: module for module, names in _DEFINED_IN.items() for name in names}

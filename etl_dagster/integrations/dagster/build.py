@@ -34,7 +34,12 @@ from etl_dagster.integrations.dagster.sensor import (
     SensorMode,
 )
 from etl_dagster.integrations.dagster.specs import Looks, build_specs
+from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator
+from etl_dagster.integrations.dagster.whole_pipeline import (
+    build_etl_pipeline_checks,
+    build_etl_pipeline_spec,
+)
 
 
 def build_etl_definitions(
@@ -53,8 +58,9 @@ def build_etl_definitions(
     group_per_schema: bool = False,
     source_assets: bool = True,
     reports: Literal["materialization", "observation"] = "materialization",
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
 ) -> Definitions:
-    """A pipeline as Dagster definitions: an asset for each table, a sensor, a job, a resource.
+    """A pipeline as Dagster definitions: an asset for each table, checks, a sensor, a resource.
 
         defs = build_etl_definitions("etl.yaml")
 
@@ -93,6 +99,7 @@ def build_etl_definitions(
             destination depend on.
         reports: as what the sensor reports changes. An observation doesn't make an asset fresh, so
             there is no freshness policy then, and `eager()` doesn't follow it.
+        thresholds: from where on checks warn and fail.
 
     Raises:
         ConfigError: the configuration holds mistakes. A source that can't be reached is none, nor
@@ -112,6 +119,7 @@ def build_etl_definitions(
             busy_report_every_s=busy_report_every_s,
             reports=reports,
         ),
+        thresholds=thresholds,
     )
     return with_clicks_in_process(defs) if clicks_in_process else defs
 
@@ -141,13 +149,16 @@ def build_pipeline(
     *,
     found: Discovery | None = None,
     has_checks: bool = True,
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
     more: More | None = None,
 ) -> Definitions:
     """The definitions of all destinations of a pipeline, whatever describes it.
 
     Args:
         found: the published tables, where they are known already.
-        has_checks: whether the checks of `build_etl_checks` are among them.
+        has_checks: whether the checks of `build_etl_checks` and `build_etl_pipeline_checks` are
+            among them.
+        thresholds: of these checks.
         more: what each destination has besides.
 
     Raises:
@@ -159,7 +170,15 @@ def build_pipeline(
     members = [resource.of_destination(name) for name in names] if names else [resource]
     return Definitions.merge(
         *(
-            _build_one(each, looks, streaming, found=found, has_checks=has_checks, more=more)
+            _build_one(
+                each,
+                looks,
+                streaming,
+                found=found,
+                has_checks=has_checks,
+                thresholds=thresholds,
+                more=more,
+            )
             for each in members
         )
     )
@@ -172,15 +191,20 @@ def _build_one(
     *,
     found: Discovery | None,
     has_checks: bool,
+    thresholds: CheckThresholds,
     more: More | None,
 ) -> Definitions:
     """The definitions of one destination."""
     resource, config = locate(resource)
     specs = build_specs(resource, config, looks, found=found)
     assets = list(specs.assets.values())
-    checks = build_etl_checks(resource, assets) if has_checks else []
+    checks: list[AssetChecksDefinition] = []
+    if has_checks:
+        checks += build_etl_checks(resource, assets, thresholds=thresholds)
+        checks += build_etl_pipeline_checks(resource, thresholds=thresholds)
+    whole = [build_etl_pipeline_spec(resource)] if has_checks else []
     defs = Definitions(
-        assets=[*assets, *specs.sources],
+        assets=[*assets, *specs.sources, *whole],
         asset_checks=checks,
         # With its job.
         sensors=[
@@ -196,6 +220,7 @@ def _build_one(
                 busy_report_every_s=streaming.busy_report_every_s,
                 stale_after_s=looks.stale_after_s,
                 checks=checks,
+                thresholds=thresholds,
                 reports=streaming.reports,
             )
         ],

@@ -19,6 +19,7 @@ from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.names import groups_with_distinct_identifiers
 from etl_dagster.integrations.dagster.odd_check import ODD_CHECK
 from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 
 _DESCRIPTIONS = {
     LAG_CHECK: "Changes of the source arrive at the destination in time.",
@@ -28,7 +29,10 @@ _DESCRIPTIONS = {
 
 
 def build_checks(
-    pipeline: str, resource_key: str, keys: Mapping[str, AssetKey]
+    pipeline: str,
+    resource_key: str,
+    keys: Mapping[str, AssetKey],
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
 ) -> list[AssetChecksDefinition]:
     """The checks of every table: for the UI's button, for a schedule, for a run of the sensor.
 
@@ -40,13 +44,17 @@ def build_checks(
     groups = groups_with_distinct_identifiers(keys.values())
     names = [f"{pipeline}_checks", *(f"{pipeline}_checks_{n}" for n in range(2, len(groups) + 1))]
     return [
-        _build_group(name, resource_key, keys, group)
+        _build_group(name, resource_key, keys, group, thresholds)
         for name, group in zip(names, groups, strict=False)
     ]
 
 
 def _build_group(
-    name: str, resource_key: str, keys: Mapping[str, AssetKey], group: Sequence[AssetKey]
+    name: str,
+    resource_key: str,
+    keys: Mapping[str, AssetKey],
+    group: Sequence[AssetKey],
+    thresholds: CheckThresholds,
 ) -> AssetChecksDefinition:
     table_of = {key: table for table, key in keys.items()}
 
@@ -65,14 +73,18 @@ def _build_group(
         wanted: dict[str, dict[str, AssetKey]] = {name: {} for name in _DESCRIPTIONS}
         for check in context.selected_asset_check_keys:
             wanted[check.name][table_of[check.asset_key]] = check.asset_key
-        yield from check_lag(resource, wanted[LAG_CHECK])
-        yield from check_odd_values(resource, wanted[ODD_CHECK])
+        yield from check_lag(resource, wanted[LAG_CHECK], thresholds)
+        yield from check_odd_values(resource, wanted[ODD_CHECK], thresholds)
         yield from check_bookmarks(resource, wanted[BOOKMARK_CHECK])
 
     return check_tables
 
 
-def check_lag(resource: EtlResource, keys: Mapping[str, AssetKey]) -> Iterator[AssetCheckResult]:
+def check_lag(
+    resource: EtlResource,
+    keys: Mapping[str, AssetKey],
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
+) -> Iterator[AssetCheckResult]:
     """Whether each table is in step, and whether the next start copies it again.
 
     What can't be looked at fails its check, and not the run.
@@ -88,14 +100,16 @@ def check_lag(resource: EtlResource, keys: Mapping[str, AssetKey]) -> Iterator[A
         return
     found = coming.find_coming(config)
     for table, key in keys.items():
-        verdict = published.verdict(config.pipeline, table)
+        verdict = published.verdict(config.pipeline, table, thresholds)
         yield coming.announced(verdict, found.get(table)).result(key)
 
 
 def check_odd_values(
-    resource: EtlResource, keys: Mapping[str, AssetKey]
+    resource: EtlResource,
+    keys: Mapping[str, AssetKey],
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
 ) -> Iterator[AssetCheckResult]:
-    """Which columns have values that their type can't hold; a warning, since nothing is lost."""
+    """Which columns have values that their type can't hold."""
     if not keys:
         return
     try:
@@ -109,7 +123,7 @@ def check_odd_values(
     tables = {} if published.status is None else published.status.tables
     for table, key in keys.items():
         stream = published.verdict(config.pipeline, table)
-        yield odd_check.held(tables.get(table), stream).result(key)
+        yield odd_check.held(tables.get(table), stream, thresholds).result(key)
 
 
 def check_bookmarks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dagster import (
     AssetCheckEvaluation,
+    AssetKey,
     AssetMaterialization,
     AssetObservation,
     SensorResult,
@@ -12,14 +13,20 @@ from dagster import (
 _Event = AssetObservation | AssetMaterialization | AssetCheckEvaluation
 
 
-def without_checks(result: SensorResult) -> SensorResult:
-    """For a code location that has no checks: Dagster refuses a run that asks for one."""
+def without_checks(result: SensorResult, *, but_of: AssetKey | None = None) -> SensorResult:
+    """For a code location whose tables have no checks: Dagster refuses a run that asks for one.
+
+    Args:
+        but_of: an asset that has checks all the same.
+    """
     requests = [
         request._replace(asset_check_keys=None) if request.asset_check_keys else request
         for request in result.run_requests or ()
     ]
     events: list[_Event] = [
-        e for e in result.asset_events if not isinstance(e, AssetCheckEvaluation)
+        e
+        for e in result.asset_events
+        if not isinstance(e, AssetCheckEvaluation) or e.asset_key == but_of
     ]
     return result._replace(run_requests=requests, asset_events=events)
 

@@ -23,6 +23,7 @@ from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.between_ticks import kept_status
 from etl_dagster.integrations.dagster.phrases import as_of, with_solution
 from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 from etl_dagster.model.states import Errored, TableState, state_name
 from etl_dagster.model.stores import KnowsPipeline
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
@@ -30,8 +31,6 @@ from etl_dagster.runtime.showing.stopped import what_to_do, where_it_stopped
 from etl_dagster.words import human_bytes
 
 LAG_CHECK = "in_step_with_source"
-#: Old changes that are not yet durable make the check warn.
-LAG_WARNING_S = 300.0
 #: A replicator publishes its status every 5 s; one that is this old says nothing about now.
 STALE_S = 60.0
 #: Begins the kind of verdicts on a stream that has ended.
@@ -96,41 +95,40 @@ def waits(words: str) -> LagVerdict:
     return LagVerdict(False, False, "waits", words)
 
 
-def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> LagVerdict:
+def judge(
+    status: PipelineStatus,
+    table: TableStatus | None,
+    *,
+    now: float,
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
+) -> LagVerdict:
     """The verdict on a table.
 
     Args:
         table: of the same status; None where the pipeline has not seen the table.
         now: seconds since 1970-01-01 UTC, as in `PipelineStatus.at`.
     """
-    at = as_of(status.at)
-    turn_on = f"Turn on the sensor {status.pipeline}_replication, or look at its last tick."
-    if now - status.at > STALE_S:
-        return dead(f"Nothing streams: the replicator last reported at {at}", turn_on)
-    if status.phase in ("failed", "stopping", "stopped"):
-        reason = status.error or f"Nothing streams: the replicator {status.phase}"
-        return dead(reason, status.solution or turn_on)
-    facts = _facts(status)
+    stopped = judge_dead(status, now=now)
+    if stopped is not None:
+        return stopped
+    at, facts = as_of(status.at), _facts(status)
     if table is not None and table.state == "errored":
         error = table.error or "it stopped"
         where = where_it_stopped(table.stopped_since, table.stopped_lsn, table.wal_kept_bytes)
         words = with_solution(f"{error} ({where})" if where else error, table.solution)
         return LagVerdict(False, True, f"errored: {error}", words, facts)
-    if status.phase == "retrying":
-        words = with_solution(f"The stream is interrupted: {status.error}", status.solution)
-        return LagVerdict(False, False, "retrying", words, facts)
-    if status.phase == "starting":
-        words = with_solution(status.error or f"The replicator starts, as of {at}", status.solution)
-        return LagVerdict(False, False, "starting", words, facts)
+    waiting = judge_waiting(status)
+    if waiting is not None:
+        return waiting
     if table is None:
         words = "The pipeline has not seen this table: is it in the publication?"
         return LagVerdict(False, False, "unknown", words, facts)
     if table.state not in ("ready", "sync_done"):
         words = f"The table is being copied (state {table.state}), as of {at}."
         return LagVerdict(False, False, "copied", words, facts)
-    if status.lag_seconds > LAG_WARNING_S:
-        words = f"Changes wait for {status.lag_seconds:.0f} s to become durable, as of {at}."
-        return LagVerdict(False, False, "late", words, facts)
+    late = judge_lag(status, thresholds)
+    if late is not None:
+        return late
     retained = status.retained_wal_bytes
     most = status.wal_warned_above_bytes
     if retained is not None and most is not None and retained > most:
@@ -141,6 +139,41 @@ def judge(status: PipelineStatus, table: TableStatus | None, *, now: float) -> L
         return LagVerdict(False, False, "wal", words, facts)
     words = f"Changes of the source become durable in time, as of {at}."
     return LagVerdict(True, False, "in step", words, facts)
+
+
+def judge_dead(status: PipelineStatus, *, now: float) -> LagVerdict | None:
+    """The verdict on every table where the stream has ended; None where it has not."""
+    at = as_of(status.at)
+    turn_on = f"Turn on the sensor {status.pipeline}_replication, or look at its last tick."
+    if now - status.at > STALE_S:
+        return dead(f"Nothing streams: the replicator last reported at {at}", turn_on)
+    if status.phase in ("failed", "stopping", "stopped"):
+        reason = status.error or f"Nothing streams: the replicator {status.phase}"
+        return dead(reason, status.solution or turn_on)
+    return None
+
+
+def judge_waiting(status: PipelineStatus) -> LagVerdict | None:
+    """The verdict on every table while the stream starts or is interrupted; else None."""
+    facts = _facts(status)
+    if status.phase == "retrying":
+        words = with_solution(f"The stream is interrupted: {status.error}", status.solution)
+        return LagVerdict(False, False, "retrying", words, facts)
+    if status.phase == "starting":
+        error = status.error or f"The replicator starts, as of {as_of(status.at)}"
+        return LagVerdict(False, False, "starting", with_solution(error, status.solution), facts)
+    return None
+
+
+def judge_lag(status: PipelineStatus, thresholds: CheckThresholds) -> LagVerdict | None:
+    """The verdict on every streamed table where changes wait for too long; else None."""
+    if status.lag_seconds <= thresholds.lag_warn_s:
+        return None
+    is_severe = status.lag_seconds > thresholds.lag_error_s
+    words = (
+        f"Changes wait for {status.lag_seconds:.0f} s to become durable, as of {as_of(status.at)}."
+    )
+    return LagVerdict(False, is_severe, "late", words, _facts(status))
 
 
 def _facts(status: PipelineStatus) -> dict[str, Any]:
@@ -170,8 +203,8 @@ class Published:
     is_running: bool
     states: Mapping[int, TableState]
 
-    def verdict(self, pipeline: str, name: str) -> LagVerdict:
-        """The verdict on the table called `name`."""
+    def dead_verdict(self, pipeline: str) -> LagVerdict | None:
+        """The verdict on every table where nothing streams; None where something does."""
         turn_on = f"Turn on the sensor {pipeline}_replication, or run `etl-dagster run`."
         if self.status is None:
             return dead("Nothing streams: the pipeline has never run", turn_on)
@@ -181,10 +214,20 @@ class Published:
             if self.status.error is not None:
                 reason += f": {self.status.error}"
             return dead(reason, self.status.solution or turn_on)
+        return judge_dead(self.status, now=time.time())
+
+    def verdict(
+        self, pipeline: str, name: str, thresholds: CheckThresholds = DEFAULT_THRESHOLDS
+    ) -> LagVerdict:
+        """The verdict on the table called `name`."""
+        stopped = self.dead_verdict(pipeline)
+        if stopped is not None or self.status is None:
+            assert stopped is not None
+            return stopped
         table = self.status.tables.get(name)
         if table is not None and table.table_id in self.states:
             table = _with_state(table, self.states[table.table_id])
-        return judge(self.status, table, now=time.time())
+        return judge(self.status, table, now=time.time(), thresholds=thresholds)
 
 
 def published(resource: EtlResource) -> Published:

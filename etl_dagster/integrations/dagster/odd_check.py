@@ -18,6 +18,7 @@ from etl_dagster.integrations.dagster.lag import LagVerdict, judge
 from etl_dagster.integrations.dagster.metadata import odd_metadata
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
+from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 ODD_CHECK = "values_held"
@@ -27,7 +28,7 @@ _NUMBERS_EVERY_S = 300.0
 
 @dataclass(frozen=True)
 class Held:
-    """The outcome of the check for one table; a warning where it fails, since nothing is lost."""
+    """The outcome of the check for one table."""
 
     passed: bool
     words: str
@@ -37,11 +38,13 @@ class Held:
     quarantined: int = 0
     #: Why nothing is known; empty where the values were counted.
     unknown: str = ""
+    #: Whether there are more such values than are allowed; else it warns, since nothing is lost.
+    is_severe: bool = False
 
     @property
-    def outcome(self) -> tuple[bool, frozenset[str], str]:
+    def outcome(self) -> tuple[bool, bool, frozenset[str], str]:
         """What a reader would notice at once."""
-        return self.passed, frozenset(self.counts), self.unknown
+        return self.passed, self.is_severe, frozenset(self.counts), self.unknown
 
     def evaluation(self, key: AssetKey) -> AssetCheckEvaluation:
         """The outcome as an event outside of runs."""
@@ -49,7 +52,7 @@ class Held:
             asset_key=key,
             check_name=ODD_CHECK,
             passed=self.passed,
-            severity=AssetCheckSeverity.WARN,
+            severity=AssetCheckSeverity.ERROR if self.is_severe else AssetCheckSeverity.WARN,
             description=self.words,
             metadata=self._metadata,
         )
@@ -60,7 +63,7 @@ class Held:
             asset_key=key,
             check_name=ODD_CHECK,
             passed=self.passed,
-            severity=AssetCheckSeverity.WARN,
+            severity=AssetCheckSeverity.ERROR if self.is_severe else AssetCheckSeverity.WARN,
             description=self.words,
             metadata=self._metadata,
         )
@@ -70,7 +73,11 @@ class Held:
         return odd_metadata(self.counts, self.quarantined)
 
 
-def held(table: TableStatus | None, stream: LagVerdict) -> Held:
+def held(
+    table: TableStatus | None,
+    stream: LagVerdict,
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
+) -> Held:
     """The outcome for a table as the pipeline last published it.
 
     Args:
@@ -94,7 +101,9 @@ def held(table: TableStatus | None, stream: LagVerdict) -> Held:
         f"Values that the column's type can't hold: {of_each}{apart}",
         f"Find them with `etl-dagster odd {table.name}`, or set odd_values of the column.",
     )
-    return Held(False, words, counts, rows)
+    most = thresholds.odd_values_error
+    is_severe = most is not None and sum(counts.values()) > most
+    return Held(False, words, counts, rows, is_severe=is_severe)
 
 
 def not_known(kind: str, words: str) -> Held:
@@ -128,6 +137,7 @@ class OddReports:
         keys: Mapping[str, AssetKey],
         *,
         again: Collection[str] = (),
+        thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
     ) -> list[AssetCheckEvaluation]:
         """The evaluations that say something else than the last ones, or that are old.
 
@@ -144,7 +154,7 @@ class OddReports:
             stream = judge(status, table, now=self._wall_clock())
             is_known = table.state in ("ready", "errored") and table.odd_values is not None
             if stream.is_dead or (is_known and status.phase != "starting"):
-                found[name] = held(table, stream)
+                found[name] = held(table, stream, thresholds)
         return self._say(found, keys, EVENTS_PER_TICK)
 
     def dead(

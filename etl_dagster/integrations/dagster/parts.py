@@ -26,6 +26,8 @@ from etl_dagster.integrations.dagster.assets import build_table_asset
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.checks import build_checks
 from etl_dagster.integrations.dagster.located import locate
+from etl_dagster.integrations.dagster.pipeline_checks import pipeline_key
+from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks
 from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.sensor import (
     BUSY_REPORT_EVERY_S,
@@ -36,6 +38,7 @@ from etl_dagster.integrations.dagster.sensor import (
     SensorMode,
 )
 from etl_dagster.integrations.dagster.specs import keys_by_table
+from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 from etl_dagster.integrations.dagster.translator import PIPELINE_TAG, TABLE_TAG
 
 
@@ -71,6 +74,7 @@ def build_etl_sensor(
     busy_report_every_s: float = BUSY_REPORT_EVERY_S,
     stale_after_s: float | None = STALE_AFTER_S,
     checks: Iterable[AssetChecksDefinition] = (),
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
     reports: Literal["materialization", "observation"] = "materialization",
 ) -> SensorDefinition:
     """The sensor ``PIPELINE_replication``, and with it the job ``PIPELINE_copy`` that it requests.
@@ -88,7 +92,9 @@ def build_etl_sensor(
         busy_report_every_s: what the time between two reports of a table grows to while it changes
             all the time.
         stale_after_s: a table that doesn't change is reported some time before; None for never.
-        checks: of `build_etl_checks`, where the code location has them: the sensor evaluates them.
+        checks: of `build_etl_checks` and `build_etl_pipeline_checks`, where the code location has
+            them: the sensor evaluates them.
+        thresholds: of these checks.
         reports: as what changes are reported. An observation doesn't make an asset fresh, and
             `eager()` doesn't follow it; copies are materializations all the same.
 
@@ -97,7 +103,9 @@ def build_etl_sensor(
     """
     _, config = locate(pipeline)
     keys = keys_by_table(assets, config.pipeline)
-    has_checks = bool(list(checks))
+    checked = {key.asset_key for each in checks for key in each.check_keys}
+    has_checks = not checked.isdisjoint(keys.values())
+    whole = pipeline_key(config.pipeline)
     is_observed = reports == "observation"
     return sensors.build_etl_sensor(
         config.pipeline,
@@ -112,12 +120,17 @@ def build_etl_sensor(
         busy_report_every_s=busy_report_every_s,
         stale_after_s=None if is_observed else stale_after_s,
         has_checks=has_checks,
+        pipeline_checks=PipelineChecks(whole, thresholds) if whole in checked else None,
+        thresholds=thresholds,
         reports_observations=is_observed,
     )
 
 
 def build_etl_checks(
-    pipeline: str | Path | EtlResource, assets: Iterable[AssetsDefinition | AssetSpec]
+    pipeline: str | Path | EtlResource,
+    assets: Iterable[AssetsDefinition | AssetSpec],
+    *,
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
 ) -> list[AssetChecksDefinition]:
     """The checks of the pipeline's tables.
 
@@ -125,13 +138,14 @@ def build_etl_checks(
         pipeline: a configuration file, or the pipeline put together from resources. The checks
             need a resource of the pipeline's name.
         assets: those of the pipeline's tables; others are ignored.
+        thresholds: from where on they warn and fail.
 
     Raises:
         ConfigError: the configuration holds mistakes.
     """
     _, config = locate(pipeline)
     keys = keys_by_table(assets, config.pipeline)
-    return build_checks(config.pipeline, config.pipeline, keys) if keys else []
+    return build_checks(config.pipeline, config.pipeline, keys, thresholds) if keys else []
 
 
 def copy_job(
@@ -152,5 +166,5 @@ def copy_job(
         selection=selection,
         executor_def=executor,
         tags={PIPELINE_TAG: config.pipeline},
-        description=f"Copies tables of {config.pipeline}; the sensor requests what is due.",
+        description=f"DueCopies tables of {config.pipeline}; the sensor requests what is due.",
     )

@@ -13,6 +13,7 @@ from etl_dagster.integrations.dagster.history import LastEvents
 from etl_dagster.integrations.dagster.lag import LagVerdict, dead, judge, waits
 from etl_dagster.integrations.dagster.metadata import Activity, stream_materialization
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, refresh_s
+from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 from etl_dagster.integrations.dagster.worst_lag import Lag, WorstLag
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
@@ -142,6 +143,7 @@ class Reports:
         history: Mapping[AssetKey, LastEvents] | None = None,
         waiting: Mapping[str, str] | None = None,
         worst_lag: WorstLag | None = None,
+        thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
     ) -> list[Event]:
         """The events of this tick.
 
@@ -174,7 +176,7 @@ class Reports:
             last = history.get(key)
             report = self._report(name, key, status, table, last, times, worst_lag)
             events += [report] if report else []
-            verdict = self._verdict(status, table, waiting.get(name))
+            verdict = self._verdict(status, table, waiting.get(name), thresholds)
             if verdict is None:
                 continue
             if self._is_check_due(self._of(name), verdict, now, keys, last):
@@ -194,14 +196,18 @@ class Reports:
     # -- checks ----------------------------------------------------------------------------------
 
     def _verdict(
-        self, status: PipelineStatus, table: TableStatus, waiting: str | None
+        self,
+        status: PipelineStatus,
+        table: TableStatus,
+        waiting: str | None,
+        thresholds: CheckThresholds,
     ) -> LagVerdict | None:
         """None while there is nothing to say that lasts."""
         if waiting is not None:
             return waits(waiting)
         if table.state not in ("ready", "errored") or status.phase == "starting":
             return None
-        verdict = judge(status, table, now=self._wall_clock())
+        verdict = judge(status, table, now=self._wall_clock(), thresholds=thresholds)
         is_short = self._clock() - self._streamed_at < _INTERRUPTED_S
         return None if verdict.kind == "retrying" and is_short else verdict
 

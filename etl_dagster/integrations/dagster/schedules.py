@@ -1,4 +1,4 @@
-"""Schedules of a pipeline: to copy tables again, and to compare them with the source."""
+"""Schedules of a pipeline: to copy tables again, and to check them against the source."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dagster import (
+    AssetChecksDefinition,
     AssetsDefinition,
     AssetSelection,
     AssetSpec,
@@ -18,9 +19,9 @@ from dagster import (
 )
 
 from etl_dagster.errors import InvalidState
-from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
 from etl_dagster.integrations.dagster.jobs import build_repair_job
 from etl_dagster.integrations.dagster.located import locate
+from etl_dagster.integrations.dagster.pipeline_checks import pipeline_key
 from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.specs import keys_by_table
 from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
@@ -72,7 +73,7 @@ def build_recopy_schedule(
             selection=AssetSelection.assets(*chosen).without_checks(),
             executor_def=executor,
             tags={PIPELINE_TAG: config.pipeline},
-            description=f"Copies tables of {config.pipeline} again.",
+            description=f"DueCopies tables of {config.pipeline} again.",
         ),
         cron_schedule=cron_schedule,
         execution_timezone=execution_timezone,
@@ -86,47 +87,57 @@ def build_reconciliation_schedule(
     *,
     cron_schedule: str = "0 3 * * *",
     repair: bool = False,
+    checks: Iterable[AssetChecksDefinition] | None = None,
     name: str | None = None,
     execution_timezone: str | None = None,
     default_status: DefaultScheduleStatus = DefaultScheduleStatus.STOPPED,
 ) -> ScheduleDefinition:
-    """A schedule that compares the tables with the source's.
+    """A schedule that evaluates the pipeline's checks, or has repaired what differs.
 
-    By default it evaluates the checks of `build_etl_content_checks`, which the code location must
-    have, so that a difference is a failed check. With `repair` it runs `build_repair_job`, which
-    has tables copied again that differ, and needs no checks.
+    By default it evaluates every check that the code location has of these assets and of
+    `build_etl_pipeline_spec`: ``content_match``, ``row_count_match`` and ``schema_drift`` where
+    they are defined, and those that the sensor evaluates, too, so that a sensor that is off shows
+    red. With `repair` it runs `build_repair_job`, which replaces rows that differ, and needs no
+    checks.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
         assets: those of the pipeline's tables; others are ignored.
         cron_schedule: when; at 3 o'clock each night by default.
-        repair: whether what differs is copied again.
+        repair: whether the rows that differ are replaced.
+        checks: evaluate these, and no others.
         name: of the schedule; by default ``PIPELINE_reconciliation``.
         execution_timezone: of the times; by default UTC.
         default_status: until it is switched in the UI. Off by default.
 
     Raises:
         ConfigError: the configuration holds mistakes.
-        InvalidState: no table can be compared.
+        InvalidState: there is no asset of the pipeline among them, and no check.
     """
     resource, config = locate(pipeline)
     name = name or f"{config.pipeline}_reconciliation"
+    keys = keys_by_table(assets, config.pipeline)
     target: Any
     if repair:
         target = build_repair_job(resource, name=f"{name}_job")
     else:
-        checks = build_etl_content_checks(resource, assets)
-        if not checks:
+        chosen = None if checks is None else list(checks)
+        if not (keys if chosen is None else chosen):
             raise InvalidState(
-                f"pipeline {config.pipeline}: no table can be compared",
-                solution="Only tables in mode mirror can; leave the schedule out.",
+                f"pipeline {config.pipeline}: there is nothing to check",
+                solution="Give the schedule the assets of the pipeline's tables, or checks.",
             )
+        selection: AssetSelection = (
+            AssetSelection.checks_for_assets(*keys.values(), pipeline_key(config.pipeline))
+            if chosen is None
+            else AssetSelection.checks(*chosen)
+        )
         target = define_asset_job(
             f"{name}_job",
-            selection=AssetSelection.checks(*checks),
+            selection=selection,
             executor_def=in_process_executor,
             tags={PIPELINE_TAG: config.pipeline},
-            description=f"Compares tables of {config.pipeline} with the source.",
+            description=f"Evaluates the checks of {config.pipeline}.",
         )
     return ScheduleDefinition(
         name=name,

@@ -31,10 +31,13 @@ from etl_dagster.integrations.dagster.lag import dead, published
 from etl_dagster.integrations.dagster.notices import recent_notices
 from etl_dagster.integrations.dagster.observing import observe
 from etl_dagster.integrations.dagster.odd_check import OddReports
+from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks, PipelineReports
 from etl_dagster.integrations.dagster.reports import Reports
 from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.slot_look import resource_look
 from etl_dagster.integrations.dagster.supervision import Supervision
 from etl_dagster.integrations.dagster.supervisor import supervisor_of
+from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.showing.status import PipelineStatus
 
@@ -62,6 +65,7 @@ class Memory:
         self.reports = Reports()
         self.bookmarks = BookmarkReports()
         self.odd = OddReports()
+        self.pipeline = PipelineReports()
         self.history = EventHistory()
         self.log = words.TickLog()
         self.ticks = 0
@@ -71,6 +75,7 @@ class Memory:
         is_stored = self.reports.settle(cursor)
         self.bookmarks.settle(is_stored)
         self.odd.settle(is_stored)
+        self.pipeline.settle(is_stored)
 
 
 _memories: dict[str, Memory] = {}
@@ -113,6 +118,8 @@ def build_etl_sensor(
     busy_report_every_s: float = BUSY_REPORT_EVERY_S,
     stale_after_s: float | None = STALE_AFTER_S,
     has_checks: bool = True,
+    pipeline_checks: PipelineChecks | None = None,
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
     reports_observations: bool = False,
 ) -> SensorDefinition:
     """The sensor ``PIPELINE_replication``.
@@ -130,6 +137,8 @@ def build_etl_sensor(
             the time.
         stale_after_s: a table that doesn't change is reported some time before; None for never.
         has_checks: whether the tables' checks are defined; without, none is requested or evaluated.
+        pipeline_checks: those of the pipeline as a whole, where they are defined.
+        thresholds: of the tables' checks.
         reports_observations: whether changes are reported as observations.
     """
 
@@ -157,9 +166,12 @@ def build_etl_sensor(
             report_every_s=report_every_s,
             busy_report_every_s=busy_report_every_s,
             idle_every_s=None if stale_after_s is None else stale_after_s * 3 / 4,
+            pipeline_checks=pipeline_checks,
+            thresholds=thresholds,
         )
         if not has_checks:
-            result = without_checks(result)
+            whole = None if pipeline_checks is None else pipeline_checks.key
+            result = without_checks(result, but_of=whole)
         return as_observations(result) if reports_observations else result
 
     return replication
@@ -184,6 +196,8 @@ def tick(
     report_every_s: float = REPORT_EVERY_S,
     busy_report_every_s: float = BUSY_REPORT_EVERY_S,
     idle_every_s: float | None = None,
+    pipeline_checks: PipelineChecks | None = None,
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
 ) -> SensorResult:
     """One evaluation of the sensor; a second or two, and in the mode ``tick`` `tick_s` more.
 
@@ -204,7 +218,9 @@ def tick(
         if is_preview or status is None or _is_standby(status):
             coming = {**recently_found(config), **coming}
         if status is None:
-            return _tick_without_stream(context, memory, config, supervision, keys, coming)
+            return _tick_without_stream(
+                context, memory, config, supervision, keys, coming, pipeline_checks
+            )
         generation, copies, note = supervision.generation, DueCopies(), supervision.note
         if _is_standby(status):
             # What the process that runs the pipeline says; it also sees to the copies.
@@ -226,11 +242,14 @@ def tick(
             every_s=report_every_s,
             busy_every_s=busy_report_every_s,
             idle_every_s=idle_every_s,
+            thresholds=thresholds,
         )
+        if pipeline_checks is not None and not is_preview:
+            events += memory.pipeline.due(pipeline_checks, config, status, resource_look(resource))
         notices = [] if is_preview else recent_notices(config.pipeline, resource)
     except EtlError as failure:
         if not is_preview:
-            _store_failed_checks(context, memory, config, failure, keys)
+            _store_failed_checks(context, memory, config, failure, keys, pipeline_checks)
         raise
     note = words.with_coming(note, coming)
     memory.ticks += 1
@@ -289,6 +308,7 @@ def _events(
     every_s: float,
     busy_every_s: float,
     idle_every_s: float | None,
+    thresholds: CheckThresholds,
 ) -> list[AssetMaterialization | AssetCheckEvaluation]:
     history = memory.history.look(context.instance, list(keys.values()))
     runs_before = memory.reports.runs_followed()
@@ -302,10 +322,11 @@ def _events(
         history=history,
         waiting=copies.waiting,
         worst_lag=worst_lag,
+        thresholds=thresholds,
     )
     runs = memory.reports.runs_followed()
     again = {name for name in keys if runs.get(name) != runs_before.get(name)}
-    events += memory.odd.due(status, keys, again=again)
+    events += memory.odd.due(status, keys, again=again, thresholds=thresholds)
     if context.last_sensor_start_time is None:
         return events
     ready = {
@@ -323,6 +344,7 @@ def _tick_without_stream(
     supervision: Supervision,
     keys: Mapping[str, AssetKey],
     coming: Mapping[str, str],
+    pipeline_checks: PipelineChecks | None,
 ) -> SensorResult:
     """The replicator starts, or waits for its next try."""
     failure = supervision.failure
@@ -331,6 +353,9 @@ def _tick_without_stream(
         events += memory.reports.dead(failure.reason, failure.solution, keys)
         events += memory.odd.dead(dead(failure.reason, failure.solution), keys)
         events += memory.bookmarks.dead(config, failure.reason, failure.solution, keys)
+        if pipeline_checks is not None:
+            stopped = dead(failure.reason, failure.solution)
+            events += memory.pipeline.dead(pipeline_checks, stopped)
     note = words.with_coming(supervision.note or "the replicator is starting", coming)
     assert note is not None
     events += memory.reports.announce(supervision.coming, keys)
@@ -348,6 +373,7 @@ def _store_failed_checks(
     config: PipelineConfig | None,
     failure: EtlError,
     keys: Mapping[str, AssetKey],
+    pipeline_checks: PipelineChecks | None,
 ) -> None:
     at_most = _EVENTS_OF_A_FAILED_TICK
     events: list[AssetCheckEvaluation]
@@ -357,6 +383,8 @@ def _store_failed_checks(
         events += memory.bookmarks.dead(
             config, failure.reason, failure.solution, keys, at_most=at_most
         )
+    if pipeline_checks is not None:
+        events += memory.pipeline.dead(pipeline_checks, dead(failure.reason, failure.solution))
     try:
         for event in events:
             context.instance.report_runless_asset_event(event)

@@ -140,7 +140,11 @@ class ChecksBlock(Resolvable, Model):
     """Which checks the tables have."""
 
     replication: Annotated[
-        bool, described("Those that the sensor evaluates: in step, values held, bookmark in step.")
+        bool,
+        described(
+            "Those that the sensor evaluates: in step, values held, bookmark in step; and of the "
+            "pipeline as a whole: lag, retained WAL, its slot."
+        ),
     ] = True
     content_match: Annotated[
         bool,

@@ -1,0 +1,103 @@
+"""The asset of a pipeline as a whole, and its checks as a step."""
+
+# Dagster reads the annotations of a check's function, so they must not be strings.
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetCheckSpec,
+    AssetSpec,
+    multi_asset_check,
+)
+
+from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.findings import Finding
+from etl_dagster.integrations.dagster.lag import published, unknown
+from etl_dagster.integrations.dagster.located import locate
+from etl_dagster.integrations.dagster.pipeline_checks import (
+    PIPELINE_CHECKS,
+    judge_pipeline,
+    judge_stopped,
+    pipeline_key,
+    pipeline_spec,
+)
+from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.slot_look import SlotLook, resource_look
+from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
+
+
+def build_etl_pipeline_spec(pipeline: str | Path | EtlResource = "etl.yaml") -> AssetSpec:
+    """The external asset ``etl_dagster/PIPELINE``: what `build_etl_pipeline_checks` are about.
+
+    Args:
+        pipeline: a configuration file, or the pipeline put together from resources.
+
+    Raises:
+        ConfigError: the configuration holds mistakes.
+    """
+    _, config = locate(pipeline)
+    return pipeline_spec(config)
+
+
+def build_etl_pipeline_checks(
+    pipeline: str | Path | EtlResource = "etl.yaml",
+    *,
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
+) -> list[AssetChecksDefinition]:
+    """The checks of the pipeline as a whole: one outcome each, however many tables there are.
+
+    ``replication_lag``, ``wal_retained``, ``slot_health`` (there, readable, read) and
+    ``state_matches_slot`` (the stream would go on exactly where the destination is). None passes
+    while nothing streams. The sensor evaluates them, too, where it is given them.
+
+    Args:
+        pipeline: a configuration file, or the pipeline put together from resources. The checks
+            need a resource of the pipeline's name.
+        thresholds: from where on they warn and fail.
+
+    Raises:
+        ConfigError: the configuration holds mistakes.
+    """
+    _, config = locate(pipeline)
+    key, resource_key = pipeline_key(config.pipeline), config.pipeline
+
+    @multi_asset_check(
+        specs=[
+            AssetCheckSpec(name, asset=key, description=description)
+            for name, description in PIPELINE_CHECKS.items()
+        ],
+        name=f"{config.pipeline}_pipeline_checks",
+        required_resource_keys={resource_key},
+        can_subset=True,
+    )
+    def check_pipeline(context: AssetCheckExecutionContext) -> Iterator[AssetCheckResult]:
+        found = find_out(getattr(context.resources, resource_key), thresholds)
+        for each in context.selected_asset_check_keys:
+            yield found[each.name].result(each.name, key)
+
+    return [check_pipeline]
+
+
+def find_out(resource: EtlResource, thresholds: CheckThresholds) -> Mapping[str, Finding]:
+    """The outcome of each check now, whichever process runs the pipeline.
+
+    What can't be looked at fails its check, and not the run.
+    """
+    try:
+        config = resource.load_config()
+        seen = published(resource)
+    except EtlError as error:
+        return judge_stopped(unknown(error))
+    stopped = seen.dead_verdict(config.pipeline)
+    if seen.status is None:
+        assert stopped is not None
+        return judge_stopped(stopped)
+    look: SlotLook | EtlError
+    try:
+        look = resource_look(resource)(config)
+    except EtlError as error:
+        look = error
+    return judge_pipeline(seen.status, stopped, look, thresholds)

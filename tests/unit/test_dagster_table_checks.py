@@ -1,0 +1,182 @@
+"""What the checks of single tables say of numbers, columns and ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from etl_dagster.errors import TableRewritten
+from etl_dagster.integrations.dagster.comparisons import range_facts
+from etl_dagster.integrations.dagster.count_check import count_finding
+from etl_dagster.integrations.dagster.drift_check import drift_finding
+from etl_dagster.integrations.dagster.findings import Finding
+from etl_dagster.integrations.dagster.lag import LagVerdict
+from etl_dagster.integrations.dagster.odd_check import held
+from etl_dagster.integrations.dagster.thresholds import CheckThresholds
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.events import DELETE, INSERT, UPDATE
+from etl_dagster.model.schema import TableSchema
+from etl_dagster.runtime.comparing.counts import Counted, RowCounts, RowsSince
+from etl_dagster.runtime.comparing.drift import Drift, different_columns, different_there
+from etl_dagster.runtime.repair_requests import RangeDifference
+from etl_dagster.runtime.showing.status import TableStatus
+from etl_dagster.testing.changes import PRICES, arrow_rows
+
+DEFAULTS = CheckThresholds()
+
+
+def told(found: Finding) -> str:
+    return "passes" if found.passed else "fails" if found.is_severe else "warns"
+
+
+def counted(here: int, there: int, fewest: int | None = None, most: int | None = None) -> Counted:
+    least, largest = here if fewest is None else fewest, here if most is None else most
+    return Counted("public.orders", RowCounts(Lsn(100), here, there, least, largest))
+
+
+# -- counts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "off", "outcome"),
+    [
+        (counted(10, 10), 0, "passes"),
+        (counted(10, 9), -1, "fails"),
+        (counted(10, 12), 2, "fails"),
+        # The source had as many rows at some moment while the destination was counted.
+        (counted(10, 8, fewest=8, most=11), 0, "passes"),
+        (counted(10, 7, fewest=8, most=11), -1, "fails"),
+        (counted(10, 13, fewest=8, most=11), 2, "fails"),
+    ],
+)
+def test_counts_differ_if_the_source_never_had_so_many_rows(
+    found: Counted, off: int, outcome: str
+) -> None:
+    finding = count_finding(found, DEFAULTS)
+
+    assert (told(finding), finding.facts["rows_off"]) == (outcome, off)
+
+
+def test_few_rows_too_many_or_missing_may_pass_or_warn() -> None:
+    bounds = CheckThresholds(rows_warn=2, rows_error=5)
+    assert [told(count_finding(counted(10, n), bounds)) for n in (8, 7, 5, 4, 15, 16)] == [
+        "passes",
+        "warns",
+        "warns",
+        "fails",
+        "warns",
+        "fails",
+    ]
+
+
+def test_a_table_that_could_not_be_counted_does_not_pass() -> None:
+    finding = count_finding(Counted("public.orders", None, "it was truncated"), DEFAULTS)
+
+    assert (told(finding), finding.words) == ("warns", "Not counted: it was truncated.")
+
+
+def test_every_moment_of_the_changes_since_counts() -> None:
+    net = RowsSince(PRICES)
+    for ops in ([DELETE, DELETE, UPDATE, INSERT], [], [INSERT, INSERT, INSERT], [DELETE]):
+        net.count(np.array(ops, np.uint8))
+
+    assert (net.least, net.most) == (-2, 2)
+
+
+# -- columns ---------------------------------------------------------------------------------------
+
+
+def test_columns_that_were_added_dropped_renamed_or_altered_are_named() -> None:
+    sku, region, price = (
+        replace(column, attnum=number) for number, column in enumerate(PRICES.columns, 1)
+    )
+    known = replace(PRICES, columns=(sku, region, price))
+    now = replace(
+        PRICES,
+        columns=(
+            replace(sku, name="article"),
+            replace(price, type_oid=25, type_name="text"),
+            replace(region, name="country", attnum=9),
+        ),
+    )
+    assert different_columns(known, known) == ()
+    assert different_columns(known, now) == (
+        "country was added",
+        f"price is text, and was {price.type_name}",
+        "region is gone",
+        "sku is called article",
+    )
+
+
+@pytest.mark.parametrize(
+    ("drift", "outcome"),
+    [
+        (Drift("public.orders", saw_destination=True), "passes"),
+        (Drift("public.orders", source=("note was added",)), "warns"),
+        (Drift("public.orders", destination=("it has other columns",)), "fails"),
+        (Drift("public.orders", why_not="it is not published"), "warns"),
+    ],
+)
+def test_what_comes_with_the_next_change_warns_and_what_was_altered_there_fails(
+    drift: Drift, outcome: str
+) -> None:
+    assert told(drift_finding(drift)) == outcome
+
+
+class Reader:
+    """A destination with one table, which gives rows that the test makes."""
+
+    def __init__(self, rows: pa.RecordBatch | None) -> None:
+        self._rows = rows
+
+    @contextmanager
+    def read_rows(self, schema: TableSchema) -> Iterator[Iterator[pa.RecordBatch]]:
+        def batches() -> Iterator[pa.RecordBatch]:
+            if self._rows is None:
+                raise TableRewritten("prices has other columns at the destination")
+            yield self._rows
+
+        yield batches()
+
+    def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
+        return rows
+
+
+def test_a_table_altered_at_the_destination_is_seen_by_its_columns_and_their_types() -> None:
+    rows = arrow_rows(PRICES, [{"sku": "a", "region": 1, "price": 2}])
+    assert different_there(Reader(rows), PRICES) == ()
+    assert different_there(Reader(None), PRICES) == ("prices has other columns at the destination",)
+    price = rows.schema.get_field_index("price")
+    other = rows.set_column(price, "price", rows.column("price").cast(pa.int64()))
+    assert different_there(Reader(other), PRICES) == ("price is int64 there, and not int32",)
+
+
+# -- ranges, values --------------------------------------------------------------------------------
+
+
+def test_ranges_that_differ_are_in_the_metadata_and_not_without_bound() -> None:
+    ranges = [RangeDifference(number, missing=1, changed=2) for number in range(256)]
+    facts = range_facts(ranges)
+
+    assert (facts["ranges_differing"], facts["ranges_in_all"]) == (256, 256)
+    records = [record.data for record in facts["ranges"].records]
+    assert len(records) == 50
+    assert records[3] == {"range": 3, "missing": 1, "extra": 0, "changed": 2}
+    assert range_facts([]) == {}
+
+
+def test_many_odd_values_fail_where_that_is_set() -> None:
+    def outcome(thresholds: CheckThresholds, **counts: int) -> Any:
+        table = TableStatus(1, "public.orders", "ready", "id", odd_values=counts)
+        return held(table, LagVerdict(True, False, "in step", ""), thresholds).outcome[:2]
+
+    assert outcome(DEFAULTS, price=1_000_000) == (False, False)
+    bounds = CheckThresholds(odd_values_error=10)
+    assert outcome(bounds, price=6, amount=4) == (False, False)
+    assert outcome(bounds, price=6, amount=5) == (False, True)
