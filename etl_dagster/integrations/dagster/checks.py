@@ -133,9 +133,6 @@ def check_bookmarks(
     if not keys:
         return
     config = resource.load_config()
-    try:
-        compared = bookmark_check.compare_tables(config, keys)
-    except EtlError as error:
-        compared = dict.fromkeys(keys, bookmark_check.not_comparable(error))
+    compared = bookmark_check.look(resource, keys)
     for table, key in keys.items():
         yield bookmark_check.result(config, table, key, compared[table])

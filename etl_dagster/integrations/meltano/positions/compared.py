@@ -19,6 +19,8 @@ class BookmarkComparison:
     bookmark_lsn: Lsn | None = None
     confirmed_lsn: Lsn | None = None
     written_at: datetime | None = None
+    #: False where the table's first state is not written yet.
+    has_state: bool = True
 
     @property
     def slot_ahead_bytes(self) -> int | None:

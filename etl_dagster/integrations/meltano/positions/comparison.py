@@ -65,9 +65,8 @@ def compare(
             False, True, f"The pipeline's replication slot {what} on the source."
         )
     if stored is None:
-        return BookmarkComparison(
-            False, False, "There is no Meltano state yet.", confirmed_lsn=confirmed
-        )
+        words = "There is no Meltano state yet."
+        return BookmarkComparison(False, False, words, confirmed_lsn=confirmed, has_state=False)
     bookmark = FoundState.read(stored.state, stream_name(table)).bookmark or {}
     lsn, phase = bookmark.get("lsn"), bookmark.get("phase")
     if not isinstance(lsn, int):

@@ -1,0 +1,75 @@
+"""The check of bookmarks by hand: red while nothing streams, patient with a state that is due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dagster import AssetKey
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.integrations.dagster import bookmark_check, lag
+from etl_dagster.integrations.meltano.positions.compared import BookmarkComparison
+from etl_dagster.lsn import Lsn
+from etl_dagster.runtime.showing.status import PipelineStatus
+
+KEYS = {"public.orders": AssetKey("orders"), "public.people": AssetKey("people")}
+CONFIG = PipelineConfig(
+    pipeline="shop", source={"dsn": "postgresql://nowhere/shop", "publication": "etl_pub"}
+)
+RESOURCE: Any = SimpleNamespace(load_config=lambda: CONFIG)
+IN_STEP = BookmarkComparison(True, False, "The bookmark is at 0/64.", Lsn(100), Lsn(100))
+MISSING = BookmarkComparison(False, False, "There is no Meltano state yet.", has_state=False)
+
+
+class Looks:
+    """What each look at the states finds, and the time that passes between them."""
+
+    def __init__(self, *found: Mapping[str, BookmarkComparison]) -> None:
+        self.found = list(found)
+        self.now_s = 0.0
+
+    def compare(self, *_: object) -> Mapping[str, BookmarkComparison]:
+        return self.found.pop(0) if len(self.found) > 1 else self.found[0]
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def look(monkeypatch: pytest.MonkeyPatch, looks: Looks, *, is_running: bool) -> dict[str, bool]:
+    status = PipelineStatus("shop", "duckdb", "streaming", at=time.time())
+    published = lag.Published(status, is_running, {})
+    monkeypatch.setattr(lag, "published", lambda _: published)
+    monkeypatch.setattr(bookmark_check, "compare_tables", looks.compare)
+    found = bookmark_check.look(RESOURCE, KEYS, clock=lambda: looks.now_s, sleep=looks.sleep)
+    return {table: each.passed for table, each in found.items()}
+
+
+def test_a_state_that_is_written_a_moment_later_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    early = {"public.orders": IN_STEP, "public.people": MISSING}
+    looks = Looks(early, early, dict.fromkeys(KEYS, IN_STEP))
+
+    assert look(monkeypatch, looks, is_running=True) == dict.fromkeys(KEYS, True)
+
+
+def test_a_state_that_is_never_written_fails_its_check_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = Looks({"public.orders": IN_STEP, "public.people": MISSING})
+
+    found = look(monkeypatch, looks, is_running=True)
+
+    assert found == {"public.orders": True, "public.people": False}
+    assert looks.now_s == pytest.approx(10.0, abs=1.0)
+
+
+def test_nothing_passes_while_nothing_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position that stands still is in step with a slot that is not read."""
+    looks = Looks(dict.fromkeys(KEYS, IN_STEP))
+
+    assert look(monkeypatch, looks, is_running=False) == dict.fromkeys(KEYS, False)
