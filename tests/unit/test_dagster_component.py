@@ -11,10 +11,12 @@ from dagster import AssetKey, AssetSpec, Definitions, ResolutionContext
 
 from etl_dagster import EtlPipelineComponent
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster import build_etl_definitions, specs
+from etl_dagster.integrations.dagster import build, build_etl_definitions, specs
+from etl_dagster.integrations.dagster.component import blocks
 from etl_dagster.integrations.dagster.component.translation import resolve_translation
 from etl_dagster.integrations.dagster.discovery import Discovery
 from etl_dagster.integrations.dagster.kept_tables import tables_to_text
+from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 
@@ -136,6 +138,38 @@ def test_blocks_decide_about_checks_and_schedules(etl_yaml: Path, state: Path) -
     )
     assert repaired["checks"] == set()
     assert repaired["schedules"] == ["shop_reconciliation", "shop_sync_schedule"]
-    compared = names(built(etl_yaml, state, checks={"content_match": True}))
-    assert "content_match" in {check.name for check in compared["checks"]}
-    assert "in_step_with_source" in {check.name for check in compared["checks"]}
+    further = {"content_match", "row_count_match", "schema_drift"}
+    by_default = {check.name for check in names(built(etl_yaml, state))["checks"]}
+    compared = names(built(etl_yaml, state, checks=dict.fromkeys(further, True)))
+    assert {check.name for check in compared["checks"]} == by_default | further
+
+
+def test_thresholds_of_the_yaml_are_those_of_every_check(
+    etl_yaml: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sensor's and the runs': a check by hand must not contradict the sensor."""
+    given: list[CheckThresholds] = []
+    for module, name in (
+        (build, "build_etl_checks"),
+        (build, "build_etl_pipeline_checks"),
+        (build, "build_etl_sensor"),
+        (blocks, "build_etl_count_checks"),
+    ):
+        made = getattr(module, name)
+
+        def spy(*args: Any, made: Any = made, **options: Any) -> Any:
+            given.append(options["thresholds"])
+            return made(*args, **options)
+
+        monkeypatch.setattr(module, name, spy)
+
+    thresholds = {"lag_warn_s": 60, "wal_error_bytes": 1024, "rows_warn": 5, "rows_error": 5}
+    built(etl_yaml, state, checks={"row_count_match": True, "thresholds": thresholds})
+
+    assert given == [CheckThresholds(**thresholds)] * 4
+
+
+def test_a_threshold_that_warns_after_it_fails_is_refused(etl_yaml: Path, state: Path) -> None:
+    thresholds = {"lag_warn_s": 600, "lag_error_s": 60}
+    with pytest.raises(Exception, match=r"lag_warn_s \(600.0\) is more than"):
+        built(etl_yaml, state, checks={"thresholds": thresholds})

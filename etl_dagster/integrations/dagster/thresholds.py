@@ -1,13 +1,16 @@
 """From where on checks warn, and from where on they fail."""
 
-from __future__ import annotations
-
+# Dagster reads the annotations, so they must not be strings.
 from dataclasses import dataclass
+
+from dagster import Resolvable
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckThresholds:
+class CheckThresholds(Resolvable):
     """The bounds of a pipeline's checks: past one they warn, past the other they fail.
+
+    In the YAML of a component it is the block ``checks.thresholds``.
 
     Args:
         lag_warn_s: changes that become durable so long after their commit, for

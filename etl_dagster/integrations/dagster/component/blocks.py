@@ -19,6 +19,8 @@ from dagster import (
 from etl_dagster.integrations.dagster.batch_mode import build_sync_job
 from etl_dagster.integrations.dagster.build import Streaming
 from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
+from etl_dagster.integrations.dagster.count_check import build_etl_count_checks
+from etl_dagster.integrations.dagster.drift_check import build_etl_schema_checks
 from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.schedules import (
     build_reconciliation_schedule,
@@ -32,6 +34,7 @@ from etl_dagster.integrations.dagster.sensor import (
     TICK_S,
     SensorMode,
 )
+from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 
 _Status: TypeAlias = Literal["RUNNING", "STOPPED"]
 
@@ -96,7 +99,7 @@ class ReconciliationBlock(Resolvable, Model):
     """Compares the tables with the source's."""
 
     cron_schedule: str = "0 3 * * *"
-    repair: Annotated[bool, described("Whether what differs is copied again.")] = False
+    repair: Annotated[bool, described("Whether rows that differ are replaced.")] = False
     execution_timezone: str | None = None
     default_status: _Status = "STOPPED"
 
@@ -125,7 +128,7 @@ class SchedulesBlock(Resolvable, Model):
 
     reconciliation: Annotated[
         ReconciliationBlock | None,
-        described("Compares the tables with the source's, by the check content_match."),
+        described("Evaluates every check of the tables and the pipeline, also content_match."),
     ] = None
     recopy: Annotated[RecopyBlock | None, described("Copies tables again from the beginning.")] = (
         None
@@ -153,6 +156,23 @@ class ChecksBlock(Resolvable, Model):
             "The schedule reconciliation has it in any case."
         ),
     ] = False
+    row_count_match: Annotated[
+        bool,
+        described(
+            "Whether both sides have as many rows; counted by each run that evaluates it, while "
+            "the pipeline streams."
+        ),
+    ] = False
+    schema_drift: Annotated[
+        bool,
+        described(
+            "Whether the columns are those of the source; looked up by each run that evaluates it."
+        ),
+    ] = False
+    thresholds: Annotated[
+        CheckThresholds,
+        described("From where on checks warn and fail; the arguments of CheckThresholds."),
+    ] = DEFAULT_THRESHOLDS
 
 
 def build_extras(
@@ -167,12 +187,14 @@ def build_extras(
         return Definitions()
     reconciliation = schedules.reconciliation
     is_compared = reconciliation is not None and not reconciliation.repair
-    content: list[AssetChecksDefinition] = []
+    built: list[AssetChecksDefinition] = []
     if checks.content_match or is_compared:
-        content = build_etl_content_checks(resource, assets)
-    return Definitions(
-        asset_checks=content, schedules=_build_schedules(resource, assets, schedules)
-    )
+        built += build_etl_content_checks(resource, assets)
+    if checks.row_count_match:
+        built += build_etl_count_checks(resource, assets, thresholds=checks.thresholds)
+    if checks.schema_drift:
+        built += build_etl_schema_checks(resource, assets)
+    return Definitions(asset_checks=built, schedules=_build_schedules(resource, assets, schedules))
 
 
 def _build_schedules(

@@ -186,6 +186,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
             self.sensor.streaming(),
             found=None if state_path is None else self._read_state(state_path),
             has_checks=self.checks.replication,
+            thresholds=self.checks.thresholds,
             more=self._build_extras,
         )
 
