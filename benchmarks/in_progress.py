@@ -28,7 +28,7 @@ class Arrival:
 
 
 def arrival(harness: Harness, rows: int, streaming: Literal["auto", "off"]) -> Arrival:
-    """Commit so many rows in one transaction beside a running pipeline."""
+    """Commit so many rows in one transaction alongside a running pipeline."""
     name = f"in_progress_{streaming}"
     publication = f"create publication {PUBLICATION} for table orders"
     with harness.database(name, ORDERS, publication) as database:

@@ -3,7 +3,7 @@
     PYTHONPATH=.venv/ducklake-1.5.5 .venv/bin/python -m benchmarks.lake_growth
 
 What counts is ratios: files for each batch, bytes of data for each byte of the same rows in the
-files of one copy, and bytes of the catalog for each of the catalog beside these. The DuckDB that it
+files of one copy, and bytes of the catalog for each of the former. The DuckDB that it
 needs is installed by ``make test-ducklake``.
 """
 

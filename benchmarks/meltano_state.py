@@ -1,4 +1,4 @@
-"""`python -m benchmarks.meltano_state`: our state backend beside Meltano's system database.
+"""`python -m benchmarks.meltano_state`: our state backend next to Meltano's system database.
 
 Both on one Postgres, which waits for its disk as it does by default, and both through Meltano's
 `StateStoreManager`; contenders take turns. A ratio is the system database's time divided by ours:

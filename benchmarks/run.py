@@ -1,4 +1,4 @@
-"""`make bench`: what users have, measured beside Postgres' own tools on the same machine.
+"""`make bench`: what users have, measured next to Postgres' own tools on the same machine.
 
 A ratio is the baseline's time divided by ours, so 1.0 is as fast as Postgres' own tool that throws
 the rows away. Contenders take turns, and each ratio is one of medians. Every figure's name and
@@ -160,13 +160,13 @@ PARTS = (
     Part("small", "streaming small inserts, to Arrow and to DuckDB", _small),
     Part("copy", "copying a table", _copies),
     Part("tpcb", "streaming pgbench's TPC-B", _stream(streams.tpcb)),
-    Part("toast", "updates beside unchanged TOAST", _stream(streams.toast_updates)),
+    Part("toast", "updates next to unchanged TOAST", _stream(streams.toast_updates)),
     Part("deletes", "deletes", _stream(streams.deletes)),
     Part("wide", "inserts of sixty columns", _stream(streams.wide_rows)),
     Part("arrays", "inserts of arrays, to Arrow and to DuckDB", _arrays),
     Part("singer", "changes as the records of a Singer target", _singer),
     Part("texts", "2 GB of text in one transaction", _texts),
-    Part("postgres", "to another Postgres, beside its own subscriptions", _postgres),
+    Part("postgres", "to another Postgres, next to its own subscriptions", _postgres),
     Part("large", "1,000,000 and 5,000,000 rows in one transaction", _large),
     Part("in_progress", "5,000,000 rows in one transaction, read in progress", _in_progress),
     Part("memory", "long texts: copies, changes and a large transaction in one budget", _memory),

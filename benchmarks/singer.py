@@ -1,4 +1,4 @@
-"""How fast changes become the RECORD lines of a Singer target, beside Python's own json."""
+"""How fast changes become the RECORD lines of a Singer target, next to Python's own json."""
 
 from __future__ import annotations
 

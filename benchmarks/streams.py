@@ -48,7 +48,7 @@ class Case:
     change_count: int
     #: A query that source and destination must answer alike.
     check: str
-    #: Run beside the one that writes into DuckDB: name of a contender to its destination.
+    #: Run next to the one that writes into DuckDB: name of a contender to its destination.
     contenders: tuple[tuple[str, str], ...] = ()
     rounds: int | None = None
     memory_limit: str = "256MB"
@@ -187,11 +187,11 @@ def tpcb(harness: Harness) -> Case:
 
 
 def toast_updates(harness: Harness) -> Case:
-    """Updates beside a value of 3 kB that stays as it is, so that Postgres doesn't send it."""
+    """Updates next to a value of 3 kB that stays as it is, so that Postgres doesn't send it."""
     rows = harness.scaled(300_000)
     return Case(
         name="toast",
-        title=f"{rows:,} updates beside an unchanged text of 3 kB",
+        title=f"{rows:,} updates with an unchanged text of 3 kB",
         setup=(
             "create table docs (id bigint primary key, n int not null, doc text not null)",
             "alter table docs alter doc set storage external",

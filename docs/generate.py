@@ -40,7 +40,7 @@ from etl_dagster.values.types import (
 
 
 def main() -> None:
-    from states_diagram import states_diagram  # beside this script
+    from states_diagram import states_diagram  # next to this script
 
     (Path(__file__).parent / "diagrams" / "states.svg").write_text(states_diagram(), "utf-8")
     folder = Path(__file__).parent / "reference"

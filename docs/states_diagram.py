@@ -55,7 +55,7 @@ def states_diagram() -> str:
             *_boxes(places),
             *_arrows(places),
             _text(110, _ERRORED_ROW + 17, "From anywhere a table may fail, or be reset to Init."),
-            _text(110, _ERRORED_ROW + 33, "It goes on by itself where waiting helps."),
+            _text(110, _ERRORED_ROW + 33, "It continues by itself where waiting helps."),
             _text(_WIDTH - 10, _ERRORED_ROW + 17, "Coloured: a table sync", "end"),
             _text(_WIDTH - 10, _ERRORED_ROW + 33, "worker is at work", "end"),
             "</svg>\n",

@@ -424,7 +424,7 @@ class SchemaTooNew(EtlError):
 class DestinationError(EtlError):
     """The destination refused or failed."""
 
-    solution = "Read the destination's message; the pipeline goes on once it accepts writes."
+    solution = "Read the destination's message; the pipeline continues once it accepts writes."
 
 
 class DestinationUnreachable(DestinationError):
@@ -511,7 +511,7 @@ class CopyMissing(DestinationError):
 class Superseded(DestinationError):
     """A newer replicator took over this pipeline; this one must write nothing more."""
 
-    solution = "Nothing to do: the newer process goes on."
+    solution = "No action needed: the newer process continues."
 
 
 # -- pipeline ----------------------------------------------------------------------------------
@@ -559,5 +559,5 @@ class CopyNeeded(EtlError):
 class LeaseLost(EtlError):
     """The worker's lease ended while it worked; another may have taken its place."""
 
-    solution = "Nothing to do: the work is resumed where it stopped."
+    solution = "No action needed: the work is resumed where it stopped."
     retryable = True

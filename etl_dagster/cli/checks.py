@@ -325,7 +325,7 @@ def _can_be_read(store: CoordinatingStore) -> bool:
 def check_positions(config: PipelineConfig) -> list[Check]:
     """Whether positions can be mirrored, where their place is not the state store's.
 
-    Never an error: the pipeline goes on without.
+    Never an error: the pipeline continues without.
     """
     if not config.meltano.enabled or config.meltano.state_backend is None:
         return []

@@ -8,7 +8,7 @@ import click
 
 
 def is_wanted(*, dry_run: bool, yes: bool) -> bool:
-    """Whether to go on: no after ``--dry-run``, yes after ``--yes``, else as a person answers.
+    """Whether to continue: no after ``--dry-run``, yes after ``--yes``, else as a person answers.
 
     Raises:
         ClickException: there is no terminal to ask on.
@@ -18,7 +18,7 @@ def is_wanted(*, dry_run: bool, yes: bool) -> bool:
         return False
     if not yes:
         try:
-            click.confirm("Go on?", abort=True)
+            click.confirm("Continue?", abort=True)
         except click.Abort:
             if sys.stdin.isatty():
                 raise

@@ -15,7 +15,7 @@ from etl_dagster.cli.options import config_option, load
 def pause(tables: tuple[str, ...], config_path: Path) -> None:
     """Begin no copy of these tables until they are resumed.
 
-    A copy that is under way goes on; in Dagster, cancel its run as well. A table that is streamed
+    A copy that is under way continues; in Dagster, cancel its run as well. A table that is streamed
     is streamed on: only its next copy waits. In Dagster, materializing the asset copies a table
     although it is paused. The source keeps WAL for a copy that was interrupted.
     """

@@ -52,7 +52,7 @@ def repair(
     """Compare tables at the destination with the source's, and replace the rows that differ.
 
     For a destination that was changed by hand, or in doubt. While the pipeline runs, each table is
-    compared as of one position of its stream, which goes on. Only hashes and counts are kept; no
+    compared as of one position of its stream, which continues. Only hashes and counts are kept; no
     value is shown or logged. Works for DuckDB, DuckLake and Postgres, and tables in mode mirror.
 
     Of a table that differs, the running pipeline replaces the rows that differ, at one position,

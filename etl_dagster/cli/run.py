@@ -53,7 +53,7 @@ def run(
     """Copy every published table and stream its changes until Ctrl-C.
 
     The first Ctrl-C stops when what is being written is durable; the second stops at once, and
-    the next start goes on from the last durable position. --json writes the status as one object
+    the next start continues from the last durable position. --json writes the status as one object
     on each line. With --until-caught-up, a run that was stopped before ends with exit code 130.
     """
     try:

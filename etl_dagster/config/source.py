@@ -37,7 +37,9 @@ class SourceConfig(Section):
     sslkey: str | None = Field(None, description="File of the client's private key.")
     connect_timeout_s: int = Field(10, ge=1, description="Seconds to wait for a connection.")
     keepalive_idle_s: int | None = Field(
-        None, ge=1, description="A connection that is silent for so long is probed; 30 by default."
+        None,
+        ge=1,
+        description="A connection that is silent for this long is probed; 30 by default.",
     )
     keepalive_interval_s: int | None = Field(
         None, ge=1, description="Seconds between probes; 10 by default."

@@ -220,9 +220,9 @@ def _five_lines(server: EmbeddedPostgres, rate: float, url: str, folder: Path, c
         f"Assets   {url}/asset-groups  Postgres' tables, their copies with checks, a table in SQL "
         "that follows, a `meltano run`, all positions\n"
         f"Sensors  {url}/automation  flights_replication streams: its ticks say how it is; "
-        f"schedules beside it. Dagster's log: {_shown(folder / 'dagster.log')}\n"
+        f"schedules alongside it. Dagster's log: {_shown(folder / 'dagster.log')}\n"
         f'Query    {program} query -c {_shown(config)} "{question}"\n'
-        f"Stop     Ctrl-C; the data stays in {_shown(folder)}, the next start goes on from there"
+        f"Stop     Ctrl-C; the data stays in {_shown(folder)}, the next start continues from there"
     )
 
 

@@ -228,7 +228,7 @@ defs = Definitions.merge(
                 job=define_asset_job(
                     "copy_airports",
                     AssetSelection.assets(_table("airports")).without_checks(),
-                    description="Copies the table from the beginning, beside the rows that are "
+                    description="Copies the table from the beginning, next to the rows that are "
                     "there, which readers see until the copy takes their place.",
                 ),
                 cron_schedule="0 3 * * *",

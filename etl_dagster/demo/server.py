@@ -511,7 +511,7 @@ def _within_reach(binaries: ServerBinaries) -> ServerBinaries:
         atexit.register(shutil.rmtree, home, ignore_errors=True)
         package = installed.parent
         shutil.copytree(installed, home / package.name / installed.name, symlinks=True)
-        libraries = package.with_name(f"{package.name}.libs")  # found by their place beside it
+        libraries = package.with_name(f"{package.name}.libs")  # found by their place next to it
         if libraries.is_dir():
             shutil.copytree(libraries, home / libraries.name, symlinks=True)
         _COPIES[installed] = home / package.name / installed.name

@@ -199,7 +199,7 @@ class Board(Protocol):
 
 @runtime_checkable
 class Notes(Protocol):
-    """What correctness rests on beside states and plans, such as how the publication was last seen.
+    """What correctness rests on besides states and plans, such as the publication as last seen.
 
     JSON by key. A note is kept once `put_note` returns, whatever is killed then. It is written on
     its own: the engine writes a note after what it speaks of is done, and comes to the same

@@ -361,7 +361,7 @@ def steps_after(steps: Sequence[TableStep], position: Position) -> list[TableSte
 class TransactionMark(NamedTuple):
     """What tells a transaction from another that a restored server puts in its place.
 
-    A server that goes on from a copy of its data may give the same LSN and the same number to
+    A server that continues from a copy of its data may give the same LSN and the same number to
     another transaction, but not at the same microsecond.
     """
 

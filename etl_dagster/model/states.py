@@ -63,14 +63,14 @@ class NoRetry:
 
 @dataclass(frozen=True, slots=True)
 class ManualRetry:
-    """Goes on when a person says so, after doing what the solution says."""
+    """Continues when a person says so, after doing what the solution says."""
 
     kind: Literal["manual_retry"] = field(default="manual_retry", init=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TimedRetry:
-    """Goes on by itself at `next_retry` (with time zone); `attempt` counts from 1."""
+    """Continues by itself at `next_retry` (with time zone); `attempt` counts from 1."""
 
     next_retry: datetime
     attempt: int = 1
@@ -82,7 +82,7 @@ RetryPolicy: TypeAlias = NoRetry | ManualRetry | TimedRetry
 
 @dataclass(frozen=True, slots=True)
 class Errored:
-    """Stopped; the rows delivered so far stay, the other tables go on."""
+    """Stopped; the rows delivered so far stay, the other tables continue."""
 
     reason: str
     solution: str

@@ -83,7 +83,7 @@ def unless_stopped(work: Callable[[], T], stop: threading.Event, *, after_s: flo
     connection and then says nothing.
 
     Args:
-        stop: once set, the work is waited for no longer than `after_s`. It goes on by itself, and
+        stop: once set, the work is waited for no longer than `after_s`. It continues by itself, and
             must do no harm.
         name: of the thread.
 

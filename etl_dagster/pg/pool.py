@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 #: Pauses between two tries, when a connection breaks.
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
-#: One that wasn't used for so long is closed when another one comes back.
+#: One that wasn't used for this long is closed when another one comes back.
 _LONGEST_IDLE_S = 600.0
 #: What may be over within seconds.
 SOON_OVER = frozenset(

@@ -112,7 +112,7 @@ class Content:
     others: list[int]
     #: Numbers of the messages before which a table was truncated.
     truncates: list[int]
-    #: The transaction that the batch goes on with.
+    #: The transaction that the batch continues with.
     carried: OpenTransaction | None
     #: How the server sends text, as Python calls it; None: UTF-8.
     codec: str | None = None
@@ -232,7 +232,7 @@ class _TableDecoder:
         self._is_mark = is_begin | is_commit
         self._sequence = np.arange(count) + _counted(count, content.others)
 
-        # Transactions are numbered from 1 in the batch; 0 goes on from the batch before.
+        # Transactions are numbered from 1 in the batch; 0 continues from the batch before.
         begins = np.flatnonzero(is_begin)
         number = np.cumsum(is_begin)
         carried = content.carried

@@ -30,11 +30,11 @@ _HEADER = XLOG_DATA_HEADER.size
 
 
 class BatchBuilder:
-    """A batch being filled: most messages in one buffer, the few others beside it.
+    """A batch being filled: most messages in one buffer, the few others next to it.
 
     Args:
         relations: the relations known before the batch, by OID.
-        transaction: the one that the batch goes on with.
+        transaction: the one that the batch continues with.
         codec: how the server sends text, as Python calls it; None: UTF-8.
     """
 

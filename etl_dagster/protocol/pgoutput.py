@@ -185,7 +185,7 @@ class _Reader:
 
     def finish(self) -> None:
         if self._place != len(self._body):
-            raise self.error("goes on after its end", self._place)
+            raise self.error("continues after its end", self._place)
 
     def error(self, what: str, place: int | None = None) -> DecodeError:
         at = self._place if place is None else place

@@ -142,8 +142,8 @@ class RowMessages:
         self.check(is_right, places, rows, f"a tuple that isn't one of {allowed.decode()}")
 
     def check_ends(self, places: Places, rows: Places) -> None:
-        """Raises DecodeError where a message goes on after its last tuple."""
-        self.check(places == self.ends[rows], places, rows, "a row message goes on after its end")
+        """Raises DecodeError where a message continues after its last tuple."""
+        self.check(places == self.ends[rows], places, rows, "a row message continues after its end")
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,7 @@ class ReplicationSession:
     # -- the open batch --------------------------------------------------------------------------
 
     def take_batch(self) -> RawBatch:
-        """Close the open batch and begin the next one, which goes on where this one ends."""
+        """Close the open batch and begin the next one, which continues where this one ends."""
         opened = self._open
         is_full = opened.size >= self._max_bytes or opened.row_message_count >= self._max_rows
         batch = opened.build(is_full=is_full)

@@ -1,4 +1,4 @@
-"""What the worker of one table needs of its source, beside answers to questions."""
+"""What the worker of one table needs of its source, besides answers to questions."""
 
 from __future__ import annotations
 

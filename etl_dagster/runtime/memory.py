@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _SHARE: Final = 0.75
 #: Where not even that is known.
 _UNKNOWN_LIMIT: Final = 1024**3
-#: Reading pauses from this part of the budget on, and goes on below the other: what was read takes
+#: Reading pauses above this part of the budget, and continues below the other: what was read takes
 #: more once it is decoded.
 _PAUSE_AT: Final = 0.8
 _RESUME_AT: Final = 0.7
@@ -35,7 +35,7 @@ _CHUNK_BYTES: Final = 64 * 1024**2
 _FRESH_S: Final = 0.01
 _GIVE_BACK_S: Final = 1.0
 _LOG_S: Final = 60.0
-#: A reader that doesn't ask any more for so long has lost its place, seconds.
+#: A reader that doesn't ask any more for this long has lost its place, seconds.
 _PLACE_S: Final = 0.5
 #: How often one that has to wait asks again, seconds.
 PAUSE_S: Final = 0.02
@@ -47,7 +47,7 @@ class MemoryBudget:
     What there may be (capacity) bounds batches and chunks, once and for all. What there is (use)
     only pauses reading: from a part of the budget on, a reader waits until what was read is
     written, by itself and by the others. Memory that is free again may still count, since
-    allocators and databases keep some. So where nothing is left to be written, one reader goes on
+    allocators and databases keep some. So where nothing is left to be written, one reader continues
     after the other, each with one piece: that is slow, and it never stands still.
 
     Args:
@@ -220,7 +220,7 @@ class Reader:
         """Whether to read now. Where not, write what was read, and ask again after `PAUSE_S`.
 
         Args:
-            alone: whether it makes sense to go on where memory is short and nothing is left to be
+            alone: whether to continue where memory is short and nothing is left to be
                 written.
         """
         with self._budget._lock:

@@ -514,7 +514,7 @@ class Pipeline:
                 if self._table_syncs is not None:
                     self._table_syncs.start_due(self._members.ids)
             except PublicationMissing:
-                # Postgres 18 goes on streaming, with nothing in the stream.
+                # Postgres 18 continues streaming, with nothing in the stream.
                 raise
             except MISMATCHES:
                 raise  # an idle stream would not meet it
@@ -559,7 +559,7 @@ class Pipeline:
                 _log.warning("the status can't be published: %s", error.reason)
             pace.end()
 
-    # -- what is going on ------------------------------------------------------------------------
+    # -- status ------------------------------------------------------------------------
 
     @property
     def confirmed(self) -> Lsn:

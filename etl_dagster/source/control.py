@@ -1,4 +1,4 @@
-"""The control connection: short questions and commands, beside the streams and the copies."""
+"""The control connection: short questions and commands, alongside the streams and the copies."""
 
 from __future__ import annotations
 

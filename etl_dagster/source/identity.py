@@ -42,7 +42,7 @@ def fetch_source(connection: Connection) -> FoundSource:
     if connection.execute("select pg_is_in_recovery()").fetchone() == (True,):
         raise SourceUnreachable(
             "the source is a standby now",
-            solution="Point `source` to the primary; the pipeline goes on once it is connected.",
+            solution="Point `source` to the primary; the pipeline continues once it is connected.",
         )
     try:
         row = connection.execute("select system_identifier::text from pg_control_system()")

@@ -1,4 +1,4 @@
-"""Slots that tables get of their own when the pipeline's stream goes on without them."""
+"""Slots that tables get of their own when the pipeline's stream continues without them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from etl_dagster.words import human_bytes
 
 _log = logging.getLogger(__name__)
 
-#: After a transaction could not be kept, Postgres is asked for none in progress for so long.
+#: After a transaction could not be kept, Postgres is asked for none in progress for this long.
 _REST_S: Final = 3600.0
 #: Meant for large files that may be there for long, unlike /tmp, which may be memory.
 #: Source: Filesystem Hierarchy Standard 3.0, "/var/tmp".

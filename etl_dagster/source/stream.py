@@ -197,7 +197,7 @@ class ReplicationStream:
         has_waited = status == 0 and timeout_s >= 0
         stretch_end: float | None = None
         # The server sends rows one by one, and a caller between two reads does more than one row
-        # is worth: so go on while more arrives.
+        # is worth: so continue while more arrives.
         while status == 0 and timeout_s >= 0 and self._wait_readable(timeout_s):
             time.sleep(_BUSY_GATHER_S if self._is_busy else _GATHER_S)
             status = self._receive(pgconn, time.monotonic() + _STRETCH_S)

@@ -79,7 +79,7 @@ class Witness:
     def changes(self) -> Iterator[RawBatch]:
         """Every change that any reader of the WAL can have seen by now; each of them once.
 
-        A later call goes on where this one ended.
+        A later call continues where this one ended.
 
         Raises:
             EtlError: the slot can't be read.

@@ -270,7 +270,7 @@ class DeliveryChecks(DestinationChecks):
 
     @needs("mirror")
     def test_another_process_copies_a_table_while_this_one_streams(self, subject: Subject) -> None:
-        """As a run of Dagster does beside the replicator, each with an object of its own."""
+        """As a run of Dagster does alongside the replicator, each with an object of its own."""
         subject.copy(ORDERS, [order(1)])
         other = subject.another()
         other.destination.drop_table_for_copy(VISITS)

@@ -51,12 +51,12 @@ class DestinationSuite(
       (`read_odd_values`);
     - `quarantine`: that a row with such a value is kept apart, whole, until it has none
       (`read_quarantined`);
-    - each of `modes` beside `mirror`: what it keeps, from `read_rows`, which gives the columns that
+    - each of `modes` besides `mirror`: what it keeps, from `read_rows`, which has the columns that
       the mode adds as well (`etl_dagster.model.modes`);
     - with the members of `KeepsMark`: that it can be told from others and from older copies.
 
     Every check has an empty folder of its own, `make_destination`'s argument. Fixtures of a derived
     class work as usual, for example an autouse one that starts a receiver and keeps its address in
     `self`. A check that can't apply is left out by its name: ``test_... = None``, with the reason
-    beside it.
+    next to it.
     """

@@ -161,7 +161,7 @@ class FaultyDestination:
             self._next.setdefault(method, []).extend([*[None] * after, *[fault] * times])
 
     def release(self) -> None:
-        """Let the calls go on that hang now."""
+        """Let the calls continue that hang now."""
         self._releases += 1
 
     def _fault(self, method: Method, schemas: Sequence[TableSchema] = ()) -> Fault | None:

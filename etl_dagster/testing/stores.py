@@ -76,13 +76,13 @@ class StoreSuite:
 
     Every check has an empty store of its own. Fixtures of a derived class work as usual, for
     example an autouse one that starts a server and keeps its address in `self`. A check that can't
-    apply is left out by its name: ``test_... = None``, with the reason beside it.
+    apply is left out by its name: ``test_... = None``, with the reason next to it.
     """
 
     #: Whether what is stored outlives the store object. Without it `make_store` is called once in
     #: each check, and nothing is reopened.
     durable: ClassVar[bool] = True
-    #: How long threads may take before a check fails, in seconds. Nothing waits for so long when
+    #: How long threads may take before a check fails, in seconds. Nothing waits for this long when
     #: all is well.
     patience_s: ClassVar[float] = 30.0
 
@@ -192,7 +192,7 @@ class StoreSuite:
         assert store.load_table_replication_states() == 3
 
     def test_no_reader_sees_half_of_an_update_of_many_tables(self, store: PipelineStore) -> None:
-        """A reader beside the writer finds all tables in the old states, or all in the new."""
+        """A reader alongside the writer finds all tables in the old states, or all in the new."""
         tables, done, torn = range(1, 21), threading.Event(), threading.Event()
         store.update_table_replication_states([(table, Ready(Lsn(0))) for table in tables])
 
@@ -212,7 +212,7 @@ class StoreSuite:
                     torn.set()
 
         all_within(self.patience_s, "reading while another thread writes", [write, read])
-        assert not torn.is_set(), "states of one update were seen beside older ones"
+        assert not torn.is_set(), "states of one update were seen next to older ones"
 
     def test_what_was_read_stays_as_it_was_when_read(self, store: PipelineStore) -> None:
         store.update_table_replication_states([(1, Init())])

@@ -159,7 +159,7 @@ class Subject:
             self._started.pop().shutdown()
 
     def another(self) -> Subject:
-        """The same destination in another process, while this one goes on."""
+        """The same destination in another process, while this one continues."""
         self._skip_unless_durable()
         other = Subject(self.hooks, self.hooks.make_destination(self.folder), self.folder)
         other.start()
@@ -167,7 +167,7 @@ class Subject:
         return other
 
     def reopen(self) -> None:
-        """Go on with another object, as after a crash."""
+        """Continue with another object, as after a crash."""
         self._skip_unless_durable()
         self.destination = self.hooks.reopen(self.destination, self.folder)
         self.start()

@@ -112,7 +112,7 @@ class BuiltIn:
     is_ascii: bool = False
     #: What the type modifier limits: a larger one, or none, changes no value.
     bound: Literal["length", "digits"] | None = None
-    #: What its text says beside the value, so that it may change while the value doesn't; for
+    #: What its text says besides the value, so that it may change while the value doesn't; for
     #: people. A row isn't found by such a text.
     text_tells: str = ""
     #: Types with the same bytes for the same value (their binary-coercible casts).

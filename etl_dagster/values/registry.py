@@ -28,7 +28,7 @@ def row_of(column: ColumnSchema) -> BuiltIn:
 
 
 def text_tells(column: ColumnSchema) -> str:
-    """What the texts of the column's values tell beside the values (`BuiltIn.text_tells`).
+    """What the texts of the column's values tell besides the values (`BuiltIn.text_tells`).
 
     Empty where a value always prints the same.
     """

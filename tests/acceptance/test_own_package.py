@@ -1,6 +1,6 @@
 """A package with a store and a destination of its own, used as its users would use it.
 
-`examples/etl_files` is built and installed into a fresh environment, beside etl-dagster itself;
+`examples/etl_files` is built and installed into a fresh environment, next to etl-dagster itself;
 everything after that is done with the commands of that environment.
 """
 
@@ -210,7 +210,7 @@ def test_a_pipeline_runs_on_it_and_goes_on_where_it_was(
     )
     etl("run", "--until-caught-up", "--plain")
     assert_holds_the_source(shop, tmp_path)
-    # It only went on: what was there is the beginning of what is there.
+    # It only continued: what was there is the beginning of what is there.
     assert (tmp_path / "tables" / "public.orders.jsonl").read_bytes().startswith(copied)
 
     status = json.loads(etl("status", "--json"))

@@ -13,7 +13,7 @@ class Step:
 
     #: What is wrong meanwhile; None: nothing.
     trouble: str | None
-    #: How long, beside the time that the events take.
+    #: How long, next to the time that the events take.
     seconds: float
     #: For what the trouble and each event choose themselves.
     seed: int

@@ -27,7 +27,7 @@ def run(
     rows: int = 3000,
     folder: Path | None = None,
 ) -> None:
-    """Break a pipeline for so long, and in so many steps at least; raises what went wrong for good.
+    """Break a pipeline for this long, and in so many steps at least; raises what stays wrong.
 
     Args:
         folder: an empty one, for the servers, the logs and the file; kept.

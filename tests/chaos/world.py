@@ -127,7 +127,7 @@ class World:
 
 
 def _create_tables(source: Database, rng: random.Random, rows: int) -> Owner:
-    """A shop whose rows change, and beside it tables whose owner changes them, in one publication.
+    """A shop whose rows change, and next to it tables whose owner changes them, in one publication.
 
     Now and then, the source reports what is done to tables.
     """

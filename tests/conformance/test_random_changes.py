@@ -74,7 +74,7 @@ def _deliveries(data: st.DataObject, count: int) -> Iterator[tuple[int, int]]:
     done = 0
     while done < count:
         start = data.draw(st.integers(0, done), label="start")
-        if data.draw(st.booleans(), label="goes on"):
+        if data.draw(st.booleans(), label="continues"):
             start = done
         stop = data.draw(st.integers(start + 1, count), label="stop")
         yield start, stop

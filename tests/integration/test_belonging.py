@@ -287,7 +287,7 @@ def test_a_memory_destination_that_was_lost_is_refused(
     memory = make_config(database, destination={"type": "memory"})
     destination = MemoryDestination()
     catch_up(memory, destination)
-    catch_up(memory, destination)  # the same object goes on
+    catch_up(memory, destination)  # the same object continues
 
     with pytest.raises(DestinationReplaced, match="is not the destination"), running(memory):
         pass

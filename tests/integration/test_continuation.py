@@ -1,4 +1,4 @@
-"""What an earlier run left: doctor and status tell whether the pipeline can go on from it."""
+"""What an earlier run left: doctor and status tell whether the pipeline can continue from it."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_table_that_stopped_in_its_copy_is_shown_with_its_slot(
     for name in (slot, group):
         assert f"{name} keeps" in listed
     assert "nothing reads it now" in listed
-    # The other table goes on, and a group's slot without a group is dropped.
+    # The other table continues, and a group's slot without a group is dropped.
     database.execute("insert into items values (1001, 0)")
     catch_up(config)
     assert_table_in_step(database, config, "items")

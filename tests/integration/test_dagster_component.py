@@ -1,4 +1,4 @@
-"""A pipeline as a component: what `dg` scaffolds works, and goes on without the source."""
+"""A pipeline as a component: what `dg` scaffolds works, and continues without the source."""
 
 from __future__ import annotations
 

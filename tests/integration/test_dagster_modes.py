@@ -1,4 +1,4 @@
-"""The sensor where no child process streams: in its own ticks, or beside a service."""
+"""The sensor where no child process streams: in its own ticks, or next to a service."""
 
 from __future__ import annotations
 

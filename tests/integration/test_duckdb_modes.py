@@ -82,7 +82,7 @@ def row(id: int, note: str | None = "a", amount: Any = None) -> Row:
     return {"id": id, "note": note, "amount": amount}
 
 
-# -- what a copy can't go on with --------------------------------------------------------------
+# -- what a copy can't continue with --------------------------------------------------------------
 
 
 def tables(file: File) -> list[str]:

@@ -273,7 +273,7 @@ def test_the_last_batch_alone_tells_that_source_and_store_were_restored(
         assert pipeline.wait_until_caught_up(60)
     cluster.save("one_batch")
     epoch = cluster.query("select epoch from etl.pipelines")[0][0]
-    # The same epoch goes on, as if the pipeline had not been stopped for the snapshot.
+    # The same epoch continues, as if the pipeline had not been stopped for the snapshot.
     destination = _destination_ahead(config, cluster, epoch)
     newest = cluster.database.current_lsn()
     cluster.restore("one_batch")

@@ -377,7 +377,7 @@ def test_rows_that_a_copy_has_brought_already_come_again(server: EmbeddedPostgre
 def test_batches_are_written_while_the_key_of_a_copy_is_made(
     newest_replica: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes minutes for a large table, and every other table's changes go on."""
+    """It takes minutes for a large table, and every other table's changes continue."""
     copying, streaming = (PostgresDestination(newest_replica.dsn) for _ in range(2))
     copying.startup(MemoryStore())
     changes = Transactions().commit(insert(VISITS, page="/", at=1))

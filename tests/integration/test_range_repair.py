@@ -1,4 +1,4 @@
-"""Rows that differ are replaced while the stream goes on, and nothing else is copied."""
+"""Rows that differ are replaced while the stream continues, and nothing else is copied."""
 
 from __future__ import annotations
 

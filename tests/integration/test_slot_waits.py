@@ -141,7 +141,7 @@ def run_to_the_end(folder: Path) -> None:
 def test_a_process_that_ends_while_its_first_slot_waits_leaves_nothing_in_the_way(
     database: Database, tmp_path: Path
 ) -> None:
-    """The server goes on making the slot for a process that was killed."""
+    """The server continues making the slot for a process that was killed."""
     database.execute(
         "create table items (id int primary key)",
         f"create publication {PUBLICATION} for table items",

@@ -241,7 +241,7 @@ def test_a_full_spool_has_postgres_keep_the_transaction(
     ):
         wait_until(lambda: pipeline.status().note is not None)
         note = pipeline.status().note or ""
-        source.execute("insert into b values (1, 'goes on')")
+        source.execute("insert into b values (1, 'continues')")
         wait_until(lambda: pipeline.status().rows_total > 0)
         writer.execute("commit")
         assert pipeline.wait_until_caught_up(60)

@@ -71,7 +71,7 @@ class Turns:
             raise self._failures[0]
 
     def pause(self) -> bool:
-        """Called from an actor: the others may go on. From any other thread, nothing, and False."""
+        """Called from an actor: the others may continue. Elsewhere nothing, and False."""
         name = self._names.get(threading.get_ident())
         if name is None or self._is_over:
             return False

@@ -23,7 +23,7 @@ from tests.support.forked import PIPE, Forked
 from tests.support.leaks import LEAKS, make_secret
 from tests.support.waiting import PATIENCE_S
 
-#: Beside the interpreter that runs the tests: with the entry points of this package.
+#: Next to the interpreter that runs the tests: with the entry points of this package.
 MELTANO = Path(sys.executable).with_name("meltano")
 _IMPORTED = (
     "meltano.cli",

@@ -27,6 +27,11 @@ PATTERNS = {
     re.compile(
         r"\bwho(?:so)?ever\b", re.IGNORECASE
     ): "who it is: a user, another process, a thread",
+    re.compile(r"\b(?:[Gg]o|[Gg]oes|[Gg]oing|[Ww]ent|[Gg]one) on\b(?! (?:alongside|to) )"): (
+        '"continue" or "resume"'
+    ),
+    re.compile(r"\bfor so long\b", re.IGNORECASE): '"for this long", or the time',
+    re.compile(r"\bbeside\b", re.IGNORECASE): '"next to", "besides" or "alongside"',
     re.compile(r"\banew\b", re.IGNORECASE): '"again", or "from the beginning"',
     re.compile(r"\bmend(?:s|ed|ing)?\b", re.IGNORECASE): '"fix", "correct" or "repair"',
 }
@@ -45,10 +50,12 @@ def findings(text: str) -> Iterator[tuple[int, str, str]]:
 def _files() -> list[Path]:
     """Every file of the repository, without hidden ones and what is built."""
     below = [file for folder in _FOLDERS for file in (ROOT / folder).rglob("*")]
+    built = {ROOT / line for line in (ROOT / ".gitignore").read_text().splitlines()}
     return sorted(
         file
         for file in (*below, *ROOT.iterdir())
         if file.is_file()
+        and file not in built
         and not any(part.startswith(".") for part in file.parts[len(ROOT.parts) :])
     )
 

@@ -66,7 +66,7 @@ class Workload:
     """Changes rows in a thread until it is stopped, with a pause after each transaction.
 
     Args:
-        goes_on: whether it waits for a server that is away, and goes on then.
+        goes_on: whether it waits for a server that is away, and continues then.
     """
 
     def __init__(self, dsn: str, seed: int, rows: int, pause_s: float, goes_on: bool) -> None:

@@ -1,6 +1,6 @@
 """A Meltano project with a tap and a target of its own, both real programs on a pipe.
 
-The tap has the streams ``apples`` and ``pears``, whose rows are numbered; it goes on after the
+The tap has the streams ``apples`` and ``pears``, whose rows are numbered; it continues after the
 number in its state. While the file named by ``FRUIT_GATE`` is missing, it waits after its first
 record, having written ``FRUIT_GATE`` with ``.reached`` behind it. ``FRUIT_ROWS`` is how many rows
 there are, ``FRUIT_FAILS`` makes it fail in the end.

@@ -95,7 +95,7 @@ class RecordingSession(Session):
 
 
 def lines(text: str) -> list[str]:
-    """Statements written one below the other; a line that is indented goes on with the one before.
+    """Statements written one below the other; an indented line belongs to the one before.
 
     >>> lines('''
     ...     DELETE FROM t

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A Singer tap of three records; before the second it waits until it is told to go on.
+"""A Singer tap of three records; before the second it waits until it is told to continue.
 
 Its configuration (``go_on``) names the file to wait for.
 """

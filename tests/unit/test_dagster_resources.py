@@ -94,7 +94,7 @@ def test_memory_is_refused_because_dagster_uses_several_processes(tmp_path: Path
 def test_definitions_load_without_the_source_and_remember_its_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sensor must tick to say what is wrong, and runs that have begun must go on."""
+    """The sensor must tick to say what is wrong, and runs that have begun must continue."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     config = parse_config(
         {

@@ -1,4 +1,4 @@
-"""How long a replicator may go on after a tick."""
+"""How long a replicator may continue after a tick."""
 
 from __future__ import annotations
 

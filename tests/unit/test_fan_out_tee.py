@@ -166,7 +166,7 @@ def test_one_that_has_read_more_and_does_not_ask_for_more_waits_for_none() -> No
 
 
 def test_the_connection_is_told_to_stop_reading_once_a_branch_is_full(tee: Tee) -> None:
-    """It goes on while bytes arrive, and a quick server would fill the memory."""
+    """It continues while bytes arrive, and a quick server would fill the memory."""
     reader = Reader(tee.branch(is_started=False))
     give(tee, begin(200), DESCRIBED, *map(insert, range(30)))
     nothing = (0, memoryview(b""))

@@ -192,7 +192,7 @@ class World:
         self.turns.start("sync", self._sync)
 
     def turn(self) -> bool:
-        """Let the others go on; then fail, where the schedule says so."""
+        """Let the others continue; then fail, where the schedule says so."""
         is_actor = self.turns.pause()
         name = threading.current_thread().name
         if is_actor and name in self.broken:
@@ -294,7 +294,7 @@ class World:
                 self.turns.go_on(step)
 
     def finish(self) -> None:
-        """Nothing is committed any more, and each worker goes on in its turn."""
+        """Nothing is committed any more, and each worker continues in its turn."""
         for _ in range(600):
             if isinstance(self.state, Ready):
                 break
@@ -376,7 +376,7 @@ def test_a_target_lies_past_what_earlier_apply_workers_passed_over() -> None:
     with world(copied_at=0, batch_rows=1) as made:
         made.wal.commit()
         made.apply_until(lambda: made.progress == made.wal.end)
-        # Of a worker that lives; whether it goes on doesn't matter here.
+        # Of a worker that lives; whether it continues doesn't matter here.
         lease = made.store.acquire_lease(f"table:{ORDERS}")
         assert lease is not None
         made.store.update_table_replication_states([(ORDERS, SyncWait(Lsn(_BEGIN)))])

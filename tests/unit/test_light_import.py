@@ -71,5 +71,5 @@ def test_dagster_loads_no_driver_to_know_what_definitions_are_made_of() -> None:
 
 
 def test_the_replicator_knows_no_dagster() -> None:
-    """It runs beside Dagster, not in it: a crash of one doesn't take the other along."""
+    """It runs next to Dagster, not in it: a crash of one doesn't take the other along."""
     assert "dagster" not in loaded_by("import etl_dagster.replicator")

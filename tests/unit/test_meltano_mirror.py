@@ -1,4 +1,4 @@
-"""When positions are written beside a pipeline, with clocks that only the test moves."""
+"""When positions are written next to a pipeline, with clocks that only the test moves."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_a_table_that_is_copied_has_no_position_to_set() -> None:
     assert "not streamed yet" in refused.reason
 
 
-# -- the slot beside it --------------------------------------------------------------------------
+# -- the slot next to it --------------------------------------------------------------------------
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -141,7 +141,7 @@ def stored(lsn: int | None, *, age: timedelta = timedelta()) -> StoredBookmark:
 
 
 @pytest.mark.parametrize(
-    ("bookmark", "beside", "passed", "is_severe"),
+    ("bookmark", "slot", "passed", "is_severe"),
     [
         (stored(500), slot(500), True, False),
         # One of the two is always read a moment after the other.
@@ -157,8 +157,8 @@ def stored(lsn: int | None, *, age: timedelta = timedelta()) -> StoredBookmark:
     ],
 )
 def test_a_bookmark_is_in_step_with_the_slot(
-    bookmark: StoredBookmark | None, beside: Slot | None, passed: bool, is_severe: bool
+    bookmark: StoredBookmark | None, slot: Slot | None, passed: bool, is_severe: bool
 ) -> None:
-    found = compare("s.t", bookmark, beside, now=NOW)
+    found = compare("s.t", bookmark, slot, now=NOW)
     assert (found.passed, found.is_severe) == (passed, is_severe)
     assert found.words

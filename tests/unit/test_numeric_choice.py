@@ -1,4 +1,4 @@
-"""A numeric without precision as a decimal or a double, by choice; beside the obvious way."""
+"""A numeric without precision as a decimal or a double, by choice; next to the obvious way."""
 
 from __future__ import annotations
 

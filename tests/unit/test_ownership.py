@@ -34,7 +34,7 @@ TABLE, OTHER = 16384, 16385
 
 
 class Store(MemoryStore):
-    """Where the apply worker waits, the test goes on."""
+    """Where the apply worker waits, the test continues."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def test_a_target_that_is_not_reached_is_withdrawn_and_the_stream_goes_on(side: 
 
 
 def test_a_table_whose_target_was_withdrawn_waits_a_moment_for_the_next(side: ApplySide) -> None:
-    """So that the stream goes on, and the other tables get on."""
+    """So that the stream continues, and the other tables get on."""
     side.set_state(SyncWait(Lsn(1)))
     side.refresh()
     began = side.store.clock.now_s()

@@ -400,7 +400,7 @@ def test_a_slot_that_keeps_too_much_wal_is_reported_once(
 
 
 def test_a_publication_that_is_dropped_ends_the_pipeline(fixture: Fixture) -> None:
-    """The stream goes on without it, with nothing in it."""
+    """The stream continues without it, with nothing in it."""
 
     def gone(name: str) -> None:
         raise PublicationMissing(name, [])

@@ -19,6 +19,8 @@ NO, BODY, AGAIN = "no", "body", "an" + "ew"
         f"the copy begins {AGAIN}",
         "men" + "d it",
         "who" + "ever comes first",
+        "the copy goes" + " on",
+        "be" + "side the file",
     ],
 )
 def test_such_a_line_is_found(line: str) -> None:
@@ -34,6 +36,7 @@ def test_such_a_line_is_found(line: str) -> None:
         "recommended",
         'account = "nobody"',
         "somebody_else = 1",
+        "case is gone ON CONFLICT",
     ],
 )
 def test_such_a_line_is_not(line: str) -> None:

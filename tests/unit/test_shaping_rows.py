@@ -236,7 +236,7 @@ def test_a_hash_is_one_of_the_text_whatever_the_type_and_of_the_salt() -> None:
 
 
 def test_values_that_no_type_holds_are_masked_like_the_others() -> None:
-    """Bytes that aren't UTF-8 come with their text beside the row; it must not get through."""
+    """Bytes that aren't UTF-8 come with their text next to the row; it must not get through."""
     schema = shape({"columns": {"name": {"mask": "hash"}}})
     odd = {"id": 1, "name": Unheld("\\xff")}
 

@@ -179,7 +179,7 @@ class TableLife(RuleBasedStateMachine):
         check_transition(self.state, state)
         if isinstance(state, Init):
             self.is_copied = False
-        # An error remembers no copy; going on from it at FinishedCopy is the worker's knowledge.
+        # An error remembers no copy; continuing from it at FinishedCopy is the worker's knowledge.
         if isinstance(state, FinishedCopy):
             self.is_copied = True
         self.state = state_from_json(state_to_json(state))

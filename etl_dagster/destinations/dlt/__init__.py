@@ -1,4 +1,4 @@
-"""Any destination of dlt, in load packages that hold our position beside the rows."""
+"""Any destination of dlt, in load packages that hold our position next to the rows."""
 
 from typing import TYPE_CHECKING
 

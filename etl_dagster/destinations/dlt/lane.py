@@ -278,7 +278,7 @@ class Lane:
             raise DestinationError(
                 "the clock of this machine is behind the newest package of this pipeline, and dlt "
                 "finds the newest one by its time",
-                solution="Set the clock. The pipeline goes on once it is past that package.",
+                solution="Set the clock. The pipeline continues once it is past that package.",
             )
         self._newest_load = newest or self._newest_load
 

@@ -55,7 +55,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
     of processes may write at once, and readers read in between; each waits for its turn.
 
     Args:
-        memory_limit: for DuckDB's own buffers; more goes to a temporary folder beside the file.
+        memory_limit: for DuckDB's own buffers; more goes to a temporary folder next to the file.
         lock_timeout_s: how long to wait for another process to close the file.
         changelog: also write the position of every applied change into ``_etl.changelog``.
         bounds, holding: when it writes again what it has written, and how long it keeps the file.
@@ -255,7 +255,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
 
 
 def _rename_earlier_staging(session: DuckDBSession) -> None:
-    """Go on with copies that a version began which called their tables ``_etl_copy_OID``."""
+    """Continue with copies that a version began which called their tables ``_etl_copy_OID``."""
     found = session.fetch(
         """
         SELECT t.schema_name, t.table_name, c.table_id

@@ -48,7 +48,7 @@ def translate(error: duckdb.Error, path: Path) -> DestinationError:
     if "No space left on device" in message:
         return DestinationUnreachable(
             f"no space is left for {path}",
-            solution="Make room on its disk; the pipeline goes on by itself.",
+            solution="Make room on its disk; the pipeline continues by itself.",
         )
     if "not a valid DuckDB database file" in message:
         return DestinationError(
@@ -57,7 +57,7 @@ def translate(error: duckdb.Error, path: Path) -> DestinationError:
         )
     if "WAL does not match database file" in message:
         return DestinationReplaced(
-            f"{path} was exchanged while it was written: the write-ahead log beside it, "
+            f"{path} was exchanged while it was written: the write-ahead log next to it, "
             f"{path.name}.wal, belongs to another file or to an older copy"
         )
     if "but we can only read" in message:

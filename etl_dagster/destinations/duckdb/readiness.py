@@ -70,7 +70,7 @@ def _obstacle(path: Path) -> DestinationError | None:
                 f"the DuckDB file can't be written: there is no folder {folder}",
                 solution=f"Create the folder, or correct destination.path. (mkdir -p '{folder}')",
             )
-        # The write-ahead log and the lock file come beside it.
+        # The write-ahead log and the lock file come next to it.
         if not os.access(folder, os.W_OK | os.X_OK):
             return DestinationError(
                 f"the DuckDB file can't be written: no right to write in the folder {folder}",

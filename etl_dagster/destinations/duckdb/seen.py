@@ -22,7 +22,7 @@ class SeenFile:
     """A file that this process has opened, and what it has committed to it; see `Guard`.
 
     Args:
-        revisions: by pipeline, the newest that was committed; they go on growing.
+        revisions: by pipeline, the newest that was committed; they continue growing.
     """
 
     def __init__(self, path: Path, identity: str, revisions: Mapping[str, int]) -> None:

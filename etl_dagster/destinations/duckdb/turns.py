@@ -28,7 +28,7 @@ class Holding:
     longest_turn_s: float = 0.1
     #: After a batch that isn't full the file is closed at once. Where writing takes longer than
     #: filling, the next batch is there already, and the file would be closed and opened without a
-    #: moment in between. So there is a turn once there was none for so long.
+    #: moment in between. So there is a turn once there was none for this long.
     longest_without_turn_s: float = 0.1
 
 

@@ -3,7 +3,7 @@
 A checkpoint moves rows from the WAL into row groups of the file, a new one for each table. With it
 DuckDB merges row groups that hold few rows, or many that were deleted, into full ones
 (``max_vacuum_tasks``), which decompresses and writes all their rows again: with long texts a
-gigabyte at a time, and while the stream goes on, the same rows several times.
+gigabyte at a time, and while the stream continues, the same rows several times.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from etl_dagster.destinations.sql.ledger_tables import TABLES
 _MERGED_AT_ONCE: Final = 100
 #: So much of a file is deleted when it is worth writing again.
 _DELETED_SHARE: Final = 0.3
-#: What no snapshot needs is kept for so long, for readers and writers that are under way.
+#: What no snapshot needs is kept for this long, for readers and writers that are under way.
 KEPT: Final = timedelta(days=1)
 
 

@@ -111,7 +111,7 @@ class ServerTurns(Turns):
 
 
 class FileTurns(Turns):
-    """Everybody comes one after the other, by ``<path>.lock`` beside the file of the catalog."""
+    """Writers come one after the other, by ``<path>.lock`` next to the file of the catalog."""
 
     def __init__(self, catalog: FileCatalog, timeout_s: float) -> None:
         self._catalog = catalog

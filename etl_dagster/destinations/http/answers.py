@@ -34,7 +34,7 @@ _WHERE: Final = frozenset({404, 405, 410, 415, 421, 426, 451})
 class WriteConflict(DestinationError):
     """The receiver wants the data once more from the beginning of its chunk or batch."""
 
-    solution = "Nothing to do, unless it happens again and again: then read the server's log."
+    solution = "No action needed, unless it happens again and again: then read the server's log."
     retryable = True
 
 

@@ -70,7 +70,7 @@ class HttpDestinationConfig(DestinationConfig):
     @property
     def odd_values_at(self) -> str:
         return (
-            f"They were sent to {self.url} beside their rows: in the member odd of a body of rows, "
+            f"They were sent to {self.url} with their rows: in the member odd of a body of rows, "
             "and in odd and old_odd of an event."
         )
 

@@ -83,7 +83,7 @@ def rows_bodies(
             source is read again.
         max_bytes: a number, or a function that tells it for the next body.
 
-    A generator; a `BodyTooLarge` thrown into it has it go on with half of the refused body.
+    A generator; a `BodyTooLarge` thrown into it has it continue with half of the refused body.
 
     Raises:
         NotInFormat: the format can't carry the table's values.
@@ -161,7 +161,7 @@ def events_bodies(
 ) -> Generator[Body]:
     """One table's part of a batch, in order. All events of a body have the schema it names.
 
-    A generator; a `BodyTooLarge` thrown into it has it go on with half of the refused body.
+    A generator; a `BodyTooLarge` thrown into it has it continue with half of the refused body.
 
     Raises:
         NotInFormat: the format can't carry the table's values.
@@ -257,7 +257,7 @@ def _bodies(
 ) -> Generator[Body]:
     """The bodies of some pieces, one for each that the receiver takes.
 
-    When a body was refused for its size, throw the `BodyTooLarge` into the generator: it goes on
+    When a body was refused for its size, throw the `BodyTooLarge` into the generator: it continues
     with half of it. Of a single item, the error comes back.
 
     Args:

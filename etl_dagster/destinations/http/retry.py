@@ -23,7 +23,7 @@ _FIRST_DELAY_S: Final = 0.1
 _DELAY_GROWTH: Final = 3.0
 _MAX_DELAY_S: Final = 5.0
 _JITTER_S: Final = 0.2
-#: No new try after this; the pipeline's own retries, which end when it stops, go on from there.
+#: No new try after this; the pipeline's own retries, which end when it stops, continue from there.
 _MAX_TOTAL_S: Final = 45.0
 #: A receiver may ask for more; then the write fails, and the next one waits, for as long again.
 _MAX_WAIT_S: Final = 10.0
@@ -78,7 +78,7 @@ class Patience:
     begun before. Safe for several threads.
 
     Args:
-        closing: once set, no pause goes on and no request is begun.
+        closing: once set, no pause continues and no request is begun.
         clock: seconds that only grow.
     """
 
@@ -144,5 +144,5 @@ class Patience:
         if left_s > 0:
             raise DestinationUnreachable(
                 f"{what}: the server asked for a pause, of which {left_s:.0f} s are left",
-                solution="Nothing to do, unless the server asks for it again and again.",
+                solution="No action needed, unless the server asks for it again and again.",
             )

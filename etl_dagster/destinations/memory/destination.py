@@ -296,7 +296,7 @@ class MemoryDestination:
         copy.is_complete = True
 
     def _retire(self, table: MemoryTable) -> None:
-        """Keep what a new copy doesn't go on with, under another name."""
+        """Keep what a new copy doesn't continue with, under another name."""
         schema = table.schema
         named = replace(schema, table_name=f"{schema.table_name}__{schema.mode}_{schema.id}")
         table.schema = replace(named, id=-schema.id)

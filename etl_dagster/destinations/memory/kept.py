@@ -296,7 +296,7 @@ def table_of(schema: TableSchema) -> MemoryTable:
 
 
 def goes_on(before: MemoryTable, schema: TableSchema) -> bool:
-    """Whether a copy goes on with what a table has kept."""
+    """Whether a copy continues with what a table has kept."""
     old = before.schema
     known = {column.attnum or column.name: column for column in old.columns}
     pairs = [(known.get(c.attnum or c.name), c) for c in schema.columns]
@@ -318,7 +318,7 @@ def kept_table(
     """The table after a copy.
 
     Args:
-        before: the table that the copy goes on with.
+        before: the table that the copy continues with.
     """
     table = table_of(schema)
     if isinstance(table, SoftDeleteTable | AppendTable | Scd2Table):

@@ -63,7 +63,7 @@ class DestinationConnections:
     def __init__(self, dsn: str, *, tell_after_s: float = TELL_AFTER_S) -> None:
         """Args:
         dsn: a libpq URI or key/value string.
-        tell_after_s: what a write waits for so long is looked up.
+        tell_after_s: what a write waits for this long is looked up.
 
         Raises:
             ConfigError: it can't be used.

@@ -97,7 +97,7 @@ class PostgresDestination(SqlDestination[PostgresSession]):
     ) -> None:
         """Args:
         large_bytes: the rows of a table from this size on are estimated.
-        tell_after_s: what a write waits for so long is looked up.
+        tell_after_s: what a write waits for this long is looked up.
         """
         super().__init__(PostgresDialect(), changelog=changelog)
         self._connections = DestinationConnections(dsn, tell_after_s=tell_after_s)

@@ -44,7 +44,7 @@ _MULTIRANGE: Final = (
 #: Their types are on every server.
 _SYSTEM: Final = ("pg_catalog", "information_schema")
 
-#: Another transaction, beside the one of the session.
+#: Another transaction, next to the one of the session.
 Aside = Callable[[], AbstractContextManager[Connection]]
 
 

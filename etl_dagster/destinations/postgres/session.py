@@ -34,7 +34,7 @@ class PostgresSession(Session):
 
     Args:
         connection: in a transaction that the caller ends.
-        aside: another transaction, beside that one.
+        aside: another transaction, next to that one.
     """
 
     def __init__(self, connection: Connection, aside: Aside) -> None:

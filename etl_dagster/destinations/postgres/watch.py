@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 #: A stop leaves what is under way so long to end by itself; most writes take less.
 GRACE_S = 0.5
-#: A transaction that is open for so long is asked what it waits for, and again so often.
+#: A transaction that is open for this long is asked what it waits for, and again so often.
 TELL_AFTER_S = 3.0
 _TURN_S = 0.1
 #: A request to cancel may come a moment before the statement that it is to cancel.
@@ -28,7 +28,7 @@ _CANCEL_AGAIN_S = 0.2
 _CANCEL_TIMEOUT_S = 0.5
 #: A server that was asked so often and ended nothing does not answer any more.
 _MOST_CANCELS = 5
-#: A thread that had nothing to watch for so long ends.
+#: A thread that had nothing to watch for this long ends.
 _LONGEST_IDLE_S = 10.0
 
 
@@ -57,7 +57,7 @@ class Watch:
 
     Args:
         fetch_blockers: what the backend with this PID waits for; from a connection of its own.
-        tell_after_s: a transaction that is open for so long is asked, and again so often.
+        tell_after_s: a transaction that is open for this long is asked, and again so often.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ class SingerDestinationConfig(DestinationConfig):
     stalled_after_seconds: float = Field(
         600,
         gt=0,
-        description="A target that has read, written and logged nothing for so long is ended.",
+        description="A target that has read, written and logged nothing for this long is ended.",
     )
     stderr_file: Path | None = Field(
         None,

@@ -20,7 +20,7 @@ class TargetFailed(DestinationError):
 
 
 class TargetStalled(TargetFailed):
-    """The target did nothing for so long that it was ended."""
+    """The target did nothing for this long that it was ended."""
 
     solution = (
         "Find out what the target waits for, such as a lock. If it needs longer for one load, "

@@ -277,7 +277,7 @@ class Session:
                     ended_at = time.monotonic()
                 elif time.monotonic() - ended_at > _GRACE_S:
                     break  # something that it started holds its pipes
-        # Pipes may be closed by a target that goes on.
+        # Pipes may be closed by a target that continues.
         while process.poll() is None and not self._kill_when_due():
             self._end_input_when_due()
             self._write_last_line()

@@ -49,7 +49,7 @@ class KeptCopies:
         self._is_known = is_known
 
     def make_way(self, schema: TableSchema) -> TableSchema | None:
-        """Make the table's name free; the table as it was before, where the copy goes on with it.
+        """Make the table's name free; the table as it was before, where the copy continues with it.
 
         What a copy would replace is dropped where it was a mirror. Any other table stays under
         another name.
@@ -132,7 +132,7 @@ class KeptCopies:
 
 
 def _reason_to_start_over(dialect: Dialect, before: TableSchema, now: TableSchema) -> str | None:
-    """Why a copy can't go on with what there was before; None: it can."""
+    """Why a copy can't continue with what there was before; None: it can."""
     if before.mode != now.mode:
         return f"its mode is {now.mode}"
     keys = [[c.attnum or c.name for c in key_columns(schema)] for schema in (before, now)]

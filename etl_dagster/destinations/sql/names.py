@@ -24,7 +24,7 @@ class Names:
     A table is its OID. In the source a name may pass from one table to another, and two tables may
     swap theirs; the destination hears of each table by itself, perhaps much later of one than of
     the other. So the table renamed last has the name. The table that had it before is set aside
-    under another name, keeps its rows and goes on receiving changes, until it gets a new name or
+    under another name, keeps its rows and continues receiving changes, until it gets a new name or
     the old one is free again. Inside a batch, where each table is written by itself, the versions
     of the schemas tell who was named last.
 

@@ -158,7 +158,7 @@ class OddValues:
         changes: TableChanges,
         types: dict[str, str],
     ) -> bool:
-        """Keep what is odd in some rows, beside all entries that are there; whether it is any."""
+        """Keep what is odd in some rows, next to all entries that are there; whether it is any."""
         if odd:
             entries = Entries.of(rows, changes.schema.key_columns, odd, changes)
             self._insert(schema, entries, types)

@@ -16,7 +16,7 @@ from etl_dagster.destinations.sql.dialect import column_list, literal, quote
 from etl_dagster.destinations.sql.session import Rows, Statement
 from etl_dagster.destinations.sql.tables import Target
 
-#: Columns of staged rows beside those of the table.
+#: Columns of staged rows besides those of the table.
 PLACE, ROW_ID = "_etl place", "_etl row id"
 
 

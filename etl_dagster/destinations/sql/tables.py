@@ -34,7 +34,7 @@ class Target:
     schema: TableSchema
     #: Where it is stored.
     name: TableName
-    #: By name, the types of columns that it has beside those of the source; see `modes`.
+    #: By name, the types of columns that it has besides those of the source; see `modes`.
     added: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod

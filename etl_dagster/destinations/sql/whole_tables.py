@@ -127,7 +127,7 @@ class WholeTables:
                 self._odd.keep_copied(schema.id, [entries], target.types)
 
     def _keep(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> None:
-        """Remember the tables, that each has all rows of its copy, and where changes go on."""
+        """Remember the tables, that each has all rows of its copy, and where changes continue."""
         uint64 = self._session.dialect.uint64
         schemas = [schema for schema, _ in copies]
         table_ids = [schema.id for schema in schemas]

@@ -147,7 +147,7 @@ def copy_one_table(
 
     Raises:
         RetryRequested: waiting may cure it. A `RetryPolicy` on the asset would do the same, but
-            Dagster obeys it also when the run is terminated by hand, which then goes on.
+            Dagster obeys it also when the run is terminated by hand, which then continues.
         Failure: with what to do about it.
     """
     from etl_dagster.runtime.checking.belonging import start_destination
@@ -295,7 +295,7 @@ class _Copy:
                 self._log.info(f"{self._name} is streamed; copying it again from the beginning")
                 self._store.request_copy(table_id)
             case Errored(retry=retry) if not isinstance(retry, TimedRetry):
-                # A person looked at it and decided to go on.
+                # A person looked at it and decided to continue.
                 self._log.info(f"{self._name} had stopped ({state.reason}); trying again")
             case None:
                 self._log.info(f"{self._name} is new; the replicator has not seen it yet")
@@ -353,7 +353,7 @@ class _Copy:
                     del progress[:-1]
         except BaseException as reason:
             # The run is terminated, or has no replicator. What is finished stays, and the next
-            # run goes on from there.
+            # run continues from there.
             stop.set()
             self._store.wake()
             if (destination := offered(self._destination, Interruptible)) is not None:

@@ -154,7 +154,7 @@ def _wait_until_caught_up(context: OpExecutionContext, pipeline: "Pipeline") -> 
     if not outcome.result():
         raise InvalidState(
             "the pipeline was stopped before it had caught up",
-            solution="Run the job again: it goes on where it was.",
+            solution="Run the job again: it continues where it was.",
         )
 
 

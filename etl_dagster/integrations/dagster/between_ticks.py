@@ -17,7 +17,7 @@ def keep_status(store: Notes, status: PipelineStatus, *, next_within_s: float) -
     """Remember how the stream was at the end of a tick.
 
     Args:
-        next_within_s: when no tick has come for so long, the sensor counts as off.
+        next_within_s: when no tick has come for this long, the sensor counts as off.
     """
     until = time.time() + next_within_s
     store.put_note(_KEY, {"until": until, "status": status.to_json()})

@@ -81,7 +81,7 @@ def build_etl_definitions(
         tick_s: how long a tick streams in the mode ``tick``; well below the 60 seconds after which
             Dagster gives a tick up.
         executor: of the runs that the sensor requests, each for one table.
-        lease_s: how long the replicator goes on without a tick; longer where ticks come late.
+        lease_s: how long the replicator continues without a tick; longer where ticks come late.
         report_every_s: a table that changes is reported at most this often.
         busy_report_every_s: what the time between two reports of a table grows to while it changes
             all the time; back to `report_every_s` once it was quiet. Dagster keeps every report

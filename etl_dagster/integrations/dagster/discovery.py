@@ -52,7 +52,7 @@ def discover_tables(
     """Ask the source; where it can't answer, take what it said last.
 
     A code location that fails to load can't tick its sensor, and a run that has begun could not
-    go on. So what the source said is kept in ``$DAGSTER_HOME/etl_dagster/``. Without that, as in a
+    continue. So what the source said is in ``$DAGSTER_HOME/etl_dagster/``. Without that, as in a
     new pod, a state store in another server has the tables that were copied; without either, the
     pipeline has no assets yet. The sensor then says what is wrong.
 

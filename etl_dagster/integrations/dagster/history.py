@@ -20,7 +20,7 @@ class LastEvents:
     materialized_at: float | None = None
     #: The last run that materialized the asset, or meant to; None where it was not a run.
     run_id: str | None = None
-    #: Whether that run goes on.
+    #: Whether that run continues.
     is_running: bool = False
 
 

@@ -69,7 +69,7 @@ class TickStreamer:
         if self._failure is not None and pause_s > 0:
             note = f"next try in {pause_s:.0f} s, after: {self._failure}"
             return Supervision(None, 1, note, self._failure)
-        # A tick that timed out streams on beside the next one, until its time is over.
+        # A tick that timed out streams on alongside the next one, until its time is over.
         if not self._lock.acquire(blocking=False):
             return Supervision(None, 1, "the tick before is still streaming")
         try:

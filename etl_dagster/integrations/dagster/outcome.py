@@ -46,7 +46,7 @@ def interruptibly(work: Callable[[threading.Event], _Result], *, stop_s: float =
     is set, and its end waited for.
 
     Args:
-        stop_s: for so long at most.
+        stop_s: for this long at most.
     """
     stop = threading.Event()
     outcome = Outcome(lambda: work(stop))

@@ -29,7 +29,7 @@ PIPELINE_CHECKS: Final[Mapping[str, str]] = {
     LAG: "Changes of the source become durable in time.",
     WAL: "The source keeps no more WAL for the pipeline than it may.",
     SLOT: "The pipeline's replication slots can be read, and are.",
-    STATE: "The slot goes on exactly where the destination is.",
+    STATE: "The slot continues exactly where the destination is.",
 }
 
 
@@ -215,7 +215,7 @@ def slot_health(look: SlotLook, *, is_streaming: bool) -> Finding:
 
 
 def state_matches_slot(look: SlotLook, thresholds: CheckThresholds) -> Finding:
-    """Whether the stream would go on exactly where the destination is."""
+    """Whether the stream would continue exactly where the destination is."""
     confirmed = None if look.slot is None else look.slot.confirmed_flush_lsn
     facts: dict[str, Any] = {"slot": look.name}
     if confirmed is not None:
@@ -234,7 +234,7 @@ def state_matches_slot(look: SlotLook, thresholds: CheckThresholds) -> Finding:
         words = with_solution(
             f"slot {look.name!r} is {human_bytes(behind)} behind what is durable at the "
             "destination: the source keeps WAL that is not needed",
-            "Nothing is lost. Restart the pipeline if that goes on: it confirms what is durable.",
+            "Nothing is lost. Restart the pipeline if that continues: it confirms what is durable.",
         )
         return Finding(False, words, most is not None and behind > most, facts, "behind")
     if look.leftover:

@@ -66,7 +66,7 @@ class PipelineReports:
         """The evaluations that say something else than the last ones, or that are old.
 
         Looked at every few minutes, more often while something doesn't pass, and at once when the
-        stream has ended or goes on again. Nothing is said while it starts.
+        stream has ended or continues again. Nothing is said while it starts.
 
         Args:
             look: at the slots.

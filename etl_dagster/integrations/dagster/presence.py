@@ -13,7 +13,7 @@ from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 
 #: A replicator that is just being started, or replaced, is there within this time.
 _WAIT_AT_START_S = 15.0
-#: A copy that is under way goes on without a replicator for so long: code locations are reloaded
+#: A copy under way continues without a replicator for this long: code locations are reloaded
 #: and pods replaced meanwhile. Its finished chunks stay, so it can be resumed.
 _WAIT_DURING_S = 30.0
 #: Both, while the sensor is on: it starts a replicator, if only as fast as the machine allows.
@@ -28,7 +28,7 @@ class ReplicatorAbsent(EtlError):
     def __init__(
         self, pipeline: str, *, waited_s: float, is_begun: bool, is_sensor_on: bool = False
     ) -> None:
-        stays = "; what is copied stays, and the next run goes on from there" if is_begun else ""
+        stays = "; what is copied stays, and the next run continues from there" if is_begun else ""
         sensor = f"{pipeline}_replication"
         if is_sensor_on:
             sensor_is, solution = (

@@ -97,7 +97,7 @@ def repair(
 
     Args:
         names: ``schema.table`` of each; None for all.
-        wait_s: for so long at most; 0: not at all.
+        wait_s: for this long at most; 0: not at all.
         tell: called with a line about each table.
 
     Raises:
@@ -169,7 +169,7 @@ def _wait(
         except Stopped:
             failures.append(
                 with_solution(
-                    f"the repairs took longer than {wait_s:.0f} s; the pipeline goes on with them",
+                    f"the repairs took longer than {wait_s:.0f} s and continue in the pipeline",
                     "See `etl-dagster status`. Give the job a longer wait_s, or 0 to not wait.",
                 )
             )

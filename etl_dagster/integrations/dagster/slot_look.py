@@ -33,7 +33,7 @@ class SlotLook:
     progress: Lsn | None
     #: Whether a process runs the pipeline now.
     is_run: bool
-    #: Why the stream can't go on from the slot exactly where the destination is; None where it can.
+    #: Why the stream can't resume from the slot exactly at the destination's place, if it can't.
     problem: EtlError | None = None
     #: Of the slots that tables are copied with.
     copying: tuple[Slot, ...] = ()

@@ -36,7 +36,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 _STABLE_S = 60.0
 #: A tick waits this long for a new child's first words, so that a mistake shows at once.
 _FIRST_WORDS_S = 2.0
-#: A child tells its status every 5 s; one that says nothing for so long hangs.
+#: A child tells its status every 5 s; one that says nothing for this long hangs.
 _SILENCE_S = 120.0
 #: How long a child may take to end when this process ends.
 _GOODBYE_S = 5.0
@@ -151,7 +151,7 @@ class Replicator:
         log = "\n".join(self._log_tail) or "nothing"
         return ReplicatorFailed(
             f"the replicator ended {how}. Its last log lines:\n{log}",
-            solution="Nothing for now: it is started again, and goes on where it was.",
+            solution="Nothing for now: it is started again, and continues where it was.",
         )
 
     def _say(self, line: str) -> None:

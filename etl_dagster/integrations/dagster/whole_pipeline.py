@@ -50,7 +50,7 @@ def build_etl_pipeline_checks(
     """The checks of the pipeline as a whole: one outcome each, however many tables there are.
 
     ``replication_lag``, ``wal_retained``, ``slot_health`` (there, readable, read) and
-    ``state_matches_slot`` (the stream would go on exactly where the destination is). None passes
+    ``state_matches_slot`` (the stream would continue exactly where the destination is). None passes
     while nothing streams. The sensor evaluates them, too, where it is given them.
 
     Args:

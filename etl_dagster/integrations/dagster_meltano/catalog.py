@@ -130,7 +130,7 @@ def _listed(value: Any) -> list[str]:
 def load_streams(project: MeltanoProject, extractor: str) -> tuple[Stream, ...]:
     """The tap's selected streams, from the last answer to the same question, else from the tap.
 
-    The answer is kept in the project's ``.meltano`` folder, beside Meltano's own; another
+    The answer is kept in the project's ``.meltano`` folder, next to Meltano's own; another
     `meltano.yml` is another question. A tap that can't answer now leaves what it said before.
 
     Raises:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _POLL_S = 0.2
-#: After the process ended, what its children still hold of the log is waited for so long.
+#: After the process ended, what its children still hold of the log is waited for this long.
 _LAST_WORDS_S = 2.0
 
 

@@ -37,7 +37,7 @@ class MeltanoProject:
     folder: Path
     #: Meltano's environment, such as ``dev``; None leaves it to `default_environment`.
     environment: str | None = None
-    #: The console script; None looks beside this Python and then on the PATH.
+    #: The console script; None looks next to this Python and then on the PATH.
     executable: str | None = None
     #: Added to this process's environment variables. May hold secrets, so it is never shown.
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -65,12 +65,12 @@ class MeltanoProject:
             found = shutil.which(self.executable)
         else:
             # Not resolved: a venv's Python is a link to one that knows nothing of Meltano.
-            beside = Path(sys.executable).parent / "meltano"
-            found = str(beside) if beside.exists() else shutil.which("meltano")
+            here = Path(sys.executable).parent / "meltano"
+            found = str(here) if here.exists() else shutil.which("meltano")
         if found is None:
             raise MeltanoNotFound(
                 f"Meltano's program {self.executable or 'meltano'!r} is not found",
-                solution="Install it beside Dagster: pip install 'etl-dagster[meltano]'; or give "
+                solution="Install it next to Dagster: pip install 'etl-dagster[meltano]'; or give "
                 "`executable`.",
             )
         return found

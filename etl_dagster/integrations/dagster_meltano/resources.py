@@ -42,7 +42,7 @@ class MeltanoResource(ConfigurableResource[Any]):
     )
     executable: str | None = Field(
         default=None,
-        description="Meltano's program; by default the one beside this Python, or on PATH.",
+        description="Meltano's program; by default the one next to this Python, or on PATH.",
     )
     env: dict[str, str] = Field(
         default={}, repr=False, description='Environment variables; secrets as EnvVar("...").'

@@ -59,7 +59,7 @@ class PostgresStateBackend(StateStoreManager):
     Args:
         uri: ``postgres://user:password@host:port/database/schema``, or any URI of libpq's.
         lock_timeout_seconds: Meltano's ``state_backend.lock_timeout_seconds``: a lock that wasn't
-            renewed for so long is over.
+            renewed for this long is over.
         lock_retry_seconds: the longest pause between two attempts at a lock.
         settings: those of `uri.SETTINGS`, such as host and password; each wins over the URI.
 

@@ -89,7 +89,7 @@ class Belonging:
         self._destination = destination
         self._marking = marking(destination)
         self._place = place_of(destination, config)
-        #: What `require` found, where the pipeline goes on with what is there.
+        #: What `require` found, where the pipeline continues with what is there.
         self.continued: DestinationMark | None = None
 
     # -- what is found -------------------------------------------------------------------------

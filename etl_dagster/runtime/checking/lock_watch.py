@@ -35,7 +35,7 @@ class LockWatch:
                 self._told[key] = lock.relation
                 _log.warning(
                     "%s is locked by another session: %s %s an ACCESS EXCLUSIVE lock. It can't be "
-                    "copied meanwhile; what is streamed goes on",
+                    "copied meanwhile; what is streamed continues",
                     lock.relation,
                     lock.holder,
                     "has" if lock.is_granted else "waits for",

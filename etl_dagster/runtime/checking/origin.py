@@ -56,7 +56,7 @@ class OriginCheck:
             SourceReplaced: it is another cluster or database.
             SourceRestored: it is at an earlier point than what is applied.
         """
-        # First what is applied: a stream that goes on meanwhile may pass the source's LSN.
+        # First what is applied: a stream that continues meanwhile may pass the source's LSN.
         applied, begun = self._applied(), self.last_begin
         found = fetch_source(connection)
         known = None if self._memory is None else self._memory.get_known_source()

@@ -151,7 +151,7 @@ def check_locks(
         yield Check.warning(
             "locked tables",
             f"other sessions have tables to themselves: {describe_locks(locks)}; these can't be "
-            "copied meanwhile, and what is streamed goes on",
+            "copied meanwhile, and what is streamed continues",
             "Wait, or end the session: "
             + " ".join(f"select pg_terminate_backend({pid});" for pid in _pids(locks)),
         )

@@ -67,7 +67,7 @@ class TooLarge(EtlError):
 
 
 class GroupCopy:
-    """Copies whole tables; what fails of one is reported, and the others go on.
+    """Copies whole tables; what fails of one is reported, and the others continue.
 
     All are read under the snapshot that the group's slot exported, so each is the source's as of
     the slot's consistent point, and nothing needs to be repaired while changes are replayed.

@@ -71,7 +71,7 @@ _SLOT_LOCK_TIMEOUT_S = 60.0
 class GroupSync:
     """Does for a set of small tables what `TableSync` does for one.
 
-    A table that fails, or that isn't like the others, leaves the group, and the others go on. A
+    A table that fails, or that isn't like the others, leaves the group, and the others continue. A
     group that was interrupted isn't resumed: its tables are small, and copied again.
 
     Args:

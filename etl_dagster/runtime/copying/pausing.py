@@ -29,7 +29,7 @@ def paused_tables(store: Notes) -> Mapping[TableId, str]:
 
 
 def pause_copies(store: CoordinatingStore, table_ids: Collection[TableId]) -> None:
-    """Begin no copy of these tables any more. One that is under way goes on."""
+    """Begin no copy of these tables any more. One that is under way continues."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with _alone(store):
         _keep(store, dict.fromkeys(table_ids, now) | dict(paused_tables(store)))

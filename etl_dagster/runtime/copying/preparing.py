@@ -118,7 +118,7 @@ class Preparation:
     # -- resuming --------------------------------------------------------------------------------
 
     def _resumable(self, table: PublishedTable, plan: CopyPlan) -> PublishedTable | None:
-        """The table as the earlier worker copied it, where its work can be gone on with."""
+        """The table as the earlier worker copied it, where its work can be resumed."""
         slot = self._control.ask("looking at the slot", fetch_slot, self._source.slot_name)
         schema = self._store.get_table_schema(self._table_id, LSN_ZERO)
         if self._is_copied(plan):

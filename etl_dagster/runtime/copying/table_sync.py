@@ -317,7 +317,7 @@ class TableSync:
             )
 
     def _hand_over(self, prepared: Prepared, copied: CopySummary, claim: Claim) -> Lsn:
-        """Stream until the apply worker can go on; returns `SyncDone.lsn`."""
+        """Stream until the apply worker can continue; returns `SyncDone.lsn`."""
         plan = prepared.plan
         claim.move(FinishedCopy())
         self._progressed("finished_copy")

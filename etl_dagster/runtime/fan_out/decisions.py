@@ -132,7 +132,7 @@ class Decisions:
         except DestinationLeftBehind:
             raise
         except EtlError as error:
-            # Such as no slot being free: the shared one goes on keeping what it needs.
+            # Such as no slot being free: the shared one continues keeping what it needs.
             self._again_at[name] = now + self._pace.slot_again_s
             self._refused[name] = (
                 f"can't be set aside, so the others may have to wait for it: {error.reason}. "

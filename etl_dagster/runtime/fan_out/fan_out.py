@@ -374,7 +374,7 @@ class FanOut:
         if (failure := self._failure_of_all()) is not None:
             raise _AllFailed(failure)
 
-    # -- what is going on ------------------------------------------------------------------------
+    # -- status ------------------------------------------------------------------------
 
     def statuses(self) -> dict[str, PipelineStatus]:
         """How things are now, by destination."""

@@ -196,7 +196,7 @@ class MemberWire:
         return self._ahead is not None
 
     def give_up_return(self) -> None:
-        """Try again later; it goes on with its own slot, where that is not just decided on."""
+        """Try again later; it continues with its own slot, where that is not just decided on."""
         lock = self._shared.deciding(self._name)
         if not lock.acquire(blocking=False):
             return

@@ -12,17 +12,17 @@ class FanOutPace:
     #: How often the destinations are compared.
     look_s: float = 1.0
     #: The first destination that runs is not shown before the others had so long to start. One that
-    #: doesn't read for so long, while others do, hangs in its start.
+    #: doesn't read for this long, while others do, hangs in its start.
     starting_s: float = 15.0
     #: A destination whose pipeline failed is set aside after so long, unless all of them fail.
     set_aside_after_s: float = 5.0
-    #: One that is waited for in every look for so long is slower than the others, and not only
+    #: One that is waited for in every look for this long is slower than the others, and not only
     #: late.
     held_up_s: float = 5.0
     #: A destination that doesn't get, in this time, to where another one was at its beginning
     #: stands still, or is slower by so much that it makes no difference.
     standstill_s: float = 15.0
-    #: One that is past the budget for so long, and not set aside, is reported.
+    #: One that is past the budget for this long, and not set aside, is reported.
     tolerated_s: float = 30.0
     #: A slot that could not be made is tried again after so long.
     slot_again_s: float = 10.0

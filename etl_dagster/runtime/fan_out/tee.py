@@ -22,7 +22,7 @@ _HEADER: Final = XLOG_DATA_HEADER.size
 _ROW_TAGS: Final = frozenset(b"IUD")
 #: So much is handed over at once.
 _CHUNK_BYTES = 256 * 1024
-#: Memory of a frame that is kept, beside its bytes.
+#: Memory of a frame that is kept, besides its bytes.
 _FRAME_OVERHEAD = 130
 #: A branch reads on while more arrives, but no longer than this without a look at other work.
 _STRETCH_S = 0.05

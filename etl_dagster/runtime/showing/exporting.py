@@ -30,7 +30,7 @@ def exporting(config: PipelineConfig, *, waits_for_address: bool = False) -> Ite
     """What is to be told of the pipeline's events, while the block runs.
 
     Args:
-        waits_for_address: where another process has the address, go on, and take it once it is
+        waits_for_address: where another process has the address, continue, and take it once it is
             free: of two replicators, one stands by.
 
     Raises:

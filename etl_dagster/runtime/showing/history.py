@@ -44,7 +44,7 @@ class History:
         self._lag_bytes = 0
 
     def recall(self, payload: Mapping[str, Any] | None) -> None:
-        """Go on from what the process before has put there."""
+        """Continue from what the process before has put there."""
         self._moments.extend(read_history(payload))
 
     def add(self, status: PipelineStatus) -> None:

@@ -32,7 +32,7 @@ class Observers:
                 if id(observer) not in self._failed:
                     self._failed.add(id(observer))
                     _log.warning(
-                        "%s failed (%s); the pipeline goes on, and its metrics may be incomplete",
+                        "%s failed (%s); the pipeline continues, and its metrics may be incomplete",
                         type(observer).__name__,
                         type(error).__name__,
                     )

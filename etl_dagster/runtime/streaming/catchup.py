@@ -48,7 +48,7 @@ class CatchUp:
         worker: whose progress is stored; None for a group, which never resumes.
         replay_from: consistent point of the slot.
         must_reach: every snapshot that the copy used lies before.
-        on_table_error: called when one table can't be written; the others go on without it. By
+        on_table_error: called when one table can't be written; the others continue without it. By
             default, or when it raises, all of them end.
     """
 
@@ -104,7 +104,7 @@ class CatchUp:
         )
 
     def run(self) -> Mapping[TableId, Lsn]:
-        """Stream until the apply worker can go on; returns `SyncDone.lsn` of each table that was
+        """Stream until the apply worker can continue; returns `SyncDone.lsn` of each table that was
         handed over.
 
         Raises:

@@ -177,7 +177,7 @@ class Ownership:
                 if not targets:
                     break
             if self._clock.now_s() > deadline:
-                # From here on the stream goes on without those tables, but for any that was done
+                # From here on the stream continues without those tables, but for any that was done
                 # just now: the next look finds it.
                 withdrawn = self._withdraw(targets)
                 self._pause(withdrawn)
@@ -225,7 +225,7 @@ class Ownership:
         changes: list[tuple[TableId, TableState, TableState]] = []
         for table_id, state in done.items():
             if state.lsn < self._stream.position:
-                # No worker of ours does this; going on would lose what lies between without a word.
+                # No worker of ours does this; continuing would silently lose what lies between.
                 lost = Errored(
                     f"the table was handed over at {state.lsn}, but its stream is past that "
                     "already",

@@ -21,7 +21,7 @@ class Role(Protocol):
     # -- reading ---------------------------------------------------------------------------------
 
     def between_reads(self) -> bool:
-        """Do what is due; whether to go on reading."""
+        """Do what is due; whether to continue reading."""
         ...
 
     @property
@@ -35,7 +35,7 @@ class Role(Protocol):
         """A last word on a decoded batch, for example to complete values in it.
 
         Raises:
-            RowsOutdated, TableWriteFailed: the batch goes on without that table.
+            RowsOutdated, TableWriteFailed: the batch continues without that table.
         """
         ...
 
@@ -56,11 +56,11 @@ class Role(Protocol):
         ...
 
     def on_table_error(self, table_id: TableId, error: EtlError) -> None:
-        """One table's changes can't be written. The batch goes on without the table; raising ends
+        """One table's changes can't be written. The batch continues without the table; raising ends
         the stream."""
         ...
 
     def on_outdated(self, table_id: TableId, reason: str) -> None:
         """Only a new copy brings the table up to date. Nothing that follows is durable yet; the
-        batch goes on without the table."""
+        batch continues without the table."""
         ...

@@ -68,7 +68,7 @@ class Window:
         return self._writes[0] if self._writes else None
 
     def has_room_for(self, events: EventBatch) -> bool:
-        """Whether the batch can be written beside what is under way."""
+        """Whether the batch can be written alongside what is under way."""
         if not self._writes:
             return True
         if self.is_full or any(write.failure is not None for write in self._writes):

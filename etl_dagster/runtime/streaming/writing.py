@@ -33,7 +33,7 @@ class BatchWriter:
     """The batches of one stream on their way to its destination.
 
     Args:
-        role: told of tables that the batches go on without. Where it raises, the write ends.
+        role: told of tables that the batches continue without. Where it raises, the write ends.
     """
 
     def __init__(self, parts: WorkerParts, role: Role) -> None:

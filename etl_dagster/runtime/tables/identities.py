@@ -23,7 +23,7 @@ def find_unidentified(
 
     A table that is published through its root has the root's key, but its old rows come by the
     identity of each partition. Without the columns of the key in them, an update would leave the
-    old row beside the new one, and a delete would find nothing.
+    old row next to the new one, and a delete would find nothing.
 
     Keys are compared by what prints, and so is every value of a row without a key. Of a few types
     that tells more than the value, and may change while the row stays.

@@ -319,7 +319,7 @@ class SchemaTracker:
             snapshot_id=version,
         )
         if described is not None:
-            # Postgres may go on sending rows under that message: a partition's rows come with a
+            # Postgres may continue sending rows under that message: a partition's rows come with a
             # new one of their root only once the partition itself is altered (pgoutput.c).
             self._resolved[table_id] = described, schema
         return RelationEvent(schema, known, sequence)

@@ -159,7 +159,7 @@ def _with(rows: TableRows, pieces: Iterator[CopiedRows]) -> TableRows:
 
 @contextmanager
 def _failing_alone(schema: TableSchema) -> Iterator[None]:
-    """What can't be shaped fails by itself: other tables of a batch or a group go on."""
+    """What can't be shaped fails by itself: other tables of a batch or a group continue."""
     try:
         yield
     except (ShapeRefused, HookFailed) as error:

@@ -1,4 +1,4 @@
--- What correctness rests on beside states and plans, as JSON by key. Versions before this one kept it
+-- What correctness rests on besides states and plans, as JSON by key. Versions before this one kept it
 -- in `status`; a row that one of them left there is the newest, and is removed with the next note.
 CREATE TABLE notes (
     pipeline text NOT NULL REFERENCES pipelines (name) ON DELETE CASCADE,

@@ -1,4 +1,4 @@
-"""What correctness rests on beside states and plans, in rows."""
+"""What correctness rests on besides states and plans, in rows."""
 
 from __future__ import annotations
 

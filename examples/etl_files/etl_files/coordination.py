@@ -1,7 +1,7 @@
-"""What several processes need of a store: `Coordination`, by the same file and files beside it.
+"""What several processes need of a store: `Coordination`, by the same file and files next to it.
 
 With it the pipeline runs under Dagster, where every copy is a process of its own, and a copy that
-was interrupted goes on where it was.
+was interrupted continues where it was.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class TableFile:
     """A table's file, open to be appended to; for one thread that holds the folder's lock.
 
     The position is in the lines themselves, so that it can't differ from them: a writer that is
-    killed leaves some of its lines, and the next one goes on behind the last whole line.
+    killed leaves some of its lines, and the next one continues behind the last whole line.
     """
 
     def __init__(self, path: Path) -> None:

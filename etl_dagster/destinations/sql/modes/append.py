@@ -127,7 +127,7 @@ class Append(Mode[Collapsed]):
 
 
 def _added(changes: TableChanges) -> dict[str, pa.Array[Any]]:
-    """By name, the columns beside those of the source."""
+    """By name, the columns besides those of the source."""
     return logged(changes) | {"_etl_unchanged": none_unchanged(len(changes))}
 
 

@@ -78,7 +78,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
               cron_schedule: "0 3 * * *"
 
     The state is which tables the publication has. `dagster dev` and `dg` refresh it when they load
-    the definitions; where the source can't be reached they go on with the last one. Elsewhere
+    the definitions; where the source can't be reached they continue with the last one. Elsewhere
     ``dg utils refresh-defs-state`` does, which fails then. Without a state, as right after a
     deployment, loading asks the source.
     """
@@ -114,7 +114,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
     schedules: Annotated[SchedulesBlock, described("What runs by the clock.")] = SchedulesBlock()
     checks: Annotated[ChecksBlock, described("Which checks the tables have.")] = ChecksBlock()
     defs_state: ResolvedDefsStateConfig = DefsStateConfigArgs.local_filesystem()
-    #: Whether loading goes on without what the source publishes now.
+    #: Whether loading continues without what the source publishes now.
     _makes_do: bool = PrivateAttr(default=False)
 
     # -- what subclasses may change ----------------------------------------------------------------

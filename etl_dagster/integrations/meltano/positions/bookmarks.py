@@ -9,7 +9,7 @@ from typing import Any
 from etl_dagster.lsn import Lsn
 from etl_dagster.table_name import TableName
 
-#: Beside ``singer_state``; whose position this is, and what was done about an edit by hand.
+#: Next to ``singer_state``; whose position this is, and what was done about an edit by hand.
 OURS = "etl_dagster"
 #: From the hand-over on the table is complete.
 _COMPLETED = ("sync_done", "ready")

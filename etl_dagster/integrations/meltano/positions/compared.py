@@ -10,7 +10,7 @@ from etl_dagster.lsn import Lsn
 
 @dataclass(frozen=True)
 class BookmarkComparison:
-    """One table's bookmark beside the slot."""
+    """One table's bookmark next to the slot."""
 
     passed: bool
     #: Whether changes may be lost, and not only the display be old.

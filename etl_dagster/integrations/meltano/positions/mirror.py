@@ -1,4 +1,4 @@
-"""Every table's position as Meltano state, written beside a running pipeline."""
+"""Every table's position as Meltano state, written alongside a running pipeline."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class PositionMirror:
                 pause_s = pauses.next_delay_s()
                 self._say_problem(error, is_first=pauses.attempt == 1)
             except Exception:
-                # Positions are for people; whatever is wrong here, the pipeline goes on.
+                # Positions are for people; whatever is wrong here, the pipeline continues.
                 pause_s = pauses.next_delay_s()
                 _log.exception("mirroring positions failed")
             self._first_pass.set()
@@ -195,7 +195,7 @@ class PositionMirror:
         if is_first:
             _log.warning(
                 "positions can't be mirrored as Meltano state now: %s. What to do: %s "
-                "The pipeline goes on, and what is missing is written later.",
+                "The pipeline continues, and what is missing is written later.",
                 error.reason.rstrip("."),
                 error.solution,
             )

@@ -79,7 +79,7 @@ def judge(
         row: None when there is none.
         was_mirrored: whether the mirror has written it in this place before.
         known_lsns: positions that the mirror wrote a moment ago. An editor that was open while the
-            pipeline went on saves one of them; that is not a request to go back.
+            pipeline continued saves one of them; that is not a request to go back.
         find_move: the ID that a missing state has now; only asked for a missing one.
     """
     if row is not None and row.is_ours:
@@ -118,6 +118,6 @@ def _why_not(lsn: Any, position: TablePosition) -> str:
             "no changes that are confirmed"
         )
     return (
-        f"the table can't go on from {wanted}: it is at {position.lsn}, and the changes between "
+        f"the table can't continue from {wanted}: it is at {position.lsn}, and the changes between "
         "would be lost"
     )

@@ -23,7 +23,7 @@ class ReleaseListener:
         self._is_possible = True
 
     def listen(self) -> bool:
-        """Begin, or go on; False where nothing would be heard: poll then."""
+        """Begin, or continue; False where nothing would be heard: poll then."""
         if self._subscription is not None:
             return True
         if not self._is_possible:

@@ -11,7 +11,7 @@ from etl_dagster.integrations.meltano.states.errors import StateUriError
 class StorageOptions:
     """How a storage behaves; the names are those of Meltano's settings."""
 
-    #: A lock that wasn't renewed for so long is over, and so is a transaction that idles under it.
+    #: A lock that wasn't renewed for this long is over, and so is a transaction idle under it.
     lock_timeout_seconds: float = 10.0
     #: The longest pause between two attempts; a release usually ends the pause at once.
     lock_retry_seconds: float = 1.0
@@ -19,7 +19,7 @@ class StorageOptions:
     lock_wait_seconds: float | None = None
     #: So many versions of each state are kept; 0 keeps no history at all.
     history_versions: int = 100
-    #: Of older versions, the last of each run is kept for so long.
+    #: Of older versions, the last of each run is kept for this long.
     history_days: int = 90
     #: Whether missing tables are made.
     create_tables: bool = True

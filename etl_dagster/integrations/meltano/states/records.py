@@ -142,7 +142,7 @@ class StoredState:
     #: JSON texts to the letter; None when the half is empty.
     partial: str | None = field(repr=False)
     completed: str | None = field(repr=False)
-    #: Counts the writes of this ID, from 1; goes on after a deletion while history is kept.
+    #: Counts the writes of this ID, from 1; continues after a deletion while history is kept.
     version: int
     #: By the server's clock.
     updated_at: datetime
