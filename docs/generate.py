@@ -282,7 +282,10 @@ def _default(setting: FieldInfo, section: bool) -> str:
 
 def command_line_page() -> str:
     """What ``--help`` says of each command."""
-    parts = ["# Command line\n"]
+    parts = [
+        "# Command line\n\nWhat `--help` prints of each command. Its habits, exit codes and shell "
+        "completion: [The command line](../guides/command-line.md).\n"
+    ]
     for path, command in _commands("etl-dagster", cli):
         context = click.Context(command, info_name=path, max_content_width=88, terminal_width=88)
         context.help_option_names = ["-h", "--help"]

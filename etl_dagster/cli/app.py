@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import click
 
 from etl_dagster import __version__
 from etl_dagster.cli.demo import demo
 from etl_dagster.cli.doctor import doctor
-from etl_dagster.cli.failures import explain
+from etl_dagster.cli.failures import INTERRUPTED, explain
 from etl_dagster.cli.init import init
 from etl_dagster.cli.lake import lake
 from etl_dagster.cli.migrate import migrate
@@ -25,7 +26,7 @@ from etl_dagster.cli.run import run
 from etl_dagster.cli.shape import shape
 from etl_dagster.cli.state import state
 from etl_dagster.cli.status import status
-from etl_dagster.cli.stopping import end_when_interrupted
+from etl_dagster.cli.stopping import end_when_asked
 
 _EPILOG = """\b
 First steps:
@@ -35,22 +36,57 @@ First steps:
   etl-dagster run       copy and stream until you press Ctrl-C
 
 \b
-Exit codes: 0 all is well, 1 something failed while it ran (doctor: found an
-error; repair --dry-run: a difference), 2 it can't start as it is configured,
-130 `run --until-caught-up` was stopped before it had caught up.
+What changes something shows what, and asks; --yes doesn't ask, and is needed where
+there is no terminal; --dry-run only shows. --json prints JSON, a stream as an object
+on each line. --all means all there is, in place of names or of the first ones.
+
+\b
+Exit codes:
+  0         done
+  1         failed while it ran, or found problems (doctor: an error; repair
+            --dry-run: a difference), or the answer to a question was no
+  2         called or configured wrongly; nothing was changed
+  130, 143  stopped by Ctrl-C, by SIGTERM or SIGHUP, before the goal was reached
 """
 
 
+#: The commands by what a person wants, each in the order in which they come up.
+GROUPS: Mapping[str, tuple[click.Command, ...]] = {
+    "First steps": (demo, init, doctor, shape),
+    "Run and look": (run, status, query, odd),
+    "Single tables": (retry, repair, resync, reset, pause, resume),
+    "Upkeep": (migrate, lake, remove),
+    "Meltano": (state,),
+}
+
+
 class _Commands(click.Group):
-    """In the order of a first day, and with failures explained instead of traced."""
+    """In groups, and with failures explained instead of traced."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.commands))
+        for heading, commands in GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(f"{c.name:<{width}}", c.get_short_help_str(80)) for c in commands]
+                )
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
+        except click.Abort as error:
+            # Ctrl-C at a question; what else aborts is the answer no.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                click.echo(err=True)
+                ctx.exit(INTERRUPTED)
+            raise
+        except (click.ClickException, click.exceptions.Exit):
             raise
         except Exception as error:
             if ctx.params.get("debug"):
@@ -77,30 +113,12 @@ def cli(debug: bool) -> None:
         click.get_current_context().color = False
 
 
-for command in (
-    demo,
-    init,
-    doctor,
-    shape,
-    run,
-    status,
-    query,
-    odd,
-    lake,
-    retry,
-    repair,
-    resync,
-    reset,
-    pause,
-    resume,
-    remove,
-    state,
-    migrate,
-):
-    cli.add_command(command)
+for commands in GROUPS.values():
+    for command in commands:
+        cli.add_command(command)
 
 
 def main() -> None:
     """The entry point of the package."""
-    end_when_interrupted()
+    end_when_asked()
     cli(prog_name="etl-dagster")

@@ -101,10 +101,7 @@ def refuse(failures: Sequence[EtlError]) -> None:
     if len(failures) == 1:
         raise failures[0]
     if failures:
-        lines = [f"{len(failures)} things stand in the way:"]
-        for failure in failures:
-            lines += [f"\n- {failure.reason}", f"  What to do: {failure.solution}"]
-        raise NotReady("\n".join(lines))
+        raise NotReady(failures)
 
 
 def check_continuation(

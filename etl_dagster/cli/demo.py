@@ -31,6 +31,9 @@ def demo(rate: float, port: int | None, folder: Path) -> None:
     """Run a Postgres with flight data, a live workload and Dagster; Ctrl-C stops all of it.
 
     Needs the extra: pip install 'etl-dagster[demo]'.
+
+    \b
+    etl-dagster demo --rate 200 --port 3001
     """
     from etl_dagster.demo.app import run_demo
 

@@ -24,6 +24,9 @@ def doctor(context: click.Context, config_path: Path, as_json: bool) -> None:
     """Check source, state store and destination, line by line; changes nothing.
 
     Ends with exit code 1 when there is an error, 0 when there are only warnings.
+
+    \b
+    etl-dagster doctor --json
     """
     configs = load_each(config_path)
     from etl_dagster.cli.checks import all_checks, running_process

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from etl_dagster.errors import EtlError
 
 #: Something failed while it ran.
 FAILED = 1
-#: It can't start as it is configured; nothing was made.
+#: It was called or is configured wrongly; nothing was made.
 CANNOT_START = 2
-#: As shells report a process that ended by SIGINT.
-INTERRUPTED = 130
+#: Stopped before the goal was reached, as shells report a process that ended by SIGINT or SIGTERM.
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class NotReady(EtlError):
@@ -19,13 +21,21 @@ class NotReady(EtlError):
 
     solution = "`etl-dagster doctor` shows the whole list again."
 
+    def __init__(self, failures: Sequence[EtlError]) -> None:
+        lines = [f"{len(failures)} things stand in the way:"]
+        for failure in failures:
+            lines += [f"\n- {failure.reason}", f"  What to do: {failure.solution}"]
+        super().__init__("\n".join(lines))
+        self.retryable = all(failure.retryable for failure in failures)
+
 
 class NotCaughtUp(EtlError):
     """`run --until-caught-up` was told to stop before it had reached its end."""
 
     solution = "Run the same command again: it resumes where this one stopped."
 
-    def __init__(self, ready: int, tables: int) -> None:
+    def __init__(self, ready: int, tables: int, *, exit_code: int = INTERRUPTED) -> None:
+        self.exit_code = exit_code
         if not tables:
             super().__init__("stopped before the pipeline had begun")
             return
@@ -54,7 +64,10 @@ def explain(error: BaseException) -> int:
         return FAILED
     if isinstance(error, EtlError):
         show(error.reason, error.solution)
-        return INTERRUPTED if isinstance(error, NotCaughtUp) else CANNOT_START
+        if isinstance(error, NotCaughtUp):
+            return error.exit_code
+        # Waiting may cure it: a supervisor that starts the command again is right to.
+        return FAILED if error.retryable else CANNOT_START
     if isinstance(error, ModuleNotFoundError):
         show(
             f"the Python package {error.name} is not installed here",

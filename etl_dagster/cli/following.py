@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from etl_dagster.cli.failures import NotCaughtUp, RunFailed
 
 if TYPE_CHECKING:
+    from etl_dagster.cli.stopping import Asked
     from etl_dagster.cli.views import View
     from etl_dagster.runtime.showing.status import PipelineStatus
 
@@ -52,7 +53,7 @@ def start(pipeline: Runs, asked: threading.Event) -> bool:
     return True
 
 
-def follow(pipeline: Runs, view: View, *, until_caught_up: bool) -> None:
+def follow(pipeline: Runs, view: View, asked: Asked, *, until_caught_up: bool) -> None:
     """Show the pipeline until it ends.
 
     Raises:
@@ -87,4 +88,5 @@ def follow(pipeline: Runs, view: View, *, until_caught_up: bool) -> None:
         raise RunFailed(failures[0]) from failures[0]
     if not is_caught_up:
         tables = pipeline.status().tables.values()
-        raise NotCaughtUp(sum(table.state == "ready" for table in tables), len(tables))
+        ready = sum(table.state == "ready" for table in tables)
+        raise NotCaughtUp(ready, len(tables), exit_code=asked.exit_code)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from etl_dagster.cli.confirming import changes_something, is_wanted
+
 _TEMPLATE = """\
 # A pipeline of etl-dagster: one Postgres publication to one destination.
 # `etl-dagster doctor` checks it, `etl-dagster run` runs it.
@@ -157,7 +159,7 @@ _PASSWORD_VARIABLE = "SOURCE_PASSWORD"
     "--environment", default="dev", show_default=True, help="The first part of the state IDs."
 )
 @click.option("--path", default="etl.duckdb", show_default=True, help="The DuckDB file.")
-@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+@changes_something
 def init(
     output: Path,
     dsn: str | None,
@@ -165,9 +167,12 @@ def init(
     pipeline: str,
     environment: str,
     path: str,
-    force: bool,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     """Write a commented etl.yaml to begin with.
+
+    --dry-run prints it. It asks only where the file exists.
 
     \b
     etl-dagster init --dsn postgresql://etl@db.example.com/shop --publication shop_pub
@@ -188,13 +193,15 @@ def init(
 
     # What is written is what `run` will accept.
     parse_config(yaml.safe_load(text), {}, origin="this command's options")
+    if dry_run:
+        click.echo(text, nl=False)
+        return
+    if output.exists():
+        click.echo(f"{output} exists, and is overwritten.", err=True)
+        if not is_wanted(dry_run=False, yes=yes):
+            return
     try:
-        with output.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise EtlError(
-            f"{output} exists", solution="Name another file with -o, or use --force."
-        ) from error
+        output.write_text(text, "utf-8")
     except OSError as error:
         raise EtlError(
             f"{output} can't be written: {error.strerror}", solution="Name another file with -o."

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from etl_dagster.cli.confirming import changes_something, is_wanted, require_decided
+from etl_dagster.cli.listing import few
 from etl_dagster.cli.options import config_option, json_option, load
 
 if TYPE_CHECKING:
@@ -30,9 +32,9 @@ def lake() -> None:
     metavar="DAYS",
     help="Expire snapshots that are older; the newest one stays.",
 )
-@click.option("--dry-run", is_flag=True, help="Change nothing, and say what would be.")
+@changes_something
 @json_option
-def maintain(config_path: Path, days: float, dry_run: bool, as_json: bool) -> None:
+def maintain(config_path: Path, days: float, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Write what is in the catalog to files, merge small files, and expire old snapshots.
 
     Files that no snapshot needs any longer are deleted a day later, for readers and writers that
@@ -40,7 +42,9 @@ def maintain(config_path: Path, days: float, dry_run: bool, as_json: bool) -> No
 
     \b
     etl-dagster lake maintain --older-than 30 --dry-run
+    etl-dagster lake maintain --yes
     """
+    require_decided(as_json=as_json, dry_run=dry_run, yes=yes)
     from datetime import timedelta
 
     from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
@@ -53,6 +57,13 @@ def maintain(config_path: Path, days: float, dry_run: bool, as_json: bool) -> No
             f"a destination of type {destination.type} is not a DuckLake",
             solution="Name the configuration of one with -c.",
         )
+    if not dry_run and not as_json:
+        click.echo(
+            f"Small writes are flushed to files, small files are merged, and snapshots older than "
+            f"{days:g} days expire."
+        )
+        if not is_wanted(dry_run=False, yes=yes):
+            return
     done = run(destination, older_than=timedelta(days=days), is_dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(done.as_json(), indent=2))
@@ -65,9 +76,9 @@ def _show(done: Maintenance) -> None:
 
     if done.is_dry_run:
         click.echo("Dry run: nothing changed.")
-    for table, rows in done.flushed_rows.items():
+    for table, rows in few(list(done.flushed_rows.items()), full="--json"):
         click.echo(f"{table}: {rows:,} rows from the catalog to files")
-    for table, (before, after) in done.merged_files.items():
+    for table, (before, after) in few(list(done.merged_files.items()), full="--json"):
         click.echo(f"{table}: {before:,} files are {after:,} now")
     click.echo(
         f"{done.expired_snapshots:,} snapshots expired, {done.deleted_files:,} files deleted"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from etl_dagster.cli.confirming import changes_something, is_wanted, require_decided
+from etl_dagster.cli.listing import some
 from etl_dagster.cli.options import config_option, json_option, load_whole
 
 if TYPE_CHECKING:
@@ -22,19 +24,22 @@ if TYPE_CHECKING:
     "--print", "only_print", is_flag=True, help="Print the SQL that is due, and change nothing."
 )
 @click.option(
-    "--all", "everything", is_flag=True, help="With --print: all of it, asking no server."
+    "--offline", is_flag=True, help="With --print: all of it, asking no server what is there."
 )
 @click.option(
     "--source", "of_source", is_flag=True, help="The event trigger on the source instead."
 )
 @click.option("--remove", is_flag=True, help="With --source: remove the event trigger.")
+@changes_something
 @json_option
 def migrate(
     config_path: Path,
     only_print: bool,
-    everything: bool,
+    offline: bool,
     of_source: bool,
     remove: bool,
+    dry_run: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Create or upgrade the tables of the state store, and those of the Meltano states in it.
@@ -44,6 +49,7 @@ def migrate(
     DELETE on its tables.
 
     \b
+    etl-dagster migrate --dry-run
     etl-dagster migrate --print | psql "$ADMIN_DSN"
 
     With --source: install an event trigger on the source, which reports every ALTER TABLE in the
@@ -57,13 +63,21 @@ def migrate(
     etl-dagster migrate --source --print | psql "$ADMIN_DSN"
     etl-dagster migrate --source --remove
     """
-    if everything and not only_print:
-        raise click.UsageError("--all goes with --print")
+    if offline and not only_print:
+        raise click.UsageError("--offline goes with --print")
     if remove and not of_source:
         raise click.UsageError("--remove goes with --source")
+    require_decided(as_json=as_json, dry_run=dry_run or only_print, yes=yes)
     config = load_whole(config_path)
     if of_source:
-        _migrate_source(config, only_print=only_print, remove=remove, as_json=as_json)
+        _migrate_source(
+            config,
+            only_print=only_print,
+            remove=remove,
+            dry_run=dry_run,
+            yes=yes,
+            as_json=as_json,
+        )
         return
     from etl_dagster.errors import ConfigError
     from etl_dagster.integrations.meltano.states.migrate import script as script_of_states
@@ -77,38 +91,54 @@ def migrate(
             [f"state_store.type: {config.state_store.type} has no migrations, only postgres has"],
             origin=str(config_path),
         )
-    with contextlib.closing(PostgresStore.from_config(config.state_store, config)) as store:
-        if everything:
-            done = list(STORE)
-        else:
-            done = store.pending_migrations() if only_print else store.migrate()
-    names = [migration.name for migration in done]
-    script, states = script_of(done, store.schema, STORE), _states(config)
-    if states is not None:
-        with contextlib.closing(states):
-            due = script_of_states(states.tables) if everything else states.migration_script()
-            if due:
-                names.append("meltano_states")
-                script += ("\n" if script else "") + due
-            if due and not only_print:
-                states.migrate()
+    with contextlib.ExitStack() as opened:
+        store = PostgresStore.from_config(config.state_store, config)
+        opened.enter_context(contextlib.closing(store))
+        states = _states(config)
+        if states is not None:
+            opened.enter_context(contextlib.closing(states))
+        due = list(STORE) if offline else store.pending_migrations()
+        names = [migration.name for migration in due]
+        script, of_states = script_of(due, store.schema, STORE), ""
+        if states is not None:
+            of_states = script_of_states(states.tables) if offline else states.migration_script()
+        if of_states:
+            names.append("meltano_states")
+            script += ("\n" if script else "") + of_states
+        if only_print:
+            facts = {"schema": store.schema, "pending": names, "sql": script}
+            up_to_date = f"-- schema {store.schema} is up to date\n"
+            click.echo(json.dumps(facts) if as_json else script or up_to_date, nl=as_json)
+            return
+        if as_json and dry_run:
+            click.echo(json.dumps({"schema": store.schema, "pending": names}))
+            return
+        if not as_json:
+            if not names:
+                click.echo(f"schema {store.schema!r} is up to date")
+                return
+            click.echo(f"To be run in schema {store.schema!r}: {some(names)}")
+            if not is_wanted(dry_run=dry_run, yes=yes):
+                return
+        run = [migration.name for migration in store.migrate()]
+        if states is not None and of_states:
+            states.migrate()
+            run.append("meltano_states")
     if as_json:
-        answer: dict[str, object] = {
-            "schema": store.schema,
-            "pending" if only_print else "run": names,
-        }
-        click.echo(json.dumps(answer | ({"sql": script} if only_print else {})))
-    elif only_print:
-        click.echo(script or f"-- schema {store.schema} is up to date\n", nl=False)
+        click.echo(json.dumps({"schema": store.schema, "run": run}))
     else:
-        for name in names:
+        for name in run:
             click.echo(f"ran {name}")
-        if not names:
-            click.echo(f"schema {store.schema!r} is up to date")
 
 
 def _migrate_source(
-    config: PipelineConfig, *, only_print: bool, remove: bool, as_json: bool
+    config: PipelineConfig,
+    *,
+    only_print: bool,
+    remove: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     from etl_dagster.source import trigger
     from etl_dagster.source.connection import connect
@@ -119,6 +149,16 @@ def _migrate_source(
         click.echo(json.dumps({"sql": script}) if as_json else script, nl=as_json)
         return
     with connect(config.source, application_name="etl_dagster migrate") as connection:
+        found = trigger.fetch_trigger(connection)
+        is_due = bool(found.trace) if remove else not found.reports
+        if as_json and dry_run:
+            click.echo(json.dumps({"to_remove" if remove else "to_install": is_due}))
+            return
+        if is_due and not as_json:
+            what = "the event trigger is removed" if remove else f"the {name} is installed"
+            click.echo(f"On the source, {what}.")
+            if not is_wanted(dry_run=dry_run, yes=yes):
+                return
         is_changed = trigger.remove(connection) if remove else trigger.install(connection)
     if as_json:
         click.echo(json.dumps({"removed" if remove else "installed": is_changed}))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from etl_dagster.cli.listing import few
 from etl_dagster.cli.options import config_option, json_option, load
 
 if TYPE_CHECKING:
@@ -103,9 +104,9 @@ def _show_counted(config: PipelineConfig, name: TableName | None, as_json: bool)
     if as_json:
         click.echo(json.dumps({"counts": counts, "values": None, "where": where}, indent=2))
         return
-    for table, columns in counts.items():
+    for table, columns in few(list(counts.items()), full="--json"):
         click.echo(f"{table}: {_of_each(columns)}")
-    for table in uncounted:
+    for table in few(uncounted):
         click.echo(f"{table}: not counted yet")
     if counts:
         click.echo(where)
@@ -150,9 +151,9 @@ def _show(counts: dict[str, dict[str, int]], values: list[OddValue], twins: Sequ
             cells.append("quarantined" if value.is_quarantined else "")
         shown.add_row(*map(Text, cells))
     Console().print(shown)
-    for table, columns in counts.items():
+    for table, columns in few(list(counts.items()), full="--json"):
         click.echo(f"{table}: {_of_each(columns)}")
-    for twin in twins:
+    for twin in few(twins, full="--json"):
         rows = "1 row is" if twin.row_count == 1 else f"{twin.row_count:,} rows are"
         click.echo(f"{twin.table}: {rows} in quarantine, in {twin.twin}")
     if total > len(values):

@@ -6,18 +6,23 @@ from pathlib import Path
 
 import click
 
+from etl_dagster.cli.confirming import changes_something, is_wanted
 from etl_dagster.cli.options import config_option, load
 
 
 @click.command()
 @click.argument("tables", nargs=-1, required=True, metavar="SCHEMA.TABLE...")
 @config_option
-def pause(tables: tuple[str, ...], config_path: Path) -> None:
+@changes_something
+def pause(tables: tuple[str, ...], config_path: Path, dry_run: bool, yes: bool) -> None:
     """Begin no copy of these tables until they are resumed.
 
     A copy that is under way continues; in Dagster, cancel its run as well. A table that is streamed
     is streamed on: only its next copy waits. In Dagster, materializing the asset copies a table
     although it is paused. The source keeps WAL for a copy that was interrupted.
+
+    \b
+    etl-dagster pause public.orders
     """
     config = load(config_path)
     from etl_dagster.cli.existing import existing_store
@@ -26,24 +31,32 @@ def pause(tables: tuple[str, ...], config_path: Path) -> None:
 
     with existing_store(config) as store:
         ids = table_ids(config, store, tables)
-        pause_copies(store, list(ids.values()))
-    for name in ids:
-        click.echo(f"{name} is paused: no copy of it begins.")
+        for name in ids:
+            click.echo(f"{name} is paused: no copy of it begins.")
+        if is_wanted(dry_run=dry_run, yes=yes):
+            pause_copies(store, list(ids.values()))
 
 
 @click.command()
 @click.argument("tables", nargs=-1, required=True, metavar="SCHEMA.TABLE...")
 @config_option
-def resume(tables: tuple[str, ...], config_path: Path) -> None:
-    """Let copies of paused tables begin again, also of canceled ones."""
+@changes_something
+def resume(tables: tuple[str, ...], config_path: Path, dry_run: bool, yes: bool) -> None:
+    """Let copies of paused tables begin again, also of canceled ones.
+
+    \b
+    etl-dagster resume public.orders
+    """
     config = load(config_path)
     from etl_dagster.cli.existing import existing_store
     from etl_dagster.cli.tables import table_ids
-    from etl_dagster.runtime.copying.pausing import resume_copies
+    from etl_dagster.runtime.copying.pausing import paused_tables, resume_copies
 
     with existing_store(config) as store:
         ids = table_ids(config, store, tables)
-        resumed = resume_copies(store, list(ids.values()))
-    for name, table_id in ids.items():
-        what = "is resumed" if table_id in resumed else "was not paused"
-        click.echo(f"{name} {what}; a copy that was canceled may begin again.")
+        paused = paused_tables(store)
+        for name, table_id in ids.items():
+            what = "is resumed" if table_id in paused else "was not paused"
+            click.echo(f"{name} {what}; a copy that was canceled may begin again.")
+        if is_wanted(dry_run=dry_run, yes=yes):
+            resume_copies(store, list(ids.values()))

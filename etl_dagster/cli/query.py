@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etl_dagster.cli.options import config_option, load
+from etl_dagster.cli.listing import ROWS, say_more
+from etl_dagster.cli.options import config_option, json_option, load
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from etl_dagster.config import PipelineConfig
 
-#: A table on a terminal shows so many rows; the other formats show all.
-_SHOWN_ROWS = 100
 #: DuckDB's timestamps without end, as they come through Arrow.
 _INFINITIES = {2**63 - 1: "infinity", -(2**63 - 1): "-infinity"}
 
@@ -27,27 +26,23 @@ _INFINITIES = {2**63 - 1: "infinity", -(2**63 - 1): "-infinity"}
 @click.command(short_help="Query the destination, also while it is written.")
 @click.argument("sql")
 @config_option
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="json gives one object on each line.",
-)
-def query(sql: str, config_path: Path, form: str) -> None:
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with a line of names.")
+@json_option
+def query(sql: str, config_path: Path, as_csv: bool, as_json: bool) -> None:
     """Run a query on the DuckDB file, the DuckLake or the Postgres, read only, also while it is
-    written.
+    written. --json prints an object on each line.
 
     \b
     etl-dagster query "select origin, count(*) from public.flights group by all"
     """
+    if as_csv and as_json:
+        raise click.UsageError("choose one of --csv and --json")
     columns, rows = _answer(load(config_path), sql)
-    if form == "csv":
+    if as_csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(columns)
         writer.writerows(rows)
-    elif form == "json":
+    elif as_json:
         for row in rows:
             click.echo(json.dumps(dict(zip(columns, row, strict=True)), default=str))
     else:
@@ -116,9 +111,8 @@ def _show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         first = next((row[index] for row in rows if row[index] is not None), None)
         is_number = isinstance(first, int | float) and not isinstance(first, bool)
         table.add_column(Text(column), justify="right" if is_number else "left")
-    for row in rows[:_SHOWN_ROWS]:
+    for row in rows[:ROWS]:
         table.add_row(*(Text("" if value is None else str(value)) for value in row))
     Console().print(table)
-    more = len(rows) - _SHOWN_ROWS
-    count = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
-    click.echo(f"{count}, {_SHOWN_ROWS} shown; --format csv shows all" if more > 0 else count)
+    say_more(len(rows) - ROWS, full="--csv or --json")
+    click.echo(f"{len(rows):,} row{'' if len(rows) == 1 else 's'}")

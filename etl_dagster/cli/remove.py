@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.confirming import is_wanted
+from etl_dagster.cli.confirming import changes_something, is_wanted, require_decided
+from etl_dagster.cli.listing import some
 from etl_dagster.cli.options import config_option, json_option, load_whole
 
 if TYPE_CHECKING:
@@ -26,16 +27,13 @@ _NEVER_RAN = (
     "It was removed already, or never ran. If it runs elsewhere, compare `pipeline` and "
     "`state_store` with the configuration there."
 )
-#: Of a long list, so many are named.
-_NAMED = 10
 
 
 @click.command(short_help="Take a pipeline away for good: slots, state, tables on request.")
 @config_option
 @click.option("--with-tables", is_flag=True, help="Drop its tables at the destination, too.")
 @click.option("--keep-slots", is_flag=True, help="Leave the source alone, because it is gone.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and end.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@changes_something
 @json_option
 def remove(
     config_path: Path,
@@ -57,10 +55,7 @@ def remove(
     etl-dagster remove --dry-run
     etl-dagster remove --with-tables
     """
-    if as_json and not (dry_run or yes):
-        raise click.UsageError(
-            "--json goes with --yes or --dry-run: it leaves no room for questions"
-        )
+    require_decided(as_json=as_json, dry_run=dry_run, yes=yes)
     whole = load_whole(config_path)
     with contextlib.ExitStack() as stack:
         control = None if keep_slots else stack.enter_context(_control(whole))
@@ -203,17 +198,10 @@ def _tell(
     if keep_slots:
         click.echo("  slots: none (--keep-slots); drop them on the source, they keep its WAL")
     else:
-        click.echo(f"  slots: {_some(answer['slots'])}")
-    click.echo(f"  Meltano states: {_some(answer['states'])}")
+        click.echo(f"  slots: {some(answer['slots'])}")
+    click.echo(f"  Meltano states: {some(answer['states'])}")
     if with_tables:
-        click.echo(f"  tables with their rows: {_some(answer['tables'])}")
+        click.echo(f"  tables with their rows: {some(answer['tables'])}")
         click.echo("  What earlier copies of a table with history left under another name stays.")
     else:
         click.echo("  tables: none; they stay as they are (--with-tables drops them)")
-
-
-def _some(names: Sequence[str]) -> str:
-    if not names:
-        return "none"
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

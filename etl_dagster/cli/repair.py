@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etl_dagster.cli.confirming import is_wanted
+from etl_dagster.cli.confirming import changes_something, is_wanted, require_decided
+from etl_dagster.cli.listing import NAMES, few
 from etl_dagster.cli.options import config_option, json_option, load, load_whole
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ _MOST_RANGES = 12
 @click.argument("tables", nargs=-1, metavar="[SCHEMA.TABLE]...")
 @config_option
 @click.option("--all", "everything", is_flag=True, help="All tables of the pipeline.")
-@click.option("--dry-run", is_flag=True, help="Compare, say what differs, and end.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@changes_something
 @click.option(
     "--show-keys",
     is_flag=True,
@@ -64,12 +64,16 @@ def repair(
     is lost, or since source or destination were restored from a backup. Of several destinations,
     --destination chooses one; without it, all are repaired then.
 
-    With --dry-run, or --json without --yes, nothing is changed, and the exit code is 1 where a
-    table differs or its comparison could not be settled.
+    With --dry-run nothing is changed, and the exit code is 1 where a table differs or its
+    comparison could not be settled.
+
+    \b
+    etl-dagster repair public.orders
+    etl-dagster repair --all --dry-run --json
     """
     if bool(tables) == everything:
         raise click.UsageError("name tables, or use --all")
-    dry_run = dry_run or (as_json and not yes)
+    require_decided(as_json=as_json, dry_run=dry_run, yes=yes)
     from etl_dagster.cli.existing import existing_store
     from etl_dagster.cli.repair_later import repair_at_next_start, repair_several_at_next_start
 
@@ -90,9 +94,7 @@ def repair(
             shown = [_object(each, found, outcomes.get(each.name)) for each, found in compared]
             click.echo(json.dumps({"tables": shown}, indent=2))
         else:
-            for each, found in compared:
-                click.echo(f"{each.name}: {_sentence(each, found)}")
-                _show_ranges(found)
+            _show(compared)
             _repair(store, list(differing.values()), dry_run=dry_run, yes=yes)
     unsettled = any(found is not None and found.result == "unsettled" for _, found in compared)
     if unsettled or (differing and dry_run):
@@ -142,12 +144,24 @@ def _progress(table: Eligible) -> Iterator[Callable[[Side, int], None]]:
         yield lambda side, count: progress.advance(tasks[side], count)
 
 
+def _show(compared: Sequence[tuple[Eligible, Comparison | None]]) -> None:
+    """A line for each table; of many that are equal, only of the first ones."""
+    equal = 0
+    for each, found in compared:
+        equal += found is not None and found.result == "equal"
+        if equal <= NAMES or found is None or found.result != "equal":
+            click.echo(f"{each.name}: {_sentence(each, found)}")
+            _show_ranges(found)
+    if equal > NAMES:
+        click.echo(f"... and {equal - NAMES:,} more tables are equal; --json shows all")
+
+
 def _repair(
     store: CoordinatingStore, differing: Sequence[Eligible], *, dry_run: bool, yes: bool
 ) -> None:
     if not differing:
         return
-    for each in differing:
+    for each in few(differing):
         click.echo(f"{each.name}: the rows that differ are replaced.")
     if not is_wanted(dry_run=dry_run, yes=yes):
         return

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.confirming import is_wanted
+from etl_dagster.cli.confirming import changes_something, is_wanted
+from etl_dagster.cli.listing import few
 from etl_dagster.cli.options import config_option, load, load_whole
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 @config_option
 @click.option("--all", "everything", is_flag=True, help="All tables, and the replication slots.")
 @click.option("--from-meltano", is_flag=True, help="The tables whose Meltano state was cleared.")
-@click.option("--dry-run", is_flag=True, help="Say what would happen, and end.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@changes_something
 def reset(
     tables: tuple[str, ...],
     config_path: Path,
@@ -40,6 +40,10 @@ def reset(
     stopped, or that Dagster's sensor runs, whose replicator then does it.
     --from-meltano does now what the next start would do about changes to the tables' Meltano
     states; with --dry-run it shows them.
+
+    \b
+    etl-dagster reset public.orders public.customers
+    etl-dagster reset --all --dry-run
     """
     if [bool(tables), everything, from_meltano].count(True) != 1:
         raise click.UsageError("name tables, or use --all, or --from-meltano")
@@ -200,7 +204,7 @@ def _reset_cleared(
         if changes is None:
             raise click.UsageError("positions of this pipeline are not mirrored as Meltano state")
         found = changes.find()
-        for pending in found:
+        for pending in few(found):
             click.echo(f"{pending.position.state_id}: {_meaning(pending)}")
         copies = [pending for pending in found if pending.is_copy]
         if not copies:

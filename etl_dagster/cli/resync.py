@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.confirming import is_wanted
+from etl_dagster.cli.confirming import changes_something, is_wanted
 from etl_dagster.cli.options import config_option, load
 from etl_dagster.cli.reset import copy_again
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 @click.argument("tables", nargs=-1, required=True, metavar="SCHEMA.TABLE...")
 @config_option
 @click.option("--cancel", is_flag=True, help="Cancel their copies; the old rows stay.")
-@click.option("--dry-run", is_flag=True, help="Say what would happen, and end.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@changes_something
 def resync(
     tables: tuple[str, ...], config_path: Path, cancel: bool, dry_run: bool, yes: bool
 ) -> None:
@@ -34,6 +33,10 @@ def resync(
 
     --cancel stops a copy that is due or under way. The old rows stay in service as they were, and
     are not brought up to date until the table is copied.
+
+    \b
+    etl-dagster resync public.orders
+    etl-dagster resync public.orders --cancel
     """
     config = load(config_path)
     from etl_dagster.cli.existing import existing_store

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 
+from etl_dagster.cli.confirming import changes_something, is_wanted
+from etl_dagster.cli.failures import FAILED
+from etl_dagster.cli.listing import few
 from etl_dagster.cli.options import config_option, load
 
 
@@ -15,7 +18,10 @@ from etl_dagster.cli.options import config_option, load
 @click.argument("tables", nargs=-1, metavar="[SCHEMA.TABLE]...")
 @config_option
 @click.option("--all", "everything", is_flag=True, help="All tables that stopped.")
-def retry(tables: tuple[str, ...], config_path: Path, everything: bool) -> None:
+@changes_something
+def retry(
+    tables: tuple[str, ...], config_path: Path, everything: bool, dry_run: bool, yes: bool
+) -> None:
     """Resume tables that stopped, where they stopped.
 
     For a table whose changes the destination refused, once the cause is gone. The source has kept
@@ -25,6 +31,10 @@ def retry(tables: tuple[str, ...], config_path: Path, everything: bool) -> None:
 
     A table whose changes are not kept any more (`retry.max_retained_wal`) is refused, with exit
     code 1: it needs a copy, `etl-dagster resync TABLE`.
+
+    \b
+    etl-dagster retry public.orders
+    etl-dagster retry --all --yes
     """
     if bool(tables) == everything:
         raise click.UsageError("name tables, or use --all")
@@ -49,27 +59,34 @@ def retry(tables: tuple[str, ...], config_path: Path, everything: bool) -> None:
         else:
             wanted = table_ids(config, store, tables)
         paused = paused_tables(store)
+        resumed = {}
         for name, table_id in wanted.items():
             try:
-                state = require_retryable(config, store, control, table_id, name)
-                ask_for_copies(store, [table_id])
-                lsn = request_retry(store, table_id, state)
+                resumed[name] = require_retryable(config, store, control, table_id, name)
             except EtlError as error:
                 failed = True
                 click.echo(f"{error.reason}. What to do: {error.solution}", err=True)
-                continue
+        for name in few(list(resumed)):
+            lsn = resumed[name].lsn
             where = (
                 "is copied on from where its copy was"
                 if lsn is None
                 else f"is resumed from {lsn}, without a copy"
             )
             click.echo(f"{name} {where}.")
-            if table_id in paused:
+            if wanted[name] in paused:
                 click.echo(f"It is paused: etl-dagster resume {shlex.quote(name)}")
-        is_running = store.is_leased("apply")
+        if resumed and is_wanted(dry_run=dry_run, yes=yes):
+            for name, state in resumed.items():
+                try:
+                    ask_for_copies(store, [wanted[name]])
+                    request_retry(store, wanted[name], state)
+                except EtlError as error:
+                    failed = True
+                    click.echo(f"{name}: {error.reason}. What to do: {error.solution}", err=True)
+            if store.is_leased("apply"):
+                click.echo("Done. The running pipeline begins with it now.")
+            else:
+                click.echo("Done. The next start begins with it.")
     if failed:
-        click.get_current_context().exit(1)
-    if is_running:
-        click.echo("Done. The running pipeline begins with it now.")
-    else:
-        click.echo("Done. The next start begins with it.")
+        click.get_current_context().exit(FAILED)

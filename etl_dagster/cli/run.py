@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.failures import FAILED, INTERRUPTED, NotCaughtUp, RunFailed
+from etl_dagster.cli.failures import FAILED, NotCaughtUp, RunFailed
 from etl_dagster.cli.following import (
     LOOK_AGAIN_S,
     STARTING_S,
@@ -54,7 +54,11 @@ def run(
 
     The first Ctrl-C stops when what is being written is durable; the second stops at once, and
     the next start continues from the last durable position. --json writes the status as one object
-    on each line. With --until-caught-up, a run that was stopped before ends with exit code 130.
+    on each line. With --until-caught-up, a run that was stopped before ends with exit code 130, or
+    with 143 where SIGTERM or SIGHUP stopped it.
+
+    \b
+    etl-dagster run --until-caught-up --plain
     """
     try:
         config = load_whole(config_path)
@@ -89,17 +93,16 @@ def run(
         with opened_store(config) as store, exporting(config) as observer:
             pipeline = Pipeline(config, store, build_destination(config), observer=observer)
             with stopped_by_signals(pipeline.shutdown, view) as asked:
-                exit_code = INTERRUPTED if until_caught_up else 0
                 if not start(pipeline, asked):
-                    asked.end_soon(exit_code)
+                    asked.end_soon(has_goal=until_caught_up)
                     if until_caught_up:
-                        raise NotCaughtUp(0, 0)
+                        raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
                     return
                 with (
                     mirrored_positions(config, store, pipeline.status),
-                    asked.ends_soon_after(exit_code=exit_code),
+                    asked.ends_soon_after(has_goal=until_caught_up),
                 ):
-                    follow(pipeline, view, until_caught_up=until_caught_up)
+                    follow(pipeline, view, asked, until_caught_up=until_caught_up)
     except Exception as error:
         if as_json:
             _tell(error)

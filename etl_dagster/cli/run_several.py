@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.failures import INTERRUPTED, NotCaughtUp
+from etl_dagster.cli.failures import NotCaughtUp
 from etl_dagster.cli.following import (
     LOOK_AGAIN_S,
     STARTING_S,
@@ -63,19 +63,18 @@ def run_several(
         fan_out = FanOut(config, store, parts, observer=observer)
         running = _Running(fan_out, view)
         with stopped_by_signals(fan_out.shutdown, view) as asked:
-            exit_code = INTERRUPTED if until_caught_up else 0
             if not start(running, asked):
-                asked.end_soon(exit_code)
+                asked.end_soon(has_goal=until_caught_up)
                 if until_caught_up:
-                    raise NotCaughtUp(0, 0)
+                    raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
                 return False
             with contextlib.ExitStack() as mirrors:
                 for name, member in fan_out.members.items():
                     mirrors.enter_context(
                         mirrored_positions(parts[name].config, member.store, member.status)
                     )
-                with asked.ends_soon_after(exit_code=exit_code):
-                    follow(running, view, until_caught_up=until_caught_up)
+                with asked.ends_soon_after(has_goal=until_caught_up):
+                    follow(running, view, asked, until_caught_up=until_caught_up)
     statuses = fan_out.statuses().values()
     return any(table.error for status in statuses for table in status.tables.values())
 

@@ -9,18 +9,23 @@ from typing import Any
 
 import click
 
+from etl_dagster.cli.listing import few, some
 from etl_dagster.cli.options import config_option, json_option, load
 
 
 @click.command(short_help="Show names and columns at the destination; changes nothing.")
 @click.argument("table", required=False)
 @config_option
+@click.option("--all", "everything", is_flag=True, help="All tables, also where they are many.")
 @json_option
-def shape(table: str | None, config_path: Path, as_json: bool) -> None:
+def shape(table: str | None, config_path: Path, everything: bool, as_json: bool) -> None:
     """Show what the settings make of each table, or of TABLE: its name, columns and rows.
 
     Only the source's catalog is read, never a row. What can't be followed is an error, as it is for
     `etl-dagster run`.
+
+    \b
+    etl-dagster shape public.orders
     """
     config = load(config_path)
     from etl_dagster.config.text import suggest
@@ -37,13 +42,13 @@ def shape(table: str | None, config_path: Path, as_json: bool) -> None:
     if wanted is not None and not found:
         names = [schema.name for schema in schemas]
         raise click.BadParameter(
-            f"the publication has {', '.join(names)}{suggest(wanted, names, [])}",
+            f"the publication has {some(names)}{suggest(wanted, names, [])}",
             param_hint="TABLE",
         )
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    for each in found:
+    for each in found if everything else few(found, full="--all"):
         _show(each)
 
 

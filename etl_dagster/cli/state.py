@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etl_dagster.cli.failures import FAILED, show
+from etl_dagster.cli.listing import ROWS, say_more
 from etl_dagster.cli.options import json_option
 from etl_dagster.cli.state_changes import clear, import_states, restore
 from etl_dagster.cli.state_place import opened_storage, storage_options
@@ -40,17 +41,24 @@ def state() -> None:
       where etl.yaml has the positions of its tables mirrored: meltano.state_backend, or the
       state store
 
-    What changes something (restore, import, clear) only says what it would do, until it is called
-    with --yes.
+    \b
+    etl-dagster state list 'dev:*'
     """
 
 
 @state.command("list", short_help="List state IDs.")
 @click.argument("pattern", required=False)
+@click.option("--all", "everything", is_flag=True, help="All of them, also where they are many.")
 @storage_options
 @json_option
-def list_states(pattern: str | None, uri: str | None, config_path: Path, as_json: bool) -> None:
-    """List states, all or those that match a PATTERN such as 'dev:*' (* ? [..], in quotes)."""
+def list_states(
+    pattern: str | None, everything: bool, uri: str | None, config_path: Path, as_json: bool
+) -> None:
+    """List states, or those that match a PATTERN such as 'dev:*' (* ? [..], in quotes).
+
+    \b
+    etl-dagster state list 'dev:*'
+    """
     with opened_storage(uri, config_path) as storage:
         states = storage.get_all(pattern)
     if as_json:
@@ -58,10 +66,12 @@ def list_states(pattern: str | None, uri: str | None, config_path: Path, as_json
         return
     if not states:
         click.echo(f"No state{f' matches {pattern}' if pattern else ''}.", err=True)
+    shown = states if everything else states[:ROWS]
     show_table(
         ("state ID", "version", "updated", "by"),
-        [(s.state_id, str(s.version), local_time(s.updated_at), writer_of(s)) for s in states],
+        [(s.state_id, str(s.version), local_time(s.updated_at), writer_of(s)) for s in shown],
     )
+    say_more(len(states) - len(shown), full="--all")
 
 
 @state.command("get", short_help="Print a state.")
@@ -72,6 +82,9 @@ def get_state(state_id: str, uri: str | None, config_path: Path, as_json: bool) 
     """Print what the next run gets: the partial state merged over the completed one.
 
     --json prints both halves apart, with version, time and writer.
+
+    \b
+    etl-dagster state get dev:tap-to-target
     """
     with opened_storage(uri, config_path) as storage:
         stored = _existing(storage, state_id)
@@ -88,7 +101,11 @@ def get_state(state_id: str, uri: str | None, config_path: Path, as_json: bool) 
 @storage_options
 @json_option
 def history(state_id: str, limit: int, uri: str | None, config_path: Path, as_json: bool) -> None:
-    """Show the writes of a state, the newest first, also of one that was cleared."""
+    """Show the writes of a state, the newest first, also of one that was cleared.
+
+    \b
+    etl-dagster state history dev:tap-to-target --limit 5
+    """
     with opened_storage(uri, config_path) as storage:
         versions = storage.history(state_id, limit=limit)
     if as_json:
@@ -141,7 +158,11 @@ def diff(
 @storage_options
 def export(pattern: str | None, uri: str | None, config_path: Path) -> None:
     """Print states as one JSON object, which `meltano state import` and `etl-dagster state import
-    --from FILE` read."""
+    --from FILE` read.
+
+    \b
+    etl-dagster state export 'prod:*' > states.json
+    """
     with opened_storage(uri, config_path) as storage:
         states = storage.get_all(pattern)
     states, corrupt = _readable(states)
@@ -162,7 +183,11 @@ def export(pattern: str | None, uri: str | None, config_path: Path) -> None:
 @storage_options
 @json_option
 def locks(uri: str | None, config_path: Path, as_json: bool) -> None:
-    """Show locks and run leases. They end by themselves when their process is gone."""
+    """Show locks and run leases. They end by themselves when their process is gone.
+
+    \b
+    etl-dagster state locks
+    """
     with opened_storage(uri, config_path) as storage:
         rows = storage.locks()
     if as_json:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from etl_dagster.cli.confirming import changes_something, is_wanted
+from etl_dagster.cli.listing import few
 from etl_dagster.cli.state_place import opened_storage, storage_options
 from etl_dagster.cli.state_shown import show_changes
 
@@ -19,28 +21,28 @@ if TYPE_CHECKING:
         StoredState,
     )
 
-#: A plan names so many states; the rest is counted.
-_SHOWN = 20
-
-_yes_option = click.option("--yes", is_flag=True, help="Do it; without, it is only shown.")
-
 
 @click.command("restore", short_help="Bring an earlier version of a state back.")
 @click.argument("state_id")
 @click.argument("version", type=int)
-@_yes_option
+@changes_something
 @storage_options
-def restore(state_id: str, version: int, yes: bool, uri: str | None, config_path: Path) -> None:
+def restore(
+    state_id: str, version: int, dry_run: bool, yes: bool, uri: str | None, config_path: Path
+) -> None:
     """Write an earlier VERSION of a state again; `state history` lists them.
 
-    Shows what would change, and does it with --yes. What is there now stays in the history.
+    Shows what would change first. What is there now stays in the history.
+
+    \b
+    etl-dagster state restore dev:tap-to-target 12
     """
     from etl_dagster.integrations.meltano.states.records import diff as compare
 
     with opened_storage(uri, config_path) as storage:
         old, now = storage.version(state_id, version), storage.get(state_id)
         show_changes(compare(now or _nothing(state_id), old))
-        if not _is_meant(yes):
+        if not is_wanted(dry_run=dry_run, yes=yes):
             return
         storage.restore(state_id, version, expected_version=now.version if now else 0)
         click.echo(f"Restored version {version} of {state_id}.")
@@ -49,14 +51,23 @@ def restore(state_id: str, version: int, yes: bool, uri: str | None, config_path
 @click.command("clear", short_help="Forget states; their history stays.")
 @click.argument("state_ids", nargs=-1, metavar="[STATE_ID]...")
 @click.option("--pattern", help="All that match, such as 'dev:*'.")
-@_yes_option
+@changes_something
 @storage_options
 def clear(
-    state_ids: Sequence[str], pattern: str | None, yes: bool, uri: str | None, config_path: Path
+    state_ids: Sequence[str],
+    pattern: str | None,
+    dry_run: bool,
+    yes: bool,
+    uri: str | None,
+    config_path: Path,
 ) -> None:
     """Forget states, so that the next run loads everything again.
 
-    Shows which, and does it with --yes. `state restore` brings them back.
+    Shows which first. `state restore` brings them back.
+
+    \b
+    etl-dagster state clear dev:tap-to-target
+    etl-dagster state clear --pattern 'dev:*' --dry-run
     """
     if bool(state_ids) == bool(pattern):
         raise click.UsageError("name state IDs, or give --pattern")
@@ -66,10 +77,9 @@ def clear(
         missing = [state_id for state_id in wanted if state_id not in there]
         if missing:
             raise click.UsageError(f"there is no state {', '.join(missing)}")
-        for state_id in wanted[:_SHOWN]:
+        for state_id in few(wanted):
             click.echo(f"clear  {state_id}")
-        _say_more(len(wanted))
-        if not wanted or not _is_meant(yes):
+        if not wanted or not is_wanted(dry_run=dry_run, yes=yes):
             return
         for state_id in wanted:
             with storage.lock(state_id):
@@ -87,13 +97,14 @@ def clear(
 @click.option("--table", help="The source's table; by default meltano_state or state.")
 @click.option("--pattern", help="Only those that match, such as 'prod:*'.")
 @click.option("--only-new", is_flag=True, help="Keep states that are here already.")
-@_yes_option
+@changes_something
 @storage_options
 def import_states(
     source: str,
     table: str | None,
     pattern: str | None,
     only_new: bool,
+    dry_run: bool,
     yes: bool,
     uri: str | None,
     config_path: Path,
@@ -108,22 +119,24 @@ def import_states(
     --from systemdb                           the system database of the project around here
     --from states.json                        what `meltano state export` wrote
 
-    Shows what would be imported, and does it with --yes.
+    Shows what would be imported first.
+
+    \b
+    etl-dagster state import --from systemdb --dry-run
     """
     from etl_dagster.integrations.meltano.states.glob import matcher
     from etl_dagster.integrations.meltano.states.sources import read_states
 
     found = read_states(source, table=table)
     matches = matcher(pattern)
-    with opened_storage(uri, config_path, create=yes) as storage:
+    with opened_storage(uri, config_path) as storage:
         here = _all_by_id(storage)
         plan = []
         for new in found:
             if matches is None or matches(new.state_id):
                 plan.append((_verdict(new, here.get(new.state_id), only_new), new))
-        for verdict, new in plan[:_SHOWN]:
+        for verdict, new in few(plan):
             click.echo(f"{verdict:<9} {new.state_id}")
-        _say_more(len(plan))
         chosen = [new for verdict, new in plan if verdict in ("new", "replace")]
         click.echo(
             f"{_count(len(plan))} at the source: "
@@ -133,8 +146,9 @@ def import_states(
             )
             + "."
         )
-        if not chosen or not _is_meant(yes):
+        if not chosen or not is_wanted(dry_run=dry_run, yes=yes):
             return
+    with opened_storage(uri, config_path, create=True) as storage:
         click.echo(f"Imported {_count(storage.set_all(chosen))}.")
 
 
@@ -149,7 +163,7 @@ def _all_by_id(storage: StateStorage) -> dict[str, StoredState]:
     except StateSchemaMissing:
         raise
     except StateTablesMissing:
-        return {}  # they are made with --yes
+        return {}  # they are made once the import is wanted
 
 
 def _verdict(new: NewState, here: StoredState | None, only_new: bool) -> str:
@@ -173,17 +187,6 @@ def _nothing(state_id: str) -> StoredState:
     from etl_dagster.integrations.meltano.states.storage import StoredState
 
     return StoredState(state_id, None, None, 0, datetime.min, None, None)
-
-
-def _is_meant(yes: bool) -> bool:
-    if not yes:
-        click.echo("Nothing was done. Call it with --yes to do it.")
-    return yes
-
-
-def _say_more(count: int) -> None:
-    if count > _SHOWN:
-        click.echo(f"... and {count - _SHOWN:,} more")
 
 
 def _count(number: int) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from etl_dagster.cli.listing import ROWS, few, say_more
 from etl_dagster.cli.options import config_option, json_option, load_whole
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ _NOTICES_SHOWN = 3
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write a page with plots of the last hours into this file.",
 )
+@click.option("--all", "everything", is_flag=True, help="All tables, also where they are many.")
 @json_option
-def status(config_path: Path, is_watched: bool, page: Path | None, as_json: bool) -> None:
+def status(
+    config_path: Path, is_watched: bool, page: Path | None, everything: bool, as_json: bool
+) -> None:
     """Show table states, progress and lag of a pipeline, wherever it runs.
 
     \b
@@ -55,7 +59,7 @@ def status(config_path: Path, is_watched: bool, page: Path | None, as_json: bool
         if as_json:
             click.echo(json.dumps(report, indent=2))
         else:
-            _show(report)
+            _show(report, everything=everything)
         return
     reports = {name: _collect(member) for name, member in whole.members().items()}
     if as_json:
@@ -63,7 +67,7 @@ def status(config_path: Path, is_watched: bool, page: Path | None, as_json: bool
         return
     for number, (name, report) in enumerate(reports.items()):
         click.echo(("" if number == 0 else "\n") + click.style(name, bold=True))
-        _show(report)
+        _show(report, everything=everything)
 
 
 def _write_page(whole: PipelineConfig, path: Path) -> None:
@@ -214,7 +218,7 @@ def _slot(slot: Slot, waits: Mapping[str, Sequence[BlockingTransaction]]) -> dic
     }
 
 
-def _show(report: dict[str, Any]) -> None:
+def _show(report: dict[str, Any], *, everything: bool) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -260,7 +264,8 @@ def _show(report: dict[str, Any]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("table", "state", "rows", "last change"):
         table.add_column(heading, justify="right" if heading == "rows" else "left")
-    for row in report["tables"]:
+    shown = report["tables"] if everything else _first(report["tables"])
+    for row in shown:
         state = row["state"]
         if "copy_chunks_total" in row:
             state += f" {row['copy_chunks_done']}/{row['copy_chunks_total']} chunks"
@@ -270,7 +275,8 @@ def _show(report: dict[str, Any]) -> None:
         last = (row["last_commit_time"] or "").partition(".")[0].partition("+")[0]
         table.add_row(Text(row["table"]), Text(state), rows, last.replace("T", " "))
     Console().print(table)
-    for coming in report["copied_again"] or []:
+    say_more(len(report["tables"]) - len(shown), full="--all")
+    for coming in few(report["copied_again"] or [], full="--json"):
         click.echo(
             f"\n{coming['table']}: {coming['reason']}. With the next start, {coming['consequence']}"
         )
@@ -278,14 +284,15 @@ def _show(report: dict[str, Any]) -> None:
         click.echo(f"\n{notice['at']}  Meltano state {notice['state_id']}: {notice['text']}")
     if report["meltano"]["problem"]:
         click.echo(f"\nPositions are not mirrored now: {report['meltano']['problem']}")
-    for row in report["tables"]:
-        if row["partitions_kept"]:
-            click.echo(
-                f"\n{row['table']}: the rows of {row['partitions_kept']} removed or truncated "
-                f"partitions are kept, the latest {row['last_partition_kept']} "
-                "(partitions_removed: keep)"
-            )
-    for row in report["tables"]:
+    tables = report["tables"]
+    for row in few([row for row in tables if row["partitions_kept"]], full="--json"):
+        click.echo(
+            f"\n{row['table']}: the rows of {row['partitions_kept']} removed or truncated "
+            f"partitions are kept, the latest {row['last_partition_kept']} "
+            "(partitions_removed: keep)"
+        )
+    odd = [row for row in tables if row["odd_values"] or row["rows_quarantined"]]
+    for row in few(odd, full="--json"):
         if row["odd_values"]:
             counts = ", ".join(f"{name} {count:,}" for name, count in row["odd_values"].items())
             click.echo(
@@ -297,11 +304,16 @@ def _show(report: dict[str, Any]) -> None:
                 f"{row['table']}: {row['rows_quarantined']:,} rows with such a value are in "
                 "quarantine, besides the rows that are counted above"
             )
-    for row in report["tables"]:
-        if row["state"] == "errored":
-            detail = row["detail"]
-            where = where_it_stopped(
-                detail.get("since"), detail.get("lsn"), row.get("wal_kept_bytes")
-            )
-            click.echo(f"\n{row['table']}: {detail['reason']}" + (f" ({where})" if where else ""))
-            click.echo(f"What to do: {row['what_to_do']}")
+    for row in few([row for row in tables if row["state"] == "errored"], full="--json"):
+        detail = row["detail"]
+        where = where_it_stopped(detail.get("since"), detail.get("lsn"), row.get("wal_kept_bytes"))
+        click.echo(f"\n{row['table']}: {detail['reason']}" + (f" ({where})" if where else ""))
+        click.echo(f"What to do: {row['what_to_do']}")
+
+
+def _first(tables: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Those that are not plainly streamed, and of the others as many as there is room for."""
+    if len(tables) <= ROWS:
+        return tables
+    by_need = sorted(tables, key=lambda row: (row["state"] == "ready", row["table"]))
+    return sorted(by_need[:ROWS], key=lambda row: str(row["table"]))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from etl_dagster.cli.failures import FAILED, INTERRUPTED
+from etl_dagster.cli.failures import FAILED, INTERRUPTED, TERMINATED
 
 if TYPE_CHECKING:
     from etl_dagster.cli.views import View
@@ -25,27 +25,32 @@ _CLEANING_UP_S = 1.5
 class Asked(threading.Event):
     """Set by the first signal."""
 
+    #: Of a process that the signal stopped before its goal was reached.
+    exit_code = INTERRUPTED
+
     @contextlib.contextmanager
-    def ends_soon_after(self, *, exit_code: int) -> Iterator[None]:
+    def ends_soon_after(self, *, has_goal: bool) -> Iterator[None]:
         """Once it was asked to end, and this block is left, the process ends within a second.
 
         By itself, unless a server that it takes leave of does not answer.
 
         Args:
-            exit_code: of a process that has to be ended, where the block didn't fail.
+            has_goal: being asked to end is not what it ran for.
         """
+        has_failed = False
         try:
             yield
         except BaseException:
-            exit_code = FAILED
+            has_failed = True
             raise
         finally:
-            self.end_soon(exit_code)
+            self.end_soon(has_goal=has_goal, has_failed=has_failed)
 
-    def end_soon(self, exit_code: int) -> None:
+    def end_soon(self, *, has_goal: bool, has_failed: bool = False) -> None:
         """The same, from now on."""
         if self.is_set():
-            _exit_after(_LEAVING_S, exit_code)
+            code = FAILED if has_failed else self.exit_code if has_goal else 0
+            _exit_after(_LEAVING_S, code)
 
 
 @contextlib.contextmanager
@@ -60,9 +65,11 @@ def stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[Ask
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for terminal in terminals:
                 os.dup2(nowhere, terminal)
+        code = INTERRUPTED if number == signal.SIGINT else TERMINATED
         if asked.is_set():
             view.restore_terminal()
-            os._exit(INTERRUPTED)
+            os._exit(code)
+        asked.exit_code = code
         asked.set()
         view.stopping()
         shutdown()
@@ -79,24 +86,34 @@ def stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[Ask
                 signal.signal(number, handler)
 
 
-def end_when_interrupted() -> None:
-    """From now on, Ctrl-C ends this process, also while it waits for a server.
+def end_when_asked() -> None:
+    """From now on, SIGINT, SIGTERM and SIGHUP end this process, also while it waits for a server.
 
-    Python's own way, a KeyboardInterrupt in the main thread, has the time to clean up first; a
-    driver that asks the server to cancel a statement would wait for its answer. Where a command
-    handles signals itself, this does nothing.
+    An exception in the main thread has the time to clean up first; a driver that asks the server
+    to cancel a statement would wait for its answer. Where a command handles signals itself, or
+    the process was started with one ignored (SIGHUP, by nohup), this does nothing.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def watch() -> None:
         while numbers := os.read(reader, 64):
-            is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            if signal.SIGINT in numbers and is_ours:
-                _exit_after(_CLEANING_UP_S, INTERRUPTED)
+            for number in numbers:
+                if signal.getsignal(number) is signal.default_int_handler:
+                    _exit_after(_CLEANING_UP_S, INTERRUPTED)
+                elif signal.getsignal(number) is _terminate:
+                    _exit_after(_CLEANING_UP_S, TERMINATED)
 
     threading.Thread(target=watch, name="interrupts", daemon=True).start()
+
+
+def _terminate(number: int, frame: object) -> None:
+    """What default_int_handler is to SIGINT."""
+    raise SystemExit(TERMINATED)
 
 
 def _exit_after(delay_s: float, exit_code: int) -> None:

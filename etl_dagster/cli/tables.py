@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from etl_dagster.cli.listing import some
+
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.model.schema import TableId
@@ -33,7 +35,7 @@ def table_ids(
     unknown = [name for name in names if name not in known]
     if unknown:
         raise click.UsageError(
-            f"the pipeline has no table {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+            f"the pipeline has no table {', '.join(unknown)}; it has {some(sorted(known))}"
             f"{suggest(unknown[0], list(known), [])}"
         )
     return {name: known[name] for name in names}

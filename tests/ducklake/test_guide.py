@@ -42,7 +42,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(config: Path, sql: str) -> str:
-    result = CliRunner().invoke(cli, ["query", sql, "-c", str(config), "--format", "csv"])
+    result = CliRunner().invoke(cli, ["query", sql, "-c", str(config), "--csv"])
     assert result.exit_code == 0, result.output
     return result.stdout
 

@@ -189,7 +189,9 @@ def test_the_command_and_the_job_do_it(
 
     dry = CliRunner().invoke(cli, ["lake", "maintain", "-c", str(config), "--dry-run", "--json"])
     assert json.loads(dry.stdout)["flushed_rows"] == {"public.orders": 1}
-    told = CliRunner().invoke(cli, ["lake", "maintain", "-c", str(config), "--older-than", "0"])
+    command = ["lake", "maintain", "-c", str(config), "--older-than", "0"]
+    assert CliRunner().invoke(cli, command).exit_code == 2
+    told = CliRunner().invoke(cli, [*command, "--yes"])
     assert "public.orders: 1 rows from the catalog to files" in told.stdout
 
     stream.insert(1, 1)

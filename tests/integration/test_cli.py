@@ -278,8 +278,8 @@ def test_a_query_has_three_forms(table_of_values: Shop) -> None:
     sql = "select id, note from t order by id"
 
     table = table_of_values.call("query", sql).stdout
-    comma = table_of_values.call("query", "--format", "csv", sql).stdout
-    lines = table_of_values.call("query", "--format", "json", sql).stdout
+    comma = table_of_values.call("query", "--csv", sql).stdout
+    lines = table_of_values.call("query", "--json", sql).stdout
 
     assert "note" in table
     assert "2 rows" in table
@@ -293,7 +293,7 @@ def test_a_query_has_three_forms(table_of_values: Shop) -> None:
 def test_a_query_shows_what_python_has_no_value_for(table_of_values: Shop) -> None:
     sql = "select 'infinity'::timestamptz t, '20000-01-01'::timestamp late"
 
-    row = json.loads(table_of_values.call("query", "--format", "json", sql).stdout)
+    row = json.loads(table_of_values.call("query", "--json", sql).stdout)
 
     assert row["t"] == "infinity"
     assert row["late"].startswith("20000-01-01")
@@ -312,7 +312,7 @@ def test_a_query_only_reads_and_says_what_it_does_not_understand(
 
 def test_a_query_is_answered_while_the_pipeline_runs(shop: Shop) -> None:
     with running(shop):
-        answer = shop.run("query", "--format", "csv", "select count(*) from public.orders")
+        answer = shop.run("query", "--csv", "select count(*) from public.orders")
 
     assert answer.stdout.splitlines()[1:] == [str(ROWS)]
 
@@ -380,7 +380,9 @@ def test_what_cannot_start_is_explained_and_leaves_nothing_behind(
 
     answer = shop.call("run")
 
-    assert answer.returncode == 2, answer.stdout + answer.stderr
+    # Waiting may bring a server back, and a supervisor that starts the command again is right to.
+    code = 1 if obstruct is no_server else 2
+    assert answer.returncode == code, answer.stdout + answer.stderr
     assert_explained(answer, reason)
     assert SECRET not in answer.stdout + answer.stderr
     assert shop.is_untouched
@@ -572,7 +574,7 @@ def test_a_reset_announces_asks_and_may_be_only_tried(shop: Shop) -> None:
 
     assert tried.returncode == 0
     assert "All 1 tables are copied again" in tried.stdout
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert shop.database.slots() == [apply_slot_name("shop")]
 
 
@@ -641,33 +643,42 @@ def test_migrate_prints_what_an_administrator_then_runs(shop: Shop) -> None:
     assert "CREATE TABLE table_states" in printed.stdout
     assert 'CREATE TABLE "my state"."meltano_state"' in printed.stdout
     assert shop.database.query("SELECT to_regnamespace('\"my state\"')") == [(None,)]
-    assert shop.call("migrate", "--print", "--all").stdout == printed.stdout
+    assert shop.call("migrate", "--print", "--offline").stdout == printed.stdout
 
     shop.database.execute(printed.stdout)
-    assert json.loads(shop.call("migrate", "--json").stdout) == {"schema": "my state", "run": []}
+    done = json.loads(shop.call("migrate", "--yes", "--json").stdout)
+    assert done == {"schema": "my state", "run": []}
     assert shop.call("migrate", "--print").stdout == "-- schema my state is up to date\n"
     assert "is up to date" in shop.call("doctor").stdout
 
 
 def test_migrate_creates_the_tables_and_says_so_once(shop: Shop) -> None:
     names = [*(migration.name for migration in STORE), "meltano_states"]
-    assert shop.call("migrate").stdout == "".join(f"ran {name}\n" for name in names)
+    tried = shop.call("migrate", "--dry-run")
+    assert tried.stdout.endswith("Dry run: nothing changed.\n")
+    assert shop.call("migrate").returncode == 2
+    assert shop.database.query("SELECT to_regnamespace('etl')") == [(None,)]
+
+    done = shop.call("migrate", "--yes").stdout.splitlines()
+    assert done == [tried.stdout.splitlines()[0], *(f"ran {name}" for name in names)]
     assert shop.call("migrate").stdout == "schema 'etl' is up to date\n"
 
 
 def test_migrate_source_installs_what_it_prints_and_removes_it_again(shop: Shop) -> None:
     assert "no event trigger that reports them" in shop.call("doctor").stdout
     shop.database.execute(shop.call("migrate", "--source", "--print").stdout)
-    installed = shop.call("migrate", "--source").stdout
+    installed = shop.call("migrate", "--source").stdout  # there is nothing to ask about
     assert installed == "the event trigger, version 1 is installed\n"
     assert "reported by the event trigger, version 1" in shop.call("doctor").stdout
 
     shop.database.execute("alter event trigger etl_dagster_alteration enable")
     assert "the event trigger is disabled" in shop.call("doctor").stdout
-    repaired = shop.call("migrate", "--source").stdout
-    assert repaired == "installed the event trigger, version 1\n"
+    repaired = shop.call("migrate", "--source", "--yes").stdout
+    assert repaired.endswith("installed the event trigger, version 1\n")
 
-    removed = json.loads(shop.call("migrate", "--source", "--remove", "--json").stdout)
+    tried = json.loads(shop.call("migrate", "--source", "--remove", "--dry-run", "--json").stdout)
+    assert tried == {"to_remove": True}
+    removed = json.loads(shop.call("migrate", "--source", "--remove", "--yes", "--json").stdout)
     assert removed == {"removed": True}
     assert shop.database.query("select to_regnamespace('etl_dagster')") == [(None,)]
     shop.database.execute(shop.call("migrate", "--source", "--print", "--remove").stdout)
@@ -677,7 +688,7 @@ def test_migrate_source_installs_what_it_prints_and_removes_it_again(shop: Shop)
 def test_migrate_of_another_store_is_refused(shop: Shop) -> None:
     shop.configure(state_store={"type": "memory"})
 
-    refused = shop.call("migrate")
+    refused = shop.call("migrate", "--yes")
 
     assert refused.returncode == 2
     assert "state_store.type: memory has no migrations" in refused.stderr

@@ -131,13 +131,11 @@ def test_without_a_terminal_a_reset_names_the_option(
 
     for what in ("public.orders", "--all"):
         result = command(tmp_path, "reset", what)
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert "Use --yes" in result.stderr
     # The same file answers one query, after settings if there are some.
     several = command(tmp_path, "query", "select 1; select 2")
     assert several.exit_code != 0
     assert "several queries" in several.output
-    one = command(
-        tmp_path, "query", "--format", "csv", "set threads = 1; select id from public.orders;"
-    )
+    one = command(tmp_path, "query", "--csv", "set threads = 1; select id from public.orders;")
     assert one.stdout.split() == ["id", "1"]

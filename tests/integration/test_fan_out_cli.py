@@ -191,7 +191,7 @@ def _counts(shop: Shop) -> list[str]:
     counts = []
     for name in ("left", "right"):
         sql = "select count(*) from public.orders"
-        told = shop.call("query", "--destination", name, "--format", "csv", sql)
+        told = shop.call("query", "--destination", name, "--csv", sql)
         counts.append(told.stdout.split()[-1])
     return counts
 

@@ -541,7 +541,7 @@ def test_reset_shows_what_a_start_would_do_and_can_do_it_before(
     shown = invoke(config, tmp_path, "reset", "--from-meltano", "--dry-run")
     assert f"{ORDERS}: its state was cleared; public.orders is copied again" in shown
     assert f"{CUSTOMERS}: refused, the table can't go back to 0/5" in shown
-    assert "Nothing was done" in shown
+    assert "Dry run: nothing changed" in shown
     assert person.get(ORDERS) is None
 
     assert "Done" in invoke(config, tmp_path, "reset", "--from-meltano", "--yes")

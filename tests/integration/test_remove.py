@@ -44,7 +44,7 @@ def test_a_removed_pipeline_leaves_its_tables_and_nothing_else(shop: Shop) -> No
     assert "orders" in tried.stdout
     assert left(shop) == before
     asked = shop.call("remove")
-    assert asked.returncode == 1
+    assert asked.returncode == 2
     assert left(shop) == before
 
     done = shop.call("remove", "--yes")

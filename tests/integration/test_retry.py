@@ -167,7 +167,9 @@ def test_a_table_that_stopped_is_resumed_where_it_stopped(
         assert pipeline.wait_until_caught_up(60)
 
         destination.refused.clear()
-        answer = CliRunner().invoke(cli, ["retry", "-c", written(tmp_path, database), "--all"])
+        answer = CliRunner().invoke(
+            cli, ["retry", "-c", written(tmp_path, database), "--all", "--yes"]
+        )
         assert answer.output.splitlines() == [
             f"public.visits is resumed from {state.lsn}, without a copy.",
             "Done. The running pipeline begins with it now.",

@@ -156,7 +156,7 @@ def test_a_process_that_ends_while_its_first_slot_waits_leaves_nothing_in_the_wa
         assert code == -signal.SIGKILL
         assert waiting(database)
         code, err = ended_while_waiting(database, tmp_path, signal.SIGTERM)
-        assert code == 130, err
+        assert code == 143, err
         blocker.commit()
     run_to_the_end(tmp_path)
 

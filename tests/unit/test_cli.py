@@ -148,16 +148,18 @@ def test_init_drops_no_part_of_a_dsn_but_its_password(tmp_path: Path, dsn: str) 
     assert {key: str(kept.get(key)) for key in given} == {k: str(v) for k, v in given.items()}
 
 
-def test_init_overwrites_nothing_unless_forced(tmp_path: Path) -> None:
+def test_init_overwrites_nothing_unless_told_to(tmp_path: Path) -> None:
     path = tmp_path / "etl.yaml"
     path.write_text("mine")
 
     result = invoke("init", "-o", str(path))
 
     assert (result.exit_code, path.read_text()) == (2, "mine")
-    assert "--force" in result.output
-    assert invoke("init", "-o", str(path), "--force").exit_code == 0
-    assert path.read_text() != "mine"
+    assert "--yes" in result.output
+    shown = invoke("init", "-o", str(path), "--dry-run").stdout
+    assert path.read_text() == "mine"
+    assert invoke("init", "-o", str(path), "--yes").exit_code == 0
+    assert path.read_text() == shown
 
 
 @pytest.mark.parametrize(
