@@ -8,7 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from etl_dagster.demo.server import EmbeddedPostgres
+from etl_dagster.destinations.ducklake import attaching
 from tests.support.database import Database
+
+# Else DuckDB hashes an extension, tens of MB, each time it loads one to verify its signature.
+attaching._CONFIG["allow_unsigned_extensions"] = True
 
 if importlib.util.find_spec("duckdb_extension_ducklake") is None:
     # `make test-ducklake` runs them.
