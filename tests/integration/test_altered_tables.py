@@ -241,8 +241,8 @@ def changes(history: str, name: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-#: Where there are several servers, the others run what asks the most of each way to learn of changes.
-ON_ONE_SERVER = {(True, "stopped"), (False, "at once")}
+#: Where there are several servers, the others run the dearest of these no second time.
+ON_ONE_SERVER = {(True, "one by one"), (False, "at once")}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from etl_dagster.source.trigger import install
 from tests.support.database import Database
 from tests.support.pipelines import reading, rows, running
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 

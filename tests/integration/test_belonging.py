@@ -33,6 +33,8 @@ from tests.support.commands import call, write_etl_yaml
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, rows, running
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 TABLES = (

@@ -34,7 +34,7 @@ from tests.support.leaks import LEAKS, PASSWORD, make_secret
 from tests.support.meltano import state_uri
 from tests.support.waiting import PATIENCE_S
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers("newest")]
 
 COMMAND = [sys.executable, "-m", "etl_dagster.cli"]
 ROWS = 500

@@ -29,6 +29,8 @@ from tests.support.forked import etl_dagster
 from tests.support.pipelines import assert_table_in_step, rows, running
 from tests.support.waiting import PATIENCE_S
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 TABLES = (

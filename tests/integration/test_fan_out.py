@@ -22,6 +22,8 @@ from tests.support.database import Database
 from tests.support.fan_outs import QUICK, Gated, Several, several
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.servers("newest")
+
 SHOP = """
     create table orders (id int primary key, total numeric(12, 2), note text);
     create table visits (page text, at timestamp);
@@ -148,6 +150,7 @@ def test_one_that_hangs_in_its_start_holds_up_neither_the_others_nor_the_slot(
         gate.set()
 
 
+@pytest.mark.servers("all")
 def test_one_that_is_set_aside_stays_so_over_a_restart_and_loses_nothing(
     database: Database, tmp_path: Path
 ) -> None:

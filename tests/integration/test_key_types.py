@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
+import pytest
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.runtime.checking.preflight import run_checks
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
+
+pytestmark = pytest.mark.servers("newest")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from tests.support.database import Database
 from tests.support.replica import Replica
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 #: By table: the statement with which it leaves, and its name afterwards, None when it is gone.

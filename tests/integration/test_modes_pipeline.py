@@ -16,6 +16,8 @@ from etl_dagster.errors import ColumnReserved, ModeNeedsKey
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 #: Documents are stored out of line, so that an update which leaves one alone doesn't send it.

@@ -13,6 +13,8 @@ from etl_dagster.config import PipelineConfig
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 

@@ -15,6 +15,8 @@ from etl_dagster.values.printing import print_keys
 from etl_dagster.values.text import parse
 from tests.support.database import Database
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 KEYS = [

@@ -20,6 +20,8 @@ from etl_dagster.table_name import TableName
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 TABLES = [

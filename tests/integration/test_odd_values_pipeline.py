@@ -13,6 +13,8 @@ from tests.support.database import Database
 from tests.support.pipelines import rows, running
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 #: What the source holds: by id the amount, the moment, and the bytes of the name.

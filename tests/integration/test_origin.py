@@ -30,7 +30,7 @@ from tests.support.commands import call, write_etl_yaml
 from tests.support.database import Database, make_config
 from tests.support.pipelines import assert_table_in_step, running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.servers("newest")]
 
 MakeConfig = Callable[..., PipelineConfig]
 

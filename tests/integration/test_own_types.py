@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb.reading import odd_values
 from tests.support.database import PUBLICATION, Database
 from tests.support.pipelines import rows, running
 from tests.support.spelling import interval
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.servers("newest")
 
 MakeConfig = Callable[..., PipelineConfig]
 

@@ -22,6 +22,8 @@ from tests.support.database import Database
 from tests.support.pipelines import rows, running
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 ORDERS = """

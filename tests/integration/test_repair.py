@@ -32,6 +32,8 @@ from tests.support.every_value import create_values, value_of
 from tests.support.pipelines import rows, running
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 TABLES = """

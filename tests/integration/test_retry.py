@@ -35,6 +35,8 @@ from tests.support.fan_outs import Several, several
 from tests.support.pipelines import rows, running
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 #: One of them has no key: a change that came twice would be a row too many.

@@ -27,6 +27,8 @@ from tests.support.leaks import make_secret
 from tests.support.pipelines import rows, running
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 SALES = """

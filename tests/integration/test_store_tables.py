@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from etl_dagster.config import PipelineConfig
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
+
+pytestmark = pytest.mark.servers("newest")
 
 
 def test_a_store_in_the_schema_of_the_published_tables_is_left_out(

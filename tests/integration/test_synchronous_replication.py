@@ -14,6 +14,8 @@ from etl_dagster.runtime.checking.preflight import run_checks
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, running
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 

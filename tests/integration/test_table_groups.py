@@ -33,6 +33,8 @@ from tests.support.database import Database
 from tests.support.leaks import make_secret
 from tests.support.pipelines import rows, running
 
+pytestmark = pytest.mark.servers("newest")
+
 MakeConfig = Callable[..., PipelineConfig]
 
 ROWS = 20

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
+import pytest
+
 from etl_dagster.assembly import build_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.memory import MemoryDestination
@@ -17,6 +19,8 @@ from etl_dagster.model.stores import ApplyWorker
 from tests.support.database import Database
 from tests.support.pipelines import running
 from tests.support.waiting import PATIENCE_S, wait_until
+
+pytestmark = pytest.mark.servers("newest")
 
 MakeConfig = Callable[..., PipelineConfig]
 
