@@ -38,7 +38,7 @@ from etl_dagster.integrations.dagster import build_etl_definitions
 from etl_dagster.integrations.dagster.lag import judge
 from etl_dagster.integrations.dagster.metadata import Activity, stream_materialization
 from etl_dagster.integrations.dagster.said import refresh_s
-from etl_dagster.integrations.dagster.sensor import BUSY_REPORT_EVERY_S
+from etl_dagster.integrations.dagster.sensor_settings import BUSY_REPORT_EVERY_S
 from etl_dagster.integrations.dagster.supervisor import stop_all, supervisor_of
 from etl_dagster.integrations.dagster.worst_lag import Lag
 

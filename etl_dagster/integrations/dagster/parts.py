@@ -29,7 +29,7 @@ from etl_dagster.integrations.dagster.located import locate
 from etl_dagster.integrations.dagster.pipeline_checks import pipeline_key
 from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks
 from etl_dagster.integrations.dagster.resources import EtlResource
-from etl_dagster.integrations.dagster.sensor import (
+from etl_dagster.integrations.dagster.sensor_settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
     REPORT_EVERY_S,

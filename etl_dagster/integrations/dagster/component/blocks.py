@@ -26,7 +26,7 @@ from etl_dagster.integrations.dagster.schedules import (
     build_reconciliation_schedule,
     build_recopy_schedule,
 )
-from etl_dagster.integrations.dagster.sensor import (
+from etl_dagster.integrations.dagster.sensor_settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
     REPORT_EVERY_S,
