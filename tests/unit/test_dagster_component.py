@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from dagster import AssetKey, AssetSpec, Definitions, ResolutionContext
+from dagster import (
+    AssetKey,
+    AssetSpec,
+    DagsterInstance,
+    Definitions,
+    ResolutionContext,
+    build_sensor_context,
+)
 
 from etl_dagster import EtlPipelineComponent
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster import build, build_etl_definitions, specs
+from etl_dagster.integrations.dagster import build, build_etl_definitions, specs, tick
 from etl_dagster.integrations.dagster.component import blocks
 from etl_dagster.integrations.dagster.component.translation import resolve_translation
 from etl_dagster.integrations.dagster.discovery import Discovery
 from etl_dagster.integrations.dagster.kept_tables import tables_to_text
+from etl_dagster.integrations.dagster.supervision import Supervision
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import ColumnSchema, TableSchema
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 TABLES = tuple(
     TableSchema(number, "public", name, (ColumnSchema(name="id", type_oid=20),), LSN_ZERO)
@@ -142,6 +152,43 @@ def test_blocks_decide_about_checks_and_schedules(etl_yaml: Path, state: Path) -
     by_default = {check.name for check in names(built(etl_yaml, state))["checks"]}
     compared = names(built(etl_yaml, state, checks=dict.fromkeys(further, True)))
     assert {check.name for check in compared["checks"]} == by_default | further
+
+
+@pytest.mark.parametrize(
+    ("management_type", "hint"),
+    [
+        ("LOCAL_FILESYSTEM", "refresh the state with `dg utils refresh-defs-state`, then reload"),
+        ("VERSIONED_STATE_STORAGE", "`dg utils refresh-defs-state`, then reload"),
+        ("LEGACY_CODE_SERVER_SNAPSHOTS", "no asset yet (reload the code location): public.new"),
+    ],
+)
+def test_the_sensor_says_what_gives_a_new_table_its_asset(
+    etl_yaml: Path, state: Path, monkeypatch: pytest.MonkeyPatch, management_type: str, hint: str
+) -> None:
+    """To reload the code location alone would change nothing where the state is kept."""
+    status = PipelineStatus("shop", "duckdb", "streaming", at=1.0)
+    status = replace(status, tables={"public.new": TableStatus(9, "public.new", "ready", "id")})
+    supervision = Supervision(status, generation=1)
+    monkeypatch.setattr(tick, "observe", lambda _: supervision)
+    monkeypatch.setattr(tick, "recent_notices", lambda *_: [])
+    defs = built(
+        etl_yaml,
+        state,
+        sensor={"mode": "observe"},
+        checks={"replication": False},
+        defs_state={"management_type": management_type},
+    )
+    (sensor,) = defs.sensors or ()
+    with (
+        DagsterInstance.ephemeral() as instance,
+        build_sensor_context(
+            instance=instance, resources=dict(defs.resources or {}), last_sensor_start_time=1.0
+        ) as context,
+    ):
+        line = str(sensor.evaluate_tick(context).skip_message)  # type: ignore[union-attr]
+
+    assert "no asset yet" in line
+    assert hint in line
 
 
 def test_thresholds_of_the_yaml_are_those_of_every_check(

@@ -28,6 +28,7 @@ from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.sensor_settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
+    NEW_TABLES,
     REPORT_EVERY_S,
     STALE_AFTER_S,
     TICK_S,
@@ -136,6 +137,8 @@ class Streaming:
     report_every_s: float = REPORT_EVERY_S
     busy_report_every_s: float = BUSY_REPORT_EVERY_S
     reports: Literal["materialization", "observation"] = "materialization"
+    #: What gives a table that is new in the publication its asset.
+    new_tables: str = NEW_TABLES
 
 
 #: Further definitions for the assets of one destination.
@@ -222,6 +225,7 @@ def _build_one(
                 checks=checks,
                 thresholds=thresholds,
                 reports=streaming.reports,
+                new_tables=streaming.new_tables,
             )
         ],
         resources={config.pipeline: resource},

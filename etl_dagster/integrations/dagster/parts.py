@@ -32,6 +32,7 @@ from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.sensor_settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
+    NEW_TABLES,
     REPORT_EVERY_S,
     STALE_AFTER_S,
     TICK_S,
@@ -76,6 +77,7 @@ def build_etl_sensor(
     checks: Iterable[AssetChecksDefinition] = (),
     thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
     reports: Literal["materialization", "observation"] = "materialization",
+    new_tables: str = NEW_TABLES,
 ) -> SensorDefinition:
     """The sensor ``PIPELINE_replication``, and with it the job ``PIPELINE_copy`` that it requests.
 
@@ -97,6 +99,8 @@ def build_etl_sensor(
         thresholds: of these checks.
         reports: as what changes are reported. An observation doesn't make an asset fresh, and
             `eager()` doesn't follow it; copies are materializations all the same.
+        new_tables: what gives a table that is new in the publication its asset; the sensor says
+            so, as a part of its line.
 
     Raises:
         ConfigError: the configuration holds mistakes.
@@ -123,6 +127,7 @@ def build_etl_sensor(
         pipeline_checks=PipelineChecks(whole, thresholds) if whole in checked else None,
         thresholds=thresholds,
         reports_observations=is_observed,
+        new_tables=new_tables,
     )
 
 

@@ -20,6 +20,7 @@ from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks
 from etl_dagster.integrations.dagster.sensor_settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
+    NEW_TABLES,
     REPORT_EVERY_S,
     STALE_AFTER_S,
     TICK_S,
@@ -56,6 +57,7 @@ def build_etl_sensor(
     pipeline_checks: PipelineChecks | None = None,
     thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
     reports_observations: bool = False,
+    new_tables: str = NEW_TABLES,
 ) -> SensorDefinition:
     """The sensor ``PIPELINE_replication``.
 
@@ -75,6 +77,7 @@ def build_etl_sensor(
         pipeline_checks: those of the pipeline as a whole, where they are defined.
         thresholds: of the tables' checks.
         reports_observations: whether changes are reported as observations.
+        new_tables: what gives a table that is new in the publication its asset.
     """
 
     @sensor(
@@ -103,6 +106,7 @@ def build_etl_sensor(
             idle_every_s=None if stale_after_s is None else stale_after_s * 3 / 4,
             pipeline_checks=pipeline_checks,
             thresholds=thresholds,
+            new_tables=new_tables,
         )
         if not has_checks:
             whole = None if pipeline_checks is None else pipeline_checks.key

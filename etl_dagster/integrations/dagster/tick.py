@@ -27,6 +27,7 @@ from etl_dagster.integrations.dagster.sensor_memory import SensorMemory, memory_
 from etl_dagster.integrations.dagster.sensor_settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
+    NEW_TABLES,
     REPORT_EVERY_S,
     TICK_S,
     SensorMode,
@@ -58,6 +59,7 @@ def tick(
     idle_every_s: float | None = None,
     pipeline_checks: PipelineChecks | None = None,
     thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
+    new_tables: str = NEW_TABLES,
 ) -> SensorResult:
     """One evaluation of the sensor; a second or two, and in the mode ``tick`` `tick_s` more.
 
@@ -114,7 +116,15 @@ def tick(
     note = words.with_coming(note, coming)
     memory.ticks += 1
     did = words.Did.of(memory.ticks, events, len(copies.requests))
-    line = words.line(status, keys, note=note, waiting=copies.waiting, notices=notices, did=did)
+    line = words.line(
+        status,
+        keys,
+        note=note,
+        waiting=copies.waiting,
+        notices=notices,
+        did=did,
+        new_tables=new_tables,
+    )
     gist = words.gist(status, note, len(copies.requests), copies.waiting)
     if memory.log.is_due(gist):
         context.log.info(line)

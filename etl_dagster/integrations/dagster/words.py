@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dagster import AssetKey, AssetMaterialization
 
 from etl_dagster.integrations.dagster.phrases import as_of
+from etl_dagster.integrations.dagster.sensor_settings import NEW_TABLES
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.words import names
 
@@ -28,8 +29,13 @@ def line(
     waiting: Mapping[str, str] | None = None,
     notices: Sequence[str] = (),
     did: object = "",
+    new_tables: str = NEW_TABLES,
 ) -> str:
-    """The tick in one line. It names its moment: the last line stays when the sensor is off."""
+    """The tick in one line. It names its moment: the last line stays when the sensor is off.
+
+    Args:
+        new_tables: what gives tables their assets that have none yet.
+    """
     parts = [note] if note else []
     if status.error is not None:
         parts.append(f"{status.phase}: {status.error}")
@@ -58,7 +64,7 @@ def line(
         parts.append("stopped: " + some(errored))
     unknown = [name for name in status.tables if name not in keys]
     if unknown:
-        parts.append(f"no asset yet (reload the code location): {some(unknown)}")
+        parts.append(f"no asset yet ({new_tables}): {some(unknown)}")
     if did:
         parts.append(f"this tick: {did}")
     return "; ".join([*parts, *notices])

@@ -3,6 +3,7 @@
 # Dagster reads the annotations, so they must not be strings.
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +44,7 @@ from etl_dagster.integrations.dagster.kept_tables import tables_from_text, table
 from etl_dagster.integrations.dagster.located import resource_of
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.sensor_settings import NEW_TABLES
 from etl_dagster.integrations.dagster.specs import Looks
 from etl_dagster.integrations.dagster.storage import source_database
 from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator, PublishedTableProps
@@ -183,7 +185,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
                 self.group_per_schema,
                 self.source_assets,
             ),
-            self.sensor.streaming(),
+            replace(self.sensor.streaming(), new_tables=self._new_tables),
             found=None if state_path is None else self._read_state(state_path),
             has_checks=self.checks.replication,
             thresholds=self.checks.thresholds,
@@ -199,6 +201,14 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
     @cached_property
     def _name(self) -> str:
         return load_anyway(self._resource).pipeline
+
+    @property
+    def _new_tables(self) -> str:
+        """What gives a table that is new in the publication its asset, for people."""
+        if self.defs_state.management_type.value == "LEGACY_CODE_SERVER_SNAPSHOTS":
+            # Each load of the code location asks the source.
+            return NEW_TABLES
+        return f"refresh the state with `dg utils refresh-defs-state`, then {NEW_TABLES}"
 
     def _read_state(self, path: Path) -> Discovery | None:
         """The tables; None where the state has none of this publication, as after a change."""
