@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from etl_dagster.destinations.memory import MemoryDestination
     from etl_dagster.destinations.postgres import PostgresDestination
     from etl_dagster.destinations.singer import SingerDestination
-    from etl_dagster.embedding import RunningPipeline, run, running
+    from etl_dagster.embedding import run, running
     from etl_dagster.errors import ConfigError, EtlError
+    from etl_dagster.in_process import RunningPipeline
     from etl_dagster.integrations.dagster.component.pipeline import EtlPipelineComponent
     from etl_dagster.lsn import Lsn
     from etl_dagster.model.coordination import Coordination
@@ -133,8 +134,9 @@ _DEFINED_IN = {
     "destinations.memory": ("MemoryDestination",),
     "destinations.postgres": ("PostgresDestination",),
     "destinations.singer": ("SingerDestination",),
-    "embedding": ("RunningPipeline", "run", "running"),
+    "embedding": ("run", "running"),
     "errors": ("ConfigError", "EtlError"),
+    "in_process": ("RunningPipeline",),
     "integrations.dagster.component.pipeline": ("EtlPipelineComponent",),
     "lsn": ("Lsn",),
     "model.coordination": ("Coordination",),

@@ -44,6 +44,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"etl_dagster.runtime"}),
     frozenset({"etl_dagster.stores", "etl_dagster.destinations"}),
     frozenset({"etl_dagster.assembly"}),
+    frozenset({"etl_dagster.in_process"}),
     frozenset({"etl_dagster.integrations", "etl_dagster.testing"}),
     frozenset({"etl_dagster.embedding", "etl_dagster.dagster", "etl_dagster.meltano"}),
     frozenset({"etl_dagster.demo"}),
