@@ -6,20 +6,31 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
-from dagster import AssetKey
+from dagster import AssetKey, AssetsDefinition, ExecuteInProcessResult
 
 from etl_dagster.cli.app import cli
 from etl_dagster.config import load_config
 from etl_dagster.destinations.duckdb import query
+from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster import (
     DuckDBDestinationResource,
+    EtlConfigFileResource,
     EtlPipelineResource,
     PostgresSourceResource,
     PostgresStateStoreResource,
+    build_etl_definitions,
+    build_sync_job,
 )
 from etl_dagster.integrations.dagster.supervisor import supervisor_of
-from tests.support.dagster_in_process import Dagster, dagster, key_of, write_config
+from tests.support.dagster_in_process import (
+    Dagster,
+    dagster,
+    key_of,
+    searched_instance,
+    write_config,
+)
 from tests.support.database import Database
 
 NAMES = ("left", "right")
@@ -109,3 +120,45 @@ def _reset(file: Path, *destination: str) -> list[str]:
     done = CliRunner().invoke(cli, ["reset", "--all", "--yes", "--config", str(file), *chosen])
     assert done.exit_code == 0, done.output
     return done.stdout.splitlines()
+
+
+def test_a_job_brings_all_destinations_in_step_and_reports_the_tables_of_each(
+    newest_database: Database, tmp_path: Path
+) -> None:
+    newest_database.execute(
+        "CREATE TABLE orders (id bigint PRIMARY KEY)",
+        "INSERT INTO orders SELECT generate_series(1, 500)",
+        "CREATE PUBLICATION etl_pub FOR TABLE orders",
+    )
+    several = {name: {"type": "duckdb", "path": f"{name}.duckdb"} for name in NAMES}
+    file = write_config(newest_database.dsn, tmp_path, destination=None, destinations=several)
+    defs = build_etl_definitions(file)
+    assets = [asset for asset in defs.assets or () if isinstance(asset, AssetsDefinition)]
+    sync = build_sync_job(file, assets)
+    with pytest.raises(ConfigError, match="can't be synced alone"):
+        build_sync_job(EtlConfigFileResource(path=str(file), destination="left"), assets)
+
+    def told(result: ExecuteInProcessResult) -> dict[str, tuple[object, object]]:
+        """By destination, how many rows its table has, and whether it was copied."""
+        assert result.success
+        events = [
+            event.step_materialization_data.materialization
+            for event in result.all_events
+            if event.is_step_materialization
+        ]
+        return {
+            event.asset_key.path[0]: (
+                event.metadata["dagster/row_count"].value,
+                event.metadata["copied"].value,
+            )
+            for event in events
+        }
+
+    with searched_instance() as instance:
+        copied = told(sync.execute_in_process(instance=instance))
+        assert copied == {f"shop__{name}": (500, True) for name in NAMES}
+        newest_database.execute("INSERT INTO orders VALUES (501)")
+        streamed = told(sync.execute_in_process(instance=instance))
+        assert streamed == {f"shop__{name}": (501, False) for name in NAMES}
+        assert told(sync.execute_in_process(instance=instance)) == {}
+    assert newest_database.slots() == ["etl_dagster_apply_shop"]

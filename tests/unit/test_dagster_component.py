@@ -134,7 +134,9 @@ def test_partitions_and_what_describes_no_asset_are_refused() -> None:
             resolve_translation(scope, "{{ own }}")(AssetSpec("a"), None)  # type: ignore[arg-type]
 
 
-def test_blocks_decide_about_checks_and_schedules(etl_yaml: Path, state: Path) -> None:
+def test_blocks_decide_about_schedules_and_may_leave_out_checks(
+    etl_yaml: Path, state: Path
+) -> None:
     repaired = names(
         built(
             etl_yaml,
@@ -148,6 +150,17 @@ def test_blocks_decide_about_checks_and_schedules(etl_yaml: Path, state: Path) -
     )
     assert repaired["checks"] == set()
     assert repaired["schedules"] == ["shop_reconciliation", "shop_sync_schedule"]
+    by_file = yaml.safe_load(etl_yaml.read_text())
+    duckdb = by_file.pop("destination")
+    by_file["destinations"] = {n: duckdb | {"path": f"{n}.duckdb"} for n in ("left", "right")}
+    several = etl_yaml.with_name("several.yaml")
+    several.write_text(yaml.safe_dump(by_file))
+    sync = {"sync": {"cron_schedule": "*/15 * * * *"}}
+    # One run feeds both from the slot that they share.
+    assert names(built(several, state, schedules=sync))["schedules"] == ["shop_sync_schedule"]
+
+
+def test_blocks_add_checks_to_those_of_the_sensor(etl_yaml: Path, state: Path) -> None:
     further = {"content_match", "row_count_match", "schema_drift"}
     by_default = {check.name for check in names(built(etl_yaml, state))["checks"]}
     compared = names(built(etl_yaml, state, checks=dict.fromkeys(further, True)))

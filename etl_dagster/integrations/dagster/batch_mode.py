@@ -3,6 +3,7 @@
 # Dagster reads the annotations of an op's function, so they must not be strings.
 import time
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,9 @@ from dagster import (
 )
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import EtlError, InvalidState
-from etl_dagster.integrations.dagster.located import locate
+from etl_dagster.errors import ConfigError, EtlError, InvalidState
+from etl_dagster.integrations.dagster.anyway import load_anyway
+from etl_dagster.integrations.dagster.located import locate, resource_of
 from etl_dagster.integrations.dagster.metadata import (
     REPORTED_BY,
     Activity,
@@ -35,14 +37,13 @@ from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
 from etl_dagster.integrations.dagster.worst_lag import Lag
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Ready, SyncDone
-from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.showing.status import PipelineStatus
 
 if TYPE_CHECKING:
-    from etl_dagster.runtime.pipeline import Pipeline
+    from etl_dagster.in_process import RunningPipeline
 
-_POLL_S, _LOG_EVERY_S, _STOP_S = 0.2, 30.0, 60.0
+_POLL_S, _LOG_EVERY_S = 0.2, 30.0
 
 
 def build_sync_job(
@@ -65,16 +66,27 @@ def build_sync_job(
     changed gets a materialization. A table that has stopped fails the run, once the others are in
     step; a run that is terminated stops when what is being written is durable.
 
+    Of several destinations, one run brings all in step: they are fed from one slot. A destination
+    that fails also fails the run.
+
     Args:
-        pipeline: a configuration file, or the pipeline put together from resources.
+        pipeline: a configuration file, or the pipeline put together from resources, with all of
+            its destinations.
         assets: those of the pipeline's tables; others are ignored.
         name: of the job; by default ``PIPELINE_sync``.
 
     Raises:
-        ConfigError: the configuration holds mistakes.
+        ConfigError: the configuration holds mistakes, or names one of several destinations.
     """
-    resource, config = locate(pipeline)
-    keys = keys_by_table(assets, config.pipeline)
+    resource = resource_of(pipeline)
+    config = load_anyway(resource)
+    _require_whole(config)
+    members = _members(resource, config)
+    keys: dict[str, Mapping[str, AssetKey]] = {}
+    every_asset = list(assets)
+    for member, each in members.items():
+        _, of_member = locate(each)
+        keys[member] = keys_by_table(every_asset, of_member.pipeline)
     resource_key = config.pipeline
     name = name or f"{config.pipeline}_sync"
 
@@ -83,13 +95,13 @@ def build_sync_job(
         parts: EtlResource = getattr(context.resources, resource_key)
         began = time.monotonic()
         try:
-            status, copied = sync(context, parts)
+            synced = sync(context, parts)
         except EtlError as error:
             raise Failure(
                 with_solution(error.reason, error.solution),
                 metadata={"reason": error.reason, "solution": error.solution},
             ) from error
-        report(context, status, copied, keys, time.monotonic() - began)
+        report(context, synced, keys, time.monotonic() - began)
 
     @job(
         name=name,
@@ -104,53 +116,74 @@ def build_sync_job(
     return sync_pipeline
 
 
-def sync(
-    context: OpExecutionContext, resource: EtlResource
-) -> tuple[PipelineStatus, Collection[TableId]]:
+def _require_whole(config: PipelineConfig) -> None:
+    if config.membership is not None:
+        raise ConfigError(
+            [
+                "one of several destinations can't be synced alone: they share a slot; give "
+                "build_sync_job the pipeline without `destination`"
+            ],
+            origin=f"pipeline {config.pipeline}",
+        )
+
+
+def _members(resource: EtlResource, config: PipelineConfig) -> dict[str, EtlResource]:
+    """The pipeline to each destination, by the names that `RunningPipeline.statuses` has."""
+    if not config.destinations:
+        return {config.destination.type: resource}
+    return {name: resource.of_destination(name) for name in config.destinations}
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a run did to the tables of one destination."""
+
+    status: PipelineStatus
+    #: Tables whose copy was finished.
+    copied: Collection[TableId]
+
+
+def sync(context: OpExecutionContext, resource: EtlResource) -> Mapping[str, Synced]:
     """Run the pipeline in this process until it has caught up.
 
     Returns:
-        Its last status, and the tables whose copy was finished.
+        By destination.
 
     Raises:
         EtlError: another process runs it, it can't start, or it failed.
     """
-    from etl_dagster.assembly import build_destination
+    from etl_dagster.in_process import running_with
     from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
-    from etl_dagster.runtime.pipeline import Pipeline
 
     config = resource.load_config()
-    _require_alone(config)
-    with resource.get_store() as store:
-        if store.is_leased("apply"):
-            raise InvalidState(
-                f"another process runs the pipeline {config.pipeline!r}",
-                solution=f"Turn off the sensor {config.pipeline}_replication, and end "
-                "`etl-dagster run`; or leave this job off: what streams is in step anyway.",
-            )
-        before = _copies(store)
-        pipeline = Pipeline(config, store, build_destination(config))
-        pipeline.start()
-        # The mirror outlives the pipeline, for its last positions.
-        with mirrored_positions(config, store, pipeline.status):
-            try:
-                _wait_until_caught_up(context, pipeline)
-            finally:
-                pipeline.shutdown()
-                Outcome(pipeline.wait).wait(_STOP_S)
-        after = _copies(store)
-        return pipeline.status(), {
-            table_id for table_id, copy in after.items() if copy and copy != before.get(table_id)
-        }
+    members = _members(resource, config)
+    for each in members.values():
+        _require_idle(each)
+    before = {name: _copies(each) for name, each in members.items()}
+    with running_with(config, mirrored_positions) as pipeline:
+        _wait_until_caught_up(context, pipeline)
+    statuses = pipeline.statuses()
+    return {
+        name: Synced(
+            statuses[name],
+            {
+                table_id
+                for table_id, copy in _copies(each).items()
+                if copy and copy != before[name].get(table_id)
+            },
+        )
+        for name, each in members.items()
+    }
 
 
-def _wait_until_caught_up(context: OpExecutionContext, pipeline: "Pipeline") -> None:
+def _wait_until_caught_up(context: OpExecutionContext, pipeline: "RunningPipeline") -> None:
     outcome = Outcome(pipeline.wait_until_caught_up)
     shown = time.monotonic()
     while not outcome.wait(_POLL_S):
         if time.monotonic() - shown >= _LOG_EVERY_S:
             shown = time.monotonic()
-            context.log.info(_progress(pipeline.status()))
+            for status in pipeline.statuses().values():
+                context.log.info(_progress(status))
     if not outcome.result():
         raise InvalidState(
             "the pipeline was stopped before it had caught up",
@@ -158,11 +191,23 @@ def _wait_until_caught_up(context: OpExecutionContext, pipeline: "Pipeline") -> 
         )
 
 
-def _copies(store: CoordinatingStore) -> dict[TableId, str | None]:
+def _require_idle(resource: EtlResource) -> None:
+    pipeline = resource.load_config().pipeline
+    with resource.get_store() as store:
+        if store.is_leased("apply"):
+            raise InvalidState(
+                f"another process runs the pipeline {pipeline!r}",
+                solution=f"Turn off the sensor {pipeline}_replication, and end "
+                "`etl-dagster run`; or leave this job off: what streams is in step anyway.",
+            )
+
+
+def _copies(resource: EtlResource) -> dict[TableId, str | None]:
     """By table, the copy that it has now; None while it has none that is finished."""
-    store.load_table_replication_states()
-    states = store.get_table_replication_states()
-    plans = many(store).get_copy_plans(list(states))
+    with resource.get_store() as store:
+        store.load_table_replication_states()
+        states = store.get_table_replication_states()
+        plans = many(store).get_copy_plans(list(states))
     return {
         table_id: plans[table_id].copy_id
         if isinstance(state, Ready | SyncDone) and table_id in plans
@@ -173,49 +218,48 @@ def _copies(store: CoordinatingStore) -> dict[TableId, str | None]:
 
 def report(
     context: OpExecutionContext,
-    status: PipelineStatus,
-    copied: Collection[TableId],
-    keys: Mapping[str, AssetKey],
+    synced: Mapping[str, Synced],
+    keys: Mapping[str, Mapping[str, AssetKey]],
     seconds: float,
 ) -> None:
     """A materialization of each table that the run has changed; fails where one has stopped.
+
+    Args:
+        synced: by destination.
+        keys: the assets of each destination's tables.
 
     Raises:
         Failure: a table has stopped.
     """
     stopped: list[str] = []
-    for name, table in status.tables.items():
-        if table.error is not None:
-            stopped.append(with_solution(f"{name}: {table.error}", table.solution))
-            continue
-        activity = Activity.between(None, table)
-        if name not in keys or not (activity or table.table_id in copied):
-            continue
-        is_copied = table.table_id in copied
-        event = stream_materialization(keys[name], status, table, activity, Lag.of(status), seconds)
-        words = ["copied"] * is_copied + [str(event.description)] * bool(activity)
-        event = AssetMaterialization(
-            asset_key=event.asset_key,
-            description="; ".join(words),
-            metadata={**event.metadata, REPORTED_BY: context.job_name, "copied": is_copied},
-        )
-        context.log_event(event)
-    context.log.info(_progress(status))
+    for destination, done in synced.items():
+        status = done.status
+        for name, table in status.tables.items():
+            if table.error is not None:
+                where = f"{name} of {status.pipeline}" if len(synced) > 1 else name
+                stopped.append(with_solution(f"{where}: {table.error}", table.solution))
+                continue
+            key = keys[destination].get(name)
+            activity = Activity.between(None, table)
+            is_copied = table.table_id in done.copied
+            if key is None or not (activity or is_copied):
+                continue
+            event = stream_materialization(key, status, table, activity, Lag.of(status), seconds)
+            words = ["copied"] * is_copied + [str(event.description)] * bool(activity)
+            event = AssetMaterialization(
+                asset_key=event.asset_key,
+                description="; ".join(words),
+                metadata={**event.metadata, REPORTED_BY: context.job_name, "copied": is_copied},
+            )
+            context.log_event(event)
+        context.log.info(_progress(status))
     if stopped:
         raise Failure("\n\n".join(stopped), allow_retries=False)
-
-
-def _require_alone(config: PipelineConfig) -> None:
-    if config.membership is not None:
-        raise InvalidState(
-            f"{config.pipeline}: one of several destinations can't be run alone",
-            solution="Use the sensor, or `etl-dagster run --until-caught-up`, which run all.",
-        )
 
 
 def _progress(status: PipelineStatus) -> str:
     ready = sum(table.state == "ready" for table in status.tables.values())
     return (
-        f"{ready} of {len(status.tables)} tables in step, {status.rows_total:,} rows streamed, "
-        f"lag {status.lag_bytes:,} bytes"
+        f"{status.pipeline}: {ready} of {len(status.tables)} tables in step, "
+        f"{status.rows_total:,} rows streamed, lag {status.lag_bytes:,} bytes"
     )

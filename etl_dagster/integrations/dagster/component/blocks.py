@@ -181,7 +181,10 @@ def build_extras(
     schedules: SchedulesBlock,
     checks: ChecksBlock,
 ) -> Definitions:
-    """Schedules, and the checks that only runs evaluate, of the tables of one destination."""
+    """Schedules, and the checks that only runs evaluate, of the tables of one destination.
+
+    Without `build_sync`, which is for all destinations.
+    """
     if not assets:
         # Nothing is known of the tables yet; the sensor says why.
         return Definitions()
@@ -223,13 +226,19 @@ def _build_schedules(
                 default_status=DefaultScheduleStatus(recopy.default_status),
             )
         )
-    if (sync := blocks.sync) is not None:
-        built.append(
-            ScheduleDefinition(
-                job=build_sync_job(resource, assets),
-                cron_schedule=sync.cron_schedule,
-                execution_timezone=sync.execution_timezone,
-                default_status=DefaultScheduleStatus(sync.default_status),
-            )
-        )
     return built
+
+
+def build_sync(
+    resource: EtlResource, assets: Sequence[AssetsDefinition], sync: SyncBlock | None
+) -> Definitions:
+    """The schedule that brings the pipeline in step; one run feeds all of its destinations."""
+    if sync is None or not assets:
+        return Definitions()
+    schedule = ScheduleDefinition(
+        job=build_sync_job(resource, assets),
+        cron_schedule=sync.cron_schedule,
+        execution_timezone=sync.execution_timezone,
+        default_status=DefaultScheduleStatus(sync.default_status),
+    )
+    return Definitions(schedules=[schedule])

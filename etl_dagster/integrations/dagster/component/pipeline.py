@@ -32,6 +32,7 @@ from etl_dagster.integrations.dagster.component.blocks import (
     SchedulesBlock,
     SensorBlock,
     build_extras,
+    build_sync,
     described,
 )
 from etl_dagster.integrations.dagster.component.scaffolder import EtlPipelineScaffolder
@@ -177,7 +178,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
         self, context: ComponentLoadContext, state_path: Path | None
     ) -> Definitions:
         """The definitions of the tables that are kept; of those that the source names, without."""
-        return build_pipeline(
+        defs = build_pipeline(
             self._resource,
             Looks(
                 _ByComponent(self),
@@ -191,6 +192,8 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
             thresholds=self.checks.thresholds,
             more=self._build_extras,
         )
+        assets = [asset for asset in defs.assets or () if isinstance(asset, AssetsDefinition)]
+        return Definitions.merge(defs, build_sync(self._resource, assets, self.schedules.sync))
 
     # -- parts -------------------------------------------------------------------------------------
 
