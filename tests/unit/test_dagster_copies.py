@@ -6,14 +6,26 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from dagster import AssetExecutionContext, AssetKey, DagsterInstance, DagsterRunStatus
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetSpec,
+    DagsterInstance,
+    DagsterRunStatus,
+    Definitions,
+    MaterializeResult,
+    instance_for_test,
+)
 from dagster._core.scheduler.instigation import InstigatorStatus
 
 from etl_dagster.config import PipelineConfig, parse_config
+from etl_dagster.integrations.dagster import assets
 from etl_dagster.integrations.dagster.assets import copy_pool, is_asked_for_by_person
 from etl_dagster.integrations.dagster.copies import DueCopies, due_copies
 from etl_dagster.integrations.dagster.presence import (
@@ -22,11 +34,12 @@ from etl_dagster.integrations.dagster.presence import (
     is_sensor_on,
 )
 from etl_dagster.integrations.dagster.resources import EtlResource
-from etl_dagster.integrations.dagster.translator import REQUEST_TAG
+from etl_dagster.integrations.dagster.translator import REQUEST_TAG, TABLE_TAG
 from etl_dagster.model.states import Init
 from etl_dagster.runtime.copying.pausing import ask_for_copies, pause_copies, resume_copies
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.stores.memory import MemoryStore
+from tests.support.waiting import PATIENCE_S, wait_until
 
 KEY = AssetKey(["shop", "public", "orders"])
 TABLE = TableStatus(1, "public.orders", "init", "dev:shop-to-duckdb:public.orders")
@@ -286,3 +299,38 @@ def test_a_sensor_is_on_when_a_person_or_the_code_has_turned_it_on() -> None:
 
 def test_each_pipeline_has_a_pool_of_its_own() -> None:
     assert copy_pool("shop") != copy_pool("crm")
+
+
+def test_copies_of_two_code_locations_share_the_limit_of_their_pipelines_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As during a rolling update: the source must not be read by twice as many as allowed."""
+    copied: list[str] = []
+
+    def copy(_: object, resource: object, table: str, key: AssetKey) -> MaterializeResult[Any]:
+        copied.append(table)
+        return MaterializeResult(asset_key=key)
+
+    monkeypatch.setattr(assets, "copy_one_table", copy)
+    spec = AssetSpec(KEY, metadata={TABLE_TAG: "public.orders"})
+    asset = assets.build_table_asset(spec, "public.orders", "shop")
+    job = Definitions(assets=[asset], resources={"shop": 1}).resolve_implicit_global_asset_job_def()
+    pools = {"concurrency": {"pools": {"default_limit": 1, "granularity": "op"}}}
+    with instance_for_test(pools) as instance:
+        storage = instance.event_log_storage
+        storage.initialize_concurrency_limit_to_default(copy_pool("shop"))
+        # What a run of the other code location does before it copies.
+        storage.claim_concurrency_slot(copy_pool("shop"), "of the other location", "copy")
+        run = Thread(target=partial(job.execute_in_process, instance=instance))
+        run.start()
+        wait_until(lambda: waiting(instance) == 1)
+        assert copied == []
+        storage.free_concurrency_slots_for_run("of the other location")
+        run.join(PATIENCE_S)
+    assert copied == ["public.orders"]
+
+
+def waiting(instance: DagsterInstance) -> int:
+    """How many steps wait for the pool."""
+    info = instance.event_log_storage.get_concurrency_info(copy_pool("shop"))
+    return sum(step.assigned_timestamp is None for step in info.pending_steps)
