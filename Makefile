@@ -65,7 +65,8 @@ LOWEST := .venv/lowest
 test-lowest: $(READY) ## Run the tests that need no server on the lowest versions that are allowed
 	@$(BIN)/uv venv --quiet --clear --python 3.11 $(LOWEST)
 	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[dev]"
-	@$(LOWEST)/bin/python -m pytest -q -n auto tests/unit tests/integration/test_embedding.py $(TEST_ARGS)
+	@# What old versions warn of is not ours to cure.
+	@$(LOWEST)/bin/python -m pytest -q -W default -n auto tests/unit tests/integration/test_embedding.py $(TEST_ARGS)
 
 # Each Python that is promised, where it is found.
 .PHONY: test-all
@@ -91,6 +92,14 @@ chaos: $(READY) ## Break everything at random and compare: SEED= MINUTES= DESTIN
 .PHONY: bench
 bench: $(READY) ## Measure, and write benchmarks/latest.json
 	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
+COVERED ?= tests/unit
+.PHONY: coverage
+coverage: $(READY) ## Measure which branches the tests take: COVERED=tests/unit, or other tests
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest-cov
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov=etl_dagster --cov-branch \
+		--cov-report=term:skip-covered --cov-report=html:build/coverage $(COVERED) $(TEST_ARGS)
+	@echo "Open build/coverage/index.html"
 
 .PHONY: docs
 docs: $(READY) ## Build the documentation into build/docs

@@ -11,7 +11,7 @@ from etl_dagster.integrations import dagster as _integration
 from etl_dagster.integrations.dagster import __all__ as __all__
 
 if TYPE_CHECKING:
-    from etl_dagster.integrations.dagster import *  # noqa: F403
+    from etl_dagster.integrations.dagster import *  # noqa: F403  (it has an __all__)
 else:
 
     def __getattr__(name: str) -> Any:

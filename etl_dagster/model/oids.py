@@ -2,7 +2,7 @@
 
 import warnings
 
-from etl_dagster.values.oids import *  # noqa: F403
+from etl_dagster.values.oids import *  # noqa: F403  (its names, under the old path)
 
 warnings.warn(
     "etl_dagster.model.oids is deprecated: import from etl_dagster.values.oids",

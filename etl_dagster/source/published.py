@@ -38,7 +38,7 @@ select c.oid from pg_class c, publication p
 where p.puballtables and c.oid >= {_FIRST_OWN_OID} and c.relpersistence = 'p'
 and case when p.pubviaroot then c.relkind in ('r', 'p') and not c.relispartition
          else c.relkind = 'r' end
-"""  # noqa: S608 (our own text)
+"""  # noqa: S608  (our own text)
 
 _IN_SCHEMAS = f"""
   union
@@ -46,7 +46,7 @@ _IN_SCHEMAS = f"""
   from publication p join pg_publication_namespace s on s.pnpubid = p.oid
   join pg_class c on c.relnamespace = s.pnnspid
   where c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.oid >= {_FIRST_OWN_OID}
-"""  # noqa: S608
+"""  # noqa: S608  (our own text)
 
 
 def published_relations(connection: psycopg.Connection[object]) -> sql.SQL:

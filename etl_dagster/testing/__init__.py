@@ -17,9 +17,11 @@ A test class that derives from a suite and makes your object is all it takes; py
 destination fail on purpose. Needs pytest.
 """
 
+# Imports follow the rewriting of their asserts: failures then show the values that were compared.
+# ruff: noqa: E402
+
 import pytest
 
-# Before the modules are imported: failures then show the values that were compared.
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{module}"
@@ -42,10 +44,10 @@ pytest.register_assert_rewrite(
     )
 )
 
-from etl_dagster.testing.coordination import CoordinationSuite  # noqa: E402
-from etl_dagster.testing.destinations import DestinationSuite  # noqa: E402
-from etl_dagster.testing.faulty import FaultyDestination  # noqa: E402
-from etl_dagster.testing.stores import StoreSuite  # noqa: E402
-from etl_dagster.testing.subject import Recorded  # noqa: E402
+from etl_dagster.testing.coordination import CoordinationSuite
+from etl_dagster.testing.destinations import DestinationSuite
+from etl_dagster.testing.faulty import FaultyDestination
+from etl_dagster.testing.stores import StoreSuite
+from etl_dagster.testing.subject import Recorded
 
 __all__ = ["CoordinationSuite", "DestinationSuite", "FaultyDestination", "Recorded", "StoreSuite"]

@@ -93,7 +93,7 @@ def alerted_of(
 ) -> None:
     """What the daemon does about a run that has ended."""
     name = "alert_on_failed_checks" if result.success else "alert_on_failed_runs"
-    sensor = defs.get_sensor_def(name)
+    sensor = defs.resolve_sensor_def(name)
     ended = result.get_run_success_event() if result.success else result.get_run_failure_event()
     context: Any = build_run_status_sensor_context(
         sensor_name=name,

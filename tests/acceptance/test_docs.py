@@ -34,8 +34,7 @@ def build(project: Path, site: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy, so that the repository's own folder stays as it is."""
     project = tmp_path_factory.mktemp("project")
     shutil.copy(_REPOSITORY / "mkdocs.yml", project)
@@ -46,7 +45,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(project: Path) -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if made := os.environ.get("ETL_DAGSTER_SITE"):
+        return Path(made)  # by `make docs`, as in CI
+    project = copied(tmp_path_factory)
     site = project / "site"
     built = build(project, site)
     assert built.returncode == 0, built.stdout + built.stderr

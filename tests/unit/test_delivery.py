@@ -194,7 +194,10 @@ def test_transactions_before_a_tables_lsn_are_foreign(side: Side[Flaky]) -> None
 
 def test_a_full_queue_holds_the_reader_up_until_it_is_told_to_stop(side: Side[Flaky]) -> None:
     side.destination.durable = Future()  # never done
-    batches: Callable[[], RawBatch] = lambda: side.transaction((ORDERS, 1))  # noqa: E731
+
+    def batches() -> RawBatch:
+        return side.transaction((ORDERS, 1))
+
     for _ in range(3):  # one being written, two waiting
         side.delivery.put(batches(), FROM_THE_START)
     timer = threading.Timer(0.05, side.stop.set)

@@ -20,7 +20,10 @@ def test_each_run_loads_the_week_after_the_last_one(tmp_path: Path) -> None:
         *_, last = load(lines, tmp_path)
         state = json.loads(last)
 
-    rows = [json.loads(line) for line in (tmp_path / "fuel_prices.jsonl").open(encoding="utf-8")]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "fuel_prices.jsonl").read_text("utf-8").splitlines()
+    ]
     assert len({(row["day"], row["airport"]) for row in rows}) == len(rows) == 2 * 7 * 3
     assert state["bookmarks"]["fuel_prices"]["replication_key_value"] == "2013-01-14"
 

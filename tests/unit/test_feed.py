@@ -136,7 +136,10 @@ def test_a_stop_ends_the_stream_and_leaves_what_is_not_durable(fixture: Fixture)
 
 def test_a_stream_stands_where_it_starts_until_it_brings_something(fixture: Fixture) -> None:
     positions: list[Lsn] = []
-    look = lambda: positions.append(fixture.feed.position)  # noqa: E731
+
+    def look() -> None:
+        positions.append(fixture.feed.position)
+
     begin, _, insert, commit = transaction(2000, 1)
     fixture.script += [look, wire.keepalive(1500), look, begin, insert, look, commit, look]
 

@@ -68,7 +68,10 @@ class Side:
     def give(self, *frames: bytes) -> list[bytes]:
         """Have the connection bring these; returns every message so far."""
         waiting = iter([(len(frame), memoryview(frame)) for frame in frames])
-        get = lambda: next(waiting, (0, memoryview(b"")))  # noqa: E731
+
+        def get() -> tuple[int, memoryview]:
+            return next(waiting, (0, memoryview(b"")))
+
         while self.streamed.drain(get) > 0:
             pass
         return self.receiver.messages

@@ -1,5 +1,8 @@
 """Tables that are reached by SQL, such as all databases of dlt's destinations take."""
 
+# Names are made by dlt's own client, which quotes them; values are parameters.
+# ruff: noqa: S608
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +43,7 @@ class SqlPlace:
                 names = _list(client, [*shape.key, *columns])
                 table = client.make_qualified_table_name(shape.name)
                 for condition, values in _among(client, shape, wanted):
-                    query = f"SELECT {names} FROM {table} WHERE {condition}"  # noqa: S608
+                    query = f"SELECT {names} FROM {table} WHERE {condition}"
                     found += client.execute_sql(query, *values) or []
             return found
 
@@ -68,7 +71,7 @@ class SqlPlace:
 
         def swap(client: Any) -> None:
             table = client.make_qualified_table_name(shape.name)
-            client.execute_sql(f"DELETE FROM {table} WHERE 1 = 1")  # noqa: S608
+            client.execute_sql(f"DELETE FROM {table} WHERE 1 = 1")
             names = _list(client, shape.columns)
             _insert(client, shape.name, copy, tokens, names, names, [])
 
@@ -90,7 +93,7 @@ class SqlPlace:
             table = client.make_qualified_table_name(shape.name)
             names = [client.escape_column_name(name) for name in (_OP, _LSN)]
             client.execute_sql(
-                f"DELETE FROM {table} WHERE {names[0]} = 'copy' AND {names[1]} = %s",  # noqa: S608
+                f"DELETE FROM {table} WHERE {names[0]} = 'copy' AND {names[1]} = %s",
                 at.lsn,
             )
             into = _list(client, [*shape.columns, *LOGGED.names[:4]])
@@ -144,7 +147,7 @@ class SqlPlace:
                 )
                 for condition, values in _among(client, shape, wanted):
                     query = (
-                        f"SELECT {names} FROM (SELECT {names}, {op}, row_number() OVER ("  # noqa: S608
+                        f"SELECT {names} FROM (SELECT {names}, {op}, row_number() OVER ("
                         f"PARTITION BY {_list(client, shape.key)} ORDER BY {lsn} DESC, "
                         f"{ordinal} DESC) AS etl_place FROM {table} WHERE ({condition}) "
                         f"AND ({lsn} < %s OR ({lsn} = %s AND {ordinal} < %s))) AS numbered "
@@ -163,7 +166,7 @@ class SqlPlace:
             with pipeline.sql_client() as client:
                 op, lsn = (client.escape_column_name(name) for name in (_OP, _LSN))
                 table = client.make_qualified_table_name(shape.name)
-                query = f"SELECT max({lsn}) FROM {table} WHERE {lsn} >= %s AND {op} <> 'copy'"  # noqa: S608
+                query = f"SELECT max({lsn}) FROM {table} WHERE {lsn} >= %s AND {op} <> 'copy'"
                 return client.execute_sql(query, since) or []
 
         found = lane.run("read what is logged", read)
@@ -175,7 +178,7 @@ class SqlPlace:
                 op, lsn = (client.escape_column_name(name) for name in (_OP, _LSN))
                 table = client.make_qualified_table_name(shape.name)
                 query = (
-                    f"SELECT {_list(client, IDENTITY)} FROM {table} "  # noqa: S608
+                    f"SELECT {_list(client, IDENTITY)} FROM {table} "
                     f"WHERE {lsn} >= %s AND {lsn} <= %s AND {op} <> 'copy'"
                 )
                 return client.execute_sql(query, first, last) or []
@@ -224,7 +227,7 @@ def _insert(
     for some in _slices(tokens, _KEYS):
         among = ", ".join(["%s"] * len(some))
         client.execute_sql(
-            f"INSERT INTO {table} ({into}) SELECT {chosen} FROM {source} "  # noqa: S608
+            f"INSERT INTO {table} ({into}) SELECT {chosen} FROM {source} "
             f"WHERE {token} IN ({among})",
             *values,
             *some,
@@ -273,7 +276,7 @@ def _drop_staged(pipeline: Any, shape: LoadedTable) -> None:
                 versions = client.sql_client.make_qualified_table_name(
                     client.schema.version_table_name
                 )
-                client.sql_client.execute_sql(f"DELETE FROM {versions} WHERE 1 = 1")  # noqa: S608
+                client.sql_client.execute_sql(f"DELETE FROM {versions} WHERE 1 = 1")
 
 
 def _types(columns: Mapping[str, Any], without: set[str]) -> dict[str, tuple[Any, ...]]:

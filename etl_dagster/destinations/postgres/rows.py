@@ -34,6 +34,7 @@ def read_rows(
     names = [f"c{place}" for place in range(len(schema.columns))] or ["none"]
     # COPY prints by output functions, as the stream does; a cast to text is another thing.
     columns = column_list(schema.column_names) or "NULL::text"
+    # Both are quoted.
     query = f"COPY (SELECT {columns} FROM {table}) TO STDOUT (FORMAT csv, FORCE_QUOTE *)"  # noqa: S608
     with connection.cursor() as cursor, cursor.copy(query.encode()) as copy:
         lines: list[bytes] = []

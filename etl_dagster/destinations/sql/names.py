@@ -172,7 +172,7 @@ class Names:
         """Whether the destination has something of that name, be it ours or not."""
         dialect = self._session.dialect
         found = self._session.fetch(
-            f"SELECT schema_name, table_name FROM {dialect.tables} AS there"  # noqa: S608
+            f"SELECT schema_name, table_name FROM {dialect.tables} AS there"  # noqa: S608  (a constant)
         )
         wanted = dialect.fold_table(TableName(schema_name, name))
         return any(dialect.fold_table(TableName(*there)) == wanted for there in found)
