@@ -7,8 +7,8 @@ in 2**64. Floats are equal if their bits are, except that there is one NaN.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,23 @@ from etl_dagster.errors import InvalidState
 #: One for each row.
 Hashes: TypeAlias = npt.NDArray[np.uint64]
 
+
+class RowHashes(NamedTuple):
+    """Two hashes of each of some rows."""
+
+    #: Of its key; of a table without one, that of the row.
+    keys: Hashes
+    #: Of all of its values.
+    rows: Hashes
+
+
 _NULL: Final = np.uint64(0x6A09E667F3BCC908)
 _SEED: Final = np.uint64(0xBB67AE8584CAA73B)
 _STEP: Final = np.uint64(0x9E3779B97F4A7C15)
+#: Rows, and words of texts, that are hashed at a time: what is made of them stays in the cache of
+#: the processor, and takes little memory however many they are.
+_ROWS_AT_ONCE: Final = 8192
+_WORDS_AT_ONCE: Final = 8192
 
 
 def hash_rows(rows: pa.RecordBatch, columns: Iterable[str] | None = None) -> Hashes:
@@ -30,11 +44,20 @@ def hash_rows(rows: pa.RecordBatch, columns: Iterable[str] | None = None) -> Has
     Raises:
         InvalidState: a column is of an Arrow type that no destination has.
     """
-    names = rows.schema.names if columns is None else list(columns)
-    combined = np.full(rows.num_rows, _SEED)
-    for name in names:
-        combined = _mixed(combined + hash_values(rows.column(rows.schema.get_field_index(name))))
-    return combined
+    names = rows.schema.names if columns is None else columns
+    arrays = [rows.column(rows.schema.get_field_index(name)) for name in names]
+    return combined(np.full(rows.num_rows, _SEED), arrays)
+
+
+def combined(hashes: Hashes, arrays: Sequence[pa.Array[Any]]) -> Hashes:
+    """A hash of each of these hashes together with the values that the arrays have there."""
+    found = np.empty(len(hashes), np.uint64)
+    for first in range(0, len(hashes), _ROWS_AT_ONCE):
+        some = _mixed(hashes[first : first + _ROWS_AT_ONCE])
+        for array in arrays:
+            some = _mixed(some + hash_values(array[first : first + _ROWS_AT_ONCE]))
+        found[first : first + _ROWS_AT_ONCE] = some
+    return found
 
 
 def hash_values(array: pa.Array[Any]) -> Hashes:
@@ -70,17 +93,27 @@ def _hash_valid(array: Any) -> Hashes:
         _, offsets, data = values.buffers()
         ends = np.frombuffer(offsets, np.int64)[values.offset : values.offset + len(values) + 1]
         content = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-        part = content[ends[0] : ends[-1]] if len(ends) else content
-        return _of_runs(ends - ends[0] if len(ends) else ends, part)
+        return _of_texts(ends, content)
     if pa.types.is_decimal(type_):
-        wide = array.cast(pa.decimal256(76, type_.scale))
-        words = np.frombuffer(wide.buffers()[1], np.uint64)
-        parts = words[4 * wide.offset : 4 * (wide.offset + len(wide))].reshape(-1, 4)
-        combined = np.full(len(array), _SEED)
-        for place in range(4):
-            combined = _mixed(combined + parts[:, place])
-        return combined
+        return _of_decimals(array)
     return _mixed(_bits(array))
+
+
+def _of_decimals(array: Any) -> Hashes:
+    """A hash of each decimal: of its two lower words, and the others where they say more."""
+    if array.type.bit_width < 128:
+        array = array.cast(pa.decimal128(array.type.precision, array.type.scale))
+    size = array.type.bit_width // 64
+    words = np.frombuffer(array.buffers()[1], np.uint64)
+    parts = words[size * array.offset : size * (array.offset + len(array))].reshape(-1, size)
+    combined = _mixed(_mixed(parts[:, 0] + _SEED) + parts[:, 1])
+    if size > 2:
+        sign = (parts[:, 1].view(np.int64) >> 63).view(np.uint64)
+        is_wide = (parts[:, 2] != sign) | (parts[:, 3] != sign)
+        if is_wide.any():
+            longer = _mixed(_mixed(combined + parts[:, 2]) + parts[:, 3])
+            combined = np.where(is_wide, longer, combined)
+    return combined
 
 
 def _bits(array: Any) -> Hashes:
@@ -113,30 +146,85 @@ def _numbers(array: Any) -> npt.NDArray[np.int64]:
 def _of_runs(offsets: npt.NDArray[np.int64], elements: npt.NDArray[Any]) -> Hashes:
     """A hash of each run of elements, by what they are and where each stands.
 
-    The sum of each element times a factor of its place: the hash of strings that takes the fewest
-    steps a byte.
-
     Args:
         offsets: where each run begins in `elements`, and then where the last one ends.
-        elements: hashes, or bytes.
+        elements: hashes.
     """
     if len(offsets) < 2:
         return np.empty(0, np.uint64)
     lengths = np.diff(offsets)
     first, last = offsets[0], offsets[-1]
     places = np.arange(last - first) - np.repeat(offsets[:-1] - first, lengths)
-    if len(places) and lengths.max() > len(_FACTORS):
-        factors = _factors(places)
-    else:
-        factors = _FACTORS[places]
-    values = elements[first:last]
-    each = _BYTES[values] if values.dtype == np.uint8 else _mixed(values)
-    each *= factors
+    each = _mixed(elements[first:last])
+    each *= _factors_of(places)
     sums = np.empty(len(each) + 1, np.uint64)
     sums[0] = 0
     np.cumsum(each, out=sums[1:])
     totals = sums[offsets[1:] - first] - sums[offsets[:-1] - first]
     return _mixed(totals + lengths.astype(np.uint64) * _STEP)
+
+
+def _of_texts(offsets: npt.NDArray[np.int64], content: npt.NDArray[np.uint8]) -> Hashes:
+    """A hash of each text, by its bytes in words of eight, where each word stands, and its length.
+
+    The sum of each word, mixed, times a factor of its place: so all texts are hashed at once, some
+    thousand words at a time, and a long text may be in several of these portions.
+
+    Args:
+        offsets: where each text begins in `content`, and then where the last one ends.
+    """
+    if len(offsets) < 2:
+        return np.empty(0, np.uint64)
+    begins, lengths = offsets[:-1], np.diff(offsets)
+    counts = (lengths + 7) >> 3
+    #: The number of the first word of each text, and then that of all words.
+    firsts = np.zeros(len(offsets), np.int64)
+    np.cumsum(counts, out=firsts[1:])
+    #: The sum over all words before each text's first.
+    before = np.zeros(len(offsets), np.uint64)
+    total = np.uint64(0)
+    for start in range(0, int(firsts[-1]), _WORDS_AT_ONCE):
+        end = min(start + _WORDS_AT_ONCE, int(firsts[-1]))
+        # The texts of which there are words in this portion; empty ones may be among them.
+        low = int(np.searchsorted(firsts, start, "right")) - 1
+        high = int(np.searchsorted(firsts, end, "left"))
+        here = np.minimum(firsts[low + 1 : high + 1], end) - np.maximum(firsts[low:high], start)
+        places = np.arange(start, end) - np.repeat(firsts[low:high], here)
+        at = np.repeat(begins[low:high], here) + (places << 3)
+        words = _words(content, at, np.repeat(offsets[low + 1 : high + 1], here) - at)
+        sums = _mixed(words)
+        sums *= _factors_of(places)
+        np.cumsum(sums, out=sums)
+        sums += total
+        total = sums[-1]
+        ended = slice(low + 1, int(np.searchsorted(firsts, end, "right")))
+        before[ended] = sums[firsts[ended] - start - 1]
+    return _mixed(np.diff(before) + lengths.astype(np.uint64) * _STEP)
+
+
+def _words(
+    content: npt.NDArray[np.uint8], at: npt.NDArray[np.int64], left: npt.NDArray[np.int64]
+) -> Hashes:
+    """The eight bytes at each of these places, ascending; from `left` bytes on zeros instead."""
+    origin = int(at[0])
+    part = content[origin : int(at[-1]) + 8]
+    aligned = np.zeros((len(part) >> 3) + 2, np.uint64)
+    aligned.view(np.uint8)[: len(part)] = part
+    at = at - origin
+    which, shift = at >> 3, ((at & 7) << 3).astype(np.uint64)
+    words: Hashes = aligned[which] >> shift
+    # In two steps, since a shift by 64 isn't defined.
+    words |= (aligned[which + 1] << (np.uint64(63) - shift)) << np.uint64(1)
+    short = np.flatnonzero(left < 8)
+    words[short] &= (np.uint64(1) << (left[short] << 3).astype(np.uint64)) - np.uint64(1)
+    return words
+
+
+def _factors_of(places: npt.NDArray[np.int64]) -> Hashes:
+    """As `_factors`, looked up where there are few."""
+    if len(places) and places.max() >= len(_FACTORS):
+        return _factors(places)
+    return _FACTORS[places]
 
 
 def _factors(places: npt.NDArray[np.int64]) -> Hashes:
@@ -147,12 +235,17 @@ def _factors(places: npt.NDArray[np.int64]) -> Hashes:
 def _mixed(words: Hashes) -> Hashes:
     """The finalizer of SplitMix64: every bit of a word decides about every bit of the result."""
     words = words + _STEP
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    shifted = words >> np.uint64(30)
+    words ^= shifted
+    words *= np.uint64(0xBF58476D1CE4E5B9)
+    np.right_shift(words, np.uint64(27), out=shifted)
+    words ^= shifted
+    words *= np.uint64(0x94D049BB133111EB)
+    np.right_shift(words, np.uint64(31), out=shifted)
+    words ^= shifted
+    return words
 
 
-_BYTES: Final = _mixed(np.arange(256, dtype=np.uint64))
 #: Of the first places; most values are shorter.
 _FACTORS: Final = _factors(np.arange(1024))
 
