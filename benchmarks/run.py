@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import in_progress, latency, memory, postgres, singer, streams, tables
+from benchmarks import compare, in_progress, latency, memory, postgres, singer, streams, tables
 from benchmarks.harness import BenchmarkFailed, Contest, Harness, Measurement
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 
@@ -94,6 +94,19 @@ def _memory(harness: Harness, console: Console) -> dict[str, float]:
     }
 
 
+def _compare(harness: Harness, console: Console) -> dict[str, float]:
+    rows = harness.scaled(10_000_000)
+    few, found = compare.compared(harness, rows // 5), compare.compared(harness, rows)
+    postgres = compare.compared(harness, rows // 10, "postgres")
+    return {
+        "compare_to_copy": found.compare_s / found.copy_s,
+        "compare_to_copy_cpu": found.compare_cpu_s / found.copy_cpu_s,
+        "compare_to_copy_postgres": postgres.compare_s / postgres.copy_s,
+        "rss_mb_compare_2m_rows": few.peak_rss_mb,
+        "rss_mb_compare_10m_rows": found.peak_rss_mb,
+    }
+
+
 def _large(harness: Harness, console: Console) -> dict[str, float]:
     results: dict[str, float] = {}
     for rows, name in ((1_000_000, "1m_row"), (5_000_000, "5m_row")):
@@ -159,6 +172,7 @@ def _latency(harness: Harness, console: Console) -> dict[str, float]:
 PARTS = (
     Part("small", "streaming small inserts, to Arrow and to DuckDB", _small),
     Part("copy", "copying a table", _copies),
+    Part("compare", "comparing a table with its source", _compare),
     Part("tpcb", "streaming pgbench's TPC-B", _stream(streams.tpcb)),
     Part("toast", "updates next to unchanged TOAST", _stream(streams.toast_updates)),
     Part("deletes", "deletes", _stream(streams.deletes)),

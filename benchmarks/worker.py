@@ -29,9 +29,11 @@ from etl_dagster.model.destination import Capabilities, Destination
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import DestinationStore
+from etl_dagster.runtime.comparing.tables import compare_tables
 from etl_dagster.runtime.copy_source import PostgresSource
 from etl_dagster.runtime.copying.table_copy import TableCopy
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.table_ids import find_table_ids
 from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import fetch_leaves, fetch_published_tables
 from etl_dagster.source.control import SourceControl
@@ -67,6 +69,7 @@ def main() -> None:
         "catch_up": catch_up,
         "serve": serve,
         "copy": copy,
+        "compare": compare,
         "read": read,
     }
     print(json.dumps(measure[task["kind"]](task)), flush=True)
@@ -183,6 +186,30 @@ def copy(task: dict[str, Any]) -> dict[str, Any]:
         "rows": summary.row_count,
         "seconds": seconds,
         "cpu_s": _cpu_s() - cpu_s,
+        "peak_rss_mb": _peak_rss_mb(),
+    }
+
+
+# -- a comparison ------------------------------------------------------------------------------
+
+
+def compare(task: dict[str, Any]) -> dict[str, Any]:
+    """The only table of a pipeline that another process runs."""
+    config = parse_config(task["config"], {})
+    destination = build_destination(config)
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        wanted = find_table_ids(config, store)
+        cpu_s, started = _cpu_s(), time.perf_counter()
+        [(_, found)] = compare_tables(config, store, destination, wanted)
+        seconds, cpu_s = time.perf_counter() - started, _cpu_s() - cpu_s
+    destination.shutdown()
+    assert found is not None
+    return {
+        "result": found.result,
+        "reason": found.reason,
+        "rows": found.source_rows,
+        "seconds": seconds,
+        "cpu_s": cpu_s,
         "peak_rss_mb": _peak_rss_mb(),
     }
 
