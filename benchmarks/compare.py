@@ -1,4 +1,4 @@
-"""A table compared with its source, beside a copy of the same table."""
+"""How long comparing a table with its source takes, next to a copy of the same table."""
 
 from __future__ import annotations
 

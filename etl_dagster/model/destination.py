@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from etl_dagster.model.stores import DestinationStore
+    from etl_dagster.values.digest import RowHashes
 
 #: None: durable when the method returned. A future: durable when it completes, and failed when it
 #: raises; progress waits for it.
@@ -209,7 +210,39 @@ class ReadsRows(Protocol):
         ...
 
     def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows as `read_rows` would give them, once they had been written."""
+        """The rows as `read_rows` would give them, once they had been written.
+
+        Called from several threads.
+        """
+        ...
+
+
+@runtime_checkable
+class HashesRows(Protocol):
+    """A destination that offers `ReadsRows`, and hashes rows sooner than they could be read.
+
+    Without it, the process that compares rows reads and hashes them. The hashes are compared with
+    nothing else than each other: equal for equal rows, and different for rows that differ, but for
+    one pair in 2**64.
+    """
+
+    def read_hashes(self, schema: TableSchema) -> AbstractContextManager[Iterator[RowHashes]]:
+        """Hashes of the rows that `ReadsRows.read_rows` would give, with its promises.
+
+        Raises:
+            TableRewritten: the destination's table has other columns, or is not there.
+            EtlError: it can't be read.
+        """
+        ...
+
+    def hash_rows(
+        self, schema: TableSchema, rows: pa.RecordBatch, *, are_read: bool = False
+    ) -> RowHashes:
+        """The same hashes of rows that are in this process; called from several threads.
+
+        Args:
+            are_read: whether `ReadsRows.read_rows` gave them. Else they are to be written.
+        """
         ...
 
 
@@ -330,6 +363,7 @@ FURTHER_CONTRACTS: Final[tuple[type, ...]] = (
     CountsOddValues,
     CountsQuarantinedRows,
     CountsRows,
+    HashesRows,
     Interruptible,
     ReadsRows,
     RemovesTables,

@@ -13,6 +13,7 @@ from etl_dagster.model.destination import (
     FURTHER_CONTRACTS,
     ChecksItself,
     CountsRows,
+    HashesRows,
     Interruptible,
     ReadsRows,
     RemovesTables,
@@ -26,6 +27,7 @@ from etl_dagster.testing.changes import (
     ORDERS,
     VISITS,
     Change,
+    Row,
     batch,
     chunk,
     delete,
@@ -140,6 +142,32 @@ class OfferChecks(DestinationChecks):
         with reading.read_rows(VISITS) as batches:
             assert sum(batch.num_rows for batch in batches) == 0
 
+    @needs("mirror")
+    def test_rows_have_the_same_hashes_wherever_they_are(self, subject: Subject) -> None:
+        """Hashes that are equal are taken for equal rows, and the others for a difference."""
+        hashing = offered(subject.destination, HashesRows)
+        reading = offered(subject.destination, ReadsRows)
+        if hashing is None:
+            pytest.skip(f"{type(subject.destination).__name__} has no read_hashes()")
+        assert reading is not None, "it declares HashesRows, and not ReadsRows"
+        rows = [order(1), order(2), order(3) | {"note": None}]
+        subject.copy(ORDERS, rows)
+        with hashing.read_hashes(ORDERS) as found:
+            there = [pair for each in found for pair in zip(*each, strict=True)]
+        with reading.read_rows(ORDERS) as batches:
+            read = [
+                pair
+                for batch in batches
+                for pair in zip(*hashing.hash_rows(ORDERS, batch, are_read=True), strict=True)
+            ]
+        given = [pair for row in rows for pair in _hashes(hashing, row)]
+
+        assert sorted(there) == sorted(read) == sorted(given)
+        assert len({key for key, _ in given}) == len({whole for _, whole in given}) == 3
+        [(key, whole)] = _hashes(hashing, rows[0] | {"note": "another"})
+        assert key == given[0][0]
+        assert whole not in {whole for _, whole in given}
+
     @needs("transactional", "mirror")
     def test_a_repaired_table_has_its_rows_and_then_the_changes_since(
         self, subject: Subject
@@ -217,3 +245,12 @@ def _changes(committed: Sequence[Change]) -> TableChanges:
     [step] = batch(committed).tables[ORDERS.id]
     assert isinstance(step, TableChanges)
     return step
+
+
+def _hashes(hashing: HashesRows, row: Row) -> list[tuple[int, int]]:
+    """Of the key and of the whole of a row of `ORDERS`, as it would be written."""
+    return [
+        pair
+        for piece in chunk("copy", 0, ORDERS, [row]).pieces()
+        for pair in zip(*hashing.hash_rows(ORDERS, piece.rows), strict=True)
+    ]

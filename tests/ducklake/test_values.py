@@ -80,6 +80,10 @@ def assert_read_back(place: Place, schema: TableSchema, pieces: list[CopiedRows]
     written = [hash_rows(destination.as_read(schema, piece.rows)) for piece in pieces]
     with destination.read_rows(schema) as batches:
         found = [hash_rows(batch, schema.column_names) for batch in batches]
+    assert np.array_equal(np.sort(np.concatenate(found)), np.sort(np.concatenate(written)))
+    written = [destination.hash_rows(schema, piece.rows).rows for piece in pieces]
+    with destination.read_hashes(schema) as hashes:
+        found = [each.rows for each in hashes]
     destination.shutdown()
     assert np.array_equal(np.sort(np.concatenate(found)), np.sort(np.concatenate(written)))
 

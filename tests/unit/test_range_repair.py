@@ -15,7 +15,7 @@ from etl_dagster.model.events import CopiedRows, TableChanges
 from etl_dagster.runtime.comparing.range_repair import NotByRange, RangeRepair
 from etl_dagster.runtime.comparing.sides import Hashed
 from etl_dagster.testing.changes import PRICES, Row, arrow_rows, chunk, content, end_of_copy
-from etl_dagster.values.digest import hash_rows
+from etl_dagster.values.digest import RowHashes, hash_rows
 
 TARGET = PRICES
 
@@ -39,6 +39,9 @@ class Sides:
         with self._destination.read_rows(TARGET) as batches:
             for batch in batches:
                 yield self._hashed(batch)
+
+    def destination_hashes(self) -> Iterator[RowHashes]:
+        return (RowHashes(each.keys, each.hashes) for each in self.destination())
 
     def hash_keys(self, rows: Any) -> Any:
         return hash_rows(rows, TARGET.key_columns)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 
@@ -17,6 +18,7 @@ from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
 from etl_dagster.destinations.duckdb.dialect import DuckDBDialect
 from etl_dagster.destinations.duckdb.failures import blaming
 from etl_dagster.destinations.duckdb.file import DatabaseFile
+from etl_dagster.destinations.duckdb.hashes import hash_rows, read_hashes
 from etl_dagster.destinations.duckdb.parts import parts
 from etl_dagster.destinations.duckdb.readiness import check_file, check_place
 from etl_dagster.destinations.duckdb.rows import AsStored, read_rows
@@ -37,6 +39,7 @@ from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
     CountsRows,
+    HashesRows,
     Interruptible,
     ReadsRows,
     RemovesTables,
@@ -46,6 +49,10 @@ from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
 from etl_dagster.table_name import TableName
+from etl_dagster.values.digest import RowHashes
+
+#: Of a connection that only reads: one thread decompresses while another takes what it made.
+_READING: Final = {"threads": 2}
 
 
 class DuckDBDestination(SqlDestination[DuckDBSession]):
@@ -72,6 +79,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
                 CountsOddValues,
                 CountsQuarantinedRows,
                 CountsRows,
+                HashesRows,
                 Interruptible,
                 ReadsRows,
                 RemovesTables,
@@ -175,7 +183,10 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
         else:
             check_place(self.path)
             with reading.read_connection(
-                self.path, lock_timeout_s=self._lock_timeout_s, stop=self._file.stop
+                self.path,
+                lock_timeout_s=self._lock_timeout_s,
+                stop=self._file.stop,
+                config=_READING,
             ) as connection:
                 yield DuckDBSession(connection)
 
@@ -224,11 +235,25 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
         with self._reading() as session:
             if session is None:
                 raise TableRewritten(f"there is no file {self.path}")
-            yield read_rows(session, schema)
+            yield read_rows(session, schema, is_alone=self._seen is None)
 
     def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
         """The rows as `read_rows` gives them once they are written."""
         return self._as_stored(schema, rows)
+
+    @contextmanager
+    def read_hashes(self, schema: TableSchema) -> Iterator[Iterator[RowHashes]]:
+        """Hashes of the rows; writers wait until the block ends. See `HashesRows`."""
+        with self._reading() as session:
+            if session is None:
+                raise TableRewritten(f"there is no file {self.path}")
+            yield read_hashes(session, schema, is_alone=self._seen is None)
+
+    def hash_rows(
+        self, schema: TableSchema, rows: pa.RecordBatch, *, are_read: bool = False
+    ) -> RowHashes:
+        """The same hashes of rows that are here."""
+        return hash_rows(self._as_stored, schema, rows, are_read=are_read)
 
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -42,10 +43,12 @@ def read_connection(
     *,
     lock_timeout_s: float = 60.0,
     stop: threading.Event | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that only reads. Writers wait until it is closed, so don't keep it.
 
     Args:
+        config: DuckDB's settings.
         stop: once set, other processes are not waited for.
 
     Raises:
@@ -59,7 +62,9 @@ def read_connection(
             solution="Start the pipeline first; it creates the file. Or correct destination.path.",
         )
     lock = lock_of(file)
-    connection = open_locked(file, lock, {}, timeout_s=lock_timeout_s, stop=stop, read_only=True)
+    connection = open_locked(
+        file, lock, dict(config or {}), timeout_s=lock_timeout_s, stop=stop, read_only=True
+    )
     try:
         yield connection
     finally:

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import duckdb
 import pyarrow as pa
@@ -19,11 +22,28 @@ from etl_dagster.destinations.sql.stored import stored_table
 from etl_dagster.errors import DestinationError
 from etl_dagster.model.schema import TableSchema
 
-_ROWS_AT_ONCE = 50_000
+DIALECT: Final = DuckDBDialect()
+#: Rows that are given, in SQL.
+GIVEN: Final = "_etl_rows"
+#: What DuckDB makes at a time. Of long texts, that alone is many MiB.
+_VECTOR_ROWS: Final = 2048
+#: A batch, which ends with the first of the two that is reached.
+_BATCH_ROWS: Final = 65_536
+_BATCH_BYTES: Final = 4 * 1024**2
+#: How much of the file DuckDB may keep, how much of that is left, and how often it is looked at.
+_MOST_KEPT: Final = 64 * 1024**2
+_KEPT: Final = "32MB"
+_LOOK_S: Final = 0.05
 
 
-def read_rows(session: DuckDBSession, schema: TableSchema) -> Iterator[pa.RecordBatch]:
-    """The rows, in batches.
+def read_rows(
+    session: DuckDBSession, schema: TableSchema, *, is_alone: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """The rows, in batches of some MiB.
+
+    Args:
+        is_alone: whether no other thread uses the session's DuckDB, which has the default memory
+            limit. Then it lets go of what was read, which it would keep up to that limit.
 
     Raises:
         TableRewritten: the table has other columns, or is not there.
@@ -31,14 +51,68 @@ def read_rows(session: DuckDBSession, schema: TableSchema) -> Iterator[pa.Record
     """
     table = stored_table(session, schema)
     columns = column_list(schema.column_names) or str(session.dialect.only_column)
+    query = f"SELECT {columns} FROM {table}"
+    return read_query(session.connection, query, schema.name, is_alone=is_alone)
+
+
+def read_query(
+    connection: duckdb.DuckDBPyConnection, query: str, table_name: str, *, is_alone: bool
+) -> Iterator[pa.RecordBatch]:
+    """What a query over a table finds, in batches of some MiB; see `read_rows`."""
     try:
-        relation = exact(session.connection.sql(f"SELECT {columns} FROM {table}"))
-        yield from relation.to_arrow_reader(_ROWS_AT_ONCE)
+        vectors: Iterable[pa.RecordBatch] = exact(connection.sql(query)).to_arrow_reader(
+            _VECTOR_ROWS
+        )
+        yield from _gathered(_letting_go(vectors, connection) if is_alone else vectors)
     except duckdb.Error as error:
         raise DestinationError(
-            f"the rows of {schema.name} can't be read: {type(error).__name__}",
+            f"the rows of {table_name} can't be read: {type(error).__name__}",
             solution="Ask for the same with `etl-dagster query`, which shows what DuckDB says.",
         ) from error
+
+
+def _gathered(vectors: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches that are worth the steps taken for each."""
+    some: list[pa.RecordBatch] = []
+    rows = size = 0
+    for vector in vectors:
+        some.append(vector)
+        rows += vector.num_rows
+        size += vector.nbytes
+        if rows >= _BATCH_ROWS or size >= _BATCH_BYTES:
+            yield from _joined(some)
+            some, rows, size = [], 0, 0
+    yield from _joined(some)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    if len(batches) < 2:
+        return batches
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()
+
+
+def _letting_go(
+    vectors: Iterable[pa.RecordBatch], connection: duckdb.DuckDBPyConnection
+) -> Iterator[pa.RecordBatch]:
+    """The same, and DuckDB drops what it keeps of the file meanwhile.
+
+    It does when its limit becomes lower. That the limit is low all the time would not do: a vector
+    of long texts may need more.
+    """
+    with contextlib.closing(connection.cursor()) as other:  # the first one has an open result
+        looked_at = time.monotonic()
+        for vector in vectors:
+            yield vector
+            if time.monotonic() - looked_at < _LOOK_S:
+                continue
+            [(kept,)] = other.execute(
+                "SELECT sum(memory_usage_bytes) FROM duckdb_memory()"
+            ).fetchall()
+            if kept > _MOST_KEPT:
+                with contextlib.suppress(duckdb.OutOfMemoryException):  # what is in use stays
+                    other.execute(f"SET memory_limit = '{_KEPT}'")
+                other.execute("RESET memory_limit")
+            looked_at = time.monotonic()
 
 
 class AsStored:
@@ -52,16 +126,23 @@ class AsStored:
         """The rows as `read_rows` would give them."""
         if not schema.columns:
             return rows
+        return self.select(DIALECT.readable(rows), f"SELECT {as_stored(schema)} FROM {GIVEN}")
+
+    def select(self, rows: pa.RecordBatch, query: str) -> pa.RecordBatch:
+        """What a query makes of rows, which it calls `GIVEN`; from any thread."""
         engine: duckdb.DuckDBPyConnection | None = getattr(self._engines, "engine", None)
         if engine is None:
             engine = duckdb.connect(":memory:", config={"threads": 1})
             self._engines.engine = engine
-        dialect = DuckDBDialect()
-        engine.register("_etl_rows", dialect.readable(rows))
+        engine.register(GIVEN, rows)
         try:
-            selected = dialect.select_list(schema.column_names, dialect.column_types(schema))
-            found = exact(engine.sql(f"SELECT {selected} FROM _etl_rows")).to_arrow_table()
+            found = exact(engine.sql(query)).to_arrow_table()
         finally:
-            engine.unregister("_etl_rows")
+            engine.unregister(GIVEN)
         batches = found.combine_chunks().to_batches()
         return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=found.schema)
+
+
+def as_stored(schema: TableSchema) -> str:
+    """Columns of rows that are given, in SQL, as their table has them."""
+    return DIALECT.select_list(schema.column_names, DIALECT.column_types(schema))

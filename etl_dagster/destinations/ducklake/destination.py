@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.duckdb.hashes import hash_rows, read_hashes
 from etl_dagster.destinations.duckdb.rows import AsStored, read_rows
 from etl_dagster.destinations.ducklake.attaching import Place
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
@@ -32,6 +33,7 @@ from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
     CountsRows,
+    HashesRows,
     ReadsRows,
     RemovesTables,
     RepairsTables,
@@ -39,6 +41,7 @@ from etl_dagster.model.destination import (
 from etl_dagster.model.events import ChunkId, EventBatch, TableChanges, TableRows
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
+from etl_dagster.values.digest import RowHashes
 
 T = TypeVar("T")
 
@@ -74,6 +77,7 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
                 CountsOddValues,
                 CountsQuarantinedRows,
                 CountsRows,
+                HashesRows,
                 ReadsRows,
                 RemovesTables,
                 RepairsTables,
@@ -248,6 +252,20 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
     def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
         """The rows as `read_rows` gives them once they are written: as DuckDB holds them."""
         return self._as_stored(schema, rows)
+
+    @contextmanager
+    def read_hashes(self, schema: TableSchema) -> Iterator[Iterator[RowHashes]]:
+        """Hashes of the rows, as of one snapshot. See `HashesRows`."""
+        with self._reading() as session:
+            if session is None:
+                raise TableRewritten(f"there is no lake at {self.place}")
+            yield read_hashes(session, schema)
+
+    def hash_rows(
+        self, schema: TableSchema, rows: pa.RecordBatch, *, are_read: bool = False
+    ) -> RowHashes:
+        """The same hashes of rows that are here."""
+        return hash_rows(self._as_stored, schema, rows, are_read=are_read)
 
     def count_odd_values(self) -> dict[str, dict[str, int]]:
         """How many values each table's columns can't hold, by ``schema.table`` and column."""

@@ -1,7 +1,8 @@
 """Compares a table at the destination with the source's, at one position, while it is streamed.
 
-Both sides' rows come into this process as Arrow, through the same decoding and shaping as a copy,
-and are hashed here. So no two databases have to print or to hash a value in the same way.
+The source's rows come into this process as Arrow, through the same decoding and shaping as a copy,
+and both sides are hashed by the same code: here, or by the destination's (`HashesRows`). So no two
+databases have to print or to hash a value in the same way.
 
 **One position.** A `Witness` shows the source as of an LSN C: every transaction whose commit record
 begins before, and no other. The destination is read once everything before C is durable there, so
@@ -237,9 +238,9 @@ class TableComparison:
                 take(each.keys, each.hashes)
 
     def _read_destination(self, take: Callable[[Hashes, Hashes], None]) -> None:
-        with contextlib.closing(self._sides.destination()) as batches:  # type: ignore[type-var]
+        with contextlib.closing(self._sides.destination_hashes()) as batches:  # type: ignore[type-var]
             for each in batches:
-                take(each.keys, each.hashes)
+                take(each.keys, each.rows)
 
     def _keys(self, witness: Witness, different: Hashes) -> tuple[Mapping[str, str], ...]:
         """Some of the keys of these hashes."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,10 @@ from etl_dagster.runtime.comparing.sides import Hashed, Sides
 from etl_dagster.runtime.comparing.sums import BUCKETS, Buckets, RangeCounts, bucket_of, slices
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.shaping.changes import taken_odd
-from etl_dagster.values.digest import Hashes
+from etl_dagster.values.digest import Hashes, RowHashes
 from etl_dagster.values.parsed import Odd
+
+_Read = TypeVar("_Read")
 
 _ROWS_AT_ONCE: Final = 8_000_000
 _MOST_PARTS: Final = 4
@@ -89,8 +91,8 @@ class RangeRepair:
         with contextlib.closing(self._sides.source(snapshot_name)) as batches:  # type: ignore[type-var]
             for each in batches:
                 ours.add(each.keys, each.hashes)
-        for each in self._there():
-            theirs.add(each.keys, each.hashes)
+        for there in self._read(self._sides.destination_hashes()):
+            theirs.add(there.keys, there.rows)
         self.source_rows, self.destination_rows = ours.row_count, theirs.row_count
         parts = slices(ours.differing(theirs), ours, theirs, self._rows_at_once)
         if len(parts) > self._most_parts:
@@ -100,8 +102,8 @@ class RangeRepair:
 
     def _repair(self, buckets: npt.NDArray[np.int64], snapshot_name: str) -> None:
         there = _There(buckets)
-        for each in self._there():
-            there.add(each)
+        for some in self._read(self._sides.destination_hashes()):
+            there.add(some)
         there.complete()
         writer = _Writer(self._sides.target, UPDATE, self._lsn, self._write)
         with contextlib.closing(self._sides.source(snapshot_name)) as batches:  # type: ignore[type-var]
@@ -120,7 +122,7 @@ class RangeRepair:
         kept: list[pa.RecordBatch] = []
         count = 0
         # Not written while it is read: the destination may be one that can't.
-        for each in self._there():
+        for each in self._read(self._sides.destination()):
             which = np.flatnonzero(np.isin(each.keys, extra))
             if not len(which):
                 continue
@@ -136,10 +138,10 @@ class RangeRepair:
             writer.add(CopiedRows(batch), np.arange(batch.num_rows))
         writer.flush()
 
-    def _there(self) -> Iterator[Hashed]:
-        """The destination's rows; a destination that can't give them is copied to."""
+    def _read(self, found: Iterator[_Read]) -> Iterator[_Read]:
+        """What is read of the destination; one that can't give it is copied to."""
         try:
-            with contextlib.closing(self._sides.destination()) as batches:  # type: ignore[type-var]
+            with contextlib.closing(found) as batches:  # type: ignore[type-var]
                 yield from batches
         except Stopped:
             raise
@@ -157,10 +159,10 @@ class _There:
         self._is_wanted[buckets] = True
         self._gathered: list[tuple[Hashes, Hashes]] = []
 
-    def add(self, rows: Hashed) -> None:
-        wanted = self._is_wanted[bucket_of(rows.keys)]
+    def add(self, there: RowHashes) -> None:
+        wanted = self._is_wanted[bucket_of(there.keys)]
         if wanted.any():
-            self._gathered.append((rows.keys[wanted], rows.hashes[wanted]))
+            self._gathered.append((there.keys[wanted], there.rows[wanted]))
 
     def complete(self) -> None:
         """All of them were added."""

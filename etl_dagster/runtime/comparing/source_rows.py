@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Generic, TypeVar
 
 import psycopg
 
@@ -24,17 +24,23 @@ from etl_dagster.source.copy import plan_chunks
 
 _TURN_S: Final = 0.2
 
+_Made = TypeVar("_Made")
+
 
 def read_source(
     config: PipelineConfig,
     control: SourceControl,
     source: CopySource,
     table: PublishedTable,
+    make: Callable[[CopiedRows], _Made],
     *,
     snapshot_name: str,
     stop: threading.Event,
-) -> Iterator[CopiedRows]:
-    """The rows, in any order; `repair.max_connections` read at a time, a few batches ahead.
+) -> Iterator[_Made]:
+    """What is made of the rows, in any order; `repair.max_connections` are read at a time.
+
+    Args:
+        make: called with each batch by the thread that reads it, which is a few batches ahead.
 
     Raises:
         Stopped: told to stop.
@@ -44,23 +50,24 @@ def read_source(
     leaves = control.ask("reading the table's size", fetch_leaves, table.schema.id)
     chunks = plan_chunks(leaves, config.copy_tables.chunk_rows)
     count = max(min(config.repair.max_connections, len(chunks)), 1)
-    reading = _Reading(config, source, table, chunks, snapshot_name, count)
+    reading = _Reading(config, source, table, make, chunks, snapshot_name, count)
     try:
-        yield from reading.rows(stop)
+        yield from reading.made(stop)
     except psycopg.Error as error:
         raise translate(error, "reading rows") from None
     finally:
         reading.end()
 
 
-class _Reading:
-    """Threads that read chunks, and the queue in which their rows arrive."""
+class _Reading(Generic[_Made]):
+    """Threads that read chunks, and the queue in which what they make of the rows arrives."""
 
     def __init__(
         self,
         config: PipelineConfig,
         source: CopySource,
         table: PublishedTable,
+        make: Callable[[CopiedRows], _Made],
         chunks: Sequence[CopyChunk],
         snapshot_name: str,
         count: int,
@@ -68,12 +75,13 @@ class _Reading:
         self._config = config
         self._source = source
         self._table = table
+        self._make = make
         self._snapshot_name = snapshot_name
         self._todo: queue.SimpleQueue[CopyChunk] = queue.SimpleQueue()
         for chunk in chunks:
             self._todo.put(chunk)
         #: None: a thread has read all there was.
-        self._arrived: queue.Queue[CopiedRows | BaseException | None] = queue.Queue(2 * count)
+        self._arrived: queue.Queue[_Made | BaseException | None] = queue.Queue(2 * count)
         self._over = threading.Event()
         self._readers: set[ReadsChunks] = set()
         name = f"compare {table.schema.name}"
@@ -81,7 +89,7 @@ class _Reading:
             threading.Thread(target=self._work, name=name, daemon=True) for _ in range(count)
         ]
 
-    def rows(self, stop: threading.Event) -> Iterator[CopiedRows]:
+    def made(self, stop: threading.Event) -> Iterator[_Made]:
         for thread in self._threads:
             thread.start()
         left = len(self._threads)
@@ -129,7 +137,7 @@ class _Reading:
                 except queue.Empty:
                     return
                 for rows in reader.read(chunk):
-                    self._put(rows)
+                    self._put(self._make(rows))
                     if self._over.is_set():
                         return
                 if chunk.file_node and reader.file_node(chunk.relation_id) != chunk.file_node:
@@ -138,7 +146,7 @@ class _Reading:
             self._readers.discard(reader)
             reader.close()
 
-    def _put(self, item: CopiedRows | BaseException | None) -> None:
+    def _put(self, item: _Made | BaseException | None) -> None:
         while not self._over.is_set():
             with contextlib.suppress(queue.Full):
                 self._arrived.put(item, timeout=_TURN_S)

@@ -11,11 +11,14 @@ import pickle
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
+
+import pyarrow as pa
 
 from etl_dagster.destinations.evolution import DropColumn, RenameColumn, schema_changes
 from etl_dagster.destinations.memory import MemoryDestination, MemoryTable
@@ -39,6 +42,7 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.stores import DestinationStore
 from etl_dagster.testing import DestinationSuite, Recorded
 from etl_dagster.testing.changes import Row
+from etl_dagster.values.digest import RowHashes, hash_rows
 
 # -- without a defect: in memory, exactly once -------------------------------------------------
 
@@ -1490,3 +1494,20 @@ class TestAnyTableIsRepaired(TestInMemory):
     class destination_class(MemoryDestination):
         def begin_repair(self, schema: TableSchema, repair_id: str) -> None:
             return
+
+
+class TestHashesAreOfKeysAlone(TestInMemory):
+    promise = "test_rows_have_the_same_hashes_wherever_they_are"
+
+    class destination_class(MemoryDestination):
+        @contextmanager
+        def read_hashes(self, schema: TableSchema) -> Iterator[Iterator[RowHashes]]:
+            with self.read_rows(schema) as batches:
+                yield (self.hash_rows(schema, batch, are_read=True) for batch in batches)
+
+        def hash_rows(
+            self, schema: TableSchema, rows: pa.RecordBatch, *, are_read: bool = False
+        ) -> RowHashes:
+            read = rows if are_read else self.as_read(schema, rows)
+            keys = hash_rows(read, schema.key_columns)
+            return RowHashes(keys, keys)
