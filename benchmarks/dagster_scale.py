@@ -37,6 +37,8 @@ from etl_dagster.demo.server import SUPERUSER, EmbeddedPostgres, find_servers
 from etl_dagster.integrations.dagster import build_etl_definitions
 from etl_dagster.integrations.dagster.lag import judge
 from etl_dagster.integrations.dagster.metadata import Activity, stream_materialization
+from etl_dagster.integrations.dagster.pipeline_checks import PIPELINE_CHECKS
+from etl_dagster.integrations.dagster.pipeline_reports import SAY_EVERY_S
 from etl_dagster.integrations.dagster.said import refresh_s
 from etl_dagster.integrations.dagster.sensor_settings import BUSY_REPORT_EVERY_S
 from etl_dagster.integrations.dagster.supervisor import stop_all, supervisor_of
@@ -157,6 +159,7 @@ def _events(harness: Harness, path: Path, instance: DagsterInstance) -> dict[str
     check_bytes, check_ms = _stored(harness, instance, checks)
     reports_a_day = _BUSY * _DAY_S / BUSY_REPORT_EVERY_S
     checks_a_day = _CHECKS * _BUSY * _DAY_S / refresh_s(_BUSY)
+    checks_a_day += len(PIPELINE_CHECKS) * _DAY_S / SAY_EVERY_S
     return {
         "report_bytes": report_bytes,
         "report_ms": report_ms,

@@ -11,6 +11,7 @@ from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey, AssetMat
 from etl_dagster.integrations.dagster.history import LastEvents
 from etl_dagster.integrations.dagster.lag import dead
 from etl_dagster.integrations.dagster.reports import Event, Reports
+from etl_dagster.integrations.dagster.sensor_settings import BUSY_REPORT_EVERY_S, REPORT_EVERY_S
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
@@ -101,10 +102,45 @@ def test_reports_of_a_table_that_never_rests_come_less_and_less_often() -> None:
     assert set(apart[5:]) == {300.0}
     # After a rest of twice the pause, a change is reported at once, and the next one soon.
     ticks.tick(replace(READY, rows_inserted=400), after_s=300.0, busy_every_s=300.0)
+    ticks.tick(replace(READY, rows_inserted=400), after_s=301.0, busy_every_s=300.0)
     changed = replace(READY, rows_inserted=401)
-    assert reported(ticks.tick(changed, after_s=700.0, busy_every_s=300.0))
+    assert reported(ticks.tick(changed, after_s=400.0, busy_every_s=300.0))
     changed = replace(READY, rows_inserted=402)
     assert reported(ticks.tick(changed, after_s=30.0, busy_every_s=300.0))
+
+
+def test_fifty_tables_that_never_rest_take_less_than_50_mb_of_the_event_log_a_day() -> None:
+    """Dagster never removes an event; the guide says so, and what each takes.
+
+    Ticks are far apart here, as in the mode ``tick``, so that a tick can't report every table.
+    """
+    hours, kilobytes = 2, {"report": 2.0, "check": 3.6}
+    now = 0.0
+    reports = Reports(clock=lambda: now, wall_clock=lambda: now)
+    names = [f"public.t{number}" for number in range(50)]
+    keys = {name: AssetKey(name.split(".")) for name in names}
+    history = {key: LastEvents(materialized_at=0.0) for key in keys.values()}
+    events: list[Event] = []
+    for number in range(1, (1 + hours) * 120):
+        now = number * 30.0
+        tables = {name: replace(READY, name=name, rows_inserted=number) for name in names}
+        status = PipelineStatus("shop", "duckdb", "streaming", tables=tables, at=now)
+        found = reports.due(
+            status,
+            1,
+            keys,
+            every_s=REPORT_EVERY_S,
+            busy_every_s=BUSY_REPORT_EVERY_S,
+            history=history,
+        )
+        reports.settle(None)
+        # In the first hour the pauses grow.
+        events += found if now > 3600.0 else []
+    checks_of_tables, checks_of_the_pipeline = 3, 4
+    checks = checks_of_tables * len(checked(events)) + checks_of_the_pipeline * hours
+    used = len(reported(events)) * kilobytes["report"] + checks * kilobytes["check"]
+
+    assert 40.0 < used / 1000 * 24 / hours < 50.0
 
 
 def test_a_report_tells_the_largest_lag_and_the_rows_per_second_since_the_last_one() -> None:

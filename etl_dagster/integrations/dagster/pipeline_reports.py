@@ -18,11 +18,11 @@ from etl_dagster.integrations.dagster.slot_look import SlotLook
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.runtime.showing.status import PipelineStatus
 
-#: A look costs source and store a few queries. Dagster keeps every event for good: what says the
-#: same is sent once an hour, so that its age shows that the sensor runs.
-_LOOK_EVERY_S, _SAY_EVERY_S = 300.0, 3600.0
-#: ... and so often while something doesn't pass.
-_LOOK_AGAIN_S = 60.0
+#: A look costs source and store a few queries; it comes sooner while something doesn't pass.
+_LOOK_EVERY_S, _LOOK_AGAIN_S = 300.0, 60.0
+#: Dagster keeps every event for good: what says the same is sent once an hour, so that its age
+#: shows that the sensor runs.
+SAY_EVERY_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class PipelineReports:
         for name, finding in found.items():
             said = self._said.newest(name)
             is_same = said is not None and said.outcome.outcome == finding.outcome
-            if said is None or not is_same or now - said.at >= _SAY_EVERY_S:
+            if said is None or not is_same or now - said.at >= SAY_EVERY_S:
                 self._said.say(name, finding, now)
                 events.append(finding.evaluation(name, checks.key))
                 self._has_unstored = True

@@ -37,6 +37,8 @@ class _Said:
     status: TableStatus | None = None
     #: How long the next one waits at least.
     pause_s: float = 0.0
+    #: Whether a tick after that pause found nothing to report.
+    has_rested: bool = False
     check: tuple[bool, bool, str] | None = None
     checked_at: float = float("-inf")
     #: The last run of the asset that the check has followed.
@@ -52,10 +54,14 @@ class _Times:
     idle_every_s: float | None
 
     def next_pause_s(self, said: _Said, now: float) -> float:
-        """Twice the last pause after a report that came as soon as it might, else the shortest."""
+        """Twice the last pause after a report that came as soon as it might, else the shortest.
+
+        It may have come late because ticks are far apart, or have other tables to report first.
+        """
         last_s = max(self.every_s, said.pause_s)
-        is_busy = now - said.at < 2 * last_s
-        return min(2 * last_s, self.busy_every_s) if is_busy else self.every_s
+        has_rested = said.has_rested or said.at == float("-inf")
+        is_quiet = has_rested and now - said.at >= 2 * last_s
+        return self.every_s if is_quiet else min(2 * last_s, self.busy_every_s)
 
 
 class Reports:
@@ -263,9 +269,10 @@ class Reports:
             is_old = self._age_s(last) >= times.idle_every_s and now - said.at >= _HISTORY_S
             is_due = is_old and judge(status, table, now=self._wall_clock()).passed
         if is_due or is_first:
-            self._say(
-                name, replace(said, at=now, status=table, pause_s=times.next_pause_s(said, now))
-            )
+            pause_s = times.next_pause_s(said, now)
+            self._say(name, replace(said, at=now, status=table, pause_s=pause_s, has_rested=False))
+        elif not said.has_rested:
+            self._say(name, replace(said, has_rested=True))
         if not is_due:
             return None
         lag = worst_lag.since(said.at, Lag.of(status))
