@@ -24,12 +24,19 @@ from etl_dagster.integrations.dagster.pipeline_checks import (
     wal_retained,
 )
 from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks, PipelineReports
-from etl_dagster.integrations.dagster.slot_look import SlotLook
+from etl_dagster.integrations.dagster.slot_look import SlotLook, look_at_slots
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.showing.status import PipelineStatus
+from etl_dagster.source import control
 from etl_dagster.source.retained_wal import RetainedWal
-from etl_dagster.source.slots import Slot
+from etl_dagster.source.slots import (
+    Slot,
+    fetch_apply_slot,
+    fetch_copying_slots,
+    fetch_table_sync_slots,
+)
+from etl_dagster.stores.memory import MemoryStore
 
 MIB = 1024**2
 NAME = "etl_dagster_apply_shop"
@@ -183,6 +190,37 @@ def test_a_source_that_can_not_be_asked_is_no_pass() -> None:
 def test_a_bound_to_warn_is_not_past_the_one_to_fail() -> None:
     with pytest.raises(ValueError, match=r"lag_warn_s \(9\) is more than lag_error_s \(5\)"):
         CheckThresholds(lag_warn_s=9, lag_error_s=5)
+
+
+class Asked:
+    """A source whose catalog is what the test says."""
+
+    def __init__(self, answers: dict[Any, Any]) -> None:
+        self.answers = answers
+
+    def ask(self, what: str, question: Any, *_: Any) -> Any:
+        return self.answers[question]
+
+    def close(self) -> None:
+        """It has no connection."""
+
+
+@pytest.mark.parametrize(("is_run", "outcome"), [(True, "warns"), (False, "passes")])
+def test_a_slot_that_is_not_read_is_a_fault_only_while_a_process_has_the_lease(
+    monkeypatch: pytest.MonkeyPatch, is_run: bool, outcome: str
+) -> None:
+    idle = replace(HEALTHY, active=False)
+    answers = {fetch_apply_slot: idle, fetch_copying_slots: [], fetch_table_sync_slots: {}}
+    monkeypatch.setattr(control, "SourceControl", lambda *_, **__: Asked(answers))
+    store = MemoryStore()
+    lease = store.acquire_lease("apply") if is_run else None
+
+    seen = look_at_slots(CONFIG, store)
+
+    assert (seen.is_run, seen.slot, seen.leftover) == (is_run, idle, ())
+    assert told(slot_health(seen, is_streaming=True)) == outcome
+    if lease is not None:
+        lease.release()
 
 
 # -- when the sensor sends them --------------------------------------------------------------------
