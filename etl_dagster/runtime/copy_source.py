@@ -24,7 +24,7 @@ from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import ChunkReader
 from etl_dagster.source.partitions import fetch_read_from
-from etl_dagster.source.slots import CreatedSlot, table_sync_slot_name
+from etl_dagster.source.slots import CreatedSlot, group_slot_name, table_sync_slot_name
 
 #: How long making a slot may wait for transactions that are open.
 _SLOT_LOCK_TIMEOUT_S = 60.0
@@ -98,6 +98,13 @@ class PostgresSource:
         self._config = config
         self._table_id = table_id
         self.slot_name = table_sync_slot_name(config.pipeline, table_id)
+
+    @classmethod
+    def of_group(cls, config: PipelineConfig, name: TableId) -> PostgresSource:
+        """That of a group of tables, which is named after one of them."""
+        made = cls(config, name)
+        made.slot_name = group_slot_name(config.pipeline, name)
+        return made
 
     @contextlib.contextmanager
     def new_slot(

@@ -20,6 +20,7 @@ from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.model.states import Errored, Init, Ready
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.copying import group_copy, slot_watch
 from etl_dagster.runtime.copying.group_copy import GroupCopy
 from etl_dagster.runtime.copying.group_sync import GroupSync
 from etl_dagster.runtime.durable import Stopped
@@ -530,3 +531,41 @@ def test_a_group_that_no_process_takes_over_is_given_up(
         with running(config, store=store) as pipeline:
             assert pipeline.wait_until_caught_up(60)
     assert_in_step(newest_database, config, names)
+
+
+def test_a_group_stops_as_soon_as_its_slot_is_lost(
+    newest_database: Database, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of its copies would be in vain, as the rest of a single table's."""
+    monkeypatch.setattr(slot_watch, "_EVERY_S", 0.0)
+    monkeypatch.setattr(group_copy, "_TABLES_AT_ONCE", 1)
+    names = create(newest_database, 3)
+    config = make_config(newest_database)
+    ids = [
+        row[0]
+        for row in newest_database.query(
+            "select oid::int from pg_class where relname = any(%s)", [names]
+        )
+    ]
+
+    def lose(schemas: object) -> None:
+        newest_database.execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+            " where database = current_database()"
+        )
+
+    destination = Watching.of(config, lose)
+    with closing(build_store(config)) as store:  # type: ignore[type-var]
+        store.update_table_replication_states([(table_id, Init()) for table_id in ids])
+        destination.startup(store)
+        control = SourceControl(config.source, application_name="test")
+        parts = WorkerParts(config, store, destination, control, threading.Event())
+        with closing(control):
+            GroupSync(parts, ids).run()
+        destination.shutdown()
+
+        assert destination.writes == [1]
+        for state in store.get_table_replication_states().values():
+            assert isinstance(state, Errored)
+            assert "is gone from the source while a group of tables is copied" in state.reason
+            assert "etl-dagster retry --all" in state.solution

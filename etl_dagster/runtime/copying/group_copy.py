@@ -14,6 +14,8 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import (
     EtlError,
     InvalidState,
+    SlotInvalidated,
+    SlotMissing,
     SourceError,
     SourceUnreachable,
     Superseded,
@@ -76,6 +78,7 @@ class GroupCopy:
         tables: as they are published since the slot exists.
         sizes: of each on the source's disk, bytes.
         leave_out: called for a table that is left out, and why.
+        watch: called all the time while rows are copied; raises where that is in vain.
         memory: each write is a chunk of it.
     """
 
@@ -92,6 +95,7 @@ class GroupCopy:
         stop: threading.Event,
         leave_out: LeaveOut,
         memory: MemoryBudget,
+        watch: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._destination = destination
@@ -103,6 +107,7 @@ class GroupCopy:
         self._stop = stop
         self._leave_out = leave_out
         self._memory = memory
+        self._watch = watch
         #: What was written, by table and number of the chunk.
         self.chunks: dict[tuple[TableId, int], FinishedChunk] = {}
         #: By table and column, how many values of it the column's type can't hold.
@@ -168,6 +173,7 @@ class GroupCopy:
             for table_id in todo:
                 if self._stop.is_set():
                     raise Stopped
+                self._watch()
                 try:
                     read[table_id] = self._read_table(table_id, relations, connection)
                 except (SourceError, TooLarge) as error:
@@ -291,6 +297,8 @@ class GroupCopy:
         try:
             tables = {table_id: batches}
             return bool(self._until_durable(write, tables, is_repeatable=is_repeatable))
+        except (SlotInvalidated, SlotMissing):
+            raise
         except EtlError as error:
             is_of_all = error.retryable and is_repeatable
             if is_of_all or isinstance(error, Superseded | InvalidState):
@@ -305,6 +313,7 @@ class GroupCopy:
         pauses = backoff(self._config.retry)
         left = dict(tables)
         while left:
+            self._watch()
             try:
                 write(left)
                 break

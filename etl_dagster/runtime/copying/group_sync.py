@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import uuid
 from collections.abc import Collection, Iterable, Mapping
@@ -31,14 +30,14 @@ from etl_dagster.model.states import (
 )
 from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.checking.origin import OriginCheck
+from etl_dagster.runtime.copy_source import PostgresSource
 from etl_dagster.runtime.copying.group_copy import GroupCopy, TooLarge
+from etl_dagster.runtime.copying.slot_watch import SlotWatch
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.many import copying_many, group_lease, many
 from etl_dagster.runtime.retry import errored_state, is_sync_due
-from etl_dagster.runtime.slot import make_slot
 from etl_dagster.runtime.streaming.catchup import CatchUp
-from etl_dagster.runtime.streaming.feed import stream_of_slot
 from etl_dagster.runtime.tables.identities import find_unidentified
 from etl_dagster.runtime.tables.odd_counts import CopyOddCounts
 from etl_dagster.runtime.tables.representation import chosen_tables
@@ -52,20 +51,15 @@ from etl_dagster.source.catalog import (
     fetch_leaves_of,
     fetch_published_tables,
 )
-from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import plan_chunks
 from etl_dagster.source.slots import (
     CreatedSlot,
     drop_slot,
     fetch_table_sync_slots,
-    group_slot_name,
 )
 
 _log = logging.getLogger(__name__)
-
-#: How long making a slot may wait for transactions that are open.
-_SLOT_LOCK_TIMEOUT_S = 60.0
 
 
 class GroupSync:
@@ -88,7 +82,8 @@ class GroupSync:
         self._belonging = Belonging(config, store, destination)
         self._table_ids = list(table_ids)
         self._name = self._table_ids[0]
-        self._slot = group_slot_name(config.pipeline, self._name)
+        self._source = PostgresSource.of_group(config, self._name)
+        self._slot = self._source.slot_name
         self._stop = parts.stop
         self._control = SourceControl(
             config.source,
@@ -160,18 +155,8 @@ class GroupSync:
         if not tables:
             return
         self._forget_earlier_copies(tables)
-        # The snapshot lasts as long as the connection that made the slot does nothing else.
-        connection = connect(
-            self._config.source,
-            application_name=f"etl_dagster slot {self._config.pipeline} group",
-            replication=True,
-            lock_timeout_s=_SLOT_LOCK_TIMEOUT_S,
-        )
-        with contextlib.closing(connection):
-            started_at = self._control.ask("reading the clock", fetch_clock)
-            slot = make_slot(
-                self._control, connection, self._slot, export_snapshot=True, stop=self._stop
-            )
+        started_at = self._control.ask("reading the clock", fetch_clock)
+        with self._source.new_slot(self._control, export_snapshot=True, stop=self._stop) as slot:
             copied = self._copy(self._unchanged(tables), slot, started_at)
         if not copied or self._stop.is_set():
             return
@@ -179,12 +164,7 @@ class GroupSync:
             self._parts,
             list(copied.values()),
             lease,
-            open_stream=stream_of_slot(
-                self._config.source,
-                self._slot,
-                slot.consistent_point,
-                application_name=f"etl_dagster sync {self._config.pipeline} {next(iter(copied))}",
-            ),
+            open_stream=self._source.open_stream(slot.consistent_point),
             worker=None,
             replay_from=slot.consistent_point,
             must_reach=slot.consistent_point,
@@ -354,6 +334,13 @@ class GroupSync:
             stop=self._stop,
             leave_out=self._leave_out,
             memory=self._parts.memory,
+            watch=SlotWatch(
+                self._control,
+                self._slot,
+                self._parts.clock,
+                what="a group of tables",
+                retry="--all",
+            ).require,
         )
         finished = copy.run()
         for table_id in finished & copy.odd.keys():

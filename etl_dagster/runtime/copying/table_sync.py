@@ -40,6 +40,7 @@ from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
 from etl_dagster.runtime.copy_source import CopySource, PostgresSource
 from etl_dagster.runtime.copying.claim import Claim
 from etl_dagster.runtime.copying.preparing import Preparation, Prepared
+from etl_dagster.runtime.copying.slot_watch import SlotWatch
 from etl_dagster.runtime.copying.table_copy import CopySummary, TableCopy
 from etl_dagster.runtime.copying.table_repair import TableRepair
 from etl_dagster.runtime.durable import Stopped
@@ -52,11 +53,9 @@ from etl_dagster.runtime.tables.shaped import shaping
 from etl_dagster.runtime.timing import TIMING, Timing
 from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.control import SourceControl
-from etl_dagster.source.slots import drop_slot, fetch_slot
+from etl_dagster.source.slots import drop_slot
 
 _log = logging.getLogger(__name__)
-
-_SLOT_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,6 @@ class TableSync:
         self._attempt = 1
         #: Whether a slot of the table's own kept its changes since it was set aside.
         self._is_resumed = False
-        self._look_at_slot_at = 0.0
 
     def run(self) -> TableSyncResult | None:
         """Work until the hand-over; None when it was told to stop before.
@@ -273,6 +271,8 @@ class TableSync:
                 finished[chunk.index] = chunk
             self._progressed("data_sync")
 
+        name = str(table.schema.name)
+        slot = SlotWatch(self._control, self._source.slot_name, self._clock, what=name, retry=name)
         summary = TableCopy(
             self._parts,
             self._source,
@@ -280,41 +280,13 @@ class TableSync:
             plan,
             snapshot_name=prepared.snapshot_name,
             on_chunk=chunk_done,
-            watch=lambda: self._require_slot(table.schema.name),
+            watch=slot.require,
             meter=self._meter,
         ).run()
         self._store.store_destination_table_metadata(
             self._table_id, destination_metadata(table.schema, "applied")
         )
         return summary
-
-    def _require_slot(self, name: str) -> None:
-        """See that the slot still keeps all changes since the copy began: else it is in vain.
-
-        Raises:
-            SlotInvalidated, SlotMissing: it doesn't.
-        """
-        now = self._clock.now_s()
-        if now < self._look_at_slot_at:
-            return
-        self._look_at_slot_at = now + _SLOT_EVERY_S
-        slot_name = self._source.slot_name
-        try:
-            slot = self._control.ask("looking at the slot", fetch_slot, slot_name)
-        except EtlError:
-            return  # the copy itself meets what is worth ending it for
-        if slot is None:
-            raise SlotMissing(
-                f"slot {slot_name!r} is gone from the source while {name} is copied",
-                solution=f"Find out who dropped it, then: `etl-dagster retry {name}`.",
-            )
-        if slot.is_lost:
-            raise SlotInvalidated(
-                f"slot {slot_name!r} is lost while {name} is copied: "
-                f"{slot.invalidation_reason or 'the server removed WAL that it still needed'}",
-                solution="Raise max_slot_wal_keep_size on the source, to more than the WAL that is "
-                f"written while the table is copied, then: `etl-dagster retry {name}`.",
-            )
 
     def _hand_over(self, prepared: Prepared, copied: CopySummary, claim: Claim) -> Lsn:
         """Stream until the apply worker can continue; returns `SyncDone.lsn`."""
