@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from etl_dagster.destinations.singer.failures import TargetFailed, TargetNotAsked
-from etl_dagster.destinations.singer.session import Session
+from etl_dagster.destinations.singer.session import TargetSession
 from etl_dagster.errors import EtlError
 
 _log = logging.getLogger(__name__)
@@ -28,11 +28,11 @@ class Lane:
             for one writer alone.
     """
 
-    def __init__(self, name: str, start: Callable[[bool], Session]) -> None:
+    def __init__(self, name: str, start: Callable[[bool], TargetSession]) -> None:
         self._name = name
         self._start = start
         self._changed = threading.Condition()
-        self._session: Session | None = None
+        self._session: TargetSession | None = None
         self._thread: threading.Thread | None = None
         #: Whether a caller waits for a run, and whether it wants to be alone in it.
         self._wanted: bool | None = None
@@ -45,7 +45,9 @@ class Lane:
         self.suspects: set[str] = set()
 
     @contextlib.contextmanager
-    def writing(self, headers: Mapping[str, bytes], *, alone: bool = False) -> Iterator[Session]:
+    def writing(
+        self, headers: Mapping[str, bytes], *, alone: bool = False
+    ) -> Iterator[TargetSession]:
         """A run that these streams may be written to, for this block; waits while there is none.
 
         What a block sends and doesn't commit stays without a STATE.
@@ -63,7 +65,7 @@ class Lane:
         finally:
             session.leave()
 
-    def _join(self, headers: Mapping[str, bytes], alone: bool) -> Session:
+    def _join(self, headers: Mapping[str, bytes], alone: bool) -> TargetSession:
         with self._changed:
             failures = self._failures
         while True:

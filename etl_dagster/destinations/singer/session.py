@@ -37,7 +37,7 @@ _GRACE_S: Final = 1.0
 STOP_GRACE_S: Final = 10.0
 
 
-class Session:
+class TargetSession:
     """A run of the target, from its start to its end.
 
     `serve` is the run, called by the thread that made the process; the other methods are for

@@ -15,7 +15,7 @@ from pathlib import Path
 from etl_dagster.destinations.singer.config import SingerDestinationConfig
 from etl_dagster.destinations.singer.process import TargetProcess
 from etl_dagster.destinations.singer.programs import About, Program, about, find_program
-from etl_dagster.destinations.singer.session import STOP_GRACE_S, Session
+from etl_dagster.destinations.singer.session import STOP_GRACE_S, TargetSession
 from etl_dagster.destinations.singer.stderr import Tail
 from etl_dagster.errors import DestinationError
 
@@ -69,7 +69,7 @@ class SingerTarget:
         program, _ = self.look()
         return program.settings.get("hard_delete") is True
 
-    def start(self, alone: bool) -> Session:
+    def start(self, alone: bool) -> TargetSession:
         """Start it.
 
         Raises:
@@ -80,7 +80,7 @@ class SingerTarget:
         tail.know(self.names)
         command = [program.path, "--config", str(self._written(program))]
         process = TargetProcess(command, program.env, program.folder)
-        return Session(
+        return TargetSession(
             process,
             program.name,
             tail,

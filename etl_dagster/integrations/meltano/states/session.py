@@ -35,7 +35,7 @@ T = TypeVar("T")
 _ATTEMPTS = 3
 
 
-class Session:
+class StateSession:
     """At most one transaction, from the first read to the end of the lock.
 
     Writes are sent at the end, together with the release; so a failure shows there. In between the

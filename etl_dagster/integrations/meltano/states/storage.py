@@ -29,7 +29,7 @@ from etl_dagster.integrations.meltano.states.records import (
     check_id,
     to_text,
 )
-from etl_dagster.integrations.meltano.states.session import Session
+from etl_dagster.integrations.meltano.states.session import StateSession
 from etl_dagster.integrations.meltano.states.uri import StateLocation, locate
 from etl_dagster.integrations.meltano.states.writing import (
     Answer,
@@ -398,7 +398,7 @@ class StateStorage:
             wait_s=self.options.wait_s,
             retry_s=longest if retry_seconds is None else min(longest, max(retry_seconds, 0.001)),
         )
-        session = Session(self._writing, self._locks, lease)
+        session = StateSession(self._writing, self._locks, lease)
         self._by_id()[state_id] = session
         try:
             yield lease
@@ -444,13 +444,13 @@ class StateStorage:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _by_id(self) -> dict[str, Session]:
-        by_id: dict[str, Session] | None = getattr(self._sessions, "by_id", None)
+    def _by_id(self) -> dict[str, StateSession]:
+        by_id: dict[str, StateSession] | None = getattr(self._sessions, "by_id", None)
         if by_id is None:
             by_id = self._sessions.by_id = {}
         return by_id
 
-    def _session(self, state_id: str) -> Session | None:
+    def _session(self, state_id: str) -> StateSession | None:
         """The lock that this thread holds."""
         return self._by_id().get(state_id)
 
