@@ -78,12 +78,12 @@ def repair(
     from etl_dagster.cli.repair_later import repair_at_next_start, repair_several_at_next_start
 
     if everything and not dry_run and (whole := load_whole(config_path)).destinations:
-        repair_several_at_next_start(whole, yes=yes)
+        repair_several_at_next_start(whole, yes=yes, as_json=as_json)
         return
     config = load(config_path)
     with existing_store(config) as store:
         if everything and not dry_run and not store.is_leased("apply"):
-            repair_at_next_start(config, store, yes=yes)
+            repair_at_next_start(config, store, yes=yes, as_json=as_json)
             return
         compared = _compare(config, store, tables, most_keys=_MOST_KEYS if show_keys else 0)
         differing = {each.name: each for each, found in compared if _is_different(found)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 _NEXT = "compares every table with the source and replaces the rows that differ."
 
 
-def repair_at_next_start(config: PipelineConfig, store: CoordinatingStore, *, yes: bool) -> None:
+def repair_at_next_start(
+    config: PipelineConfig, store: CoordinatingStore, *, yes: bool, as_json: bool
+) -> None:
     """Have the next start repair every table; of several destinations, those of one.
 
     Raises:
@@ -30,24 +34,26 @@ def repair_at_next_start(config: PipelineConfig, store: CoordinatingStore, *, ye
     if config.membership is None:
         click.echo(
             "No process runs the pipeline. The slot is dropped; the next start makes another one, "
-            + _NEXT
+            + _NEXT,
+            err=as_json,
         )
     else:
         # Slots of one destination are not touched by two processes.
         _require_idle(config.whole)
         click.echo(
             f"No process runs the pipeline. The next start of {config.membership.name} {_NEXT} "
-            "The shared slot and the other destinations stay as they are."
+            "The shared slot and the other destinations stay as they are.",
+            err=as_json,
         )
     if not is_wanted(dry_run=False, yes=yes):
         return
     ask_for_copies(store, list(store.get_table_replication_states()))
     with contextlib.closing(_control(config)) as control:
         reset_pipeline(config, store, control, by_repair=True)
-    click.echo("Done. Start the pipeline.")
+    _done([config.pipeline], as_json=as_json)
 
 
-def repair_several_at_next_start(whole: PipelineConfig, *, yes: bool) -> None:
+def repair_several_at_next_start(whole: PipelineConfig, *, yes: bool, as_json: bool) -> None:
     """Have the next start repair every table of every destination.
 
     Raises:
@@ -64,7 +70,8 @@ def repair_several_at_next_start(whole: PipelineConfig, *, yes: bool) -> None:
         stores = {name: opened.enter_context(opened_store(each)) for name, each in members.items()}
         click.echo(
             f"No process runs the pipeline. The slots are dropped; the next start makes another "
-            f"one, and for each of {', '.join(members)} {_NEXT}"
+            f"one, and for each of {', '.join(members)} {_NEXT}",
+            err=as_json,
         )
         if not is_wanted(dry_run=False, yes=yes):
             return
@@ -72,7 +79,14 @@ def repair_several_at_next_start(whole: PipelineConfig, *, yes: bool) -> None:
             ask_for_copies(store, list(store.get_table_replication_states()))
         with contextlib.closing(_control(whole)) as control:
             reset_several(whole, stores, control, by_repair=True)
-    click.echo("Done. Start the pipeline.")
+    _done([each.pipeline for each in members.values()], as_json=as_json)
+
+
+def _done(pipelines: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"tables": [], "repaired_at_next_start": list(pipelines)}))
+    else:
+        click.echo("Done. Start the pipeline.")
 
 
 def _require_idle(whole: PipelineConfig) -> None:

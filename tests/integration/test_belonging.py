@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -163,7 +164,8 @@ def test_an_older_file_is_repaired_where_that_is_asked_for(
         catch_up(config)
     assert "`etl-dagster repair --all`" in refused.value.solution
 
-    call("repair", write_etl_yaml(database, config, tmp_path), "--all", "--yes")
+    printed = call("repair", write_etl_yaml(database, config, tmp_path), "--all", "--yes", "--json")
+    assert json.loads(printed) == {"tables": [], "repaired_at_next_start": [config.pipeline]}
     with closing(build_store(config)) as store:  # type: ignore[type-var]
         with running(config, store=store) as pipeline:
             assert pipeline.wait_until_caught_up(60)
