@@ -44,9 +44,10 @@ PAUSE_S: Final = 0.02
 class MemoryBudget:
     """Decides who may read, for all streams and copies of a process; for any thread.
 
-    What there may be (capacity) bounds batches and chunks, once and for all. What there is (use)
-    only pauses reading: from a part of the budget on, a reader waits until what was read is
-    written, by itself and by the others. Memory that is free again may still count, since
+    What there may be (capacity) bounds batches and chunks, once and for all; and a chunk begins
+    only where there is room for it and for what the chunks under way haven't taken yet. What there
+    is (use) only pauses reading: from a part of the budget on, a reader waits until what was read
+    is written, by itself and by the others. Memory that is free again may still count, since
     allocators and databases keep some. So where nothing is left to be written, one reader continues
     after the other, each with one piece: that is slow, and it never stands still.
 
@@ -76,7 +77,8 @@ class MemoryBudget:
         self._is_paused = False
         self._used = 0
         self._measured_at = self._relieved_at = self._logged_at = float("-inf")
-        self._chunks = 0
+        #: Chunks that are being copied, in the order in which they began.
+        self._chunks: list[Reader] = []
         self._is_alone = False
 
     @classmethod
@@ -125,16 +127,29 @@ class MemoryBudget:
             yield
         finally:
             with self._lock:
-                self._chunks -= reader.is_chunk
+                if reader.is_chunk:
+                    self._chunks.remove(reader)
             reader.close()
 
     def _begin_chunk(self, reader: Reader) -> bool:
         with self._lock:
-            if self._chunks >= self.most_chunks or not self._may_read(reader):
+            if not self._has_room() or not self._may_read(reader):
                 return False
-            reader.is_chunk = True
-            self._chunks += 1
+            reader.is_chunk, reader.used_before = True, self._used
+            self._chunks.append(reader)
             return True
+
+    def _has_room(self) -> bool:
+        """Whether one chunk more may begin. With the lock."""
+        if not self._chunks:
+            return True
+        self._look()
+        taken = max(self._used - self._chunks[0].used_before, 0)
+        coming = max(len(self._chunks) * _CHUNK_BYTES - taken, 0)
+        return (
+            len(self._chunks) < self.most_chunks
+            and self._used + coming + _CHUNK_BYTES <= self.max_bytes * _PAUSE_AT
+        )
 
     @property
     def note(self) -> str | None:
@@ -215,6 +230,8 @@ class Reader:
         self.is_busy = is_busy
         #: Whether it is a chunk, which is busy to its end.
         self.is_chunk = False
+        #: What the process had when the chunk began, bytes.
+        self.used_before = 0
 
     def may_read(self, *, alone: bool = True) -> bool:
         """Whether to read now. Where not, write what was read, and ask again after `PAUSE_S`.

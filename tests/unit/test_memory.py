@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -146,6 +148,33 @@ def test_no_more_chunks_at_a_time_than_there_is_capacity_for() -> None:
         stop.set()
         with pytest.raises(Stopped), process.budget.chunk(stop):
             pass
+
+
+def test_a_chunk_begins_only_where_there_is_room_for_it_and_for_those_under_way() -> None:
+    """What they are about to take counts before they have taken it."""
+    process = Process(max_mb=1024, used_mb=400)
+    begun: list[ExitStack] = []
+    stop = threading.Event()
+    stop.set()
+
+    def begin_all(used_mb: int) -> int:
+        """How many chunks are under way once no other may begin."""
+        process.uses(used_mb)
+        with contextlib.suppress(Stopped):
+            while True:
+                entered = ExitStack()
+                entered.enter_context(process.budget.chunk(stop))
+                begun.append(entered)
+        return len(begun)
+
+    found = [begin_all(400), begin_all(500), begin_all(780)]
+    begun.pop(0).close()
+    found.append(begin_all(780))
+    found.append(begin_all(500))
+    for each in begun:
+        each.close()
+
+    assert found == [6, 6, 6, 5, 6]
 
 
 def test_a_stream_arrives_a_piece_at_a_time_however_little_memory_there_is() -> None:
