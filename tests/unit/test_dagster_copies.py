@@ -26,7 +26,7 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.integrations.dagster import assets
-from etl_dagster.integrations.dagster.assets import copy_pool, is_asked_for_by_person
+from etl_dagster.integrations.dagster.assets import copy_pool
 from etl_dagster.integrations.dagster.copies import DueCopies, due_copies
 from etl_dagster.integrations.dagster.presence import (
     ReplicatorAbsent,
@@ -34,6 +34,7 @@ from etl_dagster.integrations.dagster.presence import (
     is_sensor_on,
 )
 from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.step_copy import is_asked_for_by_person
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG, TABLE_TAG
 from etl_dagster.model.states import Init
 from etl_dagster.runtime.copying.pausing import ask_for_copies, pause_copies, resume_copies
