@@ -51,6 +51,9 @@ class Capabilities:
     #: The modes in which it keeps a table; which one, `TableSchema.mode` says. `mirror` is what the
     #: other capabilities describe. A configuration with another mode than these is refused.
     modes: frozenset[TableMode] = frozenset({"mirror"})
+    #: Several processes, also on several machines, may write chunks of one copy at a time. If two
+    #: write the same one, the table has it once.
+    shared_copies: bool = False
     #: The further contracts that it fulfils, of `FURTHER_CONTRACTS`. None: those whose methods it
     #: has. Declared, they are exactly these, and the suite finds a method that is missing or has
     #: another name; a class that is derived from it declares what it adds.

@@ -12,6 +12,7 @@ from etl_dagster.testing.oddities import OddValueChecks
 from etl_dagster.testing.offering import OfferChecks
 from etl_dagster.testing.parts import PartChecks
 from etl_dagster.testing.quarantining import QuarantineChecks
+from etl_dagster.testing.sharing import SharedCopyChecks
 
 
 class DestinationSuite(
@@ -19,6 +20,7 @@ class DestinationSuite(
     ChangeChecks,
     PartChecks,
     DeliveryChecks,
+    SharedCopyChecks,
     OfferChecks,
     SchemaChecks,
     OddValueChecks,
@@ -51,6 +53,7 @@ class DestinationSuite(
       (`read_odd_values`);
     - `quarantine`: that a row with such a value is kept apart, whole, until it has none
       (`read_quarantined`);
+    - `shared_copies`: that two processes may write the chunks of one copy;
     - each of `modes` besides `mirror`: what it keeps, from `read_rows`, which has the columns that
       the mode adds as well (`etl_dagster.model.modes`);
     - with the members of `KeepsMark`: that it can be told from others and from older copies.

@@ -21,6 +21,7 @@ from etl_dagster.testing import DestinationSuite, Recorded
 from etl_dagster.testing.changes import Row
 from etl_dagster.testing.marking import MarkChecks
 from etl_dagster.testing.offering import OfferChecks
+from etl_dagster.testing.sharing import SharedCopyChecks
 from etl_dagster.testing.subject import DestinationHooks
 from tests.conformance.test_destinations import ChecksOfOurOwn
 from tests.ducklake.lakes import lake_at_server, lake_in_file, reading, rows_of
@@ -88,7 +89,7 @@ class TestCatalogInSQLite(LakeHooks, OfferChecks):
         return lake_in_file("sqlite", folder)
 
 
-class TestCatalogInPostgres(LakeHooks, MarkChecks):
+class TestCatalogInPostgres(LakeHooks, MarkChecks, SharedCopyChecks):
     @pytest.fixture(autouse=True)
     def serve(self, lake_database: Database) -> None:
         self.database = lake_database

@@ -15,6 +15,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb.hashes import hash_rows, read_hashes
 from etl_dagster.destinations.duckdb.rows import AsStored, read_rows
 from etl_dagster.destinations.ducklake.attaching import Place
+from etl_dagster.destinations.ducklake.catalogs import PostgresCatalog
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.destinations.ducklake.dialect import DuckLakeDialect
 from etl_dagster.destinations.ducklake.failures import LakeConflict, blaming
@@ -103,6 +104,10 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         super().__init__(DuckLakeDialect(), changelog=changelog)
+        # A catalog in a file is locked by the process that writes.
+        self.capabilities = replace(
+            type(self).capabilities, shared_copies=isinstance(place.catalog, PostgresCatalog)
+        )
         self._place = place
         self._clock = clock
         self._sleep = sleep

@@ -50,6 +50,7 @@ class HttpDestination:
         mirror=True,
         truncate=True,
         schema_changes=True,
+        shared_copies=True,
         offers=frozenset({ChecksItself, Interruptible}),
     )
     config_model = HttpDestinationConfig

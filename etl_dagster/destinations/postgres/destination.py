@@ -54,6 +54,7 @@ class PostgresDestination(SqlDestination[PostgresSession]):
     name = "postgres"
     capabilities = replace(
         SqlDestination.capabilities,
+        shared_copies=True,
         offers=frozenset(
             {
                 ChecksItself,

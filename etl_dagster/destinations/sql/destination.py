@@ -59,7 +59,7 @@ class SqlDestination(ABC, Generic[SessionT]):
         changelog: also write the position of every applied change into ``_etl.changelog``.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities: Capabilities = Capabilities(
         transactional=True,
         schema_changes=True,
         odd_values=True,

@@ -135,14 +135,19 @@ class Preparation:
             return None
         if is_complete:
             return replace(table, schema=schema)
-        if not table.can_resume_copy or not table.schema.describes_same_columns(schema):
-            return None
-        if table.schema.mode != schema.mode:
-            return None
+        return table if self.fits(table, plan) else None
+
+    def fits(self, table: PublishedTable, plan: CopyPlan) -> bool:
+        """Whether chunks of the plan can be copied from the table as it is now."""
+        schema = self._store.get_table_schema(self._table_id, LSN_ZERO)
+        if schema is None or not table.can_resume_copy:
+            return False
+        if not table.schema.describes_same_columns(schema) or table.schema.mode != schema.mode:
+            return False
         leaves = self._control.ask("measuring the table", fetch_leaves, self._table_id)
         planned = {(chunk.relation_id, chunk.file_node) for chunk in plan.chunks}
         there = {(leaf.relation_id, leaf.file_node) for leaf in leaves}
-        return table if planned <= there else None  # rewritten rows are at other places
+        return planned <= there  # rewritten rows are at other places
 
     def _is_copied(self, plan: CopyPlan) -> bool:
         """Whether an earlier worker finished the plan's copy at the destination.

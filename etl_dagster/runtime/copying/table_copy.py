@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,12 +11,13 @@ from dataclasses import dataclass
 import psycopg
 
 from etl_dagster.backoff import Backoff
-from etl_dagster.errors import EtlError, TableRewritten
+from etl_dagster.errors import EtlError, LeaseLost, TableRewritten
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.model.events import TableRows
 from etl_dagster.runtime.copy_source import CopySource, ReadsChunks
 from etl_dagster.runtime.copying.chunk_copy import ChunkCopy
+from etl_dagster.runtime.copying.chunk_queue import ChunkQueue, OwnChunks
 from etl_dagster.runtime.durable import Stopped, wait_durable
 from etl_dagster.runtime.failures import of_destination
 from etl_dagster.runtime.retry import backoff
@@ -70,9 +70,11 @@ class TableCopy:
         on_chunk: Callable[[FinishedChunk], None],
         watch: Callable[[], None] = lambda: None,
         meter: CopyMeter | None = None,
+        queue: ChunkQueue | None = None,
     ) -> None:
         """Args:
         watch: called all the time while rows are copied; raises where that is in vain.
+        queue: gives the chunks out; by default all of them to this process.
         """
         self._config = parts.config
         self._destination = parts.destination
@@ -88,6 +90,7 @@ class TableCopy:
         self._shape = OddPolicies(parts.config).copied
         self._memory = parts.memory
         self._chunks = ChunkCopy(parts, table.schema, plan, self._meter)
+        self._queue = queue or OwnChunks(plan)
         #: Set when one worker failed: the others end after their chunk.
         self._failed = threading.Event()
         self._readers: set[ReadsChunks] = set()
@@ -99,33 +102,37 @@ class TableCopy:
             Stopped: told to stop; finished chunks are recorded.
             EtlError: what the source, the store or the destination failed with.
         """
-        self._meter.begin(self._table.schema.id)
-        todo: queue.SimpleQueue[CopyChunk] = queue.SimpleQueue()
-        for chunk in self._plan.remaining:
-            todo.put(chunk)
-        finished = dict(self._plan.finished)
-        workers = min(self._config.copy_tables.max_connections_per_table, todo.qsize())
-        if workers:
-            with ThreadPoolExecutor(workers, f"copy {self._table.schema.name}") as pool:
-                jobs = [pool.submit(self._work, todo, finished) for _ in range(workers)]
-                in_vain: EtlError | None = None
-                while wait(jobs, timeout=_STOP_POLL_S).not_done:
-                    if self._stop.is_set() or in_vain is not None:
-                        self._cancel_reading()
-                        continue
-                    try:
-                        self._watch()
-                    except EtlError as found:
-                        in_vain = found
-                        self._failed.set()
-            if in_vain is not None and not self._stop.is_set():
-                raise in_vain
-            failures = [error for job in jobs if (error := job.exception()) is not None]
-            if failures:
-                # What a worker failed with says more than that the others then stopped.
-                raise next((e for e in failures if not isinstance(e, Stopped)), failures[0])
+        self.copy_chunks()
         self._finish()
-        return CopySummary.of(self._plan, finished)
+        return CopySummary.of(self._plan, self._queue.finished)
+
+    def copy_chunks(self) -> None:
+        """Copy until no chunk is left for this process.
+
+        Raises: as `run`.
+        """
+        self._meter.begin(self._table.schema.id)
+        workers = min(self._config.copy_tables.max_connections_per_table, len(self._plan.remaining))
+        if not workers:
+            return
+        with ThreadPoolExecutor(workers, f"copy {self._table.schema.name}") as pool:
+            jobs = [pool.submit(self._work) for _ in range(workers)]
+            in_vain: EtlError | None = None
+            while wait(jobs, timeout=_STOP_POLL_S).not_done:
+                if self._stop.is_set() or in_vain is not None:
+                    self._cancel_reading()
+                    continue
+                try:
+                    self._watch()
+                except EtlError as found:
+                    in_vain = found
+                    self._failed.set()
+        if in_vain is not None and not self._stop.is_set():
+            raise in_vain
+        failures = [error for job in jobs if (error := job.exception()) is not None]
+        if failures:
+            # What a worker failed with says more than that the others then stopped.
+            raise next((e for e in failures if not isinstance(e, Stopped)), failures[0])
 
     def _cancel_reading(self) -> None:
         """A server that keeps a worker waiting, for example for a lock, keeps it no longer."""
@@ -141,28 +148,25 @@ class TableCopy:
         end = TableRows(plan.copy_id, replay_from=plan.slot_lsn, copied_at_us=plan.started_at_us)
         wait_durable(self._destination.write_table_rows(self._table.schema, end), self._stop)
 
-    def _work(self, todo: queue.SimpleQueue[CopyChunk], finished: dict[int, FinishedChunk]) -> None:
+    def _work(self) -> None:
         pauses = backoff(self._config.retry)
         reader: ReadsChunks | None = None
         chunk: CopyChunk | None = None
         try:
             while True:
-                if self._stop.is_set() or self._failed.is_set():
+                if self._is_over():
                     raise Stopped
-                if chunk is None:
-                    try:
-                        chunk = todo.get_nowait()
-                    except queue.Empty:
-                        return
                 try:
+                    if chunk is None and (chunk := self._queue.take(self._is_over)) is None:
+                        return
                     with self._memory.chunk(self._stop):
                         if reader is None:
                             reader = self._connect()
                         done = self._chunks.copy(chunk, reader)
-                except Stopped:
+                except (Stopped, LeaseLost):
                     raise
                 except Exception as raised:
-                    if self._stop.is_set() or self._failed.is_set():
+                    if self._is_over():
                         raise Stopped from None
                     error = self._known(raised, pauses)
                     # A snapshot ends with the connection that exported it; only a new copy helps.
@@ -171,8 +175,8 @@ class TableCopy:
                         raise error from error.__cause__
                     delay_s = pauses.next_delay_s()
                     _log.warning(
-                        "chunk %d of %s failed (%s); again in %.1f s",
-                        chunk.index,
+                        "%s of %s failed (%s); again in %.1f s",
+                        "a look for chunks" if chunk is None else f"chunk {chunk.index}",
                         self._table.schema.name,
                         error.reason,
                         delay_s,
@@ -182,14 +186,19 @@ class TableCopy:
                     self._clock.wait(self._stop, delay_s)
                     continue
                 pauses.reset()
-                finished[chunk.index] = done
-                self._on_chunk(done)
+                self._queue.done(done)
                 chunk = None
+                self._on_chunk(done)
         except BaseException:
             self._failed.set()
             raise
         finally:
+            if chunk is not None:
+                self._queue.put_back(chunk)
             self._close(reader)
+
+    def _is_over(self) -> bool:
+        return self._stop.is_set() or self._failed.is_set()
 
     def _known(self, raised: Exception, pauses: Backoff) -> EtlError:
         """The error as one of ours; an unknown one is tried again, as in the stream."""

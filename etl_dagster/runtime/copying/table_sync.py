@@ -38,8 +38,10 @@ from etl_dagster.runtime.checking.belonging import MISMATCHES, Belonging
 from etl_dagster.runtime.checking.origin import OriginCheck
 from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
 from etl_dagster.runtime.copy_source import CopySource, PostgresSource
+from etl_dagster.runtime.copying.chunk_queue import SharedChunks
 from etl_dagster.runtime.copying.claim import Claim
 from etl_dagster.runtime.copying.preparing import Preparation, Prepared
+from etl_dagster.runtime.copying.sharing import begin_sharing, end_sharing
 from etl_dagster.runtime.copying.slot_watch import SlotWatch
 from etl_dagster.runtime.copying.table_copy import CopySummary, TableCopy
 from etl_dagster.runtime.copying.table_repair import TableRepair
@@ -94,6 +96,8 @@ class TableSync:
     """One table's worker; it may run in a thread of the pipeline or in a process of its own.
 
     Args:
+        on_progress: called with how far the copy is, by all workers together.
+        on_chunk: called with each chunk that this worker has finished.
         clock, timing: the time, and how long to wait for other workers.
         control, source: of the table; by default, connections to `config.source`.
     """
@@ -107,6 +111,7 @@ class TableSync:
         *,
         stop: threading.Event | None = None,
         on_progress: Callable[[CopyProgress], None] = lambda progress: None,
+        on_chunk: Callable[[FinishedChunk], None] = lambda chunk: None,
         meter: CopyMeter | None = None,
         clock: Clock = SYSTEM_CLOCK,
         timing: Timing = TIMING,
@@ -140,6 +145,7 @@ class TableSync:
         )
         self._source = source or PostgresSource(config, table_id)
         self._report = on_progress
+        self._on_chunk = on_chunk
         self._plan: CopyPlan | None = None
         self._finished: Mapping[int, FinishedChunk] = {}
         self._reporting = threading.Lock()
@@ -269,8 +275,26 @@ class TableSync:
             self._attempt = 1
             with self._reporting:
                 finished[chunk.index] = chunk
+            self._on_chunk(chunk)
             self._progressed("data_sync")
 
+        def seen(others: Mapping[int, FinishedChunk]) -> None:
+            with self._reporting:
+                is_news = not others.keys() <= finished.keys()
+                finished.update(others)
+            if is_news:
+                self._progressed("data_sync")
+
+        queue: SharedChunks | None = None
+        if prepared.snapshot_name is None and begin_sharing(self._store, self._table_id, plan):
+            queue = SharedChunks(
+                self._store,
+                self._table_id,
+                plan,
+                waits=True,
+                check=lambda: claim.require(table.schema.name),
+                on_seen=seen,
+            )
         name = str(table.schema.name)
         slot = SlotWatch(self._control, self._source.slot_name, self._clock, what=name, retry=name)
         summary = TableCopy(
@@ -282,6 +306,7 @@ class TableSync:
             on_chunk=chunk_done,
             watch=slot.require,
             meter=self._meter,
+            queue=queue,
         ).run()
         self._store.store_destination_table_metadata(
             self._table_id, destination_metadata(table.schema, "applied")
@@ -305,6 +330,7 @@ class TableSync:
             on_state=self._progressed,
         ).run()
         self._progressed("sync_done")
+        end_sharing(self._store, self._table_id)
         self._drop_slot()
         return handovers[self._table_id]
 

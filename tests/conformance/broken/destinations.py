@@ -113,7 +113,7 @@ class FileDestination(MemoryDestination):
     def save(self) -> None:
         with self._lock:
             content = pickle.dumps({name: getattr(self, name) for name in self.kept})
-            aside = self.path.with_suffix(".new")
+            aside = self.path.with_suffix(f".{id(self)}")
             aside.write_bytes(content)
             aside.replace(self.path)
 
@@ -897,6 +897,17 @@ class TestAnOlderEpochIsAccepted(TestInMemory):
     class destination_class(MemoryDestination):
         def write_events(self, events: EventBatch) -> None:
             super().write_events(replace(events, epoch=0))
+
+
+class TestEachProcessHasACopyOfItsOwn(TestInAFile):
+    promise = "test_two_processes_write_the_chunks_of_one_copy"
+
+    class destination_class(FileDestination):
+        capabilities = replace(MemoryDestination.capabilities, shared_copies=True)
+
+        def load(self) -> None:
+            if not self.tables and not self._copies:
+                super().load()
 
 
 class TestEachProcessKnowsItsOwnEpoch(TestInAFile):

@@ -1,0 +1,34 @@
+"""What a destination promises of a copy that several processes make (`shared_copies`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from etl_dagster.testing.changes import ORDERS, order
+from etl_dagster.testing.subject import DestinationChecks, Subject, needs
+from etl_dagster.testing.waiting import all_within
+
+
+class SharedCopyChecks(DestinationChecks):
+    """Chunks of one copy from two processes at a time."""
+
+    @needs("shared_copies")
+    def test_two_processes_write_the_chunks_of_one_copy(self, subject: Subject) -> None:
+        """And one chunk both, as where one of them had stalled."""
+        chunks = [[order(10 * index + number) for number in range(5)] for index in range(6)]
+        subject.destination.drop_table_for_copy(ORDERS)
+        other = subject.another()
+
+        def write(by: Subject, indices: Sequence[int]) -> Callable[[], None]:
+            def all_of_them() -> None:
+                for index in indices:
+                    by.write_chunk(ORDERS, index, chunks[index])
+
+            return all_of_them
+
+        writes = [write(subject, (0, 1, 2)), write(other, (3, 4, 5))]
+        all_within(self.patience_s, "writing chunks from two processes", writes)
+        subject.write_chunk(ORDERS, 5, chunks[5])
+        other.end_copy(ORDERS)
+
+        subject.holds_at_least_once(ORDERS, [row for chunk in chunks for row in chunk])

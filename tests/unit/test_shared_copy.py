@@ -1,0 +1,241 @@
+"""Several processes copy a table together: one leads, and the others take chunks of its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from etl_dagster.errors import DestinationError, LeaseLost, SourceError
+from etl_dagster.lsn import Lsn
+from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk
+from etl_dagster.model.states import DataSync, SyncDone
+from etl_dagster.runtime.copying.chunk_queue import SharedChunks
+from etl_dagster.runtime.copying.sharing import begin_sharing, is_wanted, want_shared
+from etl_dagster.runtime.durable import Stopped
+from etl_dagster.source.catalog import PublishedTable, fetch_published_tables
+from etl_dagster.stores.memory import MemoryStore
+from tests.support.copied_table import SLOT_LSN, Fixture
+from tests.support.deliveries import ORDERS, schema
+
+
+@pytest.fixture
+def fixture() -> Fixture:
+    fixture = Fixture()
+    want_shared(fixture.store, ORDERS)
+    return fixture
+
+
+def while_reading(fixture: Fixture, *steps: Callable[[], object]) -> None:
+    """What happens while the leader's first chunk is read, and no later one."""
+
+    def all_of_them() -> None:
+        for step in steps:
+            step()
+
+    fixture.source.while_reading = [all_of_them]
+
+
+def test_each_chunk_is_copied_once_though_a_helper_takes_some(fixture: Fixture) -> None:
+    while_reading(fixture, fixture.help)
+
+    result = fixture.run()
+
+    assert result is not None
+    assert (result.row_count, result.chunk_count) == (3, 3)
+    assert fixture.source.chunks_read == [0, 1, 2]
+    assert fixture.helped == [1, 2]
+    assert fixture.ids == [0, 1, 2]
+    assert fixture.progress[-1].rows_done == 3
+
+
+def test_a_copy_that_nobody_wants_shared_has_no_helpers() -> None:
+    """Its worker claims no chunk, so both would copy each."""
+    fixture = Fixture()
+    while_reading(fixture, fixture.help)
+
+    fixture.run()
+
+    assert (fixture.helped, fixture.source.chunks_read) == ([], [0, 1, 2])
+
+
+def test_a_table_without_a_key_is_read_by_one_worker_under_its_snapshot(fixture: Fixture) -> None:
+    [column] = schema(ORDERS).columns
+    keyless = replace(column, primary_key_ordinal=None, is_identity=False)
+    fixture.source.table = PublishedTable(replace(schema(ORDERS), columns=(keyless,)), None, 0)
+    while_reading(fixture, fixture.help)
+
+    fixture.run()
+
+    assert (fixture.helped, fixture.source.chunks_read) == ([], [0, 1, 2])
+
+
+def test_the_leader_waits_for_a_chunk_of_a_helper_and_copies_it_when_the_helper_is_gone(
+    fixture: Fixture,
+) -> None:
+    taken: list[SharedChunks] = []
+
+    def take_all() -> None:
+        plan = fixture.store.get_copy_plan(ORDERS)
+        assert plan is not None
+        queue = SharedChunks(fixture.store, ORDERS, plan, waits=False)
+        assert queue.take(lambda: False) == plan.chunks[1]
+        assert queue.take(lambda: False) == plan.chunks[2]
+        assert queue.take(lambda: False) is None
+        taken.append(queue)
+
+    waits: list[int] = []
+
+    def helper_dies(timeout_s: float) -> None:
+        waits.append(len(fixture.source.chunks_read))
+        plan = fixture.store.get_copy_plan(ORDERS)
+        assert plan is not None
+        for chunk in plan.remaining:
+            taken[0].put_back(chunk)
+
+    while_reading(fixture, take_all)
+    fixture.store.wait_for_change = helper_dies  # type: ignore[method-assign]
+
+    assert fixture.run() is not None
+
+    assert waits[0] == 1
+    assert fixture.source.chunks_read == [0, 1, 2]
+    assert isinstance(fixture.state, SyncDone)
+
+
+def test_the_chunk_that_a_helper_fails_with_is_copied_by_the_leader(fixture: Fixture) -> None:
+    class Broken(type(fixture.destination)):  # type: ignore[misc]
+        is_broken = False
+
+        def write_table_rows(self, *args: object) -> object:
+            if self.is_broken:
+                raise DestinationError("broken here")
+            return super().write_table_rows(*args)
+
+    fixture.destination = broken = Broken()
+
+    def help_in_vain() -> None:
+        broken.is_broken = True
+        with pytest.raises(DestinationError, match="broken here"):
+            fixture.help()
+        broken.is_broken = False
+
+    while_reading(fixture, help_in_vain)
+
+    assert fixture.run() is not None
+
+    assert (fixture.helped, fixture.source.chunks_read) == ([], [0, 1, 2])
+    assert "Errored" not in fixture.store.went
+    assert fixture.ids == [0, 1, 2]
+
+
+def test_the_next_worker_shares_the_copy_of_a_leader_that_died(fixture: Fixture) -> None:
+    fixture.has_been_copied(0)
+    while_reading(fixture, fixture.help)
+
+    result = fixture.run()
+
+    assert result is not None
+    assert (result.copy_id, result.resumed_chunks, fixture.helped) == ("earlier", 1, [2])
+
+
+def test_after_the_hand_over_the_next_copy_is_one_workers_again(fixture: Fixture) -> None:
+    assert is_wanted(fixture.store, ORDERS)
+
+    fixture.run()
+
+    assert not is_wanted(fixture.store, ORDERS)
+
+
+def test_a_helper_copies_nothing_of_a_table_that_is_another_by_now(fixture: Fixture) -> None:
+    """The leader sees it too, and begins another copy."""
+
+    def alter() -> None:
+        [column] = schema(ORDERS).columns
+        other = replace(column, name="number")
+        table = PublishedTable(replace(schema(ORDERS), columns=(other,)), None, 0)
+        fixture.source.control.answers = {
+            **fixture.source.control.answers,
+            fetch_published_tables: lambda *_, **__: [table],
+        }
+        assert not fixture.help()
+
+    while_reading(fixture, alter)
+
+    fixture.run()
+
+    assert fixture.helped == []
+
+
+def test_a_helper_is_told_what_keeps_it_from_reading(fixture: Fixture) -> None:
+    fixture.has_been_copied(0)
+    plan = fixture.store.get_copy_plan(ORDERS)
+    assert plan is not None
+    begin_sharing(fixture.store, ORDERS, plan)
+    fixture.source.table = None  # type: ignore[assignment]
+
+    with pytest.raises(SourceError, match="is not in publication"):
+        fixture.help()
+
+    assert fixture.state == DataSync()
+
+
+# -- claims ----------------------------------------------------------------------------------------
+
+
+def a_plan(copy_id: str = "a", chunks: int = 2) -> CopyPlan:
+    made = tuple(CopyChunk(n, ORDERS, n, None) for n in range(chunks))
+    return CopyPlan(copy_id, made, {}, SLOT_LSN, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def going_on() -> bool:
+    return False
+
+
+def test_a_chunk_is_given_to_one_process_until_that_puts_it_back() -> None:
+    store, plan = MemoryStore(), a_plan(chunks=1)
+    store.store_copy_plan(ORDERS, plan)
+    one, other = (SharedChunks(store, ORDERS, plan, waits=False) for _ in range(2))
+
+    chunk = one.take(going_on)
+
+    assert chunk == plan.chunks[0]
+    assert other.take(going_on) is None
+    assert not other.has_free()
+    one.put_back(chunk)
+    assert other.take(going_on) == chunk
+
+
+def test_a_finished_chunk_is_given_to_nobody() -> None:
+    store, plan = MemoryStore(), a_plan(chunks=1)
+    store.store_copy_plan(ORDERS, plan)
+    one, other = (SharedChunks(store, ORDERS, plan, waits=True) for _ in range(2))
+    assert one.take(going_on) is not None
+    done = FinishedChunk(0, 1, 1, Lsn(1))
+    store.finish_chunk(ORDERS, "a", done)
+    one.done(done)
+
+    assert other.take(going_on) is None
+    assert other.finished == {0: done}
+
+
+def test_no_chunk_is_given_of_a_copy_that_another_has_replaced() -> None:
+    store, plan = MemoryStore(), a_plan()
+    store.store_copy_plan(ORDERS, plan)
+    queue = SharedChunks(store, ORDERS, plan, waits=True)
+    store.store_copy_plan(ORDERS, a_plan("b"))
+
+    with pytest.raises(LeaseLost, match="another copy of table 1 has begun"):
+        queue.take(going_on)
+
+
+def test_one_that_waits_for_the_chunks_of_others_hears_a_stop() -> None:
+    store, plan = MemoryStore(), a_plan(chunks=1)
+    store.store_copy_plan(ORDERS, plan)
+    assert SharedChunks(store, ORDERS, plan, waits=True).take(going_on) is not None
+    answers = [False, True]
+
+    with pytest.raises(Stopped):
+        SharedChunks(store, ORDERS, plan, waits=True).take(lambda: answers.pop(0))
