@@ -35,7 +35,12 @@ from etl_dagster.integrations.dagster.presence import (
 )
 from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.step_copy import is_asked_for_by_person
-from etl_dagster.integrations.dagster.translator import REQUEST_TAG, TABLE_TAG
+from etl_dagster.integrations.dagster.translator import (
+    COPIES_TAG,
+    PIPELINE_TAG,
+    REQUEST_TAG,
+    TABLE_TAG,
+)
 from etl_dagster.model.states import Init
 from etl_dagster.runtime.copying.pausing import ask_for_copies, pause_copies, resume_copies
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
@@ -78,7 +83,7 @@ class Instance:
         self.records = [
             SimpleNamespace(
                 dagster_run=SimpleNamespace(
-                    run_id=f"run {number}", status=status, asset_selection={KEY}
+                    run_id=f"run {number}", status=status, asset_selection={KEY}, tags={}
                 ),
                 end_time=None if ended_s_ago is None else now - ended_s_ago,
                 # The database's own clock, in its own time zone, without saying which.
@@ -167,6 +172,20 @@ def test_a_copy_that_runs_is_not_requested() -> None:
     found = due(Instance((DagsterRunStatus.STARTED, None)))
     assert not found.requests
     assert not found.waiting
+
+
+def test_a_copy_that_several_steps_make_is_not_requested() -> None:
+    """Such a run has no assets selected, but names its tables."""
+    instance = Instance((DagsterRunStatus.STARTED, None))
+    run = instance.records[0].dagster_run
+    run.asset_selection = None
+    assert due(instance).requests
+
+    run.tags = {PIPELINE_TAG: "shop", COPIES_TAG: '["public.orders", "public.other"]'}
+    assert not due(instance).requests
+
+    run.tags[PIPELINE_TAG] = "another"
+    assert due(instance).requests
 
 
 def test_only_the_sensor_repeats_the_runs_that_it_requested() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from etl_dagster.integrations.dagster.build import build_etl_definitions
     from etl_dagster.integrations.dagster.component.pipeline import EtlPipelineComponent
     from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
+    from etl_dagster.integrations.dagster.copy_job import build_copy_job
     from etl_dagster.integrations.dagster.count_check import build_etl_count_checks
     from etl_dagster.integrations.dagster.decorator import etl_assets
     from etl_dagster.integrations.dagster.drift_check import build_etl_schema_checks
@@ -88,6 +89,7 @@ __all__ = [
     "RepairRunConfig",
     "SingerDestinationResource",
     "StateStoreResource",
+    "build_copy_job",
     "build_etl_assets",
     "build_etl_checks",
     "build_etl_content_checks",
@@ -117,6 +119,7 @@ _DEFINED_IN = {
     "component.pipeline": ("EtlPipelineComponent",),
     "content_check": ("build_etl_content_checks",),
     "count_check": ("build_etl_count_checks",),
+    "copy_job": ("build_copy_job",),
     "decorator": ("etl_assets",),
     "drift_check": ("build_etl_schema_checks",),
     "jobs": (

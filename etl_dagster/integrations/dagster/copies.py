@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from dagster import (
     AssetCheckKey,
     AssetKey,
     DagsterInstance,
+    DagsterRun,
     DagsterRunStatus,
     RunRequest,
     RunsFilter,
@@ -22,6 +24,7 @@ from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.phrases import as_of
 from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.translator import (
+    COPIES_TAG,
     PIPELINE_TAG,
     REQUEST_TAG,
     STATE_ID,
@@ -75,10 +78,10 @@ def due_copies(
         return DueCopies()
     records = instance.get_run_records(RunsFilter(statuses=_ACTIVE), limit=1000)
     active = [record.dagster_run for record in records]
-    busy = {key for run in active for key in run.asset_selection or ()}
+    busy = {key for run in active for key in _keys_of(run, config.pipeline, keys)}
     ours = set(keys.values())
     room = config.copy_tables.max_table_sync_workers - sum(
-        1 for run in active if ours & (run.asset_selection or set())
+        1 for run in active if ours & _keys_of(run, config.pipeline, keys)
     )
     idle = [table for table in needy if keys[table.name] not in busy]
     if not idle or room <= 0:
@@ -102,6 +105,13 @@ def due_copies(
         else:
             requests.append(_request(config, table, keys[table.name], before))
     return DueCopies(requests, waiting)
+
+
+def _keys_of(run: DagsterRun, pipeline: str, keys: Mapping[str, AssetKey]) -> Set[AssetKey]:
+    """The assets that a run is about: those selected, or those of the tables that it names."""
+    if run.tags.get(PIPELINE_TAG) == pipeline and COPIES_TAG in run.tags:
+        return {keys[name] for name in json.loads(run.tags[COPIES_TAG]) if name in keys}
+    return run.asset_selection or frozenset()
 
 
 def _next_few(tables: Sequence[TableStatus]) -> Sequence[TableStatus]:

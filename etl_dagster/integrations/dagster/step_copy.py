@@ -5,10 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from dagster import AssetExecutionContext, AssetKey, DagsterRunStatus, MaterializeResult, RunsFilter
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    DagsterRunStatus,
+    MaterializeResult,
+    OpExecutionContext,
+    RunsFilter,
+)
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import InvalidState, LeaseLost
@@ -20,12 +27,13 @@ from etl_dagster.integrations.dagster.metadata import (
     table_metadata,
 )
 from etl_dagster.integrations.dagster.outcome import Outcome
-from etl_dagster.integrations.dagster.presence import ReplicatorAbsent, ReplicatorWatch
+from etl_dagster.integrations.dagster.presence import ReplicatorAbsent
 from etl_dagster.integrations.dagster.storage import storage_of
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
 from etl_dagster.lsn import LSN_MAX
+from etl_dagster.model.coordination import FinishedChunk
 from etl_dagster.model.destination import (
     CountsOddValues,
     CountsQuarantinedRows,
@@ -44,6 +52,10 @@ if TYPE_CHECKING:
     # Its drivers cost as much to import as Dagster; every process of Dagster imports this module.
     from etl_dagster.runtime.copying.table_sync import CopyProgress, TableSyncResult
 
+_Result = TypeVar("_Result")
+#: Of an asset's step, or of any other's.
+StepContext: TypeAlias = AssetExecutionContext | OpExecutionContext
+
 _LOG_EVERY_S = 5.0
 _POLL_S = 0.2
 #: How long a worker that was told to stop may take; what it had finished is durable anyway.
@@ -52,7 +64,7 @@ _STOP_S = 60.0
 _ORPHAN_STOP_S = 10.0
 
 
-def is_asked_for_by_person(context: AssetExecutionContext) -> bool:
+def is_asked_for_by_person(context: StepContext) -> bool:
     """Whether a table that is streamed already is to be copied once more.
 
     A run that is executed again has the tags of the first one; the sensor's request was for one
@@ -68,16 +80,24 @@ def is_asked_for_by_person(context: AssetExecutionContext) -> bool:
     return any(other.run_id != context.run.run_id for other in context.instance.get_runs(done))
 
 
+class Watch(Protocol):
+    """What a step looks at while it works."""
+
+    def check(self) -> None:
+        """Raises where to continue is in vain; called often."""
+        ...
+
+
 class StepCopy:
     """One step's work on one table."""
 
     def __init__(
         self,
-        context: AssetExecutionContext,
+        context: StepContext,
         config: PipelineConfig,
         store: CoordinatingStore,
         destination: Destination,
-        watch: ReplicatorWatch,
+        watch: Watch,
         table_name: str,
     ) -> None:
         self._context = context
@@ -91,11 +111,20 @@ class StepCopy:
         self._logged: CopyProgress | None = None
 
     def materialize(self, key: AssetKey) -> MaterializeResult[Any]:
+        self._tag_run({STATE_ID: self._config.state_id(self._name)})
+        schema = self.find()
+        self.prepare(schema.id)
+        metadata = self.metadata(schema, self._run(schema.id))
+        self._tag_run(state_tags(self._position(schema.id).to_state()))
+        return MaterializeResult(asset_key=key, metadata=metadata)
+
+    def metadata(self, schema: TableSchema, result: TableSyncResult | None) -> dict[str, Any]:
+        """What the materialization holds.
+
+        Args:
+            result: of the worker that handed the table over; None where it was another's.
+        """
         state_id = self._config.state_id(self._name)
-        self._tag_run({STATE_ID: state_id})
-        schema = self._find()
-        self._prepare(schema.id)
-        result = self._run(schema.id)
         name = self._name_there(schema)
         full_name = storage_of(self._config.destination).table_name(name)
         row_count, quarantined = self._count(name)
@@ -107,10 +136,7 @@ class StepCopy:
                 row_count = result.row_count
             metadata = table_metadata(full_name, state_id, row_count) | copy_metadata(result)
         metadata |= odd_metadata(self._count_odd(schema.id, name), quarantined)
-        position = self._position(schema.id)
-        metadata |= state_metadata(position)
-        self._tag_run(state_tags(position.to_state()))
-        return MaterializeResult(asset_key=key, metadata=metadata)
+        return metadata | state_metadata(self._position(schema.id))
 
     def _tag_run(self, tags: Mapping[str, str]) -> None:
         """Say whose run this is, as the sensor does with those that it asks for; a run of several
@@ -124,7 +150,7 @@ class StepCopy:
         positions = Positions(self._config, self._store)
         return positions.position(self._name, table_id, state, None)
 
-    def _find(self) -> TableSchema:
+    def find(self) -> TableSchema:
         """The table in the source, by the name that the asset was made with.
 
         On a thread: a lock on any published table makes the catalog wait, for up to a minute.
@@ -154,7 +180,8 @@ class StepCopy:
             solution="Add it to the publication, or reload the code location to forget the asset.",
         )
 
-    def _prepare(self, table_id: TableId) -> None:
+    def prepare(self, table_id: TableId) -> None:
+        """Ask for another copy where the table has one, and the run was started for that."""
         state = self._store.get_table_replication_state(table_id)
         is_again = self._context.retry_number > 0 or not is_asked_for_by_person(self._context)
         match state:
@@ -178,17 +205,17 @@ class StepCopy:
             if isinstance(state, Ready | SyncDone):
                 return None
             try:
-                result = self._run_worker(table_id)
+                result = self.lead(table_id)
             except LeaseLost:
                 self._log.info(f"another worker copies {self._name}; waiting for it")
                 self._wait_for_other(table_id)
-                self._require_wanted(table_id)
+                self.require_wanted(table_id)
                 continue
             if result is None:
                 raise LeaseLost(f"the copy of {self._name} was told to stop")
             return result
 
-    def _require_wanted(self, table_id: TableId) -> None:
+    def require_wanted(self, table_id: TableId) -> None:
         """See that the table has not stopped meanwhile, as by `etl-dagster resync --cancel`.
 
         Raises:
@@ -198,7 +225,22 @@ class StepCopy:
         if isinstance(state, Errored) and not isinstance(state.retry, TimedRetry):
             raise InvalidState(f"{self._name} stopped: {state.reason}", solution=state.solution)
 
-    def _run_worker(self, table_id: TableId) -> TableSyncResult | None:
+    def lead(
+        self,
+        table_id: TableId,
+        on_chunk: Callable[[FinishedChunk], None] = lambda chunk: None,
+        on_begin: Callable[[], None] = lambda: None,
+    ) -> TableSyncResult | None:
+        """Be the table's worker up to its hand-over; None when told to stop.
+
+        Args:
+            on_chunk: called with each chunk that this step has finished, on some thread.
+            on_begin: called once the table is this step's.
+
+        Raises:
+            LeaseLost: another worker has the table.
+            EtlError: the copy failed.
+        """
         from etl_dagster.runtime.copying.table_sync import TableSync
 
         stop = threading.Event()
@@ -210,14 +252,54 @@ class StepCopy:
             table_id,
             stop=stop,
             on_progress=progress.append,
+            on_chunk=on_chunk,
         )
-        outcome = Outcome(worker.run)
+
+        has_begun = False
+
+        def show() -> None:
+            nonlocal has_begun
+            if progress:
+                if not has_begun:
+                    on_begin()
+                has_begun = True
+                self._show(progress[-1])
+                del progress[:-1]
+
+        return self._attend(worker.run, stop, show)
+
+    def help(
+        self,
+        table_id: TableId,
+        on_chunk: Callable[[FinishedChunk], None],
+        show: Callable[[], None],
+    ) -> bool:
+        """Copy what is free of the chunks of another worker's copy; whether anything was.
+
+        Args:
+            on_chunk: called with each chunk that this step has finished, on some thread.
+            show: called often meanwhile.
+
+        Raises:
+            LeaseLost: that copy was given up.
+            EtlError: a chunk failed; it is free again.
+        """
+        from etl_dagster.runtime.copying.copy_helper import CopyHelper
+
+        stop = threading.Event()
+        helper = CopyHelper(
+            self._config, self._store, self._destination, table_id, stop=stop, on_chunk=on_chunk
+        )
+        return self._attend(helper.run, stop, show)
+
+    def _attend(
+        self, work: Callable[[], _Result], stop: threading.Event, show: Callable[[], None]
+    ) -> _Result:
+        outcome = Outcome(work)
         try:
             while not outcome.wait(_POLL_S):
                 self._watch.check()
-                if progress:
-                    self._show(progress[-1])
-                    del progress[:-1]
+                show()
         except BaseException as reason:
             # The run is terminated, or has no replicator. What is finished stays, and the next
             # run continues from there.
@@ -227,8 +309,7 @@ class StepCopy:
                 destination.interrupt()
             outcome.wait(_STOP_S if not isinstance(reason, ReplicatorAbsent) else _ORPHAN_STOP_S)
             raise
-        if progress:
-            self._show(progress[-1])
+        show()
         return outcome.result()
 
     def _wait_for_other(self, table_id: TableId) -> None:

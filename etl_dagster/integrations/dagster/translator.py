@@ -17,6 +17,8 @@ PIPELINE_TAG = "etl_dagster/pipeline"
 TABLE_TAG = "etl_dagster/table"
 #: Names one request of the sensor for a copy; a run that repeats it was asked for by a person.
 REQUEST_TAG = "etl_dagster/request"
+#: The tables, as JSON, that a run copies which has no assets selected.
+COPIES_TAG = "etl_dagster/copies"
 STATE_ID = "meltano/state_id"
 #: The state itself, in the metadata of materializations and the tags of their runs.
 STATE = "meltano/state"
