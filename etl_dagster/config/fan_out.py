@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
+from etl_dagster.config.names import BETWEEN
 from etl_dagster.config.section import ByteCount, Section
-
-#: Stands between the names of a pipeline and of one of its destinations.
-BETWEEN = "__"
 
 
 class FanOutConfig(Section):

@@ -25,11 +25,12 @@ from etl_dagster.config.ends import (
     StoreConfig,
     default_store,
 )
-from etl_dagster.config.fan_out import BETWEEN, FanOutConfig, FanOutMember
+from etl_dagster.config.fan_out import FanOutConfig, FanOutMember
 from etl_dagster.config.meltano import MeltanoConfig
 from etl_dagster.config.memory import MemoryConfig
 from etl_dagster.config.merging import MergedTables
 from etl_dagster.config.metrics import MetricsConfig
+from etl_dagster.config.names import BETWEEN, LONGEST, is_slug, mistakes_of_names
 from etl_dagster.config.pace import BatchConfig, CopyConfig, RepairConfig, RetryConfig
 from etl_dagster.config.section import Section
 from etl_dagster.config.shape import require_salt
@@ -46,9 +47,6 @@ from etl_dagster.config.tables import (
 from etl_dagster.kinds import DESTINATIONS, STORES
 from etl_dagster.table_pattern import TablePattern
 
-_SLUG = re.compile(r"[a-z][a-z0-9_]*")
-#: Of a pipeline: the name of a slot holds it, and Postgres keeps 63 bytes of that.
-_NAME_LENGTH = 30
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
 #: Settings that say how values arrive.
 _CHOICES = ("nested", "numeric")
@@ -58,7 +56,7 @@ class PipelineConfig(Section):
     """A pipeline: from one publication to one destination, or to several."""
 
     pipeline: str = Field(
-        max_length=_NAME_LENGTH,
+        max_length=LONGEST,
         description="Its name: part of slot names and state IDs. Lower-case letters, digits, _.",
     )
     environment: str = Field(
@@ -143,7 +141,7 @@ class PipelineConfig(Section):
     @field_validator("pipeline")
     @classmethod
     def _is_slug(cls, name: str) -> str:
-        if not _SLUG.fullmatch(name):
+        if not is_slug(name):
             raise ValueError(
                 "must begin with a lower-case letter and hold only lower-case letters, digits and _"
             )
@@ -172,18 +170,9 @@ class PipelineConfig(Section):
         mistakes = []
         if self.destinations and self.destination.type != GIVEN:
             mistakes.append("give either destination or destinations, not both")
-        for name in self.destinations:
-            place = f"destinations.{name}"
-            if not _SLUG.fullmatch(name) or BETWEEN in name or name.endswith("_"):
-                mistakes.append(
-                    f"{place}: a name must begin with a lower-case letter, hold only lower-case "
-                    "letters, digits and single _, and not end with one"
-                )
-            elif len(name) + len(BETWEEN) + len(self.pipeline) > _NAME_LENGTH:
-                mistakes.append(
-                    f"{place}: the names of pipeline and destination have together more than "
-                    f"{_NAME_LENGTH - len(BETWEEN)} characters"
-                )
+        mistakes += mistakes_of_names(
+            "destinations", self.pipeline, self.destinations, "destination"
+        )
         former = self.fan_out.former
         if former is not None and former not in self.destinations:
             mistakes.append(f"fan_out.former: {former} is not one of the destinations")
