@@ -15,8 +15,13 @@ from etl_dagster.model.destination import Destination, lacking, members
 from etl_dagster.model.stores import Closes, CoordinatingStore, PipelineStore
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.local_store import coordinating
+from etl_dagster.runtime.memory import MemoryBudget
+from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.sharding import require_one_shard, require_seeing, require_shared
+from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.tables.odd_policies import require_quarantine
 from etl_dagster.runtime.tables.table_modes import require_modes
+from etl_dagster.runtime.together import Together
 
 
 def build_store(config: PipelineConfig) -> CoordinatingStore:
@@ -27,7 +32,9 @@ def build_store(config: PipelineConfig) -> CoordinatingStore:
     Raises:
         ConfigError: what the section says can't be used.
     """
-    return coordinating(_make(STORES, "state_store", PipelineStore, config))
+    store = coordinating(_make(STORES, "state_store", PipelineStore, config))
+    require_seeing(config, store)
+    return store
 
 
 @contextlib.contextmanager
@@ -62,13 +69,33 @@ def opened_members(config: PipelineConfig) -> Iterator[dict[str, MemberParts]]:
         yield parts
 
 
+@contextlib.contextmanager
+def opened_shards(config: PipelineConfig, *, observer: Observer = SILENT) -> Iterator[Together]:
+    """The pipelines of all shards, not yet started, for this block; they share a memory budget.
+
+    Raises:
+        ConfigError: what a section says can't be used.
+    """
+    memory = MemoryBudget.of(config)
+
+    def make(shard: PipelineConfig, store: CoordinatingStore) -> Pipeline:
+        return Pipeline(shard, store, build_destination(shard), observer=observer, memory=memory)
+
+    with contextlib.ExitStack() as stack:
+        shards = config.members()
+        stores = {name: stack.enter_context(opened_store(each)) for name, each in shards.items()}
+        yield Together(shards, stores, make)
+
+
 def build_destination(config: PipelineConfig) -> Destination:
     """The destination, not yet opened: `startup` does.
 
     Raises:
         ConfigError: what the section says can't be used, or another setting can't with it.
     """
+    require_one_shard(config)
     destination: Destination = _make(DESTINATIONS, "destination", Destination, config)
+    require_shared(config, destination)
     require_quarantine(config, destination)
     require_modes(config, destination)
     return destination

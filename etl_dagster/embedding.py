@@ -49,7 +49,8 @@ def run(
             durable at the destination.
 
     Returns:
-        The last status of each destination, by its name in `destinations`, or by its type. A
+        The last status of each destination, by its name in `destinations`, or by its type; of
+        several shards, that of each, by its name. A
         table that has stopped doesn't end the run: see `TableStatus.error`.
 
     Raises:

@@ -493,6 +493,49 @@ class DestinationShared(DestinationError):
     )
 
 
+class ShardsOverlap(SourceNotPrepared):
+    """A table is in the publications of several shards: each would write it."""
+
+    solution = (
+        "Take it out of all publications but one. To bring a table that is streamed to another "
+        "shard: `etl-dagster move TABLE --to SHARD`."
+    )
+
+
+class TableOfAnotherShard(EtlError):
+    """The state store has the table as one of another shard, which may still write it."""
+
+    def __init__(self, name: str, other: str, *, shard: str, publication: str) -> None:
+        super().__init__(
+            f"{name} is a table of the shard {other!r}, and is not copied by the shard {shard!r}",
+            solution=f"To bring it over without a copy: put it back into publication "
+            f"{publication!r} alone, and `etl-dagster move {name} --to {shard}`. To copy it: take "
+            f"it out of publication {publication!r}, let the shard {other!r} run until it has let "
+            f"go of the table, then `etl-dagster resync {name} --shard {shard}`.",
+        )
+
+
+class MoveNotFinished(EtlError):
+    """A table was moved here, and the shard that had it has not let go of it yet."""
+
+    retryable = True
+
+    def __init__(self, name: str, other: str, shard: str) -> None:
+        super().__init__(
+            f"{name} is being moved to the shard {shard!r}, and the shard {other!r} still has it",
+            solution=f"Stop both; `etl-dagster move {name} --to {shard}` finishes it.",
+        )
+
+
+class MoveRefused(EtlError):
+    """A table can't be brought to another shard as it is; nothing was changed."""
+
+    solution = (
+        "Bring it over with a copy: take it out of the one publication, let that shard run until "
+        "it has let go of the table, and add it to the other one."
+    )
+
+
 class DestinationRestored(DestinationError):
     """The destination is an older copy of itself: changes that were written are not in it."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
-from etl_dagster.assembly import build_destination, opened_members, opened_store
+from etl_dagster.assembly import build_destination, opened_members, opened_shards, opened_store
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.fan_out.fan_out import FanOut
@@ -26,7 +26,8 @@ class RunningPipeline(Protocol):
     """What can be asked of a pipeline while it runs, with one destination or several."""
 
     def statuses(self) -> dict[str, PipelineStatus]:
-        """The status of each destination, by its name in `destinations`, or by its type."""
+        """The status of each destination, by its name in `destinations`, or by its type; of
+        several shards, that of each, by its name."""
 
     def wait_until_caught_up(self, timeout_s: float | None = None) -> bool:
         """Wait until all tables are copied and everything committed before is durable.
@@ -61,7 +62,8 @@ def running_with(config: PipelineConfig, companion: Companion) -> Iterator[Runni
         ConfigError: the configuration can't be used.
         EtlError: the pipeline can't start, or failed while it ran.
     """
-    with (_several if config.destinations else _one)(config, companion) as pipeline:
+    several = _shards if config.shards else _several if config.destinations else _one
+    with several(config, companion) as pipeline:
         yield pipeline
 
 
@@ -92,6 +94,17 @@ def _several(config: PipelineConfig, companion: Companion) -> Iterator[RunningPi
             for name, member in fan_out.members.items():
                 companions.enter_context(companion(parts[name].config, member.store, member.status))
             yield fan_out
+
+
+@contextlib.contextmanager
+def _shards(config: PipelineConfig, companion: Companion) -> Iterator[RunningPipeline]:
+    with exporting(config) as observer, opened_shards(config, observer=observer) as together:
+        together.start()
+        with contextlib.ExitStack() as companions, _ended(together):
+            for name, pipeline in together.pipelines.items():
+                store = together.stores[name]
+                companions.enter_context(companion(together.configs[name], store, pipeline.status))
+            yield together
 
 
 @contextlib.contextmanager

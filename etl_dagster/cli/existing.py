@@ -45,6 +45,25 @@ def existing_store(
         yield store
 
 
+def that_ran(whole: PipelineConfig) -> dict[str, PipelineConfig]:
+    """The parts of a pipeline, by name; of shards, those that ran before, where any did.
+
+    A shard that was added to the configuration has no state until it is started.
+
+    Raises:
+        EtlError: the store can't be reached.
+    """
+    parts = whole.members() or {"": whole}
+    if not whole.shards:
+        return parts
+    ran = {}
+    for name, config in parts.items():
+        with opened_store(config) as store:
+            if _knows_pipeline(store):
+                ran[name] = config
+    return ran or parts
+
+
 def _knows_pipeline(store: CoordinatingStore) -> bool:
     look = getattr(store, "knows_pipeline", None)
     return bool(look() if look is not None else store.get_table_replication_states())

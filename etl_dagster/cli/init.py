@@ -51,6 +51,11 @@ destination:
 #     type: duckdb
 #     path: {path}
 
+# A stream that outgrows one slot: further ones, with a publication each, into the same destination.
+# shards:
+#   events:
+#     publication: events_pub
+
 # Memory of the process above which reading pauses; by default 3/4 of what there is.
 # memory:
 #   max_bytes: 1GiB

@@ -10,7 +10,7 @@ import click
 
 from etl_dagster.cli.confirming import changes_something, is_wanted, require_decided
 from etl_dagster.cli.listing import few
-from etl_dagster.cli.options import config_option, json_option, load
+from etl_dagster.cli.options import config_option, json_option, load_shared
 
 if TYPE_CHECKING:
     from etl_dagster.destinations.ducklake.maintenance import Maintenance
@@ -51,7 +51,7 @@ def maintain(config_path: Path, days: float, dry_run: bool, yes: bool, as_json: 
     from etl_dagster.destinations.ducklake.maintenance import maintain as run
     from etl_dagster.errors import DestinationError
 
-    destination = load(config_path).destination
+    destination = load_shared(config_path).destination
     if not isinstance(destination, DuckLakeDestinationConfig):
         raise DestinationError(
             f"a destination of type {destination.type} is not a DuckLake",

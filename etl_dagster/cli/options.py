@@ -18,12 +18,20 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-#: Where the chosen destination is kept for `load`.
-_CHOSEN = "etl_dagster.destination"
+#: Where the chosen destination and the chosen shard are kept for `load`.
+_CHOSEN, _SHARD = "etl_dagster.destination", "etl_dagster.shard"
 
 
 def config_option(command: Command) -> Command:
-    """Adds ``-c`` and ``--destination``; the command receives the path as `config_path`."""
+    """Adds ``-c``, ``--destination`` and ``--shard``; the command receives the path as
+    `config_path`."""
+    shard = click.option(
+        "--shard",
+        metavar="NAME",
+        expose_value=False,
+        callback=_choose_shard,
+        help="Of several shards, the one that is meant; the first is called as the pipeline.",
+    )
     chosen = click.option(
         "--destination",
         metavar="NAME",
@@ -42,11 +50,15 @@ def config_option(command: Command) -> Command:
         show_envvar=True,
         help="The configuration.",
     )
-    return with_path(chosen(command))
+    return with_path(chosen(shard(command)))
 
 
 def _choose(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
     context.meta[_CHOSEN] = name
+
+
+def _choose_shard(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    context.meta[_SHARD] = name
 
 
 def json_option(command: Command) -> Command:
@@ -56,11 +68,11 @@ def json_option(command: Command) -> Command:
 
 
 def load(path: Path) -> PipelineConfig:
-    """Read the configuration of one pipeline: of several destinations, the one that was named.
+    """Read the configuration of one pipeline: of several destinations or shards, the named one.
 
     Raises:
         ConfigError: it is not there, or holds mistakes.
-        UsageError: which destination is meant is not said, or there is none of that name.
+        UsageError: which one is meant is not said, or there is none of that name.
     """
     config = load_whole(path)
     if config.destinations:
@@ -68,11 +80,22 @@ def load(path: Path) -> PipelineConfig:
             f"{config.pipeline} has several destinations: choose one with --destination "
             f"({', '.join(config.destinations)})"
         )
+    if config.shards:
+        raise click.UsageError(
+            f"{config.pipeline} has several shards: choose one with --shard "
+            f"({', '.join(config.members())})"
+        )
     return config
 
 
+def load_shared(path: Path) -> PipelineConfig:
+    """As `load`, where only what all shards have in common is needed, such as the destination."""
+    config = load_whole(path)
+    return next(iter(config.members().values())) if config.shards else load(path)
+
+
 def load_each(path: Path) -> dict[str, PipelineConfig]:
-    """Read the configuration; by name, a pipeline for each destination, or the one that was named.
+    """Read the configuration; by name, a pipeline for each destination or shard, or the named one.
 
     Raises:
         ConfigError, UsageError: as `load`.
@@ -82,14 +105,17 @@ def load_each(path: Path) -> dict[str, PipelineConfig]:
 
 
 def load_whole(path: Path) -> PipelineConfig:
-    """Read the configuration, with all destinations where none was named.
+    """Read the configuration, with all destinations or shards where none was named.
 
     Raises:
         ConfigError, UsageError: as `load`.
     """
     config = _load(path)
     context = click.get_current_context(silent=True)
-    name = None if context is None else context.meta.get(_CHOSEN)
+    meta = {} if context is None else context.meta
+    if (shard := meta.get(_SHARD)) is not None:
+        return _shard(config, shard)
+    name = meta.get(_CHOSEN)
     if name is None:
         return config
     if name not in config.destinations:
@@ -98,6 +124,14 @@ def load_whole(path: Path) -> PipelineConfig:
             f"{config.pipeline} has no destination {name!r} under `destinations`: {known}"
         )
     return config.member(name)
+
+
+def _shard(config: PipelineConfig, name: str) -> PipelineConfig:
+    shards = config.members() if config.shards else {}
+    if name not in shards:
+        known = ", ".join(shards) or "it has one stream, which has no name"
+        raise click.UsageError(f"{config.pipeline} has no shard {name!r}: {known}")
+    return shards[name]
 
 
 def _load(path: Path) -> PipelineConfig:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etl_dagster.cli.listing import ROWS, say_more
-from etl_dagster.cli.options import config_option, json_option, load
+from etl_dagster.cli.options import config_option, json_option, load_shared
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +37,7 @@ def query(sql: str, config_path: Path, as_csv: bool, as_json: bool) -> None:
     """
     if as_csv and as_json:
         raise click.UsageError("choose one of --csv and --json")
-    columns, rows = _answer(load(config_path), sql)
+    columns, rows = _answer(load_shared(config_path), sql)
     if as_csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(columns)

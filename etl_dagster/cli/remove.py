@@ -57,11 +57,13 @@ def remove(
     """
     require_decided(as_json=as_json, dry_run=dry_run, yes=yes)
     whole = load_whole(config_path)
+    from etl_dagster.cli.existing import that_ran
+
     with contextlib.ExitStack() as stack:
         control = None if keep_slots else stack.enter_context(_control(whole))
         found = [
             stack.enter_context(_found(config, control, with_tables=with_tables))
-            for config in (whole.members() or {"": whole}).values()
+            for config in that_ran(whole).values()
         ]
         shared = _shared_slots(whole, control)
         answer = {

@@ -56,13 +56,14 @@ def run(
     the next start continues from the last durable position. --json writes the status as one object
     on each line. With --until-caught-up, a run that was stopped before ends with exit code 130, or
     with 143 where SIGTERM or SIGHUP stopped it.
+    With --shard, this process runs one shard alone; without, all of them.
 
     \b
     etl-dagster run --until-caught-up --plain
     """
     try:
         config = load_whole(config_path)
-        if config.destinations:
+        if config.destinations or config.shards:
             from etl_dagster.cli.run_several import run_several
 
             has_errors = run_several(

@@ -1,13 +1,13 @@
-"""`etl-dagster run` for several destinations: one process, and one view of all of them."""
+"""`etl-dagster run` for several destinations or shards: one process, and one view of them all."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import click
 
@@ -25,7 +25,8 @@ from etl_dagster.cli.views import JsonView, LinesView
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.errors import EtlError
-    from etl_dagster.runtime.fan_out.fan_out import FanOut
+    from etl_dagster.model.stores import CoordinatingStore
+    from etl_dagster.runtime.showing.observer import Observer
     from etl_dagster.runtime.showing.status import PipelineStatus
 
 
@@ -45,9 +46,7 @@ def run_several(
         NotCaughtUp: it was stopped before.
         EtlError: it can't run as it is configured.
     """
-    from etl_dagster.assembly import opened_members, opened_store
     from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
-    from etl_dagster.runtime.fan_out.fan_out import FanOut
     from etl_dagster.runtime.showing.exporting import exporting
 
     _wait_for_servers(config)
@@ -55,35 +54,85 @@ def run_several(
     view = _Together(config, as_json=as_json, is_log_json=is_json_log)
     level = logging.INFO if plain or is_json_log else logging.WARNING
     set_up_logging(context, level, view.log_handler(), as_json=is_json_log, names_pipelines=True)
-    with (
-        opened_store(config) as store,
-        opened_members(config) as parts,
-        exporting(config) as observer,
-    ):
-        fan_out = FanOut(config, store, parts, observer=observer)
-        running = _Running(fan_out, view)
-        with stopped_by_signals(fan_out.shutdown, view) as asked:
+    opened = _opened_shards if config.shards else _opened_destinations
+    with exporting(config) as observer, opened(config, observer) as (several, find_parts):
+        running = _Running(several, view)
+        with stopped_by_signals(several.shutdown, view) as asked:
             if not start(running, asked):
                 asked.end_soon(has_goal=until_caught_up)
                 if until_caught_up:
                     raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
                 return False
             with contextlib.ExitStack() as mirrors:
-                for name, member in fan_out.members.items():
-                    mirrors.enter_context(
-                        mirrored_positions(parts[name].config, member.store, member.status)
-                    )
+                for parts in find_parts():
+                    mirrors.enter_context(mirrored_positions(*parts))
                 with asked.ends_soon_after(has_goal=until_caught_up):
                     follow(running, view, asked, until_caught_up=until_caught_up)
-    statuses = fan_out.statuses().values()
+    statuses = several.statuses().values()
     return any(table.error for status in statuses for table in status.tables.values())
 
 
+class _Several(Protocol):
+    """A fan-out, or shards together."""
+
+    def start(self) -> None: ...
+
+    def shutdown(self) -> None: ...
+
+    def wait(self, timeout_s: float | None = None) -> bool: ...
+
+    def wait_until_caught_up(self, timeout_s: float | None = None) -> bool: ...
+
+    def statuses(self) -> dict[str, PipelineStatus]: ...
+
+
+#: Gives the configuration, the store and the status of each, once they are started.
+_FindParts: TypeAlias = Callable[
+    [],
+    "Sequence[tuple[PipelineConfig, CoordinatingStore, Callable[[], PipelineStatus | None]]]",
+]
+
+
+@contextlib.contextmanager
+def _opened_destinations(
+    config: PipelineConfig, observer: Observer
+) -> Iterator[tuple[_Several, _FindParts]]:
+    from etl_dagster.assembly import opened_members, opened_store
+    from etl_dagster.runtime.fan_out.fan_out import FanOut
+
+    with opened_store(config) as store, opened_members(config) as parts:
+        fan_out = FanOut(config, store, parts, observer=observer)
+        yield (
+            fan_out,
+            lambda: [
+                (parts[name].config, member.store, member.status)
+                for name, member in fan_out.members.items()
+            ],
+        )
+
+
+@contextlib.contextmanager
+def _opened_shards(
+    config: PipelineConfig, observer: Observer
+) -> Iterator[tuple[_Several, _FindParts]]:
+    from etl_dagster.assembly import opened_shards
+
+    with opened_shards(config, observer=observer) as together:
+        yield (
+            together,
+            lambda: [
+                (shard, together.stores[name], together.pipelines[name].status)
+                for name, shard in together.configs.items()
+            ],
+        )
+
+
 def _wait_for_servers(config: PipelineConfig) -> None:
-    """Wait for servers that start up. A destination that fails by itself holds nothing up.
+    """Wait for servers that start up. A destination that fails by itself holds nothing up; a shard
+    does.
 
     Raises:
-        EtlError: something stands in the way of every destination.
+        EtlError: something stands in the way of every destination, or of a shard.
     """
     from etl_dagster.cli.checks import failed_checks, refuse
 
@@ -91,12 +140,14 @@ def _wait_for_servers(config: PipelineConfig) -> None:
     said = False
     while True:
         failures = {name: failed_checks(each) for name, each in config.members().items()}
-        if not all(failures.values()):
+        if not any(failures.values()):
+            return
+        if not config.shards and not all(failures.values()):
             for name, found in failures.items():
                 for failure in found:
                     click.echo(f"{name}: {failure.reason}", err=True)
             return
-        first: list[EtlError] = next(iter(failures.values()))
+        first: list[EtlError] = next(filter(None, failures.values()))
         if time.monotonic() > deadline or not all(error.is_starting for error in first):
             refuse(first)
         if not said:
@@ -106,12 +157,12 @@ def _wait_for_servers(config: PipelineConfig) -> None:
 
 
 class _Together:
-    """A view of each destination, in lines that begin with its name, or as JSON."""
+    """A view of each destination or shard, in lines that begin with its name, or as JSON."""
 
     def __init__(self, config: PipelineConfig, *, as_json: bool, is_log_json: bool) -> None:
         self._views: Mapping[str, JsonView | LinesView] = {
             name: JsonView() if as_json else LinesView(prefix=f"{name}: ", is_log_json=is_log_json)
-            for name in config.destinations
+            for name in config.members()
         }
         first = next(iter(self._views.values()))
         self._first = first
@@ -141,19 +192,19 @@ class _Together:
 
 
 class _Running:
-    """A fan-out as what `follow` follows."""
+    """Several as what `follow` follows."""
 
-    def __init__(self, fan_out: FanOut, view: _Together) -> None:
-        self._fan_out = fan_out
+    def __init__(self, several: _Several, view: _Together) -> None:
+        self._several = several
         self._view = view
-        self.start = fan_out.start
-        self.shutdown = fan_out.shutdown
-        self.wait = fan_out.wait
-        self.wait_until_caught_up = fan_out.wait_until_caught_up
+        self.start = several.start
+        self.shutdown = several.shutdown
+        self.wait = several.wait
+        self.wait_until_caught_up = several.wait_until_caught_up
 
     def status(self) -> PipelineStatus:
         """Those of all are shown; returns one with the tables of all, for a count."""
-        statuses = self._fan_out.statuses()
+        statuses = self._several.statuses()
         self._view.show_each(statuses)
         tables = {
             f"{name} {table}": each

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from etl_dagster.cli.options import config_option, load
+from etl_dagster.cli.options import config_option, load_shared
 
 if TYPE_CHECKING:
     from etl_dagster.integrations.meltano.states.storage import StateLocation, StateStorage
@@ -62,7 +62,7 @@ def _location(uri: str | None, config_path: Path) -> StateLocation:
         )
         nowhere.solution = "--uri postgres://user:password@host:port/database/schema"
         raise nowhere
-    location = states_location(load(config_path))
+    location = states_location(load_shared(config_path))
     if location is None:
         raise ConfigError(
             [

@@ -46,24 +46,27 @@ def status(
     if [is_watched, page is not None, as_json].count(True) > 1:
         raise click.UsageError("choose one of --watch, --html and --json")
     whole = load_whole(config_path)
+    from etl_dagster.cli.existing import that_ran
+
     if is_watched:
         from etl_dagster.cli.watching import watch
 
-        watch(whole.members() or {"": whole})
+        watch(that_ran(whole))
         return
     if page is not None:
         _write_page(whole, page)
         return
-    if not whole.destinations:
+    if not (whole.destinations or whole.shards):
         report = _collect(whole)
         if as_json:
             click.echo(json.dumps(report, indent=2))
         else:
             _show(report, everything=everything)
         return
-    reports = {name: _collect(member) for name, member in whole.members().items()}
+    reports = {name: _collect(member) for name, member in that_ran(whole).items()}
     if as_json:
-        click.echo(json.dumps({"pipeline": whole.pipeline, "destinations": reports}, indent=2))
+        several = "shards" if whole.shards else "destinations"
+        click.echo(json.dumps({"pipeline": whole.pipeline, several: reports}, indent=2))
         return
     for number, (name, report) in enumerate(reports.items()):
         click.echo(("" if number == 0 else "\n") + click.style(name, bold=True))
@@ -71,12 +74,12 @@ def status(
 
 
 def _write_page(whole: PipelineConfig, path: Path) -> None:
-    from etl_dagster.cli.existing import existing_store
+    from etl_dagster.cli.existing import existing_store, that_ran
     from etl_dagster.cli.status_page import status_page
     from etl_dagster.runtime.showing.history import HISTORY, read_history
 
     reports = []
-    for config in (whole.members() or {"": whole}).values():
+    for config in that_ran(whole).values():
         with existing_store(config) as store:
             reports.append((collect(config, store), read_history(store.get_status(HISTORY))))
     path.write_text(status_page(reports), "utf-8")

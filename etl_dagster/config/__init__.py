@@ -15,6 +15,7 @@ from etl_dagster.config.pace import BatchConfig, CopyConfig, RepairConfig, Retry
 from etl_dagster.config.pipeline import PipelineConfig
 from etl_dagster.config.reading import load_config, parse_config
 from etl_dagster.config.section import ByteCount
+from etl_dagster.config.shards import ShardConfig, Sharding
 from etl_dagster.config.source import SourceConfig
 from etl_dagster.config.tables import (
     ColumnConfig,
@@ -43,6 +44,8 @@ __all__ = [
     "PipelineConfig",
     "RepairConfig",
     "RetryConfig",
+    "ShardConfig",
+    "Sharding",
     "SourceConfig",
     "StoreConfig",
     "TableConfig",

@@ -12,6 +12,7 @@ from etl_dagster.config.fan_out import FanOutConfig
 from etl_dagster.config.meltano import MeltanoConfig
 from etl_dagster.config.pace import BatchConfig, CopyConfig, RetryConfig
 from etl_dagster.config.pipeline import PipelineConfig
+from etl_dagster.config.shards import ShardConfig
 from etl_dagster.config.source import SourceConfig
 from etl_dagster.config.tables import ColumnConfig, TableConfig
 from etl_dagster.config.text import Place, describe, suggest
@@ -46,6 +47,8 @@ def _section_model(place: Place, values: Mapping[str, Any]) -> type[BaseModel] |
     match place:
         case ():
             return PipelineConfig
+        case ("shards", _):
+            return ShardConfig
         case ("tables", _):
             return TableConfig
         case ("tables", _, "columns", _):

@@ -1,11 +1,11 @@
-"""Names that become part of the names of slots: of pipelines and their destinations."""
+"""Names that become part of the names of slots: of pipelines, their destinations and shards."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
 
-#: Stands between the names of a pipeline and of one of its destinations.
+#: Stands between the names of a pipeline and of one of its destinations or shards.
 BETWEEN = "__"
 #: Of a pipeline: the name of a slot holds it, and Postgres keeps 63 bytes of that.
 LONGEST = 30

@@ -34,6 +34,7 @@ from etl_dagster.config.names import BETWEEN, LONGEST, is_slug, mistakes_of_name
 from etl_dagster.config.pace import BatchConfig, CopyConfig, RepairConfig, RetryConfig
 from etl_dagster.config.section import Section
 from etl_dagster.config.shape import require_salt
+from etl_dagster.config.shards import ShardConfig, Sharding, mistakes_of_shards, shardings
 from etl_dagster.config.source import SourceConfig
 from etl_dagster.config.tables import (
     ColumnConfig,
@@ -78,6 +79,11 @@ class PipelineConfig(Section):
         "slot.",
     )
     fan_out: FanOutConfig = FanOutConfig()
+    shards: dict[str, ShardConfig] = Field(
+        {},
+        description="Further streams, each by a name of its own, with a publication and a slot "
+        "each, into the same destination; the tables of `source.publication` stay in the first.",
+    )
     memory: MemoryConfig = MemoryConfig()
     batch: BatchConfig = BatchConfig()
     copy_tables: CopyConfig = Field(CopyConfig(), alias="copy")
@@ -134,6 +140,7 @@ class PipelineConfig(Section):
     #: Of a destination that the pipeline was given as an object.
     _given_has_own_types: bool = PrivateAttr(default=False)
     _membership: FanOutMember | None = PrivateAttr(default=None)
+    _sharding: Sharding | None = PrivateAttr(default=None)
     _whole: PipelineConfig | None = PrivateAttr(default=None)
     _given_reads_text: bool = PrivateAttr(default=False)
     _given_makes_types: bool = PrivateAttr(default=False)
@@ -179,6 +186,14 @@ class PipelineConfig(Section):
         if self.destinations and self.on_lost_slot != "stop":
             mistakes.append(
                 f"on_lost_slot: {self.on_lost_slot} is for a pipeline with one destination"
+            )
+        if self.shards:
+            mistakes += mistakes_of_names("shards", self.pipeline, self.shards, "shard")
+            mistakes += mistakes_of_shards(
+                self.pipeline,
+                self.source.publication,
+                self.shards,
+                has_several=bool(self.destinations),
             )
         if mistakes:
             raise ValueError("; ".join(mistakes))
@@ -271,12 +286,35 @@ class PipelineConfig(Section):
 
     @property
     def whole(self) -> PipelineConfig:
-        """The pipeline with all its destinations that this is a member of, or itself."""
+        """The pipeline with all its destinations or shards that this is one of, or itself."""
         return self if self._whole is None else self._whole
 
     def members(self) -> dict[str, PipelineConfig]:
-        """The pipelines to all `destinations`, by name; none where there is only one."""
-        return {name: self.member(name) for name in self.destinations}
+        """The pipelines to all `destinations`, or of all shards, by name; else none."""
+        return {name: self.member(name) for name in self.destinations} or self._shards()
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """Which shard `members` made this of; None of a pipeline with one stream."""
+        return self._sharding
+
+    def _shards(self) -> dict[str, PipelineConfig]:
+        if not self.shards:
+            return {}
+        found = shardings(self.pipeline, self.source.publication, self.shards)
+        return {name: self._shard(sharding) for name, sharding in found.items()}
+
+    def _shard(self, sharding: Sharding) -> PipelineConfig:
+        publication = sharding.publications[sharding.name]
+        copy = self.model_copy(
+            update={
+                "pipeline": sharding.pipelines[sharding.name],
+                "source": self.source.model_copy(update={"publication": publication}),
+                "shards": {},
+            }
+        )
+        copy._sharding, copy._whole = sharding, self
+        return copy
 
     def state_id(self, table_name: str) -> str:
         """The Meltano state ID of a table, given as the text of its `TableName`."""

@@ -54,6 +54,9 @@ class Capabilities:
     #: Several processes, also on several machines, may write chunks of one copy at a time. If two
     #: write the same one, the table has it once.
     shared_copies: bool = False
+    #: Several pipelines may write to it at a time, each its own tables, from one process or from
+    #: several: as the shards of a pipeline do, which is refused without it.
+    shards: bool = False
     #: The further contracts that it fulfils, of `FURTHER_CONTRACTS`. None: those whose methods it
     #: has. Declared, they are exactly these, and the suite finds a method that is missing or has
     #: another name; a class that is derived from it declares what it adds.

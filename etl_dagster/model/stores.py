@@ -44,6 +44,7 @@ __all__ = [
     "ManyTables",
     "PipelineStore",
     "SchemaStore",
+    "SeesOtherPipelines",
     "SharedStateStore",
     "StateStore",
     "TableLifecycleStore",
@@ -238,6 +239,15 @@ class RemovesPipeline(Protocol):
 
     def remove_pipeline(self) -> None:
         """Delete everything kept of the pipeline; idempotent. The object is only closed then."""
+        ...
+
+
+@runtime_checkable
+class SeesOtherPipelines(Protocol):
+    """A store that keeps several pipelines, as the shards of one need it."""
+
+    def states_of(self, pipeline: str) -> Mapping[TableId, TableState]:
+        """The states that another pipeline's tables have now; none where it never ran."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -72,8 +72,8 @@ class CopySource(Protocol):
         """
         ...
 
-    def open_stream(self, start_lsn: Lsn) -> OpenStream:
-        """The slot's changes."""
+    def open_stream(self, start_lsn: Lsn, also_of: Sequence[str] = ()) -> OpenStream:
+        """The slot's changes, of these publications, too."""
         ...
 
     def open_reader(
@@ -122,12 +122,13 @@ class PostgresSource:
                 control, connection, self.slot_name, export_snapshot=export_snapshot, stop=stop
             )
 
-    def open_stream(self, start_lsn: Lsn) -> OpenStream:
+    def open_stream(self, start_lsn: Lsn, also_of: Sequence[str] = ()) -> OpenStream:
         return stream_of_slot(
             self._config.source,
             self.slot_name,
             start_lsn,
             application_name=f"etl_dagster sync {self._config.pipeline} {self._table_id}",
+            also_of=also_of,
         )
 
     def open_reader(

@@ -40,6 +40,12 @@ from etl_dagster.runtime.progress_wanted import wanted_progress
 from etl_dagster.runtime.resetting import begin_again_without_slot
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retry import backoff
+from etl_dagster.runtime.sharding import (
+    known_to_all,
+    require_one_shard,
+    require_seeing,
+    require_shared,
+)
 from etl_dagster.runtime.showing.events import StatusTaken, StreamRetried
 from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics
 from etl_dagster.runtime.showing.observer import SILENT, Observer
@@ -233,6 +239,9 @@ class Pipeline:
 
     def _prepare_all(self) -> None:
         try:
+            require_one_shard(self._config)
+            require_seeing(self._config, self._store)
+            require_shared(self._config, self._destination)
             require_quarantine(self._config, self._destination)
             require_modes(self._config, self._destination)
             # Nothing is changed anywhere before the source is known to be ready.
@@ -247,7 +256,7 @@ class Pipeline:
                 self._belonging = Belonging(self._config, self._store, self._destination)
                 self._identify()
             self._is_source_known = True
-            self._destination.startup(self._store)
+            self._destination.startup(known_to_all(self._config, self._store))
             self._tenure.take_epoch()
             if self._destination.capabilities.transactional:
                 # From here on it refuses what a stalled older process still has in its hands.

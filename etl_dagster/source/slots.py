@@ -410,10 +410,13 @@ def fetch_copying_slots(connection: Connection, pipeline: str) -> list[Slot]:
 
 
 def fetch_leftover_slots(connection: Connection, config: PipelineConfig) -> list[Slot]:
-    """Slots of destinations that the pipeline does not have (any more), by name."""
+    """Slots of destinations and shards that the pipeline does not have (any more), by name."""
     member = config.membership
     pipeline = config.pipeline if member is None else member.pipeline
     known = () if member is None else member.all_members
+    if config.sharding is not None:
+        # Of a shard, those of the pipeline as a whole are looked at.
+        pipeline, known = config.sharding.pipeline, tuple(config.sharding.pipelines.values())
     begins = [f"etl_dagster_{kind}_{pipeline}__" for kind in ("apply", "sync", "group")]
     rows = connection.execute(
         "select slot_name from pg_replication_slots where database = current_database()"

@@ -7,7 +7,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,7 @@ class ReplicationStream:
     a destination may take minutes, the server's patience is wal_sender_timeout.
 
     Args:
+        also_of: further publications whose changes are streamed.
         spools: where transactions in progress are kept, which are asked for then. Without, or
             where they can't be kept, each comes once it has committed.
         connect: as `source.connection.connect`.
@@ -76,10 +77,12 @@ class ReplicationStream:
         *,
         application_name: str,
         spools: Spools | None = None,
+        also_of: Sequence[str] = (),
         connect: Callable[..., psycopg.Connection[Any]] = connect,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
+        self._publications = (config.publication, *also_of)
         self._connect = connect
         self._clock = clock
         self._silence = SilenceWatch(config.receiver_timeout_s, clock())
@@ -169,7 +172,8 @@ class ReplicationStream:
     def _protocol(self, server_version: int) -> tuple[sql.Composable, ...]:
         """The protocol's version, the publications, and further options."""
         # A list of identifiers inside of a literal; each quoted, then the whole.
-        publications = sql.Literal('"' + self._config.publication.replace('"', '""') + '"')
+        quoted = ('"' + name.replace('"', '""') + '"' for name in self._publications)
+        publications = sql.Literal(",".join(quoted))
         if self._spools is None or server_version < 140000 or not self._spools.is_usable():
             return sql.Literal("1"), publications, sql.SQL("")
         self._session = self._streamed = StreamedTransactions(
@@ -287,9 +291,10 @@ class ReplicationStream:
     def _ended(self, error: psycopg.Error | None) -> SourceError:
         if isinstance(error, psycopg.errors.UndefinedObject) and "publication" in str(error):
             # It is looked up as of the change that is decoded; from 18 on, it may be missing.
+            name = " or ".join(map(repr, self._publications))
             return PublicationRecreated(
-                f"publication {self._config.publication!r} did not exist when changes were made "
-                "that are still to be streamed: it was dropped and created again"
+                f"publication {name} did not exist when changes were made that are still to be "
+                "streamed: it was dropped and created again"
             )
         why = str(error).strip().splitlines()[0] if error and str(error).strip() else "no reason"
         return SourceUnreachable(f"the replication stream of {self._slot_name!r} ended: {why}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -146,7 +146,9 @@ class Source:
     def open_reader(self, table: Any, shape: Any, *, snapshot_name: str | None) -> Chunks:
         return Chunks(self)
 
-    def open_stream(self, start_lsn: Lsn) -> Callable[[ReplicationSession], ScriptedStream]:
+    def open_stream(
+        self, start_lsn: Lsn, also_of: Sequence[str] = ()
+    ) -> Callable[[ReplicationSession], ScriptedStream]:
         self.streamed_from.append(start_lsn)
         return lambda session: Answering(session, self, start_lsn)
 

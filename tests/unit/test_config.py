@@ -356,7 +356,8 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if not models:
             yield place
         for part in models:
-            key = {"tables": ".<schema.table>", "columns": ".<column>"}.get(name, "")
+            keys = {"tables": ".<schema.table>", "columns": ".<column>", "shards": ".<name>"}
+            key = keys.get(name, "")
             inner = f"{place}{key}."
             yield from settings(part, inner)
 

@@ -76,6 +76,7 @@ def test_only_what_waiting_may_cure_is_retried() -> None:
         "BatchTooLarge",
         "DestinationUnreachable",
         "HandoverTimeout",
+        "MoveNotFinished",
         "LeaseLost",
     }
 

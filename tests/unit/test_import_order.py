@@ -62,7 +62,7 @@ RUNTIME_FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"comparing"}),
     frozenset({"copying"}),
     frozenset({"pipeline"}),
-    frozenset({"fan_out"}),
+    frozenset({"fan_out", "moving", "together"}),
 )
 
 #: The same inside of the integrations: the tables of a pipeline and the streams of ``meltano run``

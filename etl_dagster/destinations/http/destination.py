@@ -51,6 +51,7 @@ class HttpDestination:
         truncate=True,
         schema_changes=True,
         shared_copies=True,
+        shards=True,
         offers=frozenset({ChecksItself, Interruptible}),
     )
     config_model = HttpDestinationConfig

@@ -65,6 +65,7 @@ class SqlDestination(ABC, Generic[SessionT]):
         odd_values=True,
         quarantine=True,
         modes=frozenset(MODES),
+        shards=True,
         offers=frozenset({ChecksNames, CopiesManyTables, RemovesTables, RepairsTables}),
     )
 

@@ -41,6 +41,7 @@ from etl_dagster.model.states import (
     TableState,
 )
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
+from etl_dagster.runtime.sharding import known_to_all
 from etl_dagster.runtime.tables.representation import given
 
 #: Nothing that one table is at fault of, and nothing that waiting helps against.
@@ -154,8 +155,11 @@ class Belonging:
         if self._marking is None:
             return None
         mark = self._marking.read_mark(self._config.pipeline)
-        if mark is not None and mark.others:
-            others = ", ".join(map(repr, mark.others))
+        sharding = self._config.sharding
+        shards = () if sharding is None else sharding.other_pipelines
+        strangers = [] if mark is None else [each for each in mark.others if each not in shards]
+        if strangers:
+            others = ", ".join(map(repr, strangers))
             raise DestinationShared(
                 f"{self._place} holds the tables of the pipeline {others}, "
                 f"and can't hold those of {self._config.pipeline!r} as well"
@@ -306,7 +310,7 @@ def start_destination(
     belonging = Belonging(config, store, destination)
     belonging.require_known()
     belonging.require()
-    destination.startup(store)
+    destination.startup(known_to_all(config, store))
     memory = store if isinstance(store, RemembersDestination) else None
     if memory is not None and memory.get_known_destination() is None:
         belonging.remember()

@@ -19,6 +19,7 @@ from etl_dagster.runtime.checking.configured import (
 )
 from etl_dagster.runtime.checking.publication import check_published_changes, check_trigger
 from etl_dagster.runtime.checking.server import check_server
+from etl_dagster.runtime.checking.shards import check_shards
 from etl_dagster.runtime.checking.slots import (
     check_apply_slot,
     check_leftover_slots,
@@ -186,6 +187,7 @@ def _check_tables(
         yield Check.error("published tables", PublicationEmpty(publication.name))
         return
     yield Check.ok("published tables", names([table.schema.name for table in tables]))
+    yield from check_shards(connection, config, tables)
     yield check_published_changes(publication)
     yield check_trigger(connection, tables)
     yield from check_identities(connection, publication, tables)

@@ -90,13 +90,13 @@ def check_sync_slots(
 
 
 def check_leftover_slots(connection: Connection, config: PipelineConfig) -> Iterator[Check]:
-    """Slots of destinations that were removed from the configuration: nothing reads them."""
+    """Slots of what was removed from the configuration: nothing reads them."""
     left = fetch_leftover_slots(connection, config)
     if left:
         kept = human_bytes(sum(slot.retained_bytes for slot in left))
         yield Check.warning(
             "slots of destinations",
-            "named after destinations that the pipeline does not have, and keeping "
+            "named after destinations or shards that the pipeline does not have, and keeping "
             f"{kept} of WAL: {names([slot.name for slot in left])}",
             "If no other pipeline has such a name: "
             + " ".join(f"select pg_drop_replication_slot('{slot.name}');" for slot in left),

@@ -14,6 +14,7 @@ from etl_dagster.errors import (
     HandoverTimeout,
     InvalidState,
     LeaseLost,
+    MoveNotFinished,
     SlotInvalidated,
     SlotMissing,
     TableNameTaken,
@@ -47,6 +48,7 @@ from etl_dagster.runtime.copying.table_copy import CopySummary, TableCopy
 from etl_dagster.runtime.copying.table_repair import TableRepair
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.memory import MemoryBudget
+from etl_dagster.runtime.moved import find_move, forget_move, require_let_go
 from etl_dagster.runtime.retry import errored_state
 from etl_dagster.runtime.showing.metrics import CopyMeter
 from etl_dagster.runtime.streaming.catchup import CatchUp
@@ -180,7 +182,8 @@ class TableSync:
             if self._stop.is_set() and isinstance(error, EtlError) and error.retryable:
                 return None  # what was under way was interrupted
             # The stream may have much to read before it comes to the new name of another table.
-            attempt = 1 if isinstance(error, TableNameTaken) else self._attempt
+            waits = isinstance(error, TableNameTaken | MoveNotFinished)
+            attempt = 1 if waits else self._attempt
             gives_up = isinstance(error, HandoverTimeout) and not self._is_resumed
             state = errored_state(error, self._config.retry, attempt)
             if not gives_up:
@@ -238,6 +241,7 @@ class TableSync:
         self._belonging.require_known()
         preparation = Preparation(self._parts, self._source, self._belonging, self._table_id)
         table = preparation.fetch_table()
+        require_let_go(self._config, self._store, self._table_id, table.schema.name)
         started = self._clock.now_s()
         repair = TableRepair(self._parts, self._source, self._table_id, preparation.fetch_table)
         prepared = repair.run(table, claim)
@@ -319,11 +323,17 @@ class TableSync:
         claim.move(FinishedCopy())
         self._progressed("finished_copy")
         progress = self._store.get_replication_progress(self._worker)
+        # The hand-over is asked for past a marker of this worker's, which has seen the table in
+        # the publication that it is in now.
+        moved = find_move(self._store, self._table_id)
         handovers = CatchUp(
             self._parts,
             [prepared.table.schema],
             claim.lease,
-            open_stream=self._source.open_stream(max(progress or LSN_ZERO, plan.slot_lsn)),
+            open_stream=self._source.open_stream(
+                max(progress or LSN_ZERO, plan.slot_lsn),
+                () if moved is None else (moved.publication,),
+            ),
             worker=self._worker,
             replay_from=plan.slot_lsn,
             must_reach=max(copied.newest_read_lsn, plan.slot_lsn),
@@ -331,6 +341,7 @@ class TableSync:
         ).run()
         self._progressed("sync_done")
         end_sharing(self._store, self._table_id)
+        forget_move(self._store, self._table_id)
         self._drop_slot()
         return handovers[self._table_id]
 

@@ -27,6 +27,7 @@ from etl_dagster.runtime.repair_requests import (
     wanted_repairs,
 )
 from etl_dagster.runtime.retry import is_sync_due
+from etl_dagster.runtime.sharding import held_by_others
 from etl_dagster.runtime.showing.metrics import CopyMeter
 from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import Leaf, fetch_leaves_of
@@ -116,11 +117,13 @@ class TableSyncs:
         begun = self._control.ask("listing slots", fetch_table_sync_slots, self._config.pipeline)
         sizes = {table_id: _size(leaves.get(table_id, ())) for table_id in due}
         repairs = wanted_repairs(self._store, due)
+        held = held_by_others(self._config, self._store, due)
         alone = [
             t
             for t in due
             if t in begun
             or t in self._singly
+            or t in held
             or (t in repairs and repairs[t].why == "asked")
             or sizes[t] > _SMALL_BYTES
             or not is_plain(t, leaves.get(t, ()))

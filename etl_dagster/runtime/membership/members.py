@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.lsn import LSN_ZERO, Lsn
@@ -26,6 +26,8 @@ from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.runtime.many import group_lease
 from etl_dagster.runtime.membership.member_notes import MemberNotes
 from etl_dagster.runtime.membership.partitions import Partitions
+from etl_dagster.runtime.moved import held_error
+from etl_dagster.runtime.sharding import held_by_others
 from etl_dagster.runtime.table_names import name_of
 from etl_dagster.runtime.tables.identities import find_unidentified
 from etl_dagster.runtime.tables.representation import chosen
@@ -240,8 +242,20 @@ class Members:
             _log.info("new in the publication: %s", names)
             for table_id in added:
                 notes.forget(table_id)
-            self._store.update_table_replication_states([(t, Init()) for t in added])
+            self._store.update_table_replication_states(self._first_states(added, published))
         return held_back
+
+    def _first_states(
+        self, added: Collection[TableId], published: Mapping[TableId, PublishedTable]
+    ) -> list[tuple[TableId, TableState]]:
+        """`Init`, but for those that another shard of the pipeline has."""
+        first: dict[TableId, TableState] = dict.fromkeys(added, Init())
+        for table_id, other in held_by_others(self._config, self._store, added).items():
+            name = published[table_id].schema.name
+            error = held_error(self._config, self._store, table_id, name, other)
+            _log.error("%s", error.reason)
+            first[table_id] = Errored(error.reason, error.solution, ManualRetry())
+        return list(first.items())
 
     # -- tables that missed something --------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from etl_dagster.config import SourceConfig
@@ -30,6 +30,7 @@ def stream_of_slot(
     *,
     application_name: str,
     spools: Spools | None = None,
+    also_of: Sequence[str] = (),
 ) -> OpenStream:
     """The stream of a slot, by a connection of its own; see `ReplicationStream`."""
 
@@ -41,6 +42,7 @@ def stream_of_slot(
             start_lsn,
             application_name=application_name,
             spools=spools,
+            also_of=also_of,
         )
 
     return open_stream

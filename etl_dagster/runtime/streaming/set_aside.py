@@ -14,6 +14,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import ApplyWorker, TableSyncWorker
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.moved import forget_move
 from etl_dagster.runtime.retry import errored_state
 from etl_dagster.runtime.table_names import name_of
 from etl_dagster.runtime.worker_parts import WorkerParts
@@ -126,6 +127,7 @@ class SettingAside:
             keep_on_standbys(self._config, slot_name)
         except EtlError as error:
             _log.warning("standbys don't keep slot %r: %s", slot_name, error.reason)
+        forget_move(self._store, table_id)
         worker = TableSyncWorker(table_id)
         self._store.delete_replication_progress(worker)
         self._store.upsert_replication_progress(worker, lsn)

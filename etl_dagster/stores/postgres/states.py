@@ -34,6 +34,13 @@ class KeptStates(Part):
     def get_table_replication_states(self) -> Mapping[TableId, TableState]:
         return dict(self._current_states())
 
+    def states_of(self, pipeline: str) -> Mapping[TableId, TableState]:
+        rows = self._rows.fetch(
+            "SELECT table_id, state FROM {schema}.table_states WHERE pipeline = %s AND is_current",
+            pipeline,
+        )
+        return {table_id: state_from_json(payload) for table_id, payload in rows}
+
     def load_table_replication_states(self) -> int:
         self._states.invalidate()
         return len(self._current_states())
