@@ -29,6 +29,8 @@ _POLL_S = 0.005
 _RETRY_S, _LONGEST_RETRY_S = 0.005, 0.1
 #: Nothing is fetched from the network.
 _CONFIG = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+#: Another thread of this process, which has just let go of the lock, has not closed it altogether.
+_OURS = "different configuration than existing connections"
 _HOLDER = re.compile(r"Conflicting lock is held in (.*?\(PID \d+\))")
 
 
@@ -293,12 +295,13 @@ def open_locked(
                 return database
             except duckdb.Error as error:
                 # A program that doesn't know our lock, such as the duckdb shell.
-                holder = _HOLDER.search(str(error))
-                if holder is None:
+                found = _HOLDER.search(str(error))
+                if found is None and _OURS not in str(error):
                     raise translate(error, path) from error
+                holder = "this process" if found is None else found[1]
                 if time.monotonic() > deadline or stop.is_set():
                     raise DestinationUnreachable(
-                        f"{path} is held open by {holder[1]}; "
+                        f"{path} is held open by {holder}; "
                         + (
                             "the pipeline was told to stop"
                             if stop.is_set()
