@@ -14,6 +14,7 @@ from etl_dagster.cli.failures import INTERRUPTED, explain
 from etl_dagster.cli.init import init
 from etl_dagster.cli.lake import lake
 from etl_dagster.cli.migrate import migrate
+from etl_dagster.cli.move import move
 from etl_dagster.cli.odd import odd
 from etl_dagster.cli.pause import pause, resume
 from etl_dagster.cli.query import query
@@ -54,7 +55,7 @@ Exit codes:
 GROUPS: Mapping[str, tuple[click.Command, ...]] = {
     "First steps": (demo, init, doctor, shape),
     "Run and look": (run, status, query, odd),
-    "Single tables": (retry, repair, resync, reset, pause, resume),
+    "Single tables": (retry, repair, resync, reset, pause, resume, move),
     "Upkeep": (migrate, lake, remove),
     "Meltano": (state,),
 }

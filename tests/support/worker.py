@@ -1,7 +1,8 @@
 """A worker in a process of its own, so that a test can kill it.
 
 The first line of stdin is a task: ``{"config": {...}}`` runs the pipeline with its copies
-elsewhere, ``{"config": {...}, "table_id": 16384}`` one table sync worker. One with several
+elsewhere, ``{"config": {...}, "table_id": 16384}`` one table sync worker, with ``"shard"`` that
+of one shard. One with several
 destinations runs with its copies, without long pauses; with ``"ends_at": "after shared:copy_slot"``
 until it comes to this step, where it kills itself. A pipeline with ``"copies": "own"`` copies, too;
 one that ``"is_quick"`` looks often for tables.
@@ -38,6 +39,8 @@ def run(task: dict[str, Any]) -> None:
     # A line for every request would drown the rest.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     config = parse_config(task["config"], {})
+    if "shard" in task:
+        config = config.members()[task["shard"]]
     if config.destinations:
         if task.get("ends_at"):
             _end_at(*task["ends_at"].split())

@@ -35,6 +35,7 @@ COMMANDS: dict[str, frozenset[str]] = {
     "reset": frozenset({CHANGES}),
     "pause": frozenset({CHANGES}),
     "resume": frozenset({CHANGES}),
+    "move": frozenset({CHANGES}),
     "migrate": frozenset({CHANGES, PRINTS}),
     "lake maintain": frozenset({CHANGES, PRINTS}),
     "remove": frozenset({CHANGES, PRINTS}),

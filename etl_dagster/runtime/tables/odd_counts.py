@@ -94,6 +94,11 @@ def copied_odd(store: CoordinatingStore, table_id: TableId, plan: CopyPlan) -> d
     return dict(total)
 
 
+def hand_on_counts(of: CoordinatingStore, to: CoordinatingStore, table_id: TableId) -> None:
+    """Keep in another pipeline's store what a table's copy brought."""
+    to.put_note(_key(table_id), of.get_note(_key(table_id)) or {})
+
+
 def _parts(
     store: CoordinatingStore, table_id: TableId, replay_from: Lsn
 ) -> Mapping[str, Mapping[str, int]]:

@@ -29,7 +29,8 @@ from etl_dagster.values.types import PgType, contains_composite
 
 _log = logging.getLogger(__name__)
 
-_KEY = "alterations"
+#: Of the note.
+KEY = "alterations"
 
 
 class Rewrites:
@@ -117,7 +118,7 @@ class Rewrites:
                 for table_id, traces in now.items()
             }
             status = {"tables": entries, "trigger": reported, "money": money}
-            self._store.put_note(_KEY, {**status, "labels": labels_to_json(labels)})
+            self._store.put_note(KEY, {**status, "labels": labels_to_json(labels)})
         self._last, self._last_trigger, self._money = dict(now), reported, money
         self._labels = labels
 
@@ -153,7 +154,7 @@ class Rewrites:
             self._unannounced[today.id] = unannounced
 
     def _load(self) -> dict[TableId, Traces]:
-        status = self._store.get_note(_KEY) or {}
+        status = self._store.get_note(KEY) or {}
         self._last_trigger = status.get("trigger", "")
         self._money = status.get("money")
         self._labels = labels_from_json(status.get("labels", {}))
