@@ -1,10 +1,11 @@
 """The leased child: streams one pipeline for as long as its parent renews the lease.
 
 Run as ``python -m etl_dagster.replicator``; it knows nothing of Dagster. On stdin come lines:
-first the JSON ``{"config": {...}, "lease_s": 30}`` (secrets travel this way and no other), then
-``lease SECONDS`` as often as the parent likes, and perhaps ``stop``. On stdout go JSON lines: a
-`PipelineStatus` whenever something changed, twice a second at most, and a last line that says why
-it ended, ``{"stopped": ...}`` or ``{"error": ..., "solution": ...}``.
+first the JSON ``{"config": {...}, "lease_s": 30}`` (secrets travel this way and no other), with
+``"shard"`` where it is one of several, then ``lease SECONDS`` as often as the parent likes, and
+perhaps ``stop``. On stdout go JSON lines: a `PipelineStatus` whenever something changed, twice a
+second at most, and a last line that says why it ended, ``{"stopped": ...}`` or ``{"error": ...,
+"solution": ...}``.
 
 It ends by itself when stdin closes (the parent is gone), when the lease is over (the parent lost
 interest, or hangs), on ``stop``, on SIGTERM, or when a newer process took the pipeline over.
@@ -84,7 +85,8 @@ def main() -> int:
     request = json.loads(first)
     orders.renew(float(request["lease_s"]))
     # Values were expanded and overridden by the parent; a password may well hold "${".
-    work = _Work(PipelineConfig.model_validate(request["config"]))
+    config = PipelineConfig.model_validate(request["config"])
+    work = _Work(config.members()[shard] if (shard := request.get("shard")) else config)
     work.start()
     while orders.stopped is None and not work.is_done:
         orders.read(_TICK_S)

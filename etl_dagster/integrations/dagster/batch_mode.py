@@ -23,7 +23,7 @@ from dagster import (
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, EtlError, InvalidState
 from etl_dagster.integrations.dagster.anyway import load_anyway
-from etl_dagster.integrations.dagster.located import locate, resource_of
+from etl_dagster.integrations.dagster.located import locate, members_of, resource_of
 from etl_dagster.integrations.dagster.metadata import (
     REPORTED_BY,
     Activity,
@@ -67,7 +67,7 @@ def build_sync_job(
     step; a run that is terminated stops when what is being written is durable.
 
     Of several destinations, one run brings all in step: they are fed from one slot. A destination
-    that fails also fails the run.
+    that fails also fails the run. So it is with shards, of which one may be synced alone, too.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources, with all of
@@ -128,10 +128,8 @@ def _require_whole(config: PipelineConfig) -> None:
 
 
 def _members(resource: EtlResource, config: PipelineConfig) -> dict[str, EtlResource]:
-    """The pipeline to each destination, by the names that `RunningPipeline.statuses` has."""
-    if not config.destinations:
-        return {config.destination.type: resource}
-    return {name: resource.of_destination(name) for name in config.destinations}
+    """Each destination or shard, by the names that `RunningPipeline.statuses` has."""
+    return members_of(resource, config) or {config.destination.type: resource}
 
 
 @dataclass(frozen=True)

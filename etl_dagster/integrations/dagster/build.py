@@ -19,7 +19,7 @@ from dagster import (
 from etl_dagster.integrations.dagster.anyway import load_anyway
 from etl_dagster.integrations.dagster.discovery import Discovery
 from etl_dagster.integrations.dagster.executors import single_copy_in_process
-from etl_dagster.integrations.dagster.located import locate, resource_of
+from etl_dagster.integrations.dagster.located import locate, members_of, resource_of
 from etl_dagster.integrations.dagster.parts import (
     build_etl_checks,
     build_etl_sensor,
@@ -155,7 +155,7 @@ def build_pipeline(
     thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
     more: More | None = None,
 ) -> Definitions:
-    """The definitions of all destinations of a pipeline, whatever describes it.
+    """The definitions of all destinations or shards of a pipeline, whatever describes it.
 
     Args:
         found: the published tables, where they are known already.
@@ -169,8 +169,7 @@ def build_pipeline(
     """
     if streaming.reports == "observation":
         looks = replace(looks, stale_after_s=None)
-    names = load_anyway(resource).destinations
-    members = [resource.of_destination(name) for name in names] if names else [resource]
+    members = [*members_of(resource, load_anyway(resource)).values()] or [resource]
     return Definitions.merge(
         *(
             _build_one(

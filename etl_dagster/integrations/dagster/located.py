@@ -17,6 +17,16 @@ def resource_of(pipeline: str | Path | EtlResource) -> EtlResource:
     return EtlConfigFileResource(path=str(Path(pipeline).absolute()))
 
 
+def members_of(resource: EtlResource, config: PipelineConfig) -> dict[str, EtlResource]:
+    """The resource of each destination or shard, by name; none where there is only one.
+
+    Args:
+        config: as the resource loads it.
+    """
+    choose = resource.of_shard if config.shards else resource.of_destination
+    return {name: choose(name) for name in config.members()}
+
+
 def locate(
     pipeline: str | Path | EtlResource,
 ) -> tuple[EtlResource, PipelineConfig]:
@@ -36,6 +46,15 @@ def locate(
             [
                 f"destinations: there are several ({known}); give this function one of them, by "
                 "EtlConfigFileResource(path=..., destination=NAME)"
+            ],
+            origin=f"pipeline {config.pipeline}",
+        )
+    if config.shards:
+        known = ", ".join(config.members())
+        raise ConfigError(
+            [
+                f"shards: there are several ({known}); give this function one of them, by "
+                "EtlConfigFileResource(path=..., shard=NAME)"
             ],
             origin=f"pipeline {config.pipeline}",
         )

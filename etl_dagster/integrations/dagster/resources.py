@@ -290,6 +290,16 @@ class EtlResource(ConfigurableResource[Any], ABC):
             [f"destinations: {type(self).__name__} has no way to choose {name!r}; use a file"]
         )
 
+    def of_shard(self, name: str) -> "EtlResource":
+        """The same for one of the pipeline's shards.
+
+        Raises:
+            ConfigError: this kind of resource can't have several.
+        """
+        raise ConfigError(
+            [f"shards: {type(self).__name__} has no way to choose {name!r}; use a file"]
+        )
+
     @contextlib.contextmanager
     def get_store(self) -> "Iterator[CoordinatingStore]":
         """The pipeline's state store."""
@@ -399,13 +409,21 @@ class EtlConfigFileResource(EtlResource):
     destination: str | None = Field(
         default=None, description="Of several destinations, the name of the one that is meant."
     )
+    shard: str | None = Field(
+        default=None,
+        description="Of several shards, the one that is meant; the first is called as the "
+        "pipeline.",
+    )
 
     def load_config(self) -> PipelineConfig:
         config = load_config(resolved(self.path, "path"))
-        return _one_of(config, self.destination, str(self.path))
+        return _one_of(config, self.destination or self.shard, str(self.path))
 
     def of_destination(self, name: str) -> EtlResource:
         return EtlConfigFileResource(path=self.path, destination=name)
+
+    def of_shard(self, name: str) -> EtlResource:
+        return EtlConfigFileResource(path=self.path, shard=name)
 
 
 #: For type checkers, to which a dependency is not its resource.
@@ -442,6 +460,11 @@ class EtlPipelineResource(EtlResource):
     one_destination: str | None = Field(
         default=None, description="Of several destinations, the name of the one that is meant."
     )
+    one_shard: str | None = Field(
+        default=None,
+        description="Of several shards, the one that is meant; the first is called as the "
+        "pipeline.",
+    )
     settings: dict[str, Any] = Field(
         {},
         description="Further sections, as in etl.yaml: batch, copy, fan_out, retry, tables, "
@@ -458,6 +481,9 @@ class EtlPipelineResource(EtlResource):
 
     def of_destination(self, name: str) -> EtlResource:
         return EtlPipelineResource(**self._given | {"one_destination": name})
+
+    def of_shard(self, name: str) -> EtlResource:
+        return EtlPipelineResource(**self._given | {"one_shard": name})
 
     def load_config(self) -> PipelineConfig:
         sections: dict[str, Any] = {
@@ -478,19 +504,19 @@ class EtlPipelineResource(EtlResource):
         # EnvVar has done what ${NAME} does in a file; a password may well hold a dollar sign.
         settings: dict[str, Any] = resolved(self.settings, "settings")
         config = parse_config(_escaped(settings | sections), {}, origin=sections["pipeline"])
-        return _one_of(config, self.one_destination, sections["pipeline"])
+        return _one_of(config, self.one_destination or self.one_shard, sections["pipeline"])
 
 
 def _one_of(config: PipelineConfig, name: str | None, origin: str) -> PipelineConfig:
-    """The configuration of one destination where one is named."""
+    """The configuration of one destination or shard where one is named."""
     if name is None:
         return config
-    if name not in config.destinations:
-        known = ", ".join(config.destinations) or "none"
-        raise ConfigError(
-            [f"destinations: there is no {name!r}; there are: {known}"], origin=origin
-        )
-    return config.member(name)
+    members = config.members()
+    if name not in members:
+        section = "shards" if config.shards else "destinations"
+        known = ", ".join(members) or "none"
+        raise ConfigError([f"{section}: there is no {name!r}; there are: {known}"], origin=origin)
+    return members[name]
 
 
 def _with_marked(values: Mapping[str, Any], name: str) -> dict[str, Any]:

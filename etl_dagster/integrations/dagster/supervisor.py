@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from pydantic import SecretStr
@@ -60,7 +60,7 @@ class ReplicatorFailed(EtlError):
 class Replicator:
     """One child process."""
 
-    def __init__(self, payload: str, lease_s: float) -> None:
+    def __init__(self, payload: str, lease_s: float, shard: str | None = None) -> None:
         self.started_at = time.monotonic()
         self._heard_at = self.started_at
         self._news = threading.Condition()
@@ -86,7 +86,7 @@ class Replicator:
             self._start_thread(self._drain_answers, answers),
             self._start_thread(self._drain_log, log),
         ]
-        self._say(f'{{"lease_s": {lease_s}, "config": {payload}}}')
+        self._say(f'{{"lease_s": {lease_s}, "shard": {json.dumps(shard)}, "config": {payload}}}')
 
     @property
     def pid(self) -> int:
@@ -212,6 +212,8 @@ class Supervisor:
         self._tick_pauses = TickPauses()
         self._lock = threading.Lock()
         self._payload = ""
+        #: Of several shards, the one that the replicator runs.
+        self._shard: str | None = None
         #: By pipeline and table, what the configuration of now has changed, until it is told.
         self._coming: dict[str, Mapping[str, str]] = {}
         self._child: Replicator | None = None
@@ -250,10 +252,10 @@ class Supervisor:
         with self._lock:
             if may_spawn:
                 lease_s = self._tick_pauses.lease_s(lease_s)
+            self._shard = None if config.sharding is None else config.sharding.name
             is_changed = payload != self._payload
             if is_changed and may_spawn:
-                members = config.whole.members().values() or [config.whole]
-                self._coming = {each.pipeline: find_coming(each) for each in members}
+                self._coming = {each.pipeline: find_coming(each) for each in _run_by_one(config)}
                 self._forget(payload)
             note = self._look_after_dead()
             if is_changed and self._child is not None and not may_spawn:
@@ -317,7 +319,7 @@ class Supervisor:
         pause_s = self._resume_at - time.monotonic()
         if pause_s > 0 and self._failure is not None:
             return f"next try in {pause_s:.0f} s, after: {self._failure}"
-        self._child = Replicator(self._payload, lease_s)
+        self._child = Replicator(self._payload, lease_s, self._shard)
         self._generation += 1
         return f"{note}; started again" if note else None
 
@@ -333,6 +335,21 @@ def config_payload(config: PipelineConfig) -> str:
     """The configuration for the replicator's stdin, as JSON. It holds the secrets."""
     left_out = {"destination"} if config.destinations else {"destinations"}
     return json.dumps(config.model_dump(by_alias=True, exclude=left_out), default=_plain)
+
+
+def _run_by_one(config: PipelineConfig) -> Sequence[PipelineConfig]:
+    """The pipelines that a replicator runs, of which this is one.
+
+    It runs all destinations of a pipeline; each shard has a replicator of its own.
+    """
+    if config.sharding is not None:
+        return [config]
+    return [*config.whole.members().values()] or [config.whole]
+
+
+def name_of_replicator(config: PipelineConfig) -> str:
+    """How the pipeline of a replicator is called; those that share it share a supervisor."""
+    return config.pipeline if config.sharding is not None else config.whole.pipeline
 
 
 def _plain(value: object) -> object:

@@ -34,7 +34,7 @@ from etl_dagster.integrations.dagster.sensor_settings import (
 )
 from etl_dagster.integrations.dagster.slot_look import resource_look
 from etl_dagster.integrations.dagster.supervision import Supervision
-from etl_dagster.integrations.dagster.supervisor import supervisor_of
+from etl_dagster.integrations.dagster.supervisor import name_of_replicator, supervisor_of
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.showing.status import PipelineStatus
@@ -149,7 +149,7 @@ def _supervise(
 ) -> Supervision:
     match mode:
         case "supervise":
-            supervisor = supervisor_of(config.whole.pipeline)
+            supervisor = supervisor_of(name_of_replicator(config))
             return supervisor.keep(
                 config, lease_s, may_spawn=not is_preview, find_coming=find_coming
             )
