@@ -21,7 +21,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compare, in_progress, latency, memory, postgres, singer, streams, tables
+from benchmarks import (
+    compare,
+    in_progress,
+    latency,
+    memory,
+    postgres,
+    shards,
+    singer,
+    streams,
+    tables,
+)
 from benchmarks.harness import BenchmarkFailed, Contest, Harness, Measurement
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 
@@ -83,6 +93,11 @@ def _copies(harness: Harness, console: Console) -> dict[str, float]:
 def _postgres(harness: Harness, console: Console) -> dict[str, float]:
     found = _ratios(postgres.backlog(harness), console)
     return found | _ratios(postgres.initial_copy(harness), console)
+
+
+def _shards(harness: Harness, console: Console) -> dict[str, float]:
+    found = _ratios(shards.contest(harness, "discard"), console)
+    return found | _ratios(shards.contest(harness, "postgres"), console)
 
 
 def _memory(harness: Harness, console: Console) -> dict[str, float]:
@@ -181,6 +196,7 @@ PARTS = (
     Part("singer", "changes as the records of a Singer target", _singer),
     Part("texts", "2 GB of text in one transaction", _texts),
     Part("postgres", "to another Postgres, next to its own subscriptions", _postgres),
+    Part("shards", "two shards in two processes, next to one stream", _shards),
     Part("large", "1,000,000 and 5,000,000 rows in one transaction", _large),
     Part("in_progress", "5,000,000 rows in one transaction, read in progress", _in_progress),
     Part("memory", "long texts: copies, changes and a large transaction in one budget", _memory),

@@ -129,6 +129,8 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
 def _pipeline(task: dict[str, Any]) -> Iterator[tuple[Pipeline, float, float]]:
     """A running pipeline; when it began to stream, and the CPU seconds until then."""
     config = parse_config(task["config"], {})
+    if task.get("shard"):
+        config = config.members()[task["shard"]]
     destination: Destination = (
         Discard() if task.get("destination") == "discard" else build_destination(config)
     )
