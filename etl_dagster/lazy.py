@@ -1,9 +1,12 @@
-"""Names that a package gathers from its modules, each imported when it is first used."""
+"""What is imported when it is first used: names of a package, and modules of others."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 
@@ -22,3 +25,37 @@ def gathered(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
     return attribute
+
+
+@contextlib.contextmanager
+def imported_later(name: str) -> Iterator[None]:
+    """What imports a module in the block has it loaded when something of it is used.
+
+    For what a library imports and few of its users need. `importlib.util.LazyLoader` doesn't do:
+    with it, an import loads the module. After the block, an import loads it as ever.
+
+    Args:
+        name: of a module inside of a package that is loaded.
+    """
+    package, _, child = name.rpartition(".")
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = module = _Later(name)
+    setattr(sys.modules[package], child, module)
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+
+
+class _Later(ModuleType):
+    """Stands where a module is to be, until it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} yet")
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)

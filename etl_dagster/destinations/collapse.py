@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from etl_dagster.model.events import DELETE, INSERT, TableChanges
+from etl_dagster.values.exchange import to_arrow, to_numpy
 from etl_dagster.values.parsed import Odd, joined
 
 
@@ -192,7 +193,7 @@ def _collapse_plain(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     final = last[~is_delete[last]]
     rows = changes.rows.take(pa.array(final))
     return Collapsed(
-        keys.take(pa.array(last)),
+        keys.take(to_arrow(last)),
         rows,
         odd=cells_at(changes.odd, final, {}),
         given=final,
@@ -205,22 +206,23 @@ def _collapse_plain(changes: TableChanges, key: Sequence[str]) -> Collapsed:
 def _ends_of_each(keys: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray] | None:
     """The indices at which each key occurs first and last, the latter ascending; None when no key
     occurs twice."""
-    if keys.num_columns == 1 and pa.types.is_integer(keys.column(0).type):
-        values = keys.column(0).to_numpy(zero_copy_only=False)
+    only = keys.column(0) if keys.num_columns == 1 else None
+    if only is not None and pa.types.is_integer(only.type) and not only.null_count:
+        values = to_numpy(only)
         # The usual case, new rows with a sequence as their key, needs no hash table.
         if (values[1:] > values[:-1]).all():
             return None
     keys = _comparable(keys)
     table = pa.Table.from_batches([keys]).append_column(
-        "\0index", pa.array(np.arange(keys.num_rows))
+        "\0index", to_arrow(np.arange(keys.num_rows))
     )
     grouped = table.group_by(keys.schema.names, use_threads=False)
     ends = grouped.aggregate([("\0index", "min"), ("\0index", "max")])
-    last = ends["\0index_max"].to_numpy()
+    last = to_numpy(ends["\0index_max"].combine_chunks())
     if len(last) == keys.num_rows:
         return None
     order = np.argsort(last)
-    return ends["\0index_min"].to_numpy()[order], last[order]
+    return to_numpy(ends["\0index_min"].combine_chunks())[order], last[order]
 
 
 def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:

@@ -12,7 +12,6 @@ from typing import Any, cast
 import adbc_driver_manager
 import adbc_driver_postgresql
 import pyarrow as pa
-from adbc_driver_manager import dbapi as adbc
 from psycopg import sql
 
 from etl_dagster.config import SourceConfig
@@ -23,6 +22,7 @@ from etl_dagster.errors import (
     TableLocked,
     TableRewritten,
 )
+from etl_dagster.lazy import imported_later
 from etl_dagster.model.coordination import CopyChunk
 from etl_dagster.model.events import CopiedRows
 from etl_dagster.model.schema import TableSchema
@@ -35,6 +35,11 @@ from etl_dagster.source.partitions import ReadFrom
 from etl_dagster.values.adbc import CopiedColumn
 from etl_dagster.values.parsed import Odd
 from etl_dagster.values.text import nulls_of
+
+# The driver only needs it to write datasets. It imports pandas where that is installed, which takes
+# some 50 MB; and DuckDB would use it once it is there.
+with imported_later("pyarrow.dataset"):
+    from adbc_driver_manager import dbapi as adbc
 
 #: Of a connection, until it says what it reads.
 _APPLICATION = "etl_dagster copy"

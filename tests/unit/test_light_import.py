@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -73,3 +74,31 @@ def test_dagster_loads_no_driver_to_know_what_definitions_are_made_of() -> None:
 def test_the_replicator_knows_no_dagster() -> None:
     """It runs next to Dagster, not in it: a crash of one doesn't take the other along."""
     assert "dagster" not in loaded_by("import etl_dagster.replicator")
+
+
+@pytest.mark.skipif(not find_spec("pandas"), reason="pandas is not installed")
+def test_copies_and_new_rows_with_ascending_keys_load_no_pandas() -> None:
+    """Arrow, the driver and DuckDB import it where it is installed: 50 MB, and a second."""
+    loaded = loaded_by(
+        "import duckdb, numpy, pyarrow, etl_dagster.source.copy\n"
+        "from etl_dagster.destinations.collapse import _ends_of_each\n"
+        "from etl_dagster.values.exchange import to_arrow\n"
+        "numbers = to_arrow(numpy.array([1, 2, 3]))\n"
+        "keys = pyarrow.RecordBatch.from_arrays([numbers], names=['id'])\n"
+        "assert _ends_of_each(keys) is None\n"
+        "with duckdb.connect() as file:\n"
+        "    file.register('keys', keys)\n"
+        "    assert file.sql('FROM keys').fetchall() == [(1,), (2,), (3,)]"
+    )
+    assert "pandas" not in loaded
+
+
+def test_a_module_that_is_imported_later_is_the_same_for_all() -> None:
+    loaded = loaded_by(
+        "import etl_dagster.source.copy, pyarrow, sys\n"
+        "assert 'pyarrow._dataset' not in sys.modules\n"
+        "early = pyarrow.dataset\n"
+        "from pyarrow.dataset import Dataset\n"
+        "assert early.Dataset is Dataset is pyarrow.dataset.Dataset"
+    )
+    assert "pyarrow" in loaded
