@@ -48,7 +48,7 @@ class Discard:
     """Takes typed Arrow and drops it: what is left is receiving and decoding."""
 
     name = "discard"
-    capabilities = Capabilities()
+    capabilities = Capabilities(shards=True)
 
     def startup(self, store: DestinationStore) -> None: ...
 
