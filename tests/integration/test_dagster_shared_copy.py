@@ -16,7 +16,9 @@ import yaml
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus, execute_job, reconstructable
 
 from etl_dagster.config import PipelineConfig, load_config
+from etl_dagster.integrations.dagster import celery_steps
 from tests.support import shared_copy_job
+from tests.support.celery_workers import celery_workers, needs_redis, redis
 from tests.support.dagster_in_process import searched_instance
 from tests.support.dagster_in_process import write_config as write_duckdb_config
 from tests.support.database import Database
@@ -158,6 +160,44 @@ def test_a_killed_step_of_several_is_made_up_for_by_the_others(
     assert done["table_copy_chunks"] == sum(
         each["chunks"] for each in done["table_copy_by_worker"].values()
     )
+
+
+@needs_redis
+# Dagster registers its task once for each that it submits.
+@pytest.mark.filterwarnings("ignore:.*execute_plan")
+def test_a_killed_celery_worker_is_made_up_for_by_the_other(
+    source: Database, target: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery tells no one that a worker is gone: the run ends all the same."""
+    config = write_config(source, target, tmp_path)
+    environment(monkeypatch, tmp_path, "celery", 2)
+    monkeypatch.setattr(celery_steps, "_ASK_EVERY_S", 0.5)
+    monkeypatch.setattr(celery_steps, "_ANSWER_S", 0.5)
+    with redis(tmp_path) as broker:
+        monkeypatch.setenv(shared_copy_job.BROKER, broker)
+        with (
+            running(config, copies="elsewhere") as pipeline,
+            searched_instance() as instance,
+            celery_workers(broker, tmp_path, 2) as workers,
+        ):
+            gate = Gate(target)
+
+            def kill_one() -> None:
+                wait_until(lambda: gate.waiting() == 2)
+                random.choice(workers).kill()
+                gate.open()
+
+            with changing(source), ThreadPoolExecutor(1) as pool:
+                killing = pool.submit(kill_one)
+                run = execute_job(reconstructable(shared_copy_job.copy_orders), instance=instance)
+                killing.result()
+            assert run.success
+            assert pipeline.wait_until_caught_up(60)
+            done = materialized(instance)
+            said = [record.user_message for record in instance.all_logs(run.run_id)]
+    assert source.query(HASH.format("orders")) == target.query(HASH.format("public.orders"))
+    assert done["table_copy_chunks"] == 30
+    assert any("is submitted to Celery again" in each for each in said)
 
 
 def test_a_canceled_run_stops_at_once_and_the_next_one_resumes_at_the_chunk(

@@ -20,6 +20,9 @@ from etl_dagster.integrations.dagster import build_copy_job
 #: The configuration file, the executor's name, and the number of steps.
 CONFIG, EXECUTOR, WORKERS = "SHARED_COPY_CONFIG", "SHARED_COPY_EXECUTOR", "SHARED_COPY_WORKERS"
 
+#: The URL of the broker of Celery, which has the results, too.
+BROKER = "SHARED_COPY_BROKER"
+
 
 def copy_orders() -> JobDefinition:
     """The job, as a function that another process can find."""
@@ -36,5 +39,6 @@ def _executor(name: str) -> ExecutorDefinition:
     if name == "celery":
         from dagster_celery import celery_executor
 
-        return celery_executor
+        broker = os.environ[BROKER]
+        return celery_executor.configured({"broker": broker, "backend": broker})
     return {"in_process": in_process_executor, "multiprocess": multiprocess_executor}[name]

@@ -94,7 +94,9 @@ def build_copy_job(
             makes them, which asks the source.
         workers: how many steps copy, at most.
         executor_def: where the steps run: in the run's process, in processes of the same machine,
-            on Celery's workers or in Kubernetes; by default the code location's executor.
+            on Celery's workers or in Kubernetes; by default the code location's executor. On
+            Celery, a run without a worker fails, and the step of a worker that is gone is submitted
+            again.
         name: of the job; by default ``PIPELINE_shared_copy``.
 
     Raises:
@@ -119,6 +121,10 @@ def build_copy_job(
         )
     if mistakes:
         raise ConfigError(mistakes, origin=f"pipeline {config.pipeline}")
+    if executor_def is not None and executor_def.name == "celery":
+        from etl_dagster.integrations.dagster.celery_steps import watched_celery
+
+        executor_def = watched_celery(executor_def)
     keys = {each: known[each] for each in names}
     name = name or f"{config.pipeline}_shared_copy"
     plan, copy, finish = _ops(name, config.pipeline, keys, workers)
@@ -241,12 +247,15 @@ def _working(context: OpExecutionContext, resource_key: str) -> Iterator[_Step]:
                 config.pipeline,
                 is_sensor_on=lambda: is_sensor_on(context.instance, config.pipeline),
             )
+            watch = RunWatch(context, replicator)
+            # Celery may deliver a step once more when the run is over.
+            watch.check_run()
             replicator.require(
                 lambda wait_s: context.log.info(
                     f"no replicator streams {config.pipeline}; waiting for {wait_s:.0f} s"
                 )
             )
-            yield _Step(config, store, resource.get_destination(), RunWatch(context, replicator))
+            yield _Step(config, store, resource.get_destination(), watch)
     except DagsterExecutionInterruptedError as error:
         raise Failure("The run was terminated.", allow_retries=False) from error
     except EtlError as error:

@@ -37,7 +37,12 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 1.0
 _LOG_EVERY_S = 5.0
 _MAX_RETRIES, _FIRST_RETRY_S, _LONGEST_RETRY_S = 3, 10, 60
-_ENDING = (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED, DagsterRunStatus.FAILURE)
+_ENDING = (
+    DagsterRunStatus.CANCELING,
+    DagsterRunStatus.CANCELED,
+    DagsterRunStatus.FAILURE,
+    DagsterRunStatus.SUCCESS,
+)
 
 
 class RunEnds(EtlError):
@@ -68,13 +73,21 @@ class RunWatch:
             ReplicatorAbsent: there is no replicator, for too long.
         """
         self._replicator.check()
+        self.check_run()
+
+    def check_run(self) -> None:
+        """See that the run is wanted.
+
+        Raises:
+            RunEnds: it is not.
+        """
         now = time.monotonic()
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_EVERY_S
         run = self._context.instance.get_run_by_id(self._context.run_id)
         if run is None or run.status in _ENDING:
-            raise RunEnds("the run is being canceled")
+            raise RunEnds("the run is being canceled, or is over")
 
 
 class Tally:
