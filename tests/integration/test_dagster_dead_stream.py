@@ -23,7 +23,6 @@ from dagster import (
 )
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster import EtlConfigFileResource, copies, presence
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.odd_check import ODD_CHECK
@@ -36,29 +35,14 @@ from tests.support.dagster_in_process import (
     dagster,
     key_of,
     rows,
+    timed,
     until,
-    write_config,
 )
 from tests.support.database import Database
 
 pytestmark = pytest.mark.slow
 
 ALL_CHECKS = {LAG_CHECK, BOOKMARK_CHECK, ODD_CHECK}
-
-
-@pytest.fixture
-def shop(newest_database: Database) -> Database:
-    newest_database.execute(
-        "CREATE TABLE orders (id bigint PRIMARY KEY)",
-        "INSERT INTO orders SELECT i FROM generate_series(1, 10) i",
-        "CREATE PUBLICATION etl_pub FOR TABLE orders",
-    )
-    return newest_database
-
-
-@pytest.fixture
-def config_file(shop: Database, tmp_path: Path) -> Path:
-    return write_config(shop.dsn, tmp_path)
 
 
 def stored_checks(ui: Dagster, key: AssetKey | None = None) -> dict[str, Any]:
@@ -95,15 +79,15 @@ def run_checks(ui: Dagster, *names: str) -> list[Any]:
 
 
 def test_once_the_slot_is_gone_both_checks_fail_and_say_what_to_do(
-    shop: Database, config_file: Path
+    small_shop: Database, shop_file: Path
 ) -> None:
-    with dagster(config_file) as ui:
+    with dagster(shop_file) as ui:
         ui.copy_all(1)
         until(lambda: ui.tick() and {c.check_name for c in ui.checks} >= ALL_CHECKS)
         for evaluation in stored_checks(ui).values():
             assert evaluation.passed
-        shop.drop_slots()
-        shop.execute("INSERT INTO orders SELECT i FROM generate_series(11, 1009) i")
+        small_shop.drop_slots()
+        small_shop.execute("INSERT INTO orders SELECT i FROM generate_series(11, 1009) i")
         with pytest.raises(EtlError) as failed:
             ui.tick_until(lambda result: False)
         shown = stored_checks(ui)
@@ -142,9 +126,9 @@ def failure_of(result: Any) -> str:
 
 
 def test_the_check_can_be_run_alone_and_fails_while_the_sensor_is_off(
-    shop: Database, config_file: Path
+    small_shop: Database, shop_file: Path
 ) -> None:
-    with dagster(config_file) as ui:
+    with dagster(shop_file) as ui:
         before = run_checks(ui, LAG_CHECK)[0]
         assert not before.passed
         assert "the pipeline has never run" in before.description
@@ -153,7 +137,7 @@ def test_the_check_can_be_run_alone_and_fails_while_the_sensor_is_off(
         assert evaluation.passed
         assert "as of 20" in evaluation.description
         supervisor_of("shop").stop()
-        shop.execute("INSERT INTO orders SELECT i FROM generate_series(11, 1009) i")
+        small_shop.execute("INSERT INTO orders SELECT i FROM generate_series(11, 1009) i")
         assert run_checks(ui, ODD_CHECK)[0].passed is False
         evaluation = run_checks(ui, LAG_CHECK)[0]
         assert not evaluation.passed
@@ -163,9 +147,9 @@ def test_the_check_can_be_run_alone_and_fails_while_the_sensor_is_off(
 
 
 def test_a_copy_is_one_materialization_and_a_new_copy_leaves_no_check_blank(
-    shop: Database, config_file: Path
+    small_shop: Database, shop_file: Path
 ) -> None:
-    with dagster(config_file, report_every_s=0.1) as ui:
+    with dagster(shop_file, report_every_s=0.1) as ui:
         ui.copy_all(1)
         first_request = ui.requested[0]
 
@@ -177,12 +161,12 @@ def test_a_copy_is_one_materialization_and_a_new_copy_leaves_no_check_blank(
             ui.tick()
         assert events()[0] == 0
         # Copied again by a click, by a run that is executed again, and by a canceled one.
-        shop.execute("TRUNCATE orders")
-        ui.tick_until(lambda r: not rows(config_file, "select 1 from public.orders"))
+        small_shop.execute("TRUNCATE orders")
+        ui.tick_until(lambda r: not rows(shop_file, "select 1 from public.orders"))
         materialized = ui.tick_until(lambda r: ui.materializations)
         assert materialized
         counts = events()
-        shop.execute("INSERT INTO orders VALUES (1)")
+        small_shop.execute("INSERT INTO orders VALUES (1)")
         assert ui.run(first_request).success
         again = ui.materialization_of("orders").metadata
         assert "copied_by" not in again
@@ -191,10 +175,9 @@ def test_a_copy_is_one_materialization_and_a_new_copy_leaves_no_check_blank(
 
 
 def test_without_a_replicator_a_copy_is_refused_before_it_begins(
-    shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
+    small_shop: Database, shop_file: Path
 ) -> None:
-    monkeypatch.setattr(presence, "_WAIT_AT_START_S", 1.0)
-    with dagster(config_file) as ui:
+    with dagster(timed(shop_file, {"replicator_at_start_s": 1.0})) as ui:
         job = ui.defs.resolve_job_def("shop_copy")
         result = job.execute_in_process(
             instance=ui.instance, asset_selection=[key_of("orders")], raise_on_error=False
@@ -203,40 +186,41 @@ def test_without_a_replicator_a_copy_is_refused_before_it_begins(
         why = failure_of(result)
         assert "no replicator streams the pipeline 'shop'" in why
         assert "Turn on the sensor shop_replication" in why
-        assert shop.slots() == []
-        assert not (config_file.parent / "shop.duckdb").exists()
+        assert small_shop.slots() == []
+        assert not (shop_file.parent / "shop.duckdb").exists()
 
 
 def test_a_copy_ends_when_its_replicator_is_gone_and_is_resumed(
-    shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
+    small_shop: Database, shop_file: Path
 ) -> None:
-    monkeypatch.setattr(presence, "_WAIT_DURING_S", DEADLINE_S)
-    resource = EtlConfigFileResource(path=str(config_file))
+    # However long the next replicator takes to start, the pause is not over by then.
+    waits = {"replicator_away_s": DEADLINE_S, "first_pause_s": DEADLINE_S}
+    resource = timed(shop_file, waits)
 
     def lose_patience() -> None:
         until(lambda: isinstance(resource.table_states().get("public.orders"), SyncWait))
-        monkeypatch.setattr(presence, "_WAIT_DURING_S", 1.0)
+        waits["replicator_away_s"] = 1.0
 
-    # However long the next replicator takes to start, the pause is not over by then.
-    monkeypatch.setattr(copies, "FIRST_PAUSE_S", DEADLINE_S)
-    with dagster(config_file) as ui:
+    with dagster(resource) as ui:
         request = ui.tick_until(lambda result: result.run_requests).run_requests[0]
         supervisor_of("shop").stop()
         impatient = threading.Thread(target=lose_patience)
         impatient.start()
         assert not ui.run(request, raise_on_error=False).success
         impatient.join()
-        monkeypatch.setattr(presence, "_WAIT_DURING_S", DEADLINE_S)
+        waits["replicator_away_s"] = DEADLINE_S
         held = ui.tick_until(lambda result: "The copy failed at" in (result.skip_message or ""))
         assert "public.orders: The copy failed at" in held.skip_message
-        monkeypatch.setattr(copies, "FIRST_PAUSE_S", 0.0)
+        waits["first_pause_s"] = 0.0
         again = ui.tick_until(lambda result: result.run_requests).run_requests[0]
         assert ui.run(again).success
         assert ui.materialization_of("orders").metadata["table_copy_resumed_chunks"].value == 1
 
 
-def test_each_tick_names_its_moment_and_logs_what_is_new(shop: Database, config_file: Path) -> None:
-    with dagster(config_file) as ui:
+def test_each_tick_names_its_moment_and_logs_what_is_new(
+    small_shop: Database, shop_file: Path
+) -> None:
+    with dagster(shop_file) as ui:
         ui.copy_all(1)
         tick = ui.tick_until(lambda result: "1 of 1 tables in step" in (result.skip_message or ""))
         today = time.strftime("%Y-%m-%d", time.gmtime())
@@ -246,8 +230,8 @@ def test_each_tick_names_its_moment_and_logs_what_is_new(shop: Database, config_
         assert re.search(r"; lag \d+\.\d s$", ui.cursor)
 
 
-def test_assets_have_a_freshness_policy(config_file: Path) -> None:
-    with dagster(config_file, stale_after_s=3600) as ui:
+def test_assets_have_a_freshness_policy(shop_file: Path) -> None:
+    with dagster(shop_file, stale_after_s=3600) as ui:
         [asset, _source, _pipeline] = ui.defs.assets or ()
         [spec] = asset.specs  # type: ignore[union-attr]
         policy = spec.freshness_policy
@@ -258,10 +242,10 @@ def test_assets_have_a_freshness_policy(config_file: Path) -> None:
 
 
 def test_a_run_with_another_destination_than_the_replicator_is_refused(
-    shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    small_shop: Database, shop_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As where runs have machines of their own: the same configuration, but another disk."""
-    with dagster(config_file) as ui:
+    with dagster(shop_file) as ui:
         ui.copy_all(1)
         monkeypatch.setenv("ETL_DAGSTER__DESTINATION__PATH", str(tmp_path / "pod.duckdb"))
         job = ui.defs.resolve_job_def("shop_copy")
@@ -272,6 +256,6 @@ def test_a_run_with_another_destination_than_the_replicator_is_refused(
         assert "pod.duckdb holds nothing of the pipeline 'shop'" in failure_of(result)
         assert "What to do: Put the right destination back" in failure_of(result)
         monkeypatch.delenv("ETL_DAGSTER__DESTINATION__PATH")
-        shop.execute("INSERT INTO orders SELECT i FROM generate_series(11, 20) i")
-        ui.tick_until(lambda _: rows(config_file, "select 1 from public.orders where id = 20"))
-        assert rows(config_file, "select count(*) as n from public.orders") == [{"n": 20}]
+        small_shop.execute("INSERT INTO orders SELECT i FROM generate_series(11, 20) i")
+        ui.tick_until(lambda _: rows(shop_file, "select 1 from public.orders where id = 20"))
+        assert rows(shop_file, "select count(*) as n from public.orders") == [{"n": 20}]

@@ -37,7 +37,6 @@ from etl_dagster.integrations.dagster import (
     PostgresSourceResource,
     PostgresStateStoreResource,
     build_etl_sensor,
-    copies,
     etl_assets,
 )
 from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
@@ -55,6 +54,7 @@ from tests.support.dagster_in_process import (
     dagster,
     key_of,
     rows,
+    timed,
     until,
     write_config,
 )
@@ -238,11 +238,10 @@ def test_a_click_copies_a_streamed_table_again_and_a_reset_all_of_them(
 
 
 def test_a_terminated_copy_is_asked_for_again_and_goes_on_where_it_was(
-    shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Database, config_file: Path
 ) -> None:
-    monkeypatch.setattr(copies, "FIRST_PAUSE_S", 3.0)
-    resource = EtlConfigFileResource(path=str(config_file))
-    with dagster(config_file) as ui:
+    resource = timed(config_file, {"first_pause_s": 3.0})
+    with dagster(resource) as ui:
         request = ui.tick_until(lambda result: result.run_requests).run_requests[0]
         table = request.tags["etl_dagster/table"]
         # Without a replicator the copy ends before its hand-over, and waits there.
@@ -333,13 +332,10 @@ def _published_tables(resource: EtlConfigFileResource) -> list[TableStatus]:
 
 
 def test_a_cleared_meltano_state_is_copied_again_and_the_sensor_says_so(
-    shop: Database, config_file: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Database, config_file: Path
 ) -> None:
-    # As in a code server that has just begun.
-    monkeypatch.setattr("etl_dagster.integrations.dagster.notices._known", {})
-    monkeypatch.setattr("etl_dagster.integrations.dagster.notices._EVERY_S", 0.0)
     state_id = "dev:shop-to-duckdb:public.orders"
-    with dagster(config_file) as ui:
+    with dagster(timed(config_file, {"notices_s": 0.0})) as ui:
         ui.copy_all(2)
         # A copy that is done must not fail because this check can't look.
         assert {key.name for r in ui.requested for key in r.asset_check_keys or ()} == {LAG_CHECK}

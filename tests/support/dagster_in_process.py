@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,13 @@ from dagster import (
 
 from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.duckdb import query
-from etl_dagster.integrations.dagster import EtlResource, build_etl_definitions
+from etl_dagster.integrations.dagster import (
+    EtlConfigFileResource,
+    EtlResource,
+    build_etl_definitions,
+)
 from etl_dagster.integrations.dagster.supervisor import stop_all
+from etl_dagster.integrations.dagster.timing import DagsterTiming
 from tests.support.leaks import LEAKS
 from tests.support.waiting import PATIENCE_S
 
@@ -48,6 +53,16 @@ def write_config(dsn: str, folder: Path, **more: Any) -> Path:
     path = folder / "etl.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def timed(config_file: Path, waits: Mapping[str, float]) -> EtlConfigFileResource:
+    """The file's pipeline, with other waits (`DagsterTiming`), which may change meanwhile."""
+
+    class Timed(EtlConfigFileResource):
+        def get_timing(self) -> DagsterTiming:
+            return DagsterTiming(**waits)
+
+    return Timed(path=str(config_file))
 
 
 class Dagster:

@@ -35,6 +35,7 @@ from etl_dagster.integrations.dagster.presence import (
 )
 from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.dagster.step_copy import is_asked_for_by_person
+from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 from etl_dagster.integrations.dagster.translator import (
     COPIES_TAG,
     PIPELINE_TAG,
@@ -73,6 +74,9 @@ class Resource:
         import contextlib
 
         return contextlib.nullcontext(self.store)
+
+    def get_timing(self) -> DagsterTiming:
+        return DAGSTER_TIMING
 
 
 class Instance:

@@ -115,6 +115,7 @@ def copy_one_table(
                 store,
                 config.pipeline,
                 is_sensor_on=lambda: is_sensor_on(context.instance, config.pipeline),
+                timing=resource.get_timing,
             )
             if is_asked_for_by_person(context):
                 watch.require(

@@ -23,6 +23,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.phrases import as_of
 from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 from etl_dagster.integrations.dagster.translator import (
     COPIES_TAG,
     PIPELINE_TAG,
@@ -36,8 +37,6 @@ from etl_dagster.runtime.many import many
 from etl_dagster.runtime.retry import is_sync_due
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
-#: After a run that failed, the next one waits; doubled for each in a row.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 900.0
 #: Dagster's own retries of a failed run: only the sensor requests the copy again.
 _NO_RETRIES = {"dagster/max_retries": "0"}
 _RUNS_LOOKED_AT = 10
@@ -99,7 +98,9 @@ def due_copies(
             waiting[table.name] = _words_of_paused(table.name, paused[table.table_id])
             continue
         before = _runs_before(instance, table)
-        pause = before.pause(time.time(), asked.get(table.table_id, 0.0), table.name)
+        pause = before.pause(
+            time.time(), asked.get(table.table_id, 0.0), table.name, resource.get_timing()
+        )
         if pause is not None:
             waiting[table.name] = pause
         else:
@@ -143,7 +144,9 @@ class RunsBefore:
     #: When the last one ended, seconds since 1970-01-01 UTC.
     ended_at: float | None = None
 
-    def pause(self, now: float, asked_at: float, table: str) -> str | None:
+    def pause(
+        self, now: float, asked_at: float, table: str, timing: DagsterTiming = DAGSTER_TIMING
+    ) -> str | None:
         """Why the next run waits; None where it may be requested.
 
         Args:
@@ -158,7 +161,9 @@ class RunsBefore:
                 "request it again; the source keeps WAL for the table meanwhile. To have it "
                 f"copied: materialize the asset, or etl-dagster resume {shlex.quote(table)}."
             )
-        next_at = self.ended_at + doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, self.failures - 1)
+        next_at = self.ended_at + doubled_s(
+            timing.first_pause_s, timing.longest_pause_s, self.failures - 1
+        )
         if now >= next_at:
             return None
         what = "failed" if self.failures == 1 else f"failed {self.failures} times in a row"

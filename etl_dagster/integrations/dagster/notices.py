@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -10,25 +9,23 @@ from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.resources import EtlResource
 from etl_dagster.integrations.meltano.positions.memory import load_notices
 
-#: Asking opens the store.
-_EVERY_S = 15.0
 _RECENT = timedelta(minutes=10)
 _SHOWN = 2
 
-_known: dict[str, tuple[float, list[str]]] = {}
-_lock = threading.Lock()
 
+class RecentNotices:
+    """The last few of the last ten minutes, looked up now and then."""
 
-def recent_notices(pipeline: str, resource: EtlResource) -> list[str]:
-    """The last few of the last ten minutes, looked up four times a minute."""
-    now = time.monotonic()
-    with _lock:
-        due, lines = _known.get(pipeline, (0.0, []))
-        if now < due:
-            return lines
-        lines = _load(resource)
-        _known[pipeline] = now + _EVERY_S, lines
-        return lines
+    def __init__(self) -> None:
+        self._due_s = 0.0
+        self._lines: list[str] = []
+
+    def lines(self, resource: EtlResource) -> list[str]:
+        now = time.monotonic()
+        if now >= self._due_s:
+            self._lines = _load(resource)
+            self._due_s = now + resource.get_timing().notices_s
+        return self._lines
 
 
 def _load(resource: EtlResource) -> list[str]:

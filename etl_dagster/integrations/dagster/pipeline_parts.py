@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.integrations.dagster.timing import DagsterTiming
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.stores import CoordinatingStore
 
@@ -23,4 +24,8 @@ class PipelineParts(Protocol):
 
     def get_destination(self) -> Destination:
         """The destination; not started."""
+        ...
+
+    def get_timing(self) -> DagsterTiming:
+        """How long its runs and its sensor wait for each other."""
         ...

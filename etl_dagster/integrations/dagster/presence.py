@@ -9,17 +9,8 @@ from dagster import DagsterInstance
 
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.between_ticks import kept_status
+from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
-
-#: A replicator that is just being started, or replaced, is there within this time.
-_WAIT_AT_START_S = 15.0
-#: A copy under way continues without a replicator for this long: code locations are reloaded
-#: and pods replaced meanwhile. Its finished chunks stay, so it can be resumed.
-_WAIT_DURING_S = 30.0
-#: Both, while the sensor is on: it starts a replicator, if only as fast as the machine allows.
-_WAIT_FOR_SENSOR_S = 180.0
-#: Asking costs the state store a query.
-_ASK_EVERY_S = 2.0
 
 
 class ReplicatorAbsent(EtlError):
@@ -63,6 +54,7 @@ class ReplicatorWatch:
 
     Args:
         is_sensor_on: whether a sensor may be about to start one.
+        timing: how long to wait, asked for each time.
     """
 
     def __init__(
@@ -71,12 +63,14 @@ class ReplicatorWatch:
         pipeline: str,
         *,
         is_sensor_on: Callable[[], bool] = lambda: False,
+        timing: Callable[[], DagsterTiming] = lambda: DAGSTER_TIMING,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
         self._is_sensor_on = is_sensor_on
+        self._timing = timing
         self._clock = clock
         self._sleep = sleep
         self._seen_at = clock()
@@ -94,7 +88,8 @@ class ReplicatorWatch:
         started = self._clock()
         while not self._is_there():
             is_on = self._is_sensor_on()
-            patience_s = _WAIT_FOR_SENSOR_S if is_on else _WAIT_AT_START_S
+            timing = self._timing()
+            patience_s = timing.replicator_of_sensor_s if is_on else timing.replicator_at_start_s
             waited_s = self._clock() - started
             if waited_s >= patience_s:
                 raise ReplicatorAbsent(
@@ -111,18 +106,18 @@ class ReplicatorWatch:
         Raises:
             ReplicatorAbsent: for too long there was none.
         """
-        now = self._clock()
+        now, timing = self._clock(), self._timing()
         if now < self._ask_at:
             return
-        self._ask_at = now + _ASK_EVERY_S
+        self._ask_at = now + timing.ask_for_replicator_s
         if self._is_there():
             self._seen_at = now
             return
         waited_s = now - self._seen_at
-        if waited_s < _WAIT_DURING_S:
+        if waited_s < timing.replicator_away_s:
             return
         is_on = self._is_sensor_on()
-        if not is_on or waited_s >= _WAIT_FOR_SENSOR_S:
+        if not is_on or waited_s >= timing.replicator_of_sensor_s:
             raise ReplicatorAbsent(
                 self._pipeline, waited_s=waited_s, is_begun=True, is_sensor_on=is_on
             )

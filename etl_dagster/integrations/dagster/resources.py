@@ -27,6 +27,7 @@ from etl_dagster.integrations.dagster.sections import (
     of_model,
     state_store_resource,
 )
+from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 from etl_dagster.model.states import TableState, state_name
 from etl_dagster.table_name import TableName
 
@@ -313,6 +314,10 @@ class EtlResource(ConfigurableResource[Any], ABC):
         from etl_dagster.assembly import build_destination
 
         return build_destination(self.load_config())
+
+    def get_timing(self) -> DagsterTiming:
+        """How long its runs and its sensor wait for each other; not a setting."""
+        return DAGSTER_TIMING
 
     def copy(  # type: ignore[override]  # pydantic's own is deprecated
         self, context: AssetExecutionContext, table: str

@@ -7,6 +7,7 @@ import threading
 from etl_dagster.integrations.dagster import words
 from etl_dagster.integrations.dagster.bookmark_check import BookmarkReports
 from etl_dagster.integrations.dagster.history import EventHistory
+from etl_dagster.integrations.dagster.notices import RecentNotices
 from etl_dagster.integrations.dagster.odd_check import OddReports
 from etl_dagster.integrations.dagster.pipeline_reports import PipelineReports
 from etl_dagster.integrations.dagster.reports import Reports
@@ -21,6 +22,7 @@ class SensorMemory:
         self.odd = OddReports()
         self.pipeline = PipelineReports()
         self.history = EventHistory()
+        self.notices = RecentNotices()
         self.log = words.TickLog()
         self.ticks = 0
 

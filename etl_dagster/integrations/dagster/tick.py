@@ -19,7 +19,6 @@ from etl_dagster.integrations.dagster import words
 from etl_dagster.integrations.dagster.coming import find_coming, recently_found
 from etl_dagster.integrations.dagster.copies import DueCopies, due_copies
 from etl_dagster.integrations.dagster.lag import dead, published
-from etl_dagster.integrations.dagster.notices import recent_notices
 from etl_dagster.integrations.dagster.observing import observe
 from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks
 from etl_dagster.integrations.dagster.resources import EtlResource
@@ -108,7 +107,7 @@ def tick(
         )
         if pipeline_checks is not None and not is_preview:
             events += memory.pipeline.due(pipeline_checks, config, status, resource_look(resource))
-        notices = [] if is_preview else recent_notices(config.pipeline, resource)
+        notices = [] if is_preview else memory.notices.lines(resource)
     except EtlError as failure:
         if not is_preview:
             _store_failed_checks(context, memory, config, failure, keys, pipeline_checks)
