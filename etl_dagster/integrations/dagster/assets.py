@@ -18,6 +18,7 @@ from dagster import (
 from etl_dagster.backoff import Backoff
 from etl_dagster.errors import EtlError, InvalidState
 from etl_dagster.integrations.dagster.names import step_name
+from etl_dagster.integrations.dagster.outcome import Outcome
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.pipeline_parts import PipelineParts
 from etl_dagster.integrations.dagster.presence import ReplicatorWatch, is_sensor_on
@@ -125,11 +126,16 @@ def copy_one_table(
                 )
             destination = resource.get_destination()
             start_destination(config, store, destination)
+            timing = resource.get_timing()
+            copy = StepCopy(context, config, store, destination, watch, table_name, timing=timing)
             try:
-                copy = StepCopy(context, config, store, destination, watch, table_name)
                 return copy.materialize(key)
             finally:
-                destination.shutdown()
+                if copy.is_abandoned:
+                    # It may be in use for as long as a server says nothing.
+                    Outcome(destination.shutdown).wait(timing.given_up_s)
+                else:
+                    destination.shutdown()
     except EtlError as error:
         if error.retryable and context.retry_number < _MAX_RETRIES:
             delay_s = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S).delay_s(context.retry_number)

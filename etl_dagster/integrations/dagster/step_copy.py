@@ -19,6 +19,7 @@ from dagster import (
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import InvalidState, LeaseLost
+from etl_dagster.integrations.dagster.copy_ending import HELPING, Endable, end_copy
 from etl_dagster.integrations.dagster.metadata import (
     copy_metadata,
     odd_metadata,
@@ -29,6 +30,7 @@ from etl_dagster.integrations.dagster.metadata import (
 from etl_dagster.integrations.dagster.outcome import Outcome
 from etl_dagster.integrations.dagster.presence import ReplicatorAbsent
 from etl_dagster.integrations.dagster.storage import storage_of
+from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 from etl_dagster.integrations.dagster.translator import REQUEST_TAG, STATE_ID
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
@@ -58,10 +60,6 @@ StepContext: TypeAlias = AssetExecutionContext | OpExecutionContext
 
 _LOG_EVERY_S = 5.0
 _POLL_S = 0.2
-#: How long a worker that was told to stop may take; what it had finished is durable anyway.
-_STOP_S = 60.0
-#: ... and how long where Dagster itself may be gone, and waits for its runs to end.
-_ORPHAN_STOP_S = 10.0
 
 
 def is_asked_for_by_person(context: StepContext) -> bool:
@@ -99,7 +97,12 @@ class StepCopy:
         destination: Destination,
         watch: Watch,
         table_name: str,
+        *,
+        timing: DagsterTiming = DAGSTER_TIMING,
     ) -> None:
+        self._timing = timing
+        #: Whether a thread of it still waits for a server.
+        self.is_abandoned = False
         self._context = context
         self._config = config
         self._store = store
@@ -266,7 +269,7 @@ class StepCopy:
                 self._show(progress[-1])
                 del progress[:-1]
 
-        return self._attend(worker.run, stop, show)
+        return self._attend(worker.run, stop, show, worker)
 
     def help(
         self,
@@ -293,7 +296,11 @@ class StepCopy:
         return self._attend(helper.run, stop, show)
 
     def _attend(
-        self, work: Callable[[], _Result], stop: threading.Event, show: Callable[[], None]
+        self,
+        work: Callable[[], _Result],
+        stop: threading.Event,
+        show: Callable[[], None],
+        worker: Endable = HELPING,
     ) -> _Result:
         outcome = Outcome(work)
         try:
@@ -307,7 +314,13 @@ class StepCopy:
             self._store.wake()
             if (destination := offered(self._destination, Interruptible)) is not None:
                 destination.interrupt()
-            outcome.wait(_STOP_S if not isinstance(reason, ReplicatorAbsent) else _ORPHAN_STOP_S)
+            self.is_abandoned = not end_copy(
+                self._name,
+                worker,
+                outcome,
+                self._timing,
+                is_orphan=isinstance(reason, ReplicatorAbsent),
+            )
             raise
         show()
         return outcome.result()

@@ -47,6 +47,7 @@ from etl_dagster.runtime.copying.slot_watch import SlotWatch
 from etl_dagster.runtime.copying.table_copy import CopySummary, TableCopy
 from etl_dagster.runtime.copying.table_repair import TableRepair
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.ending import Calls
 from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.moved import find_move, forget_move, require_let_go
 from etl_dagster.runtime.retry import errored_state
@@ -123,7 +124,8 @@ class TableSync:
     ) -> None:
         self._config = config
         self._store = store
-        destination = shaping(destination, config)
+        self._calls = Calls()
+        destination = shaping(destination, config, self._calls)
         self._belonging = Belonging(config, store, destination)
         self._table_id = table_id
         self._worker = TableSyncWorker(table_id)
@@ -198,6 +200,15 @@ class TableSync:
         finally:
             self._control.close()
             claim.release()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the destination has something in its hands, which ends by itself."""
+        return self._calls.are_under_way
+
+    def give_up(self) -> None:
+        """Wait for no answer of the source any more; after it was told to stop. From any thread."""
+        self._control.end()
 
     def _with_kept(self, errored: Errored, claim: Claim, error: BaseException) -> Errored:
         """With how far the table is, and whether its slot keeps what follows.
