@@ -143,6 +143,8 @@ class RawBatch:
         apply_from: Mapping[TableId, Lsn],
         epoch: int,
         altered: Altered = lambda alteration, commit_lsn, number: None,
+        *,
+        block_rows: int | None = None,
     ) -> EventBatch:
         """Decode what is wanted; may be called again, and gives the same.
 
@@ -152,12 +154,13 @@ class RawBatch:
             apply_from: the wanted tables, each from the transaction on whose commit LSN is given.
             altered: the schema after an alteration, given with the commit LSN of its transaction
                 and its number there; asked in the order of the stream, like `schema_of`.
+            block_rows: as of `decode_rows`.
 
         Raises:
             DecodeError: the batch holds bytes that are not pgoutput.
         """
         tables: dict[TableId, list[TableStep]] = {}
-        decoder = _TableDecoder(self._content, schema_of, altered)
+        decoder = _TableDecoder(self._content, schema_of, altered, block_rows)
         for table_id in decoder.table_ids():
             if (first := apply_from.get(table_id)) is not None:
                 steps = decoder.decode(table_id, first)
@@ -217,7 +220,9 @@ def _mark_events(sequence: Places, frames: list[bytes]) -> list[BeginEvent | Com
 class _TableDecoder:
     """Decodes the tables of one batch, one after the other."""
 
-    def __init__(self, content: Content, schema_of: SchemaOf, altered: Altered) -> None:
+    def __init__(
+        self, content: Content, schema_of: SchemaOf, altered: Altered, block_rows: int | None
+    ) -> None:
         import numpy as np
 
         from etl_dagster.protocol.rows import RowMessages
@@ -225,6 +230,7 @@ class _TableDecoder:
         self._content = content
         self._schema_of = schema_of
         self._altered = altered
+        self._block_rows = block_rows
         self._messages = messages = RowMessages(content.buffer, content.lengths)
         count = len(messages)
         tags = messages.ops
@@ -313,7 +319,9 @@ class _TableDecoder:
         from etl_dagster.protocol.rows import decode_rows
 
         schema = self._schema(relation, table_id, int(self._lsns[rows[0]]))
-        decoded = decode_rows(self._messages, rows, schema, self._content.codec)
+        decoded = decode_rows(
+            self._messages, rows, schema, self._content.codec, block_rows=self._block_rows
+        )
         return TableChanges(
             schema=schema,
             ops=self._messages.ops[rows],

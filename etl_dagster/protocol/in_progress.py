@@ -25,16 +25,25 @@ _PREFIXED: Final = _TAGGED + 4
 _NUMBER: Final = struct.Struct("!I")
 _ROW_TAGS: Final = frozenset(b"IUD")
 _MESSAGE: Final = ord("M")
-#: So much is written to the spool at once, and what is less stays in memory between two segments.
-_WRITE_BYTES: Final = 256 * 1024
-_KEPT_BYTES: Final = 64 * 1024
 #: What a stretch in the spool begins with: messages, and bytes of their frames. Behind it are the
 #: lengths of the frames, 32 bits each, with this bit where a message is not a row.
 _STRETCH: Final = struct.Struct("=II")
 _LENGTH_BYTES: Final = 4
 _NO_ROW: Final = 1 << 31
-#: Frames of more than this on average are copied one by one, which takes less memory.
-_LARGE_BYTES: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSizes:
+    """What of a transaction in progress goes to its spool at once, in bytes."""
+
+    #: So much is written at once, and what is less stays in memory between two segments.
+    write: int = 256 * 1024
+    kept: int = 64 * 1024
+    #: Frames of more than this on average are copied one by one, which takes less memory.
+    large: int = 1024
+
+
+SPOOL_SIZES: Final = SpoolSizes()
 
 
 class Spool(Protocol):
@@ -90,8 +99,11 @@ class TransactionInProgress:
     pgoutput.c (pgoutput_message).
     """
 
-    def __init__(self, xid: int, open_spool: Callable[[], Spool]) -> None:
+    def __init__(
+        self, xid: int, open_spool: Callable[[], Spool], sizes: SpoolSizes = SPOOL_SIZES
+    ) -> None:
         self.xid = xid
+        self._sizes = sizes
         self._open_spool = open_spool
         self._spool: Spool | None = None
         #: What is in the spool: the number of the first message of each stretch, and its place.
@@ -123,7 +135,7 @@ class TransactionInProgress:
         # As in `ReplicationSession.drain`: a row is put aside, and looked at with many others.
         while True:
             buffer, add_length = self._buffer, self._lengths.append
-            row_tags, shortest, room = _ROW_TAGS, _PREFIXED, _WRITE_BYTES - len(self._buffer)
+            row_tags, shortest, room = _ROW_TAGS, _PREFIXED, self._sizes.write - len(self._buffer)
             while room > 0:
                 length, frame = get()
                 if length <= shortest or frame[_HEADER] not in row_tags:
@@ -193,7 +205,7 @@ class TransactionInProgress:
 
     def end_segment(self) -> None:
         """Nothing more comes for a while."""
-        if len(self._buffer) > _KEPT_BYTES:
+        if len(self._buffer) > self._sizes.kept:
             self._write()
         else:
             self._look()
@@ -214,7 +226,7 @@ class TransactionInProgress:
         sizes = (lengths & (_NO_ROW - 1)).astype(np.int64)
         begins = np.cumsum(sizes) - sizes
         lengths -= np.uint32(_PREFIXED - _TAGGED)
-        if len(self._buffer) > _LARGE_BYTES * len(lengths):
+        if len(self._buffer) > self._sizes.large * len(lengths):
             stripped = bytearray()
             with memoryview(self._buffer) as frames:
                 for begin, size in zip(begins.tolist(), sizes.tolist(), strict=True):

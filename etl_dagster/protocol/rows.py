@@ -178,19 +178,26 @@ class DecodedRows:
 
 
 def decode_rows(
-    messages: RowMessages, which: Places, schema: TableSchema, codec: str | None = None
+    messages: RowMessages,
+    which: Places,
+    schema: TableSchema,
+    codec: str | None = None,
+    *,
+    block_rows: int | None = None,
 ) -> DecodedRows:
     """Decode messages of one table under one schema.
 
     Args:
         which: the numbers of the messages, ascending; at least one.
         codec: how the texts are encoded, as Python calls it; None: UTF-8.
+        block_rows: messages decoded at a time; None: as many as are decoded fastest.
 
     Raises:
         DecodeError: a message doesn't follow the protocol, or has other columns than the schema.
     """
-    begins = range(0, len(which), _BLOCK_ROWS)
-    blocks = [which[begin : begin + _BLOCK_ROWS] for begin in begins]
+    size = block_rows or _BLOCK_ROWS
+    begins = range(0, len(which), size)
+    blocks = [which[begin : begin + size] for begin in begins]
     return _joined([_decode_block(messages, block, schema, codec) for block in blocks], begins)
 
 

@@ -21,7 +21,7 @@ from etl_dagster.protocol.frames import (
     XLOG_DATA_TAG,
     decode_keepalive,
 )
-from etl_dagster.protocol.in_progress import Spool, TransactionInProgress
+from etl_dagster.protocol.in_progress import SPOOL_SIZES, Spool, SpoolSizes, TransactionInProgress
 from etl_dagster.protocol.pgoutput import (
     StreamAbort,
     StreamCommit,
@@ -49,12 +49,18 @@ class StreamedTransactions:
     """
 
     def __init__(
-        self, receiver: Receiver, open_spool: Callable[[], Spool], *, sends_empty: bool
+        self,
+        receiver: Receiver,
+        open_spool: Callable[[], Spool],
+        *,
+        sends_empty: bool,
+        sizes: SpoolSizes = SPOOL_SIZES,
     ) -> None:
         receiver.expect_streamed()
         self._receiver = receiver
         self._open_spool = open_spool
         self._sends_empty = sends_empty
+        self._sizes = sizes
         self._transactions: dict[int, TransactionInProgress] = {}
         #: The one whose segment is being received.
         self._segment: TransactionInProgress | None = None
@@ -154,7 +160,7 @@ class StreamedTransactions:
                 started = decode_stream_start(body)
                 if started.is_first:
                     self._forget(started.xid)
-                    made = TransactionInProgress(started.xid, self._open_spool)
+                    made = TransactionInProgress(started.xid, self._open_spool, self._sizes)
                     self._transactions[started.xid] = made
                 self._segment = self._known(started.xid)
             case "c":

@@ -12,13 +12,12 @@ from etl_dagster.model.states import Errored, ManualRetry
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.clock import Clock
 from etl_dagster.runtime.table_names import name_of
+from etl_dagster.runtime.timing import TIMING, Timing
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import Slot, drop_slot, fetch_copying_slots, table_sync_slot_name
 from etl_dagster.words import human_bytes
 
 _log = logging.getLogger(__name__)
-
-_EVERY_S = 5.0
 
 
 class KeptSlots:
@@ -29,12 +28,18 @@ class KeptSlots:
     """
 
     def __init__(
-        self, config: PipelineConfig, store: CoordinatingStore, control: SourceControl, clock: Clock
+        self,
+        config: PipelineConfig,
+        store: CoordinatingStore,
+        control: SourceControl,
+        clock: Clock,
+        timing: Timing = TIMING,
     ) -> None:
         self._config = config
         self._store = store
         self._control = control
         self._clock = clock
+        self._every_s = timing.kept_slots_s
         self._due_s = 0.0
         #: WAL that the source keeps for each table that stopped, bytes. A new one for each look.
         self.wal: Mapping[TableId, int] = {}
@@ -48,7 +53,7 @@ class KeptSlots:
         now = self._clock.now_s()
         if now < self._due_s:
             return
-        self._due_s = now + _EVERY_S
+        self._due_s = now + self._every_s
         kept = {
             table_id: state
             for table_id, state in self._store.get_table_replication_states().items()

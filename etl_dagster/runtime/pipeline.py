@@ -101,7 +101,7 @@ class Pipeline:
         destination: Destination,
         *,
         copies: Literal["own", "elsewhere"] = "own",
-        wire: MakeWire = OwnSlot,
+        wire: MakeWire | None = None,
         make_control: Callable[..., SourceControl] = SourceControl,
         clock: Clock = SYSTEM_CLOCK,
         timing: Timing = TIMING,
@@ -132,6 +132,7 @@ class Pipeline:
             timing,
             self._refused,
             memory or MemoryBudget.of(config),
+            make_control,
         )
         self._observer = observer
         self._tenure = Tenure(store)
@@ -148,7 +149,7 @@ class Pipeline:
         self._rewrites = Rewrites(store, self._control, partial(fetch_own_sample, config.source))
         self._renames = Renames(store, self._control)
         self._locks = LockWatch(self._control, older_than_s=timing.long_lock_s)
-        self._kept_slots = KeptSlots(config, store, self._control, clock)
+        self._kept_slots = KeptSlots(config, store, self._control, clock, timing)
         self._done = threading.Event()
         self._ending = Ending(
             config.pipeline,
@@ -166,7 +167,8 @@ class Pipeline:
         #: A caller waits for a look at the publication that begins from now on.
         self._look_wanted = threading.Event()
         self._looks_begun = self._looks_done = 0
-        self._wire = wire(config, store, self._control, self._stop)
+        make_wire = wire or partial(OwnSlot, timing=timing)
+        self._wire = make_wire(config, store, self._control, self._stop)
         meter = CopyMeter()
         self._table_syncs = TableSyncs(parts, meter) if copies == "own" else None
         self._reporter = Reporter(

@@ -16,6 +16,7 @@ from etl_dagster.model.states import Ready, SyncDone
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
 from etl_dagster.pg.cancelling import cancelled_by
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.timing import TIMING, Timing
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.retained_wal import RetainedWal
@@ -36,8 +37,6 @@ from etl_dagster.source.slots import (
 
 #: How long making the slot may wait for transactions that are open.
 _SLOT_LOCK_TIMEOUT_S = 60.0
-#: A connection that broke is known to its server within so long, mostly at once.
-_IDLE_WITHIN_S = 10.0
 _LOOK_S = 0.05
 #: From then on, what a slot waits for is worth a word.
 _TELL_AFTER_S = 3.0
@@ -51,6 +50,7 @@ def prepare_apply_slot(
     config: PipelineConfig,
     *,
     stop: threading.Event | None = None,
+    timing: Timing = TIMING,
 ) -> Lsn:
     """Make sure of the pipeline's permanent slot; returns where to stream from.
 
@@ -64,7 +64,7 @@ def prepare_apply_slot(
         SlotAdvanced: another reader confirmed changes on it.
     """
     name = apply_slot_name(config.pipeline)
-    slot = fetch_idle_slot(control, name, stop or threading.Event())
+    slot = fetch_idle_slot(control, name, stop or threading.Event(), timing)
     if slot is not None and slot.is_unfinished:
         # No process is at it: the lease is ours.
         control.ask("dropping a slot that was never finished", drop_slot, name)
@@ -98,7 +98,9 @@ def keep_for_standbys(
     _log.info("slot %r is kept by standbys from now on, too", slot.name)
 
 
-def fetch_idle_slot(control: SourceControl, name: str, stop: threading.Event) -> Slot | None:
+def fetch_idle_slot(
+    control: SourceControl, name: str, stop: threading.Event, timing: Timing = TIMING
+) -> Slot | None:
     """The slot as it is once it is not read; None when there is none.
 
     The server goes through what an earlier connection has confirmed also after that connection's
@@ -108,7 +110,7 @@ def fetch_idle_slot(control: SourceControl, name: str, stop: threading.Event) ->
     Raises:
         Stopped: told to stop.
     """
-    deadline = time.monotonic() + _IDLE_WITHIN_S
+    deadline = time.monotonic() + timing.idle_slot_s
     while True:
         slot = control.ask("looking at the slot", fetch_slot, name)
         if slot is None or slot.is_unfinished or not slot.active or time.monotonic() > deadline:

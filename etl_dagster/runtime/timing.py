@@ -48,6 +48,13 @@ class Timing:
     #: How long a worker waits for its table's name before it lets another table have its turn.
     name_wait_s: float = 15.0
 
+    # -- slots -------------------------------------------------------------------------------
+
+    #: A connection that broke is known to its server within so long, mostly at once.
+    idle_slot_s: float = 10.0
+    #: How often the slots of tables that stopped are measured.
+    kept_slots_s: float = 5.0
+
     # -- the pipeline ------------------------------------------------------------------------
 
     #: How often the publication is read again; less often where it is large.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from etl_dagster.config import PipelineConfig
@@ -31,3 +32,5 @@ class WorkerParts:
     observer: Observer = SILENT
     #: Shared by all that reads in this process.
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(2**40))
+    #: Makes `control` for a worker that has one of its own.
+    make_control: Callable[..., SourceControl] = SourceControl

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.runtime.pipeline import Pipeline
+from etl_dagster.runtime.timing import TIMING
 from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.source.stream import ReplicationStream
 from etl_dagster.stores.memory import MemoryLease, MemoryStore
@@ -333,10 +335,9 @@ def test_the_state_store_is_not_replicated_though_all_tables_are_published(
 
 
 def test_a_slot_that_another_connection_still_reads_is_waited_for(
-    newest_database: Database, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    newest_database: Database, make_config: MakeConfig
 ) -> None:
     """After a broken connection the server may take a while to notice that its reader is gone."""
-    monkeypatch.setattr("etl_dagster.runtime.slot._IDLE_WITHIN_S", 0.3)
     newest_database.execute(SHOP)
     config = make_config(newest_database, retry={"max_attempts": 100})
     with running(config) as pipeline:
@@ -350,7 +351,7 @@ def test_a_slot_that_another_connection_still_reads_is_waited_for(
     )
     other.open()
 
-    with running(config) as pipeline:
+    with running(config, timing=replace(TIMING, idle_slot_s=0.3)) as pipeline:
         while pipeline.status().phase != "retrying":
             assert not pipeline.wait(0.01)
         assert "is read by another process" in str(pipeline.status().error)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,11 +17,9 @@ from psycopg.conninfo import make_conninfo
 from etl_dagster.assembly import build_destination
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
-from etl_dagster.destinations.postgres import PostgresDestination, binary, session
+from etl_dagster.destinations.postgres import PostgresDestination, binary
 from etl_dagster.destinations.postgres.querying import query
-from etl_dagster.destinations.sql.session import Session
 from etl_dagster.errors import DestinationError, DestinationUnreachable
-from etl_dagster.model.schema import TableSchema
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing.changes import (
@@ -374,32 +372,38 @@ def test_rows_that_a_copy_has_brought_already_come_again(server: EmbeddedPostgre
     ]
 
 
-def test_batches_are_written_while_the_key_of_a_copy_is_made(
-    newest_replica: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_are_written_while_the_key_of_a_copy_is_made(newest_replica: Database) -> None:
     """It takes minutes for a large table, and every other table's changes continue."""
+    newest_replica.execute(
+        """
+        create function wait_for_test() returns event_trigger language plpgsql as $$
+        begin
+          if current_query() ~* 'primary key' then
+            perform pg_advisory_xact_lock(4711);
+          end if;
+        end $$;
+        create event trigger slow_key on ddl_command_start when tag in ('ALTER TABLE')
+          execute function wait_for_test()
+        """
+    )
     copying, streaming = (PostgresDestination(newest_replica.dsn) for _ in range(2))
     copying.startup(MemoryStore())
     changes = Transactions().commit(insert(VISITS, page="/", at=1))
-    add_key, meanwhile = session.add_key, threading.Event()
-
-    def slowly(on: Session, table: str, schema: TableSchema) -> None:
-        if schema is ORDERS and not meanwhile.is_set():
-            writer = threading.Thread(target=streaming.write_events, args=[batch(changes)])
-            writer.start()
-            writer.join(PATIENCE_S)
-            if not writer.is_alive():
-                meanwhile.set()
-        add_key(on, table, schema)
-
     copying.drop_table_for_copy(ORDERS)
     copying.write_table_rows(ORDERS, chunk("a", 0, ORDERS, [order(1)]))
-    monkeypatch.setattr(session, "add_key", slowly)
-    copying.write_table_rows(ORDERS, end_of_copy("a"))
+    with newest_replica.connect() as test:
+        test.execute("select pg_advisory_lock(4711)")
+        with ThreadPoolExecutor(1) as other:
+            end = other.submit(copying.write_table_rows, ORDERS, end_of_copy("a"))
+            waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+            wait_until(lambda: newest_replica.query(waiting) == [(1,)] or end.done())
+            streaming.write_events(batch(changes))
+            assert not end.done()
+            test.execute("select pg_advisory_unlock(4711)")
+            end.result(PATIENCE_S)
     for destination in (copying, streaming):
         destination.shutdown()
 
-    assert meanwhile.is_set()
     assert newest_replica.query("select count(*) from orders") == [(1,)]
 
 

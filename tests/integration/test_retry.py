@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,15 @@ from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Errored, ManualRetry, Ready, TableState
-from etl_dagster.model.stores import CoordinatingStore
-from etl_dagster.runtime import kept_slots
+from etl_dagster.model.stores import CoordinatingStore, TableSyncWorker, WorkerType
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.retention import prune_schemas
 from etl_dagster.runtime.retrying import request_retry, require_retryable
-from etl_dagster.runtime.streaming import set_aside
-from etl_dagster.runtime.streaming.set_aside import SettingAside
+from etl_dagster.runtime.timing import TIMING
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name, table_sync_slot_name
+from etl_dagster.stores.postgres import PostgresStore
+from tests.support.asking import control_with
 from tests.support.database import Database
 from tests.support.fan_outs import Several, several
 from tests.support.pipelines import rows, running
@@ -189,32 +190,47 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("owner", "step"),
-    [(set_aside, "copy_apply_slot"), (SettingAside, "_keep"), (SettingAside, "stop")],
-    ids=["the slot is made", "its progress is stored", "the table has stopped"],
+    "step", ["the slot is made", "its progress is stored", "the table has stopped"]
 )
 def test_a_process_that_dies_while_it_sets_a_table_aside_loses_and_doubles_nothing(
-    newest_database: Database,
-    make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    owner: Any,
-    step: str,
+    newest_database: Database, make_config: MakeConfig, step: str
 ) -> None:
     database = newest_database
     database.execute(SHOP)
     config = make_config(database, batch={"max_fill_ms": 20})
     visits = id_of(database, "visits")
     destination = Refusing(build_destination(config))
-    done = getattr(owner, step)
 
-    def dies(*args: Any, **kwargs: Any) -> None:
-        done(*args, **kwargs)
-        raise Killed
+    def is_done(now: str) -> None:
+        if now == step and "visits" in destination.refused:
+            raise Killed
 
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, step, dies)
-        with pytest.raises(Killed), running(config, destination=destination) as pipeline:
-            stop_visits(database, pipeline, destination)
+    class Store(PostgresStore):
+        def upsert_replication_progress(self, worker: WorkerType, flush_lsn: Lsn) -> Lsn:
+            stored = super().upsert_replication_progress(worker, flush_lsn)
+            if worker == TableSyncWorker(visits):
+                is_done("its progress is stored")
+            return stored
+
+        def transition_table_state(
+            self, table_id: TableId, expected: TableState, new: TableState
+        ) -> bool:
+            changed = super().transition_table_state(table_id, expected, new)
+            is_done("the table has stopped")
+            return changed
+
+    def asked(what: str) -> None:
+        if what == "keeping the changes of a table":
+            is_done("the slot is made")
+
+    with (
+        closing(Store(database.dsn, config.pipeline)) as store,
+        pytest.raises(Killed),
+        running(
+            config, store=store, destination=destination, make_control=control_with(after=asked)
+        ) as pipeline,
+    ):
+        stop_visits(database, pipeline, destination)
     database.execute("insert into visits values ('d', 4)")
     with (
         closing(build_store(config)) as store,  # type: ignore[type-var]
@@ -269,10 +285,9 @@ def test_a_table_that_is_dropped_while_it_is_stopped_leaves_no_slot(
 def test_a_slot_that_keeps_too_much_is_dropped_and_the_table_needs_a_copy(
     newest_database: Database,
     make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(kept_slots, "_EVERY_S", 0.1)
+    timing = replace(TIMING, kept_slots_s=0.1)
     database = newest_database
     database.execute(SHOP)
     config = make_config(database, batch={"max_fill_ms": 20}, retry={"max_retained_wal": 2**20})
@@ -280,7 +295,7 @@ def test_a_slot_that_keeps_too_much_is_dropped_and_the_table_needs_a_copy(
     destination = Refusing(build_destination(config))
     with (
         closing(build_store(config)) as store,  # type: ignore[type-var]
-        running(config, store=store, destination=destination) as pipeline,
+        running(config, store=store, destination=destination, timing=timing) as pipeline,
     ):
         stop_visits(database, pipeline, destination)
         database.execute("select pg_logical_emit_message(false, 'x', repeat('x', 2000000))")

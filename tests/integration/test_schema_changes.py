@@ -11,7 +11,7 @@ from etl_dagster.assembly import build_destination
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
-from etl_dagster.source.slots import CreatedSlot, create_slot
+from tests.support.asking import control_with
 from tests.support.database import Database
 from tests.support.pipelines import assert_table_in_step, running
 
@@ -115,7 +115,7 @@ def test_a_transaction_that_adds_a_column_can_be_interrupted_anywhere(
 
 
 def test_a_table_that_is_altered_just_as_its_copy_begins_keeps_the_new_column(
-    newest_database: Database, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    newest_database: Database, make_config: MakeConfig
 ) -> None:
     """The slot has changes from before the column was there, and the copy has the column."""
     database = newest_database
@@ -127,15 +127,13 @@ def test_a_table_that_is_altered_just_as_its_copy_begins_keeps_the_new_column(
         ]
     )
 
-    def create_slot_and_change(*args: Any, **options: Any) -> CreatedSlot:
-        slot = create_slot(*args, **options)
-        if slot.name.startswith("etl_dagster_sync"):
+    def change_once_there_is_a_slot(asked: str) -> None:
+        if any(name.startswith("etl_dagster_sync") for name in database.slots()):
             database.execute(*changes)
-        return slot
 
-    monkeypatch.setattr("etl_dagster.runtime.slot.create_slot", create_slot_and_change)
     config = make_config(database)
-    with running(config) as pipeline:
+    make_control = control_with(before=change_once_there_is_a_slot)
+    with running(config, make_control=make_control) as pipeline:
         assert pipeline.wait_until_caught_up(60)
         database.execute("insert into items values (3, 3, 3)")
         assert pipeline.wait_until_caught_up(60)

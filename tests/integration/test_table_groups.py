@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 
 import pytest
@@ -17,19 +18,18 @@ from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import DestinationUnreachable, TableWriteFailed
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch, TableRows
-from etl_dagster.model.schema import TableSchema
-from etl_dagster.model.states import Errored, Init, Ready
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.states import Errored, FinishedCopy, Init, Ready, SyncWait, TableState
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.copying import group_copy, slot_watch
-from etl_dagster.runtime.copying.group_copy import GroupCopy
 from etl_dagster.runtime.copying.group_sync import GroupSync
-from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.many import many
-from etl_dagster.runtime.streaming.catchup import CatchUp
 from etl_dagster.runtime.timing import Timing
 from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import fetch_leaves_of
 from etl_dagster.source.control import SourceControl
+from etl_dagster.stores.postgres import PostgresStore
+from tests.support.asking import control_with
 from tests.support.database import Database
 from tests.support.leaks import make_secret
 from tests.support.pipelines import rows, running
@@ -229,31 +229,25 @@ def test_one_bad_table_leaves_its_group_and_the_others_go_on(
 def test_a_table_that_another_session_has_locked_does_not_hold_up_its_group(
     newest_database: Database,
     make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     names = create(newest_database, 8)
     config = make_config(newest_database, **{"copy.max_table_sync_workers": 1})
-    fetch_relations, leave_out = GroupCopy._fetch_relations, GroupSync._leave_out
-    locked = threading.Event()
     with newest_database.connect(autocommit=False) as blocker:
+        looks = itertools.count()
 
-        def fetch_and_lock(self: GroupCopy, *args: object) -> object:
-            found = fetch_relations(self, *args)  # type: ignore[arg-type]
-            if not locked.is_set():
-                locked.set()
-                blocker.execute("lock table t004")
-            return found
+        def lock_at_first_and_unlock_then(asked: str) -> None:
+            """Names are read again once a table was left out, for the others."""
+            if asked == "reading tables' names":
+                if next(looks) == 0:
+                    blocker.execute("lock table t004")
+                else:
+                    blocker.rollback()
 
-        def leave_out_and_unlock(self: GroupSync, *args: object) -> None:
-            leave_out(self, *args)  # type: ignore[arg-type]
-            blocker.rollback()
-
-        monkeypatch.setattr(GroupCopy, "_fetch_relations", fetch_and_lock)
-        monkeypatch.setattr(GroupSync, "_leave_out", leave_out_and_unlock)
+        make_control = control_with(after=lock_at_first_and_unlock_then)
         with (
             caplog.at_level(logging.INFO, "etl_dagster.runtime.copying.group_sync"),
-            running(config) as pipeline,
+            running(config, make_control=make_control) as pipeline,
         ):
             assert pipeline.wait_until_caught_up(60)
 
@@ -317,23 +311,33 @@ class Forgetful(Watching):
 def test_no_table_counts_as_copied_once_its_copy_is_forgotten(
     newest_database: Database,
     make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
     count: int,
 ) -> None:
     """Killed right after, the next process would miss the copy, and refuse to start."""
     names = create(newest_database, count)
     config = make_config(newest_database, **{"copy.max_table_sync_workers": 1})
-    copied = threading.Event()
 
-    def stop(self: CatchUp) -> None:
-        copied.set()
-        pipeline.shutdown()
-        raise Stopped
+    class Store(PostgresStore):
+        """Stops the pipeline once tables are copied, before they are brought up to date."""
 
-    with closing(build_store(config)) as store:  # type: ignore[type-var]
-        with monkeypatch.context() as patched, running(config, store=store) as pipeline:
-            patched.setattr(CatchUp, "run", stop)
-            assert copied.wait(60)
+        copied = threading.Event()
+        stops = True
+
+        def transition_table_states(
+            self, changes: Sequence[tuple[TableId, TableState, TableState]]
+        ) -> Collection[TableId]:
+            if self.stops and any(isinstance(new, SyncWait) for _, _, new in changes):
+                return []  # what comes after the copy is another process's
+            moved = super().transition_table_states(changes)
+            if self.stops and any(isinstance(new, FinishedCopy) for _, _, new in changes):
+                self.copied.set()
+                pipeline.shutdown()
+            return moved
+
+    with closing(Store(newest_database.dsn, config.pipeline)) as store:
+        with running(config, store=store) as pipeline:
+            assert store.copied.wait(60)
+        store.stops = False
         assert states(store) == {"FinishedCopy": count}
         # Without it, what was copied can't be taken up again.
         newest_database.drop_slots()
@@ -451,27 +455,26 @@ def test_a_class_with_its_own_way_of_writing_rows_is_asked_for_each_table(
 def test_a_table_that_changes_places_before_it_is_read_is_not_taken_for_the_other(
     newest_database: Database,
     make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Rows are read by a table's name, which is looked up a moment before."""
     names = create(newest_database, 6)
     config = make_config(newest_database, **{"copy.max_table_sync_workers": 1})
-    fetch_relations = GroupCopy._fetch_relations
     swapped = threading.Event()
 
-    def fetch_and_swap(self: GroupCopy, *args: object) -> object:
-        found = fetch_relations(self, *args)  # type: ignore[arg-type]
-        if not swapped.is_set():
+    def swap_once(asked: str) -> None:
+        if asked == "reading tables' names" and not swapped.is_set():
             swapped.set()
             newest_database.execute(
                 "begin; alter table t001 rename to x; alter table t002 rename to t001;"
                 " alter table x rename to t002; commit"
             )
-        return found
 
-    monkeypatch.setattr(GroupCopy, "_fetch_relations", fetch_and_swap)
-    with caplog.at_level(logging.INFO), running(config) as pipeline:
+    make_control = control_with(after=swap_once)
+    with (
+        caplog.at_level(logging.INFO),
+        running(config, make_control=make_control) as pipeline,
+    ):
         assert pipeline.wait_until_caught_up(120)
 
     assert "was rewritten" in caplog.text or "was altered" in caplog.text

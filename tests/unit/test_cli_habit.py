@@ -190,7 +190,7 @@ def test_ctrl_c_at_a_question_is_no_answer(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "etl.yaml"
     path.write_text("mine")
     monkeypatch.setattr("click.termui.visible_prompt_func", interrupted)
-    monkeypatch.setattr("etl_dagster.cli.confirming.sys.stdin", _Terminal())
+    monkeypatch.setattr("sys.stdin", _Terminal())
 
     with pytest.raises(SystemExit) as ended:
         cli(["init", "-o", str(path)], prog_name="etl-dagster")

@@ -39,37 +39,38 @@ class Looks:
         self.now_s += seconds
 
 
-def look(monkeypatch: pytest.MonkeyPatch, looks: Looks, *, is_running: bool) -> dict[str, bool]:
+def look(looks: Looks, *, is_running: bool) -> dict[str, bool]:
     status = PipelineStatus("shop", "duckdb", "streaming", at=time.time())
     published = lag.Published(status, is_running, {})
-    monkeypatch.setattr(lag, "published", lambda _: published)
-    monkeypatch.setattr(bookmark_check, "compare_tables", looks.compare)
-    found = bookmark_check.look(RESOURCE, KEYS, clock=lambda: looks.now_s, sleep=looks.sleep)
+    found = bookmark_check.look(
+        RESOURCE,
+        KEYS,
+        clock=lambda: looks.now_s,
+        sleep=looks.sleep,
+        published=lambda _: published,
+        compare=looks.compare,
+    )
     return {table: each.passed for table, each in found.items()}
 
 
-def test_a_state_that_is_written_a_moment_later_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_state_that_is_written_a_moment_later_is_waited_for() -> None:
     early = {"public.orders": IN_STEP, "public.people": MISSING}
     looks = Looks(early, early, dict.fromkeys(KEYS, IN_STEP))
 
-    assert look(monkeypatch, looks, is_running=True) == dict.fromkeys(KEYS, True)
+    assert look(looks, is_running=True) == dict.fromkeys(KEYS, True)
 
 
-def test_a_state_that_is_never_written_fails_its_check_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_state_that_is_never_written_fails_its_check_only() -> None:
     looks = Looks({"public.orders": IN_STEP, "public.people": MISSING})
 
-    found = look(monkeypatch, looks, is_running=True)
+    found = look(looks, is_running=True)
 
     assert found == {"public.orders": True, "public.people": False}
     assert looks.now_s == pytest.approx(10.0, abs=1.0)
 
 
-def test_nothing_passes_while_nothing_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_passes_while_nothing_streams() -> None:
     """A position that stands still is in step with a slot that is not read."""
     looks = Looks(dict.fromkeys(KEYS, IN_STEP))
 
-    assert look(monkeypatch, looks, is_running=False) == dict.fromkeys(KEYS, False)
+    assert look(looks, is_running=False) == dict.fromkeys(KEYS, False)

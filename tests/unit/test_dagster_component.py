@@ -19,16 +19,17 @@ from dagster import (
 
 from etl_dagster import EtlPipelineComponent
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster import build, build_etl_definitions, specs, tick
+from etl_dagster.integrations.dagster import build, build_etl_definitions, tick
 from etl_dagster.integrations.dagster.component import blocks
 from etl_dagster.integrations.dagster.component.translation import resolve_translation
-from etl_dagster.integrations.dagster.discovery import Discovery
 from etl_dagster.integrations.dagster.kept_tables import tables_to_text
+from etl_dagster.integrations.dagster.notices import RecentNotices
 from etl_dagster.integrations.dagster.supervision import Supervision
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
+from tests.support.known_tables import NOWHERE, remember_tables
 
 TABLES = tuple(
     TableSchema(number, "public", name, (ColumnSchema(name="id", type_oid=20),), LSN_ZERO)
@@ -43,7 +44,7 @@ def etl_yaml(tmp_path: Path) -> Path:
         yaml.safe_dump(
             {
                 "pipeline": "shop",
-                "source": {"dsn": "postgresql://etl@db:5432/shopdb", "publication": "etl_pub"},
+                "source": {"dsn": f"postgresql://etl@{NOWHERE}/shopdb", "publication": "etl_pub"},
                 "destination": {"type": "duckdb", "path": "warehouse.duckdb"},
             }
         )
@@ -76,19 +77,18 @@ def names(defs: Definitions) -> dict[str, Any]:
 
 
 def test_yaml_and_python_make_the_same_definitions(
-    etl_yaml: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+    etl_yaml: Path, state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(specs, "discover_tables", lambda _: Discovery(TABLES, database="shopdb"))
+    remember_tables(monkeypatch, tmp_path, TABLES)
     by_python = names(build_etl_definitions(etl_yaml))
     assert len(by_python["assets"]) == 5
     assert names(built(etl_yaml, state)) == by_python
 
 
 def test_a_state_of_another_publication_is_not_believed(
-    etl_yaml: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+    etl_yaml: Path, state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked = Discovery(TABLES[:1])
-    monkeypatch.setattr(specs, "discover_tables", lambda _: asked)
+    remember_tables(monkeypatch, tmp_path, TABLES[:1])
     state.write_text(tables_to_text("other_pub", "shopdb", TABLES, {}))
     defs = built(etl_yaml, state, source_assets=False)
     assert set(defs.resolve_all_asset_keys()) == {
@@ -183,7 +183,7 @@ def test_the_sensor_says_what_gives_a_new_table_its_asset(
     status = replace(status, tables={"public.new": TableStatus(9, "public.new", "ready", "id")})
     supervision = Supervision(status, generation=1)
     monkeypatch.setattr(tick, "observe", lambda _: supervision)
-    monkeypatch.setattr(tick, "recent_notices", lambda *_: [])
+    monkeypatch.setattr(RecentNotices, "lines", lambda *_: [])
     defs = built(
         etl_yaml,
         state,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from etl_dagster.integrations.dagster import repairs
 from etl_dagster.integrations.dagster.comparisons import ComparedTable
 from etl_dagster.integrations.dagster.repairs import Repaired, repair
 from etl_dagster.lsn import Lsn
@@ -19,7 +18,6 @@ from etl_dagster.runtime.repair_requests import (
     RangeDifference,
     RepairOutcome,
     keep_outcome,
-    request_repairs,
 )
 from etl_dagster.stores.memory import MemoryStore
 
@@ -36,28 +34,34 @@ BY_RANGES = {"by": "ranges", "lsn": Lsn(60), "missing": 2, "ranges": (RangeDiffe
 BY_COPY = {"by": "copy", "reason": "it has no key"}
 
 
+class AnsweringStore(MemoryStore):
+    """Has the outcome of a repair as soon as that is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: By table.
+        self.outcomes: dict[int, Any] = {}
+
+    def put_note(self, key: str, payload: Mapping[str, Any]) -> None:
+        super().put_note(key, payload)
+        if key == "repairs":
+            for table_id, outcome in self.outcomes.items():
+                if (request := payload.get(str(table_id))) is not None:
+                    keep_outcome(self, table_id, RepairOutcome(request["id"], **outcome))
+
+
 class Shop:
     """A pipeline of four tables, whose workers answer requests as the test says."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *compared: ComparedTable) -> None:
-        self.store = MemoryStore()
+    def __init__(self, *compared: ComparedTable) -> None:
+        self.store = AnsweringStore()
+        self.compared = compared or COMPARED
         self.store.update_table_replication_states([(n, Ready(Lsn(1))) for n in range(1, 5)])
         self.lease = self.store.acquire_lease("apply")
         self.lines: list[str] = []
-        monkeypatch.setattr(repairs, "compare_tables", lambda *_: iter(compared or COMPARED))
 
-    def answers(self, monkeypatch: pytest.MonkeyPatch, outcomes: dict[int, Any]) -> None:
-        ask: Callable[..., Any] = request_repairs
-
-        def request(store: Any, table_ids: list[int]) -> Any:
-            requests = ask(store, table_ids)
-            for table_id, request_id in requests.items():
-                if table_id in outcomes:
-                    outcome = RepairOutcome(request_id, **outcomes[table_id])
-                    keep_outcome(store, table_id, outcome)
-            return requests
-
-        monkeypatch.setattr(repairs, "request_repairs", request)
+    def answers(self, outcomes: dict[int, Any]) -> None:
+        self.store.outcomes = outcomes
 
     def repair(self, *, dry_run: bool = False, wait_s: float = 60.0) -> Repaired:
         @contextlib.contextmanager
@@ -65,12 +69,19 @@ class Shop:
             yield self.store
 
         parts: Any = SimpleNamespace(get_store=get_store)
-        return repair(parts, None, dry_run=dry_run, wait_s=wait_s, tell=self.lines.append)
+        return repair(
+            parts,
+            None,
+            dry_run=dry_run,
+            wait_s=wait_s,
+            tell=self.lines.append,
+            compare=lambda *_: self.compared,
+        )
 
 
 @pytest.fixture
-def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
-    return Shop(monkeypatch)
+def shop() -> Shop:
+    return Shop()
 
 
 def states(shop: Shop) -> list[str]:
@@ -86,10 +97,8 @@ def test_a_dry_run_asks_for_nothing(shop: Shop) -> None:
     assert done.facts["repairs"].records[0].data["repaired by"] == ""
 
 
-def test_each_table_that_differs_is_repaired_and_told_of(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shop.answers(monkeypatch, {1: BY_RANGES, 3: BY_COPY})
+def test_each_table_that_differs_is_repaired_and_told_of(shop: Shop) -> None:
+    shop.answers({1: BY_RANGES, 3: BY_COPY})
     done = shop.repair()
 
     assert states(shop) == ["Init", "Ready", "Init", "Ready"]
@@ -102,20 +111,16 @@ def test_each_table_that_differs_is_repaired_and_told_of(
     assert (done.failure or "").startswith("could not be settled: public.events")
 
 
-def test_repairs_that_are_not_waited_for_are_named_and_no_failure(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shop = Shop(monkeypatch, COMPARED[0])
+def test_repairs_that_are_not_waited_for_are_named_and_no_failure() -> None:
+    shop = Shop(COMPARED[0])
     done = shop.repair(wait_s=0)
 
     assert (done.left, done.failure) == (["public.orders"], None)
     assert states(shop)[0] == "Init"
 
 
-def test_a_wait_that_takes_too_long_or_for_no_process_fails(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shop = Shop(monkeypatch, COMPARED[0])
+def test_a_wait_that_takes_too_long_or_for_no_process_fails() -> None:
+    shop = Shop(COMPARED[0])
     assert "took longer than" in (shop.repair(wait_s=0.01).failure or "")
 
     assert shop.lease is not None

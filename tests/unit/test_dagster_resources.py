@@ -12,7 +12,7 @@ import pytest
 from dagster import EnvVar
 
 from etl_dagster.config import PipelineConfig, parse_config
-from etl_dagster.errors import ConfigError, SourceUnreachable
+from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster import (
     DestinationResource,
     DuckDBDestinationResource,
@@ -22,11 +22,11 @@ from etl_dagster.integrations.dagster import (
     PostgresStateStoreResource,
     StateStoreResource,
     build_etl_definitions,
-    discovery,
 )
 from etl_dagster.integrations.dagster.discovery import discover_tables
 from etl_dagster.integrations.dagster.supervisor import config_payload
 from etl_dagster.integrations.dagster_meltano import MeltanoResource, MeltanoStateResource
+from etl_dagster.stores.memory import MemoryStore
 from tests.support.leaks import make_secret
 
 PASSWORD = make_secret("p${HOME}$$'\"\\")
@@ -317,23 +317,15 @@ def test_resources_work_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_resource_opens_has_the_settings_that_it_was_given(tmp_path: Path) -> None:
-    from etl_dagster.destinations.duckdb import DuckDBDestination
 
-    made: list[dict[str, Any]] = []
-
-    class Spy(DuckDBDestination):
-        def __init__(self, path: Any, **options: Any) -> None:
-            made.append({"path": path} | options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("etl_dagster.destinations.duckdb.DuckDBDestination", Spy)
-        DuckDBDestinationResource(
-            path=str(tmp_path / "x.duckdb"), lock_timeout_s=5, changelog=True
-        ).get_destination()
-    assert made[0]["path"] == tmp_path / "x.duckdb"
-    assert made[0]["lock_timeout_s"] == 5
-    assert made[0]["changelog"] is True
-    assert made[0]["memory_limit"] == "256MB"
+    resource = DuckDBDestinationResource(
+        path=str(tmp_path / "x.duckdb"), memory_limit="64MB", changelog=True
+    )
+    destination = resource.get_destination()
+    destination.startup(MemoryStore())
+    destination.shutdown()
+    kept = resource.query("select table_name from duckdb_tables() where schema_name = '_etl'")
+    assert "changelog" in {row["table_name"] for row in kept.to_pylist()}
 
 
 def test_a_store_behind_a_pooler_is_opened_with_both_addresses(
@@ -363,15 +355,12 @@ def test_a_store_behind_a_pooler_is_opened_with_both_addresses(
 
 
 def test_variables_that_are_not_set_are_named_and_the_definitions_are_loaded(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A code location that does not load has no sensor that could say so."""
-
-    def unreachable(config: PipelineConfig) -> Any:
-        raise SourceUnreachable("the source is away")
-
-    monkeypatch.setattr(discovery, "_ask_source", unreachable)
-    defs = build_etl_definitions(pipeline(password=EnvVar("NO_SUCH"), user=EnvVar("NOR_THIS")))
+    defs = build_etl_definitions(
+        pipeline(host="127.0.0.1", port=1, password=EnvVar("NO_SUCH"), user=EnvVar("NOR_THIS"))
+    )
     assert [sensor.name for sensor in defs.sensors or ()] == ["shop_replication"]
     for mistake in (
         "source.password: the environment variable NO_SUCH is not set",

@@ -20,7 +20,6 @@ from dagster import (
     SensorResult,
 )
 
-from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError, InvalidState
 from etl_dagster.integrations.dagster import (
     EtlConfigFileResource,
@@ -33,12 +32,11 @@ from etl_dagster.integrations.dagster import (
     build_etl_source_specs,
     etl_assets,
     load_etl_asset_specs,
-    specs,
 )
-from etl_dagster.integrations.dagster.discovery import Discovery
 from etl_dagster.integrations.dagster.event_forms import as_observations, without_checks
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import ColumnSchema, TableSchema
+from tests.support.known_tables import NOWHERE, remember_tables
 
 POSTGRES = {"type": "postgres", "dsn": "postgresql://etl:a-password@there:5433/marts"}
 
@@ -53,17 +51,15 @@ def etl_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
     )
 
-    def found(config: PipelineConfig) -> Discovery:
-        return Discovery(tables)
-
-    monkeypatch.setattr(specs, "discover_tables", found)
+    names = ("shop", "other", "shop__left", "shop__right")
+    remember_tables(monkeypatch, tmp_path, tables, *names)
     return write(tmp_path)
 
 
 def write(folder: Path, name: str = "etl.yaml", **more: Any) -> Path:
     sections: dict[str, Any] = {
         "pipeline": "shop",
-        "source": {"dsn": "postgresql://etl@db:5432/shopdb", "publication": "etl_pub"},
+        "source": {"dsn": f"postgresql://etl@{NOWHERE}/shopdb", "publication": "etl_pub"},
         "destination": {"type": "duckdb", "path": "warehouse.duckdb"},
         "tables": {"public.orders": {"mode": "append"}},
     }

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,12 +13,13 @@ from etl_dagster.errors import DecodeError
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.events import Event, EventBatch, RowEvent
 from etl_dagster.model.schema import ColumnSchema, TableSchema
-from etl_dagster.protocol import rows as rows_module
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from tests.unit import wire
 from tests.unit.slow_decoder import SlowDecoder
 
+#: Streams of a dozen rows are to go through more than one block, too.
+_BLOCK_ROWS = 3
 _NUMERIC_12_2 = (12 << 16 | 2) + 4
 _TEXTS: dict[int, st.SearchStrategy[str]] = {
     16: st.sampled_from("tf"),
@@ -123,8 +123,8 @@ def _decode(
         return len(frame), memoryview(frame)
 
     while session.drain(get) > 0:
-        yield session.take_batch().decode(_schema_of, apply_from, 7)
-    yield session.take_batch().decode(_schema_of, apply_from, 7)
+        yield session.take_batch().decode(_schema_of, apply_from, 7, block_rows=_BLOCK_ROWS)
+    yield session.take_batch().decode(_schema_of, apply_from, 7, block_rows=_BLOCK_ROWS)
 
 
 def _without_sequence(events: list[Event]) -> list[Event]:
@@ -132,14 +132,6 @@ def _without_sequence(events: list[Event]) -> list[Event]:
 
 
 _SETTINGS = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_blocks() -> Iterator[None]:
-    """Streams of a dozen rows are to go through more than one block, too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "_BLOCK_ROWS", 3)
-        yield
 
 
 @_SETTINGS

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from etl_dagster.errors import DecodeError, RollbackUnclear
 from etl_dagster.lsn import Lsn
-from etl_dagster.protocol import in_progress
 from etl_dagster.protocol.alterations import ALTERATION_PREFIX
-from etl_dagster.protocol.in_progress import TransactionInProgress
+from etl_dagster.protocol.in_progress import SPOOL_SIZES, SpoolSizes, TransactionInProgress
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.row_frames import RowFrames
 from etl_dagster.protocol.session import ReplicationSession
@@ -53,12 +52,13 @@ class Side:
     """A receiver behind a connection, and the messages that it was given."""
 
     sends_empty: bool = False
+    sizes: SpoolSizes = SPOOL_SIZES
     spools: list[MemorySpool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.receiver = Recorder()
         self.streamed = StreamedTransactions(
-            self.receiver, self._spool, sends_empty=self.sends_empty
+            self.receiver, self._spool, sends_empty=self.sends_empty, sizes=self.sizes
         )
 
     def _spool(self) -> MemorySpool:
@@ -194,9 +194,8 @@ def test_a_large_one_is_given_on_a_batch_at_a_time() -> None:
     assert side.receiver.rows_at_once == 3
 
 
-def test_what_is_rolled_back_is_forgotten_with_its_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_progress, "_WRITE_BYTES", 10)
-    side = Side()
+def test_what_is_rolled_back_is_forgotten_with_its_disk() -> None:
+    side = Side(sizes=SpoolSizes(write=10))
     side.give(start(9), xid_after_tag(row(1), 9), STOP)
     assert [spool.is_closed for spool in side.spools] == [False]
 
@@ -428,12 +427,8 @@ class RandomSource:
 def test_random_transactions_come_out_as_if_sent_after_their_commit(seed: int) -> None:
     source = RandomSource(Random(seed))
     source.run()
-    side = Side()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(in_progress, "_WRITE_BYTES", 200)
-        patch.setattr(in_progress, "_KEPT_BYTES", 50)
-        patch.setattr(in_progress, "_LARGE_BYTES", seed % 2 * 1000)
-        given_on = side.give(*source.frames)
+    side = Side(sizes=SpoolSizes(write=200, kept=50, large=seed % 2 * 1000))
+    given_on = side.give(*source.frames)
 
     assert given_on == source.expected
     assert side.streamed.count == 0
@@ -466,10 +461,9 @@ def test_branches_get_whole_transactions() -> None:
         assert (session.row_count, session.last_commit_end) == (1, Lsn(108))
 
 
-def test_a_cut_reaches_what_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_progress, "_WRITE_BYTES", 1)
+def test_a_cut_reaches_what_is_on_disk() -> None:
     spool = MemorySpool()
-    transaction = TransactionInProgress(9, lambda: spool)
+    transaction = TransactionInProgress(9, lambda: spool, SpoolSizes(write=1))
     frames = [xid_after_tag(row(1), 9), xid_after_tag(row(2), 10), xid_after_tag(row(3), 10)]
     waiting = iter([(len(frame), memoryview(frame)) for frame in frames])
     transaction.take_rows(lambda: next(waiting, (0, memoryview(b""))))

@@ -49,6 +49,10 @@ def look(
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    published: Callable[[EtlResource], lag.Published] = lag.published,
+    compare: Callable[
+        [PipelineConfig, Mapping[str, AssetKey]], Mapping[str, BookmarkComparison]
+    ] = compare_tables,
 ) -> Mapping[str, BookmarkComparison]:
     """The outcome of each table's check now, whichever process runs the pipeline.
 
@@ -56,13 +60,13 @@ def look(
     """
     config = resource.load_config()
     try:
-        seen = lag.published(resource)
+        seen = published(resource)
         stopped = seen.dead_verdict(config.pipeline)
         if stopped is not None:
             return dict.fromkeys(keys, _stands_still(stopped.words))
         until = clock() + _FIRST_STATE_S
         while True:
-            compared = compare_tables(config, keys)
+            compared = compare(config, keys)
             is_whole = all(each.has_state for each in compared.values())
             if is_whole or clock() >= until:
                 return compared

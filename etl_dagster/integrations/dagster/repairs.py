@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,9 @@ def repair(
     dry_run: bool,
     wait_s: float,
     tell: Callable[[str], None],
+    compare: Callable[
+        [PipelineParts, Collection[str] | None], Iterable[ComparedTable]
+    ] = compare_tables,
 ) -> Repaired:
     """Compare tables, have those repaired that differ, and wait until they are.
 
@@ -99,6 +102,7 @@ def repair(
         names: ``schema.table`` of each; None for all.
         wait_s: for this long at most; 0: not at all.
         tell: called with a line about each table.
+        compare: what compares them.
 
     Raises:
         EtlError: nothing can be compared.
@@ -106,7 +110,7 @@ def repair(
     done = Repaired()
     requests: dict[TableId, str] = {}
     name_of: dict[TableId, str] = {}
-    for compared in compare_tables(resource, names):
+    for compared in compare(resource, names):
         tell(f"{compared.name}: {compared.words}")
         if compared.is_different:
             done.differing.append(compared)

@@ -51,7 +51,6 @@ from etl_dagster.source.catalog import (
     fetch_leaves_of,
     fetch_published_tables,
 )
-from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import plan_chunks
 from etl_dagster.source.slots import (
     CreatedSlot,
@@ -85,7 +84,7 @@ class GroupSync:
         self._source = PostgresSource.of_group(config, self._name)
         self._slot = self._source.slot_name
         self._stop = parts.stop
-        self._control = SourceControl(
+        self._control = parts.make_control(
             config.source,
             application_name=f"etl_dagster sync control {config.pipeline} group",
             verify=OriginCheck(config, store).look,

@@ -103,6 +103,7 @@ class TableSync:
         on_chunk: called with each chunk that this worker has finished.
         clock, timing: the time, and how long to wait for other workers.
         control, source: of the table; by default, connections to `config.source`.
+        make_control: makes the one for questions.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class TableSync:
         control: SourceControl | None = None,
         source: CopySource | None = None,
         memory: MemoryBudget | None = None,
+        make_control: Callable[..., SourceControl] = SourceControl,
     ) -> None:
         self._config = config
         self._store = store
@@ -132,7 +134,7 @@ class TableSync:
         self._stop = stop or threading.Event()
         self._meter = meter
         self._clock = clock
-        self._control = control or SourceControl(
+        self._control = control or make_control(
             config.source,
             application_name=f"etl_dagster sync control {config.pipeline} {table_id}",
             verify=OriginCheck(config, store).look,

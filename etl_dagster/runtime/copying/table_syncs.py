@@ -158,6 +158,7 @@ class TableSyncs:
             clock=parts.clock,
             timing=parts.timing,
             memory=parts.memory,
+            make_control=parts.make_control,
         )
         fields = log_fields(pipeline=parts.config.pipeline, table=partial(self._name, table_id))
         try:

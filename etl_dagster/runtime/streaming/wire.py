@@ -12,6 +12,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.slot import prepare_apply_slot
 from etl_dagster.runtime.streaming.feed import OpenStream, stream_of_slot
+from etl_dagster.runtime.timing import TIMING, Timing
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.source.spool import Spools
@@ -91,11 +92,13 @@ class OwnSlot:
         store: CoordinatingStore,
         control: SourceControl,
         stop: threading.Event,
+        timing: Timing = TIMING,
     ) -> None:
         self._config = config
         self._store = store
         self._control = control
         self._stop = stop
+        self._timing = timing
         self._spools = spools_of(config)
         self.slot_name = apply_slot_name(config.pipeline)
 
@@ -108,7 +111,9 @@ class OwnSlot:
         return in_progress(self._spools)
 
     def prepare(self) -> Lsn:
-        return prepare_apply_slot(self._store, self._control, self._config, stop=self._stop)
+        return prepare_apply_slot(
+            self._store, self._control, self._config, stop=self._stop, timing=self._timing
+        )
 
     def open(self, start_lsn: Lsn) -> OpenStream:
         return stream_of_slot(
