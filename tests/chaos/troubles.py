@@ -10,8 +10,20 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
+import psycopg
+from psycopg.conninfo import make_conninfo
+
 from etl_dagster.destinations.duckdb.reading import read_connection
+from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
+from etl_dagster.errors import EtlError
+from etl_dagster.model.states import Ready
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.repair_requests import request_repairs
+from etl_dagster.runtime.retrying import request_retry, require_retryable, stopped_tables
+from etl_dagster.source.control import SourceControl
 from tests.chaos.world import World
+from tests.support.random_shop import TABLES
+from tests.support.waiting import wait_until
 
 Trouble = Callable[[World, random.Random], AbstractContextManager[str]]
 Event = Callable[[World, random.Random], str]
@@ -27,6 +39,45 @@ def kill(world: World, rng: random.Random) -> str:
 def copy(world: World, rng: random.Random) -> str:
     world.workers.have_something_copied(rng)
     return "another copy, where all are streamed"
+
+
+def resync(world: World, rng: random.Random) -> str:
+    """As `etl-dagster resync`, whatever the table does just now."""
+    name, store = _some_destination(world, rng)
+    states = store.get_table_replication_states()
+    if not states:
+        return "no table to copy again"
+    table_id = rng.choice([*states])
+    store.request_copy(table_id)
+    return f"resync of table {table_id} at {name}"
+
+
+def repair(world: World, rng: random.Random) -> str:
+    name, store = _some_destination(world, rng)
+    states = store.get_table_replication_states()
+    ready = [table_id for table_id, state in states.items() if isinstance(state, Ready)]
+    if not ready:
+        return "no table to repair"
+    table_id = rng.choice(ready)
+    request_repairs(store, [table_id])
+    return f"repair of table {table_id} at {name}"
+
+
+def retry(world: World, rng: random.Random) -> str:
+    """As `etl-dagster retry --all`, at every destination."""
+    told = []
+    for name, member in world.members.items():
+        store = world.stores[name]
+        control = SourceControl(member.source, application_name="chaos")
+        with contextlib.closing(control):
+            for table_id in stopped_tables(store):
+                try:
+                    state = require_retryable(member, store, control, table_id, str(table_id))
+                    lsn = request_retry(store, table_id, state)
+                    told.append(f"{table_id} at {name}, from {lsn}")
+                except EtlError as error:
+                    told.append(f"{table_id} at {name}, not: {error.reason}")
+    return f"retry of tables {', '.join(told)}" if told else "no table to retry"
 
 
 def cut(world: World, rng: random.Random) -> str:
@@ -66,6 +117,9 @@ def restart_at_once(world: World, rng: random.Random) -> str:
 EVENTS: Mapping[str, tuple[Event, float]] = {
     "kill": (kill, 8),
     "copy": (copy, 2),
+    "resync": (resync, 1),
+    "repair": (repair, 2),
+    "retry": (retry, 1),
     "cut": (cut, 3),
     "change tables": (change_tables, 6),
     "leave": (leave, 1),
@@ -127,6 +181,54 @@ def half_open(world: World, rng: random.Random) -> Iterator[str]:
 
 
 @contextmanager
+def forgotten(world: World, rng: random.Random) -> Iterator[str]:
+    """As by a firewall that lost its table: neither side learns of it."""
+    place = rng.choice([*world.proxies])
+    world.proxies[place].forget()
+    try:
+        yield f"connections to the {place} lead nowhere"
+    finally:
+        world.proxies[place].cut()
+
+
+@contextmanager
+def refused_table(world: World, rng: random.Random) -> Iterator[str]:
+    """A destination takes no change of one table, which is set aside, and resumed afterwards."""
+    found = [
+        (name, member.destination.dsn.get_secret_value())
+        for name, member in world.members.items()
+        if isinstance(member.destination, PostgresDestinationConfig)
+    ]
+    if not found:
+        yield "no destination that refuses a table"
+        return
+    name, dsn = rng.choice(found)
+    dsn = make_conninfo(dsn, options="-c lock_timeout=1s")
+    table = f"public.{rng.choice([*TABLES])}"
+    try:
+        with psycopg.connect(dsn, autocommit=True) as there:
+            there.execute(f"alter table {table} add constraint refused check (false) not valid")
+        what = f"{name} refuses {table}"
+    except psycopg.Error as error:
+        what = f"{name} could not be had to refuse {table}: {type(error).__name__}"
+    try:
+        yield what
+    finally:
+        wait_until(lambda: _takes_again(dsn, table))
+        with contextlib.suppress(EtlError):  # else it is copied in the end
+            retry(world, rng)
+
+
+def _takes_again(dsn: str, table: str) -> bool:
+    try:
+        with psycopg.connect(dsn, autocommit=True) as there:
+            there.execute(f"alter table if exists {table} drop constraint if exists refused")
+    except psycopg.Error:
+        return False
+    return True
+
+
+@contextmanager
 def refused(world: World, rng: random.Random) -> Iterator[str]:
     place = rng.choice([*world.proxies])
     world.proxies[place].refuse()
@@ -175,11 +277,17 @@ TROUBLES: Mapping[str, tuple[Trouble, float]] = {
     "slow": (slow, 1),
     "stalled": (stalled, 3),
     "half-open": (half_open, 2),
+    "forgotten": (forgotten, 1),
     "refused": (refused, 2),
+    "refused table": (refused_table, 3),
     "server down": (server_down, 2),
     "held": (held, 2),
     "disk full": (disk_full, 3),
 }
+
+
+def _some_destination(world: World, rng: random.Random) -> tuple[str, CoordinatingStore]:
+    return rng.choice([*world.stores.items()])
 
 
 @contextmanager
