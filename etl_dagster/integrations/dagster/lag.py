@@ -27,12 +27,14 @@ from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, Chec
 from etl_dagster.model.states import Errored, TableState, state_name
 from etl_dagster.model.stores import KnowsPipeline
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
-from etl_dagster.runtime.showing.stopped import what_to_do, where_it_stopped
+from etl_dagster.runtime.showing.stopped import retry_at, what_to_do, where_it_stopped
 from etl_dagster.words import human_bytes
 
 LAG_CHECK = "in_step_with_source"
 #: A replicator publishes its status every 5 s; one that is this old says nothing about now.
 STALE_S = 60.0
+#: States in which a table has its rows, and lacks the changes since; as after a `retry`.
+CATCHING_UP = ("finished_copy", "sync_wait", "catchup")
 #: Begins the kind of verdicts on a stream that has ended.
 _DEAD = "dead: "
 
@@ -116,6 +118,8 @@ def judge(
         error = table.error or "it stopped"
         where = where_it_stopped(table.stopped_since, table.stopped_lsn, table.wal_kept_bytes)
         words = with_solution(f"{error} ({where})" if where else error, table.solution)
+        if table.retry_at is not None:
+            return LagVerdict(False, False, f"retried: {error}", words, facts)
         return LagVerdict(False, True, f"errored: {error}", words, facts)
     waiting = judge_waiting(status)
     if waiting is not None:
@@ -124,7 +128,12 @@ def judge(
         words = "The pipeline has not seen this table: is it in the publication?"
         return LagVerdict(False, False, "unknown", words, facts)
     if table.state not in ("ready", "sync_done"):
-        words = f"The table is being copied (state {table.state}), as of {at}."
+        words = (
+            f"Changes since its copy, or since it stopped, are being applied (state {table.state})"
+            if table.state in CATCHING_UP
+            else f"The table is being copied (state {table.state})"
+        )
+        words += f", as of {at}."
         return LagVerdict(False, False, "copied", words, facts)
     late = judge_lag(status, thresholds)
     if late is not None:
@@ -266,5 +275,6 @@ def _with_state(table: TableStatus, state: TableState) -> TableStatus:
             stopped_since=None if state.since is None else state.since.isoformat(),
             stopped_lsn=None if state.lsn is None else str(state.lsn),
             wal_kept_bytes=table.wal_kept_bytes if state.is_kept else None,
+            retry_at=retry_at(state),
         )
-    return replace(table, state=state_name(state), error=None, solution=None)
+    return replace(table, state=state_name(state), error=None, solution=None, retry_at=None)

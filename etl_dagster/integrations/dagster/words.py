@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dagster import AssetKey, AssetMaterialization
 
+from etl_dagster.integrations.dagster.lag import CATCHING_UP
 from etl_dagster.integrations.dagster.phrases import as_of
 from etl_dagster.integrations.dagster.sensor_settings import NEW_TABLES
 from etl_dagster.runtime.showing.status import PipelineStatus
@@ -43,13 +44,16 @@ def line(
         parts.append(status.note)
     tables = status.tables.values()
     ready = sum(1 for table in tables if table.state == "ready")
-    errored = [table.name for table in tables if table.state == "errored"]
+    errored = [table.name for table in tables if table.state == "errored" and not table.retry_at]
+    retried = [table.name for table in tables if table.state == "errored" and table.retry_at]
     held = [name for name in waiting or {} if name in status.tables]
-    copying = [
-        table.name
+    moving = [
+        table
         for table in tables
         if table.state not in ("ready", "errored") and table.name not in held
     ]
+    catching_up = [table.name for table in moving if table.state in CATCHING_UP]
+    copying = [table.name for table in moving if table.state not in CATCHING_UP]
     parts.append(
         f"{status.phase} as of {as_of(status.at)}, {ready} of {len(status.tables)} tables in step, "
         f"{status.rows_per_second:,.0f} rows/s, lag {status.lag_seconds:.1f} s "
@@ -57,11 +61,15 @@ def line(
     )
     if copying:
         parts.append("being copied: " + some(copying))
+    if catching_up:
+        parts.append("catching up: " + some(catching_up))
     parts += [f"{name}: {(waiting or {})[name]}" for name in held[:3]]
     if len(held) > 3:
         parts.append("copies held back as well: " + some(held[3:]))
     if errored:
         parts.append("stopped: " + some(errored))
+    if retried:
+        parts.append("tried again: " + some(retried))
     unknown = [name for name in status.tables if name not in keys]
     if unknown:
         parts.append(f"no asset yet ({new_tables}): {some(unknown)}")

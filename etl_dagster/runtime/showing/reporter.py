@@ -29,7 +29,7 @@ from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.showing.history import HISTORY, History
 from etl_dagster.runtime.showing.metrics import CopyMeter, Metrics, TableCounts
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
-from etl_dagster.runtime.showing.stopped import what_to_do
+from etl_dagster.runtime.showing.stopped import retry_at, what_to_do
 from etl_dagster.runtime.slot import retained_wal
 from etl_dagster.runtime.tables.odd_counts import HandedOver, counts_by_itself
 from etl_dagster.source.catalog import PublishedTable, fetch_insert_lsn
@@ -279,6 +279,7 @@ class Reporter:
                 stopped_since=None if state.since is None else state.since.isoformat(),
                 stopped_lsn=None if state.lsn is None else str(state.lsn),
                 wal_kept_bytes=wal,
+                retry_at=retry_at(state),
             )
         return made_of, shown
 

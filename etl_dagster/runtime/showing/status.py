@@ -60,6 +60,8 @@ class TableStatus:
     #: WAL that the source keeps so that the table can be resumed without a copy, bytes; None where
     #: none is kept, or it is not measured yet.
     wal_kept_bytes: int | None = None
+    #: When a table that failed is tried again by itself (ISO 8601); None where a person decides.
+    retry_at: str | None = None
 
     @property
     def rows_changed(self) -> int:

@@ -10,7 +10,13 @@ from etl_dagster.words import human_bytes
 
 def what_to_do(state: Errored, name: str) -> str:
     """The solution, and how the table is resumed once the cause is gone."""
-    if state.lsn is None or isinstance(state.retry, TimedRetry):
+    if isinstance(state.retry, TimedRetry):
+        if state.retry.attempt == 0:
+            how = " without a copy" if state.is_kept else ""
+            return f"No action needed: a retry was asked for, and the table is resumed{how}."
+        moment = state.retry.next_retry.astimezone(UTC)
+        return f"{state.solution} The table is tried again at {moment:%Y-%m-%d %H:%M:%S} UTC."
+    if state.lsn is None:
         return state.solution
     if state.is_kept:
         return f"{state.solution} To resume it without a copy: `etl-dagster retry {name}`."
@@ -18,6 +24,11 @@ def what_to_do(state: Errored, name: str) -> str:
         f"{state.solution} Its changes since are not kept, so it needs a copy: "
         f"`etl-dagster resync {name}`."
     )
+
+
+def retry_at(state: Errored) -> str | None:
+    """When the table is tried again by itself (ISO 8601); None where a person decides."""
+    return state.retry.next_retry.isoformat() if isinstance(state.retry, TimedRetry) else None
 
 
 def where_it_stopped(since: str | None, lsn: str | None, wal_bytes: int | None) -> str | None:
