@@ -173,12 +173,15 @@ def _request(
     store: CoordinatingStore, differing: Sequence[Eligible]
 ) -> Mapping[str, RepairOutcome]:
     """Have the pipeline repair the tables, and wait until it has."""
+    from etl_dagster.cli.table_progress import TableProgress
     from etl_dagster.runtime.copying.pausing import ask_for_copies
     from etl_dagster.runtime.repair_requests import await_repairs, request_repairs
 
     names = {each.table_id: each.name for each in differing}
     ask_for_copies(store, list(names))
-    outcomes = await_repairs(store, request_repairs(store, list(names)))
+    with TableProgress(store, names, working="being compared and repaired") as progress:
+        requests = request_repairs(store, list(names))
+        outcomes = await_repairs(store, requests, on_look=progress.look)
     return {names[table_id]: outcome for table_id, outcome in outcomes.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ def copy_again(
     dry_run: bool,
     yes: bool,
 ) -> None:
+    from etl_dagster.cli.table_progress import follow_copies
     from etl_dagster.cli.tables import table_ids
     from etl_dagster.runtime.copying.pausing import ask_for_copies
     from etl_dagster.runtime.repair_requests import forget_repairs
@@ -86,6 +88,9 @@ def copy_again(
         store.request_copy(table_id)
     if store.is_leased("apply"):
         click.echo("Done. The running pipeline begins with it now.")
+        follow_copies(
+            store, {table_id: name for name, table_id in wanted.items()}, threading.Event()
+        )
     else:
         click.echo("Done. The next start begins with it.")
 

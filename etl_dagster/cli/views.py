@@ -313,7 +313,7 @@ def render(
         *_header(status, inner),
         *below,
         Text(),
-        _tables(tables[:limit], inner),
+        table_grid(tables[:limit], inner),
     ]
     if len(tables) > limit:
         parts.append(Text(f"... and {len(tables) - limit} more tables", style="dim"))
@@ -394,7 +394,8 @@ _LAYOUTS = (
 _OF_COPY = ("copy", "copied", "speed")
 
 
-def _tables(tables: list[TableStatus], width: int) -> Table:
+def table_grid(tables: list[TableStatus], width: int) -> Table:
+    """What is shown of the tables, as much as so many columns of a terminal have room for."""
     is_copying = any(_is_copying(table) for table in tables)
     for layout in _LAYOUTS:
         columns = [name for name in layout if is_copying or name not in _OF_COPY]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -137,11 +137,13 @@ def await_repairs(
     *,
     stop: threading.Event | None = None,
     clock: Clock = SYSTEM_CLOCK,
+    on_look: Callable[[], None] = lambda: None,
 ) -> Mapping[TableId, RepairOutcome]:
     """Wait until each request has its outcome; a table that is copied may not be streamed yet.
 
     Args:
         requests: as `request_repairs` returned them.
+        on_look: called a few times a second, with the tables' states loaded.
 
     Raises:
         InvalidState: a table has failed, or no process runs the pipeline.
@@ -158,6 +160,7 @@ def await_repairs(
         if not left:
             return outcomes
         store.load_table_replication_states()
+        on_look()
         for table_id in left:
             state = store.get_table_replication_state(table_id)
             if isinstance(state, Errored) and not isinstance(state.retry, TimedRetry):
