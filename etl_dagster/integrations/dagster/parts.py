@@ -171,5 +171,5 @@ def copy_job(
         selection=selection,
         executor_def=executor,
         tags={PIPELINE_TAG: config.pipeline},
-        description=f"DueCopies tables of {config.pipeline}; the sensor requests what is due.",
+        description=f"Copies tables of {config.pipeline}; the sensor requests what is due.",
     )

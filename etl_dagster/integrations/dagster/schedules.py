@@ -73,7 +73,7 @@ def build_recopy_schedule(
             selection=AssetSelection.assets(*chosen).without_checks(),
             executor_def=executor,
             tags={PIPELINE_TAG: config.pipeline},
-            description=f"DueCopies tables of {config.pipeline} again.",
+            description=f"Copies tables of {config.pipeline} again.",
         ),
         cron_schedule=cron_schedule,
         execution_timezone=execution_timezone,
