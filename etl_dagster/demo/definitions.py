@@ -7,8 +7,6 @@ itself here (the sensor and the schedules are on, the first runs need no click) 
 # Dagster reads the annotations of an asset's function, so they must not be strings.
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from dagster import (
     AssetCheckResult,
     AssetExecutionContext,
     AssetKey,
+    AssetsDefinition,
     AssetSelection,
     AssetSpec,
     AutomationCondition,
@@ -25,17 +24,11 @@ from dagster import (
     DefaultSensorStatus,
     Definitions,
     EnvVar,
-    Failure,
     MaterializeResult,
     MetadataValue,
-    OpExecutionContext,
-    ScheduleDefinition,
     asset,
     asset_check,
-    define_asset_job,
     in_process_executor,
-    job,
-    op,
 )
 
 from etl_dagster.demo.flights import TABLES
@@ -48,9 +41,11 @@ from etl_dagster.demo.meltano.project import (
 from etl_dagster.demo.meltano.tap import catalog
 from etl_dagster.integrations.dagster import (
     EtlConfigFileResource,
-    EtlDagsterTranslator,
-    PublishedTableProps,
+    build_etl_content_checks,
     build_etl_definitions,
+    build_reconciliation_schedule,
+    build_recopy_schedule,
+    build_repair_job,
 )
 from etl_dagster.integrations.dagster_meltano import (
     MeltanoDagsterTranslator,
@@ -83,25 +78,7 @@ def _table(name: str) -> AssetKey:
     return AssetKey([PIPELINE, "public", name])
 
 
-def _origin(name: str) -> AssetKey:
-    return AssetKey(["postgres", "public", name])
-
-
-class _WithOrigin(EtlDagsterTranslator):
-    def get_asset_spec(self, table: PublishedTableProps) -> AssetSpec:
-        spec = super().get_asset_spec(table)
-        return spec.replace_attributes(deps=[_origin(table.schema.table_name)])
-
-
-origins = [
-    AssetSpec(
-        key=_origin(name),
-        group_name="postgres",
-        kinds={"postgres"},
-        description=f"The table {name} of the airline's own database; its program changes it.",
-    )
-    for name in TABLES
-]
+_pipeline = EtlConfigFileResource(path=str(_CONFIG))
 
 # -- a table in SQL that follows flights -----------------------------------------------------------
 
@@ -197,67 +174,49 @@ def _as_markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-# -- what runs by the clock ------------------------------------------------------------------------
+# -- what runs by the clock, and by a click ------------------------------------------------------
 
 
-@op(description="Fails where a table differs; without --dry-run such a table is copied again.")
-def compare_all_tables(context: OpExecutionContext) -> None:
-    command = ["repair", "--all", "--dry-run", "-c", str(_CONFIG)]
-    done = subprocess.run(
-        [sys.executable, "-m", "etl_dagster.cli", *command], capture_output=True, text=True
+def _everything() -> Definitions:
+    streamed = build_etl_definitions(_pipeline)
+    copies = [each for each in streamed.assets or () if isinstance(each, AssetsDefinition)]
+    schedules = [
+        # Next to the rows that are there, which readers see until the copy takes their place.
+        build_recopy_schedule(
+            _pipeline,
+            copies,
+            name="copy_airports_every_night",
+            tables=["public.airports"],
+            cron_schedule="0 3 * * *",
+            default_status=DefaultScheduleStatus.RUNNING,
+        ),
+        # Every row, and whatever else there is a check for; a sensor that is off fails them, too.
+        build_reconciliation_schedule(
+            _pipeline,
+            copies,
+            name="compare_with_source_every_hour",
+            cron_schedule="15 * * * *",
+            default_status=DefaultScheduleStatus.RUNNING,
+        ),
+    ]
+    return Definitions.merge(
+        streamed,
+        Definitions(
+            assets=[delays_by_airline, fuel, positions],
+            asset_checks=[every_airline_is_there, *build_etl_content_checks(_pipeline, copies)],
+            jobs=[build_repair_job(_pipeline)],
+            resources={"meltano_state": state},
+            schedules=schedules,
+            sensors=[
+                AutomationConditionSensorDefinition(
+                    "automation",
+                    target=AssetSelection.groups("marts", "meltano"),
+                    default_status=DefaultSensorStatus.RUNNING,
+                )
+            ],
+            executor=in_process_executor,
+        ),
     )
-    context.log.info(done.stdout)
-    if done.returncode != 0:
-        raise Failure(done.stderr or done.stdout)
 
 
-@job(description="Compares each table with the source, row by row, while it is streamed.")
-def compare_with_source() -> None:
-    compare_all_tables()
-
-
-defs = Definitions.merge(
-    build_etl_definitions(EtlConfigFileResource(path=str(_CONFIG)), translator=_WithOrigin()),
-    Definitions(
-        assets=[*origins, delays_by_airline, fuel, positions],
-        asset_checks=[every_airline_is_there],
-        resources={"meltano_state": state},
-        schedules=[
-            ScheduleDefinition(
-                name="copy_airports_every_night",
-                job=define_asset_job(
-                    "copy_airports",
-                    AssetSelection.assets(_table("airports")).without_checks(),
-                    description="Copies the table from the beginning, next to the rows that are "
-                    "there, which readers see until the copy takes their place.",
-                ),
-                cron_schedule="0 3 * * *",
-                default_status=DefaultScheduleStatus.RUNNING,
-            ),
-            ScheduleDefinition(
-                name="compare_with_source_every_hour",
-                job=compare_with_source,
-                cron_schedule="15 * * * *",
-                default_status=DefaultScheduleStatus.RUNNING,
-            ),
-            ScheduleDefinition(
-                name="check_tables_every_hour",
-                job=define_asset_job(
-                    "check_tables",
-                    AssetSelection.checks_for_assets(*(_table(name) for name in TABLES)),
-                    description="Also notices a sensor that is off.",
-                ),
-                cron_schedule="30 * * * *",
-                default_status=DefaultScheduleStatus.RUNNING,
-            ),
-        ],
-        sensors=[
-            AutomationConditionSensorDefinition(
-                "automation",
-                target=AssetSelection.groups("marts", "meltano"),
-                default_status=DefaultSensorStatus.RUNNING,
-            )
-        ],
-        executor=in_process_executor,
-    ),
-)
+defs = _everything()
