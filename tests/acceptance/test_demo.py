@@ -1,160 +1,144 @@
-"""The demo, as a user sees it who has just cloned the repository."""
+"""The demo, as a user sees it who has just cloned the repository.
+
+One demo for all tests, in the order of a visit: each continues as the one before left it.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 import signal
-import subprocess
-import sys
-import threading
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
-import psutil
-import psycopg
 import pytest
 
-from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.demo.flights import TABLES
-from etl_dagster.demo.ports import free_port
-from etl_dagster.destinations.duckdb import query
+from tests.acceptance.running_demo import RunningDemo
+from tests.support.leaks import make_secret
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-_POLL_S = 2.0
+WRONG = make_secret("not-the-password")
+SENSOR = "flights_replication"
+#: Copies of tables, what is made from them, and the streams of a `meltano run`.
+ALL_BY_RUNS = {*TABLES, "delays_by_airline", "fuel_prices", "exchange_rates", "positions"}
 
 
-class RunningDemo:
-    """`etl-dagster demo` in a terminal."""
-
-    def __init__(self, home: Path, rate: float) -> None:
-        self.folder = home / ".demo"
-        self.output: list[str] = []
-        self._lines: Queue[str | None] = Queue()
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "etl_dagster.cli", "demo"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(port), "--rate", str(rate)],
-            cwd=home,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line.rstrip("\n"))
-        self._lines.put(None)
-
-    def wait_for_line(self, start: str) -> None:
-        while (line := self._lines.get()) is not None:
-            self.output.append(line)
-            if line.startswith(start):
-                return
-        pytest.fail("the demo ended:\n" + "\n".join(self.output))
-
-    def ask(self, question: str) -> Any:
-        """The answer of Dagster's GraphQL API."""
-        body = json.dumps({"query": question}).encode()
-        request = urllib.request.Request(
-            f"{self.url}/graphql", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["data"]
-
-    def wait_until(self, holds: Callable[[], bool]) -> None:
-        """Ask again until it holds; the test's own timeout is the end of patience."""
-        pause = threading.Event()
-        while not holds():
-            assert self.process.poll() is None, "\n".join(self.output)
-            pause.wait(_POLL_S)
-
-    def stop(self, how: signal.Signals) -> list[psutil.Process]:
-        """Stop it as a person or a service manager does; returns what it left running."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        assert len(family) > 8
-        self.process.send_signal(how)
-        assert self.process.wait() == 0
-        return [process for process in family if not has_ended(process)]
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait()
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    folder = tmp_path / "a path with spaces"
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "a path with spaces"
     folder.mkdir()
     return folder
 
 
-@pytest.fixture
-def start(home: Path) -> Iterator[Callable[..., RunningDemo]]:
-    started: list[RunningDemo] = []
-
-    def start_demo(*, rate: float) -> RunningDemo:
-        started.append(RunningDemo(home, rate))
-        return started[-1]
-
-    yield start_demo
-    for demo in started:
-        demo.kill()
+@pytest.fixture(scope="module")
+def demo(home: Path) -> Iterator[RunningDemo]:
+    started = RunningDemo(home, rate=50)
+    try:
+        started.wait_for_line("Stop ")
+        started.until("the code location", started.is_loaded)
+        yield started
+    finally:
+        started.kill()
 
 
-def test_the_demo_shows_all_without_a_click_stops_without_a_trace_and_continues(
-    start: Callable[..., RunningDemo],
-) -> None:
-    demo = start(rate=100)
-    demo.wait_for_line("Stop ")
+def test_everything_is_there_without_a_click(demo: RunningDemo, home: Path) -> None:
     assert f"  loaded {336_776:,} rows into flights" in demo.output
     assert len([line for line in demo.output if re.match(r"[A-Z][a-z]+ {2,}", line)]) == 5
-    second = start(rate=0)
+    demo.until("all assets", lambda: materialized_by_runs(demo) >= ALL_BY_RUNS)
+    assert schedules_that_run(demo) == {
+        "copy_airports_every_night",
+        "compare_with_source_every_hour",
+    }
+    runs = demo.runs("flights_copy")
+    assert {run["tags"]["meltano/state_id"] for run in runs} == {
+        f"demo:flights-to-duckdb:public.{table}" for table in TABLES
+    }
+    (copied,) = [event for event in demo.materializations("flights/public/planes") if event["run"]]
+    assert copied["table_copy_rows"] == copied["dagster/row_count"] == str(TABLES["planes"])
+    assert copied["meltano/state_id"] == "demo:flights-to-duckdb:public.planes"
+
+
+def test_a_second_demo_in_the_same_folder_is_refused(demo: RunningDemo, home: Path) -> None:
+    second = RunningDemo(home, rate=0)
     assert second.process.wait() == 2
     with pytest.raises(pytest.fail.Exception, match="already running"):
         second.wait_for_line("Stop ")
 
-    demo.wait_until(lambda: materialized_by_runs(demo) >= ALL_BY_RUNS)
-    demo.wait_until(lambda: reports_by_sensor(demo, "flights") > 0)
-    assert schedules_that_run(demo) == {
-        "copy_airports_every_night",
-        "compare_with_source_every_hour",
-        "check_tables_every_hour",
-    }
+
+def test_changes_are_reported_without_a_run(demo: RunningDemo) -> None:
+    demo.at_source("UPDATE airports SET tz = tz WHERE faa IN ('EWR', 'JFK', 'LGA')")
+    (reported,) = demo.until(
+        "the report of a change",
+        lambda: [
+            event
+            for event in demo.materializations("flights/public/airports")
+            if event.get("rows_updated") == "3"
+        ],
+    )
+    assert not reported["run"]
+    assert {"lag_seconds", "lag_bytes", "confirmed_lsn", "confirmed_lsn_offset"} < set(reported)
+
+
+def test_the_next_tick_replaces_a_replicator_that_was_killed(demo: RunningDemo) -> None:
+    (first,) = demo.until("a replicator", demo.replicators)
+    first.kill()
+    demo.until("a change after a kill", demo.change_a_row(seats=1001))
+    (second,) = demo.until("a second replicator", demo.replicators)
+    assert second.pid != first.pid
+
+
+def test_a_wrong_password_fails_a_tick_that_says_what_to_do(demo: RunningDemo) -> None:
+    def with_password(password: str | None) -> None:
+        def change(values: dict[str, Any]) -> None:
+            values["source"].pop("password", None)
+            if password is not None:
+                values["source"]["password"] = password
+
+        demo.write_config(change)
+
+    with_password(WRONG)
+    failed = demo.until(
+        "a failed tick", lambda: [t for t in demo.ticks(SENSOR) if t["status"] == "FAILURE"]
+    )[0]
+    cause = failed["error"]["cause"]["message"]
+    assert "password authentication failed" in cause
+    assert "What to do: Check " in cause
+    assert WRONG not in demo.log
+    with_password(None)
+    demo.until("a change after a wrong password", demo.change_a_row(seats=1002))
+
+
+def test_the_stream_ends_with_the_lease_of_a_sensor_that_is_off(demo: RunningDemo) -> None:
+    demo.switch(SENSOR, on=False)
+    demo.until("the end of the lease", lambda: not demo.replicators())
+    has_arrived = demo.change_a_row(seats=1003)
+    demo.switch(SENSOR, on=True)
+    demo.until("a change after a pause", has_arrived)
+
+
+def test_it_stops_without_a_trace_and_continues(demo: RunningDemo, home: Path) -> None:
     assert_nothing_left(demo, demo.stop(signal.SIGINT))
-
-    quiet = start(rate=0)
-    quiet.wait_for_line("Stop ")
-    assert not [line for line in quiet.output if "loaded" in line]
-    config = load_config(quiet.folder / "etl.yaml")
-    quiet.wait_until(lambda: contents_of_destination(config) == contents_of_source(config))
-    assert rows_written_by_workload(config) > 0
-    assert_nothing_left(quiet, quiet.stop(signal.SIGTERM))
-
-
-def has_ended(process: psutil.Process) -> bool:
-    """An orphan may stay a zombie for as long as init doesn't look."""
+    quiet = RunningDemo(home, rate=0)
     try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+        quiet.wait_for_line("Stop ")
+        assert not [line for line in quiet.output if "loaded" in line]
+        quiet.until("equal contents", lambda: contents_here(quiet) == contents_of_source(quiet))
+        ((changed,),) = quiet.at_source(
+            "SELECT count(*) FROM flights WHERE updated_at > (SELECT min(updated_at) FROM flights)"
+        )
+        assert changed > 0
+        assert_nothing_left(quiet, quiet.stop(signal.SIGTERM))
+    finally:
+        quiet.kill()
 
 
-def assert_nothing_left(demo: RunningDemo, processes: list[psutil.Process]) -> None:
+def assert_nothing_left(demo: RunningDemo, processes: list[Any]) -> None:
     assert processes == []
     assert not (demo.folder / "demo.lock").exists()
     assert not (demo.folder / "postgres" / "data" / "postmaster.pid").exists()
-    sockets = [p for p in demo.folder.rglob("*") if p.is_socket()]
-    assert sockets == []
+    assert [path for path in demo.folder.rglob("*") if path.is_socket()] == []
 
 
 def schedules_that_run(demo: RunningDemo) -> set[str]:
@@ -172,10 +156,6 @@ def schedules_that_run(demo: RunningDemo) -> set[str]:
     }
 
 
-#: Copies of tables, what is made from them, and the streams of a `meltano run`.
-ALL_BY_RUNS = {*TABLES, "delays_by_airline", "fuel_prices", "exchange_rates", "positions"}
-
-
 def materialized_by_runs(demo: RunningDemo) -> set[str]:
     answer = demo.ask("{ assetNodes { assetKey { path } assetMaterializations { runId } } }")
     return {
@@ -183,17 +163,6 @@ def materialized_by_runs(demo: RunningDemo) -> set[str]:
         for node in answer["assetNodes"]
         if any(event["runId"] for event in node["assetMaterializations"])
     }
-
-
-def reports_by_sensor(demo: RunningDemo, table: str) -> int:
-    """Materializations of a table that came without a run."""
-    answer = demo.ask("{ assetNodes { assetKey { path } assetMaterializations { runId } } }")
-    return sum(
-        not event["runId"]
-        for node in answer["assetNodes"]
-        if node["assetKey"]["path"][-1] == table
-        for event in node["assetMaterializations"]
-    )
 
 
 #: One row for each table, the same on both sides: how many rows, and a sum over the keys.
@@ -209,24 +178,10 @@ UNION ALL SELECT 'cancelled', count(*), sum(flight_id) FROM public.flights
 ORDER BY 1
 """
 
-Contents = list[tuple[str, int, int]]
+
+def contents_of_source(demo: RunningDemo) -> list[tuple[str, int, int]]:
+    return [(name, int(rows), int(total)) for name, rows, total in demo.at_source(_CONTENTS)]
 
 
-def contents_of_source(config: PipelineConfig) -> Contents:
-    with psycopg.connect(config.source.conninfo()) as connection:
-        return [(a, int(b), int(c)) for a, b, c in connection.execute(_CONTENTS)]
-
-
-def contents_of_destination(config: PipelineConfig) -> Contents:
-    assert config.destination.type == "duckdb"
-    rows = query(config.destination.path, _CONTENTS).to_pylist()
-    return [(a, int(b), int(c)) for a, b, c in (row.values() for row in rows)]
-
-
-def rows_written_by_workload(config: PipelineConfig) -> int:
-    with psycopg.connect(config.source.conninfo()) as connection:
-        found = connection.execute(
-            "SELECT count(*) FROM flights WHERE updated_at > (SELECT min(updated_at) FROM flights)"
-        ).fetchone()
-    assert found is not None
-    return int(found[0])
+def contents_here(demo: RunningDemo) -> list[tuple[str, int, int]]:
+    return [(name, int(rows), int(total)) for name, rows, total in demo.at_destination(_CONTENTS)]
