@@ -107,6 +107,10 @@ docs: $(READY) ## Build the documentation into build/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "Open build/docs/index.html; with the search: $(BIN)/python -m http.server -d build/docs"
 
+.PHONY: pictures
+pictures: $(READY) ## Make the pictures of the documentation, from the demo, with Chromium
+	@ETL_TEST_PICTURES=docs/images $(BIN)/python -m pytest -q tests/acceptance/test_demo.py
+
 .PHONY: bench-meltano
 bench-meltano: $(READY) ## Measure the Meltano state backend beside Meltano's own
 	@$(BIN)/python -m benchmarks.meltano_state

@@ -15,12 +15,15 @@ import pytest
 
 from etl_dagster.demo.flights import TABLES
 from tests.acceptance.running_demo import RunningDemo
+from tests.acceptance.visit import Visit, visiting
 from tests.support.leaks import make_secret
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 WRONG = make_secret("not-the-password")
 SENSOR = "flights_replication"
+SENSOR_PAGE = f"/locations/etl_dagster.demo.definitions/sensors/{SENSOR}"
+PLANES = ["flights", "public", "planes"]
 #: Copies of tables, what is made from them, and the streams of a `meltano run`.
 ALL_BY_RUNS = {*TABLES, "delays_by_airline", "fuel_prices", "exchange_rates", "positions"}
 
@@ -41,6 +44,12 @@ def demo(home: Path) -> Iterator[RunningDemo]:
         yield started
     finally:
         started.kill()
+
+
+@pytest.fixture(scope="module")
+def visit(demo: RunningDemo) -> Iterator[Visit]:
+    with visiting(demo.url) as visitor:
+        yield visitor
 
 
 def test_everything_is_there_without_a_click(demo: RunningDemo, home: Path) -> None:
@@ -110,12 +119,95 @@ def test_a_wrong_password_fails_a_tick_that_says_what_to_do(demo: RunningDemo) -
     demo.until("a change after a wrong password", demo.change_a_row(seats=1002))
 
 
+@pytest.mark.browser
+def test_a_visitor_reads_in_a_failed_tick_what_to_do(visit: Visit) -> None:
+    visit.open(SENSOR_PAGE)
+    visit.sees("View", exactly=True).click()
+    visit.sees("password authentication failed")
+    visit.sees("What to do: Check source.user and source.password")
+
+
 def test_the_stream_ends_with_the_lease_of_a_sensor_that_is_off(demo: RunningDemo) -> None:
     demo.switch(SENSOR, on=False)
     demo.until("the end of the lease", lambda: not demo.replicators())
     has_arrived = demo.change_a_row(seats=1003)
     demo.switch(SENSOR, on=True)
     demo.until("a change after a pause", has_arrived)
+
+
+@pytest.mark.browser
+def test_a_visitor_sees_tables_their_lineage_and_how_they_change(visit: Visit) -> None:
+    visit.open("/assets")
+    visit.sees("flights / public / flights")
+    visit.sees("Every departure from New York")
+    visit.sees_no("Loading...")
+    visit.sees("Materialized")
+
+    visit.open("/assets/flights/public/flights?view=lineage")
+    for group in ("postgres_flights", "flights", "marts", "meltano"):
+        visit.sees(group)
+    visit.sees_no("Loading...")
+    visit.picture("lineage")
+
+    visit.open("/assets/flights/public/flights")
+    visit.sees("Row count")
+    for section in ("Description", "Columns"):
+        visit.sees(section).click()
+    visit.sees("Plots").click()
+    for plot in ("lag_seconds", "rows_updated"):
+        visit.sees(plot)
+    visit.picture("dagster-ui", height=1120)
+
+    visit.open(SENSOR_PAGE)
+    visit.sees("streaming 5/5")
+
+
+@pytest.mark.browser
+def test_a_copy_that_a_visitor_cancels_leaves_the_rows_and_the_next_click_copies(
+    demo: RunningDemo, visit: Visit
+) -> None:
+    def copies(status: str) -> list[str]:
+        runs = [run for run in demo.runs("__ASSET_JOB") if run["status"] == status]
+        return [run["runId"] for run in runs if run["assetSelection"] == [{"path": PLANES}]]
+
+    page = f"/assets/{'/'.join(PLANES)}"
+    before = copies("SUCCESS")
+    with demo.locked("planes"):
+        visit.open(page)
+        visit.clicks("Materialize")
+        (begun,) = demo.until("a copy", lambda: copies("STARTED"))
+        visit.open(f"/runs/{begun}")
+        visit.clicks("Terminate")
+        visit.clicks("Terminate 1 run", in_dialog=True)
+        visit.sees("Canceled")
+    assert demo.at_destination("SELECT count(*) FROM public.planes") == [(TABLES["planes"],)]
+
+    visit.open(page)
+    visit.clicks("Materialize")
+    (copied,) = demo.until("the next copy", lambda: set(copies("SUCCESS")) - set(before))
+    visit.open(f"/runs/{copied}")
+    visit.sees("Success")
+
+
+@pytest.mark.browser
+def test_a_check_fails_for_a_row_that_is_missing_and_passes_once_it_is_repaired(
+    demo: RunningDemo, visit: Visit
+) -> None:
+    page = "/assets/flights/public/airports?view=checks&checkDetail=content_match"
+    demo.spoil("DELETE FROM public.airports WHERE faa = 'EWR'")
+    visit.open(page)
+    visit.clicks("Execute")
+    visit.sees("1 missing")
+    visit.picture("failed-check")
+
+    visit.open("/locations/etl_dagster.demo.definitions/jobs/flights_repair/playground")
+    visit.clicks("Launch Run")
+    demo.until(
+        "the repair", lambda: [run["status"] for run in demo.runs("flights_repair")] == ["SUCCESS"]
+    )
+    visit.open(page)
+    visit.clicks("Execute")
+    visit.sees("Passed", exactly=True)
 
 
 def test_it_stops_without_a_trace_and_continues(demo: RunningDemo, home: Path) -> None:
@@ -132,6 +224,10 @@ def test_it_stops_without_a_trace_and_continues(demo: RunningDemo, home: Path) -
         assert_nothing_left(quiet, quiet.stop(signal.SIGTERM))
     finally:
         quiet.kill()
+
+
+def is_repaired(demo: RunningDemo) -> bool:
+    return [run["status"] for run in demo.runs("flights_repair")] == ["SUCCESS"]
 
 
 def assert_nothing_left(demo: RunningDemo, processes: list[Any]) -> None:
