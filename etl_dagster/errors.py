@@ -141,6 +141,25 @@ class SourceSilent(SourceUnreachable):
     )
 
 
+class StandbyBehind(SourceUnreachable):
+    """The source is a standby that has not replayed what was read from it before."""
+
+    solution = (
+        "No action needed while the standby catches up: the pipeline retries. If it does not, "
+        "check that the standby streams from its primary: primary_conninfo, and the log of both."
+    )
+
+
+class ReadConflict(SourceError):
+    """A standby ended a query, because the primary removed or locked what it was reading."""
+
+    solution = (
+        "No action needed if it is rare: the copy retries. Else set hot_standby_feedback = on on "
+        "the standby, or raise its max_standby_streaming_delay."
+    )
+    retryable = True
+
+
 class SourceAuthenticationFailed(SourceError):
     """The source knows the user not, or not with this password."""
 
@@ -285,6 +304,12 @@ class TableNameTaken(SourceError):
 
 class SlotError(SourceError):
     """Something is wrong with a replication slot."""
+
+
+class SlotOfPrimary(SlotError):
+    """A standby keeps the slot for its primary, and can't read it before it is promoted."""
+
+    solution = "Give one of the two pipelines another name; or let this one read the primary."
 
 
 class SlotInUse(SlotError):

@@ -141,14 +141,14 @@ def _migrate_source(
     as_json: bool,
 ) -> None:
     from etl_dagster.source import trigger
-    from etl_dagster.source.connection import connect
+    from etl_dagster.source.primary import writable_connection
 
     name = f"event trigger, version {trigger.VERSION}"
     if only_print:
         script = trigger.remove_script() if remove else trigger.install_script()
         click.echo(json.dumps({"sql": script}) if as_json else script, nl=as_json)
         return
-    with connect(config.source, application_name="etl_dagster migrate") as connection:
+    with writable_connection(config.source, application_name="etl_dagster migrate") as connection:
         found = trigger.fetch_trigger(connection)
         is_due = bool(found.trace) if remove else not found.reports
         if as_json and dry_run:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.model.stores import CoordinatingStore
     from etl_dagster.source.control import SourceControl
-    from etl_dagster.source.slots import BlockingTransaction, Slot
+    from etl_dagster.source.slots import CreationWait, Slot
 
 #: Of what people did to the tables' Meltano states.
 _NOTICES_SHOWN = 3
@@ -206,7 +206,7 @@ def _slots(config: PipelineConfig, control: SourceControl) -> dict[str, Any]:
     return {"slot": own, "table_slots": [_slot(other, waits) for other in others]}
 
 
-def _slot(slot: Slot, waits: Mapping[str, Sequence[BlockingTransaction]]) -> dict[str, Any]:
+def _slot(slot: Slot, waits: Mapping[str, Sequence[CreationWait]]) -> dict[str, Any]:
     """A slot as it is, with what its creation waits for."""
     return {
         "name": slot.name,
@@ -215,7 +215,7 @@ def _slot(slot: Slot, waits: Mapping[str, Sequence[BlockingTransaction]]) -> dic
         "confirmed_lsn": str(slot.confirmed_flush_lsn),
         "retained_bytes": slot.retained_bytes,
         "waits_for": [
-            {"transaction": str(each), "solution": each.solution}
+            {"transaction": str(each), "solution": f"{each.where}: {each.solution}"}
             for each in waits.get(slot.name, ())
         ],
     }

@@ -22,6 +22,11 @@ class StoreConfig(Section):
 
     type: str
 
+    @property
+    def is_in_source(self) -> bool:
+        """Whether it is kept in the source's own database."""
+        return False
+
 
 class DestinationConfig(Section):
     """What the section ``destination`` of every type has; the base of a type of one's own."""

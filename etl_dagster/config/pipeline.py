@@ -200,6 +200,22 @@ class PipelineConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _standby_can_do_it(self) -> PipelineConfig:
+        if not self.source.standby:
+            return self
+        if self.state_store.is_in_source:
+            raise ValueError(
+                "state_store: give it a dsn; without one it is in the source, and a standby "
+                "(source.standby) takes no writes"
+            )
+        if self.source.failover:
+            raise ValueError(
+                "source: failover and standby exclude each other: Postgres makes no failover slot "
+                "on a standby, whose own slots outlive its promotion"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _choices_arrive(self) -> PipelineConfig:
         """Only what was asked for is a mistake: the default gives way.
 

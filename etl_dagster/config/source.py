@@ -11,6 +11,9 @@ from etl_dagster.errors import ConfigError
 
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 
+#: libpq's parameters that say where a server is and which one of several is meant.
+_PLACE = ("host", "hostaddr", "port", "service", "target_session_attrs", "load_balance_hosts")
+
 
 def _off_in_yaml(value: object) -> object:
     """In YAML, off without quotes is False."""
@@ -68,6 +71,17 @@ class SourceConfig(Section):
         description="Whether standbys keep the pipeline's slot, too, so that it outlives a "
         "promotion; PostgreSQL 17 or later.",
     )
+    standby: bool = Field(
+        False,
+        description="Whether the source may be a standby, which is read and never written to; "
+        "PostgreSQL 16 or later.",
+    )
+    primary_dsn: SecretStr | None = Field(
+        None,
+        description="The primary of that standby, for heartbeats and so that new slots don't wait "
+        "for its activity; a libpq URI or key/value string. What it leaves out, such as user and "
+        "password, is as for the standby.",
+    )
     max_retained_wal: ByteCount = Field(
         1024**3,
         ge=1_000_000,
@@ -94,6 +108,34 @@ class SourceConfig(Section):
         if self.dsn is None and self.database is None:
             raise ValueError("needs either dsn, or at least database (and host, user, ...)")
         return self
+
+    @model_validator(mode="after")
+    def _standby_is_one(self) -> SourceConfig:
+        if self.primary_dsn is not None and not self.standby:
+            raise ValueError("primary_dsn is for a source that is a standby: set standby: true")
+        return self
+
+    @property
+    def primary(self) -> SourceConfig | None:
+        """How the primary of a standby is reached; None where `primary_dsn` isn't given.
+
+        Raises:
+            ConfigError: one of the DSNs can't be read.
+        """
+        from etl_dagster.pg.dsn import Dsn, DsnError
+
+        if self.primary_dsn is None:
+            return None
+        own = Dsn.parse(self.conninfo()).parameters
+        kept = {name: value for name, value in own.items() if name not in _PLACE}
+        try:
+            given = Dsn.parse(self.primary_dsn.get_secret_value())
+        except DsnError as error:
+            raise ConfigError([f"source.primary_dsn: {error}"], origin="source") from None
+        return SourceConfig(
+            publication=self.publication,
+            dsn=SecretStr(Dsn({**kept, **given.parameters}).conninfo()),
+        )
 
     def conninfo(self, **extra: str | int | None) -> str:
         """A libpq connection string, password included; `extra` are further libpq parameters.

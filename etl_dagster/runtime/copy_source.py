@@ -19,12 +19,13 @@ from etl_dagster.pg.encodings import stored_encoding
 from etl_dagster.runtime.slot import make_slot
 from etl_dagster.runtime.streaming.feed import OpenStream, stream_of_slot
 from etl_dagster.shaping.pushing import with_pushed
-from etl_dagster.source.catalog import PublishedTable, fetch_file_node, fetch_insert_lsn
+from etl_dagster.source.catalog import PublishedTable, fetch_file_node
 from etl_dagster.source.connection import connect
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import ChunkReader
 from etl_dagster.source.partitions import fetch_read_from
 from etl_dagster.source.slots import CreatedSlot, group_slot_name, table_sync_slot_name
+from etl_dagster.source.standby import fetch_seen_lsn, require_replayed
 
 #: How long making a slot may wait for transactions that are open.
 _SLOT_LOCK_TIMEOUT_S = 60.0
@@ -155,6 +156,9 @@ class _Chunks:
         name = f"etl_dagster copy {config.pipeline} {table.schema.id}"
         self._asking: psycopg.Connection[Any] = connect(config.source, application_name=name)
         try:
+            if config.source.standby:
+                # Each chunk's snapshot is to be taken after the slot's consistent point.
+                require_replayed(self._asking)
             self._reader = ChunkReader(
                 config.source,
                 table.schema,
@@ -181,7 +185,7 @@ class _Chunks:
         return fetch_file_node(self._asking, relation_id)
 
     def insert_lsn(self) -> Lsn:
-        return fetch_insert_lsn(self._asking)
+        return fetch_seen_lsn(self._asking)
 
     def cancel(self) -> None:
         self._reader.cancel()

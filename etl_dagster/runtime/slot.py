@@ -34,6 +34,7 @@ from etl_dagster.source.slots import (
     make_failover_slot,
     require_usable,
 )
+from etl_dagster.source.standby_slots import helped
 
 #: How long making the slot may wait for transactions that are open.
 _SLOT_LOCK_TIMEOUT_S = 60.0
@@ -193,8 +194,11 @@ def make_slot(
             _log.warning("slot %r waits for %s: %s", name, transaction, transaction.solution)
 
     try:
-        with cancelled_by(
-            stop, replication_connection.cancel, after_s=_TELL_AFTER_S, on_waiting=find_out
+        with (
+            cancelled_by(
+                stop, replication_connection.cancel, after_s=_TELL_AFTER_S, on_waiting=find_out
+            ),
+            helped(control, replication_connection, name),
         ):
             return create_slot(
                 replication_connection,

@@ -18,6 +18,7 @@ from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.pg.encodings import StoredEncoding, stored_encoding
 from etl_dagster.source.locks import fetch_exclusive_locks
 from etl_dagster.source.published import published_relations
+from etl_dagster.source.standby import fetch_seen_lsn
 from etl_dagster.source.types import fetch_types, unknown_types
 from etl_dagster.values.adbc import text_expression
 
@@ -391,7 +392,10 @@ def fetch_file_node(connection: Connection, relation_id: int) -> int | None:
 
 
 def fetch_insert_lsn(connection: Connection) -> Lsn:
-    """Every transaction that this connection can see now was committed before this position."""
+    """How far a stream can come now: the end of the WAL, or of what a standby has replayed.
+
+    What a standby shows may be past it: see `fetch_seen_lsn`.
+    """
     row = connection.execute(
         "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn()"
         " else pg_current_wal_insert_lsn() end::text"
@@ -413,22 +417,21 @@ def emit_marker(connection: Connection) -> Lsn:
 
     On an idle server the stream ends at the last record, which may lie a page header before the
     insert position; waiting for that one could last until the next write. The transactional
-    message also has the WAL flushed. Where it isn't allowed (a standby) nothing is written.
+    message also has the WAL flushed. Where it isn't allowed nothing is written; neither is it on a
+    standby, which replays whole records, so that the stream reaches the position by itself.
 
     Source: PostgreSQL documentation, "pg_logical_emit_message".
     """
-    position = fetch_insert_lsn(connection)
+    position = fetch_seen_lsn(connection)
     try:
-        connection.execute("select pg_logical_emit_message(true, 'etl_dagster', '')")
-    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
-        return Lsn.parse(
-            connection.execute(  # type: ignore[index]
-                "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn()"
-                " else pg_current_wal_flush_lsn() end::text"
-            ).fetchone()[0]
+        connection.execute(
+            "select case when not pg_is_in_recovery()"
+            " then pg_logical_emit_message(true, 'etl_dagster', '') end"
         )
-    except psycopg.errors.ObjectNotInPrerequisiteState:
-        return position
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
+        row = connection.execute("select pg_current_wal_flush_lsn()::text").fetchone()
+        assert row is not None
+        return Lsn.parse(row[0])
     return position
 
 
@@ -466,7 +469,7 @@ def fetch_row_values(
     """
     relation = fetch_qualified_name(connection, schema.id)
     if relation is None or not keys:
-        return FetchedValues({}, fetch_insert_lsn(connection))
+        return FetchedValues({}, fetch_seen_lsn(connection))
     described = {column.name: column for column in schema.columns}
     numbered = [
         (sql.Identifier(f"k{place}"), name) for place, name in enumerate(schema.key_columns)
@@ -500,7 +503,7 @@ def fetch_row_values(
     width = len(numbered)
     values = {tuple(row[:width]): tuple(row[width:]) for row in rows}
     codec = None if stored is None else stored.codec
-    return FetchedValues(values, fetch_insert_lsn(connection), codec)
+    return FetchedValues(values, fetch_seen_lsn(connection), codec)
 
 
 def _value(column: ColumnSchema, stored: StoredEncoding | None) -> sql.SQL:

@@ -10,6 +10,7 @@ import psycopg
 from etl_dagster.config import SourceConfig
 from etl_dagster.errors import (
     EtlError,
+    ReadConflict,
     SourceAuthenticationFailed,
     SourceError,
     SourceNotPrepared,
@@ -180,6 +181,8 @@ def _translated(failure: Failure, sqlstate: str | None, reason: str, message: st
                 solution="The source takes no writes now: after a failover, connect to the "
                 "primary. The pipeline retries.",
             )
+        case Failure.CONFLICT if "recovery" in message:
+            return ReadConflict(reason)
         case Failure.DISK_FULL:
             return SourceUnreachable(
                 reason, solution="Make room on the source's disk. The pipeline retries."
@@ -192,7 +195,9 @@ def _translated(failure: Failure, sqlstate: str | None, reason: str, message: st
             )
     if sqlstate == "55000" and "wal_level" in message:
         return SourceNotPrepared(
-            reason, solution="Set wal_level = logical on the source and restart it."
+            reason,
+            solution="Set wal_level = logical on the source and restart it; where it is a "
+            "standby, on its primary, too.",
         )
     return SourceError(reason)
 

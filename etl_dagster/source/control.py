@@ -44,7 +44,8 @@ class SourceControl:
         lock_timeout_s: how long a question may wait for a table that another session has locked.
         """
         self._lock_timeout_s = lock_timeout_s
-        self._config = config
+        #: How the source is reached.
+        self.config = config
         self._verify = verify
         self._application_name = application_name
         self._lock = threading.Lock()
@@ -140,7 +141,7 @@ class SourceControl:
 
     def _connect(self) -> Connection:
         connection = connect(
-            self._config,
+            self.config,
             application_name=self._application_name,
             statement_timeout_s=_STATEMENT_TIMEOUT_S,
             lock_timeout_s=self._lock_timeout_s,

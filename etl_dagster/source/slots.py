@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import psycopg
 from psycopg import sql
@@ -21,10 +21,12 @@ from etl_dagster.errors import (
     SlotMissing,
     SlotNotCreated,
     SlotOfAnotherDatabase,
+    SlotOfPrimary,
 )
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
 from etl_dagster.source.connection import translate
+from etl_dagster.source.standby import PrimaryActivity, fetch_primary_activity
 
 Connection = psycopg.Connection[Any]
 
@@ -86,6 +88,8 @@ class Slot:
     is_of_this_database: bool = True
     #: Whether standbys are to have it, too; from PostgreSQL 17 on.
     is_failover: bool = False
+    #: Whether this server is a standby that keeps it for its primary, and that reads it.
+    is_of_primary: bool = False
     #: max_slot_wal_keep_size: the most that the server keeps for any slot; None: no limit.
     wal_limit_bytes: int | None = None
 
@@ -116,9 +120,11 @@ def _fetch(connection: Connection, names: Sequence[str]) -> list[Slot]:
                coalesce(pg_wal_lsn_diff(
                  case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
                       else pg_current_wal_lsn() end, restart_lsn), 0)::bigint,
-               to_jsonb(s) ->> 'invalidation_reason',
+               coalesce(to_jsonb(s) ->> 'invalidation_reason',
+                        case to_jsonb(s) ->> 'conflicting' when 'true' then 'rows_removed' end),
                database is not distinct from current_database(),
                coalesce(to_jsonb(s) ->> 'failover' = 'true', false),
+               coalesce(to_jsonb(s) ->> 'synced' = 'true', false) and pg_is_in_recovery(),
                (select nullif(setting::bigint, -1) * 1024 * 1024
                 from pg_settings where name = 'max_slot_wal_keep_size')
         from pg_replication_slots s where slot_name = any (%s) order by slot_name
@@ -141,13 +147,18 @@ def require_usable(slot: Slot) -> None:
     """Refuse a slot whose WAL is gone, and one of another program.
 
     Raises:
-        SlotOfAnotherDatabase: it is another pipeline's.
+        SlotOfAnotherDatabase, SlotOfPrimary: it is another pipeline's.
         SlotInvalidated: it is lost.
     """
     if not slot.is_of_this_database:
         raise SlotOfAnotherDatabase(
             f"slot {slot.name!r} is there already, and belongs to database {slot.database!r} of "
             "the same server: a pipeline of the same name replicates that"
+        )
+    if slot.is_of_primary:
+        raise SlotOfPrimary(
+            f"slot {slot.name!r} is the primary's, and the source is a standby that keeps it for a "
+            "failover: a pipeline of the same name reads the primary"
         )
     if slot.is_lost:
         raise _invalidated(slot)
@@ -165,13 +176,15 @@ def _invalidated(slot: Slot) -> SlotInvalidated:
         case "wal_level_insufficient":
             return SlotInvalidated(
                 f"slot {slot.name!r} is lost: wal_level was lower than 'logical' for a while",
-                solution="Set wal_level to 'logical' on the source and restart it, then "
-                f"{EQUAL_AGAIN}",
+                solution="Set wal_level to 'logical' on the source, and on the primary where the "
+                f"source is a standby, and restart it, then {EQUAL_AGAIN}",
             )
         case "rows_removed":
             return SlotInvalidated(
-                f"slot {slot.name!r} is lost: the server removed catalog rows it still needed",
-                solution=f"Find out why (such as a conflict on a standby), then {EQUAL_AGAIN}",
+                f"slot {slot.name!r} is lost: it is on a standby, and the primary removed catalog "
+                "rows that the slot still needed",
+                solution="On the standby: hot_standby_feedback = on, and primary_slot_name, which "
+                f"keeps them while it is disconnected; then {EQUAL_AGAIN}",
             )
     return SlotInvalidated(f"slot {slot.name!r} is lost: the server removed WAL it still needed")
 
@@ -296,6 +309,9 @@ class BlockingTransaction:
     #: The name that PREPARE TRANSACTION gave it.
     gid: str | None
 
+    #: Where the solution is to be run.
+    where: ClassVar[str] = "On the source"
+
     def __str__(self) -> str:
         age = "" if self.age_s is None else f", open for {self.age_s:.0f} s"
         if self.gid is not None:
@@ -309,6 +325,10 @@ class BlockingTransaction:
             name = self.gid.replace("'", "''")
             return f"COMMIT PREPARED '{name}'; or ROLLBACK PREPARED '{name}';"
         return f"end it, or: select pg_terminate_backend({self.pid});"
+
+
+#: What the creation of a slot waits for, on a primary and on a standby.
+CreationWait: TypeAlias = BlockingTransaction | PrimaryActivity
 
 
 def fetch_waited_for(connection: Connection, pid: int) -> list[BlockingTransaction]:
@@ -334,11 +354,12 @@ def fetch_waited_for(connection: Connection, pid: int) -> list[BlockingTransacti
     return [BlockingTransaction(*row) for row in cursor]
 
 
-def fetch_creation_waits(connection: Connection, slot: Slot) -> list[BlockingTransaction]:
+def fetch_creation_waits(connection: Connection, slot: Slot) -> Sequence[CreationWait]:
     """What a slot waits for that is being created now; nothing for any other."""
     if not slot.is_unfinished or slot.active_pid is None:
         return []
-    return fetch_waited_for(connection, slot.active_pid)
+    activity = fetch_primary_activity(connection, slot.active_pid)
+    return fetch_waited_for(connection, slot.active_pid) if activity is None else [activity]
 
 
 def drop_slot(connection: Connection, name: str, *, wait_s: float = 30.0) -> bool:

@@ -19,7 +19,9 @@ from etl_dagster.protocol.batch import RawBatch
 from etl_dagster.protocol.frames import XLOG_DATA_HEADER
 from etl_dagster.protocol.session import ReplicationSession
 from etl_dagster.source.connection import connect, translate
+from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import create_slot
+from etl_dagster.source.standby_slots import helped
 
 Connection = psycopg.Connection[Any]
 
@@ -61,7 +63,12 @@ class Witness:
             holder: Connection = opened.enter_context(
                 contextlib.closing(connect(config, application_name=name))
             )
-            made = create_slot(self._slot, self._name, export_snapshot=True, is_temporary=True)
+            control = SourceControl(config, application_name=name)
+            with (
+                contextlib.closing(control),
+                helped(control, self._slot, self._name, give_up_after_s=_SLOT_LOCK_TIMEOUT_S),
+            ):
+                made = create_slot(self._slot, self._name, export_snapshot=True, is_temporary=True)
             assert made.snapshot_name is not None
             #: The snapshot shows what was committed before.
             self.lsn = made.consistent_point

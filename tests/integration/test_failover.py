@@ -10,10 +10,10 @@ import pytest
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.memory import MemoryDestination
-from etl_dagster.errors import SourceNotPrepared
+from etl_dagster.errors import SlotOfPrimary, SourceNotPrepared
 from etl_dagster.runtime.checking.preflight import require_ready, run_checks
 from etl_dagster.source.connection import connect
-from etl_dagster.source.slots import apply_slot_name
+from etl_dagster.source.slots import apply_slot_name, fetch_slot, require_usable
 from tests.support.database import Database
 from tests.support.fan_outs import Several, several
 from tests.support.pipelines import running
@@ -117,6 +117,12 @@ def test_a_promotion_is_survived_with_nothing_lost_and_nothing_doubled(
         assert pipeline.wait_until_caught_up(60)
         assert about_failover(config) == [("ok", "changes wait for standby_1")]
         wait_until(lambda: pair.is_synchronized(slot))
+        with standby.connect() as connection:
+            kept = fetch_slot(connection, slot)
+        assert kept is not None
+        # Not one of a pipeline that reads the standby.
+        with pytest.raises(SlotOfPrimary):
+            require_usable(kept)
         for key in range(1001, 1051):
             primary.execute(f"insert into items values ({key}, 1)")
         primary.execute("update items set n = n + 1 where id % 3 = 0")

@@ -22,6 +22,7 @@ from etl_dagster.errors import (
     SourceNotPrepared,
     SourceReplaced,
     SourceRestored,
+    StandbyBehind,
     StoreRestored,
 )
 from etl_dagster.runtime.pipeline import Pipeline
@@ -202,8 +203,14 @@ def test_a_standby_is_refused(cluster: Cluster, newest_database: Database, tmp_p
     cluster.become_standby()
     with pytest.raises(SourceNotPrepared, match="is a standby") as refused:
         catch_up(config)
-    assert refused.value.solution == "Connect to the primary."
+    assert "source.standby: true" in refused.value.solution
     assert_doctor_finds(config, SourceNotPrepared)
+    # Nor where it may be one: an older version can't decode, and this one has no primary.
+    source = config.source.model_copy(update={"standby": True})
+    assert_doctor_finds(
+        config.model_copy(update={"source": source}),
+        SourceNotPrepared if cluster.server.binaries.major < 16 else StandbyBehind,
+    )
     destination = PostgresDestination(cluster.database.dsn)
     with pytest.raises(DestinationError, match="is a standby, which takes no writes"):
         destination.check()

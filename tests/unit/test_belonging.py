@@ -9,7 +9,13 @@ import pytest
 from etl_dagster.config import parse_config
 from etl_dagster.destinations.http import HttpDestination
 from etl_dagster.destinations.memory import MemoryDestination
-from etl_dagster.errors import DestinationReplaced, EtlError, SourceReplaced, SourceRestored
+from etl_dagster.errors import (
+    DestinationReplaced,
+    EtlError,
+    SourceReplaced,
+    SourceRestored,
+    StandbyBehind,
+)
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import TransactionMark
 from etl_dagster.model.identity import DestinationMark, KnownDestination, KnownSource
@@ -127,3 +133,42 @@ def test_a_source_is_compared_with_what_is_known_and_applied(
     with pytest.raises(kind, match=match) as refused:
         origin().compare(known, found, Lsn(1100), BEGUN)
     assert "etl-dagster reset --all" in refused.value.solution
+
+
+def standby_at(lsn: int, timeline: int = 1, next_xid: int = 701) -> FoundSource:
+    known = KnownSource(KNOWN.system_id, timeline, 16384, "shop")
+    return FoundSource(known, Lsn(lsn), next_xid, is_standby=True)
+
+
+@pytest.mark.parametrize(
+    "found", [standby_at(1099), standby_at(1099, next_xid=600)], ids=["by position", "by xid"]
+)
+def test_a_standby_that_is_behind_is_waited_for(found: FoundSource) -> None:
+    """It has the same WAL as its primary, and gets there."""
+    with pytest.raises(StandbyBehind, match="replayed WAL up to"):
+        origin().compare(KNOWN, found, Lsn(1100), BEGUN)
+    origin().compare(KNOWN, standby_at(1100), Lsn(1100), BEGUN)
+
+
+def test_a_standby_that_has_not_replayed_a_switch_of_timelines_is_waited_for() -> None:
+    later = KnownSource(KNOWN.system_id, 2, 16384, "shop")
+    with pytest.raises(StandbyBehind, match="timeline 1, and timeline 2 was streamed"):
+        origin().compare(later, standby_at(1100), Lsn(1100), BEGUN)
+
+
+@pytest.mark.parametrize(("confirmed", "is_accepted"), [(1051, True), (1050, False), (None, False)])
+def test_changes_past_the_end_of_a_timeline_are_accepted_from_a_slot_that_went_along(
+    monkeypatch: pytest.MonkeyPatch, confirmed: int | None, is_accepted: bool
+) -> None:
+    """The promotion of a standby doesn't end its streams."""
+    monkeypatch.setattr(
+        "etl_dagster.runtime.checking.origin.fetch_timeline_ends",
+        lambda config, current: {1: Lsn(1050)},
+    )
+    slot = None if confirmed is None else Lsn(confirmed)
+    found = FoundSource(KnownSource(KNOWN.system_id, 2, 16384, "shop"), Lsn(1200), 701)
+    if is_accepted:
+        origin().compare(KNOWN, found, Lsn(1100), BEGUN, confirmed=slot)
+        return
+    with pytest.raises(SourceRestored, match="left timeline 1 at"):
+        origin().compare(KNOWN, found, Lsn(1100), BEGUN, confirmed=slot)

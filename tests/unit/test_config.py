@@ -426,6 +426,39 @@ def test_keepalive_is_set_as_a_whole_and_over_the_dsn(
     assert found.get("tcp_user_timeout") == timeout_ms
 
 
+def test_the_primary_of_a_standby_is_reached_as_the_standby_is_but_elsewhere() -> None:
+    dsn = f"host=replica port=6000 user=etl password={SECRET} dbname=shop sslmode=require"
+    raw = minimal(dsn=dsn, standby=True, primary_dsn="host=db1")
+    config = parse_config(raw | {"state_store": {"dsn": "dbname=state"}}, {})
+
+    primary = config.source.primary
+    assert primary is not None
+    found = conninfo_to_dict(primary.conninfo())
+    assert (found["host"], found["user"], found["password"], found["dbname"]) == (
+        "db1",
+        "etl",
+        SECRET,
+        "shop",
+    )
+    assert found["sslmode"] == "require"
+    assert "port" not in found
+    assert SECRET not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("source", "match"),
+    [
+        ({"standby": True}, "state_store: give it a dsn"),
+        ({"primary_dsn": "host=db1"}, "set standby: true"),
+        ({"standby": True, "failover": True}, "exclude each other"),
+    ],
+)
+def test_what_a_standby_can_not_do_is_refused(source: dict[str, Any], match: str) -> None:
+    store = {"state_store": {"dsn": "dbname=state"}} if "failover" in source else {}
+    with pytest.raises(ConfigError, match=match):
+        parse_config(minimal(**source) | store, {})
+
+
 def test_tables_are_chosen_for_copying_by_their_names() -> None:
     raw = minimal() | {"tables": {"*.*": {"copy": False}, "sales.*": {"copy": True}}}
     config = parse_config(raw, {})

@@ -62,6 +62,8 @@ GIVEN: dict[str, dict[str, Any]] = {
         "keepalive_count": 2,
         "streaming": "off",
         "failover": True,
+        "standby": True,
+        "primary_dsn": f"host=db1 password={make_secret()}",
         "max_retained_wal": 2_000_000,
         "heartbeat_s": 5.0,
         "receiver_timeout_s": 20.0,

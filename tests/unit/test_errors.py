@@ -59,6 +59,7 @@ def test_only_what_waiting_may_cure_is_retried() -> None:
     retryable = {kind.__name__ for kind in every_class if kind.retryable}
 
     assert retryable == {
+        "ReadConflict",
         "SourceSilent",
         "SourceUnreachable",
         "TableLocked",
@@ -71,6 +72,7 @@ def test_only_what_waiting_may_cure_is_retried() -> None:
         "SpoolError",
         "SpoolFull",
         "SpoolUnusable",
+        "StandbyBehind",
         "RollbackUnclear",
         "StoreUnreachable",
         "BatchTooLarge",

@@ -13,12 +13,14 @@ from tests.support.scripted import ManualClock, ScriptedSource, config
 
 
 class Fixture:
-    def __init__(self, heartbeat_s: float = 30.0) -> None:
+    def __init__(self, heartbeat_s: float = 30.0, *, standby: bool = False) -> None:
         self.clock = ManualClock()
         self.lsn: Lsn | None = Lsn(1000)
         source = ScriptedSource({emit_heartbeat: lambda: self.lsn})
         self.asked = source.asked
-        settings = config().source.model_copy(update={"heartbeat_s": heartbeat_s})
+        settings = config().source.model_copy(
+            update={"heartbeat_s": heartbeat_s, "standby": standby}
+        )
         self.heart = Heart(settings, source, self.clock)
         self.latency = Latency(self.clock)
 
@@ -54,6 +56,18 @@ def test_a_source_that_refuses_heartbeats_is_reported_once(
     assert caplog.text.count("the source refuses heartbeats") == 1
     # It may allow them later, such as after a failover.
     assert len(fixture.asked) == 3
+
+
+def test_a_standby_without_its_primary_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    fixture = Fixture(standby=True)
+    fixture.lsn = None
+    fixture.clock.pass_by(30.0)
+    with caplog.at_level(logging.INFO):
+        assert fixture.heart.beat_if_due() is None
+
+    [record] = caplog.records
+    assert record.levelno == logging.INFO
+    assert "there is no source.primary_dsn" in record.message
 
 
 def test_the_latency_ends_once_everything_up_to_the_heartbeat_is_durable() -> None:

@@ -8,11 +8,11 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from etl_dagster.errors import EtlError
+from etl_dagster.errors import EtlError, ReadConflict
 from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.uri import locate
-from etl_dagster.pg.failures import Failure, failure_of, message_of
-from etl_dagster.source.connection import translate
+from etl_dagster.pg.failures import Failure, failure_of, failure_of_code, message_of
+from etl_dagster.source.connection import error_for, translate
 from etl_dagster.stores.postgres.connections import StoreConnections
 from tests.support.leaks import make_secret
 
@@ -137,3 +137,12 @@ def test_a_message_is_one_line_without_what_libpq_adds_for_terminals() -> None:
     login = psycopg.OperationalError(_AT + 'FATAL:  role "etl" does not exist')
     assert message_of(login) == 'role "etl" does not exist'
     assert message_of(psycopg.OperationalError()) == "OperationalError"
+
+
+def test_a_query_that_a_standby_ends_is_a_conflict_that_passes() -> None:
+    """By the message: a serialization failure has the same code."""
+    conflict = error_for(
+        failure_of_code("40001", ""), "copying", "canceling statement due to conflict with recovery"
+    )
+    assert isinstance(conflict, ReadConflict)
+    assert conflict.retryable

@@ -61,6 +61,8 @@ if TYPE_CHECKING:
         receiver_timeout_s: float = 60.0
         streaming: str = "auto"
         failover: bool = False
+        standby: bool = False
+        primary_dsn: str | None = None
         max_retained_wal: int = 1024**3
         heartbeat_s: float = 30.0
 

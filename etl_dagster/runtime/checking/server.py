@@ -9,6 +9,7 @@ import psycopg
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, SourceNotPrepared
 from etl_dagster.runtime.checking.check import APPLICATION, Check, Connection
+from etl_dagster.runtime.checking.standby import check_standby
 from etl_dagster.source.connection import connect, translate
 from etl_dagster.source.readiness import ServerFacts, fetch_absent_standbys, names_standby
 from etl_dagster.source.slots import (
@@ -34,6 +35,7 @@ def check_server(
     connection: Connection, config: PipelineConfig, facts: ServerFacts
 ) -> Iterator[Check]:
     yield _check_version(facts)
+    yield from check_standby(connection, config, facts)
     yield _check_wal_level(facts)
     yield _check_free_slots(connection, config, facts)
     yield from _check_slots_aside(connection, config, facts)
@@ -50,12 +52,6 @@ def _check_version(facts: ServerFacts) -> Check:
         failure = SourceNotPrepared(
             f"the source runs PostgreSQL {facts.version_text}; 14 is the oldest that will do",
             solution="Upgrade the source.",
-        )
-        return Check.error(name, failure)
-    if facts.is_standby:
-        failure = SourceNotPrepared(
-            "the source is a standby, where nothing can be written: the pipeline marks the WAL",
-            solution="Connect to the primary.",
         )
         return Check.error(name, failure)
     return Check.ok(name, f"PostgreSQL {facts.version_text}")

@@ -44,7 +44,7 @@ def check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
             return Check.warning(
                 "slot",
                 f"{slot.name!r} is being created, which waits for {waited_for[0]}",
-                f"On the source: {waited_for[0].solution}",
+                f"{waited_for[0].where}: {waited_for[0].solution}",
             )
         return Check.ok("slot", f"{slot.name!r} is being created by backend {slot.active_pid}")
     if slot.wal_status == "unreserved":

@@ -7,12 +7,22 @@ import threading
 from dataclasses import dataclass
 
 from etl_dagster.config import SourceConfig
+from etl_dagster.errors import EtlError
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.clock import Clock
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.heartbeat import emit_heartbeat
+from etl_dagster.source.primary import beat_on_primary
 
 _log = logging.getLogger(__name__)
+
+_REFUSED = (
+    "the source refuses heartbeats (it is read-only, or this role may not call "
+    "pg_logical_emit_message): grant EXECUTE on that function, or set source.heartbeat_s to 0"
+)
+_NO_PRIMARY = (
+    "the source is a standby, where no heartbeat can be written, and there is no source.primary_dsn"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,7 @@ class Heart:
     """
 
     def __init__(self, config: SourceConfig, control: SourceControl, clock: Clock) -> None:
+        self._config = config
         self._every_s = config.heartbeat_s
         self._control = control
         self._clock = clock
@@ -48,14 +59,23 @@ class Heart:
             return None
         self._due_s = now + self._every_s
         lsn = self._control.ask("writing a heartbeat", emit_heartbeat)
+        why = _REFUSED
+        if lsn is None and self._config.standby:
+            lsn, why = self._beat_on_primary()
         if lsn is None and not self._is_refused:
-            _log.warning(
-                "the source refuses heartbeats (it is read-only, or this role may not call "
-                "pg_logical_emit_message), so the end-to-end latency is not measured; grant "
-                "EXECUTE on that function, or set source.heartbeat_s to 0"
-            )
+            level = logging.INFO if why is _NO_PRIMARY else logging.WARNING
+            _log.log(level, "%s; so the end-to-end latency is not measured", why)
         self._is_refused = lsn is None
         return None if lsn is None else Beat(lsn, now)
+
+    def _beat_on_primary(self) -> tuple[Lsn | None, str]:
+        """Where the source is a standby; with what to log if nothing was written."""
+        if self._config.primary_dsn is None:
+            return None, _NO_PRIMARY
+        try:
+            return beat_on_primary(self._control, self._config), _REFUSED
+        except EtlError as error:
+            return None, f"no heartbeat was written on the primary: {error.reason}"
 
 
 class Latency:

@@ -31,6 +31,10 @@ class PostgresStoreConfig(StoreConfig):
             raise ValueError("must have at most 63 bytes, and no % or zero byte")
         return name
 
+    @property
+    def is_in_source(self) -> bool:
+        return self.dsn is None
+
     def conninfo(self, source: SourceConfig) -> str:
         """A libpq connection string, password included."""
         return self.dsn.get_secret_value() if self.dsn is not None else source.conninfo()
