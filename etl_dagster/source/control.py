@@ -12,6 +12,7 @@ import psycopg
 from etl_dagster.config import SourceConfig
 from etl_dagster.errors import EtlError, SourceUnreachable, TableLocked
 from etl_dagster.pg.cancelling import Abandoned, cut, unless_stopped
+from etl_dagster.pg.failures import Failure, failure_of
 from etl_dagster.source.connection import connect, translate
 from etl_dagster.source.locks import ExclusiveLock, describe_locks, fetch_exclusive_locks
 
@@ -77,7 +78,7 @@ class SourceControl:
                 return question(self._open(), *args, **kwargs)
             except psycopg.Error as error:
                 self._require_open()
-                if is_fresh or not self._is_broken():
+                if is_fresh or not self._is_broken(error):
                     raise self._failure(error, what) from None
             try:
                 return question(self._open(), *args, **kwargs)
@@ -150,5 +151,12 @@ class SourceControl:
             connection.close()
         return connection
 
-    def _is_broken(self) -> bool:
-        return self._connection is None or bool(self._connection.broken or self._connection.closed)
+    def _is_broken(self, error: psycopg.Error) -> bool:
+        connection = self._connection
+        if connection is None or connection.broken or connection.closed:
+            return True
+        if failure_of(error) is not Failure.LOST:
+            return False
+        # libpq takes a connection over which it could not send for one that still has an answer.
+        connection.close()
+        return True
