@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,6 +15,7 @@ from etl_dagster.errors import SlotOfPrimary, SourceNotPrepared
 from etl_dagster.runtime.checking.preflight import require_ready, run_checks
 from etl_dagster.source.connection import connect
 from etl_dagster.source.slots import apply_slot_name, fetch_slot, require_usable
+from tests.integration.test_retry import Refusing
 from tests.support.database import Database
 from tests.support.fan_outs import Several, several
 from tests.support.pipelines import running
@@ -51,8 +53,14 @@ def test_a_slot_is_kept_by_standbys_from_the_next_start_on(
     with running(plain, destination=destination) as pipeline:
         assert pipeline.wait_until_caught_up(60)
         assert failover_slots(newest_database) == []
-    with running(config, destination=destination):
+    refusing: Any = Refusing(destination)
+    with running(config, destination=refusing) as pipeline:
         assert failover_slots(newest_database) == [(apply_slot_name(config.pipeline),)]
+        # Nor are the changes of a table lost that waits for `etl-dagster retry` then.
+        assert pipeline.wait_until_caught_up(60)
+        refusing.refused.add("items")
+        newest_database.execute("insert into items values (1001, 1)")
+        wait_until(lambda: len(failover_slots(newest_database)) == 2)
     ((level, message),) = about_failover(config)
     assert level == "warning"
     assert "synchronized_standby_slots is empty" in message
