@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,15 @@ STEPS, ROWS = 12, 1000
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["duckdb", "postgres"])
-def test_everything_goes_wrong_and_nothing_is_lost_or_doubled(kind: Kind, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kinds", [("duckdb",), ("postgres", "fan-out")], ids=["a file", "a server, alone or not"]
+)
+def test_everything_goes_wrong_and_nothing_is_lost_or_doubled(
+    kinds: Sequence[Kind], tmp_path: Path
+) -> None:
     seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
+    kind = random.Random(seed).choice(kinds)
+    print(f"seed {seed}, destination {kind}")
     run(seed, kind, least_steps=STEPS, rows=ROWS, folder=tmp_path)
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
-import pytest
 
 from etl_dagster.destinations.duckdb import rows
 
@@ -34,19 +33,17 @@ def _kept_bytes(connection: duckdb.DuckDBPyConnection) -> int:
 
 
 def test_batches_are_small_and_what_was_read_is_let_go_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(rows, "_MOST_KEPT", 1024**2)
-    monkeypatch.setattr(rows, "_LOOK_S", 0)
-    monkeypatch.setattr(rows, "_KEPT", "1MB")
+    little = rows.Cache(most_bytes=1024**2, left="1MB", look_s=0)
     with _file(tmp_path) as connection:
         limit = _limit(connection)
         # Where others use the same DuckDB, its memory is theirs.
-        list(rows.read_query(connection, "FROM texts", "texts", is_alone=False))
+        list(rows.read_query(connection, "FROM texts", "texts", None))
         everything = _kept_bytes(connection)
     with _file(tmp_path) as connection:
         sizes, kept = [], []
-        for batch in rows.read_query(connection, "FROM texts", "texts", is_alone=True):
+        for batch in rows.read_query(connection, "FROM texts", "texts", little):
             sizes.append(batch.nbytes)
             kept.append(_kept_bytes(connection.cursor()))
         assert _limit(connection) == limit

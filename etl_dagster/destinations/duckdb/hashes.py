@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from etl_dagster.destinations.duckdb.rows import (
+    CACHE,
     DIALECT,
     GIVEN,
     AsStored,
@@ -62,7 +63,7 @@ def read_hashes(
     """Of all rows of a table; see `rows.read_rows`."""
     hashing = _Hashing(schema)
     query = hashing.query(stored_table(session, schema))
-    for batch in read_query(session.connection, query, schema.name, is_alone=is_alone):
+    for batch in read_query(session.connection, query, schema.name, CACHE if is_alone else None):
         yield hashing.hashes(batch)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import duckdb
@@ -30,10 +31,20 @@ _VECTOR_ROWS: Final = 2048
 #: A batch, which ends with the first of the two that is reached.
 _BATCH_ROWS: Final = 65_536
 _BATCH_BYTES: Final = 4 * 1024**2
-#: How much of the file DuckDB may keep, how much of that is left, and how often it is looked at.
-_MOST_KEPT: Final = 64 * 1024**2
-_KEPT: Final = "32MB"
-_LOOK_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """How much of a file DuckDB may keep in memory while it is read."""
+
+    #: More than this is dropped, down to `left`, which DuckDB reads as a size.
+    most_bytes: int = 64 * 1024**2
+    left: str = "32MB"
+    #: How often it is looked at; seconds.
+    look_s: float = 0.05
+
+
+CACHE: Final = Cache()
 
 
 def read_rows(
@@ -52,18 +63,25 @@ def read_rows(
     table = stored_table(session, schema)
     columns = column_list(schema.column_names) or str(session.dialect.only_column)
     query = f"SELECT {columns} FROM {table}"
-    return read_query(session.connection, query, schema.name, is_alone=is_alone)
+    return read_query(session.connection, query, schema.name, CACHE if is_alone else None)
 
 
 def read_query(
-    connection: duckdb.DuckDBPyConnection, query: str, table_name: str, *, is_alone: bool
+    connection: duckdb.DuckDBPyConnection, query: str, table_name: str, cache: Cache | None
 ) -> Iterator[pa.RecordBatch]:
-    """What a query over a table finds, in batches of some MiB; see `read_rows`."""
+    """What a query over a table finds, in batches of some MiB.
+
+    Args:
+        cache: None where other threads use the same DuckDB, whose memory is theirs.
+
+    Raises:
+        DestinationError: DuckDB can't read them.
+    """
     try:
         vectors: Iterable[pa.RecordBatch] = exact(connection.sql(query)).to_arrow_reader(
             _VECTOR_ROWS
         )
-        yield from _gathered(_letting_go(vectors, connection) if is_alone else vectors)
+        yield from _gathered(_letting_go(vectors, connection, cache) if cache else vectors)
     except duckdb.Error as error:
         raise DestinationError(
             f"the rows of {table_name} can't be read: {type(error).__name__}",
@@ -92,7 +110,7 @@ def _joined(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
 
 
 def _letting_go(
-    vectors: Iterable[pa.RecordBatch], connection: duckdb.DuckDBPyConnection
+    vectors: Iterable[pa.RecordBatch], connection: duckdb.DuckDBPyConnection, cache: Cache
 ) -> Iterator[pa.RecordBatch]:
     """The same, and DuckDB drops what it keeps of the file meanwhile.
 
@@ -103,14 +121,14 @@ def _letting_go(
         looked_at = time.monotonic()
         for vector in vectors:
             yield vector
-            if time.monotonic() - looked_at < _LOOK_S:
+            if time.monotonic() - looked_at < cache.look_s:
                 continue
             [(kept,)] = other.execute(
                 "SELECT sum(memory_usage_bytes) FROM duckdb_memory()"
             ).fetchall()
-            if kept > _MOST_KEPT:
+            if kept > cache.most_bytes:
                 with contextlib.suppress(duckdb.OutOfMemoryException):  # what is in use stays
-                    other.execute(f"SET memory_limit = '{_KEPT}'")
+                    other.execute(f"SET memory_limit = '{cache.left}'")
                 other.execute("RESET memory_limit")
             looked_at = time.monotonic()
 
