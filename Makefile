@@ -111,6 +111,10 @@ docs: $(READY) ## Build the documentation into build/docs
 pictures: $(READY) ## Make the pictures of the documentation, from the demo, with Chromium
 	@ETL_TEST_PICTURES=docs/images $(BIN)/python -m pytest -q tests/acceptance/test_demo.py
 
+.PHONY: recording
+recording: $(READY) ## Record a terminal for README, as an SVG that plays by itself
+	@$(BIN)/python docs/recording.py docs/images/terminal.svg
+
 .PHONY: bench-meltano
 bench-meltano: $(READY) ## Measure the Meltano state backend beside Meltano's own
 	@$(BIN)/python -m benchmarks.meltano_state
