@@ -87,9 +87,8 @@ def changing(source: Database) -> Iterator[None]:
         thread.join()
 
 
-def environment(monkeypatch: pytest.MonkeyPatch, folder: Path, executor: str, workers: int) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, folder: Path, workers: int) -> None:
     monkeypatch.setenv(shared_copy_job.CONFIG, str(folder / "etl.yaml"))
-    monkeypatch.setenv(shared_copy_job.EXECUTOR, executor)
     monkeypatch.setenv(shared_copy_job.WORKERS, str(workers))
 
 
@@ -133,7 +132,7 @@ def test_a_killed_step_of_several_is_made_up_for_by_the_others(
 ) -> None:
     """Each of two steps is in the middle of a chunk, and one of them leads: it is either."""
     config = write_config(source, target, tmp_path)
-    environment(monkeypatch, tmp_path, "multiprocess", 2)
+    environment(monkeypatch, tmp_path, 2)
 
     with running(config, copies="elsewhere") as pipeline, searched_instance() as instance:
         gate = Gate(target)
@@ -151,7 +150,9 @@ def test_a_killed_step_of_several_is_made_up_for_by_the_others(
 
         with changing(source), ThreadPoolExecutor(1) as pool:
             killing = pool.submit(kill_one)
-            run = execute_job(reconstructable(shared_copy_job.copy_orders), instance=instance)
+            run = execute_job(
+                reconstructable(shared_copy_job.copy_orders_in_processes), instance=instance
+            )
             killing.result()
         assert run.success
         assert pipeline.wait_until_caught_up(60)
@@ -170,7 +171,7 @@ def test_a_killed_celery_worker_is_made_up_for_by_the_other(
 ) -> None:
     """Celery tells no one that a worker is gone: the run ends all the same."""
     config = write_config(source, target, tmp_path)
-    environment(monkeypatch, tmp_path, "celery", 2)
+    environment(monkeypatch, tmp_path, 2)
     monkeypatch.setattr(celery_steps, "_ASK_EVERY_S", 0.5)
     monkeypatch.setattr(celery_steps, "_ANSWER_S", 0.5)
     with redis(tmp_path) as broker:
@@ -189,7 +190,9 @@ def test_a_killed_celery_worker_is_made_up_for_by_the_other(
 
             with changing(source), ThreadPoolExecutor(1) as pool:
                 killing = pool.submit(kill_one)
-                run = execute_job(reconstructable(shared_copy_job.copy_orders), instance=instance)
+                run = execute_job(
+                    reconstructable(shared_copy_job.copy_orders_on_celery), instance=instance
+                )
                 killing.result()
             assert run.success
             assert pipeline.wait_until_caught_up(60)
@@ -205,7 +208,7 @@ def test_a_canceled_run_stops_at_once_and_the_next_one_resumes_at_the_chunk(
 ) -> None:
     """Also on executors that don't interrupt their steps."""
     config = write_config(source, target, tmp_path)
-    environment(monkeypatch, tmp_path, "in_process", 3)
+    environment(monkeypatch, tmp_path, 3)
     job = shared_copy_job.copy_orders()
 
     with running(config, copies="elsewhere") as pipeline, searched_instance() as instance:
@@ -238,7 +241,7 @@ def test_a_destination_of_one_writer_is_copied_to_by_one_step(
     source: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_duckdb_config(source.dsn, tmp_path)
-    environment(monkeypatch, tmp_path, "in_process", 3)
+    environment(monkeypatch, tmp_path, 3)
     with running(load_config(path), copies="elsewhere"), searched_instance() as instance:
         run = shared_copy_job.copy_orders().execute_in_process(instance=instance)
         assert run.success

@@ -17,28 +17,39 @@ from dagster import (
 
 from etl_dagster.integrations.dagster import build_copy_job
 
-#: The configuration file, the executor's name, and the number of steps.
-CONFIG, EXECUTOR, WORKERS = "SHARED_COPY_CONFIG", "SHARED_COPY_EXECUTOR", "SHARED_COPY_WORKERS"
+#: The configuration file, and the number of steps.
+CONFIG, WORKERS = "SHARED_COPY_CONFIG", "SHARED_COPY_WORKERS"
 
 #: The URL of the broker of Celery, which has the results, too.
 BROKER = "SHARED_COPY_BROKER"
 
 
 def copy_orders() -> JobDefinition:
-    """The job, as a function that another process can find."""
+    """The job in one process."""
+    return _job(in_process_executor)
+
+
+# A process that has loaded a job by its function keeps it, so each executor has a function.
+
+
+def copy_orders_in_processes() -> JobDefinition:
+    """The job with a process for each step, as a function that these can find."""
+    return _job(multiprocess_executor)
+
+
+def copy_orders_on_celery() -> JobDefinition:
+    """The job on Celery's workers, as a function that these can find."""
+    from dagster_celery import celery_executor
+
+    broker = os.environ[BROKER]
+    return _job(celery_executor.configured({"broker": broker, "backend": broker}))
+
+
+def _job(executor: ExecutorDefinition) -> JobDefinition:
     return build_copy_job(
         os.environ[CONFIG],
         "public.orders",
         workers=int(os.environ[WORKERS]),
-        executor_def=_executor(os.environ[EXECUTOR]),
+        executor_def=executor,
         name="copy_orders",
     )
-
-
-def _executor(name: str) -> ExecutorDefinition:
-    if name == "celery":
-        from dagster_celery import celery_executor
-
-        broker = os.environ[BROKER]
-        return celery_executor.configured({"broker": broker, "backend": broker})
-    return {"in_process": in_process_executor, "multiprocess": multiprocess_executor}[name]
