@@ -27,7 +27,7 @@ COLUMNS, LINES = 100, 26
 #: A command, how long it may run until Ctrl-C (None: it ends by itself), and how long its last
 #: screen stays; seconds.
 SCENES: tuple[tuple[str, float | None, float], ...] = (
-    ("etl-dagster init --dsn "$SHOP" --publication shop --path shop.duckdb", None, 2.0),
+    ('etl-dagster init --dsn "$SHOP" --publication shop --path shop.duckdb', None, 2.0),
     ("etl-dagster doctor", None, 4.0),
     ("etl-dagster run", 12.0, 1.5),
     ('etl-dagster query "select count(*) as orders from public.orders"', None, 4.0),
@@ -183,10 +183,11 @@ def _row(cells: object) -> Iterator[str]:
             pieces.append((column, style, cell.data))
     for at, style, text in pieces:
         if text := text.rstrip():
-            begin = len(text) - len(text.lstrip())
+            shown = text.lstrip()
+            x = (at + len(text) - len(shown)) * _CHAR_W
             yield (
-                f'<text x="{(at + begin) * _CHAR_W:.1f}" {style} lengthAdjust="spacingAndGlyphs" '
-                f'textLength="{(len(text) - begin) * _CHAR_W:.1f}">{html.escape(text.lstrip())}</text>'
+                f'<text x="{x:.1f}" {style} lengthAdjust="spacingAndGlyphs" '
+                f'textLength="{len(shown) * _CHAR_W:.1f}">{html.escape(shown)}</text>'
             )
 
 

@@ -47,8 +47,8 @@ def demo(home: Path) -> Iterator[RunningDemo]:
 
 
 @pytest.fixture(scope="module")
-def visit(demo: RunningDemo) -> Iterator[Visit]:
-    with visiting(demo.url) as visitor:
+def visit(demo: RunningDemo, home: Path) -> Iterator[Visit]:
+    with visiting(demo.url, home) as visitor:
         yield visitor
 
 
@@ -224,10 +224,6 @@ def test_it_stops_without_a_trace_and_continues(demo: RunningDemo, home: Path) -
         assert_nothing_left(quiet, quiet.stop(signal.SIGTERM))
     finally:
         quiet.kill()
-
-
-def is_repaired(demo: RunningDemo) -> bool:
-    return [run["status"] for run in demo.runs("flights_repair")] == ["SUCCESS"]
 
 
 def assert_nothing_left(demo: RunningDemo, processes: list[Any]) -> None:

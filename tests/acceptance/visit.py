@@ -21,15 +21,24 @@ if TYPE_CHECKING:
 #: Where pictures of what was seen are kept; without it none are made. See `make pictures`.
 PICTURES = "ETL_TEST_PICTURES"
 _SIZE = {"width": 1400, "height": 900}
+#: What pictures show instead of the folder of the demo.
+_FOLDER = "/home/you/etl_dagster"
+_RENAME = """([from, to]) => {
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+        texts.currentNode.data = texts.currentNode.data.replaceAll(from, to);
+    }
+}"""
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Visit:
     """One visitor, who opens pages, reads and clicks."""
 
-    def __init__(self, page: Page, url: str) -> None:
+    def __init__(self, page: Page, url: str, home: Path) -> None:
         self._page = page
         self._url = url
+        self._home = home
         folder = os.environ.get(PICTURES)
         self._pictures = Path(folder) if folder else None
 
@@ -58,12 +67,15 @@ class Visit:
             self._page.set_viewport_size(_SIZE | {"height": height})
             self._page.wait_for_timeout(1000)  # what moves or unfolds comes to rest
             self._pictures.mkdir(parents=True, exist_ok=True)
+            # As the page writes it, in a text and in a URI.
+            for folder in (str(self._home), self._home.as_uri().removeprefix("file://")):
+                self._page.evaluate(_RENAME, [folder, _FOLDER])
             self._page.screenshot(path=self._pictures / f"{name}.png")
             self._page.set_viewport_size(_SIZE)
 
 
 @contextmanager
-def visiting(url: str) -> Iterator[Visit]:
+def visiting(url: str, home: Path) -> Iterator[Visit]:
     """A browser that is closed after this block; the test is skipped where there is none."""
     program = next(filter(None, map(shutil.which, _NAMES)), None)
     if program is None:
@@ -78,6 +90,6 @@ def visiting(url: str) -> Iterator[Visit]:
         try:
             page = browser.new_page(viewport=_SIZE)  # type: ignore[arg-type]
             page.set_default_timeout(PATIENCE_S * 1000)
-            yield Visit(page, url)
+            yield Visit(page, url, home)
         finally:
             browser.close()
