@@ -214,15 +214,31 @@ class RunningDemo:
                 sensor=selector,
             )
             return
+        # A tick that ends in the same moment may store the state with which it began.
+        looks = 0
+
+        def stays_off() -> bool:
+            nonlocal looks
+            looks = looks + 1 if self._stop(selector) else 0
+            return looks == 4
+
+        self.until("a sensor that stays off", stays_off)
+
+    def _stop(self, selector: Mapping[str, str]) -> bool:
+        """Stop a sensor that is on; whether it was off."""
         data = self.ask(
             "query ($sensor: SensorSelector!) { sensorOrError(sensorSelector: $sensor)"
-            " { ... on Sensor { sensorState { id } } } }",
+            " { ... on Sensor { sensorState { id status } } } }",
             sensor=selector,
         )
+        state = data["sensorOrError"]["sensorState"]
+        if state["status"] == "STOPPED":
+            return True
         self.ask(
             "mutation ($id: String!) { stopSensor(id: $id) { __typename } }",
-            id=data["sensorOrError"]["sensorState"]["id"],
+            id=state["id"],
         )
+        return False
 
     # -- its processes ---------------------------------------------------------------------------
 

@@ -55,4 +55,4 @@ def test_an_unknown_part_is_refused_with_the_known_ones() -> None:
     done = bench("smal")
 
     assert done.returncode == 2
-    assert "no such part: smal; known are arrays, copy" in done.stderr
+    assert "no such part: smal; known are arrays, compare" in done.stderr

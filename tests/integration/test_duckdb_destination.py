@@ -323,7 +323,7 @@ def test_a_folder_without_the_right_to_write_is_refused_at_once(tmp_path: Path) 
 
 def test_a_file_of_another_kind_is_refused_at_once(path: Path) -> None:
     path.write_bytes(b"no database " * 10_000)
-    with pytest.raises(DestinationError, match="no DuckDB file") as refused:
+    with pytest.raises(DestinationError, match="is not a DuckDB file") as refused:
         DuckDBDestination(path).startup(MemoryStore())
 
     assert not refused.value.retryable

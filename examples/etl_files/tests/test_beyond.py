@@ -185,9 +185,9 @@ def test_a_file_of_another_program_is_not_replaced(destination: JsonLinesDestina
     path = file_of(destination, "orders")
     path.write_text('{"mine": true}\n')
 
-    with pytest.raises(DestinationError, match="no file of this destination"):
+    with pytest.raises(DestinationError, match="not a file of this destination"):
         destination.write_table_rows(ORDERS, end_of_copy("copy-1"))
-    with pytest.raises(DestinationError, match="no file of this destination"):
+    with pytest.raises(DestinationError, match="not a file of this destination"):
         destination.write_events(batch(Transactions().commit(insert(ORDERS, id=1))))
     assert path.read_text() == '{"mine": true}\n'
 
