@@ -130,7 +130,7 @@ class Terminal:
         self._stream.feed("\r\n")
         child = pexpect.spawn(
             "/bin/sh",
-            ["-c", command],
+            ["-c", f"exec {command}"],
             cwd=str(self._folder),
             env=self._environment,
             dimensions=(LINES, COLUMNS),
@@ -148,7 +148,7 @@ class Terminal:
                 child.close(force=True)
                 raise SystemExit(f"{command} did not end")
         child.close()
-        if child.exitstatus != (130 if is_stopped else 0):
+        if child.exitstatus != 0:
             raise SystemExit(f"{command}: exit code {child.exitstatus}")
         self._record(stays_s)
 
@@ -166,11 +166,12 @@ class Terminal:
 
     def _record(self, seconds: float) -> None:
         buffer = self._screen.buffer
-        self._recording.add(["".join(_row(buffer[line])) for line in range(LINES)], seconds)
+        folder = str(self._folder)
+        self._recording.add(["".join(_row(buffer[line], folder)) for line in range(LINES)], seconds)
 
 
-def _row(cells: object) -> Iterator[str]:
-    """Text of one line, in pieces of one style each."""
+def _row(cells: object, folder: str) -> Iterator[str]:
+    """Text of one line, in pieces of one style each; `folder` by a name that says more."""
     pieces: list[tuple[int, str, str]] = []
     for column in range(COLUMNS):
         cell = cells[column]  # type: ignore[index]  # pyte has no types
@@ -182,7 +183,7 @@ def _row(cells: object) -> Iterator[str]:
         else:
             pieces.append((column, style, cell.data))
     for at, style, text in pieces:
-        if text := text.rstrip():
+        if text := text.rstrip().replace(folder, "/home/you/shop"):
             shown = text.lstrip()
             x = (at + len(text) - len(shown)) * _CHAR_W
             yield (

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
     from etl_dagster.runtime.checking.check import Check
 
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("error", "red")}
+#: Texts are not broken into lines where there are fewer columns for them.
+_NARROW = 30
 
 
 @click.command(short_help="Check source, state store and destination.")
@@ -53,11 +59,15 @@ def _show(checks: list[Check], running: str | None) -> None:
         running: what runs the pipeline; None when nothing does.
     """
     width = max(len(check.name) for check in checks)
+    before = " " * (7 + 2 + width + 2)
+    room = shutil.get_terminal_size().columns - len(before) if sys.stdout.isatty() else None
     for check in checks:
         mark, color = _MARKS[check.level]
-        click.echo(f"{click.style(f'{mark:<7}', fg=color)}  {check.name:<{width}}  {check.message}")
+        message = f"\n{before}".join(wrapped(check.message, room))
+        click.echo(f"{click.style(f'{mark:<7}', fg=color)}  {check.name:<{width}}  {message}")
         if check.solution:
-            click.echo(f"{'':<7}  {'':<{width}}  {click.style('-> ' + check.solution, bold=True)}")
+            for line in wrapped(f"-> {check.solution}", room):
+                click.echo(f"{before}{click.style(line, bold=True)}")
     errors = sum(check.level == "error" for check in checks)
     warnings = sum(check.level == "warning" for check in checks)
     if any(check.failure is not None for check in checks):
@@ -69,6 +79,18 @@ def _show(checks: list[Check], running: str | None) -> None:
         starts = "`etl-dagster run` starts it." if running is None else f"It runs already{running}."
         summary = f"{ready} {starts}"
     click.echo(f"\n{summary}")
+
+
+def wrapped(text: str, room: int | None) -> list[str]:
+    """The text in lines of at most so many columns, if they are enough; never inside of a command.
+
+    A command stands in backticks, and stays in one line to be copied, however long it is.
+    """
+    if room is None or room < _NARROW:
+        return [text]
+    whole = re.sub("`[^`]*`", lambda command: command[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(whole, room, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\0", " ") for line in lines] or [text]
 
 
 def _count(number: int, what: str) -> str:

@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from etl_dagster.cli import cli
 from etl_dagster.cli.checks import check_destination, check_state_store
+from etl_dagster.cli.doctor import wrapped
 from etl_dagster.cli.failures import RunFailed, explain
 from etl_dagster.cli.views import JsonView, LinesView, render
 from etl_dagster.config import load_config, parse_config
@@ -377,3 +378,13 @@ def test_json_lines_are_statuses_that_say_something_new(capsys: pytest.CaptureFi
         (1, "ready"),
         (2, "ready"),
     ]
+
+
+def test_long_lines_of_the_doctor_are_broken_between_words_and_not_in_commands() -> None:
+    text = "This table has no key. Run `etl-dagster resync public.orders` after you have added one."
+    assert wrapped(text, 34) == [
+        "This table has no key. Run",
+        "`etl-dagster resync public.orders`",
+        "after you have added one.",
+    ]
+    assert wrapped(text, None) == wrapped(text, 20) == [text]
