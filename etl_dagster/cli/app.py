@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
+from typing import NoReturn
 
 import click
 
@@ -13,6 +15,7 @@ from etl_dagster.cli.doctor import doctor
 from etl_dagster.cli.failures import INTERRUPTED, explain
 from etl_dagster.cli.init import init
 from etl_dagster.cli.lake import lake
+from etl_dagster.cli.leaving import run_to_the_end
 from etl_dagster.cli.migrate import migrate
 from etl_dagster.cli.move import move
 from etl_dagster.cli.odd import odd
@@ -119,7 +122,7 @@ for commands in GROUPS.values():
         cli.add_command(command)
 
 
-def main() -> None:
-    """The entry point of the package."""
+def main() -> NoReturn:
+    """The entry point of the package; ends the process."""
     end_when_asked()
-    cli(prog_name="etl-dagster")
+    run_to_the_end(partial(cli, prog_name="etl-dagster"))

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from etl_dagster.threads import Background
+
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def unless_stopped(work: Callable[[], T], stop: threading.Event, *, after_s: flo
         except BaseException as failure:
             outcome.set_exception(failure)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    Background(run, name=name).start()
     deadline: float | None = None
     while True:
         try:

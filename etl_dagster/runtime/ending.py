@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from etl_dagster.threads import Background
+
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -98,7 +100,7 @@ class Ending:
 
     def start(self) -> None:
         """From now on."""
-        threading.Thread(target=self._run, name=f"ending {self._name}", daemon=True).start()
+        Background(self._run, name=f"ending {self._name}").start()
 
     def _run(self) -> None:
         self._stop.wait()
@@ -116,7 +118,7 @@ class Ending:
             "again with the next start",
             self._name,
         )
-        leaving = threading.Thread(target=self._leave, name=f"leaving {self._name}", daemon=True)
+        leaving = Background(self._leave, name=f"leaving {self._name}")
         leaving.start()
         leaving.join(self._last_s)
         self._done.set()

@@ -69,6 +69,7 @@ from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import emit_marker
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.money import fetch_own_sample
+from etl_dagster.threads import Background, stops_with_the_interpreter
 
 _log = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ class Pipeline:
         self._trouble: EtlError | None = None
         self._confirmed = LSN_ZERO
         self._apply: AppliedStream | None = None
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Background] = []
 
     # -- start and end -------------------------------------------------------------------------
 
@@ -201,6 +202,7 @@ class Pipeline:
         """
         if self._tenure.has_begun or self._done.is_set():
             raise InvalidState("this pipeline was started before; make a new one")
+        stops_with_the_interpreter(self)
         try:
             unless_stopped(
                 self._prepare,
@@ -222,12 +224,7 @@ class Pipeline:
             ("manager", self._manage),
             ("reporter", self._report),
         ):
-            thread = threading.Thread(
-                target=self._guard,
-                args=[work],
-                name=f"{name} {self._config.pipeline}",
-                daemon=True,
-            )
+            thread = Background(partial(self._guard, work), name=f"{name} {self._config.pipeline}")
             self._threads.append(thread)
         for thread in self._threads:
             thread.start()

@@ -25,6 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "etl_dagster.lsn",
             "etl_dagster.table_name",
             "etl_dagster.table_pattern",
+            "etl_dagster.threads",
         }
     ),
     frozenset({"etl_dagster.pg"}),

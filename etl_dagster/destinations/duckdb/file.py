@@ -22,6 +22,7 @@ from etl_dagster.errors import (
     DestinationError,
     DestinationUnreachable,
 )
+from etl_dagster.threads import Background
 
 #: How often a process that waits for the file tries, and the holder looks whether one waits.
 _POLL_S = 0.005
@@ -174,8 +175,7 @@ class DatabaseFile:
                     self._database, self._users, self._is_broken = database, 1, False
                     self._turns.opened()
                 self._changed.notify_all()
-        # Not a daemon: a process that ends while DuckDB works in a thread is aborted.
-        threading.Thread(target=self._close_when_idle, name="duckdb-closer").start()
+        Background(self._close_when_idle, name="duckdb-closer").start()
         return database
 
     def _open(self) -> duckdb.DuckDBPyConnection:

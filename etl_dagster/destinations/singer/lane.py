@@ -11,6 +11,7 @@ from typing import Final
 from etl_dagster.destinations.singer.failures import TargetFailed, TargetNotAsked
 from etl_dagster.destinations.singer.session import TargetSession
 from etl_dagster.errors import EtlError
+from etl_dagster.threads import Background
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Lane:
         if self._wanted is None:
             self._wanted = alone
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread = Background(self._work, name=self._name)
             self._thread.start()
         self._changed.notify_all()
 

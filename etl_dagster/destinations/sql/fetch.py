@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from etl_dagster.model.events import CopiedRows
+from etl_dagster.threads import Background
 
 #: Fetched and not yet taken, at most (and one batch more).
 _LIMIT_BYTES = 16 * 1024**2
@@ -26,7 +27,7 @@ class FetchAhead:
         self._ready_bytes = 0
         self._is_at_end = self._is_stopped = False
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._fetch, name="copy-fetch", daemon=True)
+        self._thread = Background(self._fetch, name="copy-fetch")
 
     def __enter__(self) -> FetchAhead:
         self._thread.start()

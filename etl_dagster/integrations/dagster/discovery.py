@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import queue
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from etl_dagster.integrations.dagster.kept_tables import (
 from etl_dagster.integrations.dagster.storage import source_database
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.source.comments import TableComments, fetch_comments
+from etl_dagster.threads import Background
 
 _log = logging.getLogger(__name__)
 
@@ -131,8 +131,8 @@ def _answer_in_time(ask: Callable[[], _Answer], who: str, timeout_s: float) -> _
         except Exception as error:
             answers.put((None, error))
 
-    # A daemon: a process that is done doesn't wait for it.
-    threading.Thread(target=run, name="definitions", daemon=True).start()
+    # A process that is done doesn't wait for it, or not for long.
+    Background(run, name="definitions").start()
     try:
         answer, error = answers.get(timeout=timeout_s)
     except queue.Empty:

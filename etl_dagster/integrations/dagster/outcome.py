@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from etl_dagster.threads import Background
+
 _Result = TypeVar("_Result")
 
 _POLL_S = 0.2
@@ -18,7 +20,7 @@ class Outcome(Generic[_Result]):
         self._function = function
         self._results: list[_Result] = []
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="copy", daemon=True)
+        self._thread = Background(self._run, name="copy")
         self._thread.start()
 
     def _run(self) -> None:

@@ -21,6 +21,7 @@ from etl_dagster.source.catalog import PublishedTable, fetch_leaves
 from etl_dagster.source.connection import translate
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.copy import plan_chunks
+from etl_dagster.threads import Background
 
 _TURN_S: Final = 0.2
 
@@ -85,9 +86,7 @@ class _Reading(Generic[_Made]):
         self._over = threading.Event()
         self._readers: set[ReadsChunks] = set()
         name = f"compare {table.schema.name}"
-        self._threads = [
-            threading.Thread(target=self._work, name=name, daemon=True) for _ in range(count)
-        ]
+        self._threads = [Background(self._work, name=name) for _ in range(count)]
 
     def made(self, stop: threading.Event) -> Iterator[_Made]:
         for thread in self._threads:

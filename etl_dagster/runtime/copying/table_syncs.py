@@ -32,6 +32,7 @@ from etl_dagster.runtime.showing.metrics import CopyMeter
 from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import Leaf, fetch_leaves_of
 from etl_dagster.source.slots import fetch_table_sync_slots
+from etl_dagster.threads import Background
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class TableSyncs:
             name, work = f"table sync {table_id}", lambda: self._sync(table_id)
         else:
             name, work = f"group sync {table_ids[0]}", lambda: self._sync_group(table_ids)
-        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread = Background(work, name=name)
         self._running.append(_Running(thread, frozenset(table_ids)))
         thread.start()
 

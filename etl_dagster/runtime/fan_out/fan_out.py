@@ -41,6 +41,7 @@ from etl_dagster.runtime.slot import keep_for_standbys, make_permanent_slot
 from etl_dagster.runtime.streaming.heartbeat import Heart
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import drop_slot, fetch_slot, require_usable
+from etl_dagster.threads import Background, stops_with_the_interpreter
 from etl_dagster.words import names
 
 _log = logging.getLogger(__name__)
@@ -112,9 +113,7 @@ class FanOut:
             after_s=pace.abandon_s,
             give_up=self._give_up,
         )
-        self._thread = threading.Thread(
-            target=self._run, name=f"fan-out {config.pipeline}", daemon=True
-        )
+        self._thread = Background(self._run, name=f"fan-out {config.pipeline}")
 
     # -- start and end ---------------------------------------------------------------------------
 
@@ -131,6 +130,7 @@ class FanOut:
         """
         if self._leases or self._done.is_set():
             raise InvalidState("this pipeline was started before; make a new one")
+        stops_with_the_interpreter(self)
         try:
             unless_stopped(
                 self._start,

@@ -36,6 +36,7 @@ from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.runtime.slot import drop_pipeline_slots
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import apply_slot_name
+from etl_dagster.threads import Background
 
 _log = logging.getLogger(__name__)
 
@@ -94,9 +95,7 @@ class Member:
         self._is_reset = False
         #: Ends a pause.
         self._wanted = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, name=f"destination {name} of {shared.name}", daemon=True
-        )
+        self._thread = Background(self._run, name=f"destination {name} of {shared.name}")
 
     def start(self) -> None:
         self._thread.start()

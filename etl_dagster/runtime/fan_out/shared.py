@@ -29,6 +29,7 @@ from etl_dagster.source.slots import (
     require_usable,
 )
 from etl_dagster.source.stream import ReplicationStream
+from etl_dagster.threads import Background
 
 _log = logging.getLogger(__name__)
 
@@ -77,9 +78,7 @@ class SharedSlot:
         self._stream: ReplicationStream | None = None
         #: Before the branches: each gets whole transactions, in the order of commits.
         self.spools = spools_of(config)
-        self._thread = threading.Thread(
-            target=self._run, name=f"shared stream {config.pipeline}", daemon=True
-        )
+        self._thread = Background(self._run, name=f"shared stream {config.pipeline}")
 
     def start(self, pins: Mapping[str, Lsn], expected: set[str]) -> None:
         """Begin to read as soon as the expected destinations have come.

@@ -21,6 +21,7 @@ from etl_dagster.runtime.streaming.questions import schema_tracker, unchanged_va
 from etl_dagster.runtime.tables.odd_counts import CopyOddCounts
 from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import emit_marker
+from etl_dagster.threads import Background
 
 _log = logging.getLogger(__name__)
 
@@ -114,9 +115,7 @@ class CatchUp:
             HandoverTimeout: no process runs the pipeline.
             EtlError: what the source, the store or the destination failed with.
         """
-        watcher = threading.Thread(
-            target=self._watch, name=f"sync watcher {self._label}", daemon=True
-        )
+        watcher = Background(self._watch, name=f"sync watcher {self._label}")
         self._watching = threading.Event()
         watcher.start()
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ from etl_dagster.runtime.tables.reshaping import renamed_onto_others
 from etl_dagster.runtime.tables.schemas import SchemaTracker
 from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.table_name import TableName
+from etl_dagster.threads import Background
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Delivery:
         self._reached: Lsn | None = None
         # What is logged there is about the same pipeline, or table, as here.
         work = partial(copy_context().run, self._run)
-        self._thread = threading.Thread(target=work, name=name, daemon=True)
+        self._thread = Background(work, name=name)
 
     def start(self) -> None:
         self._thread.start()
