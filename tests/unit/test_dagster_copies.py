@@ -33,7 +33,7 @@ from etl_dagster.integrations.dagster.presence import (
     ReplicatorWatch,
     is_sensor_on,
 )
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.step_copy import is_asked_for_by_person
 from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 from etl_dagster.integrations.dagster.translator import (

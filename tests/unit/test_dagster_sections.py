@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,6 @@ from etl_dagster.integrations.dagster import (
     PostgresStateStoreResource,
     SingerDestinationResource,
     destination_resource,
-    resources,
     state_store_resource,
 )
 from etl_dagster.integrations.dagster.sections import of_model
@@ -189,7 +189,7 @@ def test_what_type_checkers_see_are_the_fields(place: str, kind: str) -> None:
     base = ast.parse(inspect.getsource(resource)).body[0]
     assert isinstance(base, ast.ClassDef)
     [name] = [node.id for node in base.bases if isinstance(node, ast.Name)]
-    tree = ast.parse(inspect.getsource(resources))
+    tree = ast.parse(inspect.getsource(sys.modules[resource.__module__]))
     shown = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == name)
     seen = {
         line.target.id: (line.annotation, line.value)

@@ -18,7 +18,8 @@ from dagster import DagsterInvalidConfigError, EnvVar
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster.resources import EtlConfigFileResource, EtlResource
+from etl_dagster.integrations.dagster.resources.config_file import EtlConfigFileResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 
 _log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from etl_dagster.integrations.dagster.metadata import (
 )
 from etl_dagster.integrations.dagster.outcome import Outcome
 from etl_dagster.integrations.dagster.phrases import with_solution
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.specs import keys_by_table
 from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
 from etl_dagster.integrations.dagster.worst_lag import Lag

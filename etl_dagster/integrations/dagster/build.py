@@ -24,7 +24,7 @@ from etl_dagster.integrations.dagster.parts import (
     build_etl_checks,
     build_etl_sensor,
 )
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.sensor_settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,

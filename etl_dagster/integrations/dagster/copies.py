@@ -22,7 +22,7 @@ from etl_dagster.backoff import doubled_s
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.dagster.lag import LAG_CHECK
 from etl_dagster.integrations.dagster.phrases import as_of
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 from etl_dagster.integrations.dagster.translator import (
     COPIES_TAG,

@@ -35,7 +35,7 @@ from etl_dagster.integrations.dagster.copy_plan import plan_copies
 from etl_dagster.integrations.dagster.located import locate
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.presence import ReplicatorWatch, is_sensor_on
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.shared_copies import (
     RunWatch,
     SharedCopies,

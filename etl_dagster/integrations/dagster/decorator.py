@@ -11,7 +11,7 @@ from dagster import AssetsDefinition, RetryPolicy, multi_asset
 from etl_dagster.integrations.dagster.assets import copy_pool
 from etl_dagster.integrations.dagster.located import locate
 from etl_dagster.integrations.dagster.references import function_reference, with_references
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.specs import load_etl_asset_specs
 from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator
 

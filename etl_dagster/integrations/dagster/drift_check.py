@@ -12,7 +12,7 @@ from etl_dagster.integrations.dagster.findings import Finding
 from etl_dagster.integrations.dagster.located import locate
 from etl_dagster.integrations.dagster.outcome import interruptibly
 from etl_dagster.integrations.dagster.phrases import with_solution
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.specs import keys_by_table
 from etl_dagster.integrations.dagster.table_checks import build_table_checks
 

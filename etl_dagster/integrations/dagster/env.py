@@ -29,6 +29,11 @@ def marked(value: Any) -> Any:
     return value
 
 
+def with_marked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The fields of a resource; Dagster resolves no `EnvVar` inside of this one."""
+    return dict(values) | ({name: marked(values[name])} if name in values else {})
+
+
 def resolved(value: Any, place: str) -> Any:
     """The value with the text of the environment in place of each `EnvVar`, marked or not.
 

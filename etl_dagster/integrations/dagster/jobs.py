@@ -19,7 +19,7 @@ from etl_dagster.errors import ConfigError, EtlError
 from etl_dagster.integrations.dagster.lake import ducklake_maintenance_job
 from etl_dagster.integrations.dagster.located import locate
 from etl_dagster.integrations.dagster.phrases import with_solution
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
 
 

@@ -14,7 +14,8 @@ from dagster import (
 
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster.resources import EtlConfigFileResource, EtlResource
+from etl_dagster.integrations.dagster.resources.config_file import EtlConfigFileResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 
 
 def ducklake_maintenance_job(

@@ -7,7 +7,8 @@ from pathlib import Path
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster.anyway import load_anyway
-from etl_dagster.integrations.dagster.resources import EtlConfigFileResource, EtlResource
+from etl_dagster.integrations.dagster.resources.config_file import EtlConfigFileResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 
 
 def resource_of(pipeline: str | Path | EtlResource) -> EtlResource:

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.meltano.positions.memory import load_notices
 
 _RECENT = timedelta(minutes=10)

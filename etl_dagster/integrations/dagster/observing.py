@@ -7,7 +7,7 @@ import time
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.lag import STALE_S, published
 from etl_dagster.integrations.dagster.phrases import as_of
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.supervision import Supervision
 
 

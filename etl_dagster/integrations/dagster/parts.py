@@ -28,7 +28,7 @@ from etl_dagster.integrations.dagster.checks import build_checks
 from etl_dagster.integrations.dagster.located import locate
 from etl_dagster.integrations.dagster.pipeline_checks import pipeline_key
 from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.sensor_settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,

@@ -17,7 +17,8 @@ from dagster import (
     UrlCodeReference,
 )
 
-from etl_dagster.integrations.dagster.resources import EtlConfigFileResource, EtlResource
+from etl_dagster.integrations.dagster.resources.config_file import EtlConfigFileResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 
 _KEY = "dagster/code_references"
 #: A reference is a file, a line and what it is.

@@ -23,7 +23,7 @@ from etl_dagster.integrations.dagster.references import (
     config_reference,
     with_references,
 )
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.storage import source_database, storage_of
 from etl_dagster.integrations.dagster.translator import (
     PIPELINE_TAG,

@@ -16,7 +16,7 @@ from dagster import (
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.findings import Finding, not_looked
 from etl_dagster.integrations.dagster.names import groups_with_distinct_identifiers
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 
 #: Given the names of tables, finds each one's outcome, in any order; of those it knows.
 Finds: TypeAlias = Callable[[EtlResource, list[str]], Iterator[tuple[str, Finding]]]

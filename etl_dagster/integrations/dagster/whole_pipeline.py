@@ -24,7 +24,7 @@ from etl_dagster.integrations.dagster.pipeline_checks import (
     pipeline_key,
     pipeline_spec,
 )
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.slot_look import SlotLook, resource_look
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 

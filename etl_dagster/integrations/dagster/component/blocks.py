@@ -21,7 +21,7 @@ from etl_dagster.integrations.dagster.build import Streaming
 from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
 from etl_dagster.integrations.dagster.count_check import build_etl_count_checks
 from etl_dagster.integrations.dagster.drift_check import build_etl_schema_checks
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.schedules import (
     build_reconciliation_schedule,
     build_recopy_schedule,

@@ -44,7 +44,7 @@ from etl_dagster.integrations.dagster.discovery import Discovery, discover_table
 from etl_dagster.integrations.dagster.kept_tables import tables_from_text, tables_to_text
 from etl_dagster.integrations.dagster.located import resource_of
 from etl_dagster.integrations.dagster.phrases import with_solution
-from etl_dagster.integrations.dagster.resources import EtlResource
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.sensor_settings import NEW_TABLES
 from etl_dagster.integrations.dagster.specs import Looks
 from etl_dagster.integrations.dagster.storage import source_database
