@@ -23,10 +23,13 @@ from dagster import (
 )
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
-from etl_dagster.integrations.dagster.lag import LAG_CHECK
-from etl_dagster.integrations.dagster.odd_check import ODD_CHECK
-from etl_dagster.integrations.dagster.pipeline_checks import PIPELINE_CHECKS, pipeline_key
+from etl_dagster.integrations.dagster.check_names import (
+    BOOKMARK_CHECK,
+    LAG_CHECK,
+    ODD_CHECK,
+    PIPELINE_CHECKS,
+)
+from etl_dagster.integrations.dagster.pipeline_asset import pipeline_key
 from etl_dagster.integrations.dagster.supervisor import supervisor_of
 from etl_dagster.model.states import SyncWait
 from tests.support.dagster_in_process import (

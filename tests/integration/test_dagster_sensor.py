@@ -39,9 +39,9 @@ from etl_dagster.integrations.dagster import (
     build_etl_sensor,
     etl_assets,
 )
-from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
-from etl_dagster.integrations.dagster.checks import check_lag
-from etl_dagster.integrations.dagster.lag import LAG_CHECK, published
+from etl_dagster.integrations.dagster.check_names import BOOKMARK_CHECK, LAG_CHECK
+from etl_dagster.integrations.dagster.checked_now import check_lag
+from etl_dagster.integrations.dagster.lag import published
 from etl_dagster.integrations.dagster.supervisor import Supervisor, supervisor_of
 from etl_dagster.integrations.meltano.positions.mirrored import state_location
 from etl_dagster.integrations.meltano.states.storage import StateStorage

@@ -10,20 +10,17 @@ from dagster import AssetCheckEvaluation, AssetKey
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError, SlotMissing, SourceUnreachable
+from etl_dagster.integrations.dagster.check_names import LAG, PIPELINE_CHECKS, SLOT, STATE, WAL
 from etl_dagster.integrations.dagster.findings import Finding
 from etl_dagster.integrations.dagster.lag import dead
+from etl_dagster.integrations.dagster.pipeline_asset import PipelineChecks
 from etl_dagster.integrations.dagster.pipeline_checks import (
-    LAG,
-    PIPELINE_CHECKS,
-    SLOT,
-    STATE,
-    WAL,
     judge_pipeline,
     slot_health,
     state_matches_slot,
     wal_retained,
 )
-from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks, PipelineReports
+from etl_dagster.integrations.dagster.pipeline_reports import PipelineReports
 from etl_dagster.integrations.dagster.slot_look import SlotLook, look_at_slots
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import Lsn

@@ -16,13 +16,13 @@ from dagster import (
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster import lag
+from etl_dagster.integrations.dagster.check_names import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
 from etl_dagster.integrations.dagster.translator import STATE_ID
 from etl_dagster.integrations.meltano.positions.compared import BookmarkComparison
 
-BOOKMARK_CHECK = "meltano_bookmark_in_step"
 #: It costs the source a query, and the states another.
 _EVERY_S, _SOON_S = 60.0, 3.0
 #: A first state is written a moment after the table's hand-over; a check by hand waits for it.

@@ -20,7 +20,7 @@ from dagster import (
 
 from etl_dagster.backoff import doubled_s
 from etl_dagster.config import PipelineConfig
-from etl_dagster.integrations.dagster.lag import LAG_CHECK
+from etl_dagster.integrations.dagster.check_names import LAG_CHECK
 from etl_dagster.integrations.dagster.phrases import as_of
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming

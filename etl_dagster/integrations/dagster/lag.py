@@ -21,6 +21,7 @@ from dagster import (
 
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.between_ticks import kept_status
+from etl_dagster.integrations.dagster.check_names import LAG_CHECK
 from etl_dagster.integrations.dagster.phrases import as_of, with_solution
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
@@ -30,7 +31,6 @@ from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.runtime.showing.stopped import retry_at, what_to_do, where_it_stopped
 from etl_dagster.words import human_bytes
 
-LAG_CHECK = "in_step_with_source"
 #: A replicator publishes its status every 5 s; one that is this old says nothing about now.
 STALE_S = 60.0
 #: States in which a table has its rows, and lacks the changes since; as after a `retry`.

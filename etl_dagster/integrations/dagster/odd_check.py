@@ -14,6 +14,7 @@ from dagster import (
     AssetKey,
 )
 
+from etl_dagster.integrations.dagster.check_names import ODD_CHECK
 from etl_dagster.integrations.dagster.lag import LagVerdict, judge
 from etl_dagster.integrations.dagster.metadata import odd_metadata
 from etl_dagster.integrations.dagster.phrases import with_solution
@@ -21,7 +22,6 @@ from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refr
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
-ODD_CHECK = "values_held"
 #: Numbers of a table that gets such values all the time are sent this often.
 _NUMBERS_EVERY_S = 300.0
 

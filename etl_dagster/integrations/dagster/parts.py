@@ -23,11 +23,10 @@ from dagster import (
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.dagster import sensor as sensors
 from etl_dagster.integrations.dagster.assets import build_table_asset
-from etl_dagster.integrations.dagster.bookmark_check import BOOKMARK_CHECK
+from etl_dagster.integrations.dagster.check_names import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.checks import build_checks
 from etl_dagster.integrations.dagster.located import locate
-from etl_dagster.integrations.dagster.pipeline_checks import pipeline_key
-from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks
+from etl_dagster.integrations.dagster.pipeline_asset import PipelineChecks, pipeline_key
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.sensor_settings import (
     BUSY_REPORT_EVERY_S,

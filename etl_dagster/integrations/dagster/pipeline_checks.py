@@ -4,50 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
-from dagster import AssetKey, AssetSpec, MetadataValue
+from dagster import MetadataValue
 
-from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.check_names import LAG, PIPELINE_CHECKS, SLOT, STATE, WAL
 from etl_dagster.integrations.dagster.findings import Finding, not_looked
 from etl_dagster.integrations.dagster.lag import LagVerdict, judge_lag, judge_waiting
 from etl_dagster.integrations.dagster.phrases import as_of, with_solution
 from etl_dagster.integrations.dagster.slot_look import SlotLook
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
-from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.words import human_bytes, names
-
-LAG: Final = "replication_lag"
-WAL: Final = "wal_retained"
-SLOT: Final = "slot_health"
-STATE: Final = "state_matches_slot"
-
-#: What each says while it passes.
-PIPELINE_CHECKS: Final[Mapping[str, str]] = {
-    LAG: "Changes of the source become durable in time.",
-    WAL: "The source keeps no more WAL for the pipeline than it may.",
-    SLOT: "The pipeline's replication slots can be read, and are.",
-    STATE: "The slot continues exactly where the destination is.",
-}
-
-
-def pipeline_key(pipeline: str) -> AssetKey:
-    """The asset of a pipeline as a whole."""
-    return AssetKey(["etl_dagster", pipeline])
-
-
-def pipeline_spec(config: PipelineConfig) -> AssetSpec:
-    """The asset of a pipeline as a whole: external, for its checks."""
-    return AssetSpec(
-        key=pipeline_key(config.pipeline),
-        group_name=config.pipeline,
-        description=f"The stream of the pipeline {config.pipeline}: its slot in PostgreSQL, and "
-        "how far it is. Its checks are about all tables at once.",
-        kinds={"postgres", config.destination.type},
-        tags={PIPELINE_TAG: config.pipeline},
-    )
 
 
 def judge_pipeline(

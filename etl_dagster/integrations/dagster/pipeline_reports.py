@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from dagster import AssetCheckEvaluation, AssetKey
+from dagster import AssetCheckEvaluation
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.findings import Finding
 from etl_dagster.integrations.dagster.lag import LagVerdict, judge_dead
+from etl_dagster.integrations.dagster.pipeline_asset import PipelineChecks
 from etl_dagster.integrations.dagster.pipeline_checks import judge_pipeline, judge_stopped
 from etl_dagster.integrations.dagster.said import Sayings
 from etl_dagster.integrations.dagster.slot_look import SlotLook
-from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.runtime.showing.status import PipelineStatus
 
 #: A look costs source and store a few queries; it comes sooner while something doesn't pass.
@@ -23,14 +22,6 @@ _LOOK_EVERY_S, _LOOK_AGAIN_S = 300.0, 60.0
 #: Dagster keeps every event for good: what says the same is sent once an hour, so that its age
 #: shows that the sensor runs.
 SAY_EVERY_S = 3600.0
-
-
-@dataclass(frozen=True)
-class PipelineChecks:
-    """The checks of a pipeline as a whole, where the code location has them."""
-
-    key: AssetKey
-    thresholds: CheckThresholds
 
 
 class PipelineReports:

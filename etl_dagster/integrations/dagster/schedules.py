@@ -21,7 +21,7 @@ from dagster import (
 from etl_dagster.errors import InvalidState
 from etl_dagster.integrations.dagster.jobs import build_repair_job
 from etl_dagster.integrations.dagster.located import locate
-from etl_dagster.integrations.dagster.pipeline_checks import pipeline_key
+from etl_dagster.integrations.dagster.pipeline_asset import pipeline_key
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.specs import keys_by_table
 from etl_dagster.integrations.dagster.translator import PIPELINE_TAG

@@ -20,7 +20,7 @@ from etl_dagster.integrations.dagster.coming import find_coming, recently_found
 from etl_dagster.integrations.dagster.copies import DueCopies, due_copies
 from etl_dagster.integrations.dagster.lag import dead, published
 from etl_dagster.integrations.dagster.observing import observe
-from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks
+from etl_dagster.integrations.dagster.pipeline_asset import PipelineChecks
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.sensor_memory import SensorMemory, memory_of
 from etl_dagster.integrations.dagster.sensor_settings import (

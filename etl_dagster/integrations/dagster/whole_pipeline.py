@@ -1,7 +1,7 @@
 """The asset of a pipeline as a whole, and its checks as a step."""
 
 # Dagster reads the annotations of a check's function, so they must not be strings.
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from dagster import (
@@ -13,19 +13,10 @@ from dagster import (
     multi_asset_check,
 )
 
-from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.findings import Finding
-from etl_dagster.integrations.dagster.lag import published, unknown
+from etl_dagster.integrations.dagster.check_names import PIPELINE_CHECKS
 from etl_dagster.integrations.dagster.located import locate
-from etl_dagster.integrations.dagster.pipeline_checks import (
-    PIPELINE_CHECKS,
-    judge_pipeline,
-    judge_stopped,
-    pipeline_key,
-    pipeline_spec,
-)
+from etl_dagster.integrations.dagster.pipeline_asset import pipeline_key, pipeline_spec
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
-from etl_dagster.integrations.dagster.slot_look import SlotLook, resource_look
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 
 
@@ -74,30 +65,10 @@ def build_etl_pipeline_checks(
         can_subset=True,
     )
     def check_pipeline(context: AssetCheckExecutionContext) -> Iterator[AssetCheckResult]:
+        from etl_dagster.integrations.dagster.checked_now import find_out
+
         found = find_out(getattr(context.resources, resource_key), thresholds)
         for each in context.selected_asset_check_keys:
             yield found[each.name].result(each.name, key)
 
     return [check_pipeline]
-
-
-def find_out(resource: EtlResource, thresholds: CheckThresholds) -> Mapping[str, Finding]:
-    """The outcome of each check now, whichever process runs the pipeline.
-
-    What can't be looked at fails its check, and not the run.
-    """
-    try:
-        config = resource.load_config()
-        seen = published(resource)
-    except EtlError as error:
-        return judge_stopped(unknown(error))
-    stopped = seen.dead_verdict(config.pipeline)
-    if seen.status is None:
-        assert stopped is not None
-        return judge_stopped(stopped)
-    look: SlotLook | EtlError
-    try:
-        look = resource_look(resource)(config)
-    except EtlError as error:
-        look = error
-    return judge_pipeline(seen.status, stopped, look, thresholds)
