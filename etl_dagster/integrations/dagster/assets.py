@@ -15,14 +15,10 @@ from dagster import (
     multi_asset,
 )
 
-from etl_dagster.backoff import Backoff
 from etl_dagster.errors import EtlError, InvalidState
 from etl_dagster.integrations.dagster.names import step_name
-from etl_dagster.integrations.dagster.outcome import Outcome
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.pipeline_parts import PipelineParts
-from etl_dagster.integrations.dagster.presence import ReplicatorWatch, is_sensor_on
-from etl_dagster.integrations.dagster.step_copy import StepCopy, is_asked_for_by_person
 from etl_dagster.integrations.dagster.translator import TABLE_TAG
 
 _MAX_RETRIES, _FIRST_RETRY_S, _LONGEST_RETRY_S = 3, 10, 60
@@ -107,6 +103,10 @@ def copy_one_table(
             Dagster obeys it also when the run is terminated by hand, which then continues.
         Failure: with what to do about it.
     """
+    from etl_dagster.backoff import Backoff
+    from etl_dagster.integrations.dagster.outcome import Outcome
+    from etl_dagster.integrations.dagster.presence import ReplicatorWatch, is_sensor_on
+    from etl_dagster.integrations.dagster.step_copy import StepCopy, is_asked_for_by_person
     from etl_dagster.runtime.checking.belonging import start_destination
 
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.dagster.timing import DagsterTiming
-from etl_dagster.model.destination import Destination
-from etl_dagster.model.stores import CoordinatingStore
+
+if TYPE_CHECKING:
+    from etl_dagster.model.destination import Destination
+    from etl_dagster.model.stores import CoordinatingStore
 
 
 class PipelineParts(Protocol):

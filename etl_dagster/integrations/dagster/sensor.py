@@ -16,7 +16,7 @@ from dagster import (
 )
 
 from etl_dagster.integrations.dagster.event_forms import as_observations, without_checks
-from etl_dagster.integrations.dagster.pipeline_reports import PipelineChecks
+from etl_dagster.integrations.dagster.pipeline_asset import PipelineChecks
 from etl_dagster.integrations.dagster.sensor_settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
@@ -27,7 +27,6 @@ from etl_dagster.integrations.dagster.sensor_settings import (
     SensorMode,
 )
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
-from etl_dagster.integrations.dagster.tick import tick
 
 #: The daemon looks every 5 s; with 5 here, a tick that came 4.99 s ago would make it wait for 10.
 _INTERVAL_S = 4
@@ -92,6 +91,8 @@ def build_etl_sensor(
         ),
     )
     def replication(context: SensorEvaluationContext) -> SensorResult:
+        from etl_dagster.integrations.dagster.tick import tick
+
         resource = getattr(context.resources, resource_key)
         result = tick(
             context,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etl_dagster.config import SourceConfig
-from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
-from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
-from etl_dagster.destinations.http.config import HttpDestinationConfig
-from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
+
+if TYPE_CHECKING:
+    # Of the types that the pipeline doesn't have, none is loaded.
+    from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
+    from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
+    from etl_dagster.destinations.http.config import HttpDestinationConfig
+    from etl_dagster.destinations.postgres.config import PostgresDestinationConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +31,37 @@ class DestinationStorage:
 
 def storage_of(destination: Any) -> DestinationStorage:
     """Of a destination's section; one that the project doesn't know has neither."""
-    match destination:
-        case DuckDBDestinationConfig():
-            path = Path(destination.path)
-            # As DuckDB names the database of a file.
-            return DestinationStorage(path.name.split(".")[0], f"duckdb://{path.absolute()}")
-        case DuckLakeDestinationConfig():
-            return DestinationStorage("lake", _lake_uri(destination.data_path))
-        case PostgresDestinationConfig():
-            from etl_dagster.pg.dsn import Dsn
+    find = _STORAGES.get(destination.type)
+    return DestinationStorage() if find is None else find(destination)
 
-            dsn = Dsn.parse(destination.dsn.get_secret_value())
-            return DestinationStorage(dsn.get("dbname") or dsn.get("user") or None, dsn.uri)
-        case HttpDestinationConfig():
-            return DestinationStorage(None, destination.place)
-    return DestinationStorage()
+
+def _of_duckdb(config: DuckDBDestinationConfig) -> DestinationStorage:
+    path = Path(config.path)
+    # As DuckDB names the database of a file.
+    return DestinationStorage(path.name.split(".")[0], f"duckdb://{path.absolute()}")
+
+
+def _of_ducklake(config: DuckLakeDestinationConfig) -> DestinationStorage:
+    return DestinationStorage("lake", _lake_uri(config.data_path))
+
+
+def _of_postgres(config: PostgresDestinationConfig) -> DestinationStorage:
+    from etl_dagster.pg.dsn import Dsn
+
+    dsn = Dsn.parse(config.dsn.get_secret_value())
+    return DestinationStorage(dsn.get("dbname") or dsn.get("user") or None, dsn.uri)
+
+
+def _of_http(config: HttpDestinationConfig) -> DestinationStorage:
+    return DestinationStorage(None, config.place)
+
+
+_STORAGES: Mapping[str, Callable[[Any], DestinationStorage]] = {
+    "duckdb": _of_duckdb,
+    "ducklake": _of_ducklake,
+    "postgres": _of_postgres,
+    "http": _of_http,
+}
 
 
 def source_database(config: SourceConfig) -> str:

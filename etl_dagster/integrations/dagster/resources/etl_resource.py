@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetExecutionContext, ConfigurableResource, MaterializeResult
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
-from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.errors import ConfigError, InvalidState
 from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
-from etl_dagster.model.states import TableState, state_name
 from etl_dagster.table_name import TableName
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from etl_dagster.model.destination import Destination
+    from etl_dagster.model.states import TableState
     from etl_dagster.model.stores import CoordinatingStore
 
 
@@ -106,7 +104,7 @@ class EtlResource(ConfigurableResource[Any], ABC):
 
         yield from copy_selected_tables(context, self)
 
-    def table_states(self) -> Mapping[str, TableState]:
+    def table_states(self) -> "Mapping[str, TableState]":
         """The state of every table, by ``schema.table``; tables never copied are missing."""
         with self.get_store() as store:
             names = _names(store)
@@ -124,6 +122,7 @@ class EtlResource(ConfigurableResource[Any], ABC):
         Raises:
             InvalidState: the pipeline doesn't know the table.
         """
+        from etl_dagster.model.states import state_name
         from etl_dagster.runtime.copying.pausing import ask_for_copies
         from etl_dagster.runtime.table_ids import find_table_ids
 
@@ -149,6 +148,9 @@ class EtlResource(ConfigurableResource[Any], ABC):
         Raises:
             ConfigError: it is another one.
         """
+        from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
+        from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
+
         destination = self.load_config().destination
         if isinstance(destination, DuckLakeDestinationConfig):
             from etl_dagster.destinations.ducklake.reading import query as query_lake
