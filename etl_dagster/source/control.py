@@ -51,6 +51,8 @@ class SourceControl:
         self._application_name = application_name
         self._lock = threading.Lock()
         self._connection: Connection | None = None
+        #: How often `close` has ended a connection that a question was waiting for.
+        self._cuts = 0
         self._ended = threading.Event()
 
     def ask(
@@ -62,7 +64,8 @@ class SourceControl:
     ) -> T:
         """Call `question` with the connection, in autocommit, and return its answer.
 
-        A broken connection is made again and the question repeated, once.
+        A broken connection is made again and the question repeated, once; and each time that
+        `close` was what ended it.
 
         Args:
             what: what is being done, such as ``reading the publication``; begins the error.
@@ -74,16 +77,16 @@ class SourceControl:
         """
         with self._lock:
             is_fresh = self._connection is None or self._connection.closed
-            try:
-                return question(self._open(), *args, **kwargs)
-            except psycopg.Error as error:
-                self._require_open()
-                if is_fresh or not self._is_broken(error):
-                    raise self._failure(error, what) from None
-            try:
-                return question(self._open(), *args, **kwargs)
-            except psycopg.Error as error:
-                raise self._failure(error, what) from None
+            while True:
+                cuts = self._cuts
+                try:
+                    return question(self._open(), *args, **kwargs)
+                except psycopg.Error as error:
+                    self._require_open()
+                    is_cut = self._cuts != cuts
+                    if not self._is_broken(error) or (is_fresh and not is_cut):
+                        raise self._failure(error, what) from None
+                is_fresh = True
 
     def _failure(self, error: psycopg.Error, what: str) -> EtlError:
         if not isinstance(error, psycopg.errors.LockNotAvailable):
@@ -107,6 +110,8 @@ class SourceControl:
             finally:
                 self._lock.release()
         elif connection is not None:
+            # Before the question can notice.
+            self._cuts += 1
             cut(connection)
 
     def end(self) -> None:
