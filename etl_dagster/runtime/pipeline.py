@@ -33,6 +33,7 @@ from etl_dagster.runtime.ending import Calls, Ending
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.kept_slots import KeptSlots
 from etl_dagster.runtime.local_store import coordinating
+from etl_dagster.runtime.marker import Marker
 from etl_dagster.runtime.membership.members import Members
 from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.pace import Pace
@@ -66,7 +67,6 @@ from etl_dagster.runtime.tables.table_modes import require_modes
 from etl_dagster.runtime.tenure import Tenure
 from etl_dagster.runtime.timing import TIMING, Timing
 from etl_dagster.runtime.worker_parts import WorkerParts
-from etl_dagster.source.catalog import emit_marker
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.money import fetch_own_sample
 from etl_dagster.threads import Background, stops_with_the_interpreter
@@ -317,31 +317,40 @@ class Pipeline:
     def wait_until_caught_up(self, timeout_s: float | None = None) -> bool:
         """Wait until every table is ready (or errored) and what is committed now is durable.
 
-        The publication is read again first, so tables that it holds by now are waited for. Returns
-        False when the time was over first, or the pipeline was told to stop. Raises what the
-        pipeline failed with.
+        The publication is read again first, so tables that it holds by now are waited for. An
+        interruption that the pipeline survives is waited out. Returns False when the time was over
+        first, or the pipeline was told to stop. Raises what the pipeline failed with.
         """
         deadline = None if timeout_s is None else self._clock.now_s() + timeout_s
-        try:
-            goal = self._control.ask("marking the stream", emit_marker)
-        except EtlError:
-            if self._stop.is_set():
-                return False
-            raise
-        looks = self._looks_begun
-        self._look_wanted.set()
-        self._changed.set()
-        while not (
-            self._looks_done > looks and self._are_tables_settled() and self._confirmed >= goal
-        ):
+        marker = Marker(self._control, self._clock)
+        looks: int | None = None
+        while True:
+            if (goal := marker.write_if_due()) is not None:
+                if looks is None:
+                    looks = self._looks_begun
+                    self._look_wanted.set()
+                    self._changed.set()
+                if self._has_caught_up(goal, looks):
+                    return True
             if self._done.is_set():
                 self.wait()
                 return False
             if deadline is not None and self._clock.now_s() > deadline:
                 return False
-            self.hurry(goal)
+            if goal is not None:
+                self.hurry(goal)
             self._clock.wait(self._done, 0.1)
-        return True
+
+    def _has_caught_up(self, goal: Lsn, looks: int) -> bool:
+        if self._looks_done <= looks or self._confirmed < goal:
+            return False
+        try:
+            return self._are_tables_settled()
+        except EtlError as error:
+            if not error.retryable:
+                raise
+            # The store is away, which the pipeline survives; a caller that waits does, too.
+            return False
 
     def _are_tables_settled(self) -> bool:
         if not (self._members.is_settled and self._renames.is_settled):

@@ -21,7 +21,9 @@ from etl_dagster.errors import (
     PipelineInUse,
     PublicationMissing,
     SourceError,
+    SourceReplaced,
     SourceUnreachable,
+    StoreUnreachable,
     Superseded,
 )
 from etl_dagster.lsn import Lsn
@@ -315,6 +317,55 @@ def test_a_stream_that_keeps_breaking_ends_the_pipeline(fixture: Fixture) -> Non
     assert fixture.streams == 4
     assert fixture.pipeline.status().phase == "failed"
     assert fixture.destination.calls == ["startup", "shutdown"]
+
+
+def test_who_waits_for_a_pipeline_survives_what_it_survives(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source breaks the marker's connection, and the store is away once."""
+    fixture.start()
+    interruptions: list[EtlError] = [SourceUnreachable("cut"), SourceUnreachable("cut again")]
+    away = StoreUnreachable("away")
+
+    def mark() -> Lsn:
+        if interruptions:
+            raise interruptions.pop()
+        return Lsn(1000)
+
+    def get_note(key: str) -> Any:
+        monkeypatch.undo()
+        fixture.store.update_table_replication_states([(ORDERS, Ready(Lsn(1000)))])
+        raise away
+
+    fixture.answers[emit_marker] = mark
+    fixture.store.update_table_replication_states([(ORDERS, Init())])
+    monkeypatch.setattr(fixture.store, "get_note", get_note)
+    fixture.sent.put(keepalive(1000))
+
+    assert fixture.pipeline.wait_until_caught_up(1e9)
+    assert interruptions == []
+    assert away.__traceback__ is not None
+
+
+def test_who_waits_for_a_source_that_stays_away_waits_until_the_deadline(fixture: Fixture) -> None:
+    fixture.start()
+
+    def mark() -> Lsn:
+        raise SourceUnreachable("the line is cut")
+
+    fixture.answers[emit_marker] = mark
+    assert not fixture.pipeline.wait_until_caught_up(60)
+
+
+def test_who_waits_is_not_kept_from_what_waiting_does_not_cure(fixture: Fixture) -> None:
+    fixture.start()
+
+    def mark() -> Lsn:
+        raise SourceReplaced("another cluster")
+
+    fixture.answers[emit_marker] = mark
+    with pytest.raises(SourceReplaced):
+        fixture.pipeline.wait_until_caught_up(60)
 
 
 @pytest.mark.parametrize("what", ["commits", "lives"])
