@@ -30,7 +30,7 @@ from etl_dagster.pg.settings import MONEY, PINNED, TIMEOUTS, pin_transaction
 _DEFAULTS: Final = {"connect_timeout": "10", **tcp_settings(30)}
 _GIVE_UP_AFTER_S: Final = 15.0
 _KEPT: Final = 4
-#: One at a time, for all that write to a database.
+#: One at a time, for all that write to a database; shared by those that only write rows.
 ALONE: Final = text_key("etl_dagster", "destination")
 #: What no table is to blame for.
 _OF_ALL: Final = frozenset(
@@ -116,11 +116,14 @@ class DestinationConnections:
             return fetch_blockers(connection, pid)
 
     @contextmanager
-    def transaction(self, *, alone: bool = False, writes: bool = True) -> Iterator[Connection]:
+    def transaction(
+        self, *, alone: bool = False, pipeline: str | None = None, writes: bool = True
+    ) -> Iterator[Connection]:
         """A connection in a transaction, which is committed when the block ends well.
 
         Args:
-            alone: no other process has one with this at the same time.
+            alone: no other process has one with this, or with a pipeline, at the same time.
+            pipeline: no other process has one with the same at the same time.
             writes: after `interrupt`, none begins that does.
 
         Raises:
@@ -140,6 +143,12 @@ class DestinationConnections:
                     watched.pid = server_pid(connection)
                 if alone:
                     connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", [ALONE])
+                elif pipeline is not None:
+                    connection.execute(
+                        "SELECT pg_catalog.pg_advisory_xact_lock_shared(%s), "
+                        "pg_catalog.pg_advisory_xact_lock(%s)",
+                        [ALONE, text_key("etl_dagster", "destination", pipeline)],
+                    )
                 yield connection
         except psycopg.errors.QueryCanceled as error:
             is_ours = self._watch.is_interrupted

@@ -16,7 +16,7 @@ from etl_dagster.destinations.postgres.counting import LARGE_BYTES, count_rows
 from etl_dagster.destinations.postgres.dialect import PostgresDialect
 from etl_dagster.destinations.postgres.readiness import require_usable
 from etl_dagster.destinations.postgres.rows import read_rows
-from etl_dagster.destinations.postgres.session import PostgresSession
+from etl_dagster.destinations.postgres.session import AloneNeeded, PostgresSession
 from etl_dagster.destinations.postgres.watch import TELL_AFTER_S
 from etl_dagster.destinations.sql import counting
 from etl_dagster.destinations.sql.destination import SqlDestination
@@ -33,6 +33,7 @@ from etl_dagster.model.destination import (
     RepairsTables,
     TellsWaits,
 )
+from etl_dagster.model.events import EventBatch
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.stores import DestinationStore
 
@@ -41,7 +42,8 @@ class PostgresDestination(SqlDestination[PostgresSession]):
     """Tables in schemas named as the source's, and in schema ``_etl`` what was applied to them.
 
     Data and positions are committed together, so every change is applied exactly once. Any number
-    of processes may write at once: the server has those wait for each other that must.
+    of processes may write at once: the server has those wait for each other that must. Batches of
+    two shards are written side by side, unless one of them changes the catalog.
 
     Args:
         dsn: a libpq URI or key/value string.
@@ -150,6 +152,20 @@ class PostgresDestination(SqlDestination[PostgresSession]):
     ) -> Iterator[PostgresSession]:
         with self._connections.transaction(alone=alone) as connection:
             yield PostgresSession(connection, self._connections.transaction)
+
+    def write_events(self, events: EventBatch) -> None:
+        """As `SqlDestination.write_events`, next to batches of other shards.
+
+        Those of one pipeline come one after the other, as do those that have a table in common:
+        they lock its row in the ledger.
+        """
+        try:
+            with self._connections.transaction(pipeline=events.pipeline) as connection:
+                revision = self._apply(PostgresSession(connection, None), events)
+        except AloneNeeded:
+            super().write_events(events)
+        else:
+            self._note_revision(events.pipeline, revision)
 
     @contextmanager
     def _reading(self) -> Iterator[PostgresSession]:

@@ -33,6 +33,7 @@ class PostgresDialect(Dialect):
     uint64: ClassVar[str] = "NUMERIC(20)"
     uint32: ClassVar[str] = "BIGINT"
     row_lock: ClassVar[str] = " FOR SHARE"
+    batch_lock: ClassVar[str] = " ORDER BY table_id FOR UPDATE"
     staging_schema: ClassVar[str | None] = "_etl"
     reserved_schema: ClassVar[str | None] = "_etl"
     # Indexes and sequences share the names of tables.

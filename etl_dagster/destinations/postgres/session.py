@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import numpy as np
@@ -24,8 +25,15 @@ from etl_dagster.pg.connection import Connection
 
 #: Begins a statement that takes no parameters.
 _CREATE = "CREATE TEMP TABLE "
+#: Change what other sessions see of the catalog, unless the table is a temporary one.
+_CATALOG = ("CREATE ", "ALTER ", "DROP ", "COMMENT ", "DO ")
+_TEMPORARY = (_CREATE, "DROP TABLE pg_temp.")
 #: For fewer rows, it is not worth a query to find out whether the table has its key.
 _MANY = 200
+
+
+class AloneNeeded(Exception):
+    """The catalog is to be changed, in a transaction that isn't the only one to write."""
 
 
 class PostgresSession(Session):
@@ -34,13 +42,15 @@ class PostgresSession(Session):
 
     Args:
         connection: in a transaction that the caller ends.
-        aside: another transaction, next to that one.
+        aside: another transaction, next to that one; None where others write at the same time,
+            and what would change the catalog raises `AloneNeeded`.
     """
 
-    def __init__(self, connection: Connection, aside: Aside) -> None:
+    def __init__(self, connection: Connection, aside: Aside | None) -> None:
         self._cursor = psycopg.RawCursor(connection)
         self._dialect = PostgresDialect()
-        self._types = OwnTypes(self, aside)
+        self._is_alone = aside is not None
+        self._types = OwnTypes(self, aside or _alone_needed)
         self._rows: dict[str, pa.RecordBatch] = {}
         #: Of these, those that are in a temporary table.
         self._kept: set[str] = set()
@@ -136,6 +146,8 @@ class PostgresSession(Session):
         self, sql: str, values: Sequence[object], by_key_of: str | None = None
     ) -> psycopg.RawCursor[Any]:
         self._find_by_index(by_key_of)
+        if not self._is_alone and sql.startswith(_CATALOG) and not sql.startswith(_TEMPORARY):
+            raise AloneNeeded
         if sql.startswith(_CREATE):
             self._keep()
         arrays = {name: rows for name, rows in self._rows.items() if name not in self._kept}
@@ -206,3 +218,7 @@ class PostgresSession(Session):
                 if form == "binary":
                     copy.write(binary.TRAILER)
         return count
+
+
+def _alone_needed() -> AbstractContextManager[Connection]:
+    raise AloneNeeded

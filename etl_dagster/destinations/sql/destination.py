@@ -270,39 +270,48 @@ class SqlDestination(ABC, Generic[SessionT]):
             DestinationUnreachable: the destination can't be had, or not be written.
         """
         with self._transaction(alone=True, more_follows=events.more_follows) as session:
-            ledger = Ledger(session)
-            revision = Marks(session).raise_mark(events)
-            tables = ledger.tables(events.tables)
-            names = Names(session, ledger, tables)
-            copies = Copies(session)
-            replay_points, repairing = copies.standing(events.tables)
-            # What a table keeps would be there twice if it came before the copy and after it.
-            keeping = [table_id for table_id, table in tables.items() if table.mode != "mirror"]
-            between = repairing | (copies.incomplete_among(keeping) if keeping else set())
-            dead_rows = 0
-            for table_id, steps in events.tables.items():
-                if not steps or events.is_outdated(table_id, replay_points.get(table_id)):
-                    continue
-                if table_id in between:
-                    continue
-                schema = steps[0].schema
-                mode = tables[table_id].mode if table_id in tables else schema.mode
-                merge = TableMerge(
-                    session,
-                    ledger,
-                    tables.get(table_id),
-                    names,
-                    BY_NAME[mode],
-                    changelog=self._changelog,
-                )
-                with self._blaming(table_id, schema.name):
-                    merge.apply(steps)
-                dead_rows += merge.dead_rows
-            names.settle()
-            self._before_commit(session, events, dead_rows)
+            revision = self._apply(session, events)
+        self._note_revision(events.pipeline, revision)
+
+    def _apply(self, session: SessionT, events: EventBatch) -> int:
+        """Apply the batch; returns the pipeline's revision with it."""
+        ledger = Ledger(session)
+        revision = Marks(session).raise_mark(events)
+        tables = ledger.tables_of_batch(events.tables)
+        names = Names(session, ledger, tables)
+        copies = Copies(session)
+        replay_points, repairing = copies.standing(events.tables)
+        # What a table keeps would be there twice if it came before the copy and after it.
+        keeping = [table_id for table_id, table in tables.items() if table.mode != "mirror"]
+        between = repairing | (copies.incomplete_among(keeping) if keeping else set())
+        dead_rows = 0
+        for table_id, steps in events.tables.items():
+            if not steps or events.is_outdated(table_id, replay_points.get(table_id)):
+                continue
+            if table_id in between:
+                continue
+            schema = steps[0].schema
+            mode = tables[table_id].mode if table_id in tables else schema.mode
+            merge = TableMerge(
+                session,
+                ledger,
+                tables.get(table_id),
+                names,
+                BY_NAME[mode],
+                changelog=self._changelog,
+            )
+            with self._blaming(table_id, schema.name):
+                merge.apply(steps)
+            dead_rows += merge.dead_rows
+        names.settle()
+        self._before_commit(session, events, dead_rows)
+        return revision
+
+    def _note_revision(self, pipeline: str, revision: int) -> None:
+        """The batch with this revision is committed."""
         with self._lock:
-            before = self._revisions.get(events.pipeline, 0)
-            self._revisions[events.pipeline] = max(before, revision)
+            before = self._revisions.get(pipeline, 0)
+            self._revisions[pipeline] = max(before, revision)
 
     # -- repairs -------------------------------------------------------------------------------
 

@@ -80,6 +80,9 @@ class Dialect(ABC):
     #: Ends a query and locks its rows until the transaction ends; empty where no other
     #: transaction could.
     row_lock: ClassVar[str] = ""
+    #: Ends a query for a batch's tables and lets no other batch have them until the transaction
+    #: ends; empty where each batch is alone.
+    batch_lock: ClassVar[str] = ""
     #: All tables and views that there are: a relation with schema_name, table_name and is_view.
     tables: ClassVar[str] = (
         "(SELECT table_schema AS schema_name, table_name, table_type = 'VIEW' AS is_view "

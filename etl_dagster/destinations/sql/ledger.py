@@ -61,6 +61,14 @@ class Ledger:
         """Those of the tables that are there."""
         return self._tables(f"table_id {AMONG}", [list(table_ids)])
 
+    def tables_of_batch(self, table_ids: Collection[TableId]) -> dict[TableId, TableSchema]:
+        """The same, for a batch that changes them and is about to read how far each is.
+
+        One that another batch has just replaced is missing.
+        """
+        lock = self._session.dialect.batch_lock
+        return self._tables(f"table_id {AMONG}{lock}", [list(table_ids)])
+
     def all_tables(self) -> list[TableSchema]:
         return list(self._tables("true", []).values())
 
