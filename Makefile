@@ -12,6 +12,9 @@ BENCH_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.installed
+# pytest compiles test files in its own way, which takes most of the time until the first test: what
+# one of its processes has compiled is for all, also where Python is told to write nothing.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .PHONY: help
 help: ## List what make can do
@@ -25,7 +28,7 @@ demo: $(READY) ## Flights in an embedded Postgres, streamed into DuckDB, seen in
 test: $(READY) ## Run all tests, on every PostgreSQL found
 	@# Else each process that tests start does it again, where Python may not write what it compiles.
 	@$(BIN)/python -m compileall -q etl_dagster
-	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
+	@$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 # What pyproject.toml allows at least.
 LOWEST_DUCKDB := 1.4
@@ -38,7 +41,7 @@ test-duckdb: $(READY) ## Run the tests of the DuckDB file on the lowest version 
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 			--target .venv/duckdb-$(LOWEST_DUCKDB) "duckdb==$(LOWEST_DUCKDB).*"; \
 	fi
-	@PYTHONPATH=.venv/duckdb-$(LOWEST_DUCKDB) $(BIN)/python -m pytest -q \
+	@PYTHONPATH=.venv/duckdb-$(LOWEST_DUCKDB) $(PYTEST) -q \
 		-n auto --maxprocesses 2 --dist worksteal \
 		tests/integration/test_duckdb_upkeep.py tests/integration/test_duckdb_updates.py \
 		tests/integration/test_duckdb_files.py $(TEST_ARGS)
@@ -56,7 +59,7 @@ test-ducklake: $(READY) ## Run the tests of DuckLake, with the DuckDB that it is
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 			--target $(LAKE) $(LAKE_PACKAGES); \
 	fi
-	@PYTHONPATH=$(LAKE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal \
+	@PYTHONPATH=$(LAKE) $(PYTEST) -q -n auto --maxprocesses 4 --dist worksteal \
 		tests/ducklake $(TEST_ARGS)
 
 # The lowest versions of everything that pyproject.toml promises, with the lowest Python.
@@ -106,6 +109,12 @@ docs: $(READY) ## Build the documentation into build/docs
 	@$(BIN)/python docs/generate.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "Open build/docs/index.html; with the search: $(BIN)/python -m http.server -d build/docs"
+
+.PHONY: compile
+compile: $(READY) ## Compile the package and its tests, so that not each process does it
+	@$(BIN)/python -m compileall -q etl_dagster
+	@# What can't be collected is for `make test` to say.
+	@$(PYTEST) -q --collect-only >/dev/null || true
 
 .PHONY: pictures
 pictures: $(READY) ## Make the pictures of the documentation, from the demo, with Chromium

@@ -42,13 +42,19 @@ from etl_dagster.values.types import (
 def main() -> None:
     from states_diagram import states_diagram  # next to this script
 
-    (Path(__file__).parent / "diagrams" / "states.svg").write_text(states_diagram(), "utf-8")
+    _write(Path(__file__).parent / "diagrams" / "states.svg", states_diagram())
     folder = Path(__file__).parent / "reference"
-    (folder / "configuration.md").write_text(configuration_page(), "utf-8")
-    (folder / "command-line.md").write_text(command_line_page(), "utf-8")
-    (folder / "types.md").write_text(types_page(), "utf-8")
-    (folder / "modes.md").write_text(modes_page(), "utf-8")
-    (folder / "errors.md").write_text(errors_page(), "utf-8")
+    _write(folder / "configuration.md", configuration_page())
+    _write(folder / "command-line.md", command_line_page())
+    _write(folder / "types.md", types_page())
+    _write(folder / "modes.md", modes_page())
+    _write(folder / "errors.md", errors_page())
+
+
+def _write(path: Path, text: str) -> None:
+    """Only where it differs: the style and the tests may be looked at meanwhile."""
+    if not path.exists() or path.read_text("utf-8") != text:
+        path.write_text(text, "utf-8")
 
 
 # -- modes -------------------------------------------------------------------------------------
