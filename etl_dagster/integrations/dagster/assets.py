@@ -105,25 +105,16 @@ def copy_one_table(
     """
     from etl_dagster.backoff import Backoff
     from etl_dagster.integrations.dagster.outcome import Outcome
-    from etl_dagster.integrations.dagster.presence import ReplicatorWatch, is_sensor_on
+    from etl_dagster.integrations.dagster.presence import watch_of_run
     from etl_dagster.integrations.dagster.step_copy import StepCopy, is_asked_for_by_person
     from etl_dagster.runtime.checking.belonging import start_destination
 
     try:
         config = resource.load_config()
         with resource.get_store() as store:
-            watch = ReplicatorWatch(
-                store,
-                config.pipeline,
-                is_sensor_on=lambda: is_sensor_on(context.instance, config.pipeline),
-                timing=resource.get_timing,
-            )
+            watch = watch_of_run(context.instance, store, config.pipeline, resource.get_timing)
             if is_asked_for_by_person(context):
-                watch.require(
-                    lambda wait_s: context.log.info(
-                        f"no replicator streams {config.pipeline}; waiting for {wait_s:.0f} s"
-                    )
-                )
+                watch.require_logged(context.log.info)
             destination = resource.get_destination()
             start_destination(config, store, destination)
             timing = resource.get_timing()

@@ -34,7 +34,7 @@ from etl_dagster.integrations.dagster.assets import copy_pool
 from etl_dagster.integrations.dagster.copy_plan import plan_copies
 from etl_dagster.integrations.dagster.located import locate
 from etl_dagster.integrations.dagster.phrases import with_solution
-from etl_dagster.integrations.dagster.presence import ReplicatorWatch, is_sensor_on
+from etl_dagster.integrations.dagster.presence import watch_of_run
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.shared_copies import (
     RunWatch,
@@ -242,19 +242,11 @@ def _working(context: OpExecutionContext, resource_key: str) -> Iterator[_Step]:
     try:
         config = resource.load_config()
         with resource.get_store() as store:
-            replicator = ReplicatorWatch(
-                store,
-                config.pipeline,
-                is_sensor_on=lambda: is_sensor_on(context.instance, config.pipeline),
-            )
+            replicator = watch_of_run(context.instance, store, config.pipeline, resource.get_timing)
             watch = RunWatch(context, replicator)
             # Celery may deliver a step once more when the run is over.
             watch.check_run()
-            replicator.require(
-                lambda wait_s: context.log.info(
-                    f"no replicator streams {config.pipeline}; waiting for {wait_s:.0f} s"
-                )
-            )
+            replicator.require_logged(context.log.info)
             yield _Step(config, store, resource.get_destination(), watch)
     except DagsterExecutionInterruptedError as error:
         raise Failure("The run was terminated.", allow_retries=False) from error

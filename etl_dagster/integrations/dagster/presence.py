@@ -40,6 +40,18 @@ class ReplicatorAbsent(EtlError):
         )
 
 
+def watch_of_run(
+    instance: DagsterInstance,
+    store: CoordinatingStore,
+    pipeline: str,
+    timing: Callable[[], DagsterTiming],
+) -> ReplicatorWatch:
+    """The watch of a run, which knows whether the pipeline's sensor is on."""
+    return ReplicatorWatch(
+        store, pipeline, is_sensor_on=lambda: is_sensor_on(instance, pipeline), timing=timing
+    )
+
+
 def is_sensor_on(instance: DagsterInstance, pipeline: str) -> bool:
     """Whether the pipeline's sensor is on, in whichever code location."""
     return any(
@@ -99,6 +111,14 @@ class ReplicatorWatch:
             on_wait = _nothing
             self._sleep(0.5)
         self._seen_at = self._clock()
+
+    def require_logged(self, log: Callable[[str], None]) -> None:
+        """As `require`; a wait is one line of the log."""
+        self.require(
+            lambda wait_s: log(
+                f"no replicator streams {self._pipeline}; waiting for {wait_s:.0f} s"
+            )
+        )
 
     def check(self) -> None:
         """See that a replicator lives, or did a moment ago; called often.
