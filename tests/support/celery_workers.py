@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -16,7 +17,11 @@ import pytest
 from etl_dagster.demo.ports import free_port
 
 REDIS = shutil.which("redis-server")
-needs_redis = pytest.mark.skipif(REDIS is None, reason="redis-server is not installed")
+_MISSING = [
+    *(["redis-server"] if REDIS is None else []),
+    *(name for name in ("dagster_celery", "redis") if importlib.util.find_spec(name) is None),
+]
+needs_celery = pytest.mark.skipif(bool(_MISSING), reason=f"not installed: {', '.join(_MISSING)}")
 _ROOT = Path(__file__).parents[2]
 
 
