@@ -12,7 +12,6 @@ import pytest
 from dagster import DagsterRunStatus, execute_job, reconstructable
 
 from etl_dagster.config import load_config
-from etl_dagster.integrations.dagster import celery_steps
 from tests.support import shared_copy_job
 from tests.support.celery_workers import celery_workers, needs_celery, redis
 from tests.support.dagster_in_process import searched_instance
@@ -88,8 +87,8 @@ def test_a_killed_celery_worker_is_made_up_for_by_the_other(
     """Celery tells no one that a worker is gone: the run ends all the same."""
     config = write_config(source, target, tmp_path)
     environment(monkeypatch, tmp_path, 2)
-    monkeypatch.setattr(celery_steps, "_ASK_EVERY_S", 0.5)
-    monkeypatch.setattr(celery_steps, "_ANSWER_S", 0.5)
+    monkeypatch.setitem(shared_copy_job.WAITS, "celery_ask_every_s", 0.5)
+    monkeypatch.setitem(shared_copy_job.WAITS, "celery_answer_s", 0.5)
     with redis(tmp_path) as broker:
         monkeypatch.setenv(shared_copy_job.BROKER, broker)
         with (

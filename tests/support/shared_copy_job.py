@@ -7,6 +7,7 @@ own.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from dagster import (
     ExecutorDefinition,
@@ -16,12 +17,16 @@ from dagster import (
 )
 
 from etl_dagster.integrations.dagster import build_copy_job
+from tests.support.dagster_in_process import timed
 
 #: The configuration file, and the number of steps.
 CONFIG, WORKERS = "SHARED_COPY_CONFIG", "SHARED_COPY_WORKERS"
 
 #: The URL of the broker of Celery, which has the results, too.
 BROKER = "SHARED_COPY_BROKER"
+
+#: Waits of this process (`DagsterTiming`), which a test may change.
+WAITS: dict[str, float] = {}
 
 
 def copy_orders() -> JobDefinition:
@@ -47,7 +52,7 @@ def copy_orders_on_celery() -> JobDefinition:
 
 def _job(executor: ExecutorDefinition) -> JobDefinition:
     return build_copy_job(
-        os.environ[CONFIG],
+        timed(Path(os.environ[CONFIG]), WAITS),
         "public.orders",
         workers=int(os.environ[WORKERS]),
         executor_def=executor,

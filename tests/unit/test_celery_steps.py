@@ -9,10 +9,12 @@ import pytest
 
 from etl_dagster.integrations.dagster.celery_steps import (
     CeleryWorkersAbsent,
-    Task,
-    Tasks,
+    Workers,
     require_workers,
+    watched_task,
 )
+from etl_dagster.integrations.dagster.celery_tasks import Task, Tasks
+from tests.support.known_tables import NOWHERE
 
 
 @dataclass
@@ -159,3 +161,46 @@ def test_a_worker_that_is_being_started_is_waited_for() -> None:
     require_workers(lambda: answers.pop(0), within_s=5, clock=lambda: 0.0)
 
     assert answers == []
+
+
+def test_what_an_app_of_celery_submits_is_watched_and_can_be_submitted_again() -> None:
+    """As dagster-celery's executor does it: a task made for the app, and its signature."""
+    celery = Celery()
+    app = pytest.importorskip("celery").Celery(
+        broker="memory://",
+        backend="cache+memory://",
+        task_cls=watched_task(celery.tasks),
+        set_as_current=False,
+    )
+
+    @app.task(name="execute_plan")  # type: ignore[untyped-decorator]
+    def execute_plan(execute_step_args_packed: object) -> None: ...
+
+    step = {"step_keys_to_execute": ["copy[worker_1]"]}
+
+    task = execute_plan.si(execute_step_args_packed=step).apply_async(queue="dagster", priority=5)
+
+    first = task.result.id
+    celery.known = {first}
+    celery.look(task, 1)
+    celery.known = set()
+    celery.look(task, 3)
+    assert task.result.id != first
+    assert celery.warnings == [
+        "copy[worker_1] is submitted to Celery again: no worker has it any more"
+    ]
+
+
+def test_a_broker_that_is_not_reached_is_no_answer_and_the_log_says_so_once() -> None:
+    app = pytest.importorskip("celery").Celery(
+        broker=f"redis://:secret@{NOWHERE}/0",
+        config_source={"broker_transport_options": {"max_retries": 1, "interval_start": 0}},
+        set_as_current=False,
+    )
+    warnings: list[str] = []
+    workers = Workers(app, 0.1, warnings.append)
+
+    assert (workers.known_tasks(["task 0"]), workers.ping()) == (None, None)
+
+    [warning] = warnings
+    assert warning.startswith(f"Celery's broker at redis://:**@{NOWHERE}/0 can't be reached: ")

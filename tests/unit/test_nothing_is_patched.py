@@ -25,11 +25,6 @@ ALLOWED = {
     "unit/test_dagster_copies.py": {"assets.copy_one_table"},
     # A loss is noticed between two pieces of a group, of which there are none in small ones.
     "integration/test_table_groups.py": {"slot_watch._EVERY_S", "group_copy._TABLES_AT_ONCE"},
-    # Executors are made by Dagster, from the settings of a run.
-    "integration/test_dagster_shared_copy.py": {
-        "celery_steps._ANSWER_S",
-        "celery_steps._ASK_EVERY_S",
-    },
     # It would connect.
     "unit/test_belonging.py": {"etl_dagster.runtime.checking.origin.fetch_timeline_ends"},
     "unit/test_dagster_pipeline_checks.py": {"control.SourceControl"},

@@ -124,7 +124,7 @@ def build_copy_job(
     if executor_def is not None and executor_def.name == "celery":
         from etl_dagster.integrations.dagster.celery_steps import watched_celery
 
-        executor_def = watched_celery(executor_def)
+        executor_def = watched_celery(executor_def, resource.get_timing)
     keys = {each: known[each] for each in names}
     name = name or f"{config.pipeline}_shared_copy"
     plan, copy, finish = _ops(name, config.pipeline, keys, workers)

@@ -32,6 +32,17 @@ class DagsterTiming:
     #: ... and no longer than this where Dagster itself may be gone, and waits for its runs to end.
     writing_of_orphan_s: float = 10.0
 
+    # -- steps on Celery -------------------------------------------------------------------------
+
+    #: Workers that are just being started, or replaced, are there within this time.
+    celery_workers_within_s: float = 30.0
+    #: How long workers may take to answer a question that is put to all of them.
+    celery_answer_s: float = 1.0
+    #: How often they are asked which tasks they have.
+    celery_ask_every_s: float = 3.0
+    #: While no worker answers, the run's log says so this often.
+    celery_silent_s: float = 60.0
+
     # -- the sensor ------------------------------------------------------------------------------
 
     #: After a run that failed, the next one waits; doubled for each in a row.
