@@ -13,7 +13,6 @@ from dagster import DagsterRunStatus, execute_job, reconstructable
 
 from etl_dagster.config import load_config
 from tests.support import shared_copy_job
-from tests.support.celery_workers import celery_workers, needs_celery, redis
 from tests.support.dagster_in_process import searched_instance
 from tests.support.dagster_in_process import write_config as write_duckdb_config
 from tests.support.database import Database
@@ -76,43 +75,6 @@ def test_a_killed_step_of_several_is_made_up_for_by_the_others(
     assert done["table_copy_chunks"] == sum(
         each["chunks"] for each in done["table_copy_by_worker"].values()
     )
-
-
-@needs_celery
-# Dagster registers its task once for each that it submits.
-@pytest.mark.filterwarnings("ignore:.*execute_plan")
-def test_a_killed_celery_worker_is_made_up_for_by_the_other(
-    source: Database, target: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Celery tells no one that a worker is gone: the run ends all the same."""
-    config = write_config(source, target, tmp_path)
-    environment(monkeypatch, tmp_path, 2)
-    monkeypatch.setitem(shared_copy_job.WAITS, "celery_ask_every_s", 0.5)
-    monkeypatch.setitem(shared_copy_job.WAITS, "celery_answer_s", 0.5)
-    with redis(tmp_path) as broker:
-        monkeypatch.setenv(shared_copy_job.BROKER, broker)
-        with (
-            running(config, copies="elsewhere") as pipeline,
-            searched_instance() as instance,
-            celery_workers(broker, tmp_path, 2) as workers,
-        ):
-            gate = Gate(target)
-
-            def kill_one() -> None:
-                random.choice(workers).kill()
-                gate.open()
-
-            with changing(source), once_held(gate, 2, kill_one):
-                run = execute_job(
-                    reconstructable(shared_copy_job.copy_orders_on_celery), instance=instance
-                )
-            assert run.success
-            assert pipeline.wait_until_caught_up(60)
-            done = materialized(instance)
-            said = [record.user_message for record in instance.all_logs(run.run_id)]
-    assert source.query(HASH.format("orders")) == target.query(HASH.format("public.orders"))
-    assert done["table_copy_chunks"] == 30
-    assert any("is submitted to Celery again" in each for each in said)
 
 
 def test_a_canceled_run_stops_at_once_and_the_next_one_resumes_at_the_chunk(

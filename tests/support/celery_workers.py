@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from etl_dagster.demo.ports import free_port
+from tests.support.machines import Machine
 
 REDIS = shutil.which("redis-server")
 _MISSING = [
@@ -22,65 +23,52 @@ _MISSING = [
     *(name for name in ("dagster_celery", "redis") if importlib.util.find_spec(name) is None),
 ]
 needs_celery = pytest.mark.skipif(bool(_MISSING), reason=f"not installed: {', '.join(_MISSING)}")
-_ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def redis(folder: Path) -> Iterator[str]:
+def redis(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
     """The URL of a server that keeps nothing."""
     assert REDIS is not None
     port = free_port()
     command = [
-        REDIS,
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--dir",
-        str(folder),
+        *(REDIS, "--port", str(port), "--bind", host, "--protected-mode", "no"),
+        *("--save", "", "--dir", str(folder)),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        yield f"redis://127.0.0.1:{port}/0"
+        yield f"redis://{host}:{port}/0"
     finally:
         process.kill()
         process.wait()
 
 
 @contextmanager
-def celery_workers(broker: str, folder: Path, count: int) -> Iterator[Sequence[CeleryWorker]]:
-    """Workers that execute one step at a time each, with the environment of this process."""
+def celery_workers(
+    broker: str, machines: Sequence[Machine], environment: Mapping[str, str]
+) -> Iterator[Sequence[CeleryWorker]]:
+    """A worker on each machine, which executes one step at a time."""
     with ExitStack() as stack:
-        workers = [CeleryWorker(broker, folder, number) for number in range(count)]
+        workers = [CeleryWorker(broker, machine, environment) for machine in machines]
         for worker in workers:
             stack.callback(worker.kill)
         yield workers
 
 
 class CeleryWorker:
-    """A worker with its pool of one process; its log is in the folder."""
+    """A worker with its pool of one process; its log is in the machine's folder."""
 
-    def __init__(self, broker: str, folder: Path, number: int) -> None:
+    def __init__(self, broker: str, machine: Machine, environment: Mapping[str, str]) -> None:
         # Where `dagster-celery worker start -y` leaves the settings, too.
-        (folder / "dagster_celery_config.py").write_text(
+        (machine.folder / "dagster_celery_config.py").write_text(
             f"broker_url = result_backend = {broker!r}\nworker_prefetch_multiplier = 1\n"
         )
-        path = os.pathsep.join([str(folder), str(_ROOT)])
-        with (folder / f"worker_{number}.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "celery", "-A", "dagster_celery.app", "worker"),
-                    *("--concurrency", "1", "-n", f"worker_{number}@%h", "-Q", "dagster"),
-                    *("--without-gossip", "--without-mingle"),
-                ],
-                cwd=_ROOT,
-                env={**os.environ, "PYTHONPATH": path},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        command = [
+            *(sys.executable, "-m", "celery", "-A", "dagster_celery.app", "worker"),
+            *("--concurrency", "1", "-n", f"worker@{machine.name}", "-Q", "dagster"),
+            *("--without-gossip", "--without-mingle"),
+        ]
+        with (machine.folder / "worker.log").open("wb") as log:
+            self._process = machine.start(command, environment, log)
 
     def kill(self) -> None:
         """With SIGKILL, and its pool."""

@@ -36,10 +36,12 @@ class Proxy:
 
     Args:
         dsn: of the server behind it.
+        host: the address to listen on.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, host: str = "127.0.0.1") -> None:
         self._dsn = dsn
+        self._host = host
         self._parameters = conninfo_to_dict(dsn)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -78,7 +80,7 @@ class Proxy:
     @property
     def dsn(self) -> str:
         """As the server's, through the proxy."""
-        return make_conninfo(self._dsn, host="127.0.0.1", port=self._port)
+        return make_conninfo(self._dsn, host=self._host, port=self._port)
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -119,7 +121,7 @@ class Proxy:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _listen(self) -> None:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_PIECE)
+        self._listener = await asyncio.start_server(self._accept, self._host, 0, limit=_PIECE)
         self._port = self._listener.sockets[0].getsockname()[1]
 
     async def _flow(self) -> None:

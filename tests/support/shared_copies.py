@@ -32,11 +32,18 @@ def create_orders(source: Database) -> None:
     )
 
 
-def write_config(source: Database, target: Database, folder: Path) -> PipelineConfig:
+def write_config(
+    source: Database, target: Database, folder: Path, at: Callable[[str], str] = str
+) -> PipelineConfig:
+    """The pipeline from the source to the target, in ``etl.yaml``.
+
+    Args:
+        at: a DSN as it is reached from where the file is read.
+    """
     values = {
         "pipeline": "shop",
-        "source": {"dsn": source.dsn, "publication": "etl_pub"},
-        "destination": {"type": "postgres", "dsn": target.dsn},
+        "source": {"dsn": at(source.dsn), "publication": "etl_pub"},
+        "destination": {"type": "postgres", "dsn": at(target.dsn)},
         "batch": {"max_fill_ms": 50},
         "copy_tables": {"chunk_rows": 2000, "max_connections_per_table": 1},
     }
