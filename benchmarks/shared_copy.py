@@ -3,9 +3,14 @@
     PYTHONPATH=.venv/ducklake-1.5.5 .venv/bin/python -m benchmarks.shared_copy --rows 2000000
 
 Into Postgres and into a DuckLake. What is measured is reading, decoding and writing of the chunks;
-the processes have started before, and what follows the last chunk is not counted. The ratio says
-something only where each process has a core, next to those that the servers need. The DuckDB that
-the lake needs is installed by ``make test-ducklake``; without it, Postgres alone is measured.
+the processes have started before, and what follows the last chunk is not counted.
+
+The ratio says something only where each process has a core, next to those that the servers need. So
+the processors' time is printed, too: one copy needs so many cores at a time, and if this machine
+has fewer than twice of them, their number bounds the ratio, which is printed as the bound.
+
+The DuckDB that the lake needs is installed by ``make test-ducklake``; without it, Postgres alone is
+measured.
 """
 
 from __future__ import annotations
@@ -13,15 +18,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from rich.console import Console
 
@@ -44,6 +52,7 @@ _TIMEOUT_S = 3600.0
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--into", action="append", choices=("postgres", "ducklake"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
@@ -55,14 +64,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kinds.append("ducklake")
     with tempfile.TemporaryDirectory() as folder, _server(Path(folder)) as server:
         _fill(server, options.rows)
-        for kind in kinds:
-            seconds = [_copy(server, Path(folder), kind, workers) for workers in (1, 2)]
-            shown = ", ".join(
-                f"{workers}: {each:.1f} s, {options.rows / each:,.0f} rows/s"
-                for workers, each in zip((1, 2), seconds, strict=True)
+        for kind in options.into or kinds:
+            one, two = (_copy(server, Path(folder), kind, workers) for workers in (1, 2))
+            for workers, found in ((1, one), (2, two)):
+                console.print(
+                    f"{kind}, {options.rows:,} rows, workers: {workers}: {found.seconds:.1f} s, "
+                    f"{options.rows / found.seconds:,.0f} rows/s; processors: workers "
+                    f"{found.workers_cpu_s:.1f} s, servers {found.servers_cpu_s:.1f} s, together "
+                    f"{found.cores:.2f} cores"
+                )
+            bound = (os.cpu_count() or 1) / one.cores
+            console.print(
+                f"{kind}: two workers are {one.seconds / two.seconds:.2f} times as fast; "
+                f"bound by this machine's {os.cpu_count()} cores: {min(bound, 2):.2f}"
             )
-            console.print(f"{kind}, {options.rows:,} rows, by workers: {shown}")
-            console.print(f"{kind}: two workers are {seconds[0] / seconds[1]:.2f} times as fast")
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """From the first chunk to the last; the processors' time up to the hand-over."""
+
+    seconds: float
+    workers_cpu_s: float
+    servers_cpu_s: float
+
+    @property
+    def cores(self) -> float:
+        return (self.workers_cpu_s + self.servers_cpu_s) / self.seconds
 
 
 @contextmanager
@@ -96,8 +124,7 @@ def _fill(server: EmbeddedPostgres, rows: int) -> None:
         connection.execute("CREATE PUBLICATION etl_pub FOR TABLE events")
 
 
-def _copy(server: EmbeddedPostgres, folder: Path, kind: str, workers: int) -> float:
-    """Seconds from the first chunk to the last."""
+def _copy(server: EmbeddedPostgres, folder: Path, kind: str, workers: int) -> _Copied:
     name = f"{kind}_{workers}"
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}".encode())
@@ -126,6 +153,7 @@ def _copy(server: EmbeddedPostgres, folder: Path, kind: str, workers: int) -> fl
             for process in processes:
                 assert process.stdout is not None
                 assert process.stdout.readline() == "ready\n"
+            servers_cpu_s = _cpu_s_of(server)
             for process in processes:
                 assert process.stdin is not None
                 process.stdin.write("go\n")
@@ -137,14 +165,29 @@ def _copy(server: EmbeddedPostgres, folder: Path, kind: str, workers: int) -> fl
                 time.sleep(_LOOK_S)
             assert began is not None
             seconds = time.monotonic() - began
+            servers_cpu_s = _cpu_s_of(server) - servers_cpu_s
+            workers_cpu_s = 0.0
             for process in processes:
+                assert process.stdout is not None
+                workers_cpu_s += float(process.stdout.readline())
                 assert process.wait(_TIMEOUT_S) == 0
     finally:
         pipeline.shutdown()
         pipeline.wait(60)
         if isinstance(store, Closes):
             store.close()
-    return seconds
+    return _Copied(seconds, workers_cpu_s, servers_cpu_s)
+
+
+def _cpu_s_of(server: EmbeddedPostgres) -> float:
+    """Of the server's processes, also those that have ended."""
+    postmaster = psutil.Process(server.process_id)
+    total = 0.0
+    for process in (postmaster, *postmaster.children()):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def _start(stack: ExitStack, task: dict[str, Any]) -> subprocess.Popen[str]:
@@ -170,12 +213,14 @@ def _work(task: dict[str, Any]) -> None:
     start_destination(config, store, destination)
     print("ready", flush=True)
     sys.stdin.readline()
+    began = time.process_time()
     while not isinstance(store.get_table_replication_state(table_id), Ready | SyncDone):
         try:
             TableSync(config, store, destination, table_id).run()
         except LeaseLost:
             if not CopyHelper(config, store, destination, table_id).run():
                 store.wait_for_change(0.2)
+    print(time.process_time() - began, flush=True)
     destination.shutdown()
 
 
