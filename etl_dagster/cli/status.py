@@ -39,6 +39,8 @@ def status(
 ) -> None:
     """Show table states, progress and lag of a pipeline, wherever it runs.
 
+    Of several shards or destinations, those in trouble come first.
+
     \b
     etl-dagster status --watch
     etl-dagster status --html status.html
@@ -68,8 +70,12 @@ def status(
         several = "shards" if whole.shards else "destinations"
         click.echo(json.dumps({"pipeline": whole.pipeline, several: reports}, indent=2))
         return
-    for number, (name, report) in enumerate(reports.items()):
-        click.echo(("" if number == 0 else "\n") + click.style(name, bold=True))
+    from etl_dagster.cli.status_of_all import by_need, lines
+
+    reports = by_need(reports)
+    click.echo("\n".join([whole.pipeline, *lines(reports)]))
+    for name, report in reports.items():
+        click.echo("\n" + click.style(name, bold=True))
         _show(report, everything=everything)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from dagster import AssetCheckEvaluation, AssetKey
+from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey
 
-from etl_dagster.config import PipelineConfig
+from etl_dagster.config import PipelineConfig, ShardConfig
 from etl_dagster.errors import EtlError, SlotMissing, SourceUnreachable
 from etl_dagster.integrations.dagster.check_names import LAG, PIPELINE_CHECKS, SLOT, STATE, WAL
 from etl_dagster.integrations.dagster.findings import Finding
@@ -16,6 +17,7 @@ from etl_dagster.integrations.dagster.lag import dead
 from etl_dagster.integrations.dagster.pipeline_asset import PipelineChecks
 from etl_dagster.integrations.dagster.pipeline_checks import (
     judge_pipeline,
+    judge_stopped,
     slot_health,
     state_matches_slot,
     wal_retained,
@@ -230,6 +232,9 @@ class Ticks:
         self.now = 1000.0
         self.looks = 0
         self.seen: SlotLook | EtlError = look()
+        self.config = CONFIG
+        #: By its name, what the checks of another shard find.
+        self.shards: dict[str, Mapping[str, Finding]] = {}
         self.checks = PipelineChecks(KEY, DEFAULTS)
         self.reports = PipelineReports(clock=lambda: self.now, wall_clock=lambda: self.now)
 
@@ -238,7 +243,9 @@ class Ticks:
     ) -> list[AssetCheckEvaluation]:
         self.now += after_s
         said = status(at=self.now - age_s, **more)
-        events = self.reports.due(self.checks, CONFIG, said, self._look)
+        events = self.reports.due(
+            self.checks, self.config, said, self._look, lambda shard: self.shards[shard]
+        )
         self.reports.settle(stored)
         return events
 
@@ -296,3 +303,41 @@ def test_nothing_is_said_while_the_stream_starts() -> None:
     ticks = Ticks()
     assert ticks.tick(phase="starting") == []
     assert ticks.looks == 0
+
+
+# -- shards ----------------------------------------------------------------------------------------
+
+
+def test_the_first_shard_reports_the_worst_of_all() -> None:
+    """One asset, called as the pipeline, says whether all of it is in order."""
+    sharded = CONFIG.model_copy(
+        update={
+            "shards": {name: ShardConfig(publication=f"{name}_pub") for name in ("events", "logs")}
+        }
+    ).members()
+    ticks = Ticks()
+    ticks.config = sharded["shop"]
+    late = judge_pipeline(status(lag_seconds=200.0), None, look(), DEFAULTS)
+    ticks.shards = {"events": judge_pipeline(status(), None, look(), DEFAULTS), "logs": late}
+    passing = {event.check_name: event for event in ticks.tick()}
+    assert outcomes([*passing.values()]) == dict.fromkeys(PIPELINE_CHECKS, True)
+    assert passing[LAG].metadata["shard"].value == "logs"
+
+    ticks.shards["events"] = judge_pipeline(status(), None, look(None), DEFAULTS)
+    ticks.shards["logs"] = judge_stopped(DEAD)
+    failed = {event.check_name: event for event in ticks.tick(after_s=300)}
+    assert outcomes([*failed.values()]) == dict.fromkeys(PIPELINE_CHECKS, False)
+    assert failed[SLOT].severity == AssetCheckSeverity.ERROR
+    words = str(failed[SLOT].description)
+    assert words.startswith("Shard 'logs': no replicator runs")
+    assert f"Shard 'events': There is no slot {NAME!r}." in words
+    assert words.endswith("1 of 3 shards pass.")
+    # One of them is in order again, which is another outcome.
+    ticks.shards["events"] = judge_pipeline(status(), None, look(), DEFAULTS)
+    again = {event.check_name for event in ticks.tick(after_s=60)}
+    assert again == {WAL, SLOT, STATE}
+
+    # A further shard reports itself alone.
+    ticks = Ticks()
+    ticks.config = sharded["events"]
+    assert outcomes(ticks.tick()) == dict.fromkeys(PIPELINE_CHECKS, True)

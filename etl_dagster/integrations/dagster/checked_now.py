@@ -8,10 +8,7 @@ from dagster import AssetCheckResult, AssetKey
 
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster import bookmark_check, coming, lag, odd_check
-from etl_dagster.integrations.dagster.findings import Finding
-from etl_dagster.integrations.dagster.pipeline_checks import judge_pipeline, judge_stopped
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
-from etl_dagster.integrations.dagster.slot_look import SlotLook, resource_look
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 
 
@@ -71,25 +68,3 @@ def check_bookmarks(
     compared = bookmark_check.look(resource, keys)
     for table, key in keys.items():
         yield bookmark_check.result(config, table, key, compared[table])
-
-
-def find_out(resource: EtlResource, thresholds: CheckThresholds) -> Mapping[str, Finding]:
-    """The outcome of each check now, whichever process runs the pipeline.
-
-    What can't be looked at fails its check, and not the run.
-    """
-    try:
-        config = resource.load_config()
-        seen = lag.published(resource)
-    except EtlError as error:
-        return judge_stopped(lag.unknown(error))
-    stopped = seen.dead_verdict(config.pipeline)
-    if seen.status is None:
-        assert stopped is not None
-        return judge_stopped(stopped)
-    look: SlotLook | EtlError
-    try:
-        look = resource_look(resource)(config)
-    except EtlError as error:
-        look = error
-    return judge_pipeline(seen.status, stopped, look, thresholds)

@@ -9,6 +9,7 @@ from dagster import AssetCheckEvaluation
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.all_shards import Found, with_other_shards
 from etl_dagster.integrations.dagster.findings import Finding
 from etl_dagster.integrations.dagster.lag import LagVerdict, judge_dead
 from etl_dagster.integrations.dagster.pipeline_asset import PipelineChecks
@@ -53,6 +54,7 @@ class PipelineReports:
         config: PipelineConfig,
         status: PipelineStatus,
         look: Callable[[PipelineConfig], SlotLook],
+        ask_shard: Callable[[str], Found],
     ) -> list[AssetCheckEvaluation]:
         """The evaluations that say something else than the last ones, or that are old.
 
@@ -61,6 +63,7 @@ class PipelineReports:
 
         Args:
             look: at the slots.
+            ask_shard: what the checks of another shard find now, by its name.
         """
         stopped = judge_dead(status, now=self._wall_clock())
         if stopped is not None:
@@ -76,6 +79,7 @@ class PipelineReports:
         except EtlError as error:
             looked = error
         found = judge_pipeline(status, None, looked, checks.thresholds)
+        found = with_other_shards(config, found, ask_shard)
         is_well = all(each.passed for each in found.values())
         self._look_at = now + (_LOOK_EVERY_S if is_well else _LOOK_AGAIN_S)
         return self._say(checks, found)

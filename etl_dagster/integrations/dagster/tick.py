@@ -16,6 +16,7 @@ from dagster import (
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster import words
+from etl_dagster.integrations.dagster.all_shards import asking_shards
 from etl_dagster.integrations.dagster.coming import find_coming, recently_found
 from etl_dagster.integrations.dagster.copies import DueCopies, due_copies
 from etl_dagster.integrations.dagster.lag import dead, published
@@ -106,7 +107,13 @@ def tick(
             thresholds=thresholds,
         )
         if pipeline_checks is not None and not is_preview:
-            events += memory.pipeline.due(pipeline_checks, config, status, resource_look(resource))
+            events += memory.pipeline.due(
+                pipeline_checks,
+                config,
+                status,
+                resource_look(resource),
+                asking_shards(resource, pipeline_checks.thresholds),
+            )
         notices = [] if is_preview else memory.notices.lines(resource)
     except EtlError as failure:
         if not is_preview:

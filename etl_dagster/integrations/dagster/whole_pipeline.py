@@ -42,7 +42,8 @@ def build_etl_pipeline_checks(
 
     ``replication_lag``, ``wal_retained``, ``slot_health`` (there, readable, read) and
     ``state_matches_slot`` (the stream would continue exactly where the destination is). None passes
-    while nothing streams. The sensor evaluates them, too, where it is given them.
+    while nothing streams. The sensor evaluates them, too, where it is given them. Those of the
+    first of several shards, which is called as the pipeline, report the worst of all shards.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources. The checks
@@ -65,7 +66,7 @@ def build_etl_pipeline_checks(
         can_subset=True,
     )
     def check_pipeline(context: AssetCheckExecutionContext) -> Iterator[AssetCheckResult]:
-        from etl_dagster.integrations.dagster.checked_now import find_out
+        from etl_dagster.integrations.dagster.all_shards import find_out
 
         found = find_out(getattr(context.resources, resource_key), thresholds)
         for each in context.selected_asset_check_keys:
