@@ -39,8 +39,8 @@ ALLOWED: Mapping[str, str] = {
     "*/etl_plugins.py": "a package that fails with a secret, written by the test",
 }
 
-#: Folders in which nothing of a run is written.
-_INSTALLED = {"site-packages"}
+#: Folders in which nothing of a run is written, besides what is compiled of a file next to it.
+_PASSED_OVER = {"site-packages", "__pycache__"}
 #: Tables of a source that are larger contain generated rows.
 _MOST_BYTES_OF_A_TABLE = 8 << 20
 
@@ -152,7 +152,7 @@ def _files(top: Path) -> Iterator[Path]:
     if top.is_file():
         yield top
     for parent, folders, names in os.walk(top):
-        folders[:] = [name for name in folders if name not in _INSTALLED]
+        folders[:] = [name for name in folders if name not in _PASSED_OVER]
         for name in names:
             path = Path(parent, name)
             if path.is_file() and not path.is_symlink():
