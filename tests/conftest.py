@@ -3,7 +3,7 @@
 ========================= ==========================================================================
 `server`                  a running PostgreSQL; a test that asks for it (or `database`) runs once
                           for each version found: ids ``pg18`` (the wheel) and ``pg15`` (installed)
-                          unless it, or its file, has the mark ``servers("newest")``
+                          unless it, or its file, has the mark ``servers("newest")``, or "oldest"
 `newest_server`           the first of these only, for tests that the version doesn't concern
 `database`                a fresh database in `server`: `.dsn`, `.connect()`, `.execute(sql, ...)`,
                           `.query(sql, ...)`, `.slots()`; dropped at the end with its slots
@@ -137,7 +137,8 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("servers")
-        found = _FOUND[:1] if mark is not None and mark.args == ("newest",) else _FOUND
+        which = mark.args[0] if mark is not None else "all"
+        found = {"newest": _FOUND[:1], "oldest": _FOUND[-1:], "all": _FOUND}[which]
         ids = [f"pg{binaries.major}" for binaries in found]
         metafunc.parametrize("server", found, ids=ids, indirect=True, scope="session")
 

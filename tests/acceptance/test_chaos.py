@@ -17,7 +17,7 @@ from tests.chaos.plan import steps
 from tests.chaos.run import run
 from tests.chaos.world import Kind
 
-STEPS, ROWS = 12, 1000
+STEPS, ROWS = 8, 1000
 
 
 @pytest.mark.slow

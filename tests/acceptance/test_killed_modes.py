@@ -34,7 +34,7 @@ from tests.support.random_shop import is_caught_up
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
 
-KILLS_OF_COPIES, KILLS = 3, 8
+KILLS_OF_COPIES, KILLS = 2, 5
 ROWS = 60
 SOURCE = f"""
     create table log (id int primary key, note text, doc text);

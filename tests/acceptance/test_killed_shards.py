@@ -30,7 +30,7 @@ from tests.support.random_shop import TABLES, create_tables, is_caught_up, workl
 from tests.support.waiting import PATIENCE_S, wait_until
 from tests.support.worker_process import WorkerProcess
 
-ROWS, KILLS, KILLED_MOVES = 300, 5, 3
+ROWS, KILLS, KILLED_MOVES = 300, 3, 2
 #: Of the shard that was added; one of them is moved there.
 OTHERS, MOVED = {"documents", "prices"}, "orders"
 

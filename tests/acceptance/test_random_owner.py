@@ -33,7 +33,7 @@ from tests.support.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-PHASES = 6
+PHASES = 4
 QUICK = Timing(membership_s=0.5)
 
 

@@ -23,7 +23,7 @@ from tests.support.random_shop import create_tables, is_caught_up, workload
 from tests.support.real_targets import real_target
 from tests.support.worker_process import WorkerProcess
 
-ROWS, KILLS = 600, 6
+ROWS, KILLS = 600, 4
 #: Both databases print these the same. Tables without a key are only appended to.
 _AS_TEXT = {
     "orders": "id::text, amount::text, note, extract(epoch from made)::bigint::text",

@@ -41,6 +41,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Outcome]:
         "-q",
         "-p",
         "no:cacheprovider",
+        "--tb=short",
         f"--junitxml={report}",
         f"--basetemp={folder / 'tmp'}",
     ]

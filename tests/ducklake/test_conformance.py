@@ -22,7 +22,7 @@ from etl_dagster.testing.changes import Row
 from etl_dagster.testing.marking import MarkChecks
 from etl_dagster.testing.offering import OfferChecks
 from etl_dagster.testing.sharing import SharedCopyChecks
-from etl_dagster.testing.subject import DestinationHooks
+from etl_dagster.testing.subject import DestinationHooks, Subject
 from tests.conformance.test_destinations import ChecksOfOurOwn
 from tests.ducklake.lakes import lake_at_server, lake_in_file, reading, rows_of
 from tests.support.database import Database
@@ -80,6 +80,11 @@ class LakeHooks(DestinationHooks):
 
 
 class TestCatalogInDuckDB(LakeHooks, ChecksOfOurOwn, DestinationSuite):
+    # Seconds each, and `test_modes.py` has more at random.
+    @pytest.mark.parametrize("seed", range(2))
+    def test_random_changes_end_in_what_the_source_has(self, subject: Subject, seed: int) -> None:
+        super().test_random_changes_end_in_what_the_source_has(subject, seed)
+
     def lake(self, folder: Path) -> Place:
         return lake_in_file("duckdb", folder)
 

@@ -25,7 +25,7 @@ from tests.support.killed_workers import (
 from tests.support.random_shop import TABLES, create_tables, workload
 
 #: Of all workers, and of each kind of them.
-KILLS, KILLS_OF_EACH = 12, 4
+KILLS, KILLS_OF_EACH = 7, 2
 ROWS = 6000
 
 

@@ -512,10 +512,10 @@ def test_a_writer_killed_again_and_again_loses_and_doubles_nothing(
             stdout=PIPE,
         ) as writer:
             assert writer.stdout is not None
-            if kills == 8:
+            if kills == 5:
                 assert writer.wait() == 0
                 break
-            goal = chance.randrange(kills * 6, kills * 6 + 8)
+            goal = chance.randrange(kills * 10, kills * 10 + 10)
             for line in writer.stdout:
                 if int(line) >= goal:
                     break
