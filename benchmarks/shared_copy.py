@@ -36,7 +36,7 @@ from rich.console import Console
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import parse_config
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
-from etl_dagster.errors import LeaseLost
+from etl_dagster.errors import InvalidState, LeaseLost
 from etl_dagster.model.states import Ready, SyncDone
 from etl_dagster.model.stores import Closes
 from etl_dagster.runtime.checking.belonging import start_destination
@@ -217,6 +217,8 @@ def _work(task: dict[str, Any]) -> None:
     while not isinstance(store.get_table_replication_state(table_id), Ready | SyncDone):
         try:
             TableSync(config, store, destination, table_id).run()
+        except InvalidState:
+            continue  # handed over since
         except LeaseLost:
             if not CopyHelper(config, store, destination, table_id).run():
                 store.wait_for_change(0.2)

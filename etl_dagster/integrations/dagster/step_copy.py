@@ -241,7 +241,7 @@ class StepCopy:
             on_begin: called once the table is this step's.
 
         Raises:
-            LeaseLost: another worker has the table.
+            LeaseLost: another worker has the table, or has handed it over since it was looked at.
             EtlError: the copy failed.
         """
         from etl_dagster.runtime.copying.table_sync import TableSync
@@ -269,7 +269,13 @@ class StepCopy:
                 self._show(progress[-1])
                 del progress[:-1]
 
-        return self._attend(worker.run, stop, show, worker)
+        try:
+            return self._attend(worker.run, stop, show, worker)
+        except InvalidState as error:
+            state = self._store.get_table_replication_state(table_id)
+            if has_begun or not isinstance(state, Ready | SyncDone):
+                raise
+            raise LeaseLost(f"another worker has handed over {self._name}") from error
 
     def help(
         self,
