@@ -211,6 +211,8 @@ def _everything() -> Definitions:
                 AutomationConditionSensorDefinition(
                     "automation",
                     target=AssetSelection.groups("marts", "meltano"),
+                    description="Has the assets computed that follow the pipeline's tables, and "
+                    "runs Meltano now and then.",
                     default_status=DefaultSensorStatus.RUNNING,
                 )
             ],

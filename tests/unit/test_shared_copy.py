@@ -176,7 +176,7 @@ def test_a_helper_is_told_what_keeps_it_from_reading(fixture: Fixture) -> None:
     begin_sharing(fixture.store, ORDERS, plan)
     fixture.source.table = None  # type: ignore[assignment]
 
-    with pytest.raises(SourceError, match="is not in publication"):
+    with pytest.raises(SourceError, match=r"public\.table_1 is not in publication"):
         fixture.help()
 
     assert fixture.state == DataSync()

@@ -25,6 +25,7 @@ from etl_dagster.integrations.dagster.pipeline_asset import pipeline_key
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.specs import keys_by_table
 from etl_dagster.integrations.dagster.translator import PIPELINE_TAG
+from etl_dagster.words import names
 
 
 def build_recopy_schedule(
@@ -66,8 +67,11 @@ def build_recopy_schedule(
         )
     chosen = keys.values() if tables is None else [keys[table] for table in tables]
     name = name or f"{config.pipeline}_recopy"
+    copied = "every table" if tables is None else names(sorted(tables))
     return ScheduleDefinition(
         name=name,
+        description=f"Copies {copied} of {config.pipeline} again from the beginning; readers see "
+        "the old rows until a copy is whole.",
         job=define_asset_job(
             f"{name}_job",
             selection=AssetSelection.assets(*chosen).without_checks(),
@@ -120,6 +124,7 @@ def build_reconciliation_schedule(
     target: Any
     if repair:
         target = build_repair_job(resource, name=f"{name}_job")
+        does = f"Compares {config.pipeline} with its source; replaces the rows that differ."
     else:
         chosen = None if checks is None else list(checks)
         if not (keys if chosen is None else chosen):
@@ -139,8 +144,10 @@ def build_reconciliation_schedule(
             tags={PIPELINE_TAG: config.pipeline},
             description=f"Evaluates the checks of {config.pipeline}.",
         )
+        does = f"Evaluates the checks of {config.pipeline}, as a click on Execute does."
     return ScheduleDefinition(
         name=name,
+        description=does,
         job=target,
         cron_schedule=cron_schedule,
         execution_timezone=execution_timezone,

@@ -245,7 +245,8 @@ class GroupSync:
         if missing:
             error = SourceError(
                 f"the table is not in publication {publication!r}",
-                solution="Add it to the publication again, or restart the pipeline to forget it.",
+                solution="Add it to the publication to have it copied; else the pipeline "
+                "forgets the table when it next looks at the publication.",
             )
             self._fail(dict.fromkeys(missing, error))
         unidentified = self._control.ask(

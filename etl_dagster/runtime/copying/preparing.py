@@ -76,9 +76,12 @@ class Preparation:
             "reading the publication", fetch_published_tables, publication, [self._table_id]
         )
         if not tables:
+            known = self._store.get_table_schema(self._table_id, LSN_MAX)
+            name = f"table {self._table_id}" if known is None else known.name
             raise SourceError(
-                f"table {self._table_id} is not in publication {publication!r}",
-                solution="Add it to the publication again, or restart the pipeline to forget it.",
+                f"{name} is not in publication {publication!r}",
+                solution="Add it to the publication to have it copied; else the pipeline forgets "
+                "the table when it next looks at the publication.",
             )
         unidentified = self._control.ask("looking at partitions", find_unidentified, tables)
         if unidentified:
