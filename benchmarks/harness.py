@@ -115,20 +115,29 @@ class Harness:
         with self.connect(database) as connection:
             connection.execute("select pg_copy_logical_replication_slot(%s, %s)", [slot, copy])
         try:
-            return self.run_tool(
-                rows,
-                "pg_recvlogical",
-                "--dbname", self.server.dsn(database),
-                "--slot", copy,
-                "--start", "--no-loop",
-                "--endpos", end_lsn,
-                "--option", "proto_version=1",
-                "--option", f"publication_names={PUBLICATION}",
-                "--file", "/dev/null",
-            )  # fmt: skip
+            return self.run_tool(rows, *self._receiving(database, copy, end_lsn, PUBLICATION))
         finally:
             with self.connect(database) as connection:
                 connection.execute("select pg_drop_replication_slot(%s)", [copy])
+
+    def recvlogical_command(
+        self, database: str, slot: str, end_lsn: str, publication: str
+    ) -> list[str]:
+        """What reads a slot up to an LSN and throws it away."""
+        tool, *arguments = self._receiving(database, slot, end_lsn, publication)
+        return [str(self.binaries.program(tool)), *arguments]
+
+    def _receiving(self, database: str, slot: str, end_lsn: str, publication: str) -> list[str]:
+        return [
+            "pg_recvlogical",
+            "--dbname", self.server.dsn(database),
+            "--slot", slot,
+            "--start", "--no-loop",
+            "--endpos", end_lsn,
+            "--option", "proto_version=1",
+            "--option", f"publication_names={publication}",
+            "--file", "/dev/null",
+        ]  # fmt: skip
 
     def psql_copy(self, database: str, table: str, rows: int) -> Measurement:
         """psql, the whole table as text to /dev/null."""

@@ -96,8 +96,10 @@ def _postgres(harness: Harness, console: Console) -> dict[str, float]:
 
 
 def _shards(harness: Harness, console: Console) -> dict[str, float]:
-    found = _ratios(shards.contest(harness, "discard"), console)
-    return found | _ratios(shards.contest(harness, "postgres"), console)
+    found = _ratios(shards.reading(harness), console)
+    for destination in ("discard", "postgres", "far"):
+        found |= _ratios(shards.contest(harness, destination), console)
+    return found
 
 
 def _memory(harness: Harness, console: Console) -> dict[str, float]:
@@ -196,7 +198,7 @@ PARTS = (
     Part("singer", "changes as the records of a Singer target", _singer),
     Part("texts", "2 GB of text in one transaction", _texts),
     Part("postgres", "to another Postgres, next to its own subscriptions", _postgres),
-    Part("shards", "two shards in two processes, next to one stream", _shards),
+    Part("shards", "two shards in one process and in two, next to one stream", _shards),
     Part("large", "1,000,000 and 5,000,000 rows in one transaction", _large),
     Part("in_progress", "5,000,000 rows in one transaction, read in progress", _in_progress),
     Part("memory", "long texts: copies, changes and a large transaction in one budget", _memory),
@@ -277,12 +279,12 @@ def _median(measured: list[Measurement]) -> Measurement:
 
 def _ratios(contest: Contest, console: Console) -> dict[str, float]:
     """Print the contest; returns the ratio of each contender to the first."""
-    seconds = {
-        name: statistics.median(one.seconds for one in measured)
+    per_row = {
+        name: statistics.median(one.seconds / one.rows for one in measured)
         for name, measured in contest.measured.items()
     }
     baseline, *contenders = contest.measured
-    ratios = {name: seconds[baseline] / seconds[name] for name in contenders}
+    ratios = {name: per_row[baseline] / per_row[name] for name in contenders}
     table = Table(title=contest.title, title_justify="left")
     for heading in ("", "rows/s", "CPU s per 1M rows", "peak RSS MB", "ratio"):
         table.add_column(heading, justify="left" if not heading else "right")

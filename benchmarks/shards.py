@@ -1,88 +1,199 @@
-"""Shards: the same changes of two tables through one stream, and through two in two processes.
+"""Shards: the same changes of two tables through one stream, and through two.
 
-Measured is the second run of each, from when it begins to stream until everything is durable; of
-two processes, the one that takes longer.
+Two shards run in one process, or each in a process of its own. A measurement begins when the last
+of the streams does, and ends when everything is durable; it counts the rows that came in between.
+The ceiling is two slots next to one, read by Postgres' own tool and thrown away: what it costs the
+server to decode its WAL twice.
 """
 
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import time
 from contextlib import ExitStack
+from typing import Any
 
+from benchmarks.delay import delayed
 from benchmarks.harness import PUBLICATION, BenchmarkFailed, Contest, Harness, Measurement
 from benchmarks.streams import ORDER_ROWS, ORDERS
 
 _TABLES = ("orders", "others")
 _TIMEOUT_S = 900.0
+#: Of a destination far away: how long anything takes to get there, and rows for each batch. With
+#: larger batches there are fewer waits, whatever the number of streams.
+_ONE_WAY_S, _ROWS_FAR = 0.020, 5_000
+#: By contender, the shards of each of its processes; None stands for all in one.
+_KINDS: dict[str, list[str | None]] = {
+    "one_stream": [None],
+    "one_process": [None],
+    "two_processes": ["first", "others"],
+}
+
+
+def reading(harness: Harness) -> Contest:
+    """The ceiling: one slot with both tables; the others have one of them each."""
+    with ExitStack() as made:
+        database, rows = _prepared(harness, "shards_read", made, 600_000)
+        publications = [PUBLICATION, *(f"{table}_pub" for table in _TABLES)]
+        for publication in publications:
+            _make_slot(harness, database, publication)
+        _change(harness, database, rows)
+        end_lsn = harness.insert_lsn(database)
+        result = Contest(f"{2 * rows:,} rows of two tables, read by pg_recvlogical: the ceiling")
+        for _ in range(harness.rounds):
+            for name, read in (("one_slot", publications[:1]), ("two_slots", publications[1:])):
+                found = _read(harness, database, read, end_lsn, 2 * rows)
+                result.measured.setdefault(name, []).append(found)
+    return result
 
 
 def contest(harness: Harness, destination: str) -> Contest:
     """Rows of six columns inserted into both tables by turns; the baseline is one stream.
 
     Args:
-        destination: ``discard``, where only reading and decoding is left, or ``postgres``.
+        destination: ``discard``, where only reading and decoding is left; ``postgres``, on the
+            same server; or ``far``, the same with latency in between.
     """
-    rows = harness.scaled(600_000)
-    name = f"shards_{destination}"
-    result = Contest(f"{2 * rows:,} rows of two tables, to {destination}: two processes and one")
-    publications = [f"create publication {PUBLICATION} for table {', '.join(_TABLES)}"]
-    publications += [f"create publication {table}_pub for table {table}" for table in _TABLES]
+    is_far = destination == "far"
     with ExitStack() as made:
-        database = made.enter_context(
-            harness.database(name, ORDERS, ORDERS.replace("orders", "others"), *publications)
-        )
+        name = f"shards_{destination}"
+        database, rows = _prepared(harness, name, made, 100_000 if is_far else 600_000)
+        title = f"{2 * rows:,} rows of two tables, to {destination}: one stream, two shards"
+        result = Contest(f"{title}, {2000 * _ONE_WAY_S:g} ms there and back" if is_far else title)
+        tasks: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for number in range(harness.rounds):
-            for kind in ("one", "two"):
-                made.enter_context(harness.database(f"{name}_{kind}_{number}"))
-                _run(harness, name, destination, kind, number)
-        steps = 100
-        with harness.connect(database) as connection:
-            for step in range(steps):
-                first, last = rows * step // steps + 1, rows * (step + 1) // steps
-                for table in _TABLES:
-                    statement = ORDER_ROWS.format(first=first, last=last)
-                    connection.execute(statement.replace("into orders", f"into {table}").encode())
-            connection.execute("checkpoint")
+            for kind in _KINDS:
+                place = made.enter_context(harness.database(f"{name}_{kind}_{number}"))
+                dsn = harness.server.dsn(place)
+                if is_far:
+                    dsn = made.enter_context(delayed(dsn, _ONE_WAY_S))
+                tasks[kind, number] = _tasks(harness, name, destination, kind, number, dsn)
+                _run(harness, tasks[kind, number])
+        _change(harness, database, rows)
         for number in range(harness.rounds):
-            one = _run(harness, name, destination, "one", number)
-            result.measured.setdefault("one_stream", []).append(_together(one))
-            two = _run(harness, name, destination, "two", number)
-            found = _together(two)
-            if found.rows != 2 * rows:
-                raise BenchmarkFailed(f"{found.rows} of {2 * rows} changes came")
-            result.measured.setdefault(f"two_shards_to_{destination}", []).append(found)
+            for kind in _KINDS:
+                found, in_all = _run(harness, tasks[kind, number])
+                if in_all != 2 * rows:
+                    raise BenchmarkFailed(f"{in_all} of {2 * rows} changes came")
+                label = kind if kind == "one_stream" else f"{kind}_to_{destination}"
+                result.measured.setdefault(label, []).append(found)
     return result
 
 
-def _run(
-    harness: Harness, name: str, destination: str, kind: str, number: int
-) -> list[Measurement]:
-    """Run the pipeline with one stream, or both shards at a time, until they have caught up."""
-    place = f"{name}_{kind}_{number}"
+def _prepared(harness: Harness, name: str, made: ExitStack, rows: int) -> tuple[str, int]:
+    """A database with both tables, empty, and the publications; and how many rows each gets."""
+    publications = [f"create publication {PUBLICATION} for table {', '.join(_TABLES)}"]
+    publications += [f"create publication {table}_pub for table {table}" for table in _TABLES]
+    others = ORDERS.replace("orders", "others")
+    database = made.enter_context(harness.database(name, ORDERS, others, *publications))
+    return database, harness.scaled(rows)
+
+
+def _change(harness: Harness, database: str, rows: int) -> None:
+    steps = 100
+    with harness.connect(database) as connection:
+        for step in range(steps):
+            first, last = rows * step // steps + 1, rows * (step + 1) // steps
+            for table in _TABLES:
+                statement = ORDER_ROWS.format(first=first, last=last)
+                connection.execute(statement.replace("into orders", f"into {table}").encode())
+        connection.execute("checkpoint")
+
+
+# -- pipelines -------------------------------------------------------------------------------------
+
+
+def _tasks(
+    harness: Harness, name: str, destination: str, kind: str, number: int, dsn: str
+) -> list[dict[str, Any]]:
+    """What each process of a contender does."""
     config = harness.config(name, f"{kind}_{number}")
-    if destination == "postgres":
-        config["destination"] = {"type": "postgres", "dsn": harness.server.dsn(place)}
-    shards: list[str | None] = [None]
-    if kind == "two":
+    if destination != "discard":
+        config["destination"] = {"type": "postgres", "dsn": dsn}
+    if destination == "far":
+        config["batch"] = {"max_rows": _ROWS_FAR}
+    if kind != "one_stream":
         config["source"]["publication"] = f"{_TABLES[0]}_pub"
         config["shards"] = {"others": {"publication": f"{_TABLES[1]}_pub"}}
-        shards = [config["pipeline"], "others"]
-    tasks = [
-        {"kind": "catch_up", "config": config, "destination": destination, "shard": shard}
-        for shard in shards
+    return [
+        {
+            "kind": "catch_up_shards",
+            "config": config,
+            "destination": destination,
+            "shard": config["pipeline"] if shard == "first" else shard,
+        }
+        for shard in _KINDS[kind]
     ]
+
+
+def _run(harness: Harness, tasks: list[dict[str, Any]]) -> tuple[Measurement, int]:
+    """Run the processes of a contender until all have caught up; also how many changes came."""
     with ExitStack() as running:
         workers = [running.enter_context(harness.worker(task)) for task in tasks]
+        for worker in workers:
+            assert worker.stdout is not None
+            if worker.stdout.readline().strip() != "ready":
+                raise BenchmarkFailed("a worker did not come up")
+        # Each starts once its stdin ends.
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.close()
+            worker.stdin = None
         answers = [worker.communicate(timeout=_TIMEOUT_S)[0] for worker in workers]
         if any(worker.returncode for worker in workers):
-            raise BenchmarkFailed(f"a worker of {place} failed")
-    return [Measurement(**json.loads(answer.splitlines()[-1])) for answer in answers]
-
-
-def _together(measured: list[Measurement]) -> Measurement:
-    return Measurement(
-        rows=sum(each.rows for each in measured),
-        seconds=max(each.seconds for each in measured),
-        cpu_s=sum(each.cpu_s for each in measured),
-        peak_rss_mb=sum(each.peak_rss_mb for each in measured),
+            raise BenchmarkFailed("a worker failed")
+    found = [json.loads(answer.splitlines()[-1]) for answer in answers]
+    began, ended = max(one["began"] for one in found), max(one["ended"] for one in found)
+    in_all = sum(one["rows"][-1][1] for one in found)
+    before = sum(_rows_until(began, one["rows"]) for one in found)
+    measured = Measurement(
+        rows=max(in_all - before, 1),
+        seconds=max(ended - began, 1e-9),
+        cpu_s=sum(one["cpu_s"] for one in found),
+        peak_rss_mb=sum(one["peak_rss_mb"] for one in found),
     )
+    return measured, in_all
+
+
+def _rows_until(moment: float, rows: list[tuple[float, int]]) -> int:
+    return max((count for at, count in rows if at <= moment), default=0)
+
+
+# -- reading only ----------------------------------------------------------------------------------
+
+
+def _make_slot(harness: Harness, database: str, publication: str) -> None:
+    with harness.connect(database) as connection:
+        connection.execute(
+            "select pg_create_logical_replication_slot(%s, 'pgoutput')", [f"read_{publication}"]
+        )
+
+
+def _read(
+    harness: Harness, database: str, publications: list[str], end_lsn: str, rows: int
+) -> Measurement:
+    """Read the slots at the same time, each up to the LSN, from copies of them."""
+    copies = {publication: f"read_{publication}_copy" for publication in publications}
+    with harness.connect(database) as connection:
+        for publication, copy in copies.items():
+            connection.execute(
+                "select pg_copy_logical_replication_slot(%s, %s)", [f"read_{publication}", copy]
+            )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    readers = [
+        subprocess.Popen(harness.recvlogical_command(database, copy, end_lsn, publication))
+        for publication, copy in copies.items()
+    ]
+    codes = [reader.wait(_TIMEOUT_S) for reader in readers]
+    if any(codes):
+        raise BenchmarkFailed("pg_recvlogical failed")
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with harness.connect(database) as connection:
+        for copy in copies.values():
+            connection.execute("select pg_drop_replication_slot(%s)", [copy])
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Measurement(rows, seconds, cpu_s)

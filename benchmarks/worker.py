@@ -13,15 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from etl_dagster.assembly import build_destination, build_store
-from etl_dagster.config import parse_config
+from etl_dagster.assembly import build_destination, build_store, opened_store
+from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.coordination import CopyPlan
@@ -34,6 +34,7 @@ from etl_dagster.runtime.copy_source import PostgresSource
 from etl_dagster.runtime.copying.table_copy import TableCopy
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.table_ids import find_table_ids
+from etl_dagster.runtime.together import Together
 from etl_dagster.runtime.worker_parts import WorkerParts
 from etl_dagster.source.catalog import fetch_leaves, fetch_published_tables
 from etl_dagster.source.control import SourceControl
@@ -42,6 +43,8 @@ from etl_dagster.stores.memory import MemoryStore
 
 #: The position is looked at this often, where the moment matters.
 _LOOK_S = 0.002
+#: The rows of shards are counted this often.
+_ROWS_EVERY_S = 0.1
 
 
 class Discard:
@@ -67,6 +70,7 @@ def main() -> None:
     task = json.loads(sys.argv[1])
     measure: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "catch_up": catch_up,
+        "catch_up_shards": catch_up_shards,
         "serve": serve,
         "copy": copy,
         "compare": compare,
@@ -105,6 +109,52 @@ def catch_up(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def catch_up_shards(task: dict[str, Any]) -> dict[str, Any]:
+    """Run one shard, or all, or a pipeline that has none, until what was committed is durable.
+
+    Prints a line and waits until stdin is closed before it starts. Returns when all of its streams
+    had begun and when it had caught up, and in between how many rows there were at which moment; by
+    the system's monotonic clock, so that processes can be compared.
+    """
+    config = parse_config(task["config"], {})
+    configs = config.members() or {config.pipeline: config}
+    if task["shard"]:
+        configs = {task["shard"]: configs[task["shard"]]}
+    rows: list[tuple[float, int]] = []
+    has_ended = threading.Event()
+    with ExitStack() as opened:
+        stores = {n: opened.enter_context(opened_store(each)) for n, each in configs.items()}
+        together = Together(configs, stores, lambda c, s: Pipeline(c, s, _destination(task, c)))
+
+        def watch() -> None:
+            while not has_ended.wait(_ROWS_EVERY_S):
+                count = sum(status.rows_total for status in together.statuses().values())
+                rows.append((time.monotonic(), count))
+
+        print("ready", flush=True)
+        sys.stdin.read()
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        together.start()
+        began, cpu_s = time.monotonic(), _cpu_s()
+        for name, each in configs.items():
+            mirrored = mirrored_positions(each, stores[name], together.pipelines[name].status)
+            opened.enter_context(mirrored)
+        if not together.wait_until_caught_up(task.get("timeout_s", 600)):
+            sys.exit("the pipeline did not catch up")
+        ended, cpu_s = time.monotonic(), _cpu_s() - cpu_s
+        has_ended.set()
+        watcher.join()
+        statuses = together.statuses().values()
+        rows.append((ended, sum(status.rows_total for status in statuses)))
+        together.shutdown()
+        together.wait(60)
+    if any(table.error for status in statuses for table in status.tables.values()):
+        sys.exit("a table stopped")
+    peak = _peak_rss_mb()
+    return {"began": began, "ended": ended, "rows": rows, "cpu_s": cpu_s, "peak_rss_mb": peak}
+
+
 def serve(task: dict[str, Any]) -> dict[str, Any]:
     """Run a pipeline until stdin is closed; returns when each LSN was durable.
 
@@ -131,11 +181,8 @@ def _pipeline(task: dict[str, Any]) -> Iterator[tuple[Pipeline, float, float]]:
     config = parse_config(task["config"], {})
     if task.get("shard"):
         config = config.members()[task["shard"]]
-    destination: Destination = (
-        Discard() if task.get("destination") == "discard" else build_destination(config)
-    )
     with closing(build_store(config)) as store:  # type: ignore[type-var]
-        pipeline = Pipeline(config, store, destination)
+        pipeline = Pipeline(config, store, _destination(task, config))
         pipeline.start()
         # Its threads are at work from here on; the mirror takes a moment to begin.
         started, cpu_s = time.perf_counter(), _cpu_s()
@@ -143,6 +190,10 @@ def _pipeline(task: dict[str, Any]) -> Iterator[tuple[Pipeline, float, float]]:
             yield pipeline, started, cpu_s
             pipeline.shutdown()
             pipeline.wait(60)
+
+
+def _destination(task: dict[str, Any], config: PipelineConfig) -> Destination:
+    return Discard() if task.get("destination") == "discard" else build_destination(config)
 
 
 def _stdin_closed() -> threading.Event:
