@@ -116,9 +116,33 @@ class _Found:
             control,
             self.destination,
             self.removal,
-            before_state=self._forget_mirrored,
+            before_state=self._forget,
         )
         return tables
+
+    def _forget(self) -> None:
+        self._forget_shard()
+        self._forget_mirrored()
+
+    def _forget_shard(self) -> None:
+        """What the destination knows of a further shard would keep the other shards from it."""
+        from etl_dagster.assembly import build_destination
+        from etl_dagster.errors import DestinationError
+        from etl_dagster.model.destination import RemovesTables, offered
+
+        sharding = self.config.sharding
+        if self.destination is not None or sharding is None or sharding.name == sharding.pipeline:
+            return
+        destination = build_destination(self.config)
+        if (removing := offered(destination, RemovesTables)) is None:
+            return
+        try:
+            destination.startup(self.store)
+            removing.remove_tables(self.config.pipeline, [])
+        except DestinationError as error:
+            click.echo(f"{self.config.pipeline} is not forgotten there: {error.reason}", err=True)
+        finally:
+            destination.shutdown()
 
     def _forget_mirrored(self) -> None:
         if self.states is None:

@@ -185,7 +185,12 @@ class Move:
             is_ = "not known" if state is None else state_name(state)
             raise MoveRefused(
                 f"{name} can be moved while it is streamed (ready), and is {is_}",
-                solution="Let the pipeline run until it is, see `etl-dagster status`.",
+                solution=(
+                    f"First: `etl-dagster retry {name} --shard {self._of.name}`, once the cause is "
+                    "gone; then let that shard run until the table is ready."
+                    if isinstance(state, Errored)
+                    else "Let the pipeline run until it is, see `etl-dagster status`."
+                ),
             )
         there = self._to.store.get_table_replication_state(table_id)
         if there is not None and not _is_untouched(there):

@@ -8,10 +8,11 @@ at least one sees the other.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.config.names import BETWEEN
 from etl_dagster.errors import ConfigError, TableOfAnotherShard
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableId
@@ -89,6 +90,23 @@ def of_another(config: PipelineConfig, name: str, other: str) -> TableOfAnotherS
         other,
         shard=config.sharding.name,
         publication=config.sharding.publications[other],
+    )
+
+
+def of_shards_left_out(config: PipelineConfig, strangers: Sequence[str]) -> str | None:
+    """What to do where a pipeline at the destination is named as a shard of this one."""
+    whole = config.pipeline if config.sharding is None else config.sharding.pipeline
+    begins = f"{whole}{BETWEEN}"
+    names = [each.removeprefix(begins) for each in strangers if each.startswith(begins)]
+    if len(names) < len(strangers):
+        return None
+    left_out = ", ".join(f"shards.{name}" for name in names)
+    forget = f"DELETE FROM _etl.pipelines WHERE pipeline = '{strangers[0]}';"  # noqa: S608  (shown)
+    return (
+        f"Put {left_out} back into the configuration, by this name and with its publication. To "
+        f"remove a shard, move its tables, then `etl-dagster remove --shard {names[0]}`, and take "
+        "it out of the configuration last. Where its state is gone already, have the destination "
+        f"forget it: {forget}"
     )
 
 

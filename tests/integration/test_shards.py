@@ -220,18 +220,25 @@ def test_a_table_that_comes_into_a_second_publication_stops_there_alone(
 
 
 def test_another_pipeline_is_kept_from_the_destination(
-    newest_database: Database, make_config: MakeConfig
+    newest_database: Database, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     prepare(newest_database)
     config = sharded(make_config, newest_database)
     run_until_caught_up(config)
+    caplog.clear()
+    solutions = []
     for stranger in (
         # One that is in no shard, and one of the shards, with the others gone from its file.
         make_config(newest_database, pipeline="stranger"),
         make_config(newest_database),
     ):
-        with pytest.raises(DestinationShared, match="test__events"), running(stranger):
+        with pytest.raises(DestinationShared, match="test__events") as refused, running(stranger):
             pass
+        solutions.append(refused.value.solution)
+    assert [text.startswith("Put shards.events back") for text in solutions] == [False, True]
+    # Where the destination doesn't know of it, this is all there is.
+    [warning] = [line for line in caplog.messages if "etl_dagster_apply_test__events" in line]
+    assert warning.startswith("slots of destinations or shards that the pipeline does not have")
 
 
 def test_tables_that_are_written_are_not_moved_meanwhile(

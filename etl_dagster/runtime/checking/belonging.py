@@ -41,7 +41,7 @@ from etl_dagster.model.states import (
     TableState,
 )
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
-from etl_dagster.runtime.sharding import known_to_all
+from etl_dagster.runtime.sharding import known_to_all, of_shards_left_out
 from etl_dagster.runtime.tables.representation import given
 
 #: Nothing that one table is at fault of, and nothing that waiting helps against.
@@ -162,7 +162,8 @@ class Belonging:
             others = ", ".join(map(repr, strangers))
             raise DestinationShared(
                 f"{self._place} holds the tables of the pipeline {others}, "
-                f"and can't hold those of {self._config.pipeline!r} as well"
+                f"and can't hold those of {self._config.pipeline!r} as well",
+                solution=of_shards_left_out(self._config, strangers),
             )
         return mark
 

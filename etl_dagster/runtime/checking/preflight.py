@@ -21,6 +21,7 @@ from etl_dagster.runtime.checking.publication import check_published_changes, ch
 from etl_dagster.runtime.checking.server import check_server
 from etl_dagster.runtime.checking.shards import check_shards
 from etl_dagster.runtime.checking.slots import (
+    LEFTOVER,
     check_apply_slot,
     check_leftover_slots,
     check_sync_slots,
@@ -47,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 _STATEMENT_TIMEOUT_S = 30.0
 #: Of these, a start warns in the log as well.
-_WARNED_AT_START = ("replica identity", "partitions")
+_WARNED_AT_START = ("replica identity", "partitions", LEFTOVER)
 
 
 def require_ready(connection: Connection, config: PipelineConfig) -> list[PublishedTable]:
@@ -86,10 +87,19 @@ def _ready(
         checks = list(_check_tables(connection, config, facts, publication, tables))
         checks += check_shapes(config, tables)
         _raise_first(iter(checks))
+        checks += _left_over(connection, config)
     except psycopg.Error as error:
         raise translate(error, "checking the source") from error
     warnings = [c for c in checks if c.level == "warning" and c.name in _WARNED_AT_START]
     return tables, warnings
+
+
+def _left_over(connection: Connection, config: PipelineConfig) -> list[Check]:
+    """Slots of what was taken out of the configuration; of several shards, the first one looks."""
+    sharding = config.sharding
+    if sharding is not None and sharding.name != sharding.pipeline:
+        return []
+    return list(check_leftover_slots(connection, config))
 
 
 def _log_all(warnings: Sequence[Check]) -> None:

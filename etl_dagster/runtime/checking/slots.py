@@ -18,6 +18,9 @@ from etl_dagster.source.slots import (
 )
 from etl_dagster.words import human_bytes, names
 
+#: What the check of slots that nothing reads is called.
+LEFTOVER = "slots of destinations"
+
 
 def check_apply_slot(connection: Connection, config: PipelineConfig) -> Check:
     slot = fetch_apply_slot(connection, config)
@@ -95,9 +98,10 @@ def check_leftover_slots(connection: Connection, config: PipelineConfig) -> Iter
     if left:
         kept = human_bytes(sum(slot.retained_bytes for slot in left))
         yield Check.warning(
-            "slots of destinations",
-            "named after destinations or shards that the pipeline does not have, and keeping "
-            f"{kept} of WAL: {names([slot.name for slot in left])}",
-            "If no other pipeline has such a name: "
+            LEFTOVER,
+            f"slots of destinations or shards that the pipeline does not have keep {kept} of WAL: "
+            f"{names([slot.name for slot in left])}",
+            "If one was left out or renamed by mistake, put it back by its name. Else, and if no "
+            "other pipeline has such a name: "
             + " ".join(f"select pg_drop_replication_slot('{slot.name}');" for slot in left),
         )
