@@ -153,12 +153,12 @@ def test_each_of_many_states_is_written_unless_it_changed_or_another_writes_it(
     storage.set("gone", completed={"n": 0})
     storage.delete("gone")
     states = [
-        (NewState("a", None, {"n": 9}), 1),
-        (NewState("b", None, {"n": 9}), 1),
-        (NewState("busy", {"n": 9}), 0),
-        (NewState("gone", {"n": 9}), 0),
-        (NewState("missing", {"n": 9}), 4),
-        (NewState("new", {"n": 9}, None), 0),
+        NewState("a", None, {"n": 9}, 1),
+        NewState("b", None, {"n": 9}, 1),
+        NewState("busy", {"n": 9}, None, 0),
+        NewState("gone", {"n": 9}, None, 0),
+        NewState("missing", {"n": 9}, None, 4),
+        NewState("new", {"n": 9}, None, 0),
     ]
     with closing(StateStorage(storage.location)) as other, other.lock("busy"):
         assert other.get("busy") is None
@@ -172,25 +172,29 @@ def test_each_of_many_states_is_written_unless_it_changed_or_another_writes_it(
     assert (found["new"].partial_object(), found["new"].completed) == ({"n": 9}, None)
     assert [v.operation for v in storage.history("a")] == ["several", "set"]
     assert storage.set_each([]) == frozenset()
-    unkept = StateStorage(storage.location, options=StorageOptions(history_versions=0))
-    with closing(unkept):
-        assert unkept.set_each([(NewState("a", None, {"n": 10}), 2)]) == {"a"}
+    unkept = [NewState("a", None, {"n": 10}, 2, is_kept=False), NewState("b", {"n": 10}, None, 2)]
+    assert storage.set_each(unkept) == {"a", "b"}
     assert [v.version for v in storage.history("a")] == [2, 1]
+    assert [v.version for v in storage.history("b")] == [3, 2, 1]
 
 
 # -- history -------------------------------------------------------------------------------------
 
 
 def test_every_write_is_in_the_history(newest_database: Database) -> None:
-    runs = iter(["run-1", "run-2", "run-3", "run-4", "run-5", "run-6"])
-    storage = StateStorage(
-        locate(state_uri(newest_database)), writer="me", run_id=lambda: next(runs, None)
-    )
+    run = ""
+    storage = StateStorage(locate(state_uri(newest_database)), writer="me", run_id=lambda: run)
+    run = "run-1"
     storage.set("a", completed={"n": 1})
+    run = "run-2"
     storage.merge("a", {"p": 1})
+    run = "run-3"
     storage.set_all([NewState("a", None, {"n": 3})])
+    run = "run-4"
     assert storage.delete("a")
+    run = "run-5"
     assert not storage.delete("a")
+    run = "run-6"
     storage.set("a", completed={"n": 5})
 
     history = storage.history("a")

@@ -66,7 +66,9 @@ class Place:
         self.clock_s += self.write_s * len(writes)
         for write in writes:
             position = write.position
-            row = StateRow(write.expected_version + 1, position.to_state(write.note), True)
+            row = StateRow(
+                (write.state.expected_version or 0) + 1, position.to_state(write.note), True
+            )
             self.rows[position.state_id] = row
         self.transactions.append([write.position.state_id for write in writes])
         self.when_written()

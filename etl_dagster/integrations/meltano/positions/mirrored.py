@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,10 +13,9 @@ import psycopg
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import OURS, TablePosition
 from etl_dagster.integrations.meltano.positions.verdicts import StateRow
-from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.errors import StateChanged, StateCorrupt
 from etl_dagster.integrations.meltano.states.records import NewState, StoredState
-from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
+from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import StateLocation, locate, locate_dsn
 from etl_dagster.stores.postgres.config import PostgresStoreConfig
 
@@ -43,7 +42,8 @@ class PositionWrite:
     note: str | None
     #: What was read; None for nothing.
     over: StateRow | None
-    #: Whether the history keeps it.
+    #: Whether the history keeps it. A position moves every few seconds: a history of that would be
+    #: all there is to read.
     is_step: bool
 
     @property
@@ -53,11 +53,9 @@ class PositionWrite:
             self.position.state_id,
             partial=None if is_completed else state,
             completed=state if is_completed else None,
+            expected_version=0 if self.over is None else self.over.version,
+            is_kept=self.is_step,
         )
-
-    @property
-    def expected_version(self) -> int:
-        return 0 if self.over is None else self.over.version
 
 
 class MirroredStates:
@@ -65,13 +63,8 @@ class MirroredStates:
 
     def __init__(self, pipeline: str, prefix: str, location: StateLocation) -> None:
         self._prefix = prefix
-        self._location = location
         self._writer = f"etl-dagster, pipeline {pipeline}"
-        self._steps = StateStorage(location, writer=self._writer)
-        # A position moves every few seconds: a history of that would be all there is to read.
-        self._moves = StateStorage(
-            location, writer=self._writer, options=StorageOptions(history_versions=0)
-        )
+        self._storage = StateStorage(location, writer=self._writer)
 
     @classmethod
     def of(cls, config: PipelineConfig) -> MirroredStates | None:
@@ -88,7 +81,7 @@ class MirroredStates:
 
     def migrate(self) -> None:
         """Make the tables if they are missing."""
-        self._steps.migrate()
+        self._storage.migrate()
 
     def place(self) -> str:
         """What tells this place from any other.
@@ -96,26 +89,15 @@ class MirroredStates:
         A user may drop the tables, or restore an empty database under the same name: then no
         state is there, and none was cleared.
         """
-        table = self._steps.tables.identifiers()["state"].as_string()
-        connections = StateConnections(self._location)
-        query = (
-            "select current_database(), to_regclass(%s)::oid, case when "
-            "has_function_privilege('pg_control_system()', 'execute') then "
-            "(select system_identifier from pg_control_system()) end"
-        )
-        try:
-            row = connections.run(lambda c: c.execute(query, [table]).fetchone())
-        finally:
-            connections.close()
-        return f"{table} in {' '.join(str(part) for part in row or ())}"
+        return self._storage.place()
 
     def read(self, state_ids: Iterable[str]) -> dict[str, StateRow]:
         """Those of these states that there are."""
-        found = {state.state_id: state for state in self._steps.get_all(f"{self._prefix}*")}
+        found = {state.state_id: state for state in self._storage.get_all(f"{self._prefix}*")}
         for state_id in state_ids:
             # Under an environment or destination of before.
             if not state_id.startswith(self._prefix):
-                state = self._steps.get(state_id)
+                state = self._storage.get(state_id)
                 if state is not None:
                     found[state_id] = state
         return {state_id: self._row(state) for state_id, state in found.items()}
@@ -124,47 +106,33 @@ class MirroredStates:
         """All states of the pipeline."""
         return {
             stored.state_id: StoredBookmark(self._row(stored).state, stored.updated_at)
-            for stored in self._steps.get_all(f"{self._prefix}*")
+            for stored in self._storage.get_all(f"{self._prefix}*")
         }
 
-    def write_each(self, writes: Sequence[PositionWrite]) -> set[str]:
-        """Write positions of different tables, in as few transactions as possible.
+    def write_each(self, writes: Sequence[PositionWrite]) -> Collection[str]:
+        """Write positions of different tables in one transaction.
 
         Returns:
             The IDs of those that were written: not what has something newer, nor what another
             writes at this moment.
         """
-        written: set[str] = set()
-        for is_step, storage in ((True, self._steps), (False, self._moves)):
-            some = [write for write in writes if write.is_step is is_step]
-            if some:
-                states = [(write.state, write.expected_version) for write in some]
-                written |= storage.set_each(states, operation=_OPERATION)
-        return written
+        return self._storage.set_each([write.state for write in writes], operation=_OPERATION)
 
     def write(self, write: PositionWrite) -> bool:
-        """Write one position; False, and nothing is written, if there is something newer."""
-        storage = self._steps if write.is_step else self._moves
-        state = write.state
+        """Write one position, once no other process does; False where there is something newer."""
         try:
-            storage.set(
-                state.state_id,
-                partial=state.partial,
-                completed=state.completed,
-                expected_version=write.expected_version,
-                operation=_OPERATION,
-            )
+            self._storage.put(write.state, operation=_OPERATION)
         except StateChanged:
             return False
         return True
 
     def delete(self, state_id: str, row: StateRow) -> bool:
         """Remove a state as it was read; False if there is something newer."""
-        with self._steps.lock(state_id):
-            state = self._steps.get(state_id)
+        with self._storage.lock(state_id):
+            state = self._storage.get(state_id)
             if state is not None and state.version != row.version:
                 return False
-            self._steps.delete(state_id)
+            self._storage.delete(state_id)
         return True
 
     def find_move(self, position: TablePosition) -> str | None:
@@ -173,11 +141,11 @@ class MirroredStates:
         `meltano state move` writes the one and deletes the other, so both have one writer. A copy
         that was made before clearing the state was made by another process.
         """
-        versions = self._steps.history(position.state_id, limit=1)
+        versions = self._storage.history(position.state_id, limit=1)
         if not versions or versions[0].operation != "delete":
             return None
         gone = versions[0]
-        for state in self._steps.get_all():
+        for state in self._storage.get_all():
             is_near = abs(gone.written_at - state.updated_at) <= _MOVE_TAKES
             if state.writer != gone.writer or not is_near:
                 continue
@@ -188,9 +156,8 @@ class MirroredStates:
         return None
 
     def close(self) -> None:
-        for storage in (self._steps, self._moves):
-            with contextlib.suppress(psycopg.Error):
-                storage.close()
+        with contextlib.suppress(psycopg.Error):
+            self._storage.close()
 
     def _row(self, state: StoredState) -> StateRow:
         try:

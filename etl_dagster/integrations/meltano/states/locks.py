@@ -21,9 +21,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
-from psycopg import errors, sql
+from psycopg import errors
 
 from etl_dagster.integrations.meltano.states import lock_statements
 from etl_dagster.integrations.meltano.states.connections import StateConnections
@@ -33,7 +33,8 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateStorageError,
 )
 from etl_dagster.integrations.meltano.states.listening import ReleaseListener
-from etl_dagster.integrations.meltano.states.migrate import StateTables
+from etl_dagster.integrations.meltano.states.statements import filled
+from etl_dagster.integrations.meltano.states.tables import StateTables
 
 _log = logging.getLogger(__name__)
 
@@ -124,13 +125,7 @@ class Locks:
         self, connections: StateConnections, tables: StateTables, run_id: Callable[[], str | None]
     ) -> None:
         self._connections = connections
-        names = tables.identifiers()
-        self._acquire = sql.SQL(lock_statements.ACQUIRE).format(**names).as_bytes(None)
-        self._await = sql.SQL(lock_statements.AWAIT).format(**names).as_bytes(None)
-        self._holder = sql.SQL(lock_statements.HOLDER).format(**names).as_bytes(None)
-        self._renew = sql.SQL(lock_statements.RENEW).format(**names).as_bytes(None)
-        self._release = sql.SQL(lock_statements.RELEASE).format(**names).as_bytes(None)
-        self._list = sql.SQL(lock_statements.LIST).format(**names).as_bytes(None)
+        self._tables = tables
         self._run_id = run_id
         digest = hashlib.sha256(f"{tables.schema}\0{tables.locks}".encode()).hexdigest()
         self._channel = f"etl_dagster_state_{digest[:16]}"
@@ -181,7 +176,7 @@ class Locks:
             "channel": self._channel,
             "hex": lease.key.hex(),
         }
-        return self._release, parameters
+        return filled(lock_statements.RELEASE, self._tables), parameters
 
     def give_way(self, lease: StateLease, released: tuple[Any, ...] | None) -> None:
         """After a release that another process waited for, our next turn comes a little later.
@@ -201,8 +196,16 @@ class Locks:
 
     def rows(self) -> list[LockRow]:
         """All locks and run leases, the oldest first; also expired ones not taken yet."""
-        rows = self._connections.run(lambda c: c.execute(self._list).fetchall())
+        text = filled(lock_statements.LIST, self._tables)
+        rows = self._connections.run(lambda c: c.execute(text).fetchall())
         return [LockRow(*row) for row in rows]
+
+    def _row(self, text: LiteralString, parameters: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """Raises LockNotAvailable."""
+        query = filled(text, self._tables)
+        return self._connections.run(
+            lambda c: c.execute(query, parameters).fetchone(), lock_waits=True
+        )
 
     # -- waiting ---------------------------------------------------------------------------------
 
@@ -221,9 +224,7 @@ class Locks:
         }
         began = time.monotonic()
         try:
-            row = self._connections.run(
-                lambda c: c.execute(self._acquire, parameters).fetchone(), lock_waits=True
-            )
+            row = self._row(lock_statements.ACQUIRE, parameters)
         except errors.LockNotAvailable:
             return False
         if row is None:
@@ -265,12 +266,10 @@ class Locks:
         """Ask for a notification at the release; who holds it, or None when it is free."""
         parameters = {"key": lease.key, "wait_ms": _milliseconds(deadline)}
         try:
-            return self._connections.run(
-                lambda c: c.execute(self._await, parameters).fetchone(), lock_waits=True
-            )
+            return self._row(lock_statements.AWAIT, parameters)
         except errors.LockNotAvailable:
             # Its transaction holds the row; reading waits for no other session.
-            return self._connections.run(lambda c: c.execute(self._holder, parameters).fetchone())
+            return self._row(lock_statements.HOLDER, parameters)
 
     # -- renewal ---------------------------------------------------------------------------------
 
@@ -313,9 +312,7 @@ class Locks:
         }
         began = time.monotonic()
         try:
-            row = self._connections.run(
-                lambda c: c.execute(self._renew, parameters).fetchone(), lock_waits=True
-            )
+            row = self._row(lock_statements.RENEW, parameters)
         except errors.LockNotAvailable:
             # Our own transaction holds the row, so no other process can take it before that ends.
             lease.renewed_at = began

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from psycopg import errors, sql
 
 from etl_dagster.integrations.meltano.states.errors import (
@@ -11,49 +9,11 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateStorageError,
     StateTablesMissing,
 )
+from etl_dagster.integrations.meltano.states.tables import StateTables
 from etl_dagster.pg import migrate as runner
 from etl_dagster.pg.advisory import text_key
 from etl_dagster.pg.connection import Connection
 from etl_dagster.pg.migrate import Migration, Migrations
-
-
-@dataclass(frozen=True, slots=True)
-class StateTables:
-    """The names of the tables, all in one schema."""
-
-    schema: str
-    state: str = "meltano_state"
-    locks: str = "meltano_state_locks"
-
-    @property
-    def history(self) -> str:
-        return f"{self.state}_history"
-
-    @property
-    def migrations(self) -> str:
-        return f"{self.state}_migrations"
-
-    def identifiers(self) -> dict[str, sql.Identifier]:
-        """For `SQL.format`: ``{state}``, ``{locks}``, ``{history}``, ``{migrations}``."""
-        names = {
-            "state": self.state,
-            "locks": self.locks,
-            "history": self.history,
-            "migrations": self.migrations,
-        }
-        return {key: sql.Identifier(self.schema, name) for key, name in names.items()}
-
-    def series(self) -> Migrations:
-        """Their migrations. Statements name the tables in braces."""
-        return Migrations(
-            "the tables of Meltano states",
-            "etl_dagster.integrations.meltano.states.migrations",
-            StateStorageError,
-            ledger=self.migrations,
-            comment="etl_dagster state store",
-            names=self.identifiers(),
-            key=(text_key(self.schema, self.state, "", "migrate"),),
-        )
 
 
 def ensure_tables(
@@ -74,7 +34,7 @@ def ensure_tables(
         StateTablesMissing: there is something to do, and it is not allowed.
         StateStorageError: a newer version of this program was here.
     """
-    series = tables.series()
+    series = _series(tables)
     done = _applied(connection, tables)
     if done is not None and not runner.due(done, tables.schema, series):
         return 0
@@ -118,8 +78,20 @@ def script(tables: StateTables, connection: Connection | None = None) -> str:
         SQL; empty when nothing is due.
     """
     done = set() if connection is None else _applied(connection, tables) or set()
-    series = tables.series()
+    series = _series(tables)
     return runner.script(runner.due(done, tables.schema, series), tables.schema, series)
+
+
+def _series(tables: StateTables) -> Migrations:
+    return Migrations(
+        "the tables of Meltano states",
+        "etl_dagster.integrations.meltano.states.migrations",
+        StateStorageError,
+        ledger=tables.migrations,
+        comment="etl_dagster state store",
+        names=tables.identifiers(),
+        key=(text_key(tables.schema, tables.state, "", "migrate"),),
+    )
 
 
 def _applied(connection: Connection, tables: StateTables) -> set[int] | None:
@@ -136,7 +108,7 @@ def _applied(connection: Connection, tables: StateTables) -> set[int] | None:
     ).fetchone()
     if row != (True,):
         return None
-    series = tables.series()
+    series = _series(tables)
     try:
         return runner.applied(connection, tables.schema, series)
     except errors.InsufficientPrivilege:

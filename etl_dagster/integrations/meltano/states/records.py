@@ -173,6 +173,10 @@ class NewState:
     state_id: str
     partial: Half = None
     completed: Half = None
+    #: It is only written over this version; 0 where none must be there, None over whatever is.
+    expected_version: int | None = None
+    #: Whether the history has it.
+    is_kept: bool = True
 
 
 @dataclass(frozen=True, slots=True)

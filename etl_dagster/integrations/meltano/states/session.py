@@ -58,8 +58,7 @@ class StateSession:
 
     def get(self) -> Answer:
         """The row as it is in this transaction, and stays until its end."""
-        statement = (self._writing.sql.get_for_update, {"state_id": self.lease.state_id})
-        row = self._do(lambda: self._send(statement)[0])
+        row = self._do(lambda: self._send(self._writing.get(self.lease.state_id))[0])
         if not self._writes:
             self._seen = row[3] if row else 0
         return row
@@ -106,12 +105,12 @@ class StateSession:
             if write is None:
                 if not row or not row[0]:
                     raise self._lost()
-            elif row is None:
+            elif row is None or row[0] is None:
                 if write.expected_version is not None and self.lease.is_held:
                     raise StateChanged(f"state {self.lease.state_id!r} has another version")
                 raise self._lost()
             else:
-                self._writing.prune(self.lease.state_id, row[0])
+                self._writing.prune({self.lease.state_id: row[1][0]})
 
     def _do(self, step: Callable[[], T]) -> T:
         for attempt in range(_ATTEMPTS):
@@ -136,14 +135,14 @@ class StateSession:
         first: list[Statement] = []
         if self._connection is None:
             self._connection = self._borrowed.enter_context(self._writing.connections.borrow())
-            first = [BEGIN, self._writing.begin(state_id, self.lease)]
+            first = [BEGIN, *self._writing.begin(state_id, self.lease)]
             if self._seen is not None or self._answers:
                 mark = self._writing.mark(state_id)
                 self._compare(send(self._connection, *first, mark)[-1])
                 first = []
             self._answers.clear()
         waiting = [
-            self._writing.write(write, self.lease)
+            self._writing.write([write], self.lease)
             if write
             else self._writing.delete(state_id, self.lease)
             for write in self._writes[len(self._answers) :]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
-from etl_dagster.integrations.meltano.states import records
+from etl_dagster.integrations.meltano.states import records, statements
 from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.errors import (
     StateChanged,
@@ -18,7 +19,7 @@ from etl_dagster.integrations.meltano.states.errors import (
 )
 from etl_dagster.integrations.meltano.states.glob import literal_prefix, matcher
 from etl_dagster.integrations.meltano.states.locks import LockRow, Locks, StateLease
-from etl_dagster.integrations.meltano.states.migrate import StateTables, ensure_tables, script
+from etl_dagster.integrations.meltano.states.migrate import ensure_tables, script
 from etl_dagster.integrations.meltano.states.options import StorageOptions
 from etl_dagster.integrations.meltano.states.records import (
     Difference,
@@ -30,14 +31,10 @@ from etl_dagster.integrations.meltano.states.records import (
     to_text,
 )
 from etl_dagster.integrations.meltano.states.session import StateSession
+from etl_dagster.integrations.meltano.states.statements import filled
+from etl_dagster.integrations.meltano.states.tables import StateTables
 from etl_dagster.integrations.meltano.states.uri import StateLocation, locate
-from etl_dagster.integrations.meltano.states.writing import (
-    Answer,
-    Statement,
-    Write,
-    Writing,
-    send,
-)
+from etl_dagster.integrations.meltano.states.writing import Write, Writing
 from etl_dagster.pg.connection import Connection
 
 __all__ = [
@@ -131,6 +128,17 @@ class StateStorage:
         """What `migrate` would run, as SQL for an administrator; empty when nothing is due."""
         return self._connections.run(lambda connection: script(self.tables, connection))
 
+    def place(self) -> str:
+        """What tells this table from any other, also from a new one under the same name."""
+        table = self.tables.identifiers()["state"].as_string()
+        query = (
+            "SELECT current_database(), to_regclass(%s)::oid, CASE WHEN "
+            "has_function_privilege('pg_control_system()', 'execute') THEN "
+            "(SELECT system_identifier FROM pg_control_system()) END"
+        )
+        row = self._connections.run(lambda c: c.execute(query, [table]).fetchone())
+        return f"{table} in {' '.join(str(part) for part in row or ())}"
+
     def require_writable(self) -> None:
         """Look, and change nothing.
 
@@ -138,8 +146,7 @@ class StateStorage:
             StateStorageForbidden: the role or the server can't write; says what is missing.
         """
         names = {key: name.as_string(None) for key, name in self.tables.identifiers().items()}
-        sql = self._writing.sql.missing_rights
-        rows = self._run(lambda c: c.execute(sql, names).fetchall())
+        rows = self._rows(statements.MISSING_RIGHTS, names)
         if rows:
             missing = ", ".join(what for (what,) in rows)
             raise StateStorageForbidden(
@@ -153,32 +160,27 @@ class StateStorage:
         """The state; None when there is none. Under `lock`, it stays like that until its end."""
         check_id(state_id)
         session = self._session(state_id)
-        row = (
-            session.get()
-            if session
-            else self._run(
-                lambda c: c.execute(self._writing.sql.get, {"state_id": state_id}).fetchone()
-            )
-        )
-        return StoredState(*row) if row else None
+        if session:
+            row = session.get()
+            return StoredState(*row) if row else None
+        rows = self._rows(statements.GET, {"state_id": state_id})
+        return StoredState(*rows[0]) if rows else None
 
     def list_ids(self, pattern: str | None = None) -> list[str]:
         """The IDs that match a pattern such as ``dev:*``, in the order of their characters."""
         prefix = literal_prefix(pattern).replace("\0", "")
-        rows = self._run(lambda c: c.execute(self._writing.sql.ids, (prefix,)).fetchall())
+        rows = self._rows(statements.IDS, [prefix])
         matches = matcher(pattern)
         return [state_id for (state_id,) in rows if matches is None or matches(state_id)]
 
     def get_all(self, pattern: str | None = None) -> list[StoredState]:
         """All states that match, in the order of their IDs."""
         matches, prefix = matcher(pattern), literal_prefix(pattern).replace("\0", "")
-        sql = self._writing.sql
         if matches is not None and not prefix:
             # States may be large: only those are fetched that are wanted.
-            ids = self.list_ids(pattern)
-            rows = self._run(lambda c: c.execute(sql.get_some, (ids,)).fetchall())
+            rows = self._rows(statements.GET_SOME, [self.list_ids(pattern)])
         else:
-            rows = self._run(lambda c: c.execute(sql.get_all, (prefix,)).fetchall())
+            rows = self._rows(statements.GET_ALL, [prefix])
         return [StoredState(*row) for row in rows if matches is None or matches(row[0])]
 
     # -- writing ---------------------------------------------------------------------------------
@@ -202,29 +204,12 @@ class StateStorage:
             StateChanged: another version is stored.
             StateLockLost: under `lock`, and the lock was taken. Raised at the end of the block.
         """
-        check_id(state_id)
-        write = Write(
-            state_id,
-            to_text(state_id, partial, "partial"),
-            to_text(state_id, completed, "completed"),
-            operation,
-            expected_version,
-        )
-        session = self._session(state_id)
-        if session:
-            session.write(write)
-            return
-        self._ready()
-        row = self._writing.transaction(state_id, self._writing.write(write))
-        if row is None:
-            mark = self._run(lambda c: send(c, self._writing.mark(state_id))[0])
-            # Done by an attempt whose answer was lost, or not at all.
-            if mark is None or mark[1] != write.write_id:
-                raise StateChanged(
-                    f"state {state_id!r} has another version than {expected_version}"
-                )
-        else:
-            self._writing.prune(state_id, row[0])
+        self.put(NewState(state_id, partial, completed, expected_version), operation=operation)
+
+    def put(self, state: NewState, *, operation: str = "set") -> None:
+        """As `set`."""
+        (write,) = self._writes([state], operation)
+        self._write(write)
 
     def merge(self, state_id: str, partial: Mapping[str, Any]) -> None:
         """Merge into the partial half, as Meltano does; one transaction, so nothing gets lost.
@@ -235,24 +220,12 @@ class StateStorage:
         """
         check_id(state_id)
         to_text(state_id, partial, "partial")
-
-        def merged(stored: StoredState | None) -> Write:
+        with self.lock(state_id):
+            stored = self.get(state_id)
             below = stored.partial_object() if stored else {}
             text = to_text(state_id, records.merge(below, partial), "partial")
-            return Write(state_id, text, stored.completed if stored else None, "merge")
-
-        session = self._session(state_id)
-        if session:
-            session.write(merged(self.get(state_id)))
-            return
-
-        def change(row: Answer) -> Statement:
-            return self._writing.write(merged(StoredState(*row) if row else None))
-
-        self._ready()
-        row = self._writing.read_and_write(state_id, change)
-        if row is not None:
-            self._writing.prune(state_id, row[0])
+            completed = stored.completed if stored else None
+            self._write(Write(state_id, text, completed, "merge", uuid.uuid4()))
 
     def delete(self, state_id: str) -> bool:
         """Forget the state, not its history; whether there was one."""
@@ -261,7 +234,7 @@ class StateStorage:
         if session:
             return session.delete()
         self._ready()
-        row = self._writing.transaction(state_id, self._writing.delete(state_id))
+        row = self._writing.alone(state_id, self._writing.delete(state_id))
         return row is not None and row[1] > 0
 
     def set_all(self, states: Iterable[NewState], *, operation: str = "import") -> int:
@@ -270,35 +243,17 @@ class StateStorage:
         Raises:
             StateNotStorable: one of them is; nothing was written.
         """
-        given: dict[str, tuple[str | None, str | None]] = {}
-        for state in states:
-            check_id(state.state_id)
-            given[state.state_id] = (
-                to_text(state.state_id, state.partial, "partial"),
-                to_text(state.state_id, state.completed, "completed"),
-            )
-        if not given:
-            return 0
-        parameters = {
-            **self._writing.author(),
-            "ids": list(given),
-            "partials": [partial for partial, _ in given.values()],
-            "completeds": [completed for _, completed in given.values()],
-            "operation": operation,
-        }
-        self._ready()
-        return self._writing.table_transaction((self._writing.sql.write_all, parameters))
+        writes = self._writes(states, operation)
+        if writes:
+            self._ready()
+            self._writing.put(None, writes)
+        return len(writes)
 
-    def set_each(
-        self, states: Iterable[tuple[NewState, int]], *, operation: str = "set"
-    ) -> frozenset[str]:
+    def set_each(self, states: Iterable[NewState], *, operation: str = "set") -> frozenset[str]:
         """Replace many states, each only over its expected version, in one transaction.
 
         What another writes at this moment is left out, and so is what has another version; neither
         is waited for.
-
-        Args:
-            states: each with the version to write it over, 0 if there must be none.
 
         Returns:
             The IDs of those that were written.
@@ -306,40 +261,33 @@ class StateStorage:
         Raises:
             StateNotStorable: one of them is; nothing was written.
         """
-        writes = []
-        for state, expected in states:
-            check_id(state.state_id)
-            partial = to_text(state.state_id, state.partial, "partial")
-            completed = to_text(state.state_id, state.completed, "completed")
-            writes.append(Write(state.state_id, partial, completed, operation, expected))
+        writes = self._writes(states, operation)
+        if not writes:
+            return frozenset()
         self._ready()
-        versions = self._writing.write_each(writes)
-        for state_id, version in versions.items():
-            self._writing.prune(state_id, version)
+        versions = self._writing.put_free(writes)
+        self._writing.prune(versions)
         return frozenset(versions)
 
     def clear_all(self) -> int:
         """Forget all states, not their history, in one transaction; how many there were."""
         self._ready()
-        return self._writing.table_transaction(
-            (self._writing.sql.clear_all, self._writing.author())
-        )
+        row = self._writing.alone(None, self._writing.delete(None))
+        return int(row[1]) if row else 0
 
     # -- history ---------------------------------------------------------------------------------
 
     def history(self, state_id: str, *, limit: int | None = None) -> list[StateVersion]:
         """The versions that are kept, the newest first."""
-        parameters = {"state_id": state_id, "limit": limit}
-        rows = self._run(lambda c: c.execute(self._writing.sql.history, parameters).fetchall())
+        rows = self._rows(statements.HISTORY, {"state_id": state_id, "limit": limit})
         return [StateVersion(*row) for row in rows]
 
     def version(self, state_id: str, version: int) -> StateVersion:
         """Raises StateVersionMissing."""
-        parameters = {"state_id": state_id, "version": version}
-        row = self._run(lambda c: c.execute(self._writing.sql.version, parameters).fetchone())
-        if row is None:
+        rows = self._rows(statements.HISTORY_VERSION, {"state_id": state_id, "version": version})
+        if not rows:
             raise StateVersionMissing(f"state {state_id!r} has no version {version} in its history")
-        return StateVersion(*row)
+        return StateVersion(*rows[0])
 
     def diff(self, state_id: str, before: int, after: int | None = None) -> list[Difference]:
         """What changed from one version to another, or to what is stored now."""
@@ -366,10 +314,8 @@ class StateStorage:
             if old.operation == "delete":
                 self.delete(state_id)
                 return
-            session = self._session(state_id)
-            assert session is not None
             # As it was, even if it is not JSON: that is what the user asked for.
-            session.write(Write(state_id, old.partial, old.completed, "restore"))
+            self._write(Write(state_id, old.partial, old.completed, "restore", uuid.uuid4()))
 
     # -- locks -----------------------------------------------------------------------------------
 
@@ -454,6 +400,37 @@ class StateStorage:
         """The lock that this thread holds."""
         return self._by_id().get(state_id)
 
+    def _writes(self, states: Iterable[NewState], operation: str) -> list[Write]:
+        """Raises StateNotStorable."""
+        write_id = uuid.uuid4()
+        found = {}
+        for state in states:
+            check_id(state.state_id)
+            found[state.state_id] = Write(
+                state.state_id,
+                to_text(state.state_id, state.partial, "partial"),
+                to_text(state.state_id, state.completed, "completed"),
+                operation,
+                write_id,
+                state.expected_version,
+                state.is_kept,
+            )
+        return list(found.values())
+
+    def _write(self, write: Write) -> None:
+        """Raises StateChanged."""
+        session = self._session(write.state_id)
+        if session:
+            session.write(write)
+            return
+        self._ready()
+        versions = self._writing.put(write.state_id, [write])
+        if not versions:
+            raise StateChanged(
+                f"state {write.state_id!r} has another version than {write.expected_version}"
+            )
+        self._writing.prune(versions)
+
     def _ready(self) -> None:
         if not self._is_ready:
             self.migrate()
@@ -461,3 +438,9 @@ class StateStorage:
     def _run(self, work: Callable[[Connection], T]) -> T:
         self._ready()
         return self._connections.run(work)
+
+    def _rows(
+        self, text: LiteralString, parameters: Mapping[str, Any] | Sequence[Any]
+    ) -> list[tuple[Any, ...]]:
+        query = filled(text, self.tables)
+        return self._run(lambda c: c.execute(query, parameters).fetchall())

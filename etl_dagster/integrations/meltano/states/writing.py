@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import errors
 
+from etl_dagster.integrations.meltano.states import statements
 from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.errors import StateLocked
 from etl_dagster.integrations.meltano.states.locks import StateLease, own_name
-from etl_dagster.integrations.meltano.states.migrate import StateTables
 from etl_dagster.integrations.meltano.states.options import StorageOptions
-from etl_dagster.integrations.meltano.states.statements import Statements
+from etl_dagster.integrations.meltano.states.statements import filled
+from etl_dagster.integrations.meltano.states.tables import StateTables
 from etl_dagster.pg.advisory import text_key
 from etl_dagster.pg.connection import Connection
 
@@ -56,8 +58,12 @@ class Write:
     partial: str | None
     completed: str | None
     operation: str
+    #: By it a repeated attempt finds what was done; states that are written together share it.
+    write_id: uuid.UUID
+    #: 0 where none must be there; None for whatever is there.
     expected_version: int | None = None
-    write_id: uuid.UUID = field(default_factory=uuid.uuid4)
+    #: Whether the history has it.
+    is_kept: bool = True
 
 
 class Writing:
@@ -73,151 +79,147 @@ class Writing:
         run_id: Callable[[], str | None],
     ) -> None:
         self.connections = connections
-        self.sql = Statements.of(tables)
         self._tables = tables
         self._options = options
         self._writer = writer
         self._run_id = run_id
 
-    def transaction(self, state_id: str, *statements: Statement) -> Answer:
-        """Run them while no other process writes this state; the last one's row.
+    # -- whole transactions ----------------------------------------------------------------------
+
+    def alone(self, state_id: str | None, *work: Statement) -> Answer:
+        """Run them while no other process writes this state, or any; the last one's row.
 
         Raises:
             StateLocked: another transaction writes it and doesn't end.
         """
-        work = (self.begin(state_id), *statements)
-        return self._unlocked(state_id, lambda connection: send(connection, *work)[-1])
+        if state_id is None:
+            lock = [self._settings(), self._statement(statements.LOCK_TABLE)]
+        else:
+            lock = self.begin(state_id)
+        return self._unlocked(state_id, lambda connection: send(connection, *lock, *work)[-1])
 
-    def read_and_write(self, state_id: str, change: Callable[[Answer], Statement]) -> Answer:
-        """The same for a write that depends on what is stored; `change` may be called again."""
+    def put(self, state_id: str | None, writes: Sequence[Write]) -> dict[str, int]:
+        """Write them as `alone` does; the new versions of those that have been written."""
+        # Also by an attempt whose answer was lost.
+        return _versions(self.alone(state_id, self.write(writes), self._written(writes)))
 
-        def work(connection: Connection) -> Answer:
-            try:
-                get = (self.sql.get, {"state_id": state_id})
-                row = send(connection, BEGIN, self.begin(state_id), get)[-1]
-                return send(connection, change(row), COMMIT)[0]
-            except BaseException:
-                if not connection.closed:
-                    connection.rollback()
-                raise
-
-        return self._unlocked(state_id, work)
-
-    def table_transaction(self, statement: Statement) -> int:
-        """Run it while no other process writes any state; the count that it selects."""
-        wait: Statement = (self.sql.wait, {"wait_ms": self._wait_ms()})
-        lock: Statement = (self.sql.lock_table, {})
-        row = self._unlocked("*", lambda connection: send(connection, wait, lock, statement)[-1])
-        return int(row[0]) if row else 0
-
-    def write_each(self, writes: Sequence[Write]) -> dict[str, int]:
-        """Write those of different states that others let go at once and that are as expected.
-
-        All in one transaction; returns the new versions of those that were written. The writes have
-        one operation, and each has an expected version.
+    def put_free(self, writes: Sequence[Write]) -> dict[str, int]:
+        """Write those that no other process writes at this moment; the new versions of those.
 
         Every advisory lock is taken before any table's, and none is waited for: so this can't be
         part of a deadlock.
         """
-        if not writes:
-            return {}
-        write_id = writes[0].write_id
         keys = [self._key(write.state_id) for write in writes]
+        lock = self._statement(statements.LOCK_FREE, {"advisory_keys": keys})
 
         def work(connection: Connection) -> Answer:
             try:
-                lock = (self.sql.lock_each, {"advisory_keys": keys})
-                locked = send(connection, BEGIN, lock)[-1]
-                free = [writes[place - 1] for place in (locked[2] if locked else ())]
-                ids = [write.state_id for write in free]
-                parameters = {
-                    **self.author(),
-                    "ids": ids,
-                    "partials": [write.partial for write in free],
-                    "completeds": [write.completed for write in free],
-                    "expected": [write.expected_version for write in free],
-                    "operation": writes[0].operation,
-                    "write_id": write_id,
-                }
-                # Those that an attempt wrote whose answer was lost count as well.
-                written = (self.sql.written, {"ids": ids, "write_id": write_id})
-                return send(connection, (self.sql.write_each, parameters), written, COMMIT)[1]
+                locked = send(connection, BEGIN, self._settings(), lock)[-1]
+                free = [writes[place - 1] for place in (locked[0] if locked else ())]
+                if not free:
+                    connection.rollback()
+                    return None
+                return send(connection, self.write(free), self._written(free), COMMIT)[-2]
             except BaseException:
                 if not connection.closed:
                     connection.rollback()
                 raise
 
-        row = self._unlocked("*", work)
-        return dict(zip(row[0], row[1], strict=True)) if row and row[0] else {}
+        return _versions(self._unlocked(None, work))
 
-    def begin(self, state_id: str, lease: StateLease | None = None) -> Statement:
-        """The first statement of a transaction that writes this state."""
-        return (
-            self.sql.begin,
-            {
-                "wait_ms": self._wait_ms(),
-                "idle_ms": _milliseconds(self._options.lease_s),
-                "advisory_key": self._key(state_id),
-                **_fence(lease),
-            },
-        )
+    # -- their statements ------------------------------------------------------------------------
 
-    def write(self, write: Write, lease: StateLease | None = None) -> Statement:
-        """With a lease, nothing is written once that was taken by another: then there is no row."""
+    def begin(self, state_id: str, lease: StateLease | None = None) -> list[Statement]:
+        """The first statements of a transaction that writes this state."""
+        key = {"advisory_key": self._key(state_id), **_fence(lease)}
+        return [self._settings(), self._statement(statements.LOCK_STATE, key)]
+
+    def get(self, state_id: str) -> Statement:
+        """The state, which no other process can write then before the end of the transaction."""
+        return self._statement(statements.GET_FOR_UPDATE, {"state_id": state_id})
+
+    def write(self, writes: Sequence[Write], lease: StateLease | None = None) -> Statement:
+        """Of different states, which share operation and write ID.
+
+        With a lease, nothing is written once that was taken by another. Its row has the IDs and the
+        versions of those that were written, or nulls.
+        """
+        keeps_any = self._options.history_versions > 0
         parameters = {
-            **self.author(),
+            **self._author(),
             **_fence(lease),
-            "state_id": write.state_id,
-            "partial": write.partial,
-            "completed": write.completed,
-            "operation": write.operation,
-            "expected": write.expected_version,
-            "write_id": write.write_id,
+            "ids": [write.state_id for write in writes],
+            "partials": [write.partial for write in writes],
+            "completeds": [write.completed for write in writes],
+            "expected": [write.expected_version for write in writes],
+            "kept": [write.is_kept and keeps_any for write in writes],
+            "operation": writes[0].operation,
+            "write_id": writes[0].write_id,
         }
-        return self.sql.write, parameters
+        return self._statement(statements.WRITE, parameters)
 
-    def delete(self, state_id: str, lease: StateLease | None = None) -> Statement:
-        """Its row says whether it was allowed and whether there was one, as counts."""
-        return self.sql.delete, {**self.author(), **_fence(lease), "state_id": state_id}
-
-    def author(self) -> dict[str, Any]:
-        """Parameters of every statement that writes."""
-        return {
-            "writer": self._writer or own_name(),
-            "run_id": self._run_id(),
-            "keep": self._options.history_versions > 0,
-        }
+    def delete(self, state_id: str | None, lease: StateLease | None = None) -> Statement:
+        """One state, or all; its row says whether it was allowed and how many there were."""
+        parameters = {"state_id": state_id, "kept": self._options.history_versions > 0}
+        return self._statement(statements.DELETE, {**self._author(), **_fence(lease), **parameters})
 
     def mark(self, state_id: str) -> Statement:
         """Version and last write."""
-        return self.sql.mark, {"state_id": state_id}
+        return self._statement(statements.MARK, {"state_id": state_id})
 
-    def prune(self, state_id: str, version: int) -> None:
-        """Let go of old history, at some of the versions."""
+    def prune(self, versions: Mapping[str, int]) -> None:
+        """Let go of the old history of states, where these are some of their versions."""
         options = self._options
-        if not options.history_versions or version % _PRUNE_EVERY:
-            return
+        text = filled(statements.PRUNE, self._tables)
+        for state_id, version in versions.items():
+            if not options.history_versions or version % _PRUNE_EVERY:
+                continue
+            parameters = {
+                "state_id": state_id,
+                "versions": options.history_versions,
+                "age": timedelta(days=options.history_days),
+            }
+            self.connections.run(functools.partial(_execute, text, parameters))
+
+    def _written(self, writes: Sequence[Write]) -> Statement:
+        ids = [write.state_id for write in writes]
+        return self._statement(statements.WRITTEN, {"ids": ids, "write_id": writes[0].write_id})
+
+    def _settings(self) -> Statement:
         parameters = {
-            "state_id": state_id,
-            "versions": options.history_versions,
-            "age": timedelta(days=options.history_days),
+            # For transactions of others, which are short; also for those who won't wait for locks.
+            "wait_ms": _milliseconds(max(1.0, self._options.wait_s)),
+            "idle_ms": _milliseconds(self._options.lease_s),
         }
-        self.connections.run(lambda c: c.execute(self.sql.prune, parameters))
+        return self._statement(statements.SETTINGS, parameters)
+
+    def _statement(
+        self, text: LiteralString, parameters: Mapping[str, Any] | None = None
+    ) -> Statement:
+        return filled(text, self._tables), parameters or {}
+
+    def _author(self) -> dict[str, Any]:
+        return {"writer": self._writer or own_name(), "run_id": self._run_id()}
 
     def _key(self, state_id: str) -> int:
         return text_key(self._tables.schema, self._tables.state, state_id)
 
-    def _wait_ms(self) -> str:
-        """For transactions of others, which are short; also for those who won't wait for locks."""
-        return _milliseconds(max(1.0, self._options.wait_s))
-
-    def _unlocked(self, state_id: str, work: Callable[[Connection], Answer]) -> Answer:
+    def _unlocked(self, state_id: str | None, work: Callable[[Connection], Answer]) -> Answer:
         try:
             return self.connections.run(work, lock_waits=True)
         except errors.LockNotAvailable:
+            what = "the states" if state_id is None else f"state {state_id!r}"
             raise StateLocked(
-                state_id, f"another transaction writes state {state_id!r} and doesn't end"
+                state_id or "*", f"another transaction writes {what} and doesn't end"
             ) from None
+
+
+def _execute(text: bytes, parameters: Mapping[str, Any], connection: Connection) -> None:
+    connection.execute(text, parameters)
+
+
+def _versions(row: Answer) -> dict[str, int]:
+    return dict(zip(row[0], row[1], strict=True)) if row and row[0] else {}
 
 
 def _fence(lease: StateLease | None) -> dict[str, Any]:
