@@ -6,12 +6,7 @@ relies on the session, so a pooler in transaction mode may be in between.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from typing import TypeVar
-
 import psycopg
-from psycopg import errors
 
 from etl_dagster.integrations.meltano.states.errors import (
     StateLocked,
@@ -23,12 +18,10 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateTablesMissing,
 )
 from etl_dagster.integrations.meltano.states.uri import StateLocation
-from etl_dagster.pg.connection import Connection, connect_shared
+from etl_dagster.pg.connection import connect_shared
 from etl_dagster.pg.failures import Failure, derive
 from etl_dagster.pg.pool import Pool
 from etl_dagster.pg.settings import PINNED
-
-T = TypeVar("T")
 
 #: Timeouts of the role and of the URI hold, and so does a database that is read only on purpose.
 _SESSION = {
@@ -39,50 +32,20 @@ _GIVE_UP_AFTER_S = 20.0
 _KEPT = 4
 
 
-class StateConnections:
-    """Hands connections out, in autocommit, to one thread at a time each."""
+class StateConnections(Pool):
+    """To one location, in autocommit.
+
+    Work may be done twice: also when it was done, and only the answer got lost.
+    """
 
     def __init__(self, location: StateLocation) -> None:
         self._location = location
-        self._pool = Pool(
-            self._connect, self.translate, kept=_KEPT, give_up_after_s=_GIVE_UP_AFTER_S
+        super().__init__(
+            lambda: connect_shared(location.dsn, _SESSION)[0],
+            self.translate,
+            kept=_KEPT,
+            give_up_after_s=_GIVE_UP_AFTER_S,
         )
-
-    def connect(self) -> Connection:
-        """A connection of its own; the caller closes it.
-
-        Raises:
-            StateStorageUnreachable: no server answers.
-            StateStorageRefused: the server refuses us.
-        """
-        return self._pool.connect()
-
-    def _connect(self) -> Connection:
-        connection, _ = connect_shared(self._location.dsn, _SESSION)
-        return connection
-
-    def borrow(self) -> contextlib.AbstractContextManager[Connection]:
-        """One for a block; closed after it when anything was amiss. Raises psycopg's errors."""
-        return self._pool.borrow()
-
-    def run(self, work: Callable[[Connection], T], *, lock_waits: bool = False) -> T:
-        """Do the work; when the connection breaks, do it again over another one.
-
-        The first connection of all is tried once: a wrong host is reported at once.
-
-        Args:
-            work: may be done twice, also when it was done and only the answer got lost.
-            lock_waits: whether the caller deals with LockNotAvailable.
-
-        Raises:
-            StateStorageError: the server refused, or is away for longer than twenty seconds.
-            LockNotAvailable: with `lock_waits`.
-        """
-        return self._pool.run(work, untranslated=errors.LockNotAvailable if lock_waits else ())
-
-    def close(self) -> None:
-        """Close what is idle. The next use connects again."""
-        self._pool.close()
 
     def translate(self, error: psycopg.Error) -> StateStorageError:
         """The error in our own vocabulary, without the password."""

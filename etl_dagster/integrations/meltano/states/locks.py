@@ -204,7 +204,7 @@ class Locks:
         """Raises LockNotAvailable."""
         query = filled(text, self._tables)
         return self._connections.run(
-            lambda c: c.execute(query, parameters).fetchone(), lock_waits=True
+            lambda c: c.execute(query, parameters).fetchone(), untranslated=errors.LockNotAvailable
         )
 
     # -- waiting ---------------------------------------------------------------------------------

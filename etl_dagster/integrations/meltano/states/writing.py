@@ -206,7 +206,7 @@ class Writing:
 
     def _unlocked(self, state_id: str | None, work: Callable[[Connection], Answer]) -> Answer:
         try:
-            return self.connections.run(work, lock_waits=True)
+            return self.connections.run(work, untranslated=errors.LockNotAvailable)
         except errors.LockNotAvailable:
             what = "the states" if state_id is None else f"state {state_id!r}"
             raise StateLocked(
