@@ -13,7 +13,7 @@ from meltano.core.state_store.base import MeltanoState
 
 from etl_dagster.integrations.meltano.backend import PostgresStateBackend
 from etl_dagster.integrations.meltano.states.errors import StateStorageError
-from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
+from etl_dagster.integrations.meltano.states.storage import StateStorage
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -50,7 +50,7 @@ def _update(uri: str, state_id: str, name: str, barrier: Barrier) -> None:
 
 def hold(uri: str, state_id: str, argument: str) -> None:
     """Hold the lock, having read (`argument` "read") or not, and then write under it."""
-    storage = StateStorage.from_uri(uri, options=StorageOptions(lock_timeout_seconds=1))
+    storage = StateStorage.from_uri(uri, {"lock_timeout_seconds": 1})
     try:
         with storage.lock(state_id):
             if argument == "read":

@@ -4,7 +4,6 @@
 import contextlib
 import json
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from etl_dagster.integrations.dagster_meltano.project import MeltanoError, Melta
 from etl_dagster.integrations.dagster_meltano.resources import MeltanoResource
 from etl_dagster.integrations.meltano.states.glob import matcher
 from etl_dagster.integrations.meltano.states.locks import StateLease
-from etl_dagster.integrations.meltano.states.options import StorageOptions
 from etl_dagster.integrations.meltano.states.records import StateVersion
 from etl_dagster.integrations.meltano.states.storage import StateStorage
-from etl_dagster.integrations.meltano.states.uri import SCHEMES, locate
+from etl_dagster.integrations.meltano.states.uri import SCHEMES
 
 _SINGER_STATE = "singer_state"
 
@@ -55,7 +53,7 @@ class MeltanoStateResource(ConfigurableResource[Any]):
         default={}, repr=False, description='Environment variables; secrets as EnvVar("...").'
     )
 
-    _states: "_States | None" = PrivateAttr(None)
+    _states: "_Database | _Commands | None" = PrivateAttr(None)
     _run_id: str | None = PrivateAttr(None)
 
     @classmethod
@@ -169,14 +167,14 @@ class MeltanoStateResource(ConfigurableResource[Any]):
             solution="Use PostgreSQL: set state_backend.uri to postgres://...",
         )
 
-    def _open(self) -> "_States":
+    def _open(self) -> "_Database | _Commands":
         if self._states is None:
             self._states = self._choose()
         return self._states
 
-    def _choose(self) -> "_States":
+    def _choose(self) -> "_Database | _Commands":
         if self.uri is not None:
-            return _Database(self._connect(resolved(self.uri, "uri"), {}))
+            return _Database(self._connect(resolved(self.uri, "uri")))
         if self.project_dir is None:
             raise ConfigError(["needs uri or project_dir"], origin="MeltanoStateResource")
         project = MeltanoProject(
@@ -192,39 +190,17 @@ class MeltanoStateResource(ConfigurableResource[Any]):
             return _Database(self._connect(str(uri), section))
         return _Commands(project)
 
-    def _connect(self, uri: str, section: Mapping[str, Any]) -> StateStorage:
+    def _connect(self, uri: str, section: Mapping[str, Any] | None = None) -> StateStorage:
         """As Meltano's state backend does with the same settings."""
+        section = section or {}
         own = section.get(urlsplit(uri).scheme)
         # Meltano prints {} for what isn't set.
         settings = {
             name: value
             for name, value in {**section, **(own if isinstance(own, dict) else {})}.items()
-            if value not in (None, "", {}) and not isinstance(value, dict)
+            if not isinstance(value, dict)
         }
-        options = {name: settings[name] for name in _OPTIONS if name in settings}
-        tables = {name: settings[name] for name in _TABLES if name in settings}
-        connection = {name: settings[name] for name in _CONNECTION if name in settings}
-        return StateStorage(
-            locate(uri, **connection),
-            options=StorageOptions(**options),
-            run_id=lambda: self._run_id,
-            **tables,
-        )
-
-
-_OPTIONS = (
-    "lock_timeout_seconds",
-    "lock_retry_seconds",
-    "lock_wait_seconds",
-    "create_tables",
-    "history_versions",
-    "history_days",
-)
-_TABLES = ("state_table", "locks_table")
-_CONNECTION = (
-    *("host", "port", "user", "password", "database", "schema", "sslmode", "sslrootcert"),
-    *("sslcert", "sslkey", "connect_timeout", "application_name", "options"),
-)
+        return StateStorage.from_uri(uri, settings, run_id=lambda: self._run_id)
 
 
 def _valid(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -236,32 +212,7 @@ def _valid(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return state
 
 
-class _States(ABC):
-    """What both ways to the state can do."""
-
-    @abstractmethod
-    def list(self, pattern: str) -> list[str]: ...
-
-    @abstractmethod
-    def get(self, state_id: str) -> dict[str, Any] | None: ...
-
-    @abstractmethod
-    def export(self, pattern: str) -> dict[str, dict[str, Any]]: ...
-
-    @abstractmethod
-    def set(self, state_id: str, state: Mapping[str, Any]) -> None: ...
-
-    @abstractmethod
-    def merge(self, state_id: str, state: Mapping[str, Any]) -> None: ...
-
-    @abstractmethod
-    def clear(self, state_id: str) -> None: ...
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-
-class _Database(_States):
+class _Database:
     """The database itself."""
 
     def __init__(self, storage: StateStorage) -> None:
@@ -296,7 +247,7 @@ class _Database(_States):
         self.storage.close()
 
 
-class _Commands(_States):
+class _Commands:
     """Meltano's commands, for every backend that it has."""
 
     def __init__(self, project: MeltanoProject) -> None:

@@ -25,14 +25,12 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateUriError,
 )
 from etl_dagster.integrations.meltano.states.locks import StateLease
-from etl_dagster.integrations.meltano.states.options import StorageOptions
 from etl_dagster.integrations.meltano.states.records import (
     NewState,
     StoredState,
     without_nonfinite,
 )
 from etl_dagster.integrations.meltano.states.storage import StateStorage
-from etl_dagster.integrations.meltano.states.uri import SETTINGS, locate
 
 _log = logging.getLogger(__name__)
 
@@ -58,47 +56,19 @@ class PostgresStateBackend(StateStoreManager):
 
     Args:
         uri: ``postgres://user:password@host:port/database/schema``, or any URI of libpq's.
-        lock_timeout_seconds: Meltano's ``state_backend.lock_timeout_seconds``: a lock that wasn't
-            renewed for this long is over.
-        lock_retry_seconds: the longest pause between two attempts at a lock.
-        settings: those of `uri.SETTINGS`, such as host and password; each wins over the URI.
+        settings: those of `settings.py`, such as host and password; each wins over the URI. And
+            Meltano's own ``lock_timeout_seconds``: a lock that wasn't renewed for this long is
+            over; ``lock_retry_seconds``: the longest pause between two attempts at a lock.
 
     Raises:
         PostgresStateError: from every method, with reason and instruction.
     """
 
-    def __init__(
-        self,
-        uri: str = "",
-        *,
-        lock_timeout_seconds: float | None = None,
-        lock_retry_seconds: float | None = None,
-        lock_wait_seconds: float | None = None,
-        state_table: str | None = None,
-        locks_table: str | None = None,
-        create_tables: bool | None = None,
-        history_versions: int | None = None,
-        history_days: int | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, uri: str = "", **settings: Any) -> None:
         super().__init__(**settings)
-        # Meltano hands over None for what isn't set.
-        options = {
-            "lock_timeout_seconds": lock_timeout_seconds,
-            "lock_retry_seconds": lock_retry_seconds,
-            "lock_wait_seconds": lock_wait_seconds,
-            "create_tables": create_tables,
-            "history_versions": history_versions,
-            "history_days": history_days,
-        }
-        tables = {"state_table": state_table, "locks_table": locks_table}
         with _meltano_errors():
-            self.storage = StateStorage(
-                locate(uri, **{name: settings.get(name) for name in SETTINGS}),
-                options=StorageOptions(**_given(options)),
-                run_id=_current_run_id,
-                **_given(tables),
-            )
+            # Meltano hands over None for what isn't set.
+            self.storage = StateStorage.from_uri(uri, settings, run_id=_current_run_id)
         self._may_write = False
         # Meltano doesn't close the managers of its runs.
         self._finalizer = weakref.finalize(self, self.storage.close)
@@ -217,10 +187,6 @@ class PostgresStateBackend(StateStoreManager):
     def close(self) -> None:
         """Close idle connections. It may be used again, and nothing waits to be written."""
         self.storage.close()
-
-
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None and value != ""}
 
 
 def _storable(state_id: str, half: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from etl_dagster.integrations.meltano.states.errors import StateUriError
 
@@ -48,3 +48,7 @@ class StorageOptions:
         if self.lock_wait_seconds is not None:
             return self.lock_wait_seconds
         return max(30.0, 3 * self.lock_timeout_seconds)
+
+
+#: Those that are settings of Meltano's.
+OPTIONS = tuple(field.name for field in fields(StorageOptions) if field.name != "create_schema")

@@ -20,7 +20,7 @@ from etl_dagster.integrations.meltano.states.errors import (
 from etl_dagster.integrations.meltano.states.glob import literal_prefix, matcher
 from etl_dagster.integrations.meltano.states.locks import LockRow, Locks, StateLease
 from etl_dagster.integrations.meltano.states.migrate import ensure_tables, script
-from etl_dagster.integrations.meltano.states.options import StorageOptions
+from etl_dagster.integrations.meltano.states.options import OPTIONS, StorageOptions
 from etl_dagster.integrations.meltano.states.records import (
     Difference,
     Half,
@@ -33,7 +33,7 @@ from etl_dagster.integrations.meltano.states.records import (
 from etl_dagster.integrations.meltano.states.session import StateSession
 from etl_dagster.integrations.meltano.states.statements import filled
 from etl_dagster.integrations.meltano.states.tables import StateTables
-from etl_dagster.integrations.meltano.states.uri import StateLocation, locate
+from etl_dagster.integrations.meltano.states.uri import SETTINGS, StateLocation, locate
 from etl_dagster.integrations.meltano.states.writing import Write, Writing
 from etl_dagster.pg.connection import Connection
 
@@ -99,10 +99,22 @@ class StateStorage:
 
     @classmethod
     def from_uri(
-        cls, uri: str, *, options: StorageOptions | None = None, **keywords: Any
+        cls, uri: str, settings: Mapping[str, Any] | None = None, **keywords: Any
     ) -> StateStorage:
-        """Connect to a URI; keywords are those of the class."""
-        return cls(locate(uri), options=options, **keywords)
+        """As Meltano's state backend is made.
+
+        Args:
+            settings: Meltano's, by the last part of their names; None, "" and others count nothing.
+            keywords: of the class; not those that are settings.
+
+        Raises:
+            StateUriError: the URI or a setting can't be understood.
+        """
+        given = {n: value for n, value in (settings or {}).items() if value not in (None, "")}
+        options = {name: given[name] for name in OPTIONS if name in given}
+        tables = {name: given[name] for name in ("state_table", "locks_table") if name in given}
+        location = locate(uri, **{name: given[name] for name in SETTINGS if name in given})
+        return cls(location, options=StorageOptions(**options), **tables, **keywords)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location.shown!r})"
