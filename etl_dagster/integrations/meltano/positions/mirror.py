@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +28,7 @@ from etl_dagster.integrations.meltano.positions.verdicts import (
     Verdict,
     judge,
 )
+from etl_dagster.integrations.meltano.positions.written import WrittenPositions
 from etl_dagster.integrations.meltano.states.errors import StateTablesMissing
 from etl_dagster.model.states import Init
 from etl_dagster.model.stores import CoordinatingStore, PipelineStore
@@ -40,10 +39,6 @@ _log = logging.getLogger(__name__)
 
 #: How often the tables are looked at; changes of phase are written then.
 _LOOK_EVERY_S = 1.0
-#: A table without changes follows the stream's position this many intervals later.
-_IDLE_INTERVALS = 6
-#: ... and not more often than one of all tables in so many seconds; but once in an hour each.
-_IDLE_WRITE_S, _LONGEST_IDLE_S = 0.5, 3600.0
 #: After writing phases, so many times of the CPU time that it took to find what was to be written.
 _REST = 4.0
 #: So many positions are written at once.
@@ -52,7 +47,6 @@ _WRITTEN_AT_ONCE = 100
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 #: How long entering and leaving may wait for the place where states are.
 _FIRST_PASS_S, _LAST_PASS_S = 5.0, 10.0
-_LSNS_KEPT = 200
 
 
 @contextlib.contextmanager
@@ -145,10 +139,7 @@ class PositionMirror:
         self._memory: MirrorMemory | None = None
         self._kept: str | None = None
         self._positions = Positions(config, store)
-        #: By state ID: what was last written, when, and the positions written lately.
-        self._written: dict[str, TablePosition] = {}
-        self._written_at: dict[str, float] = {}
-        self._lsns: dict[str, deque[int]] = {}
+        self._written = WrittenPositions(self._interval_s, now_s)
         #: The tables as they were last looked at, if no phase of theirs was to be written.
         self._looked_at: Mapping[str, TableStatus] | None = None
         self._stop = threading.Event()
@@ -234,7 +225,7 @@ class PositionMirror:
         if not must_read and status.tables is self._looked_at:
             return None
         positions = self._positions.of(status)
-        has_new_phase = any(self._is_new_phase(position) for position in positions)
+        has_new_phase = any(self._written.is_new_phase(position) for position in positions)
         self._looked_at = None if has_new_phase else status.tables
         if not (must_read or has_new_phase):
             return None
@@ -308,7 +299,7 @@ class PositionMirror:
         text = ""
         match verdict:
             case Unchanged():
-                if not self._is_due(position, is_last=is_last):
+                if not self._written.is_due(position, is_last=is_last):
                     return None
             case Cleared(how):
                 note = self._copy_again(memory, position, entry, how)
@@ -321,7 +312,7 @@ class PositionMirror:
                 note = _dated(text)
             case Edited() | New():
                 note = None
-        is_step = not isinstance(verdict, Unchanged) or self._is_new_phase(position)
+        is_step = not isinstance(verdict, Unchanged) or self._written.is_new_phase(position)
         return _Due(PositionWrite(position, note, row, is_step), verdict, text)
 
     def _wrote(self, memory: MirrorMemory, due: _Due) -> None:
@@ -331,11 +322,7 @@ class PositionMirror:
         """
         position, text = due.write.position, due.text
         state_id = position.state_id
-        self._written[state_id] = position
-        self._written_at[state_id] = self._now_s()
-        if position.lsn is not None:
-            lsns = self._lsns.setdefault(state_id, deque(maxlen=_LSNS_KEPT))
-            lsns.append(position.lsn.offset)
+        self._written.add(position)
         memory.entries[state_id] = Entry(position.table_id, position.table, None, due.write.note)
         match due.verdict:
             case Moved():
@@ -355,31 +342,9 @@ class PositionMirror:
             position,
             row,
             was_mirrored=entry is not None,
-            known_lsns=self._lsns.get(position.state_id, ()),
+            known_lsns=self._written.lsns(position.state_id),
             find_move=lambda: self._states.find_move(position),
         )
-
-    # -- when ------------------------------------------------------------------------------------
-
-    def _is_new_phase(self, position: TablePosition) -> bool:
-        before = self._written.get(position.state_id)
-        return before is None or before.phase != position.phase
-
-    def _is_due(self, position: TablePosition, *, is_last: bool) -> bool:
-        before = self._written.get(position.state_id)
-        if before is None or before.phase != position.phase:
-            return True
-        if before == position:
-            return False
-        if is_last:
-            return True
-        age_s = self._now_s() - self._written_at[position.state_id]
-        is_idle = before == dataclasses.replace(position, lsn=before.lsn)
-        if not is_idle:
-            return age_s >= self._interval_s
-        # Each is written by itself, so that of many tables is written less often.
-        least_s = min(len(self._written) * _IDLE_WRITE_S, _LONGEST_IDLE_S)
-        return age_s >= max(self._interval_s * _IDLE_INTERVALS, least_s)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -424,7 +389,7 @@ class PositionMirror:
             if row is not None and row.is_ours and not self._states.delete(state_id, row):
                 continue
             del memory.entries[state_id]
-            self._written.pop(state_id, None)
+            self._written.forget(state_id)
             _log.info("%s does not belong to the pipeline any more, and is not mirrored", state_id)
 
 

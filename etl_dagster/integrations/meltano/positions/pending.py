@@ -12,7 +12,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.memory import MirrorMemory
 from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates
-from etl_dagster.integrations.meltano.positions.tables import Positions, state_key
+from etl_dagster.integrations.meltano.positions.tables import Positions, request_copy, state_key
 from etl_dagster.integrations.meltano.positions.verdicts import (
     Cleared,
     New,
@@ -22,7 +22,6 @@ from etl_dagster.integrations.meltano.positions.verdicts import (
 )
 from etl_dagster.model.states import Init, state_name
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
-from etl_dagster.runtime.copying.pausing import ask_for_copies
 
 
 @dataclass(frozen=True)
@@ -106,5 +105,4 @@ class PendingChanges:
             entry, requested_at=seen, note=note
         )
         self._memory.keep(self._store)
-        ask_for_copies(self._store, [position.table_id])
-        self._store.request_copy(position.table_id)
+        request_copy(self._store, position.table_id)
