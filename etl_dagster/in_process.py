@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
@@ -15,7 +15,9 @@ from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.showing.exporting import exporting
 from etl_dagster.runtime.showing.status import PipelineStatus
 
-#: Given the pipeline to one destination, its store and its status: what runs as long as it does.
+#: The configuration, the store and the status of a pipeline to one destination.
+Parts: TypeAlias = tuple[PipelineConfig, CoordinatingStore, Callable[[], PipelineStatus]]
+#: Given those: what runs as long as the pipeline does.
 Companion: TypeAlias = Callable[
     [PipelineConfig, CoordinatingStore, Callable[[], PipelineStatus]],
     AbstractContextManager[object],
@@ -50,6 +52,17 @@ class RunningPipeline(Protocol):
         """
 
 
+class OpenedPipeline(RunningPipeline, Protocol):
+    """One that is still to be started."""
+
+    def start(self) -> None:
+        """Check everything, and start.
+
+        Raises:
+            EtlError: it can't start.
+        """
+
+
 @contextlib.contextmanager
 def running_with(config: PipelineConfig, companion: Companion) -> Iterator[RunningPipeline]:
     """Run a pipeline for the duration of the block; leaving it stops the pipeline and waits.
@@ -62,59 +75,86 @@ def running_with(config: PipelineConfig, companion: Companion) -> Iterator[Runni
         ConfigError: the configuration can't be used.
         EtlError: the pipeline can't start, or failed while it ran.
     """
-    several = _shards if config.shards else _several if config.destinations else _one
-    with several(config, companion) as pipeline:
-        yield pipeline
-
-
-@contextlib.contextmanager
-def _one(config: PipelineConfig, companion: Companion) -> Iterator[RunningPipeline]:
-    with opened_store(config) as store, exporting(config) as observer:
-        pipeline = Pipeline(config, store, build_destination(config), observer=observer)
+    with opened(config) as (pipeline, find_parts):
         pipeline.start()
         # A companion outlives the pipeline, for its last positions.
-        with (
-            contextlib.ExitStack() as companions,
-            _ended(_Single(config.destination.type, pipeline)) as running,
-        ):
-            companions.enter_context(companion(config, store, pipeline.status))
-            yield running
+        with contextlib.ExitStack() as companions, _ended(pipeline):
+            for parts in find_parts():
+                companions.enter_context(companion(*parts))
+            yield pipeline
+
+
+#: And a function that tells the parts of each destination or shard, once it is started.
+Opened: TypeAlias = tuple[OpenedPipeline, Callable[[], Sequence[Parts]]]
 
 
 @contextlib.contextmanager
-def _several(config: PipelineConfig, companion: Companion) -> Iterator[RunningPipeline]:
+def opened(config: PipelineConfig) -> Iterator[Opened]:
+    """A pipeline with all that it works with, for this block; it is not started.
+
+    Raises:
+        ConfigError: the configuration can't be used.
+    """
+    several = _shards if config.shards else _several if config.destinations else _one
+    with several(config) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def opened_one(config: PipelineConfig) -> Iterator[tuple[Pipeline, CoordinatingStore]]:
+    """A pipeline to one destination, and its store, for this block; it is not started.
+
+    Raises:
+        ConfigError: the configuration can't be used.
+    """
+    with opened_store(config) as store, exporting(config) as observer:
+        yield Pipeline(config, store, build_destination(config), observer=observer), store
+
+
+@contextlib.contextmanager
+def _one(config: PipelineConfig) -> Iterator[Opened]:
+    with opened_one(config) as (pipeline, store):
+        single = _Single(config.destination.type, pipeline)
+        yield single, lambda: [(config, store, pipeline.status)]
+
+
+@contextlib.contextmanager
+def _several(config: PipelineConfig) -> Iterator[Opened]:
     with (
         opened_store(config) as store,
         opened_members(config) as parts,
         exporting(config) as observer,
     ):
         fan_out = FanOut(config, store, parts, observer=observer)
-        fan_out.start()
-        with contextlib.ExitStack() as companions, _ended(fan_out):
-            for name, member in fan_out.members.items():
-                companions.enter_context(companion(parts[name].config, member.store, member.status))
-            yield fan_out
+        yield (
+            fan_out,
+            lambda: [
+                (parts[name].config, member.store, member.status)
+                for name, member in fan_out.members.items()
+            ],
+        )
 
 
 @contextlib.contextmanager
-def _shards(config: PipelineConfig, companion: Companion) -> Iterator[RunningPipeline]:
+def _shards(config: PipelineConfig) -> Iterator[Opened]:
     with exporting(config) as observer, opened_shards(config, observer=observer) as together:
-        together.start()
-        with contextlib.ExitStack() as companions, _ended(together):
-            for name, pipeline in together.pipelines.items():
-                store = together.stores[name]
-                companions.enter_context(companion(together.configs[name], store, pipeline.status))
-            yield together
+        yield (
+            together,
+            lambda: [
+                (together.configs[name], together.stores[name], pipeline.status)
+                for name, pipeline in together.pipelines.items()
+            ],
+        )
 
 
 @contextlib.contextmanager
-def _ended(pipeline: RunningPipeline) -> Iterator[RunningPipeline]:
+def _ended(pipeline: RunningPipeline) -> Iterator[None]:
     """Stop the pipeline at the end of the block, and wait for it.
 
     Raises what the pipeline failed with, unless the block itself fails: then that is raised.
     """
     try:
-        yield pipeline
+        yield
     except BaseException:
         pipeline.shutdown()
         with contextlib.suppress(Exception):
@@ -129,6 +169,7 @@ class _Single:
 
     def __init__(self, name: str, pipeline: Pipeline) -> None:
         self._name, self._pipeline = name, pipeline
+        self.start = pipeline.start
         self.wait_until_caught_up = pipeline.wait_until_caught_up
         self.shutdown = pipeline.shutdown
         self.wait = pipeline.wait

@@ -83,27 +83,26 @@ def run(
 
         is_json_log = log_format == "json"
         view = make_view(plain=plain, as_json=as_json, is_log_json=is_json_log)
-        from etl_dagster.assembly import build_destination, opened_store
+        from etl_dagster.in_process import opened_one
         from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
-        from etl_dagster.runtime.pipeline import Pipeline
-        from etl_dagster.runtime.showing.exporting import exporting
 
         _wait_for_servers(config)
         level = logging.INFO if plain or is_json_log else logging.WARNING
         set_up_logging(context, level, view.log_handler(), as_json=is_json_log)
-        with opened_store(config) as store, exporting(config) as observer:
-            pipeline = Pipeline(config, store, build_destination(config), observer=observer)
-            with stopped_by_signals(pipeline.shutdown, view) as asked:
-                if not start(pipeline, asked):
-                    asked.end_soon(has_goal=until_caught_up)
-                    if until_caught_up:
-                        raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
-                    return
-                with (
-                    mirrored_positions(config, store, pipeline.status),
-                    asked.ends_soon_after(has_goal=until_caught_up),
-                ):
-                    follow(pipeline, view, asked, until_caught_up=until_caught_up)
+        with (
+            opened_one(config) as (pipeline, store),
+            stopped_by_signals(pipeline.shutdown, view) as asked,
+        ):
+            if not start(pipeline, asked):
+                asked.end_soon(has_goal=until_caught_up)
+                if until_caught_up:
+                    raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
+                return
+            with (
+                mirrored_positions(config, store, pipeline.status),
+                asked.ends_soon_after(has_goal=until_caught_up),
+            ):
+                follow(pipeline, view, asked, until_caught_up=until_caught_up)
     except Exception as error:
         if as_json:
             _tell(error)

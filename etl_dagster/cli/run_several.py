@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,8 +25,7 @@ from etl_dagster.cli.views import JsonView, LinesView
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.errors import EtlError
-    from etl_dagster.model.stores import CoordinatingStore
-    from etl_dagster.runtime.showing.observer import Observer
+    from etl_dagster.in_process import OpenedPipeline
     from etl_dagster.runtime.showing.status import PipelineStatus
 
 
@@ -46,85 +45,31 @@ def run_several(
         NotCaughtUp: it was stopped before.
         EtlError: it can't run as it is configured.
     """
+    from etl_dagster.in_process import opened
     from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
-    from etl_dagster.runtime.showing.exporting import exporting
 
     _wait_for_servers(config)
     is_json_log = log_format == "json"
     view = _Together(config, as_json=as_json, is_log_json=is_json_log)
     level = logging.INFO if plain or is_json_log else logging.WARNING
     set_up_logging(context, level, view.log_handler(), as_json=is_json_log, names_pipelines=True)
-    opened = _opened_shards if config.shards else _opened_destinations
-    with exporting(config) as observer, opened(config, observer) as (several, find_parts):
+    with (
+        opened(config) as (several, find_parts),
+        stopped_by_signals(several.shutdown, view) as asked,
+    ):
         running = _Running(several, view)
-        with stopped_by_signals(several.shutdown, view) as asked:
-            if not start(running, asked):
-                asked.end_soon(has_goal=until_caught_up)
-                if until_caught_up:
-                    raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
-                return False
-            with contextlib.ExitStack() as mirrors:
-                for parts in find_parts():
-                    mirrors.enter_context(mirrored_positions(*parts))
-                with asked.ends_soon_after(has_goal=until_caught_up):
-                    follow(running, view, asked, until_caught_up=until_caught_up)
+        if not start(running, asked):
+            asked.end_soon(has_goal=until_caught_up)
+            if until_caught_up:
+                raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
+            return False
+        with contextlib.ExitStack() as mirrors:
+            for parts in find_parts():
+                mirrors.enter_context(mirrored_positions(*parts))
+            with asked.ends_soon_after(has_goal=until_caught_up):
+                follow(running, view, asked, until_caught_up=until_caught_up)
     statuses = several.statuses().values()
     return any(table.error for status in statuses for table in status.tables.values())
-
-
-class _Several(Protocol):
-    """A fan-out, or shards together."""
-
-    def start(self) -> None: ...
-
-    def shutdown(self) -> None: ...
-
-    def wait(self, timeout_s: float | None = None) -> bool: ...
-
-    def wait_until_caught_up(self, timeout_s: float | None = None) -> bool: ...
-
-    def statuses(self) -> dict[str, PipelineStatus]: ...
-
-
-#: Gives the configuration, the store and the status of each, once they are started.
-_FindParts: TypeAlias = Callable[
-    [],
-    "Sequence[tuple[PipelineConfig, CoordinatingStore, Callable[[], PipelineStatus | None]]]",
-]
-
-
-@contextlib.contextmanager
-def _opened_destinations(
-    config: PipelineConfig, observer: Observer
-) -> Iterator[tuple[_Several, _FindParts]]:
-    from etl_dagster.assembly import opened_members, opened_store
-    from etl_dagster.runtime.fan_out.fan_out import FanOut
-
-    with opened_store(config) as store, opened_members(config) as parts:
-        fan_out = FanOut(config, store, parts, observer=observer)
-        yield (
-            fan_out,
-            lambda: [
-                (parts[name].config, member.store, member.status)
-                for name, member in fan_out.members.items()
-            ],
-        )
-
-
-@contextlib.contextmanager
-def _opened_shards(
-    config: PipelineConfig, observer: Observer
-) -> Iterator[tuple[_Several, _FindParts]]:
-    from etl_dagster.assembly import opened_shards
-
-    with opened_shards(config, observer=observer) as together:
-        yield (
-            together,
-            lambda: [
-                (shard, together.stores[name], together.pipelines[name].status)
-                for name, shard in together.configs.items()
-            ],
-        )
 
 
 def _wait_for_servers(config: PipelineConfig) -> None:
@@ -194,7 +139,7 @@ class _Together:
 class _Running:
     """Several as what `follow` follows."""
 
-    def __init__(self, several: _Several, view: _Together) -> None:
+    def __init__(self, several: OpenedPipeline, view: _Together) -> None:
         self._several = several
         self._view = view
         self.start = several.start
