@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -12,7 +13,7 @@ import etl_dagster.dagster
 import etl_dagster.meltano
 from tests.unit.test_light_import import loaded_by
 
-_TYPED = Path(__file__).parents[1] / "typed" / "public_names.py"
+_TYPED = Path(__file__).parents[1] / "typed"
 
 
 @pytest.mark.parametrize("name", etl_dagster.__all__)
@@ -46,12 +47,15 @@ def test_a_public_name_loads_only_what_it_needs() -> None:
     assert "dagster" not in loaded_by("from etl_dagster import run, running, DuckDBDestination")
 
 
-def test_a_file_whose_types_are_checked_uses_every_public_name() -> None:
-    tree = ast.parse(_TYPED.read_text("utf-8"))
+@pytest.mark.parametrize(
+    "package", [etl_dagster, etl_dagster.dagster, etl_dagster.meltano], ids=lambda p: p.__name__
+)
+def test_files_whose_types_are_checked_use_every_public_name(package: ModuleType) -> None:
     imported = {
         alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "etl_dagster"
+        for file in _TYPED.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == package.__name__
         for alias in node.names
     }
-    assert imported == set(etl_dagster.__all__)
+    assert imported == set(package.__all__)
