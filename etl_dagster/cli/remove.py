@@ -147,7 +147,7 @@ class _Found:
     def _forget_mirrored(self) -> None:
         if self.states is None:
             return
-        for state_id, row in self.states.read(()).items():
+        for state_id, row in self.states.read_own(self.store).items():
             self.states.delete(state_id, row)
 
 
@@ -167,7 +167,7 @@ def _found(
         removal = find_removal(config, store, control)
         states = MirroredStates.of(config)
         try:
-            mirrored = [] if states is None else list(states.read(()))
+            mirrored = [] if states is None else list(states.read_own(store))
             yield _Found(config, store, removal, destination, states, mirrored)
         finally:
             if states is not None:

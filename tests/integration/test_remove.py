@@ -46,11 +46,17 @@ def test_a_removed_pipeline_leaves_its_tables_and_nothing_else(shop: Shop) -> No
     asked = shop.call("remove")
     assert asked.returncode == 2
     assert left(shop) == before
+    # A user's copy stays.
+    shop.database.execute(
+        "insert into etl.meltano_state (state_id, completed_state, writer) select "
+        "regexp_replace(state_id, ':[^:]*$', ':kept'), completed_state, 'me' "
+        "from etl.meltano_state"
+    )
 
     done = shop.call("remove", "--yes")
 
     assert done.returncode == 0, done.stderr
-    assert left(shop) == {**before, "slots": [], "pipelines": [], "states": [(0,)]}
+    assert left(shop) == {**before, "slots": [], "pipelines": [], "states": [(1,)]}
     assert shop.count() == ROWS
     # Nothing is left that a second removal, or a status, would find.
     assert_explained(shop.call("remove", "--yes"), "knows no pipeline")
