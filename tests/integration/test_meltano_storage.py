@@ -162,8 +162,9 @@ def test_each_of_many_states_is_written_unless_it_changed_or_another_writes_it(
     ]
     with closing(StateStorage(storage.location)) as other, other.lock("busy"):
         assert other.get("busy") is None
-        assert storage.set_each(states, operation="several") == {"a", "gone", "new"}
-    assert storage.set_each(states) == {"busy"}
+        written = storage.set_each(states, operation="several")
+        assert written == {"a": 2, "gone": 3, "new": 1}
+    assert storage.set_each(states) == {"busy": 1}
 
     found = {state.state_id: state for state in storage.get_all()}
     versions = {state_id: state.version for state_id, state in found.items()}
@@ -171,9 +172,9 @@ def test_each_of_many_states_is_written_unless_it_changed_or_another_writes_it(
     assert (found["a"].partial, found["a"].completed_object()) == (None, {"n": 9})
     assert (found["new"].partial_object(), found["new"].completed) == ({"n": 9}, None)
     assert [v.operation for v in storage.history("a")] == ["several", "set"]
-    assert storage.set_each([]) == frozenset()
+    assert storage.set_each([]) == {}
     unkept = [NewState("a", None, {"n": 10}, 2, is_kept=False), NewState("b", {"n": 10}, None, 2)]
-    assert storage.set_each(unkept) == {"a", "b"}
+    assert storage.set_each(unkept) == {"a": 3, "b": 3}
     assert [v.version for v in storage.history("a")] == [2, 1]
     assert [v.version for v in storage.history("b")] == [3, 2, 1]
 

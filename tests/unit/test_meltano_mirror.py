@@ -53,10 +53,11 @@ class Place:
         self.clock_s += self.read_s
         return dict(self.rows)
 
-    def write_each(self, writes: Sequence[PositionWrite]) -> set[str]:
+    def write_each(self, writes: Sequence[PositionWrite]) -> dict[str, int]:
         free = [write for write in writes if write.position.state_id not in self.busy]
         self._put(free)
-        return {write.position.state_id for write in free}
+        ids = [write.position.state_id for write in free]
+        return {state_id: self.rows[state_id].version for state_id in ids}
 
     def write(self, write: PositionWrite) -> bool:
         self._put([write])
@@ -153,3 +154,20 @@ def test_the_last_pass_writes_new_phases_before_positions_that_only_moved() -> N
     mirror._turn(is_last=True)
     assert all(known.isdisjoint(ids) for ids in place.transactions[:7])
     assert known == {state_id for ids in place.transactions[7:] for state_id in ids}
+
+
+def test_two_pipelines_of_one_name_that_write_the_same_states_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Both would be right by their own store, and each would hide what the other shows."""
+    place = Place()
+    one = mirror_of(place, lambda: status(5, tables=2))
+    one._turn(is_last=False)
+    one._turn(is_last=True)
+    assert "another pipeline" not in caplog.text
+
+    other = mirror_of(place, lambda: status(7, tables=2))
+    other._turn(is_last=True)
+    one._turn(is_last=True)
+    one._turn(is_last=True)
+    assert caplog.text.count("another pipeline of the same name writes it") == 1

@@ -37,7 +37,7 @@ class Notice:
     at: str
     state_id: str
     table: str
-    #: ``copy``, ``refused``, ``edited``, ``moved``.
+    #: ``copy``, ``refused``, ``edited``, ``moved``, ``shared``.
     kind: str
     text: str
 

@@ -47,6 +47,10 @@ _WRITTEN_AT_ONCE = 100
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 #: How long entering and leaving may wait for the place where states are.
 _FIRST_PASS_S, _LAST_PASS_S = 5.0, 10.0
+_SHARED = (
+    "another pipeline of the same name writes it, too, and each hides what the other shows: give "
+    "one of them another `pipeline`, `environment` or `meltano.state_backend`"
+)
 
 
 @contextlib.contextmanager
@@ -140,6 +144,7 @@ class PositionMirror:
         self._kept: str | None = None
         self._positions = Positions(config, store)
         self._written = WrittenPositions(self._interval_s, now_s)
+        self._has_namesake = False
         #: The tables as they were last looked at, if no phase of theirs was to be written.
         self._looked_at: Mapping[str, TableStatus] | None = None
         self._stop = threading.Event()
@@ -237,6 +242,7 @@ class PositionMirror:
             # Not these states are gone, but all: the table is another one.
             self._memory = None
             memory = self._open_memory()
+        self._look_for_a_namesake(memory, status, rows)
         settled = (
             self._settle(memory, p, rows.get(p.state_id), is_last=is_last) for p in positions
         )
@@ -255,12 +261,12 @@ class PositionMirror:
             written = self._states.write_each([step.write for step in some])
             for step in some:
                 if step.write.position.state_id in written:
-                    self._wrote(memory, step)
+                    self._wrote(memory, step, written[step.write.position.state_id])
             for step in some:
                 # Where another is writing, only its end tells whether there is something newer.
                 # If so, the next pass sees it.
                 if step.write.position.state_id not in written and self._states.write(step.write):
-                    self._wrote(memory, step)
+                    self._wrote(memory, step, None)
         if found.present:
             self._forget(memory, found.present, found.rows)
         memory.problem = None
@@ -269,6 +275,15 @@ class PositionMirror:
     def _is_superseded(self, status: PipelineStatus) -> bool:
         """Whether another process has taken the pipeline over, and mirrors it."""
         return self._coordination is not None and self._coordination.current_epoch() != status.epoch
+
+    def _look_for_a_namesake(
+        self, memory: MirrorMemory, status: PipelineStatus, rows: Mapping[str, StateRow]
+    ) -> None:
+        """Report, once, a pipeline of the same name with another store."""
+        position = None if self._has_namesake else self._written.followed(rows)
+        if position is not None and not self._is_superseded(status):
+            self._has_namesake = True
+            self._say(memory, position, "shared", _SHARED)
 
     def _open_memory(self) -> MirrorMemory:
         if self._memory is None:
@@ -315,14 +330,14 @@ class PositionMirror:
         is_step = not isinstance(verdict, Unchanged) or self._written.is_new_phase(position)
         return _Due(PositionWrite(position, note, row, is_step), verdict, text)
 
-    def _wrote(self, memory: MirrorMemory, due: _Due) -> None:
+    def _wrote(self, memory: MirrorMemory, due: _Due, version: int | None) -> None:
         """Remember what was written.
 
         Not before the state is there: a state that could not be written was not cleared.
         """
         position, text = due.write.position, due.text
         state_id = position.state_id
-        self._written.add(position)
+        self._written.add(position, version)
         memory.entries[state_id] = Entry(position.table_id, position.table, None, due.write.note)
         match due.verdict:
             case Moved():

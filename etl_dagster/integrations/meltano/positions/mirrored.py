@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,11 +12,13 @@ import psycopg
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import OURS, TablePosition
+from etl_dagster.integrations.meltano.positions.memory import MirrorMemory
 from etl_dagster.integrations.meltano.positions.verdicts import StateRow
 from etl_dagster.integrations.meltano.states.errors import StateChanged, StateCorrupt
 from etl_dagster.integrations.meltano.states.records import NewState, StoredState
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import StateLocation, locate, locate_dsn
+from etl_dagster.model.coordination import Notes
 from etl_dagster.stores.postgres.config import PostgresStoreConfig
 
 #: Of a `meltano state move`: it writes the one state and deletes the other in one process.
@@ -102,6 +104,16 @@ class MirroredStates:
                     found[state_id] = state
         return {state_id: self._row(state) for state_id, state in found.items()}
 
+    def read_own(self, store: Notes) -> dict[str, StateRow]:
+        """Those that the mirror wrote, also where a user changed them since.
+
+        Args:
+            store: the pipeline's, where the mirror remembers them.
+        """
+        known = MirrorMemory.load(store, self.place()).entries
+        rows = self.read(known)
+        return {name: row for name, row in rows.items() if row.is_ours or name in known}
+
     def read_bookmarks(self) -> dict[str, StoredBookmark]:
         """All states of the pipeline."""
         return {
@@ -109,12 +121,12 @@ class MirroredStates:
             for stored in self._storage.get_all(f"{self._prefix}*")
         }
 
-    def write_each(self, writes: Sequence[PositionWrite]) -> Collection[str]:
+    def write_each(self, writes: Sequence[PositionWrite]) -> dict[str, int]:
         """Write positions of different tables in one transaction.
 
         Returns:
-            The IDs of those that were written: not what has something newer, nor what another
-            writes at this moment.
+            The new versions of those that were written, by ID: not what has something newer, nor
+            what another writes at this moment.
         """
         return self._storage.set_each([write.state for write in writes], operation=_OPERATION)
 

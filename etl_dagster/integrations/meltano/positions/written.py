@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
+from etl_dagster.integrations.meltano.positions.verdicts import StateRow
 
 #: A table without changes follows the stream's position this many intervals later.
 _IDLE_INTERVALS = 6
@@ -26,11 +27,16 @@ class WrittenPositions:
         self._interval_s = interval_s
         self._now_s = now_s
         self._last: dict[str, tuple[TablePosition, float]] = {}
+        self._versions: dict[str, int] = {}
         self._lsns: dict[str, deque[int]] = {}
 
-    def add(self, position: TablePosition) -> None:
-        """It is written now."""
+    def add(self, position: TablePosition, version: int | None) -> None:
+        """It is written now, as this version of its state; None where that is not known."""
         self._last[position.state_id] = position, self._now_s()
+        if version is None:
+            self._versions.pop(position.state_id, None)
+        else:
+            self._versions[position.state_id] = version
         if position.lsn is not None:
             lsns = self._lsns.setdefault(position.state_id, deque(maxlen=_LSNS_KEPT))
             lsns.append(position.lsn.offset)
@@ -38,11 +44,20 @@ class WrittenPositions:
     def forget(self, state_id: str) -> None:
         """There is no such state any more."""
         self._last.pop(state_id, None)
+        self._versions.pop(state_id, None)
         self._lsns.pop(state_id, None)
 
     def lsns(self, state_id: str) -> Collection[int]:
         """The positions that were written a moment ago."""
         return self._lsns.get(state_id, ())
+
+    def followed(self, rows: Mapping[str, StateRow]) -> TablePosition | None:
+        """What a mirror of the same name has written since, as it was written here."""
+        for state_id, version in self._versions.items():
+            row = rows.get(state_id)
+            if row is not None and row.is_ours and row.version > version:
+                return self._last[state_id][0]
+        return None
 
     def is_new_phase(self, position: TablePosition) -> bool:
         """Whether the table has another phase than what was written."""

@@ -261,25 +261,25 @@ class StateStorage:
             self._writing.put(None, writes)
         return len(writes)
 
-    def set_each(self, states: Iterable[NewState], *, operation: str = "set") -> frozenset[str]:
+    def set_each(self, states: Iterable[NewState], *, operation: str = "set") -> dict[str, int]:
         """Replace many states, each only over its expected version, in one transaction.
 
         What another writes at this moment is left out, and so is what has another version; neither
         is waited for.
 
         Returns:
-            The IDs of those that were written.
+            The new versions of those that were written, by ID.
 
         Raises:
             StateNotStorable: one of them is; nothing was written.
         """
         writes = self._writes(states, operation)
         if not writes:
-            return frozenset()
+            return {}
         self._ready()
         versions = self._writing.put_free(writes)
         self._writing.prune(versions)
-        return frozenset(versions)
+        return versions
 
     def clear_all(self) -> int:
         """Forget all states, not their history, in one transaction; how many there were."""
