@@ -27,7 +27,6 @@ from etl_dagster.errors import InvalidState
 from etl_dagster.integrations.dagster_meltano import (
     CatalogUnknown,
     MeltanoError,
-    MeltanoNotFound,
     MeltanoResource,
     MeltanoStateResource,
     meltano_assets,
@@ -375,21 +374,6 @@ def test_a_tap_that_never_answered_is_an_error_that_says_what_to_do(
     with pytest.raises(CatalogUnknown) as caught:
         fruit(folder, streams=None)
     assert "`streams`" in caught.value.solution
-
-
-def test_streams_may_come_from_a_catalog_file(folder: Path, state_uri: str, tmp_path: Path) -> None:
-    catalog = tmp_path / "catalog.json"
-    catalog.write_text(
-        '{"streams": [{"tap_stream_id": "apples", "metadata":'
-        ' [{"breadcrumb": [], "metadata": {"selected": true}}]},'
-        ' {"tap_stream_id": "pears", "metadata": []}]}'
-    )
-    assert fruit(folder, streams=None, catalog=catalog).keys == {APPLES}
-
-
-def test_a_folder_without_a_project_is_named(tmp_path: Path, state_uri: str) -> None:
-    with pytest.raises(MeltanoNotFound, match=r"no meltano\.yml"):
-        fruit(tmp_path)
 
 
 # -- the state ----------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import pytest
 
+from etl_dagster.integrations.meltano.states import session, writing
 from etl_dagster.integrations.meltano.states.errors import (
     StateChanged,
     StateCorrupt,
@@ -31,12 +33,14 @@ from etl_dagster.integrations.meltano.states.storage import (
     StorageOptions,
     locate,
 )
+from etl_dagster.pg.connection import Connection
 from etl_dagster.source.catalog import fetch_published_tables
 from tests.support.database import Database
 from tests.support.leaks import make_secret
 from tests.support.meltano import open_storage, role, state_uri
 
 SECRET = make_secret("geheim")
+IDLE = psycopg.pq.TransactionStatus.IDLE
 
 #: Of the backend that had the same tables before.
 EARLIER = """
@@ -594,6 +598,50 @@ def test_a_connection_dropped_under_the_lock_loses_nothing(
     stored = storage.get("a")
     assert stored is not None
     assert stored.merged() == {"n": 2, "p": 3}
+    assert storage.locks() == []
+
+
+def test_a_write_whose_answer_is_lost_is_not_done_twice(
+    storage: StateStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has committed, and the connection breaks before it says so."""
+    storage.migrate()
+    send = writing.send
+    answers_to_lose = 0
+
+    def send_and_lose(connection: Connection, *statements: writing.Statement) -> list[Any]:
+        nonlocal answers_to_lose
+        rows = send(connection, *statements)
+        if connection.info.transaction_status == IDLE and answers_to_lose:
+            answers_to_lose -= 1
+            connection.close()
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+        return rows
+
+    def set_under_the_lock() -> None:
+        with storage.lock("a"):
+            assert storage.get("a") is not None
+            storage.set("a", completed={"n": 4})
+
+    def delete_under_the_lock() -> None:
+        with storage.lock("a"):
+            assert storage.get("a") is not None
+            storage.delete("a")
+
+    monkeypatch.setattr(writing, "send", send_and_lose)
+    monkeypatch.setattr(session, "send", send_and_lose)
+    for write in (
+        lambda: storage.set("a", completed={"n": 1}, expected_version=0),
+        lambda: storage.set_all([NewState("a", None, {"n": 2})]),
+        lambda: storage.set_each([NewState("a", None, {"n": 3}, 2)]),
+        set_under_the_lock,
+        delete_under_the_lock,
+    ):
+        answers_to_lose = 1
+        write()
+        assert answers_to_lose == 0
+    done = [(version.version, version.operation) for version in storage.history("a")]
+    assert done == [(5, "delete"), (4, "set"), (3, "set"), (2, "import"), (1, "set")]
     assert storage.locks() == []
 
 
