@@ -47,9 +47,15 @@ def demo(home: Path) -> Iterator[RunningDemo]:
 
 
 @pytest.fixture(scope="module")
-def visit(demo: RunningDemo, home: Path) -> Iterator[Visit]:
-    with visiting(demo.url, home) as visitor:
-        yield visitor
+def visitor(demo: RunningDemo, home: Path) -> Iterator[Visit]:
+    with visiting(demo.url, home) as visit:
+        yield visit
+
+
+@pytest.fixture
+def visit(visitor: Visit) -> Iterator[Visit]:
+    yield visitor
+    visitor.leave()
 
 
 def test_everything_is_there_without_a_click(demo: RunningDemo, home: Path) -> None:

@@ -344,21 +344,33 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
 """Sections that are wrong, and what is said of it."""
 
 
-@pytest.mark.parametrize(("section", "values", "mistake"), MISTAKES)
-def test_a_mistake_in_its_section_is_one_line_that_names_the_key(
-    installed: Environment,
-    newest_database: Database,
-    tmp_path: Path,
-    section: str,
-    values: dict[str, Any],
-    mistake: str,
-) -> None:
-    write_config(newest_database, tmp_path, **{section: values})
-    done = installed.run("etl-dagster", "run", cwd=tmp_path, exit_code=2)
+#: Reads each file that it is given as `etl-dagster run` would, in one process for all of them.
+READ_ALL = """
+import sys
+from click.testing import CliRunner
+from etl_dagster.cli import cli
+for path in sys.argv[1:]:
+    done = CliRunner().invoke(cli, ["run", "--config", path])
+    assert done.exit_code == 2, done.output
+    print(done.output, end="\\0")
+"""
 
-    lines = [line.strip() for line in done.stderr.splitlines()]
-    assert [line for line in lines if line.startswith(f"{section}.")] == [
-        line for line in lines if line.startswith(mistake)
-    ]
-    assert "has 1 mistake:" in done.stderr
-    assert "What to do:" in done.stderr
+
+def test_a_mistake_in_its_section_is_one_line_that_names_the_key(
+    installed: Environment, newest_database: Database, tmp_path: Path
+) -> None:
+    files = []
+    for number, (section, values, _) in enumerate(MISTAKES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_config(newest_database, folder, **{section: values})
+        files.append(str(folder / "etl.yaml"))
+    done = installed.run("python", "-c", READ_ALL, *files, cwd=tmp_path)
+
+    for (section, _, mistake), said in zip(MISTAKES, done.stdout.split("\0")[:-1], strict=True):
+        lines = [line.strip() for line in said.splitlines()]
+        assert [line for line in lines if line.startswith(f"{section}.")] == [
+            line for line in lines if line.startswith(mistake)
+        ]
+        assert "has 1 mistake:" in said
+        assert "What to do:" in said

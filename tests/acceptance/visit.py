@@ -45,6 +45,10 @@ class Visit:
     def open(self, path: str) -> None:
         self._page.goto(self._url + path)
 
+    def leave(self) -> None:
+        """Leave the page, which asks the webserver every second for as long as it is open."""
+        self._page.goto("about:blank")
+
     def sees(self, text: str, *, exactly: bool = False) -> Locator:
         """Wait until the page shows the text, alone in its place or as a part of it."""
         found = self._page.get_by_text(text, exact=exactly).first
