@@ -145,6 +145,7 @@ clean: ## Remove the environment, the demo's data and all caches
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A python that is found isn't always one that runs (pyenv leaves names that only print an error).
+# pip would compile on one processor only. What can't be compiled is nothing that is imported.
 $(READY): pyproject.toml
 	@set -eu; \
 	if [ ! -x $(BIN)/python ]; then \
@@ -170,6 +171,8 @@ $(READY): pyproject.toml
 	if command -v uv >/dev/null; then \
 		uv pip install --quiet --compile-bytecode --python $(BIN)/python -e ".[dev]"; \
 	else \
-		$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[dev]"; \
+		$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile \
+			-e ".[dev]"; \
+		$(BIN)/python -m compileall -qq -j 0 .venv/lib || true; \
 	fi; \
 	touch $@
