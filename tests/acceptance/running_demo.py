@@ -27,7 +27,7 @@ from etl_dagster.demo.server import SUPERUSER
 from etl_dagster.destinations.duckdb import query
 from tests.support.waiting import PATIENCE_S
 
-_POLL_S = 0.5
+_POLL_S = 1.0
 _REPOSITORY = {
     "repositoryLocationName": "etl_dagster.demo.definitions",
     "repositoryName": "__repository__",

@@ -73,6 +73,8 @@ def test_everything_is_there_without_a_click(demo: RunningDemo, home: Path) -> N
     (copied,) = [event for event in demo.materializations("flights/public/planes") if event["run"]]
     assert copied["table_copy_rows"] == copied["dagster/row_count"] == str(TABLES["planes"])
     assert copied["meltano/state_id"] == "demo:flights-to-duckdb:public.planes"
+    # It would start a run, seconds of a processor, whenever the stream brings flights.
+    demo.switch("automation", on=False)
 
 
 def test_a_second_demo_in_the_same_folder_is_refused(demo: RunningDemo, home: Path) -> None:
