@@ -268,8 +268,8 @@ class RunningDemo:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """An orphan may stay a zombie for as long as init doesn't look."""
+    """An orphan may stay a zombie for as long as init doesn't look; another may have its number."""
     try:
-        return process.status() == psutil.STATUS_ZOMBIE
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
