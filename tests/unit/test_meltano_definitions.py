@@ -54,3 +54,43 @@ def test_a_catalog_that_cannot_be_read_or_selects_nothing_is_told(folder: Path) 
 def test_a_folder_without_a_project_is_named(tmp_path: Path) -> None:
     with pytest.raises(MeltanoNotFound, match=r"no meltano\.yml"):
         assets_in(tmp_path, streams=["apples"])
+
+
+def test_the_state_id_is_that_of_the_environment_that_meltano_would_choose(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease on another ID would keep no other run away, and show another state."""
+
+    def chosen(**more: Any) -> str:
+        meltano = MeltanoResource(project_dir=str(folder), executable=sys.executable, **more)
+        return meltano.state_id("tap-fruit", "target-basket").split(":")[0]
+
+    monkeypatch.delenv("MELTANO_ENVIRONMENT", raising=False)
+    (folder / "meltano.yml").write_text("default_environment: from_the_project\n")
+    assert chosen() == "from_the_project"
+    (folder / ".env").write_text("MELTANO_ENVIRONMENT=from_the_file\n")
+    assert chosen() == "from_the_file"
+    monkeypatch.setenv("MELTANO_ENVIRONMENT", "from_the_process")
+    assert chosen() == "from_the_process"
+    assert chosen(env={"MELTANO_ENVIRONMENT": "from_the_resource"}) == "from_the_resource"
+    assert chosen(environment="dev") == "dev"
+
+
+def test_a_run_names_its_environment(folder: Path) -> None:
+    """What Meltano would choose may change between the look and the run."""
+    said = folder / "said"
+    program = folder / "program"
+    program.write_text(f'#!/bin/sh\necho "$@" > "{said}"\n')
+    program.chmod(0o755)
+    (folder / "meltano.yml").write_text("default_environment: prod\n")
+    meltano = MeltanoResource(project_dir=str(folder), executable=str(program))
+
+    meltano.run("tap-fruit", "target-basket")
+
+    assert said.read_text().split() == [
+        "--environment",
+        "prod",
+        "run",
+        "tap-fruit",
+        "target-basket",
+    ]

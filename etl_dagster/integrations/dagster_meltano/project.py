@@ -91,6 +91,16 @@ class MeltanoProject:
             **(more or {}),
         }
 
+    def environment_of_variables(self) -> str | None:
+        """Meltano's environment that an environment variable or the file ``.env`` names.
+
+        Source: meltano.cli.cli.detect_selected_environment.
+        """
+        from dotenv import dotenv_values
+
+        name = "MELTANO_ENVIRONMENT"
+        return self.environ().get(name) or dotenv_values(self.folder / ".env").get(name) or None
+
     def ask(self, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S, quiet: bool = False) -> str:
         """Run a command to its end; what it wrote to stdout.
 

@@ -3,6 +3,7 @@
 # Dagster reads the annotations of a resource's fields, so they must not be strings.
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,17 @@ class MeltanoResource(ConfigurableResource[Any]):
         return str(resolved(self.project_dir, "project_dir"))
 
     def environment_name(self) -> str:
-        """The environment that commands run in.
+        """The environment that runs are in, found as Meltano finds it.
 
         Raises:
             MeltanoError: neither resource nor project names one; `meltano run` wants one.
         """
-        given = resolved(self.environment, "environment")
-        name = given or self._file().get("default_environment")
-        if not name:
+        name = (
+            resolved(self.environment, "environment")
+            or self.project().environment_of_variables()
+            or self._file().get("default_environment")
+        )
+        if not name or str(name).lower() == "null":
             raise MeltanoError(
                 f"no Meltano environment is active in {self._folder()}",
                 solution="Give `environment`, or set default_environment in meltano.yml.",
@@ -116,7 +120,8 @@ class MeltanoResource(ConfigurableResource[Any]):
     ) -> MeltanoRun:
         """`meltano run`, followed to its end; see `run_meltano`."""
         return run_meltano(
-            self.project(),
+            # Named, so that the run has the state ID that `state_id` tells.
+            replace(self.project(), environment=self.environment_name()),
             extractor,
             loader,
             RunOptions(
