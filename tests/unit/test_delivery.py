@@ -274,7 +274,29 @@ def test_an_idle_stream_that_passes_the_expected_transaction_is_refused() -> Non
     side = Side(Flaky(), expected=FIRST)
     side.delivery.start()
     side.delivery.put_progress(Lsn(1101))
-    with pytest.raises(SourceRestored, match="now sends nothing"):
+    with pytest.raises(SourceRestored, match="now sends nothing up to 0/44D"):
+        side.delivery.flush()
+
+    assert side.progress is None
+
+
+def test_the_expected_transaction_may_come_without_rows() -> None:
+    """Then no batch is written for it."""
+    side = Side(Flaky(), expected=FIRST)
+    side.delivery.start()
+    side.delivery.put_progress(Lsn(1150), side.transaction())
+    side.delivery.finish()
+    side.delivery.raise_failure()
+
+    assert side.progress == Lsn(1150)
+    assert side.destination.written == 0
+
+
+def test_another_transaction_without_rows_in_its_place_is_refused() -> None:
+    side = Side(Flaky(), expected=FIRST._replace(xid=2))
+    side.delivery.start()
+    side.delivery.put_progress(Lsn(1150), side.transaction())
+    with pytest.raises(SourceRestored, match="now sends transaction 1 at"):
         side.delivery.flush()
 
     assert side.progress is None

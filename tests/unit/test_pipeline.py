@@ -63,7 +63,7 @@ from etl_dagster.stores.memory import MemoryStore
 from tests.support.deliveries import ORDERS, schema
 from tests.support.scripted import ManualClock, ScriptedSource, config, drain, transaction
 from tests.support.waiting import PATIENCE_S, wait_until
-from tests.unit.wire import keepalive
+from tests.unit.wire import begin, commit, keepalive, xlog_data
 
 _MEMBER = Membership(frozenset({"all 700"}), Storage(1, 90))
 
@@ -317,6 +317,41 @@ def test_a_stream_that_keeps_breaking_ends_the_pipeline(fixture: Fixture) -> Non
     assert fixture.streams == 4
     assert fixture.pipeline.status().phase == "failed"
     assert fixture.destination.calls == ["startup", "shutdown"]
+
+
+def test_a_transaction_without_rows_that_comes_again_is_recognised(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a heartbeat, which the first stream delivered in one batch with rows.
+
+    The second one brings it after that batch is closed, since the slot was behind: as it is after
+    a promotion.
+    """
+    heartbeat = [xlog_data(begin(1050, xid=7)), xlog_data(commit(1050, 1100))]
+    fixture.start()
+    for frame in [*transaction(1000, 1), *heartbeat]:
+        fixture.sent.put(frame)
+    fixture.sent.put(lambda: fixture.clock.pass_by(2.0))
+    wait_until(lambda: fixture.pipeline.confirmed == Lsn(1100))
+    monkeypatch.setattr(fixture, "prepare", lambda: Lsn(1000))
+    fixture.breaks(SourceUnreachable("the server has another primary"))
+    wait_until(lambda: fixture.streams == 2)
+
+    for frame in transaction(1000, 1):
+        fixture.sent.put(frame)
+    fixture.sent.put(lambda: fixture.clock.pass_by(2.0))
+    wait_until(lambda: fixture.pipeline.batches == 2)
+    for frame in [*heartbeat, keepalive(1200)]:
+        fixture.sent.put(frame)
+    fixture.sent.put(lambda: fixture.clock.pass_by(20.0))
+
+    wait_until(
+        lambda: (
+            fixture.pipeline.confirmed == Lsn(1200) or fixture.pipeline.status().phase == "failed"
+        )
+    )
+    assert fixture.pipeline.status().error is None
+    assert fixture.ids == [1]
 
 
 def test_who_waits_for_a_pipeline_survives_what_it_survives(

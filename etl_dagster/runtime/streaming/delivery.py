@@ -38,6 +38,8 @@ class _Progress:
     """Nothing to write: everything before `lsn` is durable already."""
 
     lsn: Lsn
+    #: What was read since the last batch: transactions without rows.
+    without_rows: Undecoded | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,13 @@ class Delivery:
         self._pending.append(batch.first_commit_time_us or time.time_ns() // 1000)
         self._put((batch, apply_from))
 
-    def put_progress(self, lsn: Lsn) -> None:
-        """Tell that nothing needs to be written up to `lsn`."""
-        self._put(_Progress(lsn))
+    def put_progress(self, lsn: Lsn, without_rows: Undecoded | None = None) -> None:
+        """Tell that nothing needs to be written up to `lsn`.
+
+        Args:
+            without_rows: the transactions that were read in place of a batch.
+        """
+        self._put(_Progress(lsn, without_rows))
 
     def _put(self, item: _Item) -> None:
         while True:
@@ -225,9 +231,9 @@ class Delivery:
                         self._drain()
                         self._inbox.done()
                         return
-                    case _Progress(lsn):
+                    case _Progress(lsn, without_rows):
                         self._drain()
-                        self._pass(lsn)
+                        self._pass(lsn, without_rows)
                         self._inbox.done()
                     case (raw, apply_from):
                         self._begin(raw, apply_from)
@@ -240,10 +246,14 @@ class Delivery:
             while not (self._window.wait_over(TURN_S) or self._stop.is_set()):
                 pass
 
-    def _pass(self, lsn: Lsn) -> None:
+    def _pass(self, lsn: Lsn, without_rows: Undecoded | None) -> None:
         """Keep progress where there is nothing to write."""
+        if self._expected is not None and without_rows is not None:
+            # It may be one of them, such as a heartbeat: it was delivered along with rows then.
+            resolve, alter = self._schemas.resolve, self._schemas.alter
+            self._recognise(without_rows.decode(resolve, {}, self._epoch, alter))
         if self._expected is not None and lsn > self._expected.commit_lsn:
-            raise self._restored("nothing")
+            raise self._restored(f"nothing up to {lsn}")
         self._keep_progress(lsn)
         self._role.on_durable(lsn, None)
         self._follow_names(lsn)

@@ -206,8 +206,8 @@ class StreamLoop:
         if position <= self._confirmed_idle or not is_due:
             return
         if self._delivery.is_idle:
-            self._session.take_batch()
+            without_rows = self._session.take_batch()
             self._hurry = False
             self._confirmed_idle = position
             self._confirm_idle_at = now + self._timing.idle_confirm_s
-            self._delivery.put_progress(position)
+            self._delivery.put_progress(position, without_rows)
