@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 #: The end of a solution, where the stream can't tell which rows differ.
 EQUAL_AGAIN = (
@@ -457,6 +457,26 @@ class DestinationUnreachable(DestinationError):
 
     solution = "Check the destination's settings and rights; the pipeline retries by itself."
     retryable = True
+
+
+class DestinationsFailed(DestinationError):
+    """Of several destinations, some have failed; the others have caught up."""
+
+    solution = "Correct what each of them failed with, then start the pipeline again."
+
+    def __init__(self, failures: Mapping[str, EtlError]) -> None:
+        """Args:
+        failures: what each destination failed with, by its name.
+        """
+        super().__init__(
+            "; ".join(f"{name} failed: {failure.reason}" for name, failure in failures.items()),
+            solution="\n".join(
+                f"{name}: {failure.solution}" if len(failures) > 1 else failure.solution
+                for name, failure in failures.items()
+            ),
+        )
+        self.failures = dict(failures)
+        self.retryable = all(failure.retryable for failure in failures.values())
 
 
 class DestinationTooNew(DestinationError):

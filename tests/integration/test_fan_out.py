@@ -17,7 +17,12 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import ConfigError, DestinationUnreachable, PipelineInUse
+from etl_dagster.errors import (
+    ConfigError,
+    DestinationsFailed,
+    DestinationUnreachable,
+    PipelineInUse,
+)
 from etl_dagster.model.states import Init
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.source.slots import apply_slot_name
@@ -115,7 +120,9 @@ def test_one_that_fails_does_not_hold_up_the_others_and_loses_nothing(
         wait_until(lambda: OWN in database.slots())
         wait_until(lambda: "set aside" in str(fan_out.statuses()["right"].note))
         database.execute("insert into orders values (2002, 1, 'still')")
-        wait_until(lambda: both.is_in_step("left", "public.orders"))
+        with pytest.raises(DestinationsFailed, match="right failed: "):
+            fan_out.wait_until_caught_up(60)
+        assert both.is_in_step("left", "public.orders")
         failing.failure = None
         wait_until(lambda: OWN not in database.slots())
         assert fan_out.wait_until_caught_up(60)

@@ -48,7 +48,8 @@ def build_sync_job(
     step; a run that is terminated stops when what is being written is durable.
 
     Of several destinations, one run brings all in step: they are fed from one slot. A destination
-    that fails also fails the run. So it is with shards, of which one may be synced alone, too.
+    that fails also fails the run, once the others are in step. One run syncs all shards, too, or
+    one of them alone; one that fails ends the others.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources, with all of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dagster import AssetKey, AssetMaterialization, Failure, OpExecutionContext
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.errors import InvalidState
+from etl_dagster.errors import DestinationsFailed, EtlError, InvalidState
 from etl_dagster.integrations.dagster.metadata import (
     REPORTED_BY,
     Activity,
@@ -38,6 +38,8 @@ class Synced:
     status: PipelineStatus
     #: Tables whose copy was finished.
     copied: Collection[TableId]
+    #: What the destination failed with, where others have caught up.
+    failure: EtlError | None = None
 
 
 def sync(
@@ -53,7 +55,8 @@ def sync(
         By the same names.
 
     Raises:
-        EtlError: another process runs it, it can't start, or it failed.
+        EtlError: another process runs it, it can't start, or it failed. Where only some of several
+            destinations failed, that is in what is returned.
     """
     from etl_dagster.in_process import running_with
     from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
@@ -61,8 +64,14 @@ def sync(
     for each in members.values():
         _require_idle(each)
     before = {name: _copies(each) for name, each in members.items()}
+    failures: Mapping[str, EtlError] = {}
     with running_with(config, mirrored_positions) as pipeline:
-        _wait_until_caught_up(context, pipeline)
+        try:
+            _wait_until_caught_up(context, pipeline)
+        except DestinationsFailed as failed:
+            if failed.failures.keys() == members.keys():
+                raise
+            failures = failed.failures
     statuses = pipeline.statuses()
     return {
         name: Synced(
@@ -72,6 +81,7 @@ def sync(
                 for table_id, copy in _copies(each).items()
                 if copy and copy != before[name].get(table_id)
             },
+            failures.get(name),
         )
         for name, each in members.items()
     }
@@ -123,20 +133,27 @@ def report(
     keys: Mapping[str, Mapping[str, AssetKey]],
     seconds: float,
 ) -> None:
-    """A materialization of each table that the run has changed; fails where one has stopped.
+    """A materialization of each table that the run has changed.
 
     Args:
         synced: by destination.
         keys: the assets of each destination's tables.
 
     Raises:
-        Failure: a table has stopped.
+        Failure: a table has stopped, or a destination has failed.
     """
-    stopped: list[str] = []
+    failures = {name: done.failure for name, done in synced.items() if done.failure is not None}
+    stopped = [
+        with_solution(f"{name} failed: {failure.reason}", failure.solution)
+        for name, failure in failures.items()
+    ]
+    # Where waiting is all that it takes, a retry of the run is that.
+    is_passing = bool(failures) and all(failure.retryable for failure in failures.values())
     for destination, done in synced.items():
         status = done.status
         for name, table in status.tables.items():
             if table.error is not None:
+                is_passing = False
                 where = f"{name} of {status.pipeline}" if len(synced) > 1 else name
                 stopped.append(with_solution(f"{where}: {table.error}", table.solution))
                 continue
@@ -155,7 +172,7 @@ def report(
             context.log_event(event)
         context.log.info(_progress(status))
     if stopped:
-        raise Failure("\n\n".join(stopped), allow_retries=False)
+        raise Failure("\n\n".join(stopped), allow_retries=is_passing)
 
 
 def _progress(status: PipelineStatus) -> str:

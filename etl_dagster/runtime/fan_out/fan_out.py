@@ -32,6 +32,7 @@ from etl_dagster.runtime.fan_out.member import Member
 from etl_dagster.runtime.fan_out.pacing import PACE, FanOutPace
 from etl_dagster.runtime.fan_out.parts import MemberParts
 from etl_dagster.runtime.fan_out.shared import SharedSlot
+from etl_dagster.runtime.fan_out.waiting import wait_for_each
 from etl_dagster.runtime.memory import MemoryBudget
 from etl_dagster.runtime.resetting import ALL
 from etl_dagster.runtime.runner import RUNNER, in_use, note_runner
@@ -276,27 +277,18 @@ class FanOut:
     def wait_until_caught_up(self, timeout_s: float | None = None) -> bool:
         """As `Pipeline.wait_until_caught_up`, for every destination.
 
-        Raises what any destination failed with, although it is tried again.
+        A destination that fails doesn't keep the others from it.
+
+        Raises:
+            DestinationsFailed: the others have caught up, or the time was over. Those that failed
+                are tried again all the same.
+            EtlError: what the pipeline as a whole failed with.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        for member in self.members.values():
-            while True:
-                if self._done.is_set():
-                    self.wait()
-                    return False
-                if member.failure is not None:
-                    raise member.failure
-                left_s = None if deadline is None else deadline - time.monotonic()
-                if left_s is not None and left_s <= 0:
-                    return False
-                pipeline = member.pipeline
-                if pipeline is not None and member.is_running:
-                    if pipeline.wait_until_caught_up(left_s):
-                        break
-                    if self._stop.is_set():
-                        return False
-                self._done.wait(0.1)
-        return True
+        if wait_for_each(self.members, stop=self._stop, done=self._done, timeout_s=timeout_s):
+            return True
+        if self._done.is_set():
+            self.wait()
+        return False
 
     def _end_with(self, failure: BaseException) -> None:
         if not isinstance(failure, EtlError):
