@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-import adbc_driver_manager
-import adbc_driver_postgresql
 import pyarrow as pa
 from psycopg import sql
 
@@ -22,10 +19,11 @@ from etl_dagster.errors import (
     TableLocked,
     TableRewritten,
 )
-from etl_dagster.lazy import imported_later
 from etl_dagster.model.coordination import CopyChunk
 from etl_dagster.model.events import CopiedRows
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.pg.adbc import adbc, first_line, in_small_batches
+from etl_dagster.pg.adbc import connect as open_adbc
 from etl_dagster.pg.encodings import StoredEncoding
 from etl_dagster.pg.failures import failure_of_code, failure_of_text
 from etl_dagster.pg.settings import PIN_NEWER
@@ -36,15 +34,8 @@ from etl_dagster.values.adbc import CopiedColumn
 from etl_dagster.values.parsed import Odd
 from etl_dagster.values.text import nulls_of
 
-# The driver only needs it to write datasets. It imports pandas where that is installed, which takes
-# some 50 MB; and DuckDB would use it once it is there.
-with imported_later("pyarrow.dataset"):
-    from adbc_driver_manager import dbapi as adbc
-
 #: Of a connection, until it says what it reads.
 _APPLICATION = "etl_dagster copy"
-#: What the driver puts into one record batch, bytes; bounds the memory of a chunk being read.
-_BATCH_BYTES = 4 * 1024**2
 #: undefined_column, undefined_table: the table isn't any more what the copy was planned for.
 _TABLE_CHANGED = ("42703", "42P01")
 #: lock_not_available.
@@ -104,7 +95,7 @@ class CopyConnection:
         if lock_timeout_s is not None:
             settings["lock_timeout"] = str(int(lock_timeout_s * 1000))
         try:
-            self.connection = _connect(source_conninfo(config, application_name=_APPLICATION))
+            self.connection = open_adbc(source_conninfo(config, application_name=_APPLICATION))
             try:
                 with self.connection.cursor() as cursor:
                     for query in (PIN_NEWER, _set(settings)):
@@ -115,7 +106,7 @@ class CopyConnection:
                 self.connection.close()
                 raise
         except adbc.Error as error:
-            message = _first_line(error)
+            message = first_line(error)
             code = error.sqlstate
             failure = failure_of_code(code, message) if code else failure_of_text(message)
             raise error_for(failure, "no connection for a copy", message) from None
@@ -141,7 +132,7 @@ class CopyConnection:
                     cursor.execute(name.as_string())
         except adbc.Error as error:
             raise SourceUnreachable(
-                f"the snapshot of the copy is gone: {_first_line(error)}",
+                f"the snapshot of the copy is gone: {first_line(error)}",
                 solution="No action needed: the copy restarts from the beginning.",
             ) from None
 
@@ -154,7 +145,7 @@ class CopyConnection:
         try:
             self.connection.rollback()
         except adbc.Error as error:
-            raise SourceUnreachable(f"a copy was interrupted: {_first_line(error)}") from None
+            raise SourceUnreachable(f"a copy was interrupted: {first_line(error)}") from None
 
     def cancel(self) -> None:
         """Have the server give up what is being read, if anything is. From any thread."""
@@ -164,38 +155,6 @@ class CopyConnection:
 
     def close(self) -> None:
         self.connection.close()
-
-
-class _Catalog:
-    """What the driver keeps of the types of a database, as `adbc.Connection` wants it.
-
-    The driver reads all columns of all tables for it. Connections that share it do without, which
-    counts where there are thousands of tables. What it doesn't know of types that came later does
-    no harm: only types that Postgres brings along are read in its own way.
-    """
-
-    def __init__(self, conninfo: str) -> None:
-        self.database = adbc_driver_postgresql.connect(conninfo)
-
-    def close(self) -> None:
-        """Called at the end of each connection; others may share it."""
-
-
-#: By connection parameters; of the sources that this process reads.
-_catalogs: dict[str, _Catalog] = {}
-_catalogs_lock = threading.Lock()
-_MOST_CATALOGS = 8
-
-
-def _connect(conninfo: str) -> adbc.Connection:
-    with _catalogs_lock:
-        catalog = _catalogs.get(conninfo)
-        if catalog is None:
-            if len(_catalogs) >= _MOST_CATALOGS:
-                _catalogs.clear()
-            catalog = _catalogs[conninfo] = _Catalog(conninfo)
-    connection = adbc_driver_manager.AdbcConnection(catalog.database)
-    return adbc.Connection(cast(adbc_driver_manager.AdbcDatabase, catalog), connection)
 
 
 def _set(settings: Mapping[str, str]) -> str:
@@ -249,9 +208,7 @@ class TableReader:
         try:
             with self._on.connection.cursor() as cursor:
                 self._on.cursor = cursor
-                cursor.adbc_statement.set_options(
-                    **{"adbc.postgresql.batch_size_hint_bytes": str(_BATCH_BYTES)}
-                )
+                in_small_batches(cursor)
                 cursor.execute(self._query(chunk, source))
                 for batch in cursor.fetch_record_batch():
                     if batch.num_rows:
@@ -273,9 +230,9 @@ class TableReader:
             return TableLocked(f"{self._schema.name} is locked by another session")
         if isinstance(error, adbc.OperationalError):
             return SourceUnreachable(
-                f"the copy of {self._schema.name} was interrupted: {_first_line(error)}"
+                f"the copy of {self._schema.name} was interrupted: {first_line(error)}"
             )
-        message = _first_line(error)
+        message = first_line(error)
         solution = (
             "Read the server's message; SELECT on the table and USAGE on its schema are needed."
         )
@@ -286,7 +243,7 @@ class TableReader:
         )
 
     def _read_failure(self, error: OSError) -> SourceError:
-        message = _first_line(error)
+        message = first_line(error)
         refusal = re.search(r"ERROR: +(?!canceling|terminating)(.*)", message)
         if refusal is None:
             return SourceUnreachable(f"the copy of {self._schema.name} was interrupted: {message}")
@@ -370,8 +327,3 @@ class ChunkReader(TableReader):
 
     def close(self) -> None:
         self._on.close()
-
-
-def _first_line(error: Exception) -> str:
-    """The server's words without what follows; never a connection string."""
-    return str(error).strip().splitlines()[0]
