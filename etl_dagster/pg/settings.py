@@ -64,6 +64,8 @@ PIN_NEWER: Final = (
     "SELECT set_config('transaction_timeout', '0', false) FROM pg_settings "
     "WHERE name = 'transaction_timeout'"
 )
+#: The same until the end of the transaction.
+PIN_NEWER_LOCALLY: Final = PIN_NEWER.replace("false", "true")
 
 
 def as_options(settings: Mapping[str, str]) -> str:
@@ -143,5 +145,14 @@ def _calls(
     if settings is None:
         settings = {**PINNED, **TIMEOUTS}
     settings = {**settings, **newer_settings(connection.info.server_version)}
-    calls = [f"set_config('{name}', '{value}', {is_local})" for name, value in settings.items()]
-    return query.format(settings=", ".join(calls)).encode()
+    return query.format(settings=_set(settings, is_local)).encode()
+
+
+def locally(settings: Mapping[str, str]) -> str:
+    """A query that pins them until the end of the transaction; all of it is constants of ours."""
+    return f"SELECT {_set(settings, 'true')}"
+
+
+def _set(settings: Mapping[str, str], is_local: str) -> str:
+    calls = (f"set_config('{name}', '{value}', {is_local})" for name, value in settings.items())
+    return ", ".join(calls)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg.adapt import Loader
@@ -23,13 +25,33 @@ from etl_dagster.pg.blocking import Blocker, fetch_blockers
 from etl_dagster.pg.cancelling import Abandoned, unless_stopped
 from etl_dagster.pg.connection import Connection, connect_shared, server_pid
 from etl_dagster.pg.dsn import Dsn, DsnError, tcp_settings
-from etl_dagster.pg.failures import Failure, derive, failure_of, message_of
+from etl_dagster.pg.failures import (
+    Failure,
+    derive,
+    failure_of,
+    failure_of_code,
+    failure_of_text,
+    marked,
+    message_of,
+)
 from etl_dagster.pg.pool import Pool, does_work
-from etl_dagster.pg.settings import MONEY, PINNED, TIMEOUTS, pin_transaction
+from etl_dagster.pg.settings import (
+    MONEY,
+    PIN_NEWER_LOCALLY,
+    PINNED,
+    TIMEOUTS,
+    locally,
+    pin_transaction,
+)
+
+if TYPE_CHECKING:
+    from etl_dagster.pg.adbc import adbc
 
 _DEFAULTS: Final = {"connect_timeout": "10", **tcp_settings(30)}
 _GIVE_UP_AFTER_S: Final = 15.0
 _KEPT: Final = 4
+#: Of a reader.
+_READER_LOCK_TIMEOUT: Final = "2s"
 #: One at a time, for all that write to a database; shared by those that only write rows.
 ALONE: Final = text_key("etl_dagster", "destination")
 #: What no table is to blame for.
@@ -163,6 +185,49 @@ class DestinationConnections:
             return
         # The server's own text may hold a password or a row's values, and a log shows causes.
         raise failure from None
+
+    @contextmanager
+    def reader(self, snapshot: str) -> Iterator[adbc.Connection]:
+        """A connection that reads as Arrow, in a transaction that has the snapshot of another.
+
+        It doesn't wait long for a lock: who has asked for the table before may wait for the
+        transaction with the snapshot.
+
+        Raises:
+            adbc.Error: the server is away, or refuses.
+        """
+        from etl_dagster.pg.adbc import connect
+
+        conninfo = self._dsn.conninfo(client_encoding="UTF8")
+        settings = {**self._settings, "lock_timeout": _READER_LOCK_TIMEOUT}
+        with contextlib.closing(connect(conninfo)) as connection:
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                cursor.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+                for query in (locally(settings), PIN_NEWER_LOCALLY):
+                    cursor.execute(query)
+                    cursor.fetchall()
+            yield connection
+
+    @property
+    def is_interrupted(self) -> bool:
+        return self._watch.is_interrupted
+
+    def require_wanted(self) -> None:
+        """Raises:
+        DestinationUnreachable: `interrupt` was called.
+        """
+        if self.is_interrupted:
+            raise _interrupted()
+
+    def failure(self, sqlstate: str | None, message: str) -> DestinationError:
+        """What a client other than psycopg was told, in our own vocabulary."""
+        if self.is_interrupted:
+            return _interrupted()
+        found = failure_of_code(sqlstate, message) if sqlstate else failure_of_text(message)
+        # The server quotes values that it can't read.
+        told = re.sub(r'"[^"]*"', '"..."', self._dsn.redact(message))
+        return marked(self._translated(found, told), found)
 
     def _pid_of(self, connection: Connection) -> int | None:
         return None if self._is_pooled else connection.info.backend_pid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -187,7 +188,9 @@ class PostgresDestination(SqlDestination[PostgresSession]):
         """The rows of a table, as of one moment. See `ReadsRows`."""
         with self._connections.transaction(writes=False) as connection:
             session = PostgresSession(connection, self._connections.transaction)
-            yield read_rows(session, connection, schema)
+            rows = read_rows(session, connection, self._connections, schema)
+            with contextlib.closing(rows):  # type: ignore[type-var]
+                yield rows
 
     def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
         """The rows themselves: Postgres prints for a value what the source prints."""

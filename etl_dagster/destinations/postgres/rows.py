@@ -2,77 +2,108 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pyarrow as pa
-import pyarrow.csv as csv
+from psycopg import sql
 
-from etl_dagster.destinations.sql.dialect import column_list
+from etl_dagster.destinations.postgres.readers import Readers
 from etl_dagster.destinations.sql.stored import stored_table
-from etl_dagster.model.schema import TableSchema
+from etl_dagster.errors import TableRewritten
+from etl_dagster.model.schema import ColumnSchema, TableSchema
+from etl_dagster.values import oids
+from etl_dagster.values.adbc import CopiedColumn
+from etl_dagster.values.registry import REGISTRY
 from etl_dagster.values.text import parse
 
 if TYPE_CHECKING:
+    from etl_dagster.destinations.postgres.connections import DestinationConnections
     from etl_dagster.destinations.postgres.session import PostgresSession
     from etl_dagster.pg.connection import Connection
 
-_BATCH_BYTES = 4 * 1024**2
+#: A piece of the table that one connection reads at a time.
+_PIECE_BLOCKS: Final = 4096
+#: In SQL, the text that the type's output function prints, as the stream and COPY have it; a cast
+#: to text is another thing for some types. `num_nulls` because a row of nulls, too, IS NULL.
+_PRINTED: Final = "CASE num_nulls({0}) WHEN 0 THEN format('%s', {0}) END"
+
+_Values: TypeAlias = "Callable[[pa.Array[Any]], pa.Array[Any]]"
 
 
 def read_rows(
-    session: PostgresSession, connection: Connection, schema: TableSchema
+    session: PostgresSession,
+    connection: Connection,
+    connections: DestinationConnections,
+    schema: TableSchema,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows, in batches: read as the text that Postgres prints, as the source's stream is.
+    """The rows as of one moment, in batches; read by a few connections where there are many.
 
     Raises:
         TableRewritten: the table has other columns, or is not there.
-        psycopg.Error: the server refuses.
+        psycopg.Error, EtlError: the server refuses.
     """
     table = stored_table(session, schema)
-    names = [f"c{place}" for place in range(len(schema.columns))] or ["none"]
-    # COPY prints by output functions, as the stream does; a cast to text is another thing.
-    columns = column_list(schema.column_names) or "NULL::text"
-    # Both are quoted.
-    query = f"COPY (SELECT {columns} FROM {table}) TO STDOUT (FORMAT csv, FORCE_QUOTE *)"  # noqa: S608
-    with connection.cursor() as cursor, cursor.copy(query.encode()) as copy:
-        lines: list[bytes] = []
-        size = 0
-        for line in copy:  # libpq gives row by row
-            lines.append(bytes(line))
-            size += len(line)
-            if size >= _BATCH_BYTES:
-                yield _parsed(schema, _texts(b"".join(lines), names))
-                lines, size = [], 0
-        if lines:
-            yield _parsed(schema, _texts(b"".join(lines), names))
-
-
-def _texts(content: bytes, names: list[str]) -> pa.RecordBatch:
-    """The columns of rows in CSV, in which every value is quoted and null is not."""
-    table = csv.read_csv(
-        io.BytesIO(content),
-        read_options=csv.ReadOptions(
-            use_threads=False, block_size=len(content) + 1, column_names=names
-        ),
-        parse_options=csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
-        convert_options=csv.ConvertOptions(
-            check_utf8=False,
-            column_types=dict.fromkeys(names, pa.string()),
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-        ),
+    # Until the end of this transaction, no other moves rows that don't change.
+    connection.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE".encode())
+    found = connection.execute(
+        "SELECT attname, atttypid FROM pg_attribute"
+        " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+        [table],
     )
-    [batch] = table.combine_chunks().to_batches()
-    return batch
+    types: dict[str, int] = dict(found.fetchall())
+    if not types.keys() >= set(schema.column_names):
+        raise TableRewritten(f"{schema.name} has other columns at the destination")
+    columns = [_column(column, types[column.name]) for column in schema.columns]
+    row = connection.execute(
+        "SELECT pg_export_snapshot(),"
+        " pg_relation_size(%s::regclass) / current_setting('block_size')::int",
+        [table],
+    ).fetchone()
+    assert row is not None
+    snapshot, blocks = row
+    selected = ", ".join(expression for expression, _ in columns) or "NULL::text"
+    readers = Readers(
+        connections,
+        snapshot,
+        [f"SELECT {selected} FROM {table}{where}" for where in _pieces(blocks)],  # noqa: S608
+        partial(_typed, schema, [values for _, values in columns]),
+        name=str(schema.name),
+    )
+    yield from readers.made()
 
 
-def _parsed(schema: TableSchema, texts: pa.RecordBatch) -> pa.RecordBatch:
+def _pieces(blocks: int) -> list[str]:
+    """Conditions, with a space before; together they hold for every row, and for each only once."""
+    edges = range(_PIECE_BLOCKS, blocks, _PIECE_BLOCKS)
+    first = [None, *(f"ctid >= '({edge},0)'::tid" for edge in edges)]
+    last = [*(f"ctid < '({edge},0)'::tid" for edge in edges), None]
+    both = (filter(None, each) for each in zip(first, last, strict=True))
+    return [f" WHERE {' AND '.join(each)}" if each else "" for each in map(list, both)]
+
+
+def _column(column: ColumnSchema, type_oid: int) -> tuple[str, _Values]:
+    """What is selected of a column that has this type at the destination, and how it is read.
+
+    A type that is the source's, too, is read as in a copy. All others are printed, and read as the
+    stream is.
+    """
+    name = sql.Identifier(column.name)
+    if type_oid == column.effective_type_oid and type_oid in REGISTRY:
+        copied = CopiedColumn(column, None)
+        expression = sql.SQL(copied.expression).format(name).as_string()
+        return expression, lambda array: copied.values(array).array
+    template = "{0}" if type_oid == oids.TEXT else _PRINTED
+    expression = sql.SQL(template).format(name).as_string()
+    return expression, lambda array: parse(column, array).array
+
+
+def _typed(schema: TableSchema, values: list[_Values], read: pa.RecordBatch) -> pa.RecordBatch:
     if not schema.columns:
-        return texts.select([])
-    arrays: list[pa.Array[Any]] = [
-        parse(column, texts.column(place)).array for place, column in enumerate(schema.columns)
-    ]
+        return read.select([])
+    try:
+        arrays = [of(array) for of, array in zip(values, read.columns, strict=True)]
+    except pa.ArrowException:
+        raise TableRewritten(f"a column of {schema.name} got another type") from None
     return pa.RecordBatch.from_arrays(arrays, schema=schema.arrow_schema)
