@@ -37,18 +37,21 @@ class Database:
 
     @classmethod
     @contextmanager
-    def create(cls, server: EmbeddedPostgres, encoding: str = "UTF8") -> Iterator[Database]:
-        """A fresh one with a random name; at the end it is dropped, its slots before it.
+    def create(
+        cls, server: EmbeddedPostgres, encoding: str = "UTF8", name: str | None = None
+    ) -> Iterator[Database]:
+        """A fresh one, with a random name if none is given; it is dropped at the end, its slots
+        before it.
 
         Its rows are searched for secrets then.
         """
-        database = cls(server, f"test_{secrets.token_hex(6)}")
-        name = sql.Identifier(database.name)
+        database = cls(server, name or f"test_{secrets.token_hex(6)}")
+        quoted = sql.Identifier(database.name)
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
             create = "CREATE DATABASE {} ENCODING {} TEMPLATE template0"
             if server.binaries.major >= 15:  # which would write each page to the WAL
                 create += " STRATEGY file_copy"
-            admin.execute(sql.SQL(create).format(name, sql.Literal(encoding)))
+            admin.execute(sql.SQL(create).format(quoted, sql.Literal(encoding)))
         try:
             yield database
         finally:
@@ -57,7 +60,7 @@ class Database:
             with psycopg.connect(server.dsn(), autocommit=True) as admin:
                 database._end_sessions(admin)
                 LEAKS.look_at_rows(database.dsn)
-                admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+                admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(quoted))
 
     def empty(self) -> None:
         """Drop all schemas, as for a destination's next test: a new database takes much longer.

@@ -159,16 +159,23 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def etl_dagster(*arguments: str, cwd: Path, environ: Mapping[str, str] | None = None) -> Forked:
-    """The command line, its output in pipes."""
+def etl_dagster(
+    *arguments: str,
+    cwd: Path,
+    environ: Mapping[str, str] | None = None,
+    stdio: tuple[int, int, int] = (DEVNULL, PIPE, PIPE),
+) -> Forked:
+    """The command line, its output in pipes unless descriptors are given."""
+    stdin, stdout, stderr = stdio
     return Forked(
         "etl_dagster.cli:main",
         ENGINE,
         ["etl-dagster", *arguments],
         cwd=cwd,
         environ=environ,
-        stdout=PIPE,
-        stderr=PIPE,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
     )
 
 
