@@ -75,10 +75,10 @@ def build_copy_job(
             "etl.yaml", "public.orders", workers=4, executor_def=celery_executor
         )
 
-    A table is copied in chunks (``copy_tables.chunk_rows``), which the steps claim one at a time in
+    A table is copied in chunks (``copy.chunk_rows``), which the steps claim one at a time in
     the pipeline's state store. If a step's process is killed, the others copy what it leaves; a
     step that begins late or never is not missed. Each step opens up to
-    ``copy_tables.max_connections_per_table`` connections to the source. The assets of the tables
+    ``copy.max_connections_per_table`` connections to the source. The assets of the tables
     are materialized when they are handed over to the stream, so a replicator has to run, as for
     any copy.
 
