@@ -467,7 +467,7 @@ def _stays_text() -> Iterator[str]:
 def _keys() -> Iterator[str]:
     for row in REGISTRY.values():
         if row.text_tells:
-            yield f"| `{row.name}` | refused: its text tells {row.text_tells} |\n"
+            yield f"| `{row.name}` | refused: its text contains {row.text_tells} |\n"
         elif any(edge.is_odd for edge in row.edges):
             yield f"| `{row.name}` | by its value; a value that isn't held stops the table |\n"
     yield "| `numeric(p,s)` | by its value; `NaN`, the only one that isn't held, is null |\n"

@@ -140,7 +140,7 @@ def require_processes(config: PipelineConfig) -> None:
         ConfigError: all that is in the way.
     """
     mistakes = [
-        f"{name}.type: {kind} is seen by one process only, and several are at work"
+        f"{name}.type: {kind} works within one process, and several processes take part"
         for name, group, kind in (
             ("state_store", STORES, config.state_store.type),
             ("destination", DESTINATIONS, config.destination.type),

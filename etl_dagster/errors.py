@@ -244,7 +244,7 @@ class KeyChangesText(SourceError):
 
     def __init__(self, table: str, column: str, type_name: str, tells: str) -> None:
         super().__init__(
-            f"{column} in the key of {table} is of type {type_name}, whose text tells {tells}; "
+            f"{column} in the key of {table} is of type {type_name}, whose text contains {tells}; "
             "Postgres publishes nothing then, and the row would not be found by its key again",
             solution=f"On the source: give {table} a key without {column}, such as by ALTER TABLE "
             "... REPLICA IDENTITY USING INDEX, or give the column another type, such as oid or "
@@ -258,8 +258,8 @@ class RowChangesText(SourceError):
     def __init__(self, table: str, column: str, type_name: str, tells: str) -> None:
         super().__init__(
             f"{table} has no key, so that a row is found by all of its values, and {column} is of "
-            f"type {type_name}, whose text tells {tells}; Postgres publishes nothing then, and the "
-            "row would not be found again",
+            f"type {type_name}, whose text contains {tells}; Postgres publishes nothing then, and "
+            "the row would not be found again",
             solution=f"On the source: give {table} a key without {column}, or leave {column} out "
             "of the publication. Then retry the table.",
         )
@@ -298,7 +298,7 @@ class TableNameTaken(SourceError):
         super().__init__(
             f"{holder} was called {name} before, and still is at the destination",
             solution="No action needed while the pipeline runs: the copy begins once the stream "
-            "has told the destination the new name.",
+            "has renamed the table at the destination.",
         )
 
 

@@ -183,7 +183,7 @@ def _held_otherwise(
         yield Check.warning(
             "types of columns",
             f"{table.schema.name}: {names(columns)} arrive as they did when the table was copied, "
-            "not as `nested`, `numeric`, `odd_values` and the types of this version say now",
+            "not as `nested`, `numeric`, `odd_values` and the types of this version have it now",
             f"To change that, copy the table again: etl-dagster reset {table.schema.name}",
         )
 
@@ -267,7 +267,7 @@ def check_destination(config: PipelineConfig) -> Check:
     if forgets(DESTINATIONS, section.type):
         return Check.warning(
             name,
-            f"{section.type}: everything is gone when the process ends",
+            f"{section.type}: everything is lost when the process ends",
             "For more than trying out, set destination.type to duckdb.",
         )
     return _check(name, lambda: _ask_destination(config))
@@ -354,7 +354,7 @@ def check_positions(config: PipelineConfig) -> list[Check]:
 def _ask(subject: object, kind: str) -> str:
     """What the store or destination finds when it looks at itself, where it can."""
     checking = offered(subject, ChecksItself)
-    return f"{kind}; it can't tell before the start" if checking is None else checking.check()
+    return f"{kind}; it can't be checked before the start" if checking is None else checking.check()
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
@@ -366,7 +366,7 @@ def _check(name: str, look: Callable[[], str]) -> Check:
         # Another library's; its message may hold a password.
         failure = EtlError(
             f"the check of the {name} itself failed: {type(error).__name__}",
-            solution=f"Read the documentation of the {name}'s type, or tell its author.",
+            solution=f"Read the documentation of the {name}'s type, or report it to its author.",
         )
         failure.__cause__ = error
         return Check.error(name, failure)

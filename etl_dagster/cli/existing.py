@@ -37,7 +37,7 @@ def existing_store(
     with opened_store(config) as store:
         if not _knows_pipeline(store):
             raise StoreError(
-                f"the state store knows no pipeline {config.pipeline!r}",
+                f"the state store has no pipeline {config.pipeline!r}",
                 solution=solution
                 or "Start it: `etl-dagster run`. If it runs elsewhere, compare `pipeline` "
                 "and `state_store` with the configuration there.",

@@ -37,7 +37,7 @@ class NotCaughtUp(EtlError):
     def __init__(self, ready: int, tables: int, *, exit_code: int = INTERRUPTED) -> None:
         self.exit_code = exit_code
         if not tables:
-            super().__init__("stopped before the pipeline had begun")
+            super().__init__("stopped before the pipeline had started")
             return
         super().__init__(
             f"stopped before the pipeline had caught up: {ready} of {tables} tables are ready"

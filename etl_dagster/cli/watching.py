@@ -80,7 +80,7 @@ class Watched:
 
         published = self._store.get_status("apply")
         if not published:
-            return Text(f"{self._config.pipeline}: nothing was told yet")
+            return Text(f"{self._config.pipeline}: nothing was reported yet")
         status = PipelineStatus.from_json(published)
         if status.at > self._seen_at:
             self._seen_at = status.at

@@ -94,7 +94,7 @@ class LocalStore(RemembersInMemory):
         """What the store itself finds when it looks, where it can."""
         if (checking := offered(self._store, ChecksItself)) is not None:
             return checking.check()
-        return f"{type(self._store).__name__}; it can't tell before the start"
+        return f"{type(self._store).__name__}; it can't be checked before the start"
 
     # -- the store's own -----------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class LocalStore(RemembersInMemory):
     def _say_forgetful(self, error: Exception) -> None:
         if not self._is_forgetful:
             _log.warning(
-                "the store can't keep what the catalog said (%s): a table that leaves the "
+                "the store can't keep what was read from the catalog (%s): a table that leaves the "
                 "publication and returns while the pipeline stands still isn't noticed",
                 type(error).__name__,
             )

@@ -204,7 +204,7 @@ class Move:
         assert self._marking is not None
         held = self._marking.held_copies([table_id]).get(table_id)
         if metadata is None or metadata.status != "applied" or plan is None:
-            raise MoveRefused(f"the state store knows too little of {name}")
+            raise MoveRefused(f"the state store has no complete record of {name}")
         if held is None or not held.is_complete or held.copy_id != plan.copy_id:
             raise MoveRefused(f"the destination does not have the copy of {name} that is known")
 

@@ -643,7 +643,7 @@ class Pipeline:
 
 
 def _stopped_before_start() -> InvalidState:
-    return InvalidState("the pipeline was told to stop before it had started")
+    return InvalidState("the pipeline was stopped before it started")
 
 
 def _is_settled(state: TableState | None) -> bool:

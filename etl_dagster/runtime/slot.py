@@ -151,7 +151,7 @@ def require_continuable(slot: Slot | None, name: str, store: CoordinatingStore) 
     if progress is None:
         if depending:
             raise SlotAdvanced(
-                f"slot {name!r} exists, but the store knows nothing of how far it was read"
+                f"slot {name!r} exists, but the store has no record of how far it was read"
             )
         return confirmed
     if confirmed > progress:

@@ -49,7 +49,7 @@ class Together:
         try:
             for pipeline in self.pipelines.values():
                 if self._stop.is_set():
-                    raise InvalidState("the pipeline was told to stop before it had started")
+                    raise InvalidState("the pipeline was stopped before it started")
                 pipeline.start()
                 self._started.append(pipeline)
         except BaseException:

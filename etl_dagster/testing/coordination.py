@@ -343,7 +343,9 @@ class CoordinationSuite(StoreSuite):
                 while not other.transition_table_state(table_id, asked, answered):
                     other.wait_for_change(600)
 
-        all_within(self.patience_s, "two workers hear of each other's changes", [ask, answer])
+        all_within(
+            self.patience_s, "two workers are notified of each other's changes", [ask, answer]
+        )
 
     def test_a_worker_can_be_woken(self, store: CoordinatingStore) -> None:
         ended = threading.Event()

@@ -237,7 +237,7 @@ def test_a_start_that_waits_for_a_silent_server_is_stopped(
             start = other.submit(pipeline.start)
             wait_until(lambda: proxy.held > 0)
             pipeline.shutdown()
-            with pytest.raises(InvalidState, match="told to stop before"):
+            with pytest.raises(InvalidState, match="was stopped before it started"):
                 start.result(SOON_S)
         proxy.flow()
 

@@ -536,7 +536,7 @@ def test_status_of_what_never_ran_makes_nothing(shop: Shop) -> None:
     answer = shop.call("status")
 
     assert answer.returncode == 2
-    assert_explained(answer, "knows no pipeline 'shop'")
+    assert_explained(answer, "has no pipeline 'shop'")
     assert shop.is_untouched
 
 

@@ -327,7 +327,7 @@ def test_a_lease_that_is_lost_ends_the_run(tmp_path: Path) -> None:
 
     def require() -> None:
         if told:
-            raise StateLockLost("the run lease is no longer ours")
+            raise StateLockLost("the run lease is no longer held by this process")
 
     program = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     with pytest.raises(StateLockLost):

@@ -467,7 +467,7 @@ def test_tables_of_the_earlier_backend_are_taken_over(newest_database: Database)
 
 def test_a_stranger_table_of_the_same_name_is_left_alone(newest_database: Database) -> None:
     newest_database.execute("CREATE TABLE meltano_state (id int)")
-    with pytest.raises(StateTablesMissing, match="is not ours"):
+    with pytest.raises(StateTablesMissing, match="etl_dagster did not create"):
         open_storage(newest_database).list_ids()
     assert newest_database.query("SELECT count(*) FROM meltano_state") == [(0,)]
 

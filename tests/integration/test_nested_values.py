@@ -68,7 +68,7 @@ def test_values_with_parts_stay_what_they_are_through_every_change(
     found = [check for check in all_checks(config) if check.name == "types of columns"]
     assert [check.message for check in found if "keyless" not in check.message] == [
         "public.t: tags, span, p, m arrive as they did when the table was copied, not as "
-        "`nested`, `numeric`, `odd_values` and the types of this version say now"
+        "`nested`, `numeric`, `odd_values` and the types of this version have it now"
     ]
 
     with closing(build_store(config)) as store:

@@ -118,7 +118,7 @@ def test_a_stop_while_it_starts_does_not_wait_for_a_lock_either(
 
         stopping = threading.Thread(target=stop)
         stopping.start()
-        with pytest.raises(InvalidState, match="told to stop before it had started"):
+        with pytest.raises(InvalidState, match="stopped before it started"):
             pipeline.start()
         stopping.join()
 

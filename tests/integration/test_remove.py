@@ -59,7 +59,7 @@ def test_a_removed_pipeline_leaves_its_tables_and_nothing_else(shop: Shop) -> No
     assert left(shop) == {**before, "slots": [], "pipelines": [], "states": [(1,)]}
     assert shop.count() == ROWS
     # Nothing is left that a second removal, or a status, would find.
-    assert_explained(shop.call("remove", "--yes"), "knows no pipeline")
+    assert_explained(shop.call("remove", "--yes"), "has no pipeline")
     # And a new start begins at the beginning, with what the old one left.
     again = shop.run("run", "--until-caught-up")
     assert again.returncode == 0, again.stderr

@@ -151,7 +151,7 @@ def test_a_process_that_ends_while_its_first_slot_waits_leaves_nothing_in_the_wa
         blocker.execute("insert into items values (1)")
         code, err = ended_while_waiting(database, tmp_path, signal.SIGINT)
         assert code == 130, err
-        assert "before the pipeline had begun" in err
+        assert "before the pipeline had started" in err
         code, err = ended_while_waiting(database, tmp_path, signal.SIGKILL)
         assert code == -signal.SIGKILL
         assert waiting(database)

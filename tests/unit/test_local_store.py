@@ -51,7 +51,7 @@ def test_a_store_that_cannot_look_knows_a_pipeline_by_its_tables() -> None:
 
     assert not isinstance(kept, KnowsPipeline)
     assert not store.knows_pipeline()
-    assert store.check() == "MemoryStore; it can't tell before the start"
+    assert store.check() == "MemoryStore; it can't be checked before the start"
     kept.update_table_replication_states([(1, Init())])
     assert store.knows_pipeline()
 
@@ -86,7 +86,7 @@ def test_a_store_that_cannot_keep_it_is_named_once(caplog: pytest.LogCaptureFixt
 
     assert later.get_note("members") is None
     later.put_note("members", {})
-    assert caplog.text.count("the store can't keep what the catalog said") == 1
+    assert caplog.text.count("the store can't keep what was read from the catalog") == 1
 
 
 def without_notes(store: MemoryStore) -> CoordinatingStore:

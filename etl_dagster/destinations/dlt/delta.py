@@ -56,7 +56,7 @@ class DeltaPlace(FilesPlace):
         return row_for_each(shape, tuples_of(keys), columns, lane.run("read rows back", read))
 
     def replace(self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry) -> None:
-        if lane.run("look at a table", lambda pipeline: _is_other(pipeline, shape)):
+        if lane.run("inspect a table", lambda pipeline: _is_other(pipeline, shape)):
             self.discard(lane, shape.name)
         copied = self._copied(lane, shape, copy, entry)
         batches = (with_constant(rows, shape.whole, None) if shape.key else rows for rows in copied)
@@ -66,13 +66,13 @@ class DeltaPlace(FilesPlace):
         self.discard(lane, copy)
 
     def require_replaceable(self, lane: Lane, shape: LoadedTable) -> None:
-        if not shape.is_log and _OP in lane.run("look at a table", lambda p: _held(p, shape)):
+        if not shape.is_log and _OP in lane.run("inspect a table", lambda p: _held(p, shape)):
             raise holds_log(shape)
 
     def extend(
         self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> None:
-        held = lane.run("look at a table", lambda pipeline: _held(pipeline, shape))
+        held = lane.run("inspect a table", lambda pipeline: _held(pipeline, shape))
         if held and _OP not in held:
             self.discard(lane, shape.name)
         else:
@@ -94,7 +94,7 @@ class DeltaPlace(FilesPlace):
         lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry
     ) -> Iterator[pa.RecordBatch]:
         tokens = pa.array(list(entry.chunks.values()), pa.string())
-        collected = lane.run("look at a table", lambda pipeline: _open(pipeline, copy))
+        collected = lane.run("inspect a table", lambda pipeline: _open(pipeline, copy))
         if collected is None:
             return iter(())
         batches = collected.to_pyarrow_dataset().to_batches(
@@ -131,7 +131,7 @@ class DeltaPlace(FilesPlace):
         return row_for_each(shape, tuples_of(keys), columns, found)
 
     def newest_lsn(self, lane: Lane, shape: LoadedTable, since: int) -> int:
-        held = lane.run("look at a table", lambda pipeline: _held(pipeline, shape))
+        held = lane.run("inspect a table", lambda pipeline: _held(pipeline, shape))
         if _OP not in held:
             return 0
         is_change = (pc.field(_LSN) >= since) & (pc.field(_OP) != "copy")

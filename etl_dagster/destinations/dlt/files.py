@@ -65,7 +65,7 @@ class FilesPlace:
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a copy as they are in the log; they are read as they are asked for."""
         tokens = list(entry.chunks.values())
-        batches = lane.run("look at a table", lambda pipeline: read_files(pipeline, copy))
+        batches = lane.run("inspect a table", lambda pipeline: read_files(pipeline, copy))
         return (
             copied_rows(shape, as_held(of_chunks(batch, tokens), shape), at) for batch in batches
         )

@@ -38,7 +38,7 @@ class IcebergPlace(FilesPlace):
             return {field.name: field.type for field in fields}
 
         wanted = _as_iceberg(shape.whole)
-        require_same_types(shape, lane.run("look at a table", held), wanted)
+        require_same_types(shape, lane.run("inspect a table", held), wanted)
         super().extend(lane, shape, copy, entry, at)
 
     def _has_copy(self, lane: Lane, shape: LoadedTable, at: CopyMoment) -> bool:

@@ -51,7 +51,7 @@ class SqlPlace:
         return row_for_each(shape, wanted, columns, lane.run("read rows back", read))
 
     def require_replaceable(self, lane: Lane, shape: LoadedTable) -> None:
-        if not shape.is_log and _OP in lane.run("look at a table", lambda p: _columns(p, shape)):
+        if not shape.is_log and _OP in lane.run("inspect a table", lambda p: _columns(p, shape)):
             raise holds_log(shape)
 
     def replace(self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry) -> None:
@@ -60,13 +60,13 @@ class SqlPlace:
         target = Part(table_id, shape.name, "append", shape.whole, (), shape.key)
         done = {table_id: replace(entry, chunks={})}
         if not tokens:
-            if not lane.run("look at a table", lambda pipeline: _columns(pipeline, shape)):
+            if not lane.run("inspect a table", lambda pipeline: _columns(pipeline, shape)):
                 lane.load([target], done)
                 return
             # Only a table that was made now shows which types its columns would have.
             self.discard(lane, copy)
             lane.load([Part(table_id, copy, "append", shape.collected), target], {})
-        if lane.run("look at a table", lambda pipeline: _drop_other(pipeline, shape, copy)):
+        if lane.run("inspect a table", lambda pipeline: _drop_other(pipeline, shape, copy)):
             lane.load([target], {})
 
         def swap(client: Any) -> None:
@@ -85,7 +85,7 @@ class SqlPlace:
         tokens = list(entry.chunks.values())
         table_id = shape.source.id
         done = {table_id: replace(entry, chunks={})}
-        if lane.run("look at a table", lambda pipeline: self._is_lacking(pipeline, shape, copy)):
+        if lane.run("inspect a table", lambda pipeline: self._is_lacking(pipeline, shape, copy)):
             lane.load([Part(table_id, shape.name, "append", shape.whole)], {})
         values = ["copy", at.lsn, 0, at.time]
 

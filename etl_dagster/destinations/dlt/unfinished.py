@@ -43,7 +43,7 @@ def remove_unfinished(pipeline: Any, name: str, *, since: str) -> None:
         if _PLACEHOLDER not in client.config.layout:
             raise DestinationError(
                 f"the layout of the files at the destination has no {_PLACEHOLDER}, so that files "
-                "of a load that was under way can't be told from others",
+                "of an unfinished load can't be distinguished from others",
                 solution=f"Have {_PLACEHOLDER} in the layout of dlt's filesystem destination.",
             )
         if not client.is_storage_initialized():

@@ -70,8 +70,8 @@ def translate(error: duckdb.Error, path: Path) -> DestinationError:
     if "Corrupt database file" in message:
         return DestinationError(
             f"{path} is damaged: {message}",
-            solution="Restore it from a backup and start the pipeline: it says what to do next. Or "
-            "move the file away and reset the pipeline, which copies the tables again.",
+            solution="Restore it from a backup and start the pipeline: it reports what to do "
+            "next. Or move the file away and reset the pipeline, which copies the tables again.",
         )
     if isinstance(error, duckdb.TransactionException):
         return DestinationUnreachable(f"{path} was changed by another process: {message}")

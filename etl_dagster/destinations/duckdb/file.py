@@ -303,7 +303,7 @@ def open_locked(
                     raise DestinationUnreachable(
                         f"{path} is held open by {holder}; "
                         + (
-                            "the pipeline was told to stop"
+                            "the pipeline is stopping"
                             if stop.is_set()
                             else f"waited {timeout_s:g} s"
                         ),
@@ -335,7 +335,7 @@ def _take_turn(
         raise DestinationUnreachable(
             f"{path} is in use by another process; "
             + (
-                "the pipeline was told to stop"
+                "the pipeline is stopping"
                 if stop.is_set()
                 else f"waited {timeout_s:g} s for {path}.lock"
             ),

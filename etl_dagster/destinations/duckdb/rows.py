@@ -85,7 +85,7 @@ def read_query(
     except duckdb.Error as error:
         raise DestinationError(
             f"the rows of {table_name} can't be read: {type(error).__name__}",
-            solution="Ask for the same with `etl-dagster query`, which shows what DuckDB says.",
+            solution="Ask for the same with `etl-dagster query`, which shows DuckDB's own message.",
         ) from error
 
 

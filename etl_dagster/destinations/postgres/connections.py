@@ -325,7 +325,7 @@ GRANTS: Final = (
 
 def _interrupted() -> DestinationUnreachable:
     return DestinationUnreachable(
-        "what was under way was given up: the pipeline was told to stop",
+        "what was under way was given up: the pipeline is stopping",
         solution="No action needed: the next start resumes where this one stopped.",
     )
 

@@ -286,7 +286,7 @@ class SingerDestination:
                     f"{self._config.target_name} does not take the records of {schema.name}: "
                     f"{again.reason}",
                     solution="Fix what the target reports of them, above, then retry the table; "
-                    "destination.stderr_file keeps all that it says.",
+                    "destination.stderr_file keeps all of its output.",
                 ) from first
 
     def _write_alone(self, stretches: Sequence[Stretch], bookmark: Mapping[str, Any]) -> None:

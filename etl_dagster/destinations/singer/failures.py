@@ -13,7 +13,7 @@ class TargetFailed(DestinationError):
     """The target ended, and what it was given can't count as written."""
 
     solution = (
-        "Read what the target said, above; set destination.stderr_file to see all of it. The "
+        "Read the target's output, above; set destination.stderr_file to see all of it. The "
         "pipeline starts the target again by itself, from its last STATE."
     )
     retryable = True

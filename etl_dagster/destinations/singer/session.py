@@ -388,4 +388,4 @@ class TargetSession:
 
     def _said(self) -> str:
         text = self._tail.text()
-        return f"; the last lines of its stderr:\n{text}" if text else "; it said nothing"
+        return f"; the last lines of its stderr:\n{text}" if text else "; it printed nothing"

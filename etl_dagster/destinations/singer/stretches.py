@@ -213,7 +213,7 @@ class Stretcher:
                     why = f"{column.name} was added to {name} with a value for the rows there"
                 case _:
                     continue
-            raise RowsOutdated(step.schema.id, f"{why}, which {self._target} can't be told")
+            raise RowsOutdated(step.schema.id, f"{why}, which {self._target} has no message for")
         if step.previous.key_columns != step.schema.key_columns:
             raise RowsOutdated(step.schema.id, f"{name} has another key now")
 

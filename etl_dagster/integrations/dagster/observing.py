@@ -14,7 +14,7 @@ from etl_dagster.integrations.dagster.supervision import Supervision
 class ServiceAbsent(EtlError):
     """The service that streams the pipeline does not run, or says nothing."""
 
-    solution = "Start the service, `etl-dagster run`; its own log says why it ended."
+    solution = "Start the service, `etl-dagster run`; its own log has the reason."
 
 
 def observe(resource: EtlResource) -> Supervision:

@@ -73,7 +73,7 @@ def _of(verdict: LagVerdict) -> Finding:
 
 def _lag(status: PipelineStatus | None, thresholds: CheckThresholds) -> Finding:
     if status is None:
-        return Finding(False, "The pipeline has not said yet how far it is.", kind="unknown")
+        return Finding(False, "The pipeline has not reported its position yet.", kind="unknown")
     verdict = judge_waiting(status) or judge_lag(status, thresholds)
     if verdict is not None:
         return _of(verdict)
@@ -195,7 +195,7 @@ def state_matches_slot(look: SlotLook, thresholds: CheckThresholds) -> Finding:
         words = with_solution(look.problem.reason, look.problem.solution)
         return Finding(False, words, True, facts, type(look.problem).__name__)
     if confirmed is None or look.progress is None:
-        return Finding(False, "The pipeline has not begun to stream.", False, facts, "not begun")
+        return Finding(False, "The pipeline has not started to stream.", False, facts, "not begun")
     behind = look.progress.offset - confirmed.offset
     facts["slot_behind_bytes"] = behind
     if behind > thresholds.slot_behind_warn_bytes:

@@ -254,7 +254,7 @@ class SharedCopies:
             except LeaseLost:
                 return False, False
             if result is None:
-                raise RunEnds(f"the copy of {name} was told to stop")
+                raise RunEnds(f"the copy of {name} was stopped")
             self._materialize(name, table, result)
             return True, True
         try:

@@ -215,7 +215,7 @@ class StepCopy:
                 self.require_wanted(table_id)
                 continue
             if result is None:
-                raise LeaseLost(f"the copy of {self._name} was told to stop")
+                raise LeaseLost(f"the copy of {self._name} was stopped")
             return result
 
     def require_wanted(self, table_id: TableId) -> None:

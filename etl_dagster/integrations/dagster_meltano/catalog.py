@@ -166,7 +166,7 @@ def refresh_streams(project: MeltanoProject, extractor: str) -> tuple[Stream, ..
             timeout_s=_DISCOVERY_TIMEOUT_S,
         )
     except MeltanoError as error:
-        raise CatalogUnknown(f"{extractor} does not tell its streams: {error.reason}") from error
+        raise CatalogUnknown(f"{extractor} did not list its streams: {error.reason}") from error
     streams = parse_catalog(payload)
     _write(project, extractor, payload)
     return streams

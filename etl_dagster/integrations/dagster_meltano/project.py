@@ -132,7 +132,7 @@ class MeltanoProject:
             lines = (done.stderr or done.stdout).strip().splitlines()[-_LAST_LINES:]
             raise MeltanoError(
                 f"`{what}` ended with exit code {done.returncode}: "
-                + (self.without_secrets("\n".join(lines)) or "it said nothing")
+                + (self.without_secrets("\n".join(lines)) or "it printed nothing")
             )
         return done.stdout
 

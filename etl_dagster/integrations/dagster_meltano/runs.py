@@ -35,8 +35,8 @@ class StateNotWritten(MeltanoRunFailed):
         super().__init__(
             reason,
             exit_code=0,
-            solution="Correct what the backend says, and run it again: it begins at the last state "
-            "that was written, so records that were loaded since come again.",
+            solution="Correct what the backend reports, and run it again: it begins at the last "
+            "state that was written, so records that were loaded since come again.",
         )
 
 
@@ -135,7 +135,7 @@ def run_meltano(
 
 
 def _failure(extractor: str, loader: str, code: int, tally: Tally) -> MeltanoRunFailed:
-    words = "\n".join(tally.errors[-_ERRORS_SHOWN:]) or "it said nothing about why"
+    words = "\n".join(tally.errors[-_ERRORS_SHOWN:]) or "it did not report why"
     solution = None
     if _ALREADY_RUNNING.search(words):
         solution = (

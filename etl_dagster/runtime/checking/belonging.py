@@ -217,7 +217,7 @@ class Belonging:
         # A store of three contracts forgets epochs with its process.
         if self._memory is not None and 0 < epoch < mark.epoch:
             raise StoreRestored(
-                f"{self._place} was written by a process that the state store doesn't know "
+                f"{self._place} was written by a process that the state store has no record of "
                 f"(epoch {mark.epoch}, the store's newest is {epoch})"
             )
         if progress < mark.stored_lsn:
@@ -255,7 +255,7 @@ class Belonging:
     def _missing_error(self, table_ids: Sequence[TableId]) -> CopyMissing:
         return CopyMissing(
             f"{self._place} does not have the complete copy of {self._names(table_ids)}, which "
-            "the state store knows as copied"
+            "the state store records as copied"
         )
 
     def _names(self, table_ids: Sequence[TableId]) -> str:

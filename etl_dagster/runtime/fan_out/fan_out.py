@@ -145,7 +145,7 @@ class FanOut:
             self._done.set()
             if isinstance(failure, KeyboardInterrupt):
                 raise
-            raise InvalidState("the pipeline was told to stop before it had started") from None
+            raise InvalidState("the pipeline was stopped before it started") from None
         self._ending.start()
         self._thread.start()
 
@@ -164,7 +164,7 @@ class FanOut:
             self._end()
             self._done.set()
             if isinstance(failure, Stopped):
-                raise InvalidState("the pipeline was told to stop before it had started") from None
+                raise InvalidState("the pipeline was stopped before it started") from None
             raise
         if self._done.is_set():
             self._end()

@@ -115,7 +115,7 @@ class SettingAside:
         if not self._config.retry.max_retained_wal:
             raise SlotNotCreated("retry.max_retained_wal is 0")
         if self._store.get_copy_plan(table_id) is None:
-            raise SlotNotCreated("the state store does not know its copy")
+            raise SlotNotCreated("the state store has no record of its copy")
         self._control.ask(
             "keeping the changes of a table",
             copy_apply_slot,

@@ -60,7 +60,7 @@ def align(relation: Relation, known: TableSchema, today: TableToday) -> list[Col
         if aligned is not None and aligned not in found:
             found.append(aligned)
         if len(found) > 1:
-            raise Unclear("columns were dropped or created, and which ones can't be told")
+            raise Unclear("columns were dropped or created, and the catalog does not show which")
     if not found:
         raise Unclear("a column has another type")
     if any(column.attnum in today.unclear for column in found[0] if column.attnum > limit):

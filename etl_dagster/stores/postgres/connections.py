@@ -80,7 +80,7 @@ class StoreConnections:
             if not keeps_session(connection, self._connect):
                 raise StoreError(
                     f"{self._place} leads to a pooler in transaction mode, where leases can't be "
-                    "held and changes not be heard",
+                    "held and notifications don't arrive",
                     solution="Set state_store.session_dsn to the server itself, or to a pooler in "
                     "session mode.",
                 )

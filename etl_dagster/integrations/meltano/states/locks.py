@@ -115,7 +115,9 @@ class StateLease:
         """Raises StateLockLost."""
         if not self.is_held:
             what = "run lease" if self.kind == "run" else "lock"
-            raise StateLockLost(f"the {what} of {self.state_id!r} is no longer ours")
+            raise StateLockLost(
+                f"the {what} of {self.state_id!r} is no longer held by this process"
+            )
 
 
 class Locks:

@@ -171,7 +171,7 @@ def _put_aside_earlier_backend(connection: Connection, tables: StateTables) -> N
             )
         elif columns and "version" not in columns and "fencing_token" not in columns:
             raise StateTablesMissing(
-                f"schema {tables.schema!r} has a table {table!r} that is not ours",
+                f"schema {tables.schema!r} has a table {table!r} that etl_dagster did not create",
                 solution="Choose other names with state_backend.postgres.state_table and "
                 "locks_table, or another schema.",
             )
