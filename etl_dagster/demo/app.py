@@ -165,6 +165,8 @@ def _etl_yaml(access: Databases) -> str:
         },
         "state_store": {"dsn": access.dsn(databases.STATE, databases.PIPELINE)},
         "destination": {"type": "duckdb", "path": "flights.duckdb"},
+        # Flights in some chunks, so that a copy shows how far it is, and can be resumed.
+        "copy": {"chunk_rows": 50_000},
     }
     heading = "# The demo's pipeline. Each `etl-dagster demo` overwrites it.\n"
     return heading + yaml.safe_dump(values, sort_keys=False).replace("$", "$$")

@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from signal import Signals
@@ -101,11 +102,36 @@ class RunningDemo:
         return [tuple(row.values()) for row in rows]
 
     @contextlib.contextmanager
-    def locked(self, table: str) -> Iterator[None]:
-        """Another session has the table to itself for this block."""
-        with psycopg.connect(self._superuser()) as connection:
-            connection.execute(f"LOCK TABLE public.{table} IN ACCESS EXCLUSIVE MODE")
-            yield
+    def locked(self, table: str, *, once: Callable[[], object]) -> Iterator[None]:
+        """For this block, another session has the table to itself, `once` something is true.
+
+        Until then two sessions take turns to lock it. The one that waits is in line after those
+        that waited before, and before those that come later: each of a copy's connections reads
+        one chunk between two looks, however fast it is.
+        """
+        place = self._superuser()
+        statement = f"LOCK TABLE public.{table} IN ACCESS EXCLUSIVE MODE"
+        waiting = "SELECT FROM pg_locks WHERE pid = %s AND NOT granted"
+        with (
+            ThreadPoolExecutor(1) as elsewhere,
+            psycopg.connect(place) as holder,
+            psycopg.connect(place) as next_one,
+            psycopg.connect(place, autocommit=True) as looker,
+        ):
+            holder.execute(statement)
+            try:
+                deadline = time.monotonic() + 2 * PATIENCE_S
+                while not once():
+                    assert time.monotonic() < deadline, f"waiting with a lock on {table}"
+                    locked = elsewhere.submit(next_one.execute, statement)
+                    while not looker.execute(waiting, [next_one.info.backend_pid]).fetchall():
+                        time.sleep(0.01)
+                    holder.rollback()
+                    locked.result()
+                    holder, next_one = next_one, holder
+                yield
+            finally:
+                holder.rollback()
 
     def spoil(self, statement: str) -> None:
         """Change the destination behind the pipeline's back, as soon as nothing writes to it."""

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from etl_dagster.assembly import opened_store
 from etl_dagster.demo.flights import TABLES
+from etl_dagster.model.coordination import CopyPlan
 from tests.acceptance.running_demo import RunningDemo
 from tests.acceptance.visit import Visit, visiting
 from tests.support.leaks import make_secret
@@ -23,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 WRONG = make_secret("not-the-password")
 SENSOR = "flights_replication"
 SENSOR_PAGE = f"/locations/etl_dagster.demo.definitions/sensors/{SENSOR}"
-PLANES = ["flights", "public", "planes"]
+FLIGHTS = ["flights", "public", "flights"]
 #: Copies of tables, what is made from them, and the streams of a `meltano run`.
 ALL_BY_RUNS = {*TABLES, "delays_by_airline", "fuel_prices", "exchange_rates", "positions"}
 
@@ -171,30 +173,47 @@ def test_a_visitor_sees_tables_their_lineage_and_how_they_change(visit: Visit) -
 
 
 @pytest.mark.browser
-def test_a_copy_that_a_visitor_cancels_leaves_the_rows_and_the_next_click_copies(
+def test_a_copy_that_a_visitor_cancels_is_resumed_at_its_chunk_by_the_next_click(
     demo: RunningDemo, visit: Visit
 ) -> None:
-    def copies(status: str) -> list[str]:
+    def copies(status: str) -> set[str]:
         runs = [run for run in demo.runs("__ASSET_JOB") if run["status"] == status]
-        return [run["runId"] for run in runs if run["assetSelection"] == [{"path": PLANES}]]
+        return {run["runId"] for run in runs if run["assetSelection"] == [{"path": FLIGHTS}]}
 
-    page = f"/assets/{'/'.join(PLANES)}"
-    before = copies("SUCCESS")
-    with demo.locked("planes"):
+    page, before = f"/assets/{'/'.join(FLIGHTS)}", copies("SUCCESS")
+    ((flights,),) = demo.at_source("SELECT 'public.flights'::regclass::oid::int")
+    with opened_store(demo.config) as store:
+        last = store.get_copy_plan(flights)
+        assert last is not None
+
+        def under_way() -> CopyPlan | None:
+            plan = store.get_copy_plan(flights)
+            is_begun = plan is not None and plan.copy_id != last.copy_id and plan.finished
+            return plan if is_begun else None
+
         visit.open(page)
         visit.clicks("Materialize")
-        (begun,) = demo.until("a copy", lambda: copies("STARTED"))
-        visit.open(f"/runs/{begun}")
-        visit.clicks("Terminate")
-        visit.clicks("Terminate 1 run", in_dialog=True)
-        visit.sees("Canceled")
-    assert demo.at_destination("SELECT count(*) FROM public.planes") == [(TABLES["planes"],)]
+        with demo.locked("flights", once=under_way):
+            (begun,) = demo.until("a copy", lambda: copies("STARTED"))
+            visit.open(f"/runs/{begun}")
+            visit.clicks("Terminate")
+            visit.clicks("Terminate 1 run", in_dialog=True)
+            visit.sees("Canceled")
+        stopped = under_way()
+    assert stopped is not None
+    chunks, done = len(stopped.chunks), len(stopped.finished)
+    assert 0 < done < chunks
+    # Readers still have the rows of the copy before.
+    assert demo.at_destination("SELECT count(*) > 300_000 FROM public.flights") == [(True,)]
 
     visit.open(page)
     visit.clicks("Materialize")
-    (copied,) = demo.until("the next copy", lambda: set(copies("SUCCESS")) - set(before))
+    (copied,) = demo.until("the next copy", lambda: copies("SUCCESS") - before)
     visit.open(f"/runs/{copied}")
     visit.sees("Success")
+    (made,) = [m for m in demo.materializations("/".join(FLIGHTS)) if m["run"] == copied]
+    assert made["copy_id"] == stopped.copy_id
+    assert made["table_copy_resumed_chunks"] == str(done)
 
 
 @pytest.mark.browser

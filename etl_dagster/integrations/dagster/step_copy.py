@@ -265,6 +265,7 @@ class StepCopy:
             if progress:
                 if not has_begun:
                     on_begin()
+                    self._show_resumed(progress[0])
                 has_begun = True
                 self._show(progress[-1])
                 del progress[:-1]
@@ -337,6 +338,14 @@ class StepCopy:
             self._store.wait_for_change(1.0)
 
     # -- what the run's log says -------------------------------------------------------------------
+
+    def _show_resumed(self, first: CopyProgress) -> None:
+        """What an earlier run had copied, as the worker reports it before anything else."""
+        if first.state == "data_sync" and first.chunks_done:
+            self._log.info(
+                f"{self._name}: resuming its copy: {first.chunks_done} of {first.chunks_total} "
+                f"chunks, {first.rows_done:,} rows, were copied before"
+            )
 
     def _show(self, progress: CopyProgress) -> None:
         now = time.monotonic()
