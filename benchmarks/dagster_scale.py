@@ -36,13 +36,13 @@ from etl_dagster.config import load_config
 from etl_dagster.demo.ports import HOST
 from etl_dagster.demo.server import SUPERUSER, EmbeddedPostgres, find_servers
 from etl_dagster.integrations.dagster import build_etl_definitions
-from etl_dagster.integrations.dagster.check_names import PIPELINE_CHECKS
-from etl_dagster.integrations.dagster.lag import judge
-from etl_dagster.integrations.dagster.metadata import Activity, stream_materialization
-from etl_dagster.integrations.dagster.pipeline_reports import SAY_EVERY_S
+from etl_dagster.integrations.dagster.checks.check_names import PIPELINE_CHECKS
+from etl_dagster.integrations.dagster.checks.lag import judge
 from etl_dagster.integrations.dagster.said import refresh_s
-from etl_dagster.integrations.dagster.sensor_settings import BUSY_REPORT_EVERY_S
-from etl_dagster.integrations.dagster.supervisor import stop_all, supervisor_of
+from etl_dagster.integrations.dagster.sensor.pipeline_reports import SAY_EVERY_S
+from etl_dagster.integrations.dagster.sensor.settings import BUSY_REPORT_EVERY_S
+from etl_dagster.integrations.dagster.sensor.supervisor import stop_all, supervisor_of
+from etl_dagster.integrations.dagster.tables.metadata import Activity, stream_materialization
 from etl_dagster.integrations.dagster.worst_lag import Lag
 
 _BUSY = 50

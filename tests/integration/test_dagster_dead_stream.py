@@ -23,14 +23,14 @@ from dagster import (
 )
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.check_names import (
+from etl_dagster.integrations.dagster.checks.check_names import (
     BOOKMARK_CHECK,
     LAG_CHECK,
     ODD_CHECK,
     PIPELINE_CHECKS,
 )
-from etl_dagster.integrations.dagster.pipeline_asset import pipeline_key
-from etl_dagster.integrations.dagster.supervisor import supervisor_of
+from etl_dagster.integrations.dagster.checks.pipeline_asset import pipeline_key
+from etl_dagster.integrations.dagster.sensor.supervisor import supervisor_of
 from etl_dagster.model.states import SyncWait
 from tests.support.dagster_in_process import (
     DEADLINE_S,

@@ -14,7 +14,7 @@ from dagster import AssetsDefinition
 from etl_dagster.config import load_config
 from etl_dagster.errors import ConfigError, SourceUnreachable
 from etl_dagster.integrations.dagster import build_etl_definitions
-from etl_dagster.integrations.dagster.discovery import discover_tables
+from etl_dagster.integrations.dagster.tables.discovery import discover_tables
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import ColumnSchema, TableSchema
 from etl_dagster.model.states import Init

@@ -23,7 +23,7 @@ from etl_dagster.integrations.dagster import (
     build_etl_definitions,
     build_sync_job,
 )
-from etl_dagster.integrations.dagster.supervisor import supervisor_of
+from etl_dagster.integrations.dagster.sensor.supervisor import supervisor_of
 from tests.support.dagster_in_process import (
     Dagster,
     dagster,

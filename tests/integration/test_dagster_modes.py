@@ -9,9 +9,9 @@ from etl_dagster.assembly import build_destination, opened_store
 from etl_dagster.config import load_config
 from etl_dagster.integrations.dagster import EtlConfigFileResource
 from etl_dagster.integrations.dagster.between_ticks import keep_status
-from etl_dagster.integrations.dagster.check_names import LAG_CHECK
-from etl_dagster.integrations.dagster.lag import published
-from etl_dagster.integrations.dagster.supervisor import supervisor_of
+from etl_dagster.integrations.dagster.checks.check_names import LAG_CHECK
+from etl_dagster.integrations.dagster.checks.lag import published
+from etl_dagster.integrations.dagster.sensor.supervisor import supervisor_of
 from etl_dagster.runtime.pipeline import Pipeline
 from tests.support.dagster_in_process import Dagster, dagster, rows, until
 from tests.support.database import Database

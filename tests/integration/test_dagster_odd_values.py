@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from etl_dagster.integrations.dagster.check_names import ODD_CHECK
+from etl_dagster.integrations.dagster.checks.check_names import ODD_CHECK
 from tests.support.dagster_in_process import Dagster, dagster, key_of, until, write_config
 from tests.support.database import Database
 

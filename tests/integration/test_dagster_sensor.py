@@ -39,10 +39,10 @@ from etl_dagster.integrations.dagster import (
     build_etl_sensor,
     etl_assets,
 )
-from etl_dagster.integrations.dagster.check_names import BOOKMARK_CHECK, LAG_CHECK
-from etl_dagster.integrations.dagster.checked_now import check_lag
-from etl_dagster.integrations.dagster.lag import published
-from etl_dagster.integrations.dagster.supervisor import Supervisor, supervisor_of
+from etl_dagster.integrations.dagster.checks.check_names import BOOKMARK_CHECK, LAG_CHECK
+from etl_dagster.integrations.dagster.checks.checked_now import check_lag
+from etl_dagster.integrations.dagster.checks.lag import published
+from etl_dagster.integrations.dagster.sensor.supervisor import Supervisor, supervisor_of
 from etl_dagster.integrations.meltano.positions.mirrored import state_location
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.model.states import FinishedCopy, Ready, SyncWait

@@ -7,7 +7,7 @@ from pathlib import Path
 from etl_dagster.config import load_config
 from etl_dagster.destinations.duckdb import query
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
-from etl_dagster.integrations.dagster.supervisor import supervisor_of
+from etl_dagster.integrations.dagster.sensor.supervisor import supervisor_of
 from tests.support.dagster_in_process import Dagster, dagster, write_config
 from tests.support.database import Database
 

@@ -18,7 +18,7 @@ from etl_dagster.assembly import build_store
 from etl_dagster.cli.app import cli
 from etl_dagster.config import PipelineConfig
 from etl_dagster.demo.server import EmbeddedPostgres
-from etl_dagster.integrations.dagster.supervisor import Replicator, config_payload
+from etl_dagster.integrations.dagster.sensor.supervisor import Replicator, config_payload
 from etl_dagster.integrations.meltano.positions.comparison import compare_bookmarks
 from etl_dagster.integrations.meltano.positions.memory import NOTE_KEY, Notice, load_notices
 from etl_dagster.integrations.meltano.positions.mirror import PositionMirror, mirrored_positions

@@ -25,7 +25,7 @@ from etl_dagster.integrations.dagster import (
     build_etl_definitions,
     destination_resource,
 )
-from etl_dagster.integrations.dagster.supervisor import stop_all
+from etl_dagster.integrations.dagster.sensor.supervisor import stop_all
 
 DEADLINE_S = 180.0
 

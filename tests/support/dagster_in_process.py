@@ -32,7 +32,7 @@ from etl_dagster.integrations.dagster import (
     EtlResource,
     build_etl_definitions,
 )
-from etl_dagster.integrations.dagster.supervisor import stop_all
+from etl_dagster.integrations.dagster.sensor.supervisor import stop_all
 from etl_dagster.integrations.dagster.timing import DagsterTiming
 from tests.support.leaks import LEAKS
 from tests.support.waiting import PATIENCE_S

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from etl_dagster.integrations.dagster.kept_tables import tables_to_text
+from etl_dagster.integrations.dagster.tables.kept_tables import tables_to_text
 from etl_dagster.model.schema import TableSchema
 
 #: Where no server listens.

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from etl_dagster.integrations.dagster.celery_steps import (
+from etl_dagster.integrations.dagster.copies.celery_steps import (
     CeleryWorkersAbsent,
     Workers,
     require_workers,
     watched_task,
 )
-from etl_dagster.integrations.dagster.celery_tasks import Task, Tasks
+from etl_dagster.integrations.dagster.copies.celery_tasks import Task, Tasks
 from tests.support.known_tables import NOWHERE
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from etl_dagster.config import PipelineConfig, parse_config
-from etl_dagster.integrations.dagster.coming import announced
-from etl_dagster.integrations.dagster.lag import LagVerdict
-from etl_dagster.integrations.dagster.words import with_coming
+from etl_dagster.integrations.dagster.checks.coming import announced
+from etl_dagster.integrations.dagster.checks.lag import LagVerdict
+from etl_dagster.integrations.dagster.sensor.words import with_coming
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.modes import TableMode
 from etl_dagster.model.schema import TableSchema

@@ -9,7 +9,7 @@ import pytest
 from dagster import AssetKey, AssetMaterialization, Failure
 
 from etl_dagster.errors import DestinationTooNew, DestinationUnreachable, EtlError
-from etl_dagster.integrations.dagster.batch_run import Synced, report
+from etl_dagster.integrations.dagster.jobs.batch_run import Synced, report
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 TABLE = TableStatus(

@@ -11,7 +11,7 @@ import pytest
 from dagster import AssetKey
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.integrations.dagster import bookmark_check, lag
+from etl_dagster.integrations.dagster.checks import bookmark_check, lag
 from etl_dagster.integrations.meltano.positions.compared import BookmarkComparison
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.showing.status import PipelineStatus

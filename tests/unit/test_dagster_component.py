@@ -19,12 +19,13 @@ from dagster import (
 
 from etl_dagster import EtlPipelineComponent
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster import build, build_etl_definitions, tick
+from etl_dagster.integrations.dagster import build, build_etl_definitions
 from etl_dagster.integrations.dagster.component import blocks
 from etl_dagster.integrations.dagster.component.translation import resolve_translation
-from etl_dagster.integrations.dagster.kept_tables import tables_to_text
-from etl_dagster.integrations.dagster.notices import RecentNotices
-from etl_dagster.integrations.dagster.supervision import Supervision
+from etl_dagster.integrations.dagster.resources.notices import RecentNotices
+from etl_dagster.integrations.dagster.sensor import tick
+from etl_dagster.integrations.dagster.sensor.supervision import Supervision
+from etl_dagster.integrations.dagster.tables.kept_tables import tables_to_text
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.schema import ColumnSchema, TableSchema

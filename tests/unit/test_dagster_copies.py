@@ -25,23 +25,23 @@ from dagster import (
 from dagster._core.scheduler.instigation import InstigatorStatus
 
 from etl_dagster.config import PipelineConfig, parse_config
-from etl_dagster.integrations.dagster import assets
-from etl_dagster.integrations.dagster.assets import copy_pool
-from etl_dagster.integrations.dagster.copies import DueCopies, due_copies
-from etl_dagster.integrations.dagster.presence import (
+from etl_dagster.integrations.dagster.copies import table_asset as assets
+from etl_dagster.integrations.dagster.copies.presence import (
     ReplicatorAbsent,
     ReplicatorWatch,
     is_sensor_on,
 )
+from etl_dagster.integrations.dagster.copies.step_copy import is_asked_for_by_person
+from etl_dagster.integrations.dagster.copies.table_asset import copy_pool
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
-from etl_dagster.integrations.dagster.step_copy import is_asked_for_by_person
-from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
-from etl_dagster.integrations.dagster.translator import (
+from etl_dagster.integrations.dagster.sensor.requests import DueCopies, due_copies
+from etl_dagster.integrations.dagster.tables.translator import (
     COPIES_TAG,
     PIPELINE_TAG,
     REQUEST_TAG,
     TABLE_TAG,
 )
+from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 from etl_dagster.model.states import Init
 from etl_dagster.runtime.copying.pausing import ask_for_copies, pause_copies, resume_copies
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus

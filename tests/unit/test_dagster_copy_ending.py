@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from etl_dagster.integrations.dagster.copy_ending import end_copy
+from etl_dagster.integrations.dagster.copies.copy_ending import end_copy
 from etl_dagster.integrations.dagster.outcome import Outcome
 from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING
 from tests.support.waiting import PATIENCE_S

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from dagster import Executor
 
-from etl_dagster.integrations.dagster.executors import _Chosen
+from etl_dagster.integrations.dagster.copies.executors import _Chosen
 
 
 class Named(Executor):

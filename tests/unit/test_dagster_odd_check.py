@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey
 
-from etl_dagster.integrations.dagster.check_names import ODD_CHECK
-from etl_dagster.integrations.dagster.lag import LagVerdict, dead
-from etl_dagster.integrations.dagster.odd_check import OddReports, held
+from etl_dagster.integrations.dagster.checks.check_names import ODD_CHECK
+from etl_dagster.integrations.dagster.checks.lag import LagVerdict, dead
+from etl_dagster.integrations.dagster.checks.odd_check import OddReports, held
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 KEY = AssetKey(["shop", "public", "orders"])

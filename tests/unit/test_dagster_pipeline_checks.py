@@ -11,19 +11,25 @@ from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey
 
 from etl_dagster.config import PipelineConfig, ShardConfig
 from etl_dagster.errors import EtlError, SlotMissing, SourceUnreachable
-from etl_dagster.integrations.dagster.check_names import LAG, PIPELINE_CHECKS, SLOT, STATE, WAL
-from etl_dagster.integrations.dagster.findings import Finding
-from etl_dagster.integrations.dagster.lag import dead
-from etl_dagster.integrations.dagster.pipeline_asset import PipelineChecks
-from etl_dagster.integrations.dagster.pipeline_checks import (
+from etl_dagster.integrations.dagster.checks.check_names import (
+    LAG,
+    PIPELINE_CHECKS,
+    SLOT,
+    STATE,
+    WAL,
+)
+from etl_dagster.integrations.dagster.checks.lag import dead
+from etl_dagster.integrations.dagster.checks.pipeline_asset import PipelineChecks
+from etl_dagster.integrations.dagster.checks.pipeline_checks import (
     judge_pipeline,
     judge_stopped,
     slot_health,
     state_matches_slot,
     wal_retained,
 )
-from etl_dagster.integrations.dagster.pipeline_reports import PipelineReports
-from etl_dagster.integrations.dagster.slot_look import SlotLook, look_at_slots
+from etl_dagster.integrations.dagster.checks.slot_look import SlotLook, look_at_slots
+from etl_dagster.integrations.dagster.findings import Finding
+from etl_dagster.integrations.dagster.sensor.pipeline_reports import PipelineReports
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.showing.status import PipelineStatus

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from etl_dagster.integrations.dagster.comparisons import ComparedTable
-from etl_dagster.integrations.dagster.repairs import Repaired, repair
+from etl_dagster.integrations.dagster.checks.comparisons import ComparedTable
+from etl_dagster.integrations.dagster.jobs.repairs import Repaired, repair
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready
 from etl_dagster.runtime.comparing.comparison import Comparison

@@ -8,10 +8,10 @@ from typing import Any
 
 from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey, AssetMaterialization
 
+from etl_dagster.integrations.dagster.checks.lag import dead
 from etl_dagster.integrations.dagster.history import LastEvents
-from etl_dagster.integrations.dagster.lag import dead
-from etl_dagster.integrations.dagster.reports import Event, Reports
-from etl_dagster.integrations.dagster.sensor_settings import BUSY_REPORT_EVERY_S, REPORT_EVERY_S
+from etl_dagster.integrations.dagster.sensor.reports import Event, Reports
+from etl_dagster.integrations.dagster.sensor.settings import BUSY_REPORT_EVERY_S, REPORT_EVERY_S
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 

@@ -23,8 +23,8 @@ from etl_dagster.integrations.dagster import (
     StateStoreResource,
     build_etl_definitions,
 )
-from etl_dagster.integrations.dagster.discovery import discover_tables
-from etl_dagster.integrations.dagster.supervisor import config_payload
+from etl_dagster.integrations.dagster.sensor.supervisor import config_payload
+from etl_dagster.integrations.dagster.tables.discovery import discover_tables
 from etl_dagster.integrations.dagster_meltano import MeltanoResource, MeltanoStateResource
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.leaks import make_secret

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from etl_dagster.integrations.dagster import words
-from etl_dagster.integrations.dagster.lag import LagVerdict, Published
+from etl_dagster.integrations.dagster.checks.lag import LagVerdict, Published
+from etl_dagster.integrations.dagster.sensor import words
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import (
     Catchup,

@@ -27,7 +27,7 @@ from etl_dagster.integrations.dagster import (
     destination_resource,
     state_store_resource,
 )
-from etl_dagster.integrations.dagster.sections import of_model
+from etl_dagster.integrations.dagster.resources.sections import of_model
 from etl_dagster.kinds import DESTINATIONS, STORES, UnknownKind, built_in_kinds, find_config_model
 from tests.support.leaks import make_secret
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from etl_dagster.integrations.dagster.supervisor import TickPauses
+from etl_dagster.integrations.dagster.sensor.supervisor import TickPauses
 
 
 def test_a_lease_outlasts_the_pauses_between_ticks_that_come_late() -> None:

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 
 from etl_dagster.errors import TableRewritten
-from etl_dagster.integrations.dagster.comparisons import range_facts
-from etl_dagster.integrations.dagster.count_check import count_finding
-from etl_dagster.integrations.dagster.drift_check import drift_finding
+from etl_dagster.integrations.dagster.checks.comparisons import range_facts
+from etl_dagster.integrations.dagster.checks.count_check import count_finding
+from etl_dagster.integrations.dagster.checks.drift_check import drift_finding
+from etl_dagster.integrations.dagster.checks.lag import LagVerdict
+from etl_dagster.integrations.dagster.checks.odd_check import held
 from etl_dagster.integrations.dagster.findings import Finding
-from etl_dagster.integrations.dagster.lag import LagVerdict
-from etl_dagster.integrations.dagster.odd_check import held
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import DELETE, INSERT, UPDATE

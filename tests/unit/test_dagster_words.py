@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization
 
-from etl_dagster.integrations.dagster import words
+from etl_dagster.integrations.dagster.sensor import words
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 

@@ -14,7 +14,7 @@ from etl_dagster.assembly import build_destination, build_store, require_process
 from etl_dagster.cli.checks import check_destination
 from etl_dagster.config import PipelineConfig, load_config, parse_config
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster.supervisor import config_payload
+from etl_dagster.integrations.dagster.sensor.supervisor import config_payload
 from etl_dagster.kinds import (
     DESTINATIONS,
     STORES,

@@ -78,10 +78,10 @@ def test_dagster_loads_no_driver_to_know_what_definitions_are_made_of() -> None:
 
 #: What ticks, runs and checks work with, and what definitions are made without.
 _LATER = (
-    "etl_dagster.integrations.dagster.checked_now",
-    "etl_dagster.integrations.dagster.step_copy",
-    "etl_dagster.integrations.dagster.supervisor",
-    "etl_dagster.integrations.dagster.tick",
+    "etl_dagster.integrations.dagster.checks.checked_now",
+    "etl_dagster.integrations.dagster.copies.step_copy",
+    "etl_dagster.integrations.dagster.sensor.supervisor",
+    "etl_dagster.integrations.dagster.sensor.tick",
     "etl_dagster.integrations.meltano",
     "etl_dagster.model.coordination",
     "etl_dagster.model.destination",

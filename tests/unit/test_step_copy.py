@@ -10,7 +10,7 @@ import pytest
 
 from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import LeaseLost
-from etl_dagster.integrations.dagster.step_copy import StepCopy
+from etl_dagster.integrations.dagster.copies.step_copy import StepCopy
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import SyncDone
 from etl_dagster.stores.memory import MemoryStore

@@ -113,7 +113,7 @@ _IN_NO_CPP = {
     "demo/workload.py",
     "destinations/postgres/watch.py",
     "destinations/singer/lane.py",
-    "integrations/dagster/supervisor.py",
+    "integrations/dagster/sensor/supervisor.py",
     "integrations/dagster_meltano/process.py",
     "integrations/meltano/positions/mirror.py",
     "integrations/meltano/states/locks.py",

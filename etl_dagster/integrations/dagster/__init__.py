@@ -13,20 +13,32 @@ from typing import TYPE_CHECKING
 from etl_dagster.lazy import gathered
 
 if TYPE_CHECKING:
-    from etl_dagster.integrations.dagster.batch_mode import build_sync_job
+    from etl_dagster.integrations.dagster.assets.copy_job import build_copy_job
+    from etl_dagster.integrations.dagster.assets.decorator import etl_assets
+    from etl_dagster.integrations.dagster.assets.specs import (
+        build_etl_source_specs,
+        load_etl_asset_specs,
+    )
     from etl_dagster.integrations.dagster.build import build_etl_definitions
+    from etl_dagster.integrations.dagster.checks.content_check import build_etl_content_checks
+    from etl_dagster.integrations.dagster.checks.count_check import build_etl_count_checks
+    from etl_dagster.integrations.dagster.checks.drift_check import build_etl_schema_checks
+    from etl_dagster.integrations.dagster.checks.whole_pipeline import (
+        build_etl_pipeline_checks,
+        build_etl_pipeline_spec,
+    )
     from etl_dagster.integrations.dagster.component.pipeline import EtlPipelineComponent
-    from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
-    from etl_dagster.integrations.dagster.copy_job import build_copy_job
-    from etl_dagster.integrations.dagster.count_check import build_etl_count_checks
-    from etl_dagster.integrations.dagster.decorator import etl_assets
-    from etl_dagster.integrations.dagster.drift_check import build_etl_schema_checks
-    from etl_dagster.integrations.dagster.jobs import (
+    from etl_dagster.integrations.dagster.jobs.batch_mode import build_sync_job
+    from etl_dagster.integrations.dagster.jobs.lake import ducklake_maintenance_job
+    from etl_dagster.integrations.dagster.jobs.pipeline_jobs import (
         RepairRunConfig,
         build_maintenance_job,
         build_repair_job,
     )
-    from etl_dagster.integrations.dagster.lake import ducklake_maintenance_job
+    from etl_dagster.integrations.dagster.jobs.schedules import (
+        build_reconciliation_schedule,
+        build_recopy_schedule,
+    )
     from etl_dagster.integrations.dagster.parts import (
         build_etl_assets,
         build_etl_checks,
@@ -47,26 +59,17 @@ if TYPE_CHECKING:
         SingerDestinationResource,
         StateStoreResource,
     )
-    from etl_dagster.integrations.dagster.schedules import (
-        build_reconciliation_schedule,
-        build_recopy_schedule,
-    )
-    from etl_dagster.integrations.dagster.sections import (
+    from etl_dagster.integrations.dagster.resources.sections import (
         EtlDestinationResource,
         EtlStateStoreResource,
         destination_resource,
         state_store_resource,
     )
-    from etl_dagster.integrations.dagster.specs import build_etl_source_specs, load_etl_asset_specs
-    from etl_dagster.integrations.dagster.thresholds import CheckThresholds
-    from etl_dagster.integrations.dagster.translator import (
+    from etl_dagster.integrations.dagster.tables.translator import (
         EtlDagsterTranslator,
         PublishedTableProps,
     )
-    from etl_dagster.integrations.dagster.whole_pipeline import (
-        build_etl_pipeline_checks,
-        build_etl_pipeline_spec,
-    )
+    from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 
 __all__ = [
     "CheckThresholds",
@@ -114,20 +117,20 @@ __all__ = [
 
 #: By module, the names that it defines.
 _DEFINED_IN = {
-    "batch_mode": ("build_sync_job",),
+    "jobs.batch_mode": ("build_sync_job",),
     "build": ("build_etl_definitions",),
     "component.pipeline": ("EtlPipelineComponent",),
-    "content_check": ("build_etl_content_checks",),
-    "count_check": ("build_etl_count_checks",),
-    "copy_job": ("build_copy_job",),
-    "decorator": ("etl_assets",),
-    "drift_check": ("build_etl_schema_checks",),
-    "jobs": (
+    "checks.content_check": ("build_etl_content_checks",),
+    "checks.count_check": ("build_etl_count_checks",),
+    "assets.copy_job": ("build_copy_job",),
+    "assets.decorator": ("etl_assets",),
+    "checks.drift_check": ("build_etl_schema_checks",),
+    "jobs.pipeline_jobs": (
         "RepairRunConfig",
         "build_maintenance_job",
         "build_repair_job",
     ),
-    "lake": ("ducklake_maintenance_job",),
+    "jobs.lake": ("ducklake_maintenance_job",),
     "parts": (
         "build_etl_assets",
         "build_etl_checks",
@@ -148,26 +151,26 @@ _DEFINED_IN = {
         "SingerDestinationResource",
         "StateStoreResource",
     ),
-    "schedules": (
+    "jobs.schedules": (
         "build_reconciliation_schedule",
         "build_recopy_schedule",
     ),
-    "sections": (
+    "resources.sections": (
         "EtlDestinationResource",
         "EtlStateStoreResource",
         "destination_resource",
         "state_store_resource",
     ),
-    "specs": (
+    "assets.specs": (
         "build_etl_source_specs",
         "load_etl_asset_specs",
     ),
     "thresholds": ("CheckThresholds",),
-    "translator": (
+    "tables.translator": (
         "EtlDagsterTranslator",
         "PublishedTableProps",
     ),
-    "whole_pipeline": (
+    "checks.whole_pipeline": (
         "build_etl_pipeline_checks",
         "build_etl_pipeline_spec",
     ),

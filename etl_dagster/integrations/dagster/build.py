@@ -16,16 +16,20 @@ from dagster import (
     in_process_executor,
 )
 
-from etl_dagster.integrations.dagster.anyway import load_anyway
-from etl_dagster.integrations.dagster.discovery import Discovery
-from etl_dagster.integrations.dagster.executors import single_copy_in_process
-from etl_dagster.integrations.dagster.located import locate, members_of, resource_of
+from etl_dagster.integrations.dagster.assets.specs import Looks, build_specs
+from etl_dagster.integrations.dagster.checks.whole_pipeline import (
+    build_etl_pipeline_checks,
+    build_etl_pipeline_spec,
+)
+from etl_dagster.integrations.dagster.copies.executors import single_copy_in_process
 from etl_dagster.integrations.dagster.parts import (
     build_etl_checks,
     build_etl_sensor,
 )
+from etl_dagster.integrations.dagster.resources.anyway import load_anyway
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
-from etl_dagster.integrations.dagster.sensor_settings import (
+from etl_dagster.integrations.dagster.resources.located import locate, members_of, resource_of
+from etl_dagster.integrations.dagster.sensor.settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
     NEW_TABLES,
@@ -34,13 +38,9 @@ from etl_dagster.integrations.dagster.sensor_settings import (
     TICK_S,
     SensorMode,
 )
-from etl_dagster.integrations.dagster.specs import Looks, build_specs
+from etl_dagster.integrations.dagster.tables.discovery import Discovery
+from etl_dagster.integrations.dagster.tables.translator import EtlDagsterTranslator
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
-from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator
-from etl_dagster.integrations.dagster.whole_pipeline import (
-    build_etl_pipeline_checks,
-    build_etl_pipeline_spec,
-)
 
 
 def build_etl_definitions(

@@ -21,14 +21,15 @@ from dagster import (
 )
 
 from etl_dagster.config import PipelineConfig
-from etl_dagster.integrations.dagster import sensor as sensors
-from etl_dagster.integrations.dagster.assets import build_table_asset
-from etl_dagster.integrations.dagster.check_names import BOOKMARK_CHECK
-from etl_dagster.integrations.dagster.checks import build_checks
-from etl_dagster.integrations.dagster.located import locate
-from etl_dagster.integrations.dagster.pipeline_asset import PipelineChecks, pipeline_key
+from etl_dagster.integrations.dagster.assets.specs import keys_by_table
+from etl_dagster.integrations.dagster.checks.check_names import BOOKMARK_CHECK
+from etl_dagster.integrations.dagster.checks.every_table import build_checks
+from etl_dagster.integrations.dagster.checks.pipeline_asset import PipelineChecks, pipeline_key
+from etl_dagster.integrations.dagster.copies.table_asset import build_table_asset
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
-from etl_dagster.integrations.dagster.sensor_settings import (
+from etl_dagster.integrations.dagster.resources.located import locate
+from etl_dagster.integrations.dagster.sensor import definition as sensors
+from etl_dagster.integrations.dagster.sensor.settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
     NEW_TABLES,
@@ -37,9 +38,8 @@ from etl_dagster.integrations.dagster.sensor_settings import (
     TICK_S,
     SensorMode,
 )
-from etl_dagster.integrations.dagster.specs import keys_by_table
+from etl_dagster.integrations.dagster.tables.translator import PIPELINE_TAG, TABLE_TAG
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
-from etl_dagster.integrations.dagster.translator import PIPELINE_TAG, TABLE_TAG
 
 
 def build_etl_assets(

@@ -25,9 +25,9 @@ from dagster import (
 from pydantic import Field
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.metadata import state_tags
 from etl_dagster.integrations.dagster.names import escaped, step_name
-from etl_dagster.integrations.dagster.translator import STATE, STATE_ID
+from etl_dagster.integrations.dagster.tables.metadata import state_tags
+from etl_dagster.integrations.dagster.tables.translator import STATE, STATE_ID
 from etl_dagster.integrations.dagster_meltano.catalog import (
     Stream,
     load_streams,

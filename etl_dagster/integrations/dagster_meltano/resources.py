@@ -11,7 +11,7 @@ import yaml
 from dagster import ConfigurableResource
 from pydantic import Field
 
-from etl_dagster.integrations.dagster.env import resolved
+from etl_dagster.integrations.dagster.resources.env import resolved
 from etl_dagster.integrations.dagster_meltano.logs import LogLine
 from etl_dagster.integrations.dagster_meltano.project import MeltanoError, MeltanoProject
 from etl_dagster.integrations.dagster_meltano.runs import (

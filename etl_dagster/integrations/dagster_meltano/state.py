@@ -13,7 +13,7 @@ from dagster import ConfigurableResource, InitResourceContext
 from pydantic import Field, PrivateAttr
 
 from etl_dagster.errors import ConfigError, InvalidState
-from etl_dagster.integrations.dagster.env import resolved
+from etl_dagster.integrations.dagster.resources.env import resolved
 from etl_dagster.integrations.dagster_meltano.project import MeltanoError, MeltanoProject
 from etl_dagster.integrations.dagster_meltano.resources import MeltanoResource
 from etl_dagster.integrations.meltano.states.glob import matcher

@@ -8,7 +8,7 @@ from typing import Any
 from dagster import AssetSpec, TableColumn, TableColumnConstraints, TableSchema
 
 from etl_dagster.integrations.dagster.names import identifier_part
-from etl_dagster.integrations.dagster.translator import STATE_ID
+from etl_dagster.integrations.dagster.tables.translator import STATE_ID
 from etl_dagster.integrations.dagster_meltano.catalog import Stream
 
 EXTRACTOR_TAG = "meltano/extractor"

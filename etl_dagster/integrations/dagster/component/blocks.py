@@ -16,17 +16,17 @@ from dagster import (
     ScheduleDefinition,
 )
 
-from etl_dagster.integrations.dagster.batch_mode import build_sync_job
 from etl_dagster.integrations.dagster.build import Streaming
-from etl_dagster.integrations.dagster.content_check import build_etl_content_checks
-from etl_dagster.integrations.dagster.count_check import build_etl_count_checks
-from etl_dagster.integrations.dagster.drift_check import build_etl_schema_checks
-from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
-from etl_dagster.integrations.dagster.schedules import (
+from etl_dagster.integrations.dagster.checks.content_check import build_etl_content_checks
+from etl_dagster.integrations.dagster.checks.count_check import build_etl_count_checks
+from etl_dagster.integrations.dagster.checks.drift_check import build_etl_schema_checks
+from etl_dagster.integrations.dagster.jobs.batch_mode import build_sync_job
+from etl_dagster.integrations.dagster.jobs.schedules import (
     build_reconciliation_schedule,
     build_recopy_schedule,
 )
-from etl_dagster.integrations.dagster.sensor_settings import (
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
+from etl_dagster.integrations.dagster.sensor.settings import (
     BUSY_REPORT_EVERY_S,
     LEASE_S,
     REPORT_EVERY_S,

@@ -25,7 +25,7 @@ from dagster.components import DefsStateConfig, DefsStateConfigArgs, ResolvedDef
 from pydantic import PrivateAttr
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster.anyway import load_anyway, load_config
+from etl_dagster.integrations.dagster.assets.specs import Looks
 from etl_dagster.integrations.dagster.build import build_pipeline
 from etl_dagster.integrations.dagster.component.blocks import (
     ChecksBlock,
@@ -40,15 +40,18 @@ from etl_dagster.integrations.dagster.component.translation import (
     Translation,
     resolve_translation,
 )
-from etl_dagster.integrations.dagster.discovery import Discovery, discover_tables
-from etl_dagster.integrations.dagster.kept_tables import tables_from_text, tables_to_text
-from etl_dagster.integrations.dagster.located import resource_of
 from etl_dagster.integrations.dagster.phrases import with_solution
+from etl_dagster.integrations.dagster.resources.anyway import load_anyway, load_config
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
-from etl_dagster.integrations.dagster.sensor_settings import NEW_TABLES
-from etl_dagster.integrations.dagster.specs import Looks
-from etl_dagster.integrations.dagster.storage import source_database
-from etl_dagster.integrations.dagster.translator import EtlDagsterTranslator, PublishedTableProps
+from etl_dagster.integrations.dagster.resources.located import resource_of
+from etl_dagster.integrations.dagster.sensor.settings import NEW_TABLES
+from etl_dagster.integrations.dagster.tables.discovery import Discovery, discover_tables
+from etl_dagster.integrations.dagster.tables.kept_tables import tables_from_text, tables_to_text
+from etl_dagster.integrations.dagster.tables.storage import source_database
+from etl_dagster.integrations.dagster.tables.translator import (
+    EtlDagsterTranslator,
+    PublishedTableProps,
+)
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dagster import AssetKey, AssetSpec, ResolutionContext
 from pydantic import BaseModel
 
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster.translator import PublishedTableProps
+from etl_dagster.integrations.dagster.tables.translator import PublishedTableProps
 
 #: From what the translator makes of a table to what the user wants of it.
 Translation: TypeAlias = Callable[[AssetSpec, PublishedTableProps], AssetSpec]

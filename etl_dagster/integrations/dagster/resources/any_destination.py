@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import Field
 
-from etl_dagster.integrations.dagster.env import resolved, with_marked
-from etl_dagster.integrations.dagster.sections import EtlDestinationResource
+from etl_dagster.integrations.dagster.resources.env import resolved, with_marked
+from etl_dagster.integrations.dagster.resources.sections import EtlDestinationResource
 
 
 class DestinationResource(EtlDestinationResource):

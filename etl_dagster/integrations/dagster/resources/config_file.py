@@ -4,7 +4,7 @@
 from pydantic import Field
 
 from etl_dagster.config import PipelineConfig, load_config
-from etl_dagster.integrations.dagster.env import resolved
+from etl_dagster.integrations.dagster.resources.env import resolved
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.resources.members import one_of
 

@@ -4,7 +4,7 @@
 from typing import TYPE_CHECKING
 
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
-from etl_dagster.integrations.dagster.sections import (
+from etl_dagster.integrations.dagster.resources.sections import (
     EtlDestinationResource,
     SectionResource,
     destination_resource,

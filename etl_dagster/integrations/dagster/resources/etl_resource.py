@@ -94,13 +94,13 @@ class EtlResource(ConfigurableResource[Any], ABC):
             RetryRequested: waiting may cure what went wrong.
             Failure: with what to do about it.
         """
-        from etl_dagster.integrations.dagster.assets import copy_one_table, key_of_table
+        from etl_dagster.integrations.dagster.copies.table_asset import copy_one_table, key_of_table
 
         return copy_one_table(context, self, table, key_of_table(context, table))
 
     def copy_selected(self, context: AssetExecutionContext) -> Iterator[MaterializeResult[Any]]:
         """As `copy`, for each table that the run has selected; one that fails keeps no other."""
-        from etl_dagster.integrations.dagster.assets import copy_selected_tables
+        from etl_dagster.integrations.dagster.copies.table_asset import copy_selected_tables
 
         yield from copy_selected_tables(context, self)
 

@@ -9,14 +9,14 @@ from pydantic import Field, PrivateAttr, create_model
 
 from etl_dagster.config import PipelineConfig, parse_config
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster.env import resolved, with_marked
+from etl_dagster.integrations.dagster.resources.env import resolved, with_marked
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.resources.members import one_of
-from etl_dagster.integrations.dagster.resources.source import PostgresSourceResource
-from etl_dagster.integrations.dagster.sections import (
+from etl_dagster.integrations.dagster.resources.sections import (
     EtlDestinationResource,
     EtlStateStoreResource,
 )
+from etl_dagster.integrations.dagster.resources.source import PostgresSourceResource
 
 #: For type checkers, to which a dependency is not its resource.
 _NOT_GIVEN: Any = None

@@ -3,7 +3,7 @@
 # Dagster reads the annotations of a resource's fields, so they must not be strings.
 from typing import TYPE_CHECKING
 
-from etl_dagster.integrations.dagster.sections import (
+from etl_dagster.integrations.dagster.resources.sections import (
     EtlDestinationResource,
     SectionResource,
     destination_resource,

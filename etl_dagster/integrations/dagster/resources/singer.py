@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from etl_dagster.integrations.dagster.sections import (
+from etl_dagster.integrations.dagster.resources.sections import (
     EtlDestinationResource,
     SectionResource,
     destination_resource,

@@ -4,7 +4,7 @@
 from typing import TYPE_CHECKING
 
 from etl_dagster.config import SourceConfig
-from etl_dagster.integrations.dagster.sections import SectionResource, of_model
+from etl_dagster.integrations.dagster.resources.sections import SectionResource, of_model
 
 if TYPE_CHECKING:
     # What type checkers and editors see of the fields that are made from the model; a test

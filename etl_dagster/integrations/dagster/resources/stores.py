@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from etl_dagster.errors import ConfigError
-from etl_dagster.integrations.dagster.env import resolved, with_marked
-from etl_dagster.integrations.dagster.sections import (
+from etl_dagster.integrations.dagster.resources.env import resolved, with_marked
+from etl_dagster.integrations.dagster.resources.sections import (
     EtlStateStoreResource,
     SectionResource,
     state_store_resource,

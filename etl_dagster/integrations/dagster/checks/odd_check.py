@@ -1,0 +1,194 @@
+"""Whether the types of a table's columns hold every value: the check `values_held`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetKey,
+)
+
+from etl_dagster.integrations.dagster.checks.check_names import ODD_CHECK
+from etl_dagster.integrations.dagster.checks.lag import LagVerdict, judge
+from etl_dagster.integrations.dagster.phrases import with_solution
+from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
+from etl_dagster.integrations.dagster.tables.metadata import odd_metadata
+from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
+from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
+
+#: Numbers of a table that gets such values all the time are sent this often.
+_NUMBERS_EVERY_S = 300.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """The outcome of the check for one table."""
+
+    passed: bool
+    words: str
+    #: Values that the column's type can't hold, by column.
+    counts: Mapping[str, int] = field(default_factory=dict)
+    #: Rows that are kept apart from the table for such values.
+    quarantined: int = 0
+    #: Why nothing is known; empty where the values were counted.
+    unknown: str = ""
+    #: Whether there are more such values than are allowed; else it warns, since nothing is lost.
+    is_severe: bool = False
+
+    @property
+    def outcome(self) -> tuple[bool, bool, frozenset[str], str]:
+        """What a reader would notice at once."""
+        return self.passed, self.is_severe, frozenset(self.counts), self.unknown
+
+    def evaluation(self, key: AssetKey) -> AssetCheckEvaluation:
+        """The outcome as an event outside of runs."""
+        return AssetCheckEvaluation(
+            asset_key=key,
+            check_name=ODD_CHECK,
+            passed=self.passed,
+            severity=AssetCheckSeverity.ERROR if self.is_severe else AssetCheckSeverity.WARN,
+            description=self.words,
+            metadata=self._metadata,
+        )
+
+    def result(self, key: AssetKey) -> AssetCheckResult:
+        """The outcome as a step returns it."""
+        return AssetCheckResult(
+            asset_key=key,
+            check_name=ODD_CHECK,
+            passed=self.passed,
+            severity=AssetCheckSeverity.ERROR if self.is_severe else AssetCheckSeverity.WARN,
+            description=self.words,
+            metadata=self._metadata,
+        )
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        return odd_metadata(self.counts, self.quarantined)
+
+
+def held(
+    table: TableStatus | None,
+    stream: LagVerdict,
+    thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
+) -> Held:
+    """The outcome for a table as the pipeline last published it.
+
+    Args:
+        table: None: the pipeline has not seen it.
+        stream: of the table's stream: the values that it would bring are not known once it ended.
+    """
+    if stream.is_dead:
+        return not_known(stream.kind, stream.words)
+    if table is None:
+        words = "The pipeline has not seen this table: is it in the publication?"
+        return Held(False, words, unknown=words)
+    if table.odd_values is None:
+        return not_known("counted", "The values are not counted yet.")
+    counts = dict(table.odd_values)
+    if not counts:
+        return Held(True, "Every value is held by the type of its column.")
+    of_each = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+    rows = table.rows_quarantined
+    apart = f"; {rows:,} rows with such a value are in quarantine" if rows else ""
+    words = with_solution(
+        f"Values that the column's type can't hold: {of_each}{apart}",
+        f"Find them with `etl-dagster odd {table.name}`, or set odd_values of the column.",
+    )
+    most = thresholds.odd_values_error
+    is_severe = most is not None and sum(counts.values()) > most
+    return Held(False, words, counts, rows, is_severe=is_severe)
+
+
+def not_known(kind: str, words: str) -> Held:
+    """The outcome where nothing streams, or where the state store can't be asked.
+
+    Args:
+        kind: the same for outcomes that differ in numbers and times only.
+    """
+    return Held(False, f"Whether every value is held is not known. {words}", unknown=kind)
+
+
+class OddReports:
+    """What the sensor has said of one pipeline's checks; belongs to the code server's process."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._said = Sayings[Held]()
+
+    def settle(self, is_stored: bool) -> None:
+        """As `Sayings.settle`."""
+        self._said.settle(is_stored)
+
+    def due(
+        self,
+        status: PipelineStatus,
+        keys: Mapping[str, AssetKey],
+        *,
+        again: Collection[str] = (),
+        thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
+    ) -> list[AssetCheckEvaluation]:
+        """The evaluations that say something else than the last ones, or that are old.
+
+        Nothing is said of a table that is being copied, or whose values are not counted yet: what
+        was said of it before stays.
+
+        Args:
+            again: tables whose last evaluation Dagster doesn't show any more.
+        """
+        self._said.forget(again)
+        found: dict[str, Held] = {}
+        for name in keys.keys() & status.tables.keys():
+            table = status.tables[name]
+            stream = judge(status, table, now=self._wall_clock())
+            is_known = table.state in ("ready", "errored") and table.odd_values is not None
+            if stream.is_dead or (is_known and status.phase != "starting"):
+                found[name] = held(table, stream, thresholds)
+        return self._say(found, keys, EVENTS_PER_TICK)
+
+    def dead(
+        self,
+        stream: LagVerdict,
+        keys: Mapping[str, AssetKey],
+        *,
+        at_most: int = EVENTS_PER_TICK,
+    ) -> list[AssetCheckEvaluation]:
+        """The checks of a pipeline that does not stream, where they don't say so yet."""
+        return self._say(dict.fromkeys(keys, held(None, stream)), keys, at_most)
+
+    def _say(
+        self, found: Mapping[str, Held], keys: Mapping[str, AssetKey], at_most: int
+    ) -> list[AssetCheckEvaluation]:
+        now = self._clock()
+        longest_s = refresh_s(len(keys))
+        news = [
+            name
+            for name in keys
+            if name in found and self._is_news(name, found[name], now, longest_s)
+        ]
+        # Those that waited longest come first.
+        news.sort(key=self._said_at)
+        for name in news[:at_most]:
+            self._said.say(name, found[name], now)
+        return [found[name].evaluation(keys[name]) for name in news[:at_most]]
+
+    def _said_at(self, name: str) -> float:
+        said = self._said.stored(name)
+        return float("-inf") if said is None else said.at
+
+    def _is_news(self, name: str, found: Held, now: float, longest_s: float) -> bool:
+        said = self._said.newest(name)
+        if said is None or said.outcome.outcome != found.outcome or now - said.at >= longest_s:
+            return True
+        return said.outcome.counts != found.counts and now - said.at >= _NUMBERS_EVERY_S

@@ -1,0 +1,1 @@
+"""Copies of tables inside steps: by one of them, or shared by several on any executor."""

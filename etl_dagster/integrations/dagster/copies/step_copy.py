@@ -1,0 +1,402 @@
+"""One step's copy of one table: up to its hand-over, and what the step tells of it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    DagsterRunStatus,
+    MaterializeResult,
+    OpExecutionContext,
+    RunsFilter,
+)
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import InvalidState, LeaseLost
+from etl_dagster.integrations.dagster.copies.copy_ending import HELPING, Endable, end_copy
+from etl_dagster.integrations.dagster.copies.presence import ReplicatorAbsent
+from etl_dagster.integrations.dagster.outcome import Outcome
+from etl_dagster.integrations.dagster.tables.metadata import (
+    copy_metadata,
+    odd_metadata,
+    state_metadata,
+    state_tags,
+    table_metadata,
+)
+from etl_dagster.integrations.dagster.tables.storage import storage_of
+from etl_dagster.integrations.dagster.tables.translator import REQUEST_TAG, STATE_ID
+from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
+from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
+from etl_dagster.integrations.meltano.positions.tables import Positions
+from etl_dagster.lsn import LSN_MAX
+from etl_dagster.model.coordination import FinishedChunk
+from etl_dagster.model.destination import (
+    CountsOddValues,
+    CountsQuarantinedRows,
+    CountsRows,
+    Destination,
+    EstimatedCount,
+    Interruptible,
+    offered,
+)
+from etl_dagster.model.schema import TableId, TableSchema
+from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry
+from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.table_name import TableName
+
+if TYPE_CHECKING:
+    # Its drivers cost as much to import as Dagster; every process of Dagster imports this module.
+    from etl_dagster.runtime.copying.table_sync import CopyProgress, TableSyncResult
+
+_Result = TypeVar("_Result")
+#: Of an asset's step, or of any other's.
+StepContext: TypeAlias = AssetExecutionContext | OpExecutionContext
+
+_LOG_EVERY_S = 5.0
+_POLL_S = 0.2
+
+
+def is_asked_for_by_person(context: StepContext) -> bool:
+    """Whether a table that is streamed already is to be copied once more.
+
+    A run that is executed again has the tags of the first one; the sensor's request was for one
+    copy. Retries that Dagster makes by itself belong to the run before.
+    """
+    tags = context.run.tags
+    if "dagster/retry_number" in tags:
+        return False
+    request_id = tags.get(REQUEST_TAG)
+    if request_id is None or "dagster/parent_run_id" in tags:
+        return True
+    done = RunsFilter(tags={REQUEST_TAG: request_id}, statuses=[DagsterRunStatus.SUCCESS])
+    return any(other.run_id != context.run.run_id for other in context.instance.get_runs(done))
+
+
+class Watch(Protocol):
+    """What a step looks at while it works."""
+
+    def check(self) -> None:
+        """Raises where to continue is in vain; called often."""
+        ...
+
+
+class StepCopy:
+    """One step's work on one table."""
+
+    def __init__(
+        self,
+        context: StepContext,
+        config: PipelineConfig,
+        store: CoordinatingStore,
+        destination: Destination,
+        watch: Watch,
+        table_name: str,
+        *,
+        timing: DagsterTiming = DAGSTER_TIMING,
+    ) -> None:
+        self._timing = timing
+        #: Whether a thread of it still waits for a server.
+        self.is_abandoned = False
+        self._context = context
+        self._config = config
+        self._store = store
+        self._destination = destination
+        self._watch = watch
+        self._name = table_name
+        self._log = context.log
+        self._logged_at = 0.0
+        self._logged: CopyProgress | None = None
+
+    def materialize(self, key: AssetKey) -> MaterializeResult[Any]:
+        self._tag_run({STATE_ID: self._config.state_id(self._name)})
+        schema = self.find()
+        self.prepare(schema.id)
+        metadata = self.metadata(schema, self._run(schema.id))
+        self._tag_run(state_tags(self._position(schema.id).to_state()))
+        return MaterializeResult(asset_key=key, metadata=metadata)
+
+    def metadata(self, schema: TableSchema, result: TableSyncResult | None) -> dict[str, Any]:
+        """What the materialization holds.
+
+        Args:
+            result: of the worker that handed the table over; None where it was another's.
+        """
+        state_id = self._config.state_id(self._name)
+        name = self._name_there(schema)
+        full_name = storage_of(self._config.destination).table_name(name)
+        row_count, quarantined = self._count(name)
+        if result is None:
+            metadata = table_metadata(full_name, state_id, row_count)
+            metadata |= {"copied_by": "another worker"}
+        else:
+            if row_count is None or isinstance(row_count, EstimatedCount):
+                row_count = result.row_count
+            metadata = table_metadata(full_name, state_id, row_count) | copy_metadata(result)
+        metadata |= odd_metadata(self._count_odd(schema.id, name), quarantined)
+        return metadata | state_metadata(self._position(schema.id))
+
+    def _tag_run(self, tags: Mapping[str, str]) -> None:
+        """Say whose run this is, as the sensor does with those that it asks for; a run of several
+        tables has no one state."""
+        run = self._context.run
+        if len(run.asset_selection or ()) == 1:
+            self._context.instance.add_run_tags(run.run_id, dict(tags))
+
+    def _position(self, table_id: TableId) -> TablePosition:
+        state = self._store.get_table_replication_state(table_id)
+        positions = Positions(self._config, self._store)
+        return positions.position(self._name, table_id, state, None)
+
+    def find(self) -> TableSchema:
+        """The table in the source, by the name that the asset was made with.
+
+        On a thread: a lock on any published table makes the catalog wait, for up to a minute.
+        """
+        outcome = Outcome(self._ask_source)
+        while not outcome.wait(_POLL_S):
+            self._watch.check()
+        return outcome.result()
+
+    def _ask_source(self) -> TableSchema:
+        from etl_dagster.source.catalog import fetch_published_tables, fetch_table_id
+        from etl_dagster.source.control import SourceControl
+
+        publication = self._config.source.publication
+        name = TableName.parse(self._name)
+        control = SourceControl(self._config.source, application_name="etl_dagster copy")
+        with contextlib.closing(control):
+            doing = f"looking for {self._name}"
+            table_id = control.ask(doing, fetch_table_id, name.schema_name, name.table_name)
+            if table_id is not None:
+                for table in control.ask(
+                    doing, fetch_published_tables, publication, [table_id], with_filters=False
+                ):
+                    return table.schema
+        raise InvalidState(
+            f"{self._name} is not in publication {publication!r}",
+            solution="Add it to the publication, or reload the code location to forget the asset.",
+        )
+
+    def prepare(self, table_id: TableId) -> None:
+        """Ask for another copy where the table has one, and the run was started for that."""
+        state = self._store.get_table_replication_state(table_id)
+        is_again = self._context.retry_number > 0 or not is_asked_for_by_person(self._context)
+        match state:
+            case Ready() | SyncDone() if not is_again:
+                self._log.info(f"{self._name} is streamed; copying it again from the beginning")
+                self._store.request_copy(table_id)
+            case Errored(retry=retry) if not isinstance(retry, TimedRetry):
+                # A person looked at it and decided to continue.
+                self._log.info(f"{self._name} had stopped ({state.reason}); trying again")
+            case None:
+                self._log.info(f"{self._name} is new; the replicator has not seen it yet")
+            case _:
+                pass
+
+    # -- the worker, on a thread so that a termination of the run is heard at once -----------------
+
+    def _run(self, table_id: TableId) -> TableSyncResult | None:
+        """Work up to the hand-over; None when another process has brought the table there."""
+        while True:
+            state = self._store.get_table_replication_state(table_id)
+            if isinstance(state, Ready | SyncDone):
+                return None
+            try:
+                result = self.lead(table_id)
+            except LeaseLost:
+                self._log.info(f"another worker copies {self._name}; waiting for it")
+                self._wait_for_other(table_id)
+                self.require_wanted(table_id)
+                continue
+            if result is None:
+                raise LeaseLost(f"the copy of {self._name} was stopped")
+            return result
+
+    def require_wanted(self, table_id: TableId) -> None:
+        """See that the table has not stopped meanwhile, as by `etl-dagster resync --cancel`.
+
+        Raises:
+            InvalidState: a person decides.
+        """
+        state = self._store.get_table_replication_state(table_id)
+        if isinstance(state, Errored) and not isinstance(state.retry, TimedRetry):
+            raise InvalidState(f"{self._name} stopped: {state.reason}", solution=state.solution)
+
+    def lead(
+        self,
+        table_id: TableId,
+        on_chunk: Callable[[FinishedChunk], None] = lambda chunk: None,
+        on_begin: Callable[[], None] = lambda: None,
+    ) -> TableSyncResult | None:
+        """Be the table's worker up to its hand-over; None when told to stop.
+
+        Args:
+            on_chunk: called with each chunk that this step has finished, on some thread.
+            on_begin: called once the table is this step's.
+
+        Raises:
+            LeaseLost: another worker has the table, or has handed it over since it was looked at.
+            EtlError: the copy failed.
+        """
+        from etl_dagster.runtime.copying.table_sync import TableSync
+
+        stop = threading.Event()
+        progress: list[CopyProgress] = []
+        worker = TableSync(
+            self._config,
+            self._store,
+            self._destination,
+            table_id,
+            stop=stop,
+            on_progress=progress.append,
+            on_chunk=on_chunk,
+        )
+
+        has_begun = False
+
+        def show() -> None:
+            nonlocal has_begun
+            if progress:
+                if not has_begun:
+                    on_begin()
+                    self._show_resumed(progress[0])
+                has_begun = True
+                self._show(progress[-1])
+                del progress[:-1]
+
+        try:
+            return self._attend(worker.run, stop, show, worker)
+        except InvalidState as error:
+            state = self._store.get_table_replication_state(table_id)
+            if has_begun or not isinstance(state, Ready | SyncDone):
+                raise
+            raise LeaseLost(f"another worker has handed over {self._name}") from error
+
+    def help(
+        self,
+        table_id: TableId,
+        on_chunk: Callable[[FinishedChunk], None],
+        show: Callable[[], None],
+    ) -> bool:
+        """Copy what is free of the chunks of another worker's copy; whether anything was.
+
+        Args:
+            on_chunk: called with each chunk that this step has finished, on some thread.
+            show: called often meanwhile.
+
+        Raises:
+            LeaseLost: that copy was given up.
+            EtlError: a chunk failed; it is free again.
+        """
+        from etl_dagster.runtime.copying.copy_helper import CopyHelper
+
+        stop = threading.Event()
+        helper = CopyHelper(
+            self._config, self._store, self._destination, table_id, stop=stop, on_chunk=on_chunk
+        )
+        return self._attend(helper.run, stop, show)
+
+    def _attend(
+        self,
+        work: Callable[[], _Result],
+        stop: threading.Event,
+        show: Callable[[], None],
+        worker: Endable = HELPING,
+    ) -> _Result:
+        outcome = Outcome(work)
+        try:
+            while not outcome.wait(_POLL_S):
+                self._watch.check()
+                show()
+        except BaseException as reason:
+            # The run is terminated, or has no replicator. What is finished stays, and the next
+            # run continues from there.
+            stop.set()
+            self._store.wake()
+            if (destination := offered(self._destination, Interruptible)) is not None:
+                destination.interrupt()
+            self.is_abandoned = not end_copy(
+                self._name,
+                worker,
+                outcome,
+                self._timing,
+                is_orphan=isinstance(reason, ReplicatorAbsent),
+            )
+            raise
+        show()
+        return outcome.result()
+
+    def _wait_for_other(self, table_id: TableId) -> None:
+        while self._store.is_leased(f"table:{table_id}"):
+            self._watch.check()
+            self._store.wait_for_change(1.0)
+
+    # -- what the run's log says -------------------------------------------------------------------
+
+    def _show_resumed(self, first: CopyProgress) -> None:
+        """What an earlier run had copied, as the worker reports it before anything else."""
+        if first.state == "data_sync" and first.chunks_done:
+            self._log.info(
+                f"{self._name}: resuming its copy: {first.chunks_done} of {first.chunks_total} "
+                f"chunks, {first.rows_done:,} rows, were copied before"
+            )
+
+    def _show(self, progress: CopyProgress) -> None:
+        now = time.monotonic()
+        before = self._logged
+        is_news = before is None or before.state != progress.state
+        is_due = progress != before and now - self._logged_at >= _LOG_EVERY_S
+        if is_news or is_due:
+            self._logged, self._logged_at = progress, now
+            self._log.info(self._line(progress))
+
+    def _line(self, progress: CopyProgress) -> str:
+        if progress.state != "data_sync":
+            meaning = _MEANINGS.get(progress.state, progress.state)
+            return f"{self._name}, {progress.rows_done:,} rows: {meaning}"
+        share = (
+            f" of about {progress.rows_estimated:,}"
+            if progress.rows_estimated > progress.rows_done
+            else ""
+        )
+        return (
+            f"{self._name}: chunk {progress.chunks_done} of {progress.chunks_total} is copied, "
+            f"{progress.rows_done:,} rows{share}"
+        )
+
+    def _name_there(self, schema: TableSchema) -> str:
+        """What the table is called at the destination."""
+        return str((self._store.get_table_schema(schema.id, LSN_MAX) or schema).target)
+
+    def _count(self, name: str) -> tuple[int | None, int]:
+        """Rows of the table of that name at the destination, and rows that are kept apart."""
+        rows, held = None, 0
+        if (counting := offered(self._destination, CountsRows)) is not None:
+            rows = counting.count_rows().get(name)
+        if (holding := offered(self._destination, CountsQuarantinedRows)) is not None:
+            held = holding.count_quarantined_rows().get(name, 0)
+        return rows, held
+
+    def _count_odd(self, table_id: TableId, name: str) -> Mapping[str, int]:
+        """What the columns' types can't hold: what is there, else what came with the copy."""
+        destination = offered(self._destination, CountsOddValues)
+        if destination is not None:
+            return destination.count_odd_values().get(name, {})
+        from etl_dagster.runtime.tables.odd_counts import copied_odd
+
+        plan = self._store.get_copy_plan(table_id)
+        return {} if plan is None else copied_odd(self._store, table_id, plan)
+
+
+_MEANINGS: Mapping[str, str] = {
+    "finished_copy": "all copied; applying what changed meanwhile",
+    "sync_wait": "caught up; asking the replicator to take over",
+    "catchup": "applying the last changes before the hand-over",
+    "sync_done": "handed over to the stream",
+}

@@ -1,0 +1,174 @@
+"""A sensor's tick in words: its one line, its cursor, and when a line is worth a log entry."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dagster import AssetKey, AssetMaterialization
+
+from etl_dagster.integrations.dagster.checks.lag import CATCHING_UP
+from etl_dagster.integrations.dagster.phrases import as_of
+from etl_dagster.integrations.dagster.sensor.settings import NEW_TABLES
+from etl_dagster.runtime.showing.status import PipelineStatus
+from etl_dagster.words import names
+
+#: Dagster keeps a file for each tick that logs, for good.
+_LOG_EVERY_S = 3600.0
+_FEW_TABLES = 100
+_COMING_SHOWN = 5
+
+
+def line(
+    status: PipelineStatus,
+    keys: Mapping[str, AssetKey],
+    *,
+    note: str | None = None,
+    waiting: Mapping[str, str] | None = None,
+    notices: Sequence[str] = (),
+    did: object = "",
+    new_tables: str = NEW_TABLES,
+) -> str:
+    """The tick in one line. It names its moment: the last line stays when the sensor is off.
+
+    Args:
+        new_tables: what gives tables their assets that have none yet.
+    """
+    parts = [note] if note else []
+    if status.error is not None:
+        parts.append(f"{status.phase}: {status.error}")
+    if status.note is not None:
+        parts.append(status.note)
+    tables = status.tables.values()
+    ready = sum(1 for table in tables if table.state == "ready")
+    errored = [table.name for table in tables if table.state == "errored" and not table.retry_at]
+    retried = [table.name for table in tables if table.state == "errored" and table.retry_at]
+    held = [name for name in waiting or {} if name in status.tables]
+    moving = [
+        table
+        for table in tables
+        if table.state not in ("ready", "errored") and table.name not in held
+    ]
+    catching_up = [table.name for table in moving if table.state in CATCHING_UP]
+    copying = [table.name for table in moving if table.state not in CATCHING_UP]
+    parts.append(
+        f"{status.phase} as of {as_of(status.at)}, {ready} of {len(status.tables)} tables in step, "
+        f"{status.rows_per_second:,.0f} rows/s, lag {status.lag_seconds:.1f} s "
+        f"({status.lag_bytes:,} bytes), confirmed {status.confirmed_lsn}"
+    )
+    if copying:
+        parts.append("being copied: " + some(copying))
+    if catching_up:
+        parts.append("catching up: " + some(catching_up))
+    parts += [f"{name}: {(waiting or {})[name]}" for name in held[:3]]
+    if len(held) > 3:
+        parts.append("copies held back as well: " + some(held[3:]))
+    if errored:
+        parts.append("stopped: " + some(errored))
+    if retried:
+        parts.append("tried again: " + some(retried))
+    unknown = [name for name in status.tables if name not in keys]
+    if unknown:
+        parts.append(f"no asset yet ({new_tables}): {some(unknown)}")
+    if did:
+        parts.append(f"this tick: {did}")
+    return "; ".join([*parts, *notices])
+
+
+def with_coming(note: str | None, coming: Mapping[str, str]) -> str | None:
+    """The note, with the tables that are copied again because their settings changed."""
+    if not coming:
+        return note
+    shown = [f"{table}: {why}" for table, why in list(coming.items())[:_COMING_SHOWN]]
+    if len(coming) > _COMING_SHOWN:
+        shown.append(f"and {len(coming) - _COMING_SHOWN} more tables")
+    parts = [note] if note else []
+    return "; ".join([*parts, f"settings changed since the copy of {'; '.join(shown)}"])
+
+
+@dataclass(frozen=True)
+class Did:
+    """What one tick has done, in numbers."""
+
+    #: Counts the ticks of this process.
+    tick: int
+    materializations: int = 0
+    evaluations: int = 0
+    requests: int = 0
+
+    @classmethod
+    def of(cls, tick: int, events: Iterable[object], requests: int) -> Did:
+        counts = Counter(isinstance(event, AssetMaterialization) for event in events)
+        return cls(tick, counts[True], counts[False], requests)
+
+    def __str__(self) -> str:
+        counts = (
+            (self.requests, "copy requested", "copies requested"),
+            (self.materializations, "materialization", "materializations"),
+            (self.evaluations, "check result", "check results"),
+        )
+        parts = [f"{count} {one if count == 1 else many}" for count, one, many in counts if count]
+        return ", ".join(parts) or "nothing new"
+
+
+def cursor(status: PipelineStatus, did: Did) -> str:
+    """For people: what the tick did and how the stream is. The truth is in the state store.
+
+    In the list of ticks the UI shows the first 23 and the last 17 characters, and of a tick without
+    a run nothing else but "0 runs requested"; so phase, tables in step and events come first, and
+    the lag last. The tick's number makes each cursor differ from the one before.
+    """
+    ready = sum(1 for table in status.tables.values() if table.state == "ready")
+    events = did.materializations + did.evaluations
+    return (
+        f"{status.phase} {ready}/{len(status.tables)}{f' +{events} new' if events else ''}; "
+        f"tick {did.tick}: {did}; as of {as_of(status.at)}; confirmed {status.confirmed_lsn}; "
+        f"lag {status.lag_seconds:.1f} s"
+    )
+
+
+def cursor_without_stream(note: str, did: Did) -> str:
+    """As `cursor`, where there is no status to show."""
+    summary = note.partition("\n")[0][:200]
+    return f"not streaming: {summary}; tick {did.tick}: {did}; {as_of(time.time())}"
+
+
+def some(items: Sequence[str]) -> str:
+    return names(items, at_most=3)
+
+
+class TickLog:
+    """Which ticks log their line: those that bring something else, and one in an hour."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._gist: object = None
+        self._at = float("-inf")
+
+    def is_due(self, gist: object) -> bool:
+        """Whether to log now.
+
+        Args:
+            gist: what the line is about, without numbers that change all the time.
+        """
+        now = self._clock()
+        if gist == self._gist and now - self._at < _LOG_EVERY_S:
+            return False
+        self._gist, self._at = gist, now
+        return True
+
+
+def gist(
+    status: PipelineStatus, note: str | None, requests: int, waiting: Mapping[str, str]
+) -> object:
+    """What a reader of the log would want to know."""
+    states = sorted((table.name, table.state) for table in status.tables.values())
+    settled = [(name, state if state in ("ready", "errored") else "copy") for name, state in states]
+    # Of many tables a tick looks at some only, and at others the next time.
+    held: object = sorted(waiting.items()) if len(settled) <= _FEW_TABLES else bool(waiting)
+    # Without how long something has taken, which differs each time.
+    said = None if status.note is None else re.sub(r"\d+ s\b", "", status.note)
+    return status.phase, status.error, said, note, requests, held, settled
