@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -115,6 +117,7 @@ class IcebergHooks(FilesHooks):
         return with_columns_of(schema, newest.scan().to_arrow().to_pylist())
 
 
+FILESYSTEM = "dlt.destinations.impl.filesystem.filesystem"
 KINDS: dict[str, type[DestinationHooks]] = {
     "duckdb": DUCKDB,
     "delta": DELTA,
@@ -177,6 +180,43 @@ def test_a_log_has_each_change_once_though_loads_end_before_they_are_complete(
         ],
         key=repr,
     )
+
+
+@pytest.mark.parametrize("kind", ["files", "delta"])
+@pytest.mark.parametrize("table_of_dlt", ["_dlt_version", "_dlt_pipeline_state"])
+def test_a_file_of_dlts_own_that_is_cut_off_keeps_nothing_from_being_loaded(
+    kind: str, table_of_dlt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed while it writes into a folder leaves a part of the file."""
+    hooks = KINDS[kind]()
+    subject = Subject(hooks, hooks.make_destination(tmp_path), tmp_path)
+    subject.start()
+
+    def cut_off(client: Any, path: str, data: Any) -> None:
+        text = json.dumps(data, default=str)
+        is_the_one = f"/{table_of_dlt}/" in path
+        client.fs_client.write_text(path, text[: len(text) // 2] if is_the_one else text)
+        if is_the_one:
+            _end()
+
+    def interrupted(work: Callable[[], object]) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(f"{FILESYSTEM}.FilesystemClient._write_to_json_file", cut_off)
+            with pytest.raises(DestinationError):
+                work()
+        subject.reopen()
+
+    added = subject.stream.commit(insert(LOGGED, **order(3)))
+    try:
+        subject.destination.drop_table_for_copy(LOGGED)
+        interrupted(lambda: subject.write_chunk(LOGGED, 0, [order(1), order(2)]))
+        subject.write_chunk(LOGGED, 0, [order(1), order(2)])
+        subject.end_copy(LOGGED, replay_from=900)
+        subject.deliver(added)
+        found = [(row["_etl_op"], row["id"]) for row in subject.kept(LOGGED)]
+    finally:
+        subject.shut_down()
+    assert sorted(found) == [("copy", 1), ("copy", 2), ("insert", 3)]
 
 
 def _end(*_: object, **__: object) -> None:

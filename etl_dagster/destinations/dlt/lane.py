@@ -18,7 +18,11 @@ from etl_dagster.destinations.dlt.abilities import Abilities
 from etl_dagster.destinations.dlt.failures import translated
 from etl_dagster.destinations.dlt.ledger import SOURCE, TableEntry, ledger_to_json, stored
 from etl_dagster.destinations.dlt.rows import DELETED
-from etl_dagster.destinations.dlt.unfinished import complete_newest, remove_unfinished
+from etl_dagster.destinations.dlt.unfinished import (
+    complete_newest,
+    remove_cut_off,
+    remove_unfinished,
+)
 from etl_dagster.errors import DestinationError, DestinationUnreachable, Superseded
 from etl_dagster.model.schema import TableId
 
@@ -191,6 +195,8 @@ class Lane:
             # Of what is kept at the destination only the positions count. What its tables look
             # like is asked again: a copy may have created them again.
             pipeline._state_restored = True
+            if not self._abilities.has_sql:
+                remove_cut_off(pipeline)
             if self._abilities.has_plain_files:
                 complete_newest(pipeline)
             found = stored(pipeline)

@@ -1,12 +1,17 @@
-"""Load packages that were under way when their process ended, where tables are plain files.
+"""What was being written when a process ended, where tables are files.
 
-Each file of such a table has the ID of its package in its name. A package is complete once dlt has
-written down so, right after its state; what others left is removed before the table is written
-again.
+Each file of a table of plain files has the ID of its load package in its name. A package is
+complete once dlt has written down so, right after its state; what others left is removed before the
+table is written again.
+
+dlt has files of its own next to the tables: the state, the versions of the schema. On a bucket a
+file is there as a whole or not at all; in a folder, a killed process leaves a part of one, which
+dlt then fails to read each time.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -17,6 +22,41 @@ from etl_dagster.errors import DestinationError
 #: A package's ID: seconds since 1970, with a fraction.
 _LOAD_ID: Final = re.compile(r"(?<![\d.])\d{9,}\.\d+")
 _PLACEHOLDER: Final = "{load_id}"
+
+
+def remove_cut_off(pipeline: Any) -> None:
+    """Remove the newest state and the newest version of the schema, unless they are whole.
+
+    A state is written before its package is said to be complete: if that one is, the state was
+    damaged later, and is left for dlt to refuse. A version of the schema is written again.
+    """
+    with pipeline.destination_client() as client:
+        if not client.is_storage_initialized():
+            return
+        client.fs_client.invalidate_cache()
+        complete = _recorded(client)
+        versions = _of(client, client.schema.version_table_name, client.schema.name)
+        for path in versions[-1:]:
+            if not _is_whole(client, path):
+                client.fs_client.rm_file(path)
+        for path in _of(client, client.schema.state_table_name, pipeline.pipeline_name)[-1:]:
+            if complete.isdisjoint(_ids(path)) and not _is_whole(client, path):
+                client.fs_client.rm_file(path)
+
+
+def _of(client: Any, table: str, name: str) -> list[str]:
+    """The files of one of dlt's own tables that are about this name, the newest last."""
+    found = [(PurePosixPath(path).stem.rsplit("__", 2), path) for path in files_of(client, table)]
+    ours = [(parts[1], path) for parts, path in found if len(parts) == 3 and parts[0] == name]
+    return [path for _, path in sorted(ours)]
+
+
+def _is_whole(client: Any, path: str) -> bool:
+    try:
+        json.loads(client.fs_client.read_text(path, encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def complete_newest(pipeline: Any) -> None:
