@@ -88,7 +88,6 @@ HELD: Final[dict[str, dict[str, list[str]]]] = {
 _BUILDS = "makes the environment that this test runs in, or runs all tests"
 _DEV = "runs until it is stopped; tests/acceptance/test_tutorials.py runs one"
 _DEMO = "runs until it is stopped; tests/acceptance/test_demo.py runs it"
-_CELERY = "dagster-celery is not among the packages of the tests"
 #: Why blocks, of a language or that begin with a text, can't be run here.
 NOT_RUN: Final[dict[str, dict[str, str]]] = {
     "CONTRIBUTING.md": {"git clone": _BUILDS, ".venv/bin/python": _BUILDS, "make": _BUILDS},
@@ -97,7 +96,6 @@ NOT_RUN: Final[dict[str, dict[str, str]]] = {
     "docs/guides/dagster-components.md": {"export SHOP_DSN": "dg dev " + _DEV},
     "docs/guides/dagster-deployment.md": {
         "DELETE FROM event_logs": "asks Dagster's own tables",
-        "from dagster": _CELERY,
     },
     "docs/guides/monitoring.md": {"$ etl-dagster status --watch": "needs a terminal, until Ctrl-C"},
     "docs/index.md": {"pip install 'etl-dagster[demo]'": _DEMO},

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,11 +34,10 @@ _PROMPT: Final = "$ "
 _HERE: Final = re.compile(r"<<'(\w+)'$")
 #: What is installed already, and DuckDB's own shell, which isn't.
 _PROGRAMS: Final = {
-    "pip": "#!/bin/sh\n",
-    "pipx": "#!/bin/sh\n",
-    "uv": "#!/bin/sh\n",
-    "duckdb": f"""\
-#!{sys.executable}
+    "pip": "",
+    "pipx": "",
+    "uv": "",
+    "duckdb": """\
 import sys, duckdb
 assert sys.argv[1] == "-readonly"
 print(duckdb.connect(sys.argv[2], read_only=True).sql(sys.argv[3]))
@@ -52,6 +53,15 @@ with socket.socket(socket.AF_UNIX) as terminal:
     terminal.sendall(task)
     sys.exit(terminal.recv(1)[0])
 """
+
+
+def _write_program(path: Path, text: str, options: str) -> None:
+    """A program in Python, whose first line may not name the interpreter: a path has spaces."""
+    source = path.with_name(f"source-of-{path.name}")
+    source.write_text(text, "utf-8")
+    run = shlex.join([sys.executable, *options.split(), str(source)])
+    path.write_text(f'#!/bin/sh\nexec {run} "$@"\n', "utf-8")
+    path.chmod(0o755)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +158,16 @@ class Terminal:
         """A folder with the programs, while what they ask for is run."""
         programs = self._folder / ".programs"
         programs.mkdir(exist_ok=True)
-        address = programs / "socket"
-        address.unlink(missing_ok=True)
-        shim = f"#!{sys.executable} -SE\n{_SHIM.format(address=str(address))}"
-        for name, text in {**_PROGRAMS, "etl-dagster": shim}.items():
-            (programs / name).write_text(text, "utf-8")
-            (programs / name).chmod(0o755)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(address))
+        with (
+            # The address of a socket has 107 bytes at most.
+            tempfile.TemporaryDirectory() as short,
+            socket.socket(socket.AF_UNIX) as listener,
+        ):
+            address = str(Path(short) / "socket")
+            shim = _SHIM.format(address=address)
+            for name, text in {**_PROGRAMS, "etl-dagster": shim}.items():
+                _write_program(programs / name, text, "-SE" if text is shim else "")
+            listener.bind(address)
             listener.listen()
             thread = threading.Thread(target=self._serve, args=(listener,), daemon=True)
             thread.start()
