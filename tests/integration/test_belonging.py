@@ -309,7 +309,7 @@ def test_a_store_that_was_restored_is_refused(
         "update etl.pipelines p set epoch = o.epoch from public.old_pipelines o"
         " where o.name = p.name"
     )
-    assert_refused(config, StoreRestored, "doesn't know")
+    assert_refused(config, StoreRestored, "has no record of")
 
     database.execute(
         f"update etl.pipelines set epoch = {2**60}",

@@ -265,7 +265,7 @@ def test_a_store_that_was_restored_with_its_source_is_refused(
     cluster.insert(2001)
     cluster.outrun(newest)
 
-    assert_refused(config, StoreRestored, "doesn't know")
+    assert_refused(config, StoreRestored, "has no record of")
     assert_repaired(cluster, config, write_etl_yaml(cluster.database, config, tmp_path))
 
 

@@ -98,7 +98,7 @@ _LATER = (
     [
         ("build_etl_definitions", 80),
         ("build_etl_definitions, EtlPipelineResource, DuckDBDestinationResource", 88),
-        ("EtlPipelineComponent", 102),
+        ("EtlPipelineComponent", 104),
         ("etl_assets, build_etl_sensor, build_etl_checks, build_sync_job", 80),
     ],
 )

@@ -67,6 +67,7 @@ def read_rows(
     readers = Readers(
         connections,
         snapshot,
+        # Nothing of it is a value: expressions of columns, and places of blocks.
         [f"SELECT {selected} FROM {table}{where}" for where in _pieces(blocks)],  # noqa: S608
         partial(_typed, schema, [values for _, values in columns]),
         name=str(schema.name),
