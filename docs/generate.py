@@ -6,7 +6,6 @@ A script and not a plugin, so that any builder of the site can be run after it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from inspect import getdoc
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -19,7 +18,6 @@ from pydantic_core import PydanticUndefined
 from etl_dagster.cli.app import cli
 from etl_dagster.config import ENV_PREFIX, PipelineConfig, StoreConfig
 from etl_dagster.destinations.duckdb.tables import declared_type
-from etl_dagster.errors import EtlError
 from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model, find_kind
 from etl_dagster.model.destination import Capabilities
 from etl_dagster.model.modes import MODES, TableMode
@@ -40,7 +38,8 @@ from etl_dagster.values.types import (
 
 
 def main() -> None:
-    from states_diagram import states_diagram  # next to this script
+    from runbook import errors_page, messages_page  # next to this script
+    from states_diagram import states_diagram
 
     _write(Path(__file__).parent / "diagrams" / "states.svg", states_diagram())
     folder = Path(__file__).parent / "reference"
@@ -49,6 +48,7 @@ def main() -> None:
     _write(folder / "types.md", types_page())
     _write(folder / "modes.md", modes_page())
     _write(folder / "errors.md", errors_page())
+    _write(folder / "messages.md", messages_page())
 
 
 def _write(path: Path, text: str) -> None:
@@ -105,53 +105,6 @@ def _guarantees(capabilities: Capabilities, mode: TableMode) -> list[str]:
         "followed" if capabilities.schema_changes else "not followed",
         "kept as text" if capabilities.odd_values else "sent with their rows",
     ]
-
-
-# -- errors ------------------------------------------------------------------------------------
-
-
-def errors_page() -> str:
-    """What to do about each error: a runbook for the operator on call."""
-    parts = [
-        """# Errors
-
-Every error says what went wrong (`reason`) and what to do about it (`solution`), and neither ever
-holds a row value or a password. This page is made from the classes in `etl_dagster.errors`. A
-solution may be more exact where the error is raised: the log, `etl-dagster status` and Dagster
-show that one.
-
-"Tried again" means that the pipeline does it by itself, with growing pauses. Everything else
-stops the table, or the pipeline, until an operator acts.
-
-| error | happens when | tried again |
-|---|---|---|
-"""
-    ]
-    classes = sorted(_error_classes(), key=lambda each: each.__name__)
-    for each in classes:
-        again = "yes" if each.retryable else ""
-        parts.append(
-            f"| [`{each.__name__}`](#{each.__name__.lower()}) | {_first(each)} | {again} |\n"
-        )
-    for each in classes:
-        parts.append(f"\n## {each.__name__}\n\n{getdoc(each)}\n")
-        parts.append(f"\n**What to do.** {each.solution}\n")
-    return "".join(parts)
-
-
-def _error_classes() -> Iterator[type[EtlError]]:
-    """Those that are raised: classes with further ones below only gather them."""
-    todo = [EtlError]
-    while todo:
-        found = todo.pop()
-        below = [each for each in found.__subclasses__() if each.__module__ == EtlError.__module__]
-        todo += below
-        if found is not EtlError and (not below or "solution" in vars(found)):
-            yield found
-
-
-def _first(each: type) -> str:
-    return (getdoc(each) or "").partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
 
 
 # -- settings ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class EtlError(Exception):
     solution: str = "Read the cause below; once it is gone, retry the table by hand."
     #: Whether waiting alone can help. The one place where retries are decided.
     retryable: bool = False
-    #: Whether it is over within seconds without anybody's doing: a server that starts up.
+    #: Whether it ends by itself within seconds, as a server that starts up does.
     is_starting: bool = False
 
     def __init__(self, reason: str, *, solution: str | None = None) -> None:
@@ -44,13 +44,13 @@ class ConfigError(EtlError):
 
 
 class NotOffered(EtlError):
-    """What was asked for is something that this destination has no way to do."""
+    """The destination does not offer what was asked for."""
 
     solution = "Nothing is wrong with the configuration, and nothing was done."
 
 
 class ShapeRefused(EtlError):
-    """What the settings want of a table can't be done, or would show what they hid before."""
+    """The settings of a table can't be applied, or would show what they hid before."""
 
     solution = (
         "Correct the settings of the table under `tables`; `etl-dagster doctor` checks them. Then "
@@ -59,7 +59,7 @@ class ShapeRefused(EtlError):
 
 
 class HookFailed(EtlError):
-    """A hook of the settings could not be called, or returned what can't be written."""
+    """The function of a `hook` can't be loaded, failed, or returned rows that don't fit."""
 
     solution = "Correct the function, restart the pipeline, then retry the table if it has stopped."
 
@@ -89,7 +89,7 @@ class SourceError(EtlError):
 
 
 class ValueNotHeld(SourceError):
-    """A column's type at the destination can't hold a value, and the table is to stop for that."""
+    """A column's type at the destination can't hold a value, and `odd_values: fail` is set."""
 
     solution = (
         "Correct the value in the source, or choose another `odd_values` for the column; then "
@@ -98,7 +98,7 @@ class ValueNotHeld(SourceError):
 
 
 class QuarantineNeedsKey(SourceError):
-    """Rows of a table are to be kept apart by their values, and the table has no key."""
+    """`odd_values: quarantine` needs a key, and the table has no key."""
 
     solution = (
         "Add a primary key, or choose another `odd_values` for the table; then retry the table if "
@@ -107,7 +107,7 @@ class QuarantineNeedsKey(SourceError):
 
 
 class ModeNeedsKey(SourceError):
-    """A table is to be kept in a mode that finds its rows by a key, and it has none."""
+    """The mode of a table finds rows by their key, and the table has no key."""
 
     solution = (
         "Add a primary key, or choose mode append or mirror for the table; then retry the table if "
@@ -116,7 +116,7 @@ class ModeNeedsKey(SourceError):
 
 
 class ColumnReserved(SourceError):
-    """A table has a column whose name is one of those that its mode may add."""
+    """A column of a table has a name that is reserved for the columns that its mode adds."""
 
     solution = (
         "Rename the column in the source, leave it out of the publication with a column list, or "
@@ -161,7 +161,7 @@ class ReadConflict(SourceError):
 
 
 class SourceAuthenticationFailed(SourceError):
-    """The source knows the user not, or not with this password."""
+    """Unknown user, or wrong password."""
 
     solution = (
         "Check source.user and source.password (or ETL_DAGSTER__SOURCE__PASSWORD), "
@@ -224,7 +224,7 @@ class PublicationEmpty(SourceNotPrepared):
 
 
 class PartitionIdentity(SourceError):
-    """A partition's old rows don't have what identifies a row of its table."""
+    """The replica identity of a partition lacks columns of the key of its root."""
 
     def __init__(
         self, table: str, key: Sequence[str], partition: str, identity: Sequence[str]
@@ -240,7 +240,7 @@ class PartitionIdentity(SourceError):
 
 
 class KeyChangesText(SourceError):
-    """A column of a table's key prints what may change while the row stays as it is."""
+    """The text of a key column may change without a change of the row, as with `regclass`."""
 
     def __init__(self, table: str, column: str, type_name: str, tells: str) -> None:
         super().__init__(
@@ -253,7 +253,7 @@ class KeyChangesText(SourceError):
 
 
 class RowChangesText(SourceError):
-    """A column of a table without a key prints what may change while the row stays as it is."""
+    """A table has no key, and the text of a column may change without a change of the row."""
 
     def __init__(self, table: str, column: str, type_name: str, tells: str) -> None:
         super().__init__(
@@ -347,13 +347,13 @@ class SlotMissing(SlotError):
 
 
 class SlotInvalidated(SlotError):
-    """Postgres removed WAL that the slot still needed; its changes can't be streamed any more."""
+    """Postgres invalidated the slot: WAL or catalog rows that it needed are removed."""
 
     solution = f"Raise max_slot_wal_keep_size on the source, then {EQUAL_AGAIN}"
 
 
 class DestinationLeftBehind(SlotError):
-    """Of several destinations at one slot, one lacks changes that the slot no longer has."""
+    """One of several destinations lacks changes that the shared slot no longer has."""
 
     solution = "No action needed: its tables are copied again."
 
@@ -397,7 +397,10 @@ class SpoolUnusable(SpoolError):
 
 
 class RollbackUnclear(SpoolError):
-    """A transaction in progress rolled a savepoint back, which may have altered a table or not."""
+    """A transaction in progress rolled back to a savepoint near an ALTER TABLE.
+
+    Postgres does not report whether the ALTER TABLE was rolled back, too.
+    """
 
 
 # -- state store -------------------------------------------------------------------------------
@@ -460,7 +463,7 @@ class DestinationUnreachable(DestinationError):
 
 
 class DestinationsFailed(DestinationError):
-    """Of several destinations, some have failed; the others have caught up."""
+    """Some of several destinations failed; the others have caught up."""
 
     solution = "Correct what each of them failed with, then start the pipeline again."
 
@@ -520,7 +523,7 @@ class BatchTooLarge(DestinationError):
 
 
 class DestinationReplaced(DestinationError):
-    """The destination is not the one that the pipeline has written: another, a new or no one."""
+    """The destination is not the one that the pipeline wrote: another one, a new one, or gone."""
 
     solution = (
         "Put the right destination back, or correct the section `destination`. To copy everything "
@@ -548,7 +551,7 @@ class ShardsOverlap(SourceNotPrepared):
 
 
 class TableOfAnotherShard(EtlError):
-    """The state store has the table as one of another shard, which may still write it."""
+    """Another shard has the table, by the state store, and may still write it."""
 
     def __init__(self, name: str, other: str, *, shard: str, publication: str) -> None:
         super().__init__(
@@ -561,7 +564,7 @@ class TableOfAnotherShard(EtlError):
 
 
 class MoveNotFinished(EtlError):
-    """A table was moved here, and the shard that had it has not let go of it yet."""
+    """A table is being moved to this shard, and the other shard has not released it yet."""
 
     retryable = True
 
@@ -573,7 +576,7 @@ class MoveNotFinished(EtlError):
 
 
 class MoveRefused(EtlError):
-    """A table can't be brought to another shard as it is; nothing was changed."""
+    """A table can't be moved to another shard as it is; nothing was changed."""
 
     solution = (
         "Bring it over with a copy: take it out of the one publication, let that shard run until "
@@ -606,11 +609,11 @@ class Superseded(DestinationError):
 
 
 class InvalidState(EtlError):
-    """A call came at a moment when it makes no sense."""
+    """The call or command is not possible in the present state."""
 
 
 class PipelineInUse(EtlError):
-    """Two processes for one pipeline."""
+    """Another process runs the pipeline already."""
 
     solution = "Stop the other process, or give this pipeline another name."
 
