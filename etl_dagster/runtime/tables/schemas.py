@@ -87,6 +87,9 @@ class SchemaTracker:
 
         To be asked in the order of the stream. A new version is named by the commit LSN of its
         transaction, so that it has the same name when it is streamed again.
+
+        Raises:
+            SourceError: the catalog can't be asked now, and waiting may help.
         """
         before, schema = self._resolved.get(relation.id, (None, None))
         if schema is None or before != relation:
@@ -105,7 +108,7 @@ class SchemaTracker:
             streamed_before = self._streamed_before(relation, commit_lsn, resolved)
             if streamed_before is not None:
                 return streamed_before
-        today = self._fetch(relation.id)
+        today = self._fetch(relation.id, is_known=known is not None)
         if known is None:
             if today is not None and _fits(today.schema, relation):
                 return self._choose(today.schema).at(INITIAL_SNAPSHOT)
@@ -213,7 +216,11 @@ class SchemaTracker:
         try:
             return self._fetch_types(oids)
         except SourceError as error:
-            _log.warning("the catalog can't be asked about types of %s: %s", table, error)
+            # What is found is kept with the version: types are not taken for unknown ones because
+            # the source is away for a moment.
+            if error.retryable:
+                raise
+            _log.warning("cannot read the types of %s: %s", table, error.reason)
             return TypeCatalog({})
 
     def with_labels(self, events: EventBatch) -> EventBatch:
@@ -245,11 +252,29 @@ class SchemaTracker:
         outdated, self._outdated = self._outdated, {}
         return outdated
 
-    def _fetch(self, table_id: TableId) -> TableToday | None:
+    def _fetch(self, table_id: TableId, *, is_known: bool) -> TableToday | None:
+        """The table as the catalog has it now; None when it left the publication.
+
+        A failure is not an answer: without the catalog, a renamed column looks like one that was
+        dropped and another one that was added, and its values would be lost.
+
+        Args:
+            is_known: whether the destination has the table, which is copied again where the
+                catalog refuses to describe it.
+
+        Raises:
+            SourceError: waiting may help; the batch comes again.
+        """
         try:
             return self._fetch_table(table_id)
         except SourceError as error:
-            _log.warning("the catalog can't be asked about table %s: %s", table_id, error)
+            if error.retryable:
+                raise
+            _log.warning("cannot read the columns of table %s: %s", table_id, error.reason)
+            if is_known:
+                self._outdated[table_id] = (
+                    f"its columns changed, and the catalog could not be read: {error.reason}"
+                )
             return None
 
     def applied(self, table_id: TableId) -> TableSchema | None:
