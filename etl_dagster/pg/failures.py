@@ -176,6 +176,11 @@ def failure_of_text(text: str) -> Failure:
     return next((failure for pattern, failure in _TEXTS if pattern.search(text)), Failure.LOST)
 
 
+#: Marks by which messages quote, in the languages of Postgres.
+_MARKS: Final = '"\u00ab\u00bb\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u300c\u300d'
+_QUOTED: Final = re.compile(f"[{_MARKS}].*[{_MARKS}]", re.DOTALL)
+
+
 def derive(
     error: psycopg.Error, make: Callable[[Failure, str], E], redact: Callable[[str], str] = str
 ) -> E:
@@ -211,6 +216,20 @@ def message_of(error: psycopg.Error) -> str:
         message = kept[0].removeprefix("connection failed: ") if kept else type(error).__name__
         message = re.sub(r"\Aconnection to server .*? failed: ", "", message)
         message = re.sub(r"\AFATAL: +", "", message)
-    if (error.sqlstate or "").startswith("22"):
-        message = re.sub(r'"[^"]*"', '"..."', message)
-    return message
+    return without_values(message) if is_about_a_value(error.sqlstate) else message
+
+
+def is_about_a_value(sqlstate: str | None) -> bool:
+    """Whether the server's message quotes a value that it could not read or convert."""
+    return (sqlstate or "").startswith("22")
+
+
+def without_values(message: str) -> str:
+    """The message without what it quotes, in the server's language.
+
+    From the first quotation mark to the last: a value may contain some itself.
+
+    >>> without_values('invalid input syntax for type integer: "ten "big" owls"')
+    'invalid input syntax for type integer: "..."'
+    """
+    return _QUOTED.sub('"..."', message)

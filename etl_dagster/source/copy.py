@@ -25,7 +25,12 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.pg.adbc import adbc, first_line, in_small_batches
 from etl_dagster.pg.adbc import connect as open_adbc
 from etl_dagster.pg.encodings import StoredEncoding
-from etl_dagster.pg.failures import failure_of_code, failure_of_text
+from etl_dagster.pg.failures import (
+    failure_of_code,
+    failure_of_text,
+    is_about_a_value,
+    without_values,
+)
 from etl_dagster.pg.settings import PIN_NEWER
 from etl_dagster.source.catalog import Leaf
 from etl_dagster.source.connection import error_for, solution_for_refusal, source_conninfo
@@ -233,6 +238,8 @@ class TableReader:
                 f"the copy of {self._schema.name} was interrupted: {first_line(error)}"
             )
         message = first_line(error)
+        if is_about_a_value(error.sqlstate):
+            message = without_values(message)
         solution = (
             "Read the server's message; SELECT on the table and USAGE on its schema are needed."
         )
@@ -247,8 +254,8 @@ class TableReader:
         refusal = re.search(r"ERROR: +(?!canceling|terminating)(.*)", message)
         if refusal is None:
             return SourceUnreachable(f"the copy of {self._schema.name} was interrupted: {message}")
-        # The server quotes values that it could not read.
-        reason = re.sub(r'"[^"]*"', '"..."', refusal[1])
+        # Without an SQLSTATE it isn't known whether what the server quotes is a value.
+        reason = without_values(refusal[1])
         return SourceError(
             f"the copy of {self._schema.name} failed: {reason}",
             solution="Fix its cause in the table or in its row filter, then retry the table.",

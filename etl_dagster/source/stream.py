@@ -27,6 +27,7 @@ from etl_dagster.errors import (
 )
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.pg.encodings import stored_encoding
+from etl_dagster.pg.failures import message_of
 from etl_dagster.protocol.frames import encode_standby_status_update
 from etl_dagster.protocol.receiver import Receiver
 from etl_dagster.protocol.silence import Silence, SilenceWatch
@@ -296,7 +297,7 @@ class ReplicationStream:
                 f"publication {name} did not exist when changes were made that are still to be "
                 "streamed: it was dropped and created again"
             )
-        why = str(error).strip().splitlines()[0] if error and str(error).strip() else "no reason"
+        why = "no reason" if error is None else message_of(error)
         return SourceUnreachable(f"the replication stream of {self._slot_name!r} ended: {why}")
 
     @property

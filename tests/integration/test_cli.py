@@ -464,10 +464,14 @@ def test_a_pipeline_that_fails_while_it_runs_ends_with_1(shop: Shop) -> None:
 def test_a_table_that_cannot_be_copied_ends_the_run_with_1_and_the_others_are_there(
     shop: Shop,
 ) -> None:
+    value = make_secret()
     shop.database.execute(
         "create table ratios (x int primary key); insert into ratios values (0)",
+        "create table notes (x int primary key, note text)",
+        f"""insert into notes values (1, 'the "{value}" of a row')""",
         "drop publication etl_pub",
-        "create publication etl_pub for table orders, ratios where (1 / x > 0)",
+        "create publication etl_pub for table orders, ratios where (1 / x > 0), "
+        "notes where (note::int > 0)",
     )
 
     answer = shop.run("run", "--until-caught-up", "--plain")
@@ -475,10 +479,17 @@ def test_a_table_that_cannot_be_copied_ends_the_run_with_1_and_the_others_are_th
     assert answer.returncode == 1
     assert "public.ratios: errored: " in answer.stdout
     assert "division by zero" in answer.stdout
+    # The server quotes the value that it could not read.
+    assert 'invalid input syntax for type integer: "..."' in answer.stdout
+    assert value not in answer.stdout + answer.stderr
     assert shop.count() == ROWS
     status = json.loads(shop.call("status", "--json").stdout)
     states = {table["table"]: table["state"] for table in status["tables"]}
-    assert states == {"public.orders": "ready", "public.ratios": "errored"}
+    assert states == {
+        "public.orders": "ready",
+        "public.ratios": "errored",
+        "public.notes": "errored",
+    }
     assert "division by zero" in shop.call("status").stdout
 
 

@@ -125,8 +125,14 @@ def test_every_client_waits_for_the_same_failures(client: str) -> None:
 @pytest.mark.parametrize("client", CLIENTS)
 def test_no_message_repeats_a_value(client: str) -> None:
     value = make_secret()
-    error = errors.InvalidTextRepresentation(f'invalid input syntax for type integer: "{value}"')
-    assert value not in CLIENTS[client](error).reason
+    for quoted in (
+        f'"{value}"',
+        f'"ten "{value}" owls"',
+        f"\u00ab\xa0{value}\xa0\u00bb",
+        f"\u201e{value}\u201c",
+    ):
+        error = errors.InvalidTextRepresentation(f"invalid input syntax for type int: {quoted}")
+        assert value not in CLIENTS[client](error).reason, quoted
 
 
 def test_a_message_is_one_line_without_what_libpq_adds_for_terminals() -> None:

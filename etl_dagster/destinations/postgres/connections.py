@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +32,7 @@ from etl_dagster.pg.failures import (
     failure_of_text,
     marked,
     message_of,
+    without_values,
 )
 from etl_dagster.pg.pool import Pool, does_work
 from etl_dagster.pg.settings import (
@@ -225,8 +225,8 @@ class DestinationConnections:
         if self.is_interrupted:
             return _interrupted()
         found = failure_of_code(sqlstate, message) if sqlstate else failure_of_text(message)
-        # The server quotes values that it can't read.
-        told = re.sub(r'"[^"]*"', '"..."', self._dsn.redact(message))
+        # What comes through Arrow has no SQLSTATE that tells whether it quotes a value.
+        told = without_values(self._dsn.redact(message))
         return marked(self._translated(found, told), found)
 
     def _pid_of(self, connection: Connection) -> int | None:
