@@ -1,8 +1,8 @@
 """Which tables are to be compared and repaired in place of a copy, and what became of it.
 
 A request is a note of the state store, and so is an outcome. Only who asks writes the one, and only
-the table's worker the other: a request counts until there is an outcome of it. Where a request got
-lost, the table is copied as a whole, which is exact, too.
+the table's worker the other: a request counts until there is an outcome of it. Where a request was
+withdrawn, the table is copied as a whole, which is exact, too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -21,9 +22,12 @@ from etl_dagster.model.states import Errored, TimedRetry
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.exclusive import changing_alone
 
 _REQUESTS: Final = "repairs"
 _POLL_S: Final = 0.2
+#: Follows on "copied as a whole, since".
+_WITHDRAWN: Final = "the request was withdrawn, as by a reset"
 
 #: A person's or a job's request for a table, or the start after a lost slot for all of them.
 Why: TypeAlias = Literal["asked", "lost slot"]
@@ -91,20 +95,28 @@ def request_repairs(
     return requests
 
 
-def note_repairs(store: Notes, table_ids: Sequence[TableId], why: Why) -> Mapping[TableId, str]:
+def note_repairs(
+    store: CoordinatingStore, table_ids: Sequence[TableId], why: Why
+) -> Mapping[TableId, str]:
     """Have the next copies of these tables be repairs."""
     requests = {table_id: str(uuid.uuid4()) for table_id in table_ids}
     noted = {str(t): {"id": request, "why": why} for t, request in requests.items()}
-    store.put_note(_REQUESTS, dict(store.get_note(_REQUESTS) or {}) | noted)
+    with _alone(store):
+        store.put_note(_REQUESTS, dict(store.get_note(_REQUESTS) or {}) | noted)
     return requests
 
 
-def forget_repairs(store: Notes, table_ids: Collection[TableId] | None = None) -> None:
+def forget_repairs(store: CoordinatingStore, table_ids: Collection[TableId] | None = None) -> None:
     """Have the next copies of these tables, or of all, be copies of the whole."""
-    noted = dict(store.get_note(_REQUESTS) or {})
-    gone = noted.keys() if table_ids is None else {str(table_id) for table_id in table_ids}
-    if gone & noted.keys():
-        store.put_note(_REQUESTS, {key: each for key, each in noted.items() if key not in gone})
+    with _alone(store):
+        noted = dict(store.get_note(_REQUESTS) or {})
+        gone = noted.keys() if table_ids is None else {str(table_id) for table_id in table_ids}
+        if gone & noted.keys():
+            store.put_note(_REQUESTS, {key: each for key, each in noted.items() if key not in gone})
+
+
+def _alone(store: CoordinatingStore) -> AbstractContextManager[None]:
+    return changing_alone(store, _REQUESTS, "which tables are to be repaired")
 
 
 def wanted_repairs(store: Notes, table_ids: Collection[TableId]) -> Mapping[TableId, RepairRequest]:
@@ -141,6 +153,9 @@ def await_repairs(
 ) -> Mapping[TableId, RepairOutcome]:
     """Wait until each request has its outcome; a table that is copied may not be streamed yet.
 
+    A later request for the same table takes the place of an earlier one, and its outcome is that of
+    both. A request that was withdrawn, as by a reset, ends in a copy of the whole table.
+
     Args:
         requests: as `request_repairs` returned them.
         on_look: called a few times a second, with the tables' states loaded.
@@ -150,12 +165,18 @@ def await_repairs(
         Stopped: told to stop.
     """
     stop = stop or threading.Event()
+    wanted = dict(requests)
     outcomes: dict[TableId, RepairOutcome] = {}
     while True:
+        noted = store.get_note(_REQUESTS) or {}
         for table_id in requests.keys() - outcomes.keys():
-            outcome = repair_outcome(store, table_id, requests[table_id])
+            outcome = repair_outcome(store, table_id, wanted[table_id])
             if outcome is not None:
                 outcomes[table_id] = outcome
+            elif (request := noted.get(str(table_id))) is not None:
+                wanted[table_id] = request["id"]
+            else:
+                outcomes[table_id] = RepairOutcome(wanted[table_id], "copy", reason=_WITHDRAWN)
         left = requests.keys() - outcomes.keys()
         if not left:
             return outcomes

@@ -6,20 +6,18 @@ Both are notes of the state store.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
-from etl_dagster.errors import StoreError
 from etl_dagster.model.coordination import Notes
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.exclusive import changing_alone
 
 _KEY, _ASKED = "paused", "asked for"
 #: Held while one of the notes is read and written.
 _LEASE = "pausing"
-#: Another process needs two questions to the store for its change.
-_PATIENCE_S, _AGAIN_S = 10.0, 0.02
 
 
 def paused_tables(store: Notes) -> Mapping[TableId, str]:
@@ -66,22 +64,5 @@ def asked_at(store: Notes) -> Mapping[TableId, float]:
     return {int(key): float(at) for key, at in (store.get_note(_ASKED) or {}).items()}
 
 
-@contextmanager
-def _alone(store: CoordinatingStore) -> Iterator[None]:
-    """Let no other process change a note between its being read and written: that would be lost.
-
-    Raises:
-        StoreError: another process has held the lease all the time.
-    """
-    deadline = time.monotonic() + _PATIENCE_S
-    while (lease := store.acquire_lease(_LEASE)) is None:
-        if time.monotonic() > deadline:
-            raise StoreError(
-                "another process keeps changing which tables are paused",
-                solution="Run the command again.",
-            )
-        time.sleep(_AGAIN_S)
-    try:
-        yield
-    finally:
-        lease.release()
+def _alone(store: CoordinatingStore) -> AbstractContextManager[None]:
+    return changing_alone(store, _LEASE, "which tables are paused")

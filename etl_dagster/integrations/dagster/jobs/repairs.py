@@ -163,6 +163,7 @@ def _wait(
     """Fills in what became of the repairs; returns why the run fails, if it does."""
     failures = []
     stop = threading.Event()
+    outcomes: Mapping[TableId, RepairOutcome] = {}
     if wait_s > 0:
         waiting = Outcome(lambda: await_repairs(store, requests, stop=stop))
         until = time.monotonic() + wait_s
@@ -173,7 +174,7 @@ def _wait(
             stop.set()
             waiting.wait(_STOP_S)
         try:
-            waiting.result()
+            outcomes = waiting.result()
         except Stopped:
             failures.append(
                 with_solution(
@@ -184,7 +185,7 @@ def _wait(
         except EtlError as error:
             failures.append(with_solution(error.reason, error.solution))
     for table_id, request_id in requests.items():
-        outcome = repair_outcome(store, table_id, request_id)
+        outcome = outcomes.get(table_id) or repair_outcome(store, table_id, request_id)
         if outcome is None:
             done.left.append(name_of[table_id])
         else:
