@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from etl_dagster.errors import EtlError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.change_signal import ChangeSignal
 from etl_dagster.model.coordination import Coordination, CopyPlan, FinishedChunk, epoch_by_clock
@@ -268,13 +269,16 @@ class LocalStore(RemembersInMemory):
         try:
             self._store.store_destination_table_metadata(_NO_TABLE, note)
         except Exception as error:
+            # Only a store that never takes it is done without; one that is away is waited for.
+            if isinstance(error, EtlError) and error.retryable:
+                raise
             self._say_forgetful(error)
 
     def _say_forgetful(self, error: Exception) -> None:
         if not self._is_forgetful:
             _log.warning(
                 "the store can't keep what was read from the catalog (%s): a table that leaves the "
-                "publication and returns while the pipeline stands still isn't noticed",
+                "publication and returns while the pipeline is stopped is not detected",
                 type(error).__name__,
             )
         self._is_forgetful = True

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from etl_dagster.errors import StoreUnreachable
 from etl_dagster.model.coordination import Notes
 from etl_dagster.model.identity import RemembersDestination
 from etl_dagster.model.schema import TableId
@@ -87,6 +88,29 @@ def test_a_store_that_cannot_keep_it_is_named_once(caplog: pytest.LogCaptureFixt
     assert later.get_note("members") is None
     later.put_note("members", {})
     assert caplog.text.count("the store can't keep what was read from the catalog") == 1
+
+
+def test_a_note_is_not_taken_for_kept_while_the_store_is_away() -> None:
+    """It may say what correctness rests on: the writer tries again, as with everything else."""
+
+    class Away(MemoryStore):
+        is_away = True
+
+        def store_destination_table_metadata(
+            self, table_id: TableId, metadata: DestinationTableMetadata
+        ) -> None:
+            if self.is_away:
+                raise StoreUnreachable("away")
+            super().store_destination_table_metadata(table_id, metadata)
+
+    kept = Away()
+    store = LocalStore(kept)
+    with pytest.raises(StoreUnreachable):
+        store.put_note("members", {"leaving": {}})
+    kept.is_away = False
+    store.put_note("members", {"leaving": {}})
+
+    assert LocalStore(kept).get_note("members") == {"leaving": {}}
 
 
 def without_notes(store: MemoryStore) -> CoordinatingStore:
