@@ -227,7 +227,8 @@ class MemoryStore(RemembersInMemory):
             for kept in (self._schemas, self._metadata, self._progress, self._plans, self._states):
                 kept.clear()
             self._status.clear()
-            self._known = None
+            self._notes.clear()
+            self._known, self._known_source = None, None
         self._changes.bump()
 
     # -- coordination --------------------------------------------------------------------------
