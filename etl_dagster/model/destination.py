@@ -126,7 +126,9 @@ class Destination(Protocol):
         ...
 
     def shutdown(self) -> None:
-        """Release everything; called at most once, after the last write. Never loses a write."""
+        """Release everything, also where the start failed; called at most once, after the last
+        write. Never loses a write.
+        """
         return
 
 

@@ -237,6 +237,7 @@ class Pipeline:
             self._release()
 
     def _prepare_all(self) -> None:
+        is_destination_open = False
         try:
             require_one_shard(self._config)
             require_seeing(self._config, self._store)
@@ -248,6 +249,8 @@ class Pipeline:
             require_distinct_names(self._config, self._destination, members)
             self._tenure.begin(self._config.pipeline)
             # Before it is started: that may create what was removed, or change what isn't ours.
+            # It may open something all the same, to read its mark.
+            is_destination_open = True
             self._identify()
             if begin_again_without_slot(self._config, self._store, self._control):
                 # What was expected of source and destination is forgotten with the slot.
@@ -269,6 +272,8 @@ class Pipeline:
             self._renames.look(self._members.tables)
             self._confirmed = self._wire.prepare()
         except BaseException as failure:
+            if is_destination_open:
+                self._close_unstarted()
             self._release()
             is_interrupted = isinstance(failure, EtlError) and failure.retryable
             if isinstance(failure, Stopped) or (self._stop.is_set() and is_interrupted):
@@ -388,6 +393,14 @@ class Pipeline:
             self._reporter.publish(self.status(), at_once=True)
         except Exception as error:
             _log.warning("the last status can't be published: %s", _reason(error))
+
+    def _close_unstarted(self) -> None:
+        """Have the destination release what a start that failed has opened."""
+        try:
+            self._leave()
+        except Exception as error:
+            # What the start failed with says more.
+            log_failure(_log, f"{self._destination.name} can't be closed", error)
 
     def _leave(self) -> None:
         """End with the destination, once."""

@@ -272,6 +272,8 @@ def test_a_start_that_fails_late_leaves_the_pipeline_to_others(fixture: Fixture)
         fixture.pipeline.start()
 
     assert not fixture.store.is_leased("apply")
+    # Nothing of it stays open: files, connections, processes.
+    assert fixture.destination.calls == ["startup", "shutdown"]
 
 
 def test_what_was_streamed_from_a_slot_that_is_lost_is_expected_no_more(fixture: Fixture) -> None:

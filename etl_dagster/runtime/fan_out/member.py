@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -184,11 +183,10 @@ class Member:
         self._wanted.clear()
 
     def _run_pipeline(self) -> None:
-        destination = self._parts.make_destination()
         self.pipeline = pipeline = Pipeline(
             self.config,
             self.store,
-            destination,
+            self._parts.make_destination(),
             copies=self._copies,
             wire=self._make_wire,
             observer=self._observer,
@@ -199,8 +197,6 @@ class Member:
         try:
             pipeline.start()
         except BaseException as failure:
-            with contextlib.suppress(Exception):
-                destination.shutdown()
             if self._stop.is_set() and isinstance(failure, InvalidState):
                 return
             raise
