@@ -31,6 +31,7 @@ from etl_dagster.errors import EtlError, LeaseLost, PipelineInUse, Superseded
 from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
 from etl_dagster.log_fields import JsonLines
 from etl_dagster.model.stores import CoordinatingStore
+from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.fan_out.fan_out import FanOut
 from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.resetting import (
@@ -323,7 +324,7 @@ class _Work:
                 _log.error("%s", failure.reason)
         except BaseException as failure:
             self._failure = failure
-            _log.exception("the replicator failed")
+            log_failure(_log, "the replicator failed", failure)
 
     def _stream(self, store: CoordinatingStore) -> None:
         while not self._stop.is_set():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
+import etl_dagster
 from etl_dagster import errors
 from etl_dagster.errors import (
     ConfigError,
@@ -85,3 +88,18 @@ def test_only_what_waiting_may_cure_is_retried() -> None:
 
 def test_a_failed_write_names_its_table() -> None:
     assert TableWriteFailed(42, "a type is missing").table_id == 42
+
+
+#: What logs an error's own message, at a level that is shown by default.
+_SHOWN = re.compile(r"log\.exception\(|\.(warning|error|info)\([^()]*exc_info")
+
+
+def test_no_log_shows_the_message_of_an_error_that_is_not_ours() -> None:
+    """It may hold a row's value or a secret: `runtime.failures.log_failure` leaves it out."""
+    package = Path(etl_dagster.__file__).parent
+    found = [
+        str(module.relative_to(package))
+        for module in package.rglob("*.py")
+        if _SHOWN.search(module.read_text("utf-8"))
+    ]
+    assert found == []

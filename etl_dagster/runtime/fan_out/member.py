@@ -23,6 +23,7 @@ from etl_dagster.errors import (
 )
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.stores import ApplyWorker, CoordinatingStore
+from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.fan_out.member_wire import MemberWire
 from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.parts import MemberParts
@@ -230,7 +231,7 @@ class Member:
         if isinstance(failure, EtlError):
             _log.error("%s failed: %s", self.name, failure.reason)
         else:
-            _log.error("%s failed", self.name, exc_info=failure)
+            log_failure(_log, f"{self.name} failed", failure)
 
     # -- what was decided about it ---------------------------------------------------------------
 

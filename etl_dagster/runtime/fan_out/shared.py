@@ -13,6 +13,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import DestinationLeftBehind, EtlError, SlotMissing, SourceUnreachable
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.tee import Branch, Tee
 from etl_dagster.runtime.memory import PAUSE_S, MemoryBudget
@@ -117,7 +118,7 @@ class SharedSlot:
                     if not error.retryable:
                         self.failure = error
             except BaseException as error:
-                _log.exception("the shared stream failed")
+                log_failure(_log, "the shared stream failed", error)
                 failure = SourceUnreachable(
                     f"{type(error).__name__} in the thread that reads the shared slot",
                     solution="The log has the details; the pipeline reconnects by itself.",

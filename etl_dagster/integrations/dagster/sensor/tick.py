@@ -37,6 +37,7 @@ from etl_dagster.integrations.dagster.sensor.supervision import Supervision
 from etl_dagster.integrations.dagster.sensor.supervisor import name_of_replicator, supervisor_of
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
+from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.showing.status import PipelineStatus
 
 _log = logging.getLogger(__name__)
@@ -264,9 +265,10 @@ def _store_failed_checks(
     try:
         for event in events:
             context.instance.report_runless_asset_event(event)
-    except Exception:
+    except Exception as error:
         # The failure of the tick is what counts; the evaluations are sent again.
-        _log.exception("the checks of %s could not be stored", ", ".join(keys) or "no table")
+        tables = ", ".join(keys) or "no table"
+        log_failure(_log, f"the checks of {tables} could not be stored", error)
         return
     memory.reports.expect(context.cursor)
     memory.settle(context.cursor)

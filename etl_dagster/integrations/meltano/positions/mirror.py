@@ -32,6 +32,7 @@ from etl_dagster.integrations.meltano.positions.written import WrittenPositions
 from etl_dagster.integrations.meltano.states.errors import StateTablesMissing
 from etl_dagster.model.states import Init
 from etl_dagster.model.stores import CoordinatingStore, PipelineStore
+from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.pace import Pace
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
@@ -178,10 +179,10 @@ class PositionMirror:
                     self._memory = None  # they were dropped; the next pass creates them again
                 pause_s = pauses.next_delay_s()
                 self._say_problem(error, is_first=pauses.attempt == 1)
-            except Exception:
+            except Exception as error:
                 # Positions are for people; whatever is wrong here, the pipeline continues.
                 pause_s = pauses.next_delay_s()
-                _log.exception("mirroring positions failed")
+                log_failure(_log, "mirroring positions failed", error)
             self._first_pass.set()
             if is_last:
                 return
