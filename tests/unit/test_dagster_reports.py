@@ -282,6 +282,17 @@ def test_a_check_is_sent_again_once_a_run_of_the_table_has_ended() -> None:
     assert not checked(ticks.tick(READY))
 
 
+def test_a_check_that_was_sent_during_a_run_is_sent_again_after_it() -> None:
+    """A table is in step moments before its copy's materialization, which hides the evaluation."""
+    ticks = Ticks()
+    ticks.last = LastEvents(None, run_id="a copy", is_running=True)
+    assert checked(ticks.tick(READY))
+    assert not checked(ticks.tick(READY))
+    ticks.last = LastEvents(900.0, run_id="a copy")
+    assert checked(ticks.tick(READY))
+    assert not checked(ticks.tick(READY))
+
+
 def test_a_check_that_passes_tells_when_that_was_seen_and_is_refreshed() -> None:
     ticks = Ticks()
     (first,) = checked(ticks.tick(READY, at=1.0e9, after_s=1.0e9 - 1000))

@@ -236,7 +236,9 @@ class Reports:
         self, name: str, verdict: LagVerdict, now: float, last: LastEvents | None = None
     ) -> None:
         said = self._of(name)
-        run_id = last.run_id if last is not None and last.run_id else said.run_id
+        # A run that continues hides this evaluation with what it materializes; its end is followed.
+        has_ended = last is not None and last.run_id and not last.is_running
+        run_id = last.run_id if last is not None and has_ended else said.run_id
         self._say(name, replace(said, check=verdict.outcome, checked_at=now, run_id=run_id))
 
     # -- materializations ------------------------------------------------------------------------
