@@ -41,3 +41,32 @@ def test_the_list_of_ticks_shows_how_many_events_a_tick_has_sent_and_the_lag() -
     assert "tick 7: 2 materializations, 1 check result; as of" in cursor
     assert "tick 8: 1 copy requested; as of" in quiet
     assert "this tick: 2 materializations, 1 check result" in words.line(status, {}, did=did)
+
+
+def test_a_stream_that_is_interrupted_does_not_show_the_lag_of_before() -> None:
+    table = TableStatus(1, "public.orders", "ready", "dev:shop-to-duckdb:public.orders")
+    status = PipelineStatus(
+        "shop", "duckdb", "retrying", error="Connection refused", tables={table.name: table}
+    )
+    key = AssetKey("orders")
+    line = words.line(status, {table.name: key})
+
+    assert line.startswith("retrying: Connection refused; as of ")
+    assert "1 of 1 tables were in step, lag not known, confirmed" in line
+    assert words.cursor(status, words.Did(7))[-17:].endswith("; lag not known")
+
+
+def test_a_table_that_waits_for_its_copy_is_not_said_to_be_copied() -> None:
+    """Of a table without an asset, no copy is requested."""
+    tables = {
+        name: TableStatus(number, name, state, f"dev:shop-to-duckdb:{name}")
+        for number, (name, state) in enumerate(
+            {"public.a": "init", "public.b": "data_sync", "public.new": "init"}.items()
+        )
+    }
+    status = PipelineStatus("shop", "duckdb", "streaming", tables=tables)
+    keys = {name: AssetKey(name.split(".")) for name in ("public.a", "public.b")}
+    line = words.line(status, keys)
+
+    assert "waiting for their copy: public.a; being copied: public.b; no asset yet" in line
+    assert line.endswith("(reload the code location): public.new")

@@ -20,6 +20,8 @@ from etl_dagster.words import names
 _LOG_EVERY_S = 3600.0
 _FEW_TABLES = 100
 _COMING_SHOWN = 5
+#: Of a stream that is interrupted, the last lag that was measured is of before.
+_LAG_UNKNOWN = "lag not known"
 
 
 def line(
@@ -52,13 +54,25 @@ def line(
         for table in tables
         if table.state not in ("ready", "errored") and table.name not in held
     ]
+    unknown = [name for name in status.tables if name not in keys]
     catching_up = [table.name for table in moving if table.state in CATCHING_UP]
-    copying = [table.name for table in moving if table.state not in CATCHING_UP]
-    parts.append(
-        f"{status.phase} as of {as_of(status.at)}, {ready} of {len(status.tables)} tables in step, "
-        f"{status.rows_per_second:,.0f} rows/s, lag {status.lag_seconds:.1f} s "
-        f"({status.lag_bytes:,} bytes), confirmed {status.confirmed_lsn}"
-    )
+    # Nothing copies a table without an asset.
+    due = [table.name for table in moving if table.state == "init" and table.name in keys]
+    copying = [table.name for table in moving if table.state not in (*CATCHING_UP, "init")]
+    since = f"as of {as_of(status.at)}, {ready} of {len(status.tables)} tables"
+    if status.phase == "streaming":
+        parts.append(
+            f"streaming {since} in step, {status.rows_per_second:,.0f} rows/s, "
+            f"lag {status.lag_seconds:.1f} s ({status.lag_bytes:,} bytes), "
+            f"confirmed {status.confirmed_lsn}"
+        )
+    else:
+        said = "" if status.error is not None else f"{status.phase} "
+        parts.append(
+            f"{said}{since} were in step, {_LAG_UNKNOWN}, confirmed {status.confirmed_lsn}"
+        )
+    if due:
+        parts.append("waiting for their copy: " + some(due))
     if copying:
         parts.append("being copied: " + some(copying))
     if catching_up:
@@ -70,7 +84,6 @@ def line(
         parts.append("stopped: " + some(errored))
     if retried:
         parts.append("tried again: " + some(retried))
-    unknown = [name for name in status.tables if name not in keys]
     if unknown:
         parts.append(f"no asset yet ({new_tables}): {some(unknown)}")
     if did:
@@ -123,10 +136,12 @@ def cursor(status: PipelineStatus, did: Did) -> str:
     """
     ready = sum(1 for table in status.tables.values() if table.state == "ready")
     events = did.materializations + did.evaluations
+    is_measured = status.phase == "streaming"
+    lag = f"lag {status.lag_seconds:.1f} s" if is_measured else _LAG_UNKNOWN
     return (
         f"{status.phase} {ready}/{len(status.tables)}{f' +{events} new' if events else ''}; "
         f"tick {did.tick}: {did}; as of {as_of(status.at)}; confirmed {status.confirmed_lsn}; "
-        f"lag {status.lag_seconds:.1f} s"
+        f"{lag}"
     )
 
 
