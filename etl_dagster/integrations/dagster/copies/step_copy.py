@@ -21,6 +21,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import InvalidState, LeaseLost
 from etl_dagster.integrations.dagster.copies.copy_ending import HELPING, Endable, end_copy
 from etl_dagster.integrations.dagster.copies.presence import ReplicatorAbsent
+from etl_dagster.integrations.dagster.copies.run_log import CopyPace, engine_warnings
 from etl_dagster.integrations.dagster.outcome import Outcome
 from etl_dagster.integrations.dagster.tables.metadata import (
     copy_metadata,
@@ -112,6 +113,7 @@ class StepCopy:
         self._log = context.log
         self._logged_at = 0.0
         self._logged: CopyProgress | None = None
+        self._pace = CopyPace()
 
     def materialize(self, key: AssetKey) -> MaterializeResult[Any]:
         self._tag_run({STATE_ID: self._config.state_id(self._name)})
@@ -309,28 +311,35 @@ class StepCopy:
         show: Callable[[], None],
         worker: Endable = HELPING,
     ) -> _Result:
-        outcome = Outcome(work)
-        try:
-            while not outcome.wait(_POLL_S):
-                self._watch.check()
+        with engine_warnings() as warnings:
+
+            def report() -> None:
+                for text in warnings.take():
+                    self._log.warning(text)
                 show()
-        except BaseException as reason:
-            # The run is terminated, or has no replicator. What is finished stays, and the next
-            # run continues from there.
-            stop.set()
-            self._store.wake()
-            if (destination := offered(self._destination, Interruptible)) is not None:
-                destination.interrupt()
-            self.is_abandoned = not end_copy(
-                self._name,
-                worker,
-                outcome,
-                self._timing,
-                is_orphan=isinstance(reason, ReplicatorAbsent),
-            )
-            raise
-        show()
-        return outcome.result()
+
+            outcome = Outcome(work)
+            try:
+                while not outcome.wait(_POLL_S):
+                    self._watch.check()
+                    report()
+            except BaseException as reason:
+                # The run is terminated, or has no replicator. What is finished stays, and the next
+                # run continues from there.
+                stop.set()
+                self._store.wake()
+                if (destination := offered(self._destination, Interruptible)) is not None:
+                    destination.interrupt()
+                self.is_abandoned = not end_copy(
+                    self._name,
+                    worker,
+                    outcome,
+                    self._timing,
+                    is_orphan=isinstance(reason, ReplicatorAbsent),
+                )
+                raise
+            report()
+            return outcome.result()
 
     def _wait_for_other(self, table_id: TableId) -> None:
         while self._store.is_leased(f"table:{table_id}"):
@@ -360,15 +369,7 @@ class StepCopy:
         if progress.state != "data_sync":
             meaning = _MEANINGS.get(progress.state, progress.state)
             return f"{self._name}, {progress.rows_done:,} rows: {meaning}"
-        share = (
-            f" of about {progress.rows_estimated:,}"
-            if progress.rows_estimated > progress.rows_done
-            else ""
-        )
-        return (
-            f"{self._name}: chunk {progress.chunks_done} of {progress.chunks_total} is copied, "
-            f"{progress.rows_done:,} rows{share}"
-        )
+        return self._pace.line(self._name, progress)
 
     def _name_there(self, schema: TableSchema) -> str:
         """What the table is called at the destination."""
