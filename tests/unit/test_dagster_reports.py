@@ -293,6 +293,19 @@ def test_a_check_that_was_sent_during_a_run_is_sent_again_after_it() -> None:
     assert not checked(ticks.tick(READY))
 
 
+def test_a_check_is_not_hidden_while_the_run_of_a_table_copies_others() -> None:
+    """A run of all tables may go through them for hours."""
+    ticks = Ticks()
+    assert checked(ticks.tick(READY))
+    done = LastEvents(ticks.now + 4.0, run_id="a copy", is_running=True, has_materialized=True)
+    ticks.last = done
+    # Its evaluation must be later than the materialization by whole seconds.
+    assert not checked(ticks.tick(READY, after_s=5.0))
+    assert checked(ticks.tick(READY, after_s=5.0))
+    ticks.last = replace(done, is_running=False)
+    assert not checked(ticks.tick(READY))
+
+
 def test_a_check_that_passes_tells_when_that_was_seen_and_is_refreshed() -> None:
     ticks = Ticks()
     (first,) = checked(ticks.tick(READY, at=1.0e9, after_s=1.0e9 - 1000))

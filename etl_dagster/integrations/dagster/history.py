@@ -10,6 +10,7 @@ from dagster import AssetKey, DagsterInstance
 
 #: Assets looked up in a tick; with more of them it is a few ticks until each has its turn.
 _PER_TICK = 100
+_SURELY_LATER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,19 @@ class LastEvents:
     run_id: str | None = None
     #: Whether that run continues.
     is_running: bool = False
+    #: Whether the latest materialization is that run's.
+    has_materialized: bool = False
+
+    def hides_checks(self, now: float) -> bool:
+        """Whether the run hides what was evaluated before; it is over, or has materialized.
+
+        Args:
+            now: seconds since 1970-01-01 UTC. Some storages keep only whole seconds of an
+                evaluation, which must be later than the materialization.
+        """
+        if self.run_id is None or (self.is_running and not self.has_materialized):
+            return False
+        return self.materialized_at is None or now - self.materialized_at >= _SURELY_LATER_S
 
 
 class EventHistory:
@@ -46,6 +60,7 @@ class EventHistory:
                 materialized_at=latest.timestamp if latest is not None else None,
                 run_id=run_id,
                 is_running=run_id is not None and _is_running(instance, run_id),
+                has_materialized=latest is not None and latest.run_id == run_id,
             )
         return self._known
 

@@ -185,8 +185,11 @@ class Reports:
             verdict = self._verdict(status, table, waiting.get(name), thresholds)
             if verdict is None:
                 continue
-            if self._is_check_due(self._of(name), verdict, now, keys, last):
-                self._checked(name, verdict, now, last)
+            run_id = None
+            if last is not None and last.hides_checks(self._wall_clock()):
+                run_id = last.run_id
+            if self._is_check_due(self._of(name), verdict, now, keys, run_id):
+                self._checked(name, verdict, now, run_id)
                 events.append(verdict.evaluation(key))
         return events
 
@@ -223,22 +226,20 @@ class Reports:
         verdict: LagVerdict,
         now: float,
         keys: Mapping[str, AssetKey],
-        last: LastEvents | None = None,
+        run_id: str | None = None,
     ) -> bool:
         if verdict.outcome != said.check:
             return True
         if now - said.checked_at >= refresh_s(len(keys)):
             return True
         # Dagster shows an evaluation until the next run of the asset, also if that is canceled.
-        return last is not None and not last.is_running and last.run_id not in (None, said.run_id)
+        return run_id not in (None, said.run_id)
 
     def _checked(
-        self, name: str, verdict: LagVerdict, now: float, last: LastEvents | None = None
+        self, name: str, verdict: LagVerdict, now: float, run_id: str | None = None
     ) -> None:
         said = self._of(name)
-        # A run that continues hides this evaluation with what it materializes; its end is followed.
-        has_ended = last is not None and last.run_id and not last.is_running
-        run_id = last.run_id if last is not None and has_ended else said.run_id
+        run_id = run_id or said.run_id
         self._say(name, replace(said, check=verdict.outcome, checked_at=now, run_id=run_id))
 
     # -- materializations ------------------------------------------------------------------------
