@@ -16,7 +16,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from etl_dagster.cli.app import cli
-from etl_dagster.config import ENV_PREFIX, PipelineConfig, StoreConfig
+from etl_dagster.config import ENV_PREFIX, DestinationConfig, PipelineConfig, StoreConfig
+from etl_dagster.config.shape import AddConfig, MaskConfig
+from etl_dagster.config.text import parse_size
 from etl_dagster.destinations.duckdb.tables import declared_type
 from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model, find_kind
 from etl_dagster.model.destination import Capabilities
@@ -62,9 +64,9 @@ def _write(path: Path, text: str) -> None:
 #: What a table in a mode keeps.
 _KEPT: Mapping[TableMode, str] = {
     "mirror": "the rows that the source has now",
-    "soft_delete": "the same, and rows that are gone, marked",
+    "soft_delete": "the same, and deleted rows, marked",
     "append": "every change",
-    "scd2": "every version, with the time in which it was valid",
+    "scd2": "every version of a row, with the time when it was valid",
 }
 
 
@@ -73,8 +75,9 @@ def modes_page() -> str:
     parts = [
         """# Modes
 
-What a table keeps is chosen by [`mode`](../guides/history.md). This page is made from what each
-destination [declares](contracts.md), which the [suite](testing.md) checks for every mode.
+[`mode`](../guides/history.md) chooses what a table keeps at its destination. This page is made
+from what each destination [declares](contracts.md); the [test suite](testing.md) checks it for
+every mode.
 
 """
         "| destination | mode | keeps | each change | truncate | columns that change "
@@ -87,8 +90,11 @@ destination [declares](contracts.md), which the [suite](testing.md) checks for e
             parts.append(f"| `{kind}` | `{mode}` | {' | '.join(cells)} |\n")
     parts.append(
         """
-"Once" holds whatever is killed, and wherever a batch was cut. "At least once" means that a change
-may be written again after a failure, and is recognised by its position.
+"Once" holds whichever process is killed, and wherever a batch was cut. "At least once" means that a
+change may be written again after a failure; its position is the same both times.
+
+Where columns that change are "not followed", the destination renames and converts none: a table
+with such a change is copied again.
 """
     )
     return "".join(parts)
@@ -121,8 +127,8 @@ Python, [`load_config`][etl_dagster.config.load_config] reads it and
 
 `${{NAME}}` in a value is an environment variable, `${{NAME:-other}}` has a default, `$$` is a
 dollar sign. Any setting can be overridden from the environment: `{ENV_PREFIX}SOURCE__PASSWORD` is
-`source.password`. Unknown settings are refused, all mistakes are told at once, and secrets never
-show in logs and errors.
+`source.password`. Unknown settings are refused, and all mistakes are reported at once. Secrets
+never show in logs and errors. Sizes may be numbers of bytes, or texts such as `8MB` or `8MiB`.
 
 ## Pipeline
 """,
@@ -132,7 +138,8 @@ show in logs and errors.
         models = list(_models(setting.annotation))
         if not models:
             continue
-        title = f"{name}.<schema.table>" if get_origin(setting.annotation) is dict else name
+        key = "schema.table" if name == "tables" else "name"
+        title = f"{name}.<{key}>" if get_origin(setting.annotation) is dict else name
         parts.append(f"\n## `{title}` {{ #{name} }}\n")
         several = len(models) > 1
         for model in models:
@@ -183,7 +190,28 @@ def _kind(model: type[BaseModel]) -> str:
     return str(get_args(model.model_fields["type"].annotation)[0])
 
 
+def _is_size(setting: FieldInfo) -> bool:
+    """Whether it is a number of bytes, which may be written as a text such as ``8MiB``."""
+    return any(getattr(item, "func", None) is parse_size for item in _constraints(setting))
+
+
+def _constraints(setting: FieldInfo) -> list[Any]:
+    """Those of the setting, and those of a value that may be left out."""
+    parts = (part for part in get_args(setting.annotation) if get_origin(part) is Annotated)
+    return [*setting.metadata, *(each for part in parts for each in get_args(part)[1:])]
+
+
+def _size(count: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if count >= unit and count % unit == 0:
+            return f"{count // unit} {name}"
+    return f"{count} bytes"
+
+
 def _type(setting: FieldInfo) -> str:
+    if _is_size(setting):
+        least = next((each.ge for each in _constraints(setting) if hasattr(each, "ge")), 0)
+        return f"size, at least {_size(least)}" if least else "size"
     limits = [limit for item in setting.metadata if (limit := _limit(item))]
     return ", ".join([_name(setting.annotation), *limits])
 
@@ -193,7 +221,11 @@ def _name(annotation: Any) -> str:
     match get_origin(annotation):
         case None:
             names = {str: "text", SecretStr: "secret", Path: "path", bool: "true or false"}
-            names |= {int: "integer", float: "number"}
+            names |= {int: "integer", float: "number", Any: "any value"}
+            names |= {DestinationConfig: "[section](#destination)"}
+            names |= dict.fromkeys(
+                (AddConfig, MaskConfig), "[see the guide](../guides/shape-tables.md)"
+            )
             return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
         case origin if origin is Literal:
             return ", ".join(f"`{value}`" for value in arguments)
@@ -202,7 +234,10 @@ def _name(annotation: Any) -> str:
         case origin if origin is Annotated:
             return _name(arguments[0])
         case origin if origin is dict:
-            return f"{_name(arguments[1])} by name"
+            held = arguments[1]
+            nested = get_origin(held) in (Union, UnionType) and len(get_args(held)) > 2
+            name = "any value" if nested else _name(held)
+            return name if name.startswith("[see") else f"{name} by name"
         case _:
             return f"list of {_name(arguments[0])}"
 
@@ -233,6 +268,8 @@ def _default(setting: FieldInfo, section: bool) -> str:
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if _is_size(setting):
+        return _size(value)
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
@@ -242,8 +279,9 @@ def _default(setting: FieldInfo, section: bool) -> str:
 def command_line_page() -> str:
     """What ``--help`` says of each command."""
     parts = [
-        "# Command line\n\nWhat `--help` prints of each command. Its habits, exit codes and shell "
-        "completion: [The command line](../guides/command-line.md).\n"
+        "# Command line\n\nThe output of `--help` for each command. What all commands have in "
+        "common, exit codes and shell completion are in "
+        "[The command line](../guides/command-line.md).\n"
     ]
     for path, command in _commands("etl-dagster", cli):
         context = click.Context(command, info_name=path, max_content_width=88, terminal_width=88)
@@ -266,71 +304,93 @@ def _commands(path: str, command: click.Command) -> Iterator[tuple[str, click.Co
 
 _TYPES_INTRODUCTION = """# Types
 
-What becomes of the values of each type: in Arrow, which is what a destination is given; in DuckDB;
-and in the JSON of the [HTTP destination](../destinations/http.md). Copy and stream give the same.
-A domain is as the type behind it.
+How the values of each type arrive: in Arrow, which is what a destination receives; in DuckDB; and
+in the JSON of the [HTTP destination](../destinations/http.md). Copy and stream give the same
+values. A domain is treated as its base type.
 
-The last column has values at the edges of each type, as Postgres prints them. They are held as they
-are, unless it says what becomes of them. What isn't held is odd: it follows
-[`odd_values`](../guides/odd-values.md), and its text is kept.
+The last column has values at the edges of each type, as Postgres prints them. They are kept as
+they are, unless the cell says otherwise. A value that the column can't hold is *odd*: it follows
+the setting [`odd_values`](../guides/odd-values.md), and its text is kept.
 """
 _TYPES_END = """
 ## Any other type
 
-A type of an extension (`citext`, `ltree`, `cube`, `vector`), and any that is not above, is text
-exactly as Postgres prints it.
+A type of an extension (`citext`, `ltree`, `cube`, `vector`), and any type that is not listed above,
+arrives as text, exactly as Postgres prints it.
 
-An array is a list as deep as its column declares. One with other dimensions, or with lower bounds
-other than 1, is null in its place and odd. A composite without attributes, or with attributes whose
-names differ in case alone, is text.
+An array becomes a list as deep as its column declares. An array with other dimensions, or with
+lower bounds other than 1, is odd. A composite without attributes, or with attributes whose names
+differ in case alone, is text.
 
-## Types of DuckDB's own
+## DuckDB's own types
 
-`ENUM`, `INTERVAL`, `BIT`, `TIME WITH TIME ZONE` and `UBIGINT` in the third column hold
-what is text in Arrow, and in JSON. A column gets such a type when its table is copied with DuckDB 2
-or later: earlier ones don't read Postgres' longest intervals, and hold text. One that an
-earlier version copied stays `VARCHAR` until then, and `etl-dagster doctor` names it.
+`ENUM`, `INTERVAL`, `BIT`, `TIME WITH TIME ZONE` and `UBIGINT` in the third column hold what is
+text in Arrow and JSON. A column gets such a type when its table is copied with DuckDB 2 or later.
+Earlier versions can't read Postgres' longest intervals, and use text. A column that an earlier
+version copied stays `VARCHAR` until the next copy; `etl-dagster doctor` names it.
 
-An **enum** sorts by its labels' order, as in Postgres. A label that is added at the source is added
-when the first row with it arrives, in its place; DuckDB then writes the column again. After a label
-was renamed, the table is copied again. Inside of arrays and composites labels are text.
+An **enum** sorts in the order of its labels, as in Postgres. When a label is added at the source,
+it is added here, in its place, with the first row that has it; DuckDB then rewrites the column.
+After a label is renamed, the table is copied again. Inside arrays and composites, labels are
+text.
 
-An **interval** keeps months, days and microseconds apart, as in Postgres, and equals another one
-by the same rule of 30 days and 24 hours. In a key it is text.
+An **interval** keeps months, days and microseconds apart, as in Postgres. Two intervals are equal
+by the same rule: a month is 30 days, a day 24 hours. In a key it is text.
 
-What reads the file decides what becomes of these types there. `etl-dagster query` shows them as
-text, exactly. DuckDB's own clients don't all have them: in Arrow and Polars a `TIME WITH TIME ZONE`
-is without its zone, pandas refuses a result with one, a `BIT` is bytes of DuckDB's, and Python and
-pandas make a `timedelta` of an `INTERVAL`, with 30 days for a month. A cast helps:
-`SELECT * REPLACE (opens::VARCHAR AS opens) FROM public.shops`.
+`etl-dagster query` shows all of these types as text, exactly. Other clients of DuckDB don't
+support all of them: in Arrow and Polars a `TIME WITH TIME ZONE` loses its zone; pandas refuses a
+result with one; a `BIT` arrives as bytes in DuckDB's own format; Python and pandas turn an
+`INTERVAL` into a `timedelta`, with 30 days for a month. A cast helps: `SELECT * REPLACE
+(opens::VARCHAR AS opens) FROM public.shops`.
 
-These types are text for a reason:
+These types are text, for a reason:
 
-| type | |
+| type | reason |
 |---|---|
-| an enum without a label | DuckDB has none |
-| `numeric(p,s)` of more than 38 digits | that is where `DECIMAL` ends, and `HUGEINT` soon after |
-| `pg_lsn` | DuckDB has no such type; a number would not be what Postgres shows |
+| an enum without a label | DuckDB has no such type |
+| `numeric(p,s)` of more than 38 digits | `DECIMAL` ends there, and `HUGEINT` soon after |
+| `pg_lsn` | DuckDB has no such type; a number would differ from what Postgres shows |
 {stays_text}
 
-`numeric` without a precision is text, or by the setting of that name a decimal or a double, from
-the next copy of the table on; outside of keys, and of values with parts. A number with more digits
-than the decimal, `NaN` and the infinities in a decimal, and one past the last double are odd.
+## Numeric without a precision
 
-`nested: json` has arrays, ranges, multiranges, composites and hstore arrive as JSON, and
-`nested: text` as Postgres prints them, as they do in columns of the key.
+It is text by default. With the setting `numeric` it becomes a decimal or a double, from the
+table's next copy on; not in keys, and not inside values with parts. Odd are then: a number with
+more digits than the decimal, `NaN` and the infinities in a decimal, and a number beyond the range
+of a double.
+
+## Values with parts
+
+By default, arrays, ranges, multiranges, composites and hstore become lists, structs and maps.
+With `nested: json` they are JSON, and with `nested: text` they are the text that Postgres prints.
+In columns of the key they are always text.
+
+## Money
+
+`money` is printed as with `lc_monetary = C`, whatever the server, the database or the role
+prefers. Another locale can be chosen in the DSN: `options=-c%20lc_monetary=de_DE.UTF-8`. If the
+source's own currency has another number of digits after the point, a start is refused until a
+locale is chosen. After another choice, tables with `money` are copied again.
+
+## Databases in another encoding than UTF8
+
+Text is converted to UTF-8. A byte that can't be converted (one without a character in WIN1252,
+anything but UTF-8 in SQL_ASCII) arrives as `\\x81`, and the bytes are
+[kept](../guides/odd-values.md). With multi-byte encodings (EUC_JP and the like) the server
+converts, and refuses characters that UTF-8 lacks.
 
 ## Keys
 
-A row is found by what Postgres prints for its key. Postgres sends the old key with an update
-whenever its bytes change, also to what it calls equal (`1.0` and `1.00`, `-0` and `0`, `1 day` and
-`24 hours`, `Ab` and `AB` in `citext` or under a collation that isn't deterministic). So there is
-one row for one row of Postgres, with the key as it is spelled now.
+A row is found by the text that Postgres prints for its key. Postgres sends the old key with an
+update whenever the bytes of the key change, also between values that it calls equal (`1.0` and
+`1.00`, `-0` and `0`, `1 day` and `24 hours`, `Ab` and `AB` in `citext` or under a
+nondeterministic collation). So there is one row for each row of Postgres, with the key as it is
+written now.
 
 | type | in a key |
 |---|---|
 """
-_ANY_KEY = "| every other type that Postgres takes in a key | by its value, exactly |\n"
+_ANY_KEY = "| every other type that Postgres accepts in a key | found by its value, exactly |\n"
 
 
 def types_page() -> str:
@@ -420,10 +480,10 @@ def _stays_text() -> Iterator[str]:
 def _keys() -> Iterator[str]:
     for row in REGISTRY.values():
         if row.text_tells:
-            yield f"| `{row.name}` | refused: its text contains {row.text_tells} |\n"
+            yield f"| `{row.name}` | the table stops: the text contains {row.text_tells} |\n"
         elif any(edge.is_odd for edge in row.edges):
-            yield f"| `{row.name}` | by its value; a value that isn't held stops the table |\n"
-    yield "| `numeric(p,s)` | by its value; `NaN`, the only one that isn't held, is null |\n"
+            yield f"| `{row.name}` | found by its value; an odd value stops the table |\n"
+    yield "| `numeric(p,s)` | found by its value; `NaN`, its only odd value, is null |\n"
 
 
 if __name__ == "__main__":

@@ -177,8 +177,9 @@ class SourceReplaced(SourceError):
     """The source is not the one whose changes were applied: another cluster or database."""
 
     solution = (
-        "Point `source` to the server and database that this pipeline has read. To copy everything "
-        "from this one instead: `etl-dagster reset --all`, then start again."
+        "Point `source` to the server and database that this pipeline has read. If this is the same "
+        "server after an upgrade with pg_upgrade: `etl-dagster repair --all`. To copy everything "
+        "from this one instead: `etl-dagster reset --all`. Then start again."
     )
 
 
