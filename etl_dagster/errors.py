@@ -177,7 +177,7 @@ class SourceReplaced(SourceError):
     """The source is not the one whose changes were applied: another cluster or database."""
 
     solution = (
-        "Point `source` to the server and database that this pipeline has read. If this is the same "
+        "Point `source` to the server and database that this pipeline has read. If it is that "
         "server after an upgrade with pg_upgrade: `etl-dagster repair --all`. To copy everything "
         "from this one instead: `etl-dagster reset --all`. Then start again."
     )
