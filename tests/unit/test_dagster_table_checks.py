@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from dagster import (
+    AssetCheckKey,
+    AssetKey,
+    AssetMaterialization,
+    AssetSelection,
+    AssetSpec,
+    DagsterInstance,
+    Definitions,
+    ResourceDefinition,
+    define_asset_job,
+)
+from dagster._core.loader import LoadingContextForTest
 
 from etl_dagster.errors import TableRewritten
 from etl_dagster.integrations.dagster.checks.comparisons import range_facts
@@ -17,6 +30,7 @@ from etl_dagster.integrations.dagster.checks.count_check import count_finding
 from etl_dagster.integrations.dagster.checks.drift_check import drift_finding
 from etl_dagster.integrations.dagster.checks.lag import LagVerdict
 from etl_dagster.integrations.dagster.checks.odd_check import held
+from etl_dagster.integrations.dagster.checks.table_checks import build_table_checks
 from etl_dagster.integrations.dagster.findings import Finding
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import Lsn
@@ -180,3 +194,37 @@ def test_many_odd_values_fail_where_that_is_set() -> None:
     bounds = CheckThresholds(odd_values_error=10)
     assert outcome(bounds, price=6, amount=4) == (False, False)
     assert outcome(bounds, price=6, amount=5) == (False, True)
+
+
+# -- in Dagster's pages ----------------------------------------------------------------------------
+
+
+def test_an_outcome_stays_in_sight_while_the_stream_reports_changes() -> None:
+    """Dagster's pages hide what was evaluated before the latest materialization."""
+    key = AssetKey(["shop", "public", "orders"])
+    found = Finding(False, "1 missing", is_severe=True)
+    checks = build_table_checks(
+        "shop",
+        "content_match",
+        "The same rows.",
+        {"public.orders": key},
+        lambda resource, names: iter([(name, found) for name in names]),
+        step="content",
+    )
+    compare = define_asset_job("compare", AssetSelection.checks(*checks))
+    definitions = Definitions(
+        assets=[AssetSpec(key)],
+        asset_checks=checks,
+        jobs=[compare],
+        resources={"shop": ResourceDefinition.hardcoded_resource(None)},
+    )
+    with DagsterInstance.ephemeral() as instance:
+        instance.report_runless_asset_event(AssetMaterialization(key, description="a report"))
+        definitions.resolve_job_def("compare").execute_in_process(instance=instance)
+        instance.report_runless_asset_event(AssetMaterialization(key, description="the next one"))
+
+        check = AssetCheckKey(key, "content_match")
+        latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([check])[check]
+        shown = asyncio.run(latest.targets_latest_materialization(LoadingContextForTest(instance)))
+        assert latest.evaluation is not None
+        assert (shown, latest.evaluation.description) == (True, "1 missing")

@@ -54,13 +54,13 @@ def build_table_checks(
             }
             try:
                 for table, finding in find(resource, list(wanted)):
-                    yield finding.result(check_name, wanted.pop(table))
+                    yield _result(context, finding, check_name, wanted.pop(table))
             except EtlError as error:
                 left = not_looked("Not compared", error)
             else:
                 left = Finding(False, "The pipeline has not seen this table yet.", kind="unseen")
             for key in wanted.values():
-                yield left.result(check_name, key)
+                yield _result(context, left, check_name, key)
 
         return check
 
@@ -69,3 +69,15 @@ def build_table_checks(
         build(f"{pipeline}_{step}" + (f"_{number}" if number > 1 else ""), group)
         for number, group in enumerate(groups, 1)
     ]
+
+
+def _result(
+    context: AssetCheckExecutionContext, finding: Finding, check_name: str, key: AssetKey
+) -> AssetCheckResult:
+    """The outcome, which stays in sight while the stream reports changes of the table.
+
+    Dagster shows an evaluation until the asset is materialized by another run, or by none. The
+    stream's reports are of none, and so is what is stored here.
+    """
+    context.instance.report_runless_asset_event(finding.evaluation(check_name, key))
+    return finding.result(check_name, key)
