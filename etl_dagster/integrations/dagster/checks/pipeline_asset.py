@@ -26,6 +26,10 @@ def pipeline_key(pipeline: str) -> AssetKey:
 
 def pipeline_spec(config: PipelineConfig) -> AssetSpec:
     """The asset of a pipeline as a whole: external, for its checks."""
+    # Their drivers are for what looks at a source.
+    from etl_dagster.source.connection import source_uri
+    from etl_dagster.source.slots import apply_slot_names
+
     return AssetSpec(
         key=pipeline_key(config.pipeline),
         group_name=config.pipeline,
@@ -33,4 +37,11 @@ def pipeline_spec(config: PipelineConfig) -> AssetSpec:
         "how far it is. Its checks are about all tables at once.",
         kinds={"postgres", config.destination.type},
         tags={PIPELINE_TAG: config.pipeline},
+        metadata={
+            "source": source_uri(config.source),
+            "publication": config.source.publication,
+            "slot": " or ".join(apply_slot_names(config)),
+            "destination": config.destination.place,
+            "sensor": f"{config.pipeline}_replication",
+        },
     )
