@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 from etl_dagster.config.section import ByteCount, Section
 from etl_dagster.errors import ConfigError
 
+_CONNECT_TIMEOUT = {"connect_timeout": "10"}
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 
 #: libpq's parameters that say where a server is and which one of several is meant.
@@ -38,7 +39,9 @@ class SourceConfig(Section):
     sslrootcert: str | None = Field(None, description="File of the authorities to trust.")
     sslcert: str | None = Field(None, description="File of the client's certificate.")
     sslkey: str | None = Field(None, description="File of the client's private key.")
-    connect_timeout_s: int = Field(10, ge=1, description="Seconds to wait for a connection.")
+    connect_timeout_s: int | None = Field(
+        None, ge=1, description="Seconds to wait for a connection; 10 by default."
+    )
     keepalive_idle_s: int | None = Field(
         None,
         ge=1,
@@ -165,7 +168,7 @@ class SourceConfig(Section):
         try:
             dsn = Dsn.parse(self.dsn.get_secret_value() if self.dsn else "")
             place = "source"
-            parameters = {**dsn.parameters, **given}
+            parameters = {**_CONNECT_TIMEOUT, **dsn.parameters, **given}
             if any(name in given for name in _KEEPALIVE):
                 parameters = _with_timeout({**_KEEPALIVE, **parameters})
             return Dsn.of(parameters).conninfo()

@@ -434,6 +434,27 @@ def test_keepalive_is_set_as_a_whole_and_over_the_dsn(
     assert found.get("tcp_user_timeout") == timeout_ms
 
 
+@pytest.mark.parametrize(
+    ("dsn", "given", "expected"),
+    [
+        ("", {}, "10"),
+        ("connect_timeout=3", {}, "3"),
+        ("connect_timeout=3", {"connect_timeout_s": 20}, "20"),
+        ("", {"connect_timeout_s": 20}, "20"),
+    ],
+)
+def test_the_connect_timeout_of_a_dsn_is_kept_unless_one_is_set(
+    dsn: str, given: dict[str, int], expected: str
+) -> None:
+    raw = minimal(dsn=dsn, standby=True, primary_dsn="host=db1", **given)
+    raw |= {"state_store": {"dsn": "dbname=state"}}
+    source = parse_config(raw, {}).source
+
+    assert source.primary is not None
+    for reached in (source, source.primary):
+        assert conninfo_to_dict(reached.conninfo())["connect_timeout"] == expected
+
+
 def test_the_primary_of_a_standby_is_reached_as_the_standby_is_but_elsewhere() -> None:
     dsn = f"host=replica port=6000 user=etl password={SECRET} dbname=shop sslmode=require"
     raw = minimal(dsn=dsn, standby=True, primary_dsn="host=db1")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         sslrootcert: str | None = None
         sslcert: str | None = None
         sslkey: str | None = None
-        connect_timeout_s: int = 10
+        connect_timeout_s: int | None = None
         keepalive_idle_s: int | None = None
         keepalive_interval_s: int | None = None
         keepalive_count: int | None = None
