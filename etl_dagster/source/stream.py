@@ -125,19 +125,21 @@ class ReplicationStream:
             self._status_interval_s = _status_interval_s(self._connection)
             self._take_text_as_stored(self._connection)
             self._start_replication(self._connection)
+            self._silence.heard(self._clock())
+            self._wake_reader, self._wake_writer = os.pipe()
+            os.set_blocking(self._wake_writer, False)
+            self._poll.register(self._wake_reader, select.POLLIN)
+            self._poll.register(self._connection.pgconn.socket, select.POLLIN)
+            self._feedback = threading.Thread(
+                target=self._send_feedback, name=f"feedback {self._slot_name}", daemon=True
+            )
+            self._feedback.start()
         except BaseException:
+            # An open connection would keep the slot from the next try.
             self._connection.close()
             self._connection = None
+            self._close_pipe()
             raise
-        self._silence.heard(self._clock())
-        self._wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self._wake_writer, False)
-        self._poll.register(self._wake_reader, select.POLLIN)
-        self._poll.register(self._connection.pgconn.socket, select.POLLIN)
-        self._feedback = threading.Thread(
-            target=self._send_feedback, name=f"feedback {self._slot_name}", daemon=True
-        )
-        self._feedback.start()
 
     def _take_text_as_stored(self, connection: psycopg.Connection[Any]) -> None:
         """The server's own conversion would end the stream at a byte that it can't convert."""
@@ -369,9 +371,13 @@ class ReplicationStream:
         except psycopg.OperationalError:
             pass  # it is gone already; the store has the position
         self._connection.close()
+        self._close_pipe()
+
+    def _close_pipe(self) -> None:
         with self._waking:
-            os.close(self._wake_reader)
-            os.close(self._wake_writer)
+            if self._wake_reader >= 0:
+                os.close(self._wake_reader)
+                os.close(self._wake_writer)
             self._wake_reader = self._wake_writer = -1
 
     def _forget_unfinished(self) -> None:

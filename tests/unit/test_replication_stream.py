@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -97,7 +98,7 @@ class ScriptedConnection:
 
 
 class Fixture:
-    def __init__(self, receiver_timeout_s: float = 60.0) -> None:
+    def __init__(self, receiver_timeout_s: float = 60.0, *, is_open: bool = True) -> None:
         self.connection, self.clock = ScriptedConnection(), ManualClock()
         self.session = ReplicationSession()
         source = config().source.model_copy(update={"receiver_timeout_s": receiver_timeout_s})
@@ -110,7 +111,8 @@ class Fixture:
             connect=lambda *_, **__: self.connection,  # type: ignore[arg-type, return-value]
             clock=self.clock.now_s,
         )
-        self.stream.open()
+        if is_open:
+            self.stream.open()
 
     def read(self) -> bool:
         return self.stream.read(0.0)
@@ -135,6 +137,18 @@ def fixture() -> Iterator[Fixture]:
 def test_it_streams_from_where_it_is_told(fixture: Fixture) -> None:
     (command,) = [c for c in fixture.connection.commands if "START_REPLICATION" in c]
     assert command.startswith('START_REPLICATION SLOT "the_slot" LOGICAL 0/3E8 (proto_version')
+
+
+def test_an_opening_that_fails_late_frees_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    fixture = Fixture(is_open=False)
+    with pytest.raises(RuntimeError):
+        fixture.stream.open()
+
+    assert fixture.connection.socket == -1  # it is closed
 
 
 def test_frames_reach_the_session_whole_however_they_arrive(fixture: Fixture) -> None:
