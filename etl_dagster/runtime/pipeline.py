@@ -466,7 +466,8 @@ class Pipeline:
         except Stopped:
             pass
         except BaseException as failure:
-            self._failure = failure
+            # Where another thread failed before, the stream ends in consequence of that.
+            self._failure = self._failure or failure
         finally:
             self._apply = None
             self._finish()

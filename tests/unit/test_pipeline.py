@@ -527,3 +527,20 @@ def test_a_thread_that_fails_unexpectedly_ends_the_pipeline(fixture: Fixture) ->
     with pytest.raises(ZeroDivisionError):
         fixture.ends()
     assert fixture.destination.calls[-1] == "shutdown"
+
+
+def test_what_failed_first_is_what_is_raised(fixture: Fixture) -> None:
+    def odd(name: str) -> None:
+        raise ZeroDivisionError
+
+    def end() -> None:
+        wait_until(lambda: fixture.pipeline.status().error is not None)
+        raise OverflowError
+
+    fixture.start()
+    fixture.answers[fetch_publication] = odd
+    fixture.sent.put(lambda: fixture.clock.pass_by(6.0))
+    fixture.sent.put(end)
+
+    with pytest.raises(ZeroDivisionError):
+        fixture.ends()
