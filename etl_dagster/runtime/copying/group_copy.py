@@ -123,6 +123,7 @@ class GroupCopy:
             Stopped: told to stop.
             EtlError: what source or destination failed with, where that isn't one table's.
         """
+        self._encoding = self._control.ask("reading the encoding", stored_encoding)
         name = f"etl_dagster copy {self._config.pipeline} group"
         connection = CopyConnection(
             self._config.source,
@@ -130,7 +131,6 @@ class GroupCopy:
             application_name=name,
             lock_timeout_s=_LOCK_TIMEOUT_S,
         )
-        self._encoding = self._control.ask("reading the encoding", stored_encoding)
         finished: set[TableId] = set()
         with contextlib.closing(connection), cancelled_by(self._stop, connection.cancel):
             for some in self._pieces():
