@@ -15,7 +15,7 @@ from etl_dagster.runtime.showing.reporter import Reporter
 
 class _Counting:
     def __init__(self) -> None:
-        self.failure: Exception | None = DestinationError("table orders does not exist")
+        self.failure: Exception | None = None
 
     def count_rows(self) -> dict[str, int]:
         if self.failure is not None:
@@ -41,17 +41,25 @@ def _reporter(metrics: Metrics, destination: _Counting) -> Reporter:
     )
 
 
+@pytest.mark.parametrize(
+    ("failure", "shown"),
+    [
+        (DestinationError("table orders does not exist"), "table orders does not exist"),
+        (RuntimeError("a value"), "RuntimeError"),
+    ],
+)
 def test_a_count_that_fails_is_reported_once_and_tried_again(
-    caplog: pytest.LogCaptureFixture,
+    failure: Exception, shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     metrics, destination = Metrics(), _Counting()
+    destination.failure = failure
     reporter = _reporter(metrics, destination)
 
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             reporter._count_rows(destination, [1])
     assert [each.message for each in caplog.records] == [
-        "the rows at the destination can't be counted: table orders does not exist"
+        f"cannot count the rows at the destination: {shown}"
     ]
 
     destination.failure = None

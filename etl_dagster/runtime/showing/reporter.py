@@ -189,12 +189,14 @@ class Reporter:
             odd = None if counting is None else counting.count_odd_values()
             holding = offered(destination, CountsQuarantinedRows) if odd else None
             held = {} if holding is None else holding.count_quarantined_rows()
-        except EtlError as error:
+        except Exception as error:
             # The rest of the status is worth showing: a table that is missing stops itself.
             for count in stale.values():
                 count.is_row_count_stale = True
             if not self._is_count_reported:
-                _log.warning("the rows at the destination can't be counted: %s", error.reason)
+                # The message of an error that isn't ours may hold values.
+                why = error.reason if isinstance(error, EtlError) else type(error).__name__
+                _log.warning("cannot count the rows at the destination: %s", why)
             self._is_count_reported = True
             return
         self._is_count_reported = False
