@@ -191,5 +191,5 @@ class _Chunks:
         self._reader.cancel()
 
     def close(self) -> None:
-        self._reader.close()
-        self._asking.close()
+        with contextlib.closing(self._asking):
+            self._reader.close()
