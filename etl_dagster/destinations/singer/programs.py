@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,7 +68,7 @@ def find_program(config: SingerDestinationConfig) -> Program:
             config.target_name, _path_of(config.target), settings | own, env, env_secrets=secrets
         )
     folder = config.project.absolute()
-    path, kept = _loader(config.target, folder, config.environment, env)
+    path, kept = _loader(config.target, folder, config.environment, env, secrets)
     return Program(config.target_name, path, kept | settings | own, env, folder, secrets)
 
 
@@ -109,7 +109,11 @@ def _settings_of_file(path: Path | None) -> dict[str, Any]:
 
 
 def _loader(
-    name: str, folder: Path, environment: str | None, env: Mapping[str, str]
+    name: str,
+    folder: Path,
+    environment: str | None,
+    env: Mapping[str, str],
+    secrets: Collection[str],
 ) -> tuple[str, dict[str, Any]]:
     """The program of a loader, and the settings that Meltano would give it.
 
@@ -128,10 +132,10 @@ def _loader(
     command = [meltano, *chosen, "invoke", "--dump=config", name]
     done = _run(command, env, folder)
     if done.returncode:
-        tail = Tail()
+        tail = Tail(secrets)
         tail.feed(done.stderr)
         raise DestinationError(
-            f"meltano invoke --dump=config {name} {how_it_ended(done.returncode)}; it said:\\n"
+            f"meltano invoke --dump=config {name} {how_it_ended(done.returncode)}; it said:\n"
             f"{tail.text()}",
             solution=f"In {folder}, run `meltano install loader {name}` and the command itself.",
         )
