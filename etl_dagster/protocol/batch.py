@@ -122,9 +122,8 @@ class Content:
 class RawBatch:
     """What was received between two closings of a batch, not decoded yet."""
 
-    #: Of the first transaction of which the batch has something.
-    first_commit_lsn: Lsn | None
-    #: Its commit time, microseconds since 1970-01-01 UTC.
+    #: Commit time of the first transaction of which the batch has something, microseconds since
+    #: 1970-01-01 UTC.
     first_commit_time_us: int | None
     #: End of the last transaction that ends in the batch.
     commit_end_lsn: Lsn | None

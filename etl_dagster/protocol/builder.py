@@ -189,7 +189,6 @@ class BatchBuilder:
         first = None if self.is_empty else self._first
         last = self._last_begin
         return RawBatch(
-            first_commit_lsn=None if first is None else Lsn(first.commit_lsn),
             first_commit_time_us=None if first is None else first.commit_time_us,
             commit_end_lsn=None if self._commit_end is None else Lsn(self._commit_end),
             last_begin=None

@@ -13,6 +13,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import EventBatch, RelationEvent, TableChanges, TruncateEvent
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import ColumnSchema, TableSchema
+from etl_dagster.protocol.batch import POSTGRES_EPOCH_US
 from etl_dagster.protocol.pgoutput import Relation, RelationColumn
 from etl_dagster.protocol.session import ReplicationSession
 from tests.unit import wire
@@ -148,14 +149,15 @@ def test_a_transaction_cut_by_a_batch_goes_on_counting() -> None:
 
 
 def test_a_batch_knows_its_first_transaction_also_when_it_began_before() -> None:
-    session = _fed(wire.begin(100), wire.relation(_A), wire.insert(1, ["1"]))
+    session = _fed(wire.begin(100, time_us=5), wire.relation(_A), wire.insert(1, ["1"]))
     session.take_batch()
-    assert session.take_batch().first_commit_lsn is None
+    assert session.take_batch().first_commit_time_us is None
 
     _feed(session, [wire.commit(100, 108), wire.begin(200)])
     batch = session.take_batch()
 
-    assert (batch.first_commit_lsn, batch.commit_end_lsn) == (Lsn(100), Lsn(108))
+    assert batch.first_commit_time_us == POSTGRES_EPOCH_US + 5
+    assert batch.commit_end_lsn == Lsn(108)
 
 
 def test_tables_that_are_not_wanted_are_skipped_but_counted() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -158,11 +158,6 @@ def with_deletes(
         batch = pa.RecordBatch.from_arrays(arrays, schema=shape.arrow)
         batches.append(with_constant(batch, shape.whole, True))
     return batches
-
-
-def same_columns(one: LoadedTable, other: LoadedTable, names: Sequence[str]) -> bool:
-    """Whether columns of the names are of the same types in both."""
-    return all(one.arrow.field(name).type == other.arrow.field(name).type for name in names)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

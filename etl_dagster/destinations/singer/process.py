@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from etl_dagster.destinations.singer.failures import TargetFailed, TargetMissing
+from etl_dagster.destinations.singer.failures import TargetMissing
 
 #: How often a wait for the pipe looks whether it is to end.
 _TURN_MS: Final = 200
@@ -141,16 +141,6 @@ def how_it_ended(code: int) -> str:
         return f"was ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"was ended by signal {-code}"
-
-
-def require_ran(code: int, command: Sequence[str], said: str) -> None:
-    """For a command that must end well.
-
-    Raises:
-        TargetFailed: it didn't.
-    """
-    if code:
-        raise TargetFailed(f"{' '.join(command)} {how_it_ended(code)}{said}")
 
 
 class Lines:

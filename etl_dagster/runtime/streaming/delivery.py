@@ -51,9 +51,6 @@ class Undecoded(Protocol):
     """What becomes an `EventBatch` on the writing thread: a `RawBatch`, or rows that were read."""
 
     @property
-    def first_commit_lsn(self) -> Lsn | None: ...
-
-    @property
     def first_commit_time_us(self) -> int | None: ...
 
     def decode(

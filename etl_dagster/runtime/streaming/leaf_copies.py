@@ -203,7 +203,6 @@ class _LeafRows:
         self._copied = copied
         self._lsn = lsn
         self._first_ordinal = first_ordinal
-        self.first_commit_lsn = None
         self.first_commit_time_us = time.time_ns() // 1000
 
     def decode(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from dagster import ConfigurableResource
 from pydantic import BaseModel, Field, SecretBytes, SecretStr, create_model
@@ -16,7 +16,6 @@ from pydantic.fields import FieldInfo
 from etl_dagster.integrations.dagster.resources.env import marked, resolved
 from etl_dagster.kinds import DESTINATIONS, STORES, find_config_model
 
-R = TypeVar("R", bound="SectionResource")
 _SECRETS = (SecretStr, SecretBytes)
 _AS_THEY_ARE = (str, int, float, bool)
 #: By this key of a field's extras, Dagster's UI shows dots in place of the value.
