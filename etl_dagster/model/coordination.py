@@ -65,7 +65,7 @@ class Leases(Protocol):
         ...
 
     def is_leased(self, name: str) -> bool:
-        """Whether anybody holds the lease now."""
+        """Whether any process holds the lease now."""
         ...
 
     def take_epoch(self) -> int:

@@ -304,7 +304,7 @@ class ManyTables(Protocol):
         ...
 
     def leased(self, names: Collection[str]) -> Collection[str]:
-        """The names whose lease anybody holds now."""
+        """The names whose lease some process holds now."""
         ...
 
 

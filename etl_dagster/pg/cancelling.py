@@ -75,7 +75,7 @@ def _quietly(call: Callable[[], object]) -> None:
     try:
         call()
     except Exception as error:
-        _log.debug("a wait can't be looked into or cancelled: %s", type(error).__name__)
+        _log.debug("cannot inspect or cancel a wait: %s", type(error).__name__)
 
 
 def unless_stopped(work: Callable[[], T], stop: threading.Event, *, after_s: float, name: str) -> T:

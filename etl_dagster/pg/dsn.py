@@ -67,7 +67,7 @@ def check_uri(text: str) -> None:
         )
     if "@" in match["path"]:
         raise DsnError(
-            "an @ behind the host; a / in a user or password must be percent-encoded as %2F, and "
+            "an @ after the host; a / in a user or password must be percent-encoded as %2F, and "
             "an @ in a database's name as %40"
         )
 

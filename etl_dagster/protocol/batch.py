@@ -34,7 +34,7 @@ _HEADER: Final = XLOG_DATA_HEADER.size
 BEGIN_FRAME: Final = struct.Struct("!26xQqI")
 COMMIT_FRAME: Final = struct.Struct("!27xQQq")
 BEGIN, COMMIT = ord("B"), ord("C")
-#: Zeros behind the last frame.
+#: Zeros after the last frame.
 PADDING: Final = 16
 #: Microseconds from 1970-01-01 to 2000-01-01 UTC, where Postgres' clock begins.
 POSTGRES_EPOCH_US: Final = 946_684_800_000_000

@@ -45,7 +45,7 @@ class BatchBuilder:
         codec: str | None = None,
     ) -> None:
         self._codec = codec
-        #: Frames of row, Begin and Commit messages, header and all, one behind the other, and
+        #: Frames of row, Begin and Commit messages, header and all, one after the other, and
         #: their lengths. A transaction of one row is as ordinary as a row.
         self.buffer = bytearray()
         self.lengths: list[int] = []

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _HEADER: Final = XLOG_DATA_HEADER.size
-#: Header and tag of a frame, and behind them the transaction ID that is left out.
+#: Header and tag of a frame, and after them the transaction ID that is left out.
 _TAGGED: Final = _HEADER + 1
 _PREFIXED: Final = _TAGGED + 4
 _NUMBER: Final = struct.Struct("!I")

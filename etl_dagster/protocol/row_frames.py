@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class RowFrames:
-    """Row messages in their XLogData frames, one behind the other; each is taken once.
+    """Row messages in their XLogData frames, one after the other; each is taken once.
 
     Args:
         data: the frames, and nothing else.

@@ -48,7 +48,7 @@ class RowMessages:
     """Row messages in one buffer, and marks between them; arrays have one element for each.
 
     Args:
-        buffer: frames one behind the other, and some zeros, so that a look
+        buffer: frames one after the other, and some zeros, so that a look
             ahead of a place inside of the last frame stays in the buffer.
         lengths: the frames' lengths.
 
@@ -97,14 +97,16 @@ class RowMessages:
     def columns(self, places: Places, rows: Places, count: int) -> Iterator[Column]:
         """Walk the tuples that begin at `places`, one in each of the messages `rows`.
 
-        Yields each column in turn. `places` is moved behind the tuples in the end, in place.
+        Yields each column in turn. `places` is moved past the tuples, in place.
 
         Raises:
             DecodeError: a tuple has another number of columns, or doesn't fit its message.
         """
         ends = self.ends[rows]
         self.check(places + 2 <= ends, places, rows, "a tuple ends too early")
-        self.check(self._uint16[places] == count, places, rows, f"a tuple hasn't {count} columns")
+        self.check(
+            self._uint16[places] == count, places, rows, f"a tuple does not have {count} columns"
+        )
         places += 2
         for _ in range(count):
             self.check(places < ends, places, rows, "a tuple ends too early")
@@ -122,7 +124,7 @@ class RowMessages:
                 # What isn't text has no length; the four bytes are of what follows.
                 stops = begins + np.where(is_text, self._uint32[places + 1], 0)
                 column = Column(begins, stops, is_text, unchanged if unchanged.any() else None)
-            self.check(stops <= ends, places, rows, "a column value goes past its message")
+            self.check(stops <= ends, places, rows, "a column value extends past its message")
             places[:] = stops
             yield column
 
@@ -262,7 +264,7 @@ def _decode_block(
     old_rows = None
     old_odd: dict[str, Odd] = {}
     if not is_insert.all():
-        messages.check(is_insert | is_delete | (ops == UPDATE), places, which, "no row message")
+        messages.check(is_insert | is_delete | (ops == UPDATE), places, which, "not a row message")
         tags = messages.tags(places)
         has_old = (ops == UPDATE) & (tags != _NEW)
         if has_old.any():

@@ -223,7 +223,7 @@ class StreamedTransactions:
         found = self._transactions.get(xid)
         if found is None:
             raise DecodeError(
-                f"a message about transaction {xid}, the beginning of which was not sent", offset=1
+                f"a message about transaction {xid}, whose beginning was not sent", offset=1
             )
         return found
 

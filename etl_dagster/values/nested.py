@@ -1,6 +1,6 @@
 r"""Values with parts, a column at a time: split all texts, read all parts, put them together.
 
-The texts of a column lie one behind the other. Arrays over their bytes tell which commas and
+The texts of a column lie one after the other. Arrays over their bytes tell which commas and
 braces are outside of quotes; between two of these lies a part. So all parts of all values become
 one string array, which the reader of their type reads with one cast, and the numbers of parts
 become the offsets of a list. No Python object is made for a value or a part.

@@ -25,7 +25,7 @@ def validity_of(is_valid: Flags | None) -> pa.Buffer | None:
 
 
 class Texts:
-    """The texts of a column that aren't null, their bytes one behind the other.
+    """The texts of a column that aren't null, their bytes one after the other.
 
     Args:
         strings: a string or large string array.

@@ -141,7 +141,7 @@ def cut(
     count = len(begins)
     is_large = len(data) > _INT32_END
     string_type: Any = pa.large_string() if is_large else pa.string()
-    # Arrow strings lie one behind the other. So the buffer as a whole becomes an array in which
+    # Arrow strings lie one after the other. So the buffer as a whole becomes an array in which
     # each value is followed by what lies between it and the next one; `take` then copies every
     # other element, in C++.
     offsets = np.empty(2 * count + 1, np.int64 if is_large else np.int32)

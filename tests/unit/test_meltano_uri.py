@@ -139,7 +139,7 @@ def test_the_host_is_localhost_unless_libpq_is_told_another(
             f"postgres://u:{SECRET}/1@h/db/s",
             "must be percent-encoded as %2F",
         ),
-        (f"postgres://u:p@{SECRET}/{SECRET}@h/db", "an @ behind the host"),
+        (f"postgres://u:p@{SECRET}/{SECRET}@h/db", "an @ after the host"),
         (f"host=h password={SECRET}", "not a URI"),
         ("postgres://h/db?sslmode=requir", "sslmode 'requir' is none of"),
     ],

@@ -19,8 +19,8 @@ SECRET = make_secret("geheim")
 
 WRONG = [
     (f"postgresql://u:{SECRET}@x@h/db", "more than one @"),
-    (f"postgresql://u:{SECRET}/x@h/db", "an @ behind the host"),
-    (f"postgresql://u:1/{SECRET}@h/db", "an @ behind the host"),
+    (f"postgresql://u:{SECRET}/x@h/db", "an @ after the host"),
+    (f"postgresql://u:1/{SECRET}@h/db", "an @ after the host"),
     (f"postgresql://h:{SECRET}/db", "the port is not a number"),
     (f"postgresql://u:{SECRET}%zz@h/db", "invalid percent-encoded token"),
     (f"postgresql://h/db?{SECRET}=1", "invalid URI query parameter"),

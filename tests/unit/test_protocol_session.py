@@ -276,7 +276,7 @@ def test_the_abort_of_a_transaction_that_was_never_sent_changes_nothing() -> Non
     [
         ([wire.insert(1, ["1"])], "outside of a transaction"),
         ([wire.begin(1), wire.insert(1, ["1"])], "relation 1, which was not described"),
-        ([wire.begin(1), wire.relation(_A), wire.insert(1, ["1", "2"])], "hasn't 1 columns"),
+        ([wire.begin(1), wire.relation(_A), wire.insert(1, ["1", "2"])], "does not have 1 columns"),
         ([wire.begin(1), wire.relation(_A), wire.insert(1, ["1"])[:-1]], "past its message"),
         ([wire.begin(1), wire.relation(_A), wire.insert(1, ["1"]) + b"x"], "after its end"),
         ([wire.begin(1), wire.relation(_A), b"D" + wire.insert(1, ["1"])[1:]], "one of KO"),

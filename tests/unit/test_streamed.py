@@ -238,8 +238,8 @@ def test_an_origin_has_no_transaction_id() -> None:
 @pytest.mark.parametrize(
     ("frames", "why"),
     [
-        ([start(9, is_first=False)], "beginning of which was not sent"),
-        ([stream_commit(9, 100)], "beginning of which was not sent"),
+        ([start(9, is_first=False)], "whose beginning was not sent"),
+        ([stream_commit(9, 100)], "whose beginning was not sent"),
         ([STOP], "without a Stream Start"),
         ([start(9), start(9)], "inside of a transaction in progress"),
         ([start(9), wire.xlog_data(wire.begin(1))], "inside of a transaction in progress"),

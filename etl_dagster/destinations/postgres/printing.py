@@ -174,7 +174,7 @@ def _occur(strings: Any, which: Any) -> bool:
 
 
 def _data(strings: Any) -> Any:
-    """The bytes of all texts, one behind the other; of null ones perhaps, too."""
+    """The bytes of all texts, one after the other; of null ones perhaps, too."""
     count = len(strings)
     _, offsets, data = strings.buffers()
     if not count or data is None:

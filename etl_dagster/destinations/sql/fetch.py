@@ -46,8 +46,10 @@ class FetchAhead:
         self._thread.join()
 
     def wait_until_worthwhile(self) -> None:
-        """Return when batches can be had with hardly a wait: a lock taken then is held
-        a lock that is taken then is held"""
+        """Return when batches can be read almost without waiting.
+
+        So a lock that is taken then is held only briefly.
+        """
         started = time.monotonic()
         with self._changed:
             self._wait_for(_QUICK_BYTES)

@@ -23,7 +23,7 @@ for _digit in "0123456789abcdefABCDEF":
 
 
 def _read_bytes(strings: AnyArray) -> Parsed:
-    r"""Decode ``\x00ff``: all values at once, since they lie one behind the other."""
+    r"""Decode ``\x00ff``: all values at once, since they lie one after the other."""
     large: Any = strings.cast(pa.large_string())
     count = len(large)
     _, offset_buffer, data_buffer = large.buffers()

@@ -137,7 +137,7 @@ def _parse(uri: str) -> tuple[dict[str, str], str | None]:
     database, *rest = match["path"].removeprefix("/").removesuffix("/").split("/")
     if len(rest) > 1:
         raise StateUriError(
-            "state_backend.uri has more than /database/schema behind the host; a / in a user or "
+            "state_backend.uri has more than /database/schema after the host; a / in a user or "
             "password must be written %2F"
         )
     schema = unquote(rest[0]) if rest else None
