@@ -136,7 +136,7 @@ class SourceSilent(SourceUnreachable):
 
     solution = (
         "No action needed: the pipeline reconnects by itself. If it happens again while the server "
-        "decodes a large transaction, which older versions do without a word, raise "
+        "decodes a large transaction, which older versions do without sending anything, raise "
         "source.receiver_timeout_s; else see what is between here and the server."
     )
 

@@ -73,9 +73,9 @@ from etl_dagster.threads import Background, stops_with_the_interpreter
 
 _log = logging.getLogger(__name__)
 
-#: How often the status is taken, and how often at least that of many tables.
-#: While another process waits for the progress of an idle stream.
+#: How often to look for progress while another process waits for that of an idle stream.
 _HURRY_S = 0.1
+#: How often the status is taken: usually, and at least where there are many tables.
 _REPORT_S, _REPORT_AT_MOST_S = 1.0, 5.0
 
 
@@ -551,7 +551,7 @@ class Pipeline:
                 raise  # an idle stream would not meet it
             except EtlError as error:
                 # The stream meets what is worth stopping for.
-                _log.warning("the tables can't be looked after: %s", error.reason)
+                _log.warning("cannot refresh the publication or start copies: %s", error.reason)
             self._changed.wait(1.0)
             self._changed.clear()
 

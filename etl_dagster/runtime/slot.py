@@ -176,7 +176,7 @@ def make_slot(
     After some seconds these are named in the log, and in the error when they stay open.
 
     Args:
-        control: not used by anybody who waits for this.
+        control: used by no other thread while it waits for this.
         is_failover: have standbys keep it, too.
         stop: ends the wait.
 

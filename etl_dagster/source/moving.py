@@ -49,8 +49,8 @@ def require_movable(connection: Connection, table_id: TableId, name: str, of: st
     [path, *more] = sorted(member.paths)
     if more or not path.startswith("named ") or path.endswith(" limited"):
         raise MoveRefused(
-            f"publication {of!r} has not simply {name} as a whole, but all tables of something, or "
-            "some of its rows or columns"
+            f"publication {of!r} does not list {name} as a whole: it publishes all tables of the "
+            "database or of a schema, or some of its rows or columns"
         )
     differs = (
         ours.publication.operations != theirs.publication.operations

@@ -56,7 +56,7 @@ def helped(
     Does nothing where the source is a primary.
 
     Args:
-        control: not used by anybody who waits for this.
+        control: used by no other thread while it waits for this.
         replication_connection: the one that creates the slot.
 
     Raises:

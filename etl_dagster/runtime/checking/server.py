@@ -50,7 +50,7 @@ def _check_version(facts: ServerFacts) -> Check:
     name = "server version"
     if facts.version < _OLDEST_VERSION:
         failure = SourceNotPrepared(
-            f"the source runs PostgreSQL {facts.version_text}; 14 is the oldest that will do",
+            f"the source runs PostgreSQL {facts.version_text}; the pipeline needs 14 or later",
             solution="Upgrade the source.",
         )
         return Check.error(name, failure)

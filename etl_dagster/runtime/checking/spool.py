@@ -16,7 +16,7 @@ def free_bytes(folder: Path) -> int:
     """What this user may still write there; in a folder that is still to be made, too.
 
     Raises:
-        OSError: it can't be found out.
+        OSError: the file system doesn't say.
     """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -36,7 +36,7 @@ def check_spool(
     except OSError as error:
         yield Check.warning(
             name,
-            f"how much room {folder} has can't be found out: {error.strerror}",
+            f"cannot determine the free space of {folder}: {error.strerror}",
             "Set batch.spool_dir to a folder on a disk of this machine.",
         )
         return

@@ -176,7 +176,7 @@ class TableCopy:
                     delay_s = pauses.next_delay_s()
                     _log.warning(
                         "%s of %s failed (%s); again in %.1f s",
-                        "a look for chunks" if chunk is None else f"chunk {chunk.index}",
+                        "the search for chunks" if chunk is None else f"chunk {chunk.index}",
                         self._table.schema.name,
                         error.reason,
                         delay_s,

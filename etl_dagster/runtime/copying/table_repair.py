@@ -104,7 +104,7 @@ class TableRepair:
         reading = offered(parts.destination, ReadsRows)
         repairing = offered(parts.destination, RepairsTables)
         if reading is None or repairing is None:
-            raise NotByRange(f"{parts.destination.name} doesn't have single rows replaced")
+            raise NotByRange(f"{parts.destination.name} cannot replace single rows")
         known = self._require_repairable(table)
         table = replace(table, schema=known)
         sides = Sides(

@@ -245,7 +245,7 @@ class TableSync:
         if isinstance(state, Ready | SyncDone):
             raise InvalidState(
                 f"table {self._table_id} is {state_name(state)}: it is streamed already",
-                solution="Ask for a new copy first: `etl-dagster reset`.",
+                solution="To copy it again: `etl-dagster resync TABLE`.",
             )
         if isinstance(state, Errored):
             self._is_resumed = state.is_kept

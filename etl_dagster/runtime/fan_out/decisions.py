@@ -58,7 +58,7 @@ class Decisions:
             except DestinationLeftBehind as behind:
                 member.copy_again(behind.reason)
             except EtlError as error:
-                _log.warning("%s can't be looked after: %s", name, error.reason)
+                _log.warning("cannot decide which slot %s reads: %s", name, error.reason)
             member.remark(self._refused.get(name) or found.tolerated.get(name))
 
     def _readers(self) -> dict[str, Reader]:

@@ -251,7 +251,8 @@ class FanOut:
         behind = [member for member, durable in joined.items() if durable < confirmed]
         if behind and len(behind) == len(self.members):
             raise SlotAdvanced(
-                f"slot {name!r} was confirmed up to {confirmed}, and no destination has so much"
+                f"slot {name!r} was confirmed up to {confirmed}, but no destination has received "
+                "that much"
             )
         for member in behind:
             # It was not among the destinations for a while; what it lacks doesn't come again.

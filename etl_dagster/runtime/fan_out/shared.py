@@ -249,7 +249,7 @@ class SharedSlot:
                     raise Stopped
                 if time.monotonic() > deadline:
                     raise SourceUnreachable(
-                        "the shared stream did not come between two transactions in "
+                        "the shared stream did not reach the end of a transaction within "
                         f"{self._pace.place_s} s",
                         solution="No action needed: it is tried again.",
                     )

@@ -146,7 +146,7 @@ class Reporter:
         if found is not None and is_too_much and not self._is_wal_reported:
             _log.warning("%s. What to do: %s", found.reason, found.solution)
         elif self._is_wal_reported and not is_too_much:
-            _log.info("slot %r keeps less WAL again than is warned of", slot_name)
+            _log.info("slot %r keeps less WAL than the warning threshold again", slot_name)
         self._is_wal_reported = is_too_much
 
     def _look_at_copied_odd(self, states: Mapping[TableId, TableState]) -> None:

@@ -110,7 +110,7 @@ class CatchUp:
 
         Raises:
             Stopped: told to stop before.
-            LeaseLost: another process moved every remaining table on.
+            LeaseLost: another process changed the state of every remaining table.
             CopyMissing: the apply worker doesn't find the copy at its destination.
             HandoverTimeout: no process runs the pipeline.
             EtlError: what the source, the store or the destination failed with.
@@ -129,7 +129,7 @@ class CatchUp:
         if self._refusal is not None and not self._handovers:
             raise self._refusal
         if self._is_moved and not self._handovers:
-            raise LeaseLost(f"another process moved {self._label} on")
+            raise LeaseLost(f"another process changed the state of {self._label}")
         return self._handovers
 
     def _watch(self) -> None:
@@ -165,7 +165,7 @@ class CatchUp:
     def _moved_on(self, table_ids: Collection[TableId]) -> None:
         """Another process changed the states of these tables, for example to copy them again."""
         for table_id in table_ids:
-            _log.info("another process moved %s on", self._names[table_id])
+            _log.info("another process changed the state of %s", self._names[table_id])
             self._is_moved = True
         self._leave(table_ids)
 

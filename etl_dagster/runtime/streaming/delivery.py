@@ -172,7 +172,7 @@ class Delivery:
 
     @property
     def oldest_commit_time_us(self) -> int | None:
-        """Of the transactions that aren't durable yet, the first one's commit time.
+        """Commit time of the oldest transaction that is not yet durable.
 
         Microseconds since 1970-01-01 UTC, by the source's clock; None when all are durable.
         """

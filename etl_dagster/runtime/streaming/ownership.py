@@ -227,9 +227,8 @@ class Ownership:
             if state.lsn < self._stream.position:
                 # No worker of ours does this; continuing would silently lose what lies between.
                 lost = Errored(
-                    f"the table was handed over at {state.lsn}, but its stream is past that "
-                    "already",
-                    "Copy the table again: `etl-dagster reset`.",
+                    f"the table was handed over at {state.lsn}, which its stream has passed",
+                    "Copy the table again: `etl-dagster resync TABLE`.",
                     ManualRetry(),
                 )
                 changes.append((table_id, state, lost))

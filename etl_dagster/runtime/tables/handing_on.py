@@ -31,8 +31,9 @@ def hand_on_traces(
     schema = of.get_table_schema(table_id, LSN_MAX)
     traces = ours.get("tables", {}).get(str(table_id))
     if schema is None or traces is None:
+        table = table_id if schema is None else schema.name
         raise MoveRefused(
-            f"no look at the catalog has seen {table_id if schema is None else schema.name} yet",
+            f"the pipeline has not read the catalog of {table} yet",
             solution="Let the pipeline run for some seconds, and move it then.",
         )
     merged: dict[str, Any] = {"trigger": "", "money": None, **theirs}
