@@ -481,15 +481,15 @@ def fetch_row_values(
     ).format(
         keys=sql.SQL(", ").join(sql.SQL("k.{}").format(key) for key, _ in numbered),
         columns=sql.SQL(", ").join(
-            _value(described[name], stored).format(sql.Identifier("t", name)) for name in columns
+            _value(described[name], stored).format(_quoted("t", name)) for name in columns
         ),
-        table=sql.Identifier(*relation),
+        table=_quoted(*relation),
         arrays=sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in numbered),
         names=sql.SQL(", ").join(key for key, _ in numbered),
         condition=sql.SQL(" and ").join(
             # The type's name is as format_type() quotes it.
             sql.SQL("t.{} {} k.{}::{}").format(
-                sql.Identifier(name), equals[name], key, sql.SQL(described[name].type_name)
+                _quoted(name), equals[name], key, _with_percent(described[name].type_name)
             )
             for key, name in numbered
         ),
@@ -509,7 +509,16 @@ def fetch_row_values(
 def _value(column: ColumnSchema, stored: StoredEncoding | None) -> sql.SQL:
     """A template of the column's text, as bytes where the database doesn't keep it as UTF-8."""
     # Its own per cent signs are not placeholders.
-    return sql.SQL(text_expression(column, stored).replace("%", "%%"))
+    return _with_percent(text_expression(column, stored))
+
+
+def _quoted(*names: str) -> sql.SQL:
+    """An identifier in a statement with parameters, where psycopg reads a percent sign as one."""
+    return _with_percent(sql.Identifier(*names).as_string())
+
+
+def _with_percent(text: str) -> sql.SQL:
+    return sql.SQL(text.replace("%", "%%"))
 
 
 def _fetch_equality(connection: Connection, schema: TableSchema) -> dict[str, sql.Composable]:
@@ -534,9 +543,7 @@ def _fetch_equality(connection: Connection, schema: TableSchema) -> dict[str, sq
         [schema.id],
     )
     named = {
-        column: sql.SQL("OPERATOR({}.{})").format(
-            sql.Identifier(namespace), sql.SQL(operator.replace("%", "%%"))
-        )
+        column: sql.SQL("OPERATOR({}.{})").format(_quoted(namespace), _with_percent(operator))
         for column, namespace, operator in rows
     }
     usual = sql.SQL("OPERATOR(pg_catalog.=)")

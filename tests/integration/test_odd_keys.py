@@ -107,3 +107,20 @@ def test_a_row_is_found_by_the_key_that_was_decoded(
             if sorted(found.values()) != sorted((doc,) for _, doc in sent):
                 missing.append((names[schema.table_name], keys, found))
     assert missing == []
+
+
+def test_a_row_is_found_where_names_have_percent_signs(
+    database: Database, make_config: MakeConfig
+) -> None:
+    database.execute(
+        'create domain "%s" as int',
+        'create table "100%" ("%s" "%s" primary key, "%(doc)s" text)',
+        """insert into "100%" values (1, 'one')""",
+        "create publication etl_pub for all tables",
+    )
+
+    with connect(make_config(database).source, application_name="test") as connection:
+        (published,) = fetch_published_tables(connection, "etl_pub")
+        found = fetch_row_values(connection, published.schema, ["%(doc)s"], [("1",)]).rows
+
+    assert found == {("1",): ("one",)}
