@@ -277,9 +277,7 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     sources: dict[str, np.ndarray] = {}
     lookup = found_at[final]
     for name, missing in changes.unchanged.items():
-        source = final.copy()
-        while (back := missing[source] & (given_by[source] >= 0)).any():
-            source[back] = given_by[source[back]]
+        source = told_by(missing, given_by)[final]
         rows = with_column(rows, name, changes.rows[name].take(pa.array(source)))
         sources[name] = source
         still = missing[source]
@@ -290,6 +288,22 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
     odd = cells_at(changes.odd, final, sources)
     places = ids[lookup] if unknown else None
     return Collapsed(removed, rows, unknown, places, odd, final, touched, is_gone, inserted)
+
+
+def told_by(missing: np.ndarray, given_by: np.ndarray) -> np.ndarray:
+    """For each change, the change that tells the value which its row has in a column.
+
+    Where none does, the first one of the row that the changes know of.
+
+    Args:
+        missing: of each change, whether Postgres left the value out.
+        given_by: of each change, the one before that gave its row; -1: none.
+    """
+    told = np.where(missing & (given_by >= 0), given_by, np.arange(len(missing)))
+    # Each step doubles how far back it looks: a row may change as often as there are changes.
+    while ((further := told[told]) != told).any():
+        told = further
+    return told
 
 
 def _comparable(keys: pa.RecordBatch) -> pa.RecordBatch:

@@ -19,6 +19,7 @@ from etl_dagster.destinations.collapse import (
     complete_from_old,
     concat_rows,
     key_ids,
+    told_by,
     with_column,
 )
 from etl_dagster.model.events import DELETE, TableChanges
@@ -115,10 +116,7 @@ class _Touches:
 
     def source(self, name: str, which: np.ndarray) -> np.ndarray:
         """For each of some changes, the change that tells the value which its row has."""
-        missing = self.changes.unchanged[name]
-        source = which.copy()
-        while (back := missing[source] & (self.found[source] >= 0)).any():
-            source[back] = self.found[source[back]]
+        source: np.ndarray = told_by(self.changes.unchanged[name], self.found)[which]
         return source
 
     def versions(
