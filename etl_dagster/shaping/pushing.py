@@ -88,7 +88,9 @@ def _sql(condition: Condition, columns: Mapping[str, ColumnSchema]) -> str | Non
 
 
 def _is_plain(column: ColumnSchema) -> bool:
-    return column.type_oid in (*_INTEGERS, oids.BOOL)
+    # A cast value is compared as what it is cast to: by another order, or as the null that it is.
+    is_cast = column.shape is not None and column.shape.cast is not None
+    return not is_cast and column.type_oid in (*_INTEGERS, oids.BOOL)
 
 
 def _compared(column: ColumnSchema, sign: str, literal: str) -> str | None:
