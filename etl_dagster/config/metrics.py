@@ -23,7 +23,7 @@ class MetricsConfig(Section):
     max_tables: int = Field(
         500,
         ge=0,
-        description="So many tables, by name, have metrics of their own; 0: none has.",
+        description="How many tables, by name, have metrics of their own; 0: none.",
     )
 
     @field_validator("listen")

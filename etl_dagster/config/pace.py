@@ -12,28 +12,28 @@ from etl_dagster.config.section import ByteCount, Section
 class BatchConfig(Section):
     """When a stretch of the stream is closed and written."""
 
-    max_fill_ms: int = Field(1000, ge=1, description="Age of the oldest change, at most.")
+    max_fill_ms: int = Field(1000, ge=1, description="Maximum age of the oldest change in a batch.")
     max_bytes: ByteCount = Field(
-        8 * 1024**2, ge=1024, description="Size as Postgres sends it, at most."
+        8 * 1024**2, ge=1024, description="Maximum size of a batch, as Postgres sends it."
     )
-    max_rows: int = Field(200_000, ge=1, description="Rows, at most.")
+    max_rows: int = Field(200_000, ge=1, description="Maximum number of rows in a batch.")
     max_queued: int = Field(2, ge=1, description="Closed batches waiting for the destination.")
     max_in_flight: int = Field(
         1,
         ge=1,
-        description="Writes at a time of one stream, of different tables, where the destination "
-        "returns futures; one that returns when the batch is durable has one.",
+        description="How many writes of one stream, to different tables, may be under way, if the "
+        "destination returns futures.",
     )
     max_in_flight_bytes: ByteCount = Field(
-        32 * 1024**2, ge=1024, description="Memory of the rows of all these writes, at most."
+        32 * 1024**2, ge=1024, description="Maximum memory of the rows of all these writes."
     )
     spool_max_bytes: ByteCount = Field(
         20 * 1024**3,
         ge=1024,
-        description="Disk for transactions that are read while they are in progress, at most.",
+        description="Maximum disk space for transactions in progress.",
     )
     spool_dir: Path | None = Field(
-        None, description="Where that is: a folder; one for temporary files unless given."
+        None, description="Folder for them; by default one for temporary files."
     )
 
 
@@ -64,6 +64,6 @@ class RetryConfig(Section):
     max_retained_wal: ByteCount = Field(
         5 * 1024**3,
         ge=0,
-        description="WAL that the source keeps for one table that stopped, at most. Beyond that "
+        description="Maximum WAL that the source keeps for one table that stopped. Beyond that "
         "its slot is dropped, and the table needs a copy. 0: keep none.",
     )

@@ -75,14 +75,13 @@ class PipelineConfig(Section):
         Annotated[SerializeAsAny[DestinationConfig], BeforeValidator(ByType(DESTINATIONS))],
     ] = Field(
         {},
-        description="In place of `destination`: several, each by a name of its own, all from one "
-        "slot.",
+        description="Instead of `destination`: several, each with a name, all from one slot.",
     )
     fan_out: FanOutConfig = FanOutConfig()
     shards: dict[str, ShardConfig] = Field(
         {},
-        description="Further streams, each by a name of its own, with a publication and a slot "
-        "each, into the same destination; the tables of `source.publication` stay in the first.",
+        description="Further streams into the same destination, each with a name, a publication "
+        "and a slot; the tables of `source.publication` stay in the first.",
     )
     memory: MemoryConfig = MemoryConfig()
     batch: BatchConfig = BatchConfig()
@@ -91,14 +90,14 @@ class PipelineConfig(Section):
     retry: RetryConfig = RetryConfig()
     on_lost_slot: Literal["stop", "repair", "recopy"] = Field(
         "stop",
-        description="What a start does once Postgres has removed WAL that the pipeline's slot "
-        "needs: it stops; or makes another slot, and compares every table with the source and "
-        "replaces the rows that differ (`repair`), or copies every table again (`recopy`).",
+        description="What a start does after Postgres has removed WAL that the slot needs: stop; "
+        "or create another slot, and either compare every table with the source and replace the "
+        "rows that differ (`repair`), or copy every table again (`recopy`).",
     )
     partitions_removed: Literal["keep", "delete"] = Field(
         "keep",
-        description="What becomes of the rows of a partition that was detached, dropped or "
-        "truncated, where its table is published through the partition root.",
+        description="What happens to the rows of a partition that was detached, dropped or "
+        "truncated, if its table is published through the partition root.",
     )
     mode: TableMode = Field(
         "mirror",
@@ -115,10 +114,10 @@ class PipelineConfig(Section):
     )
     odd_values: Annotated[OddPolicy, OrNull] = Field(
         "null",
-        description="What becomes of a value that its column's type can't hold: null, the nearest "
-        "value that it holds, or the end of the table's replication. Under `text`, columns of "
-        "types that have such values are text at the destination, and under `quarantine` rows with "
-        "such a value are kept apart from their table, both from the next copy on.",
+        description="What happens to a value that its column's type can't hold: null, the nearest "
+        "value (`clamp`), or the table stops (`fail`). With `text`, columns of types that have "
+        "such values are text at the destination; with `quarantine`, rows with such a value are "
+        "kept in a table of their own; both from the next copy on.",
     )
     numeric: Numeric = Field(
         "text",

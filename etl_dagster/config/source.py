@@ -29,7 +29,7 @@ class SourceConfig(Section):
         None, description="A libpq URI or key/value string; may hold the password."
     )
     host: str | None = Field(None, description="A name, an address, or a socket's folder.")
-    port: int | None = Field(None, ge=1, le=65535, description="5432 unless given.")
+    port: int | None = Field(None, ge=1, le=65535, description="By default 5432.")
     user: str | None = Field(None, description="Needs REPLICATION, and SELECT on the tables.")
     password: SecretStr | None = Field(None, description="Better from the environment.")
     database: str | None = Field(None, description="Where the publication is.")

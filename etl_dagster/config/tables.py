@@ -77,10 +77,10 @@ class ColumnConfig(_MergedSection):
     numeric: Numeric | None = Field(None, description="As for the pipeline, for this column.")
     name: str | None = Field(None, min_length=1, description="The name at the destination.")
     cast: TypeName | None = Field(
-        None, description="A type that the values are read as, such as `text` or `bigint`."
+        None, description="Another type for the values, such as `text` or `bigint`."
     )
     mask: MaskSetting | None = Field(
-        None, description="What stands in place of the values, which the destination never gets."
+        None, description="What replaces the values, which the destination never gets."
     )
 
     @property
@@ -105,7 +105,7 @@ class TableConfig(_MergedSection):
     include: list[str] | None = Field(
         None, description="The columns that the destination has, or patterns; by default all."
     )
-    exclude: list[str] = Field([], description="Columns that it has not, or patterns.")
+    exclude: list[str] = Field([], description="Columns to leave out, or patterns.")
     columns: dict[str, ColumnConfig] = Field(
         {}, description="Settings by column name, or by pattern."
     )
@@ -113,10 +113,10 @@ class TableConfig(_MergedSection):
         None, description="A condition as in SQL; the destination has only rows that meet it."
     )
     add: dict[str, AddSetting] = Field(
-        {}, description="Columns that hold the same in every row, with their values."
+        {}, description="Columns with the same value in every row, and their values."
     )
     hook: FunctionName | None = Field(
-        None, description="A function `package.module:name` that the rows pass last."
+        None, description="A function `package.module:name` that is applied to the rows last."
     )
     hook_adds: dict[str, TypeName] = Field(
         {}, description="Columns that the function adds, with their types."

@@ -36,8 +36,8 @@ class DuckLakeDestinationConfig(DestinationConfig):
         1000,
         ge=0,
         le=1_000_000,
-        description="So many rows of one write, at most, are kept in the catalog until they are "
-        "flushed; more go to a Parquet file.",
+        description="A write of at most this many rows stays in the catalog until it is flushed; a "
+        "larger one goes to a Parquet file.",
     )
     memory_limit: MemoryLimit = Field("512MB", description="For DuckDB's buffers.")
     lock_timeout_s: float = Field(
