@@ -154,7 +154,7 @@ fuel = meltano_assets(
 def positions(meltano_state: MeltanoStateResource) -> MaterializeResult[Any]:
     states = {id_: meltano_state.get(id_) for id_ in sorted(meltano_state.list(f"{ENVIRONMENT}:*"))}
     rows = [
-        {"state ID": state_id, "stream": stream, "position": _in_short(position)}
+        {"state ID": state_id, "position": _in_short(stream, position)}
         for state_id, state in states.items()
         for stream, position in _bookmarks(state).items()
     ]
@@ -172,10 +172,10 @@ def _bookmarks(state: Any) -> dict[str, Any]:
     return found
 
 
-def _in_short(position: dict[str, Any]) -> str:
+def _in_short(stream: str, position: dict[str, Any]) -> str:
     """The position alone: Dagster shows a table of fewer than 1,000 characters without a click."""
     if "replication_key" in position:
-        return f"{position['replication_key']} {position.get('replication_key_value')}"
+        return f"{stream} up to {position.get('replication_key_value')}"
     return f"{position.get('phase')} at {position.get('commit_lsn')}"
 
 
