@@ -128,3 +128,21 @@ def test_a_wait_that_takes_too_long_or_for_no_process_fails() -> None:
     done = shop.repair()
     assert "no process runs the pipeline" in (done.failure or "")
     assert done.left == ["public.orders"]
+
+
+def test_tables_that_could_not_be_compared_are_named() -> None:
+    """A run that succeeds must not look as if it had compared them."""
+    found = ComparedTable("public.orders", 1, None, "Not compared: it is not streamed now (init).")
+    done = Shop(found).repair()
+
+    assert done.failure is None
+    assert done.facts["not_compared"] == ["public.orders"]
+
+
+def test_the_log_of_the_repair_does_not_advise_to_run_the_repair() -> None:
+    advice = "The rows differ.\n\nWhat to do: Run the pipeline's repair job."
+    shop = Shop(ComparedTable("public.orders", 1, FOUND, advice))
+    shop.answers({1: BY_RANGES})
+    shop.repair()
+
+    assert shop.lines[0] == "public.orders: The rows differ."

@@ -39,6 +39,8 @@ class Repaired:
 
     differing: list[ComparedTable] = field(default_factory=list)
     unsettled: list[str] = field(default_factory=list)
+    #: Tables of which nothing is known: not streamed now, or of a kind that can't be compared.
+    not_compared: list[str] = field(default_factory=list)
     #: By table, of the repairs that were waited for.
     outcomes: dict[str, RepairOutcome] = field(default_factory=dict)
     #: Repairs that were asked for and not seen to end.
@@ -52,6 +54,7 @@ class Repaired:
         facts: dict[str, Any] = {
             "differing": [each.name for each in self.differing],
             "unsettled": self.unsettled,
+            "not_compared": self.not_compared,
             "not_waited_for": self.left,
         }
         if self.differing:
@@ -115,7 +118,9 @@ def repair(
     requests: dict[TableId, str] = {}
     name_of: dict[TableId, str] = {}
     for compared in compare(resource, names):
-        tell(f"{compared.name}: {compared.words}")
+        # Without the advice to run this job.
+        words = compared.words.partition("\n\n")[0] if compared.is_different else compared.words
+        tell(f"{compared.name}: {words}")
         if compared.is_different:
             done.differing.append(compared)
             if not dry_run:
@@ -123,7 +128,9 @@ def repair(
                     ask_for_copies(store, [compared.table_id])
                     requests |= request_repairs(store, [compared.table_id])
                 name_of[compared.table_id] = compared.name
-        elif compared.found is not None and not compared.is_equal:
+        elif compared.found is None:
+            done.not_compared.append(compared.name)
+        elif not compared.is_equal:
             done.unsettled.append(compared.name)
     failures: list[str] = []
     if requests:
