@@ -464,7 +464,8 @@ def test_a_pipeline_that_fails_while_it_runs_ends_with_1(shop: Shop) -> None:
 def test_a_table_that_cannot_be_copied_ends_the_run_with_1_and_the_others_are_there(
     shop: Shop,
 ) -> None:
-    value = make_secret()
+    # Not a marked secret: the source has it, and so has the log of its server.
+    value = "red herring"
     shop.database.execute(
         "create table ratios (x int primary key); insert into ratios values (0)",
         "create table notes (x int primary key, note text)",
