@@ -116,17 +116,21 @@ def _evaluated(condition: Condition, values: _Values) -> Any:
 
 
 def _compared(column: ColumnSchema, array: Any, sign: str, literal: str) -> Any:
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     compute: Any = pc
     if _is_any_numeric(column):
         return _by_distinct_value(array, _number_test(sign, _order(literal)))
     scalar = _literal(plain(column), literal)
-    result = getattr(compute, _COMPUTED[sign])(array, scalar)
-    if _oid(column) in (oids.FLOAT4, oids.FLOAT8) and sign in (">", ">=", "<>"):
-        # To Postgres NaN is larger than every number.
-        result = compute.or_kleene(result, compute.is_nan(array))
-    return result
+    if _oid(column) in (oids.FLOAT4, oids.FLOAT8):
+        # To Postgres, NaN is equal to itself and larger than every number.
+        is_nan = compute.is_nan(array)
+        if compute.is_nan(scalar).as_py():
+            array, scalar = is_nan, pa.scalar(True)
+        elif sign in (">", ">=", "<>"):
+            return compute.or_kleene(getattr(compute, _COMPUTED[sign])(array, scalar), is_nan)
+    return getattr(compute, _COMPUTED[sign])(array, scalar)
 
 
 def _by_distinct_value(array: Any, test: Callable[[str], bool]) -> Any:

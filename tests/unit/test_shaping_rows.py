@@ -33,6 +33,7 @@ from etl_dagster.shaping.rows import Shaper
 from etl_dagster.testing.changes import (
     BOOL,
     DATE,
+    FLOAT8,
     INT4,
     NUMERIC,
     TEXT,
@@ -475,6 +476,27 @@ def test_numbers_without_bounds_are_compared_as_numbers() -> None:
     found = RowFilter("amount > 9.5", PEOPLE).matches(rows)
 
     assert found.tolist() == [False, True, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("sign", "expected"),
+    [
+        ("=", [False, True, False, False]),
+        ("<>", [True, False, False, True]),
+        ("<", [True, False, False, True]),
+        ("<=", [True, True, False, True]),
+        (">", [False, False, False, False]),
+        (">=", [False, True, False, False]),
+    ],
+)
+def test_not_a_number_is_equal_to_itself_and_the_largest(sign: str, expected: list[bool]) -> None:
+    """As to Postgres, where `ratio <> 'NaN'` is how such values are left out."""
+    ratio = column("ratio", FLOAT8, 6, type_name="double precision")
+    schema = replace(PEOPLE, columns=(*PEOPLE.columns, ratio))
+    values = [1.0, float("nan"), None, float("inf")]
+    rows = arrow_rows(schema, [{"id": i, "ratio": value} for i, value in enumerate(values)])
+
+    assert RowFilter(f"ratio {sign} 'NaN'", schema).matches(rows).tolist() == expected
 
 
 # -- hooks ---------------------------------------------------------------------------------------
