@@ -129,7 +129,7 @@ def assert_refused(config: PipelineConfig, kind: type[EtlError], match: str) -> 
     with pytest.raises(kind, match=match) as refused:
         catch_up(config)
     assert "etl-dagster reset --all" in refused.value.solution
-    assert ("etl-dagster repair --all" in refused.value.solution) != (kind is SourceReplaced)
+    assert "etl-dagster repair --all" in refused.value.solution
 
 
 def assert_repaired(cluster: Cluster, config: PipelineConfig, file: Path) -> None:

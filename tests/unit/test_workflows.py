@@ -82,5 +82,5 @@ def test_every_postgres_that_is_claimed_has_a_job() -> None:
     versions = jobs()["postgres"]["strategy"]["matrix"]["postgres"]
     page = (_REPOSITORY / "docs/guides/your-postgres.md").read_text("utf-8")
 
-    assert f"PostgreSQL {versions[0]} to {versions[-1]} is what the tests run on" in page
+    assert f"servers of our own, PostgreSQL {versions[0]} to {versions[-1]}." in page
     assert versions == list(range(versions[0], versions[-1] + 1))
