@@ -23,6 +23,9 @@ class Turns:
         self._changed = threading.Condition()
         self._threads: dict[str, threading.Thread] = {}
         self._names: dict[int, str] = {}
+        #: Actors whose work is over. Their threads may live a moment longer; a turn given to one of
+        #: them would never come back.
+        self._ended: set[str] = set()
         #: Whose turn it is; None: the test's.
         self._turn: str | None = None
         self._is_over = False
@@ -45,6 +48,7 @@ class Turns:
             finally:
                 with self._changed:
                     self._names.pop(threading.get_ident())
+                    self._ended.add(name)
                     if self._turn == name:
                         self._turn = None
                     self._changed.notify_all()
@@ -55,12 +59,13 @@ class Turns:
         thread.start()
         self._await_turn(None, f"{name} to pause")
 
-    def is_alive(self, name: str) -> bool:
-        return self._threads[name].is_alive()
+    def has_ended(self, name: str) -> bool:
+        with self._changed:
+            return name in self._ended
 
     def go_on(self, name: str) -> None:
         """Let an actor run to its next pause, or to its end; raises what it failed with."""
-        if not self.is_alive(name):
+        if self.has_ended(name):
             return
         self.on_turn()
         with self._changed:

@@ -23,7 +23,7 @@ PATIENT = replace(
 
 
 class Worker:
-    """Ends once it is given up, or has written, or never."""
+    """Ends once it is given up, or has written; one that heeds nothing ends with the test."""
 
     def __init__(self, *, is_writing: bool = False, heeds: bool = True) -> None:
         self.end = threading.Event()
@@ -35,7 +35,7 @@ class Worker:
 
     @property
     def is_writing(self) -> bool:
-        if self._is_writing:
+        if self._is_writing and self._heeds:
             # What it writes is written a moment later.
             self.end.set()
         return self._is_writing
