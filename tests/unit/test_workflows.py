@@ -55,6 +55,16 @@ def test_tests_that_a_job_names_are_there() -> None:
     ] == []
 
 
+def test_every_action_is_pinned_by_commit_and_says_its_version() -> None:
+    """A tag can be moved to other code; Dependabot raises both."""
+    text = (_REPOSITORY / ".github/workflows/ci.yml").read_text("utf-8")
+    used = re.findall(r"uses: (.*)", text)
+
+    assert len(used) == sum("uses" in step for job in jobs().values() for step in job["steps"])
+    pinned = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert [line for line in used if not pinned.fullmatch(line)] == []
+
+
 def test_ci_run_calls_targets_that_exist() -> None:
     script = (_REPOSITORY / ".ci/run").read_text("utf-8")
     lines = re.findall(r"^(?:\w+=\S+ |exec )?make (.+)$", script, re.MULTILINE)
