@@ -1,4 +1,4 @@
-"""Lets a thread that waits for the server be told to stop."""
+"""Ends waits for a server: when a stop is asked for, or when it does not answer."""
 
 from __future__ import annotations
 
@@ -115,6 +115,37 @@ def unless_stopped(work: Callable[[], T], stop: threading.Event, *, after_s: flo
                 deadline = now + after_s
             if now >= deadline:
                 raise Abandoned from None
+
+
+@contextmanager
+def answered_within(connection: psycopg.Connection[Any], limit_s: float) -> Iterator[None]:
+    """End the connection when the block takes longer, and have it raise psycopg's error.
+
+    TCP notices a server that is gone. It does not notice one behind a proxy or a pooler, which
+    still answers for itself and holds what is sent.
+
+    Args:
+        limit_s: more than the server itself may take, for example for a lock.
+    """
+    is_late = threading.Event()
+
+    def end() -> None:
+        is_late.set()
+        cut(connection)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except psycopg.Error as error:
+        if is_late.is_set():
+            raise psycopg.OperationalError(
+                f"the server accepts connections, but gave no answer for {limit_s:g} s"
+            ) from error
+        raise
+    finally:
+        timer.cancel()
 
 
 def cut(connection: psycopg.Connection[Any]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg
 
+from etl_dagster.pg.cancelling import answered_within
 from etl_dagster.pg.dsn import Dsn
 from etl_dagster.pg.settings import as_options, pin_newer, pin_session
 
@@ -54,12 +56,16 @@ def connect_pinned(conninfo: str, *, autocommit: bool = True) -> psycopg.Connect
     return connection
 
 
-def connect_shared(dsn: Dsn, settings: Mapping[str, str] | None = None) -> tuple[Connection, bool]:
+def connect_shared(
+    dsn: Dsn, settings: Mapping[str, str] | None = None, *, limit_s: float | None = None
+) -> tuple[Connection, bool]:
     """A connection in autocommit that may lead through a pooler.
 
     Args:
         settings: to be pinned; by default all. A session that isn't the connection's own is left
             as it is: `settings.pin_transaction` pins them for a transaction.
+        limit_s: how long the server may take to answer, after the connection is made. A pooler
+            accepts one also while its server is away.
 
     Returns:
         The connection, and whether its session is known to be its own.
@@ -74,8 +80,10 @@ def connect_shared(dsn: Dsn, settings: Mapping[str, str] | None = None) -> tuple
         # was prepared on the one before.
         prepare_threshold=None,
     )
+    limit = contextlib.nullcontext() if limit_s is None else answered_within(connection, limit_s)
     try:
-        return connection, pin_session(connection, settings)
+        with limit:
+            return connection, pin_session(connection, settings)
     except BaseException:
         connection.close()
         raise

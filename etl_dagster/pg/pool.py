@@ -48,6 +48,10 @@ class Pool:
         give_up_after_s: how long work is tried again, and a free connection waited for.
         retried: failures after which work is tried again.
         works: whether a connection that was idle still does.
+        is_patient: whether also the first connection of all is tried again. Without it that is
+            tried once: a wrong host is reported at once.
+        on_away: called with the caller's error when no connection can be made, and another try
+            follows; once for each piece of work.
         clock: seconds that only grow.
         sleep: waits for so many seconds.
     """
@@ -62,6 +66,8 @@ class Pool:
         give_up_after_s: float,
         retried: Collection[Failure] = SOON_OVER,
         works: Callable[[Connection], bool] | None = None,
+        is_patient: Callable[[], bool] = lambda: False,
+        on_away: Callable[[EtlError], object] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
@@ -72,6 +78,8 @@ class Pool:
         self._give_up_after_s = give_up_after_s
         self._retried = retried
         self._works = works or does_work
+        self._is_patient = is_patient
+        self._on_away = on_away
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -91,8 +99,6 @@ class Pool:
     ) -> T:
         """Do the work; when the connection breaks, do it again over another one.
 
-        The first connection of all is tried once: a wrong host is reported at once.
-
         Args:
             work: may be done twice, also when it was done and only the answer got lost. Work that
                 isn't repeatable is only done again when it was not begun, or was rolled back.
@@ -107,8 +113,9 @@ class Pool:
             give_up_after_s=self._give_up_after_s,
             clock=self._clock,
         )
+        is_told = False
         while True:
-            was_connected, is_begun = self._was_connected, False
+            was_connected, is_begun = self._was_connected or self._is_patient(), False
             try:
                 with self.borrow(is_checked=not is_repeatable) as connection:
                     is_begun = True
@@ -123,6 +130,9 @@ class Pool:
                     may_repeat = was_connected
                 if failure not in self._retried or not may_repeat or pauses.is_exhausted:
                     raise self._translate(error) from None
+                if not is_begun and not is_told:
+                    is_told = True
+                    self._on_away(self._translate(error))
             self._sleep(pauses.next_delay_s())
 
     def connect(self) -> Connection:

@@ -301,6 +301,20 @@ def test_a_run_that_lost_its_lease_notices(
             lease.require_held()
 
 
+def test_a_run_lease_that_cannot_be_released_does_not_hide_what_the_run_did(
+    storage: StateStorage, newest_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run() -> None:
+        with storage.run_lease("a"):
+            newest_database.execute("DROP TABLE meltano_state_locks")
+            raise ValueError("of the run")
+
+    with pytest.raises(ValueError, match="of the run"):
+        run()
+    assert "the run lease of 'a' could not be released" in caplog.text
+    assert "ends by itself within 60 s" in caplog.text
+
+
 @needs_pgbouncer
 def test_everything_works_behind_a_pooler_in_transaction_mode(
     newest_database: Database,

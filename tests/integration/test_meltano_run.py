@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from psycopg.conninfo import conninfo_to_dict
 from etl_dagster.integrations.meltano.states.storage import StateStorage
 from tests.support.database import Database
 from tests.support.meltano import MeltanoProject, open_storage, role, state_uri
-from tests.support.waiting import PATIENCE_S
+from tests.support.proxy import Proxy
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -109,12 +111,30 @@ def loaded(folder: Path) -> list[int]:
     return [json.loads(line)["id"] for file in files for line in file.read_text().splitlines()]
 
 
-def test_a_run_goes_on_when_the_connection_to_its_state_is_cut(
+def test_a_run_waits_for_its_state_whenever_that_is_away(
     newest_database: Database, storage: StateStorage, tmp_path: Path
 ) -> None:
+    """Meltano makes a backend to read and another to write; the first connection of each waits."""
     project = step_by_step(newest_database, tmp_path)
-    running = project.start("--environment=dev", "run", "tap-steps", "target-echo")
-    try:
+    first = tmp_path / "begin"
+    first.unlink()
+    with Proxy(newest_database.dsn) as proxy, ExitStack() as stack:
+        uri = state_uri(newest_database, port=conninfo_to_dict(proxy.dsn)["port"])
+        behind = project.with_environ(MELTANO_STATE_BACKEND_URI=uri)
+        proxy.refuse()
+        running = behind.start("--environment=dev", "run", "tap-steps", "target-echo")
+        stack.callback(running.kill)
+        wait_until(lambda: proxy.refused > 0)
+        proxy.flow()
+
+        # The tap begins when the state was read.
+        wait_until((tmp_path / "started").exists)
+        proxy.refuse()
+        refused = proxy.refused
+        first.touch()
+        wait_until(lambda: proxy.refused > refused)
+        proxy.flow()
+
         wait_for_step(storage, 1)
         newest_database.query(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
@@ -123,10 +143,10 @@ def test_a_run_goes_on_when_the_connection_to_its_state_is_cut(
         )
         (tmp_path / "go_on").touch()
         stdout, stderr = running.communicate(timeout=PATIENCE_S)
-    finally:
-        running.kill()
-    assert running.returncode == 0, stdout + stderr
+    said = stdout + stderr
+    assert running.returncode == 0, said
     assert step(storage) == 3
+    assert said.count("trying again for up to 20 s") == 2, said
 
 
 def test_a_run_that_is_killed_leaves_its_state_and_blocks_no_one(
@@ -179,9 +199,10 @@ def step_by_step(database: Database, folder: Path) -> MeltanoProject:
         "tap-steps",
         "tap_step_by_step.py",
         capabilities=["state"],
-        settings=[{"name": "go_on"}],
-        config={"go_on": str(folder / "go_on")},
+        settings=[{"name": "folder"}],
+        config={"folder": str(folder)},
     )
+    (folder / "begin").touch()
     plugins = {"extractors": [tap], "loaders": [plugin("target-echo", "target_echo.py")]}
     return MeltanoProject.create(folder / "project", state_uri(database), plugins=plugins)
 

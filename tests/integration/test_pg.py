@@ -17,6 +17,7 @@ from etl_dagster.errors import EtlError, SourceAuthenticationFailed, StoreError
 from etl_dagster.pg import migrate
 from etl_dagster.pg.advisory import lock_key
 from etl_dagster.pg.blocking import fetch_blockers
+from etl_dagster.pg.cancelling import answered_within
 from etl_dagster.pg.connection import Connection, connect_shared
 from etl_dagster.pg.dsn import Dsn
 from etl_dagster.pg.failures import Failure, failure_of
@@ -26,6 +27,7 @@ from etl_dagster.source.copy import CopyConnection
 from etl_dagster.stores.postgres.migrate import STORE
 from tests.support.database import Database
 from tests.support.leaks import PASSWORD, make_secret
+from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
 SECRET = make_secret("geheim")
@@ -114,6 +116,21 @@ def test_work_is_done_again_when_an_idle_connection_had_ended(newest_database: D
         assert done[0] == before
         assert len(done) == 2
         assert len(slept) == 1
+
+
+def test_a_server_that_holds_what_it_is_asked_is_given_up(newest_database: Database) -> None:
+    """TCP notices nothing: the proxy in between is alive."""
+    with Proxy(newest_database.dsn) as proxy, psycopg.connect(proxy.dsn) as connection:
+        with answered_within(connection, 30):
+            connection.execute("select 1")
+        proxy.stall()
+        with (
+            pytest.raises(psycopg.OperationalError, match="gave no answer for 0") as held,
+            answered_within(connection, 0.1),
+        ):
+            connection.execute("select 1")
+        assert failure_of(held.value) is Failure.LOST
+        assert connection.closed
 
 
 def test_work_that_may_be_done_once_gets_a_connection_that_works(

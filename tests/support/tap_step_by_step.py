@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""A Singer tap of three records; before the second it waits until it is told to continue.
+"""A Singer tap of three records; before the first and the second it waits to be told to continue.
 
-Its configuration (``go_on``) names the file to wait for.
+Its configuration (``folder``) names where it looks for ``begin`` and ``go_on``, and leaves
+``started``.
 """
 
 import json
@@ -19,12 +20,15 @@ if __name__ == "__main__":
     if "--discover" in arguments:
         print(json.dumps({"streams": []}))
         sys.exit()
-    go_on = Path(json.loads(Path(arguments[arguments.index("--config") + 1]).read_text())["go_on"])
+    settings = json.loads(Path(arguments[arguments.index("--config") + 1]).read_text())
+    folder = Path(settings["folder"])
+    gates = {1: folder / "begin", 2: folder / "go_on"}
+    (folder / "started").touch()
     properties = {"id": {"type": "integer"}}
     say(type="SCHEMA", stream="steps", schema={"properties": properties}, key_properties=["id"])
     deadline = time.monotonic() + 60
     for step in (1, 2, 3):
-        while step == 2 and not go_on.exists():
+        while step in gates and not gates[step].exists():
             if time.monotonic() > deadline:
                 sys.exit("it was not told to continue")
             time.sleep(0.02)

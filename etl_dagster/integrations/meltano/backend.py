@@ -95,7 +95,8 @@ class PostgresStateBackend(StateStoreManager):
 
     def get(self, state_id: str) -> MeltanoState | None:
         """The state, as new objects; empty halves are ``{}``."""
-        with _meltano_errors():
+        # Before a run, Meltano logs the reason alone.
+        with _meltano_errors(is_reason_alone=_current_run_id() is not None):
             if _current_run_id() is not None and not self._may_write:
                 # A run whose state can't be written should fail before it loads anything: when the
                 # write fails, Meltano may end the run all the same as if nothing had happened.
@@ -245,8 +246,12 @@ def _spare_the_traceback(error: PostgresStateError) -> None:
 
 
 @contextlib.contextmanager
-def _meltano_errors() -> Iterator[None]:
-    """Our errors as Meltano's. Errors of a caller's block pass as they are."""
+def _meltano_errors(*, is_reason_alone: bool = False) -> Iterator[None]:
+    """Our errors as Meltano's. Errors of a caller's block pass as they are.
+
+    Args:
+        is_reason_alone: whether the reason must say, too, what to do.
+    """
     try:
         yield
     except StateStorageError as error:
@@ -258,4 +263,7 @@ def _meltano_errors() -> Iterator[None]:
         elif isinstance(error, StateLocked):
             kind = PostgresStateLockedError
         # Meltano puts full stops behind them. The cause would only say the same again.
-        raise kind(error.reason.rstrip("."), error.solution.rstrip(".")) from None
+        reason, solution = error.reason.rstrip("."), error.solution.rstrip(".")
+        if is_reason_alone:
+            raise kind(f"{reason}. {solution}") from None
+        raise kind(reason, solution) from None

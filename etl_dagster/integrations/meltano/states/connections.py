@@ -6,8 +6,15 @@ relies on the session, so a pooler in transaction mode may be in between.
 
 from __future__ import annotations
 
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
 import psycopg
 
+from etl_dagster.errors import EtlError
 from etl_dagster.integrations.meltano.states.errors import (
     StateLocked,
     StateNotStorable,
@@ -18,16 +25,26 @@ from etl_dagster.integrations.meltano.states.errors import (
     StateTablesMissing,
 )
 from etl_dagster.integrations.meltano.states.uri import StateLocation
-from etl_dagster.pg.connection import connect_shared
+from etl_dagster.pg.cancelling import answered_within
+from etl_dagster.pg.connection import Connection, connect_shared
 from etl_dagster.pg.failures import Failure, derive
 from etl_dagster.pg.pool import Pool
 from etl_dagster.pg.settings import PINNED
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 #: Timeouts of the role and of the URI hold, and so does a database that is read only on purpose.
 _SESSION = {
     name: value for name, value in PINNED.items() if name != "default_transaction_read_only"
 } | {"idle_session_timeout": "0"}
+#: A connection that breaks is made again for so long.
 _GIVE_UP_AFTER_S = 20.0
+#: So long an answer may take, besides what the server may wait for a lock.
+_ANSWER_S = 20.0
+#: The same for what people ask of all states at once, which may be gigabytes.
+BULK_S = 3600.0
 #: So many are kept for the next use; more are made when threads need them, and closed.
 _KEPT = 4
 
@@ -36,16 +53,63 @@ class StateConnections(Pool):
     """To one location, in autocommit.
 
     Work may be done twice: also when it was done, and only the answer got lost.
+
+    Args:
+        lock_wait_s: how long the server may wait for a lock in one piece of work.
+        is_run: whether this is for a run. No person waits for it, and Meltano makes several
+            backends for one run: the first connection of each is tried again like any other.
     """
 
-    def __init__(self, location: StateLocation) -> None:
+    def __init__(
+        self,
+        location: StateLocation,
+        *,
+        lock_wait_s: float = 0.0,
+        is_run: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._location = location
+        #: A statement that takes longer has no server any more that would answer it.
+        self.answer_s = lock_wait_s + _ANSWER_S
+        self._is_run = is_run
         super().__init__(
-            lambda: connect_shared(location.dsn, _SESSION)[0],
+            lambda: connect_shared(location.dsn, _SESSION, limit_s=_ANSWER_S)[0],
             self.translate,
             kept=_KEPT,
             give_up_after_s=_GIVE_UP_AFTER_S,
+            is_patient=is_run,
+            on_away=_report_away,
         )
+
+    def run(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        is_repeatable: bool = True,
+        untranslated: type[psycopg.Error] | tuple[type[psycopg.Error], ...] = (),
+        answer_s: float | None = None,
+    ) -> T:
+        """Do the work; when the connection breaks, do it again over another one.
+
+        Args:
+            answer_s: how long it may take altogether, where that is not `self.answer_s`.
+
+        Raises:
+            StateStorageError: as translated.
+        """
+        limited = functools.partial(_limited, work, answer_s or self.answer_s)
+        began = time.monotonic()
+        try:
+            return super().run(limited, is_repeatable=is_repeatable, untranslated=untranslated)
+        except StateStorageUnreachable as error:
+            waited_s = time.monotonic() - began
+            if waited_s < 1:
+                raise
+            solution = "Check that the server of state_backend.uri is up and can be reached."
+            if self._is_run():
+                solution += " Then run it again: it continues from the last state that was written."
+            raise StateStorageUnreachable(
+                f"{error.reason.rstrip('.')} (tried for {waited_s:.0f} s)", solution=solution
+            ) from None
 
     def translate(self, error: psycopg.Error) -> StateStorageError:
         """The error in our own vocabulary, without the password."""
@@ -110,3 +174,12 @@ class StateConnections(Pool):
                     solution="Make room on the server's disk, and repeat it.",
                 )
         return StateStorageError(f"{where} failed: {message}")
+
+
+def _limited(work: Callable[[Connection], T], answer_s: float, connection: Connection) -> T:
+    with answered_within(connection, answer_s):
+        return work(connection)
+
+
+def _report_away(error: EtlError) -> None:
+    _log.warning("%s; trying again for up to %g s", error.reason, _GIVE_UP_AFTER_S)

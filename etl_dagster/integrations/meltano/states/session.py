@@ -26,6 +26,7 @@ from etl_dagster.integrations.meltano.states.writing import (
     Writing,
     send,
 )
+from etl_dagster.pg.cancelling import answered_within
 from etl_dagster.pg.connection import Connection
 from etl_dagster.pg.failures import failure_of
 
@@ -94,9 +95,16 @@ class StateSession:
             return
         self._check_answers()
 
-    def abandon(self) -> None:
-        """Undo what was written, and release."""
+    def abandon(self, *, is_released: bool) -> None:
+        """Undo what was written.
+
+        Args:
+            is_released: False where the server is away, and to release would only wait once more.
+        """
         self._roll_back()
+        if not is_released:
+            self._locks.forget(self.lease)
+            return
         with contextlib.suppress(StateStorageError):  # it expires by itself
             self._locks.release(self.lease)
 
@@ -138,7 +146,7 @@ class StateSession:
             first = [BEGIN, *self._writing.begin(state_id, self.lease)]
             if self._seen is not None or self._answers:
                 mark = self._writing.mark(state_id)
-                self._compare(send(self._connection, *first, mark)[-1])
+                self._compare(self._ask(self._connection, *first, mark)[-1])
                 first = []
             self._answers.clear()
         waiting = [
@@ -149,9 +157,13 @@ class StateSession:
         ]
         if not waiting and not more:
             return []
-        rows = send(self._connection, *first, *waiting, *more)[len(first) :]
+        rows = self._ask(self._connection, *first, *waiting, *more)[len(first) :]
         self._answers.extend(rows[: len(waiting)])
         return rows[len(waiting) :]
+
+    def _ask(self, connection: Connection, *statements: Statement) -> list[Answer]:
+        with answered_within(connection, self._writing.connections.answer_s):
+            return send(connection, *statements)
 
     def _compare(self, mark: Answer) -> None:
         """Over a new connection: is the state as we saw it, or was our commit done after all?"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,10 +11,12 @@ from datetime import datetime
 from typing import Any, LiteralString, TypeVar
 
 from etl_dagster.integrations.meltano.states import records, statements
-from etl_dagster.integrations.meltano.states.connections import StateConnections
+from etl_dagster.integrations.meltano.states.connections import BULK_S, StateConnections
 from etl_dagster.integrations.meltano.states.errors import (
     StateChanged,
+    StateStorageError,
     StateStorageForbidden,
+    StateStorageUnreachable,
     StateUriError,
     StateVersionMissing,
 )
@@ -35,7 +38,6 @@ from etl_dagster.integrations.meltano.states.statements import filled
 from etl_dagster.integrations.meltano.states.tables import StateTables
 from etl_dagster.integrations.meltano.states.uri import SETTINGS, StateLocation, locate
 from etl_dagster.integrations.meltano.states.writing import Write, Writing
-from etl_dagster.pg.connection import Connection
 
 __all__ = [
     "Difference",
@@ -53,6 +55,10 @@ __all__ = [
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
+#: Migrations wait a minute for other transactions' locks.
+_MIGRATION_S = 90.0
 #: Postgres cuts longer names off; ours get a suffix.
 _LONGEST_NAME = 63 - len("_before_etl_dagster")
 
@@ -89,7 +95,9 @@ class StateStorage:
         self.tables = StateTables(location.schema, state_table, locks_table)
         self.options = options or StorageOptions()
         tell_run = run_id if callable(run_id) else lambda: run_id
-        self._connections = StateConnections(location)
+        self._connections = StateConnections(
+            location, lock_wait_s=self.options.wait_s, is_run=lambda: tell_run() is not None
+        )
         self._locks = Locks(self._connections, self.tables, tell_run)
         self._writing = Writing(
             self._connections, self.tables, self.options, writer=writer, run_id=tell_run
@@ -131,7 +139,8 @@ class StateStorage:
                 self.tables,
                 create=self.options.create_tables,
                 create_schema=self.options.create_schema,
-            )
+            ),
+            answer_s=_MIGRATION_S,
         )
         self._is_ready = True
         return count
@@ -190,9 +199,9 @@ class StateStorage:
         matches, prefix = matcher(pattern), literal_prefix(pattern).replace("\0", "")
         if matches is not None and not prefix:
             # States may be large: only those are fetched that are wanted.
-            rows = self._rows(statements.GET_SOME, [self.list_ids(pattern)])
+            rows = self._rows(statements.GET_SOME, [self.list_ids(pattern)], answer_s=BULK_S)
         else:
-            rows = self._rows(statements.GET_ALL, [prefix])
+            rows = self._rows(statements.GET_ALL, [prefix], answer_s=BULK_S)
         return [StoredState(*row) for row in rows if matches is None or matches(row[0])]
 
     # -- writing ---------------------------------------------------------------------------------
@@ -360,8 +369,8 @@ class StateStorage:
         self._by_id()[state_id] = session
         try:
             yield lease
-        except BaseException:
-            session.abandon()
+        except BaseException as error:
+            session.abandon(is_released=not isinstance(error, StateStorageUnreachable))
             raise
         else:
             session.finish()
@@ -393,7 +402,16 @@ class StateStorage:
         try:
             yield lease
         finally:
-            self._locks.release(lease)
+            try:
+                self._locks.release(lease)
+            except StateStorageError as error:
+                # What the block did, or raised, counts; the lease ends without us.
+                _log.warning(
+                    "the run lease of %r could not be released, and ends by itself within %g s: %s",
+                    state_id,
+                    lease.lease_s,
+                    error.reason,
+                )
 
     def locks(self) -> list[LockRow]:
         """All locks and run leases, the oldest first."""
@@ -447,12 +465,15 @@ class StateStorage:
         if not self._is_ready:
             self.migrate()
 
-    def _run(self, work: Callable[[Connection], T]) -> T:
-        self._ready()
-        return self._connections.run(work)
-
     def _rows(
-        self, text: LiteralString, parameters: Mapping[str, Any] | Sequence[Any]
+        self,
+        text: LiteralString,
+        parameters: Mapping[str, Any] | Sequence[Any],
+        *,
+        answer_s: float | None = None,
     ) -> list[tuple[Any, ...]]:
         query = filled(text, self.tables)
-        return self._run(lambda c: c.execute(query, parameters).fetchall())
+        self._ready()
+        return self._connections.run(
+            lambda c: c.execute(query, parameters).fetchall(), answer_s=answer_s
+        )

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import errors
 
 from etl_dagster.integrations.meltano.states import statements
-from etl_dagster.integrations.meltano.states.connections import StateConnections
+from etl_dagster.integrations.meltano.states.connections import BULK_S, StateConnections
 from etl_dagster.integrations.meltano.states.errors import StateLocked
 from etl_dagster.integrations.meltano.states.locks import StateLease, own_name
 from etl_dagster.integrations.meltano.states.options import StorageOptions
@@ -96,7 +96,11 @@ class Writing:
             lock = [self._settings(), self._statement(statements.LOCK_TABLE)]
         else:
             lock = self.begin(state_id)
-        return self._unlocked(state_id, lambda connection: send(connection, *lock, *work)[-1])
+        return self._unlocked(
+            state_id,
+            lambda connection: send(connection, *lock, *work)[-1],
+            answer_s=BULK_S if state_id is None else None,
+        )
 
     def put(self, state_id: str | None, writes: Sequence[Write]) -> dict[str, int]:
         """Write them as `alone` does; the new versions of those that have been written."""
@@ -204,9 +208,17 @@ class Writing:
     def _key(self, state_id: str) -> int:
         return text_key(self._tables.schema, self._tables.state, state_id)
 
-    def _unlocked(self, state_id: str | None, work: Callable[[Connection], Answer]) -> Answer:
+    def _unlocked(
+        self,
+        state_id: str | None,
+        work: Callable[[Connection], Answer],
+        *,
+        answer_s: float | None = None,
+    ) -> Answer:
         try:
-            return self.connections.run(work, untranslated=errors.LockNotAvailable)
+            return self.connections.run(
+                work, untranslated=errors.LockNotAvailable, answer_s=answer_s
+            )
         except errors.LockNotAvailable:
             what = "the states" if state_id is None else f"state {state_id!r}"
             raise StateLocked(
