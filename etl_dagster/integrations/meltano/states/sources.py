@@ -22,6 +22,10 @@ from etl_dagster.integrations.meltano.states.uri import SCHEMES, StateLocation, 
 #: Ours and that of the first meltano-state-backend-postgres; Meltano's system database and the
 #: backend's later versions.
 _TABLES = ("meltano_state", "state")
+#: Meltano's extras, by the scheme of the backend that needs them.
+_EXTRAS = {"s3": "s3", "gs": "gcs", "azure": "azure"}
+#: Packages that have another name than the module that they bring.
+_PACKAGES = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary"}
 #: What SQLAlchemy opens, besides ``postgresql+driver``.
 _SQLALCHEMY = ("sqlite", "mysql", "mariadb", "mssql", "oracle", "postgresql+", "postgres+")
 
@@ -107,7 +111,7 @@ def _from_sqlalchemy(source: str, table: str) -> list[NewState]:
         import sqlalchemy
         from sqlalchemy.exc import SQLAlchemyError
     except ModuleNotFoundError as error:
-        raise _needs_meltano(error) from None
+        raise _missing("reading this source", error) from None
     try:
         url = sqlalchemy.engine.make_url(source)
     except SQLAlchemyError:
@@ -135,10 +139,7 @@ def _from_sqlalchemy(source: str, table: str) -> list[NewState]:
         finally:
             engine.dispose()
     except ModuleNotFoundError as error:
-        raise StateStorageError(
-            f"the driver {error.name} for {shown} is not installed here",
-            solution=f"pip install {error.name}, next to etl-dagster.",
-        ) from None
+        raise _missing(f"reading {shown}", error) from None
     except SQLAlchemyError as error:
         # The message of the driver, not SQLAlchemy's: that repeats the statement.
         reason = str(getattr(error, "orig", None) or type(error).__name__).splitlines()[0]
@@ -156,7 +157,7 @@ def _from_meltano(source: str) -> list[NewState]:
         from meltano.core.project import Project
         from meltano.core.state_store import state_store_manager_from_project_settings
     except ModuleNotFoundError as error:
-        raise _needs_meltano(error) from None
+        raise _missing("reading this source", error) from None
     _calm_its_log()
     scheme = source.partition("://")[0]
     try:
@@ -176,6 +177,8 @@ def _from_meltano(source: str) -> list[NewState]:
         ) from None
     except StateStorageError:
         raise
+    except ModuleNotFoundError as error:
+        raise _missing(f"reading {scheme}://", error, _EXTRAS.get(scheme)) from None
     except Exception as error:
         # A stranger's code: its message may hold the URI.
         raise StateStorageError(
@@ -247,8 +250,15 @@ def _half(value: Any) -> Half:
     return half
 
 
-def _needs_meltano(error: ModuleNotFoundError) -> StateStorageError:
+def _missing(
+    what: str, error: ModuleNotFoundError, meltano_extra: str | None = None
+) -> StateStorageError:
+    """A package that isn't installed here, and the command that installs it."""
+    module = (error.name or "unknown").partition(".")[0]
+    package = _PACKAGES.get(module, module)
+    if meltano_extra is not None:
+        package = f"'meltano[{meltano_extra}]'"
     return StateStorageError(
-        f"reading this source needs the Python package {error.name}",
-        solution="pip install 'etl-dagster[meltano]'",
+        f"{what} needs the Python package {error.name}, which is not installed here",
+        solution=f"Install it next to etl-dagster: pip install {package}",
     )
