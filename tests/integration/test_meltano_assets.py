@@ -321,6 +321,25 @@ def test_a_second_run_of_a_state_waits_for_the_first(
     assert metadata(result, APPLES)["records_extracted"] == 2
 
 
+def test_a_state_that_others_changed_meanwhile_is_named(folder: Path, state_uri: str) -> None:
+    """The run writes over it: a person who cleared a state must not find that out by chance."""
+    gate = folder / "gate"
+
+    def change() -> None:
+        until("the tap", Path(f"{gate}.reached").exists)
+        storage_of(state_uri).set(STATE_ID, completed={"singer_state": {}})
+        gate.touch()
+
+    person = threading.Thread(target=change)
+    person.start()
+    with searched_instance() as instance:
+        run = materialize([fruit(folder, {"FRUIT_GATE": str(gate)})], instance=instance)
+        said = [entry.user_message for entry in instance.all_logs(run.run_id)]
+    person.join()
+    (warning,) = (text for text in said if "changed the state" in text)
+    assert f":{os.getpid()} changed the state of {STATE_ID} (set, version 1 of" in warning
+
+
 def test_a_lease_that_is_lost_ends_the_run(tmp_path: Path) -> None:
     """A lease is renewed every 20 s; here what asks for it is tried without waiting for that."""
     told: list[str] = []

@@ -62,7 +62,10 @@ def test_the_state_commands_do_what_meltano_documents(
     def get(state_id: str) -> object:
         return json.loads(project("state", "get", state_id))
 
-    project("state", "set", "--force", "dev:a-to-b", json.dumps(STATE))
+    with storage.run_lease("dev:a-to-b"):
+        done = project.run("state", "set", "--force", "dev:a-to-b", json.dumps(STATE))
+    # A run continues from what it has read.
+    assert "'dev:a-to-b' is run now by" in done.stdout + done.stderr
     assert get("dev:a-to-b") == STATE
     assert storage.list_ids() == ["dev:a-to-b"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from etl_dagster.integrations.dagster_meltano.catalog import (
     parse_catalog,
 )
 from etl_dagster.integrations.dagster_meltano.logs import LogLine, Metric, Tally, parse_line
-from etl_dagster.integrations.dagster_meltano.runs import RunOptions, state_id
+from etl_dagster.integrations.dagster_meltano.project import MeltanoProject
+from etl_dagster.integrations.dagster_meltano.runs import RunOptions, run_meltano, state_id
+from tests.support.leaks import make_secret
 
 COUNT = {"type": "counter", "metric": "record_count", "value": 2, "tags": {"stream": "orders"}}
 
@@ -176,3 +179,30 @@ def test_state_ids_are_made_as_meltano_makes_them() -> None:
     assert state_id("dev", "tap-x", "target-y", "blue") == "dev:tap-x-to-target-y:blue"
     with pytest.raises(EtlError, match="colon"):
         state_id("dev", "tap:x", "target-y")
+
+
+def test_secrets_of_variables_files_and_json_are_blotted_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster keeps the log, and shows it to everyone who sees the run."""
+    given, inherited, filed, in_uri = (make_secret(like) for like in ('g"', "i", "f", "u"))
+    monkeypatch.setenv("TAP_SHOP_PASSWORD", inherited)
+    monkeypatch.setenv("SHOP_DSN", f"postgres://me:{in_uri}@host/shop")
+    monkeypatch.setenv("SHOP_KEY_FILE", "/etc/shop.key")
+    (tmp_path / ".env").write_text(f"SHOP_TOKEN={filed}\n")
+    (tmp_path / "meltano.yml").write_text("{}")
+    said = f"{given} {inherited} {filed} {in_uri} /etc/shop.key"
+    (tmp_path / "log").write_text(json.dumps({"event": said, "level": "info"}))
+    program = tmp_path / "meltano"
+    program.write_text(f"#!/bin/sh\ncat '{tmp_path}/log'\n")
+    program.chmod(0o755)
+    project = MeltanoProject(
+        tmp_path, executable=str(program), variables={"TAP_SHOP_SECRET": given}
+    )
+
+    heard: list[LogLine] = []
+    run_meltano(project, "tap-shop", "target-x", RunOptions(), on_log=heard.append)
+    for name in (".env", "log"):  # they held secrets on purpose
+        (tmp_path / name).unlink()
+
+    assert [line.text for line in heard] == ["*** *** *** *** /etc/shop.key"]

@@ -46,6 +46,8 @@ from etl_dagster.integrations.dagster_meltano.translator import (
 
 RUN_ID = "meltano/run_id"
 STATE_BEFORE = "meltano/state_before"
+#: A run that wrote more often is not searched to its beginning.
+_VERSIONS_LOOKED_AT = 100
 
 
 class MeltanoRunConfig(Config):
@@ -292,6 +294,7 @@ class _Run:
                     "machines exclude each other only if they share Meltano's system database."
                 )
             before = self._state.get(self.state_id)
+            version = self._version()
             run = self._meltano.run(
                 self._extractor,
                 self._loader,
@@ -303,10 +306,29 @@ class _Run:
                 require=require,
             )
             after = self._state.get(self.state_id)
+            self._warn_of_others(version)
             self._context.instance.add_run_tags(run_id, state_tags(after))
         if config.refresh_catalog:
             self._refresh_streams()
         return _Results(self.state_id, run, before, after, is_full_refresh=config.full_refresh)
+
+    def _version(self) -> int:
+        """The newest version of the state; 0 where there is none, or no history."""
+        kept = self._state.history(self.state_id, limit=1) if self._state.is_postgres else ()
+        return kept[0].version if kept else 0
+
+    def _warn_of_others(self, version: int) -> None:
+        """What others wrote during the run, such as `meltano state set`, the run wrote over."""
+        if not self._state.is_postgres:
+            return
+        for kept in self._state.history(self.state_id, limit=_VERSIONS_LOOKED_AT):
+            if kept.version > version and kept.run_id != self._context.run.run_id:
+                self._context.log.warning(
+                    f"During this run {kept.writer or 'another process'} changed the state of "
+                    f"{self.state_id} ({kept.operation}, version {kept.version} of its history). "
+                    "What the run wrote later replaced that. `etl-dagster state history "
+                    f"{self.state_id}` shows all versions, and `state restore` brings one back."
+                )
 
     def _refresh_streams(self) -> None:
         """For the next load of the definitions; a run that succeeded stays one."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,7 @@ class MeltanoProject:
         if found is None:
             raise MeltanoNotFound(
                 f"Meltano's program {self.executable or 'meltano'!r} is not found",
-                solution="Install it next to Dagster: pip install 'etl-dagster[meltano]'; or give "
-                "`executable`.",
+                solution="Install it next to Dagster: pip install meltano; or give `executable`.",
             )
         return found
 
@@ -152,27 +151,50 @@ class MeltanoProject:
         return settings
 
     def without_secrets(self, text: str) -> str:
-        """The text with the values of our own variables blotted out, where they are secret.
+        """The text with the secrets of the project's variables blotted out."""
+        return self.secret_remover()(text)
 
-        That is told by the variable's name; of a URI, the password alone is secret as well.
+    def secret_remover(self) -> Callable[[str], str]:
+        """A function that blots out the secrets that commands get to see, for many texts.
+
+        Which variables are secret is told by their names; of a URI, the password alone is secret
+        as well. They are those given here, those of this process, and those of the file ``.env``.
         """
-        for secret in self._secrets():
-            text = text.replace(secret, "***")
-        return text
+        from dotenv import dotenv_values
 
-    def _secrets(self) -> list[str]:
-        found = set()
-        for name, value in self.variables.items():
-            if any(word in name.upper() for word in _SECRET_WORDS):
-                found.add(value)
-            if "://" in value:
-                password = _password_of(value)
-                found |= {password, unquote(password)}
+        found = _secrets_in(self.variables)
+        inherited = os.environ | dotenv_values(self.folder / ".env")
+        # Names of others may say less: neither a switch nor a path is secret.
+        found |= {
+            secret
+            for secret in _secrets_in(inherited)
+            if len(secret) > 5 and not secret.startswith(("/", "."))
+        }
         # Shorter ones are in every other word. The longest first: one may be a part of another.
-        return sorted((s for s in found if len(s) > 3), key=len, reverse=True)
+        secrets = sorted((s for s in found if len(s) > 3), key=len, reverse=True)
+
+        def remove(text: str) -> str:
+            for secret in secrets:
+                text = text.replace(secret, "***")
+            return text
+
+        return remove
 
 
 _SECRET_WORDS = ("PASSWORD", "SECRET", "TOKEN", "KEY", "URI", "URL", "DSN", "CREDENTIAL")
+
+
+def _secrets_in(variables: Mapping[str, str | None]) -> set[str]:
+    found = set()
+    for name, value in variables.items():
+        if not value:
+            continue
+        if any(word in name.upper() for word in _SECRET_WORDS):
+            found.add(value)
+        if "://" in value:
+            password = _password_of(value)
+            found |= {password, unquote(password)}
+    return found
 
 
 def _password_of(uri: str) -> str:

@@ -91,6 +91,7 @@ class PostgresStateBackend(StateStoreManager):
             _storable(state.state_id, half) for half in (state.partial_state, state.completed_state)
         )
         with _meltano_errors():
+            self._warn_of_run(state.state_id)
             self.storage.set(state.state_id, partial=partial, completed=completed)
 
     def get(self, state_id: str) -> MeltanoState | None:
@@ -115,6 +116,7 @@ class PostgresStateBackend(StateStoreManager):
     def delete(self, state_id: str) -> None:
         """Forget the state; its history stays."""
         with _meltano_errors():
+            self._warn_of_run(state_id)
             self.storage.delete(state_id)
 
     def clear_all(self) -> int:
@@ -184,6 +186,22 @@ class PostgresStateBackend(StateStoreManager):
         """Make or upgrade the tables; `meltano upgrade` calls it."""
         with _meltano_errors():
             self.storage.migrate()
+
+    def _warn_of_run(self, state_id: str) -> None:
+        """A person changes a state whose run writes it again; the run lease says so."""
+        if _command()[1:2] != ["state"]:
+            return
+        for row in self.storage.locks():
+            if (row.kind, row.state_id, row.is_expired) == ("run", state_id, False):
+                _log.warning(
+                    "state %r is run now by %s (host %s, pid %s%s), which will write over this "
+                    "change: change it when that run has ended",
+                    state_id,
+                    row.owner,
+                    row.host,
+                    row.pid,
+                    f", run {row.run_id}" if row.run_id else "",
+                )
 
     def close(self) -> None:
         """Close idle connections. It may be used again, and nothing waits to be written."""

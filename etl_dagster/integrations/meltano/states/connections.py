@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 _SESSION = {
     name: value for name, value in PINNED.items() if name != "default_transaction_read_only"
 } | {"idle_session_timeout": "0"}
-#: A connection that breaks is made again for so long.
+#: A connection that breaks is made again for this long.
 _GIVE_UP_AFTER_S = 20.0
 #: So long an answer may take, besides what the server may wait for a lock.
 _ANSWER_S = 20.0
