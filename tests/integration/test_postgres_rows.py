@@ -79,11 +79,11 @@ def test_who_waits_to_alter_the_table_is_not_waited_for(
         statement = "alter table orders add column other int"
         altering.append(threading.Thread(target=copied.execute, args=[statement]))
         altering[0].start()
-        return as_they_are(*arguments, **options)
+        return as_it_reads(*arguments, **options)
 
-    as_they_are = rows.Readers
+    as_it_reads = rows.read_queries
     monkeypatch.setattr(connections, "_READER_LOCK_TIMEOUT", "100ms")
-    monkeypatch.setattr(rows, "Readers", exported)
+    monkeypatch.setattr(rows, "read_queries", exported)
     monkeypatch.setattr(DestinationConnections, "reader", reader)
 
     with pytest.raises(TableRewritten, match="is altered at the destination"):

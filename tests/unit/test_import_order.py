@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "etl_dagster.lazy",
             "etl_dagster.log_fields",
             "etl_dagster.lsn",
+            "etl_dagster.read_ahead",
             "etl_dagster.table_name",
             "etl_dagster.table_pattern",
             "etl_dagster.threads",

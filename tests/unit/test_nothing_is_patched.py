@@ -25,8 +25,8 @@ ALLOWED = {
     "integration/test_postgres_rows.py": {
         "DestinationConnections.reader",
         "connections._READER_LOCK_TIMEOUT",
-        "rows.Readers",
         "rows._PIECE_BLOCKS",
+        "rows.read_queries",
     },
     # A whole tick is evaluated, whose parts are not handed in.
     "unit/test_dagster_component.py": {"tick.observe", "RecentNotices.lines"},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import pyarrow as pa
 from psycopg import sql
 
-from etl_dagster.destinations.postgres.readers import Readers
+from etl_dagster.destinations.postgres.readers import read_queries
 from etl_dagster.destinations.sql.stored import stored_table
 from etl_dagster.errors import TableRewritten
 from etl_dagster.model.schema import ColumnSchema, TableSchema
@@ -64,7 +64,7 @@ def read_rows(
     assert row is not None
     snapshot, blocks = row
     selected = ", ".join(expression for expression, _ in columns) or "NULL::text"
-    readers = Readers(
+    yield from read_queries(
         connections,
         snapshot,
         # Nothing of it is a value: expressions of columns, and places of blocks.
@@ -72,7 +72,6 @@ def read_rows(
         partial(_typed, schema, [values for _, values in columns]),
         name=str(schema.name),
     )
-    yield from readers.made()
 
 
 def _pieces(blocks: int) -> list[str]:
