@@ -5,18 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from dagster import (
-    AssetCheckEvaluation,
-    AssetCheckResult,
-    AssetCheckSeverity,
-    AssetKey,
-    MetadataValue,
-)
+from dagster import AssetCheckEvaluation, AssetCheckResult, AssetKey, MetadataValue
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.checks import lag
 from etl_dagster.integrations.dagster.checks.check_names import BOOKMARK_CHECK
+from etl_dagster.integrations.dagster.findings import Finding
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
@@ -89,14 +84,7 @@ def result(
     config: PipelineConfig, table: str, key: AssetKey, compared: BookmarkComparison
 ) -> AssetCheckResult:
     """The outcome as a step returns it."""
-    return AssetCheckResult(
-        check_name=BOOKMARK_CHECK,
-        asset_key=key,
-        passed=compared.passed,
-        severity=_severity(compared),
-        description=compared.words,
-        metadata=_metadata(config.state_id(table), compared),
-    )
+    return _finding(config, table, compared).result(BOOKMARK_CHECK, key)
 
 
 class BookmarkReports:
@@ -169,14 +157,7 @@ class BookmarkReports:
         for table in news[:at_most]:
             self._said.say(table, _outcome(compared[table], reason), now)
         return [
-            AssetCheckEvaluation(
-                asset_key=keys[table],
-                check_name=BOOKMARK_CHECK,
-                passed=compared[table].passed,
-                severity=_severity(compared[table]),
-                description=compared[table].words,
-                metadata=_metadata(config.state_id(table), compared[table]),
-            )
+            _finding(config, table, compared[table]).evaluation(BOOKMARK_CHECK, keys[table])
             for table in news[:at_most]
         ]
 
@@ -191,8 +172,9 @@ def _outcome(comparison: BookmarkComparison, reason: str) -> _Outcome:
     return comparison.passed, comparison.is_severe, has_position, reason
 
 
-def _severity(comparison: BookmarkComparison) -> AssetCheckSeverity:
-    return AssetCheckSeverity.ERROR if comparison.is_severe else AssetCheckSeverity.WARN
+def _finding(config: PipelineConfig, table: str, comparison: BookmarkComparison) -> Finding:
+    facts = _metadata(config.state_id(table), comparison)
+    return Finding(comparison.passed, comparison.words, comparison.is_severe, facts)
 
 
 def _metadata(state_id: str, comparison: BookmarkComparison) -> dict[str, MetadataValue]:

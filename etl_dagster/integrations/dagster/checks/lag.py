@@ -11,17 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dagster import (
-    AssetCheckEvaluation,
-    AssetCheckResult,
-    AssetCheckSeverity,
-    AssetKey,
-    MetadataValue,
-)
+from dagster import AssetCheckEvaluation, AssetCheckResult, AssetKey, MetadataValue
 
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.between_ticks import kept_status
 from etl_dagster.integrations.dagster.checks.check_names import LAG_CHECK
+from etl_dagster.integrations.dagster.findings import Finding
 from etl_dagster.integrations.dagster.phrases import as_of, with_solution
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
@@ -62,29 +57,15 @@ class LagVerdict:
 
     def evaluation(self, key: AssetKey) -> AssetCheckEvaluation:
         """The verdict as an event outside of runs."""
-        return AssetCheckEvaluation(
-            asset_key=key,
-            check_name=LAG_CHECK,
-            passed=self.passed,
-            severity=self._severity,
-            description=self.words,
-            metadata=dict(self.facts),
-        )
+        return self._finding.evaluation(LAG_CHECK, key)
 
     def result(self, key: AssetKey) -> AssetCheckResult:
         """The verdict as a step returns it."""
-        return AssetCheckResult(
-            asset_key=key,
-            check_name=LAG_CHECK,
-            passed=self.passed,
-            severity=self._severity,
-            description=self.words,
-            metadata=dict(self.facts),
-        )
+        return self._finding.result(LAG_CHECK, key)
 
     @property
-    def _severity(self) -> AssetCheckSeverity:
-        return AssetCheckSeverity.ERROR if self.is_severe else AssetCheckSeverity.WARN
+    def _finding(self) -> Finding:
+        return Finding(self.passed, self.words, self.is_severe, self.facts, self.kind)
 
 
 def dead(reason: str, solution: str) -> LagVerdict:

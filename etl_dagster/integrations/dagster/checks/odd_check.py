@@ -5,17 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from dagster import (
-    AssetCheckEvaluation,
-    AssetCheckResult,
-    AssetCheckSeverity,
-    AssetKey,
-)
+from dagster import AssetCheckEvaluation, AssetCheckResult, AssetKey
 
 from etl_dagster.integrations.dagster.checks.check_names import ODD_CHECK
 from etl_dagster.integrations.dagster.checks.lag import LagVerdict, judge
+from etl_dagster.integrations.dagster.findings import Finding
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refresh_s
 from etl_dagster.integrations.dagster.tables.metadata import odd_metadata
@@ -48,29 +43,16 @@ class Held:
 
     def evaluation(self, key: AssetKey) -> AssetCheckEvaluation:
         """The outcome as an event outside of runs."""
-        return AssetCheckEvaluation(
-            asset_key=key,
-            check_name=ODD_CHECK,
-            passed=self.passed,
-            severity=AssetCheckSeverity.ERROR if self.is_severe else AssetCheckSeverity.WARN,
-            description=self.words,
-            metadata=self._metadata,
-        )
+        return self._finding.evaluation(ODD_CHECK, key)
 
     def result(self, key: AssetKey) -> AssetCheckResult:
         """The outcome as a step returns it."""
-        return AssetCheckResult(
-            asset_key=key,
-            check_name=ODD_CHECK,
-            passed=self.passed,
-            severity=AssetCheckSeverity.ERROR if self.is_severe else AssetCheckSeverity.WARN,
-            description=self.words,
-            metadata=self._metadata,
-        )
+        return self._finding.result(ODD_CHECK, key)
 
     @property
-    def _metadata(self) -> dict[str, Any]:
-        return odd_metadata(self.counts, self.quarantined)
+    def _finding(self) -> Finding:
+        facts = odd_metadata(self.counts, self.quarantined)
+        return Finding(self.passed, self.words, self.is_severe, facts)
 
 
 def held(
