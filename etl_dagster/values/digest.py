@@ -36,6 +36,8 @@ _STEP: Final = np.uint64(0x9E3779B97F4A7C15)
 #: the processor, and takes little memory however many they are.
 _ROWS_AT_ONCE: Final = 8192
 _WORDS_AT_ONCE: Final = 8192
+#: Texts of which none has more words are hashed a word of each at a time.
+_SHORT_WORDS: Final = 32
 
 
 def hash_rows(rows: pa.RecordBatch, columns: Iterable[str] | None = None) -> Hashes:
@@ -167,15 +169,60 @@ def _of_runs(offsets: npt.NDArray[np.int64], elements: npt.NDArray[Any]) -> Hash
 def _of_texts(offsets: npt.NDArray[np.int64], content: npt.NDArray[np.uint8]) -> Hashes:
     """A hash of each text, by its bytes in words of eight, where each word stands, and its length.
 
-    The sum of each word, mixed, times a factor of its place: so all texts are hashed at once, some
-    thousand words at a time, and a long text may be in several of these portions.
+    The sum of each word, mixed, times a factor of its place: so all texts are hashed at once.
 
     Args:
         offsets: where each text begins in `content`, and then where the last one ends.
     """
     if len(offsets) < 2:
         return np.empty(0, np.uint64)
-    begins, lengths = offsets[:-1], np.diff(offsets)
+    lengths = np.diff(offsets)
+    most = int(lengths.max())
+    sums = _sums_of_short if most <= 8 * _SHORT_WORDS else _sums_of_any
+    return _mixed(sums(offsets, lengths, content) + lengths.astype(np.uint64) * _STEP)
+
+
+def _sums_of_short(
+    offsets: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    content: npt.NDArray[np.uint8],
+) -> Hashes:
+    """The sum of each text's words, one word of all texts after the other."""
+    first, size = int(offsets[0]), int(offsets[-1] - offsets[0])
+    # With zeros behind, so that eight bytes can be read wherever a text has one.
+    padded = np.zeros(size + 8, np.uint8)
+    padded[:size] = content[first : first + size]
+    words = np.ndarray((size + 1,), np.uint64, padded, strides=(1,))
+    at, left = offsets[:-1] - first, lengths
+    totals = np.zeros(len(lengths), np.uint64)
+    here: Any = slice(None)  # the texts that have a word at this place
+    for place in range(_SHORT_WORDS):
+        has_more = left > 0
+        if not has_more.all():
+            more = np.flatnonzero(has_more)
+            if not len(more):
+                break
+            here = more if isinstance(here, slice) else here[more]
+            at, left = at[more], left[more]
+        found = words[at]
+        found &= _MASKS[np.minimum(left, 8)]
+        found = _mixed(found)
+        found *= _FACTORS[place]
+        totals[here] += found
+        at, left = at + 8, left - 8
+    return totals
+
+
+def _sums_of_any(
+    offsets: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    content: npt.NDArray[np.uint8],
+) -> Hashes:
+    """The sum of each text's words, some thousand words at a time.
+
+    A long text may be in several of these portions.
+    """
+    begins = offsets[:-1]
     counts = (lengths + 7) >> 3
     #: The number of the first word of each text, and then that of all words.
     firsts = np.zeros(len(offsets), np.int64)
@@ -199,7 +246,8 @@ def _of_texts(offsets: npt.NDArray[np.int64], content: npt.NDArray[np.uint8]) ->
         total = sums[-1]
         ended = slice(low + 1, int(np.searchsorted(firsts, end, "right")))
         before[ended] = sums[firsts[ended] - start - 1]
-    return _mixed(np.diff(before) + lengths.astype(np.uint64) * _STEP)
+    totals: Hashes = np.diff(before)
+    return totals
 
 
 def _words(
@@ -248,6 +296,8 @@ def _mixed(words: Hashes) -> Hashes:
 
 #: Of the first places; most values are shorter.
 _FACTORS: Final = _factors(np.arange(1024))
+#: The first bytes of a word, by how many they are.
+_MASKS: Final[Hashes] = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
 
 def _is_list(type_: pa.DataType) -> bool:
