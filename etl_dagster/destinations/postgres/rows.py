@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from etl_dagster.destinations.postgres.session import PostgresSession
     from etl_dagster.pg.connection import Connection
 
-#: A piece of the table that one connection reads at a time.
-_PIECE_BLOCKS: Final = 4096
+#: A piece of the table that one connection reads at a time; small, so that no connection reads long
+#: after the others have ended.
+_PIECE_BLOCKS: Final = 1024
 #: In SQL, the text that the type's output function prints, as the stream and COPY have it; a cast
 #: to text is another thing for some types. `num_nulls` because a row of nulls, too, IS NULL.
 _PRINTED: Final = "CASE num_nulls({0}) WHEN 0 THEN format('%s', {0}) END"
