@@ -14,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -209,6 +210,17 @@ class Harness:
             if process.poll() is None:
                 process.kill()
             process.wait()
+
+
+def servers_cpu_s_of(server: EmbeddedPostgres) -> float:
+    """Of the server's processes, also those that have ended."""
+    postmaster = psutil.Process(server.process_id)
+    total = 0.0
+    for process in (postmaster, *postmaster.children()):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def _environment() -> dict[str, str]:

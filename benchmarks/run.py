@@ -113,12 +113,14 @@ def _memory(harness: Harness, console: Console) -> dict[str, float]:
 
 def _compare(harness: Harness, console: Console) -> dict[str, float]:
     rows = harness.scaled(10_000_000)
-    few, found = compare.compared(harness, rows // 5), compare.compared(harness, rows)
-    postgres = compare.compared(harness, rows // 10, "postgres")
+    few = compare.compared(harness, rows // 5)
+    found = compare.compared(harness, rows, rounds=harness.rounds)
+    postgres = compare.compared(harness, rows, "postgres", rounds=harness.rounds)
     return {
         "compare_to_copy": found.compare_s / found.copy_s,
         "compare_to_copy_cpu": found.compare_cpu_s / found.copy_cpu_s,
         "compare_to_copy_postgres": postgres.compare_s / postgres.copy_s,
+        "compare_to_copy_postgres_cpu": postgres.compare_cpu_s / postgres.copy_cpu_s,
         "rss_mb_compare_2m_rows": few.peak_rss_mb,
         "rss_mb_compare_10m_rows": found.peak_rss_mb,
     }

@@ -24,15 +24,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 from rich.console import Console
 
+from benchmarks.harness import servers_cpu_s_of
 from etl_dagster.assembly import build_destination, build_store
 from etl_dagster.config import parse_config
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
@@ -153,7 +153,7 @@ def _copy(server: EmbeddedPostgres, folder: Path, kind: str, workers: int) -> _C
             for process in processes:
                 assert process.stdout is not None
                 assert process.stdout.readline() == "ready\n"
-            servers_cpu_s = _cpu_s_of(server)
+            servers_cpu_s = servers_cpu_s_of(server)
             for process in processes:
                 assert process.stdin is not None
                 process.stdin.write("go\n")
@@ -165,7 +165,7 @@ def _copy(server: EmbeddedPostgres, folder: Path, kind: str, workers: int) -> _C
                 time.sleep(_LOOK_S)
             assert began is not None
             seconds = time.monotonic() - began
-            servers_cpu_s = _cpu_s_of(server) - servers_cpu_s
+            servers_cpu_s = servers_cpu_s_of(server) - servers_cpu_s
             workers_cpu_s = 0.0
             for process in processes:
                 assert process.stdout is not None
@@ -177,17 +177,6 @@ def _copy(server: EmbeddedPostgres, folder: Path, kind: str, workers: int) -> _C
         if isinstance(store, Closes):
             store.close()
     return _Copied(seconds, workers_cpu_s, servers_cpu_s)
-
-
-def _cpu_s_of(server: EmbeddedPostgres) -> float:
-    """Of the server's processes, also those that have ended."""
-    postmaster = psutil.Process(server.process_id)
-    total = 0.0
-    for process in (postmaster, *postmaster.children()):
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
-    return total
 
 
 def _start(stack: ExitStack, task: dict[str, Any]) -> subprocess.Popen[str]:
