@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +20,9 @@ from etl_dagster.testing.changes import (
     Change,
     Transactions,
     batch,
+    chunk,
     column,
+    end_of_copy,
     insert,
     relation,
     update,
@@ -57,7 +59,10 @@ class Replica:
 
     def begin(self, shard: str, changes: list[Change]) -> Future[None]:
         """Have the shard write the changes in a thread."""
-        return self._threads.submit(self.shards[shard].write_events, batch_of(shard, changes))
+        return self.submit(self.shards[shard].write_events, batch_of(shard, changes))
+
+    def submit(self, work: Callable[..., None], *values: object) -> Future[None]:
+        return self._threads.submit(work, *values)
 
     def wait_for(self, lock: str, count: int) -> None:
         wait_until(lambda: self.database.query(_WAITING.format(lock)) == [(count,)])
@@ -89,6 +94,25 @@ def test_a_shard_does_not_wait_for_a_batch_of_another_one(replica: Replica) -> N
         assert not held.done()
     held.result(PATIENCE_S)
     assert replica.database.query("select note from orders") == [("changed",)]
+
+
+def test_a_chunk_of_a_copy_does_not_wait_for_a_batch(replica: Replica) -> None:
+    """Nor would batches that come after it: they would wait for the chunk that waits."""
+    copying = replica.shards["shop__events"]
+    first, second = (
+        chunk("a", index, VISITS, [{"page": "/", "at": 10 + index}]) for index in range(2)
+    )
+    copying.drop_table_for_copy(VISITS)
+    copying.write_table_rows(VISITS, first)
+    orders = replica.stream.commit(update(ORDERS, id=1, note="changed"))
+    with replica.order_locked():
+        held = replica.begin("shop", orders)
+        replica.wait_for("transactionid", 1)
+        replica.submit(copying.write_table_rows, VISITS, second).result(PATIENCE_S)
+        assert not held.done()
+    held.result(PATIENCE_S)
+    copying.write_table_rows(VISITS, end_of_copy("a"))
+    assert replica.database.query("select at from visits order by at") == [(10,), (11,)]
 
 
 def test_what_two_shards_have_of_one_table_is_applied_once(replica: Replica) -> None:

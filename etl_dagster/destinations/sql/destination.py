@@ -166,15 +166,24 @@ class SqlDestination(ABC, Generic[SessionT]):
 
     def _begin_copy(self, schema: TableSchema, copy_id: str, chunk: ChunkId | None) -> bool:
         """Make the copy the current one; whether the chunk, or the end, is still missing."""
+
+        def is_missing(copies: Copies, status: str) -> bool:
+            return status == "running" and not (chunk and copies.has_chunk(schema.id, chunk))
+
+        # To be alone is to wait for every batch under way, so only the first chunk does: what
+        # writes a chunk, or the end, looks once more.
+        with self._about(schema) as session:
+            copies = Copies(session)
+            if (status := copies.status(schema.id, copy_id)) is not None:
+                return is_missing(copies, status)
         with self._about(schema, alone=True) as session:
             copies = Copies(session)
-            status = copies.status(schema.id, copy_id)
-            if status is None:
-                copies.begin(schema.id, copy_id)
-                _drop_staging(session, schema)
-                create_table(session, Target.staging(session.dialect, schema))
-                return True
-            return status == "running" and not (chunk and copies.has_chunk(schema.id, chunk))
+            if (status := copies.status(schema.id, copy_id)) is not None:
+                return is_missing(copies, status)
+            copies.begin(schema.id, copy_id)
+            _drop_staging(session, schema)
+            create_table(session, Target.staging(session.dialect, schema))
+            return True
 
     def _write_chunk(self, schema: TableSchema, chunk: ChunkId, fetched: FetchAhead) -> None:
         odd: list[Entries] = []
