@@ -99,7 +99,14 @@ class Cluster:
                 connection.execute("insert into filler values (repeat('x', 5000))")
 
 
-@pytest.fixture(scope="module", params=find_servers(), ids=lambda found: f"pg{found.major}")
+SERVERS = find_servers()
+#: For what our own records tell, whatever the version: the source is only asked where its WAL ends.
+ONE_VERSION = pytest.mark.parametrize(
+    "own_server", SERVERS[:1], ids=[f"pg{found.major}" for found in SERVERS[:1]], indirect=True
+)
+
+
+@pytest.fixture(scope="module", params=SERVERS, ids=lambda found: f"pg{found.major}")
 def own_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EmbeddedPostgres]:
@@ -222,6 +229,7 @@ def test_a_standby_is_refused(cluster: Cluster, newest_database: Database, tmp_p
     assert_table_in_step(cluster.database, config, "items")
 
 
+@ONE_VERSION
 def test_a_snapshot_of_the_same_timeline_is_refused_until_it_is_repaired(
     cluster: Cluster, newest_database: Database, tmp_path: Path
 ) -> None:
@@ -251,6 +259,7 @@ def test_a_snapshot_of_the_same_timeline_is_refused_until_it_is_repaired(
     )
 
 
+@ONE_VERSION
 def test_a_store_that_was_restored_with_its_source_is_refused(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -269,6 +278,7 @@ def test_a_store_that_was_restored_with_its_source_is_refused(
     assert_repaired(cluster, config, write_etl_yaml(cluster.database, config, tmp_path))
 
 
+@ONE_VERSION
 def test_the_last_batch_alone_tells_that_source_and_store_were_restored(
     cluster: Cluster, tmp_path: Path
 ) -> None:
