@@ -19,11 +19,11 @@ class LastEvents:
 
     #: The latest materialization, seconds since 1970-01-01 UTC; None where there is none.
     materialized_at: float | None = None
-    #: The last run that materialized the asset, or meant to; None where it was not a run.
+    #: The last run that is known to have materialized the asset, or meant to.
     run_id: str | None = None
     #: Whether that run continues.
     is_running: bool = False
-    #: Whether the latest materialization is that run's.
+    #: Whether that run has materialized it.
     has_materialized: bool = False
 
     def hides_checks(self, now: float) -> bool:
@@ -51,16 +51,23 @@ class EventHistory:
         """The last events of each asset that was looked up so far."""
         due = [keys[(self._next + n) % len(keys)] for n in range(min(_PER_TICK, len(keys)))]
         self._next = (self._next + len(due)) % max(len(keys), 1)
+        before = {key: self._known.get(key, LastEvents()) for key in due}
         self._known |= dict.fromkeys(due, LastEvents())
         for record in instance.get_asset_records(due):
             entry = record.asset_entry
-            run_id = entry.last_run_id or None
             latest = entry.last_materialization_record
+            run_id = entry.last_run_id or None
+            has_materialized = latest is not None and latest.run_id == run_id
+            last = before[entry.asset_key]
+            if run_id is None and last.run_id is not None:
+                # A report of the stream came after the run, whose evaluations it hides.
+                run_id, has_materialized = last.run_id, last.has_materialized
+            may_run = run_id is not None and (run_id != last.run_id or last.is_running)
             self._known[entry.asset_key] = LastEvents(
                 materialized_at=latest.timestamp if latest is not None else None,
                 run_id=run_id,
-                is_running=run_id is not None and _is_running(instance, run_id),
-                has_materialized=latest is not None and latest.run_id == run_id,
+                is_running=may_run and _is_running(instance, run_id),
+                has_materialized=has_materialized,
             )
         return self._known
 
@@ -70,6 +77,6 @@ class EventHistory:
                 del self._known[key]
 
 
-def _is_running(instance: DagsterInstance, run_id: str) -> bool:
-    run = instance.get_run_by_id(run_id)
+def _is_running(instance: DagsterInstance, run_id: str | None) -> bool:
+    run = None if run_id is None else instance.get_run_by_id(run_id)
     return run is not None and not run.is_finished
