@@ -26,7 +26,10 @@ class SharedCopyChecks(DestinationChecks):
 
             return all_of_them
 
-        writes = [write(subject, (0, 1, 2)), write(other, (3, 4, 5))]
+        # By turns first: both have something of the copy when they write at a time.
+        write(subject, (0,))()
+        write(other, (3,))()
+        writes = [write(subject, (1, 2)), write(other, (4, 5))]
         all_within(self.patience_s, "writing chunks from two processes", writes)
         subject.write_chunk(ORDERS, 5, chunks[5])
         other.end_copy(ORDERS)
