@@ -44,13 +44,19 @@ def main() -> None:
     from states_diagram import states_diagram
 
     _write(Path(__file__).parent / "diagrams" / "states.svg", states_diagram())
-    folder = Path(__file__).parent / "reference"
-    _write(folder / "configuration.md", configuration_page())
-    _write(folder / "command-line.md", command_line_page())
-    _write(folder / "types.md", types_page())
-    _write(folder / "modes.md", modes_page())
-    _write(folder / "errors.md", errors_page())
-    _write(folder / "messages.md", messages_page())
+    folder = Path(__file__).parent / "generated"
+    folder.mkdir(exist_ok=True)
+    _write(folder / "configuration.md", _below_title(configuration_page()))
+    _write(folder / "command-line.md", _below_title(command_line_page()))
+    _write(folder / "types.md", _below_title(types_page()))
+    _write(folder / "modes.md", _below_title(modes_page()))
+    _write(folder / "errors.md", _below_title(errors_page()))
+    _write(folder / "messages.md", _below_title(messages_page()))
+
+
+def _below_title(page: str) -> str:
+    """What the page of the same name in `reference` includes; it has the title, also on GitHub."""
+    return page.partition("\n\n")[2]
 
 
 def _write(path: Path, text: str) -> None:

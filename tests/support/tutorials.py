@@ -16,7 +16,7 @@ _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)(?: +(?P<info>[^\n]*))?\n"
     r"(?P<text>.*?)"
     r"^(?P=indent)```$"
-    r"|\+\+ctrl\+c\+\+ in terminal (?P<interrupt>\d+)",
+    r"|Ctrl-C in terminal (?P<interrupt>\d+)",
     re.DOTALL | re.MULTILINE,
 )
 _TITLE = re.compile(r'title="([^"]+)"')

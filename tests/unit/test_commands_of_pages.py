@@ -19,7 +19,7 @@ _PAGES = sorted(
     for folder in (".", "docs/**", "examples/**", "etl_dagster")
     for path in _REPOSITORY.glob(f"{folder}/*.md")
     # The reference is made from the commands themselves.
-    if ".venv" not in path.parts and path.parts[-2:] != ("reference", "command-line.md")
+    if ".venv" not in path.parts and path.parts[-2:] != ("generated", "command-line.md")
 )
 _LINE = re.compile(r"^ *(?:\$ )?((?:etl-dagster|make|python -m) .*)$", re.MULTILINE)
 _INLINE = re.compile(r"`((?:etl-dagster|make|python -m) [^`]+)`")
