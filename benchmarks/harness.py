@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,18 @@ from etl_dagster.demo.server import EmbeddedPostgres, ServerBinaries
 
 PUBLICATION = "bench"
 ROOT = Path(__file__).parent.parent
+
+
+#: As few as a small managed server has.
+SETTINGS: Mapping[str, str | int] = {
+    "max_replication_slots": 40,
+    "max_wal_senders": 40,
+    "max_connections": 60,
+    "max_locks_per_transaction": 256,
+    "shared_buffers": "128MB",
+    "max_wal_size": "4GB",
+    "autovacuum": "off",
+}
 
 
 class BenchmarkFailed(Exception):
@@ -43,6 +55,13 @@ class Measurement:
     peak_rss_mb: float = 0.0
     #: With the start; 0 where that isn't told apart.
     cpu_s_in_all: float = 0.0
+    #: Processors' time of everything else that took part, by name; empty where not measured.
+    others_cpu_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def cores(self) -> float:
+        """Processors that were busy at a time."""
+        return (self.cpu_s + sum(self.others_cpu_s.values())) / self.seconds
 
 
 @dataclass
@@ -107,6 +126,17 @@ class Harness:
     def insert_lsn(self, database: str) -> str:
         """Everything committed so far lies before it."""
         return str(self.ask(database, "select pg_current_wal_insert_lsn()::text")[0])
+
+    @contextmanager
+    def another_server(self, name: str) -> Iterator[EmbeddedPostgres]:
+        """A server next to the source's, with the same settings, which ends with the block."""
+        folder = self.folder / f"server_of_{name}"
+        server = EmbeddedPostgres(folder, self.binaries, settings=SETTINGS, durable=False)
+        try:
+            with server:
+                yield server
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # -- Postgres' own tools -------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -32,21 +33,10 @@ from benchmarks import (
     streams,
     tables,
 )
-from benchmarks.harness import BenchmarkFailed, Contest, Harness, Measurement
+from benchmarks.harness import SETTINGS, BenchmarkFailed, Contest, Harness, Measurement
 from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 
 LATEST = Path(__file__).parent / "latest.json"
-
-#: As few as a small managed server has.
-_SETTINGS: Mapping[str, str | int] = {
-    "max_replication_slots": 40,
-    "max_wal_senders": 40,
-    "max_connections": 60,
-    "max_locks_per_transaction": 256,
-    "shared_buffers": "128MB",
-    "max_wal_size": "4GB",
-    "autovacuum": "off",
-}
 
 
 @dataclass(frozen=True)
@@ -96,9 +86,13 @@ def _postgres(harness: Harness, console: Console) -> dict[str, float]:
 
 
 def _shards(harness: Harness, console: Console) -> dict[str, float]:
-    found = _ratios(shards.reading(harness), console)
+    contest = shards.reading(harness)
+    found = _ratios(contest, console)
+    _processors(contest, console)
     for destination in ("discard", "postgres", "far"):
-        found |= _ratios(shards.contest(harness, destination), console)
+        contest = shards.contest(harness, destination)
+        found |= _ratios(contest, console)
+        _processors(contest, console)
     return found
 
 
@@ -220,7 +214,7 @@ def main() -> None:
     try:
         binaries = find_servers()[0]
         with EmbeddedPostgres(
-            folder / "server", binaries, settings=_SETTINGS, durable=False
+            folder / "server", binaries, settings=SETTINGS, durable=False
         ) as server:
             harness = Harness(server, binaries, folder, arguments.rounds, arguments.scale)
             for part in parts:
@@ -301,6 +295,32 @@ def _ratios(contest: Contest, console: Console) -> dict[str, float]:
         )
     console.print(table)
     return ratios
+
+
+def _processors(contest: Contest, console: Console) -> None:
+    """Print what took the processors' time, and how fast a contender can be on this machine.
+
+    The bound is a ratio to the first contender: the machine's cores, each busy all of the time with
+    what the contender's rows took.
+    """
+    count = os.cpu_count() or 1
+    middles = {name: _median(measured) for name, measured in contest.measured.items()}
+    baseline = next(iter(middles.values()))
+    groups = list(dict.fromkeys(name for one in middles.values() for name in one.others_cpu_s))
+    table = Table(title="processors' time: CPU s per 1M rows", title_justify="left")
+    for heading in ("", "readers", *groups, "together", "cores", f"bound by {count} cores"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, one in middles.items():
+        each = [one.cpu_s, *(one.others_cpu_s.get(group, 0.0) for group in groups)]
+        per_row = one.seconds * one.cores / one.rows
+        bound = baseline.seconds / baseline.rows / (per_row / count)
+        table.add_row(
+            name,
+            *(f"{cpu_s / one.rows * 1e6:.2f}" for cpu_s in (*each, sum(each))),
+            f"{one.cores:.2f}",
+            f"{bound:.2f}",
+        )
+    console.print(table)
 
 
 def _figures(part: Part, measured: Mapping[str, float], seconds: float) -> str:

@@ -2,8 +2,11 @@
 
 Two shards run in one process, or each in a process of its own. A measurement begins when the last
 of the streams does, and ends when everything is durable; it counts the rows that came in between.
-The ceiling is two slots next to one, read by Postgres' own tool and thrown away: what it costs the
-server to decode its WAL twice.
+Two slots next to one are read by Postgres' own tool, too, and thrown away.
+
+A destination in Postgres is a server of its own, as it is for most, since its WAL would be decoded
+along with the source's. What each side takes of the processors is measured, because it is what
+bounds the ratios where the machine has few of them: every slot is decoded as a whole.
 """
 
 from __future__ import annotations
@@ -15,9 +18,14 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+import psycopg
+from psycopg import sql
+
 from benchmarks.delay import delayed
 from benchmarks.harness import PUBLICATION, BenchmarkFailed, Contest, Harness, Measurement
+from benchmarks.processors import watched
 from benchmarks.streams import ORDER_ROWS, ORDERS
+from etl_dagster.demo.server import EmbeddedPostgres
 
 _TABLES = ("orders", "others")
 _TIMEOUT_S = 900.0
@@ -33,7 +41,7 @@ _KINDS: dict[str, list[str | None]] = {
 
 
 def reading(harness: Harness) -> Contest:
-    """The ceiling: one slot with both tables; the others have one of them each."""
+    """One slot with both tables next to two that have one of them each, without a pipeline."""
     with ExitStack() as made:
         database, rows = _prepared(harness, "shards_read", made, 600_000)
         publications = [PUBLICATION, *(f"{table}_pub" for table in _TABLES)]
@@ -41,7 +49,7 @@ def reading(harness: Harness) -> Contest:
             _make_slot(harness, database, publication)
         _change(harness, database, rows)
         end_lsn = harness.insert_lsn(database)
-        result = Contest(f"{2 * rows:,} rows of two tables, read by pg_recvlogical: the ceiling")
+        result = Contest(f"{2 * rows:,} rows of two tables, read by pg_recvlogical")
         for _ in range(harness.rounds):
             for name, read in (("one_slot", publications[:1]), ("two_slots", publications[1:])):
                 found = _read(harness, database, read, end_lsn, 2 * rows)
@@ -54,32 +62,43 @@ def contest(harness: Harness, destination: str) -> Contest:
 
     Args:
         destination: ``discard``, where only reading and decoding is left; ``postgres``, on the
-            same server; or ``far``, the same with latency in between.
+            same machine; or ``far``, the same with latency in between.
     """
     is_far = destination == "far"
     with ExitStack() as made:
         name = f"shards_{destination}"
         database, rows = _prepared(harness, name, made, 100_000 if is_far else 600_000)
+        written: dict[str, EmbeddedPostgres] = {}
+        if destination != "discard":
+            written["destination"] = made.enter_context(harness.another_server(name))
         title = f"{2 * rows:,} rows of two tables, to {destination}: one stream, two shards"
         result = Contest(f"{title}, {2000 * _ONE_WAY_S:g} ms there and back" if is_far else title)
         tasks: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for number in range(harness.rounds):
             for kind in _KINDS:
-                place = made.enter_context(harness.database(f"{name}_{kind}_{number}"))
-                dsn = harness.server.dsn(place)
+                dsn = _place(written, f"{kind}_{number}")
                 if is_far:
                     dsn = made.enter_context(delayed(dsn, _ONE_WAY_S))
                 tasks[kind, number] = _tasks(harness, name, destination, kind, number, dsn)
-                _run(harness, tasks[kind, number])
+                _run(harness, tasks[kind, number], written)
         _change(harness, database, rows)
         for number in range(harness.rounds):
             for kind in _KINDS:
-                found, in_all = _run(harness, tasks[kind, number])
+                found, in_all = _run(harness, tasks[kind, number], written)
                 if in_all != 2 * rows:
                     raise BenchmarkFailed(f"{in_all} of {2 * rows} changes came")
                 label = kind if kind == "one_stream" else f"{kind}_to_{destination}"
                 result.measured.setdefault(label, []).append(found)
     return result
+
+
+def _place(written: dict[str, EmbeddedPostgres], name: str) -> str:
+    """The DSN of a new database; empty where nothing is written."""
+    for server in written.values():
+        with psycopg.connect(server.dsn(), autocommit=True) as admin:
+            admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        return server.dsn(name)
+    return ""
 
 
 def _prepared(harness: Harness, name: str, made: ExitStack, rows: int) -> tuple[str, int]:
@@ -128,9 +147,11 @@ def _tasks(
     ]
 
 
-def _run(harness: Harness, tasks: list[dict[str, Any]]) -> tuple[Measurement, int]:
+def _run(
+    harness: Harness, tasks: list[dict[str, Any]], written: dict[str, EmbeddedPostgres]
+) -> tuple[Measurement, int]:
     """Run the processes of a contender until all have caught up; also how many changes came."""
-    with ExitStack() as running:
+    with watched(harness.server, **written) as spent, ExitStack() as running:
         workers = [running.enter_context(harness.worker(task)) for task in tasks]
         for worker in workers:
             assert worker.stdout is not None
@@ -146,19 +167,22 @@ def _run(harness: Harness, tasks: list[dict[str, Any]]) -> tuple[Measurement, in
             raise BenchmarkFailed("a worker failed")
     found = [json.loads(answer.splitlines()[-1]) for answer in answers]
     began, ended = max(one["began"] for one in found), max(one["ended"] for one in found)
-    in_all = sum(one["rows"][-1][1] for one in found)
-    before = sum(_rows_until(began, one["rows"]) for one in found)
+    before = [_look_at(began, one["looks"]) for one in found]
+    after = [one["looks"][-1] for one in found]
+    in_all = sum(rows for _, rows, _ in after)
     measured = Measurement(
-        rows=max(in_all - before, 1),
+        rows=max(in_all - sum(rows for _, rows, _ in before), 1),
         seconds=max(ended - began, 1e-9),
-        cpu_s=sum(one["cpu_s"] for one in found),
+        cpu_s=sum(cpu_s for _, _, cpu_s in after) - sum(cpu_s for _, _, cpu_s in before),
         peak_rss_mb=sum(one["peak_rss_mb"] for one in found),
+        others_cpu_s=spent.between(began, ended),
     )
     return measured, in_all
 
 
-def _rows_until(moment: float, rows: list[tuple[float, int]]) -> int:
-    return max((count for at, count in rows if at <= moment), default=0)
+def _look_at(moment: float, looks: list[tuple[float, int, float]]) -> tuple[float, int, float]:
+    """The last look up to a moment, or else the first of all."""
+    return max((look for look in looks if look[0] <= moment), default=min(looks))
 
 
 # -- reading only ----------------------------------------------------------------------------------
@@ -182,18 +206,20 @@ def _read(
                 "select pg_copy_logical_replication_slot(%s, %s)", [f"read_{publication}", copy]
             )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.perf_counter()
-    readers = [
-        subprocess.Popen(harness.recvlogical_command(database, copy, end_lsn, publication))
-        for publication, copy in copies.items()
-    ]
-    codes = [reader.wait(_TIMEOUT_S) for reader in readers]
-    if any(codes):
-        raise BenchmarkFailed("pg_recvlogical failed")
-    seconds = time.perf_counter() - started
+    with watched(harness.server) as spent:
+        started = time.monotonic()
+        readers = [
+            subprocess.Popen(harness.recvlogical_command(database, copy, end_lsn, publication))
+            for publication, copy in copies.items()
+        ]
+        codes = [reader.wait(_TIMEOUT_S) for reader in readers]
+        if any(codes):
+            raise BenchmarkFailed("pg_recvlogical failed")
+        ended = time.monotonic()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     with harness.connect(database) as connection:
         for copy in copies.values():
             connection.execute("select pg_drop_replication_slot(%s)", [copy])
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Measurement(rows, seconds, cpu_s)
+    others = spent.between(started, ended)
+    return Measurement(rows, ended - started, cpu_s, others_cpu_s=others)

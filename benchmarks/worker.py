@@ -113,46 +113,50 @@ def catch_up_shards(task: dict[str, Any]) -> dict[str, Any]:
     """Run one shard, or all, or a pipeline that has none, until what was committed is durable.
 
     Prints a line and waits until stdin is closed before it starts. Returns when all of its streams
-    had begun and when it had caught up, and in between how many rows there were at which moment; by
-    the system's monotonic clock, so that processes can be compared.
+    had begun and when it had caught up, and in between how many rows there were at which moment,
+    with its CPU seconds until then; by the system's monotonic clock, so that processes can be
+    compared.
     """
     config = parse_config(task["config"], {})
     configs = config.members() or {config.pipeline: config}
     if task["shard"]:
         configs = {task["shard"]: configs[task["shard"]]}
-    rows: list[tuple[float, int]] = []
+    looks: list[tuple[float, int, float]] = []
     has_ended = threading.Event()
     with ExitStack() as opened:
         stores = {n: opened.enter_context(opened_store(each)) for n, each in configs.items()}
         together = Together(configs, stores, lambda c, s: Pipeline(c, s, _destination(task, c)))
 
+        def look() -> float:
+            count = sum(status.rows_total for status in together.statuses().values())
+            looks.append((time.monotonic(), count, _cpu_s()))
+            return looks[-1][0]
+
         def watch() -> None:
             while not has_ended.wait(_ROWS_EVERY_S):
-                count = sum(status.rows_total for status in together.statuses().values())
-                rows.append((time.monotonic(), count))
+                look()
 
         print("ready", flush=True)
         sys.stdin.read()
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         together.start()
-        began, cpu_s = time.monotonic(), _cpu_s()
+        began = look()
         for name, each in configs.items():
             mirrored = mirrored_positions(each, stores[name], together.pipelines[name].status)
             opened.enter_context(mirrored)
         if not together.wait_until_caught_up(task.get("timeout_s", 600)):
             sys.exit("the pipeline did not catch up")
-        ended, cpu_s = time.monotonic(), _cpu_s() - cpu_s
         has_ended.set()
         watcher.join()
+        ended = look()
         statuses = together.statuses().values()
-        rows.append((ended, sum(status.rows_total for status in statuses)))
         together.shutdown()
         together.wait(60)
     if any(table.error for status in statuses for table in status.tables.values()):
         sys.exit("a table stopped")
     peak = _peak_rss_mb()
-    return {"began": began, "ended": ended, "rows": rows, "cpu_s": cpu_s, "peak_rss_mb": peak}
+    return {"began": began, "ended": ended, "looks": looks, "peak_rss_mb": peak}
 
 
 def serve(task: dict[str, Any]) -> dict[str, Any]:
