@@ -13,7 +13,7 @@ import psutil
 from etl_dagster.demo.server import EmbeddedPostgres
 
 #: A process that ends loses what it used since it was looked at last.
-_LOOK_S = 0.1
+_LOOK_S = 0.25
 #: This process: the benchmark, with the proxy that adds latency where there is one.
 ITSELF = "benchmark"
 #: Of the source's server.

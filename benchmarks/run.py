@@ -38,6 +38,9 @@ from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 
 LATEST = Path(__file__).parent / "latest.json"
 
+#: Columns of a terminal that a table with nine columns needs.
+_WIDE = 110
+
 
 @dataclass(frozen=True)
 class Part:
@@ -320,7 +323,7 @@ def _processors(contest: Contest, console: Console) -> None:
             f"{one.cores:.2f}",
             f"{bound:.2f}",
         )
-    console.print(table)
+    console.print(table, width=max(console.width, _WIDE))
 
 
 def _figures(part: Part, measured: Mapping[str, float], seconds: float) -> str:
