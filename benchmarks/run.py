@@ -38,9 +38,6 @@ from etl_dagster.demo.server import EmbeddedPostgres, find_servers
 
 LATEST = Path(__file__).parent / "latest.json"
 
-#: Columns of a terminal that a table with nine columns needs.
-_WIDE = 110
-
 
 @dataclass(frozen=True)
 class Part:
@@ -309,21 +306,15 @@ def _processors(contest: Contest, console: Console) -> None:
     count = os.cpu_count() or 1
     middles = {name: _median(measured) for name, measured in contest.measured.items()}
     baseline = next(iter(middles.values()))
-    groups = list(dict.fromkeys(name for one in middles.values() for name in one.others_cpu_s))
-    table = Table(title="processors' time: CPU s per 1M rows", title_justify="left")
-    for heading in ("", "readers", *groups, "together", "cores", f"bound by {count} cores"):
-        table.add_column(heading, justify="left" if not heading else "right")
     for name, one in middles.items():
-        each = [one.cpu_s, *(one.others_cpu_s.get(group, 0.0) for group in groups)]
         per_row = one.seconds * one.cores / one.rows
         bound = baseline.seconds / baseline.rows / (per_row / count)
-        table.add_row(
-            name,
-            *(f"{cpu_s / one.rows * 1e6:.2f}" for cpu_s in (*each, sum(each))),
-            f"{one.cores:.2f}",
-            f"{bound:.2f}",
+        took = {"readers": one.cpu_s} | dict(one.others_cpu_s)
+        each = ", ".join(f"{group} {cpu_s / one.rows * 1e6:.2f}" for group, cpu_s in took.items())
+        console.print(
+            f"{name}: {one.cores:.2f} of {count} cores busy, which bound the ratio by {bound:.2f}; "
+            f"CPU s per 1M rows: {each}"
         )
-    console.print(table, width=max(console.width, _WIDE))
 
 
 def _figures(part: Part, measured: Mapping[str, float], seconds: float) -> str:
