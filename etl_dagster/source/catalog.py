@@ -467,9 +467,23 @@ def fetch_row_values(
     Raises:
         CopyOutdated: the table's columns changed since.
     """
-    relation = fetch_qualified_name(connection, schema.id)
-    if relation is None or not keys:
-        return FetchedValues({}, fetch_seen_lsn(connection))
+    while True:
+        relation = fetch_qualified_name(connection, schema.id)
+        if relation is None or not keys:
+            return FetchedValues({}, fetch_seen_lsn(connection))
+        fetched = _fetch_row_values(connection, schema, relation, columns, keys)
+        # A statement that waited for a lock may have read another table, which has the name by now.
+        if fetch_qualified_name(connection, schema.id) == relation:
+            return fetched
+
+
+def _fetch_row_values(
+    connection: Connection,
+    schema: TableSchema,
+    relation: tuple[str, str],
+    columns: Sequence[str],
+    keys: Sequence[Sequence[str | None]],
+) -> FetchedValues:
     described = {column.name: column for column in schema.columns}
     numbered = [
         (sql.Identifier(f"k{place}"), name) for place, name in enumerate(schema.key_columns)

@@ -228,6 +228,37 @@ class TableReader:
         finally:
             self._on.cursor = None
 
+    def hold(self, chunk: CopyChunk, source: ReadFrom) -> None:
+        """See that the name is still the relation's, which then keeps it up to the end of the read.
+
+        A statement that waits for a lock looks the name up again once it has it. By then it may be
+        another table's, as after a migration that swaps the two.
+
+        Args: as of `read`, which is to follow.
+
+        Raises:
+            TableRewritten: it is another one's, or that of none.
+            EtlError: as of `read`.
+        """
+        table = sql.Identifier(source.schema_name, source.table_name).as_string()
+        # Of a table nothing is read, but it is locked as by reading it.
+        query = sql.SQL(
+            "select to_regclass({})::oid::bigint from (select) one left join only {} on false"
+        ).format(sql.Literal(table), sql.SQL(table))
+        try:
+            with self._on.connection.cursor() as cursor:
+                self._on.cursor = cursor
+                cursor.execute(query.as_string())
+                [(found,)] = cursor.fetchall()
+        except adbc.Error as error:
+            raise self._failure(error) from None
+        except OSError as error:
+            raise self._read_failure(error) from None
+        finally:
+            self._on.cursor = None
+        if found != (self._schema.id if source.condition else chunk.relation_id):
+            raise TableRewritten(f"{self._schema.name} was renamed while it was copied")
+
     def _failure(self, error: adbc.Error) -> EtlError:
         if error.sqlstate in _TABLE_CHANGED:
             return TableRewritten(f"{self._schema.name} was altered while it was copied")
@@ -327,6 +358,11 @@ class ChunkReader(TableReader):
             config, snapshot_name=snapshot_name, application_name=application_name
         )
         super().__init__(schema, connection, row_filter=row_filter, encoding=encoding, shape=shape)
+
+    def read(self, chunk: CopyChunk, source: ReadFrom) -> Iterator[CopiedRows]:
+        """As `TableReader.read`, of no other table that has got the name meanwhile."""
+        self.hold(chunk, source)
+        yield from super().read(chunk, source)
 
     def cancel(self) -> None:
         """Have the server give up what is being read, if anything is. From any thread."""

@@ -81,6 +81,9 @@ def is_relation_empty(connection: Connection, table_id: TableId, relation_id: in
             sql.SQL("select not exists (select from {}{})").format(source.from_clause(), where)
         ).fetchone()
     assert row is not None
+    if fetch_read_from(connection, table_id, relation_id) != source:
+        # It may have waited, and then read another relation, which has the name by now.
+        return is_relation_empty(connection, table_id, relation_id)
     return bool(row[0])
 
 

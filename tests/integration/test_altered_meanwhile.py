@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from etl_dagster.assembly import build_destination
@@ -15,10 +18,13 @@ from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch, TableRows
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.source.catalog import fetch_published_tables, fetch_row_values
+from etl_dagster.source.partitions import is_relation_empty
 from etl_dagster.source.trigger import install
 from tests.support.database import Database
 from tests.support.in_step import differences
 from tests.support.pipelines import running
+from tests.support.waiting import wait_until
 
 MakeConfig = Callable[..., PipelineConfig]
 
@@ -141,6 +147,90 @@ def test_a_table_that_is_altered_while_it_is_copied_is_copied_as_it_is_then(
         assert pipeline.wait_until_caught_up(60)
 
     assert differences(database, config, ["items"]) == []
+
+
+class Swap:
+    """Two tables that swap their names in a transaction that ends once another session waits for it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._owner = database.connect(autocommit=False)
+        self._pool = ThreadPoolExecutor(1)
+        self.has_waited: Future[None] | None = None
+
+    def __enter__(self) -> Swap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._owner.close()
+        self._pool.shutdown()
+
+    def begin(self) -> None:
+        self._owner.execute("alter table items rename to tmp")
+        self._owner.execute("alter table others rename to items")
+        self._owner.execute("alter table tmp rename to others")
+        self.has_waited = self._pool.submit(self._end)
+
+    def _end(self) -> None:
+        waiting = "select from pg_locks where relation = 'items'::regclass and not granted"
+        wait_until(lambda: bool(self._database.query(waiting)))
+        self._owner.commit()
+
+
+def test_a_chunk_that_waits_for_a_swap_of_names_is_not_read_of_the_other_table(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """Postgres looks a name up again once it has the lock that it waited for."""
+    database = newest_database
+    database.execute(
+        "create table items (id int primary key, note text)",
+        "create table others (like items including all)",
+        "insert into items select i, repeat('old', 300) from generate_series(1, 100) i",
+        "insert into others select i, 'new' from generate_series(1001, 1100) i",
+        "vacuum analyze items",
+        "create publication etl_pub for table items",
+    )
+    config = make_config(database, copy={"chunk_rows": 20, "max_connections_per_table": 1})
+
+    with Swap(database) as swap:
+        destination = AfterChunk(build_destination(config), swap.begin)
+        with running(config, destination=destination) as pipeline:
+            assert pipeline.wait_until_caught_up(60)
+            database.execute("insert into others values (0, 'after')")
+            assert pipeline.wait_until_caught_up(60)
+        assert swap.has_waited is not None
+        swap.has_waited.result()
+
+    assert differences(database, config, ["others"]) == []
+
+
+def test_what_is_asked_of_a_table_is_not_answered_of_the_one_that_has_got_its_name(
+    newest_database: Database,
+) -> None:
+    database = newest_database
+    database.execute(
+        "create table items (id int primary key, note text)",
+        "create table others (like items including all)",
+        "insert into items values (1, 'old')",
+        "create publication etl_pub for table items",
+    )
+    with database.connect() as connection:
+        [table] = fetch_published_tables(connection, "etl_pub")
+        with Swap(database) as swap:
+            swap.begin()
+            found = fetch_row_values(connection, table.schema, ["note"], [("1",)])
+        connection.execute("alter table others rename to tmp")
+        connection.execute("alter table items rename to others")
+        connection.execute("alter table tmp rename to items")
+        with Swap(database) as swap:
+            swap.begin()
+            is_empty: bool | None = None
+            while is_empty is None:
+                with contextlib.suppress(psycopg.errors.LockNotAvailable):  # it waits a moment only
+                    is_empty = is_relation_empty(connection, table.schema.id, table.schema.id)
+
+    assert found.rows == {("1",): ("old",)}
+    assert not is_empty
 
 
 def test_scripts_of_an_extension_that_alter_a_table_are_followed(

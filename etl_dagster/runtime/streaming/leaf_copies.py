@@ -156,7 +156,9 @@ class LeafCopies:
         )
         count = 0
         with contextlib.closing(connection), cancelled_by(self._stop, connection.cancel):
-            for batch in reader.read(CopyChunk(0, leaf.leaf_id), source):
+            chunk = CopyChunk(0, leaf.leaf_id)
+            reader.hold(chunk, source)
+            for batch in reader.read(chunk, source):
                 if self._stop.is_set():
                     raise Stopped
                 self._tenure.require()
