@@ -16,6 +16,9 @@ from etl_dagster.model.states import (
     needs_sync,
 )
 
+#: The clocks of machines that share a pipeline are set to within this.
+_CLOCKS_DIFFER = timedelta(minutes=1)
+
 
 def backoff(config: RetryConfig) -> Backoff:
     """The pauses that the section ``retry`` asks for."""
@@ -47,8 +50,19 @@ def errored_state(error: BaseException, config: RetryConfig, attempt: int) -> Er
     return Errored(reason, solution, retry, since=datetime.now(UTC))
 
 
-def is_sync_due(state: TableState | None) -> bool:
+def is_sync_due(state: TableState | None, now: datetime | None = None) -> bool:
     """Whether a table sync worker should work on a table now."""
     if isinstance(state, Errored):
-        return isinstance(state.retry, TimedRetry) and state.retry.next_retry <= datetime.now(UTC)
+        now = now or datetime.now(UTC)
+        return isinstance(state.retry, TimedRetry) and (
+            state.retry.next_retry <= now or _was_set_back(state, now)
+        )
     return state is not None and needs_sync(state)
+
+
+def _was_set_back(errored: Errored, now: datetime) -> bool:
+    """Whether the clock is before the failure: no one knows then how long the pause still is.
+
+    A machine may begin with a clock that is years ahead.
+    """
+    return errored.since is not None and now < errored.since - _CLOCKS_DIFFER
