@@ -143,7 +143,7 @@ clean: ## Remove the environment, the demo's data and all caches
 	@if kill -0 "$$(head -n 1 .demo/postgres/data/postmaster.pid 2>/dev/null)" 2>/dev/null; then \
 		echo "The demo is running: stop it first (Ctrl-C in its terminal)." >&2; exit 1; fi
 	rm -rf .venv .demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -rf .tmp_dagster_home_*
+	rm -rf .tmp_dagster_home_* docs/generated docs/diagrams/states.svg
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A python that is found isn't always one that runs (pyenv leaves names that only print an error).

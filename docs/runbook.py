@@ -65,9 +65,8 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "test_tables_that_cannot_be_kept_need_a_copy_and_a_retry_says_so",
     ),
     "CopyOutdated": Provoked(
-        "Rename one column and drop another while the table is copied.",
-        "unit/test_table_sync.py",
-        "test_a_copy_that_cannot_follow_the_stream_is_made_again",
+        "Rename one column and drop another while a large table is copied. The copy is then made "
+        "again by itself, so a small table shows nothing."
     ),
     "DecodeError": Provoked(
         "Not by a server that works: it takes damaged bytes on the replication connection.",
@@ -84,8 +83,10 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "confirmed past what it has."
     ),
     "DestinationMetadataApplying": Provoked(
-        "Not on purpose: a start finishes an interrupted change, so only code that asks the state "
-        "store itself can meet it."
+        "Not in a pipeline that runs: a start finishes an interrupted change, so only code that "
+        "asks the state store itself can meet it.",
+        "unit/test_provoked.py",
+        "test_a_change_that_was_begun_at_the_destination_is_not_taken_for_done",
     ),
     "DestinationReplaced": Provoked(
         "Stop the pipeline, delete its DuckDB file, and start it again.",
@@ -131,8 +132,8 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     ),
     "InvalidState": Provoked(
         "Run `etl-dagster retry` for a table that has not stopped.",
-        "integration/test_http_destination.py",
-        "test_a_chunk_of_an_older_copy_is_refused",
+        "unit/test_provoked.py",
+        "test_a_table_that_has_not_stopped_is_not_retried",
     ),
     "KeyChangesText": Provoked(
         "Publish a table whose primary key has a column of type `regclass`.",
@@ -152,8 +153,8 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     ),
     "MoveNotFinished": Provoked(
         "Kill `etl-dagster move` before it ends, and start the shard that gets the table.",
-        "integration/test_shards.py",
-        "test_a_move_that_was_interrupted_goes_on",
+        "unit/test_provoked.py",
+        "test_a_table_whose_move_was_interrupted_is_told_from_one_of_another_shard",
     ),
     "MoveRefused": Provoked(
         "Run `etl-dagster move` for the last table of a publication.",
@@ -167,8 +168,8 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     ),
     "NotOffered": Provoked(
         "Run `etl-dagster remove --with-tables` with an HTTP destination.",
-        "integration/test_dagster_jobs.py",
-        "test_a_schedule_evaluates_every_check_and_a_job_replaces_the_rows_that_differ",
+        "unit/test_provoked.py",
+        "test_tables_of_a_service_can_neither_be_removed_nor_compared",
     ),
     "PartitionIdentity": Provoked(
         "Publish a partitioned table through its root (`publish_via_partition_root`), and give one "
@@ -244,6 +245,12 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "integration/test_pipeline.py",
         "test_a_slot_that_another_reader_moved_is_refused",
     ),
+    "SlotError": Provoked(
+        "Before the pipeline's first start, make a slot of its name with another plugin: `SELECT "
+        "pg_create_logical_replication_slot('etl_dagster_apply_PIPELINE', 'test_decoding')`.",
+        "unit/test_provoked.py",
+        "test_a_slot_that_another_program_made_is_refused_by_name",
+    ),
     "SlotInUse": Provoked(
         "Stop the pipeline, read its slot with `pg_recvlogical`, and start the pipeline.",
         "integration/test_pipeline.py",
@@ -260,6 +267,10 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "pg_drop_replication_slot('etl_dagster_apply_PIPELINE')`.",
         "integration/test_pipeline.py",
         "test_a_slot_that_vanished_is_refused",
+    ),
+    "SlotNotCreated": Provoked(
+        "In an open transaction on the source, insert a row, and reset a table: its slot waits for "
+        "the end of that transaction. The copy gives up after 60 s, and tries again.",
     ),
     "SlotOfAnotherDatabase": Provoked(
         "Run two pipelines of the same name for two databases of one server, with separate state "
@@ -278,9 +289,13 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "test_a_wrong_password_is_a_finding_that_does_not_show_it",
     ),
     "SourceError": Provoked(
-        "Revoke SELECT on a published table, and reset the table.",
-        "integration/test_pg.py",
-        "test_a_copy_that_is_refused_is_not_a_server_that_is_away",
+        "While the pipeline runs, revoke SELECT on a published table from its role, and reset the "
+        "table. (A start would refuse it as `SourceNotPrepared`.)"
+    ),
+    "SourceNotPrepared": Provoked(
+        "Revoke SELECT on a published table from the pipeline's role, and start the pipeline.",
+        "integration/test_preflight.py",
+        "test_a_user_without_select_is_told_the_grants",
     ),
     "SourceReplaced": Provoked(
         "Point `source.database` to another database that has a publication of the same name.",
@@ -357,9 +372,8 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "test_other_tables_go_on_and_the_session_is_named",
     ),
     "TableNameTaken": Provoked(
-        "Swap the names of two tables while one of them waits for its copy.",
-        "integration/test_moving_names.py",
-        "test_tables_swap_their_names_while_one_is_copied",
+        "Stop the destination, so that the stream stands still; rename a table, and give its old "
+        "name to a new one. The copy of the new table waits for 15 s, and then says so."
     ),
     "TableOfAnotherShard": Provoked(
         "Add a table to the publication of a second shard while both shards run.",
@@ -449,7 +463,9 @@ def error_classes() -> list[type[EtlError]]:
         each = todo.pop()
         below = [kind for kind in each.__subclasses__() if kind.__module__ == EtlError.__module__]
         todo += below
-        if each is not EtlError and (not below or "solution" in vars(each)):
+        if each is not EtlError and (
+            not below or "solution" in vars(each) or each.__name__ in _raised()
+        ):
             found.append(each)
     return sorted(found, key=lambda kind: kind.__name__)
 
@@ -483,6 +499,18 @@ def _cell(text: str) -> str:
     for sign in "\\|<*_[":
         shown = shown.replace(sign, f"\\{sign}")
     return shown
+
+
+@cache
+def _raised() -> frozenset[str]:
+    """The names that the code calls: of classes, too, which also gather others."""
+    return frozenset(
+        _called(node)
+        for file in _PACKAGE.rglob("*.py")
+        if file.name != "errors.py"
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+    )
 
 
 # -- messages in the code ----------------------------------------------------------------------
