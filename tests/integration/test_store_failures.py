@@ -11,8 +11,11 @@ from psycopg.conninfo import make_conninfo
 from etl_dagster.errors import StoreError, StoreUnreachable
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import DataSync, Ready
+from etl_dagster.pg.connection import Connection
 from etl_dagster.stores.postgres import PostgresStore
 from etl_dagster.stores.postgres.connections import StoreConnections
+from etl_dagster.stores.postgres.leases import SessionLeases
+from etl_dagster.stores.postgres.rows import PipelineRows
 from tests.support.database import Database
 from tests.support.leaks import PASSWORD
 
@@ -48,6 +51,38 @@ def test_a_store_that_is_full_or_read_only_is_awaited(newest_database: Database)
     assert (starting.retryable, starting.is_starting) == (True, True)
     assert not untrusted.retryable
     assert "certificates" in untrusted.solution
+
+
+class LosesSessions(StoreConnections):
+    """The server ends each session as soon as it is made, before anything is asked over it."""
+
+    def connect_session(self) -> Connection:
+        lost, other = super().connect_session(), self.connect()
+        with closing(other):
+            ended = other.execute(
+                "select pg_terminate_backend(%s, 60000)", [lost.info.backend_pid]
+            ).fetchone()
+        assert ended == (True,)
+        return lost
+
+
+def test_a_session_that_is_lost_before_it_holds_a_lease_is_an_error_that_may_be_retried(
+    newest_database: Database,
+) -> None:
+    connections, losing = (
+        kind(newest_database.dsn, application_name="test", max_size=1)
+        for kind in (StoreConnections, LosesSessions)
+    )
+    with closing(PipelineRows("shop", "etl", connections, losing)) as rows:
+        leases = SessionLeases(rows)
+        for take in (leases.acquire_lease, lambda name: leases.acquire_leases([name, "other"])):
+            with pytest.raises(StoreUnreachable, match="the state store can't be reached") as lost:
+                take("apply")
+            assert lost.value.retryable
+    with closing(PipelineRows("shop", "etl", connections, connections)) as rows:
+        lease = SessionLeases(rows).acquire_lease("apply")
+        assert lease is not None
+        lease.release()
 
 
 def test_a_store_that_takes_no_writes_still_tells_its_states(newest_database: Database) -> None:

@@ -22,7 +22,7 @@ class SessionLeases(Part):
     def acquire_lease(self, name: str) -> PostgresLease | None:
         self._rows.open()
         key = lock_key(self._rows.schema, self._rows.pipeline, f"lease:{name}")
-        return try_acquire(self._rows.connect_session(), key)
+        return self._rows.begin_session(lambda connection: try_acquire(connection, key))
 
     def acquire_leases(self, names: Collection[str]) -> Mapping[str, PostgresLease]:
         self._rows.open()
@@ -30,7 +30,9 @@ class SessionLeases(Part):
             lock_key(self._rows.schema, self._rows.pipeline, f"lease:{name}"): name
             for name in names
         }
-        leases = try_acquire_all(self._rows.connect_session(), list(keys))
+        leases = self._rows.begin_session(
+            lambda connection: try_acquire_all(connection, list(keys))
+        )
         return {keys[key]: lease for key, lease in leases.items()}
 
     def leased(self, names: Collection[str]) -> Collection[str]:

@@ -102,6 +102,20 @@ class PipelineRows:
         """A connection that keeps its session; the caller closes it."""
         return self._sessions.connect_session()
 
+    def begin_session(self, work: Callable[[Connection], T]) -> T:
+        """Hand a connection that keeps its session to the work, whose it is from then on.
+
+        Raises:
+            StoreUnreachable: no server answers, or the connection broke; nothing is tried again.
+            StoreError: the server refuses.
+        """
+        connection = self.connect_session()
+        try:
+            return work(connection)
+        except psycopg.Error as error:
+            connection.close()
+            raise self._sessions.translate(error) from None
+
     # -- transactions --------------------------------------------------------------------------
 
     def sql(self, text: str) -> sql.Composed:
