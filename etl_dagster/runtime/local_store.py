@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from etl_dagster.errors import EtlError
@@ -15,6 +15,7 @@ from etl_dagster.model.change_signal import ChangeSignal
 from etl_dagster.model.coordination import Coordination, CopyPlan, FinishedChunk, epoch_by_clock
 from etl_dagster.model.destination import ChecksItself, offered
 from etl_dagster.model.identity import KnownDestination, KnownSource
+from etl_dagster.model.memory_lease import MemoryLease
 from etl_dagster.model.remembering import RemembersInMemory
 from etl_dagster.model.schema import (
     INITIAL_SNAPSHOT,
@@ -51,20 +52,6 @@ def coordinating(store: PipelineStore) -> CoordinatingStore:
     return noting_in_statuses(store) if isinstance(store, Coordination) else LocalStore(store)
 
 
-@dataclass
-class _LocalLease:
-    holders: dict[str, _LocalLease]
-    name: str
-
-    @property
-    def is_held(self) -> bool:
-        return self.holders.get(self.name) is self
-
-    def release(self) -> None:
-        if self.is_held:
-            del self.holders[self.name]
-
-
 class LocalStore(RemembersInMemory):
     """A store, and in memory what the workers of one process need to meet."""
 
@@ -73,7 +60,7 @@ class LocalStore(RemembersInMemory):
         self._lock = threading.RLock()
         self._changes = ChangeSignal()
         self._plans: dict[TableId, CopyPlan] = {}
-        self._leases: dict[str, _LocalLease] = {}
+        self._leases: dict[str, MemoryLease] = {}
         self._status: dict[str, str] = {}
         self._epoch = 0
         self._is_forgetful = False
@@ -188,11 +175,11 @@ class LocalStore(RemembersInMemory):
     def wake(self) -> None:
         self._changes.bump()
 
-    def acquire_lease(self, name: str) -> _LocalLease | None:
+    def acquire_lease(self, name: str) -> MemoryLease | None:
         with self._lock:
             if name in self._leases:
                 return None
-            lease = self._leases[name] = _LocalLease(self._leases, name)
+            lease = self._leases[name] = MemoryLease(self._leases, name, self._lock)
             return lease
 
     def is_leased(self, name: str) -> bool:

@@ -14,6 +14,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.change_signal import ChangeSignal
 from etl_dagster.model.coordination import CopyPlan, FinishedChunk, epoch_by_clock
 from etl_dagster.model.identity import KnownDestination, KnownSource
+from etl_dagster.model.memory_lease import MemoryLease
 from etl_dagster.model.remembering import RemembersInMemory
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Init, TableState, is_durable
@@ -29,22 +30,6 @@ class MemoryStoreConfig(StoreConfig):
     """Forgets everything at the end of the process; for trying things out."""
 
     type: Literal["memory"]
-
-
-class MemoryLease:
-    """A lease of a `MemoryStore`; held until it is released."""
-
-    def __init__(self, holders: dict[str, MemoryLease], name: str) -> None:
-        self._holders = holders
-        self._name = name
-
-    @property
-    def is_held(self) -> bool:
-        return self._holders.get(self._name) is self
-
-    def release(self) -> None:
-        if self.is_held:
-            del self._holders[self._name]
 
 
 class MemoryStore(RemembersInMemory):
@@ -253,7 +238,7 @@ class MemoryStore(RemembersInMemory):
         with self._lock:
             if name in self._leases:
                 return None
-            lease = self._leases[name] = MemoryLease(self._leases, name)
+            lease = self._leases[name] = MemoryLease(self._leases, name, self._lock)
             return lease
 
     def is_leased(self, name: str) -> bool:

@@ -18,6 +18,7 @@ from etl_dagster.errors import SlotAdvanced, SlotMissing, TableWriteFailed
 from etl_dagster.lsn import LSN_ZERO
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.events import EventBatch
+from etl_dagster.model.memory_lease import MemoryLease
 from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.model.stores import CoordinatingStore
 from etl_dagster.protocol.session import ReplicationSession
@@ -25,7 +26,7 @@ from etl_dagster.runtime.pipeline import Pipeline
 from etl_dagster.runtime.timing import TIMING
 from etl_dagster.source.slots import apply_slot_name
 from etl_dagster.source.stream import ReplicationStream
-from etl_dagster.stores.memory import MemoryLease, MemoryStore
+from etl_dagster.stores.memory import MemoryStore
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 from tests.support.waiting import wait_until

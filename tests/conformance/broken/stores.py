@@ -20,10 +20,11 @@ import pytest
 from etl_dagster.errors import StateRollbackError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.coordination import CopyPlan, FinishedChunk
+from etl_dagster.model.memory_lease import MemoryLease
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.model.states import Errored, TableState, TimedRetry
 from etl_dagster.model.stores import ApplyWorker, DestinationTableMetadata, WorkerType
-from etl_dagster.stores.memory import MemoryLease, MemoryStore
+from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing import CoordinationSuite, StoreSuite
 
 
@@ -415,7 +416,7 @@ class TestALeaseIsReleasedByWhoHadItBefore(TestSharedStore):
         def acquire_lease(self, name: str) -> MemoryLease | None:
             if name in self._leases:
                 return None
-            lease = self._leases[name] = self._Lease(self._leases, name)
+            lease = self._leases[name] = self._Lease(self._leases, name, self._lock)
             return lease
 
 
