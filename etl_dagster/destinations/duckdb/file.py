@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -23,6 +24,8 @@ from etl_dagster.errors import (
     DestinationUnreachable,
 )
 from etl_dagster.threads import Background
+
+_log = logging.getLogger(__name__)
 
 #: How often a process that waits for the file tries, and the holder looks whether one waits.
 _POLL_S = 0.005
@@ -221,14 +224,24 @@ class DatabaseFile:
                 self._changed.wait(min(linger_s, _POLL_S))
             try:
                 if self._database is not None:
-                    self.upkeep.before_close(self._database)
-                    self._database.close()
-                    self.upkeep.closed(is_wal_left=wal_of(self.path).exists())
+                    self._close_database(self._database)
             finally:
                 self._database = None
                 self._turns.closed()
                 self._file_lock.release()
                 self._changed.notify_all()
+
+    def _close_database(self, database: duckdb.DuckDBPyConnection) -> None:
+        try:
+            try:
+                self.upkeep.before_close(database)
+            finally:
+                database.close()
+            self.upkeep.closed(is_wal_left=wal_of(self.path).exists())
+        except duckdb.Error as error:
+            # What was committed is in the file or in its WAL; the next one to open it hears of it.
+            reason = translate(error, self.path).reason
+            _log.warning("%s was not closed as it should be: %s", self.path, reason)
 
     @staticmethod
     def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:
