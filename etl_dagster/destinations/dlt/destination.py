@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ from etl_dagster.model.schema import TableId, TableSchema
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
     from etl_dagster.model.stores import DestinationStore
+
+_log = logging.getLogger(__name__)
 
 
 class DltDestination:
@@ -162,12 +165,25 @@ class DltDestination:
         return _all_of(results)
 
     def shutdown(self) -> None:
-        """Wait for packages under way, and remove the folder; idempotent."""
+        """Wait for packages under way, and remove the folder; idempotent.
+
+        A lane that can't be closed keeps none of the others open. The first failure is raised at
+        the end, and the others are logged.
+        """
         with self._lock:
             lanes = list(self._lanes.values())
+        failures: list[Exception] = []
         for worker in lanes:
-            worker.close()
+            try:
+                worker.close()
+            except Exception as error:
+                failures.append(error)
         self._folder.close()
+        for other in failures[1:]:
+            # Its message may hold values.
+            _log.warning("another lane of dlt can't be closed: %s", type(other).__name__)
+        if failures:
+            raise failures[0]
 
     # ------------------------------------------------------------------------------------------
 
