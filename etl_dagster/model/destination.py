@@ -320,7 +320,8 @@ class TellsWaits(Protocol):
     def waiting_for(self) -> str | None:
         """What a write has been waiting for, for some seconds, in a few words; else None.
 
-        The status shows it. Answered from memory, at once, from any thread.
+        The status shows it. Answered from memory, at once, from any thread. A failure is logged,
+        and the status shows nothing.
         """
         ...
 

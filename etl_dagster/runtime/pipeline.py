@@ -17,7 +17,7 @@ from etl_dagster.errors import (
 )
 from etl_dagster.log_fields import log_fields
 from etl_dagster.lsn import LSN_ZERO, Lsn
-from etl_dagster.model.destination import Destination, Interruptible, TellsWaits, offered
+from etl_dagster.model.destination import Destination, Interruptible, offered
 from etl_dagster.model.states import Errored, Ready, TableState, TimedRetry
 from etl_dagster.model.stores import PipelineStore
 from etl_dagster.pg.cancelling import Abandoned, unless_stopped
@@ -53,6 +53,7 @@ from etl_dagster.runtime.showing.observer import SILENT, Observer
 from etl_dagster.runtime.showing.reporter import Reporter
 from etl_dagster.runtime.showing.status import Phase, PipelineStatus
 from etl_dagster.runtime.showing.trouble import Trouble
+from etl_dagster.runtime.showing.waits import Waits
 from etl_dagster.runtime.streaming.apply_worker import AppliedStream, Known
 from etl_dagster.runtime.streaming.heartbeat import Beat, Heart, Latency
 from etl_dagster.runtime.streaming.wire import MakeWire, OwnSlot
@@ -113,7 +114,7 @@ class Pipeline:
         self._store = store = coordinating(store)
         self._calls = Calls()
         self._destination = destination = shaping(destination, config, self._calls)
-        self._tells_waits = offered(destination, TellsWaits)
+        self._waits = Waits(destination)
         self._control = make_control(
             config.source,
             application_name=f"etl_dagster control {config.pipeline}",
@@ -651,8 +652,7 @@ class Pipeline:
         )
 
     def _note(self) -> str | None:
-        waits = None if self._tells_waits is None else self._tells_waits.waiting_for()
-        notes = [self._wire.note, self._parts.memory.note, waits and f"a write waits: {waits}"]
+        notes = [self._wire.note, self._parts.memory.note, self._waits.note]
         return "; ".join(note for note in notes if note) or None
 
 

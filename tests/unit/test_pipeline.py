@@ -295,6 +295,32 @@ def test_what_was_streamed_from_a_slot_that_is_lost_is_expected_no_more(fixture:
     assert fixture.store.get_table_replication_state(ORDERS) == Init()
 
 
+def test_a_destination_that_fails_to_tell_what_it_waits_for_ends_nothing(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers: list[str | None] = []
+
+    class Waiting(Destination):
+        def waiting_for(self) -> str | None:
+            return answers[0]  # raises while there is none
+
+    fixture.destination = Waiting()
+    MemoryDestination.write_table_rows(fixture.destination, schema(ORDERS), TableRows("copy"))
+    fixture.pipeline = fixture.make()
+    fixture.start()
+    for _ in range(2):
+        assert fixture.pipeline.status().note is None
+    fixture.commits(1)
+    wait_until(lambda: fixture.ids == [1])
+    # The status is also what the pipeline's own thread writes.
+    wait_until(lambda: (fixture.store.get_status("apply") or {}).get("phase") == "streaming")
+
+    answers.append("a lock of session 7")
+    assert fixture.pipeline.status().note == "a write waits: a lock of session 7"
+    assert caplog.text.count("memory can't tell what it waits for with IndexError") == 1
+    assert fixture.pipeline.status().phase == "streaming"
+
+
 # -- a stream that breaks --------------------------------------------------------------------------
 
 
