@@ -150,7 +150,7 @@ def test_a_table_that_is_altered_while_it_is_copied_is_copied_as_it_is_then(
 
 
 class Swap:
-    """Two tables that swap their names in a transaction that ends once another session waits for it."""
+    """Two tables that swap names in a transaction, which ends once another session waits for it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
