@@ -390,6 +390,11 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "integration/test_duckdb_destination.py",
         "test_a_table_that_is_not_ours_is_not_overwritten",
     ),
+    "TablesLeft": Provoked(
+        "Run `etl-dagster repair` for a table in mode `append`.",
+        "integration/test_repair.py",
+        "test_the_command_reports_what_differs_and_replaces_that",
+    ),
     "ValueNotHeld": Provoked(
         "Set `odd_values: fail`, and write `NaN` into a column of type `numeric(12,2)`.",
         "unit/test_odd_policies.py",

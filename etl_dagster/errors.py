@@ -58,6 +58,27 @@ class ShapeRefused(EtlError):
     )
 
 
+class TablesLeft(EtlError):
+    """A comparison or repair is done, except for some tables: each with why, and what to do."""
+
+    solution = "Correct what is named for each table, then repair these tables again."
+
+    def __init__(self, left: Mapping[str, EtlError], *, tables: int) -> None:
+        """Args:
+        left: why each table was left, by its name.
+        tables: how many there were in all.
+        """
+        count = f"{len(left)} of {tables} table{'s' if tables != 1 else ''}"
+        listed = "\n".join(f"  {name}: {why.reason}" for name, why in left.items())
+        super().__init__(
+            f"not compared, or not repaired: {count}\n{listed}",
+            # Most tables are left for the same reason.
+            solution="\n".join(dict.fromkeys(why.solution for why in left.values())),
+        )
+        self.left = dict(left)
+        self.retryable = all(why.retryable for why in left.values())
+
+
 class HookFailed(EtlError):
     """The function of a `hook` can't be loaded, failed, or returned rows that don't fit."""
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etl_dagster.cli.confirming import changes_something, is_wanted, require_decided
+from etl_dagster.cli.failures import FAILED, show
 from etl_dagster.cli.listing import NAMES, few
 from etl_dagster.cli.options import config_option, json_option, load, load_whole
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
+    from etl_dagster.errors import EtlError
     from etl_dagster.model.stores import CoordinatingStore
     from etl_dagster.runtime.comparing.comparison import Comparison
     from etl_dagster.runtime.comparing.eligible import Eligible
@@ -64,8 +66,9 @@ def repair(
     is lost, or since source or destination were restored from a backup. Of several destinations,
     --destination chooses one; without it, all are repaired then.
 
-    With --dry-run nothing is changed, and the exit code is 1 where a table differs or its
-    comparison could not be settled.
+    With --dry-run nothing is changed, and the exit code is 1 where a table differs. It is also 1,
+    with or without --dry-run, where a table could not be compared now, or its comparison could not
+    be settled. Tables that can't be compared as they are configured only count where you name them.
 
     \b
     etl-dagster repair public.orders
@@ -76,6 +79,8 @@ def repair(
     require_decided(as_json=as_json, dry_run=dry_run, yes=yes)
     from etl_dagster.cli.existing import existing_store
     from etl_dagster.cli.repair_later import repair_at_next_start, repair_several_at_next_start
+    from etl_dagster.errors import TablesLeft
+    from etl_dagster.runtime.comparing.left import why_left
 
     if everything and not dry_run and (whole := load_whole(config_path)).destinations:
         repair_several_at_next_start(whole, yes=yes, as_json=as_json)
@@ -87,18 +92,25 @@ def repair(
             return
         compared = _compare(config, store, tables, most_keys=_MOST_KEYS if show_keys else 0)
         differing = {each.name: each for each, found in compared if _is_different(found)}
+        left = {
+            each.name: why
+            for each, found in compared
+            if (why := why_left(each, found, is_named=bool(tables))) is not None
+        }
         if as_json:
             outcomes: Mapping[str, RepairOutcome] = {}
             if differing and not dry_run:
-                outcomes = _request(store, list(differing.values()))
+                outcomes = _request(store, list(differing.values()), left)
             shown = [_object(each, found, outcomes.get(each.name)) for each, found in compared]
             click.echo(json.dumps({"tables": shown}, indent=2))
         else:
             _show(compared)
-            _repair(store, list(differing.values()), dry_run=dry_run, yes=yes)
-    unsettled = any(found is not None and found.result == "unsettled" for _, found in compared)
-    if unsettled or (differing and dry_run):
-        click.get_current_context().exit(1)
+            _repair(store, list(differing.values()), left, dry_run=dry_run, yes=yes)
+    if left:
+        error = TablesLeft(left, tables=len(compared))
+        show(error.reason, error.solution)
+    if left or (differing and dry_run):
+        click.get_current_context().exit(FAILED)
 
 
 def _compare(
@@ -157,7 +169,12 @@ def _show(compared: Sequence[tuple[Eligible, Comparison | None]]) -> None:
 
 
 def _repair(
-    store: CoordinatingStore, differing: Sequence[Eligible], *, dry_run: bool, yes: bool
+    store: CoordinatingStore,
+    differing: Sequence[Eligible],
+    left: dict[str, EtlError],
+    *,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     if not differing:
         return
@@ -165,14 +182,14 @@ def _repair(
         click.echo(f"{each.name}: the rows that differ are replaced.")
     if not is_wanted(dry_run=dry_run, yes=yes):
         return
-    for name, outcome in _request(store, differing).items():
+    for name, outcome in _request(store, differing, left).items():
         click.echo(f"{name}: {_outcome_sentence(outcome)}")
 
 
 def _request(
-    store: CoordinatingStore, differing: Sequence[Eligible]
+    store: CoordinatingStore, differing: Sequence[Eligible], left: dict[str, EtlError]
 ) -> Mapping[str, RepairOutcome]:
-    """Have the pipeline repair the tables, and wait until it has."""
+    """Have the pipeline repair the tables, and wait until it has; `left` gets those that fail."""
     from etl_dagster.cli.table_progress import TableProgress
     from etl_dagster.runtime.copying.pausing import ask_for_copies
     from etl_dagster.runtime.repair_requests import await_repairs, request_repairs
@@ -181,7 +198,12 @@ def _request(
     ask_for_copies(store, list(names))
     with TableProgress(store, names, working="being compared and repaired") as progress:
         requests = request_repairs(store, list(names))
-        outcomes = await_repairs(store, requests, on_look=progress.look)
+        outcomes = await_repairs(
+            store,
+            requests,
+            on_look=progress.look,
+            on_failed=lambda table_id, error: left.update({names[table_id]: error}),
+        )
     return {names[table_id]: outcome for table_id, outcome in outcomes.items()}
 
 

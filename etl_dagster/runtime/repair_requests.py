@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from etl_dagster.errors import InvalidState
+from etl_dagster.errors import EtlError, InvalidState
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.coordination import Notes
 from etl_dagster.model.schema import TableId
@@ -150,6 +150,7 @@ def await_repairs(
     stop: threading.Event | None = None,
     clock: Clock = SYSTEM_CLOCK,
     on_look: Callable[[], None] = lambda: None,
+    on_failed: Callable[[TableId, EtlError], None] | None = None,
 ) -> Mapping[TableId, RepairOutcome]:
     """Wait until each request has its outcome; a table that is copied may not be streamed yet.
 
@@ -159,17 +160,20 @@ def await_repairs(
     Args:
         requests: as `request_repairs` returned them.
         on_look: called a few times a second, with the tables' states loaded.
+        on_failed: called with each table that has failed; the others are waited for.
 
     Raises:
-        InvalidState: a table has failed, or no process runs the pipeline.
+        InvalidState: a table has failed and there is no `on_failed`, or no process runs the
+            pipeline.
         Stopped: told to stop.
     """
     stop = stop or threading.Event()
     wanted = dict(requests)
     outcomes: dict[TableId, RepairOutcome] = {}
+    failed: set[TableId] = set()
     while True:
         noted = store.get_note(_REQUESTS) or {}
-        for table_id in requests.keys() - outcomes.keys():
+        for table_id in requests.keys() - outcomes.keys() - failed:
             outcome = repair_outcome(store, table_id, wanted[table_id])
             if outcome is not None:
                 outcomes[table_id] = outcome
@@ -177,7 +181,7 @@ def await_repairs(
                 wanted[table_id] = request["id"]
             else:
                 outcomes[table_id] = RepairOutcome(wanted[table_id], "copy", reason=_WITHDRAWN)
-        left = requests.keys() - outcomes.keys()
+        left = requests.keys() - outcomes.keys() - failed
         if not left:
             return outcomes
         store.load_table_replication_states()
@@ -185,7 +189,13 @@ def await_repairs(
         for table_id in left:
             state = store.get_table_replication_state(table_id)
             if isinstance(state, Errored) and not isinstance(state.retry, TimedRetry):
-                raise InvalidState(f"the repair failed: {state.reason}", solution=state.solution)
+                error = InvalidState(f"the repair failed: {state.reason}", solution=state.solution)
+                if on_failed is None:
+                    raise error
+                failed.add(table_id)
+                on_failed(table_id, error)
+        if left <= failed:
+            continue
         if not store.is_leased("apply"):
             raise InvalidState(
                 "the repair was asked for, and no process runs the pipeline",

@@ -156,7 +156,8 @@ def test_a_schedule_evaluates_every_check_and_a_job_replaces_the_rows_that_diffe
             assert metadata["ranges_differing"].value == len(ranges)
 
             dry = {"ops": {"shop_repair_op": {"config": {"dry_run": True}}}}
-            assert run(defs, instance, "shop_repair", run_config=dry).success
+            found_dry = run(defs, instance, "shop_repair", run_config=dry, raise_on_error=False)
+            assert not found_dry.success
             assert len(rows(config_file, "select 1 from public.orders")) == 498
             done = run(defs, instance, "shop_repairs_job")
             [output] = [e for e in done.all_events if e.event_type_value == "STEP_OUTPUT"]

@@ -193,7 +193,10 @@ def test_the_command_reports_what_differs_and_replaces_that(
 
     def call(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(cli, ["repair", "-c", str(file), *arguments])
+        said.append(result.stderr)
         return result.exit_code, result.stdout
+
+    said: list[str] = []
 
     with running(config) as pipeline:
         assert pipeline.wait_until_caught_up(60)
@@ -222,6 +225,10 @@ def test_the_command_reports_what_differs_and_replaces_that(
         code, output = call("public.people", "--dry-run", "--show-keys")
         assert {f"  id={number}" for number in (1, 2, 3)} <= set(output.splitlines())
         assert call("public.orders", "public.visits")[0] == 0
+        # Of all tables it is left without a word; named, it is missed.
+        code, output = call("public.log", "public.orders", "--json", "--yes")
+        assert (code, len(json.loads(output)["tables"])) == (1, 2)
+        assert "not repaired: 1 of 2 tables\n  public.log: not compared: its mode" in said[-1]
 
         code, output = call("--all", "--yes")
         assert code == 0

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from etl_dagster.errors import InvalidState
 from etl_dagster.integrations.dagster.checks.comparisons import ComparedTable
 from etl_dagster.integrations.dagster.jobs.repairs import Repaired, repair
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.states import Ready
+from etl_dagster.model.states import Errored, ManualRetry, Ready
 from etl_dagster.runtime.comparing.comparison import Comparison
+from etl_dagster.runtime.comparing.eligible import Eligible
+from etl_dagster.runtime.comparing.left import why_left
 from etl_dagster.runtime.repair_requests import (
     RangeDifference,
     RepairOutcome,
@@ -27,7 +30,11 @@ COMPARED = (
     ComparedTable("public.people", 2, Comparison("equal", Lsn(51), 2, 2), "The same."),
     ComparedTable("public.visits", 3, FOUND, "The rows differ."),
     ComparedTable(
-        "public.events", 4, Comparison("unsettled", reason="it never rests"), "Not settled."
+        "public.events",
+        4,
+        Comparison("unsettled", reason="it never rests"),
+        "Not settled.",
+        InvalidState("unsettled: it never rests", solution="Again later."),
     ),
 )
 BY_RANGES = {"by": "ranges", "lsn": Lsn(60), "missing": 2, "ranges": (RangeDifference(7, 2),)}
@@ -41,6 +48,7 @@ class AnsweringStore(MemoryStore):
         super().__init__()
         #: By table.
         self.outcomes: dict[int, Any] = {}
+        self.fails: dict[int, Errored] = {}
 
     def put_note(self, key: str, payload: Mapping[str, Any]) -> None:
         super().put_note(key, payload)
@@ -48,6 +56,10 @@ class AnsweringStore(MemoryStore):
             for table_id, outcome in self.outcomes.items():
                 if (request := payload.get(str(table_id))) is not None:
                     keep_outcome(self, table_id, RepairOutcome(request["id"], **outcome))
+
+    def load_table_replication_states(self) -> int:
+        self.update_table_replication_states(list(self.fails.items()))
+        return super().load_table_replication_states()
 
 
 class Shop:
@@ -95,6 +107,8 @@ def test_a_dry_run_asks_for_nothing(shop: Shop) -> None:
     assert states(shop) == ["Ready"] * 4
     assert [each.name for each in done.differing] == ["public.orders", "public.visits"]
     assert done.facts["repairs"].records[0].data["repaired by"] == ""
+    # As the command ends with exit code 1.
+    assert set(done.failures) == {"public.orders", "public.visits", "public.events"}
 
 
 def test_each_table_that_differs_is_repaired_and_told_of(shop: Shop) -> None:
@@ -108,7 +122,11 @@ def test_each_table_that_differs_is_repaired_and_told_of(shop: Shop) -> None:
     assert (visits["repaired by"], visits["why a copy"]) == ("copy", "it has no key")
     assert "public.visits: copied as a whole, since it has no key" in shop.lines
     # A table that never rests fails the run once the others are done.
-    assert (done.failure or "").startswith("could not be settled: public.events")
+    assert str(done.failure) == (
+        "not compared, or not repaired: 1 of 4 tables\n  public.events: unsettled: it never rests"
+    )
+    assert done.failure is not None
+    assert done.failure.solution == "Again later."
 
 
 def test_repairs_that_are_not_waited_for_are_named_and_no_failure() -> None:
@@ -121,22 +139,50 @@ def test_repairs_that_are_not_waited_for_are_named_and_no_failure() -> None:
 
 def test_a_wait_that_takes_too_long_or_for_no_process_fails() -> None:
     shop = Shop(COMPARED[0])
-    assert "took longer than" in (shop.repair(wait_s=0.01).failure or "")
+    assert "took longer than" in str(shop.repair(wait_s=0.01).failure)
 
     assert shop.lease is not None
     shop.lease.release()
     done = shop.repair()
-    assert "no process runs the pipeline" in (done.failure or "")
+    assert "no process runs the pipeline" in str(done.failure)
     assert done.left == ["public.orders"]
 
 
-def test_tables_that_could_not_be_compared_are_named() -> None:
-    """A run that succeeds must not look as if it had compared them."""
-    found = ComparedTable("public.orders", 1, None, "Not compared: it is not streamed now (init).")
-    done = Shop(found).repair()
+def test_a_repair_that_fails_does_not_keep_the_run_from_waiting_for_the_others(shop: Shop) -> None:
+    shop.answers({1: BY_RANGES})
+    shop.store.fails[3] = Errored("the disk is full", "Free it.", ManualRetry())
+    done = shop.repair()
 
-    assert done.failure is None
-    assert done.facts["not_compared"] == ["public.orders"]
+    assert "public.orders" in done.outcomes
+    assert "  public.visits: the repair failed: the disk is full" in str(done.failure)
+    assert done.failure is not None
+    assert "Free it." in done.failure.solution
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_by_choice", "is_named", "is_left"),
+    [
+        ("it is not streamed now (init)", False, False, True),
+        ("its mode is append", True, False, False),
+        ("its mode is append", True, True, True),
+    ],
+)
+def test_a_table_that_was_not_compared_fails_the_run_unless_that_is_all_right(
+    reason: str, is_by_choice: bool, is_named: bool, is_left: bool
+) -> None:
+    """A run that succeeds must not look as if it had compared the table."""
+    table = Eligible("public.people", 2, None, reason, is_by_choice)
+    left = why_left(table, None, is_named=is_named)
+    shop = Shop(ComparedTable("public.people", 2, None, "Not compared.", left), COMPARED[0])
+    shop.answers({1: BY_RANGES})
+    done = shop.repair()
+
+    assert list(done.failures) == ["public.people"] * is_left
+    assert done.facts["not_compared"] == ["public.people"]
+    # What can be repaired is, in any case.
+    assert done.outcomes
+    if is_left:
+        assert f"1 of 2 tables\n  public.people: not compared: {reason}" in str(done.failure)
 
 
 def test_the_log_of_the_repair_does_not_advise_to_run_the_repair() -> None:

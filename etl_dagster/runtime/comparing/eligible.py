@@ -29,6 +29,8 @@ class Eligible:
     table_id: TableId
     table: PublishedTable | None
     why_not: str | None = None
+    #: Whether that is how it is configured, and not something that passes.
+    is_by_choice: bool = False
 
 
 def require_reader(config: PipelineConfig, destination: Destination) -> ReadsRows:
@@ -88,26 +90,32 @@ def _eligible(
     table, schema = published.get(table_id), schemas.get(table_id)
     if table is None or schema is None:
         return Eligible(name, table_id, None, "it is not published, or was never copied")
-    why_not = _why_not(table, schema, publication, states.get(table_id), config)
-    return Eligible(name, table_id, None if why_not else replace(table, schema=schema), why_not)
+    by_choice = _why_never(table, schema, publication, config)
+    why_not = by_choice or _why_not_now(table, schema, states.get(table_id))
+    if why_not is not None:
+        return Eligible(name, table_id, None, why_not, is_by_choice=by_choice is not None)
+    return Eligible(name, table_id, replace(table, schema=schema))
 
 
-def _why_not(
-    table: PublishedTable,
-    schema: TableSchema,
-    publication: Publication,
-    state: TableState | None,
-    config: PipelineConfig,
+def _why_not_now(
+    table: PublishedTable, schema: TableSchema, state: TableState | None
 ) -> str | None:
     if not isinstance(state, Ready):
         return f"it is not streamed now ({state_name(state) if state else 'unknown'})"
-    return why_not_compared(table, schema, publication, config)
+    return _altered(table, schema)
 
 
 def why_not_compared(
     table: PublishedTable, schema: TableSchema, publication: Publication, config: PipelineConfig
 ) -> str | None:
     """Why the destination's table, with this schema, need not have the source's rows, if so."""
+    return _why_never(table, schema, publication, config) or _altered(table, schema)
+
+
+def _why_never(
+    table: PublishedTable, schema: TableSchema, publication: Publication, config: PipelineConfig
+) -> str | None:
+    """As `why_not_compared`, where only other settings change that."""
     if not config.table(schema.name).copy_rows:
         return "its rows are not copied (copy: false)"
     if schema.mode != "mirror":
@@ -123,6 +131,10 @@ def why_not_compared(
     ]
     if left_out:
         return f"the publication leaves out {', '.join(left_out)}"
+    return None
+
+
+def _altered(table: PublishedTable, schema: TableSchema) -> str | None:
     today, kept = table.schema.columns, schema.columns
     if [(c.name, c.type_oid) for c in today] != [(c.name, c.type_oid) for c in kept]:
         return "its columns have just been altered"

@@ -22,6 +22,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import CoordinatingStore, KnowsPipeline
 from etl_dagster.runtime.comparing.comparison import Comparison
 from etl_dagster.runtime.comparing.eligible import Eligible, require_reader
+from etl_dagster.runtime.comparing.left import why_left
 from etl_dagster.runtime.comparing.sums import RANGES
 from etl_dagster.runtime.comparing.tables import compare_tables as compare
 from etl_dagster.runtime.repair_requests import RangeDifference
@@ -43,6 +44,8 @@ class ComparedTable:
     #: None where it was not compared, for the reason in `words`.
     found: Comparison | None
     words: str
+    #: Why nothing is known of its rows, unless that is all right; see `why_left`.
+    left: EtlError | None = None
 
     @property
     def is_equal(self) -> bool:
@@ -170,15 +173,18 @@ def compare_tables(
     """
     with opened(resource) as parts:
         require_reader(parts.config, parts.destination)
+        is_named = names is not None
         for name, table_id in parts.table_ids(names, skips_unknown=skips_unknown).items():
             try:
                 found = interruptibly(partial(_compare, parts, {name: table_id}))
             except EtlError as error:
                 words = with_solution(f"Not compared: {error.reason}", error.solution)
-                yield ComparedTable(name, table_id, None, words)
+                yield ComparedTable(name, table_id, None, words, error)
             else:
                 for each, comparison in found:
-                    yield ComparedTable(name, table_id, comparison, _words(each, comparison))
+                    left = why_left(each, comparison, is_named=is_named)
+                    words = _words(each, comparison)
+                    yield ComparedTable(name, table_id, comparison, words, left)
 
 
 def _compare(

@@ -46,8 +46,9 @@ def build_repair_job(
     it can't, and says why. The run waits for that, and shows for each table what was found and
     done, with the ranges of keys. Its configuration is `RepairRunConfig`.
 
-    The run fails where a table could not be settled or repaired, once the others are done; tables
-    that can't be compared as they are configured are named in its log.
+    The run fails with `TablesLeft` where a table could not be compared, settled or repaired, once
+    the others are done, and where a dry run finds that rows differ. Tables that can't be compared
+    as they are configured fail it only if they are named; its log names them in any case.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
@@ -76,8 +77,13 @@ def build_repair_job(
         except EtlError as error:
             raise Failure(with_solution(error.reason, error.solution)) from error
         context.add_output_metadata(done.facts)
-        if done.failure is not None:
-            raise Failure(done.failure, metadata=done.facts, allow_retries=False)
+        failure = done.failure
+        if failure is not None:
+            raise Failure(
+                with_solution(f"{type(failure).__name__}: {failure.reason}", failure.solution),
+                metadata=done.facts,
+                allow_retries=False,
+            ) from failure
 
     @job(
         name=name,

@@ -10,14 +10,13 @@ from typing import Any
 
 from dagster import MetadataValue, TableRecord
 
-from etl_dagster.errors import EtlError
+from etl_dagster.errors import EtlError, InvalidState, TablesLeft
 from etl_dagster.integrations.dagster.checks.comparisons import (
     ComparedTable,
     compare_tables,
     range_facts,
 )
 from etl_dagster.integrations.dagster.outcome import Outcome
-from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.resources.pipeline_parts import PipelineParts
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import CoordinatingStore
@@ -39,14 +38,21 @@ class Repaired:
 
     differing: list[ComparedTable] = field(default_factory=list)
     unsettled: list[str] = field(default_factory=list)
-    #: Tables of which nothing is known: not streamed now, or of a kind that can't be compared.
+    #: Tables of which nothing is known, also where that is all right as they are configured.
     not_compared: list[str] = field(default_factory=list)
     #: By table, of the repairs that were waited for.
     outcomes: dict[str, RepairOutcome] = field(default_factory=dict)
     #: Repairs that were asked for and not seen to end.
     left: list[str] = field(default_factory=list)
-    #: Why the run fails, for people; None where it doesn't.
-    failure: str | None = None
+    #: Why the run fails, by table; empty where it doesn't.
+    failures: dict[str, EtlError] = field(default_factory=dict)
+    #: How many tables there were.
+    tables: int = 0
+
+    @property
+    def failure(self) -> TablesLeft | None:
+        """What the run ends with, once it has done what can be done."""
+        return TablesLeft(self.failures, tables=self.tables) if self.failures else None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -103,7 +109,8 @@ def repair(
     """Compare tables, have those repaired that differ, and wait until they are.
 
     Each repair is asked for as soon as its table was compared. An interrupted step leaves the
-    repairs to the pipeline.
+    repairs to the pipeline. The run ends as `etl-dagster repair` does: as failed where a table was
+    left, and where a dry run finds that one differs.
 
     Args:
         names: ``schema.table`` of each; None for all.
@@ -121,9 +128,17 @@ def repair(
         # Without the advice to run this job.
         words = compared.words.partition("\n\n")[0] if compared.is_different else compared.words
         tell(f"{compared.name}: {words}")
+        done.tables += 1
+        if compared.left is not None:
+            done.failures[compared.name] = compared.left
         if compared.is_different:
             done.differing.append(compared)
-            if not dry_run:
+            if dry_run:
+                done.failures[compared.name] = InvalidState(
+                    "its rows differ, and nothing was changed in a dry run",
+                    solution="Run the job again without 'dry_run: true' to repair these tables.",
+                )
+            else:
                 with resource.get_store() as store:
                     ask_for_copies(store, [compared.table_id])
                     requests |= request_repairs(store, [compared.table_id])
@@ -132,20 +147,11 @@ def repair(
             done.not_compared.append(compared.name)
         elif not compared.is_equal:
             done.unsettled.append(compared.name)
-    failures: list[str] = []
     if requests:
         with resource.get_store() as store:
-            failures += _wait(store, requests, name_of, done, wait_s=wait_s)
+            _wait(store, requests, name_of, done, wait_s=wait_s)
     for name, outcome in done.outcomes.items():
         tell(f"{name}: {outcome_words(outcome)}")
-    if done.unsettled:
-        failures.append(
-            with_solution(
-                f"could not be settled: {', '.join(done.unsettled)}",
-                "Run the job again when these tables change less.",
-            )
-        )
-    done.failure = "\n\n".join(failures) or None
     return done
 
 
@@ -166,13 +172,16 @@ def _wait(
     done: Repaired,
     *,
     wait_s: float,
-) -> list[str]:
-    """Fills in what became of the repairs; returns why the run fails, if it does."""
-    failures = []
+) -> None:
+    """Fills in what became of the repairs."""
+    failure: EtlError | None = None
+    failed: dict[TableId, EtlError] = {}
     stop = threading.Event()
     outcomes: Mapping[TableId, RepairOutcome] = {}
     if wait_s > 0:
-        waiting = Outcome(lambda: await_repairs(store, requests, stop=stop))
+        waiting = Outcome(
+            lambda: await_repairs(store, requests, stop=stop, on_failed=failed.__setitem__)
+        )
         until = time.monotonic() + wait_s
         try:
             while not waiting.wait(_POLL_S) and time.monotonic() < until:
@@ -183,18 +192,18 @@ def _wait(
         try:
             outcomes = waiting.result()
         except Stopped:
-            failures.append(
-                with_solution(
-                    f"the repairs took longer than {wait_s:.0f} s and continue in the pipeline",
-                    "See `etl-dagster status`. Give the job a longer wait_s, or 0 to not wait.",
-                )
+            failure = InvalidState(
+                f"its repair took longer than {wait_s:.0f} s and continues in the pipeline",
+                solution="See `etl-dagster status`. Give the job a longer wait_s, or 0 to not "
+                "wait.",
             )
         except EtlError as error:
-            failures.append(with_solution(error.reason, error.solution))
+            failure = error
     for table_id, request_id in requests.items():
         outcome = outcomes.get(table_id) or repair_outcome(store, table_id, request_id)
         if outcome is None:
             done.left.append(name_of[table_id])
+            if (why := failed.get(table_id, failure)) is not None:
+                done.failures[name_of[table_id]] = why
         else:
             done.outcomes[name_of[table_id]] = outcome
-    return failures
