@@ -57,7 +57,9 @@ def test_in_the_mode_observe_a_service_copies_and_streams(
 ) -> None:
     config = load_config(shop_file)
     with dagster(shop_file, sensor_mode="observe") as ui, opened_store(config) as store:
-        assert "no process streams" in str(ui.tick().skip_message)
+        never = str(ui.tick().skip_message)
+        assert "no process streams" in never
+        assert "What to do: Start the service, 'etl-dagster run'" in never
         service = Pipeline(config, store, build_destination(config))
         service.start()
         try:
@@ -71,6 +73,7 @@ def test_in_the_mode_observe_a_service_copies_and_streams(
             service.wait()
         gone = ui.tick()
         assert "no process streams" in str(gone.skip_message)
+        assert "What to do: " in str(gone.skip_message)
         last = [check for check in ui.checks if check.check_name == LAG_CHECK][-1]
         assert not last.passed
-        assert "etl-dagster run" in str(last.description)
+        assert "What to do: Start the service, 'etl-dagster run'" in str(last.description)

@@ -46,13 +46,19 @@ def test_the_list_of_ticks_shows_how_many_events_a_tick_has_sent_and_the_lag() -
 def test_a_stream_that_is_interrupted_does_not_show_the_lag_of_before() -> None:
     table = TableStatus(1, "public.orders", "ready", "dev:shop-to-duckdb:public.orders")
     status = PipelineStatus(
-        "shop", "duckdb", "retrying", error="Connection refused", tables={table.name: table}
+        "shop",
+        "duckdb",
+        "retrying",
+        error="Connection refused",
+        solution="Start `postgres`.",
+        tables={table.name: table},
     )
     key = AssetKey("orders")
     line = words.line(status, {table.name: key})
 
     assert line.startswith("retrying: Connection refused; as of ")
     assert "1 of 1 tables were in step, lag not known, confirmed" in line
+    assert line.endswith("\n\nWhat to do: Start 'postgres'.")
     assert words.cursor(status, words.Did(7))[-17:].endswith("; lag not known")
 
 

@@ -20,6 +20,7 @@ from etl_dagster.integrations.dagster.checks.coming import find_coming, recently
 from etl_dagster.integrations.dagster.checks.lag import dead, published
 from etl_dagster.integrations.dagster.checks.pipeline_asset import PipelineChecks
 from etl_dagster.integrations.dagster.checks.slot_look import resource_look
+from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.sensor import words
 from etl_dagster.integrations.dagster.sensor.memory import SensorMemory, memory_of
@@ -235,6 +236,9 @@ def _tick_without_stream(
             events += memory.pipeline.dead(pipeline_checks, stopped)
     note = words.with_coming(supervision.note or "the replicator is starting", coming)
     assert note is not None
+    if failure is not None:
+        # The sensor's page shows the note, and not the checks.
+        note = with_solution(note, failure.solution)
     events += memory.reports.announce(supervision.coming, keys)
     if memory.log.is_due(failure.reason if failure is not None else note):
         context.log.info(note)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dagster import AssetKey, AssetMaterialization
 
 from etl_dagster.integrations.dagster.checks.lag import CATCHING_UP
-from etl_dagster.integrations.dagster.phrases import as_of
+from etl_dagster.integrations.dagster.phrases import as_of, with_solution
 from etl_dagster.integrations.dagster.sensor.settings import NEW_TABLES
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.words import names
@@ -34,7 +34,9 @@ def line(
     did: object = "",
     new_tables: str = NEW_TABLES,
 ) -> str:
-    """The tick in one line. It names its moment: the last line stays when the sensor is off.
+    """The tick in one line, and what to do where the stream has an error.
+
+    It names its moment: the last line stays when the sensor is off.
 
     Args:
         new_tables: what gives tables their assets that have none yet.
@@ -88,7 +90,8 @@ def line(
         parts.append(f"no asset yet ({new_tables}): {some(unknown)}")
     if did:
         parts.append(f"this tick: {did}")
-    return "; ".join([*parts, *notices])
+    said = "; ".join([*parts, *notices])
+    return said if status.error is None else with_solution(said, status.solution)
 
 
 def with_coming(note: str | None, coming: Mapping[str, str]) -> str | None:
