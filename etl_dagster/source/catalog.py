@@ -472,9 +472,32 @@ def fetch_row_values(
         if relation is None or not keys:
             return FetchedValues({}, fetch_seen_lsn(connection))
         fetched = _fetch_row_values(connection, schema, relation, columns, keys)
+        _require_names(connection, schema, [*schema.key_columns, *columns])
         # A statement that waited for a lock may have read another table, which has the name by now.
         if fetch_qualified_name(connection, schema.id) == relation:
             return fetched
+
+
+def _require_names(connection: Connection, schema: TableSchema, columns: Sequence[str]) -> None:
+    """See that the columns are called as the schema says.
+
+    Raises:
+        CopyOutdated: they are not; another column may have the name.
+    """
+    known = {c.attnum: c.name for c in schema.columns if c.attnum and c.name in columns}
+    rows = connection.execute(
+        "select attnum::int, attname from pg_attribute"
+        " where attrelid = %s::oid and attnum = any (%s::int[]) and not attisdropped",
+        [schema.id, list(known)],
+    )
+    if dict(rows.fetchall()) != known:
+        raise _columns_changed(schema)
+
+
+def _columns_changed(schema: TableSchema) -> CopyOutdated:
+    return CopyOutdated(
+        f"columns of {schema.name} were renamed or dropped while it was being copied"
+    )
 
 
 def _fetch_row_values(
@@ -511,9 +534,7 @@ def _fetch_row_values(
     try:
         rows = connection.execute(query, [list(column) for column in zip(*keys, strict=True)])
     except (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable) as error:
-        raise CopyOutdated(
-            f"columns of {schema.name} were renamed or dropped while it was being copied"
-        ) from error
+        raise _columns_changed(schema) from error
     width = len(numbered)
     values = {tuple(row[:width]): tuple(row[width:]) for row in rows}
     codec = None if stored is None else stored.codec

@@ -229,27 +229,41 @@ class TableReader:
             self._on.cursor = None
 
     def hold(self, chunk: CopyChunk, source: ReadFrom) -> None:
-        """See that the name is still the relation's, which then keeps it up to the end of the read.
+        """See that the names are still the relation's, which then keeps them until the read ends.
 
-        A statement that waits for a lock looks the name up again once it has it. By then it may be
-        another table's, as after a migration that swaps the two.
+        A statement that waits for a lock looks the table's name up again once it has it. By then
+        that may be another table's, as after a migration that swaps the two. Columns may have
+        swapped their names, too.
 
         Args: as of `read`, which is to follow.
 
         Raises:
-            TableRewritten: it is another one's, or that of none.
+            TableRewritten: they are not.
             EtlError: as of `read`.
         """
         table = sql.Identifier(source.schema_name, source.table_name).as_string()
-        # Of a table nothing is read, but it is locked as by reading it.
+        # Of a table nothing is read, but it is locked as by reading it. Names are asked for in ways
+        # that look at the catalog as it is, not as the snapshot has it.
         query = sql.SQL(
-            "select to_regclass({})::oid::bigint from (select) one left join only {} on false"
-        ).format(sql.Literal(table), sql.SQL(table))
+            "select to_regclass({name})::oid::bigint, (select coalesce(bool_and("
+            "(pg_identify_object_as_address('pg_class'::regclass, {table_id}, k.number))"
+            ".object_names[3] is not distinct from k.name), true)"
+            " from (values {columns}) k (number, name))"
+            " from (select) one left join only {table} on false"
+        ).format(
+            name=sql.Literal(table),
+            table_id=sql.Literal(self._schema.id),
+            columns=sql.SQL(", ").join(
+                sql.SQL("({}, {}::text)").format(sql.Literal(number), sql.Literal(name))
+                for number, name in self._numbered_columns()
+            ),
+            table=sql.SQL(table),
+        )
         try:
             with self._on.connection.cursor() as cursor:
                 self._on.cursor = cursor
                 cursor.execute(query.as_string())
-                [(found,)] = cursor.fetchall()
+                [(found, has_columns)] = cursor.fetchall()
         except adbc.Error as error:
             raise self._failure(error) from None
         except OSError as error:
@@ -258,6 +272,13 @@ class TableReader:
             self._on.cursor = None
         if found != (self._schema.id if source.condition else chunk.relation_id):
             raise TableRewritten(f"{self._schema.name} was renamed while it was copied")
+        if not has_columns:
+            raise TableRewritten(f"columns of {self._schema.name} were renamed while it was copied")
+
+    def _numbered_columns(self) -> list[tuple[int, str]]:
+        """Of the table as a whole: its partitions may have other numbers, but no other names."""
+        known = [(c.attnum, c.name) for c in self._schema.columns if c.is_read and c.attnum]
+        return known or [(-1, "ctid")]  # which every table has
 
     def _failure(self, error: adbc.Error) -> EtlError:
         if error.sqlstate in _TABLE_CHANGED:

@@ -117,16 +117,18 @@ def test_a_reported_alteration_is_finished_by_the_next_start(
         "alter table items rename doc to text",
         "alter table items drop n, add n int default 3",
         "alter table items alter n type text using 'n' || n",
+        "alter table items rename n to tmp; alter table items rename m to n;"
+        "alter table items rename tmp to m",
     ],
-    ids=["rename", "made again", "computed"],
+    ids=["rename", "made again", "computed", "swap"],
 )
 def test_a_table_that_is_altered_while_it_is_copied_is_copied_as_it_is_then(
     newest_database: Database, make_config: MakeConfig, reported: bool, change: str
 ) -> None:
-    """Values that updates left out are fetched by the name that their column had."""
+    """Rows, and values that updates left out, are read by the names that columns had."""
     database = newest_database
     database.execute(
-        "create table items (id int primary key, n int, doc text)",
+        "create table items (id int primary key, n int, doc text, m int default -1)",
         "alter table items alter doc set storage external",
         "insert into items select i, 0, repeat(md5(i::text), 100) from generate_series(1, 300) i",
         "vacuum analyze items",
