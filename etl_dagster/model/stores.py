@@ -267,8 +267,9 @@ class Closes(Protocol):
 class ManyTables(Protocol):
     """What a coordinating store may add, so that a thousand tables don't need a thousand questions.
 
-    Each method does for many tables what its namesake does for one. A store without them is asked
-    table by table.
+    Each method does for many tables what its namesake does for one, but for `finished_chunks`,
+    which spares a copy of a thousand chunks to read them all for each. A store without them is
+    asked table by table.
     """
 
     def transition_table_states(
@@ -296,6 +297,13 @@ class ManyTables(Protocol):
 
     def finish_chunks(self, chunks: Sequence[tuple[TableId, str, FinishedChunk]]) -> None:
         """Record chunks as durable: (table, copy, chunk)."""
+        ...
+
+    def finished_chunks(
+        self, table_id: TableId, copy_id: str, indexes: Collection[int]
+    ) -> Mapping[int, FinishedChunk] | None:
+        """Those of the chunks that are finished; None where the table's plan is of another copy,
+        or there is none."""
         ...
 
     def acquire_leases(self, names: Collection[str]) -> Mapping[str, Lease]:

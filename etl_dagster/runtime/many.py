@@ -73,6 +73,14 @@ class _OneByOne:
         for table_id, copy_id, chunk in chunks:
             self._store.finish_chunk(table_id, copy_id, chunk)
 
+    def finished_chunks(
+        self, table_id: TableId, copy_id: str, indexes: Collection[int]
+    ) -> Mapping[int, FinishedChunk] | None:
+        plan = self._store.get_copy_plan(table_id)
+        if plan is None or plan.copy_id != copy_id:
+            return None
+        return {index: plan.finished[index] for index in indexes if index in plan.finished}
+
     def acquire_leases(self, names: Collection[str]) -> Mapping[str, Lease]:
         leases: dict[str, Lease] = {}
         try:

@@ -158,3 +158,19 @@ def test_what_another_process_does_to_states_is_read_whole_or_in_part(
         assert states() == {3: DataSync(), 4: Init()}
         newest_database.execute("truncate etl.table_states cascade")
         assert states() == {}
+
+
+def test_the_finished_ones_of_some_chunks_are_told_of_the_copy_that_is_the_tables(
+    store: CoordinatingStore,
+) -> None:
+    done = FinishedChunk(1, 10, 500, Lsn(8), 0.25)
+    for table_id in (1, 2):
+        store.store_copy_plan(table_id, PLAN)
+    store.finish_chunk(1, PLAN.copy_id, done)
+    look = many(store).finished_chunks
+
+    assert look(1, PLAN.copy_id, [0, 1, 99]) == {1: done}
+    assert look(1, PLAN.copy_id, [0]) == look(1, PLAN.copy_id, []) == {}
+    assert look(2, PLAN.copy_id, [0, 1]) == {}
+    assert look(1, "another copy", [1]) is None
+    assert look(3, PLAN.copy_id, [1]) is None

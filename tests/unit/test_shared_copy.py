@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from etl_dagster.errors import DestinationError, LeaseLost, SourceError
+from etl_dagster.errors import DestinationError, LeaseLost, SourceError, StoreUnreachable
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk
 from etl_dagster.model.states import DataSync, SyncDone
+from etl_dagster.model.stores import ManyTables
 from etl_dagster.runtime.copying.chunk_queue import SharedChunks
 from etl_dagster.runtime.copying.sharing import begin_sharing, is_wanted, want_shared
 from etl_dagster.runtime.durable import Stopped
+from etl_dagster.runtime.many import many
 from etl_dagster.source.catalog import PublishedTable, fetch_published_tables
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.copied_table import SLOT_LSN, Fixture
@@ -239,3 +242,96 @@ def test_one_that_waits_for_the_chunks_of_others_hears_a_stop() -> None:
 
     with pytest.raises(Stopped):
         SharedChunks(store, ORDERS, plan, waits=True).take(lambda: answers.pop(0))
+
+
+class _ManyChunks(MemoryStore):
+    """Answers for many at once, and keeps how many chunks it was asked for at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+        self.plans_read = 0
+
+    def __getattr__(self, name: str) -> Any:
+        # The others of `ManyTables`, of which nothing here makes use.
+        if name in vars(ManyTables):
+            return getattr(many(MemoryStore()), name)
+        raise AttributeError(name)
+
+    def get_copy_plan(self, table_id: int) -> CopyPlan | None:
+        self.plans_read += 1
+        return super().get_copy_plan(table_id)
+
+    def finished_chunks(
+        self, table_id: int, copy_id: str, indexes: Collection[int]
+    ) -> Mapping[int, FinishedChunk] | None:
+        self.asked.append(len(indexes))
+        plan = self._plans[table_id]
+        assert plan.copy_id == copy_id
+        return {index: plan.finished[index] for index in indexes if index in plan.finished}
+
+    def leased(self, names: Collection[str]) -> Collection[str]:
+        self.asked.append(len(names))
+        return {name for name in names if self.is_leased(name)}
+
+
+def test_what_a_chunk_costs_does_not_grow_with_their_number() -> None:
+    """Two workers take 1,000 chunks in turn; neither reads the plan again."""
+    store, plan = _ManyChunks(), a_plan(chunks=1000)
+    assert many(store) is store
+    store.store_copy_plan(ORDERS, plan)
+    seen: list[int] = []
+    one, other = (
+        SharedChunks(
+            store, ORDERS, plan, waits=waits, on_seen=lambda finished: seen.append(len(finished))
+        )
+        for waits in (True, False)
+    )
+
+    taken: list[int] = []
+    while (chunk := (one, other)[len(taken) % 2].take(going_on)) is not None:
+        taken.append(chunk.index)
+        done = FinishedChunk(chunk.index, 1, 1, Lsn(1))
+        store.finish_chunk(ORDERS, "a", done)
+        (one, other)[(len(taken) - 1) % 2].done(done)
+
+    assert taken == list(range(1000))
+    assert store.plans_read == 0
+    assert max(store.asked) <= 100
+    assert len(store.asked) < 4 * len(taken)
+    assert len(one.finished) == 1000
+    assert seen[-1] == 1000
+
+
+def test_chunks_that_many_others_copy_are_passed_over() -> None:
+    store, plan = MemoryStore(), a_plan(chunks=250)
+    store.store_copy_plan(ORDERS, plan)
+    others = SharedChunks(store, ORDERS, plan, waits=False)
+    for chunk in plan.chunks[:249]:
+        assert others.take(going_on) == chunk
+    one = SharedChunks(store, ORDERS, plan, waits=False)
+
+    assert one.has_free()
+    assert one.take(going_on) == plan.chunks[249]
+    assert one.take(going_on) is None
+    assert not one.has_free()
+
+
+def test_the_claim_of_a_chunk_that_cannot_be_looked_at_is_given_up() -> None:
+    class Away(MemoryStore):
+        looks = 0
+
+        def get_copy_plan(self, table_id: int) -> CopyPlan | None:
+            self.looks += 1
+            if self.looks == 2:
+                raise StoreUnreachable("away")
+            return super().get_copy_plan(table_id)
+
+    store, plan = Away(), a_plan(chunks=1)
+    store.store_copy_plan(ORDERS, plan)
+    queue = SharedChunks(store, ORDERS, plan, waits=False)
+
+    with pytest.raises(StoreUnreachable):
+        queue.take(going_on)
+
+    assert queue.take(going_on) == plan.chunks[0]

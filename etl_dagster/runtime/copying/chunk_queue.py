@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 from etl_dagster.errors import LeaseLost
@@ -16,6 +17,9 @@ from etl_dagster.runtime.many import many
 #: How often a worker that waits for the chunks of others looks at the plan, seconds. The store
 #: wakes it when one of them is finished; this is for those whose worker is gone.
 _LOOK_EVERY_S = 0.5
+#: So many chunks are asked for at a time: all workers take those that come first, so that the next
+#: free one is nearly always among the first that aren't known to be finished.
+_LOOK_AT = 100
 
 
 class ChunkQueue(Protocol):
@@ -98,6 +102,7 @@ class SharedChunks:
         on_seen: Callable[[Mapping[int, FinishedChunk]], None] = lambda finished: None,
     ) -> None:
         self._store = store
+        self._many = many(store)
         self._table_id = table_id
         self._copy_id = plan.copy_id
         self._waits = waits
@@ -105,11 +110,15 @@ class SharedChunks:
         self._on_seen = on_seen
         self._lock = threading.Lock()
         self._leases: dict[int, Lease] = {}
-        self._finished = plan.finished
+        #: As far as was looked, so a chunk of another worker may be missing while others are left.
+        self._finished = dict(plan.finished)
+        #: The chunks that aren't known to be finished, in their order.
+        self._left = {chunk.index: chunk for chunk in plan.remaining}
 
     @property
     def finished(self) -> Mapping[int, FinishedChunk]:
-        return self._finished
+        with self._lock:
+            return dict(self._finished)
 
     def take(self, is_over: Callable[[], bool]) -> CopyChunk | None:
         while True:
@@ -117,10 +126,13 @@ class SharedChunks:
                 raise Stopped
             self._check()
             with self._lock:
-                plan = self._look()
-                chunk = self._claim(plan)
-            self._on_seen(plan.finished)
-            if chunk is not None or not plan.remaining or not self._waits:
+                known = len(self._finished)
+                chunk = self._claim()
+                is_news = len(self._finished) > known
+                is_left = bool(self._left)
+            if is_news:
+                self._on_seen(self.finished)
+            if chunk is not None or not is_left or not self._waits:
                 return chunk
             self._store.wait_for_change(_LOOK_EVERY_S)
 
@@ -132,30 +144,52 @@ class SharedChunks:
 
     def has_free(self) -> bool:
         """Whether some chunk is neither finished nor copied by any worker now."""
-        plan = self._look()
-        names = [self._name(chunk) for chunk in plan.remaining]
-        return len(many(self._store).leased(names)) < len(names)
+        with self._lock:
+            return any(self._free_ones())
 
-    def _look(self) -> CopyPlan:
-        plan = self._store.get_copy_plan(self._table_id)
-        if plan is None or plan.copy_id != self._copy_id:
-            raise LeaseLost(f"another copy of table {self._table_id} has begun")
-        self._finished = plan.finished
-        return plan
-
-    def _claim(self, plan: CopyPlan) -> CopyChunk | None:
-        free = {self._name(chunk): chunk for chunk in plan.remaining}
-        leased = many(self._store).leased(list(free))
-        for name, chunk in free.items():
-            if name in leased or (lease := self._store.acquire_lease(name)) is None:
-                continue
-            # Another worker may have finished it between the look at the plan and the lease.
-            if chunk.index in self._look().finished:
-                lease.release()
-                continue
-            self._leases[chunk.index] = lease
-            return chunk
+    def _claim(self) -> CopyChunk | None:
+        for free in self._free_ones():
+            for chunk in free:
+                lease = self._store.acquire_lease(self._name(chunk))
+                if lease is None:
+                    continue
+                # Another worker may have finished it between the look and the lease.
+                try:
+                    is_finished = bool(self._look([chunk]))
+                except BaseException:
+                    lease.release()
+                    raise
+                if is_finished:
+                    lease.release()
+                    continue
+                self._leases[chunk.index] = lease
+                return chunk
         return None
+
+    def _free_ones(self) -> Iterator[list[CopyChunk]]:
+        """The chunks that were neither finished nor leased when this looked, some at a time."""
+        # Also where nothing is left, another copy is noticed.
+        in_order = iter([*self._left.values()])
+        looked_at = [*islice(in_order, _LOOK_AT)]
+        while True:
+            finished = self._look(looked_at)
+            names = {self._name(chunk): chunk for chunk in looked_at if chunk.index not in finished}
+            leased = self._many.leased(list(names)) if names else ()
+            if free := [chunk for name, chunk in names.items() if name not in leased]:
+                yield free
+            if not (looked_at := [*islice(in_order, _LOOK_AT)]):
+                return
+
+    def _look(self, chunks: Sequence[CopyChunk]) -> Mapping[int, FinishedChunk]:
+        """Those of the chunks that are finished; they are known to be from here on."""
+        indexes = [chunk.index for chunk in chunks]
+        finished = self._many.finished_chunks(self._table_id, self._copy_id, indexes)
+        if finished is None:
+            raise LeaseLost(f"another copy of table {self._table_id} has begun")
+        self._finished.update(finished)
+        for index in finished:
+            self._left.pop(index, None)
+        return finished
 
     def _release(self, index: int) -> None:
         with self._lock:

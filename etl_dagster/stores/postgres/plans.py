@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from etl_dagster.lsn import Lsn
 from etl_dagster.model.coordination import CopyPlan, FinishedChunk
 from etl_dagster.model.schema import TableId
 from etl_dagster.pg.connection import Connection
@@ -135,3 +136,29 @@ class KeptPlans(Part):
                 for table_id, copy_id, chunk in chunks
             ],
         )
+
+    def finished_chunks(
+        self, table_id: TableId, copy_id: str, indexes: Collection[int]
+    ) -> Mapping[int, FinishedChunk] | None:
+        # One row without a chunk tells that the copy is still the table's.
+        rows = self._rows.fetch(
+            """
+            SELECT chunk.chunk_index, row_count, byte_count, read_lsn::text, duration_s
+            FROM {schema}.copy_plans AS plan
+            LEFT JOIN {schema}.copy_chunks AS chunk
+                ON chunk.pipeline = plan.pipeline AND chunk.table_id = plan.table_id
+                AND chunk.chunk_index = ANY(%s) AND chunk.read_lsn IS NOT NULL
+            WHERE plan.pipeline = %s AND plan.table_id = %s AND plan.copy_id = %s
+            """,
+            list(indexes),
+            self._rows.pipeline,
+            table_id,
+            copy_id,
+        )
+        if not rows:
+            return None
+        return {
+            index: FinishedChunk(index, row_count, byte_count, Lsn.parse(read_lsn), duration_s)
+            for index, row_count, byte_count, read_lsn, duration_s in rows
+            if index is not None
+        }
