@@ -169,6 +169,8 @@ class Pipeline:
         #: A caller waits for a look at the publication that begins from now on.
         self._look_wanted = threading.Event()
         self._looks_begun = self._looks_done = 0
+        #: What the last look at the tables failed with, if it did.
+        self._look_trouble: EtlError | None = None
         make_wire = wire or partial(OwnSlot, timing=timing)
         self._wire = make_wire(config, store, self._control, self._stop)
         meter = CopyMeter()
@@ -545,6 +547,7 @@ class Pipeline:
                 self._kept_slots.look()
                 if self._table_syncs is not None:
                     self._table_syncs.start_due(self._members.ids)
+                self._look_trouble = None
             except PublicationMissing:
                 # Postgres 18 continues streaming, with nothing in the stream.
                 raise
@@ -552,6 +555,7 @@ class Pipeline:
                 raise  # an idle stream would not meet it
             except EtlError as error:
                 # The stream meets what is worth stopping for.
+                self._look_trouble = error
                 _log.warning("cannot refresh the publication or start copies: %s", error.reason)
             self._changed.wait(1.0)
             self._changed.clear()
@@ -653,6 +657,10 @@ class Pipeline:
 
     def _note(self) -> str | None:
         notes = [self._wire.note, self._parts.memory.note, self._waits.note]
+        # A stream may continue for days over its connection, though no other one can be made.
+        trouble = self._look_trouble
+        if trouble is not None and self._phase == "streaming":
+            notes.append(f"new and stopped tables wait: {trouble.reason}")
         return "; ".join(note for note in notes if note) or None
 
 

@@ -540,6 +540,10 @@ def test_a_look_that_fails_is_repeated_and_the_stream_goes_on(fixture: Fixture) 
     wait_until(lambda: len(looks) >= 2)
     fixture.commits(1)
     wait_until(lambda: fixture.ids == [1])
+    assert fixture.pipeline.status().note == "new and stopped tables wait: away"
+
+    fixture.answers[fetch_publication] = lambda name: None
+    wait_until(lambda: fixture.pipeline.status().note is None)
 
 
 def test_a_thread_that_fails_unexpectedly_ends_the_pipeline(fixture: Fixture) -> None:
