@@ -86,7 +86,7 @@ def test_the_sensor_has_tables_copied_and_then_reports_their_changes(
 ) -> None:
     with dagster(config_file, report_every_s=0.5) as ui:
         ui.copy_all(2)
-        request = next(r for r in ui.requested if r.tags["etl_dagster/table"] == "public.orders")
+        request = next(r for r in ui.requested if r.tags["etl/table"] == "public.orders")
         assert request.tags["meltano/state_id"] == "dev:shop-to-duckdb:public.orders"
         assert request.tags["etl_dagster/pipeline"] == "shop"
         copied = ui.materialization_of("orders").metadata
@@ -98,7 +98,7 @@ def test_the_sensor_has_tables_copied_and_then_reports_their_changes(
             assert copied[f"table_copy_{name}"].value
         assert copied["snapshot_lsn"].value
         assert copied["handover_lsn"].value
-        [run] = ui.instance.get_runs(RunsFilter(tags={"etl_dagster/table": "public.orders"}))
+        [run] = ui.instance.get_runs(RunsFilter(tags={"etl/table": "public.orders"}))
         assert json.loads(run.tags["meltano/state"]) == copied["meltano/state"].value
 
         shop.execute(
@@ -243,7 +243,7 @@ def test_a_terminated_copy_is_asked_for_again_and_goes_on_where_it_was(
     resource = timed(config_file, {"first_pause_s": 3.0})
     with dagster(resource) as ui:
         request = ui.tick_until(lambda result: result.run_requests).run_requests[0]
-        table = request.tags["etl_dagster/table"]
+        table = request.tags["etl/table"]
         # Without a replicator the copy ends before its hand-over, and waits there.
         supervisor_of("shop").stop()
 
@@ -260,10 +260,10 @@ def test_a_terminated_copy_is_asked_for_again_and_goes_on_where_it_was(
         terminator.join()
 
         def is_asked_for_again(result: Tick) -> bool:
-            return any(r.tags["etl_dagster/table"] == table for r in result.run_requests or ())
+            return any(r.tags["etl/table"] == table for r in result.run_requests or ())
 
         again = ui.tick_until(is_asked_for_again)
-        (request,) = [r for r in again.run_requests if r.tags["etl_dagster/table"] == table]
+        (request,) = [r for r in again.run_requests if r.tags["etl/table"] == table]
         assert ui.run(request).success
         resumed = ui.materialization_of(table.partition(".")[2]).metadata
         assert resumed["table_copy_resumed_chunks"].value == 1
@@ -304,7 +304,7 @@ def test_a_body_of_ones_own_copies_a_pipeline_of_resources(
             assert found == [{"n": 500}]
             assert pipeline.reset_table("public.customers") == "ready"
         (request,) = ui.tick_until(lambda result: result.run_requests).run_requests
-        assert request.tags["etl_dagster/table"] == "public.customers"
+        assert request.tags["etl/table"] == "public.customers"
         assert ui.run(request).success
 
 

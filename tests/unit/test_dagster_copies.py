@@ -39,6 +39,7 @@ from etl_dagster.integrations.dagster.tables.translator import (
     COPIES_TAG,
     PIPELINE_TAG,
     REQUEST_TAG,
+    STATE_ID,
     TABLE_TAG,
 )
 from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
@@ -208,17 +209,19 @@ class Run:
 
     def get_runs(self, filters: Any) -> list[Any]:
         assert filters.statuses == [DagsterRunStatus.SUCCESS]
-        assert filters.tags == {REQUEST_TAG: "r"}
+        assert filters.tags == {REQUEST_TAG: REQUEST}
         return [SimpleNamespace(run_id=run_id) for run_id in self._done]
 
 
-SENSOR = {REQUEST_TAG: "r", "dagster/sensor_name": "shop_replication"}
+REQUEST = "dev:shop after the first"
+SENSOR = {REQUEST_TAG: REQUEST, STATE_ID: "dev:shop", "dagster/sensor_name": "shop_replication"}
 
 
 @pytest.mark.parametrize(
     ("run", "is_asked"),
     [
         (Run({}), True),
+        (Run({REQUEST_TAG: "nightly", STATE_ID: "dev:shop"}), True),
         (Run(SENSOR), False),
         (Run(SENSOR, done=("this",)), False),
         (Run(SENSOR, done=("the first",)), True),
@@ -226,7 +229,16 @@ SENSOR = {REQUEST_TAG: "r", "dagster/sensor_name": "shop_replication"}
         (Run(SENSOR | {"dagster/parent_run_id": "p", "dagster/retry_number": "1"}), False),
         (Run({"dagster/parent_run_id": "p", "dagster/retry_number": "1"}), False),
     ],
-    ids=["click", "request", "itself", "same request", "re-execution", "retry", "retry of click"],
+    ids=[
+        "click",
+        "other sensor",
+        "request",
+        "itself",
+        "same request",
+        "re-execution",
+        "retry",
+        "retry of click",
+    ],
 )
 def test_a_run_copies_a_streamed_table_again_if_a_person_asked_for_it(
     run: Run, is_asked: bool

@@ -45,8 +45,8 @@ from etl_dagster.integrations.dagster.resources.located import locate
 from etl_dagster.integrations.dagster.tables.translator import (
     COPIES_TAG,
     PIPELINE_TAG,
+    RUN_TABLE_TAG,
     STATE_ID,
-    TABLE_TAG,
 )
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.stores import CoordinatingStore
@@ -131,7 +131,7 @@ def build_copy_job(
 
     tags = {PIPELINE_TAG: config.pipeline, COPIES_TAG: json.dumps(names)}
     if len(names) == 1:
-        tags |= {TABLE_TAG: names[0], STATE_ID: config.state_id(names[0])}
+        tags |= {RUN_TABLE_TAG: names[0], STATE_ID: config.state_id(names[0])}
 
     @job(
         name=name,

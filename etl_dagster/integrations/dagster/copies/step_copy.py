@@ -31,7 +31,11 @@ from etl_dagster.integrations.dagster.tables.metadata import (
     table_metadata,
 )
 from etl_dagster.integrations.dagster.tables.storage import storage_of
-from etl_dagster.integrations.dagster.tables.translator import REQUEST_TAG, STATE_ID
+from etl_dagster.integrations.dagster.tables.translator import (
+    REQUEST_TAG,
+    STATE_ID,
+    request_prefix,
+)
 from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
 from etl_dagster.integrations.meltano.positions.tables import Positions
@@ -75,6 +79,8 @@ def is_asked_for_by_person(context: StepContext) -> bool:
     request_id = tags.get(REQUEST_TAG)
     if request_id is None or "dagster/parent_run_id" in tags:
         return True
+    if not request_id.startswith(request_prefix(tags.get(STATE_ID, ""))):
+        return True  # of another sensor
     done = RunsFilter(tags={REQUEST_TAG: request_id}, statuses=[DagsterRunStatus.SUCCESS])
     return any(other.run_id != context.run.run_id for other in context.instance.get_runs(done))
 

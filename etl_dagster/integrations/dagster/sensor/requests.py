@@ -27,8 +27,9 @@ from etl_dagster.integrations.dagster.tables.translator import (
     COPIES_TAG,
     PIPELINE_TAG,
     REQUEST_TAG,
+    RUN_TABLE_TAG,
     STATE_ID,
-    TABLE_TAG,
+    request_prefix,
 )
 from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 from etl_dagster.model.stores import CoordinatingStore
@@ -205,10 +206,10 @@ def _request(
     config: PipelineConfig, table: TableStatus, key: AssetKey, before: RunsBefore
 ) -> RunRequest:
     """The run. Its key names the run before: a need is asked for once, and again after its end."""
-    request_id = f"{table.state_id} after {before.last_run_id or 'the first'}"
+    request_id = f"{request_prefix(table.state_id)}{before.last_run_id or 'the first'}"
     tags = {
         PIPELINE_TAG: config.pipeline,
-        TABLE_TAG: table.name,
+        RUN_TABLE_TAG: table.name,
         STATE_ID: table.state_id,
         REQUEST_TAG: request_id,
     }

@@ -15,13 +15,22 @@ from etl_dagster.shaping.columns import destination_column, destination_schema
 
 PIPELINE_TAG = "etl_dagster/pipeline"
 TABLE_TAG = "etl_dagster/table"
+#: Of the sensor's runs. The list of runs shows tags by the alphabet, in a narrow column that cuts
+#: them off: this one comes first, and is short enough for the name to be read.
+RUN_TABLE_TAG = "etl/table"
 #: Names one request of the sensor for a copy; a run that repeats it was asked for by a person.
-REQUEST_TAG = "etl_dagster/request"
+#: Dagster's own tag for a run's key, which the list of runs does not show.
+REQUEST_TAG = "dagster/run_key"
 #: The tables, as JSON, that a run copies which has no assets selected.
 COPIES_TAG = "etl_dagster/copies"
 STATE_ID = "meltano/state_id"
 #: The state itself, in the metadata of materializations and the tags of their runs.
 STATE = "meltano/state"
+
+
+def request_prefix(state_id: str) -> str:
+    """Begins the key of each request for a copy of the table; other sensors have other keys."""
+    return f"{state_id} after "
 
 
 @dataclass(frozen=True)

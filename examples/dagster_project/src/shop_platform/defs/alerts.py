@@ -22,7 +22,7 @@ def send(text: str) -> None:
 
 @dg.run_failure_sensor(default_status=dg.DefaultSensorStatus.RUNNING)
 def alert_on_failed_runs(context: dg.RunFailureSensorContext) -> None:
-    table = context.dagster_run.tags.get("etl_dagster/table", "")
+    table = context.dagster_run.tags.get("etl/table", "")
     send(f"{context.dagster_run.job_name} {table} failed: {context.failure_event.message}")
 
 
