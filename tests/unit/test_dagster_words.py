@@ -76,3 +76,16 @@ def test_a_table_that_waits_for_its_copy_is_not_said_to_be_copied() -> None:
 
     assert "waiting for their copy: public.a; being copied: public.b; no asset yet" in line
     assert line.endswith("(reload the code location): public.new")
+
+
+def test_the_sensors_page_says_what_to_do_where_nothing_streams() -> None:
+    """The page shows the cursor as a whole, and the message only after a click."""
+    note = "no process streams the pipeline\n\nWhat to do: Start it."
+    cursor = words.cursor_without_stream(
+        note, words.Did(3), "Start the service, `etl-dagster run`."
+    )
+
+    assert cursor.startswith(
+        "not streaming: no process streams the pipeline. What to do: Start the"
+    )
+    assert "'etl-dagster run'; tick 3: nothing new; " in cursor

@@ -85,10 +85,7 @@ def build_etl_sensor(
         minimum_interval_seconds=_INTERVAL_S,
         default_status=default_status or default_sensor_status(),
         required_resource_keys={resource_key},
-        description=(
-            f"{_STREAMS[mode].format(pipeline)}, requests the copies that tables need, and reports "
-            "rows and lag."
-        ),
+        description=f"{_STREAMS[mode].format(pipeline)}, and reports rows and lag.",
     )
     def replication(context: SensorEvaluationContext) -> SensorResult:
         from etl_dagster.integrations.dagster.sensor.tick import tick
@@ -118,7 +115,9 @@ def build_etl_sensor(
 
 
 _STREAMS: Mapping[SensorMode, str] = {
-    "supervise": "Streams the changes of {} while it is on: keeps the replicator process alive",
-    "tick": "Streams the changes of {} in its ticks while it is on",
+    "supervise": "Streams the changes of {} while it is on: keeps the replicator process alive, "
+    "requests the copies that tables need",
+    "tick": "Streams the changes of {} in its ticks while it is on, requests the copies that "
+    "tables need",
     "observe": "Shows the service that streams the changes of {} and copies its tables",
 }

@@ -236,14 +236,13 @@ def _tick_without_stream(
             events += memory.pipeline.dead(pipeline_checks, stopped)
     note = words.with_coming(supervision.note or "the replicator is starting", coming)
     assert note is not None
-    if failure is not None:
-        # The sensor's page shows the note, and not the checks.
-        note = with_solution(note, failure.solution)
+    solution = failure.solution if failure is not None else None
+    note = with_solution(note, solution)
     events += memory.reports.announce(supervision.coming, keys)
     if memory.log.is_due(failure.reason if failure is not None else note):
         context.log.info(note)
     memory.ticks += 1
-    cursor = words.cursor_without_stream(note, words.Did.of(memory.ticks, events, 0))
+    cursor = words.cursor_without_stream(note, words.Did.of(memory.ticks, events, 0), solution)
     memory.reports.expect(cursor)
     return SensorResult(asset_events=events, skip_reason=note, cursor=cursor)
 

@@ -148,9 +148,12 @@ def cursor(status: PipelineStatus, did: Did) -> str:
     )
 
 
-def cursor_without_stream(note: str, did: Did) -> str:
-    """As `cursor`, where there is no status to show."""
+def cursor_without_stream(note: str, did: Did, solution: str | None = None) -> str:
+    """As `cursor`, where there is no status to show; of all texts, the sensor's page shows it."""
     summary = note.partition("\n")[0][:200]
+    if solution:
+        advice = with_solution("", solution).strip()[:300].rstrip(".")
+        summary = f"{summary.rstrip('.')}. {advice}"
     return f"not streaming: {summary}; tick {did.tick}: {did}; {as_of(time.time())}"
 
 
