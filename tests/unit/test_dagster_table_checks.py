@@ -87,6 +87,13 @@ def test_few_rows_too_many_or_missing_may_pass_or_warn() -> None:
         "warns",
         "fails",
     ]
+    # Who has set them reads which one it was.
+    said = [count_finding(counted(10, n), bounds).words.partition("\n")[0] for n in (8, 7, 4)]
+    assert [each.partition(": ")[2] for each in said] == [
+        "2 rows missing, not more than 2",
+        "3 rows missing, more than 2",
+        "6 rows missing, more than 5",
+    ]
 
 
 def test_a_table_that_could_not_be_counted_does_not_pass() -> None:

@@ -104,9 +104,11 @@ def count_finding(counted: Counted, thresholds: CheckThresholds) -> Finding:
     if not off:
         return Finding(True, f"{numbers}.", facts=facts)
     what = f"{abs(off):,} rows " + ("too many" if off > 0 else "missing")
+    passed, is_severe = abs(off) <= thresholds.rows_warn, abs(off) > thresholds.rows_error
+    if bound := thresholds.rows_error if is_severe else thresholds.rows_warn:
+        what += f", {'not ' if passed else ''}more than {bound:,}"
     words = with_solution(
         f"{numbers}: {what}",
         "Run the pipeline's repair job, or `etl-dagster repair`, which replaces what differs.",
     )
-    passed = abs(off) <= thresholds.rows_warn
-    return Finding(passed, words, is_severe=abs(off) > thresholds.rows_error, facts=facts)
+    return Finding(passed, words, is_severe=is_severe, facts=facts)

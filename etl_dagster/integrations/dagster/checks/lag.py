@@ -160,8 +160,10 @@ def judge_lag(status: PipelineStatus, thresholds: CheckThresholds) -> LagVerdict
     if status.lag_seconds <= thresholds.lag_warn_s:
         return None
     is_severe = status.lag_seconds > thresholds.lag_error_s
+    bound = thresholds.lag_error_s if is_severe else thresholds.lag_warn_s
     words = (
-        f"Changes wait for {status.lag_seconds:.0f} s to become durable, as of {as_of(status.at)}."
+        f"Changes wait for {status.lag_seconds:.0f} s to become durable, longer than {bound:g} s, "
+        f"as of {as_of(status.at)}."
     )
     return LagVerdict(False, is_severe, "late", words, _facts(status))
 
