@@ -196,7 +196,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "Stop the pipeline, drop the publication, change a row, create the publication again, and "
         "start the pipeline.",
         "integration/test_continuation.py",
-        "test_a_publication_that_was_created_again_is_no_unreachable_server",
+        "test_a_publication_that_was_created_again_is_not_taken_for_an_unreachable_server",
     ),
     "QuarantineNeedsKey": Provoked(
         "Set `odd_values: quarantine` for a table without a primary key.",
@@ -369,7 +369,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "Hold `LOCK TABLE orders IN ACCESS EXCLUSIVE MODE` in an open transaction, and reset the "
         "table.",
         "integration/test_locked_tables.py",
-        "test_other_tables_go_on_and_the_session_is_named",
+        "test_other_tables_continue_and_the_session_is_named",
     ),
     "TableNameTaken": Provoked(
         "Stop the destination, so that the stream stands still; rename a table, and give its old "

@@ -259,7 +259,7 @@ class CopyChecks(DestinationChecks):
         subject.holds(ORDERS, [order(1, "after")])
 
     @needs("mirror")
-    def test_a_row_that_two_chunks_brought_is_one_again_beside_an_unchanged_value(
+    def test_a_row_of_two_chunks_becomes_one_by_an_update_with_an_unchanged_value(
         self, subject: Subject
     ) -> None:
         subject.copy(ORDERS, [order(1), order(2)], [order(1)])

@@ -137,7 +137,7 @@ class DeliveryChecks(DestinationChecks):
 
         subject.has_recorded(changes)
 
-    def test_a_copy_goes_on_in_another_process(self, subject: Subject) -> None:
+    def test_a_copy_resumes_in_another_process(self, subject: Subject) -> None:
         """The chunks that were durable aren't written again; the store knows them."""
         subject.destination.drop_table_for_copy(ORDERS)
         subject.write_chunk(ORDERS, 0, [order(1)])
@@ -148,7 +148,7 @@ class DeliveryChecks(DestinationChecks):
         subject.holds(ORDERS, [order(1), order(2)])
 
     @needs("mirror")
-    def test_changes_go_on_in_another_process(self, subject: Subject) -> None:
+    def test_changes_continue_in_another_process(self, subject: Subject) -> None:
         subject.copy(ORDERS, [order(1), order(2, document="kept")])
         subject.reopen()
         subject.write(
@@ -245,7 +245,7 @@ class DeliveryChecks(DestinationChecks):
         subject.holds(VISITS, [{"page": "/", "at": 0}, {"page": "/", "at": 1}])
 
     @needs("transactional", "mirror")
-    def test_a_batch_cut_inside_a_transaction_goes_on_where_it_was_cut(
+    def test_a_batch_cut_inside_a_transaction_resumes_where_it_was_cut(
         self, subject: Subject
     ) -> None:
         subject.copy(VISITS)

@@ -319,7 +319,7 @@ class ModeChecks(DestinationChecks):
         )
 
     @needs("mode:scd2")
-    def test_what_a_row_had_inside_of_a_transaction_is_no_version(self, subject: Subject) -> None:
+    def test_what_a_row_had_inside_a_transaction_is_not_a_version(self, subject: Subject) -> None:
         """Also where the transaction is cut into several batches."""
         subject.copy(VERSIONED)
         changes = subject.stream.commit(

@@ -238,7 +238,7 @@ class StoreSuite:
 
         assert dict(store.get_table_replication_states()) == {1: Init(), 2: DataSync()}
 
-    def test_the_same_state_again_is_no_step_to_go_back_to(self, store: PipelineStore) -> None:
+    def test_storing_the_same_state_again_adds_no_step_to_undo(self, store: PipelineStore) -> None:
         for state in (Init(), DataSync(), DataSync()):
             store.update_table_replication_states([(1, state)])
 

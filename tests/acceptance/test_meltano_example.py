@@ -201,7 +201,7 @@ def test_meltanos_own_commands_work_on_a_pipelines_positions(
     assert copies_of(shop, "orders") == 2
 
 
-def test_the_definitions_run_meltano_beside_the_pipeline(
+def test_the_definitions_run_meltano_alongside_the_pipeline(
     example: Example, newest_database: Database
 ) -> None:
     """A tap and a target from the package index; the positions in an asset of one's own."""

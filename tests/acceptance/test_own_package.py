@@ -182,7 +182,7 @@ def test_the_package_passes_the_suites_where_it_is_installed(
     assert int(found[1]) > 150
 
 
-def test_a_pipeline_runs_on_it_and_goes_on_where_it_was(
+def test_a_pipeline_runs_on_it_and_resumes_where_it_was(
     installed: Environment, shop: Database, tmp_path: Path
 ) -> None:
     write_config(shop, tmp_path)

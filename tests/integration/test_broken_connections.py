@@ -151,7 +151,7 @@ def slow(proxy: Proxy, replica: Replica) -> None:
 
 
 @pytest.mark.parametrize("place", ["source", "store", "destination"])
-def test_stream_and_copy_go_on_after_their_connections_broke(
+def test_stream_and_copy_continue_after_their_connections_broke(
     replica: Replica, make_config: MakeConfig, place: str
 ) -> None:
     with (

@@ -199,7 +199,7 @@ def test_a_table_that_stopped_in_its_copy_is_shown_with_its_slot(
     assert group not in database.slots()
 
 
-def test_a_publication_that_was_created_again_is_no_unreachable_server(
+def test_a_publication_that_was_created_again_is_not_taken_for_an_unreachable_server(
     database: Database, config: PipelineConfig
 ) -> None:
     """Postgres 18 sends on without it, and the tables are copied again; older ones can't send."""

@@ -237,7 +237,7 @@ def test_a_click_copies_a_streamed_table_again_and_a_reset_all_of_them(
         assert all(c.passed for c in check_lag(resource, {"public.orders": key_of("orders")}))
 
 
-def test_a_terminated_copy_is_asked_for_again_and_goes_on_where_it_was(
+def test_a_terminated_copy_is_requested_again_and_resumes_where_it_was(
     shop: Database, config_file: Path
 ) -> None:
     resource = timed(config_file, {"first_pause_s": 3.0})

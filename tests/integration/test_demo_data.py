@@ -125,7 +125,7 @@ def test_the_workload_changes_flights_and_weather_in_transactions_of_many_sizes(
     assert gone > 0
 
 
-def test_the_workload_reconnects_and_goes_on(access: Databases) -> None:
+def test_the_workload_reconnects_and_continues(access: Databases) -> None:
     dsn = access.dsn(databases.SOURCE, databases.AIRLINE)
     workload = Workload(dsn, rate=2_000)
     stop = threading.Event()

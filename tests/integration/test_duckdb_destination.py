@@ -223,7 +223,7 @@ def test_a_schema_may_be_called_as_the_file(tmp_path: Path) -> None:
 # -- failures ----------------------------------------------------------------------------------
 
 
-def test_a_table_that_refuses_is_named_and_the_rest_of_the_batch_can_go_on(
+def test_a_table_that_refuses_is_named_and_the_rest_of_the_batch_can_continue(
     destination: DuckDBDestination, path: Path
 ) -> None:
     schema = table([column("id", INT8, 1, key=1), column("j", JSONB, 2)])

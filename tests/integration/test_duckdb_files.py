@@ -47,7 +47,7 @@ def test_a_file_that_was_never_finished_is_as_good_as_none(path: Path, size: int
 
 
 @pytest.mark.parametrize("content", [b"", b"a text"])
-def test_a_file_beside_a_write_ahead_log_or_of_another_kind_is_not_replaced(
+def test_a_file_with_a_write_ahead_log_or_of_another_kind_is_not_replaced(
     path: Path, content: bytes
 ) -> None:
     path.write_bytes(content)

@@ -134,7 +134,7 @@ def test_a_history_of_another_type_or_key_stays_under_another_name(file: File) -
 @pytest.mark.skipif(
     not DuckDBDialect.renames_altered, reason="there a history starts over with other columns"
 )
-def test_a_history_goes_on_with_wider_numbers_and_other_columns(file: File) -> None:
+def test_a_history_continues_with_wider_numbers_and_other_columns(file: File) -> None:
     id_, note, _ = PARTS.columns
     file.copy(parts("scd2"), [row(1), row(2)])
     wider = parts(

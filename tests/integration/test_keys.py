@@ -32,7 +32,7 @@ def follow(database: Database, config: PipelineConfig, *changes: str) -> None:
     ],
     ids=["primary key", "identity index"],
 )
-def test_columns_that_an_index_only_includes_are_no_part_of_the_key(
+def test_columns_that_an_index_only_includes_are_not_part_of_the_key(
     database: Database, make_config: MakeConfig, key: str
 ) -> None:
     database.execute(

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.servers("newest")
 MakeConfig = Callable[..., PipelineConfig]
 
 
-def test_other_tables_go_on_and_the_session_is_named(
+def test_other_tables_continue_and_the_session_is_named(
     database: Database,
     make_config: MakeConfig,
     caplog: pytest.LogCaptureFixture,

@@ -226,7 +226,7 @@ def test_a_position_that_cannot_be_honoured_is_refused_and_written_back(
     assert [v.writer for v in person.history(ORDERS, limit=2)][1] == "person"
 
 
-def test_an_editor_left_open_while_the_pipeline_went_on_is_no_request(
+def test_an_editor_left_open_while_the_pipeline_continued_is_not_a_request(
     shop: Database, config: PipelineConfig, person: StateStorage
 ) -> None:
     with mirrored(config):

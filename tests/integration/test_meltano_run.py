@@ -34,7 +34,7 @@ def storage(newest_database: Database) -> Iterator[StateStorage]:
     opened.close()
 
 
-def test_a_tap_and_a_target_from_pypi_go_on_where_the_state_says(
+def test_a_tap_and_a_target_from_pypi_resume_where_the_state_says(
     newest_database: Database, storage: StateStorage, tmp_path: Path
 ) -> None:
     newest_database.execute(

@@ -90,7 +90,7 @@ def test_tables_are_copied_and_then_streamed(database: Database, make_config: Ma
     assert database.slots() == [apply_slot_name("test")]
 
 
-def test_a_restart_goes_on_where_it_stopped(database: Database, make_config: MakeConfig) -> None:
+def test_a_restart_resumes_where_it_stopped(database: Database, make_config: MakeConfig) -> None:
     database.execute(SHOP)
     config = make_config(database, **{"destination.changelog": True})
     with running(config) as pipeline:

@@ -111,7 +111,7 @@ def test_every_value_of_every_type_is_printed_by_copy_as_in_the_source(
     assert replica.query("select count(*) from _etl.odd_values") == [(0,)]
 
 
-def test_values_are_the_same_in_the_binary_format_and_beside_those_that_have_none_there(
+def test_values_are_the_same_in_binary_and_next_to_those_sent_as_text(
     database: Database,
     replica: Database,
     make_config: MakeConfig,
@@ -477,7 +477,7 @@ def test_many_small_tables_are_copied_in_groups(
 # -- what is in the way --------------------------------------------------------------------------
 
 
-def test_the_stream_goes_on_when_the_server_is_there_again(
+def test_the_stream_continues_when_the_server_is_back(
     newest_database: Database,
     make_config: MakeConfig,
     tmp_path: Path,

@@ -184,7 +184,7 @@ def test_tables_are_copied_again_when_their_settings_change(
         assert rows(config, "from sales.items") == [(1, "one")]
 
 
-def test_a_table_that_comes_by_the_name_of_another_one_stops_and_the_others_go_on(
+def test_a_table_renamed_to_the_name_of_another_one_stops_and_the_others_continue(
     database: Database, make_config: MakeConfig
 ) -> None:
     database.execute(SALES)

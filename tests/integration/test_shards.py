@@ -125,7 +125,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_move_that_was_interrupted_goes_on(
+def test_an_interrupted_move_resumes(
     newest_database: Database,
     make_config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,

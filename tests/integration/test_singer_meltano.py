@@ -62,6 +62,6 @@ def test_a_loader_that_the_project_does_not_have_is_named(project: MeltanoProjec
     assert "meltano install loader target-x" in raised.value.solution
 
 
-def test_a_folder_that_is_no_project_is_named(tmp_path: Path, project: MeltanoProject) -> None:
+def test_a_folder_that_is_not_a_project_is_named(tmp_path: Path, project: MeltanoProject) -> None:
     with pytest.raises(TargetMissing, match=r"has no meltano\.yml"):
         SingerDestination("target-x", project=tmp_path).check()

@@ -116,7 +116,7 @@ def test_a_target_that_closes_its_stdout_has_not_written_back(
         wait(scripted().write_events(orders(1)))
 
 
-def test_what_is_no_state_of_ours_means_nothing(scripted: Scripted, tmp_path: Path) -> None:
+def test_a_state_that_is_not_ours_is_ignored(scripted: Scripted, tmp_path: Path) -> None:
     set_fault(tmp_path, {"do": "garbage", "at": 1}, {"do": "garbage"})
     destination = scripted()
 
@@ -322,7 +322,9 @@ def test_a_target_that_hangs_is_ended(
     assert ids(tables) == [1]
 
 
-def test_a_source_that_is_slow_is_no_target_that_hangs(scripted: Scripted, tables: Tables) -> None:
+def test_a_slow_source_is_not_taken_for_a_target_that_hangs(
+    scripted: Scripted, tables: Tables
+) -> None:
     destination = scripted()
 
     def pieces() -> Iterator[Any]:
@@ -340,7 +342,7 @@ def test_a_source_that_is_slow_is_no_target_that_hangs(scripted: Scripted, table
     assert ids(tables) == [1, 2]
 
 
-def test_the_table_that_a_target_refuses_is_found_and_the_others_go_on(
+def test_the_table_that_a_target_refuses_is_found_and_the_others_continue(
     scripted: Scripted, tmp_path: Path, tables: Tables
 ) -> None:
     refused = {"do": "exit", "stream": "public-prices", "says": "bad price 'Miller'", "always": 1}
@@ -587,7 +589,7 @@ def test_a_target_that_is_not_on_path_says_how_it_is_installed() -> None:
     assert not raised.value.retryable
 
 
-def test_a_file_that_is_no_program_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_program_is_named(tmp_path: Path) -> None:
     path = tmp_path / "target-x"
     path.write_text("")
     with pytest.raises(TargetMissing, match="can't be run"):

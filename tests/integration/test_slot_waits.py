@@ -161,7 +161,7 @@ def test_a_process_that_ends_while_its_first_slot_waits_leaves_nothing_in_the_wa
     run_to_the_end(tmp_path)
 
 
-def test_ctrl_c_while_a_slot_waits_ends_the_run_and_is_no_success(
+def test_ctrl_c_while_a_slot_waits_ends_the_run_and_is_not_a_success(
     newest_database: Database, tmp_path: Path
 ) -> None:
     """A run until everything is caught up has not reached its end, and says how far it got."""

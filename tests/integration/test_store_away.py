@@ -34,7 +34,7 @@ class Leaving:
         return self._inner.get_table_replication_states()
 
 
-def test_the_status_is_told_while_the_store_is_away_and_the_stream_goes_on_afterwards(
+def test_the_status_is_available_while_the_store_is_away_and_the_stream_continues_afterwards(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     newest_database.execute(

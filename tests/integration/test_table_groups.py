@@ -189,7 +189,7 @@ def test_rows_that_change_while_a_group_is_copied_arrive_once(
     ]
 
 
-def test_one_bad_table_leaves_its_group_and_the_others_go_on(
+def test_one_bad_table_leaves_its_group_and_the_others_continue(
     database: Database, make_config: MakeConfig
 ) -> None:
     """One whose rows can't be read, and one that the destination refuses."""

@@ -131,7 +131,7 @@ def test_a_row_that_moves_between_chunks_and_then_changes_its_key_is_not_lost(
     assert_in_step(database, config)
 
 
-def test_an_interrupted_copy_goes_on_with_the_chunks_that_are_missing(
+def test_an_interrupted_copy_resumes_with_the_missing_chunks(
     database: Database, config: PipelineConfig, store: CoordinatingStore
 ) -> None:
     def stop(chunk: int) -> None:

@@ -37,11 +37,14 @@ PATTERNS = {
 }
 #: Texts that aren't English: the name of an account of Unix.
 _NAMES = re.compile(r'"nobody"')
+#: A test's name is read as a sentence, too.
+_TEST = re.compile(r"\bdef test(\w+)")
 
 
 def findings(text: str) -> Iterator[tuple[int, str, str]]:
     """The number of the line, from 1, what stands there, and what to write instead."""
     for number, line in enumerate(text.splitlines(), 1):
+        line = _TEST.sub(lambda name: name[1].replace("_", " "), line)
         for pattern, instead in PATTERNS.items():
             for found in pattern.finditer(_NAMES.sub("", line)):
                 yield number, found.group(), instead

@@ -75,7 +75,7 @@ def test_a_slow_attempt_uses_up_the_time_too() -> None:
     assert backoff.is_exhausted
 
 
-def test_without_limits_it_goes_on_for_ever() -> None:
+def test_without_limits_it_never_ends() -> None:
     backoff = Backoff(1, 2)
     for _ in range(2_000):
         backoff.next_delay_s()

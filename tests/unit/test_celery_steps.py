@@ -131,7 +131,7 @@ def test_a_step_that_failed_is_not_submitted_again() -> None:
     assert len(celery.submitted) == 1
 
 
-def test_workers_that_do_not_answer_are_no_loss_but_the_log_says_so() -> None:
+def test_workers_that_do_not_answer_are_logged_and_not_taken_for_lost() -> None:
     """One with the pool "solo" can't answer while it executes a step."""
     celery = Celery(known={"task 0"})
     task = celery.add()
@@ -191,7 +191,7 @@ def test_what_an_app_of_celery_submits_is_watched_and_can_be_submitted_again() -
     ]
 
 
-def test_a_broker_that_is_not_reached_is_no_answer_and_the_log_says_so_once() -> None:
+def test_a_broker_that_is_not_reached_gives_no_answer_and_is_logged_once() -> None:
     app = pytest.importorskip("celery").Celery(
         broker=f"redis://:secret@{NOWHERE}/0",
         config_source={"broker_transport_options": {"max_retries": 1, "interval_start": 0}},

@@ -183,7 +183,9 @@ def test_a_command_that_is_stopped_ends_with_the_code_of_its_signal(
     assert "Traceback" not in err
 
 
-def test_ctrl_c_at_a_question_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_at_a_question_is_not_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 

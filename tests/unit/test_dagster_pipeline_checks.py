@@ -166,7 +166,7 @@ def test_the_slot_is_healthy_if_it_can_be_read_and_is(
         (look(leftover=("etl_dagster_sync_shop_7",)), DEFAULTS, "warns"),
     ],
 )
-def test_the_state_matches_a_slot_from_which_the_stream_can_go_on_exactly(
+def test_the_state_matches_a_slot_from_which_the_stream_can_resume_exactly(
     seen: SlotLook, thresholds: CheckThresholds, outcome: str
 ) -> None:
     assert told(state_matches_slot(seen, thresholds)) == outcome
@@ -181,7 +181,7 @@ def test_nothing_passes_while_nothing_streams_and_a_lost_slot_is_still_named() -
     assert found[STATE].facts["confirmed_lsn"] == "0/3E8"
 
 
-def test_a_source_that_can_not_be_asked_is_no_pass() -> None:
+def test_a_source_that_can_not_be_asked_does_not_pass_the_check() -> None:
     found = judge_pipeline(status(), None, SourceUnreachable("no server answers"), DEFAULTS)
 
     assert {name: told(each) for name, each in found.items()} == {
@@ -288,7 +288,7 @@ def test_what_changes_is_sent_with_the_next_look_and_nothing_else() -> None:
     assert outcomes(ticks.tick(after_s=1)) == {WAL: True}
 
 
-def test_a_stream_that_ends_is_red_at_once_and_green_as_soon_as_it_goes_on() -> None:
+def test_a_stream_that_ends_is_red_at_once_and_green_as_soon_as_it_continues() -> None:
     ticks = Ticks()
     ticks.tick()
 

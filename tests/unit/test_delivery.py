@@ -97,7 +97,7 @@ def test_a_write_that_returns_something_else_is_not_taken_for_durable(side: Side
     assert side.progress is None
 
 
-def test_a_stop_while_a_write_is_waited_for_is_no_failure_of_it(side: Side[Flaky]) -> None:
+def test_a_stop_while_waiting_for_a_write_does_not_fail_the_write(side: Side[Flaky]) -> None:
     """It isn't counted among the tries, of which it might be the last."""
     side.destination.failures = [OSError("odd")] * 3
     side.destination.durable = Future()  # never done
@@ -150,7 +150,7 @@ def test_a_write_that_fails_for_good_ends_the_delivery_without_progress(
     assert side.progress is None
 
 
-def test_a_table_that_fails_is_left_out_and_the_others_go_on(side: Side[Flaky]) -> None:
+def test_a_table_that_fails_is_left_out_and_the_others_continue(side: Side[Flaky]) -> None:
     side.destination.failures = [TableWriteFailed(ORDERS, "no orders today")]
     side.delivery.put(side.transaction((ORDERS, 1), (VISITS, 5)), FROM_THE_START)
     side.delivery.put(side.transaction((ORDERS, 2), (VISITS, 6)), FROM_THE_START)

@@ -105,7 +105,7 @@ def test_writes_that_come_soon_after_one_another_find_the_file_open(file: File) 
 
 
 @pytest.mark.parametrize(("costly", "longest_ms"), [(False, 1000), (True, 4000)])
-def test_while_full_batches_come_the_file_is_held_for_so_long(
+def test_the_file_is_held_up_to_a_limit_while_full_batches_come(
     file: File, costly: bool, longest_ms: int
 ) -> None:
     file.open()

@@ -106,7 +106,7 @@ def test_one_that_works_again_by_then_is_waited_for_again() -> None:
     assert left.waits == 2
 
 
-def test_a_pipeline_that_is_started_again_at_once_is_no_failure() -> None:
+def test_a_pipeline_that_is_started_again_at_once_is_not_a_failure() -> None:
     """As one that is copied again: its destination has not failed."""
 
     def is_left_behind(scripted: Scripted) -> Outcome:

@@ -58,7 +58,7 @@ def test_a_source_that_refuses_heartbeats_is_reported_once(
     assert len(fixture.asked) == 3
 
 
-def test_a_standby_without_its_primary_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_standby_without_its_primary_is_not_a_failure(caplog: pytest.LogCaptureFixture) -> None:
     fixture = Fixture(standby=True)
     fixture.lsn = None
     fixture.clock.pass_by(30.0)

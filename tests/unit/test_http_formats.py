@@ -93,7 +93,7 @@ def test_values_with_parts_are_sent_as_their_columns_are_described(nested: Neste
         validate(json.loads(body.content))
 
 
-def test_a_value_in_another_form_than_its_column_says_is_no_such_row() -> None:
+def test_a_value_in_another_form_than_its_column_says_is_invalid() -> None:
     described = schema_to_json(PARTS)
     rows = jsonschema.Draft202012Validator(row_json_schema(described))
     range_ = {"lower": "2024-01-01", "upper": None, "lower_inc": True}
@@ -242,7 +242,7 @@ def test_a_copy_that_replaces_one_with_parts_can_begin_in_format_1() -> None:
     assert [c["value"]["form"] for c in body["table"]["columns"]] == ["digits"] + ["text"] * 8
 
 
-def test_columns_that_were_dropped_are_no_obstacle_in_format_1() -> None:
+def test_dropped_columns_do_no_harm_in_format_1() -> None:
     texts = replace(PARTS, columns=PARTS.columns[:1])
     steps: list[TableStep] = [RelationEvent(texts, PARTS, 0)]
     [body] = events_bodies("shop", steps, 10**6, format=1)

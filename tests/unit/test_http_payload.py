@@ -294,7 +294,7 @@ def test_keys_are_visible_ascii(copy_id: str) -> None:
     assert all(" " < letter <= "~" for letter in body.key)
 
 
-def test_what_a_column_can_not_hold_is_sent_beside_its_row() -> None:
+def test_what_a_column_can_not_hold_is_sent_with_its_row() -> None:
     """Members of their own, left out where there is none."""
     nan = Unheld("NaN")
     rows = [order(1), order(2, amount=nan), order(3), order(4, amount=nan, note=Unheld("\\xFF"))]

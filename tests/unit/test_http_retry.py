@@ -236,7 +236,7 @@ def test_enough_failures_are_an_unreachable_destination_with_the_last_reason() -
     assert requests.count == 3
 
 
-def test_what_is_no_transient_failure_is_not_tried_again() -> None:
+def test_a_failure_that_is_not_transient_is_not_tried_again() -> None:
     requests = Requests(KeyError("a bug"))
 
     with pytest.raises(KeyError):

@@ -34,7 +34,7 @@ def test_postgres_notation_is_read_in_either_case() -> None:
     "text",
     ["", "0", "/", "0/", "/0", "0/0 ", " 0/0", "0/0\n", "g/0", "0/123456789", "0/0/0", "-1/0"],
 )
-def test_what_is_no_lsn_is_refused_with_an_example(text: str) -> None:
+def test_a_text_that_is_not_an_lsn_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="16/B374D848"):
         Lsn.parse(text)
 

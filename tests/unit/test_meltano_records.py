@@ -96,7 +96,7 @@ def test_what_json_has_not_is_refused_by_its_place(value: Any, told: str) -> Non
         ('{"secret":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_stored_text_that_is_no_object_is_corrupt(text: str, told: str) -> None:
+def test_a_stored_text_that_is_not_an_object_is_corrupt(text: str, told: str) -> None:
     with pytest.raises(StateCorrupt, match=told) as corrupt:
         stored(completed=text).merged()
     assert ID in str(corrupt.value)

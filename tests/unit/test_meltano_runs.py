@@ -148,7 +148,7 @@ def test_only_selected_streams_and_properties_are_known() -> None:
 
 
 @pytest.mark.parametrize("payload", [{}, [], None, {"streams": [1]}, {"streams": 3}])
-def test_what_is_no_catalog_is_an_error(payload: Any) -> None:
+def test_output_that_is_not_a_catalog_is_an_error(payload: Any) -> None:
     with pytest.raises(CatalogUnknown):
         parse_catalog(payload)
 

@@ -86,7 +86,7 @@ def test_a_state_of_something_else_is_refused(state: Any) -> None:
     assert isinstance(verdict(state), Refused)
 
 
-def test_a_state_that_is_no_json_object_is_refused() -> None:
+def test_a_state_that_is_not_a_json_object_is_refused() -> None:
     assert isinstance(
         judge(
             POSITION,

@@ -60,7 +60,7 @@ def test_capacity_bounds_batches_and_chunks() -> None:
     assert (small.most_chunks, large.most_chunks) == (1, 32)
 
 
-def test_reading_pauses_from_one_bound_on_and_goes_on_below_another() -> None:
+def test_reading_pauses_at_one_bound_and_resumes_below_another() -> None:
     process = Process()
     reader, _ = process.reader(), process.reader(lambda: True)
 

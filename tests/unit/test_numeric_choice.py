@@ -202,6 +202,6 @@ def test_a_choice_survives_the_store(choice: str) -> None:
 @pytest.mark.parametrize(
     "choice", ["float", "decimal", "decimal(39,2)", "decimal(5,6)", "decimal(0,0)"]
 )
-def test_what_is_no_choice_is_refused_with_its_place(choice: str) -> None:
+def test_an_unknown_choice_is_refused_with_its_place(choice: str) -> None:
     with pytest.raises(ConfigError, match="numeric"):
         _config(numeric=choice)

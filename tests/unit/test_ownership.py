@@ -146,7 +146,9 @@ def test_a_table_is_applied_from_where_its_worker_really_ended(side: ApplySide) 
     assert side.ownership.apply_from == {TABLE: Lsn(1234)}
 
 
-def test_a_target_that_is_not_reached_is_withdrawn_and_the_stream_goes_on(side: ApplySide) -> None:
+def test_a_target_that_is_not_reached_is_withdrawn_and_the_stream_continues(
+    side: ApplySide,
+) -> None:
     side.set_state(SyncWait(Lsn(1)))
 
     side.refresh()

@@ -527,7 +527,7 @@ def test_a_publication_that_is_dropped_ends_the_pipeline(fixture: Fixture) -> No
         fixture.ends()
 
 
-def test_a_look_that_fails_is_repeated_and_the_stream_goes_on(fixture: Fixture) -> None:
+def test_a_refresh_that_fails_is_repeated_and_the_stream_continues(fixture: Fixture) -> None:
     looks: list[int] = []
 
     def away(name: str) -> None:

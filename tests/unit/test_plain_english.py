@@ -21,6 +21,8 @@ NO, BODY, AGAIN = "no", "body", "an" + "ew"
         "who" + "ever comes first",
         "the copy goes" + " on",
         "be" + "side the file",
+        f"def test_orders_is_{NO}_table() -> None:",
+        "    async def test_the_copy_goes" + "_on() -> None:",
     ],
 )
 def test_such_a_line_is_found(line: str) -> None:
@@ -36,6 +38,7 @@ def test_such_a_line_is_found(line: str) -> None:
         "recommended",
         'account = "nobody"',
         "somebody_else = 1",
+        "def test_there_is_no_table() -> None:",
         "case is gone ON CONFLICT",
     ],
 )

@@ -129,7 +129,7 @@ def test_an_own_type_is_text(type_: PgType, spelled: str) -> None:
     assert column_type(column("c", type_.oid, 1, type=type_)) == spelled
 
 
-def test_the_schema_of_the_ledger_is_no_tables() -> None:
+def test_the_schema_of_the_ledger_is_refused_for_tables() -> None:
     reserved = table(ORDERS.columns, schema_name="_etl")
 
     assert find_clashes(DIALECT, [reserved]) == [
@@ -240,7 +240,7 @@ def test_a_failure_of_the_server_says_what_to_do(
     assert isinstance(raised.value, psycopg.Error) or failure is errors.InsufficientPrivilege
 
 
-def test_the_servers_words_on_a_value_are_no_cause_that_a_log_shows() -> None:
+def test_the_servers_words_on_a_value_are_not_logged_as_a_cause() -> None:
     connections = DestinationConnections("postgresql://etl@localhost/warehouse")
     with pytest.raises(TableWriteFailed) as raised, connections.blaming(1, "t"):
         raise errors.UniqueViolation("duplicate key\nDETAIL:  Key (e_mail)=(ann@example.com)")

@@ -105,7 +105,7 @@ def test_a_truncate_counts_as_something_to_do() -> None:
 # -- batches -------------------------------------------------------------------------------------
 
 
-def test_draining_stops_at_a_full_batch_and_goes_on_behind_it() -> None:
+def test_draining_stops_at_a_full_batch_and_resumes_after_it() -> None:
     frames = [wire.xlog_data(wire.begin(100)), wire.xlog_data(wire.relation(_A))]
     frames += [wire.xlog_data(wire.insert(1, [str(number)])) for number in range(5)]
     waiting = [(len(frame), memoryview(frame)) for frame in frames]
@@ -134,7 +134,7 @@ def test_a_batch_is_full_by_bytes_with_the_row_that_fills_it() -> None:
     assert session.row_count == 2
 
 
-def test_a_transaction_cut_by_a_batch_goes_on_counting() -> None:
+def test_a_transaction_cut_by_a_batch_continues_counting() -> None:
     """So the same change has the same position, however the stream is cut."""
     session = _fed(wire.begin(100), wire.relation(_A), wire.insert(1, ["1"]), wire.truncate([1]))
     session.take_batch()
@@ -225,7 +225,7 @@ def test_a_truncate_of_several_tables_has_a_position_for_each() -> None:
     assert all(event.cascade for event in truncates)
 
 
-def test_a_relation_that_is_sent_again_unchanged_is_no_event() -> None:
+def test_a_relation_that_is_sent_again_unchanged_is_not_an_event() -> None:
     session = _fed(wire.begin(100), wire.relation(_A), wire.insert(1, ["1"]), wire.relation(_A))
     _feed(session, [wire.insert(1, ["2"]), wire.commit(100, 108)])
 

@@ -157,7 +157,7 @@ def test_names_and_columns_are_those_of_the_settings() -> None:
     assert all(column.shape is None for column in there.columns)
 
 
-def test_braces_in_names_of_the_source_are_no_placeholders() -> None:
+def test_braces_in_names_of_the_source_are_not_placeholders() -> None:
     odd = replace(PEOPLE, schema_name="{table}", table_name="{schema}")
 
     assert shape({"*.*": {"name": "{schema}.{table}"}}, odd).target == TableName(

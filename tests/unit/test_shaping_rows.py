@@ -570,7 +570,7 @@ def test_without_a_key_old_rows_pass_the_hook_as_well() -> None:
     assert rows_of(shaped)[1] == rows_of(shaped)[2]
 
 
-def test_what_a_hook_changes_does_not_keep_its_text_beside_the_row() -> None:
+def test_what_a_hook_changes_does_not_keep_its_text_with_the_row() -> None:
     schema = shape({"hook": f"{HERE}:shout", "hook_adds": {"length": "bigint"}})
     rows = [{"id": 1, "name": Unheld("\\xff"), "born": Unheld("x")}, {"id": 2, "name": "b"}]
     piece = CopiedRows(arrow_rows(schema, rows), odd_values(schema, rows))

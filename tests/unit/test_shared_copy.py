@@ -54,7 +54,7 @@ def test_each_chunk_is_copied_once_though_a_helper_takes_some(fixture: Fixture) 
     assert fixture.progress[-1].rows_done == 3
 
 
-def test_a_copy_that_nobody_wants_shared_has_no_helpers() -> None:
+def test_a_copy_that_is_not_to_be_shared_has_no_helpers() -> None:
     """Its worker claims no chunk, so both would copy each."""
     fixture = Fixture()
     while_reading(fixture, fixture.help)
@@ -211,7 +211,7 @@ def test_a_chunk_is_given_to_one_process_until_that_puts_it_back() -> None:
     assert other.take(going_on) == chunk
 
 
-def test_a_finished_chunk_is_given_to_nobody() -> None:
+def test_a_finished_chunk_is_not_given_out_again() -> None:
     store, plan = MemoryStore(), a_plan(chunks=1)
     store.store_copy_plan(ORDERS, plan)
     one, other = (SharedChunks(store, ORDERS, plan, waits=True) for _ in range(2))

@@ -234,7 +234,7 @@ def test_the_schema_has_precision_limits_formats_and_the_key() -> None:
     assert properties["_sdc_deleted_at"]["format"] == "date-time"
 
 
-def test_what_json_can_not_hold_is_null_and_its_text_is_beside() -> None:
+def test_what_json_can_not_represent_is_null_and_its_text_is_sent_with_the_row() -> None:
     far = pa.array([2**62, 0], pa.int64())
     schema = table(
         [column("id", INT8, 1, key=1), column("at", TIMESTAMPTZ, 2), column("x", FLOAT8, 3)]

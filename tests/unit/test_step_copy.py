@@ -18,7 +18,7 @@ from tests.support.deliveries import ORDERS
 from tests.support.scripted import config
 
 
-def test_a_table_that_another_worker_has_just_handed_over_is_no_failure() -> None:
+def test_a_table_that_another_worker_has_just_handed_over_is_not_a_failure() -> None:
     """A step looks at the state, and takes the lease a moment later."""
     store = MemoryStore()
     store.update_table_replication_states([(ORDERS, SyncDone(Lsn(1)))])

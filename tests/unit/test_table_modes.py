@@ -126,7 +126,7 @@ def test_rows_are_kept_apart_from_mirrors_only(settings: dict[str, Any], place: 
         config(**settings)
 
 
-def test_a_mirror_may_keep_rows_apart_beside_tables_in_other_modes() -> None:
+def test_a_mirror_may_quarantine_rows_alongside_tables_in_other_modes() -> None:
     config(
         "append",
         tables={"public.a": {"mode": "mirror", "odd_values": "quarantine"}, "public.b": {}},
@@ -158,7 +158,7 @@ def test_a_column_of_the_source_that_is_called_as_an_added_one_is_refused(name: 
     require_keepable(replace(schema, mode="mirror"))
 
 
-def test_a_table_that_can_not_be_kept_any_more_stops_and_others_go_on() -> None:
+def test_a_table_that_can_not_be_kept_any_more_stops_and_others_continue() -> None:
     keyless = replace(
         ORDERS,
         columns=tuple(replace(c, primary_key_ordinal=None) for c in ORDERS.columns),

@@ -97,7 +97,7 @@ def test_a_file_that_was_only_begun_is_finished(tmp_path: Path) -> None:
     assert store.check() == str(path)
 
 
-def test_what_is_no_database_is_not_touched(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     path.write_text("a letter to a friend, longer than the header of a database " * 10)
     before = path.read_bytes()

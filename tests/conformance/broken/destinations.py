@@ -845,7 +845,7 @@ class TestShuttingDownLosesTheWriteUnderWay(TestInAFile):
 
 
 class TestACopyUnderWayIsForgotten(TestInAFile):
-    promise = "test_a_copy_goes_on_in_another_process"
+    promise = "test_a_copy_resumes_in_another_process"
 
     class destination_class(FileDestination):
         kept = tuple(name for name in FileDestination.kept if name != "_copies")
@@ -868,7 +868,7 @@ class TestARedeliveryDoubles(TestInMemory):
 
 
 class TestATransactionIsSkippedAsAWhole(TestInMemory):
-    promise = "test_a_batch_cut_inside_a_transaction_goes_on_where_it_was_cut"
+    promise = "test_a_batch_cut_inside_a_transaction_resumes_where_it_was_cut"
 
     class destination_class(MemoryDestination):
         def write_events(self, events: EventBatch) -> None:
@@ -1424,7 +1424,7 @@ class TestAVersionOfOneBatchIsOne(TestInMemory):
 
 
 class TestEveryChangeIsAVersion(TestInMemory):
-    promise = "test_what_a_row_had_inside_of_a_transaction_is_no_version"
+    promise = "test_what_a_row_had_inside_a_transaction_is_not_a_version"
 
     class destination_class(_Applies):
         def changed(self, table: MemoryTable, events: list[RowEvent]) -> list[RowEvent]:
