@@ -184,7 +184,7 @@ def _summary(status: PipelineStatus) -> str:
     ready = sum(table.state == "ready" for table in status.tables.values())
     parts = [
         f"{status.phase}: {ready} of {len(status.tables)} tables ready",
-        f"{status.rows_total:,} changes",
+        f"{status.rows_total:,} change{'s' if status.rows_total != 1 else ''}",
         f"{status.rows_per_second:,.0f}/s",
         f"lag {human_bytes(status.lag_bytes)}, {status.lag_seconds:.1f} s",
         f"confirmed {status.confirmed_lsn}",
