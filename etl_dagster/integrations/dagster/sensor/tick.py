@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 
 #: A tick that fails stores its evaluations itself, some 20 ms each.
 _EVENTS_OF_A_FAILED_TICK = 200
+#: What no tick has stored.
+_NO_CURSOR = ""
 
 
 def tick(
@@ -73,6 +75,8 @@ def tick(
     is_preview = context.last_sensor_start_time is None
     memory = memory_of(pipeline, context.cursor, is_preview=is_preview)
     memory.settle(context.cursor)
+    # Until it ends: what a tick that fails has said before is not stored.
+    memory.reports.expect(_NO_CURSOR)
     config: PipelineConfig | None = None
     try:
         config = resource.load_config()
@@ -255,6 +259,7 @@ def _store_failed_checks(
     keys: Mapping[str, AssetKey],
     pipeline_checks: PipelineChecks | None,
 ) -> None:
+    memory.settle(context.cursor)
     at_most = _EVENTS_OF_A_FAILED_TICK
     events: list[AssetCheckEvaluation]
     events = memory.reports.dead(failure.reason, failure.solution, keys, at_most=at_most)
