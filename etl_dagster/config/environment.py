@@ -53,7 +53,11 @@ def override(
         *sections, key = name.removeprefix(ENV_PREFIX).lower().split("__")
         target: Any = values
         for section in sections:
-            target = target.setdefault(section, {}) if isinstance(target, dict) else None
+            if not isinstance(target, dict):
+                break
+            if target.get(section) is None:  # in YAML, a section without keys is null
+                target[section] = {}
+            target = target[section]
         if not isinstance(target, dict) or not key:
             mistakes.append(f"{name}: there is no such setting to override")
             continue

@@ -15,6 +15,7 @@ ByteCount: TypeAlias = Annotated[int, BeforeValidator(parse_size)]
 
 class Section(BaseModel):
     model_config = ConfigDict(
+        allow_inf_nan=False,
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,

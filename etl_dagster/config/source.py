@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
@@ -10,6 +11,8 @@ from etl_dagster.config.section import ByteCount, Section
 from etl_dagster.errors import ConfigError
 
 _CONNECT_TIMEOUT = {"connect_timeout": "10"}
+#: libpq keeps timeouts as 32-bit integers.
+_LONGEST_TIMEOUT_MS = 2**31 - 1
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 
 #: libpq's parameters that say where a server is and which one of several is meant.
@@ -180,7 +183,8 @@ class SourceConfig(Section):
 def _with_timeout(parameters: dict[str, str]) -> dict[str, str]:
     """With as long a wait for the answer to what was sent; Linux goes by it for probes as well."""
     values = [parameters[name] for name in _KEEPALIVE]
-    if not all(map(str.isdigit, values)):
+    if not all(re.fullmatch("[0-9]{1,10}", value) for value in values):
         return parameters  # libpq says what is wrong with it
     idle_s, interval_s, count = map(int, values)
-    return {"tcp_user_timeout": str((idle_s + interval_s * count) * 1000), **parameters}
+    timeout_ms = min((idle_s + interval_s * count) * 1000, _LONGEST_TIMEOUT_MS)
+    return {"tcp_user_timeout": str(timeout_ms), **parameters}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ _UNITS = {"": 1, "b": 1} | {
     for base, infix in ((1000, ""), (1024, "i"))
     for power, letter in enumerate("kmgt", start=1)
 }
+#: The largest number of bytes that Postgres and the destinations can express.
+_LARGEST = 2**63 - 1
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
+
+#: YAML's types of scalars that PyYAML parses, and what they are in plain words.
+_PARSED = {"bool": "true or false", "float": "number", "int": "number", "timestamp": "date"}
 
 _DECIMAL = re.compile(r"decimal\((\d{1,3}),(\d{1,3})\)")
 #: As wide as the decimals of most destinations.
@@ -74,7 +80,7 @@ def parse_size(value: Any) -> Any:
     What is neither stays as it is, for the next validator to refuse.
 
     Raises:
-        ValueError: a text in another unit.
+        ValueError: a text in another unit, or too large.
     """
     if not isinstance(value, str) or value.strip().isdecimal():
         return value
@@ -82,53 +88,92 @@ def parse_size(value: Any) -> Any:
     unit = None if match is None else _UNITS.get(match["unit"].lower())
     if match is None or unit is None:
         raise ValueError("must be a number of bytes, or one with KB, MB, GB, TB, KiB, MiB, ...")
-    return round(float(match["number"]) * unit)
+    size = round(Decimal(match["number"]) * unit)
+    if size > _LARGEST:
+        raise ValueError("must be less than 8388608 TiB")
+    return size
 
 
 def read_yaml(text: str) -> tuple[Any, dict[Place, int], list[str]]:
     """The values of a document, the line of each key (from 1), and keys that are there twice.
 
     Raises:
-        yaml.MarkedYAMLError: it isn't YAML.
+        yaml.MarkedYAMLError: it isn't YAML, or a value is not of its type.
     """
     import yaml
 
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position)
+        column = error.position - (text.rfind("\n", 0, error.position) + 1)
+        raise yaml.MarkedYAMLError(
+            problem=f"the character U+{ord(text[error.position]):04X} is not allowed in YAML",
+            problem_mark=yaml.Mark(str(error.name), error.position, line, column, None, 0),
+        ) from None
     try:
         node = loader.get_single_node()
         if node is None:
             return None, {}, []
         lines: dict[Place, int] = {}
-        mistakes = list(_walk(node, (), lines, ()))
+        mistakes = list(_walk(loader, node, (), lines, ()))
         return loader.construct_document(node), lines, mistakes
     finally:
         loader.dispose()
 
 
 def _walk(
-    node: yaml.Node, place: Place, lines: dict[Place, int], above: tuple[int, ...]
+    loader: yaml.SafeLoader,
+    node: yaml.Node,
+    place: Place,
+    lines: dict[Place, int],
+    above: tuple[int, ...],
 ) -> Iterator[str]:
     import yaml
 
-    if id(node) in above:  # an alias of a section that holds it
-        return
+    if id(node) in above:
+        raise yaml.MarkedYAMLError(
+            problem="a section must not hold an alias of itself",
+            problem_mark=node.start_mark,
+        )
+    _require_readable(loader, node)
     above = (*above, id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _walk(item, (*place, str(index)), lines, above)
+            yield from _walk(loader, item, (*place, str(index)), lines, above)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             continue
+        _require_readable(loader, key)
         name, line = str(key.value), key.start_mark.line + 1
         if name in seen:
             where = ".".join((*place, name))
             yield f"line {line}: {where}: is there already, in line {seen[name]}"
         seen.setdefault(name, line)
         lines[(*place, name)] = line
-        yield from _walk(value, (*place, name), lines, above)
+        yield from _walk(loader, value, (*place, name), lines, above)
+
+
+def _require_readable(loader: yaml.SafeLoader, node: yaml.Node) -> None:
+    """Raises MarkedYAMLError for a scalar that is spelled as a date or number, and is not one.
+
+    PyYAML raises errors without a place for these, and some quote the value.
+    """
+    import yaml
+
+    kind = node.tag.rpartition(":")[2]
+    if not isinstance(node, yaml.ScalarNode) or kind not in _PARSED:
+        return
+    try:
+        loader.construct_object(node)
+    except (ValueError, LookupError, AttributeError):
+        raise yaml.MarkedYAMLError(
+            problem=f"this is not a valid {_PARSED[kind]}; a text needs quotes here",
+            problem_mark=node.start_mark,
+        ) from None
 
 
 def with_line(place: Place, mistake: str, lines: Mapping[Place, int]) -> str:

@@ -131,6 +131,31 @@ def test_broken_yaml_is_named_by_line_without_quoting_it(tmp_path: Path) -> None
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("source: &it\n  parts: *it\n", "line 1, column 9: a section must not hold an alias"),
+        (
+            "pipeline: shop\ntables: &it [*it]\n",
+            "line 2, column 9: a section must not hold an alias",
+        ),
+        ("pipeline: 2026-99-99\n", "line 1, column 11: this is not a valid date"),
+        ("2026-99-99: x\n", "line 1, column 1: this is not a valid date"),
+        (f"pipeline: !!int {SECRET}\n", "this is not a valid number"),
+        ("a: !!float x\n", "this is not a valid number"),
+        ("a: !!bool x\n", "this is not a valid true or false"),
+        ("a: !!timestamp x\n", "this is not a valid date"),
+        (f"a: {'9' * 5000}\n", "this is not a valid number"),
+        ("pipeline: shop\na: b\x07\n", r"line 2, column 5: the character U\+0007 is not allowed"),
+    ],
+)
+def test_yaml_that_can_not_be_read_has_its_place(tmp_path: Path, text: str, match: str) -> None:
+    """PyYAML raises ValueError and others without a place, and may quote a password."""
+    with pytest.raises(ConfigError, match=match) as caught:
+        load_config(write(tmp_path, text), {})
+    assert SECRET not in str(caught.value)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.yaml has 1 mistake:\n  can't be read"):
         load_config(tmp_path / "no.yaml", {})
@@ -213,6 +238,13 @@ def test_an_override_is_not_expanded() -> None:
 
     assert config.source.password is not None
     assert config.source.password.get_secret_value() == make_secret("$a${b}")
+
+
+def test_a_section_without_keys_can_be_overridden(tmp_path: Path) -> None:
+    text = "pipeline: shop\nsource:\ndestination: {type: memory}\n"
+    environ = {f"{ENV_PREFIX}SOURCE__DATABASE": "db", f"{ENV_PREFIX}SOURCE__PUBLICATION": "pub"}
+
+    assert load_config(write(tmp_path, text), environ).source.database == "db"
 
 
 def test_an_override_of_nothing_is_a_mistake() -> None:
@@ -432,6 +464,19 @@ def test_keepalive_is_set_as_a_whole_and_over_the_dsn(
     probes = [int(value) for value in expected.values()]
     timeout_ms = str((probes[0] + probes[1] * probes[2]) * 1000) if probes else None
     assert found.get("tcp_user_timeout") == timeout_ms
+
+
+@pytest.mark.parametrize("count", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1"])
+def test_a_keepalive_that_is_not_a_number_is_left_for_libpq_to_refuse(count: str) -> None:
+    config = parse_config(minimal(dsn=f"keepalives_count={count}", keepalive_idle_s=20), {})
+
+    assert conninfo_to_dict(config.source.conninfo())["keepalives_count"] == count
+
+
+def test_a_very_long_keepalive_fits_into_libpqs_integers() -> None:
+    config = parse_config(minimal(keepalive_idle_s=3_000_000), {})
+
+    assert conninfo_to_dict(config.source.conninfo())["tcp_user_timeout"] == str(2**31 - 1)
 
 
 @pytest.mark.parametrize(

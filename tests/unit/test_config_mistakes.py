@@ -151,6 +151,24 @@ def test_sizes_are_written_with_a_unit_or_without(text: str | int, size: int) ->
     assert vars(config.destination)["max_body_bytes"] == size
 
 
+@pytest.mark.parametrize("size", ["9" * 400 + "MB", "8388608TiB"])
+def test_a_size_beyond_64_bits_is_a_mistake(tmp_path: Path, size: str) -> None:
+    [mistake] = mistakes(tmp_path, GOOD + f"batch: {{max_bytes: {size}}}\n")
+    assert "batch.max_bytes: must be less than 8388608 TiB" in mistake
+
+
+def test_a_large_size_is_exact(tmp_path: Path) -> None:
+    (tmp_path / "etl.yaml").write_text(GOOD + "batch: {max_bytes: 9007199254740993B}\n")
+    assert load_config(tmp_path / "etl.yaml", {}).batch.max_bytes == 9007199254740993
+
+
+@pytest.mark.parametrize("number", [".inf", ".nan"])
+def test_a_time_must_be_finite(tmp_path: Path, number: str) -> None:
+    """A wait of infinite length is an OverflowError of the thread that waits."""
+    [mistake] = mistakes(tmp_path, GOOD + f"meltano: {{interval_s: {number}}}\n")
+    assert "meltano.interval_s: must be a finite number" in mistake
+
+
 @pytest.mark.parametrize("limit", ["256MB", "1GiB", "256mb", 268435456, "'268435456'"])
 def test_duckdb_takes_every_limit_that_is_accepted(tmp_path: Path, limit: str | int) -> None:
     import duckdb
