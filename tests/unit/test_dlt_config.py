@@ -28,6 +28,9 @@ def _config(**destination: Any) -> dict[str, Any]:
     [
         ({"dataset": "shop{table}"}, "only letters, digits, _ and"),
         ({"options": {"credentials": "hush"}}, "must not hold credentials"),
+        ({"options": {"naming_convention": "direct"}}, "naming_convention: use destination.naming"),
+        ({"options": {"destination_name": "dw"}}, "use destination.destination_name"),
+        ({"options": {"ref": "duckdb"}}, "use destination.destination$"),
         ({"table_format": "hudi"}, "destination.table_format"),
     ],
 )

@@ -11,6 +11,12 @@ from pydantic import Field, SecretStr, field_validator
 from etl_dagster.config import DestinationConfig, TableMode
 
 _PLACEHOLDER = "{schema}"
+#: dlt's arguments for which there is a setting here, and which setting.
+_SETTINGS_OF_OURS = {
+    "destination_name": "destination_name",
+    "naming_convention": "naming",
+    "ref": "destination",
+}
 
 
 class DltDestinationConfig(DestinationConfig):
@@ -97,9 +103,11 @@ class DltDestinationConfig(DestinationConfig):
 
     @field_validator("options")
     @classmethod
-    def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _only_further_settings(cls, options: dict[str, Any]) -> dict[str, Any]:
         if "credentials" in options:
             raise ValueError(
                 "must not hold credentials; use destination.credentials, or dlt's secrets.toml"
             )
+        for name in sorted(_SETTINGS_OF_OURS.keys() & options.keys()):
+            raise ValueError(f"must not hold {name}: use destination.{_SETTINGS_OF_OURS[name]}")
         return options
