@@ -49,7 +49,7 @@ def _translated(error: BaseException, what: str, tables: Mapping[str, TableId]) 
                 )
             case ConfigurationException():
                 return DestinationError(
-                    f"dlt's settings don't do to {what}: {_missing(cause)}",
+                    f"dlt can't {what} with its settings: {_missing(cause)}",
                     solution="Set them in dlt's secrets.toml or config.toml, by environment "
                     "variables, or in destination.credentials and destination.options.",
                 )

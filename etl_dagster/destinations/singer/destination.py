@@ -95,7 +95,7 @@ class SingerDestination:
         """Look for the program.
 
         Raises:
-            DestinationError: it isn't there, or its settings don't do.
+            DestinationError: it isn't there, or its settings are wrong.
         """
         self._store = store
         self._target.look()
@@ -104,7 +104,7 @@ class SingerDestination:
         """Look for the program and ask it what it is (`--about`); it isn't given any settings.
 
         Raises:
-            DestinationError: it isn't there, or its settings don't do.
+            DestinationError: it isn't there, or its settings are wrong.
         """
         program, said = self._target.look()
         version = f" {said.version}" if said is not None and said.version else ""

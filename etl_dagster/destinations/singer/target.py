@@ -44,7 +44,7 @@ class SingerTarget:
         """The program, and what it says of itself.
 
         Raises:
-            DestinationError: it isn't there, or its settings don't do.
+            DestinationError: it isn't there, or its settings are wrong.
         """
         with self._lock:
             if self._found is None:
