@@ -58,8 +58,8 @@ def with_columns_of(schema: TableSchema, found: list[Row]) -> list[Row]:
 class TestDuckDB(DestinationSuite):
     """Read as others read it, from the file that dlt has written."""
 
-    #: The longest check takes nine seconds of a processor's time for its packages, which are loaded
-    #: one after the other. On a machine with other work it took 18 s, and sometimes more than 30.
+    #: The longest check loads one package after the other: nine seconds of a processor's time, with
+    #: all of its process. On a machine with other work it took 18 s, and sometimes more than 30.
     patience_s = 120.0
 
     # dlt finds rows by their key, so tables without one are only appended to.
