@@ -285,5 +285,10 @@ def _lose(method: Method, fault: Fault | None, result: WriteResult) -> WriteResu
         raise error
     answer: Future[None] = Future()
     answer.set_running_or_notify_cancel()
-    result.add_done_callback(lambda done: answer.set_exception(done.exception() or error))
+
+    def lose(done: Future[None]) -> None:
+        failure = None if done.cancelled() else done.exception()
+        answer.set_exception(failure or error)
+
+    result.add_done_callback(lose)
     return answer

@@ -123,6 +123,18 @@ def test_an_answer_gets_lost_no_sooner_than_the_write_is_durable(
     assert isinstance(result.exception(0), type(failure or DestinationUnreachable("")))
 
 
+def test_a_cancelled_write_whose_answer_is_lost_ends_with_the_lost_answer() -> None:
+    """Its caller would wait for ever otherwise: a cancelled future has no exception to pass on."""
+    inner = Later()
+    destination = FaultyDestination(inner)
+    destination.fail_next("write_table_rows", LoseAnswer())
+    result = destination.write_table_rows(ORDERS, end_of_copy("copy-1", 0))
+    assert result is not None
+    inner.results[0].cancel()
+
+    assert isinstance(result.exception(0), DestinationUnreachable)
+
+
 def hanging(destination: FaultyDestination) -> tuple[threading.Thread, list[BaseException]]:
     destination.fail_next("write_events", Hang())
     failures: list[BaseException] = []
