@@ -329,7 +329,9 @@ def test_a_file_of_another_kind_is_refused_at_once(path: Path) -> None:
     assert not refused.value.retryable
 
 
-def test_a_query_that_duckdb_refuses_is_told_so(destination: DuckDBDestination, path: Path) -> None:
+def test_a_query_that_duckdb_refuses_is_an_error(
+    destination: DuckDBDestination, path: Path
+) -> None:
     with pytest.raises(DestinationError, match="nonsense"):
         query(path, "SELECT nonsense")
     with pytest.raises(DestinationError, match="read-only"):

@@ -389,7 +389,7 @@ def test_token_headers_signature_and_compression_reach_the_server(tmp_path: Path
 
 
 @pytest.mark.parametrize("settings", [{"token": WRONG}, {"hmac_secret": WRONG}, {}])
-def test_who_is_not_known_is_told_so_and_no_secret_is_logged(
+def test_wrong_credentials_are_an_error_and_no_secret_is_logged(
     tmp_path: Path, settings: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

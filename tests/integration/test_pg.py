@@ -257,7 +257,7 @@ def test_a_transaction_that_was_left_open_is_not_handed_on(newest_database: Data
 # -- notifications and migrations --------------------------------------------------------------
 
 
-def test_a_subscription_hears_its_channel_and_can_be_woken(newest_database: Database) -> None:
+def test_a_subscription_receives_notifications_and_can_be_woken(newest_database: Database) -> None:
     connection, _ = connect_shared(Dsn.parse(newest_database.dsn))
     near, far = socket.socketpair()
     with closing(Subscription(connection, "Odd channel")) as heard, near, far:

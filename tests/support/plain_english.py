@@ -33,6 +33,7 @@ PATTERNS = {
     re.compile(r"\bfor so long\b", re.IGNORECASE): '"for this long", or the time',
     re.compile(r"\bbeside\b", re.IGNORECASE): '"next to", "besides" or "alongside"',
     re.compile(r"\banew\b", re.IGNORECASE): '"again", or "from the beginning"',
+    re.compile(r"\btold so\b"): "what it gets: an error, a warning, an answer",
     re.compile(r"\bmend(?:s|ed|ing)?\b", re.IGNORECASE): '"fix", "correct" or "repair"',
 }
 #: Texts that aren't English: the name of an account of Unix.

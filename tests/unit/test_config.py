@@ -77,14 +77,14 @@ def test_every_mistake_is_reported_at_once_with_its_place() -> None:
     assert SECRET not in str(caught.value)
 
 
-def test_an_unknown_key_is_called_one() -> None:
+def test_an_unknown_key_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match=r"source\.publicaton: unknown key"):
         parse_config(minimal(publicaton="x"), {})
 
 
 @pytest.mark.parametrize("section", ["source", "state_store", "destination", "batch", "tables"])
 @pytest.mark.parametrize("value", [None, ["type: duckdb"], 7])
-def test_a_section_that_holds_no_mapping_is_told_so_in_the_words_of_yaml(
+def test_a_section_without_a_mapping_is_a_mistake_in_yamls_own_words(
     section: str, value: object
 ) -> None:
     """Null is what is left of a section whose every line is commented out."""

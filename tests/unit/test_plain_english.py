@@ -21,6 +21,7 @@ NO, BODY, AGAIN = "no", "body", "an" + "ew"
         "who" + "ever comes first",
         "the copy goes" + " on",
         "be" + "side the file",
+        "a user is told" + " so",
         f"def test_orders_is_{NO}_table() -> None:",
         "    async def test_the_copy_goes" + "_on() -> None:",
     ],

@@ -234,7 +234,7 @@ def test_no_chunk_is_given_of_a_copy_that_another_has_replaced() -> None:
         queue.take(going_on)
 
 
-def test_one_that_waits_for_the_chunks_of_others_hears_a_stop() -> None:
+def test_a_worker_that_waits_for_the_chunks_of_others_notices_a_stop() -> None:
     store, plan = MemoryStore(), a_plan(chunks=1)
     store.store_copy_plan(ORDERS, plan)
     assert SharedChunks(store, ORDERS, plan, waits=True).take(going_on) is not None

@@ -80,7 +80,7 @@ def _batch(array: pa.Array[Any]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([array], names=["c"])
 
 
-def test_the_page_tells_of_every_width_of_a_number(lines: dict[str, list[str]]) -> None:
+def test_the_page_lists_every_width_of_a_number(lines: dict[str, list[str]]) -> None:
     assert lines["numeric"][1:3] == ["`string`", "`VARCHAR`"]
     assert lines["numeric(12,2)"][1:3] == ["`decimal128(12, 2)`", "`DECIMAL(12,2)`"]
     assert lines["numeric(100,0)"][1:3] == ["`string`", "`VARCHAR`"]
