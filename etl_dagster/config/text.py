@@ -69,9 +69,11 @@ def parse_numeric(choice: str) -> str:
     if match is None:
         if plain not in ("text", "double"):
             raise ValueError("must be text, double, or a decimal such as decimal(20,4)")
-    elif not (1 <= int(match[1]) <= _MAX_DIGITS and int(match[2]) <= int(match[1])):
+        return plain
+    precision, scale = int(match[1]), int(match[2])
+    if not (1 <= precision <= _MAX_DIGITS and scale <= precision):
         raise ValueError(f"must have 1 to {_MAX_DIGITS} digits, and no more after the point")
-    return plain
+    return f"decimal({precision},{scale})"
 
 
 def parse_size(value: Any) -> Any:

@@ -190,6 +190,14 @@ def test_the_choice_is_made_for_a_copy_and_kept_until_the_next() -> None:
     assert held_otherwise(_table(), copied, config) == ["a", "b"]
 
 
+@pytest.mark.parametrize("choice", ["decimal(05,2)", "decimal(5,002)", "DECIMAL( 5, 2 )"])
+def test_every_spelling_of_a_decimal_is_that_decimal(choice: str) -> None:
+    """A leading zero was accepted, and the column became text without a word."""
+    config = _config(numeric=choice)
+    assert config.numeric == "decimal(5,2)"
+    assert form_of(_column(config.numeric)).arrow == pa.decimal128(5, 2)
+
+
 @pytest.mark.parametrize("choice", ["text", "double", "decimal(20,4)"])
 def test_a_choice_survives_the_store(choice: str) -> None:
     kept = column_to_json(_column(choice))
