@@ -15,12 +15,13 @@ from psycopg import sql
 
 from etl_dagster.backoff import Backoff
 from etl_dagster.errors import EtlError
+from etl_dagster.pg.cancelling import answered_within
 from etl_dagster.pg.connection import Connection
 
 _log = logging.getLogger(__name__)
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 10.0
-#: A connection that died without a word is noticed by asking.
-_ASK_EVERY_S = 30.0
+#: A connection that died without a word is noticed by asking, and by the answer that does not come.
+_ASK_EVERY_S, _ANSWER_S = 30.0, 20.0
 
 
 class Subscription:
@@ -29,15 +30,27 @@ class Subscription:
     Args:
         connection: in autocommit, with a session that stays its own. It is the subscription's from
             now on, and closed when it can't listen.
+        ask_every_s: without a notification for so long, the server is asked whether it is there.
+        answer_s: how long it may take to answer.
 
     Raises:
-        psycopg.Error: the server refuses, or the connection is lost; so do all methods.
+        psycopg.Error: the server refuses, doesn't answer, or the connection is lost; so do all
+            methods.
     """
 
-    def __init__(self, connection: Connection, channel: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        channel: str,
+        *,
+        ask_every_s: float = _ASK_EVERY_S,
+        answer_s: float = _ANSWER_S,
+    ) -> None:
         self._connection = connection
+        self._ask_every_s, self._answer_s = ask_every_s, answer_s
         try:
-            connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            with answered_within(connection, answer_s):
+                connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         except BaseException:
             connection.close()
             raise
@@ -59,11 +72,12 @@ class Subscription:
                 left_s = deadline - time.monotonic()
                 if found or left_s <= 0:
                     return found
-                ready = selector.select(min(left_s, _ASK_EVERY_S))
+                ready = selector.select(min(left_s, self._ask_every_s))
                 if any(key.fileobj is wakeup for key, _ in ready):
                     return []
                 if not ready:
-                    self._connection.execute("SELECT 1")
+                    with answered_within(self._connection, self._answer_s):
+                        self._connection.execute("SELECT 1")
 
     def close(self) -> None:
         self._connection.close()

@@ -275,6 +275,19 @@ def test_a_subscription_receives_notifications_and_can_be_woken(newest_database:
             heard.wait(60)
 
 
+def test_a_subscription_notices_a_server_that_is_gone_behind_a_proxy(
+    newest_database: Database,
+) -> None:
+    """Else it would wait for ever for what other processes change."""
+    with Proxy(newest_database.dsn) as proxy:
+        connection, _ = connect_shared(Dsn.parse(proxy.dsn))
+        asking = Subscription(connection, "changes", ask_every_s=0.05, answer_s=0.2)
+        with closing(asking) as heard:
+            proxy.stall()
+            with pytest.raises(psycopg.OperationalError, match=r"gave no answer for 0\.2 s"):
+                heard.wait(60)
+
+
 def test_a_migration_that_never_gets_its_lock_ends(newest_database: Database) -> None:
     """Another process may have stopped in the middle of one."""
     series = migrate.Migrations("tests", STORE.package, StoreError)
