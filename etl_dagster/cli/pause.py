@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 
 import click
 
 from etl_dagster.cli.confirming import changes_something, is_wanted
+from etl_dagster.cli.listing import few
 from etl_dagster.cli.options import config_option, load
 
 
@@ -15,10 +17,10 @@ from etl_dagster.cli.options import config_option, load
 @config_option
 @changes_something
 def pause(tables: tuple[str, ...], config_path: Path, dry_run: bool, yes: bool) -> None:
-    """Begin no copy of these tables until they are resumed.
+    """Hold back the copies of tables until they are resumed.
 
-    A copy that is under way continues; in Dagster, cancel its run as well. A table that is streamed
-    is streamed on: only its next copy waits. In Dagster, materializing the asset copies a table
+    A copy that is under way continues; in Dagster, cancel its run as well. The stream of a table
+    continues, too: only its next copy waits. In Dagster, materializing the asset copies a table
     although it is paused. The source keeps WAL for a copy that was interrupted.
 
     \b
@@ -31,10 +33,11 @@ def pause(tables: tuple[str, ...], config_path: Path, dry_run: bool, yes: bool) 
 
     with existing_store(config) as store:
         ids = table_ids(config, store, tables)
-        for name in ids:
-            click.echo(f"{name} is paused: no copy of it begins.")
+        for name in few(list(ids)):
+            click.echo(f"pause  {name}")
         if is_wanted(dry_run=dry_run, yes=yes):
             pause_copies(store, list(ids.values()))
+            click.echo(f"Paused {_count(ids)}: no copy begins until `etl-dagster resume`.")
 
 
 @click.command()
@@ -42,7 +45,7 @@ def pause(tables: tuple[str, ...], config_path: Path, dry_run: bool, yes: bool) 
 @config_option
 @changes_something
 def resume(tables: tuple[str, ...], config_path: Path, dry_run: bool, yes: bool) -> None:
-    """Let copies of paused tables begin again, also of canceled ones.
+    """Allow copies of paused tables again, and of tables whose copy was canceled.
 
     \b
     etl-dagster resume public.orders
@@ -55,8 +58,12 @@ def resume(tables: tuple[str, ...], config_path: Path, dry_run: bool, yes: bool)
     with existing_store(config) as store:
         ids = table_ids(config, store, tables)
         paused = paused_tables(store)
-        for name, table_id in ids.items():
-            what = "is resumed" if table_id in paused else "was not paused"
-            click.echo(f"{name} {what}; a copy that was canceled may begin again.")
+        for name, table_id in few(list(ids.items())):
+            click.echo(f"resume  {name}" + ("" if table_id in paused else "  (not paused)"))
         if is_wanted(dry_run=dry_run, yes=yes):
             resume_copies(store, list(ids.values()))
+            click.echo(f"Resumed {_count(ids)}: a copy, also one that was canceled, may begin.")
+
+
+def _count(tables: Sized) -> str:
+    return f"{len(tables)} table{'' if len(tables) == 1 else 's'}"

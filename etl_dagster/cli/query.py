@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +45,33 @@ def query(sql: str, config_path: Path, as_csv: bool, as_json: bool) -> None:
         writer.writerow(columns)
         writer.writerows(rows)
     elif as_json:
+        if twice := [name for name, times in Counter(columns).items() if times > 1]:
+            raise click.UsageError(
+                f"two columns are called {twice[0]!r}, and an object has a name once: "
+                "name them apart with AS"
+            )
         for row in rows:
-            click.echo(json.dumps(dict(zip(columns, row, strict=True)), default=str))
+            click.echo(_json_of(dict(zip(columns, row, strict=True))))
     else:
         _show_table(columns, rows)
+
+
+def _json_of(row: Mapping[str, Any]) -> str:
+    """The row as an object; JSON has no word for NaN and infinities, which are texts, then."""
+    try:
+        return json.dumps(row, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_spelled(row), default=str, allow_nan=False)
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _spelled(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled(each) for each in value]
+    return value
 
 
 def _answer(config: PipelineConfig, sql: str) -> tuple[Sequence[str], list[Sequence[Any]]]:

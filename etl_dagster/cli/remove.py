@@ -140,7 +140,11 @@ class _Found:
             destination.startup(self.store)
             removing.remove_tables(self.config.pipeline, [])
         except DestinationError as error:
-            click.echo(f"{self.config.pipeline} is not forgotten there: {error.reason}", err=True)
+            click.echo(
+                f"The destination still knows the shard {self.config.pipeline}: {error.reason}\n"
+                f"What to do: {error.solution}",
+                err=True,
+            )
         finally:
             destination.shutdown()
 

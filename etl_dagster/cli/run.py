@@ -63,52 +63,63 @@ def run(
     """
     try:
         config = load_whole(config_path)
-        if config.destinations or config.shards:
-            from etl_dagster.cli.run_several import run_several
-
-            has_errors = run_several(
-                context,
-                config,
-                until_caught_up=until_caught_up,
-                plain=plain,
-                log_format=log_format,
-                as_json=as_json,
-            )
-            if until_caught_up and has_errors:
-                context.exit(FAILED)
-            return
-        if config.membership is not None:
+        are_several = config.destinations or config.shards
+        if not are_several and config.membership is not None:
             raise click.UsageError("all destinations run together: leave --destination out")
-        from etl_dagster.cli.views import make_view
-
-        is_json_log = log_format == "json"
-        view = make_view(plain=plain, as_json=as_json, is_log_json=is_json_log)
-        from etl_dagster.in_process import opened_one
-        from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
-
-        _wait_for_servers(config)
-        level = logging.INFO if plain or is_json_log else logging.WARNING
-        set_up_logging(context, level, view.log_handler(), as_json=is_json_log)
-        with (
-            opened_one(config) as (pipeline, store),
-            stopped_by_signals(pipeline.shutdown, view) as asked,
-        ):
-            if not start(pipeline, asked):
-                asked.end_soon(has_goal=until_caught_up)
-                if until_caught_up:
-                    raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
-                return
-            with (
-                mirrored_positions(config, store, pipeline.status),
-                asked.ends_soon_after(has_goal=until_caught_up),
-            ):
-                follow(pipeline, view, asked, until_caught_up=until_caught_up)
+        if are_several:
+            from etl_dagster.cli.run_several import run_several as run_it
+        else:
+            run_it = _run_one
+        has_errors = run_it(
+            context,
+            config,
+            until_caught_up=until_caught_up,
+            plain=plain,
+            log_format=log_format,
+            as_json=as_json,
+        )
     except Exception as error:
         if as_json:
             _tell(error)
         raise
-    if until_caught_up and any(table.error for table in pipeline.status().tables.values()):
+    if until_caught_up and has_errors:
         context.exit(FAILED)
+
+
+def _run_one(
+    context: click.Context,
+    config: PipelineConfig,
+    *,
+    until_caught_up: bool,
+    plain: bool,
+    log_format: str,
+    as_json: bool,
+) -> bool:
+    """As `run_several`, of a pipeline with one stream and one destination."""
+    from etl_dagster.cli.views import make_view
+    from etl_dagster.in_process import opened_one
+    from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
+
+    is_json_log = log_format == "json"
+    view = make_view(plain=plain, as_json=as_json, is_log_json=is_json_log)
+    _wait_for_servers(config)
+    level = logging.INFO if plain or is_json_log else logging.WARNING
+    set_up_logging(context, level, view.log_handler(), as_json=is_json_log)
+    with (
+        opened_one(config) as (pipeline, store),
+        stopped_by_signals(pipeline.shutdown, view) as asked,
+    ):
+        if not start(pipeline, asked):
+            asked.end_soon(has_goal=until_caught_up)
+            if until_caught_up:
+                raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
+            return False
+        with (
+            mirrored_positions(config, store, pipeline.status),
+            asked.ends_soon_after(has_goal=until_caught_up),
+        ):
+            follow(pipeline, view, asked, until_caught_up=until_caught_up)
+    return any(table.error for table in pipeline.status().tables.values())
 
 
 def _wait_for_servers(config: PipelineConfig) -> None:
@@ -138,5 +149,7 @@ def _tell(error: BaseException) -> None:
     line: dict[str, str | None] = {"error": type(cause).__name__, "solution": None}
     if isinstance(cause, EtlError):
         line = {"error": cause.reason, "solution": cause.solution}
+    elif isinstance(cause, click.ClickException):
+        line = {"error": cause.format_message(), "solution": None}
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()

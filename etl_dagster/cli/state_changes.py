@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etl_dagster.cli.confirming import changes_something, is_wanted
-from etl_dagster.cli.listing import few
+from etl_dagster.cli.listing import NAMES, few
 from etl_dagster.cli.state_place import opened_storage, storage_options
 from etl_dagster.cli.state_shown import show_changes
 
@@ -76,10 +76,14 @@ def clear(
         there = set(storage.list_ids())
         missing = [state_id for state_id in wanted if state_id not in there]
         if missing:
-            raise click.UsageError(f"there is no state {', '.join(missing)}")
+            more = "" if len(missing) <= NAMES else f" and {len(missing) - NAMES} more"
+            raise click.UsageError(f"there is no state {', '.join(missing[:NAMES])}{more}")
+        if not wanted:
+            click.echo(f"No state matches {pattern!r}.")
+            return
         for state_id in few(wanted):
             click.echo(f"clear  {state_id}")
-        if not wanted or not is_wanted(dry_run=dry_run, yes=yes):
+        if not is_wanted(dry_run=dry_run, yes=yes):
             return
         for state_id in wanted:
             with storage.lock(state_id):

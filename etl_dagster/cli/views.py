@@ -326,7 +326,7 @@ def render(
         parts.append(Text(f"What to do: {status.solution}"))
     return Panel(
         Group(*parts),
-        title=f"[bold]{status.pipeline}[/bold] to {status.destination}",
+        title=Text.assemble((status.pipeline, "bold"), f" to {status.destination}"),
         subtitle=hint,
         title_align="left",
         subtitle_align="right",

@@ -290,6 +290,16 @@ def test_a_query_has_three_forms(table_of_values: Shop) -> None:
     ]
 
 
+def test_a_query_prints_json_that_every_reader_takes(table_of_values: Shop) -> None:
+    sql = "select 'nan'::double a, ['-inf'::double, 1] b"
+
+    row = json.loads(table_of_values.call("query", "--json", sql).stdout)
+
+    assert row == {"a": "NaN", "b": ["-Infinity", 1.0]}
+    refused = table_of_values.call("query", "--json", "select 1 as a, 2 as a", code=2)
+    assert "two columns are called 'a'" in refused.stderr
+
+
 def test_a_query_shows_what_python_has_no_value_for(table_of_values: Shop) -> None:
     sql = "select 'infinity'::timestamptz t, '20000-01-01'::timestamp late"
 

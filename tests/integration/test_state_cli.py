@@ -105,6 +105,7 @@ def test_clearing_names_what_it_clears_and_needs_yes(run: Run, storage: StateSto
     run("clear", "--pattern", "dev:*", "--yes")
     assert storage.list_ids() == ["prod:a"]
     assert "no state dev:a" in run("clear", "dev:a", "--yes", code=2).stderr
+    assert "No state matches 'dev:*'" in run("clear", "--pattern", "dev:*", "--yes").stdout
     run("clear", code=2)
 
 

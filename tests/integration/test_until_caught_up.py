@@ -59,11 +59,11 @@ def test_a_paused_table_is_not_copied_and_not_waited_for_until_it_is_resumed(
 
     with running(config) as pipeline:
         assert pipeline.wait_until_caught_up(60)
-        assert "public.t is paused" in call("pause", "public.t", "--yes")
+        assert "Paused 1 table:" in call("pause", "public.t", "--yes")
         call("reset", "public.t", "--yes")
         assert pipeline.wait_until_caught_up(60)
         assert "init, paused" in call("status")
-        assert "public.t is resumed" in call("resume", "public.t", "--yes")
-        assert "public.t was not paused" in call("resume", "public.t", "--yes")
+        assert "Resumed 1 table:" in call("resume", "public.t", "--yes")
+        assert "public.t  (not paused)" in call("resume", "public.t", "--yes")
         assert pipeline.wait_until_caught_up(60)
         assert "ready" in call("status")

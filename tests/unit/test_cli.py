@@ -189,6 +189,22 @@ def test_a_missing_configuration_points_to_init(tmp_path: Path) -> None:
     assert "etl-dagster init" in result.output
 
 
+def test_a_wrong_call_of_run_is_told_to_programs_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "etl.yaml"
+    path.write_text(
+        "pipeline: shop\n"
+        "source: {dsn: dbname=nowhere, publication: etl_pub}\n"
+        "destinations:\n"
+        "  a: {type: duckdb, path: a.duckdb}\n"
+        "  b: {type: duckdb, path: b.duckdb}\n"
+    )
+
+    result = invoke("run", "--json", "--destination", "a", "-c", str(path))
+
+    assert result.exit_code == 2
+    assert "leave --destination out" in json.loads(result.stdout)["error"]
+
+
 def test_mistakes_in_the_configuration_are_all_shown(tmp_path: Path) -> None:
     path = tmp_path / "etl.yaml"
     path.write_text("pipeline: 1 2\nsource: {pasword: x}\nnonsense: 1\n")
@@ -328,6 +344,12 @@ def drawn(shown: PipelineStatus, limit: int = 50) -> str:
     console.print(render(shown, limit=limit, width=120))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def test_brackets_in_the_name_of_a_destination_are_shown() -> None:
+    shown = PipelineStatus("shop", "duckdb at /data/[x]/[/y].duckdb", "streaming")
+
+    assert "shop to duckdb at /data/[x]/[/y].duckdb" in drawn(shown)
 
 
 def test_the_screen_shows_lag_progress_and_counts() -> None:
