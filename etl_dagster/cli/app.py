@@ -40,9 +40,9 @@ First steps:
   etl-dagster run       copy and stream until you press Ctrl-C
 
 \b
-What changes something shows what, and asks; --yes doesn't ask, and is needed where
-there is no terminal; --dry-run only shows. --json prints JSON, a stream as an object
-on each line. --all means all there is, in place of names or of the first ones.
+A command that changes something shows what, and asks. --yes skips the question, and is
+needed without a terminal; --dry-run only shows. --json prints JSON, and of a stream an
+object on each line. --all stands for all names, or shows all of a long list.
 
 \b
 Exit codes:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LOOK_S = 0.5
 
 
-@click.command(short_help="Bring tables to another shard, without a copy.")
+@click.command(short_help="Move tables to another shard, without a copy.")
 @click.argument("tables", nargs=-1, required=True, metavar="SCHEMA.TABLE...")
 @click.option("--to", metavar="SHARD", required=True, help="The shard that is to have them.")
 @config_option
@@ -37,16 +37,15 @@ def move(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    """Bring tables from the shard that has them to another one, without copying a row.
+    """Move tables from the shard that has them to another one, without copying a row.
 
-    For tables that are streamed, while neither shard runs. The shard that has them is first
-    brought up to now, which takes as long as it is behind. Then the tables change from the one
-    publication to the other, in a transaction that waits some seconds for those that write them,
-    and a slot keeps their changes until the other shard has taken them over, which it does with
-    its next start. What was interrupted, the same command continues.
+    For tables that are streamed, while neither shard runs. First, the shard that has them catches
+    up. Then one transaction moves them to the other shard's publication; it waits some seconds for
+    open transactions that write them. A slot keeps their changes until the other shard takes them
+    over at its next start. If the command was interrupted, run it again: it continues.
 
-    The source's user must own the tables and both publications. The first shard is called as the
-    pipeline.
+    The source's user must own the tables and both publications. The first shard has the
+    pipeline's name.
 
     \b
     etl-dagster move public.events --to events

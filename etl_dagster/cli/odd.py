@@ -33,8 +33,9 @@ def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None
     """List the values that their columns' types can't hold, as Postgres printed them.
 
     They are kept in _etl.odd_values of the DuckDB file or the DuckLake, each with the key of its
-    row. Where a row is in quarantine for one, it is in the table of schema _etl_quarantine that is
-    named. Of another destination, how many the running pipeline has counted, and where they went.
+    row. A row that is in quarantine because of one is in the table of the schema _etl_quarantine
+    that is named. For other destinations, it shows how many the running pipeline has counted, and
+    where they went.
 
     \b
     etl-dagster odd public.orders --limit 10

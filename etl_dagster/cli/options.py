@@ -30,14 +30,14 @@ def config_option(command: Command) -> Command:
         metavar="NAME",
         expose_value=False,
         callback=_choose_shard,
-        help="Of several shards, the one that is meant; the first is called as the pipeline.",
+        help="With several shards: the one to use. The first has the pipeline's name.",
     )
     chosen = click.option(
         "--destination",
         metavar="NAME",
         expose_value=False,
         callback=_choose,
-        help="Of several destinations, the one that is meant.",
+        help="With several destinations: the one to use.",
     )
     with_path = click.option(
         "-c",
@@ -72,7 +72,7 @@ def load(path: Path) -> PipelineConfig:
 
     Raises:
         ConfigError: it is not there, or holds mistakes.
-        UsageError: which one is meant is not said, or there is none of that name.
+        UsageError: none is named where one must be, or there is none of that name.
     """
     config = load_whole(path)
     if config.destinations:

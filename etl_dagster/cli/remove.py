@@ -49,7 +49,7 @@ def remove(
     isn't needed any more has to be removed. Stop it first. The tables at the destination stay as
     they are unless --with-tables is given. Publication and event trigger of the source stay:
     drop them by `drop publication` and `etl-dagster migrate --source --remove` where no other
-    pipeline needs them. What a first call began, a second one finishes.
+    pipeline needs them. If it was interrupted, run it again: it finishes.
 
     \b
     etl-dagster remove --dry-run

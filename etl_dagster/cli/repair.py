@@ -57,14 +57,14 @@ def repair(
     compared as of one position of its stream, which continues. Only hashes and counts are kept; no
     value is shown or logged. Works for DuckDB, DuckLake and Postgres, and tables in mode mirror.
 
-    Of a table that differs, the running pipeline replaces the rows that differ, at one position,
-    and replays the changes since. A table that it can't be done to is copied as a whole, and the
-    reason is told.
+    In a table that differs, the running pipeline replaces only the rows that differ, at one
+    position, and then replays the changes since. Where that is not possible, the table is copied as
+    a whole, and the reason is shown.
 
-    With --all, while no process runs the pipeline: the next start makes another slot, and compares
-    and repairs every table. So does a pipeline recover that doesn't start any more, since its slot
-    is lost, or since source or destination were restored from a backup. Of several destinations,
-    --destination chooses one; without it, all are repaired then.
+    With --all, and while no process runs the pipeline, the next start creates a new slot, and
+    compares and repairs every table. This is also how a pipeline recovers that can't start because
+    its slot is lost, or because source or destination were restored from a backup. With several
+    destinations, --destination chooses one; without it, all are repaired then.
 
     With --dry-run nothing is changed, and the exit code is 1 where a table differs. It is also 1,
     with or without --dry-run, where a table could not be compared now, or its comparison could not

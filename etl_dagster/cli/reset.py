@@ -87,7 +87,7 @@ def copy_again(
     for table_id in wanted.values():
         store.request_copy(table_id)
     if store.is_leased("apply"):
-        click.echo("Done. The running pipeline begins with it now.")
+        click.echo("Done. The running pipeline starts on it now.")
         follow_copies(
             store, {table_id: name for name, table_id in wanted.items()}, threading.Event()
         )

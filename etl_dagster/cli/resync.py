@@ -31,7 +31,7 @@ def resync(
     empty table, or one that is half copied. The pipeline may run. The same as `etl-dagster reset`
     with names. To resume a table that stopped without a copy: `etl-dagster retry`.
 
-    On a terminal, the copies are shown while the pipeline makes them; Ctrl-C ends the view alone.
+    On a terminal, the copies are shown while the pipeline makes them; Ctrl-C ends only the view.
 
     --cancel stops a copy that is due or under way. The old rows stay in service as they were, and
     are not brought up to date until the table is copied.

@@ -27,7 +27,7 @@ def retry(
     For a table whose changes the destination refused, once the cause is gone. The source has kept
     its changes meanwhile in a slot of the table's own: they are applied in order, exactly once
     where the destination has transactions, and the stream takes the table over again. Nothing is
-    copied. A table whose copy failed is copied on from where it was.
+    copied. A table whose copy failed continues its copy where it was.
 
     A table whose changes are not kept any more (`retry.max_retained_wal`) is refused, with exit
     code 1: it needs a copy, `etl-dagster resync TABLE`.
@@ -69,7 +69,7 @@ def retry(
         for name in few(list(resumed)):
             lsn = resumed[name].lsn
             where = (
-                "is copied on from where its copy was"
+                "continues its copy where it was"
                 if lsn is None
                 else f"is resumed from {lsn}, without a copy"
             )
@@ -85,7 +85,7 @@ def retry(
                     failed = True
                     click.echo(f"{name}: {error.reason}. What to do: {error.solution}", err=True)
             if store.is_leased("apply"):
-                click.echo("Done. The running pipeline begins with it now.")
+                click.echo("Done. The running pipeline starts on it now.")
             else:
                 click.echo("Done. The next start begins with it.")
     if failed:

@@ -73,8 +73,8 @@ def run_several(
 
 
 def _wait_for_servers(config: PipelineConfig) -> None:
-    """Wait for servers that start up. A destination that fails by itself holds nothing up; a shard
-    does.
+    """Wait for servers that start up. One destination that fails does not hold up the others; a
+    shard does.
 
     Raises:
         EtlError: something stands in the way of every destination, or of a shard.

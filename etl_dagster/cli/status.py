@@ -39,7 +39,7 @@ def status(
 ) -> None:
     """Show table states, progress and lag of a pipeline, wherever it runs.
 
-    Of several shards or destinations, those in trouble come first.
+    Shards and destinations in trouble come first.
 
     \b
     etl-dagster status --watch

@@ -73,7 +73,7 @@ class Watched:
         self._rates = deque((moment.rows_per_second for moment in past), maxlen=_COLUMNS)
 
     def look(self, *, limit: int, width: int) -> RenderableType:
-        """The pipeline as it last told."""
+        """The pipeline, as it reported last."""
         from rich.text import Text
 
         from etl_dagster.cli.views import render
@@ -95,7 +95,7 @@ class Watched:
         ]
         if not is_running:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.at))
-            lines.append(f"It does not run; this is how it was at {since}.")
+            lines.append(f"It is not running; this is its state as of {since}.")
         return render(
             status,
             limit=limit,

@@ -30,8 +30,9 @@ class Subscription:
     Args:
         connection: in autocommit, with a session that stays its own. It is the subscription's from
             now on, and closed when it can't listen.
-        ask_every_s: without a notification for so long, the server is asked whether it is there.
-        answer_s: how long it may take to answer.
+        ask_every_s: after this many seconds without a notification, the server is asked whether
+            it is there.
+        answer_s: how many seconds it may take to answer.
 
     Raises:
         psycopg.Error: the server refuses, doesn't answer, or the connection is lost; so do all

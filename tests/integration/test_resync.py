@@ -81,7 +81,7 @@ def test_a_cancelled_copy_leaves_the_old_rows_in_service(
         after = rows(config, count)
         assert after < before
         again.set()
-        assert "begins with it now" in call("resync", "--yes", "public.documents")
+        assert "starts on it now" in call("resync", "--yes", "public.documents")
         assert copied_again.wait(60)
 
         assert "Done." in call("resync", "--cancel", "--yes", "public.documents")

@@ -175,7 +175,7 @@ def test_a_table_that_stopped_is_resumed_where_it_stopped(
         )
         assert answer.output.splitlines() == [
             f"public.visits is resumed from {state.lsn}, without a copy.",
-            "Done. The running pipeline begins with it now.",
+            "Done. The running pipeline starts on it now.",
         ]
         wait_until(lambda: isinstance(state_of(store, visits), Ready))
         database.execute("insert into visits values ('e', 5, null, 9)")

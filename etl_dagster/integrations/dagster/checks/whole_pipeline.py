@@ -43,7 +43,7 @@ def build_etl_pipeline_checks(
     ``replication_lag``, ``wal_retained``, ``slot_health`` (there, readable, read) and
     ``state_matches_slot`` (the stream would continue exactly where the destination is). None passes
     while nothing streams. The sensor evaluates them, too, where it is given them. Those of the
-    first of several shards, which is called as the pipeline, report the worst of all shards.
+    first of several shards, which has the pipeline's name, report the worst of all shards.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources. The checks

@@ -17,12 +17,12 @@ class EtlConfigFileResource(EtlResource):
 
     path: str = Field("etl.yaml", description="The configuration file.")
     destination: str | None = Field(
-        default=None, description="Of several destinations, the name of the one that is meant."
+        default=None, description="With several destinations: the name of the one to use."
     )
     shard: str | None = Field(
         default=None,
-        description="Of several shards, the one that is meant; the first is called as the "
-        "pipeline.",
+        description="With several shards: the name of the one to use. The first has the "
+        "pipeline's name.",
     )
 
     def load_config(self) -> PipelineConfig:

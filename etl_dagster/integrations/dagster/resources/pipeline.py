@@ -50,12 +50,12 @@ class EtlPipelineResource(EtlResource):
     destination: ResourceDependency[EtlDestinationResource | None] = _NOT_GIVEN
     destinations: ResourceDependency[_Destinations | None] = _NOT_GIVEN
     one_destination: str | None = Field(
-        default=None, description="Of several destinations, the name of the one that is meant."
+        default=None, description="With several destinations: the name of the one to use."
     )
     one_shard: str | None = Field(
         default=None,
-        description="Of several shards, the one that is meant; the first is called as the "
-        "pipeline.",
+        description="With several shards: the name of the one to use. The first has the "
+        "pipeline's name.",
     )
     settings: dict[str, Any] = Field(
         {},
