@@ -372,7 +372,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "test_other_tables_continue_and_the_session_is_named",
     ),
     "TableNameTaken": Provoked(
-        "Stop the destination, so that the stream stands still; rename a table, and give its old "
+        "Stop the destination, so that the stream waits; rename a table, and give its old "
         "name to a new one. The copy of the new table waits for 15 s, and then says so."
     ),
     "TableOfAnotherShard": Provoked(

@@ -113,7 +113,7 @@ class Dsn:
         sslmode = parameters.get("sslmode") or SSLMODES[0]
         if sslmode not in SSLMODES:
             raise DsnError(
-                f"sslmode {sslmode!r} is none of {', '.join(SSLMODES)}", parameter="sslmode"
+                f"sslmode {sslmode!r} is not one of {', '.join(SSLMODES)}", parameter="sslmode"
             )
         return cls(dict(parameters))
 

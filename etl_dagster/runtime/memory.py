@@ -49,7 +49,7 @@ class MemoryBudget:
     is (use) only pauses reading: from a part of the budget on, a reader waits until what was read
     is written, by itself and by the others. Memory that is free again may still count, since
     allocators and databases keep some. So where nothing is left to be written, one reader continues
-    after the other, each with one piece: that is slow, and it never stands still.
+    after the other, each with one piece: that is slow, but it never stops.
 
     Args:
         max_bytes: the budget.

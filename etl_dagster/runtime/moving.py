@@ -104,7 +104,7 @@ class Move:
             tables = {t: name for t, name in tables.items() if t not in begun}
             if not tables:
                 return found
-            # Before anything takes time. It is looked at again once both stand still.
+            # Before anything takes time. It is looked at again once both have stopped.
             self._require_all(tables)
             prepare_apply_slot(self._to.store, self._control, self._to.config)
             # From here on, no transaction is open that began before the other publication.
@@ -117,7 +117,7 @@ class Move:
             return found | {t: self._move(t, name) for t, name in tables.items()}
 
     def check(self, tables: Mapping[TableId, str]) -> None:
-        """See that the tables can be moved, as far as that is known before both stand still.
+        """See that the tables can be moved, as far as that is known before both have stopped.
 
         Raises:
             MoveRefused: one can't, as it is.

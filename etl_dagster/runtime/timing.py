@@ -24,7 +24,7 @@ class Timing:
 
     #: States are read again at least this often, should a notification get lost.
     refresh_s: float = 1.0
-    #: How long the stream stands still for tables that were given a target. Table sync workers
+    #: How long the stream waits for tables that were given a target. Table sync workers
     #: ask when they are close, so it takes a moment; one that stalls is told to ask again.
     catchup_wait_s: float = 5.0
     #: How long a table whose target was withdrawn waits before it is given one again; the pause

@@ -75,7 +75,7 @@ class CopyChecks(DestinationChecks):
         subject.holds(ORDERS, rows)
 
     def test_a_table_can_be_dropped_for_a_copy_at_any_time(self, subject: Subject) -> None:
-        """Also one that isn't there, and once more."""
+        """Also one that isn't there, and twice."""
         subject.destination.drop_table_for_copy(ORDERS)
         subject.destination.drop_table_for_copy(ORDERS)
         subject.copy(ORDERS, [order(1)])

@@ -25,7 +25,7 @@ def note_and_die(suite: Any, folder: Path, key: str, note: Mapping[str, Any]) ->
         made = pickle.dumps((suite, folder))
     except Exception as error:
         pytest.skip(f"{type(suite).__name__} can't be taken to another process: {error}")
-    # Not a fork: of a process with threads, a copy may stand still.
+    # Not a fork: of a process with threads, a copy may hang.
     process = multiprocessing.get_context("spawn").Process(
         target=_note_and_die, args=(made, key, note), daemon=True
     )

@@ -141,7 +141,7 @@ class StoreSuite:
     def reopened(
         self, store: PipelineStore, tmp_path: Path, open_stores: list[PipelineStore]
     ) -> Reopen:
-        """Opens the store once more, as after a crash."""
+        """Opens the store again, as after a crash."""
         if not self.durable:
             pytest.skip(f"{type(self).__name__} says that its store isn't durable")
 

@@ -217,7 +217,7 @@ class Subject:
         epoch: int = 0,
         apply_from: Mapping[TableId, Lsn] | None = None,
     ) -> None:
-        """Write changes, once more perhaps, as one batch."""
+        """Write changes, perhaps again, as one batch."""
         self.write_batch(batch(changes, epoch=epoch, apply_from=apply_from))
 
     def write_batch(self, events: EventBatch) -> None:

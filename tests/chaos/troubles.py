@@ -133,7 +133,7 @@ EVENTS: Mapping[str, tuple[Event, float]] = {
 
 @contextmanager
 def stopped(world: World, rng: random.Random) -> Iterator[str]:
-    """Some processes stand still, and don't know of it afterwards."""
+    """Some processes are suspended, and don't know of it afterwards."""
     living = world.workers.living
     chosen = [process for process in living if len(living) == 1 or rng.random() < 0.6]
     for process in chosen:

@@ -35,7 +35,7 @@ from tests.conformance.test_dlt import LOGGED, TestDelta, TestDuckDB, with_colum
 
 staged = pytest.importorskip("tests.support.staged")
 
-#: Not by these names: pytest would collect the suites once more.
+#: Not by these names: pytest would collect the suites twice.
 DUCKDB, DELTA = TestDuckDB, TestDelta
 del TestDuckDB, TestDelta
 

@@ -25,7 +25,7 @@ from tests.conformance.test_destinations import (
 )
 from tests.support.random_histories import SourceInMode
 
-#: Not by these names: pytest would collect the suites once more.
+#: Not by these names: pytest would collect the suites twice.
 MEMORY: type[DestinationHooks] = TestMemoryDestination
 DUCKDB: type[DestinationHooks] = TestDuckDBDestination
 POSTGRES = TestPostgresDestination

@@ -39,7 +39,7 @@ from tests.conformance.test_destinations import (
 
 pytestmark = pytest.mark.slow
 
-#: Not by these names: pytest would collect the suites once more.
+#: Not by these names: pytest would collect the suites twice.
 SUITES: dict[str, type[DestinationHooks]] = {
     "memory": TestMemoryDestination,
     "duckdb": TestDuckDBDestination,

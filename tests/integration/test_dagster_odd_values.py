@@ -35,7 +35,7 @@ def test_the_sensor_says_when_such_a_value_comes_and_when_it_is_gone(
 
 
 def _next(ui: Dagster, *, passed: bool) -> str:
-    """Tick until the sensor says so once more; its words."""
+    """Tick until the sensor says so again; its words."""
     before = len(ui.checks)
     found: list[str] = []
 

@@ -53,7 +53,7 @@ def leave(database: Database) -> None:
             database.execute(f"insert into {later} values (3)")
 
 
-def test_the_last_changes_before_a_table_leaves_a_pipeline_that_stands_still(
+def test_the_last_changes_before_a_table_leaves_a_pipeline_that_is_stopped(
     replica: Replica,
 ) -> None:
     leave(replica.database)

@@ -539,7 +539,7 @@ def test_a_group_that_no_process_takes_over_is_given_up(
 def test_a_group_stops_as_soon_as_its_slot_is_lost(
     newest_database: Database, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rest of its copies would be in vain, as the rest of a single table's."""
+    """The rest of its copies would be useless, as the rest of a single table's."""
     monkeypatch.setattr(slot_watch, "_EVERY_S", 0.0)
     monkeypatch.setattr(group_copy, "_TABLES_AT_ONCE", 1)
     names = create(newest_database, 3)

@@ -34,6 +34,8 @@ PATTERNS = {
     re.compile(r"\bbeside\b", re.IGNORECASE): '"next to", "besides" or "alongside"',
     re.compile(r"\banew\b", re.IGNORECASE): '"again", or "from the beginning"',
     re.compile(r"\btold so\b"): "what it gets: an error, a warning, an answer",
+    re.compile(r"\bin vain\b", re.IGNORECASE): '"useless", or "without success"',
+    re.compile(r"\bstands? still\b"): '"waits", "hangs" or "is stopped"',
     re.compile(r"\bmend(?:s|ed|ing)?\b", re.IGNORECASE): '"fix", "correct" or "repair"',
 }
 #: Texts that aren't English: the name of an account of Unix.

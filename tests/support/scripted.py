@@ -132,7 +132,7 @@ def worker_parts(
     clock: ManualClock | None = None,
     timing: Timing | None = None,
 ) -> WorkerParts:
-    """What workers share, in memory, and with a clock that stands still."""
+    """What workers share, in memory, and with a clock that is stopped."""
     return WorkerParts(
         settings or config(),
         store or MemoryStore(),

@@ -70,7 +70,7 @@ def test_a_state_that_is_never_written_fails_its_check_only() -> None:
 
 
 def test_nothing_passes_while_nothing_streams() -> None:
-    """A position that stands still is in step with a slot that is not read."""
+    """A position that doesn't move is in step with a slot that is not read."""
     looks = Looks(dict.fromkeys(KEYS, IN_STEP))
 
     assert look(looks, is_running=False) == dict.fromkeys(KEYS, False)

@@ -135,7 +135,7 @@ def test_one_within_the_budget_is_waited_for(budget: Budget) -> None:
         assert look(budget, 100 + now_s, quick=quick, slow=slow) == []
 
 
-def test_one_that_stands_still_is_set_aside_even_if_no_other_waits_for_it(budget: Budget) -> None:
+def test_one_that_hangs_is_set_aside_even_if_no_other_waits_for_it(budget: Budget) -> None:
     """Little of the WAL is of published tables: no buffer fills, but the slot keeps it all."""
     assert look(budget, 100, quick=9_990, slow=5_000) == []
     assert look(budget, 99 + STANDSTILL, quick=9_990, slow=5_000) == []

@@ -141,7 +141,7 @@ def test_the_host_is_localhost_unless_libpq_is_told_another(
         ),
         (f"postgres://u:p@{SECRET}/{SECRET}@h/db", "an @ after the host"),
         (f"host=h password={SECRET}", "not a URI"),
-        ("postgres://h/db?sslmode=requir", "sslmode 'requir' is none of"),
+        ("postgres://h/db?sslmode=requir", "sslmode 'requir' is not one of"),
     ],
 )
 def test_what_is_wrong_is_named_without_the_text(uri: str, reason: str) -> None:
@@ -153,7 +153,7 @@ def test_what_is_wrong_is_named_without_the_text(uri: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"sslmode": "always"}, "sslmode 'always' is none of"),
+        ({"sslmode": "always"}, "sslmode 'always' is not one of"),
         ({"port": "abc"}, "port is not a number"),
         ({"connect_timeout": "-1"}, "connect_timeout is not a number"),
         ({"password": "a\0b"}, "password has a NUL"),

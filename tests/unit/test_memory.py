@@ -1,4 +1,4 @@
-"""One budget of memory: capacity bounds pieces, use pauses reading, and nothing stands still."""
+"""One budget of memory: capacity bounds pieces, use pauses reading, and nothing gets stuck."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ def test_a_worker_that_dies_while_it_is_waited_for_is_waited_for_no_longer(side:
     assert side.store.clock.now_s() == pytest.approx(side.timing.lease_check_s, abs=0.1)
 
 
-def test_a_worker_that_stands_still_is_waited_for_less_and_less(side: ApplySide) -> None:
+def test_a_worker_that_hangs_is_waited_for_less_and_less(side: ApplySide) -> None:
     """It keeps its lease; each wait keeps the changes of all other tables."""
     side.set_state(SyncWait(Lsn(1)))
     waited = []

@@ -27,7 +27,7 @@ WRONG = [
     (f"host=h {SECRET}", "not a libpq URI or key/value string"),
     (f"host=h password={SECRET} port=x", "the port is not a number"),
     ("host=h connect_timeout=-1", "the connect_timeout is not a number"),
-    ("host=h sslmode=requir", "sslmode 'requir' is none of disable, allow"),
+    ("host=h sslmode=requir", "sslmode 'requir' is not one of disable, allow"),
 ]
 
 

@@ -505,7 +505,7 @@ def test_a_slot_that_keeps_too_much_wal_is_reported_once(
         wait_until(lambda: fixture.pipeline.status().retained_wal_bytes == 2 * 1024**3)
         assert fixture.pipeline.status().wal_warned_above_bytes == 1024**3
         fixture.pipeline.shutdown()
-        assert fixture.ends()  # which measures once more
+        assert fixture.ends()  # which measures again
 
     assert caplog.text.count("the source keeps 2.0 GiB of WAL for slot 's'") == 1
 

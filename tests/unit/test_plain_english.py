@@ -24,6 +24,8 @@ NO, BODY, AGAIN = "no", "body", "an" + "ew"
         "a user is told" + " so",
         f"def test_orders_is_{NO}_table() -> None:",
         "    async def test_the_copy_goes" + "_on() -> None:",
+        "All of it was in" + " vain.",
+        "def test_a_worker_that_stands" + "_still() -> None:",
     ],
 )
 def test_such_a_line_is_found(line: str) -> None:

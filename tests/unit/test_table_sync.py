@@ -345,7 +345,7 @@ def the_line_breaks() -> None:
 
 
 def test_a_copy_ends_as_soon_as_its_slot_is_lost(fixture: Fixture) -> None:
-    """The rest of a copy of many hours would be in vain."""
+    """The rest of a copy of many hours would be useless."""
     cancelled = threading.Event()
 
     class Cancelled(Chunks):

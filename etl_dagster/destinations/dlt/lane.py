@@ -51,7 +51,7 @@ class Part:
 class Lane:
     """A dlt pipeline in a working directory of its own, used by one thread.
 
-    What was extracted and not loaded is never taken up again: it comes once more from the source.
+    What was extracted and not loaded is never taken up again: it comes again from the source.
     So the directory is empty at the beginning, and after every failure.
 
     Args:

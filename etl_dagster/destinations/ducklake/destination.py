@@ -227,7 +227,7 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
         )
 
     def _retrying(self, write: Callable[[], T]) -> T:
-        """Do what a conflict has undone once more; the next try sees what was first."""
+        """Do again what a conflict has undone; the next try sees what was first."""
         pauses = Backoff(
             _FIRST_PAUSE_S, _LONGEST_PAUSE_S, max_attempts=_MAX_PAUSES, clock=self._clock
         )

@@ -32,7 +32,7 @@ _WHERE: Final = frozenset({404, 405, 410, 415, 421, 426, 451})
 
 
 class WriteConflict(DestinationError):
-    """The receiver wants the data once more from the beginning of its chunk or batch."""
+    """The receiver wants the data again from the beginning of its chunk or batch."""
 
     solution = "No action needed, unless it happens again and again: then read the server's log."
     retryable = True

@@ -171,7 +171,7 @@ class SqlDestination(ABC, Generic[SessionT]):
             return status == "running" and not (chunk and copies.has_chunk(schema.id, chunk))
 
         # To be alone is to wait for every batch under way, so only the first chunk does: what
-        # writes a chunk, or the end, looks once more.
+        # writes a chunk, or the end, looks again.
         with self._about(schema) as session:
             copies = Copies(session)
             if (status := copies.status(schema.id, copy_id)) is not None:

@@ -64,7 +64,7 @@ class LogLine:
     text: str
     #: Which plugin wrote it; None for Meltano itself.
     plugin: str | None = None
-    #: Whether the plugin is a loader, which counts the same records once more.
+    #: Whether the plugin is a loader, which counts the same records again.
     is_from_loader: bool = False
     metric: Metric | None = None
     #: Of the line that Meltano ends a run with.

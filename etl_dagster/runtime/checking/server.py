@@ -194,7 +194,7 @@ def _check_settings(facts: ServerFacts) -> Iterator[Check]:
     if limit is None:
         yield Check.warning(
             "WAL limit",
-            "max_slot_wal_keep_size is unlimited: while the pipeline stands still, "
+            "max_slot_wal_keep_size is unlimited: while the pipeline is stopped, "
             "the source keeps WAL until its disk is full",
             "Set max_slot_wal_keep_size to what the disk can spare, "
             "enough for the longest pause you expect.",

@@ -1,7 +1,7 @@
 """Replaces the rows of one table that differ from the source's, while nothing else writes them.
 
 The source is read under the snapshot of a slot, as of its consistent point C; the destination
-leaves out every change of the table meanwhile (`RepairsTables`), so its rows stand still. First,
+leaves out every change of the table meanwhile (`RepairsTables`), so its rows don't change. First,
 each side is a number and a sum of hashes for each of 2**18 ranges of the keys' hashes. Of the
 ranges that differ, the destination's rows are kept as two hashes each, and the source's are read
 again: a row that isn't there as it should be is written. What is left at the destination then is
@@ -11,7 +11,7 @@ After that the destination has the source's rows as of C, whatever it had before
 known of what happened to either side: not which changes were lost, nor up to where it was written.
 
 **Memory** doesn't grow with the table: some million rows at once, 16 bytes each, and some MiB of
-rows to be written. The ranges that differ are divided accordingly, and the source is read once more
+rows to be written. The ranges that differ are divided accordingly, and the source is read again
 for each part; where that would be often, the table is better copied (`NotByRange`).
 """
 

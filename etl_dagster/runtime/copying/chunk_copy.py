@@ -64,7 +64,7 @@ class ChunkCopy:
             reader.insert_lsn(),
             self._clock.now_s() - started,
         )
-        # Before it counts as finished: a chunk that is copied once more is counted once.
+        # Before it counts as finished: a chunk that is copied again is counted once.
         self._odd.add_chunk(table_id, self._plan.slot_lsn, chunk.index, reader.replaced)
         self._store.finish_chunk(table_id, self._plan.copy_id, done)
         log_odd(self._schema, reader.replaced)

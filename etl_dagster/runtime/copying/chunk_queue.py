@@ -87,7 +87,7 @@ class SharedChunks:
     Args:
         waits: whether `take` waits for the chunks that others copy, so that None means that the
             copy is complete; else None means that nothing is free now.
-        check: called before each chunk and while waiting; raises where the copy is in vain.
+        check: called before each chunk and while waiting; raises where the copy is useless.
         on_seen: called with all finished chunks, also those of others.
     """
 

@@ -78,7 +78,7 @@ class GroupCopy:
         tables: as they are published since the slot exists.
         sizes: of each on the source's disk, bytes.
         leave_out: called for a table that is left out, and why.
-        watch: called all the time while rows are copied; raises where that is in vain.
+        watch: called all the time while rows are copied; raises where that is useless.
         memory: each write is a chunk of it.
     """
 

@@ -1,4 +1,4 @@
-"""Whether a slot still keeps all changes since a copy began: without them the copy is in vain."""
+"""Whether a slot still keeps all changes since a copy began: without them the copy is useless."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class TableCopy:
         queue: ChunkQueue | None = None,
     ) -> None:
         """Args:
-        watch: called all the time while rows are copied; raises where that is in vain.
+        watch: called all the time while rows are copied; raises where that is useless.
         queue: gives the chunks out; by default all of them to this process.
         """
         self._config = parts.config

@@ -1,7 +1,7 @@
 """A table that is repaired in place of a copy, up to where its changes can be replayed.
 
 1. The state becomes `DataSync`: the apply worker applies the table no longer. The destination is
-   told to leave out what it still sends (`begin_repair`), so the table stands still.
+   told to leave out what it still sends (`begin_repair`), so the table doesn't change.
 2. The table's own slot is made, after that: what the destination has was committed before its
    consistent point C. The slot's snapshot shows the source as of C.
 3. Both sides are compared, and the destination's rows that differ become the source's

@@ -20,7 +20,7 @@ class FanOutPace:
     #: late.
     held_up_s: float = 5.0
     #: A destination that doesn't get, in this time, to where another one was at its beginning
-    #: stands still, or is slower by so much that it makes no difference.
+    #: is stopped, or is slower by so much that it makes no difference.
     standstill_s: float = 15.0
     #: One that is past the budget for this long, and not set aside, is reported.
     tolerated_s: float = 30.0

@@ -205,7 +205,7 @@ class CopyMeter:
             self._samples.pop(table_id, None)
 
     def read(self, table_id: TableId, chunk_index: int, rows: int) -> None:
-        """So many rows of the chunk were read by now; 0 when it is read once more."""
+        """So many rows of the chunk were read by now; 0 when it is read again."""
         with self._lock:
             self._read.setdefault(table_id, {})[chunk_index] = rows
 

@@ -32,7 +32,7 @@ from etl_dagster.source.partitions import fetch_read_from
 
 _log = logging.getLogger(__name__)
 
-#: The stream stands still meanwhile, so it doesn't wait for another session's lock for long.
+#: The stream waits meanwhile, so it doesn't wait for another session's lock for long.
 _LOCK_TIMEOUT_S = 2.0
 #: After a failure that may pass.
 _PAUSE_S = 2.0
@@ -49,13 +49,13 @@ class _Begun:
 
 
 class LeafCopies:
-    """Reads a partition while the stream stands still; belongs to the thread that reads the stream.
+    """Reads a partition while the stream waits; belongs to the thread that reads the stream.
 
     The stream is read up to a position P, past the moment at which the partition was found, and
     everything before is made durable. Then the partition is read in one snapshot, at or after P,
     and its rows are sent as inserts with positions just before P: after every change that was
     applied, before every change to come. Changes that the snapshot has seen already come again
-    from the stream; with a key, to apply them once more changes nothing in the end.
+    from the stream; with a key, to apply them again changes nothing in the end.
 
     What is interrupted is done again with a later P. Until all rows are durable, the partition
     counts as missing.

@@ -209,7 +209,7 @@ class Ownership:
     def _pause(self, table_ids: Collection[TableId]) -> None:
         """Name no target for these tables for a while, so that the others get on.
 
-        A worker that stands still keeps its lease, so a table's pauses grow with each target that
+        A worker that hangs keeps its lease, so a table's pauses grow with each target that
         it misses.
         """
         now, timing = self._clock.now_s(), self._timing

@@ -49,7 +49,7 @@ class CopyOddCounts:
     def add_chunk(
         self, table_id: TableId, replay_from: Lsn, index: int, counts: Mapping[str, int]
     ) -> None:
-        """A chunk is durable; one that is copied once more counts once.
+        """A chunk is durable; one that is copied again counts once.
 
         Args:
             replay_from: `CopyPlan.slot_lsn`, by which a table's copies differ.

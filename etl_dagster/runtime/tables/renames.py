@@ -24,7 +24,7 @@ class Renames:
 
     The stream itself may give the destination a name that is not the table's any more: it was
     renamed again with no row since, or its rows come through a partition, for which Postgres goes
-    on describing the root as it was. The catalog is asked about such a table once more.
+    on describing the root as it was. The catalog is asked about such a table again.
     """
 
     def __init__(self, store: CoordinatingStore, control: SourceControl) -> None:

@@ -244,7 +244,7 @@ def _working(context: OpExecutionContext, resource_key: str) -> Iterator[_Step]:
         with resource.get_store() as store:
             replicator = watch_of_run(context.instance, store, config.pipeline, resource.get_timing)
             watch = RunWatch(context, replicator)
-            # Celery may deliver a step once more when the run is over.
+            # Celery may deliver a step again when the run is over.
             watch.check_run()
             replicator.require_logged(context.log.info)
             yield _Step(config, store, resource.get_destination(), watch)

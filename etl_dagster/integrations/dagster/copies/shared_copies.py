@@ -204,7 +204,7 @@ class SharedCopies:
 
         Raises:
             Failure: a table has stopped; the others are handed over.
-            RunEnds, ReplicatorAbsent: to continue is in vain.
+            RunEnds, ReplicatorAbsent: to continue is useless.
         """
         pending = dict(self._tables)
         stopped: list[str] = []

@@ -68,7 +68,7 @@ _POLL_S = 0.2
 
 
 def is_asked_for_by_person(context: StepContext) -> bool:
-    """Whether a table that is streamed already is to be copied once more.
+    """Whether a table that is streamed already is to be copied again.
 
     A run that is executed again has the tags of the first one; the sensor's request was for one
     copy. Retries that Dagster makes by itself belong to the run before.
@@ -89,7 +89,7 @@ class Watch(Protocol):
     """What a step looks at while it works."""
 
     def check(self) -> None:
-        """Raises where to continue is in vain; called often."""
+        """Raises where to continue is useless; called often."""
         ...
 
 

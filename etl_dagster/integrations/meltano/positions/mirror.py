@@ -215,7 +215,7 @@ class PositionMirror:
         found = self._find(must_read=is_last or now_s >= self._read_due_s, is_last=is_last)
         if found is None:
             return self._look.end()
-        # What is written is written once. Only looking for it is repeated in vain, while phases
+        # What is written is written once. Only looking for it is repeated, while phases
         # of thousands of tables change all the time.
         look_s, read_s = self._look.end(), self._read.end()
         rest_s = _REST * (self._cpu_s() - began_s)

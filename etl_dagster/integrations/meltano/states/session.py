@@ -40,7 +40,7 @@ class StateSession:
     """At most one transaction, from the first read to the end of the lock.
 
     Writes are sent at the end, together with the release; so a failure shows there. In between the
-    server knows that we idle, and ends the transaction of a process that stands still. When the
+    server knows that we idle, and ends the transaction of a process that hangs. When the
     connection breaks, the transaction is made again over another one, provided that the lock is
     still ours and the state is as we read it.
     """
@@ -99,7 +99,7 @@ class StateSession:
         """Undo what was written.
 
         Args:
-            is_released: False where the server is away, and to release would only wait once more.
+            is_released: False where the server is away, and to release would only wait again.
         """
         self._roll_back()
         if not is_released:
