@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import Counter
@@ -210,7 +211,7 @@ class TableReader:
             SourceError: the server refused.
             SourceUnreachable: the connection broke.
         """
-        try:
+        with self._named_failures():
             with self._on.connection.cursor() as cursor:
                 self._on.cursor = cursor
                 in_small_batches(cursor)
@@ -220,13 +221,6 @@ class TableReader:
                         yield self._shape(self._typed(batch))
             if self._on.snapshot_name is None:
                 self._on.connection.rollback()
-        except adbc.Error as error:
-            raise self._failure(error) from None
-        except OSError as error:
-            # What goes wrong after the first batch comes through Arrow, without an SQLSTATE.
-            raise self._read_failure(error) from None
-        finally:
-            self._on.cursor = None
 
     def hold(self, chunk: CopyChunk, source: ReadFrom) -> None:
         """See that the names are still the relation's, which then keeps them until the read ends.
@@ -259,17 +253,10 @@ class TableReader:
             ),
             table=sql.SQL(table),
         )
-        try:
-            with self._on.connection.cursor() as cursor:
-                self._on.cursor = cursor
-                cursor.execute(query.as_string())
-                [(found, has_columns)] = cursor.fetchall()
-        except adbc.Error as error:
-            raise self._failure(error) from None
-        except OSError as error:
-            raise self._read_failure(error) from None
-        finally:
-            self._on.cursor = None
+        with self._named_failures(), self._on.connection.cursor() as cursor:
+            self._on.cursor = cursor
+            cursor.execute(query.as_string())
+            [(found, has_columns)] = cursor.fetchall()
         if found != (self._schema.id if source.condition else chunk.relation_id):
             raise TableRewritten(f"{self._schema.name} was renamed while it was copied")
         if not has_columns:
@@ -279,6 +266,19 @@ class TableReader:
         """Of the table as a whole: its partitions may have other numbers, but no other names."""
         known = [(c.attnum, c.name) for c in self._schema.columns if c.is_read and c.attnum]
         return known or [(-1, "ctid")]  # which every table has
+
+    @contextlib.contextmanager
+    def _named_failures(self) -> Iterator[None]:
+        """Raise what reading fails with as an `EtlError`; no cursor is left to cancel then."""
+        try:
+            yield
+        except adbc.Error as error:
+            raise self._failure(error) from None
+        except OSError as error:
+            # What goes wrong after the first batch comes through Arrow, without an SQLSTATE.
+            raise self._read_failure(error) from None
+        finally:
+            self._on.cursor = None
 
     def _failure(self, error: adbc.Error) -> EtlError:
         if error.sqlstate in _TABLE_CHANGED:
