@@ -1,19 +1,27 @@
-"""What runs, until its end: started and shown."""
+"""What runs, until its end: waited for, started and shown."""
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import click
 
 from etl_dagster.cli.failures import NotCaughtUp, RunFailed
 
 if TYPE_CHECKING:
     from etl_dagster.cli.stopping import Asked
     from etl_dagster.cli.views import View
+    from etl_dagster.errors import EtlError
     from etl_dagster.runtime.showing.status import PipelineStatus
 
-#: So long a server may take to start up, and so often it is looked at.
-STARTING_S, LOOK_AGAIN_S = 120.0, 1.0
+#: How long a server may take to start up, and how often it is looked at, seconds.
+_STARTING_S, _LOOK_AGAIN_S = 120.0, 1.0
 #: Once the pipeline has ended, who waited for it has so long to notice.
 _LAST_S = 1.0
 
@@ -32,7 +40,71 @@ class Runs(Protocol):
     def status(self) -> PipelineStatus: ...
 
 
-def start(pipeline: Runs, asked: threading.Event) -> bool:
+@dataclass(frozen=True)
+class RunOptions:
+    """What `etl-dagster run` was called with."""
+
+    until_caught_up: bool
+    plain: bool
+    is_log_json: bool
+    as_json: bool
+
+    @property
+    def log_level(self) -> int:
+        """A live display leaves room only for warnings."""
+        return logging.INFO if self.plain or self.is_log_json else logging.WARNING
+
+
+def wait_for_servers(find_failures: Callable[[], Sequence[EtlError]]) -> None:
+    """Wait while a server is just starting up.
+
+    Args:
+        find_failures: what stands in the way of a start now.
+
+    Raises:
+        EtlError: something else stands in the way, or a server takes too long.
+    """
+    from etl_dagster.cli.checks import refuse
+
+    deadline = time.monotonic() + _STARTING_S
+    said = False
+    while failures := find_failures():
+        if time.monotonic() > deadline or not all(error.is_starting for error in failures):
+            refuse(failures)
+        if not said:
+            click.echo(f"{failures[0].reason}; waiting for it", err=True)
+        said = True
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def run_to_its_end(
+    pipeline: Runs,
+    view: View,
+    asked: Asked,
+    mirrored: Callable[[], AbstractContextManager[object]],
+    *,
+    until_caught_up: bool,
+) -> bool:
+    """Start the pipeline and show it until it ends; False where it had not begun.
+
+    Args:
+        mirrored: opens what copies its positions to Meltano's states while it runs.
+
+    Raises:
+        RunFailed, EtlError: as of `_start` and `_follow`.
+        NotCaughtUp: it was stopped before.
+    """
+    if not _start(pipeline, asked):
+        asked.end_soon(has_goal=until_caught_up)
+        if until_caught_up:
+            raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
+        return False
+    with mirrored(), asked.ends_soon_after(has_goal=until_caught_up):
+        _follow(pipeline, view, asked, until_caught_up=until_caught_up)
+    return True
+
+
+def _start(pipeline: Runs, asked: threading.Event) -> bool:
     """Start it; False where it was asked to stop before it had begun.
 
     Raises:
@@ -53,7 +125,7 @@ def start(pipeline: Runs, asked: threading.Event) -> bool:
     return True
 
 
-def follow(pipeline: Runs, view: View, asked: Asked, *, until_caught_up: bool) -> None:
+def _follow(pipeline: Runs, view: View, asked: Asked, *, until_caught_up: bool) -> None:
     """Show the pipeline until it ends.
 
     Raises:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.failures import FAILED, NotCaughtUp, RunFailed
-from etl_dagster.cli.following import (
-    LOOK_AGAIN_S,
-    STARTING_S,
-    follow,
-    start,
-)
+from etl_dagster.cli.failures import FAILED, RunFailed
+from etl_dagster.cli.following import RunOptions, run_to_its_end, wait_for_servers
 from etl_dagster.cli.options import (
     config_option,
     json_option,
@@ -70,14 +63,13 @@ def run(
             from etl_dagster.cli.run_several import run_several as run_it
         else:
             run_it = _run_one
-        has_errors = run_it(
-            context,
-            config,
+        options = RunOptions(
             until_caught_up=until_caught_up,
             plain=plain,
-            log_format=log_format,
+            is_log_json=log_format == "json",
             as_json=as_json,
         )
+        has_errors = run_it(context, config, options)
     except Exception as error:
         if as_json:
             _tell(error)
@@ -86,59 +78,29 @@ def run(
         context.exit(FAILED)
 
 
-def _run_one(
-    context: click.Context,
-    config: PipelineConfig,
-    *,
-    until_caught_up: bool,
-    plain: bool,
-    log_format: str,
-    as_json: bool,
-) -> bool:
+def _run_one(context: click.Context, config: PipelineConfig, options: RunOptions) -> bool:
     """As `run_several`, of a pipeline with one stream and one destination."""
+    from etl_dagster.cli.checks import failed_checks
     from etl_dagster.cli.views import make_view
     from etl_dagster.in_process import opened_one
     from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
 
-    is_json_log = log_format == "json"
-    view = make_view(plain=plain, as_json=as_json, is_log_json=is_json_log)
-    _wait_for_servers(config)
-    level = logging.INFO if plain or is_json_log else logging.WARNING
-    set_up_logging(context, level, view.log_handler(), as_json=is_json_log)
+    is_log_json = options.is_log_json
+    view = make_view(plain=options.plain, as_json=options.as_json, is_log_json=is_log_json)
+    wait_for_servers(lambda: failed_checks(config))
+    set_up_logging(context, options.log_level, view.log_handler(), as_json=is_log_json)
     with (
         opened_one(config) as (pipeline, store),
         stopped_by_signals(pipeline.shutdown, view) as asked,
     ):
-        if not start(pipeline, asked):
-            asked.end_soon(has_goal=until_caught_up)
-            if until_caught_up:
-                raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
-            return False
-        with (
-            mirrored_positions(config, store, pipeline.status),
-            asked.ends_soon_after(has_goal=until_caught_up),
-        ):
-            follow(pipeline, view, asked, until_caught_up=until_caught_up)
-    return any(table.error for table in pipeline.status().tables.values())
-
-
-def _wait_for_servers(config: PipelineConfig) -> None:
-    """Check everything; a server that is just starting up is waited for.
-
-    Raises:
-        EtlError: something stands in the way.
-    """
-    from etl_dagster.cli.checks import failed_checks, refuse
-
-    deadline = time.monotonic() + STARTING_S
-    said = False
-    while failures := failed_checks(config):
-        if time.monotonic() > deadline or not all(error.is_starting for error in failures):
-            refuse(failures)
-        if not said:
-            click.echo(f"{failures[0].reason}; waiting for it", err=True)
-        said = True
-        time.sleep(LOOK_AGAIN_S)
+        has_begun = run_to_its_end(
+            pipeline,
+            view,
+            asked,
+            lambda: mirrored_positions(config, store, pipeline.status),
+            until_caught_up=options.until_caught_up,
+        )
+    return has_begun and any(table.error for table in pipeline.status().tables.values())
 
 
 def _tell(error: BaseException) -> None:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.failures import NotCaughtUp
-from etl_dagster.cli.following import (
-    LOOK_AGAIN_S,
-    STARTING_S,
-    follow,
-    start,
-)
+from etl_dagster.cli.following import RunOptions, run_to_its_end, wait_for_servers
 from etl_dagster.cli.options import set_up_logging
 from etl_dagster.cli.stopping import stopped_by_signals
 from etl_dagster.cli.views import JsonView, LinesView
@@ -29,15 +22,7 @@ if TYPE_CHECKING:
     from etl_dagster.runtime.showing.status import PipelineStatus
 
 
-def run_several(
-    context: click.Context,
-    config: PipelineConfig,
-    *,
-    until_caught_up: bool,
-    plain: bool,
-    log_format: str,
-    as_json: bool,
-) -> bool:
+def run_several(context: click.Context, config: PipelineConfig, options: RunOptions) -> bool:
     """Run until the end; whether any table has stopped.
 
     Raises:
@@ -48,57 +33,49 @@ def run_several(
     from etl_dagster.in_process import opened
     from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
 
-    _wait_for_servers(config)
-    is_json_log = log_format == "json"
-    view = _Together(config, as_json=as_json, is_log_json=is_json_log)
-    level = logging.INFO if plain or is_json_log else logging.WARNING
-    set_up_logging(context, level, view.log_handler(), as_json=is_json_log, names_pipelines=True)
+    wait_for_servers(lambda: _first_failures(config))
+    is_log_json = options.is_log_json
+    view = _Together(config, as_json=options.as_json, is_log_json=is_log_json)
+    set_up_logging(
+        context, options.log_level, view.log_handler(), as_json=is_log_json, names_pipelines=True
+    )
+
+    @contextlib.contextmanager
+    def mirrored() -> Iterator[None]:
+        with contextlib.ExitStack() as mirrors:
+            for parts in find_parts():
+                mirrors.enter_context(mirrored_positions(*parts))
+            yield
+
     with (
         opened(config) as (several, find_parts),
         stopped_by_signals(several.shutdown, view) as asked,
     ):
-        running = _Running(several, view)
-        if not start(running, asked):
-            asked.end_soon(has_goal=until_caught_up)
-            if until_caught_up:
-                raise NotCaughtUp(0, 0, exit_code=asked.exit_code)
-            return False
-        with contextlib.ExitStack() as mirrors:
-            for parts in find_parts():
-                mirrors.enter_context(mirrored_positions(*parts))
-            with asked.ends_soon_after(has_goal=until_caught_up):
-                follow(running, view, asked, until_caught_up=until_caught_up)
+        has_begun = run_to_its_end(
+            _Running(several, view),
+            view,
+            asked,
+            mirrored,
+            until_caught_up=options.until_caught_up,
+        )
     statuses = several.statuses().values()
-    return any(table.error for status in statuses for table in status.tables.values())
+    return has_begun and any(table.error for each in statuses for table in each.tables.values())
 
 
-def _wait_for_servers(config: PipelineConfig) -> None:
-    """Wait for servers that start up. One destination that fails does not hold up the others; a
-    shard does.
+def _first_failures(config: PipelineConfig) -> Sequence[EtlError]:
+    """What stands in the way of every destination, or of a shard; of the first that has anything.
 
-    Raises:
-        EtlError: something stands in the way of every destination, or of a shard.
+    One destination that fails does not hold up the others, and is named here; a shard does.
     """
-    from etl_dagster.cli.checks import failed_checks, refuse
+    from etl_dagster.cli.checks import failed_checks
 
-    deadline = time.monotonic() + STARTING_S
-    said = False
-    while True:
-        failures = {name: failed_checks(each) for name, each in config.members().items()}
-        if not any(failures.values()):
-            return
-        if not config.shards and not all(failures.values()):
-            for name, found in failures.items():
-                for failure in found:
-                    click.echo(f"{name}: {failure.reason}", err=True)
-            return
-        first: list[EtlError] = next(filter(None, failures.values()))
-        if time.monotonic() > deadline or not all(error.is_starting for error in first):
-            refuse(first)
-        if not said:
-            click.echo(f"{first[0].reason}; waiting for it", err=True)
-        said = True
-        time.sleep(LOOK_AGAIN_S)
+    failures = {name: failed_checks(each) for name, each in config.members().items()}
+    if not config.shards and not all(failures.values()):
+        for name, found in failures.items():
+            for failure in found:
+                click.echo(f"{name}: {failure.reason}", err=True)
+        return []
+    return next(filter(None, failures.values()), [])
 
 
 class _Together:
