@@ -41,7 +41,7 @@ First steps:
 
 \b
 A command that changes something shows what, and asks. --yes skips the question, and is
-needed without a terminal; --dry-run only shows. --json prints JSON, and of a stream an
+needed without a terminal; --dry-run only shows. --json prints JSON; of a stream, one
 object on each line. --all stands for all names, or shows all of a long list.
 
 \b

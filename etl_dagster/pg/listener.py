@@ -20,7 +20,7 @@ from etl_dagster.pg.connection import Connection
 
 _log = logging.getLogger(__name__)
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 10.0
-#: A connection that died without a word is noticed by asking, and by the answer that does not come.
+#: A server that is gone is noticed by asking whether it is there: the answer doesn't come in time.
 _ASK_EVERY_S, _ANSWER_S = 30.0, 20.0
 
 
