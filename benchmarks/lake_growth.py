@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from etl_dagster.destinations.ducklake import DuckLakeDestination
-from etl_dagster.destinations.ducklake.attaching import Place
+from etl_dagster.destinations.ducklake.attaching import LakePlace
 from etl_dagster.destinations.ducklake.catalogs import parse_catalog
 from etl_dagster.destinations.ducklake.lake import Lake
 from etl_dagster.destinations.ducklake.maintenance import Maintainer
@@ -73,12 +73,12 @@ def _batches(count: int) -> list[list[Change]]:
     ]
 
 
-def _place(folder: Path, inline_rows: int) -> Place:
+def _place(folder: Path, inline_rows: int) -> LakePlace:
     catalog = parse_catalog(f"duckdb:{folder / 'catalog.duckdb'}", None)
-    return Place(catalog, str(folder / "data"), inline_rows=inline_rows, memory_limit="512MB")
+    return LakePlace(catalog, str(folder / "data"), inline_rows=inline_rows, memory_limit="512MB")
 
 
-def _started(place: Place) -> DuckLakeDestination:
+def _started(place: LakePlace) -> DuckLakeDestination:
     destination = DuckLakeDestination(place)
     destination.startup(MemoryStore())
     return destination

@@ -26,7 +26,7 @@ _STARTING_S, _LOOK_AGAIN_S = 120.0, 1.0
 _LAST_S = 1.0
 
 
-class Runs(Protocol):
+class Runnable(Protocol):
     """What is run: a pipeline."""
 
     def start(self) -> None: ...
@@ -41,7 +41,7 @@ class Runs(Protocol):
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunArguments:
     """What `etl-dagster run` was called with."""
 
     until_caught_up: bool
@@ -78,7 +78,7 @@ def wait_for_servers(find_failures: Callable[[], Sequence[EtlError]]) -> None:
 
 
 def run_to_its_end(
-    pipeline: Runs,
+    pipeline: Runnable,
     view: View,
     asked: Asked,
     mirrored: Callable[[], AbstractContextManager[object]],
@@ -104,7 +104,7 @@ def run_to_its_end(
     return True
 
 
-def _start(pipeline: Runs, asked: threading.Event) -> bool:
+def _start(pipeline: Runnable, asked: threading.Event) -> bool:
     """Start it; False where it was asked to stop before it had begun.
 
     Raises:
@@ -125,7 +125,7 @@ def _start(pipeline: Runs, asked: threading.Event) -> bool:
     return True
 
 
-def _follow(pipeline: Runs, view: View, asked: Asked, *, until_caught_up: bool) -> None:
+def _follow(pipeline: Runnable, view: View, asked: Asked, *, until_caught_up: bool) -> None:
     """Show the pipeline until it ends.
 
     Raises:

@@ -227,7 +227,7 @@ def _reset_cleared(
 
 def _meaning(pending: Pending) -> str:
     """What becomes of a change, in a line."""
-    from etl_dagster.integrations.meltano.positions.verdicts import Cleared, Moved, Refused
+    from etl_dagster.integrations.meltano.positions.verdicts import Cleared, Refused, Renamed
 
     match pending.verdict:
         case Cleared(how) if pending.is_copy:
@@ -235,7 +235,7 @@ def _meaning(pending: Pending) -> str:
             return f"{how}; {table} is copied again, its old rows stay until then"
         case Cleared(how):
             return f"{how}; the table is going to be copied anyway"
-        case Moved(to):
+        case Renamed(to):
             return f"it was moved to {to}; it is written again"
         case Refused(reason):
             return f"refused, {reason}; it is written again as it was"

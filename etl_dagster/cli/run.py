@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etl_dagster.cli.failures import FAILED, RunFailed
-from etl_dagster.cli.following import RunOptions, run_to_its_end, wait_for_servers
+from etl_dagster.cli.following import RunArguments, run_to_its_end, wait_for_servers
 from etl_dagster.cli.options import (
     config_option,
     json_option,
@@ -63,7 +63,7 @@ def run(
             from etl_dagster.cli.run_several import run_several as run_it
         else:
             run_it = _run_one
-        options = RunOptions(
+        options = RunArguments(
             until_caught_up=until_caught_up,
             plain=plain,
             is_log_json=log_format == "json",
@@ -78,7 +78,7 @@ def run(
         context.exit(FAILED)
 
 
-def _run_one(context: click.Context, config: PipelineConfig, options: RunOptions) -> bool:
+def _run_one(context: click.Context, config: PipelineConfig, options: RunArguments) -> bool:
     """As `run_several`, of a pipeline with one stream and one destination."""
     from etl_dagster.cli.checks import failed_checks
     from etl_dagster.cli.views import make_view

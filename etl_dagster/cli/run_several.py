@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from etl_dagster.cli.following import RunOptions, run_to_its_end, wait_for_servers
+from etl_dagster.cli.following import RunArguments, run_to_its_end, wait_for_servers
 from etl_dagster.cli.options import set_up_logging
 from etl_dagster.cli.stopping import stopped_by_signals
 from etl_dagster.cli.views import JsonView, LinesView
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from etl_dagster.runtime.showing.status import PipelineStatus
 
 
-def run_several(context: click.Context, config: PipelineConfig, options: RunOptions) -> bool:
+def run_several(context: click.Context, config: PipelineConfig, options: RunArguments) -> bool:
     """Run until the end; whether any table has stopped.
 
     Raises:

@@ -45,7 +45,7 @@ def watch(members: Mapping[str, PipelineConfig]) -> None:
     console = Console()
     with ExitStack() as stack:
         watched = [
-            Watched(stack.enter_context(existing_store(config)), config)
+            WatchedPipeline(stack.enter_context(existing_store(config)), config)
             for config in members.values()
         ]
         live = stack.enter_context(Live(console=console, auto_refresh=False, screen=True))
@@ -61,7 +61,7 @@ def watch(members: Mapping[str, PipelineConfig]) -> None:
             return
 
 
-class Watched:
+class WatchedPipeline:
     """One pipeline, and what was seen of it so far."""
 
     def __init__(self, store: CoordinatingStore, config: PipelineConfig) -> None:

@@ -71,14 +71,14 @@ class MemoryBudget:
         self._relieve = relieve
         self._clock = clock
         self._lock = threading.Lock()
-        self._readers: list[Reader] = []
+        self._readers: list[BudgetedReader] = []
         #: Those that were refused, in this order, and when each asked last.
-        self._waiting: dict[Reader, float] = {}
+        self._waiting: dict[BudgetedReader, float] = {}
         self._is_paused = False
         self._used = 0
         self._measured_at = self._relieved_at = self._logged_at = float("-inf")
         #: Chunks that are being copied, in the order in which they began.
-        self._chunks: list[Reader] = []
+        self._chunks: list[BudgetedReader] = []
         self._is_alone = False
 
     @classmethod
@@ -100,14 +100,14 @@ class MemoryBudget:
 
     # -- use ---------------------------------------------------------------------------------------
 
-    def reader(self, is_busy: Callable[[], bool]) -> Reader:
+    def reader(self, is_busy: Callable[[], bool]) -> BudgetedReader:
         """A new reader.
 
         Args:
             is_busy: whether it has read what isn't written yet; that becomes false by itself, even
                 if nothing is read meanwhile.
         """
-        made = Reader(self, is_busy)
+        made = BudgetedReader(self, is_busy)
         with self._lock:
             self._readers.append(made)
         return made
@@ -131,7 +131,7 @@ class MemoryBudget:
                     self._chunks.remove(reader)
             reader.close()
 
-    def _begin_chunk(self, reader: Reader) -> bool:
+    def _begin_chunk(self, reader: BudgetedReader) -> bool:
         with self._lock:
             if not self._has_room() or not self._may_read(reader):
                 return False
@@ -171,7 +171,7 @@ class MemoryBudget:
             f"({human_bytes(self.max_bytes)})"
         )
 
-    def _may_read(self, reader: Reader, *, alone: bool = True) -> bool:
+    def _may_read(self, reader: BudgetedReader, *, alone: bool = True) -> bool:
         """With the lock."""
         self._look()
         now = self._clock.now_s()
@@ -222,7 +222,7 @@ class MemoryBudget:
             _log.warning(text, why)
 
 
-class Reader:
+class BudgetedReader:
     """Something that reads: a stream, or a chunk of a table."""
 
     def __init__(self, budget: MemoryBudget, is_busy: Callable[[], bool]) -> None:

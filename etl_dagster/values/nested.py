@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from etl_dagster.values.form import AnyArray, Form
 from etl_dagster.values.parsed import Parsed
-from etl_dagster.values.splitting import Bytes, Flags, Marks, Places, Texts, validity_of
+from etl_dagster.values.splitting import Bytes, Delimiters, Flags, Places, Texts, validity_of
 from etl_dagster.values.strings import buffer_of, cut
 
 _QUOTE, _COMMA = ord('"'), ord(",")
@@ -90,7 +90,7 @@ class _Split:
 
 
 def _split(texts: Texts, dimensions: int, delimiter: str) -> _Split:
-    marks = Marks(texts.data, doubles=False)
+    marks = Delimiters(texts.data, doubles=False)
     data, count = texts.data, len(texts.begins)
     places = np.flatnonzero(marks.of(_OPEN, _CLOSE, ord(delimiter)))
     kinds = data[places]
@@ -195,7 +195,7 @@ def _fields(
     texts: Texts, width: int, openers: bytes, closers: bytes
 ) -> tuple[list[AnyArray], Flags]:
     """The fields, each a string array over all texts, and which texts have that many."""
-    marks = Marks(texts.data, doubles=True)
+    marks = Delimiters(texts.data, doubles=True)
     commas = np.flatnonzero(marks.of(_COMMA))
     counts = np.bincount(
         np.searchsorted(texts.ends, commas, side="right"), minlength=len(texts.begins)
@@ -293,7 +293,7 @@ def read_multiranges(range_: Form, strings: AnyArray) -> Parsed:
     wrong = texts.rows()[~is_right]
     if len(wrong):
         texts = texts.only(is_right)
-    marks = Marks(texts.data, doubles=True)
+    marks = Delimiters(texts.data, doubles=True)
     begins = np.flatnonzero(marks.of(ord("["), ord("(")))
     ends = np.flatnonzero(marks.of(ord("]"), ord(")"))) + 1
     rows = texts.rows()
@@ -315,7 +315,7 @@ MAP_OF_TEXTS: Final = pa.map_(pa.string(), pa.string())
 def read_hstores(text: Form, strings: AnyArray) -> Parsed:
     """Maps from text to text, in the order in which Postgres prints them."""
     texts = Texts(strings)
-    marks = Marks(texts.data, doubles=False)
+    marks = Delimiters(texts.data, doubles=False)
     opens, closes = marks.quotes()
     after = np.append(texts.data, np.zeros(4, np.uint8))
     is_key = after[closes + 1] == ord("=")

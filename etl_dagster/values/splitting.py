@@ -91,7 +91,7 @@ def _masked(strings: AnyArray, is_valid: Flags) -> AnyArray:
     )
 
 
-class Marks:
+class Delimiters:
     """Which bytes of some texts are marks outside of quotes, and which only quote.
 
     Args:

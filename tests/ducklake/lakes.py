@@ -12,27 +12,27 @@ from typing import Any
 import duckdb
 import filelock
 
-from etl_dagster.destinations.ducklake.attaching import Place, attach, open_duckdb
+from etl_dagster.destinations.ducklake.attaching import LakePlace, attach, open_duckdb
 from etl_dagster.destinations.ducklake.catalogs import parse_catalog
 from tests.support.database import Database
 
 INLINE_ROWS = 10
 
 
-def lake_in_file(kind: str, folder: Path, **settings: Any) -> Place:
+def lake_in_file(kind: str, folder: Path, **settings: Any) -> LakePlace:
     """A lake whose catalog is a file in `folder`, and so are its data."""
     return _place(f"{kind}:{folder / f'catalog.{kind}'}", None, folder, settings)
 
 
-def lake_at_server(database: Database, folder: Path, **settings: Any) -> Place:
+def lake_at_server(database: Database, folder: Path, **settings: Any) -> LakePlace:
     """A lake whose catalog has a schema of its own in the database, for each folder."""
     schema = "lake_" + hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     return _place(database.dsn, schema, folder, settings)
 
 
-def _place(catalog: str, schema: str | None, folder: Path, settings: dict[str, Any]) -> Place:
+def _place(catalog: str, schema: str | None, folder: Path, settings: dict[str, Any]) -> LakePlace:
     defaults = {"inline_rows": INLINE_ROWS, "memory_limit": "256MB"}
-    return Place(parse_catalog(catalog, schema), str(folder / "data"), **(defaults | settings))
+    return LakePlace(parse_catalog(catalog, schema), str(folder / "data"), **(defaults | settings))
 
 
 #: By extension of the catalog; to load these takes longer than all that a reader does.
@@ -40,7 +40,7 @@ _DATABASES: dict[str | None, duckdb.DuckDBPyConnection] = {}
 
 
 @contextmanager
-def reading(place: Place, *, read_only: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
+def reading(place: LakePlace, *, read_only: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection of a reader's own."""
     path = getattr(place.catalog, "path", None)
     lock = filelock.FileLock(f"{path}.lock") if path else contextlib.nullcontext()
@@ -58,7 +58,7 @@ def reading(place: Place, *, read_only: bool = True) -> Iterator[duckdb.DuckDBPy
             database.execute("DETACH lake")
 
 
-def rows_of(place: Place, sql: str, values: list[Any] | None = None) -> list[dict[str, Any]]:
+def rows_of(place: LakePlace, sql: str, values: list[Any] | None = None) -> list[dict[str, Any]]:
     """The rows of a query."""
     with reading(place) as connection:
         found: list[dict[str, Any]] = (

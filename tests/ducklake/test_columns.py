@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from etl_dagster.destinations.ducklake import DuckLakeDestination
-from etl_dagster.destinations.ducklake.attaching import Place
+from etl_dagster.destinations.ducklake.attaching import LakePlace
 from etl_dagster.destinations.ducklake.session import DuckLakeSession
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.stores.memory import MemoryStore
@@ -28,19 +28,19 @@ from tests.ducklake.lakes import lake_in_file, rows_of
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> LakePlace:
     return lake_in_file("duckdb", tmp_path)
 
 
 @pytest.fixture
-def destination(place: Place) -> Iterator[DuckLakeDestination]:
+def destination(place: LakePlace) -> Iterator[DuckLakeDestination]:
     destination = DuckLakeDestination(place)
     destination.startup(MemoryStore())
     yield destination
     destination.shutdown()
 
 
-def types_of(place: Place, table: str = "public.orders") -> dict[str, str]:
+def types_of(place: LakePlace, table: str = "public.orders") -> dict[str, str]:
     return {row["column_name"]: row["column_type"] for row in rows_of(place, f"DESCRIBE {table}")}
 
 
@@ -50,7 +50,7 @@ def retyped(name: str, oid: int) -> TableSchema:
 
 
 def test_a_type_that_duckdb_only_widens_is_changed_by_another_table(
-    place: Place, destination: DuckLakeDestination
+    place: LakePlace, destination: DuckLakeDestination
 ) -> None:
     """bigint to text: DuckLake refuses it, and the earlier snapshot keeps the numbers."""
     stream, wider = Transactions(), retyped("id", TEXT)
@@ -68,7 +68,7 @@ def test_a_type_that_duckdb_only_widens_is_changed_by_another_table(
 
 
 def test_a_table_gets_columns_and_another_name_in_one_transaction(
-    place: Place, destination: DuckLakeDestination
+    place: LakePlace, destination: DuckLakeDestination
 ) -> None:
     """What DuckLake itself makes of it is a catalog that nothing can open."""
     stream = Transactions()
@@ -81,7 +81,7 @@ def test_a_table_gets_columns_and_another_name_in_one_transaction(
 
 
 def test_a_table_whose_name_another_one_takes_may_have_been_altered_before(
-    place: Place, destination: DuckLakeDestination
+    place: LakePlace, destination: DuckLakeDestination
 ) -> None:
     """In one batch: orders gets a column, and then another table its name."""
     stream = Transactions()
@@ -102,7 +102,7 @@ def test_a_table_whose_name_another_one_takes_may_have_been_altered_before(
 
 
 def test_values_with_parts_are_in_files_and_others_in_the_catalog(
-    place: Place, destination: DuckLakeDestination
+    place: LakePlace, destination: DuckLakeDestination
 ) -> None:
     with destination._transaction(alone=True) as session:
         assert isinstance(session, DuckLakeSession)

@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 from etl_dagster.destinations.ducklake import DuckLakeDestination
-from etl_dagster.destinations.ducklake.attaching import Place
+from etl_dagster.destinations.ducklake.attaching import LakePlace
 from etl_dagster.destinations.sql.dialect import quote
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.schema import TableSchema
@@ -31,7 +31,7 @@ from tests.support.database import Database
 class LakeHooks(DestinationHooks):
     """Read as everybody else would, with DuckDB."""
 
-    def lake(self, folder: Path) -> Place:
+    def lake(self, folder: Path) -> LakePlace:
         raise NotImplementedError
 
     def make_destination(self, folder: Path) -> DuckLakeDestination:
@@ -85,12 +85,12 @@ class TestCatalogInDuckDB(LakeHooks, ChecksOfOurOwn, DestinationSuite):
     def test_random_changes_end_in_what_the_source_has(self, subject: Subject, seed: int) -> None:
         super().test_random_changes_end_in_what_the_source_has(subject, seed)
 
-    def lake(self, folder: Path) -> Place:
+    def lake(self, folder: Path) -> LakePlace:
         return lake_in_file("duckdb", folder)
 
 
 class TestCatalogInSQLite(LakeHooks, OfferChecks):
-    def lake(self, folder: Path) -> Place:
+    def lake(self, folder: Path) -> LakePlace:
         return lake_in_file("sqlite", folder)
 
 
@@ -99,5 +99,5 @@ class TestCatalogInPostgres(LakeHooks, MarkChecks, SharedCopyChecks):
     def serve(self, lake_database: Database) -> None:
         self.database = lake_database
 
-    def lake(self, folder: Path) -> Place:
+    def lake(self, folder: Path) -> LakePlace:
         return lake_at_server(self.database, folder)

@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from etl_dagster.destinations.ducklake import DuckLakeDestination
-from etl_dagster.destinations.ducklake.attaching import Place
+from etl_dagster.destinations.ducklake.attaching import LakePlace
 from etl_dagster.errors import (
     DestinationError,
     DestinationReplaced,
@@ -31,7 +31,7 @@ WRONG = "wr0ng-pass'word"
 class Writer:
     """Writes one order after the other."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: LakePlace) -> None:
         self.destination = DuckLakeDestination(place, timeout_s=20)
         self.destination.startup(MemoryStore())
         self._stream = Transactions()
@@ -52,7 +52,7 @@ def chain(error: BaseException | None) -> str:
     return "\n".join(told)
 
 
-def at(database: Database, folder: Path, **changed: str | int) -> Place:
+def at(database: Database, folder: Path, **changed: str | int) -> LakePlace:
     """The lake of a folder, reached in another way."""
     parameters = {**conninfo_to_dict(database.dsn), **changed}
     return lake_at_server(
@@ -171,7 +171,7 @@ def test_another_lake_in_its_place_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     place = lake_in_file("duckdb", other)
-    Writer(Place(place.catalog, str(tmp_path / "data"), 10, "256MB")).destination.shutdown()
+    Writer(LakePlace(place.catalog, str(tmp_path / "data"), 10, "256MB")).destination.shutdown()
     shutil.copy(other / "catalog.duckdb", tmp_path / "catalog.duckdb")
 
     with pytest.raises(DestinationReplaced):
@@ -202,7 +202,7 @@ def test_a_value_of_a_row_is_in_no_message(
 def test_files_elsewhere_than_the_catalog_says_are_refused(tmp_path: Path) -> None:
     place = lake_in_file("duckdb", tmp_path)
     Writer(place).destination.shutdown()
-    moved = Place(place.catalog, str(tmp_path / "elsewhere"), 10, "256MB")
+    moved = LakePlace(place.catalog, str(tmp_path / "elsewhere"), 10, "256MB")
 
     with pytest.raises(DestinationError, match="has its files elsewhere") as caught:
         DuckLakeDestination(moved).check()

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from etl_dagster.cli.app import cli
 from etl_dagster.destinations.ducklake import DuckLakeDestination
-from etl_dagster.destinations.ducklake.attaching import Place
+from etl_dagster.destinations.ducklake.attaching import LakePlace
 from etl_dagster.destinations.ducklake.lake import Lake
 from etl_dagster.destinations.ducklake.maintenance import Maintainer, Maintenance
 from etl_dagster.integrations.dagster import ducklake_maintenance_job
@@ -26,13 +26,13 @@ FILES = "SELECT count(*) AS n FROM ducklake_list_files('lake', 'orders', schema 
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> LakePlace:
     """Inserts of two rows are kept in the catalog, larger ones in files."""
     return lake_in_file("duckdb", tmp_path, inline_rows=2)
 
 
 @pytest.fixture
-def destination(place: Place) -> Iterator[DuckLakeDestination]:
+def destination(place: LakePlace) -> Iterator[DuckLakeDestination]:
     destination = DuckLakeDestination(place)
     destination.startup(MemoryStore())
     yield destination
@@ -58,24 +58,24 @@ def stream(destination: DuckLakeDestination) -> Stream:
     return Stream(destination)
 
 
-def maintain(place: Place, *, days: float = 0, dry_run: bool = False) -> Maintenance:
+def maintain(place: LakePlace, *, days: float = 0, dry_run: bool = False) -> Maintenance:
     lake = Lake(place, timeout_s=20)
     return Maintainer(lake, older_than=timedelta(days=days), is_dry_run=dry_run).run()
 
 
-def ids(place: Place) -> list[int]:
+def ids(place: LakePlace) -> list[int]:
     return [row["id"] for row in rows_of(place, "SELECT id FROM public.orders ORDER BY id")]
 
 
-def files(place: Place) -> int:
+def files(place: LakePlace) -> int:
     return int(rows_of(place, FILES)[0]["n"])
 
 
-def snapshots(place: Place) -> int:
+def snapshots(place: LakePlace) -> int:
     return len(rows_of(place, "FROM ducklake_snapshots('lake')"))
 
 
-def test_small_writes_become_a_file_and_small_files_one(place: Place, stream: Stream) -> None:
+def test_small_writes_become_a_file_and_small_files_one(place: LakePlace, stream: Stream) -> None:
     stream.insert(0, 1)
     assert files(place) == 0
     for first in (10, 20, 30):
@@ -89,7 +89,7 @@ def test_small_writes_become_a_file_and_small_files_one(place: Place, stream: St
     assert ids(place) == [0, 10, 11, 12, 20, 21, 22, 30, 31, 32]
 
 
-def test_deleted_rows_leave_their_files(place: Place, stream: Stream) -> None:
+def test_deleted_rows_leave_their_files(place: LakePlace, stream: Stream) -> None:
     stream.insert(0, 4)
     stream.write(*(delete(ORDERS, id=number) for number in range(3)))
 
@@ -103,7 +103,7 @@ def test_deleted_rows_leave_their_files(place: Place, stream: Stream) -> None:
     assert ids(place) == [3]
 
 
-def test_old_snapshots_go_and_younger_ones_stay(place: Place, stream: Stream) -> None:
+def test_old_snapshots_go_and_younger_ones_stay(place: LakePlace, stream: Stream) -> None:
     stream.insert(0, 1)
     before = snapshots(place)
     assert maintain(place, days=1).expired_snapshots == 0
@@ -116,7 +116,9 @@ def test_old_snapshots_go_and_younger_ones_stay(place: Place, stream: Stream) ->
     assert ids(place) == [0]
 
 
-def test_what_the_catalog_keeps_of_the_ledger_does_not_grow(place: Place, stream: Stream) -> None:
+def test_what_the_catalog_keeps_of_the_ledger_does_not_grow(
+    place: LakePlace, stream: Stream
+) -> None:
     """A row that was updated stays in the catalog, and an expired snapshot alone frees none."""
     for number in range(5):
         stream.insert(number, 1)
@@ -128,7 +130,7 @@ def test_what_the_catalog_keeps_of_the_ledger_does_not_grow(place: Place, stream
     assert ids(place) == [0, 1, 2, 3, 4, 5]
 
 
-def kept_in_catalog(place: Place, table: str) -> int:
+def kept_in_catalog(place: LakePlace, table: str) -> int:
     """Rows of all times."""
     with reading(place) as connection:
         found = connection.execute(
@@ -144,7 +146,7 @@ def kept_in_catalog(place: Place, table: str) -> int:
     return sum(count for [(count,)] in counts)
 
 
-def test_a_dry_run_changes_nothing_and_says_what_would_be(place: Place, stream: Stream) -> None:
+def test_a_dry_run_changes_nothing_and_says_what_would_be(place: LakePlace, stream: Stream) -> None:
     stream.insert(0, 1)
     before = snapshots(place)
 
@@ -156,7 +158,7 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be(place: Place, stream: 
     assert files(place) == 0
 
 
-def test_a_pipeline_writes_on_meanwhile(place: Place, stream: Stream) -> None:
+def test_a_pipeline_writes_on_meanwhile(place: LakePlace, stream: Stream) -> None:
     stream.insert(0, 3)
     failures: list[BaseException] = []
 
@@ -179,7 +181,7 @@ def test_a_pipeline_writes_on_meanwhile(place: Place, stream: Stream) -> None:
 
 
 def test_the_command_and_the_job_do_it(
-    place: Place, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: LakePlace, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream.insert(0, 1)
     config = tmp_path / "etl.yaml"

@@ -13,7 +13,7 @@ import numpy as np
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb.session import DuckDBSession
 from etl_dagster.destinations.ducklake import DuckLakeDestination
-from etl_dagster.destinations.ducklake.attaching import Place
+from etl_dagster.destinations.ducklake.attaching import LakePlace
 from etl_dagster.destinations.sql.dialect import quote
 from etl_dagster.destinations.sql.statements import insert
 from etl_dagster.destinations.sql.tables import Target, create_table
@@ -63,7 +63,7 @@ def test_every_value_of_every_type_is_the_same_as_in_a_duckdb_file(
     assert not found, "\n".join(f"{names.get(name, name)}: {pairs}" for name, pairs in found)
 
 
-def differing(place: Place, schema: TableSchema, expected: Texts) -> list[tuple[str, Any]]:
+def differing(place: LakePlace, schema: TableSchema, expected: Texts) -> list[tuple[str, Any]]:
     """The columns in which a lake has something else, with the first of what it has."""
     with reading(place) as connection:
         found = texts_of(connection, schema)
@@ -74,7 +74,7 @@ def differing(place: Place, schema: TableSchema, expected: Texts) -> list[tuple[
     ]
 
 
-def assert_read_back(place: Place, schema: TableSchema, pieces: list[CopiedRows]) -> None:
+def assert_read_back(place: LakePlace, schema: TableSchema, pieces: list[CopiedRows]) -> None:
     """Rows that are compared with the source's don't differ by what a lake makes of them."""
     destination = DuckLakeDestination(place)
     written = [hash_rows(destination.as_read(schema, piece.rows)) for piece in pieces]
@@ -88,7 +88,7 @@ def assert_read_back(place: Place, schema: TableSchema, pieces: list[CopiedRows]
     assert np.array_equal(np.sort(np.concatenate(found)), np.sort(np.concatenate(written)))
 
 
-def write(place: Place, schema: TableSchema, pieces: list[CopiedRows]) -> None:
+def write(place: LakePlace, schema: TableSchema, pieces: list[CopiedRows]) -> None:
     destination = DuckLakeDestination(place)
     destination.startup(MemoryStore())
     destination.write_table_rows(schema, TableRows("copy", pieces, ChunkId("copy", 0)))

@@ -36,7 +36,7 @@ from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import DELETE, INSERT, UPDATE
 from etl_dagster.model.schema import TableSchema
-from etl_dagster.runtime.comparing.counts import Counted, RowCounts, RowsSince
+from etl_dagster.runtime.comparing.counts import CountOutcome, RowCounts, RowsSince
 from etl_dagster.runtime.comparing.drift import Drift, different_columns, different_there
 from etl_dagster.runtime.repair_requests import RangeDifference
 from etl_dagster.runtime.showing.status import TableStatus
@@ -49,9 +49,11 @@ def told(found: Finding) -> str:
     return "passes" if found.passed else "fails" if found.is_severe else "warns"
 
 
-def counted(here: int, there: int, fewest: int | None = None, most: int | None = None) -> Counted:
+def counted(
+    here: int, there: int, fewest: int | None = None, most: int | None = None
+) -> CountOutcome:
     least, largest = here if fewest is None else fewest, here if most is None else most
-    return Counted("public.orders", RowCounts(Lsn(100), here, there, least, largest))
+    return CountOutcome("public.orders", RowCounts(Lsn(100), here, there, least, largest))
 
 
 # -- counts ----------------------------------------------------------------------------------------
@@ -70,7 +72,7 @@ def counted(here: int, there: int, fewest: int | None = None, most: int | None =
     ],
 )
 def test_counts_differ_if_the_source_never_had_so_many_rows(
-    found: Counted, off: int, outcome: str
+    found: CountOutcome, off: int, outcome: str
 ) -> None:
     finding = count_finding(found, DEFAULTS)
 
@@ -97,7 +99,7 @@ def test_few_rows_too_many_or_missing_may_pass_or_warn() -> None:
 
 
 def test_a_table_that_could_not_be_counted_does_not_pass() -> None:
-    finding = count_finding(Counted("public.orders", None, "it was truncated"), DEFAULTS)
+    finding = count_finding(CountOutcome("public.orders", None, "it was truncated"), DEFAULTS)
 
     assert (told(finding), finding.words) == ("warns", "Not counted: it was truncated.")
 

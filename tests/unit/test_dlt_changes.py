@@ -15,7 +15,7 @@ from etl_dagster.destinations.dlt.entries import Identity
 from etl_dagster.destinations.dlt.lane import Lane
 from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.destinations.dlt.log import Log
-from etl_dagster.destinations.dlt.names import Names
+from etl_dagster.destinations.dlt.names import DltNames
 from etl_dagster.destinations.dlt.places import Place
 from etl_dagster.destinations.dlt.rows import DELETED, LoadedTable
 from etl_dagster.errors import RowsOutdated, TableWriteFailed
@@ -95,7 +95,7 @@ def rounds(
 
     [steps] = batch(changes).tables.values()
     log = Log(cast(Place, logs or Logs()), cast(Lane, SimpleNamespace(opened=1)))
-    stretches = Stretches(Names("{schema}").shape, fetch, log)
+    stretches = Stretches(DltNames("{schema}").shape, fetch, log)
     return list(stretches.rounds(steps, known, entry or TableEntry()))
 
 
@@ -269,7 +269,7 @@ def test_a_value_that_was_not_sent_is_the_last_logged_one_or_named() -> None:
 
 
 def test_two_names_that_become_one_are_refused() -> None:
-    names = Names("warehouse", str.lower)
+    names = DltNames("warehouse", str.lower)
     other = table(ORDERS.columns, table_id=9, schema_name="sales")
     columns = table([column("id", INT8, 1, key=1), column("Id", TEXT, 2)], table_id=10, name="x")
 

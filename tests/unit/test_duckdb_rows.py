@@ -35,7 +35,7 @@ def _kept_bytes(connection: duckdb.DuckDBPyConnection) -> int:
 def test_batches_are_small_and_what_was_read_is_let_go_of(
     tmp_path: Path,
 ) -> None:
-    little = rows.Cache(most_bytes=1024**2, left="1MB", look_s=0)
+    little = rows.ReadCache(most_bytes=1024**2, left="1MB", look_s=0)
     with _file(tmp_path) as connection:
         limit = _limit(connection)
         # Where others use the same DuckDB, its memory is theirs.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from etl_dagster.destinations.duckdb.turns import Turns
+from etl_dagster.destinations.duckdb.turns import WriterTurns
 
 
 class Clock:
@@ -24,10 +24,10 @@ class File:
     """What `DatabaseFile` does with its turns, at times that a test gives, in milliseconds."""
 
     clock: Clock = field(default_factory=Clock)
-    turns: Turns = field(init=False)
+    turns: WriterTurns = field(init=False)
 
     def __post_init__(self) -> None:
-        self.turns = Turns(self.clock)
+        self.turns = WriterTurns(self.clock)
 
     def spend(self, ms: float) -> None:
         self.clock.now += ms / 1000

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from etl_dagster.lsn import Lsn
-from etl_dagster.runtime.fan_out.budget import Budget, Findings, Reader
+from etl_dagster.runtime.fan_out.budget import Budget, DestinationReader, Findings
 from etl_dagster.runtime.fan_out.pacing import PACE
 
 END = Lsn(10_000)
@@ -22,16 +22,16 @@ def has(
     held_up_s: float = 0.0,
     asked_s: float = 0.0,
     is_aside: bool = False,
-) -> Reader:
-    return Reader(Lsn(durable), written, is_writing, held_up_s, asked_s, is_aside)
+) -> DestinationReader:
+    return DestinationReader(Lsn(durable), written, is_writing, held_up_s, asked_s, is_aside)
 
 
-def look(budget: Budget, now_s: float, **readers: Reader | int) -> list[str]:
+def look(budget: Budget, now_s: float, **readers: DestinationReader | int) -> list[str]:
     """Those to be set aside; each reader, or what it has made durable."""
     return list(findings(budget, now_s, **readers).slow)
 
 
-def findings(budget: Budget, now_s: float, **readers: Reader | int) -> Findings:
+def findings(budget: Budget, now_s: float, **readers: DestinationReader | int) -> Findings:
     made = {name: has(it) if isinstance(it, int) else it for name, it in readers.items()}
     return budget.look(made, END, now_s)
 

@@ -238,3 +238,13 @@ def test_every_exemption_is_still_needed() -> None:
         or any(points_up_inside(module, imported, of) for of in LAYERS_OF_PACKAGES)
     }
     assert set(EXEMPT) == needed & set(EXEMPT)
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    """Classes of one module only, whose names begin with an underscore, may."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(Path(etl_dagster.__file__).parent.rglob("*.py")):
+        for statement in ast.parse(path.read_text()).body:
+            if isinstance(statement, ast.ClassDef) and not statement.name.startswith("_"):
+                places.setdefault(statement.name, []).append(str(path))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

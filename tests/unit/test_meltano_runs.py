@@ -16,7 +16,7 @@ from etl_dagster.integrations.dagster_meltano.catalog import (
     StreamColumn,
     parse_catalog,
 )
-from etl_dagster.integrations.dagster_meltano.logs import LogLine, Metric, Tally, parse_line
+from etl_dagster.integrations.dagster_meltano.logs import LogLine, Metric, MetricsTally, parse_line
 from etl_dagster.integrations.dagster_meltano.project import MeltanoProject
 from etl_dagster.integrations.dagster_meltano.runs import RunOptions, run_meltano, state_id
 from tests.support.leaks import make_secret
@@ -84,7 +84,7 @@ def test_a_metric_that_is_none_is_left_to_be_text(payload: Any) -> None:
 
 
 def test_counts_are_summed_and_a_loader_does_not_count_twice() -> None:
-    tally = Tally()
+    tally = MetricsTally()
     for text in (
         entry("METRIC", metric_info=COUNT, producer=True),
         entry("METRIC", metric_info=COUNT, producer=True),

@@ -14,9 +14,9 @@ from etl_dagster.integrations.meltano.positions.mirrored import StoredBookmark
 from etl_dagster.integrations.meltano.positions.verdicts import (
     Cleared,
     Edited,
-    Moved,
     New,
     Refused,
+    Renamed,
     StateRow,
     Unchanged,
     Verdict,
@@ -54,7 +54,7 @@ def marked(**bookmark: Any) -> dict[str, Any]:
 def test_missing_is_cleared_only_where_it_was_written_before() -> None:
     assert verdict(None, was_mirrored=False) == New()
     assert isinstance(verdict(None), Cleared)
-    assert verdict(None, moved_to="elsewhere") == Moved("elsewhere")
+    assert verdict(None, moved_to="elsewhere") == Renamed("elsewhere")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from etl_dagster.model.stores import ApplyWorker
 from etl_dagster.runtime.durable import Stopped
 from etl_dagster.runtime.machine_memory import memory_limit, resident_bytes
-from etl_dagster.runtime.memory import MemoryBudget, Reader
+from etl_dagster.runtime.memory import BudgetedReader, MemoryBudget
 from etl_dagster.runtime.streaming.delivery import Kept
 from etl_dagster.runtime.streaming.feed import Feed
 from tests.support.deliveries import ORDERS, Flaky, Side
@@ -48,7 +48,7 @@ class Process:
         self.used_mb = mb
         self.clock.pass_by(0.1)
 
-    def reader(self, is_busy: Callable[[], bool] = lambda: False) -> Reader:
+    def reader(self, is_busy: Callable[[], bool] = lambda: False) -> BudgetedReader:
         return self.budget.reader(is_busy)
 
 

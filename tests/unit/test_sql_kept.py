@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.duckdb.dialect import DuckDBDialect
 from etl_dagster.destinations.sql.dialect import Dialect
 from etl_dagster.destinations.sql.modes import BY_NAME
-from etl_dagster.destinations.sql.modes.base import CopyMoment
 from etl_dagster.destinations.sql.tables import Target
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import TableChanges, TruncateEvent

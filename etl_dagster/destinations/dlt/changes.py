@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from etl_dagster.destinations.collapse import Collapsed, collapse, concat_rows, key_ids
 from etl_dagster.destinations.dlt.evolution import dropped_after
-from etl_dagster.destinations.dlt.lane import Disposition, Part
+from etl_dagster.destinations.dlt.lane import Disposition, LoadPart
 from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.destinations.dlt.log import Log
 from etl_dagster.destinations.dlt.rows import LoadedTable, with_deletes
@@ -35,7 +35,7 @@ Fetch = Callable[[LoadedTable, Sequence[str], pa.RecordBatch], pa.RecordBatch]
 class Round:
     """What one load package does to a table, and what is kept of it then."""
 
-    part: Part
+    part: LoadPart
     entry: TableEntry
 
 
@@ -109,19 +109,19 @@ class Stretches:
         if emptied is not None:
             yield Round(self._emptied(emptied), entry)
 
-    def _without_rows(self, shape: LoadedTable) -> Part:
+    def _without_rows(self, shape: LoadedTable) -> LoadPart:
         """Nothing but the columns, so that those who query find them."""
-        return Part(shape.source.id, shape.name, "append", shape.whole, (), shape.found_by)
+        return LoadPart(shape.source.id, shape.name, "append", shape.whole, (), shape.found_by)
 
-    def _emptied(self, shape: LoadedTable) -> Part:
-        return Part(shape.source.id, shape.name, "replace", shape.whole, (), shape.key)
+    def _emptied(self, shape: LoadedTable) -> LoadPart:
+        return LoadPart(shape.source.id, shape.name, "replace", shape.whole, (), shape.key)
 
-    def _part(self, shape: LoadedTable, changes: TableChanges, is_emptied: bool) -> Part:
+    def _part(self, shape: LoadedTable, changes: TableChanges, is_emptied: bool) -> LoadPart:
         name, table_id = shape.name, shape.source.id
         if not shape.key:
             rows = shape.rows(_only_inserts(changes).rows)
             into: Disposition = "replace" if is_emptied else "append"
-            return Part(table_id, name, into, shape.whole, [rows])
+            return LoadPart(table_id, name, into, shape.whole, [rows])
         result = collapse(changes, shape.source.key_columns)
         rows = shape.rows(result.rows)
         if result.unknown and not is_emptied:
@@ -129,7 +129,7 @@ class Stretches:
         gone = result.removed.slice(0, 0) if is_emptied else _only_removed(shape, result)
         batches = tuple(with_deletes(shape, rows, gone))
         how: Disposition = "replace" if is_emptied else "merge"
-        return Part(table_id, name, how, shape.whole, batches, shape.key)
+        return LoadPart(table_id, name, how, shape.whole, batches, shape.key)
 
     def _completed(
         self, shape: LoadedTable, result: Collapsed, rows: pa.RecordBatch
@@ -177,8 +177,8 @@ class Stretches:
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
-def _added(shape: LoadedTable, rows: pa.RecordBatch) -> Part:
-    return Part(shape.source.id, shape.name, "append", shape.whole, [rows])
+def _added(shape: LoadedTable, rows: pa.RecordBatch) -> LoadPart:
+    return LoadPart(shape.source.id, shape.name, "append", shape.whole, [rows])
 
 
 def _only_inserts(changes: TableChanges) -> TableChanges:

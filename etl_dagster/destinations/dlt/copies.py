@@ -6,7 +6,6 @@ is told apart from what counts.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,17 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl_dagster.destinations.dlt.entries import CopyMoment
-from etl_dagster.destinations.dlt.lane import Lane, Part
+from etl_dagster.destinations.copy_moment import CopyMoment
+from etl_dagster.destinations.dlt.lane import Lane, LoadPart
 from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.destinations.dlt.rows import LoadedTable, with_constant
 from etl_dagster.model.events import ChunkId, CopiedRows, TableRows
-from etl_dagster.model.position import Position
 
 if TYPE_CHECKING:
     from etl_dagster.destinations.dlt.places import Place
 
 
-class Spool:
+class ChunkFile:
     """A chunk's rows in a file, so that the source is read while another chunk is loaded."""
 
     def __init__(self, folder: Path, shape: LoadedTable, token: str) -> None:
@@ -57,7 +55,7 @@ class Spool:
         self._path.unlink(missing_ok=True)
 
 
-def load_chunk(place: Place, lane: Lane, copy_id: str, chunk: ChunkId, spool: Spool) -> None:
+def load_chunk(place: Place, lane: Lane, copy_id: str, chunk: ChunkId, spool: ChunkFile) -> None:
     """Add a chunk to what is collected of its copy, unless it is there already."""
     shape = spool.shape
     table_id = shape.source.id
@@ -73,9 +71,11 @@ def load_chunk(place: Place, lane: Lane, copy_id: str, chunk: ChunkId, spool: Sp
             entry = TableEntry(copy_id=copy_id)
         chunks = {**entry.chunks, chunk.index: spool.token}
         batches = spool.batches() if spool.has_rows else ()
-        parts = [Part(table_id, collected, "append", shape.collected, batches, is_collected=True)]
+        parts = [
+            LoadPart(table_id, collected, "append", shape.collected, batches, is_collected=True)
+        ]
         if not entry.chunks and not shape.is_log:
-            parts.append(Part(table_id, shape.name, "append", shape.whole, (), shape.key))
+            parts.append(LoadPart(table_id, shape.name, "append", shape.whole, (), shape.key))
         lane.load(parts, {table_id: replace(entry, chunks=chunks)})
     finally:
         spool.remove()
@@ -92,18 +92,16 @@ def end_of_copy(place: Place, lane: Lane, shape: LoadedTable, rows: TableRows) -
     if entry.copy_id == rows.copy_id and entry.is_complete:
         return
     chunks = entry.chunks if entry.copy_id == rows.copy_id else {}
-    position = Position.just_before(rows.replay_from)
+    moment = CopyMoment.of(rows)
     done = TableEntry(
-        position=position,
+        position=moment.position,
         copy_id=rows.copy_id,
         is_complete=True,
         chunks=chunks,
     )
     place.require_replaceable(lane, shape)
-    time_us = time.time_ns() // 1000 if rows.copied_at_us is None else rows.copied_at_us
-    at = CopyMoment(position.commit_lsn.offset, time_us)
     if shape.is_log:
-        place.extend(lane, shape, collected_in(shape), done, at)
+        place.extend(lane, shape, collected_in(shape), done, moment)
     else:
         place.replace(lane, shape, collected_in(shape), done)
 

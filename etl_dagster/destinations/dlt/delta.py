@@ -11,16 +11,16 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.dlt.entries import (
     IDENTITY,
-    CopyMoment,
     Identity,
     copied_rows,
     identities_in,
     largest_lsn,
 )
 from etl_dagster.destinations.dlt.files import FilesPlace, as_held
-from etl_dagster.destinations.dlt.lane import Lane, Part
+from etl_dagster.destinations.dlt.lane import Lane, LoadPart
 from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.destinations.dlt.places import (
     has_other_types,
@@ -61,7 +61,7 @@ class DeltaPlace(FilesPlace):
         copied = self._copied(lane, shape, copy, entry)
         batches = (with_constant(rows, shape.whole, None) if shape.key else rows for rows in copied)
         table_id = shape.source.id
-        whole = Part(table_id, shape.name, "replace", shape.whole, batches, shape.key)
+        whole = LoadPart(table_id, shape.name, "replace", shape.whole, batches, shape.key)
         lane.load([whole], {table_id: replace(entry, chunks={})})
         self.discard(lane, copy)
 

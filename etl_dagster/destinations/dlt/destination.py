@@ -20,14 +20,14 @@ from etl_dagster.destinations.dlt.abilities import (
 )
 from etl_dagster.destinations.dlt.changes import Stretches
 from etl_dagster.destinations.dlt.config import DltDestinationConfig
-from etl_dagster.destinations.dlt.copies import Spool, end_of_copy, load_chunk
+from etl_dagster.destinations.dlt.copies import ChunkFile, end_of_copy, load_chunk
 from etl_dagster.destinations.dlt.delta import DeltaPlace
 from etl_dagster.destinations.dlt.files import FilesPlace
 from etl_dagster.destinations.dlt.iceberg import IcebergPlace
 from etl_dagster.destinations.dlt.lane import Lane
 from etl_dagster.destinations.dlt.library import load_dlt, make_destination
 from etl_dagster.destinations.dlt.log import Log
-from etl_dagster.destinations.dlt.names import Names
+from etl_dagster.destinations.dlt.names import DltNames
 from etl_dagster.destinations.dlt.places import Place
 from etl_dagster.destinations.dlt.sql_place import SqlPlace
 from etl_dagster.destinations.dlt.work_folder import WorkFolder
@@ -93,7 +93,7 @@ class DltDestination:
         self._dlt: Any = None
         self._made: Any = None
         self._abilities: Abilities | None = None
-        self._names = Names(config.dataset)
+        self._names = DltNames(config.dataset)
 
     @property
     def place(self) -> str:
@@ -128,7 +128,7 @@ class DltDestination:
     def check_names(self, schemas: Sequence[TableSchema]) -> Sequence[str]:
         """Tables that would be one, and columns that would be one, under dlt's naming."""
         self._load()
-        return Names(self._config.dataset, self._names.normalize).clashes(schemas)
+        return DltNames(self._config.dataset, self._names.normalize).clashes(schemas)
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         """Forget where the table is; what was collected of a copy goes when the next one begins."""
@@ -143,7 +143,7 @@ class DltDestination:
         chunk = rows.chunk
         if chunk is None:
             return worker.submit(lambda lane: end_of_copy(place, lane, shape, rows))
-        spool = Spool(self._folder.path, shape, uuid.uuid4().hex)
+        spool = ChunkFile(self._folder.path, shape, uuid.uuid4().hex)
         spool.fill(rows.pieces())
         return worker.submit(lambda lane: load_chunk(place, lane, rows.copy_id, chunk, spool))
 
@@ -194,7 +194,7 @@ class DltDestination:
             dlt = load_dlt()
             self._made = make_destination(dlt, self._config)
             self._abilities = find_abilities(self._made, self._config)
-            self._names = Names(self._config.dataset, naming_of(self._made, self._config))
+            self._names = DltNames(self._config.dataset, naming_of(self._made, self._config))
             self._dlt = dlt
 
     def _place(self) -> Place:

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.dlt.rows import LOGGED, LoadedTable
 
 #: Of a row: LSN and number of its change, and the commit time in microseconds since 1970.
 Identity: TypeAlias = tuple[int, int, int]
 #: The columns that say it.
 IDENTITY: Final = ("_etl_commit_lsn", "_etl_ordinal", "_etl_commit_time")
-
-
-@dataclass(frozen=True, slots=True)
-class CopyMoment:
-    """Where in the stream a copy's rows stand, and when they were so."""
-
-    lsn: int
-    #: Microseconds since 1970-01-01 UTC.
-    time_us: int
-
-    @property
-    def time(self) -> datetime:
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self.time_us)
 
 
 def copied_rows(shape: LoadedTable, rows: pa.RecordBatch, at: CopyMoment) -> pa.RecordBatch:

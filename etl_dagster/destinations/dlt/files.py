@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from etl_dagster.destinations.dlt.entries import CopyMoment, Identity, copied_rows
-from etl_dagster.destinations.dlt.lane import Lane, Part
+from etl_dagster.destinations.copy_moment import CopyMoment
+from etl_dagster.destinations.dlt.entries import Identity, copied_rows
+from etl_dagster.destinations.dlt.lane import Lane, LoadPart
 from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.destinations.dlt.rows import TOKEN, LoadedTable
 from etl_dagster.destinations.dlt.unfinished import files_of
@@ -52,7 +53,7 @@ class FilesPlace:
         rows: Any = ()
         if not self._has_copy(lane, shape, at):
             rows = self._collected(lane, shape, copy, entry, at)
-        whole = Part(table_id, shape.name, "append", shape.whole, rows)
+        whole = LoadPart(table_id, shape.name, "append", shape.whole, rows)
         lane.load([whole], {table_id: replace(entry, chunks={})})
         self.discard(lane, copy)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.dlt.delta import require_same_types
 from etl_dagster.destinations.dlt.entries import (
     IDENTITY,
-    CopyMoment,
     Identity,
     identities_in,
     largest_lsn,

@@ -33,7 +33,7 @@ _NOTHING: Final = "etl_nothing"
 
 
 @dataclass(frozen=True)
-class Part:
+class LoadPart:
     """Rows of one table in a load package."""
 
     table_id: TableId
@@ -109,7 +109,7 @@ class Lane:
         self._tables.pop(table_id, None)
 
     def load(
-        self, parts: Sequence[Part], entries: Mapping[TableId, TableEntry], epoch: int = 0
+        self, parts: Sequence[LoadPart], entries: Mapping[TableId, TableEntry], epoch: int = 0
     ) -> None:
         """Load a package, and with it what is kept from then on; once it returns, both are there.
 
@@ -207,7 +207,7 @@ class Lane:
         self._pipeline = pipeline
         return pipeline
 
-    def _resource(self, part: Part) -> Any:
+    def _resource(self, part: LoadPart) -> Any:
         disposition: Any = part.disposition
         if disposition == "merge":
             disposition = {
@@ -232,12 +232,12 @@ class Lane:
             file_format=self._abilities.format_of(is_empty=part.batches == ()),
         )
 
-    def _format_of(self, part: Part) -> str | None:
+    def _format_of(self, part: LoadPart) -> str | None:
         found = self._abilities.table_format
         # An Iceberg table is read and written whole, so a copy's rows are collected in files.
         return None if part.is_collected and found == "iceberg" else found
 
-    def _clear(self, pipeline: Any, parts: Sequence[Part]) -> None:
+    def _clear(self, pipeline: Any, parts: Sequence[LoadPart]) -> None:
         """Have plain files hold nothing of packages that were never complete."""
         if self._abilities.has_plain_files:
             for name in {part.name for part in parts} - self._cleared:
@@ -259,12 +259,12 @@ class Lane:
     def _superseded(self) -> Superseded:
         return Superseded(f"a newer process loads into {self.dataset} at the destination")
 
-    def _is_new(self, part: Part) -> bool:
+    def _is_new(self, part: LoadPart) -> bool:
         """Whether dlt may have to make the table, or a column."""
         known = self._types.get(part.name, {})
         return any(field.name not in known for field in part.schema)
 
-    def _forget_other_types(self, parts: Sequence[Part]) -> None:
+    def _forget_other_types(self, parts: Sequence[LoadPart]) -> None:
         """dlt keeps the first type that a column had; after a new copy it may be another."""
         for part in parts:
             known = self._types.get(part.name, {})
@@ -289,7 +289,7 @@ class Lane:
         self._newest_load = newest or self._newest_load
 
 
-def _filled(part: Part) -> Any:
+def _filled(part: LoadPart) -> Any:
     def rows() -> Any:
         is_empty = True
         for batch in part.batches:

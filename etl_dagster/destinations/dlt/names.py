@@ -10,7 +10,7 @@ from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import TableSchema
 
 
-class Names:
+class DltNames:
     """Names by dlt's convention; two tables of the source never become one.
 
     Args:

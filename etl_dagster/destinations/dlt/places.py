@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from etl_dagster.destinations.dlt.entries import CopyMoment, Identity
+from etl_dagster.destinations.copy_moment import CopyMoment
+from etl_dagster.destinations.dlt.entries import Identity
 from etl_dagster.destinations.dlt.lane import Lane
 from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.destinations.dlt.rows import LoadedTable

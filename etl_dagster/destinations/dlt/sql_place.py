@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from etl_dagster.destinations.dlt.entries import IDENTITY, CopyMoment, Identity, identities_of
-from etl_dagster.destinations.dlt.lane import Lane, Part
+from etl_dagster.destinations.copy_moment import CopyMoment
+from etl_dagster.destinations.dlt.entries import IDENTITY, Identity, identities_of
+from etl_dagster.destinations.dlt.lane import Lane, LoadPart
 from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.destinations.dlt.places import (
     has_other_types,
@@ -57,7 +58,7 @@ class SqlPlace:
     def replace(self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry) -> None:
         tokens = list(entry.chunks.values())
         table_id = shape.source.id
-        target = Part(table_id, shape.name, "append", shape.whole, (), shape.key)
+        target = LoadPart(table_id, shape.name, "append", shape.whole, (), shape.key)
         done = {table_id: replace(entry, chunks={})}
         if not tokens:
             if not lane.run("inspect a table", lambda pipeline: _columns(pipeline, shape)):
@@ -65,7 +66,7 @@ class SqlPlace:
                 return
             # Only a table that was made now shows which types its columns would have.
             self.discard(lane, copy)
-            lane.load([Part(table_id, copy, "append", shape.collected), target], {})
+            lane.load([LoadPart(table_id, copy, "append", shape.collected), target], {})
         if lane.run("inspect a table", lambda pipeline: _drop_other(pipeline, shape, copy)):
             lane.load([target], {})
 
@@ -86,7 +87,7 @@ class SqlPlace:
         table_id = shape.source.id
         done = {table_id: replace(entry, chunks={})}
         if lane.run("inspect a table", lambda pipeline: self._is_lacking(pipeline, shape, copy)):
-            lane.load([Part(table_id, shape.name, "append", shape.whole)], {})
+            lane.load([LoadPart(table_id, shape.name, "append", shape.whole)], {})
         values = ["copy", at.lsn, 0, at.time]
 
         def join(client: Any) -> None:

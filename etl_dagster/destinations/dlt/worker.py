@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from etl_dagster.destinations.dlt.changes import Round, Stretches
-from etl_dagster.destinations.dlt.lane import Lane, Part
+from etl_dagster.destinations.dlt.lane import Lane, LoadPart
 from etl_dagster.destinations.dlt.ledger import TableEntry
 from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.events import TableStep
@@ -96,7 +96,7 @@ class LaneWorker:
         active = [write for write in writes if self._begin(write)]
         while active:
             loaded: list[_Write] = []
-            parts: list[Part] = []
+            parts: list[LoadPart] = []
             entries: dict[TableId, TableEntry] = {}
             for write in active:
                 try:

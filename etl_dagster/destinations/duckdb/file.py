@@ -18,7 +18,7 @@ from etl_dagster.config.text import parse_size
 from etl_dagster.destinations.duckdb import upkeep
 from etl_dagster.destinations.duckdb.failures import translate
 from etl_dagster.destinations.duckdb.readiness import is_unfinished, wal_of
-from etl_dagster.destinations.duckdb.turns import HOLDING, Holding, Turns
+from etl_dagster.destinations.duckdb.turns import HOLDING, Holding, WriterTurns
 from etl_dagster.errors import (
     DestinationError,
     DestinationUnreachable,
@@ -89,7 +89,7 @@ class DatabaseFile:
         self._is_opening = False
         self._is_broken = False
         self._users = 0
-        self._turns = Turns(holding=holding)
+        self._turns = WriterTurns(holding=holding)
 
     @contextmanager
     def transaction(

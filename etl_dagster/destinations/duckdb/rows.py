@@ -34,7 +34,7 @@ _BATCH_BYTES: Final = 4 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
-class Cache:
+class ReadCache:
     """How much of a file DuckDB may keep in memory while it is read."""
 
     #: More than this is dropped, down to `left`, which DuckDB reads as a size.
@@ -44,7 +44,7 @@ class Cache:
     look_s: float = 0.05
 
 
-CACHE: Final = Cache()
+CACHE: Final = ReadCache()
 
 
 def read_rows(
@@ -67,7 +67,7 @@ def read_rows(
 
 
 def read_query(
-    connection: duckdb.DuckDBPyConnection, query: str, table_name: str, cache: Cache | None
+    connection: duckdb.DuckDBPyConnection, query: str, table_name: str, cache: ReadCache | None
 ) -> Iterator[pa.RecordBatch]:
     """What a query over a table finds, in batches of some MiB.
 
@@ -110,7 +110,7 @@ def _joined(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
 
 
 def _letting_go(
-    vectors: Iterable[pa.RecordBatch], connection: duckdb.DuckDBPyConnection, cache: Cache
+    vectors: Iterable[pa.RecordBatch], connection: duckdb.DuckDBPyConnection, cache: ReadCache
 ) -> Iterator[pa.RecordBatch]:
     """The same, and DuckDB drops what it keeps of the file meanwhile.
 

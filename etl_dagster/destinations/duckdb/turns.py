@@ -35,7 +35,7 @@ class Holding:
 HOLDING = Holding()
 
 
-class Turns:
+class WriterTurns:
     """Times of one file: of the process that writes it, and of others.
 
     Knows no lock and waits for nothing: `DatabaseFile` tells what happens and asks what is due.

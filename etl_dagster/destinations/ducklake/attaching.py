@@ -32,7 +32,7 @@ _SETTINGS: Final = {"ducklake_max_retry_count": 40, "ducklake_retry_wait_ms": 50
 
 
 @dataclass(frozen=True)
-class Place:
+class LakePlace:
     """Where a lake is; holds secrets, which its repr doesn't show."""
 
     catalog: Catalog
@@ -43,7 +43,7 @@ class Place:
     s3: dict[str, str | bool] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, config: DuckLakeDestinationConfig) -> Place:
+    def of(cls, config: DuckLakeDestinationConfig) -> LakePlace:
         data_path = config.data_path
         if not config.is_in_s3:
             data_path = str(Path(data_path).expanduser().absolute())
@@ -84,7 +84,7 @@ def _s3_parameters(config: DuckLakeDestinationConfig) -> dict[str, str | bool]:
 
 
 def open_lake(
-    place: Place, *, read_only: bool = False, create: bool = True
+    place: LakePlace, *, read_only: bool = False, create: bool = True
 ) -> duckdb.DuckDBPyConnection:
     """A DuckDB with the lake attached.
 
@@ -104,7 +104,7 @@ def open_lake(
     return database
 
 
-def open_duckdb(place: Place) -> duckdb.DuckDBPyConnection:
+def open_duckdb(place: LakePlace) -> duckdb.DuckDBPyConnection:
     """A DuckDB that the lake can be attached to.
 
     Raises:
@@ -141,14 +141,14 @@ def open_duckdb(place: Place) -> duckdb.DuckDBPyConnection:
     return database
 
 
-def _extensions(place: Place) -> list[str]:
+def _extensions(place: LakePlace) -> list[str]:
     of_catalog = place.catalog.extension
     return ["ducklake", *([of_catalog] if of_catalog else []), *(["httpfs"] if place.s3 else [])]
 
 
 def attach(
     database: duckdb.DuckDBPyConnection,
-    place: Place,
+    place: LakePlace,
     *,
     read_only: bool = False,
     create: bool = True,

@@ -14,7 +14,7 @@ from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.duckdb.hashes import hash_rows, read_hashes
 from etl_dagster.destinations.duckdb.rows import AsStored, read_rows
-from etl_dagster.destinations.ducklake.attaching import Place
+from etl_dagster.destinations.ducklake.attaching import LakePlace
 from etl_dagster.destinations.ducklake.catalogs import PostgresCatalog
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.destinations.ducklake.dialect import DuckLakeDialect
@@ -92,11 +92,13 @@ class DuckLakeDestination(SqlDestination[DuckLakeSession]):
         cls, config: DuckLakeDestinationConfig, pipeline: PipelineConfig
     ) -> DuckLakeDestination:
         """The destination, not yet opened."""
-        return cls(Place.of(config), timeout_s=config.lock_timeout_s, changelog=config.changelog)
+        return cls(
+            LakePlace.of(config), timeout_s=config.lock_timeout_s, changelog=config.changelog
+        )
 
     def __init__(
         self,
-        place: Place,
+        place: LakePlace,
         *,
         timeout_s: float = 60.0,
         changelog: bool = False,

@@ -15,7 +15,7 @@ import duckdb
 import psycopg
 
 from etl_dagster.destinations.duckdb.failures import NOT_OF_TABLE, OF_TABLE, VALUES
-from etl_dagster.destinations.ducklake.attaching import Place
+from etl_dagster.destinations.ducklake.attaching import LakePlace
 from etl_dagster.destinations.ducklake.catalogs import PostgresCatalog
 from etl_dagster.errors import (
     BatchTooLarge,
@@ -54,7 +54,7 @@ def is_conflict(error: duckdb.Error) -> bool:
     return "Transaction conflict" in str(error)
 
 
-def translate(error: duckdb.Error, place: Place) -> DestinationError:
+def translate(error: duckdb.Error, place: LakePlace) -> DestinationError:
     """A failure that isn't about one table, in our own words."""
     text = str(error)
     if is_conflict(error):
@@ -97,14 +97,14 @@ def translate(error: duckdb.Error, place: Place) -> DestinationError:
     return DestinationUnreachable(f"{place.shown} can't be used: {_shown(text, place)}")
 
 
-def no_lake(place: Place) -> DestinationError:
+def no_lake(place: LakePlace) -> DestinationError:
     return DestinationError(
         f"there is no lake in {place.catalog.place}",
         solution="Start the pipeline first; it creates it. Or correct destination.catalog.",
     )
 
 
-def _of_bucket(status: int, place: Place) -> DestinationError:
+def _of_bucket(status: int, place: LakePlace) -> DestinationError:
     if status in (400, 401, 403):
         return DestinationError(
             f"the bucket of {place.data_path} refuses us (HTTP {status})",
@@ -195,7 +195,7 @@ def is_of_catalog(text: str) -> bool:
 
 
 @contextmanager
-def blaming(table_id: TableId, name: str, place: Place) -> Iterator[None]:
+def blaming(table_id: TableId, name: str, place: LakePlace) -> Iterator[None]:
     """Turn failures that the table is to blame for into `TableWriteFailed`.
 
     Messages keep no value of a row.
@@ -227,6 +227,6 @@ def _of_table(table_id: TableId, name: str, message: str, *, is_value: bool) -> 
     return TableWriteFailed(table_id, f"DuckLake refuses {name}: {message}")
 
 
-def _shown(text: str, place: Place) -> str:
+def _shown(text: str, place: LakePlace) -> str:
     lines = VALUES.sub("...", text).strip().splitlines() or ["?"]
     return place.redact(lines[0])

@@ -11,14 +11,14 @@ import duckdb
 
 from etl_dagster.destinations.ducklake.attaching import (
     NAME,
-    Place,
+    LakePlace,
     attach,
     open_duckdb,
     open_lake,
 )
 from etl_dagster.destinations.ducklake.catalogs import FileCatalog, PostgresCatalog
 from etl_dagster.destinations.ducklake.failures import LakeConflict, is_missing, no_lake, translate
-from etl_dagster.destinations.ducklake.turns import FileTurns, ServerTurns, Turns
+from etl_dagster.destinations.ducklake.turns import FileTurns, LakeTurns, ServerTurns
 from etl_dagster.errors import DestinationError
 
 
@@ -33,7 +33,7 @@ class Lake:
         timeout_s: how long to wait for others.
     """
 
-    def __init__(self, place: Place, *, timeout_s: float) -> None:
+    def __init__(self, place: LakePlace, *, timeout_s: float) -> None:
         self.place = place
         self._turns = _turns_of(place, timeout_s)
         self._lock = threading.Lock()
@@ -216,7 +216,7 @@ class _Open:
         self.users = 0
 
 
-def _turns_of(place: Place, timeout_s: float) -> Turns:
+def _turns_of(place: LakePlace, timeout_s: float) -> LakeTurns:
     catalog = place.catalog
     if isinstance(catalog, PostgresCatalog):
         return ServerTurns(catalog, timeout_s)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import duckdb
 
-from etl_dagster.destinations.ducklake.attaching import NAME, Place
+from etl_dagster.destinations.ducklake.attaching import NAME, LakePlace
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.destinations.ducklake.failures import LakeConflict
 from etl_dagster.destinations.ducklake.lake import Lake
@@ -185,7 +185,7 @@ def maintain(
     Raises:
         DestinationError: there is no lake, or it can't be reached or written.
     """
-    lake = Lake(Place.of(config), timeout_s=config.lock_timeout_s)
+    lake = Lake(LakePlace.of(config), timeout_s=config.lock_timeout_s)
     try:
         return Maintainer(lake, older_than=older_than, is_dry_run=is_dry_run).run()
     finally:

@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from etl_dagster.destinations.duckdb import reading
-from etl_dagster.destinations.ducklake.attaching import Place
+from etl_dagster.destinations.ducklake.attaching import LakePlace
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
 from etl_dagster.destinations.ducklake.lake import Lake
 from etl_dagster.errors import DestinationError
@@ -22,7 +22,7 @@ def read_connection(config: DuckLakeDestinationConfig) -> Iterator[duckdb.DuckDB
     Raises:
         DestinationError: there is no lake, or it can't be reached.
     """
-    with Lake(Place.of(config), timeout_s=config.lock_timeout_s).reader() as connection:
+    with Lake(LakePlace.of(config), timeout_s=config.lock_timeout_s).reader() as connection:
         yield connection
 
 
@@ -34,7 +34,7 @@ def query(config: DuckLakeDestinationConfig, sql: str) -> pa.Table:
     Raises:
         DestinationError: DuckDB refuses the query, it is more than one, or the lake can't be read.
     """
-    place = Place.of(config)
+    place = LakePlace.of(config)
     failure: DestinationError | None = None
     with read_connection(config) as connection:
         try:

@@ -15,7 +15,7 @@ _ALTER: Final = re.compile(
 )
 
 
-class Renames:
+class AlteredTables:
     """Knows the tables that one transaction has altered."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from etl_dagster.destinations.duckdb.session import DuckDBSession
 from etl_dagster.destinations.ducklake.attaching import NAME
 from etl_dagster.destinations.ducklake.dialect import DuckLakeDialect
 from etl_dagster.destinations.ducklake.inlining import Inlining
-from etl_dagster.destinations.ducklake.renames import Renames
+from etl_dagster.destinations.ducklake.renames import AlteredTables
 
 
 class DuckLakeSession(DuckDBSession):
@@ -26,7 +26,7 @@ class DuckLakeSession(DuckDBSession):
     def __init__(self, connection: duckdb.DuckDBPyConnection, inline_rows: int = 0) -> None:
         super().__init__(connection)
         self._inlining = Inlining(connection, inline_rows)
-        self._renames = Renames()
+        self._renames = AlteredTables()
         #: Whether the transaction leaves a new snapshot.
         self.has_written = False
 

@@ -31,7 +31,7 @@ _KEPT: Final = 2
 _POLL_S: Final = 0.005
 
 
-class Turns(ABC):
+class LakeTurns(ABC):
     """Turns of one lake, among the threads of this process and others."""
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Turns(ABC):
         return
 
 
-class ServerTurns(Turns):
+class ServerTurns(LakeTurns):
     """Those that are alone come one after the other, by a lock at the server of the catalog.
 
     The lock is that of a transaction, so a pooler may be in between.
@@ -110,7 +110,7 @@ class ServerTurns(Turns):
         self._pool.close()
 
 
-class FileTurns(Turns):
+class FileTurns(LakeTurns):
     """Writers come one after the other, by ``<path>.lock`` next to the file of the catalog."""
 
     def __init__(self, catalog: FileCatalog, timeout_s: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.memory.config import MemoryDestinationConfig
-from etl_dagster.destinations.memory.kept import CopyMoment, goes_on, kept_table, table_of
+from etl_dagster.destinations.memory.kept import goes_on, kept_table, table_of
 from etl_dagster.destinations.memory.tables import MemoryTable, Row, Texts
 from etl_dagster.errors import InvalidState, Superseded, TableRewritten
 from etl_dagster.lsn import Lsn
@@ -281,17 +281,15 @@ class MemoryDestination:
         return copy
 
     def _replace_table(self, schema: TableSchema, copy: _Copy, rows: TableRows) -> None:
-        position = Position.just_before(rows.replay_from)
+        moment = CopyMoment.of(rows)
         before = self.tables.get(schema.id)
         if before is not None and before.schema.mode != "mirror" and not goes_on(before, schema):
             self._retire(before)
             before = None
-        time_us = time.time_ns() // 1000 if rows.copied_at_us is None else rows.copied_at_us
-        moment = CopyMoment(position, time_us)
         self.tables[schema.id] = kept_table(schema, copy.table, before, moment)
         self._named.pop(schema.id, None)
         self._name(schema)
-        self.positions[schema.id] = position
+        self.positions[schema.id] = moment.position
         self._replay_points[schema.id] = rows.replay_from
         copy.is_complete = True
 

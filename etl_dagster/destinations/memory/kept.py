@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from etl_dagster.destinations.before import before_image
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.memory.tables import MemoryTable, Row, Texts, follow
 from etl_dagster.model.events import DeleteEvent, InsertEvent, RowEvent, TruncateEvent
 from etl_dagster.model.modes import TableMode
@@ -16,14 +17,6 @@ from etl_dagster.model.schema import TableSchema
 from etl_dagster.values.forms import arrow_type
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class CopyMoment:
-    """Where in the stream a copy's rows stand, and when they were so."""
-
-    position: Position
-    time_us: int
 
 
 @dataclass

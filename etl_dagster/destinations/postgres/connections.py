@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg.adapt import Loader
 
-from etl_dagster.destinations.postgres.watch import GRACE_S, TELL_AFTER_S, Watch
+from etl_dagster.destinations.postgres.watch import GRACE_S, TELL_AFTER_S, TransactionWatch
 from etl_dagster.errors import (
     BatchTooLarge,
     ConfigError,
@@ -110,7 +110,7 @@ class DestinationConnections:
             give_up_after_s=_GIVE_UP_AFTER_S,
             works=self._works,
         )
-        self._watch = Watch(self._fetch_blockers, tell_after_s=tell_after_s)
+        self._watch = TransactionWatch(self._fetch_blockers, tell_after_s=tell_after_s)
 
     def _connect(self) -> Connection:
         try:

@@ -33,7 +33,7 @@ _LONGEST_IDLE_S = 10.0
 
 
 @dataclass(eq=False)
-class Watched:
+class WatchedTransaction:
     """A transaction that is open."""
 
     connection: Connection
@@ -52,7 +52,7 @@ class Watched:
     is_over: bool = False
 
 
-class Watch:
+class TransactionWatch:
     """One thread for all transactions, which lives while there are any.
 
     Args:
@@ -69,7 +69,7 @@ class Watch:
         self._fetch_blockers = fetch_blockers
         self._tell_after_s = tell_after_s
         self._lock = threading.Lock()
-        self._watched: list[Watched] = []
+        self._watched: list[WatchedTransaction] = []
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
         #: Set by `interrupt`.
@@ -95,10 +95,10 @@ class Watch:
         return _described(waiting[0].blockers) if waiting else None
 
     @contextlib.contextmanager
-    def watching(self, connection: Connection, pid: int | None) -> Iterator[Watched]:
+    def watching(self, connection: Connection, pid: int | None) -> Iterator[WatchedTransaction]:
         """Watch a connection while the block lasts."""
         name = connection.info.parameter_status("application_name")
-        watched = Watched(connection, pid, name)
+        watched = WatchedTransaction(connection, pid, name)
         with self._lock:
             self._watched.append(watched)
             self._wanted.set()
@@ -145,7 +145,7 @@ class Watch:
                     self._thread = None
                     return False
 
-    def _end(self, watched: Watched, now: float) -> None:
+    def _end(self, watched: WatchedTransaction, now: float) -> None:
         if now < max(self._interrupted_at, watched.began) + GRACE_S or now < watched.cancel_at:
             return
         watched.cancel_at = now + _CANCEL_AGAIN_S
@@ -164,7 +164,7 @@ class Watch:
             if self._is_silent:
                 cut(watched.connection)
 
-    def _look(self, watched: Watched) -> None:
+    def _look(self, watched: WatchedTransaction) -> None:
         if watched.pid is None:
             return
         try:

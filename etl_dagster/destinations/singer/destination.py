@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from etl_dagster.destinations.singer.config import SingerDestinationConfig
 from etl_dagster.destinations.singer.entries import of_copy
 from etl_dagster.destinations.singer.failures import TargetFailed, TargetNotAsked
-from etl_dagster.destinations.singer.lane import Lane
+from etl_dagster.destinations.singer.lane import TargetLane
 from etl_dagster.destinations.singer.lines import Stamps
 from etl_dagster.destinations.singer.session import STOP_GRACE_S
 from etl_dagster.destinations.singer.streams import Spelling, stream_name
@@ -77,7 +77,7 @@ class SingerDestination:
         self._config = config
         self._spelling = Spelling(config.stream, config.json_values, config.decimals)
         self._target = SingerTarget(config, stop_grace_s=stop_grace_s)
-        self._lane = Lane(config.target_name, self._target.start)
+        self._lane = TargetLane(config.target_name, self._target.start)
         self._lock = threading.Lock()
         self._made: Stretcher | None = None
         self._copies: dict[TableId, tuple[str, int]] = {}

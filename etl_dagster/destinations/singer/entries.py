@@ -22,7 +22,7 @@ from etl_dagster.values.form import AnyArray
 
 
 @dataclass(frozen=True)
-class Entries:
+class LogRows:
     """Rows of a log, with the properties that `LOGGED` names."""
 
     rows: pa.RecordBatch
@@ -30,7 +30,7 @@ class Entries:
     more: More
 
 
-def entries_of(changes: TableChanges) -> Entries:
+def entries_of(changes: TableChanges) -> LogRows:
     """An entry for each change. A value that Postgres didn't send is null, and named."""
     key = changes.schema.key_columns
     odd: Mapping[str, OddCells]
@@ -42,7 +42,7 @@ def entries_of(changes: TableChanges) -> Entries:
         odd = cells_at(whole.odd, np.arange(len(whole)), {})
         rows, unknown = whole.rows, whole.unchanged
     told = logged(changes)
-    return Entries(
+    return LogRows(
         rows,
         odd,
         {
@@ -57,7 +57,7 @@ def entries_of(changes: TableChanges) -> Entries:
     )
 
 
-def truncated(event: TruncateEvent) -> Entries:
+def truncated(event: TruncateEvent) -> LogRows:
     """The entry of a truncate, which has no values."""
     schema = event.schema.arrow_schema
     row = pa.RecordBatch.from_arrays([pa.nulls(1, f.type) for f in schema], schema=schema)
@@ -68,7 +68,7 @@ def truncated(event: TruncateEvent) -> Entries:
         "_etl_commit_time": _moment(event.commit_time_us),
         "_etl_xid": "null" if event.xid is None else str(event.xid),
     }
-    return Entries(row, {}, _with_nulls(more))
+    return LogRows(row, {}, _with_nulls(more))
 
 
 def of_copy(schema: TableSchema, replay_from: int, copied_at_us: int) -> More:

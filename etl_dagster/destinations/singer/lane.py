@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 _TURN_S: Final = 0.2
 
 
-class Lane:
+class TargetLane:
     """Starts the target when there is something to write, and again after it has ended.
 
     A target is started after the one before has ended, so that nothing old is written after

@@ -18,7 +18,7 @@ from etl_dagster.values.parsed import Odd
 
 
 @dataclass(frozen=True)
-class Part:
+class RecordRows:
     """Rows that are sent as records, with when and where they were changed."""
 
     rows: pa.RecordBatch

@@ -20,7 +20,7 @@ from etl_dagster.destinations.evolution import (
 )
 from etl_dagster.destinations.singer.entries import entries_of, truncated
 from etl_dagster.destinations.singer.lines import More, Stamps
-from etl_dagster.destinations.singer.parts import Part, Stamped, by_missing, odd_of, taken
+from etl_dagster.destinations.singer.parts import RecordRows, Stamped, by_missing, odd_of, taken
 from etl_dagster.destinations.singer.streams import Spelling, line, schema_message, stream_name
 from etl_dagster.destinations.versions import Versions, last_rows
 from etl_dagster.errors import RowsOutdated, TableWriteFailed
@@ -50,7 +50,7 @@ class Stretch:
     header: bytes
     #: ACTIVATE_VERSION: what has a smaller version goes.
     version: int | None = None
-    parts: list[Part] = field(default_factory=list)
+    parts: list[RecordRows] = field(default_factory=list)
 
     def lines(self, spelling: Spelling) -> Iterator[bytes | memoryview]:
         """All but the SCHEMA line."""
@@ -188,12 +188,12 @@ class Stretcher:
             made.append(self.stretch(schema))
         return made[-1]
 
-    def _entry(self, event: TruncateEvent) -> Part:
+    def _entry(self, event: TruncateEvent) -> RecordRows:
         entry = truncated(event)
         position = event.position
         lsn, ordinal = (np.array([n]) for n in (position.commit_lsn.offset, position.ordinal))
         stamps = Stamps(event.commit_time_us, int(lsn[0]), lsn, ordinal)
-        return Part(entry.rows, stamps, {}, more=entry.more)
+        return RecordRows(entry.rows, stamps, {}, more=entry.more)
 
     def _require_no_new_copy(self, step: RelationEvent) -> None:
         if step.previous is None:
@@ -227,14 +227,14 @@ class Stretcher:
                 "act on ACTIVATE_VERSION, set destination.activate_version: true.",
             )
 
-    def _parts(self, changes: TableChanges) -> list[Part]:
+    def _parts(self, changes: TableChanges) -> list[RecordRows]:
         schema = changes.schema
         stamped = Stamped(changes, self._truncates.versions(changes))
         if schema.mode == "append":
             entries = entries_of(changes)
             every = np.arange(len(changes))
             odd = odd_of(entries.odd)
-            return [Part(entries.rows, stamped.at(every), odd, more=entries.more)]
+            return [RecordRows(entries.rows, stamped.at(every), odd, more=entries.more)]
         if not schema.key_columns:
             if (changes.ops != INSERT).any():
                 raise TableWriteFailed(
@@ -245,14 +245,16 @@ class Stretcher:
                     "retry the table.",
                 )
             every = np.arange(len(changes))
-            return [Part(changes.rows, stamped.at(every), changes.odd)]
+            return [RecordRows(changes.rows, stamped.at(every), changes.odd)]
         if schema.mode == "soft_delete":
             return self._marked(changes, stamped)
         found = collapse(changes, schema.key_columns)
         parts = []
         if found.is_gone.any():
             gone = found.removed.filter(pa.array(found.is_gone))
-            parts.append(Part(gone, stamped.at(found.touched[found.is_gone]), {}, deleted=True))
+            parts.append(
+                RecordRows(gone, stamped.at(found.touched[found.is_gone]), {}, deleted=True)
+            )
         return parts + self._known(schema, found, stamped)
 
     def _require_marks(self, schema: TableSchema) -> None:
@@ -278,7 +280,7 @@ class Stretcher:
                 "reset the table.",
             )
 
-    def _marked(self, changes: TableChanges, stamped: Stamped) -> list[Part]:
+    def _marked(self, changes: TableChanges, stamped: Stamped) -> list[RecordRows]:
         """The last row of each key, marked where it is gone then."""
         schema = changes.schema
         versions = last_rows(changes, schema.key_columns)
@@ -296,17 +298,17 @@ class Stretcher:
                 kept = [name for name in rows.schema.names if name not in missing]
                 some = rows.select(kept).take(pa.array(at))
                 if len(at):
-                    part = Part(some, stamped.at(by[at]), taken(odd, at, kept), deleted)
+                    part = RecordRows(some, stamped.at(by[at]), taken(odd, at, kept), deleted)
                     parts.append(part)
         return parts
 
     @staticmethod
-    def _over(changes: TableChanges, versions: Versions, stamped: Stamped) -> Part:
+    def _over(changes: TableChanges, versions: Versions, stamped: Stamped) -> RecordRows:
         """Rows that are gone, with all that Postgres says of them."""
         stamps = stamped.at(versions.over_by)
         old = changes.old_rows
         if changes.schema.replica_identity != "f":
-            return Part(versions.over, stamps, {}, deleted=True)
+            return RecordRows(versions.over, stamps, {}, deleted=True)
         places = versions.over_by.copy()
         batches = [changes.rows]
         if old is not None and changes.old_indices is not None:
@@ -315,19 +317,19 @@ class Stretcher:
             at = np.searchsorted(changes.old_indices, versions.over_by[is_moved])
             places[is_moved] = len(changes) + at
         rows = concat_rows(batches).take(pa.array(places))
-        return Part(rows, stamps, {}, deleted=True)
+        return RecordRows(rows, stamps, {}, deleted=True)
 
-    def _known(self, schema: TableSchema, found: Collapsed, stamped: Stamped) -> list[Part]:
+    def _known(self, schema: TableSchema, found: Collapsed, stamped: Stamped) -> list[RecordRows]:
         """The rows that are there in the end, without the values that were not sent."""
         stamps, odd = stamped.at(found.given), odd_of(found.odd)
         if not found.unknown:
-            return [Part(found.rows, stamps, odd)]
+            return [RecordRows(found.rows, stamps, odd)]
         self._require_omitting(schema, found)
         parts = []
         for missing, places in by_missing(found):
             kept = [name for name in found.rows.schema.names if name not in missing]
             rows = found.rows.select(kept).take(pa.array(places))
-            parts.append(Part(rows, stamps.take(places), taken(odd, places, kept)))
+            parts.append(RecordRows(rows, stamps.take(places), taken(odd, places, kept)))
         return parts
 
     def _require_omitting(self, schema: TableSchema, found: Collapsed) -> None:
@@ -366,4 +368,4 @@ def copied(
     more: More,
 ) -> Stretch:
     """A stretch with some rows of a copy."""
-    return replace(stretch, parts=[Part(rows, stamps, odd, more=more)])
+    return replace(stretch, parts=[RecordRows(rows, stamps, odd, more=more)])

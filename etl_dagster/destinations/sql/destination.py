@@ -20,8 +20,8 @@ from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.marks import Marks
 from etl_dagster.destinations.sql.merge import TableMerge
 from etl_dagster.destinations.sql.modes import BY_NAME
-from etl_dagster.destinations.sql.names import Names
-from etl_dagster.destinations.sql.odd_values import Entries, OddValues
+from etl_dagster.destinations.sql.names import TableNames
+from etl_dagster.destinations.sql.odd_values import OddEntries, OddValues
 from etl_dagster.destinations.sql.quarantine import Quarantine
 from etl_dagster.destinations.sql.removal import remove_tables
 from etl_dagster.destinations.sql.repairs import begin_repair, end_repair, write_repair
@@ -186,12 +186,12 @@ class SqlDestination(ABC, Generic[SessionT]):
             return True
 
     def _write_chunk(self, schema: TableSchema, chunk: ChunkId, fetched: FetchAhead) -> None:
-        odd: list[Entries] = []
+        odd: list[OddEntries] = []
 
         def batches() -> Iterator[pa.RecordBatch]:
             for piece in fetched:
                 if piece.odd:
-                    odd.append(Entries.copied(piece, schema.key_columns))
+                    odd.append(OddEntries.copied(piece, schema.key_columns))
                 yield piece.rows
 
         with self._about(schema) as session:
@@ -231,7 +231,7 @@ class SqlDestination(ABC, Generic[SessionT]):
             ledger, copies = Ledger(session), Copies(session)
             if copies.status(schema.id, rows.copy_id) != "running":
                 return
-            names = Names(session, ledger)
+            names = TableNames(session, ledger)
             kept = KeptCopies(session, ledger, names, self._is_known)
             if schema.mode != "mirror":
                 kept.finish(BY_NAME[schema.mode], schema, rows)
@@ -287,7 +287,7 @@ class SqlDestination(ABC, Generic[SessionT]):
         ledger = Ledger(session)
         revision = Marks(session).raise_mark(events)
         tables = ledger.tables_of_batch(events.tables)
-        names = Names(session, ledger, tables)
+        names = TableNames(session, ledger, tables)
         copies = Copies(session)
         replay_points, repairing = copies.standing(events.tables)
         # What a table keeps would be there twice if it came before the copy and after it.

@@ -6,23 +6,21 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.sql.copies import Copies
 from etl_dagster.destinations.sql.dialect import Dialect, column_list, quote
 from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.modes import Mode
-from etl_dagster.destinations.sql.modes.base import CopyMoment
-from etl_dagster.destinations.sql.names import Names
+from etl_dagster.destinations.sql.names import TableNames
 from etl_dagster.destinations.sql.odd_values import OddValues, key_columns
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.destinations.sql.tables import Target, create_table, evolve, move_table
 from etl_dagster.model.events import TableRows
-from etl_dagster.model.position import Position
 from etl_dagster.model.schema import ColumnSchema, TableId, TableSchema
 from etl_dagster.values.forms import arrow_type
 
@@ -40,7 +38,7 @@ class KeptCopies:
         self,
         session: Session,
         ledger: Ledger,
-        names: Names,
+        names: TableNames,
         is_known: Callable[[TableId], bool],
     ) -> None:
         self._session = session
@@ -83,14 +81,14 @@ class KeptCopies:
     def finish(self, mode: Mode[Any], schema: TableSchema, rows: TableRows) -> None:
         """The rows that are staged become part of the table, and the copy is complete."""
         session, ledger = self._session, self._ledger
-        position = Position.just_before(rows.replay_from)
+        at = CopyMoment.of(rows)
         before = self.make_way(schema)
         had_odd = before is not None and ledger.has_odd_values(schema.id)
-        self._take(mode, schema, before, CopyMoment(position, _time_us(rows)))
-        having_odd = OddValues(session).complete([(schema, position)], forgets=before is None)
+        self._take(mode, schema, before, at)
+        having_odd = OddValues(session).complete([(schema, at.position)], forgets=before is None)
         ledger.keep_table(schema)
         ledger.note_odd_values(schema.id, had_odd or bool(having_odd))
-        ledger.keep_position(schema, position)
+        ledger.keep_position(schema, at.position)
         Copies(session).complete(schema.id, rows.copy_id, rows.replay_from)
 
     def _take(
@@ -155,8 +153,3 @@ def _holds(dialect: Dialect, old: ColumnSchema, new: ColumnSchema) -> bool:
         return True
     types = arrow_type(old), arrow_type(new)
     return all(map(pa.types.is_signed_integer, types)) and types[0].bit_width < types[1].bit_width
-
-
-def _time_us(rows: TableRows) -> int:
-    """When the rows were as they are; by this process's clock where the source's was not read."""
-    return time.time_ns() // 1000 if rows.copied_at_us is None else rows.copied_at_us

@@ -9,7 +9,7 @@ from typing import Any
 from etl_dagster.destinations.collapse import Collapsed
 from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.modes import Mode
-from etl_dagster.destinations.sql.names import Names
+from etl_dagster.destinations.sql.names import TableNames
 from etl_dagster.destinations.sql.odd_keys import rekey
 from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.destinations.sql.quarantine import Quarantine
@@ -34,7 +34,7 @@ class TableMerge:
         session: Session,
         ledger: Ledger,
         table: TableSchema | None,
-        names: Names,
+        names: TableNames,
         mode: Mode[Any],
         *,
         changelog: bool,

@@ -18,7 +18,7 @@ from etl_dagster.table_name import TableName
 _log = logging.getLogger(__name__)
 
 
-class Names:
+class TableNames:
     """Gives names to tables inside one transaction.
 
     A table is its OID. In the source a name may pass from one table to another, and two tables may

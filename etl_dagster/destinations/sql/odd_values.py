@@ -62,7 +62,7 @@ def key_list(key: Sequence[str], types: Mapping[str, str], prefix: str = "") -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
+class OddEntries:
     """Odd values with the key of their row: a column for each key column, then `_etl ...`."""
 
     batch: pa.RecordBatch
@@ -75,7 +75,7 @@ class Entries:
         key: Sequence[str],
         odd: Mapping[str, OddCells],
         changes: TableChanges | None = None,
-    ) -> Entries:
+    ) -> OddEntries:
         """The entries of some rows; with the positions of their changes, where there are any."""
         cells = list(odd.values())
         places = pa.array(np.concatenate([cell.rows for cell in cells]))
@@ -98,7 +98,7 @@ class Entries:
         return cls(pa.RecordBatch.from_arrays(arrays, columns), key)
 
     @classmethod
-    def copied(cls, piece: CopiedRows, key: Sequence[str]) -> Entries:
+    def copied(cls, piece: CopiedRows, key: Sequence[str]) -> OddEntries:
         """The entries of some rows of a copy."""
         none = np.empty(0, np.int64)
         cells = {name: OddCells(odd.places, odd.texts, none) for name, odd in piece.odd.items()}
@@ -138,7 +138,7 @@ class OddValues:
         if collapsed is None:
             added, removed = odd_added_and_removed(changes)
             if added:
-                self._insert(schema, Entries.of(changes.rows, key, added, changes), types)
+                self._insert(schema, OddEntries.of(changes.rows, key, added, changes), types)
             if removed:
                 self._remove_one_each(schema.id, removed)
             return has_entries or bool(added)
@@ -146,7 +146,7 @@ class OddValues:
             gone = collapsed.removed if replaced is None else replaced
             self._leave(schema.id, collapsed, gone, key, types)
         if collapsed.odd:
-            entries = Entries.of(collapsed.rows, key, collapsed.odd, changes)
+            entries = OddEntries.of(collapsed.rows, key, collapsed.odd, changes)
             self._insert(schema, entries, types)
         return has_entries or bool(collapsed.odd)
 
@@ -160,7 +160,7 @@ class OddValues:
     ) -> bool:
         """Keep what is odd in some rows, next to all entries that are there; whether it is any."""
         if odd:
-            entries = Entries.of(rows, changes.schema.key_columns, odd, changes)
+            entries = OddEntries.of(rows, changes.schema.key_columns, odd, changes)
             self._insert(schema, entries, types)
         return bool(odd)
 
@@ -222,7 +222,7 @@ class OddValues:
             [table_name, table_id],
         )
 
-    def _insert(self, schema: TableSchema, entries: Entries, types: dict[str, str]) -> None:
+    def _insert(self, schema: TableSchema, entries: OddEntries, types: dict[str, str]) -> None:
         self._session.run(
             Statement(
                 f"INSERT INTO _etl.odd_values SELECT CAST($1 AS BIGINT), CAST($2 AS VARCHAR), "
@@ -367,7 +367,7 @@ class OddValues:
     # -- the copy ------------------------------------------------------------------------------
 
     def keep_copied(
-        self, table_id: TableId, entries: Sequence[Entries], types: dict[str, str]
+        self, table_id: TableId, entries: Sequence[OddEntries], types: dict[str, str]
     ) -> None:
         """Keep the entries of a copy that isn't complete."""
         for each in entries:

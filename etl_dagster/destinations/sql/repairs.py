@@ -8,7 +8,7 @@ from etl_dagster.destinations.sql.copies import Copies
 from etl_dagster.destinations.sql.ledger import Ledger
 from etl_dagster.destinations.sql.merge import TableMerge
 from etl_dagster.destinations.sql.modes import BY_NAME
-from etl_dagster.destinations.sql.names import Names
+from etl_dagster.destinations.sql.names import TableNames
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.errors import InvalidState, TableRewritten
 from etl_dagster.lsn import Lsn
@@ -54,7 +54,7 @@ def write_repair(session: Session, changes: TableChanges, repair_id: str) -> int
         session,
         ledger,
         tables[table_id],
-        Names(session, ledger, tables),
+        TableNames(session, ledger, tables),
         BY_NAME["mirror"],
         changelog=False,
     )

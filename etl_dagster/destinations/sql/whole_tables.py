@@ -14,8 +14,8 @@ from etl_dagster.destinations.sql.dialect import AMONG
 from etl_dagster.destinations.sql.kept_copies import KeptCopies
 from etl_dagster.destinations.sql.ledger import Ledger, columns_to_json
 from etl_dagster.destinations.sql.modes import BY_NAME
-from etl_dagster.destinations.sql.names import Names
-from etl_dagster.destinations.sql.odd_values import Entries, OddValues
+from etl_dagster.destinations.sql.names import TableNames
+from etl_dagster.destinations.sql.odd_values import OddEntries, OddValues
 from etl_dagster.destinations.sql.quarantine import Quarantine
 from etl_dagster.destinations.sql.session import Session
 from etl_dagster.destinations.sql.statements import insert
@@ -67,7 +67,7 @@ class WholeTables:
         todo = [(schema, rows) for schema, rows in copies if schema.id not in complete]
         if not todo:
             return
-        names = Names(self._session, self._ledger)
+        names = TableNames(self._session, self._ledger)
         for schema, rows in todo:
             if schema.mode != "mirror":
                 with self._blaming(schema.id, schema.name):
@@ -81,7 +81,7 @@ class WholeTables:
             self._keep(mirrors)
         names.settle()
 
-    def _write_kept(self, names: Names, schema: TableSchema, rows: TableRows) -> None:
+    def _write_kept(self, names: TableNames, schema: TableSchema, rows: TableRows) -> None:
         """Write a table that keeps more than its source has: its copy is staged first."""
         self.forget_copies([schema.id])
         self._copies.begin(schema.id, rows.copy_id)
@@ -92,7 +92,7 @@ class WholeTables:
         kept = KeptCopies(self._session, self._ledger, names, self._is_known)
         kept.finish(BY_NAME[schema.mode], schema, rows)
 
-    def _make_way(self, names: Names, schemas: Sequence[TableSchema]) -> None:
+    def _make_way(self, names: TableNames, schemas: Sequence[TableSchema]) -> None:
         """Drop what the tables replace, and make their names free."""
         dialect = self._session.dialect
         by_id = {schema.id: schema for schema in schemas}
@@ -123,7 +123,7 @@ class WholeTables:
             known = self._session.make_room(target.sql, known, schema, piece.rows)
             self._session.run(insert(target, piece.rows))
             if piece.odd:
-                entries = Entries.copied(piece, schema.key_columns)
+                entries = OddEntries.copied(piece, schema.key_columns)
                 self._odd.keep_copied(schema.id, [entries], target.types)
 
     def _keep(self, copies: Sequence[tuple[TableSchema, TableRows]]) -> None:

@@ -133,7 +133,7 @@ class StreamCount:
 
 
 @dataclass
-class Tally:
+class MetricsTally:
     """Sums up the metrics of a run."""
 
     streams: dict[str, StreamCount] = field(default_factory=dict)

@@ -9,7 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from etl_dagster.errors import EtlError
-from etl_dagster.integrations.dagster_meltano.logs import LogLine, StreamCount, Tally, parse_line
+from etl_dagster.integrations.dagster_meltano.logs import (
+    LogLine,
+    MetricsTally,
+    StreamCount,
+    parse_line,
+)
 from etl_dagster.integrations.dagster_meltano.process import follow
 from etl_dagster.integrations.dagster_meltano.project import MeltanoError, MeltanoProject
 
@@ -108,7 +113,7 @@ def run_meltano(
         MeltanoNotFound: there is nothing to run.
     """
     project.require()
-    tally = Tally()
+    tally = MetricsTally()
     remove_secrets = project.secret_remover()
 
     def hear(line: str) -> None:
@@ -137,7 +142,7 @@ def run_meltano(
     return MeltanoRun(options.run_id, tally.streams, tally.duration_s, tally.warnings)
 
 
-def _failure(extractor: str, loader: str, code: int, tally: Tally) -> MeltanoRunFailed:
+def _failure(extractor: str, loader: str, code: int, tally: MetricsTally) -> MeltanoRunFailed:
     words = "\n".join(tally.errors[-_ERRORS_SHOWN:]) or "it did not report why"
     solution = None
     if _ALREADY_RUNNING.search(words):

@@ -66,7 +66,7 @@ class RowCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class CountOutcome:
     """What became of counting one table."""
 
     name: str
@@ -82,7 +82,7 @@ def count_tables(
     wanted: Mapping[str, TableId],
     *,
     stop: threading.Event,
-) -> Iterator[Counted]:
+) -> Iterator[CountOutcome]:
     """Count tables on both sides, at one position of the source, while the pipeline streams.
 
     Args:
@@ -104,7 +104,7 @@ def count_tables(
             if why_not is None:
                 tables.append(each)
             else:
-                yield Counted(each.name, None, why_not)
+                yield CountOutcome(each.name, None, why_not)
         if not tables:
             return
         states = dict(store.get_table_replication_states())
@@ -123,7 +123,7 @@ def count_tables(
                 except EtlError as error:
                     if stop.is_set():
                         raise Stopped from None
-                    yield Counted(each.name, None, error.reason)
+                    yield CountOutcome(each.name, None, error.reason)
             # An idle stream would not get there by itself.
             control.ask("writing a marker", emit_marker)
             want_progress(store, witness.lsn)
@@ -141,15 +141,15 @@ def count_tables(
                 continue
             net, count = nets[each.table_id], found[each.table_id]
             if isinstance(count, str):
-                yield Counted(each.name, None, count)
+                yield CountOutcome(each.name, None, count)
             elif store.get_table_replication_state(each.table_id) != states[each.table_id]:
-                yield Counted(each.name, None, "it was copied while it was counted")
+                yield CountOutcome(each.name, None, "it was copied while it was counted")
             elif net.why_unknown is not None:
-                yield Counted(each.name, None, net.why_unknown)
+                yield CountOutcome(each.name, None, net.why_unknown)
             else:
                 rows = here[each.table_id]
                 counts = RowCounts(witness.lsn, rows, count, rows + net.least, rows + net.most)
-                yield Counted(each.name, counts)
+                yield CountOutcome(each.name, counts)
 
 
 def _why_not(schema: TableSchema) -> str | None:

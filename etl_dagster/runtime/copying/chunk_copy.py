@@ -41,7 +41,7 @@ class ChunkCopy:
             Exception: what the source, the store or the destination failed with.
         """
         started, table_id = self._clock.now_s(), self._schema.id
-        counted = Counted(
+        counted = CountedBatches(
             reader.read(chunk),
             self._stop,
             lambda rows: self._meter.read(table_id, chunk.index, rows),
@@ -71,7 +71,7 @@ class ChunkCopy:
         return done
 
 
-class Counted:
+class CountedBatches:
     """An iterator over record batches that counts what passes, and ends with a stop.
 
     Args:

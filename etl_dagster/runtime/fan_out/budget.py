@@ -11,7 +11,7 @@ from etl_dagster.words import human_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class DestinationReader:
     """A destination at one moment. What is counted never goes down while its pipeline runs."""
 
     durable: Lsn
@@ -58,7 +58,7 @@ class Budget:
         self._pace = pace
         self._looked_at = 0.0
         #: As of the last look.
-        self._readers: Mapping[str, Reader] = {}
+        self._readers: Mapping[str, DestinationReader] = {}
         #: When something of each was last seen to have become durable.
         self._moved_at: dict[str, float] = {}
         #: Since when they were waited for, in every look.
@@ -67,7 +67,9 @@ class Budget:
         self._goals: dict[str, tuple[Lsn, float]] = {}
         self._over_since: dict[str, float] = {}
 
-    def look(self, readers: Mapping[str, Reader], wal_end: Lsn, now_s: float) -> Findings:
+    def look(
+        self, readers: Mapping[str, DestinationReader], wal_end: Lsn, now_s: float
+    ) -> Findings:
         """Which of them are past the budget; never are all of them to be set aside.
 
         Args:
@@ -76,7 +78,7 @@ class Budget:
         before, self._readers = self._readers, dict(readers)
         since_s, self._looked_at = now_s - self._looked_at, now_s
         self._notice_moves(before, now_s)
-        nothing = Reader(Lsn(0))
+        nothing = DestinationReader(Lsn(0))
         asking = {
             name
             for name, reader in readers.items()
@@ -117,7 +119,7 @@ class Budget:
             del slow[max(slow, key=lambda name: readers[name].durable)]
         return Findings(slow, tolerated)
 
-    def _notice_moves(self, before: Mapping[str, Reader], now_s: float) -> None:
+    def _notice_moves(self, before: Mapping[str, DestinationReader], now_s: float) -> None:
         for name, reader in self._readers.items():
             last = before.get(name)
             if last is None or (last.durable, last.written) != (reader.durable, reader.written):

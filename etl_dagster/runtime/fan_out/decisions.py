@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import DestinationLeftBehind, EtlError
 from etl_dagster.lsn import Lsn
-from etl_dagster.runtime.fan_out.budget import Budget, Reader
+from etl_dagster.runtime.fan_out.budget import Budget, DestinationReader
 from etl_dagster.runtime.fan_out.member import Member
 from etl_dagster.runtime.fan_out.pacing import FanOutPace
 from etl_dagster.runtime.fan_out.shared import SharedSlot
@@ -61,7 +61,7 @@ class Decisions:
                 _log.warning("cannot decide which slot %s reads: %s", name, error.reason)
             member.remark(self._refused.get(name) or found.tolerated.get(name))
 
-    def _readers(self) -> dict[str, Reader]:
+    def _readers(self) -> dict[str, DestinationReader]:
         """The destinations that work, with the slot that each reads now."""
         pinned, readers = self._shared.pinned(), {}
         for name, member in self._members.items():
@@ -71,9 +71,13 @@ class Decisions:
             branch, pin = self._shared.branch_of(name), pinned.get(name)
             written, is_writing = pipeline.batches, pipeline.is_writing
             if wire.is_aside:
-                readers[name] = Reader(pipeline.confirmed, written, is_writing, is_aside=True)
+                readers[name] = DestinationReader(
+                    pipeline.confirmed, written, is_writing, is_aside=True
+                )
             elif branch is not None and branch.phase == "open" and pin is not None:
-                readers[name] = Reader(pin, written, is_writing, branch.held_up_s, branch.asked_s)
+                readers[name] = DestinationReader(
+                    pin, written, is_writing, branch.held_up_s, branch.asked_s
+                )
         return readers
 
     def _look_at(self, member: Member, slow: str | None, wal_end: Lsn) -> None:

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _AGAIN_S = 5.0
 
 
-class Closes(Protocol):
+class _Closes(Protocol):
     def close(self) -> None: ...
 
 
@@ -55,7 +55,7 @@ def exporting(config: PipelineConfig, *, waits_for_address: bool = False) -> Ite
 
 
 @contextlib.contextmanager
-def _taking_turns(listen: Callable[[], Closes]) -> Iterator[None]:
+def _taking_turns(listen: Callable[[], _Closes]) -> Iterator[None]:
     """Listen as soon as the address is free, on a thread that waits for that."""
     stop = threading.Event()
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from etl_dagster.stores.postgres.rows import Part
+from etl_dagster.stores.postgres.rows import StorePart
 
 
-class KeptBoard(Part):
+class KeptBoard(StorePart):
     """The last payload of each key."""
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:

@@ -13,10 +13,10 @@ from etl_dagster.pg.advisory import (
     try_acquire,
     try_acquire_all,
 )
-from etl_dagster.stores.postgres.rows import Part
+from etl_dagster.stores.postgres.rows import StorePart
 
 
-class SessionLeases(Part):
+class SessionLeases(StorePart):
     """Leases as locks of sessions, which the server frees when the process dies."""
 
     def acquire_lease(self, name: str) -> PostgresLease | None:

@@ -8,11 +8,11 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Init
 from etl_dagster.pg.connection import Connection
 from etl_dagster.stores.postgres import records
-from etl_dagster.stores.postgres.rows import Part, PipelineRows
+from etl_dagster.stores.postgres.rows import PipelineRows, StorePart
 from etl_dagster.stores.postgres.states import set_states
 
 
-class Lifecycle(Part):
+class Lifecycle(StorePart):
     """Everything that is kept of a table, as one."""
 
     def clear_table_copy_state(self, table_id: TableId) -> None:

@@ -11,10 +11,10 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import DestinationTableMetadata
 from etl_dagster.stores.postgres import records
 from etl_dagster.stores.postgres.cache import Cache
-from etl_dagster.stores.postgres.rows import Part, PipelineRows
+from etl_dagster.stores.postgres.rows import PipelineRows, StorePart
 
 
-class KeptMetadata(Part):
+class KeptMetadata(StorePart):
     """One row for each table; all are read at once."""
 
     def __init__(self, rows: PipelineRows) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from etl_dagster.stores.postgres.rows import Part
+from etl_dagster.stores.postgres.rows import StorePart
 
 
-class KeptNotes(Part):
+class KeptNotes(StorePart):
     """Notes by key. What an earlier version kept as a status goes with the first new note."""
 
     def get_note(self, key: str) -> Mapping[str, Any] | None:

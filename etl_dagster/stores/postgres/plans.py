@@ -13,10 +13,10 @@ from etl_dagster.model.coordination import CopyPlan, FinishedChunk
 from etl_dagster.model.schema import TableId
 from etl_dagster.pg.connection import Connection
 from etl_dagster.stores.postgres import records
-from etl_dagster.stores.postgres.rows import Part
+from etl_dagster.stores.postgres.rows import StorePart
 
 
-class KeptPlans(Part):
+class KeptPlans(StorePart):
     """A plan and its chunks are read in one snapshot, and written in one transaction."""
 
     def get_copy_plan(self, table_id: TableId) -> CopyPlan | None:

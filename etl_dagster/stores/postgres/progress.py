@@ -9,10 +9,10 @@ from etl_dagster.model.identity import KnownDestination, KnownSource
 from etl_dagster.model.schema import TableId
 from etl_dagster.model.stores import WorkerType
 from etl_dagster.stores.postgres import records
-from etl_dagster.stores.postgres.rows import Part
+from etl_dagster.stores.postgres.rows import StorePart
 
 
-class KeptProgress(Part):
+class KeptProgress(StorePart):
     """LSNs and revisions that only move forward."""
 
     def get_replication_progress(self, worker: WorkerType) -> Lsn | None:

@@ -179,7 +179,7 @@ class PipelineRows:
         )
 
 
-class Part:
+class StorePart:
     """A part of the store: one of its contracts over the same rows."""
 
     def __init__(self, rows: PipelineRows) -> None:

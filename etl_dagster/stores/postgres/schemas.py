@@ -12,10 +12,10 @@ from psycopg.types.json import Jsonb
 from etl_dagster.model.schema import SnapshotId, TableId, TableSchema, TableSchemaRetention
 from etl_dagster.stores.postgres import records
 from etl_dagster.stores.postgres.cache import Cache
-from etl_dagster.stores.postgres.rows import Part, PipelineRows
+from etl_dagster.stores.postgres.rows import PipelineRows, StorePart
 
 
-class KeptSchemas(Part):
+class KeptSchemas(StorePart):
     """Every version in a row; all are read at once."""
 
     def __init__(self, rows: PipelineRows) -> None:

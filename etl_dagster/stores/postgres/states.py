@@ -12,13 +12,13 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import TableState, is_durable, state_from_json, state_to_json
 from etl_dagster.pg.connection import Connection
 from etl_dagster.stores.postgres.cache import Cache
-from etl_dagster.stores.postgres.rows import Part, PipelineRows
+from etl_dagster.stores.postgres.rows import PipelineRows, StorePart
 
 #: So many states of each table are kept: a table that fails and is tried again for days makes many.
 _KEPT_STATES = 100
 
 
-class KeptStates(Part):
+class KeptStates(StorePart):
     """Changes of states follow one another, and each is kept as history."""
 
     def __init__(self, rows: PipelineRows) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from etl_dagster.stores.postgres.rows import Part
+from etl_dagster.stores.postgres.rows import StorePart
 
 #: While nothing is heard, a wait ends this often so that its caller looks for itself.
 _POLL_S = 1.0
 
 
-class ListenedWakeUps(Part):
+class ListenedWakeUps(StorePart):
     """Waits that end with a notification; the first one begins to listen."""
 
     def wait_for_change(self, timeout_s: float) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from etl_dagster.destinations.collapse import Collapsed, cells_at, complete_from_old
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.logged import logged
 from etl_dagster.destinations.sql import statements
 from etl_dagster.destinations.sql.dialect import Dialect, column_list, quote
-from etl_dagster.destinations.sql.modes.base import CopyMoment, Mode, added_types
+from etl_dagster.destinations.sql.modes.base import Mode, added_types
 from etl_dagster.destinations.sql.modes.columns import moment, none_unchanged, with_columns
 from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.destinations.sql.session import Session

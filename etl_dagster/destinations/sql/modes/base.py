@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
 
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.sql.dialect import ZONED, Dialect
 from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.destinations.sql.session import Session
@@ -15,15 +16,6 @@ from etl_dagster.model.modes import ADDED_COLUMNS, TableMode
 from etl_dagster.model.position import Position
 
 PreparedT = TypeVar("PreparedT")
-
-
-@dataclass(frozen=True, slots=True)
-class CopyMoment:
-    """Where in the stream a copy's rows stand, and when they were so."""
-
-    position: Position
-    #: Microseconds since 1970-01-01 UTC.
-    time_us: int
 
 
 class Mode(ABC, Generic[PreparedT]):

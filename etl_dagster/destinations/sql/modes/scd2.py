@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.sql import statements
 from etl_dagster.destinations.sql.dialect import ZONED, Dialect, column_list, quote
-from etl_dagster.destinations.sql.modes.base import CopyMoment, Mode
+from etl_dagster.destinations.sql.modes.base import Mode
 from etl_dagster.destinations.sql.modes.columns import (
     AT,
     moment,

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.sql import statements
 from etl_dagster.destinations.sql.dialect import ZONED, Dialect, column_list, quote
-from etl_dagster.destinations.sql.modes.base import CopyMoment, Mode
+from etl_dagster.destinations.sql.modes.base import Mode
 from etl_dagster.destinations.sql.modes.columns import AT, moment, times, with_columns
 from etl_dagster.destinations.sql.odd_values import OddValues
 from etl_dagster.destinations.sql.session import Session, Statement

@@ -19,7 +19,7 @@ from etl_dagster.integrations.dagster.resources.located import locate
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 
 if TYPE_CHECKING:
-    from etl_dagster.runtime.comparing.counts import Counted
+    from etl_dagster.runtime.comparing.counts import CountOutcome
 
 COUNT_CHECK = "row_count_match"
 
@@ -79,7 +79,7 @@ def _find(
         yield each.name, count_finding(each, thresholds)
 
 
-def count_finding(counted: Counted, thresholds: CheckThresholds) -> Finding:
+def count_finding(counted: CountOutcome, thresholds: CheckThresholds) -> Finding:
     """What the numbers say."""
     counts = counted.counts
     if counts is None:

@@ -90,7 +90,7 @@ class RunWatch:
             raise RunEnds("the run is being canceled, or is over")
 
 
-class Tally:
+class StepTally:
     """What this step has copied of a table, shown to the others in the store."""
 
     def __init__(self, store: CoordinatingStore, table_id: TableId, worker: str) -> None:
@@ -156,7 +156,7 @@ class _Table:
 
     copy: StepCopy
     schema: TableSchema
-    tally: Tally
+    tally: StepTally
     #: Failures in a row, and when it is tried again, seconds of a monotonic clock.
     failures: int = 0
     again_at: float = 0.0
@@ -197,7 +197,7 @@ class SharedCopies:
         for name in keys:
             copy = StepCopy(context, config, store, destination, watch, name)
             schema = copy.find()
-            self._tables[name] = _Table(copy, schema, Tally(store, schema.id, worker))
+            self._tables[name] = _Table(copy, schema, StepTally(store, schema.id, worker))
 
     def run(self) -> None:
         """Work until every table is handed over, by whichever step.

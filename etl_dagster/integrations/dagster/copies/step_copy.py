@@ -85,7 +85,7 @@ def is_asked_for_by_person(context: StepContext) -> bool:
     return any(other.run_id != context.run.run_id for other in context.instance.get_runs(done))
 
 
-class Watch(Protocol):
+class StepWatch(Protocol):
     """What a step looks at while it works."""
 
     def check(self) -> None:
@@ -102,7 +102,7 @@ class StepCopy:
         config: PipelineConfig,
         store: CoordinatingStore,
         destination: Destination,
-        watch: Watch,
+        watch: StepWatch,
         table_name: str,
         *,
         timing: DagsterTiming = DAGSTER_TIMING,

@@ -20,9 +20,9 @@ from etl_dagster.integrations.meltano.positions.tables import Positions, request
 from etl_dagster.integrations.meltano.positions.verdicts import (
     Cleared,
     Edited,
-    Moved,
     New,
     Refused,
+    Renamed,
     StateRow,
     Unchanged,
     Verdict,
@@ -320,7 +320,7 @@ class PositionMirror:
             case Cleared(how):
                 note = self._copy_again(memory, position, entry, how)
                 position = self._positions.again(position)
-            case Moved(to):
+            case Renamed(to):
                 text = f"it was moved to {to}, which is a copy now; the table keeps this ID"
                 note = _dated(text)
             case Refused(reason):
@@ -341,7 +341,7 @@ class PositionMirror:
         self._written.add(position, version)
         memory.entries[state_id] = Entry(position.table_id, position.table, None, due.write.note)
         match due.verdict:
-            case Moved():
+            case Renamed():
                 self._say(memory, position, "moved", text)
             case Refused():
                 self._say(memory, position, "refused", text)

@@ -33,7 +33,7 @@ class Cleared:
 
 
 @dataclass(frozen=True)
-class Moved:
+class Renamed:
     """It is gone, and another ID has it: it was renamed."""
 
     to: str
@@ -51,7 +51,7 @@ class Refused:
     reason: str
 
 
-Verdict: TypeAlias = Unchanged | New | Cleared | Moved | Edited | Refused
+Verdict: TypeAlias = Unchanged | New | Cleared | Renamed | Edited | Refused
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def judge(
         return New()
     if row is None:
         to = find_move()
-        return Cleared("its state was cleared") if to is None else Moved(to)
+        return Cleared("its state was cleared") if to is None else Renamed(to)
     found = FoundState.read(row.state, position.stream)
     if found.is_empty:
         return Cleared("its state was set to one without bookmarks")
