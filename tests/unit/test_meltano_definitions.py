@@ -76,6 +76,63 @@ def test_the_state_id_is_that_of_the_environment_that_meltano_would_choose(
     assert chosen(environment="dev") == "dev"
 
 
+def test_the_state_id_ends_as_the_environment_says_wherever_that_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked against Meltano 4.2 and 4.4, which include files and expand variables."""
+    monkeypatch.setenv("BRANCH", "blue")
+    monkeypatch.delenv("COLOUR", raising=False)
+    monkeypatch.delenv("MELTANO_ENVIRONMENT", raising=False)
+    (folder / ".env").write_text("MELTANO_DEFAULT_ENVIRONMENT=dev\nCOLOUR=red\n")
+    (folder / "meltano.yml").write_text(
+        "include_paths: [more/*.yml]\nenv: {COLOUR: green}\nenvironments: [{name: prod}]\n"
+    )
+    (folder / "more").mkdir()
+    (folder / "more" / "dev.yml").write_text(
+        "environments: [{name: dev, state_id_suffix: '${BRANCH}-$COLOUR-$lower-\\${BRANCH}$NONE'}]"
+    )
+    meltano = MeltanoResource(project_dir=str(folder), executable=sys.executable)
+
+    state_id = meltano.state_id("tap-fruit", "target-basket")
+
+    assert state_id == "dev:tap-fruit-to-target-basket:blue-green-$lower-blue"
+
+
+def test_a_project_that_cannot_be_read_is_told_by_its_line_and_not_by_its_text(
+    folder: Path,
+) -> None:
+    (folder / "meltano.yml").write_text("version: 1\npassword: [geheim\n")
+    with pytest.raises(
+        MeltanoError, match=r"meltano\.yml, line 3, can't be read as YAML"
+    ) as caught:
+        assets_in(folder, streams=["apples"])
+    assert "geheim" not in str(caught.value)
+    assert caught.value.solution == "Correct the file."
+
+    (folder / "meltano.yml").write_text("include_paths: [/etc/*.yml]\n")
+    with pytest.raises(MeltanoError, match="include_paths") as caught:
+        assets_in(folder, streams=["apples"])
+    assert "relative" in caught.value.solution
+
+
+def test_the_tap_is_asked_again_after_any_file_of_the_project_has_changed(folder: Path) -> None:
+    asked = folder / "asked"
+    program = folder / "program"
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> '{asked}'\necho '{json.dumps(CATALOG)}'\n")
+    program.chmod(0o755)
+    (folder / "meltano.yml").write_text("default_environment: dev\ninclude_paths: [more/*.yml]\n")
+    (folder / "more").mkdir()
+    meltano = MeltanoResource(project_dir=str(folder), executable=str(program))
+
+    for change in ("", "# a comment\n", "# another\n"):
+        (folder / "more" / "taps.yml").write_text(change)
+        for _ in range(2):
+            meltano_assets(meltano, "tap-fruit", "target-basket")
+
+    question = "--environment dev invoke --dump=catalog tap-fruit"
+    assert asked.read_text().splitlines() == [question] * 3
+
+
 def test_a_run_names_its_environment(folder: Path) -> None:
     """What Meltano would choose may change between the look and the run."""
     said = folder / "said"

@@ -173,7 +173,7 @@ def _streams(
         except (OSError, ValueError) as error:
             raise MeltanoError(f"the catalog {catalog} can't be read") from error
     else:
-        known = list(load_streams(meltano.project(), extractor))
+        known = list(load_streams(meltano.project_of_runs(), extractor))
     if not known:
         raise MeltanoError(
             f"{extractor} has no selected stream",
@@ -333,7 +333,7 @@ class _Run:
     def _refresh_streams(self) -> None:
         """For the next load of the definitions; a run that succeeded stays one."""
         try:
-            refresh_streams(self._meltano.project(), self._extractor)
+            refresh_streams(self._meltano.project_of_runs(), self._extractor)
         except EtlError as error:
             self._context.log.warning(f"{error.reason}. What to do: {error.solution}")
 

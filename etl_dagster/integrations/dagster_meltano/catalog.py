@@ -179,11 +179,11 @@ class _Kept:
 
 
 def _question(project: MeltanoProject, extractor: str) -> str:
-    """Everything in the project that may select other streams; not the secrets."""
+    """A digest of all that selects streams: tap, environment, and the project's YAML files."""
     digest = hashlib.sha256()
     for part in (extractor, project.environment or ""):
         digest.update(part.encode() + b"\0")
-    for file in [project.folder / "meltano.yml", *sorted(project.folder.glob("*.meltano.yml"))]:
+    for file in project.files():
         with contextlib.suppress(OSError):
             digest.update(file.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +15,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 from etl_dagster.errors import EtlError
 
 #: For commands that answer and end; starting Meltano takes about a second of it.
 ANSWER_TIMEOUT_S = 120.0
 _LAST_LINES = 15
+#: Source: meltano.core.utils.ENV_VAR_PATTERN.
+_VARIABLE = re.compile(r"\\?\$(?:\{(?P<curly>\w+)\}|(?P<plain>[A-Z][A-Z0-9_]*))")
 
 
 class MeltanoError(EtlError):
@@ -90,15 +96,47 @@ class MeltanoProject:
             **(more or {}),
         }
 
-    def environment_of_variables(self) -> str | None:
-        """Meltano's environment that an environment variable or the file ``.env`` names.
-
-        Source: meltano.cli.cli.detect_selected_environment.
-        """
+    def variable(self, name: str) -> str | None:
+        """An environment variable as Meltano finds it: set here, or else in the file ``.env``."""
         from dotenv import dotenv_values
 
-        name = "MELTANO_ENVIRONMENT"
         return self.environ().get(name) or dotenv_values(self.folder / ".env").get(name) or None
+
+    def expanded(self, text: str, more: Mapping[str, Any]) -> str:
+        """The text with the values of the variables that it names; one that is not set is empty.
+
+        A backslash before a variable is ignored: Meltano expands such a text several times.
+
+        Args:
+            more: variables that win over those that `variable` finds.
+
+        Source: meltano.core.utils.expand_env_vars.
+        """
+
+        def value(match: re.Match[str]) -> str:
+            name = match["curly"] or match["plain"]
+            return str(more[name]) if name in more else self.variable(name) or ""
+
+        return _VARIABLE.sub(value, text)
+
+    def files(self) -> list[Path]:
+        """``meltano.yml`` and the files that it includes.
+
+        Raises:
+            MeltanoError: ``meltano.yml`` can't be read.
+
+        Source: meltano.core.project_files.ProjectFiles.
+        """
+        main = self.folder / "meltano.yml"
+        patterns = read_yaml(main).get("include_paths") or ()
+        try:
+            included = [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise MeltanoError(
+                f"the include_paths in {main} can't be read: {error}",
+                solution="Write a list of patterns that are relative to the project's folder.",
+            ) from error
+        return list(dict.fromkeys([main, *included]))
 
     def ask(self, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S, quiet: bool = False) -> str:
         """Run a command to its end; what it wrote to stdout.
@@ -179,6 +217,32 @@ class MeltanoProject:
             return text
 
         return remove
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """A YAML file of the project; empty where it holds no mapping.
+
+    Raises:
+        MeltanoError: it can't be read.
+    """
+    try:
+        return _parsed(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise MeltanoError(
+            f"{path} can't be read: {error.strerror}",
+            solution="Check that the file is there, and that this user may read it.",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # Not the message: it quotes the line, which may hold a secret.
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}," if mark is not None else str(path)
+        raise MeltanoError(f"{where} can't be read as YAML", solution="Correct the file.") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(path: Path, changed_at: int) -> Mapping[str, Any]:
+    content = yaml.safe_load(path.read_text("utf-8"))
+    return content if isinstance(content, dict) else {}
 
 
 _SECRET_WORDS = ("PASSWORD", "SECRET", "TOKEN", "KEY", "URI", "URL", "DSN", "CREDENTIAL")

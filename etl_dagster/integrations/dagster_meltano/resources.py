@@ -1,19 +1,21 @@
 """A Meltano project as a Dagster resource."""
 
 # Dagster reads the annotations of a resource's fields, so they must not be strings.
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from dagster import ConfigurableResource
 from pydantic import Field
 
 from etl_dagster.integrations.dagster.resources.env import resolved
 from etl_dagster.integrations.dagster_meltano.logs import LogLine
-from etl_dagster.integrations.dagster_meltano.project import MeltanoError, MeltanoProject
+from etl_dagster.integrations.dagster_meltano.project import (
+    MeltanoError,
+    MeltanoProject,
+    read_yaml,
+)
 from etl_dagster.integrations.dagster_meltano.runs import (
     MeltanoRun,
     RunOptions,
@@ -72,6 +74,16 @@ class MeltanoResource(ConfigurableResource[Any]):
             variables,
         )
 
+    def project_of_runs(self) -> MeltanoProject:
+        """The same, with the environment that runs are in named.
+
+        What Meltano itself would choose may change between two commands.
+
+        Raises:
+            MeltanoError: as `environment_name`.
+        """
+        return replace(self.project(), environment=self.environment_name())
+
     def _folder(self) -> str:
         return str(resolved(self.project_dir, "project_dir"))
 
@@ -79,11 +91,14 @@ class MeltanoResource(ConfigurableResource[Any]):
         """The environment that runs are in, found as Meltano finds it.
 
         Raises:
-            MeltanoError: neither resource nor project names one; `meltano run` wants one.
+            MeltanoError: neither the resource nor the project names one; `meltano run` needs one.
+
+        Source: meltano.cli.cli.detect_selected_environment.
         """
         name = (
             resolved(self.environment, "environment")
-            or self.project().environment_of_variables()
+            or self.project().variable("MELTANO_ENVIRONMENT")
+            or self.project().variable("MELTANO_DEFAULT_ENVIRONMENT")
             or self._file().get("default_environment")
         )
         if not name or str(name).lower() == "null":
@@ -96,15 +111,23 @@ class MeltanoResource(ConfigurableResource[Any]):
     def state_id(self, extractor: str, loader: str) -> str:
         """The state ID of the pair, as `meltano run` makes it."""
         environment = self.environment_name()
-        suffix = resolved(self.state_id_suffix, "state_id_suffix") or next(
-            (
-                entry.get("state_id_suffix")
-                for entry in self._file().get("environments") or ()
-                if isinstance(entry, dict) and entry.get("name") == environment
-            ),
-            None,
-        )
+        suffix = resolved(self.state_id_suffix, "state_id_suffix") or self._suffix_of(environment)
         return state_id(environment, extractor, loader, suffix)
+
+    def _suffix_of(self, environment: str) -> str | None:
+        """The suffix that the project gives the state IDs of this environment.
+
+        Source: meltano.core.plugin.settings_service, which expands variables in it.
+        """
+        project = self.project()
+        project.require()
+        for file in project.files():
+            for entry in read_yaml(file).get("environments") or ():
+                if isinstance(entry, dict) and str(entry.get("name")) == environment:
+                    suffix = entry.get("state_id_suffix")
+                    more = {"MELTANO_ENVIRONMENT": environment, **(self._file().get("env") or {})}
+                    return None if suffix is None else project.expanded(str(suffix), more)
+        return None
 
     def run(
         self,
@@ -120,8 +143,7 @@ class MeltanoResource(ConfigurableResource[Any]):
     ) -> MeltanoRun:
         """`meltano run`, followed to its end; see `run_meltano`."""
         return run_meltano(
-            # Named, so that the run has the state ID that `state_id` tells.
-            replace(self.project(), environment=self.environment_name()),
+            self.project_of_runs(),
             extractor,
             loader,
             RunOptions(
@@ -146,14 +168,4 @@ class MeltanoResource(ConfigurableResource[Any]):
 
     def _file(self) -> Mapping[str, Any]:
         self.project().require()
-        path = Path(self._folder()) / "meltano.yml"
-        return _read_file(path, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=16)
-def _read_file(path: Path, changed_at: int) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MeltanoError(f"{path} can't be read as YAML") from error
-    return content if isinstance(content, dict) else {}
+        return read_yaml(Path(self._folder()) / "meltano.yml")
