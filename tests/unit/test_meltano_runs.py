@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from etl_dagster.integrations.dagster_meltano.catalog import (
     parse_catalog,
 )
 from etl_dagster.integrations.dagster_meltano.logs import LogLine, Metric, MetricsTally, parse_line
-from etl_dagster.integrations.dagster_meltano.project import MeltanoProject
+from etl_dagster.integrations.dagster_meltano.project import MeltanoError, MeltanoProject
 from etl_dagster.integrations.dagster_meltano.runs import RunOptions, run_meltano, state_id
 from tests.support.leaks import make_secret
+from tests.support.waiting import PATIENCE_S
 
 COUNT = {"type": "counter", "metric": "record_count", "value": 2, "tags": {"stream": "orders"}}
 
@@ -179,6 +182,30 @@ def test_state_ids_are_made_as_meltano_makes_them() -> None:
     assert state_id("dev", "tap-x", "target-y", "blue") == "dev:tap-x-to-target-y:blue"
     with pytest.raises(EtlError, match="colon"):
         state_id("dev", "tap:x", "target-y")
+
+
+def test_a_command_that_does_not_answer_is_ended_together_with_its_tap(tmp_path: Path) -> None:
+    """Each load of the definitions would leave another tap behind."""
+    (tmp_path / "meltano.yml").write_text("{}")
+    os.mkfifo(tmp_path / "held")
+    program = tmp_path / "meltano"
+    program.write_text(f"#!/bin/sh\n(echo up; sleep 600) > '{tmp_path}/held' &\nwait\n")
+    program.chmod(0o755)
+    project = MeltanoProject(tmp_path, executable=str(program))
+    # Has an end once no process holds the other side of the pipe.
+    held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for timeout_s in (0.5, 5.0, PATIENCE_S):  # the machine may be busy
+            with pytest.raises(MeltanoError, match="gave no answer"):
+                project.ask("invoke", timeout_s=timeout_s)
+            ready, _, _ = select.select([held], [], [], 0)
+            if ready and os.read(held, 8) == b"up\n":
+                break
+        ready, _, _ = select.select([held], [], [], PATIENCE_S)
+        assert ready
+        assert os.read(held, 8) == b""
+    finally:
+        os.close(held)
 
 
 def test_secrets_of_variables_files_and_json_are_blotted_out(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -149,29 +151,36 @@ class MeltanoProject:
         """
         self.require()
         what = f"meltano {' '.join(arguments[:2])}"
-        try:
-            done = subprocess.run(
-                self.command(*arguments),
-                cwd=self.folder,
-                env=self.environ({"MELTANO_CLI_LOG_LEVEL": "error"} if quiet else {}),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout_s,
-            )
-        except subprocess.TimeoutExpired:
+        with subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environ({"MELTANO_CLI_LOG_LEVEL": "error"} if quiet else {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout_s)
+            except BaseException as error:
+                # The whole group: a tap that hangs would outlive Meltano.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                raise MeltanoError(
+                    f"`{what}` gave no answer in {timeout_s:.0f} s",
+                    solution="See what it waits for: run it by hand in the project.",
+                ) from None
+        if process.returncode != 0:
+            lines = (stderr or stdout).strip().splitlines()[-_LAST_LINES:]
             raise MeltanoError(
-                f"`{what}` gave no answer in {timeout_s:.0f} s",
-                solution="See what it waits for: run it by hand in the project.",
-            ) from None
-        if done.returncode != 0:
-            lines = (done.stderr or done.stdout).strip().splitlines()[-_LAST_LINES:]
-            raise MeltanoError(
-                f"`{what}` ended with exit code {done.returncode}: "
+                f"`{what}` ended with exit code {process.returncode}: "
                 + (self.without_secrets("\n".join(lines)) or "it printed nothing")
             )
-        return done.stdout
+        return stdout
 
     def ask_json(self, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
         """As `ask`, for a command that answers in JSON."""
