@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from etl_dagster.integrations.meltano.positions.bookmarks import TablePosition
-from etl_dagster.integrations.meltano.positions.comparison import compare
+from etl_dagster.integrations.meltano.positions.comparison import compare, stale_after
 from etl_dagster.integrations.meltano.positions.mirrored import StoredBookmark
 from etl_dagster.integrations.meltano.positions.verdicts import (
     Cleared,
@@ -22,6 +23,7 @@ from etl_dagster.integrations.meltano.positions.verdicts import (
     Verdict,
     judge,
 )
+from etl_dagster.integrations.meltano.positions.written import WrittenPositions
 from etl_dagster.lsn import Lsn
 from etl_dagster.source.slots import Slot
 
@@ -159,6 +161,29 @@ def stored(lsn: int | None, *, age: timedelta = timedelta()) -> StoredBookmark:
 def test_a_bookmark_is_in_step_with_the_slot(
     bookmark: StoredBookmark | None, slot: Slot | None, passed: bool, is_severe: bool
 ) -> None:
-    found = compare("s.t", bookmark, slot, now=NOW)
+    old = stale_after(interval_s=5.0, tables=1)
+    assert old == timedelta(minutes=3)
+    found = compare("s.t", bookmark, slot, now=NOW, stale_after=old)
     assert (found.passed, found.is_severe) == (passed, is_severe)
     assert found.words
+
+
+@pytest.mark.parametrize(("interval_s", "tables"), [(5.0, 1), (5.0, 1_000), (120.0, 3)])
+def test_a_state_that_is_written_when_it_is_due_is_never_old(
+    interval_s: float, tables: int
+) -> None:
+    """States of many tables, and of a long interval, are written less often than every 3 min."""
+    clock_s = 0.0
+    written = WrittenPositions(interval_s, lambda: clock_s)
+    positions = [
+        dataclasses.replace(POSITION, state_id=f"dev:a-to-b:s.t{number}")
+        for number in range(tables)
+    ]
+    for position in positions:
+        written.add(position, 1)
+    moved = dataclasses.replace(positions[0], lsn=Lsn(501))
+    while not written.is_due(moved, is_last=False):
+        clock_s += 1.0
+    bookmark = stored(500, age=timedelta(seconds=clock_s))
+    old = stale_after(interval_s, tables)
+    assert compare("s.t", bookmark, slot(501), now=NOW, stale_after=old).passed

@@ -9,6 +9,7 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.integrations.meltano.positions.bookmarks import FoundState, stream_name
 from etl_dagster.integrations.meltano.positions.compared import BookmarkComparison
 from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates, StoredBookmark
+from etl_dagster.integrations.meltano.positions.written import idle_pause_s
 from etl_dagster.lsn import Lsn
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import Slot, fetch_apply_slot
@@ -16,8 +17,9 @@ from etl_dagster.source.slots import Slot, fetch_apply_slot
 #: The slot hears of a confirmed position a little later than the state, and a batch is up to so
 #: large; beyond, the source keeps unneeded WAL.
 _SLOT_BEHIND_BYTES = 64 * 1024**2
-#: The mirror writes tables without changes every half a minute, and pauses a minute at most.
-_STALE_AFTER = timedelta(minutes=3)
+#: The mirror may come to a state that is due so much later: the longest pause between two passes
+#: (or after a failure), and as much for a busy machine.
+_LATE_S = 150.0
 
 
 def compare_bookmarks(
@@ -48,16 +50,35 @@ def compare_bookmarks(
     finally:
         control.close()
     now = datetime.now(UTC)
+    old = stale_after(config.meltano.interval_s, len(found))
     return {
-        table: compare(table, found.get(state_id), slot, now=now)
+        table: compare(table, found.get(state_id), slot, now=now, stale_after=old)
         for table, state_id in tables.items()
     }
 
 
+def stale_after(interval_s: float, tables: int) -> timedelta:
+    """The age that no state of a running mirror reaches while its table's position moves.
+
+    Args:
+        tables: how many the pipeline has.
+    """
+    return timedelta(seconds=idle_pause_s(interval_s, tables) + max(_LATE_S, interval_s))
+
+
 def compare(
-    table: str, stored: StoredBookmark | None, slot: Slot | None, *, now: datetime
+    table: str,
+    stored: StoredBookmark | None,
+    slot: Slot | None,
+    *,
+    now: datetime,
+    stale_after: timedelta,
 ) -> BookmarkComparison:
-    """One table's."""
+    """One table's bookmark with the slot.
+
+    Args:
+        stale_after: a state that is older fails the check if the slot has moved past it.
+    """
     confirmed = slot.confirmed_flush_lsn if slot is not None else None
     if slot is None or slot.is_lost:
         what = "does not exist" if slot is None else "is lost"
@@ -77,8 +98,11 @@ def compare(
     at = Lsn(lsn)
     result = BookmarkComparison(True, False, "", at, confirmed, stored.written_at)
     ahead = result.slot_ahead_bytes or 0
-    if ahead > 0 and now - stored.written_at > _STALE_AFTER:
-        words = f"The slot moves on, and the state was last written at {stored.written_at:%c}."
+    if ahead > 0 and now - stored.written_at > stale_after:
+        words = (
+            "The slot advances, but the state was last written at "
+            f"{stored.written_at:%Y-%m-%d %H:%M:%S %Z}."
+        )
         return BookmarkComparison(False, False, words, at, confirmed, stored.written_at)
     if ahead < -_SLOT_BEHIND_BYTES:
         words = (

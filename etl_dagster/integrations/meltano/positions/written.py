@@ -16,6 +16,15 @@ _IDLE_WRITE_S, _LONGEST_IDLE_S = 0.5, 3600.0
 _LSNS_KEPT = 200
 
 
+def idle_pause_s(interval_s: float, tables: int) -> float:
+    """How long the state of a table without changes is left as it is, in seconds.
+
+    Each is written by itself, so that of many tables is written less often.
+    """
+    least_s = min(tables * _IDLE_WRITE_S, _LONGEST_IDLE_S)
+    return max(interval_s * _IDLE_INTERVALS, least_s)
+
+
 class WrittenPositions:
     """By state ID: the position, when it was written, and those written before it.
 
@@ -81,6 +90,4 @@ class WrittenPositions:
         is_idle = before == dataclasses.replace(position, lsn=before.lsn)
         if not is_idle:
             return age_s >= self._interval_s
-        # Each is written by itself, so that of many tables is written less often.
-        least_s = min(len(self._last) * _IDLE_WRITE_S, _LONGEST_IDLE_S)
-        return age_s >= max(self._interval_s * _IDLE_INTERVALS, least_s)
+        return age_s >= idle_pause_s(self._interval_s, len(self._last))
