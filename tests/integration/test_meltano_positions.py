@@ -301,7 +301,7 @@ def test_a_table_that_leaves_the_publication_and_returns_was_not_cleared(
 def test_states_that_went_with_their_table_were_not_cleared(
     config: PipelineConfig, person: StateStorage, shop: Database
 ) -> None:
-    """An empty database was restored, or what looked unneeded was dropped."""
+    """An empty or older database was restored, or what looked unneeded was dropped."""
     drop = (
         "DROP TABLE etl.meltano_state, etl.meltano_state_history, etl.meltano_state_locks,"
         " etl.meltano_state_migrations"
@@ -312,6 +312,13 @@ def test_states_that_went_with_their_table_were_not_cleared(
         with closing(StateStorage(person.location)) as later:
             # Makes the tables again, and reads them until all states are there.
             ready(later, ORDERS, CUSTOMERS)
+            # The database is restored to a time before one of the states was there.
+            shop.execute(
+                "WITH versions AS (DELETE FROM etl.meltano_state_history"
+                f" WHERE state_id = '{ORDERS}')"
+                f" DELETE FROM etl.meltano_state WHERE state_id = '{ORDERS}'"
+            )
+            ready(later, ORDERS)
     shop.execute(drop)
     with mirrored(config), closing(StateStorage(person.location)) as later:
         ready(later, ORDERS, CUSTOMERS)

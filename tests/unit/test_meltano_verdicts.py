@@ -36,6 +36,7 @@ def verdict(
     was_mirrored: bool = True,
     is_ours: bool = False,
     known_lsns: Collection[int] = (),
+    has_history: bool = True,
     moved_to: str | None = None,
     position: TablePosition = POSITION,
 ) -> Verdict:
@@ -45,6 +46,7 @@ def verdict(
         row,
         was_mirrored=was_mirrored,
         known_lsns=known_lsns,
+        has_history=lambda: has_history,
         find_move=lambda: moved_to,
     )
 
@@ -57,6 +59,10 @@ def test_missing_is_cleared_only_where_it_was_written_before() -> None:
     assert verdict(None, was_mirrored=False) == New()
     assert isinstance(verdict(None), Cleared)
     assert verdict(None, moved_to="elsewhere") == Renamed("elsewhere")
+
+
+def test_missing_is_not_cleared_where_the_place_was_restored_to_a_time_before() -> None:
+    assert verdict(None, has_history=False) == New()
 
 
 @pytest.mark.parametrize(
@@ -95,6 +101,7 @@ def test_a_state_that_is_not_a_json_object_is_refused() -> None:
             StateRow(3, None, False),
             was_mirrored=True,
             known_lsns=(),
+            has_history=lambda: True,
             find_move=lambda: None,
         ),
         Refused,

@@ -359,6 +359,7 @@ class PositionMirror:
             row,
             was_mirrored=entry is not None,
             known_lsns=self._written.lsns(position.state_id),
+            has_history=lambda: self._states.has_history(position),
             find_move=lambda: self._states.find_move(position),
         )
 

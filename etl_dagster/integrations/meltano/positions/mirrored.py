@@ -147,6 +147,10 @@ class MirroredStates:
             self._storage.delete(state_id)
         return True
 
+    def has_history(self, position: TablePosition) -> bool:
+        """Whether any version of the table's state is in the history."""
+        return bool(self._storage.history(position.state_id, limit=1))
+
     def find_move(self, position: TablePosition) -> str | None:
         """The ID that a state was moved to which is gone now.
 

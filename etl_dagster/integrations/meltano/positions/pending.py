@@ -86,6 +86,7 @@ class PendingChanges:
                 rows.get(state_id),
                 was_mirrored=True,
                 known_lsns=(),
+                has_history=functools.partial(self._states.has_history, position),
                 find_move=functools.partial(self._states.find_move, position),
             )
             if not isinstance(verdict, Unchanged | New):

@@ -71,6 +71,7 @@ def judge(
     *,
     was_mirrored: bool,
     known_lsns: Collection[int],
+    has_history: Callable[[], bool],
     find_move: Callable[[], str | None],
 ) -> Verdict:
     """What the state's present content asks for.
@@ -80,13 +81,18 @@ def judge(
         was_mirrored: whether the mirror has written it in this place before.
         known_lsns: positions that the mirror wrote a moment ago. An editor that was open while the
             pipeline continued saves one of them; that is not a request to go back.
-        find_move: the ID that a missing state has now; only asked for a missing one.
+        has_history: whether the place has any version of a missing state in its history.
+        find_move: the ID that a missing state has now; called for a missing state only.
     """
     if row is not None and row.is_ours:
         return Unchanged()
     if not was_mirrored:
         return New()
     if row is None:
+        # Clearing a state leaves its history. A place without it is older than the state: it was
+        # restored from a backup, or is a standby that had not received the state yet.
+        if not has_history():
+            return New()
         to = find_move()
         return Cleared("its state was cleared") if to is None else Renamed(to)
     found = FoundState.read(row.state, position.stream)
