@@ -472,6 +472,19 @@ def test_a_stranger_table_of_the_same_name_is_left_alone(newest_database: Databa
     assert newest_database.query("SELECT count(*) FROM meltano_state") == [(0,)]
 
 
+@pytest.mark.parametrize("gone", ["meltano_state_history", "meltano_state_migrations"])
+def test_tables_of_which_a_part_was_restored_are_named(
+    newest_database: Database, gone: str
+) -> None:
+    """The record of migrations would have said that there is nothing to make."""
+    open_storage(newest_database).set("a", completed={"n": 1})
+    newest_database.execute(f"DROP TABLE {gone}")
+    with pytest.raises(StateTablesMissing, match=f"has meltano_state, .*but not {gone}$") as told:
+        open_storage(newest_database).migrate()
+    assert "Restore the missing tables" in told.value.solution
+    assert newest_database.query("SELECT count(*) FROM meltano_state") == [(1,)]
+
+
 def test_tables_of_a_newer_version_are_not_touched(newest_database: Database) -> None:
     open_storage(newest_database).migrate()
     newest_database.execute("INSERT INTO meltano_state_migrations VALUES (9999, 'future')")

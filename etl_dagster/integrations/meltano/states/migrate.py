@@ -119,6 +119,25 @@ def _applied(connection: Connection, tables: StateTables) -> set[int] | None:
 def _prepare(connection: Connection, tables: StateTables, *, create_schema: bool) -> None:
     _require_schema(connection, tables.schema, create=create_schema)
     _put_aside_earlier_backend(connection, tables)
+    _require_all_or_none(connection, tables)
+
+
+def _require_all_or_none(connection: Connection, tables: StateTables) -> None:
+    """Raises StateTablesMissing where some are there, as after restoring a part of them.
+
+    The record of migrations would be wrong: nothing would create the missing ones.
+    """
+    names = (tables.state, tables.history, tables.locks, tables.migrations)
+    there = [name for name in names if _columns(connection, tables.schema, name)]
+    missing = [name for name in names if name not in there]
+    if not there or not missing:
+        return
+    raise StateTablesMissing(
+        f"schema {tables.schema!r} has {', '.join(there)}, but not {', '.join(missing)}",
+        solution="Restore the missing tables from the same backup. Or rename the tables that are "
+        "there, run `meltano upgrade` to make new ones, and import the states: `etl-dagster state "
+        "import --from URI --table NAME`.",
+    )
 
 
 def _require_schema(connection: Connection, schema: str, *, create: bool) -> None:
