@@ -485,6 +485,16 @@ def test_tables_of_which_a_part_was_restored_are_named(
     assert newest_database.query("SELECT count(*) FROM meltano_state") == [(1,)]
 
 
+def test_a_place_is_known_also_where_the_server_keeps_its_identity_to_itself(
+    newest_database: Database,
+) -> None:
+    newest_database.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    with role(newest_database, "GRANT USAGE ON SCHEMA public TO {role}") as (user, password):
+        uri = state_uri(newest_database, user=user, password=password)
+        with closing(StateStorage.from_uri(uri)) as storage:
+            assert newest_database.name in storage.place()
+
+
 def test_tables_of_a_newer_version_are_not_touched(newest_database: Database) -> None:
     open_storage(newest_database).migrate()
     newest_database.execute("INSERT INTO meltano_state_migrations VALUES (9999, 'future')")

@@ -38,6 +38,7 @@ from etl_dagster.integrations.meltano.states.statements import filled
 from etl_dagster.integrations.meltano.states.tables import StateTables
 from etl_dagster.integrations.meltano.states.uri import SETTINGS, StateLocation, locate
 from etl_dagster.integrations.meltano.states.writing import Write, Writing
+from etl_dagster.pg.connection import Connection
 
 __all__ = [
     "Difference",
@@ -152,13 +153,19 @@ class StateStorage:
     def place(self) -> str:
         """What tells this table from any other, also from a new one under the same name."""
         table = self.tables.identifiers()["state"].as_string()
-        query = (
-            "SELECT current_database(), to_regclass(%s)::oid, CASE WHEN "
-            "has_function_privilege('pg_control_system()', 'execute') THEN "
-            "(SELECT system_identifier FROM pg_control_system()) END"
-        )
-        row = self._connections.run(lambda c: c.execute(query, [table]).fetchone())
-        return f"{table} in {' '.join(str(part) for part in row or ())}"
+
+        def ask(connection: Connection) -> list[Any]:
+            query = (
+                "SELECT current_database(), to_regclass(%s)::oid, "
+                "has_function_privilege('pg_control_system()', 'execute')"
+            )
+            *names, may_ask = connection.execute(query, [table]).fetchone() or ()
+            identifier = "SELECT system_identifier FROM pg_control_system()"
+            # Two statements: Postgres demands the right also for a call that it wouldn't make.
+            row = connection.execute(identifier).fetchone() if may_ask else None
+            return [*names, row[0] if row else None]
+
+        return f"{table} in {' '.join(map(str, self._connections.run(ask)))}"
 
     def require_writable(self) -> None:
         """Look, and change nothing.
