@@ -41,23 +41,23 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "Set `destination.memory_limit` of a DuckDB file to a few MB, and update many rows in one "
         "transaction.",
         "integration/test_duckdb_updates.py",
-        "test_changes_that_need_more_memory_than_there_is_are_refused_for_their_size",
+        "test_changes_that_need_more_memory_than_available_are_refused_as_too_large",
     ),
     "ColumnReserved": Provoked(
         "Add a column `_etl_op` to a table in mode `append`.",
         "integration/test_modes_pipeline.py",
-        "test_a_table_that_can_not_be_kept_is_refused_before_anything_is_made",
+        "test_a_table_that_cannot_be_kept_is_refused_before_anything_is_created",
     ),
     "ConfigError": Provoked(
         "Misspell a setting in `etl.yaml`, or use a variable that is not set.",
         "integration/test_dagster_discovery.py",
-        "test_a_variable_that_is_not_set_leaves_the_assets_and_is_named_by_the_tick",
+        "test_an_unset_variable_keeps_the_assets_and_is_named_by_the_tick",
     ),
     "CopyMissing": Provoked(
         "Stop the pipeline, copy its DuckDB file, copy one more table, and put the older file back "
         "under a state store that keeps no record of the destination.",
         "integration/test_belonging.py",
-        "test_one_table_that_was_copied_after_the_backup_is_missed",
+        "test_a_table_copied_after_the_backup_is_found_missing",
     ),
     "CopyNeeded": Provoked(
         "Set `retry.max_retained_wal: 0`, have a table stop, and run `etl-dagster retry`.",
@@ -86,17 +86,17 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "Not in a pipeline that runs: a start finishes an interrupted change, so only code that "
         "asks the state store itself can meet it.",
         "unit/test_provoked.py",
-        "test_a_change_that_was_begun_at_the_destination_is_not_taken_for_done",
+        "test_a_change_only_begun_at_the_destination_is_not_taken_for_done",
     ),
     "DestinationReplaced": Provoked(
         "Stop the pipeline, delete its DuckDB file, and start it again.",
         "integration/test_belonging.py",
-        "test_a_file_that_is_missing_older_or_another_is_refused",
+        "test_a_missing_older_or_different_file_is_refused",
     ),
     "DestinationRestored": Provoked(
         "Stop the pipeline, copy its DuckDB file, let it continue, and put the copy back.",
         "integration/test_belonging.py",
-        "test_a_file_that_is_missing_older_or_another_is_refused",
+        "test_a_missing_older_or_different_file_is_refused",
     ),
     "DestinationShared": Provoked(
         "Give two pipelines the same `destination.path`.",
@@ -117,7 +117,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "With several destinations, make the folder of one of them read-only, and run "
         "`etl-dagster run --until-caught-up`.",
         "unit/test_fan_out_waiting.py",
-        "test_the_others_catch_up_before_it_is_said_which_ones_failed",
+        "test_the_others_catch_up_before_the_failed_ones_are_reported",
     ),
     "HandoverTimeout": Provoked(
         "Copy a table in a process of its own, such as a Dagster run, and stop the process that "
@@ -128,7 +128,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "HookFailed": Provoked(
         "Raise an exception in the function that `hook` names.",
         "unit/test_shaping_rows.py",
-        "test_a_hook_that_does_otherwise_fails_without_a_value",
+        "test_a_hook_that_breaks_the_rules_fails_without_showing_a_value",
     ),
     "InvalidState": Provoked(
         "Run `etl-dagster retry` for a table that has not stopped.",
@@ -149,38 +149,38 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "ModeNeedsKey": Provoked(
         "Set `mode: scd2` for a table without a primary key.",
         "integration/test_modes_pipeline.py",
-        "test_a_table_that_can_not_be_kept_is_refused_before_anything_is_made",
+        "test_a_table_that_cannot_be_kept_is_refused_before_anything_is_created",
     ),
     "MoveNotFinished": Provoked(
         "Kill `etl-dagster move` before it ends, and start the shard that gets the table.",
         "unit/test_provoked.py",
-        "test_a_table_whose_move_was_interrupted_is_told_from_one_of_another_shard",
+        "test_an_interrupted_move_is_told_from_a_table_of_another_shard",
     ),
     "MoveRefused": Provoked(
         "Run `etl-dagster move` for the last table of a publication.",
         "integration/test_shards.py",
-        "test_what_can_not_be_moved_is_refused_by_name",
+        "test_tables_that_cannot_be_moved_are_refused_by_name",
     ),
     "NoSlotFree": Provoked(
         "Create slots on the source until `max_replication_slots` is reached, and reset a table.",
         "integration/test_fan_out.py",
-        "test_where_no_slot_is_free_it_says_so_until_one_is",
+        "test_the_lack_of_a_free_slot_is_reported_until_one_is_free",
     ),
     "NotOffered": Provoked(
         "Run `etl-dagster remove --with-tables` with an HTTP destination.",
         "unit/test_provoked.py",
-        "test_tables_of_a_service_can_neither_be_removed_nor_compared",
+        "test_the_tables_of_a_service_can_be_neither_removed_nor_compared",
     ),
     "PartitionIdentity": Provoked(
         "Publish a partitioned table through its root (`publish_via_partition_root`), and give one "
         "partition another replica identity.",
         "integration/test_partitions.py",
-        "test_partitions_that_identify_rows_otherwise_than_their_root_stop_the_table",
+        "test_partitions_with_another_replica_identity_than_their_root_stop_the_table",
     ),
     "PipelineInUse": Provoked(
         "Run `etl-dagster run` twice.",
         "integration/test_cli_answers.py",
-        "test_answers_about_a_pipeline_that_runs_name_its_process",
+        "test_answers_about_a_running_pipeline_name_its_process",
     ),
     "PublicationEmpty": Provoked(
         "`CREATE PUBLICATION etl_pub;` without a table.",
@@ -190,13 +190,13 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "PublicationMissing": Provoked(
         "`DROP PUBLICATION etl_pub;`",
         "integration/test_preflight.py",
-        "test_a_missing_publication_is_named_with_those_there_are",
+        "test_a_missing_publication_is_named_with_the_existing_ones",
     ),
     "PublicationRecreated": Provoked(
         "Stop the pipeline, drop the publication, change a row, create the publication again, and "
         "start the pipeline.",
         "integration/test_continuation.py",
-        "test_a_publication_that_was_created_again_is_not_taken_for_an_unreachable_server",
+        "test_a_recreated_publication_is_not_mistaken_for_an_unreachable_server",
     ),
     "QuarantineNeedsKey": Provoked(
         "Set `odd_values: quarantine` for a table without a primary key.",
@@ -213,7 +213,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "In one large transaction, alter a table after a savepoint, write rows, and roll back to "
         "the savepoint, with the event trigger installed.",
         "unit/test_streamed.py",
-        "test_an_alteration_that_may_be_of_the_savepoint_is_never_guessed_about",
+        "test_it_is_never_guessed_whether_an_alteration_was_in_the_savepoint",
     ),
     "RowChangesText": Provoked(
         "Publish a table without a key, with `REPLICA IDENTITY FULL` and a column of type "
@@ -260,7 +260,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "Set `max_slot_wal_keep_size = '1MB'` on a test server, stop the pipeline, write 100 MB, "
         "and run CHECKPOINT.",
         "integration/test_lost_slot.py",
-        "test_a_lost_slot_is_replaced_and_every_table_copied_where_that_is_chosen",
+        "test_a_lost_slot_is_replaced_and_every_table_copied_if_so_configured",
     ),
     "SlotMissing": Provoked(
         "Stop the pipeline, and run `SELECT "
@@ -281,7 +281,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "SlotOfPrimary": Provoked(
         "With `failover: true` on the primary, start a pipeline of the same name on its standby.",
         "integration/test_failover.py",
-        "test_a_promotion_is_survived_with_nothing_lost_and_nothing_doubled",
+        "test_a_promotion_loses_and_doubles_nothing",
     ),
     "SourceAuthenticationFailed": Provoked(
         "Set `ETL_DAGSTER__SOURCE__PASSWORD=wrong`.",
@@ -317,7 +317,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "SourceUnreachable": Provoked(
         "Stop the source's server.",
         "integration/test_preflight.py",
-        "test_a_server_that_is_not_there_is_a_finding",
+        "test_an_unreachable_server_is_a_finding",
     ),
     "SpoolError": Provoked(
         "It groups the three errors about transactions in progress; see those.",
@@ -332,7 +332,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "SpoolUnusable": Provoked(
         "Point `batch.spool_dir` to a full disk, and run a large transaction on the source.",
         "unit/test_spool.py",
-        "test_a_full_disk_is_an_error_that_tells_what_to_do",
+        "test_a_full_disk_is_an_error_that_says_what_to_do",
     ),
     "StandbyBehind": Provoked(
         "With a standby as the source, stop its primary, and restart the standby.",
@@ -347,7 +347,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "StoreError": Provoked(
         "Point `state_store.dsn` to a pooler in transaction mode, without `session_dsn`.",
         "integration/test_pooler.py",
-        "test_a_lease_through_it_is_refused_and_the_setting_is_named",
+        "test_a_lease_through_a_pooler_is_refused_and_the_setting_is_named",
     ),
     "StoreRestored": Provoked(
         "Stop the pipeline, dump the state store, let the pipeline continue, and restore the dump.",
@@ -357,7 +357,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "StoreUnreachable": Provoked(
         "Stop the state store's server.",
         "integration/test_postgres_store.py",
-        "test_a_server_that_is_not_there_is_worth_a_retry",
+        "test_an_unreachable_server_may_be_retried",
     ),
     "Superseded": Provoked(
         "Stop the process with SIGSTOP, end its sessions in the state store, start a second one, "
@@ -383,7 +383,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "TableRewritten": Provoked(
         "Run VACUUM FULL on a table while it is copied.",
         "unit/test_table_sync.py",
-        "test_a_chunk_of_a_table_that_is_rewritten_meanwhile_counts_not_as_copied",
+        "test_a_chunk_of_a_table_that_is_rewritten_meanwhile_does_not_count_as_copied",
     ),
     "TableWriteFailed": Provoked(
         "Create a table of the same name in the DuckDB file before the pipeline's first start.",
@@ -398,7 +398,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "ValueNotHeld": Provoked(
         "Set `odd_values: fail`, and write `NaN` into a column of type `numeric(12,2)`.",
         "unit/test_odd_policies.py",
-        "test_a_table_that_is_to_fail_stops_and_names_the_position_but_no_value",
+        "test_under_the_fail_policy_a_table_stops_and_names_the_position_but_no_value",
     ),
 }
 

@@ -59,7 +59,7 @@ def test_the_site_is_built_without_a_warning(site: Path) -> None:
     assert (site / "index.html").exists()
 
 
-def test_a_link_that_leads_nowhere_ends_the_build(tmp_path: Path) -> None:
+def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
     """By the site's settings, with a page in place of its pages."""
     page = tmp_path / "docs" / "index.md"
     page.parent.mkdir()
@@ -93,7 +93,7 @@ class _Requests(HTMLParser):
             self.addresses.add(address)
 
 
-def test_no_page_asks_another_server_for_anything(site: Path) -> None:
+def test_no_page_loads_anything_from_another_server(site: Path) -> None:
     asked: set[str] = set()
     pages = list(site.rglob("*.html"))
     assert len(pages) > 10

@@ -50,7 +50,7 @@ def _moods(rng: random.Random) -> Plan:
     return plan
 
 
-def test_random_owner(
+def test_random_actions_of_an_owner_leave_every_table_in_step(
     newest_database: Database,
     make_config: Callable[..., PipelineConfig],
     kind: str,

@@ -93,7 +93,7 @@ def test_the_tutorials_destination_has_at_most_forty_lines() -> None:
     ("answers", "requests"),
     [([204], 1), ([500, 429, 503, 204], 4), ([404], 1), ([422, 204], 1)],
 )
-def test_the_tutorials_destination_repeats_what_may_pass_and_nothing_else(
+def test_the_tutorials_destination_retries_only_transient_failures(
     monkeypatch: pytest.MonkeyPatch, answers: list[int], requests: int
 ) -> None:
     came = 0

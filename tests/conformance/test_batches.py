@@ -71,7 +71,7 @@ def _place(entry: tuple[str, int, int, object]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_columns_and_events_tell_the_same_changes_and_the_events_are_in_order(seed: int) -> None:
+def test_columns_and_events_hold_the_same_changes_and_the_events_are_in_order(seed: int) -> None:
     random = Random(seed)
     source = RandomSource()
     source.run(random_transactions(random))

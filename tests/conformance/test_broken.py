@@ -116,7 +116,7 @@ def test_a_failure_shows_what_was_compared(outcomes: Mapping[str, Outcome]) -> N
         ("TestNoWayToRead", "define read_rows(self, destination, schema)"),
     ],
 )
-def test_a_test_class_without_a_needed_hook_is_told_its_name(
+def test_a_test_class_that_lacks_a_hook_gets_its_name(
     outcomes: Mapping[str, Outcome], name: str, told: str
 ) -> None:
     [reason] = [*outcomes[name].failed.values(), *outcomes[name].errors.values()]
@@ -155,7 +155,9 @@ def test_a_check_that_does_not_run_says_why(
     assert told in outcomes[name].skipped[check]
 
 
-def test_the_least_that_a_test_class_defines_is_enough(outcomes: Mapping[str, Outcome]) -> None:
+def test_the_minimum_that_a_test_class_must_define_is_enough(
+    outcomes: Mapping[str, Outcome],
+) -> None:
     least = outcomes["TestTheLeast"]
 
     assert len(least.passed) > 40

@@ -150,9 +150,7 @@ class TestDuckDB(DestinationSuite):
         other.deliver(second, epoch=2)
         subject.holds(VISITS, [{"page": "/", "at": 1}, {"page": "/", "at": 2}])
 
-    def test_a_log_takes_the_place_of_a_mirror_and_nothing_takes_that_of_a_log(
-        self, subject: Subject
-    ) -> None:
+    def test_a_log_replaces_a_mirror_and_nothing_replaces_a_log(self, subject: Subject) -> None:
         subject.copy(ORDERS, [order(1)])
         subject.copy(LOGGED, [order(2)], copy_id="copy-2", replay_from=50)
         assert [row["id"] for row in subject.kept(LOGGED)] == [2]

@@ -33,7 +33,7 @@ _FOUND: dict[str, ServerBinaries] = {f"pg{found.major}": found for found in find
 class ChecksOfOurOwn(StoreSuite):
     """What the suite can't ask of every store."""
 
-    def test_schemas_come_by_table_and_version(self, store: PipelineStore) -> None:
+    def test_schemas_are_ordered_by_table_and_version(self, store: PipelineStore) -> None:
         for schema in (PRICES, ORDERS.at(Lsn(100)), ORDERS):
             store.store_table_schema(schema)
 

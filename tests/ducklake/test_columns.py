@@ -49,7 +49,7 @@ def retyped(name: str, oid: int) -> TableSchema:
     return replace(ORDERS, columns=tuple(columns))
 
 
-def test_a_type_that_duckdb_only_widens_is_changed_by_another_table(
+def test_a_type_that_duckdb_can_only_widen_is_changed_through_another_table(
     place: LakePlace, destination: DuckLakeDestination
 ) -> None:
     """bigint to text: DuckLake refuses it, and the earlier snapshot keeps the numbers."""
@@ -101,7 +101,7 @@ def test_a_table_whose_name_another_one_takes_may_have_been_altered_before(
     assert [(row["id"], row["extra"]) for row in aside] == [(1, None), (2, 5)]
 
 
-def test_values_with_parts_are_in_files_and_others_in_the_catalog(
+def test_nested_values_are_in_files_and_others_in_the_catalog(
     place: LakePlace, destination: DuckLakeDestination
 ) -> None:
     with destination._transaction(alone=True) as session:

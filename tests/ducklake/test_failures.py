@@ -77,7 +77,7 @@ class _Server:
         ({"user": "no_such_user"}, "refuses the connection"),
     ],
 )
-def test_a_server_that_can_not_be_had_is_told_without_the_password(
+def test_an_unreachable_server_is_reported_without_its_password(
     lake_database: Database, tmp_path: Path, changed: dict[str, str | int], told: str
 ) -> None:
     place = at(lake_database, tmp_path, **changed, password=WRONG)
@@ -117,9 +117,7 @@ def tried(write: Callable[[], None]) -> EtlError | None:
     return None
 
 
-def test_a_server_that_takes_no_writes_is_waited_for(
-    lake_database: Database, tmp_path: Path
-) -> None:
+def test_a_read_only_server_is_waited_for(lake_database: Database, tmp_path: Path) -> None:
     writer = Writer(lake_at_server(lake_database, tmp_path))
     with lake_database.connect() as admin:
         admin.execute(f"alter database {lake_database.name} set default_transaction_read_only = on")
@@ -152,7 +150,7 @@ def test_a_file_that_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["duckdb", "sqlite"])
-def test_a_catalog_that_went_back_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_catalog_restored_from_a_backup_is_refused(kind: str, tmp_path: Path) -> None:
     place = lake_in_file(kind, tmp_path)
     writer = Writer(place)
     path, backup = tmp_path / f"catalog.{kind}", tmp_path / "backup"
@@ -166,7 +164,7 @@ def test_a_catalog_that_went_back_is_refused(kind: str, tmp_path: Path) -> None:
     writer.destination.shutdown()
 
 
-def test_another_lake_in_its_place_is_refused(tmp_path: Path) -> None:
+def test_a_different_lake_in_its_place_is_refused(tmp_path: Path) -> None:
     writer = Writer(lake_in_file("duckdb", tmp_path))
     other = tmp_path / "other"
     other.mkdir()
@@ -199,7 +197,7 @@ def test_a_value_of_a_row_is_in_no_message(
     writer.destination.shutdown()
 
 
-def test_files_elsewhere_than_the_catalog_says_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_where_the_catalog_says_are_refused(tmp_path: Path) -> None:
     place = lake_in_file("duckdb", tmp_path)
     Writer(place).destination.shutdown()
     moved = LakePlace(place.catalog, str(tmp_path / "elsewhere"), 10, "256MB")
@@ -225,7 +223,7 @@ def test_a_lake_without_rights_at_the_server_says_what_to_grant(
             admin.execute("drop role lake_reader")
 
 
-def test_the_least_right_is_enough(lake_database: Database, tmp_path: Path) -> None:
+def test_the_smallest_grant_is_enough(lake_database: Database, tmp_path: Path) -> None:
     with lake_database.connect() as admin:
         place = at(lake_database, tmp_path, user="lake_owner", password="0wner")
         schema = place.catalog.schema  # type: ignore[attr-defined]

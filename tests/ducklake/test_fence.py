@@ -87,7 +87,7 @@ def numbers(writers: TwoWriters, target: Target) -> list[int]:
         return sorted(id for (id,) in session.fetch(f"SELECT id FROM {target.sql}"))
 
 
-def test_of_two_that_compare_and_set_the_second_is_refused(writers: TwoWriters) -> None:
+def test_the_second_of_two_writers_that_compare_and_set_is_refused(writers: TwoWriters) -> None:
     with refused(), writers.transaction() as late:
         with writers.transaction() as early:
             early.execute("INSERT INTO _etl.copies VALUES (1, 'a', 'running', NULL)")
@@ -104,7 +104,9 @@ def test_without_the_fence_both_would_be_committed(writers: TwoWriters) -> None:
         late.execute("INSERT INTO _etl.copies VALUES (1, 'b', 'running', NULL)")
 
 
-def test_a_chunk_is_written_once_by_two_who_write_it_at_a_time(writers: TwoWriters) -> None:
+def test_a_chunk_that_two_workers_write_at_the_same_time_is_written_once(
+    writers: TwoWriters,
+) -> None:
     target, chunk = begin(writers), ChunkId("copy", 0)
     with refused(), writers.transaction() as late:
         assert not Copies(late).has_chunk(ORDERS.id, chunk)
@@ -125,7 +127,7 @@ def test_chunks_of_one_table_are_written_side_by_side(writers: TwoWriters) -> No
     assert numbers(writers, target) == [1, 2]
 
 
-def test_a_chunk_is_refused_that_another_wrote_before_the_end_of_the_copy(
+def test_a_chunk_that_another_worker_wrote_before_the_copy_ended_is_refused(
     writers: TwoWriters,
 ) -> None:
     """The end forgets the chunks, and renames the table, which alone refuses no insert."""
@@ -170,7 +172,9 @@ def test_the_end_of_a_copy_refuses_no_chunk_of_another_table(writers: TwoWriters
     assert numbers(writers, staging) == [1]
 
 
-def test_a_lake_that_went_back_is_refused_before_anything_is_written(writers: TwoWriters) -> None:
+def test_a_lake_restored_from_a_backup_is_refused_before_anything_is_written(
+    writers: TwoWriters,
+) -> None:
     for _ in range(2):
         with writers.transaction() as session:
             turn = writers.fence.pass_(session)

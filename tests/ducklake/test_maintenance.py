@@ -158,7 +158,7 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be(place: LakePlace, stre
     assert files(place) == 0
 
 
-def test_a_pipeline_writes_on_meanwhile(place: LakePlace, stream: Stream) -> None:
+def test_a_pipeline_keeps_writing_during_maintenance(place: LakePlace, stream: Stream) -> None:
     stream.insert(0, 3)
     failures: list[BaseException] = []
 
@@ -180,7 +180,7 @@ def test_a_pipeline_writes_on_meanwhile(place: LakePlace, stream: Stream) -> Non
     assert ids(place) == [0, 1, 2, *range(10, 22)]
 
 
-def test_the_command_and_the_job_do_it(
+def test_the_command_and_the_job_run_the_maintenance(
     place: LakePlace, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream.insert(0, 1)

@@ -122,7 +122,7 @@ def test_a_reported_alteration_is_finished_by_the_next_start(
     ],
     ids=["rename", "made again", "computed", "swap"],
 )
-def test_a_table_that_is_altered_while_it_is_copied_is_copied_as_it_is_then(
+def test_a_table_altered_during_its_copy_arrives_in_its_new_shape(
     newest_database: Database, make_config: MakeConfig, reported: bool, change: str
 ) -> None:
     """Rows, and values that updates left out, are read by the names that columns had."""
@@ -179,7 +179,7 @@ class Swap:
         self._owner.commit()
 
 
-def test_a_chunk_that_waits_for_a_swap_of_names_is_not_read_of_the_other_table(
+def test_a_chunk_that_waits_for_a_name_swap_is_not_read_from_the_other_table(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     """Postgres looks a name up again once it has the lock that it waited for."""
@@ -206,7 +206,7 @@ def test_a_chunk_that_waits_for_a_swap_of_names_is_not_read_of_the_other_table(
     assert differences(database, config, ["others"]) == []
 
 
-def test_what_is_asked_of_a_table_is_not_answered_of_the_one_that_has_got_its_name(
+def test_a_question_about_a_table_is_not_answered_for_the_one_that_took_its_name(
     newest_database: Database,
 ) -> None:
     database = newest_database
@@ -235,7 +235,7 @@ def test_what_is_asked_of_a_table_is_not_answered_of_the_one_that_has_got_its_na
     assert not is_empty
 
 
-def test_scripts_of_an_extension_that_alter_a_table_are_followed(
+def test_a_table_altered_by_an_extension_script_is_followed(
     newest_database: Database, make_config: MakeConfig, open_folder: Path
 ) -> None:
     """Their statements come in one command, which is not an ALTER TABLE."""

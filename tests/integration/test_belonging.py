@@ -105,7 +105,7 @@ def reset_all(config: PipelineConfig, store: CoordinatingStore) -> None:
     store.reset_for_resync()
 
 
-def test_a_file_that_is_missing_older_or_another_is_refused(
+def test_a_missing_older_or_different_file_is_refused(
     database: Database, config: PipelineConfig, store: CoordinatingStore, file: Path, tmp_path: Path
 ) -> None:
     catch_up(config)
@@ -147,7 +147,7 @@ def test_a_file_that_is_missing_older_or_another_is_refused(
     assert_table_in_step(database, config, "items")
 
 
-def test_an_older_file_is_repaired_where_that_is_asked_for(
+def test_an_older_file_is_repaired_on_request(
     newest_database: Database, make_config: MakeConfig, file: Path, tmp_path: Path
 ) -> None:
     """What was written after the backup doesn't come again by the stream."""
@@ -199,7 +199,7 @@ def test_a_file_of_an_earlier_version_gets_a_mark(
     assert store.get_known_destination().identity == mark.identity  # type: ignore[attr-defined]
 
 
-def test_without_a_record_the_copies_tell_a_wrong_file(
+def test_without_a_record_the_copies_reveal_a_wrong_file(
     database: Database, config: PipelineConfig, store: CoordinatingStore, file: Path
 ) -> None:
     """As with a store of an earlier version, and one of the three small contracts."""
@@ -209,7 +209,7 @@ def test_without_a_record_the_copies_tell_a_wrong_file(
     assert_refused(config, CopyMissing, "complete copy of public.items, public.other")
 
 
-def test_one_table_that_was_copied_after_the_backup_is_missed(
+def test_a_table_copied_after_the_backup_is_found_missing(
     database: Database, config: PipelineConfig, store: CoordinatingStore, file: Path, tmp_path: Path
 ) -> None:
     """The copy alone makes the difference, no batch was written since."""
@@ -232,7 +232,7 @@ def test_one_table_that_was_copied_after_the_backup_is_missed(
 
 
 @pytest.mark.parametrize("change", ["removed", "another", "older", "overwritten"])
-def test_a_file_that_is_exchanged_while_running_ends_the_pipeline(
+def test_a_file_replaced_while_running_ends_the_pipeline(
     database: Database, config: PipelineConfig, file: Path, tmp_path: Path, change: str
 ) -> None:
     def exchange(pipeline: Pipeline) -> None:

@@ -175,7 +175,7 @@ def test_stream_and_copy_continue_after_their_connections_broke(
         replica.assert_in_step()
 
 
-def test_a_stream_that_falls_silent_is_noticed_and_made_again(
+def test_a_stream_that_falls_silent_is_noticed_and_reopened(
     replica: Replica, make_config: MakeConfig
 ) -> None:
     """The connection stays open, so that no read ever fails."""
@@ -200,7 +200,7 @@ def running_again(config: PipelineConfig, store: CoordinatingStore) -> Iterator[
 
 
 @pytest.mark.parametrize("place", ["source", "store", "destination"])
-def test_a_stop_waits_for_no_server_that_fell_silent(
+def test_a_stop_does_not_wait_for_a_silent_server(
     replica: Replica, make_config: MakeConfig, place: str
 ) -> None:
     with through_proxy(replica, place, make_config) as (config, proxy):
@@ -297,7 +297,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_a_silent_source(
         assert "Traceback" not in err
 
 
-def test_several_destinations_end_without_a_source_that_fell_silent(
+def test_several_destinations_stop_although_the_source_fell_silent(
     newest_database: Database, tmp_path: Path
 ) -> None:
     newest_database.execute(

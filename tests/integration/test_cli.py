@@ -201,7 +201,7 @@ def test_run_copies_streams_and_ends_when_it_has_caught_up(
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP], ids=["SIGINT", "SIGHUP"])
-def test_ctrl_c_and_a_closed_terminal_end_a_running_pipeline_in_good_order(
+def test_ctrl_c_and_a_closed_terminal_end_a_running_pipeline_cleanly(
     shop: Shop, sent: signal.Signals
 ) -> None:
     with running(shop) as process:
@@ -290,7 +290,7 @@ def test_a_query_has_three_forms(table_of_values: Shop) -> None:
     ]
 
 
-def test_a_query_prints_json_that_every_reader_takes(table_of_values: Shop) -> None:
+def test_a_query_prints_json_that_every_reader_accepts(table_of_values: Shop) -> None:
     sql = "select 'nan'::double a, ['-inf'::double, 1] b"
 
     row = json.loads(table_of_values.call("query", "--json", sql).stdout)
@@ -300,7 +300,7 @@ def test_a_query_prints_json_that_every_reader_takes(table_of_values: Shop) -> N
     assert (refused.returncode, "two columns are called 'a'" in refused.stderr) == (2, True)
 
 
-def test_a_query_shows_what_python_has_no_value_for(table_of_values: Shop) -> None:
+def test_a_query_shows_values_that_python_cannot_represent(table_of_values: Shop) -> None:
     sql = "select 'infinity'::timestamptz t, '20000-01-01'::timestamp late"
 
     row = json.loads(table_of_values.call("query", "--json", sql).stdout)
@@ -310,7 +310,7 @@ def test_a_query_shows_what_python_has_no_value_for(table_of_values: Shop) -> No
 
 
 @pytest.mark.parametrize("sql", ["delete from t", "selec 1", "select * from nothing"])
-def test_a_query_only_reads_and_says_what_it_does_not_understand(
+def test_a_query_that_writes_or_is_invalid_is_refused_with_the_reason(
     table_of_values: Shop, sql: str
 ) -> None:
     answer = table_of_values.call("query", sql)
@@ -398,7 +398,7 @@ def test_what_cannot_start_is_explained_and_leaves_nothing_behind(
     assert shop.is_untouched
 
 
-def test_everything_in_the_way_is_told_at_once(shop: Shop) -> None:
+def test_all_obstacles_to_a_start_are_reported_at_once(shop: Shop) -> None:
     missing_publication(shop)
     no_folder(shop)
 
@@ -433,7 +433,7 @@ def test_a_server_without_logical_wal_is_explained(
         assert shop.is_untouched
 
 
-def test_a_folder_that_may_not_be_written_is_explained(newest_database: Database) -> None:
+def test_a_folder_without_write_permission_is_explained(newest_database: Database) -> None:
     with tempfile.TemporaryDirectory(prefix="etl-test-cli-") as name:
         shop = shop_in(newest_database, Path(name))
         Path(name).chmod(0o555)
@@ -521,7 +521,7 @@ def test_the_doctor_finds_everything_and_changes_nothing(shop: Shop) -> None:
     assert shop.is_untouched
 
 
-def test_the_doctor_is_content_with_a_pipeline_that_runs(shop: Shop) -> None:
+def test_the_doctor_finds_no_fault_with_a_running_pipeline(shop: Shop) -> None:
     with running(shop):
         answer = shop.call("doctor", "--json")
 
@@ -531,7 +531,7 @@ def test_the_doctor_is_content_with_a_pipeline_that_runs(shop: Shop) -> None:
     assert checks["state store"]["message"] == "schema 'etl' is up to date"
 
 
-def test_the_doctor_tells_a_role_that_may_not_create_the_state_store(shop: Shop) -> None:
+def test_the_doctor_reports_a_role_that_may_not_create_the_state_store(shop: Shop) -> None:
     role = f"{shop.database.name}_poor"
     shop.database.execute(
         f"create role {role} login replication password '{PASSWORD}'",
@@ -554,7 +554,7 @@ def test_the_doctor_tells_a_role_that_may_not_create_the_state_store(shop: Shop)
         shop.database.execute(f"drop owned by {role} cascade", f"drop role {role}")
 
 
-def test_status_of_what_never_ran_makes_nothing(shop: Shop) -> None:
+def test_status_of_a_pipeline_that_never_ran_creates_nothing(shop: Shop) -> None:
     answer = shop.call("status")
 
     assert answer.returncode == 2
@@ -588,7 +588,7 @@ def test_a_table_is_copied_again_while_the_pipeline_runs(shop: Shop) -> None:
         assert shop.count() == ROWS
 
 
-def test_a_reset_announces_asks_and_may_be_only_tried(shop: Shop) -> None:
+def test_a_reset_announces_what_it_does_asks_first_and_has_a_dry_run(shop: Shop) -> None:
     assert shop.run("run", "--until-caught-up").returncode == 0
 
     tried = shop.call("reset", "--all", "--dry-run")
@@ -600,7 +600,7 @@ def test_a_reset_announces_asks_and_may_be_only_tried(shop: Shop) -> None:
     assert shop.database.slots() == [apply_slot_name("shop")]
 
 
-def test_a_lost_slot_stops_the_start_and_reset_all_is_the_way_back(shop: Shop) -> None:
+def test_a_lost_slot_prevents_the_start_and_reset_all_recovers_from_it(shop: Shop) -> None:
     assert shop.run("run", "--until-caught-up").returncode == 0
     shop.database.drop_slots()
 
@@ -741,7 +741,7 @@ def test_a_role_that_may_only_write_rows_runs_a_pipeline_and_mirrors_it(shop: Sh
         shop.database.execute(f"DROP OWNED BY {name}", f"DROP ROLE {name}")
 
 
-def test_doctor_warns_of_a_place_for_positions_that_is_not_there(shop: Shop) -> None:
+def test_doctor_warns_that_the_place_for_positions_is_missing(shop: Shop) -> None:
     """The pipeline continues without it, so it is not an error."""
     shop.configure(meltano={"state_backend": SECRET_URI})
 
@@ -752,7 +752,7 @@ def test_doctor_warns_of_a_place_for_positions_that_is_not_there(shop: Shop) -> 
     assert SECRET not in report.stdout
 
 
-def test_doctor_makes_nothing_where_positions_will_be(shop: Shop) -> None:
+def test_doctor_creates_nothing_where_positions_will_be(shop: Shop) -> None:
     shop.database.execute("CREATE SCHEMA elsewhere")
     uri = state_uri(shop.database, "elsewhere")
     shop.configure(meltano={"state_backend": uri})

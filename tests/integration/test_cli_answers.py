@@ -34,7 +34,7 @@ def configure(database: Database, folder: Path) -> None:
     (folder / "etl.yaml").write_text(json.dumps(values))
 
 
-def test_names_that_differ_in_case_are_foreseen_and_stop_their_table_alone(
+def test_names_that_differ_only_in_case_are_predicted_and_stop_only_their_table(
     newest_database: Database, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     newest_database.execute(
@@ -71,7 +71,7 @@ def test_names_that_differ_in_case_are_foreseen_and_stop_their_table_alone(
     assert rows(config, "select id from public.items order by 1") == [(1,), (2,)]
 
 
-def test_answers_about_a_pipeline_that_runs_name_its_process(
+def test_answers_about_a_running_pipeline_name_its_process(
     newest_database: Database, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     newest_database.execute(
@@ -94,7 +94,9 @@ def test_answers_about_a_pipeline_that_runs_name_its_process(
     assert "starts it" not in said
 
 
-def test_a_source_that_is_away_is_one_error(newest_database: Database, tmp_path: Path) -> None:
+def test_an_unreachable_source_is_reported_as_one_error(
+    newest_database: Database, tmp_path: Path
+) -> None:
     configure(newest_database, tmp_path)
     away = newest_database.dsn.replace(newest_database.name, "nowhere")
     text = (tmp_path / "etl.yaml").read_text().replace(newest_database.dsn, away)
@@ -108,16 +110,14 @@ def test_a_source_that_is_away_is_one_error(newest_database: Database, tmp_path:
     assert "in the source, which can't be reached: not checked" in result.stdout
 
 
-def test_color_is_left_out_where_that_is_asked_for(
-    tmp_path: Path, newest_database: Database
-) -> None:
+def test_color_is_left_out_on_request(tmp_path: Path, newest_database: Database) -> None:
     configure(newest_database, tmp_path)
 
     assert "\x1b[" in command(tmp_path, "doctor", color=True).stdout
     assert "\x1b[" not in command(tmp_path, "doctor", color=True, env={"NO_COLOR": "1"}).stdout
 
 
-def test_without_a_terminal_a_reset_names_the_option(
+def test_without_a_terminal_a_reset_names_the_option_it_needs(
     newest_database: Database, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     newest_database.execute(

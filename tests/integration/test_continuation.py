@@ -146,7 +146,7 @@ def test_the_doctor_reports_a_slot_that_is_gone_or_was_advanced(
     assert "reset --all" in found.solution
 
 
-def test_a_table_that_stopped_in_its_copy_is_shown_with_its_slot(
+def test_a_table_that_stopped_during_its_copy_is_shown_with_its_slot(
     database: Database, config: PipelineConfig, tmp_path: Path
 ) -> None:
     from click.testing import CliRunner
@@ -199,7 +199,7 @@ def test_a_table_that_stopped_in_its_copy_is_shown_with_its_slot(
     assert group not in database.slots()
 
 
-def test_a_publication_that_was_created_again_is_not_taken_for_an_unreachable_server(
+def test_a_recreated_publication_is_not_mistaken_for_an_unreachable_server(
     database: Database, config: PipelineConfig
 ) -> None:
     """Postgres 18 sends on without it, and the tables are copied again; older ones can't send."""
@@ -231,7 +231,7 @@ def test_a_publication_that_was_created_again_is_not_taken_for_an_unreachable_se
     assert_table_in_step(database, config, "items")
 
 
-def test_a_publication_that_is_missing_is_named_so(
+def test_a_missing_publication_is_reported_as_missing(
     database: Database, config: PipelineConfig
 ) -> None:
     database.execute("drop publication etl_pub", "insert into items values (1001, 0)")

@@ -127,7 +127,7 @@ def test_a_run_without_a_worker_fails_and_says_what_to_start(
     assert not [event for event in run.all_events if event.is_step_event]
 
 
-def test_a_killed_worker_is_made_up_for_by_the_other(
+def test_the_other_worker_makes_up_for_a_killed_one(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Celery tells no one that a worker is gone: the run ends all the same."""

@@ -168,7 +168,7 @@ def test_the_check_can_be_run_alone_and_fails_while_the_sensor_is_off(
         assert "Turn on the sensor shop_replication" in evaluation.description
 
 
-def test_a_copy_is_one_materialization_and_a_new_copy_leaves_no_check_blank(
+def test_a_copy_is_one_materialization_and_a_second_copy_leaves_every_check_evaluated(
     small_shop: Database, shop_file: Path
 ) -> None:
     with dagster(shop_file, report_every_s=0.1) as ui:
@@ -239,7 +239,7 @@ def test_a_copy_ends_when_its_replicator_is_gone_and_is_resumed(
         assert ui.materialization_of("orders").metadata["table_copy_resumed_chunks"].value == 1
 
 
-def test_each_tick_names_its_moment_and_logs_what_is_new(
+def test_each_tick_reports_its_time_and_logs_what_is_new(
     small_shop: Database, shop_file: Path
 ) -> None:
     with dagster(shop_file) as ui:
@@ -263,7 +263,7 @@ def test_assets_have_a_freshness_policy(shop_file: Path) -> None:
     )
 
 
-def test_a_run_with_another_destination_than_the_replicator_is_refused(
+def test_a_run_with_a_different_destination_than_the_replicators_is_refused(
     small_shop: Database, shop_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As where runs have machines of their own: the same configuration, but another disk."""

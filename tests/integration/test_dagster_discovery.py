@@ -23,7 +23,7 @@ from tests.support.dagster_in_process import dagster, write_config
 from tests.support.database import Database
 
 
-def test_the_state_store_has_the_tables_that_the_source_can_not_tell(
+def test_tables_are_discovered_from_the_state_store_while_the_source_is_unreachable(
     newest_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "a new pod's"))
@@ -88,7 +88,7 @@ def test_comments_of_tables_and_columns_are_shown(
     assert shown() == first
 
 
-def test_a_variable_that_is_not_set_leaves_the_assets_and_is_named_by_the_tick(
+def test_an_unset_variable_keeps_the_assets_and_is_named_by_the_tick(
     newest_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))

@@ -122,7 +122,7 @@ def _reset(file: Path, *destination: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_job_brings_all_destinations_in_step_and_reports_the_tables_of_each(
+def test_a_job_brings_all_destinations_up_to_date_and_reports_the_tables_of_each(
     newest_database: Database, tmp_path: Path
 ) -> None:
     newest_database.execute(

@@ -25,7 +25,7 @@ def reported(ui: Dagster) -> int:
     return sum(int(str(count)) for count in counts)
 
 
-def test_in_the_mode_tick_a_table_is_copied_and_streamed_by_ticks_alone(
+def test_in_tick_mode_a_table_is_copied_and_streamed_by_ticks_alone(
     small_shop: Database, shop_file: Path
 ) -> None:
     resource = EtlConfigFileResource(path=str(shop_file))
@@ -52,7 +52,7 @@ def test_in_the_mode_tick_a_table_is_copied_and_streamed_by_ticks_alone(
         assert published(resource).verdict("shop", "public.orders").is_dead
 
 
-def test_in_the_mode_observe_a_service_copies_and_streams(
+def test_in_observe_mode_a_service_copies_and_streams(
     small_shop: Database, shop_file: Path
 ) -> None:
     config = load_config(shop_file)

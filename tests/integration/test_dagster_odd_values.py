@@ -9,7 +9,7 @@ from tests.support.dagster_in_process import Dagster, dagster, key_of, until, wr
 from tests.support.database import Database
 
 
-def test_the_sensor_says_when_such_a_value_comes_and_when_it_is_gone(
+def test_the_sensor_reports_when_an_odd_value_arrives_and_when_it_is_gone(
     newest_database: Database, tmp_path: Path
 ) -> None:
     newest_database.execute(

@@ -269,7 +269,7 @@ def test_a_terminated_copy_is_requested_again_and_resumes_where_it_was(
         assert resumed["table_copy_resumed_chunks"].value == 1
 
 
-def test_a_body_of_ones_own_copies_a_pipeline_of_resources(
+def test_a_custom_asset_body_copies_a_pipeline_built_from_resources(
     shop: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHOP_DSN", shop.dsn)

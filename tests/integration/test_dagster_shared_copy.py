@@ -44,7 +44,7 @@ def target(newest_server: Any) -> Iterator[Database]:
         yield database
 
 
-def test_a_killed_step_of_several_is_made_up_for_by_the_others(
+def test_the_other_steps_make_up_for_a_killed_one(
     source: Database, target: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of two steps is in the middle of a chunk, and one of them leads: it is either."""
@@ -108,7 +108,7 @@ def test_a_canceled_run_stops_at_once_and_the_next_one_resumes_at_the_chunk(
     assert source.query("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", [slot]) == []
 
 
-def test_a_destination_of_one_writer_is_copied_to_by_one_step(
+def test_a_single_writer_destination_is_copied_to_by_one_step(
     source: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_duckdb_config(source.dsn, tmp_path)

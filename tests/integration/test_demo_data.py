@@ -53,7 +53,7 @@ def test_every_row_of_the_data_is_loaded_and_published(source: psycopg.Connectio
     assert {name for (name,) in published} == set(TABLES)
 
 
-def test_what_is_missing_in_the_data_is_null(source: psycopg.Connection) -> None:
+def test_values_missing_from_the_data_are_null(source: psycopg.Connection) -> None:
     """The numbers are those of the published data."""
     assert number(source, b"SELECT count(*) FROM flights WHERE dep_time IS NULL") == 8_255
     assert number(source, b"SELECT count(*) FROM flights WHERE tailnum = 'NA'") == 0
@@ -88,7 +88,7 @@ def test_an_interrupted_load_leaves_nothing(access: Databases) -> None:
         )
 
 
-def test_the_pipeline_may_read_the_source_and_not_write_it(access: Databases) -> None:
+def test_the_pipeline_may_read_the_source_but_not_write_to_it(access: Databases) -> None:
     dsn = access.dsn(databases.SOURCE, databases.PIPELINE)
     with psycopg.connect(dsn, autocommit=True) as connection:
         assert number(connection, b"SELECT count(*) FROM airlines") == 16

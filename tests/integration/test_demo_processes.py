@@ -56,7 +56,7 @@ def test_a_child_is_interrupted_and_its_own_children_end_too(tmp_path: Path) -> 
     assert has_ended(grandchild)
 
 
-def test_an_order_is_read_from_standard_input_which_ends_with_stop(tmp_path: Path) -> None:
+def test_a_child_reads_its_order_from_stdin_and_a_stop_closes_stdin(tmp_path: Path) -> None:
     code = "import sys; print(sys.stdin.readline(), end='', flush=True); sys.stdin.read()"
     child = Child(
         [sys.executable, "-c", code], log=tmp_path / "log", folder=tmp_path, order="the order"

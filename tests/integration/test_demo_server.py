@@ -132,7 +132,7 @@ def uids_of(server: EmbeddedPostgres) -> list[str]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has folders that others can't enter")
-def test_programs_and_data_below_a_folder_of_root_alone(tmp_path: Path) -> None:
+def test_programs_and_data_may_be_in_a_folder_that_only_root_can_enter(tmp_path: Path) -> None:
     """A checkout in /root: Postgres refuses to be root, and other accounts can't get in."""
     wheel = find_servers()[0]
     closed = tmp_path / "closed with a space"

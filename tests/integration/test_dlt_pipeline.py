@@ -64,7 +64,7 @@ ORDERS = """
 PAGE = Path(__file__).parents[2] / "docs" / "destinations" / "dlt.md"
 
 
-def test_a_postgres_has_through_dlt_what_the_source_has(
+def test_a_postgres_loaded_through_dlt_has_what_the_source_has(
     newest_database: Database,
     warehouse: str,
     make_config: MakeConfig,

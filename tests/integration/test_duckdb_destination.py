@@ -191,7 +191,9 @@ def test_a_uuid_can_be_the_key(destination: DuckDBDestination, path: Path) -> No
     ]
 
 
-def test_names_need_no_care(destination: DuckDBDestination, path: Path) -> None:
+def test_names_with_quotes_dots_and_keywords_just_work(
+    destination: DuckDBDestination, path: Path
+) -> None:
     schema = table(
         [column('i"d', INT8, 1, key=1), column("select", TEXT, 2), column("a.b'; --", TEXT, 3)],
         name='table "x".y',
@@ -209,7 +211,7 @@ def test_names_need_no_care(destination: DuckDBDestination, path: Path) -> None:
     assert count_rows(path) == {schema.name: 1}
 
 
-def test_a_schema_may_be_called_as_the_file(tmp_path: Path) -> None:
+def test_a_schema_may_have_the_same_name_as_the_file(tmp_path: Path) -> None:
     """Two names alone could mean a database and a table."""
     destination = DuckDBDestination(tmp_path / "public.duckdb")
     destination.startup(MemoryStore())
@@ -240,7 +242,7 @@ def test_a_table_that_refuses_is_named_and_the_rest_of_the_batch_can_continue(
     assert count_rows(path) == {"public.visits": 1}
 
 
-def test_equal_rows_that_a_column_keeps_from_being_counted_are_left_alone(
+def test_equal_rows_are_left_alone_if_a_column_hides_their_row_ids(
     destination: DuckDBDestination, path: Path
 ) -> None:
     """DuckDB's own rowid tells equal rows apart, unless a column is called so."""
@@ -258,7 +260,7 @@ def test_equal_rows_that_a_column_keeps_from_being_counted_are_left_alone(
     assert count_rows(path) == {"public.orders": 3}
 
 
-def test_two_names_that_are_one_to_duckdb_do_not_overwrite_each_other(
+def test_two_names_that_are_the_same_to_duckdb_do_not_overwrite_each_other(
     destination: DuckDBDestination, path: Path
 ) -> None:
     shouting = replace(VISITS, id=VISITS.id + 1, table_name="VISITS")
@@ -459,7 +461,7 @@ def test_an_older_epoch_is_refused_by_the_file_itself(path: Path) -> None:
     assert count_rows(path) == {"public.visits": 2}
 
 
-def test_shutdown_lets_go_of_the_file(destination: DuckDBDestination, path: Path) -> None:
+def test_shutdown_releases_the_file(destination: DuckDBDestination, path: Path) -> None:
     destination.write_events(batch(Transactions().commit(insert(VISITS, page="/", at=1))))
     destination.shutdown()
 

@@ -30,7 +30,7 @@ def new_file(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 12, 4096, 8192, 12287])
-def test_a_file_that_was_never_finished_is_as_good_as_none(path: Path, size: int) -> None:
+def test_a_file_that_was_never_finished_counts_as_missing(path: Path, size: int) -> None:
     """A process was killed between its creation and its last header."""
     path.write_bytes(new_file(path)[:size])
     destination = DuckDBDestination(path)
@@ -81,7 +81,7 @@ def test_a_file_of_a_newer_version_of_duckdb_is_named_as_such(path: Path) -> Non
     assert path.read_bytes() == content
 
 
-def test_a_damaged_file_is_not_tried_again_and_again(path: Path) -> None:
+def test_a_damaged_file_is_not_retried(path: Path) -> None:
     content = bytearray(new_file(path))
     content[100] ^= 1
     path.write_bytes(content)

@@ -186,7 +186,7 @@ def odd(file: File) -> list[tuple[Any, ...]]:
     return file.query("SELECT key[1], text, commit_lsn FROM _etl.odd_values ORDER BY ALL")
 
 
-def test_a_marked_row_keeps_what_its_columns_can_not_hold(file: File) -> None:
+def test_a_marked_row_keeps_what_its_columns_cannot_hold(file: File) -> None:
     kept = parts("soft_delete")
     file.copy(kept, [row(1, amount=Unheld("NaN")), row(2, amount=Unheld("NaN"))])
     file.write(delete(kept, id=1), update(kept, **row(2)))
@@ -198,7 +198,7 @@ def test_a_marked_row_keeps_what_its_columns_can_not_hold(file: File) -> None:
 
 
 @pytest.mark.parametrize("mode", ["append", "scd2"])
-def test_each_version_keeps_what_its_columns_can_not_hold(file: File, mode: TableMode) -> None:
+def test_each_version_keeps_what_its_columns_cannot_hold(file: File, mode: TableMode) -> None:
     kept = parts(mode)
     file.copy(kept, [row(1, amount=Unheld("NaN"))])
     file.write(update(kept, **row(1, amount=Unheld("Infinity"))))
@@ -208,7 +208,7 @@ def test_each_version_keeps_what_its_columns_can_not_hold(file: File, mode: Tabl
     assert odd(file) == [("1", "Infinity", 1000), ("1", "NaN", 999)]
 
 
-def test_a_new_copy_tells_rows_apart_by_what_their_columns_can_not_hold(file: File) -> None:
+def test_a_new_copy_tells_rows_apart_by_what_their_columns_cannot_hold(file: File) -> None:
     """Both are null in their rows."""
     kept = parts("scd2")
     file.copy(kept, [row(1, amount=Unheld("NaN")), row(2)])
@@ -224,7 +224,7 @@ def test_a_new_copy_tells_rows_apart_by_what_their_columns_can_not_hold(file: Fi
 # -- counts ------------------------------------------------------------------------------------
 
 
-def test_rows_that_the_source_has_now_are_counted_and_all_changes_that_are_kept(file: File) -> None:
+def test_the_row_count_is_the_sources_rows_or_every_change_of_a_log(file: File) -> None:
     for number, mode in enumerate(MODES):
         kept = replace(parts(mode), id=30000 + number, table_name=mode)
         file.copy(kept, [row(1), row(2)])

@@ -174,7 +174,7 @@ def test_a_copy_replaces_only_a_table_that_the_pipeline_has_forgotten(
     assert file.tables() == {"public.orders": [3], "public.orders_before": [4]}
 
 
-def test_names_that_differ_in_case_are_refused_and_nothing_else(file: File) -> None:
+def test_names_are_refused_only_if_they_differ_in_ascii_case_alone(file: File) -> None:
     file.copy(named(A, "Orders"), 1)
 
     for write in (

@@ -87,7 +87,7 @@ def test_a_reader_that_waits_gets_its_turn_between_two_batches(
     assert len(query(path, "FROM public.orders")) == number + 1
 
 
-def test_two_that_wait_for_the_file_give_up_after_their_time(path: Path) -> None:
+def test_two_readers_waiting_for_the_file_both_time_out(path: Path) -> None:
     """Also the one that waits for the other one to have its turn."""
     lock = duckdb_file.lock_of(path)
     failures: list[DestinationUnreachable] = []

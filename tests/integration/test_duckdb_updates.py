@@ -157,7 +157,7 @@ def test_many_combinations_of_columns_that_were_not_sent(
     assert content(rows_of(path, schema)) == content(source.rows)
 
 
-def test_a_row_that_two_chunks_brought_is_one_afterwards(
+def test_a_row_that_two_chunks_brought_is_there_once(
     destination: DuckDBDestination, path: Path
 ) -> None:
     both = {"id": 1, "n": 0, "document": "large"}
@@ -171,7 +171,7 @@ def test_a_row_that_two_chunks_brought_is_one_afterwards(
     assert rows_of(path, DOCUMENTS) == [{"id": 1, "n": 1, "document": "large"}]
 
 
-def test_a_row_that_is_not_there_is_added_with_what_was_sent(
+def test_a_missing_row_is_added_with_what_was_sent(
     destination: DuckDBDestination, path: Path
 ) -> None:
     destination.write_table_rows(DOCUMENTS, end_of_copy("copy"))
@@ -206,7 +206,7 @@ def test_rows_that_exchange_their_keys_keep_their_values(
     )
 
 
-def test_a_key_that_its_type_can_not_hold_is_found_as_null(
+def test_a_key_that_its_type_cannot_hold_is_found_as_null(
     destination: DuckDBDestination, path: Path
 ) -> None:
     """The NaN of a numeric(12,2) is null at the destination."""
@@ -308,7 +308,7 @@ def test_large_values_that_were_not_sent_are_neither_read_nor_written(
     assert path.stat().st_size < size + 20 * 1024**2
 
 
-def test_a_value_that_was_not_sent_belongs_to_the_row_of_one_key_only() -> None:
+def test_a_value_that_was_not_sent_is_looked_up_by_the_key_of_its_own_row() -> None:
     """The mask of unknown values and the places to look them up have one element a row."""
     from etl_dagster.destinations.collapse import collapse
     from etl_dagster.model.events import TableChanges
@@ -329,7 +329,7 @@ def test_a_value_that_was_not_sent_belongs_to_the_row_of_one_key_only() -> None:
     ) == {2: 2, 3: 1}
 
 
-def test_changes_that_need_more_memory_than_there_is_are_refused_for_their_size(
+def test_changes_that_need_more_memory_than_available_are_refused_as_too_large(
     path: Path,
 ) -> None:
     """So that they are written in halves. Here a column hides the number of a row."""

@@ -128,7 +128,9 @@ def test_small_values_of_several_full_batches_share_a_row_group(
 
 
 @pytest.mark.parametrize("limit", [100_000, 4_000_000], ids=["at once", "while it merges"])
-def test_a_merge_that_lacks_memory_loses_nothing_and_is_made_up_for(path: Path, limit: int) -> None:
+def test_a_merge_without_enough_memory_loses_nothing_and_is_made_up_for_later(
+    path: Path, limit: int
+) -> None:
     destination = opened(path, replace(SMALL, merge_memory_bytes=limit))
     *batches, before_last, last = full_batches(text="x" * 100_000)
     for events in batches:
@@ -147,7 +149,7 @@ def test_a_merge_that_lacks_memory_loses_nothing_and_is_made_up_for(path: Path, 
     assert row_groups(path) == [_ROWS * _BATCHES]
 
 
-def test_room_of_deleted_rows_is_used_again_while_the_stream_catches_up(
+def test_space_of_deleted_rows_is_reused_while_the_stream_catches_up(
     path: Path,
 ) -> None:
     destination = opened(path, replace(SMALL, row_group=_ROWS))

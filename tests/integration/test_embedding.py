@@ -44,7 +44,7 @@ def test_one_call_copies_the_tables_and_ends(
     assert _ids(config.destination.path) == list(range(1, 1001))  # type: ignore[attr-defined]
 
 
-def test_a_block_streams_to_several_destinations_and_is_free_again_after_a_failure(
+def test_a_block_streams_to_several_destinations_and_can_run_again_after_a_failure(
     newest_database: Database, tmp_path: Path
 ) -> None:
     newest_database.execute(TABLES)

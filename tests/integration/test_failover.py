@@ -81,7 +81,7 @@ def test_the_slot_of_several_destinations_is_kept_by_standbys(
         assert failover_slots(newest_database) == [(apply_slot_name(config.pipeline),)]
 
 
-def test_a_server_that_knows_no_failover_slots_is_refused(
+def test_a_server_without_failover_slots_is_refused(
     database: Database, make_config: MakeConfig
 ) -> None:
     if database.server.binaries.major >= 17:
@@ -106,7 +106,7 @@ def pair() -> Iterator[Pair]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_promotion_is_survived_with_nothing_lost_and_nothing_doubled(
+def test_a_promotion_loses_and_doubles_nothing(
     pair: Pair, newest_database: Database, make_config: MakeConfig
 ) -> None:
     with psycopg.connect(pair.primary.dsn(), autocommit=True) as admin:

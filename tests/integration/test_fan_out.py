@@ -72,7 +72,7 @@ def test_every_destination_is_a_copy_and_the_slot_is_read_once(
     assert database.slots() == [SHARED]
 
 
-def test_one_that_hangs_is_set_aside_past_the_budget_and_returns(
+def test_a_destination_that_hangs_is_set_aside_past_the_budget_and_returns(
     database: Database, tmp_path: Path
 ) -> None:
     database.execute(SHOP)
@@ -106,7 +106,7 @@ def test_one_that_hangs_is_set_aside_past_the_budget_and_returns(
         assert readers(database) == [SHARED]
 
 
-def test_one_that_fails_does_not_hold_up_the_others_and_loses_nothing(
+def test_a_destination_that_fails_does_not_hold_up_the_others_and_loses_nothing(
     database: Database, tmp_path: Path
 ) -> None:
     database.execute(SHOP)
@@ -129,7 +129,7 @@ def test_one_that_fails_does_not_hold_up_the_others_and_loses_nothing(
         both.assert_in_step("public.orders", "public.visits")
 
 
-def test_one_that_hangs_in_its_start_holds_up_neither_the_others_nor_the_slot(
+def test_a_destination_that_hangs_at_its_start_holds_up_neither_the_others_nor_the_slot(
     database: Database, tmp_path: Path
 ) -> None:
     database.execute(SHOP)
@@ -161,7 +161,7 @@ def test_one_that_hangs_in_its_start_holds_up_neither_the_others_nor_the_slot(
 
 
 @pytest.mark.servers("all")
-def test_one_that_is_set_aside_stays_so_over_a_restart_and_loses_nothing(
+def test_a_destination_set_aside_stays_so_across_a_restart_and_loses_nothing(
     database: Database, tmp_path: Path
 ) -> None:
     database.execute(SHOP)
@@ -180,7 +180,7 @@ def test_one_that_is_set_aside_stays_so_over_a_restart_and_loses_nothing(
         wait_until(lambda: database.slots() == [SHARED])
 
 
-def test_one_whose_own_slot_keeps_too_much_is_copied_again(
+def test_a_destination_whose_own_slot_retains_too_much_is_copied_again(
     database: Database, tmp_path: Path
 ) -> None:
     database.execute(SHOP)
@@ -204,7 +204,7 @@ def test_one_whose_own_slot_keeps_too_much_is_copied_again(
         wait_until(lambda: database.slots() == [SHARED])
 
 
-def test_where_no_slot_is_free_it_says_so_until_one_is(
+def test_the_lack_of_a_free_slot_is_reported_until_one_is_free(
     newest_database: Database, tmp_path: Path
 ) -> None:
     database = newest_database
@@ -231,7 +231,7 @@ def test_where_no_slot_is_free_it_says_so_until_one_is(
         wait_until(lambda: told() == "None")
 
 
-def test_the_last_one_at_the_shared_slot_gives_way_once_another_one_is_further(
+def test_the_last_destination_at_the_shared_slot_gives_way_once_another_is_ahead(
     newest_database: Database, tmp_path: Path
 ) -> None:
     database = newest_database
@@ -263,7 +263,7 @@ def test_the_last_one_at_the_shared_slot_gives_way_once_another_one_is_further(
         both.assert_in_step("public.orders", "public.visits")
 
 
-def test_standbys_keep_the_slot_of_one_that_is_set_aside_as_they_keep_the_shared_one(
+def test_standbys_keep_the_slot_of_a_destination_set_aside_like_the_shared_slot(
     newest_database: Database, tmp_path: Path
 ) -> None:
     database = newest_database
@@ -296,7 +296,7 @@ def test_standbys_keep_the_slot_of_one_that_is_set_aside_as_they_keep_the_shared
         wait_until(lambda: kept_by_standbys() == [SHARED, OWN])
 
 
-def test_one_that_was_away_for_a_while_is_copied_again_and_a_new_one_is_copied(
+def test_a_destination_that_returns_is_copied_again_and_a_new_one_is_copied(
     database: Database, tmp_path: Path
 ) -> None:
     database.execute(SHOP)
@@ -337,7 +337,7 @@ def test_after_the_connection_broke_all_read_the_shared_slot_again(
         wait_until(lambda: database.slots() == [SHARED])
 
 
-def test_a_pipeline_with_one_destination_gets_a_second_one_and_is_not_copied_again(
+def test_adding_a_second_destination_does_not_copy_the_first_one_again(
     database: Database, tmp_path: Path
 ) -> None:
     database.execute(SHOP)
@@ -360,7 +360,7 @@ def test_a_pipeline_with_one_destination_gets_a_second_one_and_is_not_copied_aga
     assert both.stores["left"].get_copy_ids() == copies
 
 
-def test_a_former_destination_that_is_not_named_is_refused(
+def test_a_single_destination_that_becomes_one_of_several_has_to_be_named(
     database: Database, tmp_path: Path
 ) -> None:
     database.execute(SHOP)

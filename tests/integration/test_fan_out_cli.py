@@ -121,7 +121,7 @@ def test_a_reset_of_one_leaves_the_other_and_the_shared_slot(several: Shop) -> N
     assert _counts(several) == [str(ROWS + 1)] * 2
 
 
-def test_a_repair_while_nothing_runs_is_of_every_destination_or_of_the_one_that_is_chosen(
+def test_a_repair_while_nothing_runs_covers_every_destination_or_the_chosen_one(
     newest_database: Database, tmp_path: Path
 ) -> None:
     database = newest_database

@@ -25,7 +25,7 @@ MakeConfig = Callable[..., PipelineConfig]
 SHOP = ("create table orders (id int primary key)", "create publication etl_pub for table orders")
 
 
-def test_an_idle_database_in_a_busy_cluster_holds_no_wal(
+def test_an_idle_database_in_a_busy_cluster_retains_no_wal(
     database: Database, make_config: MakeConfig
 ) -> None:
     """Heartbeats alone do it: nothing else is confirmed in this test."""

@@ -179,7 +179,7 @@ def test_a_server_that_dies_has_the_change_once_it_lives_again(
     assert arrived(receiver) == [1, 2]
 
 
-def test_a_server_that_is_started_again_in_time_is_not_noticed(receiver: Receiver) -> None:
+def test_a_server_that_restarts_in_time_goes_unnoticed(receiver: Receiver) -> None:
     sender = destination(receiver, max_attempts=20)
     receiver.misbehave({"answer": "die", "when": "after"})
 
@@ -208,7 +208,7 @@ def test_a_refused_connection_is_an_unreachable_destination() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 412, 418, 422, 301])
-def test_no_other_status_is_tried_again(receiver: Receiver, status: int) -> None:
+def test_no_other_status_is_retried(receiver: Receiver, status: int) -> None:
     sender = destination(receiver)
     receiver.misbehave({"answer": "status", "status": status, "when": "before"})
 
@@ -251,7 +251,7 @@ def test_a_failure_of_all_tables_counts_more_than_that_of_one(receiver: Receiver
         sender.write_events(batch(changes))
 
 
-def test_a_drop_that_a_server_has_no_place_for_is_an_error(receiver: Receiver) -> None:
+def test_a_drop_that_the_server_answers_with_404_is_an_error(receiver: Receiver) -> None:
     sender = destination(receiver)
     receiver.misbehave({"answer": "status", "status": 404, "when": "before", "path": "tables"})
 
@@ -408,7 +408,7 @@ def test_wrong_credentials_are_an_error_and_no_secret_is_logged(
     assert not [text for text in texts if SECRET in text]
 
 
-def test_a_check_names_a_server_that_does_not_let_us_in_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_check_names_a_server_that_denies_access_and_changes_nothing(tmp_path: Path) -> None:
     with Receiver(tmp_path, "--token", SECRET) as receiver:
         assert destination(receiver, token=SECRET).check() == f"{receiver.url} answers"
         with pytest.raises(DestinationError, match="401"):
@@ -437,7 +437,7 @@ def test_a_certificate_is_checked(tmp_path: Path) -> None:
 # -- the end -------------------------------------------------------------------------------------
 
 
-def test_a_destination_that_shuts_down_tries_nothing_again(receiver: Receiver) -> None:
+def test_a_destination_that_shuts_down_retries_nothing(receiver: Receiver) -> None:
     sender = destination(receiver, max_attempts=20)
     receiver.misbehave(*[{"answer": "status", "status": 500, "when": "before"}] * 100)
     failures: list[Exception] = []

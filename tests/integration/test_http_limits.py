@@ -79,7 +79,7 @@ def receiver() -> Iterator[Server]:
         thread.join()
 
 
-def test_bodies_are_halved_until_the_server_takes_them_and_it_is_remembered(
+def test_bodies_are_halved_until_the_server_accepts_them_and_the_size_is_remembered(
     receiver: Server,
 ) -> None:
     sender = HttpDestination(receiver.url)
@@ -132,7 +132,7 @@ def test_a_single_row_that_is_too_large_names_the_setting(receiver: Server) -> N
     assert "max_body_bytes" in failed.value.solution
 
 
-def test_a_server_that_lost_patience_is_asked_again(receiver: Server) -> None:
+def test_a_request_that_the_server_timed_out_is_repeated(receiver: Server) -> None:
     receiver.impatient = 2
     sender = HttpDestination(receiver.url)
     sender.write_events(visits(1))
@@ -158,7 +158,7 @@ def begin_writing(sender: HttpDestination) -> tuple[threading.Thread, list[Desti
     return writing, failures
 
 
-def test_an_interrupted_destination_tries_nothing_again(receiver: Server) -> None:
+def test_an_interrupted_destination_retries_nothing(receiver: Server) -> None:
     """A stop is bounded by one request, however many tries and bodies there were to come."""
     receiver.answers.clear()
     sender = HttpDestination(receiver.url, timeout_s=3, max_attempts=20, max_body_bytes=1024)
@@ -172,7 +172,7 @@ def test_an_interrupted_destination_tries_nothing_again(receiver: Server) -> Non
     assert len(receiver.keys) == 1
 
 
-def test_what_a_stop_leaves_unsent_comes_again_and_what_was_taken_is_recognised(
+def test_bodies_left_unsent_by_a_stop_are_sent_later_and_accepted_ones_are_recognised(
     receiver: Server,
 ) -> None:
     receiver.answers.clear()
@@ -196,7 +196,7 @@ def test_what_a_stop_leaves_unsent_comes_again_and_what_was_taken_is_recognised(
     assert [int(at) for at in sent] == list(range(500))
 
 
-def test_a_proxy_that_is_not_there_is_named_without_its_password(
+def test_an_unreachable_proxy_is_named_without_its_password(
     receiver: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()

@@ -24,7 +24,7 @@ MakeConfig = Callable[..., PipelineConfig]
 
 
 @pytest.mark.parametrize("tables", [1, 6])
-def test_what_came_with_the_copy_and_since_is_in_the_status_also_after_a_restart(
+def test_odd_values_of_the_copy_and_the_stream_are_in_the_status_even_after_a_restart(
     newest_database: Database, make_config: MakeConfig, tmp_path: Path, tables: int
 ) -> None:
     """Of a table that is copied by itself, and of one in a group."""

@@ -12,7 +12,7 @@ from tests.support.pipelines import rows, running
 from tests.support.replica import Replica
 
 
-def test_only_its_inserts_arrive_and_the_others_are_not_held_up(
+def test_only_inserts_of_a_keyless_table_arrive_and_other_tables_are_not_held_up(
     database: Database, make_config: Callable[..., PipelineConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     database.execute(

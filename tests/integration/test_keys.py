@@ -94,7 +94,7 @@ def test_a_key_that_its_type_cannot_hold_is_a_key_all_the_same(
     ]
 
 
-def test_a_table_of_very_many_columns_takes_no_longer_to_describe(
+def test_a_table_with_very_many_columns_is_described_quickly(
     newest_database: Database,
 ) -> None:
     """By the square of their number it took half a minute, over and over again."""

@@ -111,7 +111,7 @@ PUBLICATIONS = {
 }
 
 
-def test_what_a_publication_has_is_what_postgres_says(database: Database) -> None:
+def test_the_tables_of_a_publication_are_those_that_postgres_lists(database: Database) -> None:
     """Which relations, and which columns and rows of them."""
     [[version]] = database.query("select current_setting('server_version_num')::int / 10000")
     database.execute(

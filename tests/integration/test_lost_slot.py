@@ -51,7 +51,7 @@ def about_the_slot(config: PipelineConfig) -> list[tuple[str, str]]:
     return [(check.level, check.message) for check in checks if check.name == "slot"]
 
 
-def test_a_lost_slot_is_replaced_and_every_table_copied_where_that_is_chosen(
+def test_a_lost_slot_is_replaced_and_every_table_copied_if_so_configured(
     database: Database, make_config: MakeConfig
 ) -> None:
     """What was streamed and is only at the destination goes, as rows deleted meanwhile do."""
@@ -81,7 +81,7 @@ def test_a_lost_slot_is_replaced_and_every_table_copied_where_that_is_chosen(
     assert database.slots() == [apply_slot_name(recopying.pipeline)]
 
 
-def test_after_a_lost_slot_the_rows_that_differ_are_replaced_where_that_is_chosen(
+def test_after_a_lost_slot_the_rows_that_differ_are_replaced_if_so_configured(
     database: Database, make_config: MakeConfig
 ) -> None:
     """Rows that changed while nothing was streamed, and while both sides are compared."""

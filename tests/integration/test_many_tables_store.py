@@ -53,7 +53,7 @@ def test_each_table_changes_only_from_the_state_expected_of_it(store: Coordinati
     assert store.rollback_table_replication_state(3) == FinishedCopy()
 
 
-def test_a_table_in_the_state_that_it_is_to_have_counts_and_gets_no_history(
+def test_a_transition_to_the_same_state_succeeds_and_adds_no_history(
     store: CoordinatingStore,
 ) -> None:
     store.update_table_replication_states([(1, Init()), (2, Init())])
@@ -66,7 +66,9 @@ def test_a_table_in_the_state_that_it_is_to_have_counts_and_gets_no_history(
     assert many(store).transition_table_states([]) in (set(), [], ())
 
 
-def test_what_is_kept_of_a_copy_comes_and_goes_together(store: CoordinatingStore) -> None:
+def test_the_copy_states_of_many_tables_are_stored_and_cleared_together(
+    store: CoordinatingStore,
+) -> None:
     together = many(store)
     together.store_table_schemas([replace(ORDERS, id=t, table_name=f"t{t}") for t in TABLES])
     together.store_destination_tables_metadata(
@@ -131,7 +133,7 @@ def test_many_leases_need_one_connection_and_end_with_it(newest_database: Databa
             lease.release()
 
 
-def test_what_another_process_does_to_states_is_read_whole_or_in_part(
+def test_states_that_another_process_changes_are_read_whether_all_or_some_changed(
     newest_database: Database,
 ) -> None:
     """A store reads what is new since it last looked; that may be less than it knew."""
@@ -160,7 +162,7 @@ def test_what_another_process_does_to_states_is_read_whole_or_in_part(
         assert states() == {}
 
 
-def test_the_finished_ones_of_some_chunks_are_told_of_the_copy_that_is_the_tables(
+def test_finished_chunks_are_returned_only_for_the_current_copy_of_the_table(
     store: CoordinatingStore,
 ) -> None:
     done = FinishedChunk(1, 10, 500, Lsn(8), 0.25)

@@ -280,7 +280,7 @@ def test_a_killed_step_takes_meltano_with_it(
     assert [state for state, _ in runs(folder)] == ["FAIL"]
 
 
-def test_a_second_run_of_a_state_is_refused_and_told_by_whom(
+def test_a_second_run_of_a_state_is_refused_and_names_the_first(
     waiting: Waiting, folder: Path, state_uri: str
 ) -> None:
     refused = materialize([fruit(folder, lease_wait_s=0.0)], raise_on_error=False)
@@ -449,7 +449,7 @@ def test_a_project_with_another_state_backend_is_asked_with_its_own_commands(
             states.history("dev:a")
 
 
-def test_a_failed_command_tells_no_secret(folder: Path, state_uri: str) -> None:
+def test_a_failed_command_reveals_no_secret(folder: Path, state_uri: str) -> None:
     secret = make_secret()
     write_program(
         folder / "tap-fruit",

@@ -130,7 +130,7 @@ def test_the_settings_of_the_seed_reach_the_server(
     assert other("state", "list").split("\n")[0] == "custom id"
 
 
-def test_upgrade_makes_the_tables(project: MeltanoProject, newest_database: Database) -> None:
+def test_upgrade_creates_the_tables(project: MeltanoProject, newest_database: Database) -> None:
     project("upgrade", "--skip-package")
     rows = newest_database.query("SELECT tablename FROM pg_tables WHERE schemaname = 'states'")
     assert {"meltano_state", "meltano_state_locks"} <= {name for (name,) in rows}

@@ -92,7 +92,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_lock_is_a_row_that_says_who_has_it(steady: StateStorage) -> None:
+def test_a_lock_is_a_row_that_names_its_owner(steady: StateStorage) -> None:
     tokens = []
     for _ in range(2):
         with steady.lock("a") as lease:
@@ -154,7 +154,7 @@ def test_a_lock_that_would_never_end_blocks_no_one(
 
 
 @pytest.mark.parametrize("argument", ["read", "nothing"])
-def test_a_writer_that_stood_still_writes_nothing_when_it_wakes_up(
+def test_a_stalled_writer_writes_nothing_when_it_wakes_up(
     storage: StateStorage, newest_database: Database, argument: str
 ) -> None:
     with worker("hold", state_uri(newest_database), "a", argument) as stalled:

@@ -329,7 +329,7 @@ def test_states_that_went_with_their_table_were_not_cleared(
 # -- a process that dies, a place that is away ----------------------------------------------------
 
 
-def test_tables_that_are_dropped_under_a_running_pipeline_are_made_again(
+def test_tables_dropped_under_a_running_pipeline_are_created_again(
     config: PipelineConfig, shop: Database, person: StateStorage
 ) -> None:
     with mirrored(config):
@@ -408,7 +408,7 @@ def test_a_state_that_could_not_be_written_was_not_cleared(
     assert not notices(config)
 
 
-def test_a_process_whose_pipeline_another_took_over_writes_no_more(
+def test_a_process_whose_pipeline_was_taken_over_stops_writing(
     config: PipelineConfig, person: StateStorage
 ) -> None:
     states = MirroredStates.of(config)
@@ -433,7 +433,7 @@ def test_a_process_whose_pipeline_another_took_over_writes_no_more(
     assert not notices(config)
 
 
-def test_a_place_that_is_away_costs_a_warning_and_is_caught_up_with(
+def test_an_unreachable_state_backend_costs_a_warning_and_is_brought_up_to_date_later(
     newest_server: EmbeddedPostgres,
     shop: Database,
     config: PipelineConfig,
@@ -475,7 +475,7 @@ def test_a_uri_that_cannot_be_read_does_not_keep_the_pipeline_from_running(
     assert secret not in caplog.text
 
 
-def test_a_pipeline_whose_store_forgets_mirrors_where_a_uri_says(
+def test_a_pipeline_with_a_memory_store_mirrors_to_the_configured_uri(
     newest_server: EmbeddedPostgres, shop: Database, config: PipelineConfig
 ) -> None:
     uri = (
@@ -532,7 +532,7 @@ def invoke(config: PipelineConfig, tmp_path: Path, *arguments: str) -> str:
     return result.output
 
 
-def test_reset_shows_what_a_start_would_do_and_can_do_it_before(
+def test_reset_shows_what_the_next_start_would_do_and_can_do_it_earlier(
     shop: Database, config: PipelineConfig, person: StateStorage, tmp_path: Path
 ) -> None:
     with mirrored(config):

@@ -111,7 +111,7 @@ def loaded(folder: Path) -> list[int]:
     return [json.loads(line)["id"] for file in files for line in file.read_text().splitlines()]
 
 
-def test_a_run_waits_for_its_state_whenever_that_is_away(
+def test_a_run_waits_whenever_its_state_is_unreachable(
     newest_database: Database, storage: StateStorage, tmp_path: Path
 ) -> None:
     """Meltano makes a backend to read and another to write; the first connection of each waits."""

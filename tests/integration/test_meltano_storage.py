@@ -64,7 +64,7 @@ def storage(newest_database: Database) -> Iterator[StateStorage]:
 # -- states --------------------------------------------------------------------------------------
 
 
-def test_halves_are_kept_to_the_letter(storage: StateStorage) -> None:
+def test_completed_and_partial_states_are_kept_verbatim(storage: StateStorage) -> None:
     text = '{ "z": 1E400, "a": 1.10, "nul": "\\u0000", "half": "\\ud800", "ü": null }'
     storage.set("exact", completed=text, partial='{"p":1}')
 
@@ -148,7 +148,7 @@ def test_many_states_are_written_in_one_transaction(
     assert storage.list_ids() == []
 
 
-def test_each_of_many_states_is_written_unless_it_changed_or_another_writes_it(
+def test_each_of_many_states_is_written_unless_it_changed_or_is_being_written(
     storage: StateStorage, newest_database: Database
 ) -> None:
     storage.set("a", completed={"n": 0})
@@ -216,7 +216,7 @@ def test_every_write_is_in_the_history(newest_database: Database) -> None:
     storage.close()
 
 
-def test_an_earlier_version_comes_back_to_the_letter(storage: StateStorage) -> None:
+def test_an_earlier_version_is_restored_verbatim(storage: StateStorage) -> None:
     storage.set("a", completed='{"n":  1E5}', partial={"p": 1})
     storage.set("a", completed={"n": 2})
     assert [change.path for change in storage.diff("a", 1)] == ["completed.n", "partial.p"]
@@ -237,7 +237,7 @@ def test_an_earlier_version_comes_back_to_the_letter(storage: StateStorage) -> N
         storage.restore("a", 1, expected_version=7)
 
 
-def test_of_old_versions_the_last_of_each_run_is_kept(newest_database: Database) -> None:
+def test_the_last_old_version_of_each_run_is_kept(newest_database: Database) -> None:
     options = StorageOptions(history_versions=10, history_days=1)
     location = locate(state_uri(newest_database))
     for run in ("first", "second", "third"):
@@ -304,7 +304,7 @@ def test_a_corrupt_row_is_named_and_left_alone(
 # -- tables --------------------------------------------------------------------------------------
 
 
-def test_concurrent_first_starts_make_the_tables_once(newest_database: Database) -> None:
+def test_concurrent_first_starts_create_the_tables_once(newest_database: Database) -> None:
     barrier = threading.Barrier(12)
 
     def start() -> int:
@@ -372,7 +372,7 @@ def test_a_role_that_may_only_read_reads(newest_database: Database) -> None:
     admin.close()
 
 
-def test_a_server_that_is_read_only_is_told(newest_database: Database) -> None:
+def test_a_read_only_server_is_reported(newest_database: Database) -> None:
     open_storage(newest_database).set("a", completed={"n": 1})
     name = newest_database.name
     newest_database.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
@@ -384,7 +384,7 @@ def test_a_server_that_is_read_only_is_told(newest_database: Database) -> None:
         storage.require_writable()
 
 
-def test_missing_tables_that_may_not_be_made_are_told(newest_database: Database) -> None:
+def test_missing_tables_that_may_not_be_created_are_reported(newest_database: Database) -> None:
     newest_database.execute("CREATE SCHEMA states")
     with role(newest_database, "GRANT USAGE ON SCHEMA states TO {role}") as (user, password):
         uri = state_uri(newest_database, "states", user=user, password=password)
@@ -395,7 +395,7 @@ def test_missing_tables_that_may_not_be_made_are_told(newest_database: Database)
         open_storage(newest_database, "states", create_tables=False).list_ids()
 
 
-def test_a_missing_schema_is_not_made_unless_asked(newest_database: Database) -> None:
+def test_a_missing_schema_is_not_created_unless_requested(newest_database: Database) -> None:
     with pytest.raises(StateSchemaMissing, match="'tpyo' does not exist") as refused:
         open_storage(newest_database, "tpyo").list_ids()
     assert "'public'" in refused.value.reason
@@ -418,7 +418,9 @@ def test_a_schema_has_exactly_the_name_given(newest_database: Database, schema: 
     storage.close()
 
 
-def test_schemas_tables_and_databases_do_not_meet(newest_database: Database) -> None:
+def test_states_of_other_schemas_tables_and_databases_are_kept_apart(
+    newest_database: Database,
+) -> None:
     """Not in their states, and not in their locks."""
     newest_database.execute("CREATE SCHEMA one; CREATE SCHEMA two")
     with Database.create(newest_database.server) as other:
@@ -465,7 +467,7 @@ def test_tables_of_the_earlier_backend_are_taken_over(newest_database: Database)
     storage.close()
 
 
-def test_a_stranger_table_of_the_same_name_is_left_alone(newest_database: Database) -> None:
+def test_an_unrelated_table_of_the_same_name_is_left_alone(newest_database: Database) -> None:
     newest_database.execute("CREATE TABLE meltano_state (id int)")
     with pytest.raises(StateTablesMissing, match="etl_dagster did not create"):
         open_storage(newest_database).list_ids()
@@ -553,7 +555,7 @@ def test_a_wrong_password_a_wrong_database_and_no_server_are_told_apart(
         assert refused.value.__suppress_context__
 
 
-def test_a_timeout_and_a_wrong_option_are_not_told_as_a_server_that_is_away(
+def test_a_timeout_and_a_wrong_option_are_not_reported_as_an_unreachable_server(
     storage: StateStorage, newest_database: Database
 ) -> None:
     storage.migrate()
@@ -594,9 +596,7 @@ def test_a_password_may_be_encoded_in_the_uri_or_come_from_libpqs_own_places(
         assert StateStorage.from_uri(without).list_ids() == []
 
 
-def test_a_dropped_connection_is_made_again(
-    storage: StateStorage, newest_database: Database
-) -> None:
+def test_a_dropped_connection_is_replaced(storage: StateStorage, newest_database: Database) -> None:
     storage.set("a", completed={"n": 1})
     drop_all(newest_database)
     storage.set("a", completed={"n": 2})
@@ -606,7 +606,7 @@ def test_a_dropped_connection_is_made_again(
     assert stored.version == 2
 
 
-def test_a_connection_dropped_under_the_lock_loses_nothing(
+def test_a_connection_dropped_while_holding_the_lock_loses_nothing(
     storage: StateStorage, newest_database: Database
 ) -> None:
     """The transaction is made again, provided that the state is as it was read."""
@@ -668,7 +668,7 @@ def test_a_write_whose_answer_is_lost_is_not_done_twice(
     assert storage.locks() == []
 
 
-def test_what_another_wrote_meanwhile_is_not_overwritten(
+def test_a_state_that_another_process_wrote_meanwhile_is_not_overwritten(
     storage: StateStorage, newest_database: Database
 ) -> None:
     storage.set("a", completed={"n": 1})

@@ -105,7 +105,7 @@ def test_the_mode_of_a_setting_or_of_the_uri_counts(tls_server: EmbeddedPostgres
     assert not encrypted(open_with(tls_server, "?sslmode=require", sslmode="disable"))
 
 
-def test_the_server_must_be_the_one_that_the_authority_knows(
+def test_the_servers_certificate_must_be_signed_by_the_authority(
     tls_server: EmbeddedPostgres, certificates: Path
 ) -> None:
     right, wrong = (str(certificates / f"{name}.crt") for name in ("authority", "stranger"))
@@ -124,7 +124,7 @@ def open_source(dsn: str) -> None:
 @pytest.mark.parametrize(
     "open_it", [open_source, lambda dsn: PostgresStore(dsn, "shop").open()], ids=["source", "store"]
 )
-def test_every_client_refuses_a_server_that_the_authority_does_not_know(
+def test_every_client_refuses_a_server_whose_certificate_the_authority_did_not_sign(
     tls_server: EmbeddedPostgres, certificates: Path, open_it: Callable[[str], None]
 ) -> None:
     """libpq gives no SQLSTATE for it; it is not a server that is away, which waiting would cure."""

@@ -34,7 +34,7 @@ def copied_again(caplog: pytest.LogCaptureFixture) -> set[str]:
     }
 
 
-def test_a_look_sees_one_moment_of_a_table_that_is_being_unlogged(database: Database) -> None:
+def test_a_refresh_sees_a_table_being_unlogged_at_one_moment(database: Database) -> None:
     """Half of a rewrite would pass for a harmless one, in this look and in the next."""
     database.execute(
         "create table t (id int primary key, v text)",
@@ -50,7 +50,7 @@ def test_a_look_sees_one_moment_of_a_table_that_is_being_unlogged(database: Data
 
 
 @pytest.mark.parametrize("what", ["all tables", "table ev, guest, other"])
-def test_a_table_that_was_a_partition_for_a_while(
+def test_a_table_that_was_a_partition_for_a_while_loses_no_change(
     replica: Replica, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its changes were published as those of the root then."""
@@ -79,7 +79,9 @@ def test_a_table_that_was_a_partition_for_a_while(
     assert copied_again(caplog) == {"public.guest"}
 
 
-def test_tables_of_a_schema_that_was_out_for_a_while(replica: Replica) -> None:
+def test_a_table_that_left_its_published_schema_for_a_while_loses_no_change(
+    replica: Replica,
+) -> None:
     database = replica.database
     database.execute(
         "create schema s",
@@ -111,7 +113,7 @@ def test_tables_of_a_schema_that_was_out_for_a_while(replica: Replica) -> None:
         replica.assert_in_step("s.o", "s.moved")
 
 
-def test_a_table_that_was_unlogged_for_a_while(
+def test_a_table_that_was_unlogged_for_a_while_loses_no_change(
     replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = replica.database
@@ -150,7 +152,7 @@ def test_a_table_that_was_unlogged_for_a_while(
         assert copied_again(caplog) == {"public.long", "public.narrow"}
 
 
-def test_a_publication_that_published_otherwise_for_a_while(
+def test_a_publication_that_published_less_for_a_while_loses_no_change(
     replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = replica.database
@@ -192,7 +194,9 @@ EVENTS = """
 """
 
 
-def test_a_leaf_that_is_published_by_itself_and_was_out_for_a_while(replica: Replica) -> None:
+def test_a_leaf_published_by_itself_that_was_detached_for_a_while_loses_no_change(
+    replica: Replica,
+) -> None:
     database = replica.database
     database.execute(EVENTS, "create publication etl_pub for table ev")
     replica.catch_up()
@@ -210,7 +214,9 @@ def test_a_leaf_that_is_published_by_itself_and_was_out_for_a_while(replica: Rep
     replica.assert_in_step("public.ev_1", "public.ev_2")
 
 
-def test_publishing_through_the_root_and_back(replica: Replica) -> None:
+def test_switching_to_publishing_through_the_root_and_back_loses_no_change(
+    replica: Replica,
+) -> None:
     database = replica.database
     database.execute(EVENTS, "create publication etl_pub for table ev")
     replica.catch_up()
@@ -230,7 +236,7 @@ def three_contracts_of(store: MemoryStore) -> PipelineStore:
     return own
 
 
-def test_a_store_of_ones_own_remembers_what_was_published(
+def test_a_custom_store_remembers_what_was_published(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     newest_database.execute(
@@ -256,7 +262,7 @@ def test_a_store_of_ones_own_remembers_what_was_published(
     replica.assert_in_step("public.o")
 
 
-def test_what_an_earlier_version_noted_copies_nothing_again(
+def test_notes_of_an_earlier_version_cause_no_new_copy(
     replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = replica.database
@@ -282,7 +288,7 @@ def test_what_an_earlier_version_noted_copies_nothing_again(
     assert copied_again(caplog) == {"public.p"}
 
 
-def test_a_table_that_leaves_and_returns_while_it_is_copied(
+def test_a_table_that_leaves_and_returns_during_its_copy_is_copied_again(
     replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -175,7 +175,7 @@ def test_a_changed_mode_is_announced_and_then_copied(
     assert [check for check in all_checks(after) if check.name == "copied again"] == []
 
 
-def test_a_table_that_can_not_be_kept_is_refused_before_anything_is_made(
+def test_a_table_that_cannot_be_kept_is_refused_before_anything_is_created(
     database: Database, make_config: MakeConfig
 ) -> None:
     database.execute(SOURCE)

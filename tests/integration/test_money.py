@@ -120,7 +120,7 @@ def test_money_prints_alike_in_every_session(
     assert _shown(chosen) == [("-3,00 €", 1), ("1.234,50 €", 3)]
 
 
-def test_a_currency_of_other_digits_is_refused_until_it_is_chosen(
+def test_a_currency_with_other_decimal_places_is_refused_until_it_is_configured(
     german: Database, make_config: MakeConfig
 ) -> None:
     german.execute(f"alter database {german.name} set lc_monetary = 'ja_JP.UTF-8'")

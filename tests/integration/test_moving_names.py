@@ -127,7 +127,7 @@ def test_a_partitioned_table_keeps_its_new_name(
         assert_in_step(database, config)
 
 
-def test_a_table_that_gets_its_name_back_has_it_without_another_row(
+def test_a_table_that_gets_its_name_back_has_it_without_a_further_row(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     """The last name that the stream brings is not the table's any more."""
@@ -213,7 +213,7 @@ def test_a_table_takes_the_name_of_one_that_was_dropped_or_left(
         assert [row[0] for row in there[f"public.orders__old_{left}"]] == [1, 2]
 
 
-def test_both_tables_are_copied_again_after_they_swapped(
+def test_both_tables_can_be_copied_again_after_they_swapped_names(
     newest_database: Database, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     database = newest_database
@@ -260,7 +260,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("copied", ["orders", "orders_new"])
-def test_tables_swap_their_names_while_one_is_copied(
+def test_tables_may_swap_their_names_while_one_is_copied(
     newest_database: Database, make_config: MakeConfig, copied: str
 ) -> None:
     database = newest_database
@@ -278,7 +278,7 @@ def test_tables_swap_their_names_while_one_is_copied(
     assert_in_step(database, config)
 
 
-def test_a_destination_in_memory_follows(
+def test_the_memory_destination_follows_names_too(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     newest_database.execute(TABLES)

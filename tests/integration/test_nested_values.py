@@ -21,7 +21,7 @@ MakeConfig = Callable[..., PipelineConfig]
 _ALL = "select id, tags, span, p, m, key_tags from public.t order by id"
 
 
-def test_values_with_parts_stay_what_they_are_through_every_change(
+def test_nested_values_stay_the_same_through_every_change(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     """The copy as text, by an earlier version; then native columns, and a copy with all of them."""

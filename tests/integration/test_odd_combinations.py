@@ -63,7 +63,7 @@ def test_values_of_partitions_that_come_and_go_stay_with_their_rows(
         check()
 
 
-def test_a_choice_that_changes_back_and_forth_loses_nothing(
+def test_settings_that_change_back_and_forth_lose_nothing(
     database: Database, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By the configuration, then a reset, and changes in each state."""

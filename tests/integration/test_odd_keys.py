@@ -77,9 +77,7 @@ def extended(database: Database) -> Database:
     return database
 
 
-def test_a_row_is_found_by_the_key_that_was_decoded(
-    extended: Database, make_config: MakeConfig
-) -> None:
+def test_a_row_is_found_by_its_decoded_key(extended: Database, make_config: MakeConfig) -> None:
     names = {}
     for number, (kind, *values) in enumerate(KEYS):
         extended.execute(f"create table t{number} (k {kind} primary key, doc text)")

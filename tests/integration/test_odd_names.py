@@ -115,7 +115,7 @@ def test_names_with_dots_quotes_and_the_like_are_tables_of_their_own(
     assert rows(config, f"select name from public.{staged}") == [("staging",)]
 
 
-def test_a_destination_in_memory_tells_them_apart(
+def test_the_memory_destination_tells_odd_names_apart(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     make_tables(newest_database)

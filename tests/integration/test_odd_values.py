@@ -289,7 +289,7 @@ def _fail(*args: Any) -> None:
 
 
 @pytest.mark.parametrize("holding", [False, True], ids=["in the table", "in quarantine"])
-def test_entries_follow_their_columns_and_their_tables_name(folder: Path, holding: bool) -> None:
+def test_odd_values_follow_renamed_columns_and_tables(folder: Path, holding: bool) -> None:
     stream = Transactions()
     row = {"id": 1, "at": _TIMES[1], "amount": Unheld("NaN"), "note": Unheld("\\xFF")}
     first, moment, amount, note = (replace(c, quarantine=holding) for c in _COLUMNS)

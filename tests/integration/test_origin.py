@@ -279,7 +279,7 @@ def test_a_store_that_was_restored_with_its_source_is_refused(
 
 
 @ONE_VERSION
-def test_the_last_batch_alone_tells_that_source_and_store_were_restored(
+def test_the_last_batch_alone_reveals_that_source_and_store_were_restored(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """The pipeline ran on, so the epoch is the same; one batch more is at the destination."""

@@ -116,7 +116,7 @@ def test_attached_partitions_arrive_in_duckdb(
     assert_table_in_step(newest_database, config, "ev")
 
 
-def test_a_table_without_a_key_is_copied_again_only_where_rows_came_with_a_partition(
+def test_a_keyless_table_is_copied_again_only_if_a_partition_brought_rows(
     replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = replica.database
@@ -148,7 +148,9 @@ def test_a_table_without_a_key_is_copied_again_only_where_rows_came_with_a_parti
     assert "has a new partition public.ev_4" in caplog.text
 
 
-def test_a_partition_that_was_away_or_unlogged_for_a_while(replica: Replica) -> None:
+def test_a_partition_that_was_detached_or_unlogged_for_a_while_loses_no_change(
+    replica: Replica,
+) -> None:
     database = replica.database
     database.execute(EVENTS, PUBLISH)
     replica.catch_up()
@@ -176,7 +178,7 @@ def test_a_partition_that_was_away_or_unlogged_for_a_while(replica: Replica) -> 
 
 
 @pytest.mark.parametrize("removed", ["keep", "delete"])
-def test_rows_of_partitions_that_are_removed(
+def test_rows_of_removed_partitions_are_kept_or_deleted_as_configured(
     newest_database: Database,
     make_config: MakeConfig,
     caplog: pytest.LogCaptureFixture,
@@ -226,7 +228,7 @@ def test_rows_of_partitions_that_are_removed(
     assert not re.search("cop(ying it|ied) again", caplog.text)
 
 
-def test_a_partition_that_is_attached_while_its_table_is_copied(replica: Replica) -> None:
+def test_a_partition_attached_while_its_table_is_copied_arrives(replica: Replica) -> None:
     database = replica.database
     database.execute(EVENTS, PUBLISH)
     write, once = replica.destination.write_table_rows, []
@@ -320,7 +322,7 @@ def test_rights_on_the_root_are_enough(database: Database, make_config: MakeConf
 
 
 @pytest.mark.parametrize("identity", ["primary key", "index"])
-def test_partitions_that_identify_rows_otherwise_than_their_root_stop_the_table(
+def test_partitions_with_another_replica_identity_than_their_root_stop_the_table(
     database: Database, make_config: MakeConfig, identity: str
 ) -> None:
     """Postgres would send too little of an old row to find it: updates would double rows."""

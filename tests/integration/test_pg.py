@@ -58,7 +58,9 @@ def test_real_messages_have_the_kinds_of_the_table(newest_database: Database) ->
     newest_database.execute(f"drop role {name}_nologin")
 
 
-def test_a_copy_that_is_refused_is_not_a_server_that_is_away(newest_database: Database) -> None:
+def test_a_refused_copy_is_not_mistaken_for_an_unreachable_server(
+    newest_database: Database,
+) -> None:
     """ADBC calls every failure to connect operational, and gives no SQLSTATE for it."""
     dsn = make_conninfo(newest_database.dsn, password=SECRET)
     config = SourceConfig.model_validate({"dsn": dsn, "publication": "p"})
@@ -99,7 +101,7 @@ def pid(connection: Connection) -> int:
     return connection.info.backend_pid
 
 
-def test_work_is_done_again_when_an_idle_connection_had_ended(newest_database: Database) -> None:
+def test_work_is_repeated_if_an_idle_connection_had_ended(newest_database: Database) -> None:
     slept = Slept()
     with closing(pool_of(newest_database, slept)) as pool:
         before = pool.run(pid)
@@ -118,7 +120,7 @@ def test_work_is_done_again_when_an_idle_connection_had_ended(newest_database: D
         assert len(slept) == 1
 
 
-def test_a_server_that_holds_what_it_is_asked_is_given_up(newest_database: Database) -> None:
+def test_a_server_that_never_answers_is_given_up(newest_database: Database) -> None:
     """TCP notices nothing: the proxy in between is alive."""
     with Proxy(newest_database.dsn) as proxy, psycopg.connect(proxy.dsn) as connection:
         with answered_within(connection, 30):
@@ -133,7 +135,7 @@ def test_a_server_that_holds_what_it_is_asked_is_given_up(newest_database: Datab
         assert connection.closed
 
 
-def test_work_that_may_be_done_once_gets_a_connection_that_works(
+def test_work_that_may_run_only_once_gets_a_working_connection(
     newest_database: Database,
 ) -> None:
     slept = Slept()
@@ -152,7 +154,7 @@ def test_work_that_may_be_done_once_gets_a_connection_that_works(
         assert slept == []
 
 
-def test_a_conflict_is_tried_again_and_a_refusal_is_not(newest_database: Database) -> None:
+def test_a_conflict_is_retried_and_a_refusal_is_not(newest_database: Database) -> None:
     slept = Slept()
     with closing(pool_of(newest_database, slept)) as pool:
         codes = iter(["40001", "40P01"])
@@ -177,7 +179,7 @@ def test_a_conflict_is_tried_again_and_a_refusal_is_not(newest_database: Databas
         assert len(slept) == 2
 
 
-def test_the_first_connection_of_all_is_tried_once(newest_database: Database) -> None:
+def test_the_very_first_connection_is_tried_once(newest_database: Database) -> None:
     slept = Slept()
     pool = Pool(
         lambda: psycopg.connect(make_conninfo(newest_database.dsn, port=1)),
@@ -214,7 +216,9 @@ def test_no_more_connections_are_used_or_kept_than_allowed(newest_database: Data
                 assert pid(other) not in pids
 
 
-def test_connections_of_a_busy_time_are_closed_in_a_calm_one(newest_database: Database) -> None:
+def test_connections_opened_in_a_busy_period_are_closed_in_a_quiet_one(
+    newest_database: Database,
+) -> None:
     now = 0.0
     pool = Pool(
         lambda: connect_shared(Dsn.parse(newest_database.dsn))[0],
@@ -306,7 +310,7 @@ def test_a_migration_that_never_gets_its_lock_ends(newest_database: Database) ->
         assert newest_database.query("select to_regnamespace('etl')") == [(None,)]
 
 
-def test_those_that_a_session_waits_for_are_named_at_the_end_of_the_chain(
+def test_a_waiting_session_names_those_at_the_end_of_its_chain_of_waits(
     database: Database,
 ) -> None:
     """A waits for B, which waits for C; and for a prepared transaction, which has no session."""

@@ -269,7 +269,7 @@ def test_a_slot_that_another_reader_moved_is_refused(
         pass
 
 
-def test_a_broken_connection_is_made_again(database: Database, make_config: MakeConfig) -> None:
+def test_a_broken_connection_is_replaced(database: Database, make_config: MakeConfig) -> None:
     database.execute(SHOP)
     config = make_config(database)
     with running(config) as pipeline:
@@ -283,7 +283,7 @@ def test_a_broken_connection_is_made_again(database: Database, make_config: Make
         assert_in_step(database, config)
 
 
-def test_a_table_can_be_streamed_without_its_rows_so_far(
+def test_a_table_can_be_streamed_without_its_existing_rows(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     newest_database.execute(SHOP)

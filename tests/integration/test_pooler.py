@@ -25,7 +25,7 @@ def pooled(newest_database: Database) -> Iterator[str]:
         yield dsn
 
 
-def test_everything_that_needs_no_session_works_through_it(pooled: str) -> None:
+def test_everything_that_needs_no_session_works_through_a_pooler(pooled: str) -> None:
     store = PostgresStore(pooled, "shop")
     failures: list[BaseException] = []
 
@@ -49,7 +49,7 @@ def test_everything_that_needs_no_session_works_through_it(pooled: str) -> None:
     store.close()
 
 
-def test_a_lease_through_it_is_refused_and_the_setting_is_named(pooled: str) -> None:
+def test_a_lease_through_a_pooler_is_refused_and_the_setting_is_named(pooled: str) -> None:
     """The lock would be on a server connection that others use, and be released by chance."""
     store = PostgresStore(pooled, "shop")
 
@@ -62,7 +62,7 @@ def test_a_lease_through_it_is_refused_and_the_setting_is_named(pooled: str) -> 
     assert "state_store.session_dsn" in refused.value.solution
 
 
-def test_with_a_way_to_the_server_itself_leases_are_held_and_changes_heard(
+def test_with_a_direct_connection_leases_are_held_and_changes_noticed(
     pooled: str, newest_database: Database
 ) -> None:
     store, other = (
@@ -117,7 +117,7 @@ def test_settings_are_pinned_for_a_transaction_and_never_left_to_other_clients(
     assert settings == [("SQL, DMY",), ("off",), ("on",), ("off",)]
 
 
-def test_a_pooler_is_told_from_a_server_while_other_clients_use_it(
+def test_a_pooler_is_detected_while_other_clients_use_it(
     newest_database: Database,
 ) -> None:
     """Which server connection comes next depends on who gave one back last."""

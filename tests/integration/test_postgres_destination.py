@@ -177,7 +177,7 @@ def test_values_are_the_same_in_binary_and_next_to_those_sent_as_text(
     assert not all(written)
 
 
-def test_what_arrow_can_not_hold_is_a_value_like_any_other(
+def test_a_value_that_arrow_cannot_hold_is_a_value_like_any_other(
     newest_database: Database, newest_replica: Database, make_config: MakeConfig
 ) -> None:
     newest_database.execute(
@@ -223,7 +223,7 @@ def test_tables_have_the_types_and_primary_keys_of_the_source_and_no_other_const
     assert replica.query(constraints) == [("PRIMARY KEY (a, b)",)]
 
 
-def test_enums_domains_and_composites_are_made_where_that_is_asked_for(
+def test_enums_domains_and_composites_are_created_on_request(
     database: Database, replica: Database, make_config: MakeConfig
 ) -> None:
     """And follow the source: labels while rows come, attributes with the next copy."""
@@ -347,7 +347,7 @@ def test_equal_rows_without_a_key_are_as_many_as_in_the_source(
     assert copied_out(replica, "visits", order) == copied_out(database, "visits", order)
 
 
-def test_rows_that_a_copy_has_brought_already_come_again(server: EmbeddedPostgres) -> None:
+def test_rows_that_a_copy_has_already_brought_may_come_again(server: EmbeddedPostgres) -> None:
     """Many new rows are appended without a look for their keys, which the table then refuses."""
     stream = Transactions()
     first = stream.commit(*(insert(ORDERS, id=id, note="copied") for id in range(300)))
@@ -372,7 +372,7 @@ def test_rows_that_a_copy_has_brought_already_come_again(server: EmbeddedPostgre
     ]
 
 
-def test_batches_are_written_while_the_key_of_a_copy_is_made(newest_replica: Database) -> None:
+def test_batches_are_written_while_the_key_of_a_copy_is_built(newest_replica: Database) -> None:
     """It takes minutes for a large table, and every other table's changes continue."""
     newest_replica.execute(
         """
@@ -434,7 +434,7 @@ def test_rows_of_a_large_table_are_estimated_and_shown_as_such(
     assert counted("public.unknown") == (None, False)
 
 
-def test_a_large_value_that_an_update_left_alone_stays(
+def test_a_large_value_that_an_update_left_unchanged_stays(
     database: Database, replica: Database, make_config: MakeConfig
 ) -> None:
     database.execute(
@@ -505,7 +505,7 @@ def test_the_stream_continues_when_the_server_is_back(
     assert row == (100, 5050)
 
 
-def test_a_wrong_password_is_told_and_not_shown(server: EmbeddedPostgres) -> None:
+def test_a_wrong_password_is_reported_and_not_shown(server: EmbeddedPostgres) -> None:
     with Database.create(server) as database:
         database.execute(f"create role wrong_one login password '{PASSWORD}'")
         try:
@@ -520,7 +520,7 @@ def test_a_wrong_password_is_told_and_not_shown(server: EmbeddedPostgres) -> Non
     assert not caught.value.retryable
 
 
-def test_a_server_that_is_away_is_waited_for() -> None:
+def test_an_unreachable_server_is_waited_for() -> None:
     destination = PostgresDestination("postgresql://127.0.0.1:1/none")
     with pytest.raises(DestinationUnreachable) as caught:
         destination.check()
@@ -589,7 +589,7 @@ def test_a_schema_of_other_software_is_refused(newest_database: Database) -> Non
         PostgresDestination(newest_database.dsn).startup(MemoryStore())
 
 
-def test_a_database_that_can_not_hold_every_text_is_refused(
+def test_a_database_that_cannot_hold_every_text_is_refused(
     newest_server: EmbeddedPostgres,
 ) -> None:
     with (

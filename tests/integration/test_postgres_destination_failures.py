@@ -104,7 +104,7 @@ def test_a_stop_does_not_wait_for_a_lock_at_the_destination_and_loses_nothing(
     assert replica.query("select count(*), sum(id) from items") == [(200, 20100)]
 
 
-def test_a_stop_while_it_starts_does_not_wait_for_a_lock_either(
+def test_a_stop_during_the_start_does_not_wait_for_a_lock_either(
     items: Database, replica: Database, make_config: MakeConfig
 ) -> None:
     config = make_config(items, **to(replica.dsn))
@@ -123,7 +123,7 @@ def test_a_stop_while_it_starts_does_not_wait_for_a_lock_either(
         stopping.join()
 
 
-def test_a_database_that_is_not_the_one_that_was_written_is_refused(
+def test_a_database_other_than_the_one_written_is_refused(
     items: Database, replica: Database, make_config: MakeConfig
 ) -> None:
     """Another pipeline's, an empty one, and one that was restored from a backup."""

@@ -45,7 +45,7 @@ def ids(dsn: str) -> list[int]:
         destination.shutdown()
 
 
-def test_each_row_is_read_once_by_whichever_connection(
+def test_each_row_is_read_once_by_any_of_the_connections(
     copied: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "_PIECE_BLOCKS", 2)
@@ -53,7 +53,7 @@ def test_each_row_is_read_once_by_whichever_connection(
 
 
 @needs_pgbouncer
-def test_a_pooler_may_share_the_sessions_of_those_who_read(
+def test_a_pooler_may_share_the_sessions_of_readers(
     copied: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "_PIECE_BLOCKS", 2)
@@ -61,7 +61,7 @@ def test_a_pooler_may_share_the_sessions_of_those_who_read(
         assert ids(dsn) == list(range(_ROWS))
 
 
-def test_who_waits_to_alter_the_table_is_not_waited_for(
+def test_readers_do_not_wait_for_a_session_that_waits_to_alter_the_table(
     copied: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That one waits for the transaction in which the others read: all would wait for ever."""

@@ -115,7 +115,7 @@ def test_a_chunk_of_a_copy_does_not_wait_for_a_batch(replica: Replica) -> None:
     assert replica.database.query("select at from visits order by at") == [(10,), (11,)]
 
 
-def test_what_two_shards_have_of_one_table_is_applied_once(replica: Replica) -> None:
+def test_changes_that_two_shards_have_of_one_table_are_applied_once(replica: Replica) -> None:
     """As when a process stalled before its table was moved, and writes what it has left."""
     changes = replica.stream.commit(
         update(ORDERS, id=1, note="changed"), insert(VISITS, page="/", at=2)

@@ -176,7 +176,7 @@ def test_nothing_is_created_twice(store: PostgresStore) -> None:
     assert store.migrate() == store.pending_migrations() == []
 
 
-def test_what_a_version_without_notes_kept_is_found(
+def test_notes_kept_by_a_version_without_notes_are_found(
     database: Database, store: PostgresStore
 ) -> None:
     """Also what it writes while it still runs, after another process has migrated."""
@@ -334,7 +334,7 @@ def test_a_dsn_that_cannot_be_read_is_not_shown() -> None:
     assert SECRET not in str(refused.value) + repr(refused.value.__cause__)
 
 
-def test_a_server_that_is_not_there_is_worth_a_retry(database: Database) -> None:
+def test_an_unreachable_server_may_be_retried(database: Database) -> None:
     dsn = psycopg.conninfo.make_conninfo(database.dsn, host="127.0.0.1", port=1)
     with pytest.raises(StoreUnreachable) as refused:
         PostgresStore(dsn, "shop").take_epoch()

@@ -94,7 +94,7 @@ def test_a_source_that_is_ready_has_no_error(config: PipelineConfig) -> None:
     assert [check for check in run_checks(config) if check.level == "error"] == []
 
 
-def test_looking_changes_nothing(config: PipelineConfig, shop: Database) -> None:
+def test_the_preflight_changes_nothing(config: PipelineConfig, shop: Database) -> None:
     require(config)
     run_checks(config)
 
@@ -113,7 +113,7 @@ def test_every_finding_says_what_to_do(config: PipelineConfig, shop: Database) -
 # -- the publication ---------------------------------------------------------------------------
 
 
-def test_a_missing_publication_is_named_with_those_there_are(
+def test_a_missing_publication_is_named_with_the_existing_ones(
     config: PipelineConfig, shop: Database
 ) -> None:
     shop.execute("alter publication etl_pub rename to other_pub")
@@ -271,7 +271,7 @@ def test_a_wrong_password_is_a_finding_that_does_not_show_it(
     assert "Wr0ng-one" not in f"{check} {check.failure!r} {check.failure.__cause__!r}"
 
 
-def test_a_server_that_is_not_there_is_a_finding(make_config: MakeConfig, shop: Database) -> None:
+def test_an_unreachable_server_is_a_finding(make_config: MakeConfig, shop: Database) -> None:
     source = {"dsn": make_conninfo(shop.dsn, port=1), "publication": "etl_pub"}
 
     (check,) = run_checks(make_config(shop, source=source))
@@ -302,7 +302,7 @@ def test_the_pipelines_own_slot_is_reported(config: PipelineConfig, shop: Databa
     assert "waits for the pipeline" in found(config, "slot").message
 
 
-def test_a_slot_that_keeps_much_wal_is_a_warning_in_doctor_and_status(
+def test_a_slot_that_retains_much_wal_is_a_warning_in_doctor_and_status(
     shop: Database, make_config: MakeConfig
 ) -> None:
     config = make_config(shop, **{"source.max_retained_wal": "1MB"})
@@ -362,7 +362,7 @@ def tight_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedP
         yield server
 
 
-def test_wal_level_replica_is_refused_with_the_cure(
+def test_wal_level_replica_is_refused_with_the_solution(
     replica_level_server: EmbeddedPostgres, make_config: MakeConfig
 ) -> None:
     with Database.create(replica_level_server) as database:
@@ -406,7 +406,7 @@ def test_the_pipelines_own_slot_needs_no_free_one(tight: Database, make_config: 
     assert (check.level, "0 free, up to 4 wanted" in check.message) == ("warning", True)
 
 
-def test_of_several_destinations_each_needs_a_free_slot_for_when_it_is_set_aside(
+def test_each_of_several_destinations_needs_a_free_slot_for_being_set_aside(
     tight: Database, tmp_path: Path
 ) -> None:
     config = several(tight, tmp_path).member("left")
@@ -489,7 +489,7 @@ def test_a_check_as_json_holds_no_exception() -> None:
     }
 
 
-def test_what_a_start_warns_of_is_logged_once_for_all_destinations(
+def test_warnings_of_a_start_are_logged_once_for_all_destinations(
     newest_database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     newest_database.execute(

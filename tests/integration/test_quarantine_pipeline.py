@@ -96,7 +96,9 @@ def test_rows_go_into_quarantine_and_come_back(database: Database, make_config: 
         _assert_apart(database, config)
 
 
-def test_another_copy_decides_again(database: Database, make_config: MakeConfig) -> None:
+def test_a_new_copy_decides_again_what_is_quarantined(
+    database: Database, make_config: MakeConfig
+) -> None:
     """Also what was chosen before: until then, a row stays where it is."""
     database.execute(ORDERS)
     with closing(build_store(make_config(database))) as store:  # type: ignore[type-var]

@@ -212,7 +212,7 @@ class Dying(DuckDBDestination):
 
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("phase", ["begin_repair", "write_repair", "end_repair"])
-def test_a_repair_that_is_interrupted_is_made_again(
+def test_an_interrupted_repair_is_repeated(
     newest_database: Database,
     make_config: MakeConfig,
     tmp_path: Path,
@@ -244,7 +244,7 @@ def test_a_repair_that_is_interrupted_is_made_again(
     assert_table_in_step(database, config, "people")
 
 
-def test_in_a_postgres_what_differs_is_replaced_too(
+def test_rows_that_differ_in_a_postgres_destination_are_replaced_too(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     database = newest_database

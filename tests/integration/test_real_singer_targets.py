@@ -148,7 +148,7 @@ def load(destination: SingerDestination, *, times: int = 2) -> list[Row]:
     return [{"extra": None} | row for row in rows]
 
 
-def test_target_jsonl_has_every_row_and_the_last_of_each_key_is_the_source_s(
+def test_target_jsonl_has_every_row_and_the_last_of_each_key_is_the_sources(
     tmp_path: Path,
 ) -> None:
     config = {"destination_path": str(tmp_path), "do_timestamp_file": False}
@@ -262,7 +262,7 @@ def test_target_postgres_holds_the_rows_in_columns_of_their_types(replica: Datab
     assert types["moment"] == "timestamp without time zone"
 
 
-def test_target_postgres_empties_a_table_that_is_truncated_or_copied_again_and_no_log(
+def test_target_postgres_empties_a_table_that_is_truncated_or_copied_again_but_no_log(
     replica: Database,
 ) -> None:
     config = postgres_config(replica, hard_delete=True)

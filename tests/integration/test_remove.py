@@ -66,7 +66,7 @@ def test_a_removed_pipeline_leaves_its_tables_and_nothing_else(shop: Shop) -> No
     assert shop.count() == ROWS
 
 
-def test_its_tables_go_where_that_is_asked_for(shop: Shop) -> None:
+def test_its_tables_are_removed_on_request(shop: Shop) -> None:
     done = shop.call("remove", "--with-tables", "--yes", "--json")
 
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,7 @@ def test_a_pipeline_that_runs_is_not_removed(shop: Shop) -> None:
     assert left(shop)["slots"] == ["etl_dagster_apply_shop"]
 
 
-def test_the_rest_goes_where_the_source_is_gone(shop: Shop) -> None:
+def test_the_rest_is_removed_if_the_source_is_gone(shop: Shop) -> None:
     shop.configure(state_store={"type": "postgres", "dsn": shop.database.dsn})
     shop.configure(source={"dsn": "postgresql://postgres@127.0.0.1:1/gone"})
     refused = shop.call("remove", "--yes")
@@ -96,7 +96,7 @@ def test_the_rest_goes_where_the_source_is_gone(shop: Shop) -> None:
     assert left(shop)["slots"] == ["etl_dagster_apply_shop"]
 
 
-def test_several_destinations_go_with_the_slot_they_share(
+def test_several_destinations_are_removed_with_the_slot_they_share(
     newest_database: Database, tmp_path: Path
 ) -> None:
     shop = shop_in(newest_database, tmp_path)

@@ -68,7 +68,7 @@ def test_an_undone_change_of_columns_is_followed(
             assert_table_in_step(database, config, "items")
 
 
-def test_columns_that_change_again_before_anybody_looks_keep_their_values(
+def test_columns_that_change_again_before_the_catalog_is_read_keep_their_values(
     database: Database, make_config: MakeConfig
 ) -> None:
     """When the changes are decoded, the catalog knows nothing of the names in between."""

@@ -104,7 +104,7 @@ def test_names_and_columns_are_those_of_the_settings_and_follow_the_source(
         wait_until(lambda: pipeline.status().tables["sales.parts"].row_count == 2)
 
 
-def test_a_column_that_a_name_hid_stops_its_table_before_a_copy_shows_it(
+def test_a_hidden_column_that_is_renamed_stops_its_table_before_a_copy_exposes_it(
     database: Database, make_config: MakeConfig
 ) -> None:
     database.execute(SALES)

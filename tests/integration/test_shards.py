@@ -241,7 +241,7 @@ def test_another_pipeline_is_kept_from_the_destination(
     assert warning.startswith("slots of destinations or shards that the pipeline does not have")
 
 
-def test_tables_that_are_written_are_not_moved_meanwhile(
+def test_tables_that_are_being_written_are_not_moved(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     prepare(newest_database)
@@ -256,7 +256,7 @@ def test_tables_that_are_written_are_not_moved_meanwhile(
     assert isinstance(states(config, "test")[table_id(newest_database, "orders")], Ready)
 
 
-def test_what_can_not_be_moved_is_refused_by_name(
+def test_tables_that_cannot_be_moved_are_refused_by_name(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     prepare(newest_database)

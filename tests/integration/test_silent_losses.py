@@ -109,7 +109,7 @@ def test_rows_that_move_are_single_though_updates_are_not_published(
     assert_in_step(newest_database, config)
 
 
-def test_a_copy_that_is_asked_for_during_a_copy_is_made(
+def test_a_copy_requested_during_a_copy_is_made(
     newest_database: Database, config: PipelineConfig, store: CoordinatingStore
 ) -> None:
     newest_database.execute("create publication etl_pub for table items")

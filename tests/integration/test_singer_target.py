@@ -174,7 +174,7 @@ def test_targets_that_answer_by_themselves_keep_running(scripted: Scripted, tabl
     assert (ids(tables), tables.starts()) == ([0, 1, 2, 3, 4], 1)
 
 
-def test_one_that_does_not_answer_by_itself_is_ended_after_a_pause(
+def test_a_target_that_does_not_answer_by_itself_is_ended_after_a_pause(
     scripted: Scripted, tables: Tables
 ) -> None:
     destination = scripted(flush_after_seconds=0.05)
@@ -290,7 +290,7 @@ def test_a_target_that_has_written_and_dies_before_its_state_gets_the_same_again
     assert ids(tables) == [1, 2]
 
 
-def test_a_target_that_is_killed_says_by_what(scripted: Scripted, tmp_path: Path) -> None:
+def test_a_killed_target_is_reported_with_the_signal(scripted: Scripted, tmp_path: Path) -> None:
     set_fault(tmp_path, {"do": "hang", "at": 1})
     result = scripted().write_events(orders(1))
     os.kill(hanging(tmp_path), signal.SIGKILL)
@@ -368,7 +368,7 @@ def test_the_table_that_a_target_refuses_is_found_and_the_others_continue(
     assert ids(tables) == [1, 2]
 
 
-def test_a_target_that_takes_nothing_blames_no_table(scripted: Scripted, tmp_path: Path) -> None:
+def test_a_target_that_accepts_nothing_blames_no_table(scripted: Scripted, tmp_path: Path) -> None:
     set_fault(tmp_path, {"do": "exit", "always": True})
     destination = scripted()
 
@@ -453,7 +453,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_its_settings_are_in_a_file_of_ours_alone_that_goes_in_the_end(
+def test_its_settings_are_in_a_private_file_that_is_removed_at_the_end(
     scripted: Scripted, tmp_path: Path
 ) -> None:
     destination = scripted({"password": PASSWORD})
@@ -479,9 +479,7 @@ def test_no_secret_and_no_row_is_in_an_error(scripted: Scripted, tmp_path: Path)
         assert hidden not in raised.value.reason
 
 
-def test_all_that_it_says_is_kept_where_that_is_asked_for(
-    scripted: Scripted, tmp_path: Path
-) -> None:
+def test_all_output_of_a_target_is_kept_on_request(scripted: Scripted, tmp_path: Path) -> None:
     path = tmp_path / "target.log"
     set_fault(tmp_path, {"do": "exit", "says": "Key (id)=(4711)"})
     with pytest.raises(TargetFailed):
@@ -512,7 +510,7 @@ def test_a_target_that_does_not_empty_tables_keeps_old_rows_and_says_so(
 @pytest.mark.parametrize(
     ("capabilities", "found"), [("about,activate-version", "empties"), ("about", "does not empty")]
 )
-def test_whether_it_empties_tables_is_what_it_says_of_itself(
+def test_whether_a_target_empties_tables_is_what_it_declares(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capabilities: str, found: str
 ) -> None:
     monkeypatch.setenv("SCRIPTED_CAPABILITIES", capabilities)

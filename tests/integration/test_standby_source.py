@@ -191,7 +191,7 @@ def test_a_standby_is_copied_and_streamed_like_its_primary(shop: Shop) -> None:
     assert [c.message for c in run_checks(replica.config) if c.level == "error"] == []
 
 
-def test_what_a_slot_on_a_standby_waits_for_is_told(
+def test_what_a_slot_on_a_standby_waits_for_is_reported(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without `primary_dsn`, and with a primary that is idle."""
@@ -225,7 +225,7 @@ def test_what_a_slot_on_a_standby_waits_for_is_told(
         assert "On the primary: run SELECT pg_log_standby_snapshot();" in words
 
 
-def test_the_doctor_tells_what_a_standby_lacks(shop: Shop, newest_database: Database) -> None:
+def test_the_doctor_reports_what_a_standby_lacks(shop: Shop, newest_database: Database) -> None:
     def findings(**source: Any) -> dict[str, tuple[str, str]]:
         return {c.name: (c.level, c.message) for c in run_checks(shop.config(**source))}
 
@@ -299,9 +299,7 @@ def test_a_slot_that_the_primary_made_useless_is_named(shop: Shop, pair: Pair) -
     assert "primary_slot_name" in refused.value.solution
 
 
-def test_a_promotion_is_survived_with_nothing_lost_and_nothing_doubled(
-    shop: Shop, pair: Pair
-) -> None:
+def test_a_promotion_loses_and_doubles_nothing(shop: Shop, pair: Pair) -> None:
     replica = shop.replica()
     with replica.running() as pipeline:
         with written_to(shop.primary):

@@ -117,7 +117,7 @@ def test_locks_are_listed_with_their_owner(run: Run, storage: StateStorage) -> N
         assert row["owner"] in run("locks").stdout
 
 
-def test_meltanos_system_database_is_imported_to_the_letter(
+def test_meltanos_system_database_is_imported_verbatim(
     run: Run, storage: StateStorage, tmp_path: Path
 ) -> None:
     pytest.importorskip("sqlalchemy")
@@ -228,7 +228,7 @@ def test_without_a_uri_the_states_are_in_the_state_store_of_etl_yaml(
     assert "or set meltano.state_backend" in run("list", code=2).stderr
 
 
-def test_failures_keep_the_password_to_themselves(run: Run, newest_database: Database) -> None:
+def test_failures_do_not_reveal_the_password(run: Run, newest_database: Database) -> None:
     uris = [
         state_uri(newest_database, password=SECRET),
         f"postgres://u:{SECRET}@x@h/db",

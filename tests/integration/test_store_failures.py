@@ -20,7 +20,7 @@ from tests.support.database import Database
 from tests.support.leaks import PASSWORD
 
 
-def test_a_role_that_may_not_log_in_is_refused_and_never_awaited(
+def test_a_role_that_may_not_log_in_is_refused_at_once(
     newest_database: Database,
 ) -> None:
     role = f"{newest_database.name}_nologin"
@@ -35,7 +35,7 @@ def test_a_role_that_may_not_log_in_is_refused_and_never_awaited(
     assert not isinstance(refused.value, StoreUnreachable)
 
 
-def test_a_store_that_is_full_or_read_only_is_awaited(newest_database: Database) -> None:
+def test_a_full_or_read_only_store_is_waited_for(newest_database: Database) -> None:
     connections = StoreConnections(newest_database.dsn, application_name="test", max_size=1)
 
     full = connections.translate(psycopg.errors.DiskFull("could not extend file"))
@@ -85,7 +85,7 @@ def test_a_session_that_is_lost_before_it_holds_a_lease_is_an_error_that_may_be_
         lease.release()
 
 
-def test_a_store_that_takes_no_writes_still_tells_its_states(newest_database: Database) -> None:
+def test_a_read_only_store_still_returns_its_states(newest_database: Database) -> None:
     with closing(PostgresStore(newest_database.dsn, "shop")) as store:
         store.update_table_replication_states([(1, Ready(Lsn(7)))])
     role = f"{newest_database.name}_reader"

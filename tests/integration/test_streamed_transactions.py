@@ -210,7 +210,7 @@ def test_large_transactions_arrive_though_the_pipeline_stops_and_the_connection_
         assert_table_in_step(source, config, table)
 
 
-def test_a_savepoint_that_may_have_altered_a_table_is_read_again_whole(
+def test_a_transaction_that_may_have_altered_a_table_in_a_savepoint_is_read_again_whole(
     source: Database, make_config: MakeConfig
 ) -> None:
     """Postgres doesn't tell of a message in which savepoint it was written."""
@@ -231,7 +231,7 @@ def test_a_savepoint_that_may_have_altered_a_table_is_read_again_whole(
     assert_table_in_step(source, config, "a")
 
 
-def test_a_full_spool_has_postgres_keep_the_transaction(
+def test_with_a_full_spool_postgres_keeps_the_transaction(
     source: Database, make_config: MakeConfig
 ) -> None:
     config = make_config(source, batch={"spool_max_bytes": "200kB"})

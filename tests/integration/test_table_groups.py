@@ -370,7 +370,7 @@ def test_a_destination_that_fails_for_a_while_gets_the_same_tables_again(
     assert_in_step(newest_database, config, names)
 
 
-def test_a_destination_that_takes_one_table_at_a_time_gets_them_so(
+def test_a_destination_that_takes_one_table_at_a_time_gets_one_at_a_time(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     names = create(newest_database, 12)
@@ -432,7 +432,7 @@ def test_rows_without_a_key_are_never_written_twice_under_one_copy(
     assert len(copies) == len(set(copies))
 
 
-def test_a_class_with_its_own_way_of_writing_rows_is_asked_for_each_table(
+def test_a_subclass_that_overrides_writing_rows_is_called_for_each_table(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
     """It inherits the other way, which knows nothing of what it does to rows."""

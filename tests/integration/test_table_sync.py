@@ -173,7 +173,7 @@ def test_a_copy_survives_a_destination_that_fails_for_a_while(
     assert_in_step(database, config)
 
 
-def test_a_worker_that_fails_leaves_reason_and_time_of_the_next_try(
+def test_a_worker_that_fails_records_the_reason_and_the_time_of_the_next_try(
     database: Database, config: PipelineConfig, store: CoordinatingStore
 ) -> None:
     table_id = table_id_of(database)
@@ -195,7 +195,7 @@ def test_a_worker_that_fails_leaves_reason_and_time_of_the_next_try(
         assert state.retry.attempt == attempt
 
 
-def test_before_a_new_copy_the_destination_is_told_the_table_as_it_knew_it(
+def test_before_a_new_copy_the_destination_gets_the_table_as_it_knew_it(
     database: Database, config: PipelineConfig, store: CoordinatingStore
 ) -> None:
     """It has to find what it wrote, which is under the old name."""
@@ -217,7 +217,7 @@ def test_before_a_new_copy_the_destination_is_told_the_table_as_it_knew_it(
     assert len(destination.rows("public.papers")) > 0
 
 
-def test_a_destination_that_fails_without_an_error_of_ours_is_tried_again_and_keeps_its_message(
+def test_a_foreign_error_of_a_destination_is_retried_and_keeps_its_message(
     database: Database,
     config: PipelineConfig,
     store: CoordinatingStore,

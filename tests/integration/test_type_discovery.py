@@ -92,7 +92,7 @@ def _attribute(attribute: Attribute) -> str:
     return f"{attribute.name} {_shown(attribute.type)}"
 
 
-def test_the_catalog_tells_what_types_are_built_of(
+def test_the_catalog_shows_what_types_are_built_from(
     database: Database, make_config: MakeConfig
 ) -> None:
     columns = ", ".join(f"c{place} {name}" for place, name in enumerate(_COLUMNS))
@@ -137,7 +137,7 @@ def _sent_modifier(name: str) -> int:
     return {"numeric(12,2)": (12 << 16 | 2) + 4, "numeric(5,1)[]": _NUMERIC_5_1}.get(name, -1)
 
 
-def test_types_of_an_extension_say_so(database: Database) -> None:
+def test_types_of_an_extension_name_it(database: Database) -> None:
     if not database.query("select from pg_available_extensions where name = 'hstore'"):
         pytest.skip("this server has no hstore")
     database.execute("create extension hstore")

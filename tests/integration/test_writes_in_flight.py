@@ -109,7 +109,7 @@ def test_writes_overlap_and_progress_waits_for_the_first_of_them(
     assert destination.most_of_a_table == 1
 
 
-def test_a_stop_ends_while_writes_are_under_way_and_the_next_start_brings_them_again(
+def test_a_stop_does_not_wait_for_writes_in_flight_and_the_next_start_repeats_them(
     database: Database, make_config: MakeConfig
 ) -> None:
     database.execute(SHOP)

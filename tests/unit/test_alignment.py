@@ -44,7 +44,7 @@ def aligned(known: dict[int, str], sent: str, today: dict[int, str], last: int) 
     ],
     ids=["swapped", "dropped later", "dropped", "renamed later", "two added", "gone again"],
 )
-def test_one_reading_is_followed(
+def test_columns_are_matched_if_there_is_one_reading(
     known: dict[int, str], sent: str, today: dict[int, str], last: int, attnums: list[int]
 ) -> None:
     assert aligned(known, sent, today, last) == attnums
@@ -60,14 +60,14 @@ def test_one_reading_is_followed(
     ],
     ids=["which was dropped", "dropped and created", "which was created", "published later"],
 )
-def test_several_readings_are_refused(
+def test_columns_with_several_readings_are_refused(
     known: dict[int, str], sent: str, today: dict[int, str], last: int
 ) -> None:
     with pytest.raises(Unclear):
         aligned(known, sent, today, last)
 
 
-def test_another_type_is_refused() -> None:
+def test_a_column_of_another_type_is_refused() -> None:
     sent = Relation(1, "public", "t", "d", (RelationColumn("a", TEXT, -1, False),))
     today = TableToday(table({1: "a"}, TEXT), frozenset({1}), 1)
 

@@ -14,7 +14,7 @@ from etl_dagster.protocol.alterations import (
 )
 
 
-def test_a_rewrite_says_why() -> None:
+def test_a_rewrite_states_its_reason() -> None:
     sent = {"format": 1, "kind": "rewrite", "table": "16384", "reason": 4, "plain": True}
 
     assert decode_alterations(json.dumps(sent).encode()) == [RowsRewritten(16384, 4, is_plain=True)]
@@ -29,7 +29,7 @@ def test_a_rewrite_says_why() -> None:
     ],
     ids=["newer", "incomplete", "failed"],
 )
-def test_what_is_not_understood_names_its_table(sent: dict[str, object]) -> None:
+def test_a_message_that_is_not_understood_names_its_table(sent: dict[str, object]) -> None:
     assert decode_alterations(json.dumps(sent).encode()) == [UnknownAlteration(7)]
 
 
@@ -113,5 +113,5 @@ def test_a_description_that_no_table_has_is_none(forged: dict[str, object]) -> N
     ],
     ids=lambda content: repr(content[:30]),
 )
-def test_what_is_not_the_triggers_is_ignored(content: bytes) -> None:
+def test_messages_that_are_not_the_triggers_are_ignored(content: bytes) -> None:
     assert decode_alterations(content) == []

@@ -44,7 +44,7 @@ def test_however_often_something_failed_the_pause_can_be_computed(attempt: int) 
     assert doubled_s(2.0, 60.0, attempt) == 60.0
 
 
-def test_progress_begins_again_with_the_first_pause() -> None:
+def test_progress_resets_to_the_first_pause() -> None:
     backoff = Backoff(1, 60, max_attempts=2, rand=always(1.0))
     backoff.next_delay_s()
     assert not backoff.is_exhausted

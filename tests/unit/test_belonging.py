@@ -59,7 +59,7 @@ def test_a_destination_without_a_mark_is_known_by_type_and_place() -> None:
         Belonging(config, store, there).require()
 
 
-def test_a_destination_of_which_nothing_is_claimed_may_be_another() -> None:
+def test_a_destination_without_a_record_may_be_replaced() -> None:
     """Unless it is a copy that asks, which has no say in where the pipeline writes."""
     store = store_with(Init())
     config, here = http("https://here.example/etl")

@@ -30,7 +30,7 @@ class FasterStore(MemoryStore):
         return super().transition_table_state(table_id, expected, new)
 
 
-def test_what_the_apply_worker_answers_an_earlier_worker_does_not_end_the_next_one() -> None:
+def test_an_answer_to_an_earlier_worker_does_not_end_the_next_one() -> None:
     """A worker died while it asked for the hand-over. The apply worker names a target, and
     withdraws it, while the next worker is about to take the table up."""
     store = FasterStore()
@@ -45,7 +45,7 @@ def test_what_the_apply_worker_answers_an_earlier_worker_does_not_end_the_next_o
     assert store.get_table_replication_state(TABLE) == claim.state == FinishedCopy()
 
 
-def test_another_copy_that_is_asked_for_ends_it() -> None:
+def test_a_newly_requested_copy_ends_a_claim() -> None:
     store = FasterStore()
     store.update_table_replication_states([(TABLE, SyncWait(Lsn(10)))])
     claim = Claim(store, TABLE)

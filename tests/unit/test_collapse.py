@@ -64,7 +64,7 @@ def test_a_row_inserted_and_deleted_is_only_removed() -> None:
     assert len(result.rows) == 0
 
 
-def test_keys_that_a_destination_has_no_row_of_are_told_apart() -> None:
+def test_keys_without_a_row_at_the_destination_are_told_apart() -> None:
     """Nothing needs to be deleted of a key that was inserted first, and has a row in the end."""
     plain = collapsed(insert(ORDERS, id=1), update(ORDERS, id=2), delete(ORDERS, id=3))
     repeated = collapsed(
@@ -117,7 +117,7 @@ def test_an_unchanged_value_that_was_not_sent_is_looked_up_by_the_first_key_of_i
     assert result.lookup.to_pylist()[0] == {"id": 1}
 
 
-def test_an_unchanged_value_told_earlier_in_the_batch_needs_no_lookup() -> None:
+def test_an_unchanged_value_sent_earlier_in_the_batch_needs_no_lookup() -> None:
     result = collapsed(
         insert(ORDERS, id=1, document="told"),
         update(ORDERS, old={"id": 1}, unchanged=["document"], id=2),
@@ -149,7 +149,7 @@ def test_a_row_that_changes_very_often_costs_no_more_than_many_rows(reduce: Any)
     assert result.unknown["document"].all()
 
 
-def test_under_full_identity_the_old_row_tells_unchanged_values() -> None:
+def test_under_full_identity_the_old_row_supplies_unchanged_values() -> None:
     before: Row = {"sensor": "a", "value": 1, "blob": "large"}
     added, removed = added_and_removed(
         changes_of(

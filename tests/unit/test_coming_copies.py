@@ -99,7 +99,7 @@ def test_what_is_not_copied_yet_is_not_announced() -> None:
         ("soft_delete", "what is there stays at the destination under another name"),
     ],
 )
-def test_it_is_said_what_becomes_of_the_rows_of_before(kept: TableMode, becomes: str) -> None:
+def test_the_announcement_says_what_becomes_of_the_old_rows(kept: TableMode, becomes: str) -> None:
     [coming] = coming_copies(config("scd2"), copied(config(kept), READY), published(1))
 
     assert becomes in coming.consequence

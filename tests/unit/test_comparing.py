@@ -27,7 +27,7 @@ def told(verdict: Verdict) -> tuple[int, int, int, list[int]]:
     return verdict.missing, verdict.extra, verdict.changed, verdict.unjudged.tolist()
 
 
-def test_sides_with_the_same_rows_in_another_order_and_other_batches_are_equal() -> None:
+def test_sides_with_the_same_rows_in_another_order_and_different_batches_are_equal() -> None:
     one, other = Buckets(), Buckets()
     one.add(KEYS, ROWS)
     other.add(KEYS[4:], ROWS[4:])
@@ -36,7 +36,7 @@ def test_sides_with_the_same_rows_in_another_order_and_other_batches_are_equal()
     assert one.row_count == 8
 
 
-def test_a_bucket_differs_by_a_row_more_a_row_less_or_another_row() -> None:
+def test_a_bucket_differs_by_an_extra_a_missing_or_a_changed_row() -> None:
     one, other = Buckets(), Buckets()
     one.add(KEYS[:3], ROWS[:3])
     other.add(KEYS[1:4], ROWS[1:4] + np.array([0, 1, 0], np.uint64))

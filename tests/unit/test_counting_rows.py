@@ -48,7 +48,7 @@ def _reporter(metrics: Metrics, destination: _Counting) -> Reporter:
         (RuntimeError("a value"), "RuntimeError"),
     ],
 )
-def test_a_count_that_fails_is_reported_once_and_tried_again(
+def test_a_count_that_fails_is_reported_once_and_retried(
     failure: Exception, shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     metrics, destination = Metrics(), _Counting()

@@ -66,7 +66,7 @@ def test_batches_are_written_in_order_and_progress_follows(side: Side[Flaky]) ->
     assert side.progress == Lsn(1250)
 
 
-def test_what_a_batch_did_is_told_before_the_store_has_its_progress(side: Side[Flaky]) -> None:
+def test_what_a_batch_did_is_reported_before_its_progress_is_stored(side: Side[Flaky]) -> None:
     for number in (1, 2):
         side.delivery.put(side.transaction((ORDERS, number)), FROM_THE_START)
         side.delivery.flush()
@@ -123,7 +123,7 @@ def test_the_oldest_commit_that_is_not_durable_is_known(side: Side[Flaky]) -> No
     assert side.delivery.oldest_commit_time_us is None
 
 
-def test_a_write_that_waiting_may_cure_is_tried_again(side: Side[Flaky]) -> None:
+def test_a_write_that_may_succeed_later_is_retried(side: Side[Flaky]) -> None:
     side.destination.failures = [DestinationUnreachable("away"), OSError("odd")]
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
     side.delivery.flush()
@@ -192,7 +192,7 @@ def test_transactions_before_a_tables_lsn_are_foreign(side: Side[Flaky]) -> None
     assert side.progress == Lsn(1250)
 
 
-def test_a_full_queue_holds_the_reader_up_until_it_is_told_to_stop(side: Side[Flaky]) -> None:
+def test_a_full_queue_holds_up_the_reader_until_a_stop(side: Side[Flaky]) -> None:
     side.destination.durable = Future()  # never done
 
     def batches() -> RawBatch:
@@ -345,7 +345,7 @@ def test_a_single_change_that_is_too_large_stops_its_table_only(
     assert side.progress == Lsn(1250)
 
 
-def test_what_was_refused_once_is_cut_before_it_is_sent_until_larger_pieces_succeed(
+def test_after_a_refusal_batches_are_cut_before_sending_until_larger_pieces_succeed(
     small: tuple[Side[Small], Small],
 ) -> None:
     side, destination = small

@@ -31,7 +31,7 @@ from etl_dagster.destinations.duckdb.failures import translate
         (duckdb.IOException("IO Error: gone"), "can't be used"),
     ],
 )
-def test_a_commit_that_fails_is_told_with_its_cause_and_tried_again(
+def test_a_failed_commit_is_reported_with_its_cause_and_retried(
     error: duckdb.Error, reason: str
 ) -> None:
     translated = translate(error, Path("/data/shop.duckdb"))

@@ -12,7 +12,7 @@ from etl_dagster.destinations.duckdb.exact import exact
 @pytest.mark.skipif(
     not DuckDBDestinationConfig.has_own_types, reason="this DuckDB can't read every interval"
 )
-def test_a_result_has_text_for_what_arrow_would_not_hold() -> None:
+def test_a_result_has_text_for_values_that_arrow_cannot_hold() -> None:
     query = """
         select interval '2562047788:00:54.775807' a, '24:00:00-15:59:59'::timetz a,
             '01'::bit "b""c", [interval '1 mon'] l,

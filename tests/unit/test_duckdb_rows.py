@@ -32,7 +32,7 @@ def _kept_bytes(connection: duckdb.DuckDBPyConnection) -> int:
     return int(size)
 
 
-def test_batches_are_small_and_what_was_read_is_let_go_of(
+def test_batches_are_small_and_those_already_read_are_freed(
     tmp_path: Path,
 ) -> None:
     little = rows.ReadCache(most_bytes=1024**2, left="1MB", look_s=0)

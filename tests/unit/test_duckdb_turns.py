@@ -134,7 +134,7 @@ def test_full_batches_between_readers_that_announce_themselves_do_not_pause_each
     assert [ms for ms in turns if ms] == [30]
 
 
-def test_batches_that_come_without_a_moment_in_between_leave_the_file_to_others(
+def test_batches_that_follow_without_a_pause_leave_the_file_to_others(
     file: File,
 ) -> None:
     """Else a reader that tries again and again is refused by one batch after the other."""
@@ -170,7 +170,7 @@ def test_where_opening_takes_long_a_turn_does_too(file: File, ms: int, turn_ms: 
     assert file.open() == turn_ms
 
 
-def test_to_wait_for_a_reader_is_not_opening(file: File) -> None:
+def test_waiting_for_a_reader_does_not_count_as_opening(file: File) -> None:
     file.open(ms=20, others_ms=80)
     file.write(False, ms=100)
     file.close()

@@ -59,12 +59,12 @@ def test_a_catalog_may_be_a_file(kind: str) -> None:
         ({"memory_limit": "much"}, "must be a size"),
     ],
 )
-def test_a_mistake_is_told_before_anything_starts(given: dict[str, Any], told: str) -> None:
+def test_a_mistake_is_reported_before_anything_starts(given: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         section(**given)
 
 
-def test_a_mistake_in_a_dsn_shows_no_piece_of_it() -> None:
+def test_a_mistake_in_a_dsn_shows_no_part_of_it() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(
             {
@@ -100,7 +100,7 @@ def test_a_missing_extension_names_what_to_install() -> None:
     )
 
 
-def test_of_a_version_without_packages_an_earlier_one_is_named() -> None:
+def test_for_a_version_without_packages_an_earlier_one_is_named() -> None:
     failure = missing("ducklake", "2.0.1")
 
     assert failure.reason == "DuckDB's extension ducklake is not installed for DuckDB 2.0.1"

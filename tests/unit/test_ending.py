@@ -34,7 +34,7 @@ class Fixture:
         self.gives_up.set()
 
 
-def test_an_end_that_waits_comes_all_the_same() -> None:
+def test_an_end_that_waits_too_long_is_reached_all_the_same() -> None:
     fixture = Fixture()
     hangs = threading.Thread(target=threading.Event().wait, daemon=True)
     hangs.start()
@@ -54,7 +54,7 @@ def test_an_end_in_time_is_left_alone() -> None:
     assert fixture.asked == []
 
 
-def test_a_write_of_the_destination_is_waited_for() -> None:
+def test_the_end_waits_for_a_write_of_the_destination() -> None:
     fixture = Fixture()
     with fixture.calls.one():
         fixture.stop.set()
@@ -63,7 +63,7 @@ def test_a_write_of_the_destination_is_waited_for() -> None:
     assert fixture.done.wait(PATIENCE_S)
 
 
-def test_a_write_that_waits_for_rows_of_the_source_is_not() -> None:
+def test_the_end_does_not_wait_for_a_write_that_waits_for_source_rows() -> None:
     fixture, is_silent = Fixture(), threading.Event()
 
     def silent() -> object:
@@ -81,7 +81,7 @@ def test_a_write_that_waits_for_rows_of_the_source_is_not() -> None:
     assert fixture.done.wait(PATIENCE_S)
 
 
-def test_rows_pass_as_they_are_and_count_as_the_write_again() -> None:
+def test_rows_pass_unchanged_and_the_write_counts_as_under_way_again() -> None:
     calls = Calls()
     with calls.one():
         for row, expected in zip(calls.reading([1, 2]), [1, 2], strict=True):

@@ -31,7 +31,7 @@ def test_every_kind_of_error_says_what_to_do(kind: type[EtlError]) -> None:
     assert len(kind.solution) > 15
 
 
-def test_a_solution_may_fit_the_case() -> None:
+def test_a_solution_may_be_specific_to_the_case() -> None:
     error = EtlError("the disk is full", solution="Make room.")
 
     assert (error.reason, error.solution, str(error)) == (
@@ -53,12 +53,12 @@ def test_a_decode_error_says_where() -> None:
     assert DecodeError("half a message").offset is None
 
 
-def test_one_mistake_is_not_called_mistakes() -> None:
+def test_a_single_mistake_is_reported_in_the_singular() -> None:
     assert str(ConfigError(["x: unknown key"])).startswith("etl.yaml has 1 mistake:\n")
     assert "2 mistakes" in str(ConfigError(["x: unknown key", "y: unknown key"]))
 
 
-def test_only_what_waiting_may_cure_is_retried() -> None:
+def test_only_failures_that_may_pass_are_retried() -> None:
     retryable = {kind.__name__ for kind in every_class if kind.retryable}
 
     assert retryable == {

@@ -23,13 +23,13 @@ def test_an_equal_schema_needs_no_change() -> None:
     assert schema_changes(OLD, OLD) == []
 
 
-def test_the_same_attribute_under_another_name_is_a_rename() -> None:
+def test_the_same_attribute_number_under_another_name_is_a_rename() -> None:
     new = table([ID, column("comment", TEXT, 2), column("amount", INT4, 3)])
 
     assert schema_changes(OLD, new) == [RenameColumn("note", "comment")]
 
 
-def test_the_same_name_as_another_attribute_is_another_column() -> None:
+def test_the_same_name_with_another_attribute_number_is_another_column() -> None:
     new = table([ID, column("note", TEXT, 9), column("amount", INT4, 3)])
 
     assert schema_changes(OLD, new) == [DropColumn(OLD.columns[1]), AddColumn(new.columns[1])]

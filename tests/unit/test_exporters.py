@@ -175,7 +175,7 @@ class Hand:
         raise AssertionError("nothing waits")
 
 
-def test_a_refusal_is_shown_until_a_batch_is_written_or_no_other_follows() -> None:
+def test_a_refusal_is_shown_until_a_batch_is_written_or_none_is_left() -> None:
     clock, told = Hand(), list[Event]()
 
     class Listener:
@@ -195,7 +195,7 @@ def test_a_refusal_is_shown_until_a_batch_is_written_or_no_other_follows() -> No
     assert told == [refused, written, refused]
 
 
-def test_the_history_keeps_what_was_highest_between_its_moments() -> None:
+def test_the_history_keeps_the_maximum_between_its_samples() -> None:
     shown: list[Mapping[str, Any]] = []
     history = History(shown.append)
     for second, rate in ((0, 1.0), (1, 50_000.0), (2, 3.0), (EVERY_S, 2.0), (EVERY_S + 60, 7.0)):
@@ -236,7 +236,7 @@ def test_an_address_has_a_host_and_a_port(listen: str) -> None:
         config(listen)
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
+def test_the_dashboard_queries_only_metrics_that_exist() -> None:
     exporter = PrometheusExporter(tables=10)
     for event in EVENTS:
         exporter.observe(event)

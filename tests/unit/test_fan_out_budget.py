@@ -41,7 +41,9 @@ def budget() -> Budget:
     return Budget(1_000, PACE)
 
 
-def test_one_that_the_others_wait_for_is_set_aside_past_the_budget(budget: Budget) -> None:
+def test_a_destination_that_the_others_wait_for_is_set_aside_past_the_budget(
+    budget: Budget,
+) -> None:
     for second in range(HELD_UP + 1):
         waited = 0.9 * second
         quick, slow = has(9_500, asked_s=waited), has(8_900, held_up_s=waited)
@@ -50,7 +52,9 @@ def test_one_that_the_others_wait_for_is_set_aside_past_the_budget(budget: Budge
     assert look(budget, 101 + HELD_UP, quick=quick, slow=slow) == ["slow"]
 
 
-def test_one_that_was_late_for_a_moment_is_not_taken_for_the_slow_one(budget: Budget) -> None:
+def test_a_destination_that_was_late_for_a_moment_is_not_taken_for_the_slow_one(
+    budget: Budget,
+) -> None:
     """Of two that begin to read a large transaction, either may be the first that is waited for."""
     assert look(budget, 100, quick=5_000, slow=5_000) == []
     quick, slow = has(5_000, held_up_s=0.9), has(5_000, asked_s=0.9)
@@ -62,7 +66,7 @@ def test_one_that_was_late_for_a_moment_is_not_taken_for_the_slow_one(budget: Bu
     assert found == ["slow"]
 
 
-def test_in_the_middle_of_a_large_transaction_the_one_that_is_waited_for_is_set_aside(
+def test_in_the_middle_of_a_large_transaction_the_destination_waited_for_is_set_aside(
     budget: Budget,
 ) -> None:
     """None has made anything of it durable yet, but one completes batches of it."""
@@ -72,7 +76,9 @@ def test_in_the_middle_of_a_large_transaction_the_one_that_is_waited_for_is_set_
     assert found == ["hung"]
 
 
-def test_one_is_waited_for_also_by_one_that_is_past_the_budget_without_it(budget: Budget) -> None:
+def test_a_destination_that_is_itself_past_the_budget_still_counts_as_waiting(
+    budget: Budget,
+) -> None:
     """Both read the same transaction, and only one was told of a position in front of its end."""
     for second in range(HELD_UP + 2):
         found = look(
@@ -84,7 +90,9 @@ def test_one_is_waited_for_also_by_one_that_is_past_the_budget_without_it(budget
     assert found == ["hung"]
 
 
-def test_one_that_hangs_and_reads_on_can_not_have_a_slow_one_set_aside(budget: Budget) -> None:
+def test_a_destination_that_hangs_but_still_reads_cannot_get_a_slow_one_set_aside(
+    budget: Budget,
+) -> None:
     """It has room for some batches before it stops reading; until then it waits for the others."""
     for second in range(60):
         hung = has(5_000, written=7, is_writing=True, asked_s=second)
@@ -92,7 +100,7 @@ def test_one_that_hangs_and_reads_on_can_not_have_a_slow_one_set_aside(budget: B
         assert look(budget, 100 + second, hung=hung, slow=slow) == []
 
 
-def test_one_that_hangs_just_after_a_batch_can_not_have_a_slow_one_set_aside(
+def test_a_destination_that_hangs_just_after_a_batch_cannot_get_a_slow_one_set_aside(
     budget: Budget,
 ) -> None:
     for second in range(60):
@@ -101,7 +109,7 @@ def test_one_that_hangs_just_after_a_batch_can_not_have_a_slow_one_set_aside(
         assert look(budget, 100 + second, hung=hung, slow=slow) == []
 
 
-def test_one_that_hangs_far_ahead_can_not_have_a_slow_one_set_aside(budget: Budget) -> None:
+def test_a_destination_that_hangs_far_ahead_cannot_get_a_slow_one_set_aside(budget: Budget) -> None:
     """It has more than the other one, which works, and gets there some time."""
     for second in range(3 * STANDSTILL):
         hung = has(8_000, written=7, is_writing=True)
@@ -109,14 +117,16 @@ def test_one_that_hangs_far_ahead_can_not_have_a_slow_one_set_aside(budget: Budg
         assert look(budget, 100 + second, hung=hung, slow=slow) == []
 
 
-def test_of_two_that_hang_neither_has_the_other_set_aside(budget: Budget) -> None:
+def test_neither_of_two_that_hang_gets_the_other_set_aside(budget: Budget) -> None:
     for second in range(3 * STANDSTILL):
         first = has(5_000, written=7, is_writing=True, asked_s=second)
         second_one = has(4_000, written=7, is_writing=True, held_up_s=second)
         assert look(budget, 100 + second, first=first, second=second_one) == []
 
 
-def test_one_that_works_is_not_set_aside_for_what_a_third_one_waits_for(budget: Budget) -> None:
+def test_a_working_destination_is_not_set_aside_for_what_a_third_one_waits_for(
+    budget: Budget,
+) -> None:
     """The hung one is the one without room; the slow one just reads less quickly."""
     for second in range(HELD_UP + 2):
         found = look(
@@ -129,27 +139,29 @@ def test_one_that_works_is_not_set_aside_for_what_a_third_one_waits_for(budget: 
     assert found == ["hung"]
 
 
-def test_one_within_the_budget_is_waited_for(budget: Budget) -> None:
+def test_a_destination_within_the_budget_is_waited_for(budget: Budget) -> None:
     for now_s in (0, 50, 100, 150):
         quick, slow = has(9_500, asked_s=now_s), has(9_100, held_up_s=now_s)
         assert look(budget, 100 + now_s, quick=quick, slow=slow) == []
 
 
-def test_one_that_hangs_is_set_aside_even_if_no_other_waits_for_it(budget: Budget) -> None:
+def test_a_destination_that_hangs_is_set_aside_even_if_no_other_waits_for_it(
+    budget: Budget,
+) -> None:
     """Little of the WAL is of published tables: no buffer fills, but the slot keeps it all."""
     assert look(budget, 100, quick=9_990, slow=5_000) == []
     assert look(budget, 99 + STANDSTILL, quick=9_990, slow=5_000) == []
     assert look(budget, 100 + STANDSTILL, quick=9_990, slow=5_000) == ["slow"]
 
 
-def test_one_that_gets_where_the_others_were_is_not_at_fault(budget: Budget) -> None:
+def test_a_destination_that_follows_a_step_later_is_not_at_fault(budget: Budget) -> None:
     """They move in the same steps, and one of them is always a step ahead."""
     for turn in range(10):
         ahead, after = 1_000 + 100 * turn, 900 + 100 * turn
         assert look(budget, 100 + 10 * turn, first=ahead, second=after) == []
 
 
-def test_where_all_are_behind_alike_or_there_is_one_alone_none_is_set_aside(
+def test_none_is_set_aside_if_all_are_equally_late_or_there_is_only_one(
     budget: Budget,
 ) -> None:
     assert look(budget, 100, first=2_000, second=2_000) == []
@@ -158,12 +170,12 @@ def test_where_all_are_behind_alike_or_there_is_one_alone_none_is_set_aside(
     assert look(budget, 400, first=2_000) == []
 
 
-def test_two_that_are_slow_are_both_set_aside_and_the_quickest_never(budget: Budget) -> None:
+def test_two_slow_destinations_are_both_set_aside_and_the_quickest_never(budget: Budget) -> None:
     look(budget, 100, quick=9_000, slow=2_000, slower=1_000)
     assert look(budget, 120, quick=9_000, slow=2_000, slower=1_000) == ["slow", "slower"]
 
 
-def test_two_that_speak_of_each_other_are_not_both_set_aside(budget: Budget) -> None:
+def test_two_destinations_that_wait_for_each_other_are_not_both_set_aside(budget: Budget) -> None:
     """One has read more and is waited for in what it has made durable; the other has no room."""
     for second in range(STANDSTILL + 1):
         reading = has(2_000 + second, written=second, is_writing=True, asked_s=second)
@@ -172,7 +184,7 @@ def test_two_that_speak_of_each_other_are_not_both_set_aside(budget: Budget) -> 
     assert found == ["reading"]
 
 
-def test_the_last_one_at_the_slot_is_compared_with_those_that_were_set_aside(
+def test_the_last_destination_at_the_slot_is_compared_with_those_set_aside(
     budget: Budget,
 ) -> None:
     """They have recovered, and come back to a slot that it holds back."""
@@ -181,7 +193,7 @@ def test_the_last_one_at_the_slot_is_compared_with_those_that_were_set_aside(
     assert look(budget, 100 + STANDSTILL, left=5_000, aside=aside) == ["left"]
 
 
-def test_one_that_was_set_aside_is_not_set_aside_again_and_speaks_of_none_that_is_further(
+def test_a_destination_set_aside_is_not_set_aside_again_and_blames_none_that_is_ahead(
     budget: Budget,
 ) -> None:
     aside = has(3_000, is_aside=True)
@@ -189,7 +201,9 @@ def test_one_that_was_set_aside_is_not_set_aside_again_and_speaks_of_none_that_i
         assert look(budget, 100 + second, left=5_000, aside=aside) == []
 
 
-def test_one_past_the_budget_that_stays_is_reported_until_it_is_within(budget: Budget) -> None:
+def test_a_destination_past_the_budget_that_stays_is_reported_until_it_is_within(
+    budget: Budget,
+) -> None:
     assert findings(budget, 100, left=5_000).tolerated == {}
     told = findings(budget, 100 + PACE.tolerated_s, left=5_000).tolerated
     assert list(told) == ["left"]
@@ -198,7 +212,7 @@ def test_one_past_the_budget_that_stays_is_reported_until_it_is_within(budget: B
     assert findings(budget, 201, left=5_000).tolerated == {}
 
 
-def test_what_was_noted_of_one_that_went_holds_no_longer_when_it_returns(budget: Budget) -> None:
+def test_a_destination_that_returns_is_judged_from_the_beginning(budget: Budget) -> None:
     look(budget, 100, quick=9_990, slow=5_000)
     look(budget, 110, quick=9_990)
     assert look(budget, 120, quick=9_990, slow=5_000) == []

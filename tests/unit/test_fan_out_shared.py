@@ -28,7 +28,7 @@ def shared() -> SharedSlot:
     return made
 
 
-def test_what_one_still_writes_that_was_set_aside_keeps_nothing(shared: SharedSlot) -> None:
+def test_a_late_write_of_a_destination_set_aside_retains_nothing(shared: SharedSlot) -> None:
     """It hung in a write, which is durable only after the destination got a slot of its own."""
     tee = shared._tee
     assert tee is not None
@@ -44,7 +44,7 @@ def test_what_one_still_writes_that_was_set_aside_keeps_nothing(shared: SharedSl
     assert shared.pinned() == {}
 
 
-def test_a_place_that_an_earlier_pipeline_asked_for_keeps_nothing(shared: SharedSlot) -> None:
+def test_a_place_that_an_earlier_pipeline_requested_retains_nothing(shared: SharedSlot) -> None:
     """It failed on its return, and the next one reads its own slot."""
     tee = shared._tee
     assert tee is not None

@@ -103,7 +103,7 @@ def test_every_branch_gets_every_frame(tee: Tee) -> None:
     assert tee.reached == Lsn(210)
 
 
-def test_one_that_joins_begins_between_two_transactions_and_knows_the_tables(tee: Tee) -> None:
+def test_a_joining_branch_begins_between_two_transactions_and_knows_the_tables(tee: Tee) -> None:
     tee.branch(is_started=False)
     give(tee, begin(200), DESCRIBED, insert(1))
     joining = tee.branch(is_started=True)
@@ -129,7 +129,7 @@ def test_a_joining_branch_has_its_place_at_once_where_nothing_is_open(tee: Tee) 
     assert joining.phase == "open"
 
 
-def test_a_full_batch_is_told_and_the_rest_follows(tee: Tee) -> None:
+def test_a_full_batch_is_reported_and_the_rest_follows(tee: Tee) -> None:
     reader = Reader(tee.branch(is_started=False), max_rows=2)
     give(tee, begin(200), DESCRIBED, insert(1), insert(2), insert(3), commit(200))
 
@@ -139,7 +139,7 @@ def test_a_full_batch_is_told_and_the_rest_follows(tee: Tee) -> None:
     assert reader.ids() == [3]
 
 
-def test_the_time_counts_in_which_one_wants_more_and_another_has_no_room() -> None:
+def test_time_is_counted_while_one_branch_wants_more_and_another_has_no_room() -> None:
     tee = Tee(Lsn(100), buffer_bytes=4000, clock=itertools.count().__next__)
     slow, quick = (Reader(tee.branch(is_started=False)) for _ in range(2))
     give(tee, begin(200), DESCRIBED, *map(insert, range(30)), commit(200))
@@ -154,7 +154,7 @@ def test_the_time_counts_in_which_one_wants_more_and_another_has_no_room() -> No
     assert tee.wait_for_room(0)
 
 
-def test_one_that_has_read_more_and_does_not_ask_for_more_waits_for_none() -> None:
+def test_a_branch_that_does_not_ask_for_more_waits_for_no_other() -> None:
     """It hangs, and the one that works through what it was given is not at fault."""
     tee = Tee(Lsn(100), buffer_bytes=4000, clock=itertools.count().__next__)
     slow, hung = (Reader(tee.branch(is_started=False)) for _ in range(2))
@@ -176,7 +176,7 @@ def test_the_connection_is_told_to_stop_reading_once_a_branch_is_full(tee: Tee) 
     assert tee.drain(lambda: nothing) == 0
 
 
-def test_one_that_is_ahead_of_its_reader_is_dropped_and_not_waited_for(tee: Tee) -> None:
+def test_a_branch_ahead_of_its_reader_is_dropped_and_not_waited_for(tee: Tee) -> None:
     ahead = tee.branch(is_started=False, is_ahead=True)
     assert ahead.is_alive
     give(tee, begin(200), DESCRIBED, *map(insert, range(30)), commit(200))
@@ -186,7 +186,9 @@ def test_one_that_is_ahead_of_its_reader_is_dropped_and_not_waited_for(tee: Tee)
     assert tee.wait_for_room(0)
 
 
-def test_one_that_is_ahead_keeps_all_since_its_place_until_its_reader_comes(tee: Tee) -> None:
+def test_a_branch_ahead_of_its_reader_keeps_everything_since_its_place_until_the_reader_comes(
+    tee: Tee,
+) -> None:
     ahead = tee.branch(is_started=False, is_ahead=True)
     give(tee, begin(200), DESCRIBED, insert(1), commit(200))
 
@@ -194,7 +196,7 @@ def test_one_that_is_ahead_keeps_all_since_its_place_until_its_reader_comes(tee:
     assert Reader(ahead).ids() == [1]
 
 
-def test_a_closed_branch_is_over_and_holds_nothing_up(tee: Tee) -> None:
+def test_a_closed_branch_ends_and_holds_up_nothing(tee: Tee) -> None:
     closed = tee.branch(is_started=False)
     give(tee, begin(200), DESCRIBED, *map(insert, range(30)), commit(200))
 
@@ -226,7 +228,7 @@ def test_an_interrupt_ends_a_read_that_waits(tee: Tee) -> None:
     assert reader.branch.read(60) is False
 
 
-def test_what_the_server_asks_is_answered_by_the_connection(tee: Tee) -> None:
+def test_the_connection_answers_the_servers_requests(tee: Tee) -> None:
     give(tee, wire.keepalive(500, reply_requested=True))
 
     assert tee.take_reply_request()

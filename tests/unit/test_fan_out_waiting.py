@@ -68,7 +68,7 @@ def test_all_are_waited_for() -> None:
     assert (left.waits, right.waits) == (1, 1)
 
 
-def test_the_others_catch_up_before_it_is_said_which_ones_failed() -> None:
+def test_the_others_catch_up_before_the_failed_ones_are_reported() -> None:
     members = {
         "archive": Scripted(ends(NO_ANSWER)),
         "lake": Scripted(True),
@@ -86,7 +86,7 @@ def test_the_others_catch_up_before_it_is_said_which_ones_failed() -> None:
     assert not failed.retryable
 
 
-def test_of_one_that_failed_the_solution_is_its_own() -> None:
+def test_a_single_failure_keeps_its_own_solution() -> None:
     members = {"left": Scripted(ends(NO_ANSWER)), "right": Scripted(True)}
     with pytest.raises(DestinationsFailed) as raised:
         wait(members)
@@ -95,7 +95,7 @@ def test_of_one_that_failed_the_solution_is_its_own() -> None:
     assert raised.value.retryable
 
 
-def test_one_that_works_again_by_then_is_waited_for_again() -> None:
+def test_a_destination_that_works_again_by_then_is_waited_for_again() -> None:
     left = Scripted(ends(NO_ANSWER), True)
 
     def start_again(_: Scripted) -> Outcome:
@@ -116,7 +116,7 @@ def test_a_pipeline_that_is_started_again_at_once_is_not_a_failure() -> None:
     assert wait({"left": Scripted(is_left_behind, True), "right": Scripted(True)})
 
 
-def test_what_a_running_pipeline_can_not_be_waited_for_with_is_raised() -> None:
+def test_an_error_that_waiting_cannot_cure_is_raised() -> None:
     with pytest.raises(SourceReplaced):
         wait({"left": Scripted(SourceReplaced("another cluster")), "right": Scripted()})
 
@@ -129,7 +129,7 @@ def test_a_foreign_error_is_named_without_its_message() -> None:
     assert raised.value.reason == "left failed: ValueError"
 
 
-def test_when_the_time_is_over_it_is_said_which_ones_failed() -> None:
+def test_at_the_timeout_the_failed_ones_are_reported() -> None:
     left = Scripted()
     left.failure = NO_ANSWER
     with pytest.raises(DestinationsFailed, match="left failed"):

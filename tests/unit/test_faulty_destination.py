@@ -43,7 +43,7 @@ def written(destination: FaultyDestination) -> int:
     return len(destination.inner.changelog)  # type: ignore[attr-defined]
 
 
-def test_its_examples_are_right() -> None:
+def test_the_examples_of_the_docstring_hold() -> None:
     assert doctest.testmod(etl_dagster.testing.faulty).attempted
     assert doctest.testmod(etl_dagster.testing.faulty).failed == 0
 
@@ -106,7 +106,7 @@ class Later:
 
 
 @pytest.mark.parametrize("failure", [None, BatchTooLarge("its own")])
-def test_an_answer_gets_lost_no_sooner_than_the_write_is_durable(
+def test_an_answer_is_lost_only_once_the_write_is_durable(
     failure: Exception | None,
 ) -> None:
     inner = Later()
@@ -203,7 +203,7 @@ def test_a_random_plan_spares_the_start() -> None:
     assert plan(Call("write_events", 1, row_count=1)) == Refuse()
 
 
-def test_it_takes_many_copies_at_once_where_the_other_does(
+def test_it_takes_many_copies_at_once_if_the_wrapped_destination_does(
     destination: FaultyDestination, tmp_path: Path
 ) -> None:
     assert copying_many(destination) is None
@@ -215,6 +215,6 @@ def test_it_takes_many_copies_at_once_where_the_other_does(
         many.write_whole_tables([])
 
 
-def test_it_declares_what_the_other_declares_and_that_it_can_be_interrupted() -> None:
+def test_it_declares_what_the_wrapped_destination_declares_and_that_it_can_be_interrupted() -> None:
     assert FaultyDestination(Later()).capabilities.offers == {Interruptible}
     assert FaultyDestination(MemoryDestination()).capabilities.offers is None

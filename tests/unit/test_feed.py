@@ -78,7 +78,7 @@ def test_a_batch_is_closed_once_its_first_change_is_old(fixture: Fixture) -> Non
 
 
 @pytest.mark.parametrize("bounds", [{"max_rows": 3}, {"max_bytes": 1024}])
-def test_a_batch_is_closed_once_it_is_full_also_inside_of_a_transaction(
+def test_a_batch_is_closed_once_it_is_full_even_inside_a_transaction(
     bounds: dict[str, int],
 ) -> None:
     fixture = Fixture(**bounds)
@@ -92,7 +92,7 @@ def test_a_batch_is_closed_once_it_is_full_also_inside_of_a_transaction(
     assert fixture.side.progress is None
 
 
-def test_an_idle_position_inside_of_a_transaction_is_not_confirmed(fixture: Fixture) -> None:
+def test_an_idle_position_inside_a_transaction_is_not_confirmed(fixture: Fixture) -> None:
     """What follows in the transaction was not applied."""
     fixture.script += [*transaction(2000, 1)[:2], wire.keepalive(3000)]
     fixture.passes(11.0)
@@ -149,7 +149,7 @@ def test_a_stream_stands_where_it_starts_until_it_brings_something(fixture: Fixt
     assert positions == [Lsn(1000), Lsn(1500), Lsn(2001), Lsn(2050)]
 
 
-def test_a_position_that_is_not_reached_is_asked_for_now_and_then(fixture: Fixture) -> None:
+def test_a_position_that_is_not_reached_is_requested_now_and_then(fixture: Fixture) -> None:
     asked: list[int] = []
 
     def look(lsn: int) -> None:
@@ -241,7 +241,7 @@ def test_a_hurry_closes_the_batch_that_reaches_its_goal(fixture: Fixture) -> Non
     assert fixture.side.progress == Lsn(2050)
 
 
-def test_what_a_stream_fails_with_is_raised_after_what_was_handed_over_is_durable(
+def test_a_streams_failure_is_raised_once_what_was_handed_over_is_durable(
     fixture: Fixture,
 ) -> None:
     def broken() -> None:

@@ -16,7 +16,7 @@ def start(*arguments: str, cwd: Path, **options: Any) -> Forked:
     )
 
 
-def test_it_reads_its_stdin_and_ends_with_0(tmp_path: Path) -> None:
+def test_a_forked_process_reads_its_stdin_and_exits_with_0(tmp_path: Path) -> None:
     with start("--compact", cwd=tmp_path) as process:
         assert process.poll() is None
         assert process.stdin is not None
@@ -26,7 +26,7 @@ def test_it_reads_its_stdin_and_ends_with_0(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-def test_a_failure_is_its_exit_code_and_what_it_says(tmp_path: Path) -> None:
+def test_a_failure_has_its_exit_code_and_its_message(tmp_path: Path) -> None:
     """In the folder and with the environment that it is given."""
     with start("--nonsense", cwd=tmp_path, environ={"COLUMNS": "40"}) as process:
         _, said = process.communicate()

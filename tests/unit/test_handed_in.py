@@ -22,7 +22,7 @@ def test_a_resource_keeps_its_waits_when_dagster_sets_it_up(tmp_path: Path) -> N
         assert resource.get_timing().longest_pause_s == 900.0
 
 
-def test_something_happens_before_a_question_and_after_its_answer_alone() -> None:
+def test_callbacks_run_before_a_question_and_only_after_an_answer() -> None:
     happened: list[str] = []
     make_control = control_with(
         before=lambda asked: happened.append(f"before {asked}"),

@@ -192,7 +192,7 @@ def points_up_inside(module: str, imported: str, of: str) -> bool:
     return layer_inside(imported, of) > layer_inside(module, of)
 
 
-def test_imports_point_down_inside_of_a_package_of() -> None:
+def test_imports_point_down_inside_the_package() -> None:
     wrong = [
         f"{module}, line {line}: {imported}"
         for module in MODULES

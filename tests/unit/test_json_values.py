@@ -265,7 +265,7 @@ def test_a_relation_describes_the_columns() -> None:
     ]
 
 
-def test_a_relation_tells_what_it_was_before() -> None:
+def test_a_relation_includes_its_former_description() -> None:
     renamed = TableSchema(ORDERS.id, "public", "sales", ORDERS.columns)
     event = event_to_json(RelationEvent(renamed, ORDERS, 0))
 
@@ -273,7 +273,7 @@ def test_a_relation_tells_what_it_was_before() -> None:
     assert event["previous"]["columns"] == event["columns"]
 
 
-def test_marks_tell_the_transaction() -> None:
+def test_marks_name_the_transaction() -> None:
     begin = BeginEvent(Lsn(1000), 5, xid=77, sequence=0)
     commit = CommitEvent(Lsn(1000), Lsn(1048), 5, sequence=1)
 

@@ -65,7 +65,7 @@ def test_a_slot_within_its_budget_is_measured_and_stays(fixture: Fixture) -> Non
     ],
     ids=["too large", "lost", "gone"],
 )
-def test_a_table_that_cannot_be_kept_waits_for_a_person_and_a_copy(
+def test_a_table_that_cannot_be_kept_waits_for_an_operator_and_a_copy(
     fixture: Fixture, slot: Slot | None, reason: str, retry: ManualRetry | TimedRetry
 ) -> None:
     """Not even an automatic retry: it would be a copy that was not asked for."""
@@ -81,7 +81,7 @@ def test_a_table_that_cannot_be_kept_waits_for_a_person_and_a_copy(
     assert fixture.kept.wal == {}
 
 
-def test_what_a_worker_resumes_is_left_alone(fixture: Fixture) -> None:
+def test_a_slot_that_a_worker_resumes_is_left_alone(fixture: Fixture) -> None:
     fixture.slots = [replace(SLOT, retained_bytes=1001)]
     assert fixture.store.acquire_lease("table:1") is not None
 
@@ -89,14 +89,14 @@ def test_what_a_worker_resumes_is_left_alone(fixture: Fixture) -> None:
     assert len(fixture.slots) == 1
 
 
-def test_the_source_is_not_asked_where_no_table_has_stopped(fixture: Fixture) -> None:
+def test_the_source_is_not_queried_unless_a_table_has_stopped(fixture: Fixture) -> None:
     fixture.store.delete_table_pipeline_state(1)
     fixture.kept.look()
 
     assert fixture.source.asked == []
 
 
-def test_a_table_that_stopped_is_shown_with_its_way_on() -> None:
+def test_a_table_that_stopped_is_shown_with_how_to_resume_it() -> None:
     lost = replace(STOPPED, is_kept=False)
     by_itself = replace(STOPPED, retry=TimedRetry(NOON))
     while_copied = Errored("refused", "Move it.", ManualRetry())

@@ -139,7 +139,7 @@ def test_the_replicator_gets_its_settings_too(install: Install) -> None:
     assert again.destination.token == SecretStr(make_secret("s3cr3t"))
 
 
-def test_mistakes_in_its_section_are_told_with_all_others(install: Install) -> None:
+def test_mistakes_in_its_section_are_reported_with_all_others(install: Install) -> None:
     install("etl_paper", ENTRY_POINTS, MODULE)
     wrong = raw(type="paper", sheets=0, colour="red") | {"batch": {"max_rows": "many"}}
 
@@ -238,7 +238,7 @@ nervous = etl_plugins:Nervous
         ),
     ],
 )
-def test_a_class_that_makes_no_destination_is_a_mistake_with_its_place(
+def test_a_class_that_builds_no_destination_is_a_mistake_with_its_place(
     install: Install, kind: str, words: str
 ) -> None:
     install("etl_plugins", PLUGIN_POINTS, PLUGINS)
@@ -249,7 +249,7 @@ def test_a_class_that_makes_no_destination_is_a_mistake_with_its_place(
     assert check_destination(config).level == "error"
 
 
-def test_a_check_that_breaks_is_one_line_of_the_report_and_tells_no_secret(
+def test_a_check_that_breaks_is_one_line_of_the_report_and_reveals_no_secret(
     install: Install,
 ) -> None:
     install("etl_plugins", PLUGIN_POINTS, PLUGINS)
@@ -293,7 +293,7 @@ def test_a_store_with_the_small_contracts_alone_is_for_one_process(install: Inst
     ("group", "kind"),
     [(group, kind) for group in (DESTINATIONS, STORES) for kind in built_in_kinds(group)],
 )
-def test_the_model_that_is_read_without_the_class_is_the_model_of_the_class(
+def test_the_model_read_without_loading_the_class_is_the_model_of_the_class(
     group: str, kind: str
 ) -> None:
     assert find_config_model(group, kind) is find_kind(group, kind).config_model
@@ -308,7 +308,7 @@ def test_the_model_that_is_read_without_the_class_is_the_model_of_the_class(
         ("MemoryStoreConfig", STORES, "memory"),
     ],
 )
-def test_a_model_is_still_found_where_all_of_them_were(name: str, group: str, kind: str) -> None:
+def test_a_model_is_still_found_at_its_former_place(name: str, group: str, kind: str) -> None:
     import etl_dagster.config
 
     with pytest.warns(DeprecationWarning, match=rf"{name} is deprecated: import from etl_dagster"):
@@ -317,7 +317,7 @@ def test_a_model_is_still_found_where_all_of_them_were(name: str, group: str, ki
     assert found is find_config_model(group, kind)
 
 
-def test_a_name_that_never_was_there_is_an_attribute_error() -> None:
+def test_a_name_that_never_existed_is_an_attribute_error() -> None:
     import etl_dagster.config
     import etl_dagster.destinations.duckdb
 

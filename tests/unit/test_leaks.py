@@ -154,7 +154,7 @@ def test_a_run_fails_for_what_a_worker_finds_in_the_end(tmp_path: Path) -> None:
     assert "2 passed" in said
 
 
-def test_this_run_is_searched(pytestconfig: pytest.Config, tmp_path: Path) -> None:
+def test_the_current_run_is_searched_for_leaks(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     from tests.support import search_for_leaks
 
     assert pytestconfig.pluginmanager.is_registered(search_for_leaks)

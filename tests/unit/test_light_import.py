@@ -68,7 +68,7 @@ def test_an_integration_loads_nothing_heavy_before_a_name_of_it_is_used(package:
     assert not loaded_by(f"import {package}") & HEAVY
 
 
-def test_dagster_loads_no_driver_to_know_what_definitions_are_made_of() -> None:
+def test_dagster_loads_no_driver_to_learn_what_definitions_consist_of() -> None:
     """Every process of Dagster imports the definitions: each step, each run, each command."""
     loaded = loaded_by("from etl_dagster.dagster import *\nfrom etl_dagster.meltano import *")
     drivers = {"adbc_driver_manager", "adbc_driver_postgresql", "duckdb", "httpx", "pandas"}
@@ -102,7 +102,7 @@ _LATER = (
         ("etl_assets, build_etl_sensor, build_etl_checks, build_sync_job", 80),
     ],
 )
-def test_a_code_location_loads_what_its_definitions_are_made_of(names: str, most: int) -> None:
+def test_a_code_location_loads_what_its_definitions_consist_of(names: str, most: int) -> None:
     """A fifth of the time that `import dagster` takes, in each of Dagster's processes."""
     ours = {
         name

@@ -51,7 +51,7 @@ def test_every_number_that_is_shown_is_whole(tables: tuple[TableStatus, ...], wi
         assert re.fullmatch(r"\d+|\d{1,3}(,\d{3})+", number), number
 
 
-def test_a_wide_terminal_shows_all_there_is() -> None:
+def test_a_wide_terminal_shows_every_column() -> None:
     text = shown(READY, COPIED, width=140)
 
     for column in ("copy", "rows", "speed", "inserted", "updated", "deleted"):
@@ -71,7 +71,7 @@ def test_a_copy_has_columns_only_while_there_is_one() -> None:
     assert "speed" not in text
 
 
-def test_the_terminal_does_not_print_keys_meanwhile(
+def test_keys_pressed_during_the_display_are_not_printed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Ctrl-C would move the cursor, and the next picture would be drawn one line too low."""

@@ -36,7 +36,7 @@ class _Shelf(MemoryStore):
         self.closed = True
 
 
-def test_a_store_that_can_look_is_asked() -> None:
+def test_a_store_that_knows_its_pipelines_is_asked() -> None:
     shelf = _Shelf()
     store = LocalStore(shelf)
 
@@ -46,7 +46,7 @@ def test_a_store_that_can_look_is_asked() -> None:
     assert shelf.closed
 
 
-def test_a_store_that_cannot_look_knows_a_pipeline_by_its_tables() -> None:
+def test_a_store_that_does_not_know_its_pipelines_goes_by_their_tables() -> None:
     kept = MemoryStore()
     store = LocalStore(kept)
 

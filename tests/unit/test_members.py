@@ -222,7 +222,7 @@ def test_a_table_that_is_there_all_the_time_is_copied_once(fixture: Fixture) -> 
     assert fixture.states == {ORDERS: Ready(Lsn(1))}
 
 
-def test_a_table_waits_for_the_last_changes_of_another_of_its_name(fixture: Fixture) -> None:
+def test_a_table_waits_for_the_last_changes_of_another_table_of_its_name(fixture: Fixture) -> None:
     """The old one was dropped; its changes go where those of the new one would go."""
     fixture.look()
     fixture.is_in(Ready(Lsn(1)))
@@ -251,7 +251,7 @@ def test_a_table_waits_for_the_last_changes_of_another_of_its_name(fixture: Fixt
     ],
     ids=["another publication", "altered", "published through the root"],
 )
-def test_every_table_is_copied_again_when_the_publication_was_another(
+def test_every_table_is_copied_again_if_the_publication_was_a_different_one(
     fixture: Fixture, trace: PublicationTrace
 ) -> None:
     fixture.look()
@@ -306,7 +306,7 @@ def test_new_files_are_explained_by_a_truncate_of_the_stream_or_copied_again(
     assert fixture.members.is_settled
 
 
-def test_what_was_not_decided_before_a_restart_is_decided_after_it(fixture: Fixture) -> None:
+def test_a_decision_open_at_a_restart_is_made_after_it(fixture: Fixture) -> None:
     member = Membership(frozenset({"all 700"}), Storage(1, 0, "801"))
     fixture.catalog.tables[ORDERS] = member
     fixture.look()

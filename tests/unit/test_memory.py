@@ -79,7 +79,7 @@ def test_allocators_are_asked_before_reading_pauses() -> None:
     assert process.reader().may_read()
 
 
-def test_where_nothing_is_left_to_be_written_readers_take_turns(
+def test_readers_take_turns_if_nothing_is_left_to_write(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     process = Process(used_mb=120)
@@ -100,7 +100,7 @@ def test_where_nothing_is_left_to_be_written_readers_take_turns(
     assert second.may_read(), "the first one has read nothing"
 
 
-def test_one_that_asks_no_more_is_not_waited_for() -> None:
+def test_a_reader_that_no_longer_asks_is_not_waited_for() -> None:
     process = Process(used_mb=120)
     busy = True
     gone, other = process.reader(), process.reader()
@@ -115,7 +115,7 @@ def test_one_that_asks_no_more_is_not_waited_for() -> None:
     third.close()
 
 
-def test_the_note_says_that_reading_pauses_and_why() -> None:
+def test_the_note_says_that_and_why_reading_pauses() -> None:
     process = Process()
     assert process.budget.note is None
 
@@ -150,7 +150,7 @@ def test_no_more_chunks_at_a_time_than_there_is_capacity_for() -> None:
             pass
 
 
-def test_a_chunk_begins_only_where_there_is_room_for_it_and_for_those_under_way() -> None:
+def test_a_chunk_begins_only_if_there_is_room_for_it_and_for_those_under_way() -> None:
     """What they are about to take counts before they have taken it."""
     process = Process(max_mb=1024, used_mb=400)
     begun: list[ExitStack] = []
@@ -254,6 +254,6 @@ def test_the_limit_is_the_least_of_cgroups_and_machine(
     assert memory_limit(tmp_path) == expected
 
 
-def test_the_resident_set_is_this_process_s() -> None:
+def test_the_resident_set_is_that_of_this_process() -> None:
     found = resident_bytes()
     assert found is None or found > 10 * MB

@@ -30,7 +30,7 @@ class _Guard:
         self.is_held = False
 
 
-def test_a_release_looks_and_deletes_in_one_step() -> None:
+def test_a_release_checks_and_deletes_in_one_step() -> None:
     guard = _Guard()
     touched: list[tuple[str, bool]] = []
 

@@ -116,7 +116,7 @@ def test_a_composite_is_a_struct_and_one_of_another_shape_is_odd() -> None:
     assert odd == {4: "(1,a,3)", 5: "(1)"}
 
 
-def test_a_range_tells_its_bounds_and_whether_they_belong_to_it() -> None:
+def test_a_range_has_its_bounds_and_whether_they_are_inclusive() -> None:
     values, _ = read(Range(3904, "int4range", INT), "[1,5)", "empty", "(,)", None, "(,7]")
 
     assert [value and tuple(value.values()) for value in values] == [
@@ -150,7 +150,7 @@ def test_hstore_is_a_map() -> None:
     assert odd == {}
 
 
-def test_an_enum_is_a_dictionary_that_takes_labels_of_later() -> None:
+def test_an_enum_is_a_dictionary_that_accepts_later_labels() -> None:
     mood = column(Enum(70_002, "public.mood", ("sad",)))
     parsed = parse(mood, pa.array(["sad", None, "happy", "sad"]))
 
@@ -158,7 +158,7 @@ def test_an_enum_is_a_dictionary_that_takes_labels_of_later() -> None:
     assert parsed.array.to_pylist() == ["sad", None, "happy", "sad"]
 
 
-def test_a_domain_is_what_it_is_made_of() -> None:
+def test_a_domain_has_the_form_of_its_base_type() -> None:
     numbers = Domain(70_003, "public.numbers", Array(1007, "integer[]", INT))
 
     assert read(numbers, "{1}") == ([[1]], {})
@@ -168,7 +168,7 @@ def test_a_domain_is_what_it_is_made_of() -> None:
     )
 
 
-def test_what_a_destination_could_not_tell_apart_stays_text() -> None:
+def test_values_that_a_destination_could_not_tell_apart_stay_text() -> None:
     twins = Composite(70_005, "public.twins", (Attribute("a", INT), Attribute("A", INT)))
 
     assert read(twins, "(1,2)") == (["(1,2)"], {})
@@ -193,14 +193,14 @@ def test_bytes_that_are_not_utf8_are_escaped_in_their_part() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "text"])
-def test_where_nothing_is_known_or_wanted_values_stay_as_printed(text: Nested | None) -> None:
+def test_values_stay_as_printed_if_their_type_is_unknown_or_not_wanted(text: Nested | None) -> None:
     known = column(Array(1007, "integer[]", INT), text or "native")
     asked = known if text else ColumnSchema("c", 1007)
 
     assert parse(asked, pa.array(["{1,2}", "{{1}}"])).array.to_pylist() == ["{1,2}", "{{1}}"]
 
 
-def test_values_as_json_are_texts_of_it() -> None:
+def test_values_as_json_are_json_texts() -> None:
     made = Array(70_007, "public.pair[]", PAIR)
     parsed = parse(column(made, "json"), pa.array(['{"(1,\\"ä b\\")",NULL}', None, "{{}}"]))
 
@@ -345,7 +345,7 @@ def _obvious(read_one: Callable[[str], Any], text: str | None) -> Any:
 @pytest.mark.parametrize("kind", _KINDS)
 @settings(max_examples=40)
 @given(data=st.data())
-def test_all_at_once_is_as_one_by_one(kind: str, data: st.DataObject) -> None:
+def test_decoding_all_at_once_gives_the_same_as_one_by_one(kind: str, data: st.DataObject) -> None:
     type_, texts_of, read_one = _KINDS[kind]
     texts = data.draw(st.lists(st.none() | texts_of, max_size=8))
     cut_off = data.draw(st.integers(0, len(texts)))

@@ -67,7 +67,7 @@ class Source:
         return labels_of(step.schema.columns[1])
 
 
-def test_the_catalog_is_asked_where_a_label_is_new_and_only_there() -> None:
+def test_the_catalog_is_queried_only_for_new_labels() -> None:
     source = Source("sad", "so so", "happy")
     assert source.bring("sad", None, "happy") == ("sad", "happy")
     assert source.asked == 0
@@ -96,7 +96,7 @@ def test_a_version_keeps_the_labels_by_which_a_renamed_one_is_noticed() -> None:
     assert labels_of(kept.columns[1]) == ("sad", "happy")
 
 
-def test_nothing_is_asked_of_columns_that_are_text() -> None:
+def test_nothing_is_queried_for_text_columns() -> None:
     source = Source("sad", "so so", "happy")
     columns = tuple(replace(found, own_type=False) for found in _TABLE.columns)
     source.bring("so so", schema=replace(_TABLE, columns=columns))

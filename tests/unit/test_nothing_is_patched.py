@@ -46,7 +46,7 @@ ALLOWED = {
 }
 
 
-def test_no_test_replaces_what_is_ours() -> None:
+def test_no_test_replaces_our_own_code() -> None:
     found = {
         path.relative_to(TESTS).as_posix(): set(patched(path.read_text("utf-8")))
         for path in TESTS.rglob("test_*.py")

@@ -53,7 +53,7 @@ def test_a_chunk_that_is_copied_once_more_counts_once(store: MemoryStore) -> Non
     assert copied_odd(store, 1, plan(FIRST)) == {"amount": 3, "at": 1}
 
 
-def test_what_streams_in_before_the_hand_over_is_added_but_for_what_is_deleted(
+def test_values_streamed_before_the_hand_over_are_added_except_deleted_ones(
     store: MemoryStore,
 ) -> None:
     worker, stream = CopyOddCounts(store, MemoryDestination()), Transactions()
@@ -71,7 +71,7 @@ def test_what_streams_in_before_the_hand_over_is_added_but_for_what_is_deleted(
     assert copied_odd(store, ORDERS.id, plan(FIRST)) == {"amount": 4}
 
 
-def test_another_copy_begins_at_nothing(store: MemoryStore) -> None:
+def test_a_new_copy_starts_counting_at_zero(store: MemoryStore) -> None:
     worker = CopyOddCounts(store, MemoryDestination())
     worker.add_chunk(1, FIRST, 0, {"amount": 2})
     assert copied_odd(store, 1, plan(SECOND)) == {}

@@ -100,7 +100,7 @@ def test_a_column_has_a_policy_of_its_own() -> None:
     assert to_dicts(changes.rows)[0]["at"] == LAST
 
 
-def test_a_table_that_is_to_fail_stops_and_names_the_position_but_no_value() -> None:
+def test_under_the_fail_policy_a_table_stops_and_names_the_position_but_no_value() -> None:
     other = table([column("id", INT4, 1, key=1)], table_id=7, name="other")
     bad = {"id": 2, "amount": Unheld("NaN")}
     changes = [insert(ACCOUNTS, id=1), insert(ACCOUNTS, **bad), insert(other, id=1)]
@@ -118,7 +118,7 @@ def test_a_table_that_is_to_fail_stops_and_names_the_position_but_no_value() -> 
         OddPolicies(config("fail")).copied(ACCOUNTS)(copied)
 
 
-def test_what_is_deleted_need_not_be_held() -> None:
+def test_deleted_values_need_not_be_held() -> None:
     full = replace(ACCOUNTS, replica_identity="f")
 
     _, failures = _applied(config("fail"), delete(full, id=1, amount=Unheld("NaN")))
@@ -127,7 +127,7 @@ def test_what_is_deleted_need_not_be_held() -> None:
 
 
 @pytest.mark.parametrize("policy", ["null", "clamp"])
-def test_a_key_of_which_two_values_would_be_one_stops_the_table(policy: str) -> None:
+def test_a_key_whose_values_would_coincide_stops_the_table(policy: str) -> None:
     by_moment = table([column("at", TIMESTAMPTZ, 1, key=1)], name="accounts")
     by_amount = table([column("amount", NUMERIC, 1, key=1, type_modifier=_MONEY)], name="accounts")
 
@@ -141,7 +141,7 @@ def test_a_key_of_which_two_values_would_be_one_stops_the_table(policy: str) -> 
     assert not failures
 
 
-def test_without_a_key_rows_are_found_by_null_whenever_they_were_written() -> None:
+def test_without_a_key_rows_are_found_by_null_no_matter_when_they_were_written() -> None:
     keyless = table([column("at", TIMESTAMPTZ, 1, is_identity=True)], name="accounts", identity="f")
 
     [changes], _ = _applied(config("clamp"), delete(keyless, at=LATE))

@@ -42,11 +42,11 @@ def offers(destination: object) -> set[type]:
     return {contract for contract in FURTHER_CONTRACTS if offered(destination, contract)}
 
 
-def test_a_destination_with_the_least_offers_nothing_more() -> None:
+def test_a_minimal_destination_offers_nothing_more() -> None:
     assert offers(MyHttpDestination("http://localhost")) == set()
 
 
-def test_without_a_declaration_the_methods_say_what_is_offered() -> None:
+def test_without_a_declaration_the_methods_determine_what_is_offered() -> None:
     assert Counting.capabilities.offers is None
     assert offers(Counting()) - offers(MemoryDestination()) == {CountsRows}
 
@@ -59,7 +59,7 @@ def test_a_declaration_counts_and_not_the_methods() -> None:
     assert offers(counting) == set()
 
 
-def test_what_is_declared_and_missing_is_never_called() -> None:
+def test_a_declared_but_missing_method_is_never_called() -> None:
     promising = MemoryDestination()
     promising.capabilities = Capabilities(offers=frozenset({CountsRows, CopiesManyTables}))  # type: ignore[misc]
 

@@ -100,7 +100,7 @@ def test_a_new_copy_has_duckdbs_own_types() -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "http"])
-def test_other_destinations_get_what_they_got(kind: str) -> None:
+def test_other_destinations_get_the_same_types_as_before(kind: str) -> None:
     config = _config(kind)
     assert not any(found.own_type for found in chosen(_TABLE, config).columns)
     texts = pa.array(["infinity", "1 mon -1 days +00:00:01"])
@@ -117,7 +117,7 @@ def test_a_destination_given_as_an_object_has_its_types() -> None:
 
 
 @own_types_only
-def test_what_an_earlier_version_copied_stays_text_until_it_is_copied_again() -> None:
+def test_columns_copied_by_an_earlier_version_stay_text_until_copied_again() -> None:
     earlier = chosen(_TABLE, _config("memory"))
     kept = replace(
         earlier,
@@ -214,7 +214,7 @@ def test_forms_of_arrow_and_json_stay_text() -> None:
         assert form_of(found).json == form_of(plain).json
 
 
-def test_a_duckdb_that_reads_not_every_interval_holds_them_as_text() -> None:
+def test_a_duckdb_that_cannot_read_every_interval_holds_them_as_text() -> None:
     has_own_types = DuckDBDestinationConfig.has_own_types
     assert has_own_types == (int(duckdb.__version__.split(".")[0]) >= 2)
     if has_own_types:

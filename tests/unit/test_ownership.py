@@ -269,7 +269,7 @@ def test_a_table_that_was_finished_meanwhile_is_taken(side: ApplySide) -> None:
     assert side.ownership.apply_from == {TABLE: Lsn(1055)}
 
 
-def test_a_table_that_was_handed_over_behind_the_stream_stops_aloud(side: ApplySide) -> None:
+def test_a_table_handed_over_behind_the_stream_stops_with_an_error(side: ApplySide) -> None:
     """What lies between was never read; applying the rest would hide it."""
     side.set_state(SyncDone(Lsn(999)))
 
@@ -315,7 +315,7 @@ def test_a_stop_ends_the_wait_for_a_table(side: ApplySide) -> None:
     assert side.ownership.apply_from == {}
 
 
-def test_states_are_read_again_once_a_second_or_when_told(side: ApplySide) -> None:
+def test_states_are_read_again_once_a_second_or_on_notice(side: ApplySide) -> None:
     side.ownership.refresh()
     side.set_state(Ready(Lsn(7)))
     side.ownership.refresh()

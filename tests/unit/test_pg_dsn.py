@@ -32,7 +32,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "reason"), WRONG)
-def test_what_is_wrong_is_named_without_a_piece_of_the_text(text: str, reason: str) -> None:
+def test_a_mistake_is_named_without_any_part_of_the_dsn(text: str, reason: str) -> None:
     with pytest.raises(DsnError, match=reason) as refused:
         Dsn.parse(text)
     assert SECRET not in str(refused.value)
@@ -90,7 +90,7 @@ def test_a_zero_byte_would_end_the_text_for_libpq() -> None:
         Dsn.of({"password": "a\0b"})
 
 
-def test_people_see_where_it_is_and_no_secret() -> None:
+def test_a_shown_dsn_has_its_place_and_no_secret() -> None:
     dsn = Dsn.parse(f"postgresql://me:{SECRET}@h:1/my%20db?sslmode=require")
     assert dsn.uri == "postgresql://me@h:1/my%20db"
     assert dsn.shown == "h:1/my db"

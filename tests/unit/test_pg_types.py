@@ -46,7 +46,7 @@ TYPES: st.SearchStrategy[PgType] = st.recursive(_SCALARS, _built_of, max_leaves=
 
 
 @given(TYPES)
-def test_a_column_is_read_as_it_was_kept(type_: PgType) -> None:
+def test_a_column_is_read_back_as_it_was_stored(type_: PgType) -> None:
     column = ColumnSchema("c", 99999, 4, "public.t", 3, False, 1, True, 23, "1", type_)
 
     kept = json.loads(json.dumps(column_to_json(column)))
@@ -55,7 +55,7 @@ def test_a_column_is_read_as_it_was_kept(type_: PgType) -> None:
     assert column_from_json(kept).missing_value == "1"
 
 
-def test_a_column_that_an_earlier_version_kept_has_no_type() -> None:
+def test_a_column_stored_by_an_earlier_version_has_no_type() -> None:
     kept = {"name": "tags", "type_oid": 1009, "type_modifier": -1, "base_type_oid": 1009}
 
     assert column_from_json(kept) == ColumnSchema("tags", 1009, base_type_oid=1009)
@@ -84,7 +84,7 @@ def test_columns_of_differing_types_differ() -> None:
     assert column != replace(column, nested="native")
 
 
-def test_another_label_or_name_makes_no_other_type() -> None:
+def test_a_different_label_or_name_does_not_make_a_different_type() -> None:
     """Either may come at any time, nothing in the stream tells, and values are held as before."""
     column = ColumnSchema("mood", 70_000, type=Enum(70_000, "public.mood", ("sad",)))
 

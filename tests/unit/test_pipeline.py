@@ -244,7 +244,7 @@ def test_a_pipeline_starts_once(fixture: Fixture) -> None:
         fixture.pipeline.start()
 
 
-def test_nothing_is_begun_before_the_source_is_known_to_be_ready(fixture: Fixture) -> None:
+def test_nothing_begins_before_the_source_is_known_to_be_ready(fixture: Fixture) -> None:
     def not_ready(settings: Any) -> None:
         raise SourceError("wal_level is replica")
 
@@ -276,7 +276,7 @@ def test_a_start_that_fails_late_leaves_the_pipeline_to_others(fixture: Fixture)
     assert fixture.destination.calls == ["startup", "shutdown"]
 
 
-def test_what_was_streamed_from_a_slot_that_is_lost_is_expected_no_more(fixture: Fixture) -> None:
+def test_what_was_streamed_from_a_lost_slot_is_no_longer_expected(fixture: Fixture) -> None:
     """Every table is copied again, and the new slot brings nothing of before."""
     fixture.start()
     fixture.commits(1)
@@ -295,7 +295,7 @@ def test_what_was_streamed_from_a_slot_that_is_lost_is_expected_no_more(fixture:
     assert fixture.store.get_table_replication_state(ORDERS) == Init()
 
 
-def test_a_destination_that_fails_to_tell_what_it_waits_for_ends_nothing(
+def test_a_destination_that_fails_to_report_what_it_waits_for_ends_nothing(
     fixture: Fixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     answers: list[str | None] = []
@@ -324,7 +324,7 @@ def test_a_destination_that_fails_to_tell_what_it_waits_for_ends_nothing(
 # -- a stream that breaks --------------------------------------------------------------------------
 
 
-def test_a_stream_that_breaks_is_begun_again(fixture: Fixture) -> None:
+def test_a_stream_that_breaks_is_restarted(fixture: Fixture) -> None:
     fixture.start()
     fixture.breaks(SourceUnreachable("the line is cut"))
     wait_until(lambda: fixture.streams == 2)
@@ -382,7 +382,7 @@ def test_a_transaction_without_rows_that_comes_again_is_recognised(
     assert fixture.ids == [1]
 
 
-def test_who_waits_for_a_pipeline_survives_what_it_survives(
+def test_waiting_for_a_pipeline_survives_what_the_pipeline_survives(
     fixture: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The source breaks the marker's connection, and the store is away once."""
@@ -410,7 +410,7 @@ def test_who_waits_for_a_pipeline_survives_what_it_survives(
     assert away.__traceback__ is not None
 
 
-def test_who_waits_for_a_source_that_stays_away_waits_until_the_deadline(fixture: Fixture) -> None:
+def test_waiting_for_an_unreachable_source_lasts_until_the_deadline(fixture: Fixture) -> None:
     fixture.start()
 
     def mark() -> Lsn:
@@ -420,7 +420,7 @@ def test_who_waits_for_a_source_that_stays_away_waits_until_the_deadline(fixture
     assert not fixture.pipeline.wait_until_caught_up(60)
 
 
-def test_who_waits_is_not_kept_from_what_waiting_does_not_cure(fixture: Fixture) -> None:
+def test_waiting_raises_an_error_that_it_cannot_cure(fixture: Fixture) -> None:
     fixture.start()
 
     def mark() -> Lsn:
@@ -432,7 +432,9 @@ def test_who_waits_is_not_kept_from_what_waiting_does_not_cure(fixture: Fixture)
 
 
 @pytest.mark.parametrize("what", ["commits", "lives"])
-def test_a_stream_that_got_somewhere_is_tried_as_often_again(fixture: Fixture, what: str) -> None:
+def test_a_stream_that_made_progress_gets_all_its_retries_again(
+    fixture: Fixture, what: str
+) -> None:
     fixture.start()
     for number in range(6):
         streams = fixture.streams
@@ -447,7 +449,7 @@ def test_a_stream_that_got_somewhere_is_tried_as_often_again(fixture: Fixture, w
     assert fixture.pipeline.status().phase == "streaming"
 
 
-def test_what_waiting_does_not_cure_ends_the_pipeline_at_once(fixture: Fixture) -> None:
+def test_an_error_that_waiting_cannot_cure_ends_the_pipeline_at_once(fixture: Fixture) -> None:
     fixture.start()
     fixture.breaks(SourceError("the slot is gone"))
 
@@ -495,7 +497,7 @@ def test_a_pipeline_keeps_its_place_where_no_process_took_it(fixture: Fixture) -
     wait_until(lambda: fixture.ids == [1])
 
 
-def test_a_slot_that_keeps_too_much_wal_is_reported_once(
+def test_a_slot_that_retains_too_much_wal_is_reported_once(
     fixture: Fixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = Slot("s", "pgoutput", "d", True, 1, "reserved", Lsn(1), Lsn(1), 2 * 1024**3)
@@ -559,7 +561,7 @@ def test_a_thread_that_fails_unexpectedly_ends_the_pipeline(fixture: Fixture) ->
     assert fixture.destination.calls[-1] == "shutdown"
 
 
-def test_what_failed_first_is_what_is_raised(fixture: Fixture) -> None:
+def test_the_first_failure_is_the_one_raised(fixture: Fixture) -> None:
     def odd(name: str) -> None:
         raise ZeroDivisionError
 

@@ -28,7 +28,7 @@ NO, BODY, AGAIN = "no", "body", "an" + "ew"
         "def test_a_worker_that_stands" + "_still() -> None:",
     ],
 )
-def test_such_a_line_is_found(line: str) -> None:
+def test_wording_to_avoid_is_found(line: str) -> None:
     assert [number for number, _, _ in findings(f"fine\n{line}\n")] == [2]
 
 
@@ -45,5 +45,5 @@ def test_such_a_line_is_found(line: str) -> None:
         "case is gone ON CONFLICT",
     ],
 )
-def test_such_a_line_is_not(line: str) -> None:
+def test_good_wording_is_not_reported(line: str) -> None:
     assert not [*findings(line)]

@@ -64,7 +64,7 @@ def test_values_are_converted_with_their_column() -> None:
     ]
 
 
-def test_rows_that_are_only_appended_say_so() -> None:
+def test_rows_that_are_only_appended_are_marked_as_such() -> None:
     rows = pa.RecordBatch.from_pylist([{"id": 1, "at": None}], ORDERS.arrow_schema)
     target = Target.of(DIALECT, ORDERS)
 
@@ -97,7 +97,7 @@ def test_rows_that_are_only_appended_say_so() -> None:
         (70_000, -1, "text"),
     ],
 )
-def test_a_built_in_type_is_that_of_the_source(type_oid: int, modifier: int, spelled: str) -> None:
+def test_a_built_in_type_is_the_sources_type(type_oid: int, modifier: int, spelled: str) -> None:
     assert column_type(column("c", type_oid, 1, type_modifier=modifier)) == spelled
 
 
@@ -125,7 +125,7 @@ def test_a_built_in_type_is_that_of_the_source(type_oid: int, modifier: int, spe
         (Range(70_004, "public.floats", Scalar(701, "double precision")), "text"),
     ],
 )
-def test_an_own_type_is_text(type_: PgType, spelled: str) -> None:
+def test_a_user_defined_type_is_text(type_: PgType, spelled: str) -> None:
     assert column_type(column("c", type_.oid, 1, type=type_)) == spelled
 
 
@@ -206,7 +206,7 @@ def test_a_password_is_not_shown() -> None:
     assert PASSWORD not in repr(section) + section.odd_values_at
 
 
-def test_values_arrive_as_they_are_or_not_at_all() -> None:
+def test_values_arrive_unchanged_or_are_refused() -> None:
     section = section_of("dbname=d")
 
     assert section.refusal("text") is None

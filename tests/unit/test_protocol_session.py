@@ -82,14 +82,14 @@ def test_a_keepalive_moves_positions_and_may_ask_for_an_answer_once() -> None:
     assert session.is_empty
 
 
-def test_the_newest_row_tells_how_far_the_servers_wal_reaches() -> None:
+def test_the_newest_row_shows_how_far_the_servers_wal_reaches() -> None:
     session = _fed(wire.begin(100), wire.relation(_A))
     session.feed(wire.xlog_data(wire.insert(1, ["1"]), wal_end=777))
 
     assert session.last_wal_end == Lsn(777)
 
 
-def test_marks_alone_are_something_but_no_rows() -> None:
+def test_marks_alone_are_something_to_do_but_are_not_rows() -> None:
     session = _fed(wire.begin(100), wire.commit(100, 108))
 
     assert not session.is_empty
@@ -190,7 +190,7 @@ def test_a_table_is_applied_from_its_transaction_on() -> None:
     assert changes.rows.to_pylist() == [{"id": 2}]
 
 
-def test_unwanted_rows_are_not_looked_into() -> None:
+def test_unwanted_rows_are_not_decoded() -> None:
     """What a table holds that is copied later can't stop those that stream."""
     session = _fed(wire.begin(100), wire.relation(_A), wire.relation(_B))
     _feed(session, [wire.insert(2, ["1", "x"])[:-1], wire.insert(1, ["1"])])

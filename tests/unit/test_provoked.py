@@ -46,7 +46,7 @@ def configured(**sections: Any) -> PipelineConfig:
     )
 
 
-def test_tables_of_a_service_can_neither_be_removed_nor_compared() -> None:
+def test_the_tables_of_a_service_can_be_neither_removed_nor_compared() -> None:
     config = configured(destination={"type": "http", "url": "http://localhost:1/in"})
     destination = build_destination(config)
 
@@ -73,7 +73,7 @@ def test_a_slot_that_another_program_made_is_refused_by_name() -> None:
     assert "pg_drop_replication_slot('the_slot')" in caught.value.solution
 
 
-def test_a_table_whose_move_was_interrupted_is_told_from_one_of_another_shard() -> None:
+def test_an_interrupted_move_is_told_from_a_table_of_another_shard() -> None:
     config = configured(shards={"events": {"publication": "events_pub"}}).members()["events"]
     store = MemoryStore()
     store.store_copy_plan(ORDERS, CopyPlan("copy", (), {}, Lsn(1), datetime.now(UTC)))
@@ -87,7 +87,7 @@ def test_a_table_whose_move_was_interrupted_is_told_from_one_of_another_shard() 
     assert "`etl-dagster move public.orders --to events` finishes it" in found.solution
 
 
-def test_a_change_that_was_begun_at_the_destination_is_not_taken_for_done() -> None:
+def test_a_change_only_begun_at_the_destination_is_not_taken_for_done() -> None:
     begun = DestinationTableMetadata("public.orders", SnapshotId(2), "applying", (True,))
 
     with pytest.raises(DestinationMetadataApplying, match="was begun and not finished"):

@@ -50,7 +50,7 @@ def test_a_public_name_loads_only_what_it_needs() -> None:
 @pytest.mark.parametrize(
     "package", [etl_dagster, etl_dagster.dagster, etl_dagster.meltano], ids=lambda p: p.__name__
 )
-def test_files_whose_types_are_checked_use_every_public_name(package: ModuleType) -> None:
+def test_the_type_checked_files_use_every_public_name(package: ModuleType) -> None:
     imported = {
         alias.name
         for file in _TYPED.glob("*.py")

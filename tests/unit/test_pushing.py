@@ -67,7 +67,7 @@ def test_comparisons_of_integers_and_booleans_are_pushed(where: str, sql: str) -
         "not (id = 1 and name = 'a')",
     ],
 )
-def test_what_may_mean_something_else_to_postgres_is_not(where: str) -> None:
+def test_comparisons_that_postgres_may_read_differently_are_not_pushed(where: str) -> None:
     """Collations, NaN and infinity, values that are held as null, parts of an OR."""
     assert pushed(where) is None
 
@@ -87,11 +87,11 @@ def test_a_column_that_is_cast_is_not_compared_by_its_own_type(where: str, cast:
     assert pushed(f"{where} and id > 1", cast=cast) == '"id" > 1'
 
 
-def test_of_terms_joined_by_and_some_are_pushed() -> None:
+def test_some_of_the_terms_joined_by_and_are_pushed() -> None:
     assert pushed("name = 'a' and id > 1 and (price > 1 or count = 2)") == '"id" > 1'
 
 
-def test_a_column_is_named_as_it_is_called_now() -> None:
+def test_a_column_has_its_current_name() -> None:
     settings = {
         "pipeline": "shop",
         "source": {"publication": "pub", "database": "shop"},

@@ -33,7 +33,7 @@ def test_each_link_and_picture_leads_to_a_file_of_the_repository(page: str) -> N
     assert [link for link in re.findall(r"\]\(([^)]+)\)", page) if ":" not in link] == []
 
 
-def test_it_ends_with_the_newest_section_of_the_changelog(page: str) -> None:
+def test_the_page_ends_with_the_newest_section_of_the_changelog(page: str) -> None:
     text = (_REPOSITORY / "CHANGELOG.md").read_text("utf-8")
     newest = re.split(r"^## ", text, flags=re.MULTILINE)[1]
 

@@ -107,7 +107,7 @@ def test_a_choice_survives_the_store_and_earlier_versions_refuse_it() -> None:
     assert [column["format"] for column in kept] == [2, 6, 6, 2, 6]
 
 
-def test_what_is_in_quarantine_is_null_in_its_row_and_keeps_its_text() -> None:
+def test_a_quarantined_value_is_null_in_its_row_and_keeps_its_text() -> None:
     holding = chosen(ACCOUNTS, config("quarantine"))
     row = {"id": 1, "amount": Unheld("NaN"), "note": "a"}
     events = batch(Transactions().commit(insert(holding, **row)))
@@ -122,7 +122,7 @@ def test_what_is_in_quarantine_is_null_in_its_row_and_keeps_its_text() -> None:
     assert changes.odd["amount"].texts.to_pylist() == ["NaN"]  # type: ignore[union-attr]
 
 
-def test_a_table_that_has_no_key_any_more_stops_before_its_rows_are_mixed_up() -> None:
+def test_a_table_that_lost_its_key_stops_before_its_rows_are_mixed_up() -> None:
     policies = OddPolicies(config("quarantine"))
     keyless, other = chosen(KEYLESS, config("quarantine")), chosen(ACCOUNTS, config("quarantine"))
     for changes in ([relation(keyless)], [insert(keyless, id=1)]):
@@ -148,7 +148,7 @@ class _Unable(MemoryDestination):
     capabilities = replace(MemoryDestination.capabilities, quarantine=False)
 
 
-def test_a_destination_that_can_not_quarantine_refuses_all_settings_at_once() -> None:
+def test_a_destination_that_cannot_quarantine_refuses_all_settings_at_once() -> None:
     settings = {
         "public.a": {"odd_values": "quarantine"},
         "public.b": {"columns": {"c": {"odd_values": "quarantine"}, "d": {}}},
@@ -177,7 +177,7 @@ def test_a_destination_that_can_not_quarantine_refuses_all_settings_at_once() ->
         ({"type": "http", "url": "http://localhost:1/"}, False),
     ],
 )
-def test_which_destinations_can_quarantine(section: dict[str, str], is_able: bool) -> None:
+def test_only_some_destinations_can_quarantine(section: dict[str, str], is_able: bool) -> None:
     if is_able:
         assert build_destination(config("quarantine", **section)).capabilities.quarantine
         return
@@ -185,7 +185,7 @@ def test_which_destinations_can_quarantine(section: dict[str, str], is_able: boo
         build_destination(config("quarantine", **section))
 
 
-def test_a_pipeline_is_refused_before_anything_is_looked_at() -> None:
+def test_a_pipeline_is_refused_before_anything_is_read() -> None:
     """The source of this configuration can't be reached."""
     store = MemoryStore()
     with pytest.raises(ConfigError, match="quarantine is not possible"):

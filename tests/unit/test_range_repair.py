@@ -80,7 +80,7 @@ def repair(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_differs_is_replaced_and_nothing_else(seed: int) -> None:
+def test_only_rows_that_differ_are_replaced(seed: int) -> None:
     random = Random(seed)
     source = [price(f"s{i % 9}", i, random.choice([None, i])) for i in range(random.randrange(80))]
     there = [dict(row) for row in source]
@@ -108,13 +108,13 @@ def test_the_source_is_read_once_where_nothing_differs() -> None:
     assert made.counts.differing() == ()
 
 
-def test_a_table_that_differs_all_over_is_better_copied() -> None:
+def test_a_table_that_differs_everywhere_is_left_to_a_copy() -> None:
     rows = [price("a", i, i) for i in range(30)]
     with pytest.raises(NotByRange, match="a copy takes less time"):
         repair(rows, destination_with([]), rows_at_once=5, most_parts=2)
 
 
-def test_a_destination_that_has_another_table_is_copied_to_and_one_out_of_reach_is_not() -> None:
+def test_a_rewritten_table_is_left_to_a_copy_but_an_unreachable_destination_is_not() -> None:
     class Failing(Sides):
         def __init__(self, error: Exception) -> None:
             super().__init__([], destination_with([]))

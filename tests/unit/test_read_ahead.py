@@ -116,7 +116,7 @@ def test_an_error_on_opening_a_reader_reaches_the_reader() -> None:
     assert reading_threads() == []
 
 
-def test_the_end_cancels_what_is_under_way_and_waits_for_it() -> None:
+def test_the_end_cancels_the_reads_under_way_and_waits_for_them() -> None:
     reading = Reading(waits_at="w")
     made = reading.ahead(["1w", "2w"])
     next(made)
@@ -144,7 +144,7 @@ def test_an_iterator_that_is_never_begun_starts_no_thread() -> None:
     assert reading.opened == 0
 
 
-def test_who_does_not_take_is_not_read_far_ahead_of() -> None:
+def test_a_slow_consumer_is_not_read_far_ahead_of() -> None:
     """What is read waits in memory: two parts for each thread, and the one in its hands."""
     reading = Reading()
     made = reading.ahead(["1" * 100], count=1)
@@ -156,7 +156,7 @@ def test_who_does_not_take_is_not_read_far_ahead_of() -> None:
     assert len(list(made)) == 99
 
 
-def test_what_is_not_wanted_any_more_is_ended() -> None:
+def test_reads_that_are_no_longer_wanted_are_ended() -> None:
     reading = Reading(waits_at="w")
 
     def require_wanted() -> None:

@@ -37,7 +37,7 @@ def column(row: BuiltIn) -> ColumnSchema:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_row_is_complete(row: BuiltIn) -> None:
+def test_each_built_in_type_is_complete(row: BuiltIn) -> None:
     form = form_of(column(row))
 
     assert isinstance(form.arrow, pa.DataType)
@@ -48,7 +48,7 @@ def test_a_row_is_complete(row: BuiltIn) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_every_edge_becomes_what_the_row_says(row: BuiltIn) -> None:
+def test_every_edge_case_becomes_the_expected_value(row: BuiltIn) -> None:
     """Kept, or set apart with its text; printed again it is what Postgres printed."""
     texts = [edge.text for edge in row.edges]
     parsed = parse(column(row), pa.array([*texts, None], pa.string()))
@@ -66,7 +66,7 @@ def test_every_edge_becomes_what_the_row_says(row: BuiltIn) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_every_edge_survives_the_way_to_json(row: BuiltIn) -> None:
+def test_every_edge_case_survives_the_way_to_json(row: BuiltIn) -> None:
     texts = [edge.text for edge in row.edges if not edge.is_odd]
     write, read = json_writer(column(row)), json_reader(column(row))
     for value in to_objects(parse(column(row), pa.array(texts, pa.string())).array):

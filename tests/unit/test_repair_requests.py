@@ -36,7 +36,7 @@ def awaited(store: MemoryStore, requests: Mapping[int, str], *steps: Callable[[]
     return await_repairs(store, requests, on_look=on_look)
 
 
-def test_who_asked_first_gets_the_outcome_of_a_later_request_for_the_same_table() -> None:
+def test_the_first_requester_gets_the_outcome_of_a_later_request_for_the_same_table() -> None:
     store = MemoryStore()
     first = note_repairs(store, [ORDERS], "asked")
 
@@ -57,7 +57,7 @@ def test_a_request_that_a_reset_withdraws_ends_in_a_copy() -> None:
     assert found[ORDERS].reason == "the request was withdrawn, as by a reset"
 
 
-def test_of_two_requests_at_a_time_none_is_lost() -> None:
+def test_neither_of_two_concurrent_requests_is_lost() -> None:
     """All of them are in one note, which each of the two reads and writes."""
 
     class Shared(MemoryStore):

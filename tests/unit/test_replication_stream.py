@@ -134,7 +134,7 @@ def fixture() -> Iterator[Fixture]:
     made.stream.close()
 
 
-def test_it_streams_from_where_it_is_told(fixture: Fixture) -> None:
+def test_a_stream_starts_at_the_given_position(fixture: Fixture) -> None:
     (command,) = [c for c in fixture.connection.commands if "START_REPLICATION" in c]
     assert command.startswith('START_REPLICATION SLOT "the_slot" LOGICAL 0/3E8 (proto_version')
 
@@ -163,7 +163,7 @@ def test_frames_reach_the_session_whole_however_they_arrive(fixture: Fixture) ->
     assert fixture.session.last_commit_end == Lsn(2050)
 
 
-def test_a_confirmed_position_is_told_to_the_server_and_never_moves_back(fixture: Fixture) -> None:
+def test_a_confirmed_position_is_sent_to_the_server_and_never_moves_back(fixture: Fixture) -> None:
     fixture.stream.confirm(Lsn(3000))
     fixture.stream.confirm(Lsn(2000))
     fixture.wait_for_update(lambda update: update[0] == Lsn(3000))
@@ -176,7 +176,7 @@ def test_a_server_that_asks_for_an_answer_gets_one(fixture: Fixture) -> None:
     fixture.wait_for_update(lambda update: update == (Lsn(1000), False))
 
 
-def test_the_last_position_is_told_at_the_end(fixture: Fixture) -> None:
+def test_the_last_position_is_sent_at_the_end(fixture: Fixture) -> None:
     fixture.stream.confirm(Lsn(4000))
     fixture.stream.close()
     assert fixture.connection.updates[-1][0] == Lsn(4000)
@@ -196,7 +196,7 @@ def test_a_read_that_waits_can_be_interrupted(fixture: Fixture) -> None:
 # -- silence ---------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_silent_is_asked_after_half_of_the_time(fixture: Fixture) -> None:
+def test_a_silent_server_is_asked_after_half_of_the_timeout(fixture: Fixture) -> None:
     fixture.passes(29.0)
     assert (Lsn(1000), True) not in fixture.connection.updates
     fixture.passes(2.0)
@@ -238,7 +238,7 @@ def test_time_in_which_nothing_was_read_is_not_held_against_the_server(fixture: 
     fixture.read()
 
 
-def test_without_a_timeout_silence_is_nothing(fixture: Fixture) -> None:
+def test_without_a_timeout_silence_is_ignored(fixture: Fixture) -> None:
     fixture.stream.close()
     patient = Fixture(receiver_timeout_s=0)
     try:

@@ -32,7 +32,7 @@ def versions(store: MemoryStore) -> list[int]:
     return sorted(schema.snapshot_id.offset for schema in store.get_table_schemas())
 
 
-def test_versions_before_the_destinations_are_forgotten(store: MemoryStore) -> None:
+def test_versions_older_than_the_destinations_are_forgotten(store: MemoryStore) -> None:
     assert prune_schemas(store) == 3
     assert versions(store) == [300, 400]
     assert prune_schemas(store) == 0
@@ -47,7 +47,7 @@ def test_a_change_under_way_keeps_the_version_before(store: MemoryStore) -> None
     assert versions(store) == [200, 300, 400]
 
 
-def test_what_may_be_streamed_again_keeps_its_version(store: MemoryStore) -> None:
+def test_changes_that_may_be_streamed_again_keep_their_version(store: MemoryStore) -> None:
     store.delete_replication_progress(ApplyWorker())
     store.upsert_replication_progress(ApplyWorker(), Lsn(150))
 

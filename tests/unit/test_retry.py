@@ -31,7 +31,7 @@ def test_a_table_is_tried_again_after_its_pause(now: datetime, is_due: bool) -> 
     assert is_sync_due(errored, now) is is_due
 
 
-def test_one_that_a_person_is_to_retry_waits_by_any_clock() -> None:
+def test_a_table_that_needs_a_manual_retry_waits_by_any_clock() -> None:
     errored = Errored("broken", "Repair it.", ManualRetry(), since=FAILED)
 
     assert not is_sync_due(errored, FAILED - timedelta(days=365))

@@ -91,7 +91,7 @@ def names(schema: TableSchema) -> list[str]:
         ("Sales.*", ("sales", "orders"), False),
     ],
 )
-def test_a_pattern_means_the_tables_that_are_like_it(
+def test_a_pattern_matches_the_tables_that_fit_it(
     pattern: str, name: tuple[str, str], matches: bool
 ) -> None:
     assert TablePattern.parse(pattern).matches(TableName(*name)) is matches
@@ -117,7 +117,7 @@ def test_the_more_exact_setting_wins_and_exclusions_add_up() -> None:
     assert made.nested_of("sales.people", "id") == "text"
 
 
-def test_settings_mean_the_same_after_they_were_passed_on() -> None:
+def test_settings_survive_being_passed_to_another_process() -> None:
     """A default that is written down would win over a setting elsewhere."""
     made = config({"*.*": {"copy": False}, "public.people": {"exclude": ["ssn"]}})
     again = PipelineConfig.model_validate(made.model_dump(by_alias=True))
@@ -165,7 +165,7 @@ def test_braces_in_names_of_the_source_are_not_placeholders() -> None:
     )
 
 
-def test_what_is_included_is_all_there_is_also_of_columns_that_come_later() -> None:
+def test_included_columns_are_the_only_ones_even_among_those_added_later() -> None:
     settings = {"public.people": {"include": ["id", "n*"], "exclude": ["nick"]}}
     later = (column("nick", TEXT, 5), column("note", TEXT, 6), column("iban", TEXT, 7))
     wider = replace(PEOPLE, columns=(*PEOPLE.columns, *later))
@@ -174,7 +174,7 @@ def test_what_is_included_is_all_there_is_also_of_columns_that_come_later() -> N
     assert names(keep_choices(shape(settings, wider), shape(settings))) == ["id", "name", "note"]
 
 
-def test_what_is_left_out_stays_so_under_another_name_and_another_type() -> None:
+def test_an_excluded_column_stays_excluded_under_another_name_and_type() -> None:
     settings = {"public.people": {"exclude": ["ssn"], "columns": {"name": {"name": "called"}}}}
     known = shape(settings)
     now = renamed(PEOPLE, ssn="social", name="title")
@@ -199,7 +199,7 @@ def test_a_new_column_is_hidden_in_a_table_that_did_not_differ() -> None:
     assert names(kept) == list(PEOPLE.column_names)
 
 
-def test_a_default_of_a_column_that_is_left_out_is_not_kept() -> None:
+def test_the_default_of_an_excluded_column_is_not_kept() -> None:
     token = ColumnSchema("api_token", TEXT, attnum=5, missing_value="secret")
     wider = replace(PEOPLE, columns=(*PEOPLE.columns, token))
 
@@ -208,7 +208,7 @@ def test_a_default_of_a_column_that_is_left_out_is_not_kept() -> None:
     assert kept.columns[-1].missing_value is None
 
 
-def test_other_settings_are_a_difference_and_other_names_alone_are_none() -> None:
+def test_other_settings_are_a_difference_but_renamed_columns_alone_are_not() -> None:
     settings = {"public.people": {"exclude": ["ssn"]}}
     known = shape(settings)
     now = renamed(PEOPLE, ssn="social")
@@ -228,7 +228,7 @@ def test_other_settings_are_a_difference_and_other_names_alone_are_none() -> Non
     assert what == ["the table itself (name)"]
 
 
-def test_what_a_name_hid_is_found_before_it_is_shown() -> None:
+def test_a_column_that_its_old_name_hid_is_found_before_it_is_exposed() -> None:
     settings = {"public.*": {"exclude": ["ssn"]}}
     known = shape(settings)
     now = renamed(PEOPLE, ssn="social")
@@ -270,7 +270,7 @@ def test_rows_have_the_columns_of_the_destination() -> None:
     assert "ssn" not in shaped.rows.schema.names
 
 
-def test_rows_of_which_nothing_is_left_are_counted() -> None:
+def test_rows_without_any_column_left_are_counted() -> None:
     keyless = replace(PEOPLE, columns=PEOPLE.columns[1:], replica_identity="f")
     schema = shape({"public.people": {"exclude": ["*"]}}, keyless)
     rows = pa.RecordBatch.from_pylist([{"name": "a"}] * 3, schema.arrow_schema)
@@ -278,7 +278,7 @@ def test_rows_of_which_nothing_is_left_are_counted() -> None:
     assert Shaper(schema).copied(CopiedRows(rows)).num_rows == 3
 
 
-def test_what_nothing_needs_is_not_decoded() -> None:
+def test_columns_that_nothing_needs_are_not_decoded() -> None:
     """Not even to find that it can't be held."""
     schema = shape({"public.people": {"exclude": ["ssn"]}})
     frames = [
@@ -297,7 +297,7 @@ def test_what_nothing_needs_is_not_decoded() -> None:
     assert decoded.unchanged == {}
 
 
-def test_what_nothing_needs_is_not_selected() -> None:
+def test_columns_that_nothing_needs_are_not_selected() -> None:
     schema = shape({"public.people": {"exclude": ["ssn", "n*"]}})
     connection: Any = None
 
@@ -306,7 +306,7 @@ def test_what_nothing_needs_is_not_selected() -> None:
     assert query == 'select "id", "work_email" from only "public"."people"'
 
 
-def test_what_hooks_add_is_joined_from_all_patterns() -> None:
+def test_columns_added_by_hooks_are_joined_from_all_patterns() -> None:
     settings = config(
         {
             "public.*": {"hook": "a:b", "hook_adds": {"batch": "text", "length": "text"}},

@@ -176,7 +176,7 @@ RULES = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(RULES, MASK, st.booleans(), STEPS)
-def test_copies_and_changes_are_shaped_as_the_obvious_way_does_it(
+def test_copies_and_changes_are_shaped_like_by_the_obvious_implementation(
     rules: dict[str, Any], mask: Any, hash_key: bool, steps: list[Any]
 ) -> None:
     columns: dict[str, Any] = {"name": {"name": "called"}}
@@ -226,7 +226,7 @@ def test_copies_and_changes_are_shaped_as_the_obvious_way_does_it(
 # -- masks ---------------------------------------------------------------------------------------
 
 
-def test_a_hash_is_one_of_the_text_whatever_the_type_and_of_the_salt() -> None:
+def test_a_hash_is_made_of_the_text_and_the_salt_whatever_the_type() -> None:
     schema = shape({"columns": {"amount": {"mask": "hash"}, "born": {"mask": "hash"}}})
 
     [row] = copied(schema, {"id": 1, "amount": "12.50", "born": "2024-01-31"})
@@ -252,7 +252,7 @@ def test_values_that_no_type_holds_are_masked_like_the_others() -> None:
     assert shaped.rows.column("name").equals(streamed.rows.column("name"))
 
 
-def test_what_is_masked_by_a_constant_is_never_unknown() -> None:
+def test_a_value_masked_by_a_constant_is_never_unknown() -> None:
     schema = shape({"columns": {"name": {"mask": {"constant": "x"}}, "born": {"mask": None}}})
 
     [born, name] = [c for c in destination_schema(schema).columns if c.name in ("name", "born")][
@@ -263,7 +263,7 @@ def test_what_is_masked_by_a_constant_is_never_unknown() -> None:
     assert not schema.columns[4].is_read
 
 
-def test_constants_are_values_of_the_column_s_type() -> None:
+def test_constants_are_values_of_the_columns_type() -> None:
     schema = shape(
         {
             "columns": {
@@ -287,7 +287,7 @@ def test_constants_are_values_of_the_column_s_type() -> None:
     ]
 
 
-def test_a_value_that_was_not_sent_stays_unknown_where_it_is_hashed() -> None:
+def test_a_hashed_value_that_was_not_sent_stays_unknown() -> None:
     schema = shape({"columns": {"name": {"mask": "hash", "name": "called"}}})
 
     shaped = Shaper(schema, KEY).changes(changes(update(schema, unchanged=["name"], id=1)))
@@ -296,7 +296,7 @@ def test_a_value_that_was_not_sent_stays_unknown_where_it_is_hashed() -> None:
     assert shaped.unchanged["called"].tolist() == [True]
 
 
-def test_another_salt_is_refused_and_none_is_shown() -> None:
+def test_a_different_salt_is_refused_and_neither_is_shown() -> None:
     schema = shape({"columns": {"name": {"mask": "hash"}}})
 
     Shaper(schema, KEY).require_salt()
@@ -309,7 +309,7 @@ def test_another_salt_is_refused_and_none_is_shown() -> None:
 
 
 @pytest.mark.parametrize("salt", [None, "short"])
-def test_hashes_without_a_salt_worth_its_name_are_a_mistake(salt: str | None) -> None:
+def test_hashing_without_a_proper_salt_is_a_mistake(salt: str | None) -> None:
     with pytest.raises(ConfigError, match="salt"):
         config({"columns": {"name": {"mask": "hash"}}}, salt=salt)
 
@@ -329,7 +329,7 @@ def test_a_default_of_a_masked_column_is_copied_and_never_kept() -> None:
 # -- casts ---------------------------------------------------------------------------------------
 
 
-def test_what_does_not_read_as_the_type_is_kept_as_text_like_other_odd_values() -> None:
+def test_a_value_that_does_not_parse_as_its_type_is_kept_as_text_like_other_odd_values() -> None:
     schema = shape({"columns": {"name": {"cast": "bigint"}}})
     there = destination_schema(schema)
     assert (there.columns[1].type_name, there.arrow_schema.field("name").type) == (
@@ -409,7 +409,7 @@ def test_values_that_the_stream_left_out_are_taken_from_whole_old_rows() -> None
     assert done(shaped) == [("U", 1)]
 
 
-def test_an_update_of_a_row_that_is_gone_by_now_deletes_it() -> None:
+def test_an_update_of_a_row_that_no_longer_exists_deletes_it() -> None:
     schema = shape({"where": "name = 'a'"})
 
     shaped = Shaper(schema).changes(changes(update(schema, unchanged=["name"], id=1)))
@@ -453,7 +453,7 @@ def test_words_and_numbers_are_read_as_in_sql() -> None:
     assert RowFilter("born is null and active", PEOPLE).matches(rows).tolist() == [False, True]
 
 
-def test_a_column_that_is_left_out_or_hashed_can_still_be_asked_for() -> None:
+def test_a_condition_may_use_a_column_that_is_excluded_or_hashed() -> None:
     schema = shape(
         {
             "where": "active and id > 9",
@@ -570,7 +570,7 @@ def test_without_a_key_old_rows_pass_the_hook_as_well() -> None:
     assert rows_of(shaped)[1] == rows_of(shaped)[2]
 
 
-def test_what_a_hook_changes_does_not_keep_its_text_with_the_row() -> None:
+def test_a_value_that_a_hook_changes_does_not_keep_its_text() -> None:
     schema = shape({"hook": f"{HERE}:shout", "hook_adds": {"length": "bigint"}})
     rows = [{"id": 1, "name": Unheld("\\xff"), "born": Unheld("x")}, {"id": 2, "name": "b"}]
     piece = CopiedRows(arrow_rows(schema, rows), odd_values(schema, rows))
@@ -590,7 +590,7 @@ def test_what_a_hook_changes_does_not_keep_its_text_with_the_row() -> None:
         ("retype", "returned id of public.people as int64, not as int32"),
     ],
 )
-def test_a_hook_that_does_otherwise_fails_without_a_value(hook: str, reason: str) -> None:
+def test_a_hook_that_breaks_the_rules_fails_without_showing_a_value(hook: str, reason: str) -> None:
     schema = shape({"hook": f"{HERE}:{hook}"})
 
     with pytest.raises(HookFailed, match=re.escape(reason)) as caught:

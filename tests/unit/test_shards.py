@@ -67,7 +67,7 @@ def test_mistakes_are_named_with_their_place(sections: dict[str, Any], mistake: 
         parse_config(raw, {})
 
 
-def test_all_shards_are_refused_where_one_is_needed() -> None:
+def test_a_command_that_needs_one_shard_refuses_all_of_them() -> None:
     config = sharded()
     refusal = r"shards: there are several \(shop, events\); this needs one of them"
     with pytest.raises(ConfigError, match=refusal):
@@ -76,7 +76,7 @@ def test_all_shards_are_refused_where_one_is_needed() -> None:
         Pipeline(config, MemoryStore(), MemoryDestination()).start()
 
 
-def test_places_that_one_shard_alone_can_use_are_refused() -> None:
+def test_places_that_only_one_shard_can_use_are_refused() -> None:
     with pytest.raises(ConfigError, match="of type memory can't be written by several shards"):
         build_destination(sharded(destination={"type": "memory"}).members()["shop"])
     with pytest.raises(ConfigError, match="the shards of a pipeline can't see each other"):

@@ -144,7 +144,7 @@ def test_the_next_worker_shares_the_copy_of_a_leader_that_died(fixture: Fixture)
     assert (result.copy_id, result.resumed_chunks, fixture.helped) == ("earlier", 1, [2])
 
 
-def test_after_the_hand_over_the_next_copy_is_one_workers_again(fixture: Fixture) -> None:
+def test_after_the_hand_over_the_next_copy_belongs_to_one_worker_again(fixture: Fixture) -> None:
     assert is_wanted(fixture.store, ORDERS)
 
     fixture.run()
@@ -152,7 +152,7 @@ def test_after_the_hand_over_the_next_copy_is_one_workers_again(fixture: Fixture
     assert not is_wanted(fixture.store, ORDERS)
 
 
-def test_a_helper_copies_nothing_of_a_table_that_is_another_by_now(fixture: Fixture) -> None:
+def test_a_helper_copies_nothing_of_a_table_altered_meanwhile(fixture: Fixture) -> None:
     """The leader sees it too, and begins another copy."""
 
     def alter() -> None:
@@ -172,7 +172,7 @@ def test_a_helper_copies_nothing_of_a_table_that_is_another_by_now(fixture: Fixt
     assert fixture.helped == []
 
 
-def test_a_helper_is_told_what_keeps_it_from_reading(fixture: Fixture) -> None:
+def test_a_helper_learns_what_keeps_it_from_reading(fixture: Fixture) -> None:
     fixture.has_been_copied(0)
     plan = fixture.store.get_copy_plan(ORDERS)
     assert plan is not None
@@ -197,7 +197,7 @@ def going_on() -> bool:
     return False
 
 
-def test_a_chunk_is_given_to_one_process_until_that_puts_it_back() -> None:
+def test_a_chunk_is_given_to_one_process_until_it_is_put_back() -> None:
     store, plan = MemoryStore(), a_plan(chunks=1)
     store.store_copy_plan(ORDERS, plan)
     one, other = (SharedChunks(store, ORDERS, plan, waits=False) for _ in range(2))
@@ -224,7 +224,7 @@ def test_a_finished_chunk_is_not_given_out_again() -> None:
     assert other.finished == {0: done}
 
 
-def test_no_chunk_is_given_of_a_copy_that_another_has_replaced() -> None:
+def test_no_chunk_is_given_out_of_a_replaced_copy() -> None:
     store, plan = MemoryStore(), a_plan()
     store.store_copy_plan(ORDERS, plan)
     queue = SharedChunks(store, ORDERS, plan, waits=True)
@@ -317,7 +317,7 @@ def test_chunks_that_many_others_copy_are_passed_over() -> None:
     assert not one.has_free()
 
 
-def test_the_claim_of_a_chunk_that_cannot_be_looked_at_is_given_up() -> None:
+def test_the_claim_of_a_chunk_that_cannot_be_read_is_given_up() -> None:
     class Away(MemoryStore):
         looks = 0
 

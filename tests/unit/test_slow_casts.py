@@ -160,7 +160,9 @@ def _assert_as_one_by_one(column: ColumnSchema, texts: list[str | None], twin: T
 @pytest.mark.parametrize("name", CASTS)
 @few
 @given(data=st.data())
-def test_a_column_cast_at_once_is_as_its_texts_one_by_one(name: str, data: st.DataObject) -> None:
+def test_casting_a_column_at_once_gives_the_same_as_one_text_at_a_time(
+    name: str, data: st.DataObject
+) -> None:
     column, texts, twin = CASTS[name]
 
     _assert_as_one_by_one(column, data.draw(st.lists(st.none() | texts, max_size=12)), twin)
@@ -173,7 +175,7 @@ _AS_PRINTED = [
 
 @settings(max_examples=5)
 @given(texts=st.lists(st.none() | _TEXTS, max_size=8))
-def test_what_is_held_as_printed_is_what_was_printed(texts: list[str | None]) -> None:
+def test_values_held_as_printed_are_what_was_printed(texts: list[str | None]) -> None:
     """Money, bits, intervals, times with a zone, UUIDs, JSON, networks and all the others."""
     for row in _AS_PRINTED:
         edges: list[str | None] = [edge.text for edge in row.edges]
@@ -203,7 +205,7 @@ _KEPT = st.one_of(
 @pytest.mark.parametrize("codec", _CODECS)
 @few
 @given(values=st.lists(st.none() | _KEPT, max_size=10), is_json=st.booleans())
-def test_texts_of_an_encoding_are_decoded_at_once_as_one_by_one(
+def test_decoding_texts_of_an_encoding_at_once_gives_the_same_as_one_by_one(
     codec: str, values: list[bytes | None], is_json: bool
 ) -> None:
     decode = partial(slow_casts.stored, codec=codec, is_json=is_json)
@@ -241,7 +243,7 @@ _DAYS, _MICROS = 10_957, 946_684_800_000_000
 )
 @few
 @given(data=st.data())
-def test_what_adbc_reads_is_the_value_whose_text_the_stream_sends(
+def test_adbc_reads_the_value_whose_text_the_stream_sends(
     type_oid: int, bits: int, epoch: int, first: int, twin: Twin, data: st.DataObject
 ) -> None:
     """Postgres counts from 2000, and its first and last numbers are infinities."""
@@ -277,7 +279,7 @@ def test_what_adbc_reads_is_the_value_whose_text_the_stream_sends(
             twin(text)
 
 
-def test_the_twins_calendar_is_pythons_where_both_have_one() -> None:
+def test_the_twins_calendar_agrees_with_pythons() -> None:
     for day in (date(1, 1, 1), date(1900, 2, 28), date(2000, 2, 29), date(9999, 12, 31)):
         assert slow_casts.day(day.isoformat()) == (day - date(1970, 1, 1)).days
     assert slow_casts.day("0001-12-31 BC") == slow_casts.day("0001-01-01") - 1

@@ -69,7 +69,7 @@ def test_a_question_is_repeated_where_libpq_could_not_send_it() -> None:
     assert len(control.made) == 2
 
 
-def test_what_the_server_refuses_is_not_asked_again() -> None:
+def test_a_question_that_the_server_refuses_is_not_repeated() -> None:
     control = Control()
     control.ask("asking", lambda connection: None)
     [first] = control.made

@@ -60,7 +60,7 @@ def test_all_transactions_together_have_a_limit(tmp_path: Path) -> None:
     assert kept.bytes_kept == 100
 
 
-def test_a_full_disk_is_an_error_that_tells_what_to_do(
+def test_a_full_disk_is_an_error_that_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:

@@ -13,24 +13,24 @@ def found(free: int, **batch: object) -> list[tuple[str, str]]:
     return [(c.level, c.message) for c in check_spool(settings, lambda folder: free)]
 
 
-def test_a_disk_that_would_be_filled_is_warned_of() -> None:
+def test_a_disk_that_would_fill_up_is_a_warning() -> None:
     [(level, message)] = found(1024**3)
     assert level == "warning"
     assert message.startswith("/there has 1.0 GiB free, and transactions in progress may take 2.0")
 
 
-def test_enough_room_is_all_right() -> None:
+def test_enough_room_raises_no_warning() -> None:
     assert found(3 * 1024**3) == [("ok", "/there has 3.0 GiB free")]
 
 
-def test_what_is_not_kept_needs_no_room() -> None:
+def test_a_spool_that_is_off_needs_no_room() -> None:
     settings = config().model_copy(
         update={"source": config().source.model_copy(update={"streaming": "off"})}
     )
     assert list(check_spool(settings, lambda folder: 0)) == []
 
 
-def test_a_folder_that_cannot_be_looked_at_is_said() -> None:
+def test_a_folder_that_cannot_be_read_is_reported() -> None:
     def fail(folder: Path) -> int:
         raise PermissionError(13, "Permission denied")
 
@@ -38,5 +38,5 @@ def test_a_folder_that_cannot_be_looked_at_is_said() -> None:
     assert (check.level, "Permission denied" in check.message) == ("warning", True)
 
 
-def test_a_folder_that_is_still_to_be_made_has_the_room_of_its_disk(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_yet_has_the_room_of_its_disk(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "a" / "b") > 0

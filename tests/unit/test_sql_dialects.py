@@ -68,7 +68,7 @@ def test_a_type_that_is_the_same_at_the_destination_is_left_alone() -> None:
     assert evolved(DUCKDB, new) == []
 
 
-def test_rows_that_are_there_get_the_value_that_they_have_in_the_source() -> None:
+def test_existing_rows_get_the_value_that_they_have_in_the_source() -> None:
     new = table([*OLD.columns, column("label", TEXT, 4, missing_value="it's new")])
 
     assert evolved(DUCKDB, new, [("it's new",)]) == lines(
@@ -91,7 +91,7 @@ def test_a_table_gets_another_name() -> None:
     )
 
 
-def test_what_comes_after_a_move_finds_the_table_where_it_is() -> None:
+def test_statements_after_a_move_find_the_table_in_its_new_place() -> None:
     """DuckDB can't move a table to another schema."""
     new = table([ID, OLD.columns[1]], schema_name="sales", name="purchases")
 
@@ -133,7 +133,7 @@ def test_two_columns_with_one_name_are_refused() -> None:
         created(DUCKDB, table([column("a", TEXT, 1), column("A", TEXT, 2)]))
 
 
-def test_a_table_of_the_source_can_not_have_the_name_of_one_that_is_copied() -> None:
+def test_a_source_table_cannot_have_the_name_of_a_staging_table() -> None:
     first_oid = 16384  # FirstNormalObjectId: every table of a user has a larger one
 
     assert len(DUCKDB.staging("public", first_oid).table_name) > 63
@@ -203,7 +203,7 @@ def test_columns_of_the_ledger_are_added_only() -> None:
     )
 
 
-def test_the_ledger_is_made_of_the_types_that_a_dialect_has() -> None:
+def test_the_ledger_uses_the_types_of_the_dialect() -> None:
     class Keyless(PlainDialect):
         has_keys = False
 

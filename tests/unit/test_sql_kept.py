@@ -119,7 +119,7 @@ def test_changes_are_appended_in_one_statement() -> None:
     ]
 
 
-def test_only_a_change_that_leaves_values_out_has_the_log_looked_at() -> None:
+def test_the_log_is_read_only_for_a_change_that_leaves_values_out() -> None:
     session = kept("append", update(PARTS, id=1, unchanged=["note"]))
 
     known, inserted, dropped = session.texts
@@ -176,7 +176,7 @@ def test_versions_are_closed_and_opened() -> None:
     ]
 
 
-def test_only_inside_of_a_transaction_versions_are_taken_back() -> None:
+def test_versions_are_taken_back_only_within_a_transaction() -> None:
     inside = Position(Lsn(1000), 0)
 
     session = kept("scd2", update(PARTS, id=1, note="a"), after=inside)

@@ -88,12 +88,12 @@ def test_rows_with_a_key_are_deleted_and_inserted() -> None:
     ]
 
 
-def test_where_no_row_is_left_none_is_inserted() -> None:
+def test_nothing_is_inserted_if_no_row_is_left() -> None:
     assert len(mirrored(DUCKDB, delete(PARTS, id=2)).texts) == 1
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_new_keys_are_looked_for_only_where_the_table_has_one_of_them(is_there: bool) -> None:
+def test_new_keys_are_looked_up_only_if_the_table_has_one_of_them(is_there: bool) -> None:
     """A stream that begins before the end of a copy brings some rows for the second time."""
 
     class KeyedSession(RecordingSession):
@@ -113,7 +113,7 @@ def test_new_keys_are_looked_for_only_where_the_table_has_one_of_them(is_there: 
     assert session.read == [known, rows, *([every, rows] if is_there else [])]
 
 
-def test_a_key_that_may_be_null_is_compared_so() -> None:
+def test_a_nullable_key_is_compared_null_safely() -> None:
     """Its column's type can't hold it. Other keys are compared so that an index can serve."""
     schema = table(
         [
@@ -149,7 +149,7 @@ def test_values_that_arrow_has_no_type_for_are_cast() -> None:
     )
 
 
-def test_a_row_with_values_that_stay_is_changed_where_it_is() -> None:
+def test_a_row_with_unchanged_values_is_updated_in_place() -> None:
     session = mirrored(
         DUCKDB,
         update(PARTS, id=1, note="b", unchanged=["text"]),
@@ -197,7 +197,7 @@ _READ_AND_WRITTEN = """
 """
 
 
-def test_where_a_column_hides_row_ids_values_that_stay_are_read_and_written_again() -> None:
+def test_if_a_column_hides_row_ids_unchanged_values_are_read_and_written_again() -> None:
     schema = table([PARTS.columns[0], column("RowID", TEXT, 2), PARTS.columns[2]])
     session = mirrored(DUCKDB, update(schema, id=1, RowID="b", unchanged=["text"]))
 
@@ -205,14 +205,14 @@ def test_where_a_column_hides_row_ids_values_that_stay_are_read_and_written_agai
     assert session.texts == lines(_READ_AND_WRITTEN.format(*texts))
 
 
-def test_so_they_are_in_a_database_whose_rows_keep_no_number() -> None:
+def test_unchanged_values_are_read_and_written_again_in_a_database_without_stable_row_ids() -> None:
     session = mirrored(PlainDialect(), update(PARTS, id=1, note="b", unchanged=["text"]))
 
     texts = ("note", "text", '"public"."orders"', "bigint", "pg_temp.", "ctid")
     assert session.texts == lines(_READ_AND_WRITTEN.format(*texts))
 
 
-def test_of_rows_without_a_key_one_equal_row_goes_for_each() -> None:
+def test_deleting_a_row_without_a_key_removes_one_equal_row() -> None:
     session = mirrored(
         DUCKDB, insert(READINGS, sensor="a", value=1), delete(READINGS, sensor="b", value=2)
     )

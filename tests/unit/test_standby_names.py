@@ -22,5 +22,5 @@ from etl_dagster.source.readiness import names_standby
         ('"odd ""name"', None),
     ],
 )
-def test_the_entry_that_matches_is_found(setting: str, found: str | None) -> None:
+def test_the_entry_that_matches_a_standby_name_is_found(setting: str, found: str | None) -> None:
     assert names_standby(setting, "etl_dagster ") == found

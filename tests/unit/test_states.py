@@ -104,12 +104,12 @@ def test_an_unknown_state_is_refused(payload: dict[str, object]) -> None:
 
 
 @given(states, errored | st.just(Init()))
-def test_from_anywhere_a_table_may_fail_or_be_reset(old: TableState, new: TableState) -> None:
+def test_a_table_may_fail_or_be_reset_in_any_state(old: TableState, new: TableState) -> None:
     check_transition(old, new)
 
 
 @given(states)
-def test_a_table_may_begin_anywhere(state: TableState) -> None:
+def test_a_table_may_begin_in_any_state(state: TableState) -> None:
     """A store that is imported, or restored, has no state before the first one."""
     check_transition(None, state)
 
@@ -141,7 +141,7 @@ def test_what_is_streamed_or_failed_needs_no_sync_worker(state: TableState) -> N
 
 
 @given(states)
-def test_only_the_talk_between_the_workers_is_not_resumed_from(state: TableState) -> None:
+def test_only_states_of_the_talk_between_workers_are_not_resumed_from(state: TableState) -> None:
     assert is_durable(state) == (not isinstance(state, SyncWait | Catchup))
 
 

@@ -13,7 +13,7 @@ def report(**more: Any) -> dict[str, Any]:
     return running | {"slot": slot} | more
 
 
-def test_what_most_needs_a_look_comes_first() -> None:
+def test_the_state_that_most_needs_attention_comes_first() -> None:
     found = by_need(
         {
             "shop": report(),

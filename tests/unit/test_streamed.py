@@ -154,7 +154,7 @@ def whole(xid: int, lsn: int, *messages: bytes) -> list[bytes]:
 # -- one transaction -----------------------------------------------------------------------------
 
 
-def test_nothing_is_given_on_before_the_commit() -> None:
+def test_nothing_is_passed_on_before_the_commit() -> None:
     side = Side()
 
     given = side.give(start(9), xid_after_tag(wire.relation(A), 9), xid_after_tag(row(1), 9), STOP)
@@ -169,7 +169,7 @@ def test_nothing_is_given_on_before_the_commit() -> None:
     assert (side.streamed.count, side.receiver.last_commit_end) == (0, Lsn(108))
 
 
-def test_others_come_first_where_they_commit_first() -> None:
+def test_transactions_that_commit_first_come_first() -> None:
     side = Side()
     ordinary = [wire.xlog_data(m) for m in whole(8, 90, wire.relation(A), row("b"))]
 
@@ -185,7 +185,7 @@ def test_others_come_first_where_they_commit_first() -> None:
     ]
 
 
-def test_a_large_one_is_given_on_a_batch_at_a_time() -> None:
+def test_a_large_transaction_is_passed_on_one_batch_at_a_time() -> None:
     side = Side()
     rows = [xid_after_tag(row(number), 9) for number in range(100)]
     side.give(start(9), xid_after_tag(wire.relation(A), 9), *rows, STOP, stream_commit(9, 100))
@@ -194,7 +194,7 @@ def test_a_large_one_is_given_on_a_batch_at_a_time() -> None:
     assert side.receiver.rows_at_once == 3
 
 
-def test_what_is_rolled_back_is_forgotten_with_its_disk() -> None:
+def test_a_rolled_back_transaction_is_forgotten_and_its_disk_space_freed() -> None:
     side = Side(sizes=SpoolSizes(write=10))
     side.give(start(9), xid_after_tag(row(1), 9), STOP)
     assert [spool.is_closed for spool in side.spools] == [False]
@@ -204,12 +204,12 @@ def test_what_is_rolled_back_is_forgotten_with_its_disk() -> None:
     assert [spool.is_closed for spool in side.spools] == [True]
 
 
-def test_a_rollback_of_what_was_never_sent_is_nothing() -> None:
+def test_a_rollback_of_a_transaction_that_was_never_sent_changes_nothing() -> None:
     assert Side().give(abort(9, 9), abort(9, 10)) == []
 
 
 @pytest.mark.parametrize("sends_empty", [False, True])
-def test_an_empty_transaction_comes_where_the_server_sends_such(sends_empty: bool) -> None:
+def test_an_empty_transaction_is_passed_on_if_the_server_sends_them(sends_empty: bool) -> None:
     """Which transaction came last must not depend on how it was sent."""
     side = Side(sends_empty=sends_empty)
 
@@ -218,7 +218,7 @@ def test_an_empty_transaction_comes_where_the_server_sends_such(sends_empty: boo
     assert side.streamed.count == 0
 
 
-def test_a_keepalive_inside_of_a_segment_is_answered() -> None:
+def test_a_keepalive_inside_a_segment_is_answered() -> None:
     side = Side()
     side.give(start(9), wire.keepalive(500, reply_requested=True), xid_after_tag(row(1), 9))
 
@@ -246,7 +246,7 @@ def test_an_origin_has_no_transaction_id() -> None:
         ([start(9), wire.xlog_data(b"R\0\0")], "ends too early"),
     ],
 )
-def test_what_cannot_be_is_refused(frames: list[bytes], why: str) -> None:
+def test_impossible_sequences_are_refused(frames: list[bytes], why: str) -> None:
     with pytest.raises(DecodeError, match=why):
         Side().give(*frames)
 
@@ -260,7 +260,7 @@ def described(side: Side) -> bytes:
     return frame[25:]
 
 
-def test_a_table_looks_in_the_end_as_the_server_described_it_last() -> None:
+def test_a_table_ends_as_the_server_last_described_it() -> None:
     """To the server, what it has told another transaction since holds for all that follow."""
     side = Side()
     side.give(start(9), xid_after_tag(wire.relation(A), 9), xid_after_tag(row(1), 9), STOP)
@@ -271,7 +271,7 @@ def test_a_table_looks_in_the_end_as_the_server_described_it_last() -> None:
     assert described(side) == wire.relation(WIDER)
 
 
-def test_a_table_stays_as_a_transaction_described_it_that_commits_later() -> None:
+def test_a_table_stays_as_described_by_a_transaction_that_commits_later() -> None:
     side = Side()
     side.give(*map(wire.xlog_data, whole(8, 90, wire.relation(A))))
     side.give(start(9), xid_after_tag(wire.relation(A), 9), xid_after_tag(row(1), 9), STOP)
@@ -287,7 +287,7 @@ def test_a_table_stays_as_a_transaction_described_it_that_commits_later() -> Non
     assert described(side) == wire.relation(A)
 
 
-def test_a_description_goes_with_the_savepoint_that_it_came_with() -> None:
+def test_a_description_is_undone_with_the_savepoint_it_came_with() -> None:
     side = Side()
     side.give(*map(wire.xlog_data, whole(8, 90, wire.relation(A))))
     side.give(start(9), xid_after_tag(row(1), 9))
@@ -303,7 +303,7 @@ def test_a_description_goes_with_the_savepoint_that_it_came_with() -> None:
 ALTERED = xid_after_tag(message(ALTERATION_PREFIX), 9)
 
 
-def test_an_alteration_inside_of_a_savepoint_goes_with_it() -> None:
+def test_an_alteration_inside_a_savepoint_is_undone_with_it() -> None:
     side = Side()
     side.give(start(9), xid_after_tag(row(1), 9), xid_after_tag(row(2), 10), ALTERED, STOP)
 
@@ -319,7 +319,7 @@ def test_an_alteration_that_was_followed_by_the_outer_transaction_stays() -> Non
 
 
 @pytest.mark.parametrize("after", [[], [xid_after_tag(row(2), 10)], [xid_after_tag(row(2), 11)]])
-def test_an_alteration_that_may_be_of_the_savepoint_is_never_guessed_about(
+def test_it_is_never_guessed_whether_an_alteration_was_in_the_savepoint(
     after: list[bytes],
 ) -> None:
     """Messages name the transaction only, not the savepoint that they were written in."""
@@ -424,7 +424,7 @@ class RandomSource:
 
 
 @given(seed=st.integers(0, 2**32))
-def test_random_transactions_come_out_as_if_sent_after_their_commit(seed: int) -> None:
+def test_random_transactions_come_out_as_though_sent_after_their_commit(seed: int) -> None:
     source = RandomSource(Random(seed))
     source.run()
     side = Side(sizes=SpoolSizes(write=200, kept=50, large=seed % 2 * 1000))

@@ -51,7 +51,7 @@ class MirrorsOnly(MemoryDestination):
     capabilities = Capabilities()
 
 
-def test_the_configuration_names_the_modes_that_there_are() -> None:
+def test_the_configuration_names_the_existing_modes() -> None:
     assert ConfiguredMode == TableMode
 
 
@@ -148,7 +148,7 @@ def test_other_modes_need_no_key(mode: TableMode) -> None:
 
 
 @pytest.mark.parametrize("name", [n for names in ADDED_COLUMNS.values() for n in names])
-def test_a_column_of_the_source_that_is_called_as_an_added_one_is_refused(name: str) -> None:
+def test_a_source_column_with_the_name_of_an_added_one_is_refused(name: str) -> None:
     """In whatever case: to some destinations both are one name."""
     columns = (*ORDERS.columns, column(name.upper(), TEXT, 9))
     schema = replace(ORDERS, columns=columns, mode="append")
@@ -158,7 +158,7 @@ def test_a_column_of_the_source_that_is_called_as_an_added_one_is_refused(name: 
     require_keepable(replace(schema, mode="mirror"))
 
 
-def test_a_table_that_can_not_be_kept_any_more_stops_and_others_continue() -> None:
+def test_a_table_that_can_no_longer_be_kept_stops_and_the_others_continue() -> None:
     keyless = replace(
         ORDERS,
         columns=tuple(replace(c, primary_key_ordinal=None) for c in ORDERS.columns),

@@ -93,12 +93,12 @@ def test_ordinary_names_stay_as_they_are_written(table: str) -> None:
         ('public.five"', TableName("public", 'five"')),
     ],
 )
-def test_what_people_write_is_read(text: str, name: TableName) -> None:
+def test_names_as_people_write_them_are_read(text: str, name: TableName) -> None:
     assert TableName.parse(text) == name
 
 
 @pytest.mark.parametrize("text", ["", "orders", ".orders", "public.", "a..b", '"a.b"', '"a".b.c'])
-def test_what_names_no_table_is_refused(text: str) -> None:
+def test_a_text_that_does_not_name_a_table_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"write tables as schema\.table"):
         TableName.parse(text)
 

@@ -97,7 +97,9 @@ def test_copies_are_followed_until_each_table_is_streamed(
     assert "public.orders is copied, and streamed from now on." in capsys.readouterr().out
 
 
-def test_a_table_that_waits_for_a_person_ends_the_view(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_that_waits_for_an_operator_ends_the_view(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     store = Copying(DataSync(), Errored("no room", "Make room.", ManualRetry()))
     follow_copies(store, NAMES, threading.Event(), console=terminal())
 

@@ -54,7 +54,7 @@ def parts() -> tuple[Reporter, MemoryStore, Metrics, FewMembers]:
     return reporter, store, metrics, members
 
 
-def test_nothing_is_made_again_while_nothing_changes(parts: Any) -> None:
+def test_nothing_is_rebuilt_while_nothing_changes(parts: Any) -> None:
     reporter, *_ = parts
     assert reporter.tables() is reporter.tables()
     assert set(reporter.tables()) == {"public.t1", "public.t2"}

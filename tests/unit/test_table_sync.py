@@ -84,7 +84,7 @@ def test_nothing_is_left_at_the_source_once_a_table_is_handed_over(fixture: Fixt
     assert fixture.source.readers_closed == 1
 
 
-def test_the_hand_over_is_asked_for_past_every_snapshot_of_the_copy(fixture: Fixture) -> None:
+def test_the_hand_over_is_requested_past_every_snapshot_of_the_copy(fixture: Fixture) -> None:
     """Before, the destination's table is not the source's at any moment."""
     seen: list[TableState | None] = []
     fixture.source.end = Lsn(READ_LSN.offset - 100)
@@ -149,7 +149,9 @@ def test_a_copy_that_was_finished_is_not_made_again(fixture: Fixture) -> None:
     ],
     ids=["gone", "moved past what is durable", "lost", "of another plugin"],
 )
-def test_a_copy_whose_slot_lacks_changes_begins_again(fixture: Fixture, slot: Slot | None) -> None:
+def test_a_copy_whose_slot_has_lost_changes_begins_again(
+    fixture: Fixture, slot: Slot | None
+) -> None:
     fixture.has_been_copied(0, 2)
     fixture.source.slot = slot
 
@@ -191,7 +193,7 @@ def test_a_copy_begins_again_where_the_destination_lacks_what_was_finished(
     assert fixture.ids == [0, 1, 2]
 
 
-def test_a_copy_that_was_asked_for_begins_again(fixture: Fixture) -> None:
+def test_a_requested_copy_begins_again(fixture: Fixture) -> None:
     fixture.has_been_copied(0, 2)
     fixture.store.update_table_replication_states([(ORDERS, Init())])
 
@@ -203,7 +205,7 @@ def test_a_copy_that_was_asked_for_begins_again(fixture: Fixture) -> None:
 # -- what may happen meanwhile ---------------------------------------------------------------------
 
 
-def test_a_table_that_is_altered_while_its_slot_is_made_is_tried_again(fixture: Fixture) -> None:
+def test_a_table_altered_while_its_slot_is_created_is_tried_again(fixture: Fixture) -> None:
     """The slot's first changes would take the new column away again."""
     columns = (*schema(ORDERS).columns, ColumnSchema("more", 25, base_type_oid=25))
 
@@ -218,7 +220,7 @@ def test_a_table_that_is_altered_while_its_slot_is_made_is_tried_again(fixture: 
     assert isinstance(fixture.state.retry, TimedRetry)
 
 
-def test_a_chunk_of_a_table_that_is_rewritten_meanwhile_counts_not_as_copied(
+def test_a_chunk_of_a_table_that_is_rewritten_meanwhile_does_not_count_as_copied(
     fixture: Fixture,
 ) -> None:
     def rewrite() -> None:
@@ -252,7 +254,7 @@ def test_a_table_that_keeps_failing_is_tried_again_later(fixture: Fixture) -> No
     assert fixture.source.slot is not None
 
 
-def test_what_waiting_does_not_cure_waits_for_a_person(fixture: Fixture) -> None:
+def test_an_error_that_waiting_cannot_cure_waits_for_an_operator(fixture: Fixture) -> None:
     def refuse() -> None:
         raise SourceError("permission denied")
 
@@ -264,7 +266,7 @@ def test_what_waiting_does_not_cure_waits_for_a_person(fixture: Fixture) -> None
     assert fixture.state.retry == ManualRetry()
 
 
-def test_a_copy_ends_once_another_one_is_asked_for(fixture: Fixture) -> None:
+def test_a_copy_ends_once_another_one_is_requested(fixture: Fixture) -> None:
     fixture.source.while_reading = [lambda: fixture.store.request_copy(ORDERS)]
     with pytest.raises(LeaseLost, match="another copy"):
         fixture.run()
@@ -324,7 +326,7 @@ def test_a_copy_that_no_process_takes_over_is_given_up(fixture: Fixture) -> None
     assert "Start the pipeline" in fixture.state.solution
 
 
-def test_a_copy_waits_as_long_as_a_process_runs_the_pipeline(fixture: Fixture) -> None:
+def test_a_copy_waits_for_as_long_as_a_process_runs_the_pipeline(fixture: Fixture) -> None:
     waits = 0
 
     def slow() -> None:

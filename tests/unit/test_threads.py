@@ -79,7 +79,7 @@ def test_the_interpreter_waits_for_threads_that_it_has_told_to_stop() -> None:
     assert ended(_IN_CPP + _TOLD_TO_STOP) == (7, "queried\n", "")
 
 
-def test_a_command_ends_with_its_code_and_its_output_whatever_its_threads_hang_in() -> None:
+def test_a_command_ends_with_its_code_and_its_output_even_if_its_threads_hang() -> None:
     assert ended(_IN_CPP + _COMMAND) == (143, "written\nregistered\n", "")
 
 
@@ -127,7 +127,7 @@ _IN_NO_CPP = {
 }
 
 
-def test_a_thread_that_may_be_in_cpp_is_one_that_the_interpreter_waits_for() -> None:
+def test_the_interpreter_waits_for_a_thread_that_may_be_in_cpp() -> None:
     package = Path(etl_dagster.__file__).parent
     making = {
         str(path.relative_to(package))

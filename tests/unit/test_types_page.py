@@ -53,7 +53,7 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in REGISTRY.values()])
-def test_a_type_stands_in_the_page_as_it_is(
+def test_the_page_shows_each_type_correctly(
     row: BuiltIn, lines: dict[str, list[str]], connection: duckdb.DuckDBPyConnection
 ) -> None:
     if row.name == "interval" and not DuckDBDestinationConfig.has_own_types:

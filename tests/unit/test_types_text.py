@@ -74,7 +74,7 @@ def test_a_column_has_the_type_that_holds_it(column: ColumnSchema, expected: pa.
 # -- ordinary values -----------------------------------------------------------------------------
 
 
-def test_ordinary_values_become_what_they_say() -> None:
+def test_ordinary_values_keep_their_meaning() -> None:
     assert _parsed(_column(oids.BOOL), "t", "f", None) == ([True, False, None], 0)
     assert _parsed(_column(oids.INT8), "-1", None) == ([-1, None], 0)
     assert _parsed(_numeric(12, 2), "-1.50", None) == ([Decimal("-1.50"), None], 0)
@@ -86,7 +86,7 @@ def test_ordinary_values_become_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("type_oid", [16, 17, 20, 25, 701, 1082, 1083, 1114, 1184, 1700, 2950])
-def test_no_value_and_only_nulls_are_columns_too(type_oid: int) -> None:
+def test_a_column_may_be_empty_or_all_null(type_oid: int) -> None:
     assert _parsed(_column(type_oid)) == ([], 0)
     assert _parsed(_column(type_oid), None, None) == ([None, None], 0)
 

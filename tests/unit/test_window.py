@@ -117,7 +117,7 @@ def test_progress_passes_only_what_is_durable_from_the_beginning(side: Side[Scri
     assert side.progress == Lsn(1350)
 
 
-def test_a_batch_of_a_table_that_is_being_written_waits(side: Side[Scripted]) -> None:
+def test_a_batch_waits_while_its_table_is_being_written(side: Side[Scripted]) -> None:
     [first] = begin(side, ORDERS)
     side.delivery.put(side.transaction((ORDERS, 2), (VISITS, 2)), FROM_THE_START)
     first.complete()
@@ -159,7 +159,7 @@ def test_one_write_at_a_time_is_the_default() -> None:
 # -- failures ------------------------------------------------------------------------------------
 
 
-def test_a_write_that_fails_in_the_middle_is_tried_again_in_its_turn(side: Side[Scripted]) -> None:
+def test_a_write_that_fails_in_the_middle_is_retried_in_its_turn(side: Side[Scripted]) -> None:
     first, second, third = begin(side, ORDERS, VISITS, ITEMS)
 
     second.fail(DestinationUnreachable("away"))
@@ -230,7 +230,7 @@ def test_what_fails_for_good_ends_the_delivery_once_the_rest_is_over(side: Side[
     assert side.progress == Lsn(1150)
 
 
-def test_a_process_that_was_superseded_does_not_wait_for_its_oldest_write(
+def test_a_superseded_process_does_not_wait_for_its_oldest_write(
     side: Side[Scripted],
 ) -> None:
     first, _, third = begin(side, ORDERS, VISITS, ITEMS)
@@ -243,7 +243,9 @@ def test_a_process_that_was_superseded_does_not_wait_for_its_oldest_write(
     assert side.progress is None
 
 
-def test_a_failure_of_an_earlier_copy_is_not_one_of_the_copy_since(side: Side[Scripted]) -> None:
+def test_a_failure_of_an_earlier_copy_does_not_count_against_the_current_one(
+    side: Side[Scripted],
+) -> None:
     [before] = begin(side, ORDERS)
     apply_from = Noticed(FROM_THE_START | {ORDERS: Lsn(1200)})
     side.delivery.put(side.transaction((ORDERS, 2)), apply_from)
@@ -293,7 +295,7 @@ class Moody(MemoryDestination):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_becomes_of_each_write_every_row_arrives_once(seed: int) -> None:
+def test_every_row_arrives_once_whatever_happens_to_each_write(seed: int) -> None:
     """A later write of a table that got ahead would have an earlier one skipped when it comes."""
     random = Random(seed)
     destination = Moody(Random(seed + 100))
@@ -356,7 +358,7 @@ class OneRename:
     def described(self, table_id: TableId, name: TableName) -> None: ...
 
 
-def test_a_name_is_told_when_nothing_else_is_in_flight() -> None:
+def test_a_rename_is_written_when_nothing_else_is_in_flight() -> None:
     side = Side(Scripted(), THREE, OneRename(VISITS, Lsn(1150)))
     side.delivery.start()
     first, second = begin(side, ORDERS, VISITS)
@@ -400,7 +402,7 @@ def test_a_window_has_room_for_other_tables_only() -> None:
     assert not window.has_room_for(orders())
 
 
-def test_a_window_holds_so_many_writes_and_no_more() -> None:
+def test_a_window_holds_no_more_writes_than_its_limit() -> None:
     window = Window(2, 1024**2)
     window.add(BegunWrite(orders(), begun=Future()))
     assert not window.is_full
@@ -432,7 +434,7 @@ def test_nothing_more_begins_before_a_failure_is_dealt_with() -> None:
     assert not window.has_room_for(visits())
 
 
-def test_who_reads_an_inbox_can_be_woken() -> None:
+def test_a_reader_of_an_inbox_can_be_woken() -> None:
     inbox: Inbox[int] = Inbox(1)
     inbox.wake()
     assert inbox.get(60) is None
