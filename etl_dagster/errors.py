@@ -71,12 +71,20 @@ class TablesLeft(EtlError):
         count = f"{len(left)} of {tables} table{'s' if tables != 1 else ''}"
         listed = "\n".join(f"  {name}: {why.reason}" for name, why in left.items())
         super().__init__(
-            f"not compared, or not repaired: {count}\n{listed}",
-            # Most tables are left for the same reason.
-            solution="\n".join(dict.fromkeys(why.solution for why in left.values())),
+            f"not compared, or not repaired: {count}\n{listed}", solution=_solution_of_each(left)
         )
         self.left = dict(left)
         self.retryable = all(why.retryable for why in left.values())
+
+
+def _solution_of_each(left: Mapping[str, EtlError]) -> str:
+    """What to do, and for which tables. Most tables are left for the same reason."""
+    names: dict[str, list[str]] = {}
+    for name, why in left.items():
+        names.setdefault(why.solution, []).append(name)
+    if len(names) < 2:
+        return "".join(names)
+    return "\n".join(f"{', '.join(tables)}: {solution}" for solution, tables in names.items())
 
 
 class HookFailed(EtlError):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from etl_dagster.errors import InvalidState
+from etl_dagster.errors import InvalidState, StoreUnreachable
 from etl_dagster.integrations.dagster.checks.comparisons import ComparedTable
 from etl_dagster.integrations.dagster.jobs.repairs import Repaired, repair
 from etl_dagster.lsn import Lsn
@@ -49,6 +49,14 @@ class AnsweringStore(MemoryStore):
         #: By table.
         self.outcomes: dict[int, Any] = {}
         self.fails: dict[int, Errored] = {}
+        #: Whether its server is gone, or is so once a repair is waited for.
+        self.is_lost = False
+        self.is_lost_while_waiting = False
+
+    def get_note(self, key: str) -> Mapping[str, Any] | None:
+        if self.is_lost:
+            raise StoreUnreachable("the server is gone")
+        return super().get_note(key)
 
     def put_note(self, key: str, payload: Mapping[str, Any]) -> None:
         super().put_note(key, payload)
@@ -58,6 +66,7 @@ class AnsweringStore(MemoryStore):
                     keep_outcome(self, table_id, RepairOutcome(request["id"], **outcome))
 
     def load_table_replication_states(self) -> int:
+        self.is_lost = self.is_lost_while_waiting
         self.update_table_replication_states(list(self.fails.items()))
         return super().load_table_replication_states()
 
@@ -178,11 +187,61 @@ def test_a_table_that_was_not_compared_fails_the_run_unless_that_is_all_right(
     done = shop.repair()
 
     assert list(done.failures) == ["public.people"] * is_left
-    assert done.facts["not_compared"] == ["public.people"]
+    assert [each.name for each in done.not_compared] == ["public.people"]
     # What can be repaired is, in any case.
     assert done.outcomes
     if is_left:
         assert f"1 of 2 tables\n  public.people: not compared: {reason}" in str(done.failure)
+
+
+def test_the_run_shows_why_a_table_has_no_result_and_nothing_behind_a_link() -> None:
+    """Dagster shows a list as "[Show JSON]", and a table as it is."""
+    by_choice = ComparedTable("public.log", 5, None, "Not compared: its mode is append.")
+    shop = Shop(*COMPARED, by_choice)
+    shop.answers({1: BY_RANGES})
+    shop.store.fails[3] = Errored("the disk is full", "Free it.", ManualRetry())
+    facts = shop.repair().facts
+
+    assert {name: value for name, value in facts.items() if isinstance(value, int)} == {
+        "tables": 5,
+        "tables_equal": 1,
+        "tables_differing": 2,
+        "tables_without_result": 3,
+    }
+    assert not [name for name, value in facts.items() if isinstance(value, list | dict)]
+    assert [tuple(each.data.values()) for each in facts["without_result"].records] == [
+        ("public.events", "unsettled", "it never rests", "Again later."),
+        ("public.log", "not compared", "its mode is append.", ""),
+        ("public.visits", "not seen to end", "the repair failed: the disk is full", "Free it."),
+    ]
+
+
+def test_the_advice_names_the_tables_that_each_part_is_for(shop: Shop) -> None:
+    shop.store.fails = {n: Errored("the disk is full", "Free it.", ManualRetry()) for n in (1, 3)}
+    failure = shop.repair().failure
+
+    assert failure is not None
+    assert failure.solution == (
+        "public.events: Again later.\npublic.orders, public.visits: Free it."
+    )
+
+
+def test_a_store_that_is_lost_during_the_wait_leaves_what_the_run_has_found(shop: Shop) -> None:
+    shop.answers({1: BY_RANGES})
+    shop.store.is_lost_while_waiting = True
+    done = shop.repair()
+
+    assert [each.name for each in done.differing] == done.left == ["public.orders", "public.visits"]
+    assert "  public.visits: the server is gone" in str(done.failure)
+
+
+def test_a_store_that_is_lost_before_a_repair_is_asked_for_fails_that_table(shop: Shop) -> None:
+    shop.store.is_lost = True
+    done = shop.repair()
+
+    assert set(done.failures) == {"public.orders", "public.visits", "public.events"}
+    assert done.tables == 4
+    assert states(shop) == ["Ready"] * 4
 
 
 def test_the_log_of_the_repair_does_not_advise_to_run_the_repair() -> None:

@@ -30,6 +30,8 @@ from etl_dagster.runtime.repair_requests import (
 )
 
 _POLL_S, _STOP_S = 0.2, 60.0
+#: Dagster keeps every event for good; the numbers beside the tables count all.
+_TABLES_SHOWN = 100
 
 
 @dataclass
@@ -37,12 +39,13 @@ class Repaired:
     """What a run of the repair job found and did."""
 
     differing: list[ComparedTable] = field(default_factory=list)
-    unsettled: list[str] = field(default_factory=list)
+    #: Tables whose rows changed all the time while they were compared.
+    unsettled: list[ComparedTable] = field(default_factory=list)
     #: Tables of which nothing is known, also where that is all right as they are configured.
-    not_compared: list[str] = field(default_factory=list)
+    not_compared: list[ComparedTable] = field(default_factory=list)
     #: By table, of the repairs that were waited for.
     outcomes: dict[str, RepairOutcome] = field(default_factory=dict)
-    #: Repairs that were asked for and not seen to end.
+    #: Repairs that were asked for, but whose end this run did not see.
     left: list[str] = field(default_factory=list)
     #: Why the run fails, by table; empty where it doesn't.
     failures: dict[str, EtlError] = field(default_factory=dict)
@@ -56,16 +59,22 @@ class Repaired:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the step's metadata."""
+        """For the step's metadata. Numbers and tables: Dagster hides lists behind a link."""
         facts: dict[str, Any] = {
-            "differing": [each.name for each in self.differing],
-            "unsettled": self.unsettled,
-            "not_compared": self.not_compared,
-            "not_waited_for": self.left,
+            "tables": self.tables,
+            "tables_equal": self.tables
+            - len(self.differing)
+            - len(self.unsettled)
+            - len(self.not_compared),
+            "tables_differing": len(self.differing),
         }
         if self.differing:
-            rows = [_record(each, self.outcomes.get(each.name)) for each in self.differing]
+            shown = self.differing[:_TABLES_SHOWN]
+            rows = [_record(each, self.outcomes.get(each.name)) for each in shown]
             facts["repairs"] = MetadataValue.table(rows)
+        if without := self._without_result():
+            facts["tables_without_result"] = len(without)
+            facts["without_result"] = MetadataValue.table(without[:_TABLES_SHOWN])
         if len(self.differing) == 1:
             # What was replaced, where that is known: the comparison came a little before.
             [only] = self.differing
@@ -73,6 +82,27 @@ class Repaired:
             found = outcome.ranges if outcome is not None and outcome.by == "ranges" else ()
             facts |= range_facts(found or (only.found.ranges if only.found is not None else ()))
         return facts
+
+    def _without_result(self) -> list[TableRecord]:
+        """A record of each table that was neither found equal nor seen to be repaired."""
+        why = {each.name: ("unsettled", each.words) for each in self.unsettled}
+        why |= {each.name: ("not compared", each.words) for each in self.not_compared}
+        asked_for = "its repair was asked for and continues in the pipeline"
+        why |= dict.fromkeys(self.left, ("not seen to end", asked_for))
+        return [_record_without_result(*each, self.failures.get(each[0])) for each in why.items()]
+
+
+def _record_without_result(
+    name: str, why: tuple[str, str], failure: EtlError | None
+) -> TableRecord:
+    result, words = why
+    reason = words.partition("\n\n")[0] if failure is None else failure.reason
+    if reason.lower().startswith(f"{result}: "):
+        reason = reason[len(result) + 2 :]
+    solution = "" if failure is None else failure.solution
+    return TableRecord(
+        {"table": name, "result": result, "why": reason, "what to do": solution.replace("`", "'")}
+    )
 
 
 def _record(compared: ComparedTable, outcome: RepairOutcome | None) -> TableRecord:
@@ -108,13 +138,14 @@ def repair(
 ) -> Repaired:
     """Compare tables, have those repaired that differ, and wait until they are.
 
-    Each repair is asked for as soon as its table was compared. An interrupted step leaves the
-    repairs to the pipeline. The run ends as `etl-dagster repair` does: as failed where a table was
-    left, and where a dry run finds that one differs.
+    Each repair is requested as soon as its table was compared. If the step is interrupted, the
+    pipeline completes the repairs. The run ends as `etl-dagster repair` does: as failed where a
+    table was left, and where a dry run finds that one differs. If the state store is lost on the
+    way, that is the failure of the tables whose repair it concerns.
 
     Args:
         names: ``schema.table`` of each; None for all.
-        wait_s: for this long at most; 0: not at all.
+        wait_s: how long to wait for the repairs, seconds; 0 to not wait.
         tell: called with a line about each table.
         compare: what compares them.
 
@@ -122,8 +153,7 @@ def repair(
         EtlError: nothing can be compared.
     """
     done = Repaired()
-    requests: dict[TableId, str] = {}
-    name_of: dict[TableId, str] = {}
+    requests: dict[str, tuple[TableId, str]] = {}
     for compared in compare(resource, names):
         # Without the advice to run this job.
         words = compared.words.partition("\n\n")[0] if compared.is_different else compared.words
@@ -138,18 +168,17 @@ def repair(
                     "its rows differ, and nothing was changed in a dry run",
                     solution="Run the job again without 'dry_run: true' to repair these tables.",
                 )
-            else:
-                with resource.get_store() as store:
-                    ask_for_copies(store, [compared.table_id])
-                    requests |= request_repairs(store, [compared.table_id])
-                name_of[compared.table_id] = compared.name
+                continue
+            try:
+                requests[compared.name] = compared.table_id, _request(resource, compared.table_id)
+            except EtlError as error:
+                done.failures[compared.name] = error
         elif compared.found is None:
-            done.not_compared.append(compared.name)
+            done.not_compared.append(compared)
         elif not compared.is_equal:
-            done.unsettled.append(compared.name)
+            done.unsettled.append(compared)
     if requests:
-        with resource.get_store() as store:
-            _wait(store, requests, name_of, done, wait_s=wait_s)
+        _wait(resource, requests, done, wait_s=wait_s)
     for name, outcome in done.outcomes.items():
         tell(f"{name}: {outcome_words(outcome)}")
     return done
@@ -165,45 +194,79 @@ def outcome_words(outcome: RepairOutcome) -> str:
     )
 
 
+def _request(resource: PipelineParts, table_id: TableId) -> str:
+    """Ask for the repair of a table; the ID of the request."""
+    with resource.get_store() as store:
+        ask_for_copies(store, [table_id])
+        return request_repairs(store, [table_id])[table_id]
+
+
 def _wait(
-    store: CoordinatingStore,
-    requests: Mapping[TableId, str],
-    name_of: Mapping[TableId, str],
+    resource: PipelineParts,
+    requests: Mapping[str, tuple[TableId, str]],
     done: Repaired,
     *,
     wait_s: float,
 ) -> None:
-    """Fills in what became of the repairs."""
+    """Wait for the repairs, and note in `done` what became of them.
+
+    Args:
+        requests: by table, its ID and that of its request.
+    """
     failure: EtlError | None = None
     failed: dict[TableId, EtlError] = {}
+    try:
+        with resource.get_store() as store:
+            outcomes: Mapping[TableId, RepairOutcome] = {}
+            if wait_s > 0:
+                try:
+                    outcomes = _await(store, dict(requests.values()), failed, wait_s)
+                except EtlError as error:
+                    failure = error
+            for name, (table_id, request_id) in requests.items():
+                outcome = outcomes.get(table_id) or repair_outcome(store, table_id, request_id)
+                if outcome is not None:
+                    done.outcomes[name] = outcome
+    except EtlError as error:
+        failure = failure or error
+    for name, (table_id, _) in requests.items():
+        if name in done.outcomes:
+            continue
+        done.left.append(name)
+        if (why := failed.get(table_id, failure)) is not None:
+            done.failures[name] = why
+
+
+def _await(
+    store: CoordinatingStore,
+    requests: Mapping[TableId, str],
+    failed: dict[TableId, EtlError],
+    wait_s: float,
+) -> Mapping[TableId, RepairOutcome]:
+    """What became of each repair.
+
+    Args:
+        failed: takes the tables whose repair fails.
+
+    Raises:
+        InvalidState: no process runs the pipeline, or the repairs take longer than `wait_s`.
+        EtlError: the state store can't be asked.
+    """
     stop = threading.Event()
-    outcomes: Mapping[TableId, RepairOutcome] = {}
-    if wait_s > 0:
-        waiting = Outcome(
-            lambda: await_repairs(store, requests, stop=stop, on_failed=failed.__setitem__)
-        )
-        until = time.monotonic() + wait_s
-        try:
-            while not waiting.wait(_POLL_S) and time.monotonic() < until:
-                pass
-        finally:
-            stop.set()
-            waiting.wait(_STOP_S)
-        try:
-            outcomes = waiting.result()
-        except Stopped:
-            failure = InvalidState(
-                f"its repair took longer than {wait_s:.0f} s and continues in the pipeline",
-                solution="See `etl-dagster status`. Give the job a longer wait_s, or 0 to not "
-                "wait.",
-            )
-        except EtlError as error:
-            failure = error
-    for table_id, request_id in requests.items():
-        outcome = outcomes.get(table_id) or repair_outcome(store, table_id, request_id)
-        if outcome is None:
-            done.left.append(name_of[table_id])
-            if (why := failed.get(table_id, failure)) is not None:
-                done.failures[name_of[table_id]] = why
-        else:
-            done.outcomes[name_of[table_id]] = outcome
+    waiting = Outcome(
+        lambda: await_repairs(store, requests, stop=stop, on_failed=failed.__setitem__)
+    )
+    until = time.monotonic() + wait_s
+    try:
+        while not waiting.wait(_POLL_S) and time.monotonic() < until:
+            pass
+    finally:
+        stop.set()
+        waiting.wait(_STOP_S)
+    try:
+        return waiting.result()
+    except Stopped:
+        raise InvalidState(
+            f"its repair took longer than {wait_s:.0f} s and continues in the pipeline",
+            solution="See `etl-dagster status`. Give the job a longer wait_s, or 0 to not wait.",
+        ) from None
