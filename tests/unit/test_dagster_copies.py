@@ -25,6 +25,7 @@ from dagster import (
 from dagster._core.scheduler.instigation import InstigatorStatus
 
 from etl_dagster.config import PipelineConfig, parse_config
+from etl_dagster.integrations.dagster.between_ticks import keep_status, kept_status
 from etl_dagster.integrations.dagster.copies import table_asset as assets
 from etl_dagster.integrations.dagster.copies.presence import (
     ReplicatorAbsent,
@@ -34,7 +35,7 @@ from etl_dagster.integrations.dagster.copies.presence import (
 from etl_dagster.integrations.dagster.copies.step_copy import is_asked_for_by_person
 from etl_dagster.integrations.dagster.copies.table_asset import copy_pool
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
-from etl_dagster.integrations.dagster.sensor.requests import DueCopies, due_copies
+from etl_dagster.integrations.dagster.sensor.requests import DueCopies, EndedRuns, due_copies
 from etl_dagster.integrations.dagster.tables.translator import (
     COPIES_TAG,
     PIPELINE_TAG,
@@ -104,7 +105,9 @@ class Instance:
         return self.records
 
 
-def due(instance: Instance, resource: Resource | None = None) -> DueCopies:
+def due(
+    instance: Instance, resource: Resource | None = None, *, ended: EndedRuns | None = None
+) -> DueCopies:
     status = PipelineStatus("shop", "duckdb", "streaming", tables={TABLE.name: TABLE})
     return due_copies(
         cast(DagsterInstance, instance),
@@ -112,6 +115,7 @@ def due(instance: Instance, resource: Resource | None = None) -> DueCopies:
         a_config(),
         status,
         {TABLE.name: KEY},
+        ended,
     )
 
 
@@ -160,6 +164,51 @@ def test_a_question_before_the_cancellation_does_not_undo_it() -> None:
     resource = Resource()
     ask_for_copies(resource.store, [1])
     assert not due(Instance((CANCELED, -1.0)), resource).requests
+
+
+AN_HOUR_AHEAD = -3600.0
+
+
+def test_a_clock_that_was_set_back_makes_no_pause_longer() -> None:
+    """The end of the run then lies an hour in the future."""
+    now = 0.0
+    ended = EndedRuns(clock=lambda: now)
+    failed = Instance((FAILED, AN_HOUR_AHEAD))
+    assert due(failed, ended=ended).waiting
+    now = 14.0
+    assert due(failed, ended=ended).waiting
+    now = 15.0
+    assert due(failed, ended=ended).requests
+    # The next failure has a pause of its own.
+    failed_again = Instance((FAILED, AN_HOUR_AHEAD - 20), (FAILED, AN_HOUR_AHEAD))
+    failed_again.records[0].dagster_run.run_id = "next"
+    assert due(failed_again, ended=ended).waiting
+    now = 45.0
+    assert due(failed_again, ended=ended).requests
+
+
+def test_a_person_can_ask_for_a_canceled_copy_after_the_clock_was_set_back() -> None:
+    resource, ended = Resource(), EndedRuns()
+    ask_for_copies(resource.store, [1])
+    canceled = Instance((CANCELED, AN_HOUR_AHEAD))
+    assert due(canceled, resource, ended=ended).waiting
+
+    resume_copies(resource.store, [1])
+    assert due(canceled, resource, ended=ended).requests
+
+
+def test_the_status_between_two_ticks_does_not_count_for_an_hour_longer() -> None:
+    store, status = MemoryStore(), PipelineStatus("shop", "duckdb", "stopped")
+    keep_status(store, status, next_within_s=80.0, clock=lambda: 10_000.0)
+
+    def is_on(now: float) -> bool:
+        return kept_status(store, clock=lambda: now) is not None
+
+    assert is_on(10_079.0)
+    assert not is_on(10_081.0)
+    # Two machines' clocks differ a little.
+    assert is_on(9_990.0)
+    assert not is_on(10_000.0 - 3600)
 
 
 def test_a_table_that_is_paused_is_not_requested_until_it_is_resumed() -> None:

@@ -6,6 +6,7 @@ The note is for readers between two ticks: a run that waits for its hand-over, a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from etl_dagster.model.coordination import Notes
 from etl_dagster.runtime.showing.status import PipelineStatus
@@ -13,19 +14,36 @@ from etl_dagster.runtime.showing.status import PipelineStatus
 _KEY = "streamed in ticks"
 
 
-def keep_status(store: Notes, status: PipelineStatus, *, next_within_s: float) -> None:
+def keep_status(
+    store: Notes,
+    status: PipelineStatus,
+    *,
+    next_within_s: float,
+    clock: Callable[[], float] = time.time,
+) -> None:
     """Remember how the stream was at the end of a tick.
 
     Args:
         next_within_s: when no tick has come for this long, the sensor counts as off.
+        clock: seconds since 1970-01-01 UTC.
     """
-    until = time.time() + next_within_s
-    store.put_note(_KEY, {"until": until, "status": status.to_json()})
+    now = clock()
+    note = {"since": now, "until": now + next_within_s, "status": status.to_json()}
+    store.put_note(_KEY, note)
 
 
-def kept_status(store: Notes) -> PipelineStatus | None:
-    """How the stream was at the end of the last tick; None where the next one is overdue."""
+def kept_status(store: Notes, *, clock: Callable[[], float] = time.time) -> PipelineStatus | None:
+    """How the stream was at the end of the last tick; None where the next one is overdue.
+
+    A note from further in the future than a tick may be late is from before the clock was set
+    back. It counts no longer: the sensor, if it is on, writes another within seconds.
+    """
     note = store.get_note(_KEY)
-    if note is None or time.time() > float(note["until"]):
+    if note is None:
+        return None
+    now, until = clock(), float(note["until"])
+    # Earlier versions wrote no "since".
+    since = float(note.get("since", now))
+    if not 2 * since - until <= now <= until:
         return None
     return PipelineStatus.from_json(note["status"])

@@ -11,6 +11,7 @@ from etl_dagster.integrations.dagster.resources.notices import RecentNotices
 from etl_dagster.integrations.dagster.sensor import words
 from etl_dagster.integrations.dagster.sensor.pipeline_reports import PipelineReports
 from etl_dagster.integrations.dagster.sensor.reports import Reports
+from etl_dagster.integrations.dagster.sensor.requests import EndedRuns
 
 
 class SensorMemory:
@@ -23,6 +24,7 @@ class SensorMemory:
         self.pipeline = PipelineReports()
         self.history = EventHistory()
         self.notices = RecentNotices()
+        self.ended = EndedRuns()
         self.log = words.TickLog()
         self.ticks = 0
 

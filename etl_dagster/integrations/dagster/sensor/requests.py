@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from dagster import (
@@ -61,14 +61,51 @@ class DueCopies:
     waiting: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _FirstLook:
+    """What the sensor found when it first saw that a run had ended."""
+
+    run_id: str
+    #: By the sensor's own clock, seconds.
+    at: float
+    #: When a person had last asked for a copy of the table.
+    asked_at: float
+
+
+class EndedRuns:
+    """Since when the sensor knows that the last run of a table has ended.
+
+    Dagster keeps the end of a run as the wall clock's time. If that clock is set back, the end lies
+    in the future, and neither how long ago it was nor what came after it can be told from it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        #: By ID of the table.
+        self._looks: dict[int, _FirstLook] = {}
+
+    def look(self, table_id: int, run_id: str, asked_at: float) -> tuple[float, bool]:
+        """How long the end has been known, in seconds, and whether a person has asked since."""
+        first = self._looks.get(table_id)
+        if first is None or first.run_id != run_id:
+            first = self._looks[table_id] = _FirstLook(run_id, self._clock(), asked_at)
+        return self._clock() - first.at, asked_at != first.asked_at
+
+
 def due_copies(
     instance: DagsterInstance,
     resource: EtlResource,
     config: PipelineConfig,
     status: PipelineStatus,
     keys: Mapping[str, AssetKey],
+    ended: EndedRuns | None = None,
 ) -> DueCopies:
-    """A run for each table that needs a copy and has none, as many as may run at a time."""
+    """A run for each table that needs a copy and has none, as many as may run at a time.
+
+    Args:
+        ended: what the ticks before know of runs that ended.
+    """
+    ended = ended or EndedRuns()
     needy = [
         table
         for name, table in status.tables.items()
@@ -100,7 +137,7 @@ def due_copies(
             continue
         before = _runs_before(instance, table)
         pause = before.pause(
-            time.time(), asked.get(table.table_id, 0.0), table.name, resource.get_timing()
+            time.time(), asked.get(table.table_id, 0.0), table, ended, resource.get_timing()
         )
         if pause is not None:
             waiting[table.name] = pause
@@ -146,25 +183,34 @@ class RunsBefore:
     ended_at: float | None = None
 
     def pause(
-        self, now: float, asked_at: float, table: str, timing: DagsterTiming = DAGSTER_TIMING
+        self,
+        now: float,
+        asked_at: float,
+        table: TableStatus,
+        ended: EndedRuns,
+        timing: DagsterTiming = DAGSTER_TIMING,
     ) -> str | None:
         """Why the next run waits; None where it may be requested.
 
         Args:
             now: seconds since 1970-01-01 UTC.
             asked_at: when a person asked for a copy without starting a run, as by a reset.
+            ended: bounds the pause, and orders what people asked for, if the clock was set back.
         """
-        if not self.failures or self.ended_at is None or asked_at > self.ended_at:
+        if not self.failures or self.ended_at is None or self.last_run_id is None:
+            return None
+        known_s, is_asked_since = ended.look(table.table_id, self.last_run_id, asked_at)
+        if is_asked_since or asked_at > self.ended_at:
             return None
         if self.is_canceled:
             return (
                 f"A person canceled the copy at {as_of(self.ended_at)}, so the sensor does not "
                 "request it again; the source keeps WAL for the table meanwhile. To have it "
-                f"copied: materialize the asset, or etl-dagster resume {shlex.quote(table)}."
+                f"copied: materialize the asset, or etl-dagster resume "
+                f"{shlex.quote(table.name)}."
             )
-        next_at = self.ended_at + doubled_s(
-            timing.first_pause_s, timing.longest_pause_s, self.failures - 1
-        )
+        pause_s = doubled_s(timing.first_pause_s, timing.longest_pause_s, self.failures - 1)
+        next_at = min(self.ended_at + pause_s, now + pause_s - known_s)
         if now >= next_at:
             return None
         what = "failed" if self.failures == 1 else f"failed {self.failures} times in a row"

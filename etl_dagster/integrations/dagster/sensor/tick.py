@@ -96,7 +96,7 @@ def tick(
             other = published(resource).status
             status, generation = other or status, -(other.epoch if other else 0)
         elif mode != "observe":
-            copies = due_copies(context.instance, resource, config, status, keys)
+            copies = due_copies(context.instance, resource, config, status, keys, memory.ended)
         announced = [] if is_preview else memory.reports.announce(supervision.coming, keys)
         events = announced + _events(
             context,
