@@ -10,6 +10,7 @@ from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey, AssetMat
 
 from etl_dagster.integrations.dagster.checks.lag import dead
 from etl_dagster.integrations.dagster.history import LastEvents
+from etl_dagster.integrations.dagster.sensor.in_tick import TickCounts
 from etl_dagster.integrations.dagster.sensor.reports import Event, Reports
 from etl_dagster.integrations.dagster.sensor.settings import BUSY_REPORT_EVERY_S, REPORT_EVERY_S
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
@@ -89,6 +90,29 @@ def test_a_table_that_changes_all_the_time_is_reported_once_in_the_interval() ->
         counts += reported(ticks.tick(replace(READY, rows_inserted=number * 10)))
     # 100 s of ticks: the first at once, then every 30 s.
     assert [each["rows_inserted"] for each in counts] == [10, 60, 60, 60]
+
+
+def test_a_table_that_gets_the_name_of_another_is_reported_with_its_own_counts() -> None:
+    """A table was dropped and created again: the counts of the new one begin at zero."""
+    ticks = Ticks()
+    assert reported(ticks.tick(replace(READY, rows_inserted=1000)))
+    another = replace(READY, table_id=2, state="init")
+    assert not reported(ticks.tick(another))
+    ready = replace(READY, table_id=2, rows_inserted=5)
+    (report,) = reported(ticks.tick(ready, after_s=60.0))
+    assert report["rows_inserted"] == 5
+    # How long these five took is not known.
+    assert "rows_per_second" not in report
+
+
+def test_the_counts_of_ticks_add_up_for_a_table_and_not_for_its_name() -> None:
+    counts = TickCounts()
+    added = []
+    for table_id, name in ((1, "public.orders"), (1, "public.old"), (2, "public.orders")):
+        table = replace(READY, table_id=table_id, name=name, rows_inserted=10)
+        status = PipelineStatus("shop", "duckdb", "streaming", tables={name: table})
+        added.append(counts.add(status).tables[name].rows_inserted)
+    assert added == [10, 20, 10]
 
 
 def test_reports_of_a_table_that_never_rests_come_less_and_less_often() -> None:

@@ -36,6 +36,31 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 _Counts = tuple[int, int, int, int]
 
 
+class TickCounts:
+    """Adds up the changes of all ticks: each tick has a pipeline that counts from zero."""
+
+    def __init__(self) -> None:
+        #: By ID of the table: a name may pass to another table.
+        self._counted: dict[int, _Counts] = {}
+
+    def add(self, status: PipelineStatus) -> PipelineStatus:
+        """The status of a tick's pipeline, with the counts of all ticks up to this one."""
+        tables = {}
+        for name, table in status.tables.items():
+            before = self._counted.get(table.table_id, (0, 0, 0, 0))
+            now = (table.rows_inserted, table.rows_updated, table.rows_deleted, table.truncates)
+            inserted, updated, deleted, truncates = map(sum, zip(before, now, strict=True))
+            self._counted[table.table_id] = (inserted, updated, deleted, truncates)
+            tables[name] = replace(
+                table,
+                rows_inserted=inserted,
+                rows_updated=updated,
+                rows_deleted=deleted,
+                truncates=truncates,
+            )
+        return replace(status, tables=tables)
+
+
 class TickStreamer:
     """Streams one pipeline for a while in each tick; belongs to the code server's process."""
 
@@ -45,8 +70,7 @@ class TickStreamer:
         self._pauses = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         self._resume_at = float("-inf")
         self._failure: EtlError | None = None
-        #: By table, what the ticks before have counted: each pipeline begins at zero.
-        self._counted: dict[str, _Counts] = {}
+        self._counted = TickCounts()
 
     def keep(self, config: PipelineConfig, tick_s: float, *, may_stream: bool) -> Supervision:
         """Stream for `tick_s` seconds.
@@ -103,7 +127,7 @@ class TickStreamer:
             finally:
                 pipeline.shutdown()
                 pipeline.wait()
-            status = self._with_all_counts(status)
+            status = self._counted.add(status)
             keep_status(store, status, next_within_s=_NEXT_WITHIN_S + tick_s)
         return status
 
@@ -115,22 +139,6 @@ class TickStreamer:
                 return
             if lasted >= _WITH_NEW_TABLES_S and _has_new_table(pipeline.status().tables):
                 return
-
-    def _with_all_counts(self, status: PipelineStatus) -> PipelineStatus:
-        tables = {}
-        for name, table in status.tables.items():
-            before = self._counted.get(name, (0, 0, 0, 0))
-            now = (table.rows_inserted, table.rows_updated, table.rows_deleted, table.truncates)
-            inserted, updated, deleted, truncates = map(sum, zip(before, now, strict=True))
-            self._counted[name] = (inserted, updated, deleted, truncates)
-            tables[name] = replace(
-                table,
-                rows_inserted=inserted,
-                rows_updated=updated,
-                rows_deleted=deleted,
-                truncates=truncates,
-            )
-        return replace(status, tables=tables)
 
 
 def _has_new_table(tables: Mapping[str, TableStatus]) -> bool:

@@ -279,7 +279,7 @@ class Reports:
         if not is_due:
             return None
         lag = worst_lag.since(said.at, Lag.of(status))
-        seconds = None if said.status is None else now - said.at
+        seconds = None if is_first or said.status is None else now - said.at
         return stream_materialization(key, status, table, activity, lag, seconds)
 
     def _age_s(self, last: LastEvents) -> float:

@@ -95,8 +95,11 @@ class Activity:
 
     @classmethod
     def between(cls, before: TableStatus | None, now: TableStatus) -> Activity:
-        """The difference of two statuses of one process; without the first, all of it."""
-        if before is None:
+        """The difference of two statuses of one process; without the first, all of it.
+
+        Under one name there may be two tables, one after the other: the second counts from zero.
+        """
+        if before is None or before.table_id != now.table_id:
             return cls(now.rows_inserted, now.rows_updated, now.rows_deleted, now.truncates)
         return cls(
             now.rows_inserted - before.rows_inserted,
