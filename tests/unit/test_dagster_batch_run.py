@@ -46,3 +46,20 @@ def test_what_others_have_is_reported_before_a_destination_fails_the_run(
     assert description.startswith(f"right failed: {failure.reason}")
     assert failure.solution in description
     assert raised.value.allow_retries is is_retried
+
+
+def test_a_destination_that_is_newer_than_the_loaded_code_does_not_fail_the_run() -> None:
+    """A run reads etl.yaml again; its assets are those of when the code was loaded."""
+    lines: list[str] = []
+    context: Any = SimpleNamespace(
+        job_name="shop_sync",
+        log=SimpleNamespace(info=lines.append),
+        log_event=lambda event: pytest.fail("there is no asset for it"),
+    )
+
+    report(context, {"new": Synced(STATUS, {1})}, {"old": {TABLE.name: AssetKey("orders")}}, 5.0)
+
+    assert lines == [
+        "shop__left: 1 of 1 tables in step, 0 rows streamed, lag 0 bytes; no asset yet (reload the "
+        "code location): public.orders"
+    ]

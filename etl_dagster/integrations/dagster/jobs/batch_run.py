@@ -14,6 +14,7 @@ from etl_dagster.errors import DestinationsFailed, EtlError, InvalidState
 from etl_dagster.integrations.dagster.outcome import Outcome
 from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
+from etl_dagster.integrations.dagster.sensor.settings import NEW_TABLES
 from etl_dagster.integrations.dagster.tables.metadata import (
     REPORTED_BY,
     Activity,
@@ -24,6 +25,7 @@ from etl_dagster.model.schema import TableId
 from etl_dagster.model.states import Ready, SyncDone
 from etl_dagster.runtime.many import many
 from etl_dagster.runtime.showing.status import PipelineStatus
+from etl_dagster.words import names
 
 if TYPE_CHECKING:
     from etl_dagster.in_process import RunningPipeline
@@ -137,7 +139,7 @@ def report(
 
     Args:
         synced: by destination.
-        keys: the assets of each destination's tables.
+        keys: the assets of each destination's tables, as of when the code was loaded.
 
     Raises:
         Failure: a table has stopped, or a destination has failed.
@@ -151,13 +153,14 @@ def report(
     is_passing = bool(failures) and all(failure.retryable for failure in failures.values())
     for destination, done in synced.items():
         status = done.status
+        known = keys.get(destination, {})
         for name, table in status.tables.items():
             if table.error is not None:
                 is_passing = False
                 where = f"{name} of {status.pipeline}" if len(synced) > 1 else name
                 stopped.append(with_solution(f"{where}: {table.error}", table.solution))
                 continue
-            key = keys[destination].get(name)
+            key = known.get(name)
             activity = Activity.between(None, table)
             is_copied = table.table_id in done.copied
             if key is None or not (activity or is_copied):
@@ -170,7 +173,9 @@ def report(
                 metadata={**event.metadata, REPORTED_BY: context.job_name, "copied": is_copied},
             )
             context.log_event(event)
-        context.log.info(_progress(status))
+        unknown = [name for name in status.tables if name not in known]
+        newer = f"; no asset yet ({NEW_TABLES}): {names(unknown)}" if unknown else ""
+        context.log.info(_progress(status) + newer)
     if stopped:
         raise Failure("\n\n".join(stopped), allow_retries=is_passing)
 

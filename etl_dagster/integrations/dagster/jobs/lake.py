@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from dagster import (
+    Failure,
     JobDefinition,
     MetadataValue,
     OpExecutionContext,
@@ -13,7 +14,8 @@ from dagster import (
 )
 
 from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
-from etl_dagster.errors import ConfigError
+from etl_dagster.errors import ConfigError, EtlError
+from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.resources.config_file import EtlConfigFileResource
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 
@@ -52,10 +54,13 @@ def ducklake_maintenance_job(
     def maintain_lake(context: OpExecutionContext) -> None:
         from etl_dagster.destinations.ducklake.maintenance import maintain
 
-        destination = resource.load_config().destination
-        if not isinstance(destination, DuckLakeDestinationConfig):
-            raise ConfigError([f"destination.type: {destination.type} is not a DuckLake"])
-        done = maintain(destination, older_than=timedelta(days=older_than_days))
+        try:
+            destination = resource.load_config().destination
+            if not isinstance(destination, DuckLakeDestinationConfig):
+                raise ConfigError([f"destination.type: {destination.type} is not a DuckLake"])
+            done = maintain(destination, older_than=timedelta(days=older_than_days))
+        except EtlError as error:
+            raise Failure(with_solution(error.reason, error.solution)) from error
         context.add_output_metadata(
             {
                 "rows flushed": sum(done.flushed_rows.values()),
