@@ -42,18 +42,18 @@ def build_sync_job(
             schedules=[ScheduleDefinition(job=sync, cron_schedule="*/15 * * * *")],
         )
 
-    Instead of the sensor, which streams all the time: with both, the job fails and says so.
-    Between two runs the source keeps the WAL of what changes. Each table that was copied or
-    changed gets a materialization. A table that has stopped fails the run, once the others are in
-    step; a run that is terminated stops when what is being written is durable.
+    Use it instead of the sensor, which streams all the time: while another process streams, a run
+    fails and says so. Between two runs the source keeps WAL. Each table that was copied or changed
+    gets a materialization. A table that has stopped fails the run, once the others are in step; a
+    run that is terminated stops when what is being written is durable.
 
-    Of several destinations, one run brings all in step: they are fed from one slot. A destination
-    that fails also fails the run, once the others are in step. One run syncs all shards, too, or
-    one of them alone; one that fails ends the others.
+    One run brings all of several destinations in step, since they share a slot. A destination that
+    fails also fails the run, once the others are in step. One run also syncs all shards, or one of
+    them alone; a shard that fails ends the others.
 
     Args:
-        pipeline: a configuration file, or the pipeline put together from resources, with all of
-            its destinations.
+        pipeline: a configuration file, or the pipeline put together from resources, with all its
+            destinations.
         assets: those of the pipeline's tables; others are ignored.
         name: of the job; by default ``PIPELINE_sync``.
 

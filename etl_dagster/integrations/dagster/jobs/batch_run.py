@@ -40,7 +40,7 @@ class Synced:
     status: PipelineStatus
     #: Tables whose copy was finished.
     copied: Collection[TableId]
-    #: What the destination failed with, where others have caught up.
+    #: Why the destination failed, while others have caught up.
     failure: EtlError | None = None
 
 
@@ -57,8 +57,8 @@ def sync(
         By the same names.
 
     Raises:
-        EtlError: another process runs it, it can't start, or it failed. Where only some of several
-            destinations failed, that is in what is returned.
+        EtlError: another process runs it, it can't start, or it failed. If only some of several
+            destinations failed, the result says so instead.
     """
     from etl_dagster.in_process import running_with
     from etl_dagster.integrations.meltano.positions.mirror import mirrored_positions
@@ -111,12 +111,13 @@ def _require_idle(resource: EtlResource) -> None:
             raise InvalidState(
                 f"another process runs the pipeline {pipeline!r}",
                 solution=f"Turn off the sensor {pipeline}_replication, and end "
-                "`etl-dagster run`; or leave this job off: what streams is in step anyway.",
+                "`etl-dagster run`. Or don't run this job: a pipeline that streams is in step "
+                "without it.",
             )
 
 
 def _copies(resource: EtlResource) -> dict[TableId, str | None]:
-    """By table, the copy that it has now; None while it has none that is finished."""
+    """The ID of each table's copy; None while it has no finished one."""
     with resource.get_store() as store:
         store.load_table_replication_states()
         states = store.get_table_replication_states()
@@ -149,7 +150,7 @@ def report(
         with_solution(f"{name} failed: {failure.reason}", failure.solution)
         for name, failure in failures.items()
     ]
-    # Where waiting is all that it takes, a retry of the run is that.
+    # If waiting is enough to cure every failure, Dagster may retry the run.
     is_passing = bool(failures) and all(failure.retryable for failure in failures.values())
     for destination, done in synced.items():
         status = done.status

@@ -26,7 +26,7 @@ def ducklake_maintenance_job(
     name: str = "ducklake_maintenance",
     older_than_days: float = 7.0,
 ) -> JobDefinition:
-    """A job that does what ``etl-dagster lake maintain`` does; what it did is its op's metadata.
+    """A job that does what ``etl-dagster lake maintain`` does; its op's metadata has the results.
 
         maintenance = ducklake_maintenance_job("etl.yaml")
         defs = Definitions.merge(

@@ -26,20 +26,20 @@ from etl_dagster.integrations.dagster.tables.translator import PIPELINE_TAG
 class RepairRunConfig(Config):
     """What a run of a repair job does."""
 
-    tables: list[str] = Field([], description="schema.table of each; all where there is none.")
+    tables: list[str] = Field([], description="Each as schema.table; empty for all tables.")
     dry_run: bool = Field(False, description="Compare, and change nothing.")
     wait_s: float = Field(
         3600.0,
         ge=0,
-        description="How long to wait for the repairs, in seconds; 0 to only ask for them. Where "
-        "Dagster runs one run at a time, they wait for this one: set 0.",
+        description="How long to wait for the repairs, in seconds; 0 to only request them. Set 0 "
+        "if Dagster runs one run at a time: the repairs then wait for this run to end.",
     )
 
 
 def build_repair_job(
     pipeline: str | Path | EtlResource = "etl.yaml", *, name: str | None = None
 ) -> JobDefinition:
-    """A job that compares tables with the source, and has the rows replaced that differ.
+    """A job that compares tables with the source, and has the rows that differ replaced.
 
     It does what ``etl-dagster repair`` does, while the pipeline streams: each table is compared at
     one position; the pipeline replaces the rows that differ, or copies the table as a whole where
@@ -48,7 +48,7 @@ def build_repair_job(
 
     The run fails with `TablesLeft` where a table could not be compared, settled or repaired, once
     the others are done, and where a dry run finds that rows differ. Tables that can't be compared
-    as they are configured fail it only if they are named; its log names them in any case.
+    because of their settings fail it only if they are named; its log names them in any case.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
@@ -105,9 +105,9 @@ def build_maintenance_job(
     name: str | None = None,
     older_than_days: float = 7.0,
 ) -> JobDefinition:
-    """A job that keeps the destination small and quick, where it needs that: a DuckLake.
+    """A job that keeps a DuckLake small and fast, as the destination of a pipeline.
 
-    A DuckDB file and a Postgres are maintained by what writes them.
+    Other destinations need no such job: the pipeline maintains a DuckDB file or a Postgres itself.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
@@ -120,7 +120,7 @@ def build_maintenance_job(
     resource, config = locate(pipeline)
     if not isinstance(config.destination, DuckLakeDestinationConfig):
         raise ConfigError(
-            [f"destination.type: {config.destination.type} needs no maintenance, a DuckLake does"],
+            [f"destination.type: {config.destination.type} needs no maintenance; a DuckLake does"],
             origin=f"pipeline {config.pipeline}",
         )
     return ducklake_maintenance_job(

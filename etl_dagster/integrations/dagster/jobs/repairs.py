@@ -1,4 +1,4 @@
-"""Has the rows replaced that differ from the source's, and waits for it, inside a step."""
+"""Compares tables in a step, has the rows that differ replaced, and waits for that."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from etl_dagster.runtime.repair_requests import (
 )
 
 _POLL_S, _STOP_S = 0.2, 60.0
-#: Dagster keeps every event for good; the numbers beside the tables count all.
+#: Dagster keeps every event for good; the counts next to the tables are complete.
 _TABLES_SHOWN = 100
 
 

@@ -39,7 +39,7 @@ def build_recopy_schedule(
     executor: ExecutorDefinition = in_process_executor,
     default_status: DefaultScheduleStatus = DefaultScheduleStatus.STOPPED,
 ) -> ScheduleDefinition:
-    """A schedule that copies tables again from the beginning, whatever their state is.
+    """A schedule that copies tables again from the beginning, in whatever state they are.
 
     Readers see the old rows until a copy is whole. The pipeline must run: a copy is handed over
     to its stream.
@@ -96,13 +96,12 @@ def build_reconciliation_schedule(
     execution_timezone: str | None = None,
     default_status: DefaultScheduleStatus = DefaultScheduleStatus.STOPPED,
 ) -> ScheduleDefinition:
-    """A schedule that evaluates the pipeline's checks, or has repaired what differs.
+    """A schedule that evaluates the pipeline's checks, or has the rows that differ replaced.
 
     By default it evaluates every check that the code location has of these assets and of
     `build_etl_pipeline_spec`: ``content_match``, ``row_count_match`` and ``schema_drift`` where
-    they are defined, and those that the sensor evaluates, too, so that a sensor that is off shows
-    red. With `repair` it runs `build_repair_job`, which replaces rows that differ, and needs no
-    checks.
+    they are defined, and also those that the sensor evaluates: they fail while it is off. With
+    `repair` it runs the job of `build_repair_job` instead, which needs no checks.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.

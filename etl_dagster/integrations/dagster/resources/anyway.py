@@ -1,8 +1,8 @@
-"""A configuration to make definitions of, although variables of its environment are not set.
+"""The configuration to build definitions from, even if environment variables are not set.
 
-A code location that does not load can't tick its sensor, so no one would notice. With something in
-place of what is missing the assets are there, and the tick fails with the names of the variables,
-since it reads the configuration again.
+If a code location does not load, its sensor does not tick, and nothing would report the mistake.
+With stand-ins for the missing variables there are assets and a sensor. Its tick reads the
+configuration again, and fails with the names of the variables.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 _log = logging.getLogger(__name__)
 
 _MISSING = re.compile(r"the environment variable (\w+) is not set")
-#: A setting takes one of them: a DSN, a number, a word.
+#: Every setting accepts one of these: a DSN, a number, a word.
 STAND_IN = "not_set"
 _STAND_INS = (f"postgresql://not-set.invalid/{STAND_IN}", "1", STAND_IN)
-#: Each is a configuration that is checked.
+#: Each try checks a whole configuration.
 _MOST_TRIES = 250
 
 
@@ -45,7 +45,11 @@ def load_anyway(resource: EtlResource) -> PipelineConfig:
         )
         if not missing:
             raise
-        _log.warning("%s. The definitions are loaded without: %s", error.reason, error.solution)
+        _log.warning(
+            "%s\nThe definitions are loaded with stand-ins for these. What to do: %s",
+            error.reason,
+            error.solution,
+        )
         tries = itertools.product(_STAND_INS, repeat=len(missing))
         for values in itertools.islice(tries, _MOST_TRIES):
             with _set(dict(zip(missing, values, strict=True))):
@@ -68,16 +72,17 @@ def load_config(resource: EtlResource) -> PipelineConfig:
         with resource.process_config_and_initialize_cm() as loaded:
             config: PipelineConfig = loaded.load_config()
     except DagsterInvalidConfigError:
-        # Of a variable that is not set Dagster shows a stack trace; this names all of them.
+        # For a variable that is not set Dagster shows a stack trace; this error names all of them.
         resource.load_config()
         raise
     return config
 
 
 def _is_plain_file(resource: EtlResource) -> bool:
-    """Whether there is nothing for Dagster to resolve, for which it makes an instance each time.
+    """Whether there is nothing for Dagster to resolve.
 
-    That takes 0.2 s, and the parts of a pipeline's definitions read its configuration ten times.
+    To resolve something it makes another instance, which takes 0.2 s, and the parts of a pipeline's
+    definitions read its configuration ten times.
     """
     if type(resource) is not EtlConfigFileResource:
         return False

@@ -11,13 +11,13 @@ from dagster import EnvVar
 from etl_dagster.errors import ConfigError
 
 _IntEnvVar = type(EnvVar.int("unused"))
-#: Dagster makes ``{"env": NAME}`` of an `EnvVar` in a dict, as which a header called ``env`` could
-#: be mistaken. It keeps this one as it is.
+#: Dagster turns an `EnvVar` in a dict into ``{"env": NAME}``, which could as well be a header of
+#: that name. It does not change a dict with these keys.
 _NAME, _IS_INT = "etl_dagster/env", "etl_dagster/int"
 
 
 def marked(value: Any) -> Any:
-    """The value with each `EnvVar` in it as a dict that Dagster hands on; its text stays away."""
+    """The value with a dict in place of each `EnvVar`: Dagster sees the name, and no secret."""
     if isinstance(value, EnvVar):
         return {_NAME: value.env_var_name}
     if isinstance(value, _IntEnvVar):
@@ -30,7 +30,7 @@ def marked(value: Any) -> Any:
 
 
 def with_marked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The fields of a resource; Dagster resolves no `EnvVar` inside of this one."""
+    """The fields of a resource, where Dagster resolves no `EnvVar` inside of the one named."""
     return dict(values) | ({name: marked(values[name])} if name in values else {})
 
 

@@ -1,4 +1,4 @@
-"""What a function of a user's own asks for: a pipeline, however it is configured."""
+"""The resource that the functions of a code location ask for: a pipeline, however configured."""
 
 # Dagster reads the annotations of a resource's fields, so they must not be strings.
 import contextlib
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class EtlResource(ConfigurableResource[Any], ABC):
     """A pipeline: its configuration, its state, its destination.
 
-    What an asset's function asks for; `EtlConfigFileResource` and `EtlPipelineResource` are ones.
-    Nothing stays open between two calls, so every tick and every step may have its own.
+    The type that an asset's function asks for. `EtlConfigFileResource` and `EtlPipelineResource`
+    are such resources. Nothing stays open between two calls, so every tick and every step may have
+    one of its own.
     """
 
     @abstractmethod
@@ -83,8 +84,8 @@ class EtlResource(ConfigurableResource[Any], ABC):
             def shop_tables(context: AssetExecutionContext, shop: EtlResource):
                 yield shop.copy(context, "public.orders")
 
-        It is what the assets of `build_etl_definitions` do: a copy that was begun is resumed, a
-        table that is streamed already is copied again, unless the sensor asked for the run.
+        The assets of `build_etl_definitions` do the same: a copy that was begun is resumed, and a
+        table that is already streamed is copied again, unless the sensor requested the run.
 
         Args:
             context: of the step; one of its assets is the table's.
@@ -99,7 +100,7 @@ class EtlResource(ConfigurableResource[Any], ABC):
         return copy_one_table(context, self, table, key_of_table(context, table))
 
     def copy_selected(self, context: AssetExecutionContext) -> Iterator[MaterializeResult[Any]]:
-        """As `copy`, for each table that the run has selected; one that fails keeps no other."""
+        """As `copy`, for each table that the run has selected; one that fails stops no other."""
         from etl_dagster.integrations.dagster.copies.table_asset import copy_selected_tables
 
         yield from copy_selected_tables(context, self)
@@ -115,7 +116,7 @@ class EtlResource(ConfigurableResource[Any], ABC):
             }
 
     def reset_table(self, name: str) -> str:
-        """Ask for a new copy of ``schema.table``; the name of its state before.
+        """Request a new copy of ``schema.table``, and return the name of its state before.
 
         A part of the name with a dot is quoted as in SQL: ``"a.b".c``.
 
@@ -143,10 +144,10 @@ class EtlResource(ConfigurableResource[Any], ABC):
             return state_name(state)
 
     def query(self, sql: str) -> "pa.Table":
-        """Read from the destination, where that is DuckDB or DuckLake.
+        """Read from the destination, if that is DuckDB or DuckLake.
 
         Raises:
-            ConfigError: it is another one.
+            ConfigError: the destination is of another type.
         """
         from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
         from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig

@@ -34,4 +34,4 @@ else:
 
 
 class HttpDestinationResource(_HttpFields):
-    """A server that takes rows and changes as JSON; it may be several behind one address."""
+    """A server that takes rows and changes as JSON, or several behind one address."""

@@ -1,4 +1,4 @@
-"""A pipeline as the parts of its definitions are given it: a file, or a resource."""
+"""The pipeline that a function of this package was given: a file, or a resource."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def locate(
 
     Raises:
         ConfigError: the configuration holds mistakes, has several destinations, or a store or
-            destination in which several processes can't meet.
+            destination that several processes can't share.
     """
     from etl_dagster.assembly import require_processes
 

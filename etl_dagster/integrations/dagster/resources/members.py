@@ -7,7 +7,11 @@ from etl_dagster.errors import ConfigError
 
 
 def one_of(config: PipelineConfig, name: str | None, origin: str) -> PipelineConfig:
-    """The configuration of one destination or shard where one is named."""
+    """The configuration of one destination or shard; of the whole pipeline where none is named.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
     if name is None:
         return config
     members = config.members()

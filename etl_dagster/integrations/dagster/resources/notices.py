@@ -1,4 +1,4 @@
-"""What the mirror of positions did about people's changes, for the sensor's line."""
+"""What became of Meltano states that people changed, for the sensor's line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = 2
 
 
 class RecentNotices:
-    """The last few of the last ten minutes, looked up now and then."""
+    """The latest notices of the last ten minutes, looked up now and then."""
 
     def __init__(self) -> None:
         self._due_s = 0.0
@@ -33,7 +33,7 @@ def _load(resource: EtlResource) -> list[str]:
         with resource.get_store() as store:
             notices, problem = load_notices(store)
     except EtlError:
-        # The replicator meets it, too, and its words are in the same line.
+        # The replicator meets the same error, and the same line reports it.
         return []
     since = (datetime.now(UTC) - _RECENT).isoformat()
     lines = [

@@ -1,4 +1,4 @@
-"""What the code that works for a pipeline's resource needs of it."""
+"""A pipeline's resource, for modules that the resource itself imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PipelineParts(Protocol):
-    """An `EtlResource`, to modules that it uses itself."""
+    """What these modules need of an `EtlResource`."""
 
     def load_config(self) -> PipelineConfig:
         """The configuration as it is now."""

@@ -25,8 +25,8 @@ _IS_SECRET = "dagster__is_secret"
 class SectionResource(ConfigurableResource[Any]):
     """A section of the configuration, with one field for each of its settings.
 
-    What a value must be is checked where the whole configuration is read, so that all mistakes
-    are told at once and an `EnvVar` may stand for any text or whole number.
+    Values are checked where the whole configuration is read, so that all mistakes are reported at
+    once, and an `EnvVar` may stand for any text or whole number.
     """
 
     #: Its name in ``etl.yaml``.
@@ -71,7 +71,7 @@ class EtlStateStoreResource(ConfigurableResource[Any], ABC):
     """Where a pipeline's states, progress and schemas are kept."""
 
     def __init__(self, **values: Any) -> None:
-        # For type checkers: which fields a resource of any type has is known when it is made.
+        # For type checkers: the fields of a type are known only once its resource is made.
         super().__init__(**values)
 
     @abstractmethod
@@ -92,7 +92,7 @@ class EtlDestinationResource(ConfigurableResource[Any], ABC):
 
 @functools.cache
 def destination_resource(kind: str) -> type[EtlDestinationResource]:
-    """The resource of a type of destination, also of one that another package brings.
+    """The resource class for a type of destination, also for one from another package.
 
     >>> JsonLinesResource = destination_resource("jsonl")
     >>> destination = JsonLinesResource(folder="/var/lib/shop/tables")
@@ -101,7 +101,7 @@ def destination_resource(kind: str) -> type[EtlDestinationResource]:
     for paths and secrets, a dictionary for a model inside of the model.
 
     Raises:
-        UnknownKind: nothing that is installed provides the type.
+        UnknownKind: no installed package provides the type.
     """
     model = find_config_model(DESTINATIONS, kind)
     made: type[EtlDestinationResource] = of_model(
@@ -112,7 +112,7 @@ def destination_resource(kind: str) -> type[EtlDestinationResource]:
 
 @functools.cache
 def state_store_resource(kind: str) -> type[EtlStateStoreResource]:
-    """The resource of a type of state store; as `destination_resource`."""
+    """The resource class for a type of state store; as `destination_resource`."""
     model = find_config_model(STORES, kind)
     made: type[EtlStateStoreResource] = of_model(model, EtlStateStoreResource, "state_store", kind)
     return made
@@ -124,10 +124,10 @@ def of_model(
     place: str,
     kind: str | None = None,
 ) -> Any:
-    """A resource with the settings of a model.
+    """A resource class with the settings of a model.
 
     Args:
-        base: what it is used as, besides.
+        base: a further base class, which says what the resource is used for.
         place: name of the section.
         kind: the section's ``type``, where it has one.
     """
@@ -186,7 +186,7 @@ def _config_type(annotation: Any) -> Any:
 
 
 def _optional_of(annotation: Any) -> Any:
-    """What a type is that may also be None; None where it is not such a type."""
+    """``X`` for the type ``X | None``; None for any other type."""
     if get_origin(annotation) not in (Union, UnionType):
         return None
     parts = [part for part in get_args(annotation) if part is not NoneType]

@@ -39,7 +39,7 @@ else:
 
 
 class PostgresSourceResource(_SourceFields):
-    """The Postgres that is replicated: a DSN, or its parts; parts win over the DSN.
+    """The Postgres that is replicated: a DSN, or its parts, which override the DSN.
 
     Give secrets as ``EnvVar("NAME")``: they are read when used, and hidden in the UI.
     """

@@ -33,7 +33,7 @@ else:
 
 
 class PostgresStateStoreResource(_PostgresStoreFields):
-    """A state store in Postgres; without a DSN in the source itself."""
+    """A state store in Postgres: in the source itself, unless a DSN is given."""
 
     @contextlib.contextmanager
     def get_store(self, pipeline: str) -> "Iterator[CoordinatingStore]":

@@ -76,7 +76,7 @@ def build_etl_sensor(
         pipeline_checks: those of the pipeline as a whole, where they are defined.
         thresholds: of the tables' checks.
         reports_observations: whether changes are reported as observations.
-        new_tables: what gives a table that is new in the publication its asset.
+        new_tables: what a person does to give a new table of the publication its asset.
     """
 
     @sensor(

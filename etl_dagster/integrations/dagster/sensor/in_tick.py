@@ -1,7 +1,7 @@
-"""Streams a pipeline inside of the sensor's ticks, where a process may start no other.
+"""Streams a pipeline inside the sensor's ticks, on hosts that forbid child processes.
 
-Between two ticks nothing is streamed, and each start decodes the WAL that the slot has kept again:
-this is for hosts that forbid child processes, and for no other reason.
+There is no other reason to use it: between two ticks nothing is streamed, and at each start
+Postgres decodes again the WAL that the slot has kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: With a new table the tick ends early, since its copy is requested at the end of the tick.
 _WITH_NEW_TABLES_S = 5.0
 _LOOK_EVERY_S = 0.25
-#: From one tick to the next, at most; then the sensor counts as off.
+#: If the next tick has not come after this time, the sensor counts as off.
 _NEXT_WITHIN_S = 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 
@@ -80,7 +80,7 @@ class TickStreamer:
 
         Raises:
             ConfigError: the pipeline has several destinations.
-            EtlError: it can't be streamed. After a failure some ticks only say so.
+            EtlError: it can't be streamed. Ticks that come before the next try only report this.
         """
         if config.membership is not None:
             raise ConfigError(
@@ -93,9 +93,9 @@ class TickStreamer:
         if self._failure is not None and pause_s > 0:
             note = f"next try in {pause_s:.0f} s, after: {self._failure}"
             return Supervision(None, 1, note, self._failure)
-        # A tick that timed out streams on alongside the next one, until its time is over.
+        # A tick that Dagster gave up continues to stream until its time is over.
         if not self._lock.acquire(blocking=False):
-            return Supervision(None, 1, "the tick before is still streaming")
+            return Supervision(None, 1, "the previous tick is still streaming")
         try:
             status = self._stream(config, tick_s)
         except PipelineInUse as error:

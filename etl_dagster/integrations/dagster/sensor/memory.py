@@ -1,4 +1,4 @@
-"""What a sensor has said and seen, from one tick to the next."""
+"""What a sensor has reported and seen, from one tick to the next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from etl_dagster.integrations.dagster.sensor.requests import EndedRuns
 
 
 class SensorMemory:
-    """What this process has said and seen of one pipeline."""
+    """What this process has reported and seen of one pipeline."""
 
     def __init__(self) -> None:
         self.reports = Reports()
@@ -29,7 +29,7 @@ class SensorMemory:
         self.ticks = 0
 
     def settle(self, cursor: str | None) -> None:
-        """Count the last tick's events as said, if Dagster has stored them."""
+        """Count the last tick's events as reported, if Dagster has stored them."""
         is_stored = self.reports.settle(cursor)
         self.bookmarks.settle(is_stored)
         self.odd.settle(is_stored)

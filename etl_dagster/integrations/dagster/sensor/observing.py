@@ -1,4 +1,4 @@
-"""Looks at a replicator that is a service of its own, and neither starts nor stops it."""
+"""Shows a replicator that is a service of its own; neither starts nor stops it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from etl_dagster.integrations.dagster.sensor.supervision import Supervision
 
 
 class ServiceAbsent(EtlError):
-    """The service that streams the pipeline does not run, or says nothing."""
+    """The service that streams the pipeline does not run, or no longer reports its status."""
 
-    solution = "Start the service, `etl-dagster run`; its own log has the reason."
+    solution = "Start the service, `etl-dagster run`. If it runs, or has ended, read its own log."
 
 
 def observe(resource: EtlResource) -> Supervision:

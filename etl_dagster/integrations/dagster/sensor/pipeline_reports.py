@@ -1,4 +1,4 @@
-"""When the sensor says again what the checks of a pipeline as a whole found."""
+"""When the sensor reports what the checks of a pipeline as a whole found."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from etl_dagster.runtime.showing.status import PipelineStatus
 
 #: A look costs source and store a few queries; it comes sooner while something doesn't pass.
 _LOOK_EVERY_S, _LOOK_AGAIN_S = 300.0, 60.0
-#: Dagster keeps every event for good: what says the same is sent once an hour, so that its age
-#: shows that the sensor runs.
+#: Dagster keeps every event for good, so an unchanged result is sent once an hour. That its age
+#: stays below this shows that the sensor runs.
 SAY_EVERY_S = 3600.0
 
 
 class PipelineReports:
-    """What the sensor has said of one pipeline's checks; belongs to the code server's process."""
+    """What the sensor has reported of a pipeline's checks; belongs to the code server's process."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class PipelineReports:
         """As `Sayings.settle`."""
         self._said.settle(is_stored)
         if self._has_unstored and not is_stored:
-            # What was not stored is said with the next look, which is due now.
+            # What was not stored is reported with the next look, which is due now.
             self._look_at = float("-inf")
         self._has_unstored = False
 
@@ -56,14 +56,14 @@ class PipelineReports:
         look: Callable[[PipelineConfig], SlotLook],
         ask_shard: Callable[[str], Found],
     ) -> list[AssetCheckEvaluation]:
-        """The evaluations that say something else than the last ones, or that are old.
+        """The evaluations that differ from the last ones, or repeat those that are old.
 
-        Looked at every few minutes, more often while something doesn't pass, and at once when the
-        stream has ended or continues again. Nothing is said while it starts.
+        The checks are evaluated every few minutes, more often while one doesn't pass, and at once
+        when the stream has ended or continues again. Nothing is reported while it starts.
 
         Args:
-            look: at the slots.
-            ask_shard: what the checks of another shard find now, by its name.
+            look: looks at the slots.
+            ask_shard: returns what the checks of another shard find now, by its name.
         """
         stopped = judge_dead(status, now=self._wall_clock())
         if stopped is not None:
@@ -85,7 +85,7 @@ class PipelineReports:
         return self._say(checks, found)
 
     def dead(self, checks: PipelineChecks, stopped: LagVerdict) -> list[AssetCheckEvaluation]:
-        """The failed checks of a pipeline that does not stream, where they don't say so yet."""
+        """The failed checks of a pipeline that does not stream, unless they were reported."""
         self._was_dead = True
         return self._say(checks, judge_stopped(stopped))
 

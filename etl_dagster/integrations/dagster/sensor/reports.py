@@ -19,7 +19,7 @@ from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
 Event = AssetMaterialization | AssetCheckEvaluation
 
-#: After the hand-over the rows are counted; a report waits so long for the number.
+#: After the hand-over the rows are counted; a report waits this long for the number.
 _COUNT_WAIT_S = 15.0
 #: What is known of an asset's last events may be this old.
 _HISTORY_S = 120.0
@@ -29,7 +29,7 @@ _INTERRUPTED_S = 15.0
 
 @dataclass(frozen=True)
 class _Said:
-    """What was said of one table."""
+    """What was reported of one table."""
 
     first_seen: float
     #: The last materialization, and the counts that it was about.
@@ -65,9 +65,9 @@ class _Times:
 
 
 class Reports:
-    """Remembers what the events of one pipeline said; belongs to the code server's process.
+    """Remembers what the events of one pipeline reported; belongs to the code server's process.
 
-    Dagster stores a tick's events after the tick, and then its cursor. So events count as said
+    Dagster stores a tick's events after the tick, and then its cursor. So events count as reported
     once the next tick finds that cursor; else they are sent again.
     """
 
@@ -99,7 +99,7 @@ class Reports:
         self._cursor = cursor
 
     def settle(self, cursor: str | None) -> bool:
-        """Count the last tick's events as said, if its cursor is the one that Dagster has.
+        """Count the last tick's events as reported, if its cursor is the one that Dagster has.
 
         Returns:
             Whether they were stored.
@@ -118,7 +118,7 @@ class Reports:
         *,
         at_most: int = EVENTS_PER_TICK,
     ) -> list[AssetCheckEvaluation]:
-        """The failed checks of a pipeline that does not stream, where they don't say so yet."""
+        """The failed checks of a pipeline that does not stream, unless they were reported."""
         now, verdict = self._clock(), dead(reason, solution)
         news = [name for name in keys if self._is_check_due(self._of(name), verdict, now, keys)]
         for name in news[:at_most]:
@@ -161,7 +161,7 @@ class Reports:
             idle_every_s: a table that doesn't change is reported this often; None for never.
             history: the last events of the assets, as far as they are known.
             waiting: tables whose copy is not requested now, and why.
-            worst_lag: the lag between ticks; without it, the status tells the lag.
+            worst_lag: the lag between ticks; without it, the status has the lag.
         """
         history, waiting = history or {}, waiting or {}
         worst_lag = worst_lag or WorstLag(self._clock)
@@ -211,7 +211,7 @@ class Reports:
         waiting: str | None,
         thresholds: CheckThresholds,
     ) -> LagVerdict | None:
-        """None while there is nothing to say that lasts."""
+        """None while whatever there is to report may be over in a moment."""
         if waiting is not None:
             return waits(waiting)
         if table.state not in ("ready", "errored") or status.phase == "starting":
@@ -266,7 +266,7 @@ class Reports:
             return None
         activity = Activity.between(said.status, table)
         is_first = said.at == float("-inf")
-        # A copy has its own materialization: a second one would set off what depends on it again.
+        # A copy has its own materialization; a second one would trigger downstream assets again.
         is_due = bool(activity) or (last is not None and last.materialized_at is None)
         if not is_due and times.idle_every_s is not None and last is not None:
             is_old = self._age_s(last) >= times.idle_every_s and now - said.at >= _HISTORY_S

@@ -154,7 +154,7 @@ def _keys_of(run: DagsterRun, pipeline: str, keys: Mapping[str, AssetKey]) -> Se
 
 
 def _next_few(tables: Sequence[TableStatus]) -> Sequence[TableStatus]:
-    """As many as a tick has time for; of more, each has its turn."""
+    """As many tables as a tick has time for; if there are more, ticks take turns with them."""
     if len(tables) <= _TABLES_PER_TICK:
         return tables
     turns = -(-len(tables) // _TABLES_PER_TICK)
@@ -163,7 +163,7 @@ def _next_few(tables: Sequence[TableStatus]) -> Sequence[TableStatus]:
 
 
 def _due(store: CoordinatingStore, tables: Sequence[TableStatus]) -> list[TableStatus]:
-    """What the store says counts: the status is up to a few seconds old."""
+    """The tables that are due by the store, which decides: the status may be seconds old."""
     states = store.get_table_replication_states()
     due = [table for table in tables if is_sync_due(states.get(table.table_id))]
     leased = many(store).leased([f"table:{table.table_id}" for table in due])
@@ -206,8 +206,7 @@ class RunsBefore:
             return (
                 f"A person canceled the copy at {as_of(self.ended_at)}, so the sensor does not "
                 "request it again; the source keeps WAL for the table meanwhile. To have it "
-                f"copied: materialize the asset, or etl-dagster resume "
-                f"{shlex.quote(table.name)}."
+                f"copied: materialize the asset, or etl-dagster resume {shlex.quote(table.name)}."
             )
         pause_s = doubled_s(timing.first_pause_s, timing.longest_pause_s, self.failures - 1)
         next_at = min(self.ended_at + pause_s, now + pause_s - known_s)
@@ -251,7 +250,7 @@ def _runs_before(instance: DagsterInstance, table: TableStatus) -> RunsBefore:
 def _request(
     config: PipelineConfig, table: TableStatus, key: AssetKey, before: RunsBefore
 ) -> RunRequest:
-    """The run. Its key names the run before: a need is asked for once, and again after its end."""
+    """The run. Its key names the last run, so each copy is requested once, until its run ends."""
     request_id = f"{request_prefix(table.state_id)}{before.last_run_id or 'the first'}"
     tags = {
         PIPELINE_TAG: config.pipeline,
@@ -262,7 +261,7 @@ def _request(
     return RunRequest(
         run_key=request_id,
         asset_selection=[key],
-        # The copy's own; others may fail for reasons that are none of the copy's.
+        # Only the copy's own check: others may fail for reasons that don't concern the copy.
         asset_check_keys=[AssetCheckKey(key, LAG_CHECK)],
         tags=tags | _NO_RETRIES,
     )

@@ -13,5 +13,5 @@ BUSY_REPORT_EVERY_S: Final = 300.0
 #: Freshness warns when the last report is this old, and fails when it is twice as old.
 STALE_AFTER_S: Final = 4 * 3600.0
 TICK_S: Final = 20.0
-#: What gives a table that is new in the publication its asset; a part of a sentence.
+#: What a person does to give a new table of the publication its asset; part of a sentence.
 NEW_TABLES: Final = "reload the code location"

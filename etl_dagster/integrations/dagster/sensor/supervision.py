@@ -14,7 +14,7 @@ from etl_dagster.runtime.showing.status import PipelineStatus
 class Supervision:
     """What a tick learns about the stream, whichever process runs it."""
 
-    #: The last word about the pipeline; None where there is none.
+    #: The last status of the pipeline; None where there is none.
     status: PipelineStatus | None
     #: Another number means another process, whose counts begin at zero.
     generation: int
@@ -22,7 +22,7 @@ class Supervision:
     note: str | None = None
     #: What the stream ended with, while the next try is not due yet.
     failure: EtlError | None = None
-    #: The lag at any moment, and not only when a tick looks.
+    #: The largest lag since any moment, also between two ticks.
     worst_lag: WorstLag | None = None
-    #: By table, why the process that starts now copies it again; told once.
+    #: By table, why the process that starts now copies it again; one tick is given this.
     coming: Mapping[str, str] = field(default_factory=dict)

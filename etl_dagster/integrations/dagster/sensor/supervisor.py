@@ -32,11 +32,12 @@ from etl_dagster.runtime.showing.status import PipelineStatus
 
 #: After a failure, the next try comes after this long; doubled for each failure in a row.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
-#: A child that lived so long was healthy: its failures are forgotten, and it is replaced at once.
+#: A child that lived this long was healthy: failures before it are forgotten, and another one is
+#: started at once.
 _STABLE_S = 60.0
 #: A tick waits this long for a new child's first words, so that a mistake shows at once.
 _FIRST_WORDS_S = 2.0
-#: A child tells its status every 5 s; one that says nothing for this long hangs.
+#: A child reports its status every 5 s; one that reports nothing for this long hangs.
 _SILENCE_S = 120.0
 #: How long a child may take to end when this process ends.
 _GOODBYE_S = 5.0
@@ -108,7 +109,7 @@ class Replicator:
 
     @property
     def is_silent(self) -> bool:
-        """Whether it told its status before, and now hangs."""
+        """Whether it has reported its status before, and now hangs."""
         return bool(self._statuses) and time.monotonic() - self._heard_at > _SILENCE_S
 
     def renew(self, lease_s: float) -> None:
@@ -151,7 +152,8 @@ class Replicator:
         log = "\n".join(self._log_tail) or "nothing"
         return ReplicatorFailed(
             f"the replicator ended {how}. Its last log lines:\n{log}",
-            solution="Nothing for now: it is started again, and continues where it was.",
+            solution="No action needed: it is started again, and continues where it was. If it "
+            "ends again and again, read its log; SIGKILL often means that memory ran out.",
         )
 
     def _say(self, line: str) -> None:
@@ -214,7 +216,8 @@ class Supervisor:
         self._payload = ""
         #: Of several shards, the one that the replicator runs.
         self._shard: str | None = None
-        #: By pipeline and table, what the configuration of now has changed, until it is told.
+        #: By pipeline and table, why the new configuration has it copied again, until a tick is
+        #: given this.
         self._coming: dict[str, Mapping[str, str]] = {}
         self._child: Replicator | None = None
         self._generation = 0
@@ -241,12 +244,12 @@ class Supervisor:
             config: of one of several destinations, too: the replicator runs all of them.
             lease_s: at least; longer where ticks come late.
             may_spawn: False for a preview, which must not start anything.
-            find_coming: asked of each destination before the replicator starts with another
-                configuration: which tables that copies again.
+            find_coming: called for each destination before the replicator starts with another
+                configuration; returns which tables are then copied again, and why.
 
         Raises:
-            ReplicatorFailed: it ended with an error. Once for each time; until the next try, the
-                error is the supervision's note.
+            ReplicatorFailed: it ended with an error. Raised once; until the next try, the note of
+                the `Supervision` repeats it.
         """
         payload = config_payload(config.whole)
         with self._lock:
@@ -257,7 +260,7 @@ class Supervisor:
             if is_changed and may_spawn:
                 self._coming = {each.pipeline: find_coming(each) for each in _run_by_one(config)}
                 self._forget(payload)
-            note = self._look_after_dead()
+            note = self._notice_end()
             if is_changed and self._child is not None and not may_spawn:
                 note = "the configuration has changed: the next tick starts the replicator with it"
             elif self._child is None:
@@ -273,7 +276,7 @@ class Supervisor:
         if child.status_of(name) is None:
             child.wait_for_words(_FIRST_WORDS_S)
             with self._lock:
-                self._look_after_dead()
+                self._notice_end()
         return Supervision(
             child.status_of(name),
             self._generation,
@@ -289,14 +292,19 @@ class Supervisor:
             child.stop(timeout_s)
 
     def _forget(self, payload: str) -> None:
-        """The configuration is another: what failed before may work now."""
+        """Begin again with another configuration: what failed before may work now."""
         if self._child is not None:
             self._child.stop(_GOODBYE_S)
         self._payload, self._child = payload, None
         self._failure, self._resume_at = None, 0.0
         self._pauses.reset()
 
-    def _look_after_dead(self) -> str | None:
+    def _notice_end(self) -> str | None:
+        """A note if the child was killed and is started again at once.
+
+        Raises:
+            ReplicatorFailed: the child ended with an error.
+        """
         child = self._child
         if child is not None and child.is_alive and child.is_silent:
             child.stop(0.0)
@@ -348,7 +356,7 @@ def _run_by_one(config: PipelineConfig) -> Sequence[PipelineConfig]:
 
 
 def name_of_replicator(config: PipelineConfig) -> str:
-    """How the pipeline of a replicator is called; those that share it share a supervisor."""
+    """The name of the replicator's pipeline; destinations that share it share a supervisor."""
     return config.pipeline if config.sharding is not None else config.whole.pipeline
 
 

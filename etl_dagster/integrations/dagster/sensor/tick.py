@@ -1,4 +1,4 @@
-"""A tick of the sensor: keeps the stream alive, asks for copies, reports what the stream does."""
+"""A tick of the sensor: keeps the stream alive, requests copies, reports what the stream does."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, Chec
 from etl_dagster.integrations.dagster.worst_lag import WorstLag
 from etl_dagster.runtime.failures import log_failure
 from etl_dagster.runtime.showing.status import PipelineStatus
+from etl_dagster.words import names
 
 _log = logging.getLogger(__name__)
 
 #: A tick that fails stores its evaluations itself, some 20 ms each.
 _EVENTS_OF_A_FAILED_TICK = 200
-#: What no tick has stored.
+#: A cursor that no tick gives Dagster to store.
 _NO_CURSOR = ""
 
 
@@ -75,7 +76,7 @@ def tick(
     is_preview = context.last_sensor_start_time is None
     memory = memory_of(pipeline, context.cursor, is_preview=is_preview)
     memory.settle(context.cursor)
-    # Until it ends: what a tick that fails has said before is not stored.
+    # Until the tick ends: Dagster stores nothing of a tick that fails.
     memory.reports.expect(_NO_CURSOR)
     config: PipelineConfig | None = None
     try:
@@ -91,7 +92,7 @@ def tick(
             )
         generation, copies, note = supervision.generation, DueCopies(), supervision.note
         if _is_standby(status):
-            # What the process that runs the pipeline says; it also sees to the copies.
+            # The status of the process that runs the pipeline; that one also requests the copies.
             note = note or status.error
             other = published(resource).status
             status, generation = other or status, -(other.epoch if other else 0)
@@ -275,7 +276,7 @@ def _store_failed_checks(
             context.instance.report_runless_asset_event(event)
     except Exception as error:
         # The failure of the tick is what counts; the evaluations are sent again.
-        tables = ", ".join(keys) or "no table"
+        tables = names(list(keys)) or "no table"
         log_failure(_log, f"the checks of {tables} could not be stored", error)
         return
     memory.reports.expect(context.cursor)

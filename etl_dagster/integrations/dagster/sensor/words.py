@@ -20,7 +20,7 @@ from etl_dagster.words import names
 _LOG_EVERY_S = 3600.0
 _FEW_TABLES = 100
 _COMING_SHOWN = 5
-#: Of a stream that is interrupted, the last lag that was measured is of before.
+#: While the stream is interrupted, the last measured lag says nothing about now.
 _LAG_UNKNOWN = "lag not known"
 
 
@@ -36,10 +36,10 @@ def line(
 ) -> str:
     """The tick in one line, and what to do where the stream has an error.
 
-    It names its moment: the last line stays when the sensor is off.
+    It has a time, because the last line stays in the UI when the sensor is off.
 
     Args:
-        new_tables: what gives tables their assets that have none yet.
+        new_tables: what a person does to give tables without an asset their assets.
     """
     parts = [note] if note else []
     if status.error is not None:
@@ -149,7 +149,7 @@ def cursor(status: PipelineStatus, did: Did) -> str:
 
 
 def cursor_without_stream(note: str, did: Did, solution: str | None = None) -> str:
-    """As `cursor`, where there is no status to show; of all texts, the sensor's page shows it."""
+    """As `cursor`, where there is no status: the one text of the tick on the sensor's page."""
     summary = note.partition("\n")[0][:200]
     if solution:
         advice = with_solution("", solution).strip()[:300].rstrip(".")
@@ -162,7 +162,7 @@ def some(items: Sequence[str]) -> str:
 
 
 class TickLog:
-    """Which ticks log their line: those that bring something else, and one in an hour."""
+    """Which ticks log their line: those that bring something new, and one in an hour."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -1,1 +1,1 @@
-"""A published table as Dagster has it: which there are, where, named how, with what metadata."""
+"""Published tables in Dagster: which there are, where they are, their names and metadata."""

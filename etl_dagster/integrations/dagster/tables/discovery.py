@@ -25,8 +25,8 @@ from etl_dagster.threads import Background
 
 _log = logging.getLogger(__name__)
 
-#: Definitions are loaded by every process of Dagster; none may hang for long: neither while it
-#: connects, nor in a question to the catalog, nor on a network that swallows the answers.
+#: Every process of Dagster loads definitions. None may hang for long: neither while it connects,
+#: nor in a query of the catalog, nor on a network that loses the answers.
 _CONNECT_TIMEOUT_S, _STATEMENT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 5, 10.0, 20.0
 
 _Answer = TypeVar("_Answer")
@@ -39,7 +39,7 @@ class Discovery:
     tables: tuple[TableSchema, ...]
     problem: EtlError | None = None
     comments: Mapping[TableId, TableComments] = field(default_factory=dict)
-    #: The database they were found in; None where only the configuration says it.
+    #: The database in which they were found; None for the one that the configuration names.
     database: str | None = None
 
 
@@ -49,15 +49,15 @@ def discover_tables(
     ask_source: Callable[[PipelineConfig], KnownTables] | None = None,
     answer_timeout_s: float = _ANSWER_TIMEOUT_S,
 ) -> Discovery:
-    """Ask the source; where it can't answer, take what it said last.
+    """Ask the source; if it can't answer, take its last answer.
 
     A code location that fails to load can't tick its sensor, and a run that has begun could not
-    continue. So what the source said is in ``$DAGSTER_HOME/etl_dagster/``. Without that, as in a
-    new pod, a state store in another server has the tables that were copied; without either, the
-    pipeline has no assets yet. The sensor then says what is wrong.
+    continue. So the last answer is kept in ``$DAGSTER_HOME/etl_dagster/``. Without that, as in a
+    new pod, a state store on another server has the tables that were copied; without either, the
+    pipeline has no assets yet. The sensor then reports what is wrong.
 
     Args:
-        ask_source: what asks it.
+        ask_source: asks the source.
 
     Raises:
         ConfigError: the configuration itself can't be used.
@@ -157,7 +157,7 @@ def _keep_cache(
         return
     database = source_database(config.source)
     text = tables_to_text(config.source.publication, database, tables, comments)
-    # Without it there is only less to fall back on.
+    # The cache is only a fallback.
     with contextlib.suppress(OSError):
         if path.exists() and path.read_text("utf-8") == text:
             return
@@ -168,7 +168,7 @@ def _keep_cache(
 
 
 def _load_cache(config: PipelineConfig) -> tuple[KnownTables, str | None]:
-    """What the source said last, and the name of its database then."""
+    """The source's last answer, and the name of its database at that time."""
     path = _cache_path(config)
     if path is None:
         return ((), {}), None

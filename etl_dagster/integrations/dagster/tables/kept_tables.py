@@ -23,7 +23,7 @@ def tables_to_text(
     tables: Sequence[TableSchema],
     comments: Mapping[TableId, TableComments],
 ) -> str:
-    """The tables of a publication as JSON, in which no row and no password stands."""
+    """The tables of a publication as JSON, without rows and passwords."""
     payload = [
         asdict(table)
         | {"columns": [column_to_json(column) for column in table.columns]}
@@ -37,7 +37,8 @@ def tables_to_text(
 def tables_from_text(text: str, publication: str) -> tuple[KnownTables, str | None]:
     """The tables of one publication, and the name of their database.
 
-    None where the text is not of `tables_to_text`; an older one has no database.
+    There are none if the text is not from `tables_to_text`. Texts of earlier versions have no
+    database.
     """
     try:
         kept = [table for table in json.loads(text) if table["publication"] == publication]

@@ -68,7 +68,7 @@ def odd_metadata(counts: Mapping[str, int], quarantined: int) -> dict[str, Any]:
 
 
 def copy_metadata(result: TableSyncResult) -> dict[str, Any]:
-    """What a copy did. With one prefix the numbers' plots come together, after the stream's."""
+    """What a copy did. One prefix keeps the plots of its numbers together, after the stream's."""
     return {
         "dagster/column_schema": MetadataValue.table_schema(column_schema(result.schema)),
         "table_copy_rows": result.row_count,
@@ -124,10 +124,10 @@ def stream_materialization(
     lag: Lag,
     seconds: float | None,
 ) -> AssetMaterialization:
-    """Says that the stream changed the table.
+    """The event that the stream changed the table.
 
-    Dagster keeps every event for good, so what the asset's definition or the state says already is
-    not repeated.
+    Dagster keeps every event for good, so nothing is repeated that the asset's definition or the
+    state already says.
 
     Args:
         lag: of the pipeline, the largest since the last report.

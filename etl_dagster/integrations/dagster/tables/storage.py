@@ -1,4 +1,4 @@
-"""What catalogs call the places where tables are: a database's name, and a URI."""
+"""Where tables are, as data catalogs name it: the name of a database, and a URI."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DestinationStorage:
-    """A destination; each is None where it has no such thing. Without any secret."""
+    """Where a destination is, without secrets; None for what it doesn't have."""
 
     database: str | None = None
     uri: str | None = None
 
     def table_name(self, name: str) -> str:
-        """``database.schema.table``; what `name` says alone where there is no database."""
+        """``database.schema.table``; `name` alone if there is no database."""
         return name if self.database is None else f"{self.database}.{name}"
 
 
 def storage_of(destination: Any) -> DestinationStorage:
-    """Of a destination's section; one that the project doesn't know has neither."""
+    """The storage of a section ``destination``; one of another package's type has neither."""
     find = _STORAGES.get(destination.type)
     return DestinationStorage() if find is None else find(destination)
 

@@ -15,13 +15,13 @@ from etl_dagster.shaping.columns import destination_column, destination_schema
 
 PIPELINE_TAG = "etl_dagster/pipeline"
 TABLE_TAG = "etl_dagster/table"
-#: Of the sensor's runs. The list of runs shows tags by the alphabet, in a narrow column that cuts
-#: them off: this one comes first, and is short enough for the name to be read.
+#: Of the sensor's runs. The list of runs shows tags in alphabetical order, in a narrow column that
+#: cuts them off: this one comes first, and is short enough that the name can be read.
 RUN_TABLE_TAG = "etl/table"
 #: Names one request of the sensor for a copy; a run that repeats it was asked for by a person.
 #: Dagster's own tag for a run's key, which the list of runs does not show.
 REQUEST_TAG = "dagster/run_key"
-#: The tables, as JSON, that a run copies which has no assets selected.
+#: The tables, as JSON, that a run without selected assets copies.
 COPIES_TAG = "etl_dagster/copies"
 STATE_ID = "meltano/state_id"
 #: The state itself, in the metadata of materializations and the tags of their runs.
@@ -35,7 +35,7 @@ def request_prefix(state_id: str) -> str:
 
 @dataclass(frozen=True)
 class PublishedTableProps:
-    """What the translator is told of a table."""
+    """What the translator knows of a table."""
 
     pipeline: str
     environment: str
@@ -56,7 +56,7 @@ class PublishedTableProps:
     #: The destination's database, and the table's URI there; None where it has none.
     destination_database: str | None = None
     destination_uri: str | None = None
-    #: What `EtlDagsterTranslator` makes the asset's group; None for the pipeline's name.
+    #: The group that `EtlDagsterTranslator` gives the asset; None for the pipeline's name.
     group_name: str | None = None
 
     @property
@@ -131,9 +131,9 @@ class EtlDagsterTranslator:
         """The table in the source, an external asset that the table's own one depends on.
 
         Its key is ``[postgres, database, schema, table]``, so pipelines of one database share it.
-        Dagster refuses two of one key that differ in anything: what only one pipeline knows
-        doesn't belong here. Two servers with databases of one name need keys of their own. None
-        for no such asset.
+        Dagster refuses two assets with one key that differ in anything, so leave out what only one
+        pipeline knows. Two servers with databases of the same name need keys of their own. Return
+        None for no such asset.
         """
         database = table.source_database
         if not database:
