@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from etl_dagster.destinations.dlt.changes import Round, Stretches
 from etl_dagster.destinations.dlt.lane import Lane, LoadPart
 from etl_dagster.destinations.dlt.ledger import TableEntry
-from etl_dagster.errors import TableWriteFailed
+from etl_dagster.errors import DestinationUnreachable, TableWriteFailed
 from etl_dagster.model.events import TableStep
 from etl_dagster.model.schema import TableId, TableSchema
 
@@ -26,7 +26,7 @@ class ChangesOfTable:
     applied_from: int | None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Write:
     """A batch that waits to be loaded, or is."""
 
@@ -86,13 +86,27 @@ class LaneWorker:
 
     def _load_pending(self) -> None:
         with self._lock:
-            writes = list(self._pending)
+            taken = list(self._pending)
             self._pending.clear()
-        while writes:
-            writes = self._load_together(writes)
+        writes = taken
+        try:
+            while writes:
+                writes = self._load_together(writes)
+        except BaseException as error:
+            # A panic in a library written in Rust, such as deltalake, is not an Exception. Without
+            # a result, the pipeline would wait for these writes for ever.
+            failure = DestinationUnreachable(f"dlt's load was ended by {type(error).__name__}")
+            for write in taken:
+                if not write.result.done():
+                    write.result.set_exception(failure)
 
     def _load_together(self, writes: Sequence[_Write]) -> list[_Write]:
-        """Load the writes round by round; those that another one's failure stopped come back."""
+        """Load the writes round by round.
+
+        Returns:
+            The writes that were stopped only because another one's table was refused; fewer than
+            were given. They are to be loaded again.
+        """
         active = [write for write in writes if self._begin(write)]
         while active:
             loaded: list[_Write] = []
@@ -116,10 +130,12 @@ class LaneWorker:
             try:
                 self._lane.load(parts, entries, max(write.epoch for write in loaded))
             except TableWriteFailed as error:
-                for write in loaded:
-                    if write.has(error.table_id):
-                        write.result.set_exception(error)
-                return [write for write in loaded if not write.has(error.table_id)]
+                # If none has the table, all fail: the same writes would otherwise come back again
+                # and again.
+                refused = [write for write in loaded if write.has(error.table_id)] or loaded
+                for write in refused:
+                    write.result.set_exception(error)
+                return [write for write in loaded if write not in refused]
             except Exception as error:
                 for write in loaded:
                     write.result.set_exception(error)
