@@ -20,6 +20,7 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.modes import ADDED_COLUMNS
 from etl_dagster.model.schema import TableSchema
+from etl_dagster.stores.memory import MemoryStore
 from etl_dagster.testing import DestinationSuite
 from etl_dagster.testing.changes import (
     INT4,
@@ -27,6 +28,9 @@ from etl_dagster.testing.changes import (
     ORDERS,
     VISITS,
     Row,
+    Transactions,
+    batch,
+    chunk,
     column,
     delete,
     insert,
@@ -164,6 +168,30 @@ class TestDuckDB(DestinationSuite):
         with pytest.raises(TableWriteFailed, match=r"'document' of public\.orders can't follow"):
             subject.copy(other, [order(8, document=9)], copy_id="copy-4")
         assert [row["id"] for row in subject.kept(LOGGED)] == [2]
+
+
+def test_a_destination_that_is_away_leaves_no_folder_for_each_try(tmp_path: Path) -> None:
+    """Each retry would leave one. A folder that was cleaned away is made again."""
+    path, work = tmp_path / "warehouse.duckdb", tmp_path / "work"
+    path.write_text("not a file of DuckDB's" * 1000)
+    destination = DltDestination("duckdb", credentials=str(path), work_folder=work)
+    destination.startup(MemoryStore())
+    [folder] = (each for each in work.rglob("*") if each.is_dir() and each.parent != work)
+    changes = batch(Transactions().commit(insert(ORDERS, **order(1))))
+    for _ in range(2):
+        written = destination.write_events(changes)
+        assert written is not None
+        assert isinstance(written.exception(60), DestinationUnreachable)
+    assert list(folder.iterdir()) == []
+
+    path.unlink()
+    folder.rmdir()
+    destination.write_table_rows(VISITS, chunk("copy", 0, VISITS, [])).result(60)
+    folder_after = list(folder.iterdir())
+    destination.shutdown()
+
+    assert folder_after
+    assert not folder.exists()
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ class ChunkFile:
     def fill(self, pieces: Iterable[CopiedRows]) -> None:
         """Read the source to its end; raises what it raises, and leaves nothing then."""
         schema = self.shape.collected
+        # It may be gone, as in `Lane`.
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             with pq.ParquetWriter(self._path, schema) as writer:
                 for piece in pieces:

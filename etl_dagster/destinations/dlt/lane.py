@@ -176,8 +176,19 @@ class Lane:
     # ------------------------------------------------------------------------------------------
 
     def _open(self) -> Any:
-        if self._pipeline is not None:
-            return self._pipeline
+        if self._pipeline is None:
+            try:
+                self._pipeline = self._opened_pipeline()
+            except BaseException:
+                # Else every try would leave a directory while the destination can't be reached.
+                self.forget()
+                raise
+        return self._pipeline
+
+    def _opened_pipeline(self) -> Any:
+        """A dlt pipeline in an empty directory; what is kept at the destination is read."""
+        # It may be gone: some systems remove what lies in the folder for temporary files for long.
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = Path(mkdtemp(dir=self._folder))
         waits = self._abilities.has_one_writer
         with (
@@ -204,7 +215,6 @@ class Lane:
         self._newest_load = self._first_load = found.load_id
         self._cleared = set()
         self.opened += 1
-        self._pipeline = pipeline
         return pipeline
 
     def _resource(self, part: LoadPart) -> Any:
