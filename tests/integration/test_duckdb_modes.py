@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from etl_dagster.destinations.duckdb import DuckDBDestination
 from etl_dagster.destinations.duckdb.dialect import DuckDBDialect
+from etl_dagster.errors import TableWriteFailed
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.events import TableRows
 from etl_dagster.model.modes import MODES, TableMode
@@ -110,6 +112,36 @@ def test_what_was_kept_in_another_mode_stays_under_another_name(
     assert file.query(f"SELECT * FROM public.parts__{mode}_16384 ORDER BY ALL") == before
     assert f"what was kept in mode {mode} stays in public.parts__{mode}_16384" in caplog.text
     assert file.destination.count_rows() == {"public.parts": 1}
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "mirror"])
+def test_a_table_that_was_renamed_by_hand_is_begun_again_by_a_copy(
+    tmp_path: Path, mode: TableMode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The way to keep an old history; a copy that looked for it would fail however often."""
+    path, kept = tmp_path / "shop.duckdb", parts(mode)
+    first = File(path)
+    first.copy(kept, [row(1), row(2, amount=Unheld("NaN"))])
+    first.destination.shutdown()
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("ALTER TABLE public.parts RENAME TO parts_2024")
+
+    file = File(path)
+    file._copies, file.stream = first._copies, first.stream
+    with pytest.raises(TableWriteFailed, match="does not exist") as raised:
+        file.write(insert(kept, **row(3)))
+    assert "reset it: the copy creates it again" in raised.value.solution
+    file.copy(kept, [row(4)])
+    file.write(insert(kept, **row(5)))
+
+    assert file.query("SELECT id FROM public.parts ORDER BY id") == [(4,), (5,)]
+    assert file.query("SELECT id FROM public.parts_2024 ORDER BY id") == [(1,), (2,)]
+    odd = file.query("SELECT table_name, text FROM _etl.odd_values")
+    assert odd == [(f"parts__{mode}_16384", "NaN")]
+    assert f"public.parts is no longer at the destination, where what was kept in mode {mode}" in (
+        caplog.text
+    )
+    file.destination.shutdown()
 
 
 def test_a_mirror_that_gets_another_mode_is_replaced(file: File) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import duckdb
 import pytest
 from click.testing import CliRunner
 
@@ -268,6 +269,21 @@ def test_a_row_in_quarantine_has_labels_that_its_table_got_later(
     twin = _answer(folder, 'SELECT id, mood::VARCHAR FROM _etl_quarantine."public.moody"')
     held = rows[-1:] if is_copied else rows
     assert twin == Counter((row["id"], row["mood"]) for row in held)
+
+
+def test_a_quarantine_that_was_dropped_by_hand_is_made_again_by_a_copy(folder: Path) -> None:
+    keyed = replace(KEYED, columns=tuple(replace(c, quarantine=True) for c in _COLUMNS))
+    row = {"id": 1, "at": _TIMES[0], "amount": Unheld("NaN"), "note": "a"}
+    for copy_id in ("first", "second"):
+        with opened(folder) as destination:
+            destination.drop_table_for_copy(keyed)
+            destination.write_table_rows(keyed, chunk(copy_id, 0, keyed, [row]))
+            destination.write_table_rows(keyed, end_of_copy(copy_id))
+        if copy_id == "first":
+            with duckdb.connect(str(folder / "test.duckdb")) as connection:
+                connection.execute('DROP TABLE _etl_quarantine."public.keyed"')
+
+    assert query_rows(folder, 'SELECT id FROM _etl_quarantine."public.keyed"') == [[1]]
 
 
 def test_nothing_is_asked_about_odd_values_of_tables_that_have_none(

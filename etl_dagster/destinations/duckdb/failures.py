@@ -30,6 +30,10 @@ OF_TABLE = (
     pa.ArrowNotImplementedError,
 )
 NOT_OF_TABLE = (duckdb.TransactionException, duckdb.OutOfMemoryException)
+_MISSING_TABLE = (
+    "If the table was dropped or renamed at the destination, reset it: the copy creates it again. "
+    "Otherwise fix the cause, then retry the table."
+)
 #: Inside quotes, DuckDB's messages repeat values.
 VALUES = re.compile(r"'.*'|\".*\"", re.DOTALL)
 
@@ -91,7 +95,12 @@ def blaming(table_id: TableId, name: str) -> Iterator[None]:
     except OF_TABLE as error:
         message = (str(error).splitlines() or [""])[0]
         if isinstance(error, duckdb.ProgrammingError):
-            raise TableWriteFailed(table_id, f"DuckDB refuses {name}: {message}") from error
+            missing = "does not exist" in message
+            raise TableWriteFailed(
+                table_id,
+                f"DuckDB refuses {name}: {message}",
+                solution=_MISSING_TABLE if missing else None,
+            ) from error
         # The cause isn't kept either: it would be logged with its values.
         message = VALUES.sub("...", str(error)).splitlines()[0]
         raise TableWriteFailed(

@@ -341,6 +341,11 @@ def _table_solution(error: psycopg.Error, failure: Failure) -> str | None:
             "Something of that name is there that the pipeline has not made: rename or drop it, "
             "or write to another database; then retry the table."
         )
+    if isinstance(error, psycopg.errors.UndefinedTable):
+        return (
+            "If the table was dropped or renamed at the destination, reset it: the copy creates "
+            "it again. Otherwise fix the cause, then retry the table."
+        )
     if failure is Failure.FORBIDDEN:
         return f"{GRANTS} Then retry the table."
     if failure in (Failure.VALUE, Failure.ENCODING):

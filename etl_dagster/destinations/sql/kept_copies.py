@@ -59,10 +59,20 @@ class KeptCopies:
             )
             if other.mode == "mirror":
                 self._names.drop_replaced(other, schema, self._is_known)
+                continue
+            mark = f"__{other.mode}_{other.id}"
+            if is_replaced and self._names.is_missing(other):
+                self._names.forget_missing(other, mark)
+                _log.warning(
+                    "%s is no longer at the destination, where what was kept in mode %s was; the "
+                    "copy begins a new table",
+                    other.name,
+                    other.mode,
+                )
             elif is_replaced and (reason := self._reason(other, schema)) is None:
                 before = other
             elif is_replaced:
-                kept = self._names.retire(other, f"__{other.mode}_{other.id}")
+                kept = self._names.retire(other, mark)
                 _log.warning(
                     "%s: %s; what was kept in mode %s stays in %s",
                     schema.name,

@@ -114,6 +114,23 @@ class TableNames:
         OddValues(self._session).hand_over(other.id, name)
         return TableName(other.schema_name, name)
 
+    def is_missing(self, stored: TableSchema) -> bool:
+        """Whether a table that the ledger has is not at the destination: it was dropped by hand."""
+        return not self._is_taken(stored.schema_name, stored.table_name)
+
+    def forget_missing(self, stored: TableSchema, mark: str) -> None:
+        """Let go of a table that is no longer at the destination under its name.
+
+        It may have been renamed by hand, so the texts of its odd values stay, as after `retire`.
+
+        Args:
+            mark: what the name ends in under which these texts stay.
+        """
+        self._is_changed = True
+        self._ledger.forget_table(stored.id)
+        name = self._session.dialect.aside(stored.table_name, mark)
+        OddValues(self._session).hand_over(stored.id, name)
+
     def settle(self) -> None:
         """At the end of a transaction: what was set aside returns to a name that is free now."""
         if not self._is_changed:

@@ -161,7 +161,8 @@ class Quarantine:
         """Drop the twin with its rows; the table is dropped, too, or copied again."""
         twin = self._twin(table_id)
         if twin is not None:
-            self._session.execute(f"DROP TABLE {twin}")
+            # It may have been dropped by hand; a new copy, which drops it first, makes another.
+            self._session.execute(f"DROP TABLE IF EXISTS {twin}")
             self._session.execute("DELETE FROM _etl.quarantines WHERE table_id = $1", [table_id])
 
     # ------------------------------------------------------------------------------------------
