@@ -53,6 +53,11 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
         "integration/test_dagster_discovery.py",
         "test_an_unset_variable_keeps_the_assets_and_is_named_by_the_tick",
     ),
+    "ConfigFileMissing": Provoked(
+        "Run `etl-dagster status` in a folder without `etl.yaml`.",
+        "unit/test_cli.py",
+        "test_a_missing_configuration_points_to_init",
+    ),
     "CopyMissing": Provoked(
         "Stop the pipeline, copy its DuckDB file, copy one more table, and put the older file back "
         "under a state store that keeps no record of the destination.",

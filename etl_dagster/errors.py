@@ -43,6 +43,21 @@ class ConfigError(EtlError):
         self.origin = origin
 
 
+class ConfigFileMissing(ConfigError):
+    """There is no configuration where one was expected."""
+
+    solution = (
+        "Go to the folder that has it, or name the file: with -c or ETL_DAGSTER_CONFIG on the "
+        "command line, as `path` in Dagster. `etl-dagster init` writes a new one."
+    )
+
+    def __init__(self, name: str, *, folder: str) -> None:
+        # Past ConfigError's own: there is nothing to count.
+        super(ConfigError, self).__init__(f"there is no file {name} in {folder}")
+        self.mistakes = (self.reason,)
+        self.origin = name
+
+
 class NotOffered(EtlError):
     """The destination does not offer what was asked for."""
 

@@ -110,7 +110,9 @@ def load_whole(path: Path) -> PipelineConfig:
     Raises:
         ConfigError, UsageError: as `load`.
     """
-    config = _load(path)
+    from etl_dagster.config import load_config
+
+    config = load_config(path)
     context = click.get_current_context(silent=True)
     meta = {} if context is None else context.meta
     if (shard := meta.get(_SHARD)) is not None:
@@ -132,19 +134,6 @@ def _shard(config: PipelineConfig, name: str) -> PipelineConfig:
         known = ", ".join(shards) or "it has one stream, which has no name"
         raise click.UsageError(f"{config.pipeline} has no shard {name!r}: {known}")
     return shards[name]
-
-
-def _load(path: Path) -> PipelineConfig:
-    from etl_dagster.config import load_config
-    from etl_dagster.errors import ConfigError
-
-    if not path.exists():
-        missing = ConfigError(["there is no such file"], origin=str(path))
-        missing.solution = (
-            "`etl-dagster init` writes one; or name yours with -c or ETL_DAGSTER_CONFIG."
-        )
-        raise missing
-    return load_config(path)
 
 
 def log_format_option(command: Command) -> Command:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field, field_validator
 
 from etl_dagster.config.section import Section
+
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 class MetricsConfig(Section):
@@ -31,7 +35,7 @@ class MetricsConfig(Section):
     def _is_address(cls, listen: str | None) -> str | None:
         if listen is not None:
             host, colon, port = listen.rpartition(":")
-            if not (colon and host and port.isdecimal() and int(port) < 65536):
+            if not (colon and host and _PORT.fullmatch(port) and int(port) < 65536):
                 raise ValueError("must be HOST:PORT, such as 127.0.0.1:9464")
         return listen
 

@@ -10,7 +10,9 @@ from pydantic import BaseModel
 from etl_dagster.config.ends import DEFAULT_STORE, ByType
 from etl_dagster.config.fan_out import FanOutConfig
 from etl_dagster.config.meltano import MeltanoConfig
-from etl_dagster.config.pace import BatchConfig, CopyConfig, RetryConfig
+from etl_dagster.config.memory import MemoryConfig
+from etl_dagster.config.metrics import MetricsConfig
+from etl_dagster.config.pace import BatchConfig, CopyConfig, RepairConfig, RetryConfig
 from etl_dagster.config.pipeline import PipelineConfig
 from etl_dagster.config.shards import ShardConfig
 from etl_dagster.config.source import SourceConfig
@@ -23,8 +25,11 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "batch": BatchConfig,
     "copy": CopyConfig,
     "fan_out": FanOutConfig,
-    "retry": RetryConfig,
+    "memory": MemoryConfig,
     "meltano": MeltanoConfig,
+    "metrics": MetricsConfig,
+    "repair": RepairConfig,
+    "retry": RetryConfig,
 }
 
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from etl_dagster.config.environment import expand, override
 from etl_dagster.config.mistakes import mistake_of
 from etl_dagster.config.pipeline import PipelineConfig
-from etl_dagster.config.text import Place, read_yaml, with_line
-from etl_dagster.errors import ConfigError
+from etl_dagster.config.text import Place, with_line
+from etl_dagster.errors import ConfigError, ConfigFileMissing
 
 
 def load_config(path: str | Path, environ: Mapping[str, str] | None = None) -> PipelineConfig:
@@ -23,14 +23,19 @@ def load_config(path: str | Path, environ: Mapping[str, str] | None = None) -> P
     the file.
 
     Raises:
+        ConfigFileMissing: there is no such file.
         ConfigError: the file can't be read, or holds mistakes: all of them, each with its place.
     """
     import yaml
+
+    from etl_dagster.config.document import read_yaml
 
     environ = os.environ if environ is None else environ
     path = Path(path)
     try:
         text = path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigFileMissing(path.name, folder=str(path.absolute().parent)) from None
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ConfigError([f"can't be read: {what}"], origin=str(path)) from error
@@ -85,8 +90,8 @@ def _parse(
         found += [mistake for mistake in more if mistake[0] not in unset]
     for place, message in found:
         mistake = f"{'.'.join(place)}: {message}" if place else message
-        if place in variables:
-            mistakes.append(f"{variables[place]}: {mistake}")
+        if (variable := _variable_of(place, variables, lines)) is not None:
+            mistakes.append(f"{variable}: {mistake}")
         else:
             mistakes.append(with_line(place, mistake, lines))
     if mistakes or config is None:
@@ -98,3 +103,13 @@ def _parse(
         several = {name: each.relative_to(folder) for name, each in config.destinations.items()}
         config = config.model_copy(update=placed | {"destinations": several})
     return config
+
+
+def _variable_of(
+    place: Place, variables: Mapping[Place, str], lines: Mapping[Place, int]
+) -> str | None:
+    """The variable that brought what is at a place, or a section that only variables have."""
+    if place in variables or place in lines:
+        return variables.get(place)
+    within = (name for brought, name in variables.items() if brought[: len(place)] == place)
+    return next(within, None) if place else None

@@ -36,12 +36,12 @@ def _read_mask(value: Any) -> Any:
         return {"kind": "off"}
     if value == "partial":
         return {"kind": "partial", "show_last": 4}
-    if isinstance(value, str):
-        if value not in ("null", "hash", "off"):
-            raise ValueError(
-                "must be null, hash, partial, {constant: ...}, {partial: {show_last: 4}} or off"
-            )
+    if value in ("hash", "null", "off"):
         return {"kind": value}
+    if not isinstance(value, Mapping | MaskConfig):
+        raise ValueError(
+            "must be null, hash, partial, {constant: ...}, {partial: {show_last: 4}} or off"
+        )
     if isinstance(value, Mapping) and len(value) == 1:
         if "constant" in value:
             return {"kind": "constant", "constant": _spelled(value["constant"])}
@@ -84,7 +84,9 @@ def _read_added(value: Any) -> Any:
             return {"value": value, "type": "text"}
         case {"value": inner, **others}:
             return {**others, "value": _spelled(inner)}
-    return value
+        case Mapping() | AddConfig():
+            return value
+    raise ValueError("must be a text, a number, true, false, or {value: ..., type: ...}")
 
 
 #: A plain value, or ``{value: ..., type: ...}``.

@@ -1,15 +1,12 @@
-"""A configuration as text: YAML with the line of each key, and mistakes in plain words."""
+"""What a configuration has as text: sizes and decimals, and mistakes in plain words."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-if TYPE_CHECKING:
-    import yaml
+from typing import Any, TypeAlias
 
 #: From the outermost section to a key.
 Place: TypeAlias = tuple[str, ...]
@@ -23,9 +20,6 @@ _UNITS = {"": 1, "b": 1} | {
 _LARGEST = 2**63 - 1
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
 
-#: YAML's types of scalars that PyYAML parses, and what they are in plain words.
-_PARSED = {"bool": "true or false", "float": "number", "int": "number", "timestamp": "date"}
-
 _DECIMAL = re.compile(r"decimal\((\d{1,3}),(\d{1,3})\)")
 #: As wide as the decimals of most destinations.
 _MAX_DIGITS = 38
@@ -34,12 +28,14 @@ _MAX_DIGITS = 38
 #: in braces are its facts.
 _MESSAGES = {
     "extra_forbidden": "unknown key",
+    "invalid_key": "a key must be a text: put it in quotes",
     "missing": "is required",
     "model_type": "must hold a mapping, such as `key: value`",
     "dict_type": "must hold a mapping, such as `key: value`",
     "list_type": "must be a list",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
+    "int_parsing_size": "has too many digits",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "float_parsing": "must be a number",
@@ -94,88 +90,6 @@ def parse_size(value: Any) -> Any:
     if size > _LARGEST:
         raise ValueError("must be less than 8388608 TiB")
     return size
-
-
-def read_yaml(text: str) -> tuple[Any, dict[Place, int], list[str]]:
-    """The values of a document, the line of each key (from 1), and keys that are there twice.
-
-    Raises:
-        yaml.MarkedYAMLError: it isn't YAML, or a value is not of its type.
-    """
-    import yaml
-
-    try:
-        loader = yaml.SafeLoader(text)
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position)
-        column = error.position - (text.rfind("\n", 0, error.position) + 1)
-        raise yaml.MarkedYAMLError(
-            problem=f"the character U+{ord(text[error.position]):04X} is not allowed in YAML",
-            problem_mark=yaml.Mark(str(error.name), error.position, line, column, None, 0),
-        ) from None
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None, {}, []
-        lines: dict[Place, int] = {}
-        mistakes = list(_walk(loader, node, (), lines, ()))
-        return loader.construct_document(node), lines, mistakes
-    finally:
-        loader.dispose()
-
-
-def _walk(
-    loader: yaml.SafeLoader,
-    node: yaml.Node,
-    place: Place,
-    lines: dict[Place, int],
-    above: tuple[int, ...],
-) -> Iterator[str]:
-    import yaml
-
-    if id(node) in above:
-        raise yaml.MarkedYAMLError(
-            problem="a section must not hold an alias of itself",
-            problem_mark=node.start_mark,
-        )
-    _require_readable(loader, node)
-    above = (*above, id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield from _walk(loader, item, (*place, str(index)), lines, above)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            continue
-        _require_readable(loader, key)
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in seen:
-            where = ".".join((*place, name))
-            yield f"line {line}: {where}: is there already, in line {seen[name]}"
-        seen.setdefault(name, line)
-        lines[(*place, name)] = line
-        yield from _walk(loader, value, (*place, name), lines, above)
-
-
-def _require_readable(loader: yaml.SafeLoader, node: yaml.Node) -> None:
-    """Raises MarkedYAMLError for a scalar that is spelled as a date or number, and is not one.
-
-    PyYAML raises errors without a place for these, and some quote the value.
-    """
-    import yaml
-
-    kind = node.tag.rpartition(":")[2]
-    if not isinstance(node, yaml.ScalarNode) or kind not in _PARSED:
-        return
-    try:
-        loader.construct_object(node)
-    except (ValueError, LookupError, AttributeError):
-        raise yaml.MarkedYAMLError(
-            problem=f"this is not a valid {_PARSED[kind]}; a text needs quotes here",
-            problem_mark=node.start_mark,
-        ) from None
 
 
 def with_line(place: Place, mistake: str, lines: Mapping[Place, int]) -> str:

@@ -185,7 +185,7 @@ def test_a_missing_configuration_points_to_init(tmp_path: Path) -> None:
     result = invoke("run", "-c", str(tmp_path / "etl.yaml"))
 
     assert result.exit_code == 2
-    assert "there is no such file" in result.output
+    assert f"there is no file etl.yaml in {tmp_path}" in result.output
     assert "etl-dagster init" in result.output
 
 

@@ -23,7 +23,7 @@ from etl_dagster.config import (
     parse_config,
 )
 from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
-from etl_dagster.errors import ConfigError
+from etl_dagster.errors import ConfigError, ConfigFileMissing
 from etl_dagster.kinds import DESTINATIONS, STORES, built_in_kinds, find_config_model
 from etl_dagster.stores.postgres.config import PostgresStoreConfig
 from tests.support.leaks import make_secret
@@ -149,7 +149,7 @@ def test_broken_yaml_is_named_by_line_without_quoting_it(tmp_path: Path) -> None
         ("pipeline: shop\na: b\x07\n", r"line 2, column 5: the character U\+0007 is not allowed"),
     ],
 )
-def test_yaml_that_can_not_be_read_has_its_place(tmp_path: Path, text: str, match: str) -> None:
+def test_yaml_that_cannot_be_read_has_its_place(tmp_path: Path, text: str, match: str) -> None:
     """PyYAML raises ValueError and others without a place, and may quote a password."""
     with pytest.raises(ConfigError, match=match) as caught:
         load_config(write(tmp_path, text), {})
@@ -157,8 +157,21 @@ def test_yaml_that_can_not_be_read_has_its_place(tmp_path: Path, text: str, matc
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no\.yaml has 1 mistake:\n  can't be read"):
+    with pytest.raises(ConfigFileMissing) as missing:
         load_config(tmp_path / "no.yaml", {})
+    assert missing.value.reason == f"there is no file no.yaml in {tmp_path}"
+    assert missing.value.mistakes == (missing.value.reason,)
+
+
+def test_a_file_in_a_folder_that_is_not_one_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigFileMissing):
+        load_config(tmp_path / "file" / "etl.yaml", {})
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"can't be read: Is a directory"):
+        load_config(tmp_path, {})
 
 
 @pytest.mark.parametrize("text", ["[1]", "just words", "3"])

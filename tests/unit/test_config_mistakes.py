@@ -73,6 +73,26 @@ def mistakes(folder: Path, text: str, environ: dict[str, str] | None = None) -> 
             "tables:\n  public.a: {copy: '${COPY'}\n",
             f"line 9: tables.public.a.copy: {NOT_CLOSED}",
         ),
+        (
+            f"metrics: {{listen: 'localhost:{'9' * 5000}'}}\n",
+            "line 8: metrics.listen: must be HOST:PORT, such as 127.0.0.1:9464",
+        ),
+        (f"batch: {{max_rows: '{'9' * 5000}'}}\n", "line 8: batch.max_rows: has too many digits"),
+        ("1: x\n", "line 8: 1: a key must be a text: put it in quotes"),
+        (
+            "repair: {max_conections: 3}\n",
+            "line 8: repair.max_conections: unknown key; did you mean max_connections?",
+        ),
+        (
+            "tables: {public.a: {columns: {b: {mask: 1}}}}\n",
+            "line 8: tables.public.a.columns.b.mask: must be null, hash, partial, {constant: ...}, "
+            "{partial: {show_last: 4}} or off",
+        ),
+        (
+            "tables: {public.a: {add: {b: null}}}\n",
+            "line 8: tables.public.a.add.b: must be a text, a number, true, false, or {value: ..., "
+            "type: ...}",
+        ),
         ("environment: ${1ST}\n", f"line 8: environment: {NOT_CLOSED}"),
         ("environment: ${ENV}\n", "line 8: environment: the environment variable ENV is not set"),
     ],
@@ -121,6 +141,44 @@ def test_a_mistake_in_a_variable_names_the_variable(tmp_path: Path) -> None:
         "ETL_DAGSTER__BATCH__MAX_ROWS: batch.max_rows: must be a whole number",
         "ETL_DAGSTER__BATCH__MAX_ROW: batch.max_row: unknown key; did you mean max_rows?",
     ]
+
+
+def test_a_section_that_only_a_variable_has_names_the_variable(tmp_path: Path) -> None:
+    environ = {"ETL_DAGSTER__BATCHES__MAX_ROWS": "1"}
+
+    assert mistakes(tmp_path, GOOD, environ) == [
+        "ETL_DAGSTER__BATCHES__MAX_ROWS: batches: unknown key; did you mean batch?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nested", "column"), [("[" * 3000 + "]" * 3000, 108), ("{a: " * 3000 + "}" * 3000, 405)]
+)
+def test_what_is_nested_too_deeply_has_its_place(tmp_path: Path, nested: str, column: int) -> None:
+    """Python would end it with a RecursionError."""
+    assert mistakes(tmp_path, GOOD + f"extra: {nested}\n") == [
+        f"line 8, column {column}: this is nested more than 100 levels deep"
+    ]
+
+
+@pytest.mark.parametrize("repeated", ["[{}]", "{{<<: [{}]}}"])
+def test_aliases_of_aliases_do_not_fill_the_memory(tmp_path: Path, repeated: str) -> None:
+    """Eleven lines that amount to ten billion values."""
+    lines = ["a0: &a0 {x: 1}"]
+    for level in range(1, 11):
+        aliases = ", ".join([f"*a{level - 1}"] * 10)
+        lines.append(f"a{level}: &a{level} {repeated.format(aliases)}")
+
+    [mistake] = mistakes(tmp_path, GOOD + "\n".join(lines))
+    assert "aliases repeat more than 100000 values" in mistake
+
+
+def test_a_thousand_tables_may_share_their_settings(tmp_path: Path) -> None:
+    tables = "".join(f"  public.t{number}: *shared\n" for number in range(1000))
+    shared = "tables:\n  public.t: &shared {exclude: [a, b, c], columns: {d: {cast: text}}}\n"
+    (tmp_path / "etl.yaml").write_text(GOOD + shared + tables)
+
+    assert load_config(tmp_path / "etl.yaml", {}).table("public.t999").exclude == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
