@@ -56,7 +56,7 @@ class _Loader(yaml.SafeLoader):
         if self._levels > _MOST_LEVELS:
             raise yaml.MarkedYAMLError(
                 problem=f"this is nested more than {_MOST_LEVELS} levels deep",
-                problem_mark=self.peek_event().start_mark,
+                problem_mark=self.peek_event().start_mark,  # type: ignore[no-untyped-call]
             )
         self._levels += 1
         try:

@@ -1,6 +1,6 @@
 """What every store and every destination promises, as checks that your own class can run.
 
-A test class that derives from a suite and makes your object is all it takes; pytest does the rest:
+Derive a test class from a suite and define a method that makes your object; pytest does the rest:
 
     from etl_dagster.testing import DestinationSuite
 
@@ -11,37 +11,22 @@ A test class that derives from a suite and makes your object is all it takes; py
         def read_rows(self, destination: Destination, schema: TableSchema) -> list[dict[str, Any]]:
             return destination.rows(schema.name)
 
-`StoreSuite` is for a store with the three contracts that one's own store implements,
-`CoordinationSuite` for one that several processes share, `DestinationSuite` for destinations.
-`etl_dagster.testing.changes` makes the batches, for further tests; `FaultyDestination` has any
+`StoreSuite` is for a store with the three contracts of `PipelineStore`, `CoordinationSuite` for a
+store that several processes share, `DestinationSuite` for a destination.
+`etl_dagster.testing.changes` makes batches for further tests; `FaultyDestination` makes any
 destination fail on purpose. Needs pytest.
 """
 
-# Imports follow the rewriting of their asserts: failures then show the values that were compared.
+# pytest has to know the modules before they are imported. It then rewrites their asserts, so that
+# a failure shows the values that were compared.
 # ruff: noqa: E402
+
+import pkgutil
 
 import pytest
 
 pytest.register_assert_rewrite(
-    *(
-        f"{__name__}.{module}"
-        for module in (
-            "stores",
-            "coordination",
-            "subject",
-            "copying",
-            "changing",
-            "delivering",
-            "evolving",
-            "oddities",
-            "quarantining",
-            "marking",
-            "oddities",
-            "offering",
-            "parts",
-            "destinations",
-        )
-    )
+    *(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__))
 )
 
 from etl_dagster.testing.coordination import CoordinationSuite

@@ -1,6 +1,6 @@
-"""Makes the batches that a destination receives by hand, and says what a table must hold then.
+"""Makes by hand the batches that a destination receives.
 
-For tests of a destination of one's own that go beyond `DestinationSuite`:
+For tests of your own destination that go beyond `DestinationSuite`:
 
 >>> stream = Transactions()
 >>> changes = stream.commit(insert(ORDERS, id=1, note="new"), delete(ORDERS, id=2))
@@ -73,7 +73,7 @@ def table(
     schema_name: str = "public",
     snapshot: int = 0,
 ) -> TableSchema:
-    """A table, called ``public.orders`` unless told otherwise; `snapshot` is its version's LSN."""
+    """A table, by default ``public.orders``; `snapshot` is the LSN of its schema version."""
     return TableSchema(
         table_id, schema_name, name, tuple(columns), Lsn(snapshot), replica_identity=identity
     )
@@ -92,9 +92,9 @@ PRICES = table(
     table_id=16390,
     name="prices",
 )
-#: Neither key nor replica identity: rows are only ever appended.
+#: Neither key nor replica identity: rows are only inserted.
 VISITS = table([column("page", TEXT, 1), column("at", INT8, 2)], table_id=16391, name="visits")
-#: No key, but REPLICA IDENTITY FULL: the whole old row comes along.
+#: No key, but REPLICA IDENTITY FULL: the whole old row comes with an update or delete.
 READINGS = table(
     [
         column("sensor", TEXT, 1, is_identity=True),
@@ -140,11 +140,11 @@ class Transactions:
 
     @property
     def next_lsn(self) -> Lsn:
-        """Where the next transaction is committed."""
+        """The LSN at which the next transaction will be committed."""
         return Lsn(self._lsn)
 
     def commit(self, *changes: Change) -> list[Change]:
-        """Add a transaction; its changes with their positions."""
+        """Add a transaction; returns its changes with their positions."""
         numbered, ordinal = [], 0
         for place, change in enumerate(changes, 1):
             is_last = place == len(changes)
@@ -156,7 +156,7 @@ class Transactions:
 
 
 def insert(schema: TableSchema, **row: Any) -> Change:
-    """A new row; columns not named are null."""
+    """A new row; columns that are not given are null."""
     return Change(schema, "I", row)
 
 
@@ -190,7 +190,7 @@ def relation(schema: TableSchema) -> Change:
 def batch(
     changes: Sequence[Change], *, epoch: int = 0, apply_from: Mapping[TableId, Lsn] | None = None
 ) -> EventBatch:
-    """The changes as one batch, with the marks of the transactions that begin and end in it."""
+    """The changes as one batch, with the begin and commit events of their transactions."""
     tables: dict[TableId, list[TableStep]] = {}
     runs: dict[TableId, list[tuple[int, Change]]] = {}
     marks: list[BeginEvent | CommitEvent] = []
@@ -262,7 +262,7 @@ def _xid(change: Change) -> int:
 
 
 def arrow_rows(schema: TableSchema, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
-    """Rows as Arrow; columns that a row lacks are null, also where the table has NOT NULL."""
+    """Rows as Arrow; columns that a row lacks are null, even if the table has NOT NULL."""
     fields = schema.arrow_schema
     arrays = [
         pa.array([_held(row.get(field.name), field.type) for row in rows], type=field.type)
@@ -316,17 +316,17 @@ def chunk(
 def end_of_copy(
     copy_id: str, replay_from: int = 0, *, copied_at_us: int | None = None
 ) -> TableRows:
-    """The end of a copy; changes committed before `replay_from` are part of it."""
+    """The end of a copy; changes committed before `replay_from` are part of the copy."""
     return TableRows(copy_id, replay_from=Lsn(replay_from), copied_at_us=copied_at_us)
 
 
 def exact(number: Decimal) -> Decimal:
-    """The number without zeros at its end, all other digits kept (28 are Python's default)."""
+    """The number without trailing zeros; keeps all other digits (Python's default is 28)."""
     return number.normalize(Context(prec=1000))
 
 
 def content(rows: Iterable[Row]) -> Counter[str]:
-    """Rows to compare without their order, and without the difference of 1.5 and 1.50."""
+    """Rows to compare in any order, where 1.5 and 1.50 are the same."""
 
     def plain(value: Any) -> Any:
         return exact(value) if isinstance(value, Decimal) else value
@@ -337,12 +337,12 @@ def content(rows: Iterable[Row]) -> Counter[str]:
 
 
 class SourceTable:
-    """A table in the source: says what Postgres would send for each statement."""
+    """A table in the source: returns what Postgres would send for each statement."""
 
     def __init__(self, schema: TableSchema, toasted: Iterable[str] = ()) -> None:
         self.schema = schema
         self.rows: list[Row] = []
-        #: Columns that are stored out of line: not sent when an update leaves them alone.
+        #: Columns stored out of line: not sent when an update doesn't change them.
         self.toasted = frozenset(toasted)
 
     def key(self, row: Row) -> tuple[Any, ...]:
@@ -355,7 +355,7 @@ class SourceTable:
         return Change(self.schema, "I", row)
 
     def update(self, place: int, values: Row) -> Change | None:
-        """Change values of one row; None where that isn't possible."""
+        """Change values of one row; None if that isn't possible."""
         before = self.rows[place]
         after = before | values
         others = self.rows[:place] + self.rows[place + 1 :]

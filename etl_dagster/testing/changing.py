@@ -1,4 +1,4 @@
-"""What a destination promises of inserts, updates, deletes and truncates."""
+"""What a destination promises about inserts, updates, deletes and truncates."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SAMPLES = table(
     table_id=16393,
     name="samples",
 )
-#: Values that a detour over a float, a Latin alphabet, a second or `str.strip` would change.
+#: Values that would change on the way through a float, Latin-1, whole seconds or `str.strip`.
 SAMPLE_ROWS: list[Row] = [
     {
         "id": 2**63 - 1,
@@ -99,7 +99,7 @@ class ChangeChecks(DestinationChecks):
 
     @needs("read_changes")
     def test_recorded_changes_have_values_without_loss(self, subject: Subject) -> None:
-        """Where they are recorded at all; positions and operations are, in any case."""
+        """If values are recorded at all: only positions and operations have to be."""
         subject.copy(SAMPLES)
 
         subject.has_recorded(subject.write(*(insert(SAMPLES, **row) for row in SAMPLE_ROWS)))
@@ -321,4 +321,7 @@ class ChangeChecks(DestinationChecks):
     def test_what_appends_every_change_lets_them_be_read(self, subject: Subject) -> None:
         """Without `read_changes` nothing could be checked of a destination that is not a mirror."""
         if not subject.can("read_changes"):
-            pytest.fail(f"define read_changes(...) in {type(self).__name__}")
+            pytest.fail(
+                f"define read_changes(...) in {type(self).__name__}: without `mirror`, the changes "
+                "that the destination keeps are checked"
+            )

@@ -14,6 +14,7 @@ import pytest
 from etl_dagster.errors import DestinationMetadataApplying
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.coordination import CopyChunk, CopyPlan, FinishedChunk, Lease, epoch_by_clock
+from etl_dagster.model.destination import lacking
 from etl_dagster.model.identity import (
     KnownDestination,
     KnownSource,
@@ -46,15 +47,15 @@ Another: TypeAlias = Callable[[], CoordinatingStore]
 
 
 class CoordinationSuite(StoreSuite):
-    """Checks `Coordination` too, with several store objects as several processes have them.
+    """Checks `Coordination` too, with several store objects, as several processes have them.
 
-    Where the store isn't durable, all of them are one object, and the checks show that its
-    threads can work together.
+    If the store isn't durable, all of them are one object, and the checks show that threads can
+    share it.
     """
 
     def make_store(self, folder: Path) -> CoordinatingStore:
-        """A store of one pipeline, as for `StoreSuite`; two objects of it live side by side."""
-        raise NotImplementedError("define make_store(self, folder): it gives the store to check")
+        """A store of one pipeline, as for `StoreSuite`; two objects of it are in use at once."""
+        raise NotImplementedError("define make_store(self, folder): it returns the store to check")
 
     @pytest.fixture
     def other(self, store: CoordinatingStore, another_store: Another) -> CoordinatingStore:
@@ -62,14 +63,15 @@ class CoordinationSuite(StoreSuite):
         return another_store()
 
     def test_it_has_the_operations_of_coordination(self, store: CoordinatingStore) -> None:
-        assert isinstance(store, CoordinatingStore)
+        missing = lacking(store, CoordinatingStore)
+        assert not missing, f"define {', '.join(missing)} in {type(store).__name__}"
 
     # -- two store objects ---------------------------------------------------------------------
 
     def test_another_process_reads_what_was_written_last(
         self, store: CoordinatingStore, other: CoordinatingStore
     ) -> None:
-        """Whatever it keeps in a cache."""
+        """Also if the other one keeps states in a cache."""
         for state in STATES:
             store.update_table_replication_states([(1, state)])
             assert other.get_table_replication_state(1) == state
@@ -152,10 +154,11 @@ class CoordinationSuite(StoreSuite):
     ) -> None:
         store.update_table_replication_states([(1, SyncWait(Lsn(5)))])
 
-        assert not store.transition_table_state(1, SyncWait(Lsn(4)), Catchup(Lsn(9)))
+        changed = "the state was changed, though it was not the expected one"
+        assert not store.transition_table_state(1, SyncWait(Lsn(4)), Catchup(Lsn(9))), changed
         assert other.transition_table_state(1, SyncWait(Lsn(5)), Catchup(Lsn(9)))
-        assert not store.transition_table_state(1, SyncWait(Lsn(5)), FinishedCopy())
-        assert not store.transition_table_state(99, Init(), DataSync())
+        assert not store.transition_table_state(1, SyncWait(Lsn(5)), FinishedCopy()), changed
+        assert not store.transition_table_state(99, Init(), DataSync()), changed
         assert store.load_table_replication_states() == 1
         assert store.get_table_replication_state(1) == Catchup(Lsn(9))
 
@@ -174,7 +177,9 @@ class CoordinationSuite(StoreSuite):
         races = [race(number) for number in range(4)]
         results = all_within(self.patience_s, "transitions from four stores", races)
 
-        assert sorted(results) == [False, False, False, True]
+        assert sorted(results) == [False, False, False, True], (
+            "one of the four must return True, the others False: compare and set in one step"
+        )
         winner = results.index(True)
         assert stores[0].get_table_replication_state(1) == Ready(Lsn(winner))
 
@@ -189,7 +194,7 @@ class CoordinationSuite(StoreSuite):
     def test_a_reset_starts_every_table_over_and_keeps_where_it_is(
         self, store: CoordinatingStore
     ) -> None:
-        """What was copied must be found again at the destination, in order to replace it."""
+        """The next copy must find the old table at the destination in order to replace it."""
         for table_id in (1, 2):
             fill(store, table_id)
             store.store_copy_plan(table_id, PLAN)
@@ -245,26 +250,26 @@ class CoordinationSuite(StoreSuite):
     def test_a_lease_has_one_holder(
         self, store: CoordinatingStore, other: CoordinatingStore
     ) -> None:
-        assert not other.is_leased("apply")
+        assert not other.is_leased("apply"), "a lease that was never taken is held"
         lease = store.acquire_lease("apply")
-        assert lease is not None
-        assert other.is_leased("apply")
+        assert lease is not None, "a free lease was refused"
+        assert other.is_leased("apply"), "another process doesn't see that the lease is held"
         assert other.acquire_lease("apply") is None, "two processes have the lease"
         assert store.acquire_lease("apply") is None, "one process has the lease twice"
         second = other.acquire_lease("table:1")
-        assert second is not None
+        assert second is not None, "a lease was refused while one of another name is held"
 
-        assert _is_held(lease)
+        assert _is_held(lease), "a lease was lost without a release"
         lease.release()
         lease.release()
-        assert not _is_held(lease)
+        assert not _is_held(lease), "a released lease is still held"
         third = other.acquire_lease("apply")
-        assert third is not None
+        assert third is not None, "a released lease is still refused"
         lease.release()
         assert _is_held(third), "a lease was released by an earlier holder"
         second.release()
         third.release()
-        assert not store.is_leased("apply")
+        assert not store.is_leased("apply"), "a released lease is still held"
 
     def test_each_epoch_is_larger_than_all_before(
         self, store: CoordinatingStore, other: CoordinatingStore
@@ -279,10 +284,10 @@ class CoordinationSuite(StoreSuite):
     def test_an_epoch_is_larger_than_those_of_a_store_that_was_lost(
         self, store: CoordinatingStore
     ) -> None:
-        """The destination remembers them, and would refuse a smaller one for ever."""
+        """The destination remembers its epochs, and refuses every smaller one."""
         lost = epoch_by_clock()
 
-        assert store.take_epoch() >= lost
+        assert store.take_epoch() >= lost, "an epoch must be at least epoch_by_clock()"
 
     def test_epochs_taken_at_once_differ(self, another_store: Another) -> None:
         stores = [another_store() for _ in range(4)]
@@ -298,7 +303,7 @@ class CoordinationSuite(StoreSuite):
         races = [race(store) for store in stores]
         epochs = all_within(self.patience_s, "epochs for four stores", races)
 
-        assert len(set(epochs)) == 4
+        assert len(set(epochs)) == 4, f"two processes got the same epoch: {epochs}"
 
     # -- waiting -------------------------------------------------------------------------------
 
@@ -317,7 +322,7 @@ class CoordinationSuite(StoreSuite):
 
         def wait_for_each() -> None:
             for change in changes:
-                # Have this thread's waits answered for all that was, so that the next one waits.
+                # This wait ends for all changes so far, so the next one has to wait.
                 store.wait_for_change(0.01)
                 change()
                 store.wait_for_change(600)
@@ -328,7 +333,7 @@ class CoordinationSuite(StoreSuite):
     def test_two_workers_talk_through_the_store_and_miss_no_word(
         self, store: CoordinatingStore, other: CoordinatingStore
     ) -> None:
-        """What changes while a worker looks and decides must end its next wait at once."""
+        """A change that comes while a worker reads and decides must end its next wait at once."""
         tables = range(1, 11)
 
         def ask() -> None:
@@ -402,23 +407,26 @@ class CoordinationSuite(StoreSuite):
     def test_what_was_a_status_before_there_were_notes_is_the_note(
         self, store: CoordinatingStore, other: CoordinatingStore
     ) -> None:
-        """Forgotten with an upgrade, it would be concluded that nothing had happened before."""
+        """If an upgrade forgot it, the engine would conclude that nothing had happened before."""
         store.publish_status("members", {"left": ["before"]})
         assert other.get_note("members") == {"left": ["before"]}
         other.put_note("members", {"left": []})
 
         assert store.get_note("members") == {"left": []}
-        # A process of the earlier version was still there.
+        # A process of the earlier version still runs.
         store.publish_status("members", {"left": ["late"]})
         assert other.get_note("members") == {"left": ["late"]}
 
     def test_a_note_outlives_a_process_that_is_killed_right_after(
         self, tmp_path: Path, store: CoordinatingStore, reopened: Another
     ) -> None:
-        """With SIGKILL: nothing of the process can write it later."""
+        """With SIGKILL: the process can't write it later."""
         store.put_note("members", {"number": 1})
         died = note_and_die(self, tmp_path, "members", {"number": 2})
-        assert died == -signal.SIGKILL, "the process that writes the note failed, see its output"
+        assert died == -signal.SIGKILL, (
+            f"the process that writes the note ended with exit code {died} instead: its error is "
+            "in the captured output"
+        )
 
         assert reopened().get_note("members") == {"number": 2}
 

@@ -1,4 +1,4 @@
-"""What a destination promises of a table's copy."""
+"""What a destination promises about a table's copy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class CopyChecks(DestinationChecks):
-    """Chunks in any number and order, the end of the copy, and copies that were given up."""
+    """Chunks in any number and order, the end of a copy, and abandoned copies."""
 
     def test_a_copy_holds_the_rows_of_all_its_chunks(self, subject: Subject) -> None:
         subject.copy(ORDERS, [order(1), order(2)], [order(3, "late")])
@@ -40,14 +40,14 @@ class CopyChecks(DestinationChecks):
 
     @needs("table_exists")
     def test_the_end_of_a_copy_without_rows_leaves_an_empty_table(self, subject: Subject) -> None:
-        assert not subject.exists(ORDERS)
+        assert not subject.exists(ORDERS), "the table exists before it was copied"
         subject.copy(ORDERS)
 
-        assert subject.exists(ORDERS)
+        assert subject.exists(ORDERS), "create the table at the end of its copy, even without rows"
         subject.holds(ORDERS, [])
 
     def test_the_copies_of_two_tables_do_not_meet(self, subject: Subject) -> None:
-        """Their chunks come in turns, and under one copy ID."""
+        """Their chunks come in turns, and with the same copy ID."""
         prices = [{"sku": sku, "region": 1, "price": 2} for sku in "abc"]
         for schema in (ORDERS, PRICES):
             subject.destination.drop_table_for_copy(schema)
@@ -116,7 +116,7 @@ class CopyChecks(DestinationChecks):
         subject.holds(ORDERS, [order(1), order(2)])
 
     def test_a_chunk_whose_source_fails_can_be_written_again(self, subject: Subject) -> None:
-        """What was raised while rows were read comes out; without transactions rows may stay."""
+        """The error from reading must be raised; without transactions, some rows may stay."""
         whole = [order(1), order(2), order(3)]
         subject.destination.drop_table_for_copy(ORDERS)
         with pytest.raises(ConnectionError, match="the source went away"):
@@ -150,7 +150,7 @@ class CopyChecks(DestinationChecks):
         subject.holds(ORDERS, [])
 
     def test_dropping_for_a_copy_forgets_the_chunks_before(self, subject: Subject) -> None:
-        """A copy that was given up, or all of whose workers died, leaves nothing to the next."""
+        """Nothing of an abandoned copy, or of one whose workers died, gets into the next one."""
         subject.destination.drop_table_for_copy(ORDERS)
         subject.write_chunk(ORDERS, 0, [order(1), order(2)])
         subject.copy(ORDERS, [order(2, "new")], copy_id="copy-2")
@@ -175,7 +175,7 @@ class CopyChecks(DestinationChecks):
     def test_a_table_renamed_before_its_next_copy_is_there_under_its_new_name_only(
         self, subject: Subject
     ) -> None:
-        """It is dropped for the copy under the name that the destination knows."""
+        """`drop_table_for_copy` gets the name that the destination knows, the copy the new one."""
         renamed = table(ORDERS.columns, name="purchases", snapshot=900)
         subject.copy(ORDERS, [order(1, "old")])
         subject.destination.drop_table_for_copy(ORDERS)
@@ -183,7 +183,7 @@ class CopyChecks(DestinationChecks):
         subject.end_copy(renamed, copy_id="copy-2")
 
         subject.holds(renamed, [order(1, "new")])
-        assert not subject.exists(ORDERS)
+        assert not subject.exists(ORDERS), "the table still exists under its old name"
 
     @needs("transactional")
     def test_an_abandoned_copy_adds_nothing_to_the_next(self, subject: Subject) -> None:
@@ -191,7 +191,7 @@ class CopyChecks(DestinationChecks):
         subject.write_chunk(ORDERS, 0, [order(1)])
         subject.write_chunk(ORDERS, 0, [order(2)], copy_id="copy-2")
 
-        with pytest.raises(InvalidState, match="newer copy"):
+        with pytest.raises(InvalidState):
             subject.write_chunk(ORDERS, 1, [order(3)])
         subject.end_copy(ORDERS, copy_id="copy-2")
 
@@ -202,9 +202,9 @@ class CopyChecks(DestinationChecks):
         subject.write_chunk(ORDERS, 0, [order(1)])
         subject.destination.drop_table_for_copy(ORDERS)
 
-        with pytest.raises(InvalidState, match="newer copy"):
+        with pytest.raises(InvalidState):
             subject.write_chunk(ORDERS, 1, [order(2)])
-        with pytest.raises(InvalidState, match="newer copy"):
+        with pytest.raises(InvalidState):
             subject.end_copy(ORDERS)
 
     # -- copy and stream -----------------------------------------------------------------------
@@ -213,7 +213,7 @@ class CopyChecks(DestinationChecks):
     def test_changes_from_before_the_copy_are_skipped_and_those_since_applied(
         self, subject: Subject
     ) -> None:
-        """The copy has them already, and what followed on them."""
+        """The copy has their effect already, and that of later changes."""
         stream = Transactions(first_lsn=1000)
         before = stream.commit(update(ORDERS, **order(1, "before")), delete(ORDERS, id=3))
         since = stream.commit(update(ORDERS, **order(2, "since")))
@@ -232,7 +232,7 @@ class CopyChecks(DestinationChecks):
         second = stream.commit(update(ORDERS, **order(1, "late")))
         subject.copy(ORDERS, [order(1)], replay_from=first[0].lsn)
 
-        # It would move the position past the first change, which others still have to bring.
+        # Applied, it would move the position past the first change, which has yet to come.
         subject.deliver(second, apply_from={ORDERS.id: Lsn(500)})
         subject.holds(ORDERS, [order(1)])
 
@@ -251,7 +251,7 @@ class CopyChecks(DestinationChecks):
     def test_a_row_that_two_chunks_brought_is_one_again_after_its_update(
         self, subject: Subject
     ) -> None:
-        """It moved between the chunks' snapshots, so its update is in the stream."""
+        """The row moved between the chunks' snapshots, so its update is in the stream."""
         subject.copy(ORDERS, [order(1, "before")], [order(1, "after")])
 
         subject.write(update(ORDERS, **order(1, "after")))
@@ -273,7 +273,7 @@ class CopyChecks(DestinationChecks):
 
 
 def failing_chunk(rows: list[Row]) -> TableRows:
-    """A chunk whose rows are all read, and then the connection to the source breaks."""
+    """A chunk that breaks off with a ConnectionError after its last row."""
 
     def batches() -> Iterator[pa.RecordBatch]:
         yield from chunk("copy-1", 0, ORDERS, rows).batches()

@@ -1,16 +1,15 @@
-"""What a destination promises of deliveries: when they are durable, and when they come again."""
+"""What a destination promises about deliveries: durability, and changes that come again."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from random import Random
 
 import pytest
 
 from etl_dagster.errors import Superseded
-from etl_dagster.model.destination import Destination
+from etl_dagster.model.destination import Destination, members
 from etl_dagster.model.events import EventBatch
 from etl_dagster.testing.changes import (
     ORDERS,
@@ -35,15 +34,21 @@ class DeliveryChecks(DestinationChecks):
     """Batches, durability, deliveries that come again, epochs."""
 
     def test_it_has_the_operations_of_a_destination(self, subject: Subject) -> None:
-        assert isinstance(subject.destination, Destination)
+        destination = subject.destination
+        missing = sorted(name for name in members(Destination) if not hasattr(destination, name))
+        assert not missing, f"define {', '.join(missing)} in {type(destination).__name__}"
 
     def test_its_name_can_be_part_of_a_state_id(self, subject: Subject) -> None:
-        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", subject.destination.name)
+        name = subject.destination.name
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name), (
+            f"the name is {name!r}: it must begin with a letter or digit, and hold only these, "
+            "underscores, dots and hyphens"
+        )
 
     # -- batches -------------------------------------------------------------------------------
 
     def test_a_batch_without_changes_is_accepted(self, subject: Subject) -> None:
-        """Empty, or with nothing but marks, or the first one of a pipeline: an epoch alone."""
+        """An empty one, one with marks only, and a pipeline's first one, which is only an epoch."""
         subject.copy(ORDERS, [order(1)])
         marks = batch(Transactions().commit(insert(ORDERS, **order(2)))).marks
         for events in (batch([]), EventBatch({}, marks), EventBatch({}, epoch=1)):
@@ -53,7 +58,7 @@ class DeliveryChecks(DestinationChecks):
 
     @needs("mirror")
     def test_tables_that_several_threads_write_are_all_right(self, subject: Subject) -> None:
-        """Each table has one stream; those of several tables come at once."""
+        """Each table has one stream; several tables are written at once."""
 
         def write(table_id: int) -> Callable[[], None]:
             schema = table(ORDERS.columns, table_id=table_id, name=f"orders_{table_id}")
@@ -72,7 +77,7 @@ class DeliveryChecks(DestinationChecks):
 
     @needs("mirror")
     def test_writes_of_several_tables_may_be_under_way_at_once(self, subject: Subject) -> None:
-        """Where writes return futures, `batch.max_in_flight` allows it; of each table one at most.
+        """With futures, `batch.max_in_flight` allows several writes, at most one for each table.
 
         They become durable in any order.
         """
@@ -103,7 +108,6 @@ class DeliveryChecks(DestinationChecks):
         subject.copy(ORDERS)
         result = destination.write_events(batch(Transactions().commit(insert(ORDERS, id=1))))
 
-        assert result is None or isinstance(result, Future)
         subject.wait_durable(result)
 
     @needs("mirror")
@@ -121,7 +125,7 @@ class DeliveryChecks(DestinationChecks):
 
     @needs("mirror")
     def test_changes_outlive_the_process_once_the_write_is_durable(self, subject: Subject) -> None:
-        """Postgres forgets what was reported as durable: nothing would ever bring it again."""
+        """Postgres may remove changes that were reported as durable: they never come again."""
         subject.copy(ORDERS, [order(1), order(2)])
         subject.write(update(ORDERS, **order(1, "changed")), delete(ORDERS, id=2))
         subject.write(insert(ORDERS, **order(3)))
@@ -138,7 +142,7 @@ class DeliveryChecks(DestinationChecks):
         subject.has_recorded(changes)
 
     def test_a_copy_resumes_in_another_process(self, subject: Subject) -> None:
-        """The chunks that were durable aren't written again; the store knows them."""
+        """Chunks that were durable are not written again: the store knows them."""
         subject.destination.drop_table_for_copy(ORDERS)
         subject.write_chunk(ORDERS, 0, [order(1)])
         subject.reopen()
@@ -173,7 +177,7 @@ class DeliveryChecks(DestinationChecks):
 
     @needs("mirror")
     def test_everything_delivered_again_ends_in_the_same_rows(self, subject: Subject) -> None:
-        """By key, at least: without transactions, rows that have none may be there twice."""
+        """For rows with a key. Without transactions, rows without one may be there twice."""
         for schema in (ORDERS, VISITS):
             subject.copy(schema, [])
         changes = subject.write(
@@ -208,7 +212,7 @@ class DeliveryChecks(DestinationChecks):
     def test_changes_delivered_again_are_recorded_under_the_same_positions(
         self, subject: Subject
     ) -> None:
-        """So who reads them can tell the second delivery from another change."""
+        """So a reader can distinguish the second delivery from another change."""
         for schema in (ORDERS, VISITS):
             subject.copy(schema)
         first = subject.write(insert(VISITS, page="/", at=1), insert(ORDERS, **order(1)))
@@ -270,7 +274,7 @@ class DeliveryChecks(DestinationChecks):
 
     @needs("mirror")
     def test_another_process_copies_a_table_while_this_one_streams(self, subject: Subject) -> None:
-        """As a run of Dagster does alongside the replicator, each with an object of its own."""
+        """As a Dagster run does next to the replicator, each with an object of its own."""
         subject.copy(ORDERS, [order(1)])
         other = subject.another()
         other.destination.drop_table_for_copy(VISITS)
@@ -299,7 +303,7 @@ class DeliveryChecks(DestinationChecks):
 
     @needs("transactional", "mirror")
     def test_an_older_epoch_is_refused_and_writes_nothing(self, subject: Subject) -> None:
-        """A process that stalled wakes up with a batch in its hands; another has taken over."""
+        """A process that stalled wakes up and writes its batch, but another has taken over."""
         subject.copy(VISITS)
         stream = Transactions()
         first, second, third = (stream.commit(insert(VISITS, page="/", at=n)) for n in range(3))
@@ -324,7 +328,7 @@ class DeliveryChecks(DestinationChecks):
     @needs("mirror")
     @pytest.mark.parametrize("seed", range(4))
     def test_random_changes_end_in_what_the_source_has(self, subject: Subject, seed: int) -> None:
-        """In batches cut at random; where the destination is transactional, some come again."""
+        """In batches cut at random; if the destination is transactional, some come again."""
         random = Random(seed)
         source = RandomSource(truncates=subject.capabilities.truncate)
         for schema in (ORDERS, PRICES, VISITS, READINGS):
@@ -340,7 +344,7 @@ class DeliveryChecks(DestinationChecks):
 
 
 def _deliveries(random: Random, count: int, *, again: bool) -> Iterator[tuple[int, int]]:
-    """Stretches of the stream: each begins where a restart might, none leaves a gap."""
+    """Stretches of the stream, without a gap; with `again`, some begin at an earlier change."""
     done = 0
     while done < count:
         start = random.randint(0, done) if again and random.random() < 0.4 else done

@@ -28,7 +28,7 @@ class DestinationSuite(
     ModeChecks,
     MarkChecks,
 ):
-    """Checks a `Destination`: derive, make it, and say how its rows are read.
+    """Checks a `Destination`: derive, make the destination, and read its rows.
 
     >>> class TestMine(DestinationSuite):
     ...     def make_destination(self, folder: Path) -> Destination:
@@ -37,11 +37,11 @@ class DestinationSuite(
     ...     def read_rows(self, destination, schema):
     ...         return destination.rows(schema.name)
 
-    What is checked is what the destination declares (`Capabilities`); the rest is skipped, and the
-    reason says what would have it run:
+    The checks are those of what the destination declares (`Capabilities`). The others are skipped,
+    each with a reason that says what it needs:
 
-    - always: copies, values, also with parts, durability, batches, threads, and that it has the
-      methods of what it offers;
+    - always: copies, values, also with parts, durability, batches, threads, and that the
+      destination has the methods of what it offers;
     - `mirror`: rows by key and without one, unchanged TOAST values, and that everything delivered
       again, in order, ends in the same rows;
     - without `mirror`: every change is recorded with operation and position, also when it is
@@ -49,17 +49,18 @@ class DestinationSuite(
     - `transactional`: exactly once, positions, epochs, copies that were given up, and old rows that
       stay until the next copy is complete;
     - `truncate`, `schema_changes`: what their names say;
-    - `odd_values`: that what a column's type can't hold is kept and goes with its row
+    - `odd_values`: that a value which its column's type can't hold is kept and follows its row
       (`read_odd_values`);
     - `quarantine`: that a row with such a value is kept apart, whole, until it has none
       (`read_quarantined`);
     - `shared_copies`: that two processes may write the chunks of one copy;
     - each of `modes` besides `mirror`: what it keeps, from `read_rows`, which has the columns that
       the mode adds as well (`etl_dagster.model.modes`);
-    - with the members of `KeepsMark`: that it can be told from others and from older copies.
+    - with the members of `KeepsMark`: that the destination can be distinguished from others and
+      from older copies of itself.
 
     Every check has an empty folder of its own, `make_destination`'s argument. Fixtures of a derived
     class work as usual, for example an autouse one that starts a receiver and keeps its address in
-    `self`. A check that can't apply is left out by its name: ``test_... = None``, with the reason
+    `self`. Leave out a check that can't apply by its name: ``test_... = None``, with the reason
     next to it.
     """

@@ -1,4 +1,4 @@
-"""What a destination promises that follows changes of a table's schema."""
+"""What a destination promises that follows schema changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXTRA = column("extra", INT4, 9)
 
 
 class SchemaChecks(DestinationChecks):
-    """Columns and tables that are added, dropped and renamed while changes come."""
+    """Columns and tables are added, dropped and renamed while changes come."""
 
     @needs("schema_changes", "mirror")
     def test_columns_are_added_dropped_renamed_and_change_their_type(
@@ -59,7 +59,7 @@ class SchemaChecks(DestinationChecks):
 
     @needs("schema_changes", "mirror")
     def test_a_renamed_column_keeps_its_values(self, subject: Subject) -> None:
-        """Columns are the same when their attnum is."""
+        """A column is identified by its attnum, not by its name."""
         subject.copy(ORDERS, [order(1, "kept")])
         first, second, _, fourth = ORDERS.columns
         renamed = table([first, second, column("remark", TEXT, 3), fourth], snapshot=900)
@@ -95,12 +95,12 @@ class SchemaChecks(DestinationChecks):
 
         subject.holds(renamed, [order(1), order(2)])
         if subject.can("table_exists"):
-            assert not subject.exists(ORDERS)
+            assert not subject.exists(ORDERS), "the table still exists under its old name"
 
     @needs("schema_changes", "mirror")
     @pytest.mark.parametrize("batches", ["one batch", "two batches"])
     def test_two_tables_can_swap_their_names(self, subject: Subject, batches: str) -> None:
-        """The usual online migration. A table is its ID; in between both have one name."""
+        """A usual online migration. A table is its ID; in between, both have the same name."""
         filled = table(ORDERS.columns, name="orders_new", table_id=16385)
         subject.copy(ORDERS, [order(1, "old")])
         subject.copy(filled, [order(2, "new")], copy_id="copy-2")
@@ -121,7 +121,7 @@ class SchemaChecks(DestinationChecks):
 
     @needs("schema_changes", "mirror")
     def test_a_chain_of_names_can_move_on(self, subject: Subject) -> None:
-        """Each table takes the name of the next; what comes under the old names comes before."""
+        """Each table takes the name of the next one, after inserts under the old names."""
         names = ["first", "second", "third", "first"]
         tables = [
             table(ORDERS.columns, name=name, table_id=16384 + number)
@@ -190,7 +190,7 @@ class SchemaChecks(DestinationChecks):
 
     @needs("schema_changes", "transactional", "mirror")
     def test_what_is_delivered_again_does_not_undo_a_newer_schema(self, subject: Subject) -> None:
-        """After a crash, the sender gives the old schema a new number, past the newer one."""
+        """After a crash, the sender may give the old schema a larger number than the newer one."""
         subject.copy(ORDERS)
         wider = table([*ORDERS.columns, EXTRA], snapshot=1100)
         again = table(ORDERS.columns, snapshot=1200)
@@ -205,7 +205,7 @@ class SchemaChecks(DestinationChecks):
 
     @needs("schema_changes", "transactional", "mirror")
     def test_an_undone_change_of_schema_is_followed(self, subject: Subject) -> None:
-        """Its number may be any: what comes past the position is newer than what is there."""
+        """Its number may be smaller: a change past the table's position is newer in any case."""
         subject.copy(ORDERS)
         wider = table([*ORDERS.columns, EXTRA], snapshot=1100)
 

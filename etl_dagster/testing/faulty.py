@@ -1,4 +1,4 @@
-"""A destination that fails on purpose: when it is told to, or by a plan that a seed decides."""
+"""A destination that fails on purpose: on demand, or by a plan, such as a random one."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _POLL_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that a fault may be chosen for."""
+    """A call, for which a plan may choose a fault."""
 
     method: Method
-    #: How many calls of this method the object had before.
+    #: How many calls of this method came before.
     number: int
     table_ids: frozenset[TableId] = frozenset()
     #: The changes of a batch; 0 for every other call.
@@ -65,14 +65,14 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class LoseAnswer:
-    """All is written and durable, and then the call fails as if its answer had got lost."""
+    """Everything is written and durable, then the call fails as if its answer had been lost."""
 
     error: EtlError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """The call takes so much longer."""
+    """The call takes this much longer."""
 
     seconds: float
 
@@ -81,12 +81,13 @@ class Delay:
 class Hang:
     """The call waits until `FaultyDestination.release`, and is carried out then.
 
-    Where the pipeline interrupts or shuts down the destination before that, it fails.
+    It fails if the pipeline interrupts or shuts down the destination before that.
     """
 
 
 Fault: TypeAlias = Refuse | LoseAnswer | Delay | Hang
-#: What happens to a call; None lets it pass. Asked once for each, never by two threads at once.
+#: Returns the fault of a call, or None to let it pass. Called once for each call, never by two
+#: threads at once.
 Plan: TypeAlias = Callable[[Call], Fault | None]
 
 
@@ -102,9 +103,9 @@ def at_random(
 ) -> Plan:
     """A plan in which calls have faults with these probabilities.
 
-    A call's fault depends on the seed, the method and the call's number, not on which thread came
-    first. Batches without changes pass: the first is a part of a pipeline's start, which isn't
-    tried again.
+    A call's fault depends on the seed, the method and the call's number, not on the order of
+    threads. Batches without changes pass: the first one is part of a pipeline's start, which isn't
+    retried.
     """
 
     def plan(call: Call) -> Fault | None:
@@ -134,16 +135,17 @@ class FaultyDestination:
     >>> [str(call.method) for call, fault in destination.faults] == ["drop_table_for_copy"]
     True
 
-    It offers and declares what the other does, and can be interrupted.
+    It offers and declares what the other one does, and can be interrupted.
 
     Args:
-        inner: not yet started; started, written to and shut down through this object.
+        inner: a destination that is not yet started. Start it, write to it and shut it down through
+            this object only.
         plan: chooses faults for the calls that `fail_next` leaves alone.
     """
 
     def __init__(self, inner: Destination, plan: Plan | None = None) -> None:
         self.inner = inner
-        #: What happened, in the order in which the calls came.
+        #: The calls that had a fault, in the order in which they came.
         self.faults: list[tuple[Call, Fault]] = []
         self._plan = plan
         self._lock = threading.Lock()
@@ -156,12 +158,12 @@ class FaultyDestination:
     # -- faults --------------------------------------------------------------------------------
 
     def fail_next(self, method: Method, fault: Fault, *, times: int = 1, after: int = 0) -> None:
-        """Have the next calls of a method fail, the first `after` of them left out."""
+        """Let `after` calls of a method pass, then give the fault to the next `times` of them."""
         with self._lock:
             self._next.setdefault(method, []).extend([*[None] * after, *[fault] * times])
 
     def release(self) -> None:
-        """Let the calls continue that hang now."""
+        """Let the calls that hang now continue."""
         self._releases += 1
 
     def _fault(self, method: Method, schemas: Sequence[TableSchema] = ()) -> Fault | None:

@@ -1,4 +1,4 @@
-"""What a destination promises of tables in modes other than mirror."""
+"""What a destination promises about tables in modes other than mirror."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MARKED, LOGGED, VERSIONED = (
 
 
 def at(change: Change | int) -> datetime:
-    """The commit time of a change of these checks, or of some microseconds."""
+    """The commit time of a change of these checks, or a number of microseconds since 1970."""
     number = change if isinstance(change, int) else change.lsn
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=number)
 
@@ -73,7 +73,12 @@ def entry(change: Change, row: Row, **more: Any) -> Row:
 def copy_again(
     subject: Subject, schema: TableSchema, rows: list[Row], *, replay_from: int, copied_at: int
 ) -> None:
-    """A new copy, whose rows were so at some time."""
+    """Copy the table again.
+
+    Args:
+        replay_from: the LSN from which on changes are not part of the copy.
+        copied_at: when the source had these rows, in microseconds since 1970.
+    """
     subject.destination.drop_table_for_copy(schema)
     copied = chunk("copy-2", 0, schema, rows, replay_from=replay_from, copied_at_us=copied_at)
     subject.write_rows(schema, copied)
@@ -87,11 +92,12 @@ def holds(subject: Subject, schema: TableSchema, rows: Sequence[Row]) -> None:
 
 
 def nothing(schema: TableSchema) -> Row:
+    """A row of nulls."""
     return dict.fromkeys(schema.column_names)
 
 
 class ModeChecks(DestinationChecks):
-    """Checks for each mode that is declared; the others are skipped."""
+    """Checks of each mode that the destination declares; the others are skipped."""
 
     # -- soft_delete ---------------------------------------------------------------------------
 
@@ -320,7 +326,7 @@ class ModeChecks(DestinationChecks):
 
     @needs("mode:scd2")
     def test_what_a_row_had_inside_a_transaction_is_not_a_version(self, subject: Subject) -> None:
-        """Also where the transaction is cut into several batches."""
+        """Also if the transaction is cut into several batches."""
         subject.copy(VERSIONED)
         changes = subject.stream.commit(
             insert(VERSIONED, **order(1, "a")),
@@ -413,7 +419,7 @@ class ModeChecks(DestinationChecks):
 
     @needs("mode:append", "transactional")
     def test_changes_between_two_copies_are_left_to_the_second(self, subject: Subject) -> None:
-        """Their sender hasn't heard of it yet; from its beginning on they will come again."""
+        """Their sender doesn't know of the second copy yet; they come again after it."""
         subject.copy(LOGGED)
         subject.destination.drop_table_for_copy(LOGGED)
         changes = subject.write(insert(LOGGED, **order(1)))

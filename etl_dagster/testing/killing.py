@@ -19,13 +19,17 @@ def note_and_die(suite: Any, folder: Path, key: str, note: Mapping[str, Any]) ->
     """Have another process make the store, put the note and kill itself; returns its exit code.
 
     Args:
-        suite: the test class's object, whose `make_store` makes the store; with its attributes.
+        suite: the object of the test class, whose `make_store` makes the store. It is pickled with
+            its attributes, for the other process.
     """
     try:
         made = pickle.dumps((suite, folder))
     except Exception as error:
-        pytest.skip(f"{type(suite).__name__} can't be taken to another process: {error}")
-    # Not a fork: of a process with threads, a copy may hang.
+        pytest.skip(
+            f"{type(suite).__name__} can't be pickled for another process: {error}. Define it at "
+            "the top of its module, with attributes that can be pickled"
+        )
+    # Not a fork: the copy of a process with threads may hang.
     process = multiprocessing.get_context("spawn").Process(
         target=_note_and_die, args=(made, key, note), daemon=True
     )
@@ -34,7 +38,10 @@ def note_and_die(suite: Any, folder: Path, key: str, note: Mapping[str, Any]) ->
     if process.is_alive():
         process.kill()
         process.join()
-        pytest.fail(f"writing a note took longer than {suite.patience_s} s (patience_s)")
+        pytest.fail(
+            f"another process took longer than {suite.patience_s} s to make the store and write a "
+            "note. If it is only slow, set a larger `patience_s` in the test class"
+        )
     if process.exitcode == _NOT_MADE:
         pytest.skip(f"another process can't import the module of {type(suite).__name__}")
     return process.exitcode

@@ -1,4 +1,4 @@
-"""What a destination promises that can be told from others (`KeepsMark`)."""
+"""What a destination promises that can be distinguished from others (`KeepsMark`)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _PIPELINE = "shop"
 
 
 class MarkChecks(DestinationChecks):
-    """The mark, the copies that are held, and how both survive."""
+    """The mark and the copies that are held: what is in them, and that they outlive the process."""
 
     def test_looking_for_a_mark_makes_nothing(self, subject: Subject) -> None:
-        """A destination that was removed must not come back as an empty one."""
+        """Else a destination that was removed would come back as an empty one."""
         empty = subject.folder / "empty"
         empty.mkdir()
         other = _marking(self.make_destination(empty))
-        # One that lives in memory has an identity from the beginning.
+        # A destination in memory has an identity from the beginning.
         mark = other.read_mark(_PIPELINE)
 
-        assert mark is None or mark.revision == 0
+        assert mark is None or mark.revision == 0, "a destination without a batch has a revision"
         assert other.held_copies([ORDERS.id]) == {}
-        assert list(empty.iterdir()) == []
+        assert list(empty.iterdir()) == [], "read_mark() or held_copies() made files"
 
     def test_two_destinations_have_differing_identities(self, subject: Subject) -> None:
         mark = _mark(subject)
@@ -43,7 +43,7 @@ class MarkChecks(DestinationChecks):
         finally:
             another.shutdown()
 
-        assert mark.identity
+        assert mark.identity, "choose an identity at random when the destination is created"
         assert other is not None
         assert other.identity not in ("", mark.identity)
 
@@ -62,7 +62,7 @@ class MarkChecks(DestinationChecks):
             found.append(_mark(subject).revision)
             assert _marking(subject.destination).written_revision(_PIPELINE) == found[-1]
 
-        assert found[0] < found[1] < found[2]
+        assert found[0] < found[1] < found[2], "each batch must increase the revision"
 
     def test_a_mark_says_what_its_batches_said(self, subject: Subject) -> None:
         begin = TransactionMark(Lsn(1000), 7, 1_000_000)

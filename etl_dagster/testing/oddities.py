@@ -1,4 +1,4 @@
-"""What a destination promises that keeps values which a column's type can't hold."""
+"""What a destination promises that keeps the values that a column's type can't hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NAN = Unheld("NaN")
 
 
 class OddValueChecks(DestinationChecks):
-    """Such a value is null in its row, its text is kept, and goes with the row."""
+    """Such a value is null in its row; its text is kept, and follows the row."""
 
     @needs("odd_values", "read_odd_values", "mirror", "truncate")
     def test_what_a_column_can_not_hold_goes_with_its_row(self, subject: Subject) -> None:
@@ -45,7 +45,7 @@ class OddValueChecks(DestinationChecks):
 
     @needs("odd_values", "read_odd_values", "transactional", "mirror")
     def test_what_a_column_can_not_hold_is_kept_once(self, subject: Subject) -> None:
-        """Chunks and changes come twice after a crash; another copy replaces what was there."""
+        """Chunks and changes may come twice after a crash; another copy replaces the values."""
         for _ in range(2):
             subject.write_chunk(ORDERS, 0, [order(1, amount=_NAN)])
         subject.end_copy(ORDERS)
@@ -59,7 +59,7 @@ class OddValueChecks(DestinationChecks):
 
 
 def kept_texts(subject: Subject, schema: TableSchema) -> set[tuple[int, str, str]]:
-    """What the table's columns can't hold: the ID of the row, the column, and the text."""
+    """The values that the table's columns can't hold, as: ID of the row, column, text."""
     found = subject.hooks.read_odd_values(subject.destination, schema)
     kept = [(int(key["id"]), column, text) for key, column, text in found]
     assert len(set(kept)) == len(kept), f"a value is kept more than once: {kept}"

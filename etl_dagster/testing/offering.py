@@ -1,4 +1,4 @@
-"""What a destination promises of all that it may offer beyond the least."""
+"""What a destination promises about the contracts that it may offer beyond the least."""
 
 from __future__ import annotations
 
@@ -42,27 +42,32 @@ _PIPELINE = ""
 
 
 class OfferChecks(DestinationChecks):
-    """Looking at itself, counting, repairs, being interrupted; what is declared is there."""
+    """That what is declared is there; and `check`, counts, repairs, removal and `interrupt`."""
 
     def test_it_has_the_methods_of_what_it_offers(self, subject: Subject) -> None:
-        """A method that is missing, or has another name, would never be called."""
+        """The engine never calls a method that is misspelled or not declared."""
         destination = subject.destination
         declared = destination.capabilities.offers
         unknown = [offer for offer in declared or () if offer not in FURTHER_CONTRACTS]
-        assert not unknown, f"not among FURTHER_CONTRACTS: {unknown}"
+        assert not unknown, (
+            f"`offers` has {unknown}, which FURTHER_CONTRACTS has not: name contracts of "
+            "etl_dagster.model.destination"
+        )
         for contract in FURTHER_CONTRACTS:
             name, missing = contract.__name__, lacking(destination, contract)
             if declared is None:
                 complete = not missing or len(missing) == len(members(contract))
-                assert complete, f"of {name} it lacks {', '.join(missing)}"
+                assert complete, (
+                    f"it has some methods of {name}, so also define {', '.join(missing)}"
+                )
             elif contract in declared:
-                assert not missing, f"it declares {name} and lacks {', '.join(missing)}"
+                assert not missing, f"it declares {name}, so define {', '.join(missing)}"
             else:
-                assert missing, f"it has what {name} asks for and doesn't declare it"
+                assert missing, f"it has all methods of {name}, so declare it in `offers`"
 
     @needs("mirror")
     def test_what_is_durable_when_it_is_interrupted_is_kept(self, subject: Subject) -> None:
-        """A stop may come at any moment; it ends what is tried again, and undoes nothing."""
+        """A stop may come at any moment: it ends retries, and undoes nothing."""
         interruptible = offered(subject.destination, Interruptible)
         if interruptible is None:
             pytest.skip(f"{type(subject.destination).__name__} has no interrupt()")
@@ -75,7 +80,7 @@ class OfferChecks(DestinationChecks):
         subject.holds(ORDERS, [order(1), order(2)])
 
     def test_checking_itself_changes_nothing(self, subject: Subject) -> None:
-        """`etl-dagster doctor` has it look before anything is there."""
+        """`etl-dagster doctor` calls `check()` before anything is created."""
         empty = subject.folder / "empty"
         empty.mkdir()
         destination = self.make_destination(empty)
@@ -84,13 +89,13 @@ class OfferChecks(DestinationChecks):
             pytest.skip(f"{type(destination).__name__} has no check()")
         found = checking.check()
 
-        assert found, "what check() returns is what the doctor shows"
-        assert isinstance(found, str)
-        assert list(empty.iterdir()) == []
+        assert isinstance(found, str), "check() must return a text"
+        assert found, "check() must return what it found: the doctor shows it"
+        assert list(empty.iterdir()) == [], "check() made files"
 
     @needs("transactional", "mirror")
     def test_removed_tables_are_gone_and_may_come_again(self, subject: Subject) -> None:
-        """`etl-dagster remove --with-tables` takes what is the pipeline's, and nothing else."""
+        """`etl-dagster remove --with-tables` drops the pipeline's tables, and nothing else."""
         removing = offered(subject.destination, RemovesTables)
         if removing is None:
             pytest.skip(f"{type(subject.destination).__name__} has no remove_tables()")
@@ -125,7 +130,7 @@ class OfferChecks(DestinationChecks):
 
     @needs("mirror")
     def test_rows_are_read_back_as_they_were_written(self, subject: Subject) -> None:
-        """`etl-dagster repair` compares what is read with what would be."""
+        """`etl-dagster repair` compares these rows with what `as_read` makes of the source's."""
         reading = offered(subject.destination, ReadsRows)
         if reading is None:
             pytest.skip(f"{type(subject.destination).__name__} has no read_rows()")
@@ -144,12 +149,12 @@ class OfferChecks(DestinationChecks):
 
     @needs("mirror")
     def test_rows_have_the_same_hashes_wherever_they_are(self, subject: Subject) -> None:
-        """Hashes that are equal are taken for equal rows, and the others for a difference."""
+        """Rows are taken for equal if their hashes are, and else for different."""
         hashing = offered(subject.destination, HashesRows)
         reading = offered(subject.destination, ReadsRows)
         if hashing is None:
             pytest.skip(f"{type(subject.destination).__name__} has no read_hashes()")
-        assert reading is not None, "it declares HashesRows, and not ReadsRows"
+        assert reading is not None, "it offers HashesRows, so it must offer ReadsRows, too"
         rows = [order(1), order(2), order(3) | {"note": None}]
         subject.copy(ORDERS, rows)
         with hashing.read_hashes(ORDERS) as found:
@@ -172,7 +177,7 @@ class OfferChecks(DestinationChecks):
     def test_a_repaired_table_has_its_rows_and_then_the_changes_since(
         self, subject: Subject
     ) -> None:
-        """`etl-dagster repair` replaces rows at one position of the stream, and no change twice."""
+        """`etl-dagster repair` replaces rows as of one position of the stream."""
         repairing = _repairing(subject)
         stream = subject.stream
         subject.copy(ORDERS, [order(1), order(2), order(3)])
@@ -184,7 +189,7 @@ class OfferChecks(DestinationChecks):
         repaired = stream.commit(
             update(ORDERS, **order(1, "repaired")), update(ORDERS, **order(4)), delete(ORDERS, id=3)
         )
-        for _ in range(2):  # as after an answer that got lost
+        for _ in range(2):  # as after a lost answer
             subject.wait_durable(repairing.write_repair(_changes(repaired), "repair"))
         subject.holds(ORDERS, [order(1, "repaired"), order(2), order(4)])
         since = stream.commit(insert(ORDERS, **order(5)), update(ORDERS, **order(2, "since")))
@@ -248,7 +253,7 @@ def _changes(committed: Sequence[Change]) -> TableChanges:
 
 
 def _hashes(hashing: HashesRows, row: Row) -> list[tuple[int, int]]:
-    """Of the key and of the whole of a row of `ORDERS`, as it would be written."""
+    """The hashes of the key and of the whole row, for a row of `ORDERS` that is to be written."""
     return [
         pair
         for piece in chunk("copy", 0, ORDERS, [row]).pieces()

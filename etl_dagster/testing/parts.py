@@ -1,4 +1,4 @@
-"""What a destination promises of values with parts: lists, structs and maps."""
+"""What a destination promises about values with parts: lists, structs and maps."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PARTS = table(
     table_id=16394,
     name="parts",
 )
-#: The same without a key, where all of the old row comes along.
+#: The same without a key: the whole old row comes with an update or delete.
 LOOSE_PARTS = table(
     [
         _nested("tags", 1, Array(1009, "text[]", _TEXT), is_identity=True),
@@ -66,7 +66,7 @@ _DAYS: Row = {
     "upper_inc": False,
     "empty": False,
 }
-#: What is empty, null, or null inside differs, and so do texts that look like these.
+#: Empty, null, and null inside are different values, and so are texts that look like them.
 PARTS_ROWS: list[Row] = [
     {
         "id": 1,
@@ -120,7 +120,7 @@ class PartChecks(DestinationChecks):
 
     @needs("mirror")
     def test_a_row_without_a_key_is_found_by_its_parts(self, subject: Subject) -> None:
-        """Null, empty and null inside are three things."""
+        """Null, empty, and null inside are three different values."""
         some: list[Row] = [
             {"tags": tags, "pair": pair, "extra": extra}
             for tags, pair, extra in (

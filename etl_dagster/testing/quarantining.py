@@ -1,4 +1,4 @@
-"""What a destination promises that keeps rows apart while a column can't hold a value of theirs."""
+"""What a destination promises that keeps rows apart while a column can't hold their value."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class QuarantineChecks(DestinationChecks):
 
     @needs("quarantine", "read_quarantined", "mirror")
     def test_a_row_returns_as_soon_as_it_can_be_held(self, subject: Subject) -> None:
-        """Also when a large value of it is not sent again, be it good or odd."""
+        """Also if a large value of the row, good or odd, is not sent again."""
         subject.copy(
             HOLDING,
             [order(1, amount=_NAN, document="long"), order(2, amount=_NAN, document=_BYTES)],
@@ -107,7 +107,7 @@ class QuarantineChecks(DestinationChecks):
 
     @needs("quarantine", "read_quarantined", "mirror", "transactional")
     def test_a_row_is_put_into_quarantine_once(self, subject: Subject) -> None:
-        """Chunks and changes come twice after a crash; another copy replaces what was there."""
+        """Chunks and changes may come twice after a crash; another copy replaces the rows."""
         for _ in range(2):
             subject.write_chunk(HOLDING, 0, [order(1, amount=_NAN)])
         subject.end_copy(HOLDING)
@@ -134,7 +134,7 @@ class QuarantineChecks(DestinationChecks):
         second = first | {"id": 2, "remark": "new"}
         _has(subject, [], [first, second], wider)
 
-        # What kept the second row apart is gone with its column.
+        # The value that kept the second row apart is gone with its column.
         narrower = _version(950, *wider.columns[:3], _EXTRA)
         subject.write(relation(narrower))
         del first["document"], second["document"]
@@ -146,7 +146,7 @@ class QuarantineChecks(DestinationChecks):
 
     @needs("quarantine", "read_quarantined", "mirror", "schema_changes")
     def test_rows_follow_what_another_schema_keeps_apart(self, subject: Subject) -> None:
-        """A column that gets another type gets what is configured by then."""
+        """A column that gets another type also gets the policy that is configured by then."""
         subject.copy(HOLDING, [order(1, amount=_NAN), order(2, note=_BYTES), order(3)])
         other = _version(900, *(replace(c, quarantine=c.name == "note") for c in HOLDING.columns))
         subject.write(relation(other))
@@ -158,7 +158,7 @@ class QuarantineChecks(DestinationChecks):
 
     @needs("quarantine", "read_quarantined", "mirror", "schema_changes")
     def test_rows_in_quarantine_follow_the_name_of_their_table(self, subject: Subject) -> None:
-        """Also while two tables swap their names, and in between both have one."""
+        """Also while two tables swap their names, and in between have the same name."""
         other = replace(HOLDING, table_name="orders_new", id=16385)
         subject.copy(HOLDING, [order(1, amount=_NAN)])
         subject.copy(other, [order(2, amount=_NAN)], copy_id="copy-2")
@@ -201,6 +201,6 @@ def _has(
     quarantined: Sequence[Row],
     schema: TableSchema = HOLDING,
 ) -> None:
-    """The table has these rows, and these are kept apart from it."""
+    """The table has `rows`, and `quarantined` are kept apart from it."""
     subject.holds(schema, rows)
     require_same_rows(schema, subject.quarantined(schema), quarantined)

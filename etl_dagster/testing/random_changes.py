@@ -1,4 +1,4 @@
-"""Statements at random, run on tables that know what Postgres would send of them."""
+"""Random statements, run on tables that know what Postgres would send for them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from etl_dagster.testing.changes import (
     Transactions,
 )
 
-#: Which table, what to do there (Insert, Update, Key, Delete, Truncate), and numbers and texts to
-#: do it with.
+#: The index of the table, the kind (Insert, Update, change of a Key, Delete, Truncate), and numbers
+#: and texts for values.
 Statement: TypeAlias = tuple[int, str, tuple[int, int], tuple[str | None, str | None]]
 
 NUMBERS = range(7)
@@ -27,7 +27,7 @@ KINDS = "IIIUUUUDDKKT"
 
 
 def random_transactions(random: Random) -> list[list[Statement]]:
-    """A dozen of transactions, each of a few statements."""
+    """Twelve transactions of one to eight statements each."""
 
     def statement() -> Statement:
         return (
@@ -41,7 +41,7 @@ def random_transactions(random: Random) -> list[list[Statement]]:
 
 
 class RandomSource:
-    """Four tables of different kinds, and what Postgres sends of their changes."""
+    """Four tables of different kinds, and the changes that Postgres sends for them."""
 
     def __init__(self, *, toast: bool = True, truncates: bool = True) -> None:
         self.tables = [
@@ -54,7 +54,7 @@ class RandomSource:
         self._truncates = truncates
 
     def run(self, transactions: Sequence[Sequence[Any]]) -> None:
-        """Run the statements; what isn't possible (a key that exists) is left out."""
+        """Run the statements; those that aren't possible (a key that exists) are left out."""
         for statements in transactions:
             changes = [self._statement(*statement) for statement in statements]
             self.stream.commit(*(change for change in changes if change is not None))

@@ -1,4 +1,4 @@
-"""What a destination promises of a copy that several processes make (`shared_copies`)."""
+"""What a destination promises about a copy that several processes make (`shared_copies`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from etl_dagster.testing.waiting import all_within
 
 
 class SharedCopyChecks(DestinationChecks):
-    """Chunks of one copy from two processes at a time."""
+    """Two processes write chunks of one copy at the same time."""
 
     @needs("shared_copies")
     def test_two_processes_write_the_chunks_of_one_copy(self, subject: Subject) -> None:
-        """And one chunk both, as where one of them had stalled."""
+        """Both write one of the chunks, as happens if one process had stalled."""
         chunks = [[order(10 * index + number) for number in range(5)] for index in range(6)]
         subject.destination.drop_table_for_copy(ORDERS)
         other = subject.another()
@@ -26,7 +26,7 @@ class SharedCopyChecks(DestinationChecks):
 
             return all_of_them
 
-        # By turns first: both have something of the copy when they write at a time.
+        # In turns first, so that both have written a part of the copy before they write at once.
         write(subject, (0,))()
         write(other, (3,))()
         writes = [write(subject, (1, 2)), write(other, (4, 5))]

@@ -1,4 +1,4 @@
-"""What a store with the three small contracts promises."""
+"""What a store promises that has the three contracts of `PipelineStore`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from etl_dagster.errors import DestinationMetadataApplying, StateRollbackError
 from etl_dagster.lsn import LSN_ZERO, Lsn
+from etl_dagster.model.destination import lacking
 from etl_dagster.model.schema import TableSchema, TableSchemaRetention
 from etl_dagster.model.shape import AddedColumn, TableShape
 from etl_dagster.model.states import (
@@ -41,11 +42,11 @@ from etl_dagster.testing.waiting import all_within
 from etl_dagster.values.shapes import CastTo, ColumnShape, Mask
 from etl_dagster.values.types import Array, Attribute, Composite, Scalar
 
-#: Not a whole second, as no retry is: comparing a state with the stored one needs all digits.
+#: Not a whole second: a store must keep every digit of a time, because states are compared.
 NOON = datetime(2026, 11, 21, 12, 0, 0, 250_001, tzinfo=UTC)
-#: OIDs are unsigned: past half of them, an int4 is too small.
+#: OIDs are unsigned 32-bit numbers: for the upper half of them, an int4 is too small.
 LARGEST_OID = 2**32 - 1
-#: One of each kind; each must come back as it went in.
+#: States of each kind; each must be read as it was written.
 STATES: tuple[TableState, ...] = (
     Init(),
     DataSync(),
@@ -75,15 +76,15 @@ class StoreSuite:
     ...         return SqliteStore(folder / "state.db")
 
     Every check has an empty store of its own. Fixtures of a derived class work as usual, for
-    example an autouse one that starts a server and keeps its address in `self`. A check that can't
-    apply is left out by its name: ``test_... = None``, with the reason next to it.
+    example an autouse one that starts a server and keeps its address in `self`. Leave out a check
+    that can't apply by its name: ``test_... = None``, with the reason next to it.
     """
 
     #: Whether what is stored outlives the store object. Without it `make_store` is called once in
     #: each check, and nothing is reopened.
     durable: ClassVar[bool] = True
-    #: How long threads may take before a check fails, in seconds. Nothing waits for this long when
-    #: all is well.
+    #: How long threads may take before a check fails, in seconds. A store that keeps its promises
+    #: never makes a check wait this long.
     patience_s: ClassVar[float] = 30.0
 
     # -- hooks ---------------------------------------------------------------------------------
@@ -91,24 +92,24 @@ class StoreSuite:
     def make_store(self, folder: Path) -> PipelineStore:
         """A store of one pipeline, the same for the same folder.
 
-        Called a second time with the same folder in one check, it gives another object for the
-        same pipeline: as after a restart, or as another process has it. A store that isn't kept
-        in files takes the pipeline's name from the folder's.
+        A second call with the same folder in one check returns another object for the same
+        pipeline: as after a restart, or as another process has it. A store that isn't kept in
+        files takes the pipeline's name from the folder's.
         """
-        raise NotImplementedError("define make_store(self, folder): it gives the store to check")
+        raise NotImplementedError("define make_store(self, folder): it returns the store to check")
 
     def close_store(self, store: PipelineStore) -> None:
-        """Let go of a store object; calls its `close()` if it has one."""
+        """Close a store object; by default its `close()` is called if it has one."""
         close = getattr(store, "close", None)
         if callable(close):
             close()
 
     def reopen(self, store: PipelineStore, folder: Path) -> PipelineStore:
-        """What a new process has after the one with this store was killed.
+        """The object of a new process, after the process with `store` was killed.
 
-        By default the first object is left alone, never closed, and `make_store` called. Where
-        that leaves a lock behind which the end of a process would release, release it here, without
-        writing anything.
+        By default the first object is left alone, never closed, and `make_store` is called. If the
+        first one still holds a lock that the end of its process would have released, release it
+        here, without writing anything.
         """
         return self.make_store(folder)
 
@@ -124,7 +125,7 @@ class StoreSuite:
 
     @pytest.fixture
     def another_store(self, tmp_path: Path, open_stores: list[PipelineStore]) -> Reopen:
-        """Gives further objects of the same store; the same one where it isn't durable."""
+        """Makes further objects of the same store; if it isn't durable, returns the only one."""
 
         def make() -> PipelineStore:
             if self.durable or not open_stores:
@@ -154,7 +155,8 @@ class StoreSuite:
     # -- the contracts -------------------------------------------------------------------------
 
     def test_it_has_the_operations_of_all_three_contracts(self, store: PipelineStore) -> None:
-        assert isinstance(store, PipelineStore)
+        missing = lacking(store, PipelineStore)
+        assert not missing, f"define {', '.join(missing)} in {type(store).__name__}"
 
     # -- states --------------------------------------------------------------------------------
 
@@ -179,7 +181,7 @@ class StoreSuite:
         assert [schema.id for schema in store.get_table_schemas()] == [LARGEST_OID]
 
     def test_no_states_may_change_at_once(self, store: PipelineStore) -> None:
-        """As when a pipeline is reset that has no table yet."""
+        """This is the reset of a pipeline without tables."""
         store.update_table_replication_states([])
 
         assert dict(store.get_table_replication_states()) == {}
@@ -212,7 +214,9 @@ class StoreSuite:
                     torn.set()
 
         all_within(self.patience_s, "reading while another thread writes", [write, read])
-        assert not torn.is_set(), "states of one update were seen next to older ones"
+        assert not torn.is_set(), (
+            "a reader saw some states of an update next to older ones: make the update in one step"
+        )
 
     def test_what_was_read_stays_as_it_was_when_read(self, store: PipelineStore) -> None:
         store.update_table_replication_states([(1, Init())])
@@ -222,7 +226,7 @@ class StoreSuite:
         assert dict(read) == {1: Init()}
 
     def test_a_rollback_goes_back_one_durable_state(self, store: PipelineStore) -> None:
-        """`SyncWait` and `Catchup` are a talk between living workers: no state to resume from."""
+        """`SyncWait` and `Catchup` are between living workers: a restart can't resume from them."""
         for state in (Init(), DataSync(), FinishedCopy(), SyncWait(Lsn(1)), Catchup(Lsn(2))):
             store.update_table_replication_states([(1, state)])
 
@@ -266,7 +270,7 @@ class StoreSuite:
         assert store.get_table_schema(schema.id, Lsn(0)) == schema
 
     def test_a_schema_is_read_with_the_mode_of_its_table(self, store: PipelineStore) -> None:
-        """Taken for a mirror, a table would lose the rows that it keeps."""
+        """If the table were taken for a mirror, the rows that it keeps would be lost."""
         schema = replace(ORDERS, mode="scd2")
         store.store_table_schema(schema)
 
@@ -275,7 +279,7 @@ class StoreSuite:
     def test_what_differs_at_the_destination_is_kept_with_the_schema(
         self, store: PipelineStore
     ) -> None:
-        """It says which values the destination must not have."""
+        """The shape says which values the destination must not get."""
         hidden = ColumnShape("note", left_out=True, is_read=False)
         named = ColumnShape("note", name="remark", cast=CastTo(INT4), mask=Mask("partial", "*", 1))
         columns = (replace(ORDERS.columns[0], shape=hidden), *ORDERS.columns[1:])
@@ -382,7 +386,7 @@ class StoreSuite:
 
         reports = [report(start) for start in range(1, 9)]
         kept = all_within(self.patience_s, "reports of progress from eight threads", reports)
-        assert kept == [True] * 8, "what is stored was less than what was reported"
+        assert kept == [True] * 8, "the stored progress was less than a thread had reported"
         assert store.get_replication_progress(ApplyWorker()) == Lsn(199)
 
     # -- destination metadata ------------------------------------------------------------------
@@ -503,12 +507,12 @@ class StoreSuite:
 
 
 def versions(store: PipelineStore) -> list[TableSchema]:
-    """All schemas of all tables, by table and version; a store may give them in any order."""
+    """All schemas of all tables, sorted by table and version: a store has no order of its own."""
     return sorted(store.get_table_schemas(), key=lambda schema: (schema.id, schema.snapshot_id))
 
 
 def fill(store: PipelineStore, table_id: int) -> None:
-    """Have the store keep something of every kind of the table."""
+    """Store something of each kind for the table."""
     store.update_table_replication_states([(table_id, Ready(Lsn(9)))])
     store.store_table_schema(replace(ORDERS, id=table_id))
     store.store_destination_table_metadata(table_id, APPLIED)
@@ -516,7 +520,7 @@ def fill(store: PipelineStore, table_id: int) -> None:
 
 
 def assert_filled(store: PipelineStore, table_id: int) -> None:
-    """What `fill` stored is there."""
+    """Require what `fill` stored."""
     assert store.get_table_replication_state(table_id) == Ready(Lsn(9))
     assert store.get_table_schema(table_id, Lsn(0)) == replace(ORDERS, id=table_id)
     assert store.get_destination_table_metadata(table_id) == APPLIED

@@ -1,4 +1,4 @@
-"""A destination under test: how the checks write to it, and how they see what is in it."""
+"""A destination under test: how the checks write to it, and how they read what it has."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ from etl_dagster.testing.changes import (
 from etl_dagster.testing.values import differences, readable_rows
 
 F = TypeVar("F", bound=Callable[..., None])
+#: How many differences of a table a failure lists.
+_MOST_SHOWN = 20
 
 
 class Recorded(NamedTuple):
-    """A change as a destination keeps it that appends every change."""
+    """A change, as a destination keeps it that appends every change."""
 
     #: ``I``, ``U``, ``D`` or ``T`` (truncate).
     op: str
@@ -46,7 +48,7 @@ class Recorded(NamedTuple):
 
 
 def needs(*names: str) -> Callable[[F], F]:
-    """The check runs where the destination declares these capabilities and these hooks are there.
+    """Run the check only if the destination declares these capabilities and has these hooks.
 
     ``not mirror`` is for destinations without that capability, ``mode:append`` for those that keep
     tables in that mode.
@@ -60,78 +62,84 @@ def needs(*names: str) -> Callable[[F], F]:
 
 
 class DestinationHooks:
-    """What a test class says about its destination. Only the first two must be defined."""
+    """What a test class says about its destination.
+
+    It must define `make_destination` and `read_rows`.
+    """
 
     #: How long a write may take before a check fails, in seconds.
     patience_s: ClassVar[float] = 30.0
-    #: Whether what was written outlives the destination object. Without it nothing is reopened.
+    #: Whether what was written outlives the destination object. If not, nothing is reopened.
     durable: ClassVar[bool] = True
 
     def make_destination(self, folder: Path) -> Destination:
         """A destination, not yet started, that writes to the same place for the same folder.
 
-        Each check has an empty folder of its own. A second call with the same folder gives what a
-        new process would have after the first one crashed.
+        Each check has an empty folder of its own. A second call with the same folder returns what
+        a new process would have after the first one crashed.
         """
-        raise NotImplementedError("define make_destination(self, folder): it gives the destination")
+        raise NotImplementedError(
+            "define make_destination(self, folder): it returns the destination to check"
+        )
 
     def read_rows(self, destination: Destination, schema: TableSchema) -> Sequence[Row]:
         """The table's rows now, in any order, with Python values by column name.
 
         Read them as another process would: from the file, the server or the receiver, not from what
-        the object remembers. Values may be spelled as JSON does it (an int8 or a timestamp as its
-        text), and nulls left out. Without `mirror`, only the rows that the copy brought.
+        the object remembers. Values may be spelled as in JSON (an int8 or a timestamp as its text),
+        and nulls left out. Without `mirror`, only the rows that the copy brought.
         """
         raise NotImplementedError(
-            "define read_rows(self, destination, schema): it gives the table's rows"
+            "define read_rows(self, destination, schema): it returns the table's rows"
         )
 
     def capabilities(self, destination: Destination) -> Capabilities:
         """What is checked: by default what the destination declares.
 
-        Say more where `read_rows` sees more than the destination itself does, such as the tables of
-        a receiver that applies what it is sent:
+        Return more if `read_rows` reads what another program makes of the destination's output,
+        such as the tables of a receiver that applies the changes that it gets:
         ``replace(destination.capabilities, mirror=True)``.
         """
         return destination.capabilities
 
     def table_exists(self, destination: Destination, schema: TableSchema) -> bool:
-        """Whether there is such a table, be it empty. Optional; what needs it is skipped without.
+        """Whether there is such a table, even if it is empty.
 
-        It matters: a table without rows must be there for those who query it.
+        Optional: without it, the checks that need it are skipped. A table without rows must exist,
+        because people query it.
         """
         raise NotImplementedError
 
     def read_changes(self, destination: Destination, schema: TableSchema) -> Sequence[Recorded]:
-        """The changes recorded of the table, in the order in which they are kept.
+        """The recorded changes of the table, in the order in which they are kept.
 
-        Optional for a mirror that also keeps a log of changes, needed without `mirror`.
+        Needed without `mirror`; optional for a mirror that also keeps a log of changes.
         """
         raise NotImplementedError
 
     def read_odd_values(
         self, destination: Destination, schema: TableSchema
     ) -> Sequence[tuple[Mapping[str, Any], str, str]]:
-        """What the table's columns can't hold: of each value its row's key, its column, its text.
+        """The values that the table's columns can't hold, each as: key of its row, column, text.
 
-        The key by column name, with Python values; empty for a table without one. Needed with the
-        capability `odd_values`, where what declares it is checked.
+        The key is by column name, with Python values, and empty for a table without one. Needed to
+        check the capability `odd_values`.
         """
         raise NotImplementedError
 
     def read_quarantined(self, destination: Destination, schema: TableSchema) -> Sequence[Row]:
-        """The rows that are kept apart from the table, as `read_rows` gives those of the table.
+        """The rows that are kept apart from the table, in the form of `read_rows`.
 
-        Needed with the capability `quarantine`, where what declares it is checked.
+        Needed to check the capability `quarantine`.
         """
         raise NotImplementedError
 
     def reopen(self, destination: Destination, folder: Path) -> Destination:
-        """What a new process has after the one with this destination was killed, not yet started.
+        """The object of a new process, not yet started, after the process of this one was killed.
 
-        By default the first object is left alone, never shut down, and `make_destination` called.
-        Where that leaves a lock behind which the end of a process would release, release it here,
-        without writing anything.
+        By default the first object is left alone, never shut down, and `make_destination` is
+        called. If the first one still holds a lock that the end of its process would have released,
+        release it here, without writing anything.
         """
         return self.make_destination(folder)
 
@@ -205,7 +213,7 @@ class Subject:
         self.wait_durable(self.destination.write_table_rows(schema, rows))
 
     def write(self, *changes: Change) -> list[Change]:
-        """Write a transaction; its changes with their positions."""
+        """Write a transaction; returns its changes with their positions."""
         committed = self.stream.commit(*changes)
         self.deliver(committed)
         return committed
@@ -224,25 +232,31 @@ class Subject:
         self.wait_durable(self.destination.write_events(events))
 
     def wait_durable(self, result: WriteResult) -> None:
-        """Wait as the engine does; raises what the write failed with."""
+        """Wait as the engine does; raises the error of the write, if it failed."""
         if result is None:
             return
-        assert isinstance(result, Future), "a write returns None or a concurrent.futures.Future"
+        assert isinstance(result, Future), (
+            f"a write must return None or a concurrent.futures.Future, not {result!r}"
+        )
         try:
             result.result(self.hooks.patience_s)
         except FutureTimeout:
             if result.done():
                 raise
-            pytest.fail(f"a write was not durable within {self.hooks.patience_s} s (patience_s)")
+            pytest.fail(
+                f"a write was not durable within {self.hooks.patience_s} s. Complete the future "
+                "that it returned; if the destination is only slow, set a larger `patience_s` in "
+                "the test class"
+            )
 
     # -- reading -------------------------------------------------------------------------------
 
     def rows(self, schema: TableSchema) -> list[Row]:
-        """What `read_rows` gives, with Python's own values; a column that is missing is null."""
+        """The rows of `read_rows`, with Python's own values; a column that is missing is null."""
         return self._readable(schema, self.hooks.read_rows(self.destination, schema))
 
     def kept(self, schema: TableSchema) -> list[Row]:
-        """As `rows`, with the columns that the table's mode adds, which are read alike."""
+        """As `rows`, with the columns that the table's mode adds."""
         nulls = dict.fromkeys((*schema.column_names, *ADDED_COLUMNS[schema.mode]))
         found = self.hooks.read_rows(self.destination, schema)
         return self.readable(schema, [nulls | dict(row) for row in found])
@@ -256,7 +270,7 @@ class Subject:
         ]
 
     def quarantined(self, schema: TableSchema) -> list[Row]:
-        """What `read_quarantined` gives, as `rows` gives the table's rows."""
+        """The rows of `read_quarantined`, in the form of `rows`."""
         return self._readable(schema, self.hooks.read_quarantined(self.destination, schema))
 
     @staticmethod
@@ -272,7 +286,7 @@ class Subject:
         return getattr(type(self.hooks), hook) is not getattr(DestinationHooks, hook)
 
     def recorded(self, schema: TableSchema) -> list[Recorded]:
-        """The changes recorded; where the destination isn't transactional, each position once."""
+        """The recorded changes; if the destination isn't transactional, each position once."""
         recorded = [Recorded(*entry) for entry in self.hooks.read_changes(self.destination, schema)]
         if self.capabilities.transactional:
             return recorded
@@ -298,7 +312,10 @@ class Subject:
         for table_id, schema in latest.items():
             sent = [c for c in changes if c.schema.id == table_id and c.op != "R"]
             recorded = self.recorded(schema)
-            assert [entry[:3] for entry in recorded] == [(c.op, c.lsn, c.ordinal) for c in sent]
+            assert [entry[:3] for entry in recorded] == [(c.op, c.lsn, c.ordinal) for c in sent], (
+                f"the log of {schema.name} must have each change in the order of the stream, as "
+                "(operation, commit LSN, ordinal)"
+            )
             for entry, change in zip(recorded, sent, strict=True):
                 if entry.row is not None and change.op in "IU":
                     told = {name: entry.row[name] for name in change.row if name in entry.row}
@@ -326,7 +343,10 @@ def _added(name: str, value: Any) -> Any:
 def require_same_rows(schema: TableSchema, found: Sequence[Row], expected: Sequence[Row]) -> None:
     """The rows are the expected ones, in any order."""
     wrong = differences(schema, found, expected)
-    assert not wrong, "\n  ".join([f"{schema.name} isn't what the source has:", *wrong[:20]])
+    shown = wrong[:_MOST_SHOWN]
+    if len(wrong) > len(shown):
+        shown.append(f"and {len(wrong) - len(shown)} more")
+    assert not wrong, "\n  ".join([f"{schema.name} isn't what the source has:", *shown])
 
 
 class DestinationChecks(DestinationHooks):

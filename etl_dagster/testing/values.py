@@ -1,4 +1,4 @@
-"""Compares rows by what their values mean, in whatever way a destination spells them."""
+"""Compares rows by the meaning of their values, however a destination spells them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from etl_dagster.values.registry import row_of
 
 
 def readable_rows(schema: TableSchema, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Rows as a destination gives them, with Python's own value for each.
+    """The rows of a destination, with Python's own value for each.
 
     An integer, numeric, date, timestamp, UUID or bytea (in base64) may come as its text, as it does
-    from JSON. A value with parts may come as the text of its JSON, and a map as pairs. A value that
-    lost something on its way stays lost: a numeric that became a binary fraction differs from what
-    it was.
+    from JSON. A value with parts may come as the text of its JSON, and a map as pairs. What was
+    lost on the way is not restored: a numeric that became a float differs from what it was.
     """
     columns = {column.name: column for column in schema.columns}
     return [
@@ -39,10 +38,10 @@ def readable_rows(schema: TableSchema, rows: Iterable[Mapping[str, Any]]) -> lis
 
 
 def differences(schema: TableSchema, found: Iterable[Row], expected: Iterable[Row]) -> list[str]:
-    """In words, what is missing, too much or otherwise; empty where the rows are the same.
+    """In words, what is missing, different or not expected; empty if the rows are the same.
 
-    Rows in any order, and as `readable_rows` gives them. Of two rows with the same key only the
-    values are told that differ.
+    The rows are in any order, and in the form of `readable_rows`. If two rows have the same key,
+    only the values that differ are listed.
     """
     found, expected = list(found), list(expected)
     surplus = _without(found, expected)
@@ -83,7 +82,7 @@ def _same_key(schema: TableSchema, one: Row, other: Row) -> bool:
 
 
 def readable(column: ColumnSchema, value: Any) -> Any:
-    """One value; what can't be read as the column's type stays as it is, and so differs."""
+    """One value; if it can't be read as the column's type it stays as it is, and so differs."""
     read = _reader(column)
     if value is None or read is None:
         return value
@@ -103,7 +102,7 @@ def _numeric(value: Any) -> Any:
 
 def _float(value: Any) -> Any:
     number = float(value)
-    # NaN differs from itself, its name doesn't.
+    # NaN isn't equal to itself; the word is.
     return "NaN" if number != number else number
 
 

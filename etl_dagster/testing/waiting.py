@@ -1,4 +1,4 @@
-"""Runs what may never end, and gives up on it."""
+"""Runs work that may never end, and gives it up after a time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ T = TypeVar("T")
 
 
 def within(patience_s: float, what: str, work: Callable[[], T]) -> T:
-    """The result of `work`, which runs in a thread of its own; a failed check when it takes longer.
+    """The result of `work`, which runs in a thread of its own; if it takes longer, the check fails.
 
     Args:
-        what: the promise that isn't kept then, as in "a wait ends when something changes".
+        what: what took too long, such as "writing chunks from four threads"; or the promise that
+            is broken then, such as "a wait ends when something changes".
     """
     [result] = all_within(patience_s, what, [work])
     return result
 
 
 def all_within(patience_s: float, what: str, works: Iterable[Callable[[], T]]) -> list[T]:
-    """The results of work that is done at the same time, one thread for each, as `within`."""
+    """As `within`, the results of several pieces of work, which run at once in a thread each."""
     works = list(works)
     results: dict[int, T] = {}
     errors: list[BaseException] = []
@@ -46,5 +47,8 @@ def all_within(patience_s: float, what: str, works: Iterable[Callable[[], T]]) -
     if errors:
         raise errors[0]
     if any(thread.is_alive() for thread in threads):
-        pytest.fail(f"{what}: not so within {patience_s} s (patience_s)")
+        pytest.fail(
+            f"{what}: not within {patience_s} s. Something waits without an end; if it is only "
+            "slow, set a larger `patience_s` in the test class"
+        )
     return [results[number] for number in range(len(works))]
