@@ -1,1 +1,1 @@
-"""What everything is about: schemas, events, table states, and the contracts between the parts."""
+"""Schemas, events, table states, and the contracts of stores and destinations."""

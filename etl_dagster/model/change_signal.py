@@ -9,9 +9,9 @@ import time
 class ChangeSignal:
     """Counts changes, and lets threads wait for the next one.
 
-    A thread that looks, decides and then waits must not miss what changed while it decided. So
-    each thread remembers the count at its last wait, and a wait returns at once when the count has
-    moved since; the first wait of a thread always returns at once.
+    A thread that reads, decides and then waits must not miss a change that comes while it decides.
+    So the count at each thread's last wait is remembered, and a wait returns at once if the count
+    has changed since; the first wait of a thread always returns at once.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class ChangeSignal:
             self._condition.notify_all()
 
     def wait(self, timeout_s: float) -> None:
-        """Return when there was a change since this thread's last wait, or in time."""
+        """Return once there was a change since this thread's last wait, or after the timeout."""
         deadline = time.monotonic() + timeout_s
         with self._condition:
             seen = getattr(self._seen, "count", -1)

@@ -1,7 +1,7 @@
-"""Where the workers of one pipeline meet, in one process or in many: what a store adds for that.
+"""What a store adds so that the workers of one pipeline can work together, also in many processes.
 
-Each contract is about one thing; `Coordination` is all that are asked of a store for several
-processes, but for `Notes`, which a store of an earlier version doesn't have.
+Each contract is about one thing. `Coordination` is all that a store for several processes needs,
+except for `Notes`, which stores for earlier versions don't have.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from etl_dagster.model.states import TableState
 
 @runtime_checkable
 class SharedStates(Protocol):
-    """Changes of states that several processes may want at once."""
+    """Changes of states that several processes may want to make at once."""
 
     def transition_table_state(
         self, table_id: TableId, expected: TableState, new: TableState
     ) -> bool:
-        """Change the state if it still is the expected one; whether it was."""
+        """Change the state if it is still the expected one, and return whether it was."""
         ...
 
     def request_copy(self, table_id: TableId) -> None:
@@ -44,7 +44,7 @@ class SharedStates(Protocol):
 
 @runtime_checkable
 class Lease(Protocol):
-    """Proof that no other process does this work; ends with the process that holds it."""
+    """Proof that no other process does this work; it ends with the process that holds it."""
 
     @property
     def is_held(self) -> bool:
@@ -52,16 +52,16 @@ class Lease(Protocol):
         ...
 
     def release(self) -> None:
-        """Let others have it; changes nothing when it was released before."""
+        """Let others take it; if it was released before, this changes nothing."""
         ...
 
 
 @runtime_checkable
 class Leases(Protocol):
-    """Who does what now, and who is the replicator."""
+    """Which process does what now, and which one is the replicator."""
 
     def acquire_lease(self, name: str) -> Lease | None:
-        """Take a lease by name, such as ``apply`` or ``table:16384``; None when another has it."""
+        """Take a lease by name, such as ``apply`` or ``table:16384``; None if another holds it."""
         ...
 
     def is_leased(self, name: str) -> bool:
@@ -71,8 +71,8 @@ class Leases(Protocol):
     def take_epoch(self) -> int:
         """Begin a new epoch, larger than all before: the caller is the replicator from now on.
 
-        Larger also than those of a store that was lost: the destination still remembers them. So
-        it is at least `epoch_by_clock`.
+        It must also be larger than those of a store that was lost, since the destination remembers
+        them. So it is at least `epoch_by_clock`.
         """
         ...
 
@@ -163,18 +163,18 @@ class CopyPlans(Protocol):
         ...
 
 
-# -- hearing of each other -------------------------------------------------------------------------
+# -- noticing each other ---------------------------------------------------------------------------
 
 
 @runtime_checkable
 class WakeUps(Protocol):
-    """Waiting for what other workers change."""
+    """Waiting for changes by other workers."""
 
     def wait_for_change(self, timeout_s: float) -> None:
-        """Return when some state, plan or request of the pipeline may have changed, or in time.
+        """Return when a state, plan or request of the pipeline may have changed, or at the timeout.
 
-        What changed since this thread's last wait ends the next one at once: nothing is missed by
-        a worker that looked and decided in between.
+        A change since this thread's last wait ends the next one at once, so a worker that reads and
+        decides in between misses nothing.
         """
         ...
 
@@ -185,10 +185,10 @@ class WakeUps(Protocol):
 
 @runtime_checkable
 class Board(Protocol):
-    """What processes show each other. A status may be lost, and nothing but a display suffers."""
+    """What processes show each other. Statuses may be lost: they are only for display."""
 
     def publish_status(self, key: str, payload: Mapping[str, Any]) -> None:
-        """Show JSON to other processes, such as the lag under ``apply``; the last one stays."""
+        """Show JSON to other processes, such as the lag under ``apply``; the last one is kept."""
         ...
 
     def get_status(self, key: str) -> Mapping[str, Any] | None: ...
@@ -199,30 +199,29 @@ class Board(Protocol):
 
 @runtime_checkable
 class Notes(Protocol):
-    """What correctness rests on besides states and plans, such as the publication as last seen.
+    """What correctness depends on besides states and plans, such as the last known publication.
 
-    JSON by key. A note is kept once `put_note` returns, whatever is killed then. It is written on
-    its own: the engine writes a note after what it speaks of is done, and comes to the same
-    conclusion again where it was killed in between.
+    JSON by key. Once `put_note` has returned, the note is kept, whatever is killed then. A note is
+    not written together with anything else: the engine writes it after the work that it is about,
+    and if it was killed in between, it comes to the same conclusion again.
     """
 
     def get_note(self, key: str) -> Mapping[str, Any] | None:
         """The note, or None.
 
-        Stores without notes kept them as statuses. So a status under the key is what was noted
-        last, until `put_note`; keys of notes and of statuses differ otherwise.
+        Stores without notes kept them as statuses. So a status under the key is the last note,
+        until `put_note`; apart from that, notes and statuses have different keys.
         """
         ...
 
     def put_note(self, key: str, note: Mapping[str, Any]) -> None:
-        """Keep the note in place of the one before, and of a status under the key."""
+        """Replace the note, and a status under the key."""
         ...
 
 
 @runtime_checkable
 class Coordination(SharedStates, Leases, CopyPlans, WakeUps, Board, Protocol):
-    """Where the workers of one pipeline meet; a store has `Notes` as well.
+    """What several processes of one pipeline need of a store; it should have `Notes`, too.
 
-    One without them is asked to keep notes as statuses, which must be durable then. That is
-    deprecated.
+    A store without them keeps notes as statuses, which must be durable then. That is deprecated.
     """

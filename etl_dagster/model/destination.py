@@ -30,36 +30,39 @@ _T = TypeVar("_T")
 class Capabilities:
     """What a destination promises beyond the least; the conformance suite checks what is set."""
 
-    #: Data and position are committed together, so each change is applied exactly once. Epochs are
-    #: kept, and copies and their chunks: one that was given up is refused (`InvalidState`), and the
-    #: old rows stay until the new copy is complete.
+    #: Data and position are committed together, so each change is applied exactly once. The newest
+    #: epoch is kept, and a smaller one refused (`Superseded`). Copies and their chunks are kept,
+    #: too: an abandoned copy is refused (`InvalidState`), and the old rows stay until the new copy
+    #: is complete.
     transactional: bool = False
-    #: Updates and deletes change rows in place; without it every change is appended, with its
+    #: Updates and deletes change rows in place; without this, every change is appended, with its
     #: operation and position.
     mirror: bool = True
     #: A truncate empties the table (or is appended).
     truncate: bool = True
-    #: Columns and tables that are added, dropped and renamed are so at the destination.
+    #: Columns and tables that are added, dropped or renamed in the source are so at the
+    #: destination, too.
     schema_changes: bool = False
-    #: What columns' types can't hold (`CopiedRows.odd`, `TableChanges.odd`, `RowEvent.odd`) is kept
-    #: as Postgres printed it, and goes with its row: replaced, moved to another key and removed.
+    #: Values that a column's type can't hold (`CopiedRows.odd`, `TableChanges.odd`, `RowEvent.odd`)
+    #: are kept as Postgres printed them, and follow their row: they are replaced, moved to another
+    #: key, and removed with it.
     odd_values: bool = False
-    #: A row with such a value in one of `TableSchema.quarantine_columns` is not in its table but in
-    #: a place of its own, whole, and in the table again as soon as it has none. For tables with a
-    #: key. A configuration with ``odd_values: quarantine`` is refused without it.
+    #: A row with such a value in one of `TableSchema.quarantine_columns` is not in its table but,
+    #: whole, in a place of its own; it returns to the table as soon as it has none. For tables with
+    #: a key. Without this, a configuration with ``odd_values: quarantine`` is refused.
     quarantine: bool = False
-    #: The modes in which it keeps a table; which one, `TableSchema.mode` says. `mirror` is what the
-    #: other capabilities describe. A configuration with another mode than these is refused.
+    #: The modes in which it can keep a table; `TableSchema.mode` says which one to use. The other
+    #: capabilities describe `mirror`. A configuration with any other mode is refused.
     modes: frozenset[TableMode] = frozenset({"mirror"})
-    #: Several processes, also on several machines, may write chunks of one copy at a time. If two
-    #: write the same one, the table has it once.
+    #: Several processes, also on several machines, may write chunks of one copy at the same time.
+    #: If two write the same chunk, the table has it once.
     shared_copies: bool = False
-    #: Several pipelines may write to it at a time, each its own tables, from one process or from
-    #: several: as the shards of a pipeline do, which is refused without it.
+    #: Several pipelines may write to it at the same time, each its own tables, from one process or
+    #: from several. Shards do so: without this, a configuration with `shards` is refused.
     shards: bool = False
-    #: The further contracts that it fulfils, of `FURTHER_CONTRACTS`. None: those whose methods it
-    #: has. Declared, they are exactly these, and the suite finds a method that is missing or has
-    #: another name; a class that is derived from it declares what it adds.
+    #: Which of `FURTHER_CONTRACTS` it fulfils. None: those whose methods it has. If this is set, it
+    #: is exactly these, and the test suite finds a method that is missing or misspelled; a derived
+    #: class declares what it adds.
     offers: frozenset[type] | None = None
 
 
@@ -67,16 +70,16 @@ class Capabilities:
 class Destination(Protocol):
     """Where rows and events go.
 
-    Any object with these members is one. A class that names it as its base has only `name`,
-    `drop_table_for_copy`, `write_table_rows` and `write_events` to write, and inherits the rest.
+    Any object with these members is one. A class with this base has to define only `name`,
+    `drop_table_for_copy`, `write_table_rows` and `write_events`, and inherits the rest.
 
     Delivery is at least once and, within a table, in commit order. Calls come from several
     threads: `write_table_rows` from the copy workers of any tables, `write_events` from one
     thread for each stream (the apply worker, and each table that is catching up); one table is
-    never written by two streams at a time. Where writes return futures, a stream may have several
+    never written by two streams at a time. If writes return futures, a stream may have several
     batches under way (`batch.max_in_flight`, by default one), never two with a table in common;
-    they may become durable in any order. A failure is raised (an `EtlError` where there is
-    something to do about it) and then nothing of that call may be visible, or all of it.
+    they may become durable in any order. Raise a failure, as an `EtlError` if something can be
+    done about it; then either nothing of that call may be visible, or all of it.
     """
 
     @property
@@ -90,7 +93,7 @@ class Destination(Protocol):
         return Capabilities()
 
     def startup(self, store: DestinationStore) -> None:
-        """Called once before anything else: open, check rights, finish what was interrupted.
+        """Open, check rights, finish what was interrupted. Called once, before reads and writes.
 
         Several processes may have the same destination open, each with an object of its own: the
         replicator, and every run that copies a table.
@@ -100,21 +103,21 @@ class Destination(Protocol):
     def drop_table_for_copy(self, schema: TableSchema) -> None:
         """Forget earlier copies of the table, before a copy begins; idempotent.
 
-        `schema` is the newest version that the store has of it, so the one that the destination
-        wrote last; before the first copy it is what will be copied. What the engine itself keeps
-        of the table is cleared only once this returns.
+        `schema` is the newest version that the store has, which is the one that the destination
+        wrote last; before the first copy it is the one that will be copied. The engine removes its
+        own data about the table only after this has returned.
 
         The table's rows may stay readable until the end of the new copy, which replaces them.
-        Everything the destination remembers of the table's positions and chunks goes.
+        Remove all that the destination keeps of the table's positions and chunks.
         """
         ...
 
     def write_table_rows(self, schema: TableSchema, rows: TableRows) -> WriteResult:
         """Write one chunk of a copy, or finish the copy (`rows.is_end_of_copy`).
 
-        The end creates the table when the copy had no rows, replaces the previous table where
-        there was one, and is only durable once every chunk of the copy is. Both may come a second
-        time after a crash and then change nothing where the destination is transactional.
+        The end creates the table if the copy had no rows, replaces the previous table if there was
+        one, and is durable only once every chunk of the copy is. Both may come a second time after
+        a crash; if the destination is transactional, they change nothing then.
         """
         ...
 
@@ -126,8 +129,9 @@ class Destination(Protocol):
         ...
 
     def shutdown(self) -> None:
-        """Release everything, also where the start failed; called at most once, after the last
-        write. Never loses a write.
+        """Release everything, even if `startup` failed; called at most once, after the last write.
+
+        Must not lose a write.
         """
         return
 
@@ -151,7 +155,7 @@ class CopiesManyTables(Protocol):
         comes a second time, stays as it is.
 
         Raises:
-            TableWriteFailed: that table refuses; the engine tries again without it.
+            TableWriteFailed: that table can't be written; the engine tries again without it.
         """
         ...
 
@@ -162,22 +166,21 @@ class EstimatedCount(int):
 
 @runtime_checkable
 class CountsRows(Protocol):
-    """A destination that can say at little cost how many rows its tables hold."""
+    """A destination that can count its tables' rows at little cost."""
 
     def count_rows(self) -> Mapping[str, int]:
         """Rows that the source has now, by ``schema.table``.
 
-        Tables that don't exist yet are missing. Rows that are deleted, or versions that are over,
-        don't count; of tables of which every change is kept (mode append), every row does. It is
-        asked every few seconds: where counting would take long, an `EstimatedCount` is shown as
-        such.
+        Tables that don't exist yet are missing. Rows marked as deleted and versions that have ended
+        don't count; in mode append, every row does. Called every few seconds: if counting would
+        take long, return an `EstimatedCount`, which is shown as such.
         """
         ...
 
 
 @runtime_checkable
 class CountsOddValues(Protocol):
-    """A destination that keeps what the columns' types can't hold, and can count that."""
+    """A destination that keeps the values that columns' types can't hold, and can count them."""
 
     def count_odd_values(self) -> Mapping[str, Mapping[str, int]]:
         """Such values now, by ``schema.table`` and column; tables without any are missing."""
@@ -186,30 +189,30 @@ class CountsOddValues(Protocol):
 
 @runtime_checkable
 class CountsQuarantinedRows(Protocol):
-    """A destination that keeps rows in quarantine, and can say at little cost how many."""
+    """A destination that keeps rows in quarantine, and can count them at little cost."""
 
     def count_quarantined_rows(self) -> Mapping[str, int]:
         """Such rows now, by ``schema.table``; tables without any are missing.
 
-        They are not among those of `CountsRows.count_rows`: the source has the sum of both.
+        `CountsRows.count_rows` doesn't include them: the source has the sum of both.
         """
         ...
 
 
 @runtime_checkable
 class ReadsRows(Protocol):
-    """A destination whose rows can be compared with the source's; `etl-dagster repair` asks it.
+    """A destination whose rows can be compared with the source's; used by `etl-dagster repair`.
 
     Called on an object that was not started; for `RepairsTables` also on one that was, from several
-    threads, each about another table. The schema is the one that the
-    destination was given: shaped, and in mode `mirror`.
+    threads, each for another table. The schema is the one that the destination was given: shaped,
+    and in mode `mirror`.
     """
 
     def read_rows(self, schema: TableSchema) -> AbstractContextManager[Iterator[pa.RecordBatch]]:
         """The rows of the table, with the schema's columns by name; batches of bounded size.
 
         A row that does not change meanwhile comes exactly once. Columns may have other Arrow types
-        than those of the schema, as long as they are those of `as_read`.
+        than in the schema, if `as_read` has the same ones.
 
         Raises:
             TableRewritten: the destination's table has other columns, or is not there.
@@ -218,7 +221,7 @@ class ReadsRows(Protocol):
         ...
 
     def as_read(self, schema: TableSchema, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows as `read_rows` would give them, once they had been written.
+        """The rows as `read_rows` would return them after they were written.
 
         Called from several threads.
         """
@@ -227,15 +230,15 @@ class ReadsRows(Protocol):
 
 @runtime_checkable
 class HashesRows(Protocol):
-    """A destination that offers `ReadsRows`, and hashes rows sooner than they could be read.
+    """A destination that offers `ReadsRows`, and can hash rows faster than they could be read.
 
-    Without it, the process that compares rows reads and hashes them. The hashes are compared with
-    nothing else than each other: equal for equal rows, and different for rows that differ, but for
-    one pair in 2**64.
+    Without it, the process that compares rows reads and hashes them. The hashes are only compared
+    with each other. They are equal for equal rows, and different for different rows, except for one
+    pair in 2**64.
     """
 
     def read_hashes(self, schema: TableSchema) -> AbstractContextManager[Iterator[RowHashes]]:
-        """Hashes of the rows that `ReadsRows.read_rows` would give, with its promises.
+        """Hashes of the rows that `ReadsRows.read_rows` would return, with the same promises.
 
         Raises:
             TableRewritten: the destination's table has other columns, or is not there.
@@ -246,10 +249,11 @@ class HashesRows(Protocol):
     def hash_rows(
         self, schema: TableSchema, rows: pa.RecordBatch, *, are_read: bool = False
     ) -> RowHashes:
-        """The same hashes of rows that are in this process; called from several threads.
+        """The same hashes, of rows in this process; called from several threads.
 
         Args:
-            are_read: whether `ReadsRows.read_rows` gave them. Else they are to be written.
+            are_read: whether the rows are from `ReadsRows.read_rows`. Else they are rows that would
+                be written.
         """
         ...
 
@@ -259,16 +263,16 @@ class RepairsTables(Protocol):
     """A destination in which rows of a table can be replaced without a new copy of the table.
 
     For tables with a key, in mode `mirror`, of destinations that are transactional and offer
-    `ReadsRows`. Schemas are those that the destination was given: shaped. A repair stands for a
-    copy: it has an ID, is a copy among `KeepsMark.held_copies` that is complete from `end_repair`
-    on, and a newer copy or repair ends it.
+    `ReadsRows`. Schemas are those that the destination was given: shaped. A repair counts as a
+    copy: it has an ID, `KeepsMark.held_copies` has it, complete from `end_repair` on, and a newer
+    copy or repair ends it.
     """
 
     def begin_repair(self, schema: TableSchema, repair_id: str) -> None:
-        """From here until `end_repair`, leave out the changes of the table that `write_events` has.
+        """From now until `end_repair`, `write_events` leaves out the changes of this table.
 
-        Its rows stay as they are. Ends every earlier copy and repair of the table; where a copy
-        follows instead of the end, what was written for the repair doesn't matter.
+        Its rows stay as they are. Ends every earlier copy and repair of the table. If a copy
+        follows instead of `end_repair`, what was written for the repair doesn't matter.
 
         Raises:
             TableRewritten: the destination's table has other columns or another key, or another
@@ -277,10 +281,10 @@ class RepairsTables(Protocol):
         ...
 
     def write_repair(self, changes: TableChanges, repair_id: str) -> WriteResult:
-        """Give keys these rows, whether there is a row with that key or not; or delete them.
+        """Insert or replace rows by key, or delete them.
 
-        All of it or nothing, and doing it twice changes nothing. The positions of the changes mean
-        nothing. Each key comes once, as an update with all values, or as a delete.
+        All of it or nothing; a second call changes nothing. Ignore the positions of the changes.
+        Each key comes once, as an update with all values, or as a delete.
 
         Raises:
             InvalidState: a newer copy or repair has begun.
@@ -288,10 +292,10 @@ class RepairsTables(Protocol):
         ...
 
     def end_repair(self, schema: TableSchema, repair_id: str, replay_from: Lsn) -> None:
-        """The table is the source's as of `replay_from`, as after the end of a copy.
+        """From now on the table has the source's rows as of `replay_from`, as at the end of a copy.
 
-        Its position is just before, changes that were sent by who applies the table from an earlier
-        LSN on are ignored (`EventBatch.apply_from`), and later ones are applied. A second call
+        Its position is just before that LSN. Changes are ignored if their sender applies the table
+        from an earlier LSN on (`EventBatch.apply_from`); later ones are applied. A second call
         changes nothing.
 
         Raises:
@@ -302,64 +306,64 @@ class RepairsTables(Protocol):
 
 @runtime_checkable
 class Interruptible(Protocol):
-    """A destination that may take long over one call, for it waits for others."""
+    """A destination whose calls may take long because they wait for others, such as for a lock."""
 
     def interrupt(self) -> None:
-        """The pipeline was told to stop: try nothing again, begin nothing more; never wait here.
+        """The pipeline was told to stop: retry nothing, begin nothing new, and don't wait here.
 
-        What is under way may end, and must not be undone. Calls that can't end may raise any
-        `EtlError` that is retryable. Comes from any thread, also from a signal handler.
+        Calls under way may end, and must not be undone. Calls that can't end may raise any
+        `EtlError` that is retryable. Called from any thread, also from a signal handler.
         """
         ...
 
 
 @runtime_checkable
 class TellsWaits(Protocol):
-    """A destination whose writes may wait for others, such as for a lock, and that knows whom."""
+    """A destination whose writes may wait, such as for a lock, and that knows what for."""
 
     def waiting_for(self) -> str | None:
-        """What a write has been waiting for, for some seconds, in a few words; else None.
+        """In a few words, what a write has been waiting for during some seconds; else None.
 
-        The status shows it. Answered from memory, at once, from any thread. A failure is logged,
-        and the status shows nothing.
+        The status shows it. Must return at once, from memory; called from any thread. If it raises,
+        the error is logged, and the status shows nothing.
         """
         ...
 
 
 @runtime_checkable
 class ChecksItself(Protocol):
-    """A destination, or a store, that can look whether it would work; `doctor` and `run` ask it."""
+    """A destination or store that can check whether it would work; used by `doctor` and `run`."""
 
     def check(self) -> str:
-        """Look, change nothing, and say in a few words what was found.
+        """Check, change nothing, and return in a few words what was found.
 
-        Called on an object that was not started. Bounded by a timeout of the destination's own.
+        Called on an object that was not started. Must end by a timeout of its own.
 
         Raises:
-            EtlError: it would not work, with what to do.
+            EtlError: it would not work; the solution says what to do.
         """
         ...
 
 
 @runtime_checkable
 class ChecksNames(Protocol):
-    """A destination to which names may be equal that differ in the source; `doctor` asks it."""
+    """A destination where names that differ in the source may be the same; used by `doctor`."""
 
     def check_names(self, schemas: Sequence[TableSchema]) -> Sequence[str]:
-        """What can't be there at the same time, a sentence for each; looks at nothing else."""
+        """A sentence for each pair that can't exist at the same time; from the schemas alone."""
         ...
 
 
 @runtime_checkable
 class RemovesTables(Protocol):
-    """A destination that can take a pipeline's tables away again; `etl-dagster remove` asks it."""
+    """A destination that can drop a pipeline's tables; used by `etl-dagster remove`."""
 
     def remove_tables(self, pipeline: str, schemas: Sequence[TableSchema]) -> Sequence[str]:
-        """Drop the tables and all that is remembered of them and of the pipeline; idempotent.
+        """Drop the tables, and all that is kept of them and of the pipeline; idempotent.
 
-        Called after `startup`, by one caller at a time. Of other pipelines, and of other
-        tables, everything stays. Returns the names of what was dropped, as it was called.
-        The object is only shut down after it has removed something.
+        Called after `startup`, by one caller at a time. Other tables, and what belongs to other
+        pipelines, stay. Returns the names of the tables that were dropped. Afterwards the object is
+        only shut down.
         """
         ...
 
@@ -382,10 +386,10 @@ FURTHER_CONTRACTS: Final[tuple[type, ...]] = (
 
 
 def offered(destination: object, contract: type[_T]) -> _T | None:
-    """The destination as one that fulfils a further contract; None where it doesn't.
+    """The destination, typed as the contract; None if it doesn't offer it.
 
-    Every caller asks here, and not with `isinstance`: what is declared counts, and a wrapper that
-    passes calls on offers what it wraps, under any version of Python.
+    Every caller uses this and not `isinstance`: what is declared counts, and a wrapper that passes
+    calls on offers what it wraps, under any version of Python.
     """
     declared = getattr(getattr(destination, "capabilities", None), "offers", None)
     if declared is not None and contract not in declared:
@@ -401,7 +405,7 @@ def lacking(destination: object, contract: type) -> list[str]:
 
 
 def members(contract: type) -> set[str]:
-    """What a class must have that fulfils a Protocol."""
+    """The names that a class must have to fulfil a Protocol."""
     return {
         name
         for base in contract.__mro__

@@ -26,7 +26,7 @@ INSERT, UPDATE, DELETE = ord("I"), ord("U"), ord("D")
 
 @dataclass(frozen=True, slots=True)
 class ChunkId:
-    """Names a chunk of one copy: the key by which a second delivery of it is recognised."""
+    """Identifies a chunk of one copy, so that a second delivery of it is recognised."""
 
     copy_id: str
     index: int
@@ -34,7 +34,7 @@ class ChunkId:
 
 @dataclass(frozen=True, slots=True)
 class CopiedRows:
-    """Some rows of a copy, with what their columns' types can't hold."""
+    """Some rows of a copy, with the values that their columns' types can't hold."""
 
     rows: pa.RecordBatch
     #: The values of `rows` that their column's type can't hold, by column name.
@@ -53,7 +53,7 @@ class TableRows:
     """Rows of a copy: one whole chunk, or no row at all.
 
     Without rows (`chunk` is None) it is the end of the copy: every chunk was written before, the
-    table must exist from now on, and what was written must be durable when the write returns.
+    table must exist from now on, and the whole copy must be durable when the write returns.
     """
 
     def __init__(
@@ -67,14 +67,15 @@ class TableRows:
         #: The copy that the rows belong to; another copy of the same table has another.
         self.copy_id = copy_id
         self.chunk = chunk
-        #: Every change of a transaction whose commit record begins before is part of the copy. A
-        #: destination that keeps positions begins the table's there when the copy ends.
+        #: Changes of transactions whose commit record begins before this LSN are part of the copy.
+        #: A destination that keeps positions sets the table's just before it when the copy ends.
         self.replay_from = replay_from
-        #: Microseconds since 1970-01-01 UTC by the source's clock, before every change that is to
-        #: be replayed was committed: when the rows were as they are, for tables that keep times.
-        #: None where it was not read.
+        #: When the source had these rows, for tables that keep times: microseconds since 1970-01-01
+        #: UTC by the source's clock, before the commit of every change that is to be replayed. None
+        #: if it was not read.
         self.copied_at_us = copied_at_us
-        #: Rows that were read in the source and that no piece has, known once all have passed.
+        #: Number of rows that were read in the source but are in no piece (as with `where`); known
+        #: once all pieces were read.
         self.left_out = 0
         self._batches = batches
 
@@ -83,9 +84,9 @@ class TableRows:
         return self.chunk is None
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows in pieces of some MiB, fetched as they are asked for; once only.
+        """The rows in pieces of some MiB, fetched while you iterate; only once.
 
-        Memory stays bounded whatever the chunk holds. Raises what the source raises.
+        Memory stays bounded, however large the chunk is. Raises what the source raises.
         """
         for piece in self.pieces():
             yield piece.rows
@@ -131,7 +132,7 @@ class TableChanges:
     #: Columns in which some update carries an unchanged TOAST value, which Postgres doesn't send:
     #: a bool array for each, true where the value in `rows` is unknown (and null there).
     unchanged: Mapping[str, np.ndarray] = field(default_factory=dict)
-    #: int64, ascending: the changes (updates) that an old row came with. Postgres sends it when
+    #: int64, ascending: the indexes of the updates that have an old row. Postgres sends one when
     #: the identity changed, and always under REPLICA IDENTITY FULL.
     old_indices: np.ndarray | None = None
     #: The old rows, one for each of `old_indices`; only identity columns are set unless FULL.
@@ -154,7 +155,7 @@ class TableChanges:
         return self.position(-1)
 
     def after(self, position: Position) -> TableChanges | None:
-        """The changes past the position: all of them, some, or None."""
+        """The changes past the position: all of them or some; None if there are none."""
         import numpy as np
 
         lsn = position.commit_lsn.offset
@@ -305,8 +306,8 @@ class RelationEvent:
     #: The schema before; None when the destination has not seen the table yet.
     previous: TableSchema | None
     sequence: int
-    #: The source reported the change itself, so it holds though no row may follow. Else it was
-    #: found by the change that comes next.
+    #: Whether the source reported the schema change itself, so that it holds even if no row
+    #: follows. Else it was noticed by the change that comes next.
     is_altered: bool = False
 
 
@@ -338,8 +339,8 @@ TableStep: TypeAlias = TableChanges | TruncateEvent | RelationEvent
 def steps_after(steps: Sequence[TableStep], position: Position) -> list[TableStep]:
     """The steps of a table that lie past its position.
 
-    A RelationEvent counts with the change that it stands before, and alone at the end. So what is
-    sent again from before a change of schema doesn't undo that.
+    A RelationEvent belongs to the change that follows it; at the end it stays by itself. So changes
+    from before a schema change, if they are sent again, don't undo it.
     """
     left: list[TableStep] = []
     relation: RelationEvent | None = None
@@ -359,7 +360,7 @@ def steps_after(steps: Sequence[TableStep], position: Position) -> list[TableSte
 
 
 class TransactionMark(NamedTuple):
-    """What tells a transaction from another that a restored server puts in its place.
+    """Distinguishes a transaction from another one that a restored server puts in its place.
 
     A server that continues from a copy of its data may give the same LSN and the same number to
     another transaction, but not at the same microsecond.
@@ -391,17 +392,17 @@ class EventBatch:
     #: Fences a stalled older process: a destination with transactions refuses a smaller epoch
     #: than it has seen. 0 asks for no fence.
     epoch: int = 0
-    #: From where on its sender applies each table. A destination with positions ignores changes
-    #: from before the table's current copy (less than the copy's `TableRows.replay_from`): they
-    #: were sent by a process that does not know of it yet.
+    #: The LSN from which on its sender applies each table. If it is smaller than
+    #: `TableRows.replay_from` of the table's current copy, the sender does not know of that copy
+    #: yet, and a destination with positions ignores the table's changes.
     apply_from: Mapping[TableId, Lsn] = field(default_factory=dict)
-    #: Whose batch it is; a destination that keeps marks keeps one for each pipeline.
+    #: The pipeline that sends the batch; a destination that keeps marks has one for each pipeline.
     pipeline: str = ""
-    #: Progress that the store had when the apply worker sent this; zero from others. A store that
-    #: has less was restored to an earlier point.
+    #: The store's progress when the apply worker sent this; zero from other workers. If the store
+    #: has less later, it was restored to an earlier point.
     stored_lsn: Lsn = LSN_ZERO
-    #: A hint: changes come so quickly that the next batch will be there soon. A destination may
-    #: keep open what it would close otherwise.
+    #: A hint: the next batch will come soon. A destination may keep open what it would close
+    #: otherwise.
     more_follows: bool = False
     #: The newest transaction that begins in the batch, if one does.
     last_begin: TransactionMark | None = None
@@ -457,7 +458,7 @@ class EventBatch:
 def truncates(events: EventBatch) -> Iterator[tuple[TableId, int]]:
     """The tables that the batch truncates, each with the transaction's ID.
 
-    Of a transaction that began in an earlier batch, the ID isn't known: it is left out.
+    A truncate is left out if its transaction began in an earlier batch: the ID isn't known then.
     """
     found = [
         (table_id, step.position.commit_lsn)

@@ -1,9 +1,9 @@
-"""What tells one source and one destination from another, and how far each of them got.
+"""What distinguishes one source or destination from another, and how far each of them got.
 
 Source, state store and destination of a pipeline can be exchanged one by one: a file is removed or
-restored from a backup, a setting is changed, a server is restored to an earlier point. Each then
-claims what the others don't have. So the destination keeps a mark of its own, the store remembers
-the newest mark that it knows of, and both are compared (`etl_dagster.runtime.checking.belonging`).
+restored from a backup, a setting is changed, a server is restored to an earlier point. Then they no
+longer fit together. So the destination keeps a mark of its own, the store remembers the newest mark
+that it knows of, and both are compared (`etl_dagster.runtime.checking.belonging`).
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from etl_dagster.model.stores import WorkerType
 class DestinationMark:
     """What a destination keeps of itself and of one pipeline, committed with the data."""
 
-    #: Chosen at random when the destination was made; copies of it have the same. Empty where
-    #: what is there was made before destinations had one.
+    #: Chosen at random when the destination was created; copies of it have the same. Empty if it
+    #: was created before destinations had one.
     identity: str
-    #: Counts the pipeline's batches that were committed; never smaller than before. An older copy
-    #: of the destination has a smaller one.
+    #: Counts the pipeline's committed batches, and never decreases. An older copy of the
+    #: destination has a smaller one.
     revision: int = 0
-    #: Newest `EventBatch.epoch` that was written. Epochs come from the store, so one that the
-    #: store doesn't know was given out by another.
+    #: Newest `EventBatch.epoch` that was written. Epochs come from the store, so an epoch that the
+    #: store doesn't know comes from another store.
     epoch: int = 0
     #: Newest `EventBatch.commit_end_lsn` that was written in this epoch.
     durable_lsn: Lsn = LSN_ZERO
     #: Newest `EventBatch.stored_lsn` of this epoch: the store had this progress once.
     stored_lsn: Lsn = LSN_ZERO
-    #: Newest `EventBatch.last_begin` of this epoch. If the source sends what lies there again, it
+    #: Newest `EventBatch.last_begin` of this epoch. If the source sends that position again, it
     #: must be the same transaction.
     last_begin: TransactionMark = NO_TRANSACTION
-    #: The other pipelines that have written to the destination, where it can hold the tables of
-    #: one only: because it knows tables by their OID alone, and those of two databases overlap.
+    #: The other pipelines that have written to the destination, if it can hold the tables of one
+    #: pipeline only: it knows tables by their OIDs, and two databases may use the same ones.
     others: tuple[str, ...] = ()
 
     def after(self, events: EventBatch) -> DestinationMark:
-        """The mark once the batch is written; a batch without an epoch only counts."""
+        """The mark once the batch is written; without an epoch, only the revision changes."""
         if not events.epoch:
             return replace(self, revision=self.revision + 1)
-        # A new epoch says itself where it begins: after a reset, the source may be another one.
+        # A new epoch begins with its own positions: after a reset, the source may be another one.
         is_new = events.epoch > self.epoch
         before = DestinationMark(self.identity) if is_new else self
         return DestinationMark(
@@ -66,7 +66,7 @@ class HeldCopy:
     copy_id: str
     #: Whether its end was written (`TableRows` without a chunk); it is the table then.
     is_complete: bool
-    #: Indexes of the chunks that are there while it is not complete.
+    #: While it is not complete: the indexes of its chunks that are there.
     chunks: frozenset[int] = frozenset()
 
 
@@ -75,7 +75,7 @@ class KnownDestination:
     """What a store remembers of the destination that its pipeline has written."""
 
     type: str
-    #: For people, and compared where a destination has no mark.
+    #: For people; also compared if the destination has no mark.
     place: str
     #: As in `DestinationMark`; empty for a destination without a mark.
     identity: str = ""
@@ -91,9 +91,9 @@ class KnownDestination:
 class KnownSource:
     """What a store remembers of the source whose changes its pipeline has applied."""
 
-    #: Of the cluster, from its creation on; empty where the server doesn't tell.
+    #: Of the cluster, chosen when it was created; empty if the server doesn't report it.
     system_id: str
-    #: Counts the histories of a cluster: a restore to a point in time, or a promotion, begins one.
+    #: The cluster's timeline: a restore to a point in time, or a promotion, begins a new one.
     timeline: int
     #: OID of the database.
     database_id: int
@@ -103,10 +103,10 @@ class KnownSource:
 
 @runtime_checkable
 class KeepsMark(Protocol):
-    """A destination that can be told from others of its type, and from older copies of itself."""
+    """A destination that can be distinguished from others, and from older copies of itself."""
 
     def read_mark(self, pipeline: str) -> DestinationMark | None:
-        """Its mark of the pipeline, None while there is nothing; creates and changes nothing.
+        """Its mark of the pipeline, or None if there is none yet; creates and changes nothing.
 
         Also called before `startup`, and by `doctor`.
 
@@ -118,7 +118,7 @@ class KeepsMark(Protocol):
     def held_copies(self, table_ids: Collection[TableId]) -> Mapping[TableId, HeldCopy]:
         """The current copies of these tables; those that have none are missing.
 
-        A copy that was given up is no longer current, see `Destination.drop_table_for_copy`.
+        An abandoned copy is no longer current, see `Destination.drop_table_for_copy`.
         """
         ...
 
@@ -134,13 +134,13 @@ class RemembersDestination(Protocol):
     def get_known_destination(self) -> KnownDestination | None: ...
 
     def store_known_destination(self, known: KnownDestination | None) -> None:
-        """Remember this one in place of the one before; None forgets it."""
+        """Remember this destination instead of the last one; None forgets it."""
         ...
 
     def store_delivery(self, worker: WorkerType, flush_lsn: Lsn, revision: int) -> Lsn:
-        """As `StateStore.upsert_replication_progress`, and with it the destination's revision.
+        """As `StateStore.upsert_replication_progress`, together with the destination's revision.
 
-        Both only move forward. Where no destination is known, the revision is left out.
+        Both only move forward. If no destination is known, the revision is not kept.
         """
         ...
 

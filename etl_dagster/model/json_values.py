@@ -16,12 +16,12 @@
 | composite; hstore | object with the attributes; with the keys |
 | everything else | string as Postgres prints it |
 
-Parts are spelled as their types are. Where `ColumnSchema.nested` isn't ``native``, values with
-parts are strings. How a column's values are spelled is in its description (`schema_to_json`).
+Parts are spelled like values of their types. If `ColumnSchema.nested` isn't ``native``, values with
+parts are strings. A column's description has the spelling of its values (`schema_to_json`).
 
 Years outside of 1 to 9999 have a sign and at least six digits, as in ISO 8601 with expanded years
-and in ECMAScript: ``"-000043-03-15"`` is in 44 BC. Nothing here is ever a NaN of Python, so
-``json.dumps(..., allow_nan=False)`` takes it all.
+and in ECMAScript: ``"-000043-03-15"`` is in 44 BC. No value is ever a NaN of Python, so
+``json.dumps(..., allow_nan=False)`` accepts all of it.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 def row_to_json(schema: TableSchema, row: Mapping[str, Any]) -> JsonObject:
-    """A row, as a `TableRows` or a `RowEvent` gives it, with values that json.dumps() takes.
+    """A row of a `TableRows` or a `RowEvent`, with values that json.dumps() accepts.
 
-    The row may lack columns; those of `schema` are all it may have.
+    The row may lack columns of `schema`, and must not have others.
     """
     writers = schema.json_writers
     return {
@@ -68,10 +68,10 @@ def row_to_json(schema: TableSchema, row: Mapping[str, Any]) -> JsonObject:
 
 
 def row_from_json(columns: Iterable[ColumnSchema], row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row that `row_to_json` was given: a date is a date again, bytes are bytes.
+    """The inverse of `row_to_json`: a date is a date again, bytes are bytes.
 
     Raises:
-        ValueError: a value isn't what `row_to_json` makes of its column's type.
+        ValueError: a value is not one that `row_to_json` makes for its column's type.
     """
     readers = {column.name: json_reader(column) for column in columns}
     return {
@@ -91,14 +91,14 @@ _IDENTITIES: Final[dict[ReplicaIdentity, str]] = {
 
 
 def event_to_json(event: Event) -> JsonObject:
-    """An event with all that is known of it; ``type`` says which.
+    """An event with all that is known of it; ``type`` says which one it is.
 
     ``insert``, ``update`` and ``delete`` have the table's ``key`` columns, so that a receiver can
-    find the row without knowing the table. ``row`` lacks what isn't known: ``unchanged`` columns of
-    an update, and what Postgres doesn't send of a deleted row. ``odd`` and ``old_odd``, where there
-    are any, have the values of ``row`` and ``old_row`` that their columns' types can't hold, as
-    Postgres printed them. ``filled`` of a ``relation`` has the values that added columns have in
-    the rows that were there; null where it lacks the column.
+    find the row without knowing the table. ``row`` lacks values that aren't known: ``unchanged``
+    columns of an update, and the columns of a deleted row that Postgres doesn't send. ``odd`` and
+    ``old_odd``, if there are any, have the values of ``row`` and ``old_row`` that their columns'
+    types can't hold, as Postgres printed them. ``filled`` of a ``relation`` has the values of added
+    columns in the rows that existed before; a column that it lacks is null there.
     """
     match event:
         case RowEvent():
@@ -180,7 +180,7 @@ _ROW_EVENTS: Final[dict[type[RowEvent], str]] = {
 
 
 def _known(schema: TableSchema, old_row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The columns that Postgres sends of an old row; the others are null only for lack of them."""
+    """The columns of an old row that Postgres sends; in `old_row`, the others are just null."""
     if schema.replica_identity == "f":
         return old_row
     return {name: old_row[name] for name in schema.identity_columns if name in old_row}
@@ -193,9 +193,9 @@ def _of_table(schema: TableSchema) -> JsonObject:
 def schema_to_json(schema: TableSchema) -> JsonObject:
     """A table's name, and its columns in order.
 
-    A column's ``attnum`` stays when it is renamed, and is never used again once it was dropped.
-    ``key`` is its 1-based place among the key columns, null outside of the key. ``value`` is how
-    its values are spelled, down to their parts: see `spelling`.
+    A column's ``attnum`` stays when it is renamed, and is not used again after it was dropped.
+    ``key`` is its 1-based place among the key columns, null outside of the key. ``value`` is the
+    spelling of its values, with that of their parts: see `spelling`.
     """
     return {**_of_table(schema), **_description(schema)}
 
@@ -221,9 +221,9 @@ def _description(schema: TableSchema) -> JsonObject:
 
 
 def position_to_json(position: Position) -> JsonObject:
-    """Compare two by the number that the LSN is, then by ``ordinal``.
+    """A position. Compare two of them by the LSN as a number, then by ``ordinal``.
 
-    An LSN is two hexadecimal numbers of up to 32 bits each, without leading zeros, so its text
-    doesn't sort; see `Lsn.parse`.
+    An LSN is two hexadecimal numbers of up to 32 bits each, without leading zeros, so LSNs can't be
+    compared as texts; see `Lsn.parse`.
     """
     return {"commit_lsn": str(position.commit_lsn), "ordinal": position.ordinal}

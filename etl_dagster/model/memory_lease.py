@@ -7,11 +7,11 @@ from typing import Any
 
 
 class MemoryLease:
-    """Held until it is released, from any thread, and by no other holder's release.
+    """Held until it is released, from any thread; another holder's release doesn't end it.
 
     Args:
         holders: the leases of a store that are held now, by name.
-        lock: what guards them; the caller may hold it, so it must be reentrant.
+        lock: guards `holders`; the caller may hold it, so it must be reentrant.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class MemoryLease:
         return self._holders.get(self._name) is self
 
     def release(self) -> None:
-        # Else another thread's release, and the next holder, could come between look and deletion.
+        # Without the lock, a second release could delete the lease of the next holder.
         with self._lock:
             if self.is_held:
                 del self._holders[self._name]

@@ -25,9 +25,10 @@ ADDED_COLUMNS: Final[Mapping[TableMode, tuple[str, ...]]] = {
     "scd2": ("_etl_valid_from", "_etl_valid_to", "_etl_is_current", "_etl_unchanged"),
 }
 MODES: Final[tuple[TableMode, ...]] = tuple(ADDED_COLUMNS)
-#: The modes that find a row by its key, so that a table must have one.
+#: The modes that find a row by its key, so the table must have one.
 KEYED_MODES: Final[frozenset[TableMode]] = frozenset({"soft_delete", "scd2"})
-#: The modes whose rows say what was at a time: a copy for them is one of a single moment.
+#: The modes whose rows say what was true when: all rows of a copy must be of one moment.
 HISTORY_MODES: Final[frozenset[TableMode]] = frozenset({"append", "scd2"})
-#: Columns that begin like this, in whatever case, are not the source's, but for those of a mirror.
+#: Names of columns that modes add begin like this. A source's column must not, in upper or lower
+#: case, except in a table in mode mirror.
 RESERVED_PREFIX: Final = "_etl_"

@@ -11,9 +11,9 @@ from etl_dagster.lsn import LSN_ZERO, Lsn
 class Position:
     """The place of one change: the LSN of its commit record, and its number in the transaction.
 
-    The ordinal counts from 0 what changes rows: inserts, updates, deletes, and one for each table
-    of a truncate. Relation messages don't count, since Postgres sends them again after each
-    reconnect. So the same change has the same position however often it is streamed.
+    The ordinal counts row changes from 0: inserts, updates, deletes, and one for each table of a
+    truncate. Relation messages don't count, because Postgres sends them again after each reconnect.
+    So a change has the same position however often it is streamed.
     """
 
     commit_lsn: Lsn

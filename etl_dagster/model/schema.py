@@ -16,10 +16,11 @@ from etl_dagster.values.columns import ColumnSchema as ColumnSchema
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: The OID of a table in the source (pg_class.oid). Stable over renames, not over DROP and CREATE.
+#: The OID of a table in the source (pg_class.oid). A renamed table keeps it; a table that is
+#: dropped and created again gets another one.
 TableId: TypeAlias = int
 
-#: Where a schema version begins to hold; ``0/0`` is the version that the initial copy saw.
+#: The LSN from which on a schema version is valid; ``0/0`` is the version of the initial copy.
 SnapshotId: TypeAlias = Lsn
 INITIAL_SNAPSHOT: SnapshotId = LSN_ZERO
 
@@ -37,10 +38,9 @@ class TableSchema:
     columns: tuple[ColumnSchema, ...]
     snapshot_id: SnapshotId = INITIAL_SNAPSHOT
     replica_identity: ReplicaIdentity = "d"
-    #: How the destination keeps the table; chosen when it is copied, and the same until it is
-    #: copied again.
+    #: How the destination keeps the table; chosen when it is copied, and kept until the next copy.
     mode: TableMode = "mirror"
-    #: How the table differs at the destination; None: not at all, and no column does.
+    #: How the table differs at the destination; None: neither the table nor a column does.
     shape: TableShape | None = None
 
     @cached_property
@@ -57,11 +57,11 @@ class TableSchema:
 
     @cached_property
     def key_columns(self) -> tuple[str, ...]:
-        """What identifies a row: the primary key, else the identity index; empty without either.
+        """What identifies a row: the index of REPLICA IDENTITY USING INDEX, else the primary key.
 
-        REPLICA IDENTITY FULL without a primary key has no key here: the whole row identifies it.
-        With REPLICA IDENTITY NOTHING no update or delete is ever sent, but a primary key is still
-        one: it makes the rows of a copy unique.
+        Empty without either, also with REPLICA IDENTITY FULL: there the whole row identifies it.
+        With REPLICA IDENTITY NOTHING no update or delete is ever sent, but a primary key still
+        counts: it makes the rows of a copy unique.
         """
         primary = [c for c in self.columns if c.primary_key_ordinal is not None]
         if self.replica_identity == "i":
@@ -72,12 +72,12 @@ class TableSchema:
 
     @cached_property
     def identity_columns(self) -> tuple[str, ...]:
-        """The columns that an old tuple of this table carries."""
+        """The columns that Postgres sends of an old row."""
         return tuple(c.name for c in self.columns if c.is_identity)
 
     @cached_property
     def quarantine_columns(self) -> tuple[str, ...]:
-        """The columns whose odd values keep a row apart from the table."""
+        """The columns in which an odd value keeps its row apart from the table."""
         return tuple(c.name for c in self.columns if c.quarantine)
 
     @cached_property
@@ -91,7 +91,7 @@ class TableSchema:
 
     @cached_property
     def json_writers(self) -> dict[str, Callable[[Any], Any] | None]:
-        """By column name, what makes of a value its JSON; None: the value itself."""
+        """By column name, the function that turns a value into JSON; None: it is JSON already."""
         from etl_dagster.values.json import json_writer
 
         return {column.name: json_writer(column) for column in self.columns}
@@ -125,7 +125,7 @@ class TableSchema:
 class TableSchemaRetention:
     """Versions of a table's schema that ended before `lsn` are no longer needed.
 
-    The version in force at `lsn`, the newest at or before it, is always kept.
+    The version that is valid at `lsn`, which is the newest one at or before it, is always kept.
     """
 
     lsn: Lsn

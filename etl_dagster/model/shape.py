@@ -1,4 +1,4 @@
-"""How a table differs at the destination from what it is in the source."""
+"""How a table at the destination differs from the source."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from etl_dagster.table_name import TableName
 
 @dataclass(frozen=True, slots=True)
 class AddedColumn:
-    """A column that the destination has and the source has not."""
+    """A column that only the destination has."""
 
     name: str
     type_oid: int
     type_modifier: int = -1
     #: As format_type() spells it.
     type_name: str = ""
-    #: What it holds in every row, as Postgres' text; None: what the hook gives.
+    #: The value in every row, as Postgres prints it; None: the hook returns the values.
     value: str | None = None
 
 
@@ -28,21 +28,21 @@ class TableShape:
 
     #: The text of the table's name in the source when this was chosen.
     chosen_as: str
-    #: What it is called at the destination, each with ``{schema}`` and ``{table}`` for its names
-    #: in the source; empty: the name there.
+    #: The names at the destination, with ``{schema}`` and ``{table}`` for those in the source;
+    #: empty: the same name as in the source.
     schema_name: str = ""
     table_name: str = ""
     #: Which rows the destination has; empty: all of them.
     where: str = ""
     added: tuple[AddedColumn, ...] = ()
-    #: A function ``package.module:name`` that rows pass last; empty: none.
+    #: A function ``package.module:name`` that is applied to the rows last; empty: none.
     hook: str = ""
-    #: Tells one salt of hashes from another, and nothing else about it.
+    #: Differs for another salt of hashes, and reveals nothing else about it.
     salt_check: str = ""
 
     @property
     def needs_whole_rows(self) -> bool:
-        """Whether what becomes of a row takes all of its values."""
+        """Whether all values of a row must be known to decide what becomes of it."""
         return bool(self.where or self.hook)
 
     def target_of(self, schema_name: str, table_name: str) -> TableName:
@@ -61,11 +61,11 @@ class TableShape:
 
 
 def table_shape_to_json(shape: TableShape) -> dict[str, Any]:
-    """The shape as it is kept with its table."""
+    """The shape as JSON, as it is stored with its table."""
     return asdict(shape)
 
 
 def table_shape_from_json(kept: Mapping[str, Any]) -> TableShape:
-    """The shape that `table_shape_to_json` was given."""
+    """The inverse of `table_shape_to_json`."""
     added = tuple(AddedColumn(**column) for column in kept.get("added", ()))
     return TableShape(**{**kept, "added": added})

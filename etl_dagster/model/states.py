@@ -12,12 +12,12 @@ from etl_dagster.lsn import Lsn
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """Published, nothing done yet. A reset leads back here."""
+    """Published, and nothing done yet. A reset leads back to this state."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataSync:
-    """Being copied; the chunks that are done are in the store."""
+    """Being copied; the store knows which chunks are finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,14 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class NoRetry:
-    """Terminal: only a reset helps."""
+    """Continues only after a reset."""
 
     kind: Literal["no_retry"] = field(default="no_retry", init=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ManualRetry:
-    """Continues when a person says so, after doing what the solution says."""
+    """Continues when a person has done what the solution says, and retries the table."""
 
     kind: Literal["manual_retry"] = field(default="manual_retry", init=False)
 
@@ -87,9 +87,9 @@ class Errored:
     reason: str
     solution: str
     retry: RetryPolicy
-    #: When it stopped (with time zone). None: an earlier version stopped it.
+    #: When it stopped (with time zone). None: an earlier version of the package stopped it.
     since: datetime | None = None
-    #: Every change that was committed before is at the destination. None: it was not streamed yet.
+    #: All changes committed before this LSN are at the destination. None: it was not streamed yet.
     lsn: Lsn | None = None
     #: Whether a slot of the table's own keeps its changes from `lsn` on, so that it can be resumed
     #: without a copy.
@@ -106,9 +106,8 @@ TRANSITIONS: dict[type[TableState], frozenset[type[TableState]]] = {
     Init: frozenset({DataSync}),
     DataSync: frozenset({DataSync, FinishedCopy}),
     FinishedCopy: frozenset({FinishedCopy, SyncWait, DataSync}),
-    # A worker that died while waiting is followed by one that begins again at FinishedCopy, or
-    # with a new copy where its slot is lost; the apply worker withdraws a target that isn't
-    # reached in time.
+    # After a worker has died while waiting, the next one begins again at FinishedCopy, or with a
+    # new copy if the slot is lost; the apply worker withdraws a target that isn't reached in time.
     SyncWait: frozenset({Catchup, FinishedCopy, DataSync}),
     Catchup: frozenset({SyncDone, SyncWait, FinishedCopy, DataSync}),
     SyncDone: frozenset({Ready}),
@@ -118,7 +117,7 @@ TRANSITIONS: dict[type[TableState], frozenset[type[TableState]]] = {
 
 
 def check_transition(old: TableState | None, new: TableState) -> None:
-    """Refuse a change of state that the table of transitions doesn't know.
+    """Refuse a change of state that `TRANSITIONS` doesn't have.
 
     Raises:
         InvalidState: there is no such transition.
@@ -133,7 +132,7 @@ def check_transition(old: TableState | None, new: TableState) -> None:
 
 
 def is_durable(state: TableState) -> bool:
-    """Whether a restart resumes from this state; the others fall back to the last one that is."""
+    """Whether a restart resumes from this state; if not, it resumes from the last one that is."""
     match state:
         case SyncWait() | Catchup():
             return False
@@ -143,7 +142,7 @@ def is_durable(state: TableState) -> bool:
 
 
 def needs_sync(state: TableState) -> bool:
-    """Whether a table sync worker has something to do here (an error waits for its retry)."""
+    """Whether a table sync worker has something to do (an errored table waits for its retry)."""
     match state:
         case Init() | DataSync() | FinishedCopy() | SyncWait() | Catchup():
             return True
@@ -182,7 +181,7 @@ def state_to_json(state: TableState) -> dict[str, Any]:
                     "next_retry": retry.next_retry.isoformat(),
                     "attempt": retry.attempt,
                 }
-            # Left out where there is nothing to say, as earlier versions wrote it.
+            # Left out if there is no value, as in earlier versions.
             if since is not None:
                 payload["since"] = since.isoformat()
             if lsn is not None:

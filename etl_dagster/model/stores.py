@@ -71,7 +71,7 @@ WorkerType: TypeAlias = ApplyWorker | TableSyncWorker
 
 @dataclass(frozen=True, slots=True)
 class DestinationTableMetadata:
-    """What a table looks like at the destination, and whether a change of it is under way."""
+    """What a table looks like at the destination, and whether it is just being changed."""
 
     #: The table's name there, as the destination writes it.
     destination_table_id: str
@@ -80,7 +80,7 @@ class DestinationTableMetadata:
     status: Literal["applying", "applied"]
     #: One flag for each column of the schema version: is it replicated?
     replication_mask: tuple[bool, ...]
-    #: The version before the change under way; None for a new table.
+    #: The version before the change that is under way; None for a new table.
     previous_snapshot_id: SnapshotId | None = None
 
     def to_applied(self) -> DestinationTableMetadata:
@@ -90,7 +90,7 @@ class DestinationTableMetadata:
         """The metadata itself.
 
         Raises:
-            DestinationMetadataApplying: a change was begun and not finished.
+            DestinationMetadataApplying: a change was begun but not finished.
         """
         if self.status != "applied":
             raise DestinationMetadataApplying(
@@ -218,15 +218,15 @@ class DestinationStore(SchemaStore, StateStore, Protocol):
 
 @runtime_checkable
 class PipelineStore(SchemaStore, StateStore, TableLifecycleStore, Protocol):
-    """All of it: what a pipeline needs of a store."""
+    """All that a pipeline needs of a store."""
 
 
-# -- what else a store may have, and commands ask for where it does ------------------------------
+# -- optional: what commands use of a store that has it ------------------------------------------
 
 
 @runtime_checkable
 class KnowsPipeline(Protocol):
-    """A store that can be looked at without being made: `status` and `reset` ask it first."""
+    """A store that can be read without being created; `status` and `reset` ask it first."""
 
     def knows_pipeline(self) -> bool:
         """Whether the pipeline ever ran on this store; creates nothing."""
@@ -235,19 +235,19 @@ class KnowsPipeline(Protocol):
 
 @runtime_checkable
 class RemovesPipeline(Protocol):
-    """A store that can forget a pipeline for good; `etl-dagster remove` asks it."""
+    """A store that can forget a pipeline for good; used by `etl-dagster remove`."""
 
     def remove_pipeline(self) -> None:
-        """Delete everything kept of the pipeline; idempotent. The object is only closed then."""
+        """Delete all that is kept of the pipeline; idempotent. Afterwards it is only closed."""
         ...
 
 
 @runtime_checkable
 class SeesOtherPipelines(Protocol):
-    """A store that keeps several pipelines, as the shards of one need it."""
+    """A store that keeps several pipelines; the shards of a pipeline need it."""
 
     def states_of(self, pipeline: str) -> Mapping[TableId, TableState]:
-        """The states that another pipeline's tables have now; none where it never ran."""
+        """The states that another pipeline's tables have now; none if it never ran."""
         ...
 
 
@@ -256,7 +256,7 @@ class Closes(Protocol):
     """A store that keeps something open, such as connections."""
 
     def close(self) -> None:
-        """Let go of it; a later call opens it again. Leases live on until they are released."""
+        """Close it; a later call opens it again. Leases are held until they are released."""
         ...
 
 
@@ -267,17 +267,17 @@ class Closes(Protocol):
 class ManyTables(Protocol):
     """What a coordinating store may add, so that a thousand tables don't need a thousand questions.
 
-    Each method does for many tables what its namesake does for one, but for `finished_chunks`,
-    which spares a copy of a thousand chunks to read them all for each. A store without them is
-    asked table by table.
+    Each method does for many tables what the method with the similar name does for one. Only
+    `finished_chunks` is different: with it, a copy of a thousand chunks need not read all of them
+    again for each chunk. A store without these methods is asked table by table.
     """
 
     def transition_table_states(
         self, changes: Sequence[tuple[TableId, TableState, TableState]]
     ) -> Collection[TableId]:
-        """Change each table's state if it still is the expected one: (table, expected, new).
+        """Change each table's state if it is still the expected one: (table, expected, new).
 
-        Returns the tables whose state was; the others don't matter to them.
+        Returns the tables that were changed; those whose state differs don't hold up the others.
         """
         ...
 
@@ -302,8 +302,8 @@ class ManyTables(Protocol):
     def finished_chunks(
         self, table_id: TableId, copy_id: str, indexes: Collection[int]
     ) -> Mapping[int, FinishedChunk] | None:
-        """Those of the chunks that are finished; None where the table's plan is of another copy,
-        or there is none."""
+        """Those of the chunks that are finished; None if the table has no plan, or one of another
+        copy."""
         ...
 
     def acquire_leases(self, names: Collection[str]) -> Mapping[str, Lease]:
