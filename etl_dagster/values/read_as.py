@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl_dagster.values.columns import ColumnSchema
+from etl_dagster.values.families.numbers import numeric_of_any
 from etl_dagster.values.form import AnyArray, Form
 from etl_dagster.values.oids import NUMERIC, TEXT
 from etl_dagster.values.parsed import Odd, Parsed, joined, odd_where
@@ -55,6 +56,8 @@ def known_types() -> str:
 
 def form_as(cast: CastTo) -> Form:
     """How the values are held."""
+    if cast.type_oid == NUMERIC:
+        return numeric_of_any(cast.type_modifier)
     return REGISTRY[cast.type_oid].form_for(cast.type_modifier)
 
 

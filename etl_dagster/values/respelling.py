@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import pyarrow as pa
@@ -52,7 +52,34 @@ def as_timestamps(zone: str, texts: Any) -> Any:
     offset = ""
     if zone:
         texts, offset = _replaced(texts, "Z$", "+00"), r"[+-]\d{2}(:\d{2})?"
-    return _on_days_that_exist(matching(f"{_DAY} {_TIME}{offset}|-?infinity", texts))
+    moments = _on_days_that_exist(matching(f"{_DAY} {_TIME}{offset}|-?infinity", texts))
+    return _in_utc(moments) if zone else moments
+
+
+def _in_utc(texts: Any) -> Any:
+    """Moments with an offset as Postgres prints them in UTC; null for an offset that no zone has.
+
+    Arrow's cast reads any offset. It refuses a column with an infinity or another word, though, and
+    what then reads one text after the other knows only what Postgres prints.
+    """
+    try:
+        texts.cast(pa.timestamp("us", "UTC"))
+        return texts
+    except pa.ArrowInvalid:
+        pass
+    encoded = texts.dictionary_encode()
+    in_utc: Any = pa.array([_one_in_utc(text) for text in encoded.dictionary.to_pylist()])
+    return in_utc.cast(pa.string()).take(encoded.indices)
+
+
+def _one_in_utc(text: str) -> str | None:
+    if text.endswith(("+00", "infinity")):
+        return text
+    try:
+        moment = datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return f"{moment.replace(tzinfo=None).isoformat(' ')}+00"
 
 
 def _replaced(texts: Any, pattern: str, replacement: str) -> Any:
@@ -60,6 +87,8 @@ def _replaced(texts: Any, pattern: str, replacement: str) -> Any:
 
 
 def _on_days_that_exist(texts: Any) -> Any:
+    # Arrow has a year 0; the calendar goes from 1 BC to 1 AD.
+    texts = _compute.if_else(_compute.starts_with(texts, "0000-"), None, texts)
     ordinary = _compute.match_substring_regex(texts, f"^{_DAY}")
     moments = _compute.utf8_slice_codeunits(_compute.if_else(ordinary, texts, None), 0, 19)
     try:

@@ -345,6 +345,50 @@ def test_a_value_that_does_not_parse_as_its_type_is_kept_as_text_like_other_odd_
     assert parsed.odd.texts.to_pylist() == ["x"]
 
 
+def read_as(type_name: str, *texts: str) -> tuple[list[str | None], list[str]]:
+    """The values that texts are, read as another type, and the texts that are odd."""
+    from etl_dagster.values import read_as as casts
+
+    type_ = casts.type_named(type_name)
+    assert type_ is not None
+    parsed = casts.read_as(type_, pa.array(texts, pa.string()))
+    odd = [] if parsed.odd is None else parsed.odd.texts.to_pylist()
+    return parsed.array.cast(pa.string()).to_pylist(), odd
+
+
+def test_a_number_with_more_digits_than_its_type_is_odd_and_never_another_number() -> None:
+    """Arrow takes forty digits for a number modulo 2**128."""
+    wide = "561955733916035291062167641538929326200.7808542374"
+
+    assert read_as("numeric(38,10)", wide, "-0012.50") == ([None, "-12.5000000000"], [wide])
+    assert read_as("numeric(38,0)", "9" * 39, "1.0") == ([None, "1"], ["9" * 39])
+    assert read_as("numeric(5,2)", "1.005", "1000", "0000999.99") == (
+        [None, None, "999.99"],
+        ["1.005", "1000"],
+    )
+
+
+@pytest.mark.parametrize(("type_name", "text"), [("double precision", "1e400"), ("real", "-1e39")])
+def test_a_number_beyond_a_float_is_odd_and_not_infinite(type_name: str, text: str) -> None:
+    assert read_as(type_name, text, "-Infinity", "0.5") == ([None, "-inf", "0.5"], [text])
+
+
+@pytest.mark.parametrize("other", ["infinity", "2024-01-01 10:00:00+99", "2024-02-30 10:00:00+00"])
+def test_a_moment_is_read_whatever_stands_next_to_it(other: str) -> None:
+    values, odd = read_as(
+        "timestamptz", "2024-01-01 10:00:00.25+05:30", "2024-01-01 10:00:00-08", other
+    )
+
+    assert values[:2] == ["2024-01-01 04:30:00.250000Z", "2024-01-01 18:00:00.000000Z"]
+    assert odd == ([] if other == "infinity" else [other])
+
+
+def test_the_year_0_is_odd_whatever_stands_next_to_it() -> None:
+    assert read_as("date", "0000-01-01") == ([None], ["0000-01-01"])
+    assert read_as("date", "0000-01-01", "2024-02-30")[0] == [None, None]
+    assert read_as("timestamp", "0000-01-01 10:00:00") == ([None], ["0000-01-01 10:00:00"])
+
+
 # -- conditions ----------------------------------------------------------------------------------
 
 

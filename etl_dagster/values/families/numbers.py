@@ -110,6 +110,12 @@ def numeric_form(type_modifier: int) -> Form:
     )
 
 
+def numeric_of_any(type_modifier: int) -> Form:
+    """As `numeric_form`, read from numbers of any width, such as those of a cast."""
+    form = numeric_form(type_modifier)
+    return replace(form, read=partial(_read_any, form.arrow))
+
+
 def _read_any(decimal: Any, strings: AnyArray) -> Parsed:
     """Numbers of any width as decimals; one with other digits than the type has is odd."""
     strings = valid_text(strings).array
@@ -177,7 +183,21 @@ def _floats(arrow: pa.DataType, array: AnyArray) -> Parsed:
 
 #: Numbers that print as words.
 _WORDS: Final = "NaN|-?Infinity"
-_as_floats: Final = partial(matching, rf"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|{_WORDS}")
+
+
+def _as_numerics(texts: Any) -> Any:
+    """Numbers without zeros in front, which count as digits otherwise."""
+    texts = matching(rf"-?\d+(\.\d+)?|{_WORDS}", texts)
+    return _compute.replace_substring_regex(texts, r"^(-?)0+(\d)", r"\1\2")
+
+
+def _as_floats(arrow: pa.DataType, texts: Any) -> Any:
+    """Numbers in the range of the type: Arrow's cast takes any larger one for infinity."""
+    texts = matching(rf"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|{_WORDS}", texts)
+    words = pa.array(("Infinity", "-Infinity"), texts.type)
+    is_infinite = _compute.is_inf(pc.cast(texts, arrow))
+    is_beyond = _compute.and_not(is_infinite, _compute.is_in(texts, words))
+    return _compute.if_else(_compute.fill_null(is_beyond, False), None, texts)
 
 
 # -- rows --------------------------------------------------------------------------------------
@@ -234,7 +254,7 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.FLOAT4,
         name="real",
-        reads=_as_floats,
+        reads=partial(_as_floats, pa.float32()),
         form=_FLOAT4,
         adbc=partial(_floats, pa.float32()),
         is_ascii=True,
@@ -251,7 +271,7 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.FLOAT8,
         name="double precision",
-        reads=_as_floats,
+        reads=partial(_as_floats, pa.float64()),
         aliases=("double",),
         form=_FLOAT8,
         adbc=partial(_floats, pa.float64()),
@@ -269,7 +289,7 @@ ROWS: Final = (
     BuiltIn(
         oid=oids.NUMERIC,
         name="numeric",
-        reads=partial(matching, rf"-?\d+(\.\d+)?|{_WORDS}"),
+        reads=_as_numerics,
         aliases=("decimal",),
         form=numeric_form,
         output=CAST,
