@@ -13,7 +13,7 @@ from etl_dagster.integrations.dagster.copies.celery_steps import (
     require_workers,
     watched_task,
 )
-from etl_dagster.integrations.dagster.copies.celery_tasks import Task, Tasks
+from etl_dagster.integrations.dagster.copies.celery_tasks import CeleryStepLost, Task, Tasks
 from tests.support.known_tables import NOWHERE
 
 
@@ -33,6 +33,9 @@ class Result:
 
     def get(self) -> Any:
         return self.result
+
+    def revoke(self) -> None:
+        """A task that is lost or killed never learns of it."""
 
 
 class WorkerLostError(Exception):
@@ -120,6 +123,52 @@ def test_a_step_whose_process_was_killed_is_submitted_again_but_not_without_end(
     assert task.ready()
     assert isinstance(task.get(), WorkerLostError)
     assert len(celery.submitted) == 5
+
+
+def test_a_step_that_was_killed_once_is_still_watched_after_that() -> None:
+    """Its container may end a moment after its process, as where memory runs out."""
+    celery = Celery()
+    task, other = celery.add(), celery.add()
+    celery.submitted[0].result, celery.submitted[0].is_ready = WorkerLostError(), True
+    celery.look(other, 1)
+    assert not task.ready()
+    celery.known = {"task 1", "task 2"}
+    celery.look(task, 1)
+    celery.known = {"task 1"}
+
+    celery.look(task, 3)
+
+    assert [each.id for each in celery.submitted[3:]] == ["task 3"]
+
+
+def test_a_step_that_is_lost_each_time_fails_the_run() -> None:
+    """Else the run would wait for it without end, and without a word."""
+    celery = Celery()
+    task = celery.add()
+    celery.look(task, 14)
+    celery.now += 10.0
+
+    assert task.ready()
+    with pytest.raises(CeleryStepLost, match="submitted to Celery 5 times"):
+        task.get()
+    assert "from failure" in celery.warnings[-1]
+
+
+def test_a_step_of_a_run_that_is_terminated_is_not_submitted_again() -> None:
+    celery = Celery()
+    lost, killed = celery.add(), celery.add()
+    revoked = pytest.importorskip("celery.exceptions").TaskRevokedError
+    for task in (lost, killed):
+        task.revoke()
+    celery.submitted[1].result, celery.submitted[1].is_ready = WorkerLostError(), True
+    celery.look(lost, 2)
+    celery.now += 10.0
+
+    for task in (lost, killed):
+        assert task.ready()
+        with pytest.raises(revoked):
+            task.get()
+    assert len(celery.submitted) == 2
 
 
 def test_a_step_that_failed_is_not_submitted_again() -> None:

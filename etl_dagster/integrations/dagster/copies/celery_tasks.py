@@ -6,18 +6,31 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster.phrases import with_solution
 from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
 
-#: A task that a worker had, and that none has for so many questions in a row, is lost. So is one
-#: that waits while no worker has any task of the run; it may also wait for other runs, and then the
-#: second one finds nothing to do.
+#: A task is lost if a worker had it, and then no worker has it when asked this many times in a row.
+#: So is a task that waits while no worker has any task of the run. Such a task may only wait for
+#: other runs; then the one that is submitted in its place finds nothing to do.
 _LOST_AFTER = 3
-#: A step is submitted so many times at most.
+#: A step is submitted this many times at most.
 _MAX_TIMES = 5
 
 
+class CeleryStepLost(EtlError):
+    """A step was lost with its worker each time that it was submitted."""
+
+    def __init__(self, step_key: str, times: int) -> None:
+        super().__init__(
+            f"{step_key} was submitted to Celery {times} times, and lost with its worker each time",
+            solution="Find out from the workers' logs what ends them, such as too little memory. "
+            "Then execute the run again from failure: finished chunks are kept.",
+        )
+
+
 class Tasks:
-    """The tasks of a run that have not ended.
+    """The tasks of a run.
 
     Args:
         known: of task IDs, those that some worker has; None where no worker answers.
@@ -55,15 +68,16 @@ class Tasks:
         now = self._clock()
         if now < self._look_at:
             return
-        self._tasks = [task for task in self._tasks if not task.result.ready()]
-        known = self._known([str(task.result.id) for task in self._tasks]) if self._tasks else set()
+        # A killed task has a result, too, until it is submitted again; so none is dropped here.
+        waiting = [task for task in self._tasks if not task.is_over]
+        known = self._known([str(task.result.id) for task in waiting]) if waiting else set()
         self._look_at = self._clock() + self._timing.celery_ask_every_s
         if known is None:
             # Those that execute a task in their own process (pool "solo") can't answer meanwhile.
             self._none_answered(now)
             return
         self._silent_since = None
-        for task in self._tasks:
+        for task in waiting:
             task.looked_for(str(task.result.id) in known, are_idle=not known)
 
     def _none_answered(self, now: float) -> None:
@@ -95,23 +109,44 @@ class Task:
         self._times = 1
         self._was_seen = False
         self._missed = 0
+        self._is_given_up = self._is_revoked = False
         #: As Celery has it.
         self.result = submit()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has a result, or was lost and isn't submitted again."""
+        return self._is_given_up or bool(self.result.ready())
 
     def ready(self) -> bool:
         """Whether it has ended; a lost one is submitted again."""
         self._tasks.look()
-        if not self.result.ready():
-            return False
+        if self._is_given_up or not self.result.ready():
+            return self._is_given_up
         is_killed = self.result.failed() and type(self.result.result).__name__ == "WorkerLostError"
+        if is_killed and self._is_revoked:
+            self._is_given_up = True
+            return True
         return not (is_killed and self._again("its process was killed"))
 
     def get(self) -> Any:
-        """What it returned, or raises what it raised."""
+        """What it returned, or raises what it raised.
+
+        Raises:
+            CeleryStepLost: it was submitted as often as allowed, and lost each time.
+            TaskRevokedError: it was lost after `revoke`; Dagster's executor takes that for an end.
+        """
+        if self._is_given_up and self._is_revoked:
+            from celery.exceptions import TaskRevokedError
+
+            raise TaskRevokedError(f"{self._step_key} was lost with its worker")
+        if self._is_given_up:
+            raise CeleryStepLost(self._step_key, _MAX_TIMES)
         return self.result.get()
 
     def revoke(self) -> None:
-        """Keep it from being begun."""
+        """Keep it from being started, and from being submitted again: the run is terminated."""
+        self._is_revoked = True
         self.result.revoke()
 
     def looked_for(self, is_known: bool, *, are_idle: bool) -> None:
@@ -124,12 +159,16 @@ class Task:
             self._was_seen, self._missed = True, 0
         elif (self._was_seen or are_idle) and not self.result.ready():
             self._missed += 1
-            if self._missed >= _LOST_AFTER:
-                self._again("no worker has it any more")
+            if self._missed >= _LOST_AFTER and not self._again("no worker has it any more"):
+                # Else the run would wait for it without end.
+                self._is_given_up = True
+                if not self._is_revoked:
+                    lost = CeleryStepLost(self._step_key, _MAX_TIMES)
+                    self._warn(with_solution(lost.reason, lost.solution))
 
     def _again(self, why: str) -> bool:
-        """Submit it again; whether it was, for not without end."""
-        if self._times >= _MAX_TIMES:
+        """Submit it again, unless it is revoked or that was done too often; returns whether so."""
+        if self._is_revoked or self._times >= _MAX_TIMES:
             return False
         self._warn(f"{self._step_key} is submitted to Celery again: {why}")
         self._times += 1
