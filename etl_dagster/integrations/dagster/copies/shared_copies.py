@@ -16,7 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dagster import AssetKey, AssetMaterialization, DagsterRunStatus, Failure, OpExecutionContext
+from dagster import (
+    AssetKey,
+    AssetMaterialization,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRunStatus,
+    Failure,
+    OpExecutionContext,
+)
 
 from etl_dagster.backoff import Backoff
 from etl_dagster.config import PipelineConfig
@@ -300,20 +308,29 @@ def materialize_missing(
     watch: RunWatch,
     keys: Mapping[str, AssetKey],
 ) -> None:
-    """Materialize the tables of the run that were handed over by none of its steps.
+    """Materialize the tables that another process than the run's steps has handed over.
 
     Raises:
         InvalidState: a table has no copy, though every step has ended.
     """
+    done = materialized_by_run(context.instance, context.run_id)
     for name, key in keys.items():
-        record = context.instance.get_latest_materialization_event(key)
-        if record is not None and record.run_id == context.run_id:
+        if key in done:
             continue
         copy = StepCopy(context, config, store, destination, watch, name)
         schema = copy.find()
+        copy.require_wanted(schema.id)
         if not isinstance(store.get_table_replication_state(schema.id), Ready | SyncDone):
             raise InvalidState(
                 f"{name} was asked to be copied again while this run copied it",
-                solution="Nothing to do: the sensor requests that copy, or another run makes it.",
+                solution="No action needed: the sensor requests that copy, or another run makes "
+                "it.",
             )
         context.log_event(AssetMaterialization(key, metadata=copy.metadata(schema, None)))
+
+
+def materialized_by_run(instance: DagsterInstance, run_id: str) -> set[AssetKey]:
+    """The assets that a run has materialized, also where the stream has reported them since."""
+    logged = instance.all_logs(run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION)
+    events = (entry.dagster_event for entry in logged)
+    return {event.asset_key for event in events if event is not None and event.asset_key}
