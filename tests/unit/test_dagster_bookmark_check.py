@@ -11,7 +11,9 @@ import pytest
 from dagster import AssetKey
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster.checks import bookmark_check, lag
+from etl_dagster.integrations.dagster.checks.checked_now import check_bookmarks
 from etl_dagster.integrations.meltano.positions.compared import BookmarkComparison
 from etl_dagster.lsn import Lsn
 from etl_dagster.runtime.showing.status import PipelineStatus
@@ -74,3 +76,17 @@ def test_nothing_passes_while_nothing_streams() -> None:
     looks = Looks(dict.fromkeys(KEYS, IN_STEP))
 
     assert look(looks, is_running=False) == dict.fromkeys(KEYS, False)
+
+
+def test_a_configuration_that_can_not_be_read_fails_the_checks_and_not_the_run() -> None:
+    def load_config() -> PipelineConfig:
+        raise ConfigError(["SHOP_DSN is not set"])
+
+    unreadable: Any = SimpleNamespace(load_config=load_config)
+
+    results = list(check_bookmarks(unreadable, KEYS))
+
+    assert [(each.asset_key, each.passed) for each in results] == [
+        (key, False) for key in KEYS.values()
+    ]
+    assert "SHOP_DSN is not set" in str(results[0].description)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey
 
 from etl_dagster.config import PipelineConfig, ShardConfig
 from etl_dagster.errors import EtlError, SlotMissing, SourceUnreachable
+from etl_dagster.integrations.dagster.checks.all_shards import asking_shards
 from etl_dagster.integrations.dagster.checks.check_names import (
     LAG,
     PIPELINE_CHECKS,
@@ -29,6 +32,7 @@ from etl_dagster.integrations.dagster.checks.pipeline_checks import (
 )
 from etl_dagster.integrations.dagster.checks.slot_look import SlotLook, look_at_slots
 from etl_dagster.integrations.dagster.findings import Finding
+from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.sensor.pipeline_reports import PipelineReports
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 from etl_dagster.lsn import Lsn
@@ -343,7 +347,18 @@ def test_the_first_shard_reports_the_worst_of_all() -> None:
     again = {event.check_name for event in ticks.tick(after_s=60)}
     assert again == {WAL, SLOT, STATE}
 
-    # A further shard reports itself alone.
+    # Another shard reports itself alone.
     ticks = Ticks()
     ticks.config = sharded["events"]
     assert outcomes(ticks.tick()) == dict.fromkeys(PIPELINE_CHECKS, True)
+
+
+def test_a_shard_that_a_resource_can_not_choose_fails_its_checks_and_not_the_run() -> None:
+    resource = SimpleNamespace(of_shard=partial(EtlResource.of_shard, SimpleNamespace()))
+
+    found = asking_shards(cast(EtlResource, resource), DEFAULTS)("events")
+
+    assert {name: each.passed for name, each in found.items()} == dict.fromkeys(
+        PIPELINE_CHECKS, False
+    )
+    assert "no way to choose 'events'" in found[LAG].words

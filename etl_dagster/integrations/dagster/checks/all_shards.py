@@ -28,17 +28,18 @@ def find_out(resource: EtlResource, thresholds: CheckThresholds) -> Found:
         config = resource.load_config()
     except EtlError as error:
         return judge_stopped(lag.unknown(error))
-    found = _find_out_alone(resource, thresholds)
+    found = _find_out_alone(lambda: resource, thresholds)
     return with_other_shards(config, found, asking_shards(resource, thresholds))
 
 
 def asking_shards(resource: EtlResource, thresholds: CheckThresholds) -> Callable[[str], Found]:
     """What the checks of another shard find now, by its name."""
-    return lambda name: _find_out_alone(resource.of_shard(name), thresholds)
+    return lambda name: _find_out_alone(lambda: resource.of_shard(name), thresholds)
 
 
-def _find_out_alone(resource: EtlResource, thresholds: CheckThresholds) -> Found:
+def _find_out_alone(get: Callable[[], EtlResource], thresholds: CheckThresholds) -> Found:
     try:
+        resource = get()
         config = resource.load_config()
         seen = lag.published(resource)
     except EtlError as error:

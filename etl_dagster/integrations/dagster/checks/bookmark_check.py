@@ -76,8 +76,16 @@ def _stands_still(why: str) -> BookmarkComparison:
 
 def not_comparable(error: EtlError) -> BookmarkComparison:
     """The outcome where source or states can't be asked."""
-    words = with_solution(f"The positions can't be compared: {error.reason}", error.solution)
-    return BookmarkComparison(False, False, words)
+    return BookmarkComparison(False, False, _not_comparable(error))
+
+
+def unknown(error: EtlError) -> Finding:
+    """The outcome where the configuration can't be read, so that no state's ID is known."""
+    return Finding(False, _not_comparable(error))
+
+
+def _not_comparable(error: EtlError) -> str:
+    return with_solution(f"The positions can't be compared: {error.reason}", error.solution)
 
 
 def result(

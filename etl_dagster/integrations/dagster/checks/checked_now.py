@@ -8,6 +8,7 @@ from dagster import AssetCheckResult, AssetKey
 
 from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.checks import bookmark_check, coming, lag, odd_check
+from etl_dagster.integrations.dagster.checks.check_names import BOOKMARK_CHECK
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 
@@ -41,7 +42,10 @@ def check_odd_values(
     keys: Mapping[str, AssetKey],
     thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
 ) -> Iterator[AssetCheckResult]:
-    """Which columns have values that their type can't hold."""
+    """Which columns have values that their type can't hold.
+
+    What can't be looked at fails its check, and not the run.
+    """
     if not keys:
         return
     try:
@@ -61,10 +65,18 @@ def check_odd_values(
 def check_bookmarks(
     resource: EtlResource, keys: Mapping[str, AssetKey]
 ) -> Iterator[AssetCheckResult]:
-    """Whether each table's Meltano state and the slot agree."""
+    """Whether each table's Meltano state and the slot agree.
+
+    What can't be looked at fails its check, and not the run.
+    """
     if not keys:
         return
-    config = resource.load_config()
+    try:
+        config = resource.load_config()
+    except EtlError as error:
+        for key in keys.values():
+            yield bookmark_check.unknown(error).result(BOOKMARK_CHECK, key)
+        return
     compared = bookmark_check.look(resource, keys)
     for table, key in keys.items():
         yield bookmark_check.result(config, table, key, compared[table])
