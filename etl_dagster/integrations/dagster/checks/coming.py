@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
@@ -16,15 +18,30 @@ from etl_dagster.kinds import STORES
 #: Asking opens the store and reads the source's catalog.
 _EVERY_S = 60.0
 
-#: By pipeline: the configuration that it was looked up for, until when it counts, and the answer.
-_known: dict[str, tuple[PipelineConfig, float, Mapping[str, str]]] = {}
+Coming: TypeAlias = Mapping[str, str]
+
+
+class _Known:
+    """The last answer about one pipeline."""
+
+    def __init__(self) -> None:
+        #: Held while source and store are asked, which may take long; so each pipeline has its own.
+        self.lock = threading.Lock()
+        self.config: PipelineConfig | None = None
+        #: Seconds of a monotonic clock.
+        self.valid_until = float("-inf")
+        self.answer: Coming = {}
+
+
+#: By pipeline; belongs to the code server's process.
+_known: defaultdict[str, _Known] = defaultdict(_Known)
 _lock = threading.Lock()
 
 
-def find_coming(config: PipelineConfig) -> Mapping[str, str]:
-    """By table, why it would be copied again and what becomes of it; changes nothing.
+def find_coming(config: PipelineConfig) -> Coming:
+    """By table, why the next start copies it again and what that does; changes nothing.
 
-    Nothing where the source or the store can't be asked: the replicator fails with that, too.
+    Empty where the source or the store can't be asked: the replicator reports that failure itself.
     """
     from etl_dagster.assembly import forgets, opened_store
     from etl_dagster.model.stores import KnowsPipeline
@@ -46,16 +63,17 @@ def find_coming(config: PipelineConfig) -> Mapping[str, str]:
     }
 
 
-def recently_found(config: PipelineConfig) -> Mapping[str, str]:
+def recently_found(
+    config: PipelineConfig, find: Callable[[PipelineConfig], Coming] = find_coming
+) -> Coming:
     """As `find_coming`, looked up once a minute."""
-    now = time.monotonic()
     with _lock:
-        known = _known.get(config.pipeline)
-        if known is not None and known[0] == config and now < known[1]:
-            return known[2]
-        found = find_coming(config)
-        _known[config.pipeline] = config, now + _EVERY_S, found
-        return found
+        known = _known[config.pipeline]
+    with known.lock:
+        if known.config != config or time.monotonic() >= known.valid_until:
+            known.answer = find(config)
+            known.config, known.valid_until = config, time.monotonic() + _EVERY_S
+        return known.answer
 
 
 def announced(verdict: LagVerdict, coming: str | None) -> LagVerdict:
