@@ -18,9 +18,11 @@ from dagster import (
 )
 
 from etl_dagster import EtlPipelineComponent
+from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster import build, build_etl_definitions
 from etl_dagster.integrations.dagster.component import blocks
+from etl_dagster.integrations.dagster.component.scaffolder import pipeline_name
 from etl_dagster.integrations.dagster.component.translation import resolve_translation
 from etl_dagster.integrations.dagster.resources.notices import RecentNotices
 from etl_dagster.integrations.dagster.sensor import tick
@@ -234,3 +236,20 @@ def test_a_threshold_that_warns_after_it_fails_is_refused(etl_yaml: Path, state:
     thresholds = {"lag_warn_s": 600, "lag_error_s": 60}
     with pytest.raises(Exception, match=r"lag_warn_s \(600.0\) is more than"):
         built(etl_yaml, state, checks={"thresholds": thresholds})
+
+
+@pytest.mark.parametrize(
+    "folder", ["Web-Shop", "2024_sales", "_", "größe", "a" * 40, "x" * 29 + "-y"]
+)
+def test_a_scaffolded_pipeline_has_a_name_that_the_configuration_takes(folder: str) -> None:
+    source = {"database": "shop", "publication": "etl_pub"}
+    name = pipeline_name(folder)
+
+    assert PipelineConfig(pipeline=name, source=source).pipeline == name
+
+
+def test_a_scaffolded_pipeline_is_named_after_its_folder() -> None:
+    assert [pipeline_name(each) for each in ("Web-Shop", "2024_sales")] == [
+        "web_shop",
+        "p_2024_sales",
+    ]

@@ -9,6 +9,8 @@ from pathlib import Path
 from dagster import Scaffolder, ScaffoldRequest, scaffold_component
 from pydantic import BaseModel, Field
 
+from etl_dagster.config.names import LONGEST, is_slug
+
 _CONFIG = """\
 # A pipeline of etl-dagster: one Postgres publication to one destination. `etl-dagster doctor`
 # checks it; `etl-dagster init -o all.yaml` writes a file with every setting.
@@ -76,8 +78,20 @@ class EtlPipelineScaffolder(Scaffolder[PipelineParams]):
             scaffold_component(request, {"pipeline": pipeline})
 
 
+def pipeline_name(folder: str) -> str:
+    """A name that the configuration accepts, made of a folder's.
+
+    >>> pipeline_name("Web-Shop"), pipeline_name("2024_sales")
+    ('web_shop', 'p_2024_sales')
+    """
+    name = re.sub(r"[^a-z0-9_]", "_", folder.lower())
+    if not is_slug(name):
+        name = f"p_{name.lstrip('_')}"
+    return name[:LONGEST].rstrip("_")
+
+
 def _config_text(request: ScaffoldRequest[PipelineParams], folder: Path) -> str:
-    name = re.sub(r"[^a-z0-9_]", "_", folder.name.lower()) or "main"
+    name = pipeline_name(folder.name)
     root = request.project_root or folder
     return _CONFIG.format(
         pipeline=name,
