@@ -138,7 +138,8 @@ def judge_dead(status: PipelineStatus, *, now: float) -> LagVerdict | None:
     if now - status.at > STALE_S:
         return dead(f"Nothing streams: the replicator last reported at {at}", turn_on)
     if status.phase in ("failed", "stopping", "stopped"):
-        reason = status.error or f"Nothing streams: the replicator {status.phase}"
+        did = "is stopping" if status.phase == "stopping" else status.phase
+        reason = status.error or f"Nothing streams: the replicator {did}"
         return dead(reason, status.solution or turn_on)
     return None
 
