@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Thread
@@ -19,12 +20,16 @@ from dagster import (
     DagsterInstance,
     DagsterRunStatus,
     Definitions,
+    Failure,
     MaterializeResult,
     instance_for_test,
 )
 from dagster._core.scheduler.instigation import InstigatorStatus
 
 from etl_dagster.config import PipelineConfig, parse_config
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.errors import DestinationError
+from etl_dagster.integrations.dagster.assets.copy_job import _Step
 from etl_dagster.integrations.dagster.between_ticks import keep_status, kept_status
 from etl_dagster.integrations.dagster.copies import table_asset as assets
 from etl_dagster.integrations.dagster.copies.presence import (
@@ -44,7 +49,9 @@ from etl_dagster.integrations.dagster.tables.translator import (
     TABLE_TAG,
 )
 from etl_dagster.integrations.dagster.timing import DAGSTER_TIMING, DagsterTiming
+from etl_dagster.model.destination import Destination
 from etl_dagster.model.states import Init
+from etl_dagster.model.stores import CoordinatingStore, DestinationStore
 from etl_dagster.runtime.copying.pausing import ask_for_copies, pause_copies, resume_copies
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.stores.memory import MemoryStore
@@ -380,6 +387,75 @@ def test_a_sensor_is_on_when_a_person_or_the_code_has_turned_it_on() -> None:
     assert not is_on(state("crm_replication", InstigatorStatus.RUNNING))
     assert is_on(state("shop_replication", InstigatorStatus.RUNNING))
     assert is_on(state("shop_replication", InstigatorStatus.DECLARED_IN_CODE))
+
+
+class Parts:
+    """The resource of a pipeline, as far as a step that copies uses it before it copies."""
+
+    def __init__(self, destination: MemoryDestination) -> None:
+        self.store = MemoryStore()
+        self.destination = destination
+
+    def load_config(self) -> PipelineConfig:
+        return a_config()
+
+    def get_store(self) -> AbstractContextManager[CoordinatingStore]:
+        return nullcontext(self.store)
+
+    def get_destination(self) -> Destination:
+        return self.destination
+
+    def get_timing(self) -> DagsterTiming:
+        return DagsterTiming(replicator_at_start_s=0.0)
+
+
+def a_step(*tables: str) -> tuple[AssetExecutionContext, list[str]]:
+    """The context of a step that a person started for these tables, and what it logs."""
+    lines: list[str] = []
+    specs = [AssetSpec(table.split("."), metadata={TABLE_TAG: table}) for table in tables]
+    context = SimpleNamespace(
+        assets_def=SimpleNamespace(specs=specs),
+        selected_asset_keys={spec.key for spec in specs},
+        run=SimpleNamespace(run_id="this", tags={}),
+        retry_number=0,
+        instance=SimpleNamespace(all_instigator_state=list),
+        log=SimpleNamespace(info=lines.append, warning=lines.append, error=lines.append),
+    )
+    return cast(AssetExecutionContext, context), lines
+
+
+class Unwilling(MemoryDestination):
+    """A destination that opens, and then can't be written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_open = False
+
+    def startup(self, store: DestinationStore) -> None:
+        self.is_open = True
+        raise DestinationError("the disk is full")
+
+    def shutdown(self) -> None:
+        self.is_open = False
+
+
+def test_a_destination_whose_start_fails_is_released() -> None:
+    """Its next try is in the same process, which may hold a lock on the file."""
+    context, _ = a_step("public.orders")
+    destination = Unwilling()
+    parts = Parts(destination)
+    lease = parts.store.acquire_lease("apply")
+    assert lease is not None
+
+    with pytest.raises(Failure, match="the disk is full"):
+        list(assets.copy_selected_tables(context, parts))
+    assert not destination.is_open
+
+    step = _Step(a_config(), parts.store, destination, cast(Any, None))
+    with pytest.raises(DestinationError), step.started():
+        pytest.fail("it has not started")
+    assert not destination.is_open
+    lease.release()
 
 
 def test_each_pipeline_has_a_pool_of_its_own() -> None:

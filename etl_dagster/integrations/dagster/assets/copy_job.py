@@ -223,8 +223,8 @@ class _Step:
     def started(self) -> Iterator[None]:
         from etl_dagster.runtime.checking.belonging import start_destination
 
-        start_destination(self.config, self.store, self.destination)
         try:
+            start_destination(self.config, self.store, self.destination)
             yield
         finally:
             self.destination.shutdown()

@@ -65,7 +65,7 @@ def key_of_table(context: AssetExecutionContext, table_name: str) -> AssetKey:
 def copy_selected_tables(
     context: AssetExecutionContext, resource: PipelineParts
 ) -> Iterator[MaterializeResult[Any]]:
-    """Copy each selected table of the step; one that fails doesn't keep the others.
+    """Copy each selected table of the step; a failure of one doesn't stop the others.
 
     Raises:
         RetryRequested, Failure: as `copy_one_table`, of the first that failed, at the end.
@@ -116,10 +116,10 @@ def copy_one_table(
             if is_asked_for_by_person(context):
                 watch.require_logged(context.log.info)
             destination = resource.get_destination()
-            start_destination(config, store, destination)
             timing = resource.get_timing()
             copy = StepCopy(context, config, store, destination, watch, table_name, timing=timing)
             try:
+                start_destination(config, store, destination)
                 return copy.materialize(key)
             finally:
                 if copy.is_abandoned:
