@@ -424,6 +424,16 @@ def a_step(*tables: str) -> tuple[AssetExecutionContext, list[str]]:
     return cast(AssetExecutionContext, context), lines
 
 
+def test_of_several_tables_without_a_replicator_one_waits_and_the_others_are_left_out() -> None:
+    """With a hundred tables, the run would wait for hours."""
+    context, lines = a_step("public.orders", "public.people", "public.items")
+
+    with pytest.raises(Failure, match="no replicator streams"):
+        list(assets.copy_selected_tables(context, Parts(MemoryDestination())))
+
+    assert [line.partition(":")[0] for line in lines] == ["public.orders"]
+
+
 class Unwilling(MemoryDestination):
     """A destination that opens, and then can't be written."""
 

@@ -67,9 +67,13 @@ def copy_selected_tables(
 ) -> Iterator[MaterializeResult[Any]]:
     """Copy each selected table of the step; a failure of one doesn't stop the others.
 
+    Only without a replicator the rest is left out: each table would wait for one in vain.
+
     Raises:
         RetryRequested, Failure: as `copy_one_table`, of the first that failed, at the end.
     """
+    from etl_dagster.integrations.dagster.copies.presence import ReplicatorAbsent
+
     failures: list[RetryRequested | Failure] = []
     for spec in context.assets_def.specs:
         table_name = spec.metadata.get(TABLE_TAG)
@@ -80,6 +84,8 @@ def copy_selected_tables(
         except (RetryRequested, Failure) as failure:
             context.log.error(f"{table_name}: {failure.__cause__ or failure}")
             failures.append(failure)
+            if isinstance(failure.__cause__, ReplicatorAbsent):
+                break
     if failures:
         raise next((each for each in failures if isinstance(each, RetryRequested)), failures[0])
 
