@@ -332,6 +332,8 @@ def test_the_first_shard_reports_the_worst_of_all() -> None:
     passing = {event.check_name: event for event in ticks.tick()}
     assert outcomes([*passing.values()]) == dict.fromkeys(PIPELINE_CHECKS, True)
     assert passing[LAG].metadata["shard"].value == "logs"
+    assert "this one is the furthest behind" in str(passing[LAG].description)
+    assert str(passing[SLOT].description).endswith("All 3 shards pass.")
 
     ticks.shards["events"] = judge_pipeline(status(), None, look(None), DEFAULTS)
     ticks.shards["logs"] = judge_stopped(DEAD)

@@ -1,10 +1,9 @@
-"""The checks of a pipeline in shards: those of the first one, which has its name, are about all."""
+"""The checks of a pipeline in shards: the first shard's, which has its name, cover all shards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
@@ -15,14 +14,14 @@ from etl_dagster.integrations.dagster.findings import Finding
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 
-#: By the name of each check, what it found.
+#: What each check found, by its name.
 Found = Mapping[str, Finding]
 
 
 def find_out(resource: EtlResource, thresholds: CheckThresholds) -> Found:
     """The outcome of each check now, whichever process runs the pipeline.
 
-    What can't be looked at fails its check, and not the run.
+    What can't be examined fails its check, and not the run.
     """
     try:
         config = resource.load_config()
@@ -57,10 +56,10 @@ def _find_out_alone(get: Callable[[], EtlResource], thresholds: CheckThresholds)
 
 
 def with_other_shards(config: PipelineConfig, found: Found, ask: Callable[[str], Found]) -> Found:
-    """What the checks found, and for the first of several shards the worst of what all found.
+    """What the checks found; for the first of several shards, the worst that any shard has found.
 
     Args:
-        found: of the shard of this configuration.
+        found: what they found for the shard of this configuration.
         ask: what the checks of another shard find now, by its name.
     """
     sharding = config.sharding
@@ -73,15 +72,16 @@ def with_other_shards(config: PipelineConfig, found: Found, ask: Callable[[str],
 
 
 def _worst(by_shard: Mapping[str, Finding]) -> Finding:
-    """The finding that most needs a look; it names its shard, and the others that don't pass."""
+    """The finding that most needs attention; its text names every shard that doesn't pass."""
     first, *others = sorted(by_shard, key=lambda name: _need(by_shard[name]), reverse=True)
     worst = by_shard[first]
     failing = [name for name in others if not by_shard[name].passed]
     words = [f"Shard {first!r}: {worst.words}"]
     words += [f"Shard {name!r}: {by_shard[name].words}" for name in failing]
     if passing := len(by_shard) - len(failing) - (not worst.passed):
+        behind = "; this one is the furthest behind" if _behind(worst) else ""
         words.append(
-            f"All {passing} shards pass; the one that is the furthest behind is named."
+            f"All {passing} shards pass{behind}."
             if worst.passed
             else f"{passing} of {len(by_shard)} shards pass."
         )
@@ -94,7 +94,11 @@ def _worst(by_shard: Mapping[str, Finding]) -> Finding:
     )
 
 
-def _need(found: Finding) -> tuple[bool, bool, Any]:
-    facts = found.facts
-    behind = (facts.get(name) for name in ("lag_seconds", "retained_wal_bytes"))
-    return not found.passed, found.is_severe, next((each for each in behind if each), 0)
+def _need(found: Finding) -> tuple[bool, bool, float]:
+    return not found.passed, found.is_severe, _behind(found)
+
+
+def _behind(found: Finding) -> float:
+    """How far a shard is behind, in the unit of its check; 0 for checks that don't measure it."""
+    measured = (found.facts.get(name) for name in ("lag_seconds", "retained_wal_bytes"))
+    return next((float(each) for each in measured if each), 0.0)
