@@ -115,7 +115,7 @@ def test_the_counts_of_ticks_add_up_for_a_table_and_not_for_its_name() -> None:
     assert added == [10, 20, 10]
 
 
-def test_reports_of_a_table_that_never_rests_come_less_and_less_often() -> None:
+def test_reports_of_a_table_that_changes_all_the_time_come_less_and_less_often() -> None:
     """Dagster keeps each of them for good."""
     ticks, times = Ticks(), list[float]()
     for number in range(1, 400):
@@ -133,7 +133,7 @@ def test_reports_of_a_table_that_never_rests_come_less_and_less_often() -> None:
     assert reported(ticks.tick(changed, after_s=30.0, busy_every_s=300.0))
 
 
-def test_fifty_tables_that_never_rest_take_less_than_50_mb_of_the_event_log_a_day() -> None:
+def test_fifty_busy_tables_take_less_than_50_mb_of_the_event_log_a_day() -> None:
     """Dagster never removes an event; the guide says so, and what each takes.
 
     Ticks are far apart here, as in the mode ``tick``, so that a tick can't report every table.
@@ -167,7 +167,7 @@ def test_fifty_tables_that_never_rest_take_less_than_50_mb_of_the_event_log_a_da
     assert 40.0 < used / 1000 * 24 / hours < 50.0
 
 
-def test_a_report_tells_the_largest_lag_and_the_rows_per_second_since_the_last_one() -> None:
+def test_a_report_has_the_largest_lag_and_the_rows_per_second_since_the_last_one() -> None:
     ticks = Ticks()
     (first,) = reported(ticks.tick(replace(READY, rows_inserted=5), lag_seconds=3.0, lag_bytes=8))
     assert (first["lag_seconds"], first["lag_bytes"]) == (3.0, 8)
@@ -188,7 +188,7 @@ def test_an_idle_table_is_not_reported_again() -> None:
         assert not reported(ticks.tick(replace(READY, rows_deleted=1)))
 
 
-def test_a_table_that_dagster_has_not_heard_of_is_reported_though_nothing_changed() -> None:
+def test_a_table_of_which_dagster_has_no_event_is_reported_though_nothing_changed() -> None:
     """Its copy may have been made outside of Dagster."""
     ticks = Ticks()
     ticks.last = LastEvents()
@@ -330,7 +330,7 @@ def test_a_check_is_not_hidden_while_the_run_of_a_table_copies_others() -> None:
     assert not checked(ticks.tick(READY))
 
 
-def test_a_check_that_passes_tells_when_that_was_seen_and_is_refreshed() -> None:
+def test_a_check_that_passes_has_the_time_of_its_status_and_is_refreshed() -> None:
     ticks = Ticks()
     (first,) = checked(ticks.tick(READY, at=1.0e9, after_s=1.0e9 - 1000))
     assert first.description is not None
@@ -348,7 +348,14 @@ def test_a_status_that_is_old_says_nothing_about_now() -> None:
     assert "Nothing streams: the replicator last reported at" in (check.description or "")
 
 
-def test_an_interruption_of_some_seconds_is_not_worth_an_event() -> None:
+def test_a_stream_that_is_stopping_fails_the_check_and_says_so() -> None:
+    ticks = Ticks()
+    (check,) = checked(ticks.tick(READY, phase="stopping"))
+    assert not check.passed
+    assert "Nothing streams: the replicator is stopping" in (check.description or "")
+
+
+def test_an_interruption_of_some_seconds_sends_no_event() -> None:
     ticks = Ticks()
     assert checked(ticks.tick(READY))[0].passed
     broken = {"phase": "retrying", "error": "the source is away", "solution": "Start it."}
