@@ -14,7 +14,7 @@ def ranges(leaf: Leaf, chunk_rows: int = 250_000) -> list[tuple[int, int | None]
     return [(chunk.first_block, chunk.end_block) for chunk in plan_chunks([leaf], chunk_rows)]
 
 
-def test_an_empty_table_is_one_chunk_that_takes_what_comes() -> None:
+def test_an_empty_table_is_one_chunk_without_an_end() -> None:
     assert ranges(Leaf(16384, block_count=0, estimated_rows=0, file_node=1)) == [(0, None)]
 
 
@@ -25,8 +25,8 @@ def test_chunks_hold_as_many_rows_as_asked_for_and_the_last_one_has_no_end() -> 
 
 
 @pytest.mark.parametrize(("block_count", "chunks"), [(1000, 96), (40, 40)])
-def test_values_out_of_line_make_chunks_small(block_count: int, chunks: int) -> None:
-    """They take no room in the table's own blocks, but in the destination's memory."""
+def test_values_stored_out_of_line_make_chunks_small(block_count: int, chunks: int) -> None:
+    """They take up no room in the table's own blocks, but they do in the destination's memory."""
     leaf = Leaf(16384, block_count, estimated_rows=8000, file_node=1, toast_bytes=768 * MIB)
 
     assert len(ranges(leaf)) == chunks

@@ -26,7 +26,7 @@ STATUS = PipelineStatus("shop__left", "duckdb", "stopped", tables={TABLE.name: T
     ("failure", "is_retried"),
     [(DestinationUnreachable("no answer"), True), (DestinationTooNew("version 99"), False)],
 )
-def test_what_others_have_is_reported_before_a_destination_fails_the_run(
+def test_the_rows_of_other_destinations_are_reported_before_one_fails_the_run(
     failure: EtlError, is_retried: bool
 ) -> None:
     events: list[AssetMaterialization] = []

@@ -1,4 +1,4 @@
-"""The check of bookmarks by hand: red while nothing streams, patient with a state that is due."""
+"""The check of bookmarks in a run: red while nothing streams; it waits for a state that is due."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MISSING = BookmarkComparison(False, False, "There is no Meltano state yet.", has
 
 
 class Looks:
-    """What each look at the states finds, and the time that passes between them."""
+    """What each comparison finds, and the time that passes between them."""
 
     def __init__(self, *found: Mapping[str, BookmarkComparison]) -> None:
         self.found = list(found)

@@ -1,4 +1,4 @@
-"""Copies that the next start makes are looked up seldom, and for each pipeline by itself."""
+"""The copies of the next start are looked up once in a while, for each pipeline on its own."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def state(tmp_path: Path) -> Path:
 
 
 def built(etl_yaml: Path, state: Path, **attributes: Any) -> Definitions:
-    """The definitions that the attributes make of the state; no source is asked."""
+    """The definitions of these attributes and of the state; no source is asked."""
     component = EtlPipelineComponent.resolve_from_dict({"pipeline": str(etl_yaml), **attributes})
     return component.build_defs_from_state(None, state)  # type: ignore[arg-type]
 
@@ -88,7 +88,7 @@ def test_yaml_and_python_make_the_same_definitions(
     assert names(built(etl_yaml, state)) == by_python
 
 
-def test_a_state_of_another_publication_is_not_believed(
+def test_a_state_of_another_publication_is_not_used(
     etl_yaml: Path, state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     remember_tables(monkeypatch, tmp_path, TABLES[:1])
@@ -130,7 +130,7 @@ def test_a_translation_is_attributes_or_a_template_that_gives_them(
         assert translate(AssetSpec("other"), None).key == AssetKey("one")  # type: ignore[arg-type]
 
 
-def test_partitions_and_what_describes_no_asset_are_refused() -> None:
+def test_partitions_and_attributes_that_no_asset_has_are_refused() -> None:
     for given, words in (({"partitions_def": 1}, "no partitions"), (5, "gave int")):
         scope = ResolutionContext.default().with_scope(own=given)
         with pytest.raises(ConfigError, match=words):
@@ -181,7 +181,7 @@ def test_blocks_add_checks_to_those_of_the_sensor(etl_yaml: Path, state: Path) -
 def test_the_sensor_says_what_gives_a_new_table_its_asset(
     etl_yaml: Path, state: Path, monkeypatch: pytest.MonkeyPatch, management_type: str, hint: str
 ) -> None:
-    """To reload the code location alone would change nothing where the state is kept."""
+    """Reloading the code location alone changes nothing if the state is kept elsewhere."""
     status = PipelineStatus("shop", "duckdb", "streaming", at=1.0)
     status = replace(status, tables={"public.new": TableStatus(9, "public.new", "ready", "id")})
     supervision = Supervision(status, generation=1)

@@ -89,7 +89,7 @@ class Resource:
 
 
 class Instance:
-    """Dagster's database, as far as the sensor asks it: the newest run first."""
+    """What the sensor asks of Dagster's database: the runs, newest first."""
 
     def __init__(self, *runs: tuple[DagsterRunStatus, float | None], offset_h: float = 0) -> None:
         now = time.time()
@@ -167,7 +167,7 @@ def test_a_canceled_copy_stays_canceled_until_a_person_asks_for_it_again() -> No
     assert due(a_year_ago, resource).requests
 
 
-def test_a_question_before_the_cancellation_does_not_undo_it() -> None:
+def test_a_request_before_the_cancellation_does_not_undo_it() -> None:
     resource = Resource()
     ask_for_copies(resource.store, [1])
     assert not due(Instance((CANCELED, -1.0)), resource).requests
@@ -256,7 +256,7 @@ def test_only_the_sensor_repeats_the_runs_that_it_requested() -> None:
 
 
 class Run:
-    """The context of a step, as far as it tells who asked for the run."""
+    """The part of a step's context that shows who requested the run."""
 
     def __init__(self, tags: dict[str, str], done: tuple[str, ...] = ()) -> None:
         self.run = SimpleNamespace(run_id="this", tags=tags)
@@ -331,7 +331,7 @@ def test_without_a_replicator_a_copy_does_not_begin() -> None:
     assert "Turn on the sensor shop_replication" in refused.value.solution
 
 
-def test_a_copy_ends_soon_after_its_replicator_and_not_for_a_moment_without() -> None:
+def test_a_copy_ends_soon_after_its_replicator_but_survives_a_moment_without_one() -> None:
     store, times = MemoryStore(), Times()
     lease = store.acquire_lease("apply")
     assert lease is not None
@@ -390,7 +390,7 @@ def test_a_sensor_is_on_when_a_person_or_the_code_has_turned_it_on() -> None:
 
 
 class Parts:
-    """The resource of a pipeline, as far as a step that copies uses it before it copies."""
+    """What a step needs of a pipeline's resource before it copies."""
 
     def __init__(self, destination: MemoryDestination) -> None:
         self.store = MemoryStore()

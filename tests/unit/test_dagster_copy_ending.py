@@ -1,4 +1,4 @@
-"""A copy whose run is cancelled ends soon, and is left alone where a server says nothing."""
+"""A copy whose run is canceled ends soon; if a server doesn't answer, it is left where it is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENT = replace(
 
 
 class Worker:
-    """Ends once it is given up, or has written; one that heeds nothing ends with the test."""
+    """Ends once it is given up, or has written; one that ignores both ends with the test."""
 
     def __init__(self, *, is_writing: bool = False, heeds: bool = True) -> None:
         self.end = threading.Event()
@@ -71,7 +71,7 @@ def test_a_write_that_does_not_end_is_waited_for_no_longer_than_it_may_take() ->
     assert (is_over, is_given_up) == (False, True)
 
 
-def test_a_copy_that_waits_for_the_source_is_told_to_wait_no_more() -> None:
+def test_a_copy_that_waits_for_the_source_is_told_to_stop_waiting() -> None:
     assert ended(Worker(), cancelled_s=0.0) == (True, True)
 
 
@@ -80,4 +80,4 @@ def test_a_copy_that_waits_for_a_silent_server_is_left_where_it_is(
 ) -> None:
     """As by a crash of the process: what was durable stays, and its lease ends with the store."""
     assert ended(Worker(heeds=False), cancelled_s=0.0, given_up_s=0.0) == (False, True)
-    assert "comes again with the next run" in caplog.text
+    assert "repeats what was under way" in caplog.text

@@ -16,7 +16,7 @@ KEYS = {"public.orders": AssetKey(["shop", "public", "orders"])}
 
 
 class Resource:
-    """Whose configuration is wrong."""
+    """A resource whose configuration is wrong."""
 
     def load_config(self) -> Any:
         raise ConfigError(["source.dsn: it is missing"], origin="etl.yaml")

@@ -1,4 +1,4 @@
-"""Whatever a table is called, it has a place in Dagster, and it never takes another's."""
+"""Every table has names of its own in Dagster, whatever it is called in Postgres."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_keys_of_a_group_have_names_of_their_own(paths: list[list[str]]) -> 
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Definitions of a pipeline whose source is away, and had these tables when last asked."""
+    """Definitions of a pipeline whose source is away; when last asked, it had these tables."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     (tmp_path / "etl.yaml").write_text(
         "pipeline: shop\n"
@@ -143,7 +143,7 @@ def test_every_name_that_postgres_takes_has_an_asset(load: Any) -> None:
         Definitions.validate_loadable(Definitions(assets=[mart]))
 
 
-def test_a_table_that_has_no_place_is_left_out_with_a_warning(
+def test_a_table_whose_asset_can_not_be_built_is_left_out_with_a_warning(
     load: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Flat(EtlDagsterTranslator):
@@ -166,7 +166,7 @@ def test_a_table_that_has_no_place_is_left_out_with_a_warning(
     assert "public.orders has the asset key 'orders' already" in warnings[1]
 
 
-def test_a_translator_that_always_fails_is_an_error(load: Any) -> None:
+def test_a_translator_that_fails_for_every_table_is_an_error(load: Any) -> None:
     class Broken(EtlDagsterTranslator):
         def get_asset_spec(self, table: PublishedTableProps) -> AssetSpec:
             raise RuntimeError("broken")
@@ -176,7 +176,7 @@ def test_a_translator_that_always_fails_is_an_error(load: Any) -> None:
 
 
 @given(st.sets(_NAMES, max_size=8))
-def test_streams_of_a_tap_keep_apart(streams: set[str]) -> None:
+def test_streams_of_a_tap_have_distinct_names(streams: set[str]) -> None:
     from etl_dagster.integrations.dagster.names import identifier_part
 
     specs = {

@@ -1,4 +1,4 @@
-"""The check that warns of values which a column's type can't hold, and when the sensor sends it."""
+"""The check that warns of values that a column's type can't hold, and when the sensor sends it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNCOUNTED = replace(_table(), odd_values=None)
 # -- what it says --------------------------------------------------------------------------------
 
 
-def test_it_passes_where_every_value_is_held() -> None:
+def test_it_passes_if_the_types_can_hold_every_value() -> None:
     assert held(_table(), IN_STEP).passed
 
 
@@ -140,7 +140,7 @@ def test_it_is_sent_again_after_ten_minutes_after_a_run_and_when_it_was_not_stor
     assert _passed(ticks.tick(_table())) == []
 
 
-def test_what_was_said_stays_while_a_table_is_copied_or_not_counted() -> None:
+def test_the_last_outcome_stays_while_a_table_is_copied_or_not_counted() -> None:
     ticks = Ticks()
     ticks.tick(_table(amount=1))
 
@@ -149,7 +149,7 @@ def test_what_was_said_stays_while_a_table_is_copied_or_not_counted() -> None:
     assert _passed(ticks.tick(_table())) == [True]
 
 
-def test_a_dead_stream_is_not_green_and_says_so_once() -> None:
+def test_a_stream_that_has_ended_is_not_green_and_is_reported_once() -> None:
     ticks = Ticks()
     assert _passed(ticks.tick(_table())) == [True]
 

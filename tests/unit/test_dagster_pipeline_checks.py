@@ -116,7 +116,7 @@ def test_lag_warns_past_one_bound_and_fails_past_the_other(lag_s: float, outcome
         (201, None, CheckThresholds(wal_error_bytes=300 * MIB), "warns"),
     ],
 )
-def test_retained_wal_is_held_against_its_own_bounds_and_the_servers(
+def test_retained_wal_is_compared_with_its_own_bounds_and_the_servers(
     kept: int, limit: int | None, thresholds: CheckThresholds, outcome: str
 ) -> None:
     limit_bytes = None if limit is None else limit * MIB
@@ -202,7 +202,7 @@ def test_a_bound_to_warn_is_not_past_the_one_to_fail() -> None:
 
 
 class Asked:
-    """A source whose catalog is what the test says."""
+    """A source with the catalog that the test gives it."""
 
     def __init__(self, answers: dict[Any, Any]) -> None:
         self.answers = answers
@@ -319,7 +319,7 @@ def test_nothing_is_said_while_the_stream_starts() -> None:
 
 
 def test_the_first_shard_reports_the_worst_of_all() -> None:
-    """One asset, called as the pipeline, says whether all of it is in order."""
+    """One asset, with the name of the pipeline, shows whether all shards are in order."""
     sharded = CONFIG.model_copy(
         update={
             "shards": {name: ShardConfig(publication=f"{name}_pub") for name in ("events", "logs")}

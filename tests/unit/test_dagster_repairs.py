@@ -120,7 +120,7 @@ def test_a_dry_run_asks_for_nothing(shop: Shop) -> None:
     assert set(done.failures) == {"public.orders", "public.visits", "public.events"}
 
 
-def test_each_table_that_differs_is_repaired_and_told_of(shop: Shop) -> None:
+def test_each_table_that_differs_is_repaired_and_reported(shop: Shop) -> None:
     shop.answers({1: BY_RANGES, 3: BY_COPY})
     done = shop.repair()
 
@@ -138,7 +138,7 @@ def test_each_table_that_differs_is_repaired_and_told_of(shop: Shop) -> None:
     assert done.failure.solution == "Again later."
 
 
-def test_repairs_that_are_not_waited_for_are_named_and_no_failure() -> None:
+def test_repairs_that_are_not_waited_for_are_named_and_do_not_fail_the_run() -> None:
     shop = Shop(COMPARED[0])
     done = shop.repair(wait_s=0)
 
@@ -176,7 +176,7 @@ def test_a_repair_that_fails_does_not_keep_the_run_from_waiting_for_the_others(s
         ("its mode is append", True, True, True),
     ],
 )
-def test_a_table_that_was_not_compared_fails_the_run_unless_that_is_all_right(
+def test_a_table_that_was_not_compared_fails_the_run_unless_its_settings_exclude_it(
     reason: str, is_by_choice: bool, is_named: bool, is_left: bool
 ) -> None:
     """A run that succeeds must not look as if it had compared the table."""

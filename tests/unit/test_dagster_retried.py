@@ -32,7 +32,7 @@ AGAIN = replace(STOPPED, retry=TimedRetry(datetime(2026, 11, 27, 1, 5, tzinfo=UT
 
 
 def verdict(state: TableState) -> LagVerdict:
-    """Of the check, where the state is newer than what was published."""
+    """The check's verdict if the state is newer than what was published."""
     status = PipelineStatus(
         "shop", "duckdb", "streaming", at=time.time(), tables={READY.name: READY}
     )
@@ -80,7 +80,7 @@ def test_a_table_that_is_resumed_is_not_said_to_be_copied(state: TableState) -> 
     assert "copied" not in found.words
 
 
-def test_a_tick_tells_a_table_that_catches_up_from_one_that_is_copied() -> None:
+def test_a_tick_distinguishes_a_table_that_catches_up_from_one_that_is_copied() -> None:
     assert "catching up: public.orders" in line(replace(READY, state="finished_copy"))
     assert "being copied: public.orders" in line(replace(READY, state="data_sync"))
     assert "is being copied (state data_sync)" in verdict(DataSync()).words

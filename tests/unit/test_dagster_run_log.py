@@ -12,7 +12,7 @@ def progress(chunks: int, rows: int) -> CopyProgress:
     return CopyProgress("data_sync", chunks, 8, rows, 0, 400_000)
 
 
-def test_a_copy_tells_its_rate_and_how_long_the_rest_takes() -> None:
+def test_a_copy_logs_its_rate_and_how_long_the_rest_takes() -> None:
     now = 100.0
     pace = CopyPace(clock=lambda: now)
     first = pace.line("public.orders", progress(0, 0))
@@ -41,7 +41,7 @@ def test_chunks_of_an_earlier_run_do_not_count_for_the_rate() -> None:
 
 
 def test_what_the_engine_warns_of_is_for_the_log_of_the_run() -> None:
-    """A copy that waits for its source looks else like one that hangs."""
+    """Otherwise a copy that waits for its source looks like one that hangs."""
     engine = logging.getLogger("etl_dagster.runtime.copying.table_copy")
     with engine_warnings() as warnings:
         engine.warning("chunk %d of %s failed; again in %.1f s", 3, "public.orders", 0.5)

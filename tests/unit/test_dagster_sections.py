@@ -319,7 +319,7 @@ class PaperConfig(DestinationConfig):
     ink: dict[str, SecretStr] | None = None
 
 
-def test_a_model_with_types_that_dagster_has_not_becomes_a_resource_all_the_same() -> None:
+def test_a_model_with_types_that_dagster_does_not_have_still_becomes_a_resource() -> None:
     paper = of_model(PaperConfig, None, "destination", "paper")
     given = {
         "folder": "there",

@@ -125,7 +125,7 @@ class OtherKeys(EtlDagsterTranslator):
         return None
 
 
-def test_every_part_knows_the_tables_by_any_key(etl_yaml: Path) -> None:
+def test_every_part_finds_the_tables_by_the_keys_of_the_translator(etl_yaml: Path) -> None:
     keys = {AssetKey(["raw", name]) for name in ("orders", "people")}
     tables = ["public.people", "public.orders"]
 
@@ -154,7 +154,9 @@ def test_a_table_that_is_not_published_is_refused(etl_yaml: Path) -> None:
         load_etl_asset_specs(etl_yaml, tables=["public.gone"])
 
 
-def test_of_several_destinations_a_part_wants_one(etl_yaml: Path, tmp_path: Path) -> None:
+def test_a_part_of_definitions_is_for_one_of_several_destinations(
+    etl_yaml: Path, tmp_path: Path
+) -> None:
     several = {name: {"type": "duckdb", "path": f"{name}.duckdb"} for name in ("left", "right")}
     path = write(tmp_path, destinations=several)
     text = path.read_text().replace("destination:\n  type: duckdb\n  path: warehouse.duckdb\n", "")

@@ -19,7 +19,7 @@ def test_a_lease_outlasts_the_pauses_between_ticks_that_come_late() -> None:
     assert last == 30.0
 
 
-def test_a_sensor_that_was_off_for_a_while_did_not_come_late() -> None:
+def test_a_sensor_that_was_off_for_a_while_does_not_count_as_late() -> None:
     now = 0.0
     pauses = TickPauses(clock=lambda: now)
     pauses.lease_s(30.0)

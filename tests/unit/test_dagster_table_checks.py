@@ -89,7 +89,7 @@ def test_few_rows_too_many_or_missing_may_pass_or_warn() -> None:
         "warns",
         "fails",
     ]
-    # Who has set them reads which one it was.
+    # The text names the bound, for the user who has set it.
     said = [count_finding(counted(10, n), bounds).words.partition("\n")[0] for n in (8, 7, 4)]
     assert [each.partition(": ")[2] for each in said] == [
         "2 rows missing, not more than 2",
@@ -104,7 +104,7 @@ def test_a_table_that_could_not_be_counted_does_not_pass() -> None:
     assert (told(finding), finding.words) == ("warns", "Not counted: it was truncated.")
 
 
-def test_every_moment_of_the_changes_since_counts() -> None:
+def test_the_fewest_and_the_most_rows_are_those_of_any_moment_since() -> None:
     net = RowsSince(PRICES)
     for ops in ([DELETE, DELETE, UPDATE, INSERT], [], [INSERT, INSERT, INSERT], [DELETE]):
         net.count(np.array(ops, np.uint8))
@@ -146,14 +146,14 @@ def test_columns_that_were_added_dropped_renamed_or_altered_are_named() -> None:
         (Drift("public.orders", why_not="it is not published"), "warns"),
     ],
 )
-def test_what_comes_with_the_next_change_warns_and_what_was_altered_there_fails(
+def test_an_alteration_in_the_source_warns_and_one_at_the_destination_fails(
     drift: Drift, outcome: str
 ) -> None:
     assert told(drift_finding(drift)) == outcome
 
 
 class Reader:
-    """A destination with one table, which gives rows that the test makes."""
+    """A destination with one table, whose rows the test makes."""
 
     def __init__(self, rows: pa.RecordBatch | None) -> None:
         self._rows = rows
@@ -208,8 +208,8 @@ def test_many_odd_values_fail_where_that_is_set() -> None:
 # -- in Dagster's pages ----------------------------------------------------------------------------
 
 
-def test_an_outcome_stays_in_sight_while_the_stream_reports_changes() -> None:
-    """Dagster's pages hide what was evaluated before the latest materialization."""
+def test_an_outcome_stays_visible_while_the_stream_reports_changes() -> None:
+    """Dagster's pages hide evaluations that are older than the latest materialization."""
     key = AssetKey(["shop", "public", "orders"])
     found = Finding(False, "1 missing", is_severe=True)
     checks = build_table_checks(

@@ -24,7 +24,7 @@ def test_a_tick_says_what_the_status_notes_and_logs_it_once() -> None:
 
 
 def test_the_list_of_ticks_shows_how_many_events_a_tick_has_sent_and_the_lag() -> None:
-    """Of a cursor it shows the first 23 and the last 17 characters."""
+    """It shows the first 23 and the last 17 characters of a cursor."""
     table = TableStatus(1, "public.orders", "ready", "dev:shop-to-duckdb:public.orders")
     status = PipelineStatus(
         "shop", "duckdb", "streaming", lag_seconds=1.25, tables={table.name: table}
@@ -63,7 +63,7 @@ def test_a_stream_that_is_interrupted_does_not_show_the_lag_of_before() -> None:
 
 
 def test_a_table_that_waits_for_its_copy_is_not_said_to_be_copied() -> None:
-    """Of a table without an asset, no copy is requested."""
+    """No copy of a table without an asset is requested."""
     tables = {
         name: TableStatus(number, name, state, f"dev:shop-to-duckdb:{name}")
         for number, (name, state) in enumerate(

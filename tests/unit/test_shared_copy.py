@@ -245,7 +245,7 @@ def test_a_worker_that_waits_for_the_chunks_of_others_notices_a_stop() -> None:
 
 
 class _ManyChunks(MemoryStore):
-    """Answers for many at once, and keeps how many chunks it was asked for at a time."""
+    """Answers for many chunks at once, and counts how many it was asked for at a time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class _ManyChunks(MemoryStore):
         self.plans_read = 0
 
     def __getattr__(self, name: str) -> Any:
-        # The others of `ManyTables`, of which nothing here makes use.
+        # The other methods of `ManyTables`, which nothing here uses.
         if name in vars(ManyTables):
             return getattr(many(MemoryStore()), name)
         raise AttributeError(name)
