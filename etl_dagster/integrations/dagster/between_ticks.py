@@ -1,6 +1,7 @@
-"""A pipeline that is streamed in ticks is on, although most of the time no process runs it.
+"""The status that a tick leaves in the store, for a pipeline that is streamed in ticks.
 
-The note is for readers between two ticks: a run that waits for its hand-over, a check.
+Such a pipeline is on, although most of the time no process runs it. The note tells that to a run
+that waits for its hand-over between two ticks, or to a check.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def keep_status(
 
 
 def kept_status(store: Notes, *, clock: Callable[[], float] = time.time) -> PipelineStatus | None:
-    """How the stream was at the end of the last tick; None where the next one is overdue.
+    """How the stream was at the end of the last tick; None without one, or if the next is overdue.
 
     A note from further in the future than a tick may be late is from before the clock was set
-    back. It counts no longer: the sensor, if it is on, writes another within seconds.
+    back. It no longer counts: the sensor, if it is on, writes another within seconds.
     """
     note = store.get_note(_KEY)
     if note is None:

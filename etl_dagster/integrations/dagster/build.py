@@ -65,47 +65,48 @@ def build_etl_definitions(
 
         defs = build_etl_definitions("etl.yaml")
 
-    Of several destinations, each has all of these, under the name ``PIPELINE__DESTINATION``. One
-    replicator runs all of them, for as long as the sensor of any is on.
+    With several destinations, each has all of these, under the name ``PIPELINE__DESTINATION``. One
+    replicator runs all of them, as long as at least one of their sensors is on.
 
-    With others, use `Definitions.merge`. The resource has the pipeline's name, so any asset may
-    ask for it to query the destination or look at table states.
+    Combine them with other definitions by `Definitions.merge`. The resource has the pipeline's
+    name, so any asset may require it, to query the destination or to look at table states.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
         translator: how tables look as assets.
-        sensor_status: of the sensor, until it is switched in the UI. Off by default.
+        sensor_status: whether the sensor is on until a user switches it in the UI; off by default.
         sensor_mode: who streams while the sensor is on. ``supervise``: a child process of the code
             server. ``tick``: the sensor's ticks themselves, where no process may start another;
             between two ticks nothing is streamed. ``observe``: a service of its own,
             `etl-dagster run`, which also copies; the sensor only shows it.
         tick_s: how long a tick streams in the mode ``tick``; well below the 60 seconds after which
-            Dagster gives a tick up.
+            Dagster gives up a tick.
         executor: of the runs that the sensor requests, each for one table.
-        lease_s: how long the replicator continues without a tick; longer where ticks come late.
+        lease_s: how long the replicator continues without a tick; raise it if ticks come late.
         report_every_s: a table that changes is reported at most this often.
         busy_report_every_s: what the time between two reports of a table grows to while it changes
-            all the time; back to `report_every_s` once it was quiet. Dagster keeps every report
-            for good.
+            all the time; back to `report_every_s` once the table was quiet. Dagster keeps every
+            report for good.
         stale_after_s: the freshness of an asset warns when its last report is this old, and fails
-            when it is twice as old. A table that doesn't change is reported again before, as long
-            as it is streamed. None for assets without a freshness policy and no such reports.
+            when it is twice as old. A table that doesn't change is reported again before that, as
+            long as it is streamed. With None, assets have no freshness policy, and a table that
+            doesn't change isn't reported again.
         clicks_in_process: whether a run that a person starts for one table, as by a click on
-            Materialize, stays in one process, which takes half of the time. It makes
-            `single_copy_in_process` the default executor of the code location, so leave it off
-            where definitions that are merged with these have an executor of their own.
+            Materialize, stays in one process, which takes half the time. It sets the default
+            executor of the code location, so leave it off if definitions that are merged with these
+            have an executor of their own.
         group_per_schema: whether each schema of the source has a group of assets of its own,
             ``PIPELINE_SCHEMA``.
         source_assets: whether the tables of the source are external assets, which those of the
             destination depend on.
-        reports: as what the sensor reports changes. An observation doesn't make an asset fresh, so
-            there is no freshness policy then, and `eager()` doesn't follow it.
-        thresholds: from where on checks warn and fail.
+        reports: the kind of event by which the sensor reports changes. An observation doesn't make
+            an asset fresh, so there is no freshness policy then, and `eager()` doesn't follow it.
+        thresholds: from which values on checks warn and fail.
 
     Raises:
-        ConfigError: the configuration holds mistakes. A source that can't be reached is none, nor
-            is an environment variable that is not set: then the tables last seen are the assets,
-            and the sensor says what is wrong.
+        ConfigError: the configuration holds mistakes. It is not raised if the source can't be
+            reached or an environment variable is not set: then the tables last seen are the
+            assets, and the sensor says what is wrong.
     """
     defs = build_pipeline(
         resource_of(pipeline),
@@ -127,7 +128,7 @@ def build_etl_definitions(
 
 @dataclass(frozen=True)
 class Streaming:
-    """How the sensor streams and reports; each as the argument of `build_etl_definitions`."""
+    """How the sensor streams and reports, with the arguments of `build_etl_definitions`."""
 
     status: DefaultSensorStatus | None = None
     mode: SensorMode = "supervise"
@@ -155,14 +156,14 @@ def build_pipeline(
     thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
     more: More | None = None,
 ) -> Definitions:
-    """The definitions of all destinations or shards of a pipeline, whatever describes it.
+    """The definitions of all destinations or shards of a pipeline, for every way to describe it.
 
     Args:
-        found: the published tables, where they are known already.
+        found: the published tables, if they are known already.
         has_checks: whether the checks of `build_etl_checks` and `build_etl_pipeline_checks` are
             among them.
         thresholds: of these checks.
-        more: what each destination has besides.
+        more: further definitions for each destination.
 
     Raises:
         ConfigError: the configuration holds mistakes.
@@ -208,7 +209,7 @@ def _build_one(
     defs = Definitions(
         assets=[*assets, *specs.sources, *whole],
         asset_checks=checks,
-        # With its job.
+        # The sensor brings its job along.
         sensors=[
             build_etl_sensor(
                 resource,
@@ -233,7 +234,7 @@ def _build_one(
 
 
 def with_clicks_in_process(defs: Definitions) -> Definitions:
-    """The same, with an executor that keeps the run of a single copy in one process."""
+    """The definitions, with an executor that keeps the run of a single copy in one process."""
     assets = [asset for asset in defs.assets or () if isinstance(asset, AssetsDefinition)]
     checks = [
         check for check in defs.asset_checks or () if isinstance(check, AssetChecksDefinition)

@@ -1,4 +1,4 @@
-"""A tick's result in the form that was chosen for it."""
+"""A tick's result without checks, or with observations: as the definitions were built."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _Event = AssetObservation | AssetMaterialization | AssetCheckEvaluation
 
 
 def without_checks(result: SensorResult, *, but_of: AssetKey | None = None) -> SensorResult:
-    """For a code location whose tables have no checks: Dagster refuses a run that asks for one.
+    """The result, for a code location whose tables have no checks.
+
+    Dagster refuses a run that asks for a check which the code location doesn't have.
 
     Args:
         but_of: an asset that has checks all the same.
@@ -32,7 +34,10 @@ def without_checks(result: SensorResult, *, but_of: AssetKey | None = None) -> S
 
 
 def as_observations(result: SensorResult) -> SensorResult:
-    """Changes as observations, which neither refresh an asset nor set off what depends on it."""
+    """The result, with observations in place of materializations.
+
+    An observation neither refreshes an asset nor starts what depends on it.
+    """
     events: list[_Event] = [
         AssetObservation(
             asset_key=event.asset_key, description=event.description, metadata=event.metadata

@@ -26,7 +26,7 @@ class Finding:
 
     @property
     def outcome(self) -> tuple[bool, bool, str]:
-        """What a reader would notice at once."""
+        """What a reader notices at once; equal where only numbers and times differ."""
         return self.passed, self.is_severe, self.kind
 
     @property
@@ -57,10 +57,10 @@ class Finding:
 
 
 def not_looked(what: str, error: EtlError) -> Finding:
-    """A warning where nothing could be found out.
+    """A warning that a check could not be evaluated.
 
     Args:
-        what: such as ``Not compared``.
+        what: how the text begins, such as ``Not compared``.
     """
     words = with_solution(f"{what}: {error.reason}", error.solution)
     return Finding(False, words, kind=f"{what}: {type(error).__name__}")

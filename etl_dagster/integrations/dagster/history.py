@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from dagster import AssetKey, DagsterInstance
 
-#: Assets looked up in a tick; with more of them it is a few ticks until each has its turn.
+#: Assets looked up in a tick; if there are more, it takes a few ticks until each has had its turn.
 _PER_TICK = 100
+#: An evaluation this long after a materialization is later even if both times lose their fractions.
 _SURELY_LATER_S = 2.0
 
 
@@ -17,21 +18,23 @@ _SURELY_LATER_S = 2.0
 class LastEvents:
     """The last events of one asset."""
 
-    #: The latest materialization, seconds since 1970-01-01 UTC; None where there is none.
+    #: The latest materialization, in seconds since 1970-01-01 UTC; None if there is none.
     materialized_at: float | None = None
-    #: The last run that is known to have materialized the asset, or meant to.
+    #: The last run that is known to have materialized the asset, or to have planned to.
     run_id: str | None = None
-    #: Whether that run continues.
+    #: Whether that run has not ended yet.
     is_running: bool = False
     #: Whether that run has materialized it.
     has_materialized: bool = False
 
     def hides_checks(self, now: float) -> bool:
-        """Whether the run hides what was evaluated before; it is over, or has materialized.
+        """Whether Dagster hides what was evaluated before the run: it is over, or has materialized.
+
+        False for a moment after a materialization. Some storages keep the time of an evaluation in
+        whole seconds, and a new evaluation must be later than the materialization.
 
         Args:
-            now: seconds since 1970-01-01 UTC. Some storages keep only whole seconds of an
-                evaluation, which must be later than the materialization.
+            now: seconds since 1970-01-01 UTC.
         """
         if self.run_id is None or (self.is_running and not self.has_materialized):
             return False
@@ -39,7 +42,7 @@ class LastEvents:
 
 
 class EventHistory:
-    """Remembers what was looked up; belongs to the code server's process."""
+    """Remembers what was looked up, in the code server's process."""
 
     def __init__(self) -> None:
         self._known: dict[AssetKey, LastEvents] = {}
@@ -60,7 +63,7 @@ class EventHistory:
             has_materialized = latest is not None and latest.run_id == run_id
             last = before[entry.asset_key]
             if run_id is None and last.run_id is not None:
-                # A report of the stream came after the run, whose evaluations it hides.
+                # The stream reported the asset after the run, and so hides the run's evaluations.
                 run_id, has_materialized = last.run_id, last.has_materialized
             may_run = run_id is not None and (run_id != last.run_id or last.is_running)
             self._known[entry.asset_key] = LastEvents(

@@ -1,8 +1,8 @@
-"""Names that Dagster accepts, for whatever a table or a stream is called.
+"""Names that Dagster accepts, whatever a table or a stream is called.
 
-Postgres takes any 63 bytes as a name. Dagster takes letters, digits and ``_`` in the names of
-steps, and derives such names from asset keys, in which ``-`` and ``.`` may stand as well. Every
-function here is injective: two names never become one.
+Postgres accepts any 63 bytes as a name. Dagster accepts letters, digits and ``_`` in the names of
+steps. It derives such names from asset keys, which may contain ``-`` and ``.`` as well. Every
+function here but `identifier_part` is injective: two names never become one.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections.abc import Iterable, Sequence
 
 from dagster import AssetKey
 
-#: What may stand in a part of an asset key as it is.
+#: A part of an asset key that needs no escaping.
 _ORDINARY_PART = re.compile(r"[A-Za-z0-9_.-]+")
 #: An escaped stretch: the code points in hexadecimal, as in ``gr-uf6.df-e`` for größe.
 _ESCAPED = re.compile(r"-u[0-9a-f.]*-")
-_LITERAL = re.compile(r"[A-Za-z0-9_]+|[^A-Za-z0-9_]+")
-#: Such parts, joined by ``__``, can be told apart again.
+#: Cuts a name into what stays and what is escaped, by turns.
+_STRETCH = re.compile(r"[A-Za-z0-9_]+|[^A-Za-z0-9_]+")
+#: Parts of this form can be told apart again after they were joined by ``__``.
 _PLAIN_PART = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")
 _READABLE_CHARACTERS = 60
 
@@ -38,9 +39,9 @@ def key_part(name: str) -> str:
 
 
 def identifier_part(name: str) -> str:
-    """As `key_part`, of a name that has its place in a name of Singer's: ``-`` becomes ``_`` there.
+    """As `key_part`, for a name that is also an identifier of Meltano's: ``-`` becomes ``_``.
 
-    So it is injective for names with either of the two, but not for both.
+    So it is not injective: ``a-b`` and ``a_b`` become the same.
     """
     if re.fullmatch(r"[A-Za-z0-9_-]+", name):
         return name.replace("-", "_")
@@ -55,11 +56,11 @@ def escaped(name: str) -> str:
             return stretch
         return "-u" + ".".join(f"{ord(character):x}" for character in stretch) + "-"
 
-    return "".join(escape(stretch) for stretch in _LITERAL.findall(name)) or "-u-"
+    return "".join(escape(stretch) for stretch in _STRETCH.findall(name)) or "-u-"
 
 
 def step_name(prefix: str, parts: Sequence[str]) -> str:
-    """The name of a step: the parts joined where that is unambiguous, else with their digest.
+    """The name of a step: the parts joined if that is unambiguous, else readable with a digest.
 
     >>> step_name("copy", ["shop", "public", "orders"])
     'copy__shop__public__orders'

@@ -14,7 +14,7 @@ _POLL_S = 0.2
 
 
 class Outcome(Generic[_Result]):
-    """A function's, on a thread of its own; so the thread that waits for it can be interrupted."""
+    """Runs a function on a thread, so that waiting for its result can be interrupted."""
 
     def __init__(self, function: Callable[[], _Result]) -> None:
         self._function = function
@@ -35,7 +35,7 @@ class Outcome(Generic[_Result]):
         return not self._thread.is_alive()
 
     def result(self) -> _Result:
-        """What it returned, or raises what it raised; once it has ended."""
+        """What the function returned, or raises what it raised; only once it has ended."""
         if self._failure is not None:
             raise self._failure
         return self._results[0]
@@ -44,11 +44,11 @@ class Outcome(Generic[_Result]):
 def interruptibly(work: Callable[[threading.Event], _Result], *, stop_s: float = 60.0) -> _Result:
     """Call `work` on a thread, and return or raise what it does.
 
-    Where the caller is interrupted, as when its run is terminated, the event that `work` was given
-    is set, and its end waited for.
+    If the caller is interrupted, as when its run is terminated, the event that `work` was given is
+    set, and the end of `work` is waited for.
 
     Args:
-        stop_s: for this long at most.
+        stop_s: the longest wait for that end, in seconds.
     """
     stop = threading.Event()
     outcome = Outcome(lambda: work(stop))

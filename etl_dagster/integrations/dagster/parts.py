@@ -1,4 +1,4 @@
-"""The parts of a pipeline's definitions; `build_etl_definitions` is made of them."""
+"""The parts of which `build_etl_definitions` makes a pipeline's definitions."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, Chec
 def build_etl_assets(
     pipeline: str | Path | EtlResource, specs: Iterable[AssetSpec]
 ) -> list[AssetsDefinition]:
-    """The assets of specifications, each a step of its own that copies its table.
+    """An asset for each specification: a step of its own that copies the table.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources. The assets
             need a resource of the pipeline's name.
-        specs: of `load_etl_asset_specs`, changed or not.
+        specs: from `load_etl_asset_specs`; you may have changed them.
 
     Raises:
         ConfigError: the configuration holds mistakes.
@@ -84,7 +84,7 @@ def build_etl_sensor(
         pipeline: a configuration file, or the pipeline put together from resources. The sensor
             needs a resource of the pipeline's name.
         assets: those of the pipeline's tables; others are ignored.
-        default_status: until it is switched in the UI. Off by default.
+        default_status: whether it is on until a user switches it in the UI; off by default.
         mode: who streams; see `sensor_mode` of `build_etl_definitions`.
         tick_s: how long a tick streams in the mode ``tick``.
         executor: of the runs that the sensor requests, each for one table.
@@ -92,14 +92,15 @@ def build_etl_sensor(
         report_every_s: a table that changes is reported at most this often.
         busy_report_every_s: what the time between two reports of a table grows to while it changes
             all the time.
-        stale_after_s: a table that doesn't change is reported some time before; None for never.
-        checks: of `build_etl_checks` and `build_etl_pipeline_checks`, where the code location has
-            them: the sensor evaluates them.
+        stale_after_s: a table that doesn't change is reported again some time before its last
+            report is this old; None for never.
+        checks: those of `build_etl_checks` and `build_etl_pipeline_checks` that the code location
+            has: the sensor evaluates them.
         thresholds: of these checks.
-        reports: as what changes are reported. An observation doesn't make an asset fresh, and
-            `eager()` doesn't follow it; copies are materializations all the same.
-        new_tables: what gives a table that is new in the publication its asset; the sensor says
-            so, as a part of its line.
+        reports: the kind of event by which changes are reported. An observation doesn't make an
+            asset fresh, and `eager()` doesn't follow it; copies are materializations all the same.
+        new_tables: how a table that is new in the publication gets its asset; part of the line
+            that the sensor writes then.
 
     Raises:
         ConfigError: the configuration holds mistakes.
@@ -142,7 +143,7 @@ def build_etl_checks(
         pipeline: a configuration file, or the pipeline put together from resources. The checks
             need a resource of the pipeline's name.
         assets: those of the pipeline's tables; others are ignored.
-        thresholds: from where on they warn and fail.
+        thresholds: from which values on they warn and fail.
 
     Raises:
         ConfigError: the configuration holds mistakes.
@@ -159,10 +160,10 @@ def copy_job(
     *,
     has_checks: bool,
 ) -> Any:
-    """The job ``PIPELINE_copy``, with those checks of a table that follow from its copy."""
+    """The job ``PIPELINE_copy``: copies, and the tables' checks except for the bookmark's."""
     selection: AssetSelection = AssetSelection.assets(*keys.values())
     if has_checks:
-        # A copy that is done must not fail because this check can't look.
+        # A finished copy must not fail because this check can't be evaluated.
         others = (AssetCheckKey(key, BOOKMARK_CHECK) for key in keys.values())
         selection = selection - AssetSelection.checks(*others)
     return define_asset_job(

@@ -1,4 +1,4 @@
-"""What a sensor has said of each table, and how often it says so again."""
+"""What a sensor has reported about each table, and when it repeats the report."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Generic, TypeVar
 
 Outcome = TypeVar("Outcome")
 
-#: The daemon writes events one at a time, some 20 ms each.
+#: The daemon writes events one at a time, at some 20 ms each.
 EVENTS_PER_TICK = 25
-#: An evaluation that says the same is sent again this often, so that its age shows that the
-#: sensor runs. Dagster keeps every event for good: with many tables it is about one in a minute,
-#: less what the checks of the pipeline as a whole take.
+#: An evaluation with the same outcome is sent again this often, so that its age shows that the
+#: sensor runs. Dagster keeps every event for good, so with many tables the time grows: all of them
+#: send a little less than one event in a minute, which leaves some for the pipeline's own checks.
 _REFRESH_S, _REFRESH_PER_TABLE_S = 600.0, 62.0
 
 
@@ -23,16 +23,17 @@ def refresh_s(tables: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Said(Generic[Outcome]):
-    """What was said of one table, and when, by a clock that only grows."""
+    """What was reported about one table."""
 
     outcome: Outcome
+    #: Seconds of a monotonic clock.
     at: float
 
 
 class Sayings(Generic[Outcome]):
-    """What was said of the tables of one pipeline; belongs to the code server's process.
+    """What was reported about the tables of one pipeline; kept in the code server's process.
 
-    Dagster stores a tick's events after the tick, so until then they don't count as said.
+    Dagster stores a tick's events after the tick, so they count as reported only from then on.
     """
 
     def __init__(self) -> None:
@@ -40,24 +41,24 @@ class Sayings(Generic[Outcome]):
         self._unstored: dict[str, Said[Outcome]] = {}
 
     def settle(self, is_stored: bool) -> None:
-        """Count the last tick's events as said, if they were stored."""
+        """Count the last tick's events as reported, if Dagster has stored them."""
         if is_stored:
             self._stored |= self._unstored
         self._unstored = {}
 
     def forget(self, tables: Iterable[str]) -> None:
-        """Dagster doesn't show any more what was said of these tables."""
+        """Report these tables again: Dagster no longer shows what was reported about them."""
         for table in tables:
             self._stored.pop(table, None)
 
     def say(self, table: str, outcome: Outcome, at: float) -> None:
-        """Remember what an event of this tick says."""
+        """Remember what an event of this tick reports."""
         self._unstored[table] = Said(outcome, at)
 
     def newest(self, table: str) -> Said[Outcome] | None:
-        """What was said of the table last, this tick included."""
+        """The last report about the table, this tick included."""
         return self._unstored.get(table) or self._stored.get(table)
 
     def stored(self, table: str) -> Said[Outcome] | None:
-        """What was said of the table before this tick."""
+        """The last report about the table before this tick."""
         return self._stored.get(table)

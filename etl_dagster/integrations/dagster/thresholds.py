@@ -1,4 +1,4 @@
-"""From where on checks warn, and from where on they fail."""
+"""From which values on checks warn, and from which on they fail."""
 
 # Dagster reads the annotations, so they must not be strings.
 from dataclasses import dataclass
@@ -8,26 +8,26 @@ from dagster import Resolvable
 
 @dataclass(frozen=True, kw_only=True)
 class CheckThresholds(Resolvable):
-    """The bounds of a pipeline's checks: past one they warn, past the other they fail.
+    """The bounds of a pipeline's checks: past ``_warn`` they warn, past ``_error`` they fail.
 
     In the YAML of a component it is the block ``checks.thresholds``.
 
     Args:
-        lag_warn_s: changes that become durable so long after their commit, for
+        lag_warn_s: how long after their commit changes become durable, for
             ``in_step_with_source`` and ``replication_lag``.
         lag_error_s: the same.
-        wal_warn_bytes: WAL that the source keeps for the pipeline's slot, for ``wal_retained``; by
-            default ``source.max_retained_wal``, or half of the server's own limit where that is
+        wal_warn_bytes: how much WAL the source keeps for the pipeline's slot, for ``wal_retained``;
+            by default ``source.max_retained_wal``, or half of the server's own limit if that is
             less.
         wal_error_bytes: the same; by default twice as much, and at most nine tenths of the
             server's limit, past which the slot is lost.
-        slot_behind_warn_bytes: how far the slot may be behind what is durable, for
+        slot_behind_warn_bytes: how far the slot is behind what is durable, for
             ``state_matches_slot``.
-        slot_behind_error_bytes: the same; None: it never fails for that.
-        rows_warn: by so many rows the counts of both sides may differ, for ``row_count_match``.
+        slot_behind_error_bytes: the same; with None, the check never fails for that.
+        rows_warn: by how many rows the counts of both sides differ, for ``row_count_match``.
         rows_error: the same.
-        odd_values_error: so many values of a table that their columns' types can't hold fail
-            ``values_held``, which warns of any; None: it never fails for that.
+        odd_values_error: how many values of a table its columns' types can't hold, for
+            ``values_held``, which warns of a single one; with None, it never fails for that.
     """
 
     lag_warn_s: float = 300.0
@@ -57,5 +57,5 @@ class CheckThresholds(Resolvable):
                 raise ValueError(f"{warn_name} ({warn}) is more than {error_name} ({error})")
 
 
-#: Of pipelines for which nothing else is set.
+#: For pipelines without thresholds of their own.
 DEFAULT_THRESHOLDS = CheckThresholds()

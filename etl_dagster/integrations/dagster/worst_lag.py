@@ -1,4 +1,4 @@
-"""The largest lag between two reports: a sample at the moment of a report says little."""
+"""The largest lag between two reports: the lag at the moment of a report alone says little."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from etl_dagster.runtime.showing.status import PipelineStatus
 
-#: One entry holds the largest lag of this long; an hour of them is kept.
+#: Each entry holds the largest lag of this many seconds; an hour of entries is kept.
 _ENTRY_S, _KEPT_S = 5.0, 3600.0
 
 
 @dataclass(frozen=True)
 class Lag:
-    """As in `PipelineStatus`: each is the largest of its kind."""
+    """The lag as in `PipelineStatus`; after `or_larger`, each field is the larger of its kind."""
 
     seconds: float
     bytes: int
@@ -30,7 +30,10 @@ class Lag:
 
 
 class WorstLag:
-    """What one replicator has reported; noted by the thread that reads it, asked by ticks."""
+    """The lag that one replicator has reported.
+
+    The thread that reads the replicator's status notes it; ticks ask for the largest.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -48,11 +51,13 @@ class WorstLag:
                 self._entries.append((now, lag))
 
     def since(self, at: float, now: Lag) -> Lag:
-        """The largest lag since a moment, at most an hour ago; or some seconds before it.
+        """The largest lag since `at`, looking back an hour at most.
+
+        It may be one of up to five seconds before `at`, the length of an entry.
 
         Args:
-            at: by the same clock.
-            now: of the status that the report is about.
+            at: seconds of the same clock.
+            now: the lag in the status that the report is about.
         """
         with self._lock:
             for began, lag in reversed(self._entries):

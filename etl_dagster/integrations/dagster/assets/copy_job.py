@@ -51,10 +51,10 @@ from etl_dagster.integrations.dagster.tables.translator import (
 from etl_dagster.model.destination import Destination
 from etl_dagster.model.stores import CoordinatingStore
 
-#: Executors by name. Dask's ends a run as a success without the mapped steps.
-_LEAVES_OUT_STEPS = ("dask",)
+#: Names of executors that skip dynamic (mapped) steps. Dask's then reports the run as a success.
+_SKIPS_MAPPED_STEPS = ("dask",)
 _MAX_RETRIES, _FIRST_RETRY_S, _LONGEST_RETRY_S = 3, 10, 60
-#: For a step whose process was killed: the executor starts it again, and it does what is left.
+#: For a step whose process was killed: the executor starts it again, and it copies what is left.
 _AFTER_A_KILL = RetryPolicy(max_retries=3, delay=1)
 
 
@@ -76,22 +76,22 @@ def build_copy_job(
         )
 
     A table is copied in chunks (``copy.chunk_rows``), which the steps claim one at a time in
-    the pipeline's state store. If a step's process is killed, the others copy what it leaves; a
-    step that begins late or never is not missed. Each step opens up to
+    the pipeline's state store. If a step's process is killed, the others copy what it leaves. The
+    others don't wait for a step that starts late or never. Each step opens up to
     ``copy.max_connections_per_table`` connections to the source. The assets of the tables
     are materialized when they are handed over to the stream, so a replicator has to run, as for
     any copy.
 
-    One step copies a table alone where it has no key, or where the destination can't be written by
-    several processes; the log of the step ``plan`` tells why. The steps use the pool of the
+    One step copies a table alone if the table has no key, or if the destination can't be written by
+    several processes; the log of the step ``plan`` says why. The steps use the pool of the
     pipeline's copies, so its limit bounds them, too.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
         tables: ``schema.table`` of each table that a run copies. Those that are streamed already
             are copied again, from the beginning.
-        assets: those of the tables, others are ignored; by default as `load_etl_asset_specs`
-            makes them, which asks the source.
+        assets: those of the tables; others are ignored. By default, those that
+            `load_etl_asset_specs` creates, which asks the source.
         workers: how many steps copy, at most.
         executor_def: where the steps run: in the run's process, in processes of the same machine,
             on Celery's workers or in Kubernetes; by default the code location's executor. On
@@ -100,8 +100,8 @@ def build_copy_job(
         name: of the job; by default ``PIPELINE_shared_copy``.
 
     Raises:
-        ConfigError: the configuration holds mistakes, a table has no asset, or the executor leaves
-            out steps that come out of others (Dask's).
+        ConfigError: the configuration holds mistakes, a table has no asset, or the executor skips
+            dynamic steps, as Dask's does.
     """
     resource, config = locate(pipeline)
     names = [tables] if isinstance(tables, str) else list(dict.fromkeys(tables))
@@ -114,10 +114,10 @@ def build_copy_job(
         mistakes.append("tables: name at least one")
     if workers < 1:
         mistakes.append("workers: at least 1")
-    if executor_def is not None and executor_def.name in _LEAVES_OUT_STEPS:
+    if executor_def is not None and executor_def.name in _SKIPS_MAPPED_STEPS:
         mistakes.append(
-            f"executor_def: {executor_def.name} leaves out steps that come out of others without a "
-            "word, and nothing would be copied; use the multiprocess, Celery or Kubernetes executor"
+            f"executor_def: {executor_def.name} skips dynamic steps without an error, so nothing "
+            "would be copied; use the multiprocess, Celery or Kubernetes executor"
         )
     if mistakes:
         raise ConfigError(mistakes, origin=f"pipeline {config.pipeline}")
@@ -149,8 +149,8 @@ def build_copy_job(
 def _ops(
     name: str, resource_key: str, keys: Mapping[str, AssetKey], workers: int
 ) -> tuple[OpDefinition, OpDefinition, OpDefinition]:
-    """The three steps. What they tell each other is in the state store, so that nothing of it has
-    to be on a disk that all of them see."""
+    """The three steps. They share what they know through the state store, so they need no disk that
+    all of them can read."""
     worker_names = [f"worker_{number}" for number in range(1, workers + 1)]
 
     @op(
@@ -211,7 +211,7 @@ def _ops(
 
 @dataclass(frozen=True)
 class _Step:
-    """What each step works with."""
+    """What a step of the job works with."""
 
     config: PipelineConfig
     store: CoordinatingStore
@@ -221,6 +221,7 @@ class _Step:
 
     @contextmanager
     def started(self) -> Iterator[None]:
+        """Start the destination for this block, and release it afterwards."""
         from etl_dagster.runtime.checking.belonging import start_destination
 
         try:
@@ -232,11 +233,12 @@ class _Step:
 
 @contextmanager
 def _working(context: OpExecutionContext, resource_key: str) -> Iterator[_Step]:
-    """A step, from its parts to what Dagster is told of its end.
+    """Open what a step works with, and translate how it ends for Dagster.
 
     Raises:
-        RetryRequested: waiting may cure what it failed with.
-        Failure: else, and when the run is terminated: `_AFTER_A_KILL` must not begin it again.
+        RetryRequested: the step failed, but waiting may cure that.
+        Failure: it failed otherwise, or the run is terminated: `_AFTER_A_KILL` must not start the
+            step again.
     """
     resource: EtlResource = getattr(context.resources, resource_key)
     try:
@@ -244,7 +246,7 @@ def _working(context: OpExecutionContext, resource_key: str) -> Iterator[_Step]:
         with resource.get_store() as store:
             replicator = watch_of_run(context.instance, store, config.pipeline, resource.get_timing)
             watch = RunWatch(context, replicator)
-            # Celery may deliver a step again when the run is over.
+            # Celery may deliver a step again after the run is over.
             watch.check_run()
             replicator.require_logged(context.log.info)
             yield _Step(config, store, resource.get_destination(), watch)

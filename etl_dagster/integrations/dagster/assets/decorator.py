@@ -1,4 +1,4 @@
-"""Assets of a pipeline's tables with a body of one's own."""
+"""Assets of a pipeline's tables whose body is a function of the user's."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def etl_assets(
             resources={"shop": EtlConfigFileResource(path="etl.yaml")},
         )
 
-    The resource has the pipeline's name. All tables are one step, which copies those that a run
-    selects one after the other; the assets of `build_etl_definitions` are a step each.
+    The resource has the pipeline's name. One step copies all tables that a run selects, one after
+    the other; with `build_etl_definitions`, each asset is a step of its own.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
@@ -53,14 +53,14 @@ def etl_assets(
         tables: only these, by ``schema.table``; by default all.
         name: of the step; by default ``PIPELINE_tables``.
         pool: limits how many copies run at a time; by default ``etl_copy_PIPELINE``.
-        retry_policy: of the step, besides the retries that `EtlResource.copy` asks for.
+        retry_policy: of the step, in addition to the retries that `EtlResource.copy` asks for.
         stale_after_s: as of `build_etl_definitions`; None for no freshness policy.
         group_per_schema: whether each schema of the source has a group of its own.
-        source_assets: whether each asset depends on one of the table in the source.
-        required_resource_keys: further resources, where the body takes them from its context.
+        source_assets: whether each asset depends on an asset for the table in the source.
+        required_resource_keys: further resources, if the body takes them from its context.
 
     Raises:
-        ConfigError: the configuration holds mistakes. A source that can't be reached is none.
+        ConfigError: the configuration holds mistakes; not raised if the source can't be reached.
         InvalidState: a table of `tables` is not published.
     """
     resource, config = locate(pipeline)

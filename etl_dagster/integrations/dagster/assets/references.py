@@ -1,4 +1,4 @@
-"""Code references: where the user's own text about an asset stands."""
+"""Code references: the places in the user's own files that define an asset."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from etl_dagster.integrations.dagster.resources.config_file import EtlConfigFile
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 
 _KEY = "dagster/code_references"
-#: A reference is a file, a line and what it is.
+#: A file, a line, and a label that says what stands there.
 Reference = tuple[str, int, str]
 
 
 def config_reference(resource: EtlResource, table: str) -> Reference | None:
-    """The configuration file, at the line that names the table where there is one."""
+    """The configuration file, at the line that names the table if there is one, else at line 1."""
     if not isinstance(resource, EtlConfigFileResource):
         return None
     path = Path(str(resource.path))
@@ -40,7 +40,7 @@ def config_reference(resource: EtlResource, table: str) -> Reference | None:
 
 
 def caller_reference() -> Reference | None:
-    """The line of the user's module that this package was called from, while it is loaded."""
+    """The line of the user's module that called this package; None if no module is being loaded."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
@@ -61,10 +61,10 @@ def function_reference(function: Callable[..., Any]) -> Reference | None:
 
 
 def with_references(metadata: Mapping[str, Any], *found: Reference | None) -> dict[str, Any]:
-    """The metadata of an asset, with references in front of those that it has."""
+    """The metadata of an asset, with these references in front of those that it has already."""
     kept = metadata.get(_KEY)
     with warnings.catch_warnings():
-        # Dagster announces a beta for each object; what is ours to know is not the user's to read.
+        # Dagster warns of a beta for each object. The user can't act on that warning.
         warnings.simplefilter("ignore", BetaWarning)
         references: list[LocalFileCodeReference | UrlCodeReference] = [
             LocalFileCodeReference(file_path=path, line_number=line, label=label)

@@ -1,4 +1,4 @@
-"""The assets of a pipeline as specifications: what its tables are, before anything copies them."""
+"""The assets of a pipeline as specifications: what is known of its tables before any copy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Looks:
         stale_after_s: the freshness of an asset warns when its last materialization is this old,
             and fails when it is twice as old; None for no freshness policy of ours.
         group_per_schema: whether each schema of the source has a group of its own.
-        has_sources: whether each table of the source is an asset, too.
+        has_sources: whether each table in the source is an asset, too.
     """
 
     translator: EtlDagsterTranslator
@@ -62,7 +62,7 @@ class Specs:
 
     #: By ``schema.table``.
     tables: Mapping[str, AssetSpec]
-    #: Of the same, each a step of its own that copies its table.
+    #: By ``schema.table``, the same as assets; each is a step of its own that copies its table.
     assets: Mapping[str, AssetsDefinition]
     #: External: the tables in the source.
     sources: Sequence[AssetSpec]
@@ -79,7 +79,7 @@ def load_etl_asset_specs(
 ) -> list[AssetSpec]:
     """The asset of each published table, as a specification.
 
-    For assets with a body of one's own, see `etl_assets`; for a code location that shows tables
+    For assets with a body of your own, see `etl_assets`. For a code location that only shows tables
     which another one copies, give the specifications to `Definitions` as they are.
 
     Args:
@@ -88,11 +88,11 @@ def load_etl_asset_specs(
         tables: only these, by ``schema.table``; by default all.
         stale_after_s: as of `build_etl_definitions`; None for no freshness policy.
         group_per_schema: whether each schema of the source has a group of its own.
-        source_assets: whether each asset depends on one of the table in the source;
+        source_assets: whether each asset depends on an asset for the table in the source;
             `build_etl_source_specs` describes those.
 
     Raises:
-        ConfigError: the configuration holds mistakes. A source that can't be reached is none.
+        ConfigError: the configuration holds mistakes; not raised if the source can't be reached.
         InvalidState: a table of `tables` is not published.
     """
     resource, config = locate(pipeline)
@@ -108,14 +108,14 @@ def build_etl_source_specs(
     *,
     translator: EtlDagsterTranslator | None = None,
 ) -> list[AssetSpec]:
-    """The published tables where they come from: external assets of the source Postgres.
+    """The published tables in the source, as external assets.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
         translator: how tables look as assets; see `EtlDagsterTranslator.get_source_spec`.
 
     Raises:
-        ConfigError: the configuration holds mistakes. A source that can't be reached is none.
+        ConfigError: the configuration holds mistakes; not raised if the source can't be reached.
     """
     resource, config = locate(pipeline)
     return list(build_specs(resource, config, Looks(translator or EtlDagsterTranslator())).sources)
@@ -124,7 +124,7 @@ def build_etl_source_specs(
 def keys_by_table(
     assets: Iterable[AssetsDefinition | AssetSpec], pipeline: str
 ) -> dict[str, AssetKey]:
-    """The asset of each of the pipeline's tables, by ``schema.table``, among any assets."""
+    """The asset keys of the pipeline's tables, by ``schema.table``; other assets are ignored."""
     specs = [
         spec
         for asset in assets
@@ -146,11 +146,12 @@ def build_specs(
 ) -> Specs:
     """The asset of each published table.
 
-    A table whose asset can't be made is left out with a warning: it must not take the others, and
-    the sensor, with it. Where that holds for every table, the translator is what fails.
+    A table whose asset can't be built is left out with a warning, so that the others and the sensor
+    still load. If that happens to every table, the fault is the translator's, and its exception is
+    raised.
 
     Args:
-        found: the tables, where they are known already.
+        found: the tables, if they are known already.
     """
     tables: dict[str, AssetSpec] = {}
     assets: dict[str, AssetsDefinition] = {}
@@ -168,7 +169,7 @@ def build_specs(
             props = _props(config, looks, schema, comments, database)
             spec = looks.translator.get_asset_spec(props)
             spec = _completed(spec, resource, config, looks, schema, caller)
-            # Some names are refused here only.
+            # Dagster refuses some names only here.
             asset = build_table_asset(spec, schema.name, config.pipeline)
             source = looks.translator.get_source_spec(props) if looks.has_sources else None
         except Exception as error:
@@ -225,7 +226,7 @@ def _completed(
     schema: TableSchema,
     caller: Reference | None,
 ) -> AssetSpec:
-    """The translator's specification, with what the other parts know the table by."""
+    """The translator's specification, with the metadata by which the other parts find the table."""
     metadata = with_references(spec.metadata, config_reference(resource, schema.name), caller)
     metadata |= {PIPELINE_TAG: config.pipeline, TABLE_TAG: schema.name}
     spec = spec.replace_attributes(metadata=metadata)

@@ -18,11 +18,11 @@ from etl_dagster.integrations.dagster.said import EVENTS_PER_TICK, Sayings, refr
 from etl_dagster.integrations.dagster.tables.translator import STATE_ID
 from etl_dagster.integrations.meltano.positions.compared import BookmarkComparison
 
-#: It costs the source a query, and the states another.
+#: How often positions are compared, which costs the source a query, and the states another.
 _EVERY_S, _SOON_S = 60.0, 3.0
-#: A first state is written a moment after the table's hand-over; a check by hand waits for it.
+#: A table's first state is written a moment after its hand-over; a check in a run waits this long.
 _FIRST_STATE_S, _POLL_S = 10.0, 0.2
-#: What a reader would notice; see `_outcome`.
+#: What a reader notices at once; see `_outcome`.
 _Outcome = tuple[bool, bool, bool, str]
 
 
@@ -51,7 +51,7 @@ def look(
 ) -> Mapping[str, BookmarkComparison]:
     """The outcome of each table's check now, whichever process runs the pipeline.
 
-    None passes while nothing streams. What can't be looked at fails its check, and not the run.
+    No check passes while nothing streams. What can't be examined fails its check, and not the run.
     """
     config = resource.load_config()
     try:
@@ -71,16 +71,16 @@ def look(
 
 
 def _stands_still(why: str) -> BookmarkComparison:
-    return BookmarkComparison(False, True, f"Positions don't move on: {why}")
+    return BookmarkComparison(False, True, f"Positions don't advance: {why}")
 
 
 def not_comparable(error: EtlError) -> BookmarkComparison:
-    """The outcome where source or states can't be asked."""
+    """The outcome if the source or the states can't be reached."""
     return BookmarkComparison(False, False, _not_comparable(error))
 
 
 def unknown(error: EtlError) -> Finding:
-    """The outcome where the configuration can't be read, so that no state's ID is known."""
+    """The outcome if the configuration can't be read, so that no state's ID is known."""
     return Finding(False, _not_comparable(error))
 
 
@@ -96,7 +96,8 @@ def result(
 
 
 class BookmarkReports:
-    """What the sensor has said of one pipeline's checks; belongs to the code server's process."""
+    """What the sensor has reported about the checks of one pipeline; kept in the code server's
+    process."""
 
     def __init__(self) -> None:
         self._looked_at = float("-inf")
@@ -113,12 +114,12 @@ class BookmarkReports:
         *,
         again: Collection[str] = (),
     ) -> list[AssetCheckEvaluation]:
-        """The evaluations that say something else than the last ones, or that are old.
+        """The evaluations to send: of a new outcome, or because the last ones are old.
 
-        Looked at once a minute, and soon for a table that nothing was said of.
+        Positions are compared once a minute; more often while a table has no evaluation yet.
 
         Args:
-            again: tables whose last evaluation Dagster doesn't show any more.
+            again: tables whose last evaluation Dagster no longer shows.
         """
         self._said.forget(again)
         now = time.monotonic()
@@ -142,7 +143,7 @@ class BookmarkReports:
         *,
         at_most: int = EVENTS_PER_TICK,
     ) -> list[AssetCheckEvaluation]:
-        """The failed checks of a pipeline that does not stream, where they don't say so yet."""
+        """The failed checks of a pipeline that does not stream, unless they were sent already."""
         compared = dict.fromkeys(keys, _stands_still(with_solution(reason, solution)))
         return self._say(config, compared, keys, at_most, reason)
 
@@ -171,10 +172,10 @@ class BookmarkReports:
 
 
 def _outcome(comparison: BookmarkComparison, reason: str) -> _Outcome:
-    """What a reader would notice: also whether there is a position by now.
+    """What a reader notices at once, including whether there is a position by now.
 
     Args:
-        reason: why nothing streams; empty where positions were compared.
+        reason: why nothing streams; empty if positions were compared.
     """
     has_position = comparison.bookmark_lsn is not None
     return comparison.passed, comparison.is_severe, has_position, reason

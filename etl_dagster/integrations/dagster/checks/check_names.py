@@ -1,4 +1,4 @@
-"""What the sensor's checks are called, and what each says while it passes."""
+"""The names of the sensor's checks, and the descriptions that Dagster shows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BOOKMARK_CHECK: Final = "meltano_bookmark_in_step"
 
 TABLE_CHECKS: Final[Mapping[str, str]] = {
     LAG_CHECK: "Changes of the source arrive at the destination in time.",
-    ODD_CHECK: "Every value is held by the type of its column.",
-    BOOKMARK_CHECK: "The position that Meltano shows and the slot's are the same story.",
+    ODD_CHECK: "The types of the table's columns can hold every value.",
+    BOOKMARK_CHECK: "The position that Meltano shows agrees with the slot's.",
 }
 
 # -- of a pipeline as a whole ----------------------------------------------------------------------
@@ -26,7 +26,7 @@ STATE: Final = "state_matches_slot"
 
 PIPELINE_CHECKS: Final[Mapping[str, str]] = {
     LAG: "Changes of the source become durable in time.",
-    WAL: "The source keeps no more WAL for the pipeline than it may.",
-    SLOT: "The pipeline's replication slots can be read, and are.",
+    WAL: "The source keeps no more WAL for the pipeline than allowed.",
+    SLOT: "The pipeline's replication slots can be read, and are being read.",
     STATE: "The slot continues exactly where the destination is.",
 }

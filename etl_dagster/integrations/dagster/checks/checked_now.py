@@ -1,4 +1,4 @@
-"""What the sensor's checks find in a step: by hand, by a schedule, after a copy."""
+"""The sensor's checks, evaluated by a step: by hand, by a schedule, or after a copy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_lag(
 ) -> Iterator[AssetCheckResult]:
     """Whether each table is in step, and whether the next start copies it again.
 
-    What can't be looked at fails its check, and not the run.
+    What can't be examined fails its check, and not the run.
     """
     if not keys:
         return
@@ -44,7 +44,7 @@ def check_odd_values(
 ) -> Iterator[AssetCheckResult]:
     """Which columns have values that their type can't hold.
 
-    What can't be looked at fails its check, and not the run.
+    What can't be examined fails its check, and not the run.
     """
     if not keys:
         return
@@ -67,7 +67,7 @@ def check_bookmarks(
 ) -> Iterator[AssetCheckResult]:
     """Whether each table's Meltano state and the slot agree.
 
-    What can't be looked at fails its check, and not the run.
+    What can't be examined fails its check, and not the run.
     """
     if not keys:
         return

@@ -1,4 +1,4 @@
-"""Tables that the next start of the pipeline copies again, said before it does."""
+"""Tables that the next start of the pipeline will copy again, so that checks can warn of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from etl_dagster.errors import EtlError
 from etl_dagster.integrations.dagster.checks.lag import LagVerdict
 from etl_dagster.kinds import STORES
 
-#: Asking opens the store and reads the source's catalog.
+#: How often they are looked up, which opens the store and reads the source's catalog.
 _EVERY_S = 60.0
 
 Coming: TypeAlias = Mapping[str, str]
@@ -77,7 +77,7 @@ def recently_found(
 
 
 def announced(verdict: LagVerdict, coming: str | None) -> LagVerdict:
-    """The verdict on a table, with what the next start makes of it; that alone is a warning."""
+    """The verdict on a table, with what the next start does to it; that alone is a warning."""
     if coming is None:
         return verdict
     return replace(
@@ -89,6 +89,6 @@ def announced(verdict: LagVerdict, coming: str | None) -> LagVerdict:
 
 
 def verdict(coming: str) -> LagVerdict:
-    """The verdict on a table of a pipeline that starts now."""
+    """The verdict on a table that the start of the pipeline now under way copies again."""
     words = f"Settings changed since the table was copied: {coming}."
     return LagVerdict(False, False, f"copied again; {coming}", words)

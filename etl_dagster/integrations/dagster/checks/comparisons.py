@@ -1,4 +1,4 @@
-"""Compares tables with the source's inside a step; what it found, as Dagster shows it."""
+"""Compares tables with the source's inside a step, and describes the result for Dagster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from etl_dagster.runtime.comparing.tables import compare_tables as compare
 from etl_dagster.runtime.repair_requests import RangeDifference
 from etl_dagster.runtime.table_ids import find_table_ids
 
-#: Dagster keeps every event for good; rows that differ anywhere are in all of the 256 ranges.
+#: Dagster keeps every event for good, and many differing rows are spread over all 256 ranges.
 _RANGES_SHOWN = 50
 _RANGE_COLUMNS = TableSchema(
     [TableColumn(name, "int") for name in ("range", "missing", "extra", "changed")]
@@ -37,14 +37,14 @@ _RANGE_COLUMNS = TableSchema(
 
 @dataclass(frozen=True)
 class ComparedTable:
-    """What became of one table."""
+    """The outcome of the comparison of one table."""
 
     name: str
     table_id: TableId
-    #: None where it was not compared, for the reason in `words`.
+    #: None if it was not compared, for the reason in `words`.
     found: Comparison | None
     words: str
-    #: Why nothing is known of its rows, unless that is all right; see `why_left`.
+    #: Why it isn't known whether its rows are equal, if that counts as a failure; see `why_left`.
     left: EtlError | None = None
 
     @property
@@ -74,12 +74,12 @@ class ComparedTable:
 
     @property
     def finding(self) -> Finding:
-        """The outcome of the check: an error where rows differ, else a warning."""
+        """The outcome of the check: an error if rows differ; a warning if they weren't compared."""
         return Finding(self.is_equal, self.words, is_severe=self.is_different, facts=self.facts)
 
 
 def range_facts(ranges: Collection[RangeDifference]) -> dict[str, Any]:
-    """In which ranges of keys rows differ, and how many in each; nothing where none does."""
+    """The ranges of keys in which rows differ, with their numbers; empty if no rows differ."""
     if not ranges:
         return {}
     shown = [
@@ -112,9 +112,10 @@ class Opened:
     def table_ids(
         self, names: Collection[str] | None, *, skips_unknown: bool = False
     ) -> Mapping[str, TableId]:
-        """The tables called ``schema.table``; of None all.
+        """The IDs of tables, by name.
 
         Args:
+            names: ``schema.table`` of each; None for all.
             skips_unknown: leave out tables that the pipeline doesn't have.
 
         Raises:
@@ -159,8 +160,8 @@ def compare_tables(
 ) -> Iterator[ComparedTable]:
     """Compare tables one after the other, while the pipeline runs; each is read as a whole.
 
-    An interrupted step stops the comparison under way. A table that can't be compared doesn't keep
-    the others.
+    If the step is interrupted, the comparison under way stops. If a table can't be compared, the
+    others still are.
 
     Args:
         names: ``schema.table`` of each; None for all.

@@ -21,11 +21,11 @@ def build_etl_content_checks(
 ) -> list[AssetChecksDefinition]:
     """The check ``content_match`` of each table that can be compared.
 
-    It reads both sides as a whole, by keyed hashes, while the pipeline streams; so it is not part
+    It reads all rows of both sides, by keyed hashes, while the pipeline streams. So it is not part
     of `build_etl_checks`. A run evaluates it: by hand, or of `build_reconciliation_schedule`. It
-    warns where a table could not be compared, as where nothing streams; and fails where rows
-    differ, with the ranges of keys in which they do. Tables in other modes than ``mirror`` have
-    none.
+    warns if a table could not be compared, for example because nothing streams. It fails if rows
+    differ, with the ranges of keys in which they do. Tables in other modes than ``mirror`` don't
+    have this check.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources. The checks

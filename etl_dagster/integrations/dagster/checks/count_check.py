@@ -32,9 +32,9 @@ def build_etl_count_checks(
 ) -> list[AssetChecksDefinition]:
     """The check ``row_count_match`` of each table that can be counted on both sides.
 
-    The source counts its rows under one snapshot, while the pipeline streams; what changes
-    meanwhile is reckoned with. So it costs less than ``content_match``, and tells less. Tables in
-    other modes than ``mirror``, and with a condition or a hook, have none.
+    The source counts its rows under one snapshot, while the pipeline streams; changes made
+    meanwhile are taken into account. So it costs less than ``content_match``, and finds less.
+    Tables in other modes than ``mirror``, or with a condition or a hook, don't have this check.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources. The checks
@@ -80,7 +80,7 @@ def _find(
 
 
 def count_finding(counted: CountOutcome, thresholds: CheckThresholds) -> Finding:
-    """What the numbers say."""
+    """The outcome of the check for one table."""
     counts = counted.counts
     if counts is None:
         return Finding(False, f"Not counted: {counted.why_not}.", facts={"result": "not counted"})

@@ -1,4 +1,4 @@
-"""The check `schema_drift`: the columns of both sides are those that the stream knows."""
+"""The check `schema_drift`: both sides have the columns that the stream knows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ def build_etl_schema_checks(
 ) -> list[AssetChecksDefinition]:
     """The check ``schema_drift`` of each table; a run evaluates it, also while nothing streams.
 
-    It warns where the source's table was altered and the stream has not brought that yet, which it
-    does with the next change of the table. It fails where another process altered the
-    destination's table, which is seen for destinations whose rows can be compared, in mode
-    ``mirror``.
+    It warns if the source's table was altered and the stream has not brought that yet, which it
+    does with the next change of the table. It fails if another process altered the destination's
+    table. That can be detected in destinations whose rows can be compared, in mode ``mirror``.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources. The checks
@@ -67,7 +66,7 @@ def _find(resource: EtlResource, names: list[str]) -> Iterator[tuple[str, Findin
 
 
 def drift_finding(drift: Drift) -> Finding:
-    """What the differences mean; names and types of columns, and no value."""
+    """The outcome of the check: it names columns and their types, never a value."""
     if drift.why_not is not None:
         return Finding(False, f"Not compared: {drift.why_not}.")
     facts: dict[str, Any] = {"saw_destination": drift.saw_destination}
@@ -82,8 +81,8 @@ def drift_finding(drift: Drift) -> Finding:
         return Finding(False, words, is_severe=True, facts=facts)
     if drift.source:
         words = with_solution(
-            f"The source's table was altered, and not changed since: {'; '.join(drift.source)}",
-            "No action needed: the alteration arrives with the table's next change. To have it "
+            f"The source's table was altered, and no row changed since: {'; '.join(drift.source)}",
+            "No action needed: the alteration arrives with the next change of a row. To have it "
             "now, change a row, or materialize the asset.",
         )
         return Finding(False, words, facts=facts)

@@ -30,7 +30,7 @@ def build_checks(
 ) -> list[AssetChecksDefinition]:
     """The checks of every table: for the UI's button, for a schedule, for a run of the sensor.
 
-    The sensor evaluates them, too, and reports when the outcome is another.
+    The sensor evaluates them, too, and reports each new outcome.
 
     Args:
         keys: the asset of each table, by ``schema.table``.

@@ -28,9 +28,9 @@ from etl_dagster.words import human_bytes
 
 #: A replicator publishes its status every 5 s; one that is this old says nothing about now.
 STALE_S = 60.0
-#: States in which a table has its rows, and lacks the changes since; as after a `retry`.
+#: States in which a table has its rows, but not the changes since then, as after a `retry`.
 CATCHING_UP = ("finished_copy", "sync_wait", "catchup")
-#: Begins the kind of verdicts on a stream that has ended.
+#: How the kind of a verdict begins if the stream has ended.
 _DEAD = "dead: "
 
 
@@ -39,7 +39,7 @@ class LagVerdict:
     """The outcome of the check for one table."""
 
     passed: bool
-    #: Whether the stream of the table has ended, and not only is late.
+    #: Whether the table's stream has ended, rather than being late only.
     is_severe: bool
     #: Two verdicts of one kind say the same, apart from numbers and times.
     kind: str
@@ -74,7 +74,7 @@ def dead(reason: str, solution: str) -> LagVerdict:
 
 
 def waits(words: str) -> LagVerdict:
-    """The verdict on a table whose copy has ended early and is not requested now."""
+    """The verdict on a table whose copy ended early and isn't requested again for now."""
     return LagVerdict(False, False, "waits", words)
 
 
@@ -88,7 +88,7 @@ def judge(
     """The verdict on a table.
 
     Args:
-        table: of the same status; None where the pipeline has not seen the table.
+        table: of the same status; None if the pipeline has not seen the table.
         now: seconds since 1970-01-01 UTC, as in `PipelineStatus.at`.
     """
     stopped = judge_dead(status, now=now)
@@ -106,7 +106,7 @@ def judge(
     if waiting is not None:
         return waiting
     if table is None:
-        words = "The pipeline has not seen this table: is it in the publication?"
+        words = "The pipeline has not seen this table. Is it in the publication?"
         return LagVerdict(False, False, "unknown", words, facts)
     if table.state not in ("ready", "sync_done"):
         words = (
@@ -132,7 +132,7 @@ def judge(
 
 
 def judge_dead(status: PipelineStatus, *, now: float) -> LagVerdict | None:
-    """The verdict on every table where the stream has ended; None where it has not."""
+    """The verdict on every table if the stream has ended; else None."""
     at = as_of(status.at)
     turn_on = f"Turn on the sensor {status.pipeline}_replication, or look at its last tick."
     if now - status.at > STALE_S:
@@ -151,13 +151,13 @@ def judge_waiting(status: PipelineStatus) -> LagVerdict | None:
         words = with_solution(f"The stream is interrupted: {status.error}", status.solution)
         return LagVerdict(False, False, "retrying", words, facts)
     if status.phase == "starting":
-        error = status.error or f"The replicator starts, as of {as_of(status.at)}"
+        error = status.error or f"The replicator is starting, as of {as_of(status.at)}"
         return LagVerdict(False, False, "starting", with_solution(error, status.solution), facts)
     return None
 
 
 def judge_lag(status: PipelineStatus, thresholds: CheckThresholds) -> LagVerdict | None:
-    """The verdict on every streamed table where changes wait for too long; else None."""
+    """The verdict on every streamed table if changes wait for too long; else None."""
     if status.lag_seconds <= thresholds.lag_warn_s:
         return None
     is_severe = status.lag_seconds > thresholds.lag_error_s
@@ -188,16 +188,16 @@ def _facts(status: PipelineStatus) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Published:
-    """What the state store tells about a pipeline, whichever process runs it."""
+    """What the state store knows about a pipeline, whichever process runs it."""
 
-    #: As the replicator published it; None before its first.
+    #: The last one that the replicator published; None before the first.
     status: PipelineStatus | None
-    #: Whether a process runs the pipeline now, or the next tick of the sensor does.
+    #: Whether a process runs the pipeline now, or the next tick of the sensor will.
     is_running: bool
     states: Mapping[int, TableState]
 
     def dead_verdict(self, pipeline: str) -> LagVerdict | None:
-        """The verdict on every table where nothing streams; None where something does."""
+        """The verdict on every table if nothing streams; else None."""
         turn_on = f"Turn on the sensor {pipeline}_replication, or run `etl-dagster run`."
         if self.status is None:
             return dead("Nothing streams: the pipeline has never run", turn_on)
@@ -224,10 +224,10 @@ class Published:
 
 
 def published(resource: EtlResource) -> Published:
-    """Ask the state store.
+    """Read it from the state store.
 
     Raises:
-        EtlError: it can't be reached.
+        EtlError: the store can't be reached.
     """
     with resource.get_store() as store:
         if isinstance(store, KnowsPipeline) and not store.knows_pipeline():
@@ -235,7 +235,7 @@ def published(resource: EtlResource) -> Published:
         states, is_running = store.get_table_replication_states(), store.is_leased("apply")
         payload = store.get_status("apply")
         status = PipelineStatus.from_json(payload) if payload is not None else None
-        # As a tick begins to stream, the status is still the one that the last tick ended with.
+        # When a tick starts to stream, the status is still the one with which the last tick ended.
         has_ended = status is None or status.phase in ("stopping", "stopped")
         if (has_ended or not is_running) and (kept := kept_status(store)) is not None:
             return Published(kept, True, states)
@@ -243,13 +243,13 @@ def published(resource: EtlResource) -> Published:
 
 
 def unknown(error: EtlError) -> LagVerdict:
-    """The verdict where the state store can't be asked."""
+    """The verdict if the state store can't be reached."""
     words = with_solution(f"The state of the pipeline is not known: {error.reason}", error.solution)
     return LagVerdict(False, True, "unknown", words)
 
 
 def _with_state(table: TableStatus, state: TableState) -> TableStatus:
-    """The published status is some seconds old; the state is what counts."""
+    """The table with the state from the store, which is newer than the published status."""
     if isinstance(state, Errored):
         return replace(
             table,

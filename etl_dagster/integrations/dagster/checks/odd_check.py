@@ -1,4 +1,4 @@
-"""Whether the types of a table's columns hold every value: the check `values_held`."""
+"""Whether the types of a table's columns can hold every value: the check `values_held`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etl_dagster.integrations.dagster.tables.metadata import odd_metadata
 from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, CheckThresholds
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
-#: Numbers of a table that gets such values all the time are sent this often.
+#: New numbers of a table that gets such values all the time are sent this often.
 _NUMBERS_EVERY_S = 300.0
 
 
@@ -29,16 +29,16 @@ class Held:
     words: str
     #: Values that the column's type can't hold, by column.
     counts: Mapping[str, int] = field(default_factory=dict)
-    #: Rows that are kept apart from the table for such values.
+    #: Rows that are kept apart from the table because of such values.
     quarantined: int = 0
-    #: Why nothing is known; empty where the values were counted.
+    #: Why nothing is known; empty if the values were counted.
     unknown: str = ""
-    #: Whether there are more such values than are allowed; else it warns, since nothing is lost.
+    #: Whether there are more such values than allowed; else the check warns, since nothing is lost.
     is_severe: bool = False
 
     @property
     def outcome(self) -> tuple[bool, bool, frozenset[str], str]:
-        """What a reader would notice at once."""
+        """What a reader notices at once; equal if only numbers differ."""
         return self.passed, self.is_severe, frozenset(self.counts), self.unknown
 
     def evaluation(self, key: AssetKey) -> AssetCheckEvaluation:
@@ -63,19 +63,20 @@ def held(
     """The outcome for a table as the pipeline last published it.
 
     Args:
-        table: None: the pipeline has not seen it.
-        stream: of the table's stream: the values that it would bring are not known once it ended.
+        table: None if the pipeline has not seen the table.
+        stream: the verdict on the table's stream. If the stream has ended, nothing is known of the
+            values that it would bring.
     """
     if stream.is_dead:
         return not_known(stream.kind, stream.words)
     if table is None:
-        words = "The pipeline has not seen this table: is it in the publication?"
+        words = "The pipeline has not seen this table. Is it in the publication?"
         return Held(False, words, unknown=words)
     if table.odd_values is None:
         return not_known("counted", "The values are not counted yet.")
     counts = dict(table.odd_values)
     if not counts:
-        return Held(True, "Every value is held by the type of its column.")
+        return Held(True, "The types of the columns can hold every value.")
     of_each = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
     rows = table.rows_quarantined
     apart = f"; {rows:,} rows with such a value are in quarantine" if rows else ""
@@ -89,16 +90,18 @@ def held(
 
 
 def not_known(kind: str, words: str) -> Held:
-    """The outcome where nothing streams, or where the state store can't be asked.
+    """The outcome if nothing streams, or if the state store can't be reached.
 
     Args:
         kind: the same for outcomes that differ in numbers and times only.
     """
-    return Held(False, f"Whether every value is held is not known. {words}", unknown=kind)
+    words = f"It is not known whether the types of the columns can hold every value. {words}"
+    return Held(False, words, unknown=kind)
 
 
 class OddReports:
-    """What the sensor has said of one pipeline's checks; belongs to the code server's process."""
+    """What the sensor has reported about the checks of one pipeline; kept in the code server's
+    process."""
 
     def __init__(
         self,
@@ -121,13 +124,13 @@ class OddReports:
         again: Collection[str] = (),
         thresholds: CheckThresholds = DEFAULT_THRESHOLDS,
     ) -> list[AssetCheckEvaluation]:
-        """The evaluations that say something else than the last ones, or that are old.
+        """The evaluations to send: of a new outcome, or because the last ones are old.
 
-        Nothing is said of a table that is being copied, or whose values are not counted yet: what
-        was said of it before stays.
+        A table that is being copied, or whose values are not counted yet, keeps its last
+        evaluation.
 
         Args:
-            again: tables whose last evaluation Dagster doesn't show any more.
+            again: tables whose last evaluation Dagster no longer shows.
         """
         self._said.forget(again)
         found: dict[str, Held] = {}
@@ -146,7 +149,7 @@ class OddReports:
         *,
         at_most: int = EVENTS_PER_TICK,
     ) -> list[AssetCheckEvaluation]:
-        """The checks of a pipeline that does not stream, where they don't say so yet."""
+        """The checks of a pipeline that does not stream, unless they were sent already."""
         return self._say(dict.fromkeys(keys, held(None, stream)), keys, at_most)
 
     def _say(
@@ -159,7 +162,7 @@ class OddReports:
             for name in keys
             if name in found and self._is_news(name, found[name], now, longest_s)
         ]
-        # Those that waited longest come first.
+        # Tables that have waited longest come first.
         news.sort(key=self._said_at)
         for name in news[:at_most]:
             self._said.say(name, found[name], now)

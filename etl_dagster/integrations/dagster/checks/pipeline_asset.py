@@ -1,4 +1,4 @@
-"""The asset of a pipeline as a whole, which the checks of all its tables at once are about."""
+"""The asset of a pipeline as a whole; its checks are about all tables at once."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from etl_dagster.integrations.dagster.thresholds import CheckThresholds
 
 @dataclass(frozen=True)
 class PipelineChecks:
-    """The checks of a pipeline as a whole, where the code location has them."""
+    """The checks of a pipeline as a whole, if the code location has them."""
 
     key: AssetKey
     thresholds: CheckThresholds
 
 
 def pipeline_key(pipeline: str) -> AssetKey:
-    """The asset of a pipeline as a whole."""
+    """The key of the asset of a pipeline as a whole."""
     return AssetKey(["etl_dagster", pipeline])
 
 
 def pipeline_spec(config: PipelineConfig) -> AssetSpec:
     """The asset of a pipeline as a whole: external, for its checks."""
-    # Their drivers are for what looks at a source.
+    # These import database drivers, which only code that asks a source should load.
     from etl_dagster.source.connection import source_uri
     from etl_dagster.source.slots import apply_slot_names
 

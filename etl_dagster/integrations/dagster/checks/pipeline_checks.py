@@ -34,9 +34,9 @@ def judge_pipeline(
     """The outcome of each of the checks.
 
     Args:
-        status: as the replicator said last.
-        stopped: the verdict where nothing streams. Then nothing passes.
-        look: at the slots, or why that was not possible.
+        status: the last one that the replicator has published.
+        stopped: the verdict if nothing streams. Then nothing passes.
+        look: what was found out about the slots, or why that was not possible.
     """
     found = {LAG: _lag(status, thresholds)}
     if isinstance(look, EtlError):
@@ -55,12 +55,15 @@ def judge_pipeline(
 
 
 def judge_stopped(stopped: LagVerdict) -> Mapping[str, Finding]:
-    """The outcome of each where nothing streams; nothing else was looked at."""
+    """The outcome of each check if nothing streams, and nothing else was examined."""
     return dict.fromkeys(PIPELINE_CHECKS, _of(stopped))
 
 
 def _stopped(found: Finding, stopped: LagVerdict, name: str) -> Finding:
-    """What holds besides, where nothing streams: a slot that is lost says more than that."""
+    """What a check found, with the fact that nothing streams.
+
+    A severe finding, such as a lost slot, stays as it is: it matters more.
+    """
     if name == LAG or not found.facts:
         return _of(stopped)
     if found.is_severe:
@@ -102,7 +105,7 @@ def _lag(status: PipelineStatus | None, thresholds: CheckThresholds) -> Finding:
 
 
 def wal_retained(look: SlotLook, thresholds: CheckThresholds) -> Finding:
-    """How much WAL the source keeps for the slot, against both bounds."""
+    """Whether the WAL that the source keeps for the slot is past one of the bounds."""
     wal = look.wal
     if wal is None:
         return Finding(False, f"There is no slot {look.name!r}.", kind="no slot")
@@ -130,14 +133,15 @@ def wal_retained(look: SlotLook, thresholds: CheckThresholds) -> Finding:
             )
             words = with_solution(f"{kept}, more than {human_bytes(bound)}; {end}", wal.solution)
             return Finding(False, words, is_severe, facts, "too much")
-    return Finding(True, f"{kept}, of {human_bytes(warn)}.", facts=facts, kind="little")
+    words = f"{kept}; the check warns above {human_bytes(warn)}."
+    return Finding(True, words, facts=facts, kind="little")
 
 
 # -- the slot --------------------------------------------------------------------------------------
 
 
 def slot_health(look: SlotLook, *, is_streaming: bool) -> Finding:
-    """Whether the slots are there, can be read, and are."""
+    """Whether the slots exist, can be read, and are being read."""
     from etl_dagster.source.slots import require_usable
 
     slot = look.slot
@@ -162,16 +166,17 @@ def slot_health(look: SlotLook, *, is_streaming: bool) -> Finding:
         return Finding(False, words, True, facts, "not usable")
     if slot.wal_status == "unreserved":
         words = with_solution(
-            f"slot {slot.name!r} is about to be lost: the server may remove WAL that it needs with "
-            "its next checkpoint",
+            f"slot {slot.name!r} is about to be lost: the server's next checkpoint may remove WAL "
+            "that the slot needs",
             "Raise max_slot_wal_keep_size on the source and reload its configuration; then find "
-            "out what holds the pipeline up.",
+            "out what holds up the pipeline.",
         )
         return Finding(False, words, True, facts, "unreserved")
     if lost := [each.name for each in look.copying if each.is_lost]:
         words = with_solution(
             f"slots of copies are lost: {names(lost, at_most=3)}",
-            "Raise max_slot_wal_keep_size on the source; these tables are copied again.",
+            "Raise max_slot_wal_keep_size on the source. No other action is needed: these tables "
+            "are copied again.",
         )
         return Finding(False, words, False, facts, f"lost: {','.join(sorted(lost))}")
     if look.is_run and is_streaming and not slot.active and not slot.is_unfinished:
@@ -179,14 +184,14 @@ def slot_health(look: SlotLook, *, is_streaming: bool) -> Finding:
         return Finding(False, words, False, facts, "not read")
     if look.wants_failover and not slot.is_failover:
         words = with_solution(
-            f"source.failover is set, and standbys don't keep slot {slot.name!r}",
+            f"source.failover is set, but standbys don't keep slot {slot.name!r}",
             "Start the pipeline again: it alters the slot, from PostgreSQL 17 on.",
         )
         return Finding(False, words, False, facts, "no failover")
     return Finding(True, f"Slot {slot.name!r} is {slot.wal_status}.", facts=facts, kind="healthy")
 
 
-# -- the store's story and the slot's --------------------------------------------------------------
+# -- the store's position and the slot's -----------------------------------------------------------
 
 
 def state_matches_slot(look: SlotLook, thresholds: CheckThresholds) -> Finding:
@@ -209,7 +214,7 @@ def state_matches_slot(look: SlotLook, thresholds: CheckThresholds) -> Finding:
         words = with_solution(
             f"slot {look.name!r} is {human_bytes(behind)} behind what is durable at the "
             "destination: the source keeps WAL that is not needed",
-            "Nothing is lost. Restart the pipeline if that continues: it confirms what is durable.",
+            "Nothing is lost. If it stays so, restart the pipeline: it confirms what is durable.",
         )
         return Finding(False, words, most is not None and behind > most, facts, "behind")
     if look.leftover:

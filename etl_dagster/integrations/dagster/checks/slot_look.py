@@ -1,4 +1,4 @@
-"""What source and state store say of a pipeline's slots, looked at once for several checks."""
+"""What source and state store know about a pipeline's slots, fetched once for several checks."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlotLook:
-    """The pipeline's slots, and what the store knows of how far they were read."""
+    """The pipeline's slots, and how far they were read according to the store."""
 
-    #: Of the slot that the stream reads.
+    #: The name of the slot that the stream reads.
     name: str
     slot: Slot | None
-    #: None where there is no slot.
+    #: None if there is no slot.
     wal: RetainedWal | None
-    #: Everything before is durable at the destination; None before the first time.
+    #: Everything before this is durable at the destination; None before the first batch.
     progress: Lsn | None
     #: Whether a process runs the pipeline now.
     is_run: bool
-    #: Why the stream can't resume from the slot exactly at the destination's place, if it can't.
+    #: Why the stream can't resume from the slot exactly where the destination is, if it can't.
     problem: EtlError | None = None
-    #: Of the slots that tables are copied with.
+    #: The slots that tables are copied with.
     copying: tuple[Slot, ...] = ()
     #: Slots of copies of tables that the pipeline doesn't have.
     leftover: tuple[str, ...] = ()
-    #: Whether standbys are to have the slot, too.
+    #: Whether standbys should have the slot, too.
     wants_failover: bool = False
 
 
 def look_at_slots(config: PipelineConfig, store: CoordinatingStore) -> SlotLook:
-    """Look, and change nothing.
+    """Ask source and store; changes nothing.
 
     Raises:
-        EtlError: source or store can't be asked.
+        EtlError: source or store can't be reached.
     """
     from etl_dagster.runtime.slot import require_continuable
     from etl_dagster.source.control import SourceControl
@@ -58,7 +58,7 @@ def look_at_slots(config: PipelineConfig, store: CoordinatingStore) -> SlotLook:
     with contextlib.closing(control):
         slot = control.ask("looking at the slot", fetch_apply_slot, config)
         copying = control.ask("looking at slots", fetch_copying_slots, config.pipeline)
-        # After the slot, which is confirmed up to what was stored before.
+        # The slot was fetched first: it is never confirmed past what the store knew by then.
         leftover = _leftover(config, store, control)
         store.load_table_replication_states()
         name = slot.name if slot is not None else apply_slot_names(config)[-1]
@@ -93,7 +93,11 @@ def resource_look(resource: PipelineParts) -> Callable[[PipelineConfig], SlotLoo
 def _leftover(
     config: PipelineConfig, store: CoordinatingStore, control: SourceControl
 ) -> tuple[str, ...]:
-    """Slots that nothing reads any more; a table is known before it has one."""
+    """Slots of copies whose table the pipeline doesn't have: nothing reads them any more.
+
+    A copy under way is not taken for one of them, since the store knows a table before it has a
+    slot.
+    """
     from etl_dagster.source.slots import fetch_table_sync_slots
 
     slots = control.ask("looking at slots", fetch_table_sync_slots, config.pipeline)

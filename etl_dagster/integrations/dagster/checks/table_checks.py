@@ -1,4 +1,4 @@
-"""Checks of single tables that a run evaluates: many tables in one step, each with its outcome."""
+"""Checks of single tables that a run evaluates: one step for many tables, an outcome for each."""
 
 # Dagster reads the annotations of a check's function, so they must not be strings.
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from etl_dagster.integrations.dagster.findings import Finding, not_looked
 from etl_dagster.integrations.dagster.names import groups_with_distinct_identifiers
 from etl_dagster.integrations.dagster.resources.etl_resource import EtlResource
 
-#: Given the names of tables, finds each one's outcome, in any order; of those it knows.
+#: Finds the outcome for each of the named tables that the pipeline has, in any order.
 Finds: TypeAlias = Callable[[EtlResource, list[str]], Iterator[tuple[str, Finding]]]
 
 
@@ -31,7 +31,7 @@ def build_table_checks(
     *,
     step: str,
 ) -> list[AssetChecksDefinition]:
-    """The check of each table; what can't be looked at fails its check, and not the run.
+    """The check of each table; what can't be examined fails its check, and not the run.
 
     Args:
         keys: the asset of each table, by ``schema.table``.
@@ -74,10 +74,11 @@ def build_table_checks(
 def _result(
     context: AssetCheckExecutionContext, finding: Finding, check_name: str, key: AssetKey
 ) -> AssetCheckResult:
-    """The outcome, which stays in sight while the stream reports changes of the table.
+    """The outcome, also stored so that it stays visible while the stream reports the table.
 
-    Dagster shows an evaluation until the asset is materialized by another run, or by none. The
-    stream's reports are of none, and so is what is stored here.
+    Dagster hides a run's evaluation once the asset is materialized outside of that run. The
+    stream's reports are outside of runs. So the evaluation is stored outside of runs as well,
+    where these reports don't hide it.
     """
     context.instance.report_runless_asset_event(finding.evaluation(check_name, key))
     return finding.result(check_name, key)

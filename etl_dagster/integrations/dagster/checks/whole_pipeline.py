@@ -21,7 +21,7 @@ from etl_dagster.integrations.dagster.thresholds import DEFAULT_THRESHOLDS, Chec
 
 
 def build_etl_pipeline_spec(pipeline: str | Path | EtlResource = "etl.yaml") -> AssetSpec:
-    """The external asset ``etl_dagster/PIPELINE``: what `build_etl_pipeline_checks` are about.
+    """The external asset ``etl_dagster/PIPELINE``, which has the `build_etl_pipeline_checks`.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources.
@@ -40,15 +40,16 @@ def build_etl_pipeline_checks(
 ) -> list[AssetChecksDefinition]:
     """The checks of the pipeline as a whole: one outcome each, however many tables there are.
 
-    ``replication_lag``, ``wal_retained``, ``slot_health`` (there, readable, read) and
-    ``state_matches_slot`` (the stream would continue exactly where the destination is). None passes
-    while nothing streams. The sensor evaluates them, too, where it is given them. Those of the
-    first of several shards, which has the pipeline's name, report the worst of all shards.
+    They are ``replication_lag``, ``wal_retained``, ``slot_health`` (the slots exist, can be read
+    and are being read) and ``state_matches_slot`` (the stream would continue exactly where the
+    destination is). None passes while nothing streams. The sensor evaluates them, too, if it is
+    given them. The first of several shards, which has the pipeline's name, reports the worst of all
+    shards.
 
     Args:
         pipeline: a configuration file, or the pipeline put together from resources. The checks
             need a resource of the pipeline's name.
-        thresholds: from where on they warn and fail.
+        thresholds: from which values on they warn and fail.
 
     Raises:
         ConfigError: the configuration holds mistakes.

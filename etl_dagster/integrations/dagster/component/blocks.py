@@ -40,7 +40,7 @@ _Status: TypeAlias = Literal["RUNNING", "STOPPED"]
 
 
 def described(text: str) -> Resolver:
-    """A resolver of templates whose field has this description, in the schema of the YAML."""
+    """A resolver of templates that gives its field this description in the schema of the YAML."""
     made: Resolver = Resolver.default(description=text)
     return made
 
@@ -49,13 +49,14 @@ class SensorBlock(Resolvable, Model):
     """The sensor that keeps the stream running."""
 
     default_status: Annotated[
-        _Status | None, described("Until it is switched in the UI. STOPPED by default.")
+        _Status | None,
+        described("Whether it is on until a user switches it in the UI. STOPPED by default."),
     ] = None
     mode: Annotated[
         SensorMode,
         described(
-            "Who streams: a child process of the code server (supervise), the ticks (tick), or a "
-            "service of its own (observe)."
+            "What streams: a child process of the code server (supervise), the ticks (tick), or a "
+            "separate service (observe)."
         ),
     ] = "supervise"
     tick_s: Annotated[float, described("How long a tick streams in the mode tick.")] = TICK_S
@@ -78,11 +79,11 @@ class SensorBlock(Resolvable, Model):
     ] = STALE_AFTER_S
     reports: Annotated[
         Literal["materialization", "observation"],
-        described("As what changes are reported."),
+        described("The kind of event by which changes are reported."),
     ] = "materialization"
 
     def streaming(self) -> Streaming:
-        """The same for the builder."""
+        """The settings as `build_pipeline` takes them."""
         status = self.default_status
         return Streaming(
             status=None if status is None else DefaultSensorStatus(status),
@@ -124,7 +125,7 @@ class SyncBlock(Resolvable, Model):
 
 
 class SchedulesBlock(Resolvable, Model):
-    """What runs by the clock; each is off until it is turned on."""
+    """Schedules; each is off until it is turned on."""
 
     reconciliation: Annotated[
         ReconciliationBlock | None,
@@ -145,15 +146,15 @@ class ChecksBlock(Resolvable, Model):
     replication: Annotated[
         bool,
         described(
-            "Those that the sensor evaluates: in step, values held, bookmark in step; and of the "
-            "pipeline as a whole: lag, retained WAL, its slot."
+            "Those that the sensor evaluates. Each table: in step, values held, bookmark in step; "
+            "the pipeline as a whole: lag, retained WAL, its slot."
         ),
     ] = True
     content_match: Annotated[
         bool,
         described(
-            "Whether rows are those of the source; read as a whole by each run that evaluates it. "
-            "The schedule reconciliation has it in any case."
+            "Whether rows are those of the source; each run that evaluates it reads all of them. "
+            "With the schedule reconciliation, tables have it in any case, unless it repairs."
         ),
     ] = False
     row_count_match: Annotated[
@@ -171,7 +172,7 @@ class ChecksBlock(Resolvable, Model):
     ] = False
     thresholds: Annotated[
         CheckThresholds,
-        described("From where on checks warn and fail; the arguments of CheckThresholds."),
+        described("From which values on checks warn and fail: the arguments of CheckThresholds."),
     ] = DEFAULT_THRESHOLDS
 
 
@@ -181,9 +182,9 @@ def build_extras(
     schedules: SchedulesBlock,
     checks: ChecksBlock,
 ) -> Definitions:
-    """Schedules, and the checks that only runs evaluate, of the tables of one destination.
+    """The schedules of one destination, and the checks that only runs evaluate.
 
-    Without `build_sync`, which is for all destinations.
+    The schedule of `build_sync` is not among them, since it is for all destinations.
     """
     if not assets:
         # Nothing is known of the tables yet; the sensor says why.
@@ -232,7 +233,7 @@ def _build_schedules(
 def build_sync(
     resource: EtlResource, assets: Sequence[AssetsDefinition], sync: SyncBlock | None
 ) -> Definitions:
-    """The schedule that brings the pipeline in step; one run feeds all of its destinations."""
+    """The schedule that brings the pipeline in step; one run serves all destinations."""
     if sync is None or not assets:
         return Definitions()
     schedule = ScheduleDefinition(

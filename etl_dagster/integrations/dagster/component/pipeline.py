@@ -1,4 +1,4 @@
-"""`EtlPipelineComponent`: a pipeline of a `dg` project."""
+"""`EtlPipelineComponent`: a pipeline as a component of a `dg` project."""
 
 # Dagster reads the annotations, so they must not be strings.
 import logging
@@ -57,7 +57,7 @@ _log = logging.getLogger(__name__)
 
 
 class StateNotRefreshed(Exception):
-    """The source did not say which tables it publishes; the message has the solution as well."""
+    """The source was not reached for its published tables; the message includes the solution."""
 
 
 def _resolve_pipeline(context: ResolutionContext, path: Any) -> str:
@@ -83,10 +83,10 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
             reconciliation:
               cron_schedule: "0 3 * * *"
 
-    The state is which tables the publication has. `dagster dev` and `dg` refresh it when they load
-    the definitions; where the source can't be reached they continue with the last one. Elsewhere
-    ``dg utils refresh-defs-state`` does, which fails then. Without a state, as right after a
-    deployment, loading asks the source.
+    The component's state is the list of published tables. `dagster dev` and `dg` refresh it when
+    they load the definitions; if the source can't be reached, they continue with the last state.
+    Elsewhere, ``dg utils refresh-defs-state`` refreshes it, and fails if the source can't be
+    reached. Without a state, as right after a deployment, loading asks the source.
     """
 
     pipeline: Annotated[
@@ -120,10 +120,10 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
     schedules: Annotated[SchedulesBlock, described("What runs by the clock.")] = SchedulesBlock()
     checks: Annotated[ChecksBlock, described("Which checks the tables have.")] = ChecksBlock()
     defs_state: ResolvedDefsStateConfig = DefsStateConfigArgs.local_filesystem()
-    #: Whether loading continues without what the source publishes now.
+    #: Whether loading continues without an answer of the source.
     _makes_do: bool = PrivateAttr(default=False)
 
-    # -- what subclasses may change ----------------------------------------------------------------
+    # -- what subclasses may override --------------------------------------------------------------
 
     def get_asset_spec(self, table: PublishedTableProps) -> AssetSpec:
         """The asset of one table, as `EtlDagsterTranslator.get_asset_spec` and ``translation``."""
@@ -146,14 +146,14 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
         return DefsStateConfig.from_args(given, default_key=name)
 
     def build_defs(self, context: ComponentLoadContext) -> Definitions:
-        """The definitions, also where a refresh of the state fails.
+        """The definitions, even if a refresh of the state fails.
 
-        A code location that fails to load can't tick its sensor, which is what says so.
+        The sensor reports that failure, and it has no ticks in a code location that fails to load.
         """
         try:
             return super().build_defs(context)
         except StateNotRefreshed as error:
-            _log.warning("%s The definitions are loaded without.", error)
+            _log.warning("%s The definitions are loaded without a refresh.", error)
             self._makes_do = True
             return super().build_defs(context)
 
@@ -161,7 +161,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
         """Ask the source which tables are published, and keep the answer.
 
         Raises:
-            StateNotRefreshed: it has not answered; what is kept stays as it is.
+            StateNotRefreshed: the source has not answered; the state stays as it is.
         """
         try:
             load = load_anyway if self._makes_do else load_config
@@ -180,7 +180,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
     def build_defs_from_state(
         self, context: ComponentLoadContext, state_path: Path | None
     ) -> Definitions:
-        """The definitions of the tables that are kept; of those that the source names, without."""
+        """The definitions of the tables in the state; without a state, of those in the source."""
         defs = build_pipeline(
             self._resource,
             Looks(
@@ -210,14 +210,14 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
 
     @property
     def _new_tables(self) -> str:
-        """What gives a table that is new in the publication its asset, for people."""
+        """How a table that is new in the publication gets its asset, for people."""
         if self.defs_state.management_type.value == "LEGACY_CODE_SERVER_SNAPSHOTS":
             # Each load of the code location asks the source.
             return NEW_TABLES
         return f"refresh the state with `dg utils refresh-defs-state`, then {NEW_TABLES}"
 
     def _read_state(self, path: Path) -> Discovery | None:
-        """The tables; None where the state has none of this publication, as after a change."""
+        """The tables; None if the state has none of this publication, as after it was changed."""
         publication = load_anyway(self._resource).source.publication
         (tables, comments), database = tables_from_text(path.read_text("utf-8"), publication)
         return Discovery(tables, None, comments, database) if tables else None
@@ -229,7 +229,7 @@ class EtlPipelineComponent(StateBackedComponent, Model, Resolvable):
 
 
 class _ByComponent(EtlDagsterTranslator):
-    """Asks the component, of which a user may have made a subclass."""
+    """Asks the component, whose class may be a user's subclass."""
 
     def __init__(self, component: EtlPipelineComponent) -> None:
         self._component = component

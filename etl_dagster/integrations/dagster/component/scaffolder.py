@@ -49,7 +49,7 @@ class PipelineParams(BaseModel):
 
     config: str | None = Field(
         default=None,
-        description="An etl.yaml that exists. Without, one is written next to the defs.yaml.",
+        description="An existing etl.yaml. By default, one is written next to the defs.yaml.",
     )
     publication: str = Field(default="etl_pub", description="The publication that is replicated.")
 
@@ -79,7 +79,7 @@ class EtlPipelineScaffolder(Scaffolder[PipelineParams]):
 
 
 def pipeline_name(folder: str) -> str:
-    """A name that the configuration accepts, made of a folder's.
+    """A pipeline name that the configuration accepts, from the name of a folder.
 
     >>> pipeline_name("Web-Shop"), pipeline_name("2024_sales")
     ('web_shop', 'p_2024_sales')

@@ -11,22 +11,22 @@ from pydantic import BaseModel
 from etl_dagster.errors import ConfigError
 from etl_dagster.integrations.dagster.tables.translator import PublishedTableProps
 
-#: From what the translator makes of a table to what the user wants of it.
+#: Changes the specification that the translator made for a table.
 Translation: TypeAlias = Callable[[AssetSpec, PublishedTableProps], AssetSpec]
 
 
 def resolve_translation(context: ResolutionContext, attributes: Any) -> Translation:
     """The function that ``translation`` describes.
 
-    Templates know ``table``, a `PublishedTableProps`, and ``spec``, what the asset is without
-    them. Metadata and tags are added; each other attribute is replaced.
+    Templates know ``table``, a `PublishedTableProps`, and ``spec``, the asset without this
+    translation. Metadata and tags are added; every other attribute is replaced.
 
     Args:
         attributes: an `AssetAttributesModel`, or the text of a template that gives one, a
             dictionary, or a whole `AssetSpec`.
 
     Raises:
-        ConfigError: it partitions the assets.
+        ConfigError: the attributes have partitions.
     """
     if isinstance(attributes, BaseModel):
         _as_mapping(attributes)
@@ -74,7 +74,7 @@ def _changed(spec: AssetSpec, values: dict[str, Any]) -> AssetSpec:
     if values.get("kinds") is not None:
         values["kinds"] = set(values["kinds"])
     if values.get("code_version") is not None:
-        # A template gives a number where its text looks like one.
+        # A template whose text looks like a number gives a number.
         values["code_version"] = str(values["code_version"])
     return spec.replace_attributes(key=key, **values).merge_attributes(**added)
 

@@ -2,9 +2,9 @@
 
 dagster-celery has no hook for either, so its executor is given another class of tasks: Celery asks
 the class (``task_cls``, a documented argument of `Celery`) to submit a task, and the executor then
-waits for what it returns. Which tasks the workers have is asked by Celery's remote control. Steps'
-events would say too little: a worker that is killed writes none, and one whose step waits in a
-queue has not written any yet.
+waits for the object that this returns. Celery's remote control says which tasks the workers have.
+The events of steps are not enough for that: a worker that is killed writes none, and a step that
+waits in a queue has not written any yet.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class CeleryWorkersAbsent(EtlError):
 def watched_celery(
     definition: ExecutorDefinition, timing: Callable[[], DagsterTiming]
 ) -> ExecutorDefinition:
-    """The same executor, for steps that may be executed twice.
+    """The same executor with its workers watched, for steps that may be executed twice.
 
-    Dagster's own waits for ever where no worker runs, and where one was killed: nothing tells it
+    Dagster's own executor waits forever if no worker runs, or if one was killed: it never learns
     that a task is gone. This one fails the run before the first step if no worker answers, and
     submits the step of a lost task again.
 
     Args:
-        timing: how long to wait for workers, asked for by each run.
+        timing: how long to wait for workers; called by each run.
     """
 
     @executor(
@@ -66,9 +66,9 @@ def watched_celery(
 
 
 class _Watched(Executor):
-    """Celery's executor, with an eye on its workers."""
+    """Celery's executor, with its workers watched."""
 
-    # What it passes on has types that neither package exports.
+    # `Any`: the types of what it passes on are exported by neither package.
 
     def __init__(self, celery: Any, timing: DagsterTiming) -> None:
         self._celery = celery
@@ -80,7 +80,7 @@ class _Watched(Executor):
         return self._celery.retries
 
     def app_args(self) -> Any:
-        """Of the Celery app that submits the steps; asked for by the loop of Dagster's executor."""
+        """Arguments of the Celery app that submits the steps; read by Dagster's executor loop."""
         return self._celery.app_args() | {"task_cls": self._task_class}
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[DagsterEvent]:
@@ -110,7 +110,7 @@ class _Watched(Executor):
 
 
 class Workers:
-    """Those that listen at the broker of an app of Celery's.
+    """The workers that listen at the broker of a Celery app.
 
     Args:
         answer_s: how long they may take to answer.
@@ -124,14 +124,14 @@ class Workers:
         self._is_reached = True
 
     def ping(self) -> Sequence[object] | None:
-        """The answers that came in time; None where the broker isn't reached."""
+        """The answers that came in time; None if the broker can't be reached."""
         answers: Sequence[object] | None = self._ask(
             lambda connection: self._app.control.ping(timeout=self._answer_s, connection=connection)
         )
         return answers
 
     def known_tasks(self, ids: list[str]) -> set[str] | None:
-        """Of the tasks, those that some worker has; None where no worker answers."""
+        """Those of the tasks that some worker has; None if no worker answers."""
         answers = self._ask(
             lambda connection: self._app.control.inspect(
                 timeout=self._answer_s, connection=connection
@@ -140,10 +140,10 @@ class Workers:
         return None if not answers else {task for found in answers.values() for task in found}
 
     def _ask(self, question: Callable[[Any], Any]) -> Any:
-        """None where the broker isn't reached: it may be back for the next question."""
+        """The answers; None if the broker can't be reached, which the next call tries again."""
         from kombu.exceptions import OperationalError
 
-        # A connection that is kept may have been closed by the broker meanwhile.
+        # A new connection each time: the broker may close one that is kept open.
         with self._app.connection_for_write() as connection:
             try:
                 answers = question(connection)
@@ -159,7 +159,7 @@ class Workers:
 
 
 def watched_task(tasks: Tasks) -> type:
-    """A class of Celery's tasks, each of which is one of `tasks` once it is submitted."""
+    """A class of Celery tasks which adds each task that is submitted to `tasks`."""
     from celery import Task
 
     class Watched(Task):  # type: ignore[misc]  # without types
@@ -173,7 +173,7 @@ def watched_task(tasks: Tasks) -> type:
 
 
 def _step_keys(arguments: Any) -> str:
-    """Of a task, for the log."""
+    """The steps that a task executes, for the log."""
     match arguments:
         case {"execute_step_args_packed": {"step_keys_to_execute": [*keys]}} if keys:
             return ", ".join(map(str, keys))
@@ -189,10 +189,10 @@ def require_workers(
     """Wait for a worker.
 
     Args:
-        ping: the answers of workers, after waiting for them for a moment.
+        ping: waits for a moment, and returns the answers of workers.
 
     Raises:
-        CeleryWorkersAbsent: none answers in time.
+        CeleryWorkersAbsent: no worker answers in time.
     """
     began = clock()
     while not ping():

@@ -1,4 +1,4 @@
-"""The tasks of a run on Celery, of which some may be lost with their worker."""
+"""The tasks of a run on Celery; some may be lost with their worker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tasks:
     """The tasks of a run.
 
     Args:
-        known: of task IDs, those that some worker has; None where no worker answers.
+        known: returns those of the task IDs that some worker has; None if no worker answers.
         warn: writes into the run's log.
     """
 
@@ -57,7 +57,7 @@ class Tasks:
         self._warned_at = 0.0
 
     def add(self, step_key: str, submit: Callable[[], Any]) -> Task:
-        """A step's task, submitted."""
+        """Submit a step's task, and watch it."""
         task = Task(self, step_key, submit, self._warn)
         self._tasks.append(task)
         self.count += 1
@@ -73,7 +73,7 @@ class Tasks:
         known = self._known([str(task.result.id) for task in waiting]) if waiting else set()
         self._look_at = self._clock() + self._timing.celery_ask_every_s
         if known is None:
-            # Those that execute a task in their own process (pool "solo") can't answer meanwhile.
+            # A worker that executes a task in its own process (pool "solo") can't answer meanwhile.
             self._none_answered(now)
             return
         self._silent_since = None
@@ -87,13 +87,13 @@ class Tasks:
             self._warned_at = now
             silent_s = now - self._silent_since
             self._warn(
-                f"no Celery worker has answered for {silent_s:.0f} s; if none runs, start one: the "
-                "steps continue there"
+                f"no Celery worker has answered for {silent_s:.0f} s; if none runs, start one, and "
+                "the steps continue there"
             )
 
 
 class Task:
-    """What the executor's loop waits for: the newest of a step's tasks."""
+    """The newest of a step's tasks, which the executor's loop waits for."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Task:
         self._was_seen = False
         self._missed = 0
         self._is_given_up = self._is_revoked = False
-        #: As Celery has it.
+        #: Celery's own result of the newest task.
         self.result = submit()
 
     @property
@@ -150,10 +150,10 @@ class Task:
         self.result.revoke()
 
     def looked_for(self, is_known: bool, *, are_idle: bool) -> None:
-        """Some worker has the task, or none.
+        """Note whether some worker has the task.
 
         Args:
-            are_idle: no worker has any of the run's tasks, so they don't wait for each other.
+            are_idle: no worker has any of the run's tasks, so this one doesn't wait for another.
         """
         if is_known:
             self._was_seen, self._missed = True, 0

@@ -1,4 +1,4 @@
-"""The end of a copy whose run is over before it: soon, whatever a server does."""
+"""Ends the copy of a run that is terminated: soon, even if a server doesn't answer."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Endable(Protocol):
 
     @property
     def is_writing(self) -> bool:
-        """Whether the destination has something in its hands."""
+        """Whether the destination is writing something."""
         ...
 
     def give_up(self) -> None:
-        """Have it wait for no answer of the source any more."""
+        """Stop waiting for answers of the source."""
         ...
 
 
 class _Helping:
-    """Copies chunks of another worker's copy: what it writes ends by itself, or is interrupted."""
+    """Helps with another worker's copy: a write under way ends by itself, or is interrupted."""
 
     is_writing = True
 
     def give_up(self) -> None:
-        """It asks the source nothing but for rows."""
+        """Nothing to give up: all that it asks the source for is rows."""
 
 
 HELPING: Endable = _Helping()
@@ -42,15 +42,15 @@ HELPING: Endable = _Helping()
 def end_copy(
     name: str, worker: Endable, outcome: Outcome[Any], timing: DagsterTiming, *, is_orphan: bool
 ) -> bool:
-    """Wait for a copy that was told to stop; False where it was left as by a crash.
+    """Wait for a copy that was told to stop; returns False if its thread was left running.
 
-    A copy that is not over after a second, and writes nothing, waits for a server that does not
-    answer. Its thread is left where it is: what was durable stays, and it loses its lease with the
-    store's session.
+    A copy that has not ended after `timing.cancelled_s`, and writes nothing, waits for a server
+    that does not answer. Its thread is left where it is, as by a crash: what is durable stays, and
+    the copy loses its lease together with the store's session.
 
     Args:
         name: of the table.
-        is_orphan: whether Dagster itself may be gone, and waits for its runs to end.
+        is_orphan: whether Dagster itself may be shutting down, and waits for its runs to end.
     """
     if outcome.wait(timing.cancelled_s):
         return True
@@ -63,8 +63,8 @@ def end_copy(
     if outcome.wait(timing.given_up_s):
         return True
     _log.warning(
-        "the copy of %s ends without waiting for a server that does not answer; what was under way "
-        "comes again with the next run",
+        "the copy of %s ends without waiting for a server that does not answer; the next run "
+        "repeats what was under way",
         name,
     )
     return False

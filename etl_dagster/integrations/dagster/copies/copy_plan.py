@@ -1,4 +1,4 @@
-"""How many steps copy tables together, and why no more; asks for the copies."""
+"""Requests copies of tables, and decides how many steps make them together."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class _Size:
-    """What a copy of a table is made of."""
+    """The size of a table's copy."""
 
     name: str
     table_id: TableId
     chunks: int
     rows_estimated: int
-    #: Why one step copies it alone; None where several may.
+    #: Why one step has to copy it alone; None if several may.
     alone: str | None
 
 
@@ -42,13 +42,13 @@ def plan_copies(
     names: Sequence[str],
     workers: int,
 ) -> int:
-    """Have the tables copied by whichever steps follow; returns how many steps that are.
+    """Request copies, and return how many of the following steps should make them.
 
-    Called for the second time, as after a kill, it asks for nothing again.
+    A repeated call, as after a kill, requests no second copy.
 
     Args:
         destination: not started.
-        workers: no more steps than these.
+        workers: the largest number of steps.
 
     Raises:
         InvalidState: a table is not published.
@@ -72,7 +72,7 @@ def plan_copies(
             + (f"; one step copies it alone: {size.alone}" if size.alone and not is_single else "")
         )
         if not is_single and size.alone is None:
-            # Before the copy is asked for: a replicator that makes it at once shares it, too.
+            # Before the copy is requested: a replicator that starts it at once has to share it.
             want_shared(store, size.table_id)
         StepCopy(context, config, store, destination, watch, size.name).prepare(size.table_id)
     pieces = sum(1 if size.alone else size.chunks for size in sizes)

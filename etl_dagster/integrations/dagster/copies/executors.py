@@ -1,4 +1,4 @@
-"""The executor of a code location whose runs often copy one table."""
+"""An executor for code locations whose runs often copy a single table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dagster import (
 
 
 def single_copy_in_process(copies: Collection[str], checks: Collection[str]) -> ExecutorDefinition:
-    """Dagster's default executor, but for runs of one copy: these stay in one process.
+    """Dagster's default executor, except that the run of a single copy stays in one process.
 
     The default executor starts a process for each step, and each loads the code location first,
     which takes longer than the copy of a small table and its checks.
@@ -36,7 +36,7 @@ def single_copy_in_process(copies: Collection[str], checks: Collection[str]) -> 
         in_process = InitExecutorContext(
             job=context.job,
             executor_def=in_process_executor,
-            # Its schema's defaults, which are resolved for the executor of the job only.
+            # The defaults of its schema: Dagster resolves them only for the job's own executor.
             executor_config={"retries": {"enabled": {}}},
             instance=context.instance,
         )
@@ -51,7 +51,7 @@ def single_copy_in_process(copies: Collection[str], checks: Collection[str]) -> 
 
 
 class _Chosen(Executor):
-    # What it passes on has types that Dagster doesn't export.
+    # `Any`: Dagster doesn't export the types of what it passes on.
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Whether a replicator lives that can take over what a run copies."""
+"""Whether a replicator runs that can take over what a run copies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ReplicatorAbsent(EtlError):
     def __init__(
         self, pipeline: str, *, waited_s: float, is_begun: bool, is_sensor_on: bool = False
     ) -> None:
-        stays = "; what is copied stays, and the next run continues from there" if is_begun else ""
+        stays = "; what is copied stays, and the next run resumes from there" if is_begun else ""
         sensor = f"{pipeline}_replication"
         if is_sensor_on:
             sensor_is, solution = (
@@ -53,7 +53,7 @@ def watch_of_run(
 
 
 def is_sensor_on(instance: DagsterInstance, pipeline: str) -> bool:
-    """Whether the pipeline's sensor is on, in whichever code location."""
+    """Whether the pipeline's sensor is on, in any code location."""
     return any(
         state.instigator_name == f"{pipeline}_replication"
         and state.status.value in ("RUNNING", "DECLARED_IN_CODE")
@@ -62,11 +62,11 @@ def is_sensor_on(instance: DagsterInstance, pipeline: str) -> bool:
 
 
 class ReplicatorWatch:
-    """Asks the state store now and then whether a process runs the pipeline.
+    """Asks the state store from time to time whether a process runs the pipeline.
 
     Args:
-        is_sensor_on: whether a sensor may be about to start one.
-        timing: how long to wait, asked for each time.
+        is_sensor_on: whether a sensor may be about to start such a process.
+        timing: how long to wait; called each time.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class ReplicatorWatch:
         """Wait for a replicator before anything is copied.
 
         Args:
-            on_wait: called once with the seconds that are left, if there is none yet.
+            on_wait: called once if there is none yet, with the longest wait in seconds.
 
         Raises:
-            ReplicatorAbsent: none appeared.
+            ReplicatorAbsent: none appeared in time.
         """
         started = self._clock()
         while not self._is_there():
@@ -113,7 +113,7 @@ class ReplicatorWatch:
         self._seen_at = self._clock()
 
     def require_logged(self, log: Callable[[str], None]) -> None:
-        """As `require`; a wait is one line of the log."""
+        """As `require`; if it has to wait, it logs one line."""
         self.require(
             lambda wait_s: log(
                 f"no replicator streams {self._pipeline}; waiting for {wait_s:.0f} s"
@@ -121,10 +121,10 @@ class ReplicatorWatch:
         )
 
     def check(self) -> None:
-        """See that a replicator lives, or did a moment ago; called often.
+        """Require that a replicator runs, or ran a moment ago; called often.
 
         Raises:
-            ReplicatorAbsent: for too long there was none.
+            ReplicatorAbsent: there has been none for too long.
         """
         now, timing = self._clock(), self._timing()
         if now < self._ask_at:
@@ -151,4 +151,4 @@ class ReplicatorWatch:
 
 
 def _nothing(waits_s: float) -> None:
-    """It was said once."""
+    """The wait was reported already."""

@@ -1,4 +1,4 @@
-"""What the engine does in a step, as the run's log tells it."""
+"""The lines of a run's log about what the engine does in a step."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     # Its drivers cost as much to import as Dagster; every process of Dagster imports this module.
     from etl_dagster.runtime.copying.table_sync import CopyProgress
 
-#: Copy threads fail together, and again after each pause; one line in this time says so.
+#: Copy threads fail together, and again after each pause. One line in this time reports it.
 _SAME_AGAIN_S = 30.0
 _ENGINE = "etl_dagster"
 
 
 class Warnings(logging.Handler):
-    """Keeps what the engine's threads warn of, until the step's own thread logs it.
+    """Keeps warnings of the engine's threads until the step's own thread logs them.
 
-    Else it would stand on a run's standard error only, and a copy that waits for its source would
-    look like one that hangs.
+    Otherwise they would appear only on the run's standard error, and a copy that waits for its
+    source would look like one that hangs.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,7 +36,7 @@ class Warnings(logging.Handler):
         self._texts.append(record.getMessage())
 
     def take(self) -> list[str]:
-        """What is new since the last call; texts that differ in numbers only count as the same."""
+        """New warnings since the last call; texts that differ in numbers only count as the same."""
         now, news = self._clock(), []
         while self._texts:
             text = self._texts.popleft()
@@ -49,7 +49,7 @@ class Warnings(logging.Handler):
 
 @contextmanager
 def engine_warnings() -> Iterator[Warnings]:
-    """For this block, whatever the engine warns of in this process."""
+    """Collects, during this block, all warnings of the engine in this process."""
     warnings, engine = Warnings(), logging.getLogger(_ENGINE)
     engine.addHandler(warnings)
     try:
@@ -73,7 +73,7 @@ class CopyPace:
         """
         now, rows = self._clock(), progress.rows_done
         if self._first is None:
-            # Chunks of an earlier run have cost no time here.
+            # Chunks that an earlier run copied took no time in this one.
             self._first = now, rows
         started, rows_before = self._first
         left = max(progress.rows_estimated - rows, 0)
@@ -89,7 +89,7 @@ class CopyPace:
 
 
 def duration(seconds: float) -> str:
-    """A time to wait, for people.
+    """A length of time, for people.
 
     >>> duration(42.4), duration(605), duration(8000)
     ('42 s', '10 min', '2 h 13 min')

@@ -1,10 +1,10 @@
-"""One of several steps that copy tables together: it takes what work there is, and no fixed part.
+"""One of several steps that copy tables together: it takes whatever work is left, no fixed part.
 
-Every step does the same. One has the lease of a table and leads its copy: it makes the plan,
-finishes the copy and hands the table over. The others take chunks of the plan, each claimed in the
-state store. If the leader is killed, the next step to look has the lease; if a helper is, its chunk
-is free. So one step that is left alone brings every table to its end, and a step that never began
-is not missed.
+Every step runs the same code. One takes the lease of a table and leads its copy: it makes the plan,
+finishes the copy and hands the table over. The others claim chunks of the plan in the state store.
+If the leader is killed, the next step that looks takes the lease. If a helper is killed, its chunk
+is free again. So a single step that is left completes every table, and no step waits for one that
+never started.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ class RunEnds(EtlError):
     """The step's run is being canceled, or is over."""
 
     solution = (
-        "Nothing to do: finished chunks stay. To resume, execute the run again from failure, or "
-        "materialize the table's asset."
+        "No action needed: finished chunks are kept. To resume, execute the run again from "
+        "failure, or materialize the table's asset."
     )
 
 
 class RunWatch:
-    """Whether a step may continue: its run is wanted, and a replicator lives.
+    """Whether a step may continue: its run is not being ended, and a replicator runs.
 
-    Not every executor has its steps hear of a termination: Celery's workers don't.
+    Not every executor interrupts its steps when the run is terminated: Celery's doesn't.
     """
 
     def __init__(self, context: OpExecutionContext, replicator: ReplicatorWatch) -> None:
@@ -74,20 +74,20 @@ class RunWatch:
         self._look_at = 0.0
 
     def check(self) -> None:
-        """Called often.
+        """Require both; called often.
 
         Raises:
             RunEnds: the run is being canceled, or is over.
-            ReplicatorAbsent: there is no replicator, for too long.
+            ReplicatorAbsent: there has been no replicator for too long.
         """
         self._replicator.check()
         self.check_run()
 
     def check_run(self) -> None:
-        """See that the run is wanted.
+        """Require that the run continues.
 
         Raises:
-            RunEnds: it is not.
+            RunEnds: the run is being canceled, or is over.
         """
         now = time.monotonic()
         if now < self._look_at:
@@ -99,7 +99,7 @@ class RunWatch:
 
 
 class StepTally:
-    """What this step has copied of a table, shown to the others in the store."""
+    """What this step has copied of a table; published in the store for the other steps."""
 
     def __init__(self, store: CoordinatingStore, table_id: TableId, worker: str) -> None:
         self._store = store
@@ -131,13 +131,13 @@ class StepTally:
 
     @property
     def chunks(self) -> int:
-        """Of the copy under way."""
+        """How many chunks of the copy under way this step has copied."""
         with self._lock:
             return self._chunks
 
     @property
     def rows(self) -> int:
-        """Of the copy under way."""
+        """How many rows of the copy under way this step has copied."""
         with self._lock:
             return self._rows
 
@@ -145,7 +145,7 @@ class StepTally:
 def tallies(
     store: CoordinatingStore, table_id: TableId, copy_id: str, workers: Sequence[str]
 ) -> dict[str, Mapping[str, Any]]:
-    """What each of the workers has copied; those that copied nothing are left out."""
+    """What each worker has copied; workers that copied nothing are left out."""
     found: dict[str, Mapping[str, Any]] = {}
     for worker in workers:
         shown = store.get_status(_tally_key(table_id, worker))
@@ -160,15 +160,15 @@ def _tally_key(table_id: TableId, worker: str) -> str:
 
 @dataclass
 class _Table:
-    """One of the tables of a step that aren't handed over yet."""
+    """A table of the step that isn't handed over yet."""
 
     copy: StepCopy
     schema: TableSchema
     tally: StepTally
-    #: Failures in a row, and when it is tried again, seconds of a monotonic clock.
+    #: Failures in a row, and when the table is tried again, in seconds of a monotonic clock.
     failures: int = 0
     again_at: float = 0.0
-    #: What the log says: what the step does for the table, and how many chunks it has copied.
+    #: What was logged last: what the step does for the table, and how many chunks it has copied.
     role: str = ""
     shown: int = 0
     shown_at: float = 0.0
@@ -208,11 +208,11 @@ class SharedCopies:
             self._tables[name] = _Table(copy, schema, StepTally(store, schema.id, worker))
 
     def run(self) -> None:
-        """Work until every table is handed over, by whichever step.
+        """Work until every table is handed over, by this step or another.
 
         Raises:
             Failure: a table has stopped; the others are handed over.
-            RunEnds, ReplicatorAbsent: to continue is useless.
+            RunEnds, ReplicatorAbsent: continuing is useless.
         """
         pending = dict(self._tables)
         stopped: list[str] = []
@@ -233,7 +233,7 @@ class SharedCopies:
                     del pending[name]
                 did_some |= did
                 if did:
-                    break  # the first table that needs this step comes first
+                    break  # the first table that has work left comes first
             if pending and not did_some:
                 self._watch.check()
                 self._store.wait_for_change(_LOOK_EVERY_S)
@@ -247,7 +247,7 @@ class SharedCopies:
         self._context.log.warning(f"{name}: {error.reason}. Trying again in {delay_s:.0f} s.")
 
     def _work_on(self, name: str, table: _Table) -> tuple[bool, bool]:
-        """Whether the table is handed over, and whether this step did something for it."""
+        """Lead or help; returns whether the table is handed over, and whether this step worked."""
         table_id = table.schema.id
         if isinstance(self._store.get_table_replication_state(table_id), Ready | SyncDone):
             return True, False
@@ -292,7 +292,7 @@ class SharedCopies:
             self._context.log.info(f"{name}: {self._worker} on {socket.gethostname()} {role}")
 
     def _materialize(self, name: str, table: _Table, result: TableSyncResult) -> None:
-        """At once, and by this step: no step that comes later has to begin for it."""
+        """Materialize the asset at once, so that it doesn't depend on a later step to start."""
         metadata = table.copy.metadata(table.schema, result)
         by_worker = tallies(self._store, table.schema.id, result.copy_id, self._workers)
         metadata["table_copy_workers"] = max(len(by_worker), 1)

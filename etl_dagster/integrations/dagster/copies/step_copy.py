@@ -1,4 +1,4 @@
-"""One step's copy of one table: up to its hand-over, and what the step tells of it."""
+"""One step's copy of one table up to its hand-over, and what the step reports about it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from etl_dagster.runtime.copying.table_sync import CopyProgress, TableSyncResult
 
 _Result = TypeVar("_Result")
-#: Of an asset's step, or of any other's.
+#: The context of an asset's step, or of an op's.
 StepContext: TypeAlias = AssetExecutionContext | OpExecutionContext
 
 _LOG_EVERY_S = 5.0
@@ -68,10 +68,10 @@ _POLL_S = 0.2
 
 
 def is_asked_for_by_person(context: StepContext) -> bool:
-    """Whether a table that is streamed already is to be copied again.
+    """Whether a person started the run, so that a table that is streamed already is copied again.
 
-    A run that is executed again has the tags of the first one; the sensor's request was for one
-    copy. Retries that Dagster makes by itself belong to the run before.
+    A run that a person executes again has the tags of the first run, although the sensor requested
+    only one copy. Retries that Dagster makes by itself belong to the run before.
     """
     tags = context.run.tags
     if "dagster/retry_number" in tags:
@@ -80,16 +80,16 @@ def is_asked_for_by_person(context: StepContext) -> bool:
     if request_id is None or "dagster/parent_run_id" in tags:
         return True
     if not request_id.startswith(request_prefix(tags.get(STATE_ID, ""))):
-        return True  # of another sensor
+        return True  # another sensor's request
     done = RunsFilter(tags={REQUEST_TAG: request_id}, statuses=[DagsterRunStatus.SUCCESS])
     return any(other.run_id != context.run.run_id for other in context.instance.get_runs(done))
 
 
 class StepWatch(Protocol):
-    """What a step looks at while it works."""
+    """What a step checks while it works."""
 
     def check(self) -> None:
-        """Raises where to continue is useless; called often."""
+        """Raise if continuing is useless; called often."""
         ...
 
 
@@ -108,7 +108,7 @@ class StepCopy:
         timing: DagsterTiming = DAGSTER_TIMING,
     ) -> None:
         self._timing = timing
-        #: Whether a thread of it still waits for a server.
+        #: Whether a thread of this copy was left waiting for a server.
         self.is_abandoned = False
         self._context = context
         self._config = config
@@ -122,6 +122,11 @@ class StepCopy:
         self._pace = CopyPace()
 
     def materialize(self, key: AssetKey) -> MaterializeResult[Any]:
+        """Copy the table up to its hand-over.
+
+        Raises:
+            EtlError: the copy failed, or the step may not continue.
+        """
         self._tag_run({STATE_ID: self._config.state_id(self._name)})
         schema = self.find()
         self.prepare(schema.id)
@@ -130,10 +135,10 @@ class StepCopy:
         return MaterializeResult(asset_key=key, metadata=metadata)
 
     def metadata(self, schema: TableSchema, result: TableSyncResult | None) -> dict[str, Any]:
-        """What the materialization holds.
+        """The metadata of the materialization.
 
         Args:
-            result: of the worker that handed the table over; None where it was another's.
+            result: of this step's worker; None if another worker handed the table over.
         """
         state_id = self._config.state_id(self._name)
         name = self._name_there(schema)
@@ -150,8 +155,8 @@ class StepCopy:
         return metadata | state_metadata(self._position(schema.id))
 
     def _tag_run(self, tags: Mapping[str, str]) -> None:
-        """Say whose run this is, as the sensor does with those that it asks for; a run of several
-        tables has no one state."""
+        """Tag the run with its table's state, as the sensor tags the runs that it requests; a run
+        of several tables has no single state."""
         run = self._context.run
         if len(run.asset_selection or ()) == 1:
             self._context.instance.add_run_tags(run.run_id, dict(tags))
@@ -162,9 +167,10 @@ class StepCopy:
         return positions.position(self._name, table_id, state, None)
 
     def find(self) -> TableSchema:
-        """The table in the source, by the name that the asset was made with.
+        """The table in the source that has the asset's table name now.
 
-        On a thread: a lock on any published table makes the catalog wait, for up to a minute.
+        It asks on a thread, since a lock on any published table may hold up the catalog's answer
+        for up to a minute.
         """
         outcome = Outcome(self._ask_source)
         while not outcome.wait(_POLL_S):
@@ -192,7 +198,7 @@ class StepCopy:
         )
 
     def prepare(self, table_id: TableId) -> None:
-        """Ask for another copy where the table has one, and the run was started for that."""
+        """Request a new copy if the table has one already, and a person started the run."""
         state = self._store.get_table_replication_state(table_id)
         is_again = self._context.retry_number > 0 or not is_asked_for_by_person(self._context)
         match state:
@@ -207,10 +213,10 @@ class StepCopy:
             case _:
                 pass
 
-    # -- the worker, on a thread so that a termination of the run is heard at once -----------------
+    # -- the worker, on a thread so that a termination of the run is noticed at once ---------------
 
     def _run(self, table_id: TableId) -> TableSyncResult | None:
-        """Work up to the hand-over; None when another process has brought the table there."""
+        """Work up to the hand-over; None if another process has handed the table over."""
         while True:
             state = self._store.get_table_replication_state(table_id)
             if isinstance(state, Ready | SyncDone):
@@ -227,10 +233,10 @@ class StepCopy:
             return result
 
     def require_wanted(self, table_id: TableId) -> None:
-        """See that the table has not stopped meanwhile, as by `etl-dagster resync --cancel`.
+        """Require that the table has not stopped meanwhile, as by `etl-dagster resync --cancel`.
 
         Raises:
-            InvalidState: a person decides.
+            InvalidState: it has stopped, and won't be retried before a person decides so.
         """
         state = self._store.get_table_replication_state(table_id)
         if isinstance(state, Errored) and not isinstance(state.retry, TimedRetry):
@@ -242,14 +248,14 @@ class StepCopy:
         on_chunk: Callable[[FinishedChunk], None] = lambda chunk: None,
         on_begin: Callable[[], None] = lambda: None,
     ) -> TableSyncResult | None:
-        """Be the table's worker up to its hand-over; None when told to stop.
+        """Be the table's worker up to its hand-over; returns None if told to stop.
 
         Args:
-            on_chunk: called with each chunk that this step has finished, on some thread.
-            on_begin: called once the table is this step's.
+            on_chunk: called with each chunk that this step has finished, on any thread.
+            on_begin: called once this step has the table's lease.
 
         Raises:
-            LeaseLost: another worker has the table, or has handed it over since it was looked at.
+            LeaseLost: another worker has the table, or has just handed it over.
             EtlError: the copy failed.
         """
         from etl_dagster.runtime.copying.table_sync import TableSync
@@ -292,10 +298,10 @@ class StepCopy:
         on_chunk: Callable[[FinishedChunk], None],
         show: Callable[[], None],
     ) -> bool:
-        """Copy what is free of the chunks of another worker's copy; whether anything was.
+        """Copy the free chunks of another worker's copy; returns whether there were any.
 
         Args:
-            on_chunk: called with each chunk that this step has finished, on some thread.
+            on_chunk: called with each chunk that this step has finished, on any thread.
             show: called often meanwhile.
 
         Raises:
@@ -355,7 +361,7 @@ class StepCopy:
     # -- what the run's log says -------------------------------------------------------------------
 
     def _show_resumed(self, first: CopyProgress) -> None:
-        """What an earlier run had copied, as the worker reports it before anything else."""
+        """Log what an earlier run had copied; the worker reports that before anything else."""
         if first.state == "data_sync" and first.chunks_done:
             self._log.info(
                 f"{self._name}: resuming its copy: {first.chunks_done} of {first.chunks_total} "
@@ -378,11 +384,12 @@ class StepCopy:
         return self._pace.line(self._name, progress)
 
     def _name_there(self, schema: TableSchema) -> str:
-        """What the table is called at the destination."""
+        """The table's name at the destination."""
         return str((self._store.get_table_schema(schema.id, LSN_MAX) or schema).target)
 
     def _count(self, name: str) -> tuple[int | None, int]:
-        """Rows of the table of that name at the destination, and rows that are kept apart."""
+        """The rows of the destination's table, None if they can't be counted; and the rows in
+        quarantine."""
         rows, held = None, 0
         if (counting := offered(self._destination, CountsRows)) is not None:
             rows = counting.count_rows().get(name)
@@ -391,7 +398,10 @@ class StepCopy:
         return rows, held
 
     def _count_odd(self, table_id: TableId, name: str) -> Mapping[str, int]:
-        """What the columns' types can't hold: what is there, else what came with the copy."""
+        """How many values the columns' types can't hold, by column.
+
+        Those that the destination counts; if it can't count them, those that the copy brought.
+        """
         destination = offered(self._destination, CountsOddValues)
         if destination is not None:
             return destination.count_odd_values().get(name, {})

@@ -30,7 +30,7 @@ def copy_pool(pipeline: str) -> str:
 
 
 def build_table_asset(spec: AssetSpec, table_name: str, pipeline: str) -> AssetsDefinition:
-    """The asset of one table; the pipeline's resource has the pipeline's name."""
+    """The asset of one table; it requires the pipeline's resource, under the pipeline's name."""
 
     @multi_asset(
         specs=[spec],
@@ -46,10 +46,10 @@ def build_table_asset(spec: AssetSpec, table_name: str, pipeline: str) -> Assets
 
 
 def key_of_table(context: AssetExecutionContext, table_name: str) -> AssetKey:
-    """The asset of the table among those of the step.
+    """The key of the table's asset in the step.
 
     Raises:
-        InvalidState: the step has no asset for it.
+        InvalidState: the step has no asset for the table.
     """
     specs: Iterable[AssetSpec] = context.assets_def.specs
     for spec in specs:
@@ -57,8 +57,8 @@ def key_of_table(context: AssetExecutionContext, table_name: str) -> AssetKey:
             return spec.key
     raise InvalidState(
         f"this step has no asset of the table {table_name!r}",
-        solution="Write it as schema.table, and make the assets with etl_assets, or of "
-        "load_etl_asset_specs.",
+        solution="Write it as schema.table, and make the assets with etl_assets, or from the "
+        "specifications of load_etl_asset_specs.",
     )
 
 
@@ -67,7 +67,7 @@ def copy_selected_tables(
 ) -> Iterator[MaterializeResult[Any]]:
     """Copy each selected table of the step; a failure of one doesn't stop the others.
 
-    Only without a replicator the rest is left out: each table would wait for one in vain.
+    Without a replicator, the remaining tables are left out: each of them would wait for one.
 
     Raises:
         RetryRequested, Failure: as `copy_one_table`, of the first that failed, at the end.
@@ -98,16 +98,18 @@ def copy_one_table(
 ) -> MaterializeResult[Any]:
     """Copy a table up to its hand-over, inside a step.
 
-    A copy that was begun is resumed. A table that is streamed already is copied again from the
-    beginning, unless the sensor asked: then another worker has done it meanwhile.
+    A copy already under way is resumed. A table that is streamed already is copied again from the
+    beginning if a person started the run. If the sensor requested it, another worker has made the
+    copy meanwhile.
 
-    Without a replicator nothing would take the table over. So a run that a person started waits a
-    moment for one before it copies, and every run ends soon after the replicator is gone.
+    Without a replicator, nothing would take over the table. So a run that a person started first
+    waits for one, and every run ends soon after the replicator is gone.
 
     Raises:
-        RetryRequested: waiting may cure it. A `RetryPolicy` on the asset would do the same, but
-            Dagster obeys it also when the run is terminated by hand, which then continues.
-        Failure: with what to do about it.
+        RetryRequested: waiting may cure the failure. A `RetryPolicy` on the asset would do the
+            same, but Dagster also applies it to a run that is terminated by hand, which then
+            continues.
+        Failure: the copy failed; the description says what to do about it.
     """
     from etl_dagster.backoff import Backoff
     from etl_dagster.integrations.dagster.copies.presence import watch_of_run
@@ -129,7 +131,7 @@ def copy_one_table(
                 return copy.materialize(key)
             finally:
                 if copy.is_abandoned:
-                    # It may be in use for as long as a server says nothing.
+                    # The thread that was left may use it until a server answers.
                     Outcome(destination.shutdown).wait(timing.given_up_s)
                 else:
                     destination.shutdown()
