@@ -180,7 +180,7 @@ class RunningDemo:
         return answer["data"]
 
     def is_loaded(self) -> bool:
-        """Whether the code location is; fails with Dagster's words where it can't be."""
+        """Whether the code location is loaded; fails with Dagster's message if it can't be."""
         data = self.ask(
             "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus"
             " locationOrLoadError { __typename ... on PythonError { message } } } } } }"

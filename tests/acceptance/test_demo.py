@@ -1,4 +1,4 @@
-"""The demo, as a user sees it who has just cloned the repository.
+"""The demo, as a user who has just cloned the repository sees it.
 
 One demo for all tests, in the order of a visit: each continues as the one before left it.
 """

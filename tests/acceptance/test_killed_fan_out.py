@@ -1,4 +1,4 @@
-"""A pipeline with several destinations is killed, and its connections are: each has all, once."""
+"""A pipeline with several destinations, and its connections, are killed: each has all, once."""
 
 from __future__ import annotations
 

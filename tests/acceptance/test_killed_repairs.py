@@ -64,7 +64,7 @@ def test_a_retry_and_a_repair_that_are_killed_end_in_equality_and_nothing_is_dou
                 return store.get_table_replication_state(table_id)
 
             def kill_until(is_over: Callable[[], bool]) -> None:
-                """A few times while it isn't; then let it work."""
+                """Kill a worker a few times until the condition holds; then let it work."""
                 for _ in range(KILLS):
                     time.sleep(rng.uniform(0.0, 0.6))
                     if is_over():
@@ -115,7 +115,7 @@ def _living(workers: Workers) -> bool:
 
 @contextmanager
 def _refusing(replica: Database, table: str) -> Iterator[None]:
-    """The destination takes no row of the table."""
+    """The destination refuses every row of the table."""
     name = f"public.{table}"
     replica.execute(f"alter table {name} add constraint refused check (false) not valid")
     yield

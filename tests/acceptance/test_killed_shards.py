@@ -31,7 +31,7 @@ from tests.support.waiting import PATIENCE_S, wait_until
 from tests.support.worker_process import WorkerProcess
 
 ROWS, KILLS, KILLED_MOVES = 300, 3, 2
-#: Of the shard that was added; one of them is moved there.
+#: The tables of the shard that was added, and the table that is moved there.
 OTHERS, MOVED = {"documents", "prices"}, "orders"
 
 

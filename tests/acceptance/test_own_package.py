@@ -190,7 +190,7 @@ def test_a_pipeline_runs_on_it_and_resumes_where_it_was(
     def etl(*arguments: str, exit_code: int = 0) -> str:
         return installed.run("etl-dagster", *arguments, cwd=tmp_path, exit_code=exit_code).stdout
 
-    # Looking makes nothing.
+    # Checking creates nothing.
     assert "state.db: made at the start" in etl("doctor")
     etl("status", exit_code=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["etl.yaml"]

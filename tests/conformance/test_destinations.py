@@ -41,7 +41,7 @@ class ChecksOfOurOwn(DestinationChecks):
         assert [row["at"] for row in subject.rows(VISITS)] == list(range(10))
 
     def test_the_first_change_creates_its_table(self, subject: Subject) -> None:
-        """The engine copies every table first; this is for who writes without it."""
+        """The engine copies every table first; this is for callers that write without it."""
         assert not subject.exists(ORDERS)
         subject.write(insert(ORDERS, **order(1)), update(ORDERS, **order(1, "x")))
 
@@ -239,7 +239,7 @@ class TestPostgresDestination(ChecksOfOurOwn, DestinationSuite):
 
 
 class TestHttpDestination(ChecksOfOurOwn, DestinationSuite):
-    """What a receiver makes of it that keeps positions, copies and epochs."""
+    """With a receiver that keeps positions, copies and epochs."""
 
     # An epoch reaches a receiver together with changes, never alone.
     test_a_stalled_process_is_refused_once_another_took_over = None

@@ -64,7 +64,7 @@ def deliver(random: Random, subject: Subject, changes: list[Change]) -> None:
 
 
 def have_the_same(subject: Subject, memory: Subject, source: SourceInMode, mode: TableMode) -> None:
-    """Rows, and what is kept of values that no type holds; of what is there now, as the source."""
+    """Rows and odd values are the same in both, and the current rows are the source's."""
     for table in source.tables:
         schema = table.schema
         assert content(subject.kept(schema)) == content(memory.kept(schema)), schema.name

@@ -1,4 +1,4 @@
-"""These tests have an environment of their own, with a DuckDB that DuckLake is there for."""
+"""These tests have an environment of their own, with a DuckDB that has a DuckLake extension."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.destinations.ducklake import attaching
 from tests.support.database import Database
 
-# Else DuckDB hashes an extension, tens of MB, each time it loads one to verify its signature.
+# Otherwise DuckDB hashes an extension (tens of MB) at each load, to verify its signature.
 attaching._CONFIG["allow_unsigned_extensions"] = True
 
 if importlib.util.find_spec("duckdb_extension_ducklake") is None:

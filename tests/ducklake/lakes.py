@@ -1,4 +1,4 @@
-"""Lakes of tests, and what is in them for those who read them with DuckDB alone."""
+"""Lakes for tests, and their contents as read with DuckDB alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _place(catalog: str, schema: str | None, folder: Path, settings: dict[str, A
     return LakePlace(parse_catalog(catalog, schema), str(folder / "data"), **(defaults | settings))
 
 
-#: By extension of the catalog; to load these takes longer than all that a reader does.
+#: By extension of the catalog; loading these takes longer than all else that a reader does.
 _DATABASES: dict[str | None, duckdb.DuckDBPyConnection] = {}
 
 

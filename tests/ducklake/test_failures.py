@@ -1,4 +1,4 @@
-"""What goes wrong with a lake is told in our words, without passwords and without values."""
+"""Failures of a lake are reported in our own words, without passwords or values."""
 
 from __future__ import annotations
 

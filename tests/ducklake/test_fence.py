@@ -97,7 +97,7 @@ def test_the_second_of_two_writers_that_compare_and_set_is_refused(writers: TwoW
 
 
 def test_without_the_fence_both_would_be_committed(writers: TwoWriters) -> None:
-    """The reason for it: DuckLake itself refuses no second insert of the same."""
+    """This is why there is a fence: DuckLake itself does not refuse a second insert of the same."""
     with writers.transaction() as late:
         with writers.transaction() as early:
             early.execute("INSERT INTO _etl.copies VALUES (1, 'a', 'running', NULL)")
@@ -130,7 +130,7 @@ def test_chunks_of_one_table_are_written_side_by_side(writers: TwoWriters) -> No
 def test_a_chunk_that_another_worker_wrote_before_the_copy_ended_is_refused(
     writers: TwoWriters,
 ) -> None:
-    """The end forgets the chunks, and renames the table, which alone refuses no insert."""
+    """The end forgets the chunks and renames the table; the rename alone would refuse no insert."""
     staging, chunk = begin(writers), ChunkId("copy", 0)
     target = Target.of(staging.dialect, ORDERS)
     with refused(), writers.transaction() as late:

@@ -1,4 +1,4 @@
-"""What docs/guides/ducklake.md shows is so."""
+"""What docs/guides/ducklake.md shows is what happens."""
 
 from __future__ import annotations
 

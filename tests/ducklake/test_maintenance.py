@@ -131,7 +131,7 @@ def test_what_the_catalog_keeps_of_the_ledger_does_not_grow(
 
 
 def kept_in_catalog(place: LakePlace, table: str) -> int:
-    """Rows of all times."""
+    """Rows in the catalog, those of earlier snapshots included."""
     with reading(place) as connection:
         found = connection.execute(
             "SELECT i.table_name FROM __ducklake_metadata_lake.ducklake_inlined_data_tables AS i "

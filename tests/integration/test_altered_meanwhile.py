@@ -69,7 +69,7 @@ class AfterChunk:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """With an empty folder `extension`, in which the server's account may read."""
+    """A folder that the server's account may read, with an empty folder `extension` in it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "extension").mkdir(mode=0o755)

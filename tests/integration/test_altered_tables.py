@@ -241,7 +241,7 @@ def changes(history: str, name: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-#: Where there are several servers, the others run the dearest of these no second time.
+#: The most expensive of these run only on the newest of several servers.
 ON_ONE_SERVER = {(True, "one by one"), (False, "at once")}
 
 

@@ -26,10 +26,10 @@ class Case:
     changes: tuple[str, ...]
     #: The key in the end, as the list in its entries.
     key: str
-    #: Before: `id` is the primary key.
+    #: How the table begins; by default `id` is the primary key.
     beginning: str = "alter table @ add primary key (id)"
-    #: Whether it is copied again where the event trigger reports each step, and where it is found.
-    #: None: where the step without a key comes in a batch of its own.
+    #: Whether it is copied again if the event trigger reports each step, and if the pipeline has to
+    #: find out. None: only if the step without a key comes in a batch of its own.
     copied: tuple[bool | None, bool] = (False, False)
 
 
@@ -106,7 +106,7 @@ CASES = {
 
 
 def _differences(database: Database, config: PipelineConfig) -> list[str]:
-    """Of each table, the rows with their odd values, by a join of its key."""
+    """The rows of each table with their odd values, joined by its key."""
     found = []
     with reading(config) as ask:
         for name, case in CASES.items():

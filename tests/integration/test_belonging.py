@@ -91,7 +91,7 @@ def build_other(path: Path) -> None:
 def assert_refused(
     config: PipelineConfig, kind: type[EtlError], match: str, *, doctor: bool = True
 ) -> None:
-    """By the pipeline and by the doctor; nothing is written, and the advice is a way back."""
+    """The pipeline and the doctor refuse; nothing is written, and the advice names a way back."""
     with pytest.raises(kind, match=match) as refused, running(config):
         pass
     assert "etl-dagster reset --all" in refused.value.solution
@@ -140,7 +140,7 @@ def test_a_missing_older_or_different_file_is_refused(
     known = store.get_known_destination()  # type: ignore[attr-defined]
     assert known.place == str(moved)
 
-    # Or everything again, into a file that knows nothing.
+    # Or everything is copied again, into a file without a record.
     file.unlink()
     reset_all(config, store)
     catch_up(config)
@@ -150,7 +150,7 @@ def test_a_missing_older_or_different_file_is_refused(
 def test_an_older_file_is_repaired_on_request(
     newest_database: Database, make_config: MakeConfig, file: Path, tmp_path: Path
 ) -> None:
-    """What was written after the backup doesn't come again by the stream."""
+    """The stream does not bring again what was written after the backup."""
     database = newest_database
     database.execute(*TABLES)
     config = make_config(database)
@@ -202,7 +202,7 @@ def test_a_file_of_an_earlier_version_gets_a_mark(
 def test_without_a_record_the_copies_reveal_a_wrong_file(
     database: Database, config: PipelineConfig, store: CoordinatingStore, file: Path
 ) -> None:
-    """As with a store of an earlier version, and one of the three small contracts."""
+    """So it is with a store of an earlier version, or with only the three small contracts."""
     catch_up(config)
     store.store_known_destination(None)  # type: ignore[attr-defined]
     file.unlink()
@@ -212,7 +212,7 @@ def test_without_a_record_the_copies_reveal_a_wrong_file(
 def test_a_table_copied_after_the_backup_is_found_missing(
     database: Database, config: PipelineConfig, store: CoordinatingStore, file: Path, tmp_path: Path
 ) -> None:
-    """The copy alone makes the difference, no batch was written since."""
+    """Only the copy makes the difference; no batch was written after it."""
     catch_up(config)
     copy_file(file, tmp_path / "older")
     [items] = [s.id for s in store.get_table_schemas() if s.name == "public.items"]

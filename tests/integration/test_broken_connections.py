@@ -32,7 +32,7 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE_S, wait_until
 
 MakeConfig = Callable[..., PipelineConfig]
-#: Far less than drivers and servers wait for each other.
+#: Far shorter than drivers and servers wait for each other.
 SOON_S = 20.0
 ALL = "select id, v from items order by id"
 ROWS = "insert into items select g, repeat('x', 100) from generate_series({}, {}) g"
@@ -269,7 +269,7 @@ def test_a_copy_from_a_silent_source_is_stopped(replica: Replica, make_config: M
 def test_ctrl_c_ends_a_run_whose_store_fell_silent(
     replica: Replica, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    """Also what follows the pipeline's end takes leave of the store."""
+    """What follows the pipeline's end uses the store, too."""
     with through_proxy(replica, "store", make_config) as (config, proxy):
         configure(config, tmp_path)
         with etl_dagster("run", "--plain", cwd=tmp_path) as process, contextlib.ExitStack() as end:

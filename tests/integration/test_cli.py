@@ -79,7 +79,7 @@ class Shop:
     def run(
         self, *arguments: str, prefix: Sequence[str] | None = None, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; by its own interpreter where a prefix is given."""
+        """Run a command to its end; in an interpreter of its own if a prefix is given."""
         if prefix is None:
             process: Forked | subprocess.Popen[str] = self.start(*arguments, **options)
         else:
@@ -96,7 +96,7 @@ class Shop:
     def call(
         self, *arguments: str, environ: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """The same in this process, which is quicker; for whatever doesn't set up logging."""
+        """The same in this process, which is quicker; for commands that don't set up logging."""
         with contextlib.chdir(self.folder):
             result = CliRunner().invoke(cli, arguments, env=environ)
         return subprocess.CompletedProcess(
@@ -172,14 +172,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def assert_explained(answer: subprocess.CompletedProcess[str], reason: str) -> None:
-    """One clear screen."""
+    """The reason and what to do, on one screen, without a traceback."""
     assert reason in answer.stderr, answer.stderr
     assert "What to do: " in answer.stderr
     assert "Traceback" not in answer.stderr + answer.stdout
     assert len(answer.stderr.splitlines()) < 25
 
 
-# -- the way of a first day --------------------------------------------------------------------
+# -- the first day -----------------------------------------------------------------------------
 
 
 def test_run_copies_streams_and_ends_when_it_has_caught_up(

@@ -66,7 +66,7 @@ class Folder:
 
 @contextmanager
 def answering() -> Iterator[str]:
-    """A server that answers, if only that it knows no such method."""
+    """A server that answers, if only that it does not know the method."""
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/etl"
@@ -76,7 +76,7 @@ def answering() -> Iterator[str]:
 def test_a_destination_that_was_removed_is_refused_on_the_command_line(
     newest_database: Database, tmp_path: Path
 ) -> None:
-    """All of the way: what is said, the exit codes, and the way back."""
+    """The whole course: messages, exit codes, and the way back."""
     newest_database.execute(*TABLES)
     folder = Folder(tmp_path, newest_database)
     assert folder.run("run", "--until-caught-up", "--plain")[0] == 0
@@ -132,7 +132,7 @@ def test_the_doctor_reports_a_slot_that_is_gone_or_was_advanced(
     database: Database, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        # Of a thousand tables, that would read a thousand times what is known of all.
+        # With a thousand tables, that would read a thousand times what is known of all of them.
         patch.setattr(PostgresStore, "get_table_schema", None)
         assert errors(config) == {}
     name = apply_slot_name(config.pipeline)

@@ -88,7 +88,7 @@ def url(dsn: str) -> str:
 
 @pytest.mark.skipif(WHY_PLAIN is not None, reason=f"workers are plain processes: {WHY_PLAIN}")
 def test_the_machines_of_the_workers_share_nothing_but_the_network(site: Site) -> None:
-    """Else a copy there would show nothing."""
+    """Otherwise a copy on them would prove nothing."""
     port = int(str(conninfo_to_dict(site.source.dsn)["port"]))
     machine, other = site.network.machines
     script = f"""
@@ -110,7 +110,7 @@ except ConnectionRefusedError:
 def test_a_run_without_a_worker_fails_and_says_what_to_start(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dagster's own executor waits for ever."""
+    """Dagster's own executor would wait forever."""
     monkeypatch.setitem(shared_copy_job.WAITS, "celery_workers_within_s", 0.0)
     monkeypatch.setitem(shared_copy_job.WAITS, "celery_answer_s", 0.2)
 
@@ -130,7 +130,7 @@ def test_a_run_without_a_worker_fails_and_says_what_to_start(
 def test_the_other_worker_makes_up_for_a_killed_one(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Celery tells no one that a worker is gone: the run ends all the same."""
+    """Celery does not report that a worker is gone; the run ends all the same."""
     monkeypatch.setitem(shared_copy_job.WAITS, "celery_ask_every_s", 0.5)
     monkeypatch.setitem(shared_copy_job.WAITS, "celery_answer_s", 0.5)
     there = {shared_copy_job.CONFIG: "etl.yaml"}

@@ -46,7 +46,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(root))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
-    # `dg` sets it, and it is to be as before.
+    # `dg` sets it, so it is restored afterwards.
     monkeypatch.setenv("DAGSTER_IS_DEV_CLI", "1")
     yield root
     for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:

@@ -137,7 +137,7 @@ def test_once_the_slot_is_gone_both_checks_fail_and_say_what_to_do(
 
 
 def failure_of(result: Any) -> str:
-    """What the log of a failed run says first."""
+    """The message with which the only failed step of a run failed."""
     [failure] = [
         event.step_failure_data.user_failure_data
         for event in result.all_events

@@ -40,7 +40,7 @@ def test_tables_are_discovered_from_the_state_store_while_the_source_is_unreacha
     )
     config = load_config(path)
     assert discover_tables(config).tables == ()
-    # Nothing was made by looking.
+    # Discovery created nothing.
     assert newest_database.query("SELECT 1 FROM pg_namespace WHERE nspname = 'etl'") == []
     with closing(PostgresStore(newest_database.dsn, "shop")) as store:
         for table_id, name in ((1, "orders"), (2, "gone")):

@@ -93,7 +93,7 @@ def test_each_destination_has_assets_and_a_sensor_and_one_process_runs_them_all(
         assert supervisor_of("shop").pid == pid
         assert {check.passed for each in (left, right) for check in each.checks} == {True}
 
-        # While the sensors are on, the process does it that they keep alive.
+        # While the sensors are on, the process that they keep alive does it.
         reset = [line for line in _reset(file) if line.startswith("Dropped")]
         assert reset == ["Dropped etl_dagster_apply_shop."]
         for each in (left, right):
@@ -115,7 +115,7 @@ def test_each_destination_has_assets_and_a_sensor_and_one_process_runs_them_all(
 
 
 def _reset(file: Path, *destination: str) -> list[str]:
-    """What the command prints that has everything copied again, of one destination or of all."""
+    """Have everything copied again, at one destination or at all; what the command prints."""
     chosen = ["--destination", *destination] if destination else []
     done = CliRunner().invoke(cli, ["reset", "--all", "--yes", "--config", str(file), *chosen])
     assert done.exit_code == 0, done.output

@@ -35,7 +35,7 @@ def test_the_sensor_reports_when_an_odd_value_arrives_and_when_it_is_gone(
 
 
 def _next(ui: Dagster, *, passed: bool) -> str:
-    """Tick until the sensor says so again; its words."""
+    """Tick until the sensor reports it again; its message."""
     before = len(ui.checks)
     found: list[str] = []
 

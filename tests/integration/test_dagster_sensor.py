@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -48,7 +47,6 @@ from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.model.states import FinishedCopy, Ready, SyncWait
 from etl_dagster.runtime.showing.status import TableStatus
 from tests.support.dagster_in_process import (
-    DEADLINE_S,
     LEASE_S,
     Tick,
     dagster,
@@ -60,6 +58,7 @@ from tests.support.dagster_in_process import (
 )
 from tests.support.database import Database
 from tests.support.leaks import make_secret
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -182,10 +181,7 @@ def test_without_ticks_the_replicator_ends_with_its_lease(config_file: Path) -> 
         pid = supervisor_of("shop").pid
         assert pid is not None
         child = supervisor_of("shop")
-        deadline = time.monotonic() + DEADLINE_S
-        while child.pid is not None:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: child.pid is None)
 
 
 def test_a_click_copies_a_streamed_table_again_and_a_reset_all_of_them(
@@ -248,8 +244,8 @@ def test_a_terminated_copy_is_requested_again_and_resumes_where_it_was(
         supervisor_of("shop").stop()
 
         def terminate() -> None:
-            while not isinstance(resource.table_states().get(table), SyncWait | FinishedCopy):
-                time.sleep(0.1)
+            at_its_end = SyncWait | FinishedCopy
+            wait_until(lambda: isinstance(resource.table_states().get(table), at_its_end))
             # As Dagster does it when a run is terminated.
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -47,7 +47,7 @@ def target(newest_server: Any) -> Iterator[Database]:
 def test_the_other_steps_make_up_for_a_killed_one(
     source: Database, target: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of two steps is in the middle of a chunk, and one of them leads: it is either."""
+    """Both steps are in the middle of a chunk, and one of them leads; either may be killed."""
     config = write_config(source, target, tmp_path)
     environment(monkeypatch, tmp_path, 2)
 

@@ -1,4 +1,4 @@
-"""A demo that can't start says so and makes nothing."""
+"""A demo that can't start says so and creates nothing."""
 
 from __future__ import annotations
 

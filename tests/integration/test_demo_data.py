@@ -19,6 +19,7 @@ from etl_dagster.demo.databases import Databases
 from etl_dagster.demo.flights import PUBLICATION, TABLES, is_loaded, load_flights
 from etl_dagster.demo.server import EmbeddedPostgres
 from etl_dagster.demo.workload import Workload
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
 
 @pytest.fixture
 def source(access: Databases) -> Iterator[psycopg.Connection]:
-    """As the superuser, with nothing kept of what a test changes."""
+    """A superuser's connection; what a test changes is rolled back."""
     with (
         psycopg.connect(access.server.dsn(databases.SOURCE)) as connection,
         connection.transaction(force_rollback=True),
@@ -131,13 +132,11 @@ def test_the_workload_reconnects_and_continues(access: Databases) -> None:
     stop = threading.Event()
     thread = threading.Thread(target=workload.run, args=(stop,))
     thread.start()
-    pause = threading.Event()
     with psycopg.connect(access.server.dsn(), autocommit=True) as admin:
         ended = 0
         while ended < 3:
             seen = workload.changes
-            while workload.changes == seen:
-                pause.wait(0.02)
+            wait_until(lambda seen=seen: workload.changes != seen)  # type: ignore[misc]
             row = admin.execute(
                 "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
                 "WHERE application_name = 'flights_workload'"
@@ -161,12 +160,10 @@ def test_the_workload_process_ends_when(access: Databases, how: str, tmp_path: P
     process.stdin.write(json.dumps(order) + "\n")
     process.stdin.flush()
     with psycopg.connect(access.server.dsn(), autocommit=True) as admin:
-        pause = threading.Event()
-        while not number(
-            admin,
-            b"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'flights_workload'",
-        ):
-            pause.wait(0.02)
+        running = (
+            b"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'flights_workload'"
+        )
+        wait_until(lambda: number(admin, running) > 0)
     if how == "SIGTERM":
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0

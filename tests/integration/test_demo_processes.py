@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import psutil
 
 from etl_dagster.demo.processes import Child
+from tests.support.waiting import wait_until
 
 _PARENT_OF_A_STUBBORN_CHILD = """
 import signal, subprocess, sys, time
@@ -29,9 +29,7 @@ except KeyboardInterrupt:
 
 
 def wait_for_log(child: Child) -> str:
-    pause = threading.Event()
-    while not child.log_end():
-        pause.wait(0.02)
+    wait_until(lambda: bool(child.log_end()))
     return child.log_end()
 
 
@@ -44,7 +42,7 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def test_a_child_is_interrupted_and_its_own_children_end_too(tmp_path: Path) -> None:
-    """Even one that has a session of its own and refuses to go."""
+    """Even one that has a session of its own and refuses to end."""
     command = [sys.executable, "-c", _PARENT_OF_A_STUBBORN_CHILD]
     child = Child(command, log=tmp_path / "log", folder=tmp_path, grace_s=0.5)
     grandchild = psutil.Process(int(wait_for_log(child)))

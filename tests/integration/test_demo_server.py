@@ -23,7 +23,7 @@ from tests.support.leaks import make_secret
 
 @pytest.fixture
 def open_folder(tmp_path: Path) -> Path:
-    """pytest's own folders are closed to the account that the server runs as; so be it."""
+    """Below pytest's folders, which are closed to the server's account; the server must cope."""
     return tmp_path / "a folder with spaces" / "pg"
 
 
@@ -110,11 +110,14 @@ def test_a_server_that_still_runs_is_stopped_by_the_next_start(open_folder: Path
     """As after a kill of everything but the server itself."""
     left_over = EmbeddedPostgres(open_folder, durable=False)
     left_over.start()
+    begun = "SELECT pg_postmaster_start_time()"
+    with psycopg.connect(left_over.dsn()) as connection:
+        before = connection.execute(begun).fetchone()
     with (
         EmbeddedPostgres(open_folder, durable=False) as server,
         psycopg.connect(server.dsn()) as connection,
     ):
-        connection.execute("SELECT 1")
+        assert connection.execute(begun).fetchone() != before
     left_over.stop()
 
 

@@ -1,4 +1,4 @@
-"""What is particular to the DuckDB file: who may have it when, its types, and its failures."""
+"""What is specific to the DuckDB file: who may open it when, its types, and its failures."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_a_table_that_refuses_is_named_and_the_rest_of_the_batch_can_continue(
 def test_equal_rows_are_left_alone_if_a_column_hides_their_row_ids(
     destination: DuckDBDestination, path: Path
 ) -> None:
-    """DuckDB's own rowid tells equal rows apart, unless a column is called so."""
+    """DuckDB's own rowid tells equal rows apart, unless a column has that name."""
     schema = table(
         [column("rowid", INT4, 1, is_identity=True), column("v", INT4, 2, is_identity=True)],
         identity="f",

@@ -119,5 +119,5 @@ def test_a_stop_ends_the_wait_for_another_process_that_has_the_file(path: Path) 
     (failure,) = failures
     assert "is in use by another process" in failure.reason
 
-    destination.startup(MemoryStore())  # what is free is still written
+    destination.startup(MemoryStore())  # once the file is free, it can still be written
     destination.shutdown()

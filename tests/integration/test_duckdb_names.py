@@ -96,7 +96,7 @@ def test_a_table_is_set_aside_until_it_has_another_name(
 
 
 def test_a_name_that_is_free_again_returns_to_the_table_that_waits_for_it(file: File) -> None:
-    """Such as one that the source renamed back before the destination heard of it."""
+    """Such as one that the source renamed back before the destination saw the name."""
     file.copy(named(A, "orders"), 1)
     file.copy(named(B, "orders_new"), 2)
     file.write(named(B, "orders", snapshot=900), 3)

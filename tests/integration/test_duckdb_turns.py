@@ -1,4 +1,4 @@
-"""Who has the DuckDB file when: the pipeline keeps it only while no reader asks for it."""
+"""Whose turn it is with the DuckDB file: the pipeline keeps it only while no reader wants it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def destination(path: Path) -> Iterator[DuckDBDestination]:
-    """One that would keep the file open for ever, if no reason to close it came."""
+    """A destination that keeps the file open until there is a reason to close it."""
     for_ever = Holding(
         linger_s=3600.0, busy_linger_s=3600.0, longest_s=3600.0, longest_catch_up_s=3600.0
     )
@@ -88,7 +88,7 @@ def test_a_reader_that_waits_gets_its_turn_between_two_batches(
 
 
 def test_two_readers_waiting_for_the_file_both_time_out(path: Path) -> None:
-    """Also the one that waits for the other one to have its turn."""
+    """Even the one that waits for the other one's turn to end."""
     lock = duckdb_file.lock_of(path)
     failures: list[DestinationUnreachable] = []
 

@@ -138,7 +138,7 @@ def test_random_changes_leave_what_the_source_has(
 def test_many_combinations_of_columns_that_were_not_sent(
     destination: DuckDBDestination, path: Path
 ) -> None:
-    """There are more than there are statements of their own."""
+    """There are more than the destination makes a statement of its own for."""
     schema = table(
         [column("id", INT8, 1, key=1), *(column(f"c{n}", TEXT, 2 + n) for n in range(6))],
     )
@@ -332,7 +332,7 @@ def test_a_value_that_was_not_sent_is_looked_up_by_the_key_of_its_own_row() -> N
 def test_changes_that_need_more_memory_than_available_are_refused_as_too_large(
     path: Path,
 ) -> None:
-    """So that they are written in halves. Here a column hides the number of a row."""
+    """So that they are written in halves. Here a column hides DuckDB's row id."""
     schema = table(
         [column("id", INT8, 1, key=1), column("rowid", INT8, 2), column("document", TEXT, 3)]
     )

@@ -39,7 +39,7 @@ REFUSED = table(
     table_id=16500,
     name="refused",
 )
-#: For which small batches are large.
+#: Bounds by which even small batches count as large.
 SMALL = Bounds(min_bytes=1000)
 
 

@@ -1,4 +1,4 @@
-"""Values of every type and nesting: copy, stream, destination and Postgres tell the same."""
+"""Values of every type and nesting: copy, stream, destination and Postgres agree."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _differing(
     odd: Odd,
     texts: Printed,
 ) -> list[tuple[Any, ...]]:
-    """Values that Postgres reads as others than it printed, or that are null without being odd."""
+    """Values that Postgres reads differently than it printed them, or that are null but not odd."""
     found: list[tuple[Any, ...]] = []
     for column in schema.columns:
         expected = texts[column.name]
@@ -190,7 +190,7 @@ def _read_otherwise(
     if not pairs:
         return []
     output = text_expression(column).format("v").replace("%", "%%")
-    # Not from a column of texts: for some types a cast of a text is another than their input.
+    # Not cast from a column of texts: for some types, that differs from what their input reads.
     values = ", ".join([f"(%s::{column.type_name}, %s::text)"] * len(pairs))
     query = (
         f"select left(e, 300), left({output}, 300) from (values {values}) x (v, e) "
@@ -261,7 +261,7 @@ def _other_in_bodies(
 
 
 def _plain(value: Any) -> str:
-    """What tells -0.0 from 0.0, and has NaN equal itself. UTC has more than one name."""
+    """A form that tells -0.0 from 0.0, in which NaN equals itself. UTC has more than one name."""
     if isinstance(value, dict):
         return repr({key: _plain(member) for key, member in value.items()})
     if isinstance(value, list):

@@ -56,7 +56,7 @@ def test_a_slot_is_kept_by_standbys_from_the_next_start_on(
     refusing: Any = Refusing(destination)
     with running(config, destination=refusing) as pipeline:
         assert failover_slots(newest_database) == [(apply_slot_name(config.pipeline),)]
-        # Nor are the changes of a table lost that waits for `etl-dagster retry` then.
+        # A table that then waits for `etl-dagster retry` loses no changes either.
         assert pipeline.wait_until_caught_up(60)
         refusing.refused.add("items")
         newest_database.execute("insert into items values (1001, 1)")
@@ -139,7 +139,7 @@ def test_a_promotion_loses_and_doubles_nothing(
 
         pair.fail_over()
 
-        # What of it the standby didn't get is gone, also for the pipeline.
+        # What the standby didn't get of it is gone, for the pipeline too.
         standby.execute("insert into items select i, 2 from generate_series(2001, 2050) i")
         assert pipeline.wait_until_caught_up(120)
         found = sorted((row["id"], row["n"]) for row in destination.rows("public.items"))

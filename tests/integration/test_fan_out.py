@@ -81,8 +81,8 @@ def test_a_destination_that_hangs_is_set_aside_past_the_budget_and_returns(
     with both.running() as fan_out:
         assert fan_out.wait_until_caught_up(60)
         slow.gate.clear()
-        # More than what fits in the buffer, and than the budget; in one transaction, of which none
-        # has anything durable that a position would tell.
+        # More than fits in the buffer and in the budget, in one transaction: until it ends, no
+        # position shows what a destination has made durable of it.
         database.execute(
             "insert into orders select i, 1, repeat('x', 900) from generate_series(2000, 8000) i",
             "create table unpublished as select repeat('x', 900) from generate_series(1, 2000)",
@@ -387,7 +387,7 @@ def _refuse(store: object) -> None:
 
 
 def small(database: Database, tmp_path: Path, *names: str, **overrides: Any) -> PipelineConfig:
-    """A budget and a buffer that a few rows are too much for."""
+    """A budget and a buffer that a few rows exceed."""
     limits = {
         "fan_out.buffer": "64kB",
         "fan_out.max_wal_behind": "1MB",

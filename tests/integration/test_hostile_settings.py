@@ -37,7 +37,7 @@ EXPECTED = (
 
 @pytest.fixture
 def hostile(database: Database) -> Iterator[str]:
-    """A role that all settings were given; the DSN of it."""
+    """The DSN of a role that has all of these settings."""
     name = f"{database.name}_hostile"
     database.execute(
         f"create role {name} login superuser password '{PASSWORD}'",

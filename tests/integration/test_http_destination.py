@@ -1,4 +1,4 @@
-"""Whatever a server answers, what it has in the end is what it was sent, once."""
+"""Whatever a server answers, in the end it has what it was sent, once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def destination(receiver: Receiver, **settings: Any) -> HttpDestination:
 
 
 def visits(*numbers: int, first_lsn: int = 1000) -> Any:
-    """A transaction that inserts rows without a key, of which a second delivery would show."""
+    """A transaction that inserts rows without a key, so that a second delivery would show."""
     rows = [insert(VISITS, page="/", at=number) for number in numbers]
     return batch(Transactions(first_lsn).commit(*rows))
 
@@ -141,7 +141,7 @@ def test_a_server_that_never_answers_in_time_is_unreachable(receiver: Receiver) 
     ids=["header", "informational", "body"],
 )
 def test_an_answer_without_an_end_is_not_waited_for(first: bytes, piece: bytes) -> None:
-    """Some of it always comes before the wait for a part of it would be over."""
+    """A part of it always arrives before the timeout for the next part."""
 
     def answer() -> None:
         with listener.accept()[0] as connection, suppress(OSError):

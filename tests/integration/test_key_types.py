@@ -1,4 +1,4 @@
-"""Rows are found by keys of every type, also where Postgres calls equal what prints otherwise."""
+"""Rows are found by keys of every type, even where keys that Postgres calls equal print apart."""
 
 from __future__ import annotations
 

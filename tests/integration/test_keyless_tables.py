@@ -40,7 +40,7 @@ def test_only_inserts_of_a_keyless_table_arrive_and_other_tables_are_not_held_up
     replica.assert_in_step("public.log")
 
 
-#: Types, each with values of which Postgres calls some equal that print otherwise.
+#: Types, each with some values that Postgres calls equal but prints differently.
 _WHOLE = (
     ("bool", "t", "f"),
     ("float4", "-0", "0", "NaN", "-Infinity", "1e-45"),
@@ -82,7 +82,7 @@ _WHOLE = (
 def test_rows_without_a_key_are_found_by_values_of_every_type(
     database: Database, make_config: Callable[..., PipelineConfig], nested: str
 ) -> None:
-    """What a type can't hold, what isn't equal to itself, and equal values that print otherwise."""
+    """Values that a type can't hold, that don't equal themselves, or print unlike their equals."""
     database.execute(
         "create extension hstore",
         "create type mood as enum ('sad', 'so, \"so\"', '')",

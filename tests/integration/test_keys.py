@@ -97,7 +97,7 @@ def test_a_key_that_its_type_cannot_hold_is_a_key_all_the_same(
 def test_a_table_with_very_many_columns_is_described_quickly(
     newest_database: Database,
 ) -> None:
-    """By the square of their number it took half a minute, over and over again."""
+    """When the time grew with the square of their number, it took half a minute each time."""
     columns = ", ".join(f"c{number} int" for number in range(1500))
     newest_database.execute(
         f"create table wide (id int primary key, {columns})",

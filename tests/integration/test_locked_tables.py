@@ -1,4 +1,4 @@
-"""A table that another session has to itself holds up its own copy, and nothing else."""
+"""A table that another session has locked holds up its own copy, and nothing else."""
 
 from __future__ import annotations
 

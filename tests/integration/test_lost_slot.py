@@ -1,4 +1,4 @@
-"""A slot whose WAL Postgres removed: the start stops, or copies again where it is told to."""
+"""A slot whose WAL Postgres removed: the start stops, or copies again if so configured."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def about_the_slot(config: PipelineConfig) -> list[tuple[str, str]]:
 def test_a_lost_slot_is_replaced_and_every_table_copied_if_so_configured(
     database: Database, make_config: MakeConfig
 ) -> None:
-    """What was streamed and is only at the destination goes, as rows deleted meanwhile do."""
+    """Rows that only the destination still has are removed, as are rows deleted meanwhile."""
     stopping = make_config(database)
     with running(stopping) as pipeline:
         pipeline.wait_until_caught_up()

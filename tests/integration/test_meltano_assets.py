@@ -96,7 +96,7 @@ def metadata(result: ExecuteInProcessResult, key: AssetKey) -> dict[str, Any]:
 
 
 def until(what: str, look: Callable[[], Any]) -> Any:
-    """Without a signal: a process of its own is at work."""
+    """Poll: the work is done by another process, which sends no signal."""
     deadline = time.monotonic() + PATIENCE_S
     while not (found := look()):
         assert time.monotonic() < deadline, f"waiting for {what}"
@@ -185,7 +185,7 @@ def test_a_run_whose_state_was_not_written_fails_whatever_meltanos_exit_code(
         "CREATE TRIGGER refuse BEFORE INSERT ON meltano_state FOR EACH ROW EXECUTE "
         "FUNCTION refuse()",
     )
-    # Whether it does is a matter of who is faster; so it does always.
+    # Whether Meltano does is a race; this program always does.
     program = folder / "meltano-that-ends-well"
     program.write_text(f'#!/bin/sh\n"{Path(sys.executable).parent}/meltano" "$@"\nexit 0\n')
     program.chmod(0o755)
@@ -341,7 +341,7 @@ def test_a_state_that_others_changed_meanwhile_is_named(folder: Path, state_uri:
 
 
 def test_a_lease_that_is_lost_ends_the_run(tmp_path: Path) -> None:
-    """A lease is renewed every 20 s; here what asks for it is tried without waiting for that."""
+    """A lease is renewed every 20 s; here the check for it runs without that wait."""
     told: list[str] = []
 
     def require() -> None:
@@ -379,7 +379,7 @@ def test_the_tap_is_asked_for_its_streams_once(folder: Path, state_uri: str) -> 
     # For the run, and for the definitions' next load.
     assert log.read_text().count("discovered") == 3
 
-    # Another meltano.yml is another question; a tap that can't answer leaves the last answer.
+    # A changed meltano.yml asks again; a tap that can't answer leaves the last answer.
     (folder / "tap-fruit").unlink()
     with (folder / "meltano.yml").open("a") as file:
         file.write("# a comment\n")

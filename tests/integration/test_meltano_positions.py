@@ -222,7 +222,7 @@ def test_a_position_that_cannot_be_honoured_is_refused_and_written_back(
     (notice,) = notices(config)
     assert notice.kind == "refused"
     assert copies_of(shop, "orders") == 1
-    # What was wanted is not lost: the history has it.
+    # What was requested is not lost: the history has it.
     assert [v.writer for v in person.history(ORDERS, limit=2)][1] == "person"
 
 
@@ -387,7 +387,7 @@ def test_a_request_that_a_crash_interrupted_is_done_once(
 def test_a_state_that_could_not_be_written_was_not_cleared(
     shop: Database, config: PipelineConfig, person: StateStorage
 ) -> None:
-    """The first states of a pipeline that has run for long; the place refuses one of them."""
+    """The first states of a pipeline that has run for some time; the table refuses one."""
     off = config.model_copy(
         update={"meltano": config.meltano.model_copy(update={"enabled": False})}
     )

@@ -1,4 +1,4 @@
-"""States in Postgres: kept to the letter, with their history, in tables that are made once."""
+"""States in Postgres: kept verbatim, with their history, in tables that are created once."""
 
 from __future__ import annotations
 
@@ -421,7 +421,7 @@ def test_a_schema_has_exactly_the_name_given(newest_database: Database, schema: 
 def test_states_of_other_schemas_tables_and_databases_are_kept_apart(
     newest_database: Database,
 ) -> None:
-    """Not in their states, and not in their locks."""
+    """They share neither states nor locks."""
     newest_database.execute("CREATE SCHEMA one; CREATE SCHEMA two")
     with Database.create(newest_database.server) as other:
         storages = [
@@ -478,7 +478,7 @@ def test_an_unrelated_table_of_the_same_name_is_left_alone(newest_database: Data
 def test_tables_of_which_a_part_was_restored_are_named(
     newest_database: Database, gone: str
 ) -> None:
-    """The record of migrations would have said that there is nothing to make."""
+    """The record of migrations would have said that there is nothing to create."""
     open_storage(newest_database).set("a", completed={"n": 1})
     newest_database.execute(f"DROP TABLE {gone}")
     with pytest.raises(StateTablesMissing, match=f"has meltano_state, .*but not {gone}$") as told:
@@ -506,7 +506,7 @@ def test_tables_of_a_newer_version_are_not_touched(newest_database: Database) ->
 
 
 def test_the_source_does_not_replicate_states(newest_database: Database) -> None:
-    """A backend in the source itself, under FOR ALL TABLES: each batch would make the next."""
+    """A backend in the source itself, under FOR ALL TABLES: each batch would cause the next."""
     newest_database.execute("CREATE SCHEMA s; CREATE TABLE items (id int PRIMARY KEY)")
     for schema in ("public", "s"):
         open_storage(newest_database, schema).migrate()

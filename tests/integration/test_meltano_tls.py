@@ -127,7 +127,7 @@ def open_source(dsn: str) -> None:
 def test_every_client_refuses_a_server_whose_certificate_the_authority_did_not_sign(
     tls_server: EmbeddedPostgres, certificates: Path, open_it: Callable[[str], None]
 ) -> None:
-    """libpq gives no SQLSTATE for it; it is not a server that is away, which waiting would cure."""
+    """libpq gives no SQLSTATE for it; the server is not unreachable, which waiting would cure."""
     wrong = {"sslmode": "verify-full", "sslrootcert": str(certificates / "stranger.crt")}
     dsn = make_conninfo(tls_server.dsn(), host="127.0.0.1", **wrong)
     with pytest.raises(EtlError, match="certificate verify failed") as refused:

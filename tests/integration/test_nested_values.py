@@ -104,7 +104,7 @@ def test_nested_values_stay_the_same_through_every_change(
         ]
     assert not [check for check in all_checks(config) if check.name == "types of columns"]
 
-    # Nothing in the stream tells of it.
+    # Nothing in the stream reports it.
     database.execute(
         "alter type pair rename to couple",
         "alter type couple add attribute c int",

@@ -1,4 +1,4 @@
-"""Tables whose names look like each other's, or like something of ours."""
+"""Tables whose names look like each other's, or like names of our own."""
 
 from __future__ import annotations
 

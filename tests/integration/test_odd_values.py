@@ -90,7 +90,7 @@ def _answer(folder: Path, sql: str) -> Counter[tuple[Any, ...]]:
 
 
 def _held(folder: Path, schema: TableSchema, table: str | None = None) -> Counter[tuple[Any, ...]]:
-    """The rows at the destination, with what the table can't hold in its place by a join."""
+    """The rows at the destination; a join puts what the table can't hold in its place."""
     table = table or f"public.{schema.table_name}"
     held = ", ".join(
         f"coalesce((SELECT e.text FROM _etl.odd_values AS e WHERE e.table_name = "

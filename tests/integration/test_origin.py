@@ -199,8 +199,7 @@ def test_a_source_that_was_restored_is_refused_with_the_store_elsewhere(
 
 
 def test_a_standby_is_refused(cluster: Cluster, newest_database: Database, tmp_path: Path) -> None:
-    """Whether it never was a primary to us, or became one behind the pipeline's back; and as a
-    destination."""
+    """Also a primary that became a standby behind the pipeline's back, and as a destination."""
     config = make_config(
         cluster.database,
         tmp_path,
@@ -282,7 +281,7 @@ def test_a_store_that_was_restored_with_its_source_is_refused(
 def test_the_last_batch_alone_reveals_that_source_and_store_were_restored(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """The pipeline ran on, so the epoch is the same; one batch more is at the destination."""
+    """The pipeline kept running, so the epoch is the same; the destination has one batch more."""
     config = make_config(cluster.database, tmp_path)
     catch_up(config)
     with running(config) as pipeline:

@@ -221,7 +221,7 @@ def test_rows_of_removed_partitions_are_kept_or_deleted_as_configured(
     else:
         replica.assert_in_step("public.ev")
     caplog.clear()
-    # The stream brings what empties all of it.
+    # The stream brings a truncate of the whole table.
     newest_database.execute("truncate ev", "insert into ev values (8, '2024-05-02', 'last')")
     replica.catch_up()
     replica.assert_in_step("public.ev")

@@ -34,7 +34,7 @@ SECRET = make_secret("geheim")
 
 
 def test_real_messages_have_the_kinds_of_the_table(newest_database: Database) -> None:
-    """libpq's words of this version, which the table knows by heart only."""
+    """The table lists libpq's texts; these are the ones that this version really gives."""
     dsn, name = newest_database.dsn, newest_database.name
     newest_database.execute(f"create role {name}_nologin nologin password '{PASSWORD}'")
     free = socket.create_server(("127.0.0.1", 0))
@@ -282,7 +282,7 @@ def test_a_subscription_receives_notifications_and_can_be_woken(newest_database:
 def test_a_subscription_notices_a_server_that_is_gone_behind_a_proxy(
     newest_database: Database,
 ) -> None:
-    """Else it would wait for ever for what other processes change."""
+    """Otherwise it would wait forever for changes of other processes."""
     with Proxy(newest_database.dsn) as proxy:
         connection, _ = connect_shared(Dsn.parse(proxy.dsn))
         asking = Subscription(connection, "changes", ask_every_s=0.05, answer_s=0.2)

@@ -64,7 +64,7 @@ def test_a_pooler_may_share_the_sessions_of_readers(
 def test_readers_do_not_wait_for_a_session_that_waits_to_alter_the_table(
     copied: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That one waits for the transaction in which the others read: all would wait for ever."""
+    """It waits for the transaction in which the readers read, so all would wait forever."""
     waits = "select from pg_locks where relation = 'orders'::regclass and not granted"
     altering: list[threading.Thread] = []
     as_it_is = DestinationConnections.reader

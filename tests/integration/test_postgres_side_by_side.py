@@ -69,7 +69,7 @@ class Replica:
 
     @contextmanager
     def order_locked(self) -> Iterator[None]:
-        """Another session has the one order, so that what updates it waits."""
+        """Another session has locked the only order, so that an update of it waits."""
         with self.database.connect(autocommit=False) as other:
             other.execute("select from orders for update")
             yield
@@ -97,7 +97,7 @@ def test_a_shard_does_not_wait_for_a_batch_of_another_one(replica: Replica) -> N
 
 
 def test_a_chunk_of_a_copy_does_not_wait_for_a_batch(replica: Replica) -> None:
-    """Nor would batches that come after it: they would wait for the chunk that waits."""
+    """If it did, the batches after it would wait for the chunk."""
     copying = replica.shards["shop__events"]
     first, second = (
         chunk("a", index, VISITS, [{"page": "/", "at": 10 + index}]) for index in range(2)

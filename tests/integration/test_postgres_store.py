@@ -1,4 +1,4 @@
-"""What is particular to the store in Postgres: connections that break, leases, rights."""
+"""What is specific to the store in Postgres: connections that break, leases, rights."""
 
 from __future__ import annotations
 

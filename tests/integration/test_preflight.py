@@ -1,4 +1,4 @@
-"""What stands in the way of a pipeline is found before anything is made, and named."""
+"""What stands in the way of a pipeline is found before anything is created, and named."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def require(config: PipelineConfig) -> list[str]:
 
 
 def found(config: PipelineConfig, name: str) -> Check:
-    """The worst that is said under this name."""
+    """The worst finding under this name."""
     order = {"error": 0, "warning": 1, "ok": 2}
     checks = [check for check in run_checks(config) if check.name == name]
     assert checks, f"nothing is said about {name}"

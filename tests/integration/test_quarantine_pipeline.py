@@ -99,7 +99,7 @@ def test_rows_go_into_quarantine_and_come_back(database: Database, make_config: 
 def test_a_new_copy_decides_again_what_is_quarantined(
     database: Database, make_config: MakeConfig
 ) -> None:
-    """Also what was chosen before: until then, a row stays where it is."""
+    """Until then a row stays where the earlier choice put it."""
     database.execute(ORDERS)
     with closing(build_store(make_config(database))) as store:  # type: ignore[type-var]
         config = make_config(database)

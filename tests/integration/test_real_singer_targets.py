@@ -118,7 +118,7 @@ def load(destination: SingerDestination, *, times: int = 2) -> list[Row]:
     """A copy, and changes of all kinds; what is there in the end.
 
     Args:
-        times: that changes come, more than once as after a crash.
+        times: how often the changes are sent; more than once as after a crash.
     """
     copied = [sale(number) for number in range(1, 6)]
     wait(destination.write_table_rows(SALES, chunk("c", 0, SALES, copied)))
@@ -235,7 +235,7 @@ def test_target_postgres_holds_the_rows_in_columns_of_their_types(replica: Datab
     replica.execute(f"alter database {replica.name} set timezone = 'Asia/Tokyo'")
     with started("target-postgres", postgres_config(replica)) as destination:
         assert "it empties tables" in destination.check()
-        # That they may come again, the test that kills has more of.
+        # `test_singer_killed.py` covers changes that come again.
         rows = load(destination, times=1)
 
     found = rows_in(replica, "public.sales")

@@ -225,7 +225,7 @@ def test_the_command_reports_what_differs_and_replaces_that(
         code, output = call("public.people", "--dry-run", "--show-keys")
         assert {f"  id={number}" for number in (1, 2, 3)} <= set(output.splitlines())
         assert call("public.orders", "public.visits")[0] == 0
-        # Of all tables it is left without a word; named, it is missed.
+        # Among all tables it is left out silently; if it is named, that is reported.
         code, output = call("public.log", "public.orders", "--json", "--yes")
         assert (code, len(json.loads(output)["tables"])) == (1, 2)
         assert "not repaired: 1 of 2 tables\n  public.log: not compared: its mode" in said[-1]

@@ -79,7 +79,7 @@ def test_a_table_is_moved_without_a_copy_and_without_losing_a_change(
     config = sharded(make_config, database)
     run_until_caught_up(config)
     before = copies(config)
-    # Each change of another row: that of a row that was missed would bring it all the same.
+    # Each changes another row: a second change of a row would hide that the first was missed.
     database.execute("update orders set n = 1 where id = 1", "insert into orders values (11, 1)")
     meanwhile = ["update orders set n = 2 where id = 2", "insert into orders values (12, 2)"]
     move(config, database, "orders", "test", "events", meanwhile=meanwhile)

@@ -1,4 +1,4 @@
-"""A slot waits for the transactions that were open before it; that is said, and can be stopped."""
+"""A slot waits for transactions that were open before it; this is reported and can be stopped."""
 
 from __future__ import annotations
 

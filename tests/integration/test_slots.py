@@ -60,14 +60,14 @@ def test_a_slot_of_another_database_is_refused(
 def test_a_slot_of_another_database_is_not_dropped(
     config: PipelineConfig, other: Database, control: SourceControl
 ) -> None:
-    """Postgres would, and the other pipeline had to copy everything again."""
+    """Postgres would drop it, and the other pipeline would have to copy everything again."""
     assert drop_pipeline_slots(control, config) == []
 
     assert apply_slot_name(config.pipeline) in other.slots()
 
 
 def test_a_stream_that_was_not_opened_can_be_closed(config: PipelineConfig) -> None:
-    """Else what is wrong is hidden by what goes wrong after it."""
+    """Otherwise the first error would be hidden by the one that follows from it."""
     stream = ReplicationStream(
         config.source, "not_there", ReplicationSession(), LSN_ZERO, application_name="test"
     )

@@ -308,7 +308,7 @@ def test_a_promotion_loses_and_doubles_nothing(shop: Shop, pair: Pair) -> None:
 
         pair.fail_over()
 
-        # What of it the standby didn't get is gone, also for the pipeline.
+        # What the standby didn't get of it is gone, for the pipeline too.
         replica.database = shop.standby
         with written_to(shop.standby):
             assert pipeline.wait_until_caught_up(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""`etl-dagster state`: what is there, who wrote it, back to what was, and in from elsewhere."""
+"""`etl-dagster state`: list states and who wrote them, restore earlier ones, import others."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def test_large_transactions_arrive_though_the_pipeline_stops_and_the_connection_
 def test_a_transaction_that_may_have_altered_a_table_in_a_savepoint_is_read_again_whole(
     source: Database, make_config: MakeConfig
 ) -> None:
-    """Postgres doesn't tell of a message in which savepoint it was written."""
+    """Postgres does not report in which savepoint a message was written."""
     config = make_config(source)
     with (
         settled(config) as pipeline,

@@ -211,7 +211,7 @@ def test_copy_stream_and_duckdb_give_the_same_value_at_every_edge_of_every_type(
             streamed = pa.Table.from_batches([step.rows for step in changes], schema.arrow_schema)
             assert copied.schema == streamed.schema
             assert _as_text(copied) == _as_text(streamed)
-            # What is odd is nothing but what Arrow has no number for, or no list.
+            # Only values that Arrow has no number or no list for are odd.
             names = {f"c{place}": name for place, name in enumerate(types)}
             found = {names[c]: len(o) for step in changes for c, o in step.odd.items()}
             assert found == expected

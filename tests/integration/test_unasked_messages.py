@@ -1,4 +1,4 @@
-"""A server that sends what was not asked for doesn't end the stream, where it carries nothing."""
+"""An unrequested message from the server that carries nothing doesn't end the stream."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from etl_dagster.config import PipelineConfig
 from tests.support.database import Database
 from tests.support.pipelines import rows, running
 
-#: No batch of a test gets so old.
+#: No batch of a test gets this old.
 AN_HOUR_MS = 3_600_000
 
 

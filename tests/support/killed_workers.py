@@ -30,7 +30,7 @@ class Workers:
     Args:
         stores: of each destination.
         copies: where the copies are made; one with several destinations makes its own.
-        check: fails the test where a table's state is not to be.
+        check: fails the test if a table has a state that it must not have.
     """
 
     def __init__(

@@ -134,13 +134,13 @@ class MeltanoProject:
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
     def __call__(self, *arguments: str) -> str:
-        """What a command that works prints."""
+        """What the command prints; it must succeed."""
         done = self.run(*arguments)
         assert done.returncode == 0, f"meltano {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def fails(self, *arguments: str) -> str:
-        """All that a command that doesn't work says, on one line."""
+        """Everything that the command prints, on one line; it must fail."""
         done = self.run(*arguments)
         assert done.returncode == 1, f"meltano {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return re.sub(r"\s+", " ", done.stdout + done.stderr)

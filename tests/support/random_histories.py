@@ -109,7 +109,7 @@ class SourceInMode(RandomSource):
         }
 
     def _alter(self, random: Random) -> Change:
-        """Add, drop, rename or widen a column, and tell of it."""
+        """Add, drop, rename or widen a column; the description that follows."""
         facts, schema = self.facts, self.facts.schema
         others = [c for c in schema.columns if c.name != "id"]
         victim = random.choice(others)

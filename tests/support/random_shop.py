@@ -1,4 +1,4 @@
-"""A shop whose rows change at random, for tests that kill who replicates it."""
+"""A shop whose rows change at random, for tests that kill the processes that replicate it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test passes to a worker in place of a server and of time: all of it does as it is told."""
+"""What a test passes to a worker in place of a server and of time, and decides what it does."""
 
 from __future__ import annotations
 

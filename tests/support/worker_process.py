@@ -15,8 +15,8 @@ import psutil
 
 from tests.support.forked import ENGINE, PIPE, Forked
 
-#: As often as that a process may end with the same words, without being killed, before the test
-#: fails: what another process that was killed held is free long before.
+#: How often a process may end with the same message, without being killed, before the test fails.
+#: Whatever a killed process held is free long before that.
 _SAME_FAILURES = 20
 _SHOWN_BYTES = 6000
 

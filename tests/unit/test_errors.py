@@ -1,4 +1,4 @@
-"""Errors help the person on call, and tell nothing they must not."""
+"""Errors help the person on call, and reveal nothing that they must not."""
 
 from __future__ import annotations
 

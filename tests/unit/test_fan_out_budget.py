@@ -110,7 +110,7 @@ def test_a_destination_that_hangs_just_after_a_batch_cannot_get_a_slow_one_set_a
 
 
 def test_a_destination_that_hangs_far_ahead_cannot_get_a_slow_one_set_aside(budget: Budget) -> None:
-    """It has more than the other one, which works, and gets there some time."""
+    """It has more than the other one, which works and gets there eventually."""
     for second in range(3 * STANDSTILL):
         hung = has(8_000, written=7, is_writing=True)
         slow = has(5_000 + second, written=second, is_writing=True)

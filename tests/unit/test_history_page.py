@@ -1,4 +1,4 @@
-"""The guide to modes says what is so: its queries run, and the table of modes is complete."""
+"""The guide to modes is true: its queries run, and the table of modes is complete."""
 
 from __future__ import annotations
 

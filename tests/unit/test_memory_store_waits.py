@@ -5,31 +5,37 @@ from __future__ import annotations
 import threading
 
 from etl_dagster.model.change_signal import ChangeSignal
+from tests.support.waiting import PATIENCE_S
 
 
 def test_a_change_made_between_two_waits_ends_the_second_at_once() -> None:
     changes = ChangeSignal()
-    changes.wait(0)
-    changes.bump()
+    ended = threading.Event()
 
-    changes.wait(3600)
+    def wait_twice() -> None:
+        changes.wait(0)
+        changes.bump()
+        changes.wait(3600)
+        ended.set()
+
+    threading.Thread(target=wait_twice, daemon=True).start()
+
+    assert ended.wait(PATIENCE_S)
 
 
 def test_each_thread_has_seen_only_what_it_waited_for() -> None:
     changes = ChangeSignal()
     changes.bump()
     changes.wait(0)
-    ended: list[str] = []
+    ended = threading.Event()
 
     def first_wait() -> None:
         changes.wait(3600)
-        ended.append("at once")
+        ended.set()
 
-    thread = threading.Thread(target=first_wait)
-    thread.start()
-    thread.join()
+    threading.Thread(target=first_wait, daemon=True).start()
 
-    assert ended == ["at once"]
+    assert ended.wait(PATIENCE_S)
 
 
 def test_a_change_ends_the_waits_of_all_threads() -> None:
@@ -41,10 +47,12 @@ def test_a_change_ends_the_waits_of_all_threads() -> None:
         ready.wait()
         changes.wait(3600)
 
-    threads = [threading.Thread(target=wait_for_the_next) for _ in range(4)]
+    threads = [threading.Thread(target=wait_for_the_next, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     ready.wait()
     changes.bump()
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE_S)
+
+    assert not any(thread.is_alive() for thread in threads)

@@ -14,7 +14,7 @@ TESTS = Path(__file__).parents[1]
 
 #: By file, what is replaced there all the same, and why.
 ALLOWED = {
-    # What is seen to is that it isn't called.
+    # The test makes sure that it isn't called.
     "integration/test_continuation.py": {"PostgresStore.get_table_schema"},
     "integration/test_odd_values.py": {"OddValues.__getattribute__", "Quarantine.__getattribute__"},
     # The call is passed through, and watched.

@@ -140,7 +140,7 @@ def test_the_schema_of_the_ledger_is_refused_for_tables() -> None:
 
 
 def test_only_staging_tables_of_ours_are_dropped() -> None:
-    """A table of the source may be called as one of them is."""
+    """A source table may have the same name as one of them."""
     session = RecordingSession(DIALECT, [[("public", "copy_of_1"), ("_etl", "copy_of_1")]])
     drop_tables(session, [DIALECT.staging("public", 1)])
 

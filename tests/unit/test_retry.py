@@ -25,7 +25,7 @@ NEXT = FAILED + timedelta(seconds=30)
     ids=["at once", "before", "then", "by another machine's clock", "by a clock that was set back"],
 )
 def test_a_table_is_tried_again_after_its_pause(now: datetime, is_due: bool) -> None:
-    """Where the clock was far ahead as it failed, it does not wait until that time has come."""
+    """If the clock was far ahead when it failed, it does not wait until that time."""
     errored = Errored("locked", "Wait.", TimedRetry(NEXT, attempt=1), since=FAILED)
 
     assert is_sync_due(errored, now) is is_due

@@ -34,7 +34,7 @@ def _parsed(column: ColumnSchema, *texts: str | None) -> tuple[list[Any], int]:
     parsed.array.validate(full=True)
     assert parsed.array.type == arrow_type(column)
     values = parsed.array.to_pylist()
-    # What isn't told is told as odd, with its own text.
+    # A value that became null is reported as odd, with its own text.
     lost = [place for place, text in enumerate(texts) if text is not None and values[place] is None]
     odd = parsed.odd or Odd(np.empty(0, np.int64), pa.array([], pa.string()))
     assert odd.places.tolist() == lost

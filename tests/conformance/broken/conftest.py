@@ -1,4 +1,4 @@
-"""Of a broken class only the check runs that must fail; of the others, all."""
+"""A broken class runs only the check that must fail; the others run all checks."""
 
 from __future__ import annotations
 

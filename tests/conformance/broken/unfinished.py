@@ -1,4 +1,4 @@
-"""Test classes that define too little: what they are told."""
+"""Test classes that define too little, for the errors that they get."""
 
 from __future__ import annotations
 
