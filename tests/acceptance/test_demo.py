@@ -150,13 +150,13 @@ def test_a_visitor_sees_tables_their_lineage_and_how_they_change(visit: Visit) -
     visit.open("/assets")
     visit.sees("flights / public / flights")
     visit.sees("Every departure from New York")
-    visit.sees_no("Loading...")
+    visit.does_not_see("Loading...")
     visit.sees("Materialized")
 
     visit.open("/assets/flights/public/flights?view=lineage")
     for group in ("postgres_flights", "flights", "marts", "meltano"):
         visit.sees(group)
-    visit.sees_no("Loading...")
+    visit.does_not_see("Loading...")
     visit.picture("lineage")
 
     visit.open("/assets/flights/public/flights")

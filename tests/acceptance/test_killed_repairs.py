@@ -38,7 +38,7 @@ KILLS = 3
 TAMPERED = "orders"
 
 
-def test_a_retry_and_a_repair_that_are_killed_end_in_equality_and_nothing_is_doubled(
+def test_a_killed_retry_and_a_killed_repair_end_equal_to_the_source_and_double_nothing(
     newest_database: Database, newest_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
     seed = random.randrange(2**32)

@@ -55,7 +55,7 @@ class Visit:
         found.wait_for()
         return found
 
-    def sees_no(self, text: str) -> None:
+    def does_not_see(self, text: str) -> None:
         """Wait until the page doesn't show the text."""
         self._page.get_by_text(text).first.wait_for(state="hidden")
 

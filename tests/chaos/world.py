@@ -111,7 +111,7 @@ class World:
             "is_quick": True,
         }
         changes = stack.enter_context(
-            workload(source.dsn, rng.randrange(2**32), rows, pause_s=0.2, goes_on=True)
+            workload(source.dsn, rng.randrange(2**32), rows, pause_s=0.2, reconnects=True)
         )
         is_one = kind == "fan-out" or rng.random() < 0.5
         workers = stack.enter_context(

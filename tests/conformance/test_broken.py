@@ -93,7 +93,7 @@ def test_a_defect_fails_the_check_of_the_promise_that_it_breaks(
 
 
 @pytest.mark.parametrize("name", sorted(_CLASSES.keys() - set(_BROKEN)))
-def test_what_the_broken_ones_derive_from_passes_everything(
+def test_the_base_classes_of_the_broken_ones_pass_everything(
     outcomes: Mapping[str, Outcome], name: str
 ) -> None:
     assert outcomes[name].passed

@@ -137,7 +137,7 @@ class TestDuckDB(DestinationSuite):
                 subject.deliver(changes, epoch=1)
         subject.holds(ORDERS, [order(1, "newer")])
 
-    def test_what_another_process_has_loaded_late_is_read_before_anything_is_written(
+    def test_a_late_load_of_another_process_is_read_before_anything_is_written(
         self, subject: Subject
     ) -> None:
         """A stalled process loads after the newer one has begun, and before it writes."""

@@ -49,7 +49,7 @@ class StagedHooks(DUCKDB):
         return DltDestination(name, credentials=str(self.path), work_folder=folder.parent)
 
 
-def test_files_are_staged_in_a_bucket_where_dlt_is_told_to(
+def test_files_are_staged_in_a_bucket_if_dlt_is_configured_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By dlt's own settings; the rows go there as Parquet, which holds every value."""
@@ -184,7 +184,7 @@ def test_a_log_has_each_change_once_though_loads_end_before_they_are_complete(
 
 @pytest.mark.parametrize("kind", ["files", "delta"])
 @pytest.mark.parametrize("table_of_dlt", ["_dlt_version", "_dlt_pipeline_state"])
-def test_a_file_of_dlts_own_that_is_cut_off_keeps_nothing_from_being_loaded(
+def test_a_truncated_file_of_dlts_own_does_not_prevent_a_load(
     kind: str, table_of_dlt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that is killed while it writes into a folder leaves a part of the file."""

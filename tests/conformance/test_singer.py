@@ -101,7 +101,7 @@ class TestTargetThatMarks(SingerHooks, ModeChecks):
     test_a_truncate_marks_the_rows_that_are_there = None
     test_a_new_copy_marks_the_rows_that_it_lacks = None
 
-    def test_what_is_truncated_and_what_a_copy_lacks_is_marked_by_the_target(
+    def test_the_target_marks_rows_that_are_truncated_or_missing_from_a_copy(
         self, subject: Subject
     ) -> None:
         table = replace(ORDERS, mode="soft_delete")

@@ -383,7 +383,7 @@ obstacles = [
 
 
 @pytest.mark.parametrize("obstruct", obstacles, ids=lambda obstruct: obstruct.__name__)
-def test_what_cannot_start_is_explained_and_leaves_nothing_behind(
+def test_a_pipeline_that_cannot_start_is_explained_and_leaves_nothing_behind(
     shop: Shop, obstruct: Callable[[Shop], str]
 ) -> None:
     reason = obstruct(shop)
@@ -635,7 +635,7 @@ def test_a_reset_that_names_nothing_to_reset_is_refused(shop: Shop) -> None:
 # -- init --------------------------------------------------------------------------------------
 
 
-def test_what_init_writes_runs_once_the_password_is_in_the_environment(
+def test_the_file_that_init_writes_runs_once_the_password_is_in_the_environment(
     newest_database: Database, tmp_path: Path
 ) -> None:
     shop = shop_in(newest_database, tmp_path)

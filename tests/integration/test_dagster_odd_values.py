@@ -39,7 +39,7 @@ def _next(ui: Dagster, *, passed: bool) -> str:
     before = len(ui.checks)
     found: list[str] = []
 
-    def is_said() -> bool:
+    def is_reported() -> bool:
         ui.tick()
         found[:] = [
             check.description or ""
@@ -48,7 +48,7 @@ def _next(ui: Dagster, *, passed: bool) -> str:
         ]
         return bool(found)
 
-    until(is_said)
+    until(is_reported)
     assert {check.asset_key for check in ui.checks if check.check_name == ODD_CHECK} == {
         key_of("orders")
     }

@@ -97,7 +97,7 @@ def tables(file: File) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "mirror"])
-def test_what_was_kept_in_another_mode_stays_under_another_name(
+def test_rows_kept_in_another_mode_stay_under_another_name(
     file: File, mode: TableMode, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = parts(mode)

@@ -41,11 +41,11 @@ class Worker:
             stdout=PIPE,
         )
 
-    def hear(self) -> str:
+    def receive(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def tell(self) -> None:
+    def resume(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -109,7 +109,7 @@ def test_a_lock_is_a_row_that_names_its_owner(steady: StateStorage) -> None:
 def test_partial_updates_of_eight_processes_all_survive(newest_database: Database) -> None:
     uri = state_uri(newest_database)
     with worker("update", uri, "dev:a-to-b", "8") as workers:
-        assert workers.hear() == "exit codes [0]"
+        assert workers.receive() == "exit codes [0]"
     [stored] = open_storage(newest_database).get_all()
     bookmarks = stored.merged()["singer_state"]["bookmarks"]
     assert bookmarks == {f"w{n}-{i}": i for n in range(8) for i in range(25)}
@@ -123,7 +123,7 @@ def test_a_writer_killed_in_the_lock_holds_up_the_next_one_no_longer_than_its_le
     storage = open_storage(newest_database, lock_timeout_seconds=1, lock_wait_seconds=PATIENCE_S)
     storage.set("a", completed={"by": "us"})
     with worker("hold", state_uri(newest_database), "a", argument) as dead:
-        assert dead.hear() == "held"
+        assert dead.receive() == "held"
         [left] = storage.locks()
         dead.kill()
         with caplog.at_level(logging.WARNING, "etl_dagster"), storage.lock("a") as lease:
@@ -143,7 +143,7 @@ def test_a_lock_that_would_never_end_blocks_no_one(
 ) -> None:
     """Written by hand, or left by a crash before the server's clock was set back."""
     with worker("hold", state_uri(newest_database), "a", "nothing") as dead:
-        assert dead.hear() == "held"
+        assert dead.receive() == "held"
         dead.kill()
     value = expires_at if "now()" in expires_at else f"'{expires_at}'"
     newest_database.execute(f"UPDATE meltano_state_locks SET expires_at = {value}")
@@ -158,13 +158,13 @@ def test_a_stalled_writer_writes_nothing_when_it_wakes_up(
     storage: StateStorage, newest_database: Database, argument: str
 ) -> None:
     with worker("hold", state_uri(newest_database), "a", argument) as stalled:
-        assert stalled.hear() == "held"
+        assert stalled.receive() == "held"
         stalled.process.send_signal(signal.SIGSTOP)
         with storage.lock("a"):
             storage.set("a", completed={"by": "us"})
         stalled.process.send_signal(signal.SIGCONT)
-        stalled.tell()
-        assert stalled.hear() in ("StateLockLost", "StateChanged")
+        stalled.resume()
+        assert stalled.receive() in ("StateLockLost", "StateChanged")
     stored = storage.get("a")
     assert stored is not None
     assert stored.completed_object() == {"by": "us"}
@@ -267,7 +267,7 @@ def test_only_one_process_runs_a_state_at_a_time(
     storage: StateStorage, newest_database: Database
 ) -> None:
     with worker("lease", state_uri(newest_database), "dev:a-to-b", "60") as running:
-        assert running.hear() == "held"
+        assert running.receive() == "held"
         with pytest.raises(StateLocked) as refused, storage.run_lease("dev:a-to-b"):
             pass
         assert f"pid {running.process.pid}" in refused.value.reason
@@ -275,7 +275,7 @@ def test_only_one_process_runs_a_state_at_a_time(
         # The pipeline's own writes go through, and so do other states' runs.
         with storage.lock("dev:a-to-b"), storage.run_lease("dev:c-to-b"):
             storage.set("dev:a-to-b", completed={"n": 1})
-        running.tell()
+        running.resume()
         with storage.run_lease("dev:a-to-b", wait_seconds=PATIENCE_S) as lease:
             assert lease.is_held
 
@@ -284,7 +284,7 @@ def test_the_lease_of_a_dead_run_ends_by_itself(
     storage: StateStorage, newest_database: Database
 ) -> None:
     with worker("lease", state_uri(newest_database), "a", "1") as dead:
-        assert dead.hear() == "held"
+        assert dead.receive() == "held"
         dead.kill()
     with storage.run_lease("a", wait_seconds=20) as lease:
         assert lease.is_held

@@ -141,7 +141,7 @@ def test_a_run_waits_whenever_its_state_is_unreachable(
             "WHERE datname = current_database() AND application_name = 'meltano state' "
             "AND pid <> pg_backend_pid()"
         )
-        (tmp_path / "go_on").touch()
+        (tmp_path / "continue").touch()
         stdout, stderr = running.communicate(timeout=PATIENCE_S)
     said = stdout + stderr
     assert running.returncode == 0, said
@@ -164,7 +164,7 @@ def test_a_run_that_is_killed_leaves_its_state_and_blocks_no_one(
     stored = storage.get(STEPS)
     assert stored is not None
     assert stored.merged() == {"singer_state": {"bookmarks": {"steps": {"id": 1, "more": 1}}}}
-    (tmp_path / "go_on").touch()
+    (tmp_path / "continue").touch()
 
 
 def test_a_run_whose_state_cannot_be_written_ends_before_it_loads_anything(
@@ -172,7 +172,7 @@ def test_a_run_whose_state_cannot_be_written_ends_before_it_loads_anything(
 ) -> None:
     storage.migrate()
     project = step_by_step(newest_database, tmp_path)
-    (tmp_path / "go_on").touch()
+    (tmp_path / "continue").touch()
     with role(newest_database, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}") as login:
         uri = state_uri(newest_database, user=login[0], password=login[1])
         reader = project.with_environ(MELTANO_STATE_BACKEND_URI=uri)

@@ -89,7 +89,7 @@ def test_an_id_of_any_length_is_one_state(storage: StateStorage, state_id: str) 
     assert [version.version for version in storage.history(state_id)] == [2, 1]
 
 
-def test_what_cannot_be_stored_changes_nothing(storage: StateStorage) -> None:
+def test_a_state_that_cannot_be_stored_changes_nothing(storage: StateStorage) -> None:
     storage.set("a", completed={"n": 1})
     with pytest.raises(StateNotStorable):
         storage.set("a", completed={"n": float("nan")})

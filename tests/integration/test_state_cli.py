@@ -183,7 +183,7 @@ def test_any_backend_that_meltano_knows_is_imported(
     assert "No state backend found" in run("import", "--from", "nope://x", code=2).stderr
 
 
-def test_what_was_exported_is_imported(run: Run, storage: StateStorage, tmp_path: Path) -> None:
+def test_exported_states_can_be_imported(run: Run, storage: StateStorage, tmp_path: Path) -> None:
     (tmp_path / "states.json").write_text(f'{{"a": {{"completed": {EXACT}, "partial": null}}}}')
     # Looking makes no tables.
     assert "1 new" in run("import", "--from", "states.json", "--dry-run").stdout

@@ -63,7 +63,7 @@ class Turns:
         with self._changed:
             return name in self._ended
 
-    def go_on(self, name: str) -> None:
+    def resume(self, name: str) -> None:
         """Let an actor run to its next pause, or to its end; raises what it failed with."""
         if self.has_ended(name):
             return

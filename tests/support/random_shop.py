@@ -66,12 +66,12 @@ class Workload:
     """Changes rows in a thread until it is stopped, with a pause after each transaction.
 
     Args:
-        goes_on: whether it waits for a server that is away, and continues then.
+        reconnects: whether it waits for a server that is away, and continues then.
     """
 
-    def __init__(self, dsn: str, seed: int, rows: int, pause_s: float, goes_on: bool) -> None:
+    def __init__(self, dsn: str, seed: int, rows: int, pause_s: float, reconnects: bool) -> None:
         self._dsn = dsn
-        self._goes_on = goes_on
+        self._reconnects = reconnects
         self._pause_s = pause_s
         self._rng = random.Random(seed)
         self._next = rows
@@ -96,7 +96,7 @@ class Workload:
                         self._transact(connection)
                         self._stop.wait(self._rng.uniform(0, self._pause_s))
             except psycopg.OperationalError as failure:
-                if not self._goes_on:
+                if not self._reconnects:
                     self._failure = failure
                     return
                 self._stop.wait(0.2)
@@ -174,10 +174,10 @@ _STATEMENTS: dict[tuple[str, str], Any] = {
 
 @contextmanager
 def workload(
-    dsn: str, seed: int, rows: int, *, pause_s: float = 0.05, goes_on: bool = False
+    dsn: str, seed: int, rows: int, *, pause_s: float = 0.05, reconnects: bool = False
 ) -> Iterator[Workload]:
     """Changes while the block runs; `Workload.stop` ends them before."""
-    changes = Workload(dsn, seed, rows, pause_s, goes_on)
+    changes = Workload(dsn, seed, rows, pause_s, reconnects)
     try:
         yield changes
     finally:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A Singer tap of three records; before the first and the second it waits to be told to continue.
 
-Its configuration (``folder``) names where it looks for ``begin`` and ``go_on``, and leaves
+Its configuration (``folder``) names where it looks for ``begin`` and ``continue``, and leaves
 ``started``.
 """
 
@@ -22,7 +22,7 @@ if __name__ == "__main__":
         sys.exit()
     settings = json.loads(Path(arguments[arguments.index("--config") + 1]).read_text())
     folder = Path(settings["folder"])
-    gates = {1: folder / "begin", 2: folder / "go_on"}
+    gates = {1: folder / "begin", 2: folder / "continue"}
     (folder / "started").touch()
     properties = {"id": {"type": "integer"}}
     say(type="SCHEMA", stream="steps", schema={"properties": properties}, key_properties=["id"])

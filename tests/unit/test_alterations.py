@@ -90,7 +90,7 @@ def test_a_description_is_read() -> None:
     ],
     ids=str,
 )
-def test_a_description_that_no_table_has_is_none(forged: dict[str, object]) -> None:
+def test_a_description_that_no_table_can_have_is_rejected(forged: dict[str, object]) -> None:
     sent = json.dumps(COLUMNS | forged).encode()
 
     assert decode_alterations(sent) == [UnknownAlteration(7)]

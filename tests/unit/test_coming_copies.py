@@ -86,7 +86,7 @@ def test_a_changed_mode_and_shape_are_one_copy_with_both_reasons(
     assert coming_copies(settings, store, published(3)) == []
 
 
-def test_what_is_not_copied_yet_is_not_announced() -> None:
+def test_a_table_not_copied_yet_is_not_announced() -> None:
     store = copied(config("append"), Init())
 
     assert coming_copies(config("scd2"), store, published(2)) == []

@@ -63,7 +63,7 @@ def test_a_key_that_was_changed_meanwhile_is_not_judged() -> None:
     assert told(source.compare(there, KEYS[[0, 2, 5]])) == (1, 1, 0, KEYS[[0, 5]].tolist())
 
 
-def test_only_what_is_asked_about_is_judged() -> None:
+def test_only_requested_keys_are_judged() -> None:
     source, there = details(KEYS[:4], ROWS[:4]), details(KEYS[2:6], ROWS[2:6])
     nothing = np.empty(0, np.uint64)
     assert told(source.compare(there, nothing, only=KEYS[[1, 2]])) == (1, 0, 0, [])

@@ -134,7 +134,7 @@ def test_a_stop_ends_the_stream_and_leaves_what_is_not_durable(fixture: Fixture)
     assert fixture.stream.calls == ["open", "close"]
 
 
-def test_a_stream_stands_where_it_starts_until_it_brings_something(fixture: Fixture) -> None:
+def test_a_stream_stays_at_its_start_until_it_brings_something(fixture: Fixture) -> None:
     positions: list[Lsn] = []
 
     def look() -> None:

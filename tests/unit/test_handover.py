@@ -291,7 +291,7 @@ class World:
             case "break apply" | "break sync":
                 self.broken.add(step.removeprefix("break "))
             case _:
-                self.turns.go_on(step)
+                self.turns.resume(step)
 
     def finish(self) -> None:
         """Nothing is committed any more, and each worker continues in its turn."""

@@ -28,7 +28,7 @@ class Source:
         return next(self._looks)
 
 
-def test_what_an_ended_connection_confirmed_last_is_waited_for() -> None:
+def test_the_last_confirmation_of_an_ended_connection_is_waited_for() -> None:
     source: Any = Source(iter([READ, READ, FREE]))
     assert fetch_idle_slot(source, "etl", threading.Event()) == FREE
 

@@ -203,7 +203,7 @@ def test_imports_point_down_inside_the_package() -> None:
     assert not wrong, f"imports from a layer above: {'; '.join(wrong)}"
 
 
-def test_strangers_stay_strangers() -> None:
+def test_unrelated_packages_do_not_import_each_other() -> None:
     """The runtime knows a destination, never a DuckDB; a store knows no destination at all."""
     both_ways = {*STRANGERS, *((other, one) for one, other in STRANGERS)}
     wrong = [

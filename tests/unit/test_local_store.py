@@ -57,7 +57,7 @@ def test_a_store_that_does_not_know_its_pipelines_goes_by_their_tables() -> None
     assert store.knows_pipeline()
 
 
-def test_what_must_outlive_the_process_is_kept_in_the_store() -> None:
+def test_notes_that_must_outlive_the_process_are_kept_in_the_store() -> None:
     kept = MemoryStore()
     LocalStore(kept).put_note("members", {"leaving": {"16384": "0/10"}})
     LocalStore(kept).publish_status("apply", {"lag_bytes": 5})
@@ -79,7 +79,7 @@ class _ShortColumn(MemoryStore):
         super().store_destination_table_metadata(table_id, short)
 
 
-def test_a_store_that_cannot_keep_it_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_store_that_cannot_keep_notes_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     kept = _ShortColumn()
     LocalStore(kept).put_note("members", {"leaving": {"16384": "0/10"}})
 

@@ -115,7 +115,7 @@ def test_a_reader_that_no_longer_asks_is_not_waited_for() -> None:
     third.close()
 
 
-def test_the_note_says_that_and_why_reading_pauses() -> None:
+def test_the_note_says_why_reading_pauses() -> None:
     process = Process()
     assert process.budget.note is None
 

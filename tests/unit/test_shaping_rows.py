@@ -176,7 +176,7 @@ RULES = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(RULES, MASK, st.booleans(), STEPS)
-def test_copies_and_changes_are_shaped_like_by_the_obvious_implementation(
+def test_copies_and_changes_are_shaped_as_by_the_obvious_implementation(
     rules: dict[str, Any], mask: Any, hash_key: bool, steps: list[Any]
 ) -> None:
     columns: dict[str, Any] = {"name": {"name": "called"}}

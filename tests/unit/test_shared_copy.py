@@ -119,13 +119,13 @@ def test_the_chunk_that_a_helper_fails_with_is_copied_by_the_leader(fixture: Fix
 
     fixture.destination = broken = Broken()
 
-    def help_in_vain() -> None:
+    def help_without_success() -> None:
         broken.is_broken = True
         with pytest.raises(DestinationError, match="broken here"):
             fixture.help()
         broken.is_broken = False
 
-    while_reading(fixture, help_in_vain)
+    while_reading(fixture, help_without_success)
 
     assert fixture.run() is not None
 
@@ -193,7 +193,7 @@ def a_plan(copy_id: str = "a", chunks: int = 2) -> CopyPlan:
     return CopyPlan(copy_id, made, {}, SLOT_LSN, datetime(2026, 1, 1, tzinfo=UTC))
 
 
-def going_on() -> bool:
+def not_over() -> bool:
     return False
 
 
@@ -202,25 +202,25 @@ def test_a_chunk_is_given_to_one_process_until_it_is_put_back() -> None:
     store.store_copy_plan(ORDERS, plan)
     one, other = (SharedChunks(store, ORDERS, plan, waits=False) for _ in range(2))
 
-    chunk = one.take(going_on)
+    chunk = one.take(not_over)
 
     assert chunk == plan.chunks[0]
-    assert other.take(going_on) is None
+    assert other.take(not_over) is None
     assert not other.has_free()
     one.put_back(chunk)
-    assert other.take(going_on) == chunk
+    assert other.take(not_over) == chunk
 
 
 def test_a_finished_chunk_is_not_given_out_again() -> None:
     store, plan = MemoryStore(), a_plan(chunks=1)
     store.store_copy_plan(ORDERS, plan)
     one, other = (SharedChunks(store, ORDERS, plan, waits=True) for _ in range(2))
-    assert one.take(going_on) is not None
+    assert one.take(not_over) is not None
     done = FinishedChunk(0, 1, 1, Lsn(1))
     store.finish_chunk(ORDERS, "a", done)
     one.done(done)
 
-    assert other.take(going_on) is None
+    assert other.take(not_over) is None
     assert other.finished == {0: done}
 
 
@@ -231,13 +231,13 @@ def test_no_chunk_is_given_out_of_a_replaced_copy() -> None:
     store.store_copy_plan(ORDERS, a_plan("b"))
 
     with pytest.raises(LeaseLost, match="another copy of table 1 has begun"):
-        queue.take(going_on)
+        queue.take(not_over)
 
 
 def test_a_worker_that_waits_for_the_chunks_of_others_notices_a_stop() -> None:
     store, plan = MemoryStore(), a_plan(chunks=1)
     store.store_copy_plan(ORDERS, plan)
-    assert SharedChunks(store, ORDERS, plan, waits=True).take(going_on) is not None
+    assert SharedChunks(store, ORDERS, plan, waits=True).take(not_over) is not None
     answers = [False, True]
 
     with pytest.raises(Stopped):
@@ -289,7 +289,7 @@ def test_what_a_chunk_costs_does_not_grow_with_their_number() -> None:
     )
 
     taken: list[int] = []
-    while (chunk := (one, other)[len(taken) % 2].take(going_on)) is not None:
+    while (chunk := (one, other)[len(taken) % 2].take(not_over)) is not None:
         taken.append(chunk.index)
         done = FinishedChunk(chunk.index, 1, 1, Lsn(1))
         store.finish_chunk(ORDERS, "a", done)
@@ -308,12 +308,12 @@ def test_chunks_that_many_others_copy_are_passed_over() -> None:
     store.store_copy_plan(ORDERS, plan)
     others = SharedChunks(store, ORDERS, plan, waits=False)
     for chunk in plan.chunks[:249]:
-        assert others.take(going_on) == chunk
+        assert others.take(not_over) == chunk
     one = SharedChunks(store, ORDERS, plan, waits=False)
 
     assert one.has_free()
-    assert one.take(going_on) == plan.chunks[249]
-    assert one.take(going_on) is None
+    assert one.take(not_over) == plan.chunks[249]
+    assert one.take(not_over) is None
     assert not one.has_free()
 
 
@@ -332,6 +332,6 @@ def test_the_claim_of_a_chunk_that_cannot_be_read_is_given_up() -> None:
     queue = SharedChunks(store, ORDERS, plan, waits=False)
 
     with pytest.raises(StoreUnreachable):
-        queue.take(going_on)
+        queue.take(not_over)
 
-    assert queue.take(going_on) == plan.chunks[0]
+    assert queue.take(not_over) == plan.chunks[0]

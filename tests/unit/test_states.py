@@ -155,7 +155,7 @@ class TableLife(RuleBasedStateMachine):
 
     @rule(data=st.data())
     @precondition(lambda self: bool(TRANSITIONS[type(self.state)]))
-    def go_on(self, data: st.DataObject) -> None:
+    def continue_(self, data: st.DataObject) -> None:
         followers = sorted(TRANSITIONS[type(self.state)], key=lambda kind: kind.__name__)
         kind = data.draw(st.sampled_from(followers))
         self._become(data.draw(by_kind[kind]))

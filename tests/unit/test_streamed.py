@@ -428,9 +428,9 @@ def test_random_transactions_come_out_as_though_sent_after_their_commit(seed: in
     source = RandomSource(Random(seed))
     source.run()
     side = Side(sizes=SpoolSizes(write=200, kept=50, large=seed % 2 * 1000))
-    given_on = side.give(*source.frames)
+    passed_on = side.give(*source.frames)
 
-    assert given_on == source.expected
+    assert passed_on == source.expected
     assert side.streamed.count == 0
     assert all(spool.is_closed for spool in side.spools)
 

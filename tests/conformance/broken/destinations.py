@@ -389,7 +389,7 @@ class TestAChunkIsAppliedTwice(TestInMemory):
             super().write_table_rows(schema, rows)
 
 
-class TestAChunkOfWhichTheSourceFailedIsHalfThere(TestInMemory):
+class TestHalfOfAChunkStaysWhenTheSourceFails(TestInMemory):
     promise = "test_a_chunk_whose_source_fails_leaves_nothing"
 
     class destination_class(MemoryDestination):
@@ -445,7 +445,7 @@ class TestTheOldRowsVanishWhileTheNewCopyLoads(TestInMemory):
                 table.clear()
 
 
-class TestAWorkerOfAnOldCopyIsLetIn(TestInMemory):
+class TestAWorkerOfAnOldCopyIsAccepted(TestInMemory):
     promise = "test_a_worker_of_a_copy_that_was_given_up_is_refused"
 
     class destination_class(MemoryDestination):
@@ -499,7 +499,7 @@ class TestChangesBeforeTheCopyAreApplied(TestInMemory):
             super()._replace_table(schema, copy, TableRows(rows.copy_id))
 
 
-class TestASenderThatIsNotUpToDateIsBelieved(TestInMemory):
+class TestAnOutdatedSenderIsBelieved(TestInMemory):
     promise = "test_a_sender_who_has_not_heard_of_the_newest_copy_changes_nothing"
 
     class destination_class(MemoryDestination):
@@ -660,7 +660,7 @@ def _with_floats(row: Row) -> Row:
     }
 
 
-class TestTextsLoseTheirSpacesAround(TestInMemory):
+class TestTextsLoseTheirOuterSpaces(TestInMemory):
     promise = "test_the_stream_brings_values_without_loss"
 
     class destination_class(_Eventwise):
@@ -728,7 +728,7 @@ class TestListsLoseTheirNulls(TestInMemory):
             ]
 
 
-class TestARowIsFoundByWhatHasNoParts(TestDocuments):
+class TestARowIsFoundByItsPlainColumnsOnly(TestDocuments):
     promise = "test_a_row_without_a_key_is_found_by_its_parts"
 
     class destination_class(DocumentDestination):
@@ -809,7 +809,7 @@ class TestAWriteIsNeverDurable(TestInAFile):
             return Future()
 
 
-class TestTheResultIsNoFuture(TestInMemory):
+class TestTheResultIsNotAFuture(TestInMemory):
     promise = "test_a_write_gives_none_or_a_future"
 
     class destination_class(MemoryDestination):
@@ -858,7 +858,7 @@ class TestPositionsAreForgotten(TestInAFile):
         kept = tuple(name for name in FileDestination.kept if name != "positions")
 
 
-class TestARedeliveryDoubles(TestInMemory):
+class TestARedeliveryIsAppliedTwice(TestInMemory):
     promise = "test_a_batch_delivered_again_changes_nothing"
 
     class destination_class(MemoryDestination):
@@ -924,7 +924,7 @@ class TestAMarkIsForgotten(TestInAFile):
         kept = tuple(name for name in FileDestination.kept if name not in ("_marks", "_identity"))
 
 
-class TestAllHaveOneIdentity(TestInMemory):
+class TestAllDestinationsHaveOneIdentity(TestInMemory):
     promise = "test_two_destinations_have_differing_identities"
 
     class destination_class(MemoryDestination):
@@ -963,7 +963,7 @@ class TestPositionsOfAnOldEpochStay(TestInMemory):
             )
 
 
-class TestACopyThatWasGivenUpIsHeld(TestInMemory):
+class TestAnAbandonedCopyIsHeld(TestInMemory):
     promise = "test_copies_are_held_until_they_are_given_up"
 
     class destination_class(MemoryDestination):
@@ -976,7 +976,7 @@ class TestACopyThatWasGivenUpIsHeld(TestInMemory):
             return {t: copy for t, copy in self._seen.items() if t in table_ids}
 
 
-class TestOneProcessKeepsItToItself(TestInAFile):
+class TestOneProcessKeepsTheFileToItself(TestInAFile):
     promise = "test_another_process_copies_a_table_while_this_one_streams"
 
     class destination_class(FileDestination):
@@ -1131,7 +1131,7 @@ class TestARowNeverReturnsFromQuarantine(TestInMemory):
                     self._odd.setdefault(key, before[key])
 
 
-class TestAnOddValueThatIsNotSentIsTakenForGood(TestInMemory):
+class TestAnOddValueThatIsNotSentCountsAsGood(TestInMemory):
     promise = "test_a_row_returns_as_soon_as_it_can_be_held"
 
     class destination_class(_Quarantine):
@@ -1256,7 +1256,7 @@ class TestAnUpdateIsRecordedAsAnInsert(TestLog):
             return line | {"op": "I"} if line["op"] == "U" else line
 
 
-class TestRecordedValuesAreOfTheFirstSchema(TestLog):
+class TestRecordedValuesHaveTheFirstSchema(TestLog):
     promise = "test_changes_under_another_schema_are_recorded_with_its_columns"
 
     class destination_class(LogDestination):
@@ -1304,7 +1304,7 @@ class TestItDoesNotDeclareWhatItHas(TestInMemory):
         def interrupt(self) -> None: ...
 
 
-class TestItHasHalfOfWhatWouldBeAsked(TestInMemory):
+class TestItHasHalfOfTheMethodsItNeeds(TestInMemory):
     promise = "test_it_has_the_methods_of_what_it_offers"
 
     class destination_class(MemoryDestination):
@@ -1332,7 +1332,7 @@ class _Late(Future[None]):
             self.set_result(None)
 
 
-class TestOnlyTheNewestWriteUnderWayIsMade(TestInMemory):
+class TestOnlyTheNewestWriteUnderWayIsCarriedOut(TestInMemory):
     promise = "test_writes_of_several_tables_may_be_under_way_at_once"
 
     class destination_class(MemoryDestination):
@@ -1355,7 +1355,7 @@ class _Kept(MemoryDestination):
         raise NotImplementedError
 
 
-class TestADeletedRowGoes(TestInMemory):
+class TestADeletedRowDisappears(TestInMemory):
     promise = "test_a_deleted_row_stays_with_the_time_of_its_delete"
 
     class destination_class(_Kept):
@@ -1415,7 +1415,7 @@ class TestAKeyThatARowLeftIsForgotten(TestInMemory):
             return [row for row in rows if row.get("note") != "a" or len(rows) != 2]
 
 
-class TestAVersionOfOneBatchIsOne(TestInMemory):
+class TestVersionsOfOneBatchAreMerged(TestInMemory):
     promise = "test_several_transactions_of_a_row_in_one_batch_are_versions_each"
 
     class destination_class(_Applies):
@@ -1507,7 +1507,7 @@ class TestAnyTableIsRepaired(TestInMemory):
             return
 
 
-class TestHashesAreOfKeysAlone(TestInMemory):
+class TestHashesCoverKeysAlone(TestInMemory):
     promise = "test_rows_have_the_same_hashes_wherever_they_are"
 
     class destination_class(MemoryDestination):

@@ -97,7 +97,7 @@ class TestProgressMovesBack(TestFileStore):
             return flush_lsn
 
 
-class TestProgressSaysWhatItWasTold(TestFileStore):
+class TestProgressReturnsWhatItWasGiven(TestFileStore):
     promise = "test_progress_never_moves_back"
 
     class store_class(FileStore):
@@ -118,7 +118,7 @@ class TestAllWorkersShareOneProgress(TestFileStore):
             return super().get_replication_progress(ApplyWorker())
 
 
-class TestProgressIsComparedOutsideOfTheLock(TestFileStore):
+class TestProgressIsComparedOutsideTheLock(TestFileStore):
     promise = "test_of_progress_reported_by_several_threads_the_furthest_stays"
 
     class store_class(FileStore):
@@ -188,7 +188,7 @@ class TestManyTablesAreUpdatedOneByOne(TestFileStore):
                 time.sleep(0.0001)  # another thread's turn
 
 
-class TestStatesAreReadThroughToTheStore(TestFileStore):
+class TestStatesThatWereReadChangeLater(TestFileStore):
     promise = "test_what_was_read_stays_as_it_was_when_read"
 
     class store_class(FileStore):
@@ -209,7 +209,7 @@ class TestStatesAreReadThroughToTheStore(TestFileStore):
             return self._View(self._states)
 
 
-class TestARetryIsAtAWholeSecond(TestFileStore):
+class TestARetryIsRoundedToAWholeSecond(TestFileStore):
     promise = "test_each_state_is_read_as_it_was_written"
 
     class store_class(FileStore):
@@ -330,7 +330,7 @@ class TestPruningRemovesTheVersionInForce(TestFileStore):
 # -- metadata and life cycle -------------------------------------------------------------------
 
 
-class TestApplyingIsGivenAsApplied(TestFileStore):
+class TestApplyingIsReturnedAsApplied(TestFileStore):
     promise = "test_metadata_that_is_being_applied_is_not_given_as_applied"
 
     class store_class(FileStore):
@@ -347,7 +347,7 @@ class TestMetadataIsLostOnReopening(TestFileStore):
         kept = ("_states", "_schemas", "_progress")
 
 
-class TestEverythingIsSavedAtTheEndOnly(TestFileStore):
+class TestEverythingIsSavedOnlyAtTheEnd(TestFileStore):
     promise = "test_progress_outlives_the_process_and_does_not_move_back_then"
 
     class store_class(FileStore):
@@ -358,7 +358,7 @@ class TestEverythingIsSavedAtTheEndOnly(TestFileStore):
             super().save()
 
 
-class TestClearingForACopyTakesTheState(TestFileStore):
+class TestClearingForACopyRemovesTheState(TestFileStore):
     promise = "test_before_a_copy_everything_but_the_state_goes"
 
     class store_class(FileStore):
@@ -405,7 +405,7 @@ class TestALeaseIsGivenTwice(TestSharedStore):
             return super().acquire_lease(name)
 
 
-class TestALeaseIsReleasedByWhoHadItBefore(TestSharedStore):
+class TestALeaseIsReleasedByItsFormerHolder(TestSharedStore):
     promise = "test_a_lease_has_one_holder"
 
     class store_class(MemoryStore):
@@ -438,7 +438,7 @@ class TestEpochsStartOver(TestSharedStore):
                 return self._epoch
 
 
-class TestEpochsAreTakenOutsideOfTheLock(TestSharedStore):
+class TestEpochsAreTakenOutsideTheLock(TestSharedStore):
     promise = "test_epochs_taken_at_once_differ"
 
     class store_class(MemoryStore):
@@ -460,7 +460,7 @@ class TestATransitionDoesNotCompare(TestSharedStore):
             return True
 
 
-class TestATransitionIsComparedOutsideOfTheLock(TestSharedStore):
+class TestATransitionIsComparedOutsideTheLock(TestSharedStore):
     promise = "test_of_many_transitions_from_one_state_one_happens"
 
     class store_class(MemoryStore):
@@ -474,7 +474,7 @@ class TestATransitionIsComparedOutsideOfTheLock(TestSharedStore):
             return True
 
 
-class TestAWaitMissesWhatWasBeforeIt(TestSharedStore):
+class TestAWaitMissesEarlierChanges(TestSharedStore):
     promise = "test_a_wait_ends_when_another_process_changes_something"
     patience_s = 0.2
 
@@ -519,7 +519,7 @@ class TestAFinishedChunkWakesNoOne(TestSharedStore):
                 self._plans[table_id] = replace(plan, finished=finished)
 
 
-class TestAWorkerCanNotBeWoken(TestSharedStore):
+class TestAWorkerCannotBeWoken(TestSharedStore):
     promise = "test_a_worker_can_be_woken"
     patience_s = 0.2
 
