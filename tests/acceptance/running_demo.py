@@ -74,7 +74,7 @@ class RunningDemo:
         return (self.folder / "dagster.log").read_text(errors="replace")
 
     def until(self, what: str, look: Callable[[], Any]) -> Any:
-        """Look again until there is something; Dagster has no way to be told."""
+        """Look again until there is something; Dagster sends no notification."""
         deadline = time.monotonic() + 2 * PATIENCE_S
         while not (found := look()):
             assert self.process.poll() is None, "\n".join(self.output)

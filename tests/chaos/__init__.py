@@ -1,1 +1,1 @@
-"""Everything goes wrong at random, for as long as one likes: ``make chaos``."""
+"""Everything goes wrong at random, for as long as you like: ``make chaos``."""

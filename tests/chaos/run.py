@@ -1,4 +1,4 @@
-"""A run: steps of a plan, each told with its time, and the comparison in the end."""
+"""A run: steps of a plan, each reported with its time, and the comparison at the end."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run(
 
 
 class Doing:
-    """One step; what can't be done just now is told, and left."""
+    """One step; what can't be done just now is reported and skipped."""
 
     def __init__(self, world: World, step: Step, begun: float) -> None:
         self._world, self._step, self._begun = world, step, begun

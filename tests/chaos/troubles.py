@@ -215,7 +215,7 @@ def refused_table(world: World, rng: random.Random) -> Iterator[str]:
         yield what
     finally:
         wait_until(lambda: _takes_again(dsn, table))
-        with contextlib.suppress(EtlError):  # else it is copied in the end
+        with contextlib.suppress(EtlError):  # otherwise it ends up copied
             retry(world, rng)
 
 

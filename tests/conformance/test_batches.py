@@ -1,4 +1,4 @@
-"""A batch tells the same whether it is read by columns or event by event."""
+"""A batch holds the same whether it is read by columns or event by event."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_the_base_classes_of_the_broken_ones_pass_everything(
 
 
 def test_a_failure_shows_what_was_compared(outcomes: Mapping[str, Outcome]) -> None:
-    """pytest rewrites assertions of a package only when it is told to."""
+    """pytest rewrites a package's assertions only if it is asked to."""
     failure = outcomes["TestProgressMovesBack"].failed["test_progress_never_moves_back"]
 
     assert "assert Lsn(offset=100) == Lsn(offset=200)" in failure

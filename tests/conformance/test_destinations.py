@@ -100,7 +100,7 @@ class TestMemoryDestination(ChecksOfOurOwn, DestinationSuite):
 
 
 class TestDuckDBDestination(ChecksOfOurOwn, DestinationSuite):
-    """Read as everybody else would, from the file."""
+    """Read as any other client would, from the file."""
 
     def make_destination(self, folder: Path) -> DuckDBDestination:
         self.path = folder / "warehouse.duckdb"
@@ -176,7 +176,7 @@ def idle() -> Iterator[Idle]:
 
 @pytest.mark.servers("oldest")
 class TestPostgresDestination(ChecksOfOurOwn, DestinationSuite):
-    """Read as everybody else would, from the database.
+    """Read as any other client would, from the database.
 
     The oldest server may lack something; pipelines that are killed write to the newest.
     """

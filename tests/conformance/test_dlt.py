@@ -91,7 +91,7 @@ class TestDuckDB(DestinationSuite):
         return bool(found)
 
     def test_a_new_copy_may_have_other_columns_and_types(self, subject: Subject) -> None:
-        """dlt changes no type and drops no column, so the table is made again."""
+        """dlt changes no type and drops no column, so the table is created again."""
         subject.copy(ORDERS, [order(1, document="text")])
         subject.write(insert(ORDERS, **order(2)))
         first, _, third, _ = ORDERS.columns
@@ -118,7 +118,7 @@ class TestDuckDB(DestinationSuite):
         subject.deliver(changes, epoch=2, apply_from={VISITS.id: Lsn(1)})
 
         copied = [{"page": "/", "at": 1}, {"page": "/", "at": 2}]
-        subject.holds(VISITS, copied * 2)  # the stream was told of another copy, once
+        subject.holds(VISITS, copied * 2)  # the stream was given a new copy, once
 
     def test_a_stalled_process_is_refused_once_another_has_loaded(self, subject: Subject) -> None:
         """It wakes up with a batch in its hands, and would write old rows over new ones."""

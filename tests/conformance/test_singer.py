@@ -42,7 +42,7 @@ class SingerHooks(DestinationHooks):
             if added.get("_etl_unchanged"):
                 added["_etl_unchanged"] = json.loads(added["_etl_unchanged"])
             row = {name: value for name, value in record.items() if name in kept}
-            # What JSON can't spell is told next to the row.
+            # What JSON can't represent is sent next to the row.
             row |= {n: text for n, text in odd.items() if _is_held(kept[n].type_oid)}
             rows.append(row_from_json(schema.columns, row) | added)
         return each_once(rows) if schema.mode == "append" else rows

@@ -39,7 +39,7 @@ class Wire:
     def __init__(self, server: tuple[str, int]) -> None:
         self._server = server
         #: What happens instead of the next commit of a snapshot; called with what passes it on
-        #: and reads its answer. The client hears nothing of it.
+        #: and reads its answer. The client gets no answer.
         self.instead: Callable[[Callable[[], None]], None] | None = None
         #: Whether it has happened, and what failed of it.
         self.is_over = threading.Event()
@@ -125,7 +125,7 @@ def mortal(newest_server: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
 
 
 def batches() -> list[EventBatch]:
-    """Changes of which each would show if it were lost or applied twice."""
+    """Changes, each of which would show if it were lost or applied twice."""
     stream = Transactions()
     return [
         batch(stream.commit(insert(ORDERS, **order(1, "s3cret")), insert(ORDERS, **order(2)))),

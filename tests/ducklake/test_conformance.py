@@ -29,7 +29,7 @@ from tests.support.database import Database
 
 
 class LakeHooks(DestinationHooks):
-    """Read as everybody else would, with DuckDB."""
+    """Read as any other client would, with DuckDB."""
 
     def lake(self, folder: Path) -> LakePlace:
         raise NotImplementedError

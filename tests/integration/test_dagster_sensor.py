@@ -116,13 +116,16 @@ def test_the_sensor_has_tables_copied_and_then_reports_their_changes(
             counted = len(ui.materializations)
             return total == {"rows_inserted": 20, "rows_updated": 3, "rows_deleted": 1}
 
+        def rows_are_counted(result: Tick) -> bool:
+            """Rows are counted after a change is reported, so only another report has the count."""
+            count = ui.materialization_of("orders").metadata.get("dagster/row_count")
+            if count is not None and count.value == 519:
+                return True
+            shop.execute("UPDATE orders SET note = 'again' WHERE id = 1")
+            return False
+
         ui.tick_until(everything_is_reported)
-        ui.tick_until(
-            lambda r: (
-                ui.materialization_of("orders").metadata["dagster/row_count"].value == 519
-                or shop.execute("UPDATE orders SET note = 'again' WHERE id = 1")
-            )
-        )
+        ui.tick_until(rows_are_counted)
         streamed = ui.materialization_of("orders").metadata
         assert streamed["lag_bytes"].value is not None
         assert streamed["confirmed_lsn_offset"].value > 0  # type: ignore[operator]

@@ -78,7 +78,7 @@ def test_the_port_that_was_asked_for_is_used(open_folder: Path) -> None:
 
 
 def test_a_killed_owner_takes_its_server_along(open_folder: Path) -> None:
-    """It shuts down as if it had been told to, so the next start has nothing to repair."""
+    """It shuts down cleanly, so the next start has nothing to repair."""
     code = (
         "import sys, time\n"
         "from etl_dagster.demo.server import EmbeddedPostgres\n"

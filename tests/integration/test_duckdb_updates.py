@@ -119,7 +119,7 @@ def _some_changes(source: SourceTable, random: Random, count: int) -> list[Chang
 def test_random_changes_leave_what_the_source_has(
     destination: DuckDBDestination, path: Path, seed: int, more: tuple[str, ...]
 ) -> None:
-    """Across batches, of which some are delivered again from an earlier place."""
+    """Across batches, some of which are delivered again from an earlier position."""
     random = Random(seed)
     source, stream = SourceTable(products(*more), LARGE), Transactions()
     done = 0

@@ -322,7 +322,7 @@ def test_a_second_run_of_a_state_waits_for_the_first(
 
 
 def test_a_state_that_others_changed_meanwhile_is_named(folder: Path, state_uri: str) -> None:
-    """The run writes over it: a person who cleared a state must not find that out by chance."""
+    """The run overwrites it; a person who cleared a state must not learn that only by chance."""
     gate = folder / "gate"
 
     def change() -> None:

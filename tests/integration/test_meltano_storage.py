@@ -609,7 +609,7 @@ def test_a_dropped_connection_is_replaced(storage: StateStorage, newest_database
 def test_a_connection_dropped_while_holding_the_lock_loses_nothing(
     storage: StateStorage, newest_database: Database
 ) -> None:
-    """The transaction is made again, provided that the state is as it was read."""
+    """The transaction is repeated, provided that the state is still as it was read."""
     storage.set("a", completed={"n": 1})
     with storage.lock("a"):
         assert storage.get("a") is not None
@@ -627,7 +627,7 @@ def test_a_connection_dropped_while_holding_the_lock_loses_nothing(
 def test_a_write_whose_answer_is_lost_is_not_done_twice(
     storage: StateStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server has committed, and the connection breaks before it says so."""
+    """The server has committed, and the connection breaks before it can answer."""
     storage.migrate()
     send = writing.send
     answers_to_lose = 0

@@ -1,4 +1,4 @@
-"""TLS settings reach libpq: encryption, who the server is, a certificate for a password."""
+"""TLS settings reach libpq: encryption, the server's identity, a certificate as the password."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_names_move_in_chains_to_free_names_and_back(
 def test_a_table_takes_the_name_of_one_that_was_dropped_or_left(
     newest_database: Database, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Postgres reports neither; the old rows stay, under another name that the log tells."""
+    """Postgres reports neither; the old rows stay, under another name that is logged."""
     database = newest_database
     database.execute(
         TABLES.replace("for all tables", "for table orders, orders_new, parts").replace(

@@ -248,7 +248,7 @@ def _text(value: Any) -> str | None:
 def test_a_row_in_quarantine_has_labels_that_its_table_got_later(
     folder: Path, is_copied: bool
 ) -> None:
-    """An enum gets a label where a row brings it, and the row goes on to the twin."""
+    """An enum gets a label when a row brings it, and the row reaches the twin, too."""
     amount = replace(_COLUMNS[2], quarantine=True)
     mood = column("mood", 70_000, 5, type=Enum(70_000, "mood", ("sad",)), own_type=True)
     moody = table([_COLUMNS[0], amount, mood], table_id=3, name="moody")

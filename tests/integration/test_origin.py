@@ -100,7 +100,7 @@ class Cluster:
 
 
 SERVERS = find_servers()
-#: For what our own records tell, whatever the version: the source is only asked where its WAL ends.
+#: For what our own records reveal, in any version: the source is only asked where its WAL ends.
 ONE_VERSION = pytest.mark.parametrize(
     "own_server", SERVERS[:1], ids=[f"pg{found.major}" for found in SERVERS[:1]], indirect=True
 )
@@ -191,7 +191,7 @@ def test_a_source_that_was_restored_is_refused_with_the_store_elsewhere(
     assert_refused(config, SourceRestored, "WAL ends at")
     cluster.insert(2001)
     cluster.outrun(newest)
-    # Now nothing but the transaction itself tells.
+    # Now only the transaction itself reveals it.
     assert_refused(config, SourceRestored, "but the source now sends")
 
     newest_database.execute("update etl.known_sources set timeline = 1")

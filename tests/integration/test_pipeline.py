@@ -307,7 +307,7 @@ def test_an_idle_database_does_not_retain_wal(
         newest_database.execute("insert into unpublished select generate_series(1, 50000)")
         assert pipeline.wait_until_caught_up(60)
         end = newest_database.current_lsn()
-        # The server hears of it a moment after everything is durable.
+        # The server gets the position a moment after everything is durable.
         wait_until(
             lambda: (
                 newest_database.query(

@@ -120,7 +120,7 @@ def test_settings_are_pinned_for_a_transaction_and_never_left_to_other_clients(
 def test_a_pooler_is_detected_while_other_clients_use_it(
     newest_database: Database,
 ) -> None:
-    """Which server connection comes next depends on who gave one back last."""
+    """Which server connection comes next depends on which client returned one last."""
     with pgbouncer(newest_database, "transaction", pool_size=3) as dsn:
         done = threading.Event()
 

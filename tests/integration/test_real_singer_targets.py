@@ -217,7 +217,7 @@ def postgres_config(database: Database, **more: Any) -> dict[str, Any]:
         "user": parts["user"],
         "password": parts["password"],
         "database": parts["dbname"],
-        # Else all tables are in one schema, by default melty.
+        # Otherwise all tables are in one schema, by default melty.
         "default_target_schema": "public",
         **more,
     }

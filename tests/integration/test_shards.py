@@ -288,7 +288,7 @@ def test_names_that_pass_between_tables_of_two_shards_lose_no_rows(
     prepare(newest_database)
     config = sharded(make_config, newest_database)
     run_until_caught_up(config)
-    # While neither streams: the other shard hears of its new table first.
+    # While neither streams: the other shard learns of its new table first.
     newest_database.execute(
         "alter table orders rename to orders_before",
         "create table orders (id bigint primary key, n int)",

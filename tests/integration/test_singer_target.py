@@ -426,7 +426,7 @@ def test_a_stop_ends_what_waits_for_the_target(scripted: Scripted, tmp_path: Pat
 
 
 def test_a_target_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
-    """Else it would write what it still has after what the next process sends."""
+    """Otherwise it would write what it still has after what the next process sends."""
     set_fault(tmp_path, {"do": "hang", "at": 1})
     code = (
         "import pathlib, sys, time; from tests.support.singer_target import scripted\n"

@@ -293,7 +293,7 @@ def test_a_table_that_is_dropped_while_it_is_measured_has_no_size(
 
 
 class Forgetful(Watching):
-    """Notes the tables' states whenever it is told to forget earlier copies."""
+    """Notes the tables' states whenever it has to forget earlier copies."""
 
     store: CoordinatingStore
     found: list[Counter[str]]
@@ -386,7 +386,7 @@ def test_a_destination_that_takes_one_table_at_a_time_gets_one_at_a_time(
 
 
 class LosesAnswers(Destination):
-    """Writes the first chunk of each table, and fails before it can say so."""
+    """Writes the first chunk of each table, and fails before it can confirm it."""
 
     name = "loses-answers"
 

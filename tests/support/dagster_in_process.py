@@ -111,7 +111,7 @@ class Dagster:
             if done(result):
                 return result
             assert time.monotonic() < deadline, f"last tick: {result}"
-            # A child tells something twice a second; the sensor comes every 5 s.
+            # A child reports twice a second; the sensor ticks every 5 s.
             time.sleep(0.2)
 
     def run(self, request: RunRequest, raise_on_error: bool = True) -> Any:

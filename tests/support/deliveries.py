@@ -1,4 +1,4 @@
-"""A delivery with a destination that does what a test tells it, and a stream made by hand."""
+"""A delivery with a destination that a test controls, and a stream made by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def schema(table_id: TableId) -> TableSchema:
 
 
 class Flaky(MemoryDestination):
-    """Raises what it is told to, then works."""
+    """Raises the given errors, then works."""
 
     def __init__(self) -> None:
         super().__init__()

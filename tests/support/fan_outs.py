@@ -35,7 +35,7 @@ QUICK = FanOutPace(
 
 
 class Gated(MemoryDestination):
-    """Takes changes only while its gate is open; raises what it is told to in place of them."""
+    """Takes changes only while its gate is open; raises `failure` instead, if it is set."""
 
     def __init__(self) -> None:
         super().__init__()

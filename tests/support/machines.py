@@ -135,7 +135,7 @@ def machines(folder: Path, count: int, *, hidden: Sequence[Path] = ()) -> Iterat
             plain = [Machine(each.name, each) for each in folders]
             yield Machines("127.0.0.1", plain, _stack=stack)
             return
-        # Addresses for tests of networks (RFC 2544), of which a run picks 256.
+        # Addresses for tests of networks (RFC 2544); a run picks 256 of them.
         network = f"198.{18 + secrets.randbelow(2)}.{secrets.randbelow(256)}"
         found = Machines(f"{network}.1", _stack=stack)
         for number, own in enumerate(folders):

@@ -52,7 +52,7 @@ def state_uri(
     port: int | str | None = None,
     name: str | None = None,
 ) -> str:
-    """``postgres://user:password@host:port/database/schema``, as the superuser if not told."""
+    """``postgres://user:password@host:port/database/schema``, as the superuser by default."""
     parts = conninfo_to_dict(database.dsn)
     user = quote(user or str(parts["user"]), safe="")
     password = quote(password if password is not None else str(parts["password"]), safe="")

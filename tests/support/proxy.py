@@ -24,7 +24,7 @@ class _Link:
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
-    #: Whether what comes goes nowhere, either way.
+    #: Whether everything that arrives is dropped, in either direction.
     is_forgotten: bool = False
 
 

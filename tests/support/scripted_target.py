@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A Singer target that keeps its tables in an SQLite file, and fails as it is told.
+"""A Singer target that keeps its tables in an SQLite file, and fails on request.
 
 Its settings, all in the file given as ``--config``:
 

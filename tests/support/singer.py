@@ -3,7 +3,7 @@
 The tap has the streams ``apples`` and ``pears``, whose rows are numbered; it continues after the
 number in its state. While the file named by ``FRUIT_GATE`` is missing, it waits after its first
 record, having written ``FRUIT_GATE`` with ``.reached`` behind it. ``FRUIT_ROWS`` is how many rows
-there are, ``FRUIT_FAILS`` makes it fail in the end.
+there are, ``FRUIT_FAILS`` makes it fail at the end.
 """
 
 from __future__ import annotations

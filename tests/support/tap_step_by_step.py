@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A Singer tap of three records; before the first and the second it waits to be told to continue.
+"""A Singer tap of three records; it waits for a signal before the first and the second.
 
 Its configuration (``folder``) names where it looks for ``begin`` and ``continue``, and leaves
 ``started``.

@@ -129,7 +129,7 @@ class Reader:
         return self._terminals[number]
 
     def close(self) -> None:
-        """Close the windows, the last one first; what still runs in them is told to stop."""
+        """Close the windows, the last one first; what still runs in them is asked to stop."""
         for _, terminal in sorted(self._terminals.items(), reverse=True):
             terminal.close()
 

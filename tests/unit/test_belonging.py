@@ -95,7 +95,7 @@ def origin() -> OriginCheck:
     ("known", "found", "kind", "match"),
     [
         (KNOWN, FoundSource(KNOWN, Lsn(1100), 701), None, ""),
-        # Some services don't tell it.
+        # Some services don't report it.
         (KNOWN, FoundSource(KnownSource("", 1, 16384, "shop"), Lsn(1100), 701), None, ""),
         (None, FoundSource(KNOWN, Lsn(1100), 701), None, ""),
         # Numbers of transactions wrap around.

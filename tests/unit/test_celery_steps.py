@@ -39,7 +39,7 @@ class Result:
 
 
 class WorkerLostError(Exception):
-    """As Celery's, of which only the name is looked at."""
+    """Like Celery's; only its name is looked at."""
 
 
 @dataclass

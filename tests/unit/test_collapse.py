@@ -65,7 +65,7 @@ def test_a_row_inserted_and_deleted_is_only_removed() -> None:
 
 
 def test_keys_without_a_row_at_the_destination_are_told_apart() -> None:
-    """Nothing needs to be deleted of a key that was inserted first, and has a row in the end."""
+    """A key that was inserted first and still has a row at the end needs no delete."""
     plain = collapsed(insert(ORDERS, id=1), update(ORDERS, id=2), delete(ORDERS, id=3))
     repeated = collapsed(
         insert(ORDERS, id=1),

@@ -77,8 +77,7 @@ def test_what_a_batch_did_is_reported_before_its_progress_is_stored(side: Side[F
 def test_progress_waits_until_the_destination_says_durable(side: Side[Flaky]) -> None:
     side.destination.durable = Future()
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
-    while not side.destination.written:
-        side.stop.wait(0.001)
+    wait_until(lambda: bool(side.destination.written))
     assert side.progress is None
 
     side.destination.durable.set_result(None)
@@ -98,12 +97,11 @@ def test_a_write_that_returns_something_else_is_not_taken_for_durable(side: Side
 
 
 def test_a_stop_while_waiting_for_a_write_does_not_fail_the_write(side: Side[Flaky]) -> None:
-    """It isn't counted among the tries, of which it might be the last."""
+    """It isn't counted as a try; it might be the last one."""
     side.destination.failures = [OSError("odd")] * 3
     side.destination.durable = Future()  # never done
     side.delivery.put(side.transaction((ORDERS, 1)), FROM_THE_START)
-    while not side.destination.written:
-        side.stop.wait(0.001)
+    wait_until(lambda: bool(side.destination.written))
     side.stop.set()
     side.delivery.finish()
 

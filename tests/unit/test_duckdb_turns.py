@@ -137,7 +137,7 @@ def test_full_batches_between_readers_that_announce_themselves_do_not_pause_each
 def test_batches_that_follow_without_a_pause_leave_the_file_to_others(
     file: File,
 ) -> None:
-    """Else a reader that tries again and again is refused by one batch after the other."""
+    """Otherwise a reader that keeps trying is refused by one batch after the other."""
     turns = [file.batch(more_follows=False, ms=60) for _ in range(5)]
 
     # The first one comes after a long time without any.

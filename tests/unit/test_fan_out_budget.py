@@ -79,7 +79,7 @@ def test_in_the_middle_of_a_large_transaction_the_destination_waited_for_is_set_
 def test_a_destination_that_is_itself_past_the_budget_still_counts_as_waiting(
     budget: Budget,
 ) -> None:
-    """Both read the same transaction, and only one was told of a position in front of its end."""
+    """Both read the same transaction, and only one got a position before its end."""
     for second in range(HELD_UP + 2):
         found = look(
             budget,

@@ -1,4 +1,4 @@
-"""A destination that fails on purpose does so as told, and is the other one otherwise."""
+"""A destination that fails on purpose does so as planned, and else acts as the one it wraps."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_an_answer_is_lost_only_once_the_write_is_durable(
 
 
 def test_a_cancelled_write_whose_answer_is_lost_ends_with_the_lost_answer() -> None:
-    """Its caller would wait for ever otherwise: a cancelled future has no exception to pass on."""
+    """Its caller would wait forever otherwise: a cancelled future has no exception to pass on."""
     inner = Later()
     destination = FaultyDestination(inner)
     destination.fail_next("write_table_rows", LoseAnswer())

@@ -1,4 +1,4 @@
-"""A table goes from its own worker to the apply worker; every order of their steps does the same.
+"""A table goes from its own worker to the apply worker; any order of steps has the same result.
 
 Both workers are whole: stream, session, delivery, states in a store. Only the server is a list of
 transactions, and the clock counts turns.
@@ -201,7 +201,7 @@ class World:
         return is_actor
 
     def _require_durable(self, lsn: Lsn) -> None:
-        """What is said to be done must be at the destination: from here on it is not sent again."""
+        """What is reported as done must be at the destination: it is not sent again."""
         before = self.wal.ids_from(self.slot_lsn) - self.wal.ids_from(lsn)
         assert before <= set(self.ids), f"handed over at {lsn} without {before - set(self.ids)}"
 

@@ -87,7 +87,7 @@ def test_the_latency_ends_once_everything_up_to_the_heartbeat_is_durable() -> No
 
 
 def test_a_heartbeat_that_is_late_counts_with_its_age() -> None:
-    """Else a destination that hangs would have the latency of the time before."""
+    """Otherwise a destination that hangs would keep showing its former latency."""
     fixture = Fixture()
     latency = fixture.latency
     latency.sent(Beat(Lsn(1000), 0.0))

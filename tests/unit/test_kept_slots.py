@@ -1,4 +1,4 @@
-"""What is kept for tables that stopped, how much of it, and what is said of it."""
+"""What is kept for tables that stopped, how much of it, and what is reported."""
 
 from __future__ import annotations
 

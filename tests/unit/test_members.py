@@ -75,7 +75,7 @@ class Catalog:
         return True
 
     def publish(self, table_id: TableId, path: str = "all 700", storage: int = 1) -> None:
-        # With a TOAST table, so that a rewrite tells what it was.
+        # With a TOAST table, so that a rewrite shows what it was.
         self.tables[table_id] = Membership(frozenset({path}), Storage(storage, 90, "801"))
         self.names[table_id] = PublishedTable(schema(table_id), None, 0)
 
@@ -286,7 +286,7 @@ def test_a_table_that_may_have_been_unlogged_is_copied_again(fixture: Fixture) -
 def test_new_files_are_explained_by_a_truncate_of_the_stream_or_copied_again(
     fixture: Fixture, is_truncated: bool
 ) -> None:
-    """Without a TOAST table nothing else tells a TRUNCATE from what the stream knows nothing of."""
+    """Without a TOAST table, only this tells a TRUNCATE from what the stream doesn't show."""
     member = Membership(frozenset({"all 700"}), Storage(1, 0, "801"))
     fixture.catalog.tables[ORDERS] = member
     fixture.look()
@@ -337,7 +337,7 @@ def test_a_table_whose_rows_cannot_be_told_apart_any_more_stops(fixture: Fixture
 
 
 def test_slots_that_no_table_needs_any_more_are_dropped(fixture: Fixture) -> None:
-    """They would keep WAL for ever. A worker that is busy drops its own."""
+    """They would retain WAL forever. A worker that is busy drops its own."""
     fixture.catalog.publish(VISITS)
     fixture.look()
     fixture.is_in(Ready(Lsn(1)))

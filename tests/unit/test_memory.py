@@ -26,7 +26,7 @@ MB = 1024**2
 
 @dataclass
 class Process:
-    """A process of which a test says how much memory it has."""
+    """A process whose use of memory the test decides."""
 
     max_mb: int = 100
     used_mb: int = 10

@@ -112,7 +112,7 @@ CLIENTS: dict[str, Callable[[psycopg.Error], EtlError]] = {
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_every_client_waits_for_the_same_failures(client: str) -> None:
-    """One of them refused a wrong certificate, another tried it again for ever."""
+    """One of them refused a wrong certificate, another retried it forever."""
     examples = [(psycopg.OperationalError(text), failure) for text, failure in TEXTS]
     examples += [(error("words"), failure) for error, failure in CODES]
     for error, failure in examples:

@@ -85,7 +85,7 @@ def test_columns_of_differing_types_differ() -> None:
 
 
 def test_a_different_label_or_name_does_not_make_a_different_type() -> None:
-    """Either may come at any time, nothing in the stream tells, and values are held as before."""
+    """Either may change at any time, the stream doesn't show it, and values are held as before."""
     column = ColumnSchema("mood", 70_000, type=Enum(70_000, "public.mood", ("sad",)))
 
     assert column == replace(column, type=Enum(70_000, "humor", ("sad", "happy")))

@@ -1,4 +1,4 @@
-"""The control connection is made again when it broke, however libpq tells."""
+"""The control connection is replaced when it broke, however libpq reports it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_question_that_the_server_refuses_is_not_repeated() -> None:
 
 
 def test_a_question_whose_connection_is_closed_meanwhile_is_repeated_each_time() -> None:
-    """After an interruption, the apply thread closes what another thread has just made again."""
+    """After an interruption, the apply thread closes what another thread has just opened."""
     control = Control()
     control.ask("asking", lambda connection: None)
     is_asked: SimpleQueue[None] = SimpleQueue()

@@ -261,7 +261,7 @@ def described(side: Side) -> bytes:
 
 
 def test_a_table_ends_as_the_server_last_described_it() -> None:
-    """To the server, what it has told another transaction since holds for all that follow."""
+    """To the server, what it described since, in another transaction, holds for all that follow."""
     side = Side()
     side.give(start(9), xid_after_tag(wire.relation(A), 9), xid_after_tag(row(1), 9), STOP)
     side.give(*map(wire.xlog_data, whole(8, 90, wire.relation(WIDER))))

@@ -1,4 +1,4 @@
-"""What the status says of tables is made again only for those of which something changed."""
+"""The status of a table is rebuilt only when something about it changed."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Scripted(MemoryDestination):
 
 
 class Noticed(dict[TableId, Lsn]):
-    """From where on tables are applied; tells when the delivery takes the batch that it is for."""
+    """From where on tables are applied; records when the delivery takes the batch it is for."""
 
     def __init__(self, apply_from: Mapping[TableId, Lsn]) -> None:
         super().__init__(apply_from)

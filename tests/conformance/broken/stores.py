@@ -579,10 +579,10 @@ class TestNotesForgetWhatWasAStatus(TestSharedStore):
 
 
 class TestANoteDiesWithItsProcess(CoordinationSuite):
-    """What else is written is in the file at once."""
+    """Everything else that is written is in the file at once."""
 
     promise: ClassVar[str | None] = "test_a_note_outlives_a_process_that_is_killed_right_after"
-    # Two objects don't hear of each other.
+    # Two objects don't notify each other.
     test_a_wait_ends_when_another_process_changes_something = None  # type: ignore[assignment]
     test_two_workers_talk_through_the_store_and_miss_no_word = None  # type: ignore[assignment]
 
