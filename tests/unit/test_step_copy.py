@@ -12,10 +12,54 @@ from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.errors import LeaseLost
 from etl_dagster.integrations.dagster.copies.step_copy import StepCopy
 from etl_dagster.lsn import Lsn
-from etl_dagster.model.states import SyncDone
+from etl_dagster.model.states import Init, SyncDone, TableState
 from etl_dagster.stores.memory import MemoryStore
 from tests.support.deliveries import ORDERS
 from tests.support.scripted import config
+
+
+class Tries:
+    """The tries of one step, which a person started for a table that is streamed."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.count = 0
+        self.hand_over()
+
+    def hand_over(self) -> None:
+        self.store.update_table_replication_states([(ORDERS, SyncDone(Lsn(1)))])
+
+    def prepare(self) -> TableState | None:
+        """Begin a try; returns the state that the table has then."""
+        context: Any = SimpleNamespace(
+            log=logging.getLogger("test"),
+            run=SimpleNamespace(run_id="this", tags={}),
+            retry_number=self.count,
+        )
+        self.count += 1
+        watch = SimpleNamespace(check=lambda: None)
+        copy = StepCopy(context, config(), self.store, MemoryDestination(), watch, "public.orders")
+        copy.prepare(ORDERS)
+        return self.store.get_table_replication_state(ORDERS)
+
+
+def test_a_try_after_one_that_did_not_reach_the_source_still_requests_the_copy() -> None:
+    """Else the run would succeed without a copy, and name another worker for it."""
+    tries = Tries()
+    tries.count = 1
+
+    assert tries.prepare() == Init()
+
+
+@pytest.mark.parametrize("was_streamed", [True, False])
+def test_a_try_after_a_copy_of_the_same_run_requests_no_other(was_streamed: bool) -> None:
+    tries = Tries()
+    if not was_streamed:
+        tries.store.request_copy(ORDERS)
+    assert tries.prepare() == Init()
+    tries.hand_over()
+
+    assert tries.prepare() == SyncDone(Lsn(1))
 
 
 def test_a_table_that_another_worker_has_just_handed_over_is_not_a_failure() -> None:

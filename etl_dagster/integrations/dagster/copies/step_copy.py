@@ -198,11 +198,15 @@ class StepCopy:
         )
 
     def prepare(self, table_id: TableId) -> None:
-        """Request a new copy if the table has one already, and a person started the run."""
+        """Request a new copy if the table has one already, and a person started the run.
+
+        It does so once in a run: a try that has failed before it came here has requested nothing.
+        """
         state = self._store.get_table_replication_state(table_id)
-        is_again = self._context.retry_number > 0 or not is_asked_for_by_person(self._context)
+        key, run = f"prepared by run:{table_id}", {"run_id": self._context.run.run_id}
+        is_due = is_asked_for_by_person(self._context) and self._store.get_note(key) != run
         match state:
-            case Ready() | SyncDone() if not is_again:
+            case Ready() | SyncDone() if is_due:
                 self._log.info(f"{self._name} is streamed; copying it again from the beginning")
                 self._store.request_copy(table_id)
             case Errored(retry=retry) if not isinstance(retry, TimedRetry):
@@ -212,6 +216,8 @@ class StepCopy:
                 self._log.info(f"{self._name} is new; the replicator has not seen it yet")
             case _:
                 pass
+        if is_due:
+            self._store.put_note(key, run)
 
     # -- the worker, on a thread so that a termination of the run is noticed at once ---------------
 
