@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 #: The end of a solution, where the stream can't tell which rows differ.
@@ -599,12 +600,13 @@ class TableOfAnotherShard(EtlError):
     """Another shard has the table, by the state store, and may still write it."""
 
     def __init__(self, name: str, other: str, *, shard: str, publication: str) -> None:
+        table = shlex.quote(name)
         super().__init__(
             f"{name} is a table of the shard {other!r}, and is not copied by the shard {shard!r}",
             solution=f"To bring it over without a copy: put it back into publication "
-            f"{publication!r} alone, and `etl-dagster move {name} --to {shard}`. To copy it: take "
+            f"{publication!r} alone, and `etl-dagster move {table} --to {shard}`. To copy it: take "
             f"it out of publication {publication!r}, let the shard {other!r} run until it has let "
-            f"go of the table, then `etl-dagster resync {name} --shard {shard}`.",
+            f"go of the table, then `etl-dagster resync {table} --shard {shard}`.",
         )
 
 
@@ -616,7 +618,7 @@ class MoveNotFinished(EtlError):
     def __init__(self, name: str, other: str, shard: str) -> None:
         super().__init__(
             f"{name} is being moved to the shard {shard!r}, and the shard {other!r} still has it",
-            solution=f"Stop both; `etl-dagster move {name} --to {shard}` finishes it.",
+            solution=f"Stop both; `etl-dagster move {shlex.quote(name)} --to {shard}` finishes it.",
         )
 
 
@@ -686,9 +688,10 @@ class CopyNeeded(EtlError):
     """A table that stopped can't be resumed: its changes since are not kept."""
 
     def __init__(self, table_name: str, reason: str) -> None:
+        table = shlex.quote(table_name)
         super().__init__(
             reason,
-            solution=f"Copy it again, next to its old rows: `etl-dagster resync {table_name}`.",
+            solution=f"Copy it again, next to its old rows: `etl-dagster resync {table}`.",
         )
 
 

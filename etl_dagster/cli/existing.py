@@ -1,4 +1,4 @@
-"""The state store of a pipeline that ran before; looking must not create it."""
+"""The state store of a pipeline that has run before; a look must not create it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from etl_dagster.assembly import forgets, opened_store
 from etl_dagster.config import PipelineConfig
+from etl_dagster.config.commands import command
 from etl_dagster.errors import ConfigError, StoreError
 from etl_dagster.kinds import STORES
 
@@ -22,11 +23,11 @@ def existing_store(
     """The store, open.
 
     Args:
-        solution: what to do where the pipeline has never run; by default, to start it.
+        solution: what to do if the pipeline has never run; by default, to start it.
 
     Raises:
         ConfigError: the store is in memory, where no other process can look.
-        StoreError: it can't be reached, or the pipeline has never run.
+        StoreError: the store can't be reached, or the pipeline has never run.
     """
     section = config.state_store
     if forgets(STORES, section.type):
@@ -39,16 +40,15 @@ def existing_store(
             raise StoreError(
                 f"the state store has no pipeline {config.pipeline!r}",
                 solution=solution
-                or "Start it: `etl-dagster run`. If it runs elsewhere, compare `pipeline` "
-                "and `state_store` with the configuration there.",
+                or f"Start it: `{command(config, 'run')}`. If it runs elsewhere, compare "
+                "`pipeline` and `state_store` with the configuration there.",
             )
         yield store
 
 
 def that_ran(whole: PipelineConfig) -> dict[str, PipelineConfig]:
-    """The parts of a pipeline, by name; of shards, those that ran before, where any did.
-
-    A shard that was added to the configuration has no state until it is started.
+    """The destinations or shards of a pipeline, by name. Shards that have never run are left out,
+    unless none has: a shard that was added to the configuration has no state until it is started.
 
     Raises:
         EtlError: the store can't be reached.

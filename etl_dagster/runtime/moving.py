@@ -27,6 +27,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.config.commands import command
 from etl_dagster.errors import LeaseLost, MoveRefused
 from etl_dagster.lsn import LSN_ZERO, Lsn
 from etl_dagster.model.destination import Destination
@@ -167,9 +168,8 @@ class Move:
         for table_id, name in tables.items():
             self._require_known(table_id, name)
             if table_id in paused:
-                raise MoveRefused(
-                    f"{name} is paused", solution=f"First: `etl-dagster resume {name}`."
-                )
+                resume = command(self._of.config, "resume", name)
+                raise MoveRefused(f"{name} is paused", solution=f"First: `{resume}`.")
             self._control.ask(
                 "looking at the publications",
                 require_movable,
@@ -186,7 +186,7 @@ class Move:
             raise MoveRefused(
                 f"{name} can be moved while it is streamed (ready), and is {is_}",
                 solution=(
-                    f"First: `etl-dagster retry {name} --shard {self._of.name}`, once the cause is "
+                    f"First: `{command(self._of.config, 'retry', name)}`, once the cause is "
                     "gone; then let that shard run until the table is ready."
                     if isinstance(state, Errored)
                     else "Let the pipeline run until it is, see `etl-dagster status`."
@@ -286,7 +286,7 @@ class Move:
             raise MoveRefused(
                 f"the move of {name} was interrupted, and its changes since are not kept",
                 solution=f"Copy it there: let the shard {self._of.name!r} run until it has let go "
-                f"of the table, then `etl-dagster resync {name} --shard {self._to.name}`.",
+                f"of the table, then `{command(self._to.config, 'resync', name)}`.",
             )
 
     def _progress_there(self, table_id: TableId) -> Lsn:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.config.commands import command
 from etl_dagster.errors import CopyNeeded, InvalidState
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.schema import TableId
@@ -40,7 +41,7 @@ def require_retryable(
         is_ = "not known" if state is None else state_name(state)
         raise InvalidState(
             f"{name} has not stopped: it is {is_}",
-            solution=f"No action needed. To copy it again: `etl-dagster resync {name}`.",
+            solution=f"No action needed. To copy it again: `{command(config, 'resync', name)}`.",
         )
     plan = store.get_copy_plan(table_id)
     is_copied = state.lsn is not None or (plan is not None and not plan.remaining)

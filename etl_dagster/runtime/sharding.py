@@ -101,13 +101,17 @@ def of_shards_left_out(config: PipelineConfig, strangers: Sequence[str]) -> str 
     if len(names) < len(strangers):
         return None
     left_out = ", ".join(f"shards.{name}" for name in names)
-    forget = f"DELETE FROM _etl.pipelines WHERE pipeline = '{strangers[0]}';"  # noqa: S608  (shown)
     return (
         f"Put {left_out} back into the configuration, by this name and with its publication. To "
         f"remove a shard, move its tables, then `etl-dagster remove --shard {names[0]}`, and take "
         "it out of the configuration last. Where its state is gone already, have the destination "
-        f"forget it: {forget}"
+        f"forget it: {how_to_forget(strangers[0])}"
     )
+
+
+def how_to_forget(pipeline: str) -> str:
+    """The statement with which a person has a destination forget a shard."""
+    return f"DELETE FROM _etl.pipelines WHERE pipeline = '{pipeline}';"  # noqa: S608  (shown)
 
 
 def known_to_all(config: PipelineConfig, store: CoordinatingStore) -> DestinationStore:

@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.config.commands import command
 from etl_dagster.errors import InvalidState, SlotInUse
 from etl_dagster.model.coordination import Lease
 from etl_dagster.model.schema import TableId
@@ -42,7 +43,7 @@ def cancel_copy(
         assert state is not None
         cancelled = Errored(
             _REASON,
-            f"Copy the table when you want it: `etl-dagster resync {name}`.",
+            f"Copy the table when you want it: `{command(config, 'resync', name)}`.",
             ManualRetry(),
             since=datetime.now(UTC),
         )

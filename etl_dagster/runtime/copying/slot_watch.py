@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from etl_dagster.config.commands import command
 from etl_dagster.errors import EtlError, SlotInvalidated, SlotMissing
 from etl_dagster.runtime.clock import Clock
 from etl_dagster.source.control import SourceControl
@@ -48,12 +49,12 @@ class SlotWatch:
         if slot is None:
             raise SlotMissing(
                 f"slot {self._slot_name!r} is gone from the source while {self._what} is copied",
-                solution=f"Find out who dropped it, then: `etl-dagster retry {self._retry}`.",
+                solution=f"Find out who dropped it, then: `{command(None, 'retry', self._retry)}`.",
             )
         if slot.is_lost:
             raise SlotInvalidated(
                 f"slot {self._slot_name!r} is lost while {self._what} is copied: "
                 f"{slot.invalidation_reason or 'the server removed WAL that it still needed'}",
                 solution="Raise max_slot_wal_keep_size on the source, to more than the WAL that is "
-                f"written during the copy, then: `etl-dagster retry {self._retry}`.",
+                f"written during the copy, then: `{command(None, 'retry', self._retry)}`.",
             )

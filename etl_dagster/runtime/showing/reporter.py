@@ -277,7 +277,7 @@ class Reporter:
             shown = replace(
                 shown,
                 error=state.reason,
-                solution=what_to_do(state, name),
+                solution=what_to_do(state, name, self._config),
                 stopped_since=None if state.since is None else state.since.isoformat(),
                 stopped_lsn=None if state.lsn is None else str(state.lsn),
                 wal_kept_bytes=wal,

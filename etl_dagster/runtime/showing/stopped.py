@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from etl_dagster.config import PipelineConfig
+from etl_dagster.config.commands import command
 from etl_dagster.model.states import Errored, TimedRetry
 from etl_dagster.words import human_bytes
 
 
-def what_to_do(state: Errored, name: str) -> str:
-    """The solution, and how the table is resumed once the cause is gone."""
+def what_to_do(state: Errored, name: str, config: PipelineConfig | None = None) -> str:
+    """The solution, and how the table is resumed once the cause is gone.
+
+    Args:
+        config: with it, commands name the shard or the destination.
+    """
     if isinstance(state.retry, TimedRetry):
         if state.retry.attempt == 0:
             how = " without a copy" if state.is_kept else ""
@@ -19,10 +25,10 @@ def what_to_do(state: Errored, name: str) -> str:
     if state.lsn is None:
         return state.solution
     if state.is_kept:
-        return f"{state.solution} To resume it without a copy: `etl-dagster retry {name}`."
+        return f"{state.solution} To resume it without a copy: `{command(config, 'retry', name)}`."
     return (
         f"{state.solution} Its changes since are not kept, so it needs a copy: "
-        f"`etl-dagster resync {name}`."
+        f"`{command(config, 'resync', name)}`."
     )
 
 

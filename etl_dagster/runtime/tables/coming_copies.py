@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.config.commands import command
 from etl_dagster.model.modes import TableMode
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.model.states import Errored, Init, ManualRetry
@@ -83,11 +84,14 @@ class ComingCopy:
         """What to do where that is not what is wanted."""
         if self.stops:
             return (
-                f"Restore the former settings, or begin without its rows: etl-dagster reset "
-                f"{self.table}"
+                "Restore the former settings, or begin without its rows: "
+                f"`{command(None, 'reset', self.table)}`"
             )
         if not self.is_copied:
-            return f"Restore the former mode, or reset the table: etl-dagster reset {self.table}"
+            return (
+                "Restore the former mode, or reset the table: "
+                f"`{command(None, 'reset', self.table)}`"
+            )
         return "If that is not what you want, restore the former settings before the next start."
 
     def to_json(self) -> dict[str, Any]:

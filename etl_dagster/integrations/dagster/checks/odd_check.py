@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from dagster import AssetCheckEvaluation, AssetCheckResult, AssetKey
 
+from etl_dagster.config.commands import command
 from etl_dagster.integrations.dagster.checks.check_names import ODD_CHECK
 from etl_dagster.integrations.dagster.checks.lag import LagVerdict, judge
 from etl_dagster.integrations.dagster.findings import Finding
@@ -82,7 +83,7 @@ def held(
     apart = f"; {rows:,} rows with such a value are in quarantine" if rows else ""
     words = with_solution(
         f"Values that the column's type can't hold: {of_each}{apart}",
-        f"Find them with `etl-dagster odd {table.name}`, or set odd_values of the column.",
+        f"Find them with `{command(None, 'odd', table.name)}`, or set odd_values of the column.",
     )
     most = thresholds.odd_values_error
     is_severe = most is not None and sum(counts.values()) > most

@@ -96,7 +96,8 @@ class Positions:
                     chunks_total=status.copy_chunks_total,
                 )
             case Errored(reason):
-                return replace(position, error=reason, solution=what_to_do(state, name))
+                solution = what_to_do(state, name, self._config)
+                return replace(position, error=reason, solution=solution)
         return position
 
     def with_commit_of(
