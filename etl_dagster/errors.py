@@ -74,6 +74,10 @@ class ShapeRefused(EtlError):
     )
 
 
+#: How many tables a message lists.
+_LISTED = 10
+
+
 class TablesLeft(EtlError):
     """A comparison or repair is done, except for some tables: each with why, and what to do."""
 
@@ -85,7 +89,10 @@ class TablesLeft(EtlError):
         tables: how many there were in all.
         """
         count = f"{len(left)} of {tables} table{'s' if tables != 1 else ''}"
-        listed = "\n".join(f"  {name}: {why.reason}" for name, why in left.items())
+        lines = [f"  {name}: {why.reason}" for name, why in left.items()]
+        if len(lines) > _LISTED:
+            lines[_LISTED:] = [f"  ... and {len(lines) - _LISTED:,} more"]
+        listed = "\n".join(lines)
         super().__init__(
             f"not compared, or not repaired: {count}\n{listed}", solution=_solution_of_each(left)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -15,7 +15,7 @@ from etl_dagster.cli.doctor import doctor
 from etl_dagster.cli.failures import INTERRUPTED, explain
 from etl_dagster.cli.init import init
 from etl_dagster.cli.lake import lake
-from etl_dagster.cli.leaving import run_to_the_end
+from etl_dagster.cli.leaving import open_standard_streams, run_to_the_end
 from etl_dagster.cli.migrate import migrate
 from etl_dagster.cli.move import move
 from etl_dagster.cli.odd import odd
@@ -42,7 +42,7 @@ First steps:
 \b
 A command that changes something shows what, and asks. --yes skips the question, and is
 needed without a terminal; --dry-run only shows. --json prints JSON; of a stream, one
-object on each line. --all stands for all names, or shows all of a long list.
+object on each line. --all means everything: all names, or the whole of a long list.
 
 \b
 Exit codes:
@@ -54,7 +54,7 @@ Exit codes:
 """
 
 
-#: The commands by what a person wants, each in the order in which they come up.
+#: The commands by task, in the order in which people need them.
 GROUPS: Mapping[str, tuple[click.Command, ...]] = {
     "First steps": (demo, init, doctor, shape),
     "Run and look": (run, status, query, odd),
@@ -65,7 +65,7 @@ GROUPS: Mapping[str, tuple[click.Command, ...]] = {
 
 
 class _Commands(click.Group):
-    """In groups, and with failures explained instead of traced."""
+    """Lists its commands in groups, and explains a failure instead of showing a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -78,6 +78,12 @@ class _Commands(click.Group):
                     [(f"{c.name:<{width}}", c.get_short_help_str(80)) for c in commands]
                 )
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except OSError as error:  # help that can't be printed
+            raise SystemExit(explain(error)) from None
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
@@ -85,7 +91,7 @@ class _Commands(click.Group):
             click.echo(err=True)
             ctx.exit(INTERRUPTED)
         except click.Abort as error:
-            # Ctrl-C at a question; what else aborts is the answer no.
+            # Ctrl-C at a question. Any other abort is the answer no.
             if isinstance(error.__context__, KeyboardInterrupt):
                 click.echo(err=True)
                 ctx.exit(INTERRUPTED)
@@ -124,5 +130,6 @@ for commands in GROUPS.values():
 
 def main() -> NoReturn:
     """The entry point of the package; ends the process."""
+    open_standard_streams()
     end_when_asked()
     run_to_the_end(partial(cli, prog_name="etl-dagster"))

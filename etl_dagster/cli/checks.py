@@ -1,4 +1,4 @@
-"""What must be true of source, state store and destination; looks, and changes nothing."""
+"""Checks of source, state store and destination, which change nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from etl_dagster.assembly import build_destination, build_store, forgets, opened_store
 from etl_dagster.cli.failures import NotReady
 from etl_dagster.config import PipelineConfig
+from etl_dagster.config.commands import command
 from etl_dagster.errors import (
     EtlError,
     SlotError,
@@ -47,11 +48,11 @@ from etl_dagster.words import human_bytes, names
 
 
 def all_checks(config: PipelineConfig) -> list[Check]:
-    """The report of the doctor."""
+    """All that the doctor reports."""
     published: list[PublishedTable] = []
     source = run_checks(config, published)
     found = check_continuation(config, source, published)
-    # A slot that is lost is found by both; one that is merely gone is all right by itself.
+    # Both find a lost slot. That a slot is missing is only wrong if the pipeline has run.
     failed = {check.name for check in source if check.failure is not None}
     better = {check.name for check in found}
     return [
@@ -66,7 +67,7 @@ def all_checks(config: PipelineConfig) -> list[Check]:
 
 
 def running_process(config: PipelineConfig) -> str | None:
-    """What runs the pipeline, such as `` (PID 71 on host db1, ...)``; None when nothing does."""
+    """What runs the pipeline, such as `` (PID 71 on host db1, ...)``; None if no process does."""
     if forgets(STORES, config.state_store.type):
         return None
     try:
@@ -74,7 +75,7 @@ def running_process(config: PipelineConfig) -> str | None:
             if _can_be_read(store) and store.is_leased("apply"):
                 return describe_runner(store)
     except EtlError:
-        pass  # the store's own check has found that, too
+        pass  # the store's own check reports it
     return None
 
 
@@ -110,7 +111,7 @@ def check_continuation(
     """Whether the source is where the pipeline left it: the cluster, its history, the slots.
 
     Args:
-        source: what was found of the source by itself; where it can't be reached, nothing is added.
+        source: the checks of the source by itself; if it can't be reached, nothing is added.
         published: the tables that were found there.
     """
     if forgets(STORES, config.state_store.type) or any(
@@ -126,7 +127,7 @@ def check_continuation(
                 else []
             )
     except EtlError:
-        return []  # the store's own check has found that, too
+        return []  # the store's own check reports it
     finally:
         control.close()
 
@@ -150,7 +151,7 @@ def _continuation(
     try:
         require_continuable(slot, name, store)
     except SlotError as failure:
-        # One that a start replaces is told by the checks of the source.
+        # The checks of the source report a slot that the next start replaces.
         if not (isinstance(failure, SlotInvalidated) and config.on_lost_slot != "stop"):
             yield Check.error("slot", failure)
     slots = {
@@ -175,23 +176,24 @@ def _held_otherwise(
     schemas: Mapping[TableId, TableSchema],
     published: Sequence[PublishedTable],
 ) -> Iterator[Check]:
-    """Columns that were copied by another version, or before settings were what they are now."""
+    """Columns that another version copied, or that were copied with other settings."""
     for table in published:
         known = schemas.get(table.schema.id)
         if known is None or not (columns := held_otherwise(table.schema, known, config)):
             continue
+        again = command(config, "reset", table.schema.name)
         yield Check.warning(
             "types of columns",
             f"{table.schema.name}: {names(columns)} arrive as they did when the table was copied, "
             "not as `nested`, `numeric`, `odd_values` and the types of this version have it now",
-            f"To change that, copy the table again: etl-dagster reset {table.schema.name}",
+            f"To change that, copy the table again: `{again}`",
         )
 
 
 def _copied_again(
     config: PipelineConfig, store: CoordinatingStore, published: Sequence[PublishedTable]
 ) -> Iterator[Check]:
-    """Tables that the next start copies again, since their settings changed."""
+    """Tables that the next start copies again because their settings changed."""
     for coming in coming_copies(config, store, [table.schema for table in published]):
         yield Check.warning(
             "copied again",
@@ -216,30 +218,29 @@ def _stopped_tables(
     slots: Mapping[str, Slot],
     schemas: Mapping[TableId, TableSchema],
 ) -> Iterator[Check]:
-    """Tables that wait for a person, and what they cost meanwhile."""
+    """Tables that stopped until a person acts, and the WAL that is kept for them."""
     for table_id, state in store.get_table_replication_states().items():
         if not isinstance(state, Errored) or isinstance(state.retry, TimedRetry):
             continue
         schema = schemas.get(table_id)
         table = f"table {table_id}" if schema is None else schema.name
         slot = slots.get(table_sync_slot_name(config.pipeline, table_id))
+        solution = what_to_do(state, table, config)
         if slot is None:
-            yield Check(
-                "stopped table", "error", f"{table}: {state.reason}", what_to_do(state, table)
-            )
+            yield Check("stopped table", "error", f"{table}: {state.reason}", solution)
             continue
         yield Check(
             "stopped table",
             "error",
             f"{table}: {state.reason}; its slot {slot.name!r} keeps "
             f"{human_bytes(slot.retained_bytes)} of WAL",
-            f"{what_to_do(state, table)} To give the table up, take it out of the publication: its "
-            "slot is dropped then.",
+            f"{solution} To give the table up, take it out of the publication: its slot is dropped "
+            "then.",
         )
 
 
 def _check_state_store_elsewhere(config: PipelineConfig, source: Sequence[Check]) -> Check:
-    """As `check_state_store`; in a source that can't be reached there is nothing to look at."""
+    """As `check_state_store`, unless the store is in a source that can't be reached."""
     section = config.state_store
     is_there = isinstance(section, PostgresStoreConfig) and section.dsn is None
     if is_there and any(check.name == "connection" and check.failure for check in source):
@@ -268,20 +269,20 @@ def check_destination(config: PipelineConfig) -> Check:
         return Check.warning(
             name,
             f"{section.type}: everything is lost when the process ends",
-            "For more than trying out, set destination.type to duckdb.",
+            "For more than a trial, set destination.type to duckdb.",
         )
     return _check(name, lambda: _ask_destination(config))
 
 
 def check_names(config: PipelineConfig, published: Sequence[PublishedTable]) -> Iterator[Check]:
-    """Whether names are one at the destination that differ in the source.
+    """Whether names that differ in the source are the same at the destination.
 
-    Not in the way of a start: only the tables concerned stop.
+    This doesn't prevent a start: only the tables concerned stop.
     """
     try:
         destination = build_destination(config)
     except EtlError:
-        return  # the destination's own check has found that, too
+        return  # the destination's own check reports it
     checking = offered(shaping(destination, config), ChecksNames)
     if checking is None:
         return
@@ -297,7 +298,7 @@ def check_names(config: PipelineConfig, published: Sequence[PublishedTable]) -> 
 
 
 def _ask_destination(config: PipelineConfig) -> str:
-    """What the destination finds when it looks at itself, and whether it is the pipeline's."""
+    """What the destination's own check finds; it must belong to the pipeline."""
     destination = build_destination(config)
     found = _ask(destination, config.destination.type)
     try:
@@ -307,7 +308,7 @@ def _ask_destination(config: PipelineConfig) -> str:
     except StoreRestored:
         raise
     except StoreError:
-        pass  # the store's own check has found that, too
+        pass  # the store's own check reports it
     return found
 
 
@@ -322,7 +323,7 @@ def _can_be_read(store: CoordinatingStore) -> bool:
 def check_positions(config: PipelineConfig) -> list[Check]:
     """Whether positions can be mirrored, where their place is not the state store's.
 
-    Never an error: the pipeline continues without.
+    This is never an error: the pipeline runs without them.
     """
     if not config.meltano.enabled or config.meltano.state_backend is None:
         return []
@@ -338,7 +339,7 @@ def check_positions(config: PipelineConfig) -> list[Check]:
         location = state_location(config)
         assert location is not None
         where = f"positions are mirrored at {location.shown}"
-        # To look must not make the tables.
+        # The check must not create the tables.
         options = StorageOptions(create_tables=False)
         with contextlib.closing(StateStorage(location, options=options)) as storage:
             storage.require_writable()
@@ -352,7 +353,7 @@ def check_positions(config: PipelineConfig) -> list[Check]:
 
 
 def _ask(subject: object, kind: str) -> str:
-    """What the store or destination finds when it looks at itself, where it can."""
+    """What the own check of the store or destination finds, if it has one."""
     checking = offered(subject, ChecksItself)
     return f"{kind}; it can't be checked before the start" if checking is None else checking.check()
 
@@ -363,7 +364,7 @@ def _check(name: str, look: Callable[[], str]) -> Check:
     except EtlError as error:
         return Check.error(name, error)
     except Exception as error:
-        # Another library's; its message may hold a password.
+        # Another library's error: its message may hold a password.
         failure = EtlError(
             f"the check of the {name} itself failed: {type(error).__name__}",
             solution=f"Read the documentation of the {name}'s type, or report it to its author.",

@@ -31,22 +31,19 @@ def require_decided(*, as_json: bool, dry_run: bool, yes: bool) -> None:
 
 
 def is_wanted(*, dry_run: bool, yes: bool) -> bool:
-    """Whether to continue: not after ``--dry-run``; after ``--yes``; else as a person answers.
+    """Whether to continue: not with ``--dry-run``, always with ``--yes``, else as a person answers.
 
     Raises:
-        Abort: not answered with yes.
+        Abort: the answer is not yes.
         UsageError: there is no terminal to ask on.
     """
     if dry_run:
         click.echo("Dry run: nothing changed.")
         return False
     if not yes:
-        try:
-            click.confirm("Continue?", abort=True, err=True)
-        except click.Abort:
-            if sys.stdin.isatty():
-                raise
+        if not sys.stdin.isatty():
             raise click.UsageError(
                 "nothing was done: there is no terminal to ask on. Use --yes to do it"
-            ) from None
+            )
+        click.confirm("Continue?", abort=True, err=True)
     return True

@@ -6,27 +6,30 @@ import re
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from etl_dagster.cli.failures import FAILED
+from etl_dagster.cli.listing import NAMES
 from etl_dagster.cli.options import config_option, json_option, load_each
 
 if TYPE_CHECKING:
     from etl_dagster.runtime.checking.check import Check
 
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("error", "red")}
-#: Texts are not broken into lines where there are fewer columns for them.
+#: With fewer columns than this, texts are not broken into lines.
 _NARROW = 30
 
 
 @click.command(short_help="Check source, state store and destination.")
 @config_option
+@click.option("--all", "everything", is_flag=True, help="All findings, also where they are many.")
 @json_option
 @click.pass_context
-def doctor(context: click.Context, config_path: Path, as_json: bool) -> None:
+def doctor(context: click.Context, config_path: Path, everything: bool, as_json: bool) -> None:
     """Check source, state store and destination, line by line; changes nothing.
 
     Ends with exit code 1 when there is an error, 0 when there are only warnings.
@@ -47,12 +50,12 @@ def doctor(context: click.Context, config_path: Path, as_json: bool) -> None:
         for name, each in checks.items():
             if name:
                 click.echo(click.style(f"{name}:", bold=True))
-            _show(each, running_process(configs[name]))
+            _show(each, running_process(configs[name]), everything=everything)
     levels = {check.level for each in checks.values() for check in each}
     context.exit(FAILED if "error" in levels else 0)
 
 
-def _show(checks: list[Check], running: str | None) -> None:
+def _show(checks: list[Check], running: str | None, *, everything: bool) -> None:
     """Print the report.
 
     Args:
@@ -61,7 +64,15 @@ def _show(checks: list[Check], running: str | None) -> None:
     width = max(len(check.name) for check in checks)
     before = " " * (7 + 2 + width + 2)
     room = shutil.get_terminal_size().columns - len(before) if sys.stdout.isatty() else None
+    kinds = Counter((check.name, check.level) for check in checks)
+    shown: Counter[tuple[str, str]] = Counter()
     for check in checks:
+        kind = (check.name, check.level)
+        shown[kind] += 1
+        if not everything and shown[kind] > NAMES:
+            if shown[kind] == kinds[kind]:
+                click.echo(f"{before}... and {kinds[kind] - NAMES:,} more; --all shows all")
+            continue
         mark, color = _MARKS[check.level]
         message = f"\n{before}".join(wrapped(check.message, room))
         click.echo(f"{click.style(f'{mark:<7}', fg=color)}  {check.name:<{width}}  {message}")
@@ -82,9 +93,9 @@ def _show(checks: list[Check], running: str | None) -> None:
 
 
 def wrapped(text: str, room: int | None) -> list[str]:
-    """The text in lines of at most so many columns, if they are enough; never inside of a command.
+    """The text in lines of at most `room` columns; in one line if there is too little room.
 
-    A command stands in backticks, and stays in one line to be copied, however long it is.
+    A command, in backticks, is never broken, however long it is, so that it can be copied.
     """
     if room is None or room < _NARROW:
         return [text]

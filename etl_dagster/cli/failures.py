@@ -10,14 +10,14 @@ from etl_dagster.errors import EtlError
 
 #: Something failed while it ran.
 FAILED = 1
-#: It was called or is configured wrongly; nothing was made.
+#: It was called or configured wrongly; nothing was changed.
 CANNOT_START = 2
 #: Stopped before the goal was reached, as shells report a process that ended by SIGINT or SIGTERM.
 INTERRUPTED, TERMINATED = 130, 143
 
 
 class NotReady(EtlError):
-    """Several things stand in the way of a start; each is told with what to do."""
+    """Several things stand in the way of a start; the message has what to do about each."""
 
     solution = "`etl-dagster doctor` shows the whole list again."
 
@@ -30,7 +30,7 @@ class NotReady(EtlError):
 
 
 class NotCaughtUp(EtlError):
-    """`run --until-caught-up` was told to stop before it had reached its end."""
+    """`run --until-caught-up` was stopped before it had caught up."""
 
     solution = "Run the same command again: it resumes where this one stopped."
 
@@ -46,7 +46,7 @@ class NotCaughtUp(EtlError):
 
 
 class RunFailed(Exception):
-    """A pipeline failed after it had started; the cause says how."""
+    """A pipeline failed after it had started."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -54,19 +54,19 @@ class RunFailed(Exception):
 
 
 def explain(error: BaseException) -> int:
-    """Say on stderr what went wrong; returns the exit code."""
+    """Print on stderr what went wrong; returns the exit code."""
     if isinstance(error, RunFailed):
         explain(error.error)
         if isinstance(error.error, EtlError) and error.error.retryable:
             click.echo(
-                "\nThis process has ended, after its retries. Start it again then.", err=True
+                "\nThis process has ended, after its retries. Start it again after that.", err=True
             )
         return FAILED
     if isinstance(error, EtlError):
         show(error.reason, error.solution)
         if isinstance(error, NotCaughtUp):
             return error.exit_code
-        # Waiting may cure it: a supervisor that starts the command again is right to.
+        # With 1, a supervisor starts the command again, which helps only if waiting does.
         return FAILED if error.retryable else CANNOT_START
     if isinstance(error, ModuleNotFoundError):
         show(
@@ -74,6 +74,12 @@ def explain(error: BaseException) -> int:
             f"Install it: pip install {_distribution(error.name or '')}",
         )
         return CANNOT_START
+    if isinstance(error, BrokenPipeError):
+        return FAILED  # as of `| head`: the reader has what it wants
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{error.filename}: "
+        show(f"{where}{error.strerror}", "Check the path, its rights and the free space.")
+        return FAILED
     # Not one of ours: its message may hold a row value or a connection string.
     show(
         f"unexpected {type(error).__name__}",
@@ -83,7 +89,7 @@ def explain(error: BaseException) -> int:
     return FAILED
 
 
-#: What brings a package that only some need, by the module that is imported.
+#: What installs an optional package, by the module that is imported.
 _DISTRIBUTIONS = {
     "celery": "'etl-dagster[celery]'",
     "dagster_celery": "'etl-dagster[celery]'",
@@ -97,7 +103,7 @@ _DISTRIBUTIONS = {
 
 
 def _distribution(module: str) -> str:
-    """What to install; without a line of its own a dependency of the package itself is missing."""
+    """What to install. A module that is not listed is a dependency of the package itself."""
     return _DISTRIBUTIONS.get(module.partition(".")[0], "--upgrade etl-dagster")
 
 

@@ -1,4 +1,4 @@
-"""What runs, until its end: waited for, started and shown."""
+"""Runs a pipeline: waits for its servers, starts it, and shows it until it ends."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from etl_dagster.errors import EtlError
     from etl_dagster.runtime.showing.status import PipelineStatus
 
-#: How long a server may take to start up, and how often it is looked at, seconds.
+#: How long a server may take to start up, and the pause between two checks, seconds.
 _STARTING_S, _LOOK_AGAIN_S = 120.0, 1.0
-#: Once the pipeline has ended, who waited for it has so long to notice.
+#: How long the thread that waits for the pipeline may take to notice its end, seconds.
 _LAST_S = 1.0
 
 
@@ -67,13 +67,13 @@ def wait_for_servers(find_failures: Callable[[], Sequence[EtlError]]) -> None:
     from etl_dagster.cli.checks import refuse
 
     deadline = time.monotonic() + _STARTING_S
-    said = False
+    is_announced = False
     while failures := find_failures():
         if time.monotonic() > deadline or not all(error.is_starting for error in failures):
             refuse(failures)
-        if not said:
+        if not is_announced:
             click.echo(f"{failures[0].reason}; waiting for it", err=True)
-        said = True
+        is_announced = True
         time.sleep(_LOOK_AGAIN_S)
 
 
@@ -85,14 +85,14 @@ def run_to_its_end(
     *,
     until_caught_up: bool,
 ) -> bool:
-    """Start the pipeline and show it until it ends; False where it had not begun.
+    """Start the pipeline and show it until it ends; False if it was stopped before it had begun.
 
     Args:
-        mirrored: opens what copies its positions to Meltano's states while it runs.
+        mirrored: a context in which its positions are copied to Meltano's states.
 
     Raises:
-        RunFailed, EtlError: as of `_start` and `_follow`.
-        NotCaughtUp: it was stopped before.
+        RunFailed, EtlError: as `_start` and `_follow`.
+        NotCaughtUp: it was stopped before it had caught up.
     """
     if not _start(pipeline, asked):
         asked.end_soon(has_goal=until_caught_up)
@@ -105,10 +105,10 @@ def run_to_its_end(
 
 
 def _start(pipeline: Runnable, asked: threading.Event) -> bool:
-    """Start it; False where it was asked to stop before it had begun.
+    """Start the pipeline; False if it was asked to stop before it had begun.
 
     Raises:
-        RunFailed: what is configured is right, and failed all the same: a full disk, a server that
+        RunFailed: the configuration is right, and the start failed: a full disk, a server that
             went away.
         EtlError: it can't run as it is configured.
     """
@@ -130,7 +130,7 @@ def _follow(pipeline: Runnable, view: View, asked: Asked, *, until_caught_up: bo
 
     Raises:
         RunFailed: it failed.
-        NotCaughtUp: it was stopped before.
+        NotCaughtUp: it was stopped before it had caught up.
     """
     failures: list[BaseException] = []
     is_caught_up = not until_caught_up
@@ -154,7 +154,7 @@ def _follow(pipeline: Runnable, view: View, asked: Asked, *, until_caught_up: bo
     except Exception as error:
         raise RunFailed(error) from error
     if until_caught_up:
-        # Where it waits for a server that doesn't answer, it was not caught up either.
+        # If it still waits for a server that doesn't answer, it has not caught up either.
         waiter.join(_LAST_S)
     if failures:
         raise RunFailed(failures[0]) from failures[0]

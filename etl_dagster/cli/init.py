@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -182,8 +183,8 @@ def init(
     \b
     etl-dagster init --dsn postgresql://etl@db.example.com/shop --publication shop_pub
     """
+    from etl_dagster.cli.files import write_text
     from etl_dagster.config import parse_config
-    from etl_dagster.errors import EtlError
 
     parts = _parts(dsn)
     text = _TEMPLATE.format(
@@ -202,24 +203,22 @@ def init(
         click.echo(text, nl=False)
         return
     if output.exists():
-        click.echo(f"{output} exists, and is overwritten.", err=True)
+        click.echo(f"{output} exists, and will be overwritten.", err=True)
         if not is_wanted(dry_run=False, yes=yes):
             return
-    try:
-        output.write_text(text, "utf-8")
-    except OSError as error:
-        raise EtlError(
-            f"{output} can't be written: {error.strerror}", solution="Name another file with -o."
-        ) from error
+    write_text(output, text, option="-o")
+    its = "" if output == Path("etl.yaml") else f" -c {shlex.quote(str(output))}"
+    width = len(f"etl-dagster doctor{its}")
     click.echo(f"Wrote {output}. Next:")
     click.echo(f"  1. Adapt it{'' if dsn else ', above all `source`'}.")
     click.echo(f"  2. export {_PASSWORD_VARIABLE}=...   (unless none is needed)")
-    click.echo("  3. etl-dagster doctor   shows what is missing in Postgres, and what to do.")
-    click.echo("  4. etl-dagster run      copies the tables and streams their changes.")
+    doctor, run = (f"etl-dagster {name}{its}".ljust(width) for name in ("doctor", "run"))
+    click.echo(f"  3. {doctor}   shows what is missing in Postgres, and what to do.")
+    click.echo(f"  4. {run}   copies the tables and streams their changes.")
 
 
 def _parts(dsn: str | None) -> dict[str, str]:
-    """The parts of a DSN that the file names; the password isn't one of them."""
+    """The parts of a DSN; `_source_lines` leaves the password out of the file."""
     parts = {"host": "localhost", "port": "5432", "user": "etl", "dbname": "postgres"}
     if dsn is None:
         return parts
@@ -236,7 +235,7 @@ def _parts(dsn: str | None) -> dict[str, str]:
 
 
 def _source_lines(parts: Mapping[str, str]) -> list[str]:
-    """Settings of their own for what has one; the rest, but for secrets, as a DSN below them."""
+    """A setting for each part that has one, and a DSN for the rest; no secrets."""
     parts = {key: value for key, value in parts.items() if key not in _LEFT_OUT}
     settings = dict(_SETTINGS)
     if "," in parts.get("host", "") or "," in parts.get("port", ""):
@@ -257,7 +256,7 @@ def _source_lines(parts: Mapping[str, str]) -> list[str]:
     return lines
 
 
-#: libpq's parameters that are settings of ours; None: it has a line in the template.
+#: The settings that stand for libpq's parameters; None: the template has a line for it.
 _SETTINGS: Mapping[str, str | None] = {
     "host": "host",
     "port": "port",

@@ -1,4 +1,4 @@
-"""`etl-dagster lake`: what a DuckLake needs now and then."""
+"""`etl-dagster lake`: maintenance of a DuckLake."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def maintain(config_path: Path, days: float, dry_run: bool, yes: bool, as_json: 
         )
     if not dry_run and not as_json:
         click.echo(
-            f"Small writes are flushed to files, small files are merged, and snapshots older than "
-            f"{days:g} days expire."
+            f"Small writes will be flushed to files, small files merged, and snapshots older than "
+            f"{days:g} days expired."
         )
         if not is_wanted(dry_run=False, yes=yes):
             return
@@ -74,18 +74,20 @@ def maintain(config_path: Path, days: float, dry_run: bool, yes: bool, as_json: 
 def _show(done: Maintenance) -> None:
     from etl_dagster.words import human_bytes
 
-    if done.is_dry_run:
-        click.echo("Dry run: nothing changed.")
-    for table, rows in few(list(done.flushed_rows.items()), full="--json"):
-        click.echo(f"{table}: {rows:,} rows from the catalog to files")
-    for table, (before, after) in few(list(done.merged_files.items()), full="--json"):
-        click.echo(f"{table}: {before:,} files are {after:,} now")
+    would, full = ("would be ", "--json") if done.is_dry_run else ("", "")
+    for table, rows in few(list(done.flushed_rows.items()), full=full):
+        click.echo(f"{table}: {rows:,} rows {would}written from the catalog to files")
+    for table, (before, after) in few(list(done.merged_files.items()), full=full):
+        click.echo(f"{table}: {before:,} files {would}merged to {after:,}")
     click.echo(
-        f"{done.expired_snapshots:,} snapshots expired, {done.deleted_files:,} files deleted"
+        f"{done.expired_snapshots:,} snapshots {would}expired, "
+        f"{done.deleted_files:,} files {would}deleted"
     )
     for step in done.postponed:
-        click.echo(f"left for the next time, since a write came first: {step}")
+        click.echo(f"left for the next time, because of a write at the same time: {step}")
     click.echo(
         f"the lake has {done.snapshots:,} snapshots, and {done.files:,} files with "
         f"{human_bytes(done.bytes)}"
     )
+    if done.is_dry_run:
+        click.echo("Dry run: nothing changed.")

@@ -1,4 +1,4 @@
-"""`etl-dagster migrate`: what the state store, or the source, needs: created or only shown."""
+"""`etl-dagster migrate`: create or show what the state store, or the source, needs."""
 
 from __future__ import annotations
 
@@ -155,11 +155,12 @@ def _migrate_source(
             click.echo(json.dumps({"to_remove" if remove else "to_install": is_due}))
             return
         if is_due and not as_json:
-            what = "the event trigger is removed" if remove else f"the {name} is installed"
-            click.echo(f"On the source, {what}.")
+            what = "removed" if remove else "installed"
+            click.echo(f"On the source, the {'event trigger' if remove else name} will be {what}.")
             if not is_wanted(dry_run=dry_run, yes=yes):
                 return
-        is_changed = trigger.remove(connection) if remove else trigger.install(connection)
+        change = trigger.remove if remove else trigger.install
+        is_changed = is_due and change(connection)
     if as_json:
         click.echo(json.dumps({"removed" if remove else "installed": is_changed}))
     elif remove:
@@ -169,7 +170,7 @@ def _migrate_source(
 
 
 def _states(config: PipelineConfig) -> StateStorage | None:
-    """The place of the mirrored positions, where it has no other keeper."""
+    """The Meltano states that mirror the positions; None if a state backend keeps them."""
     from etl_dagster.integrations.meltano.positions.mirrored import state_location
     from etl_dagster.integrations.meltano.states.storage import StateStorage
 

@@ -1,4 +1,4 @@
-"""`etl-dagster move`: bring tables from one shard to another, without a copy."""
+"""`etl-dagster move`: move tables from one shard to another, without a copy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etl_dagster.cli.confirming import changes_something, is_wanted
+from etl_dagster.cli.listing import few
 from etl_dagster.cli.options import config_option, load_whole, set_up_logging
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def move(
     """
     whole = load_whole(config_path)
     if not whole.shards:
-        raise click.UsageError("there are no shards: name them under `shards`, leave --shard out")
+        raise click.UsageError("there are no shards: add them under `shards`, or leave --shard out")
     configs = whole.members()
     if to not in configs:
         raise click.UsageError(f"{whole.pipeline} has no shard {to!r}: {', '.join(configs)}")
@@ -77,7 +78,7 @@ def move(
         ]
         for mover, shard, wanted in moves:
             mover.check(wanted)
-            for table in wanted.values():
+            for table in few(list(wanted.values())):
                 click.echo(
                     f"{table} moves from {shard.name} (publication {shard.publication}) to {to} "
                     f"(publication {shards[to].publication}), without a copy."
@@ -86,13 +87,13 @@ def move(
             return
         for mover, shard, wanted in moves:
             moved = mover.run(wanted, partial(_bring_up, shard))
-            for table_id, lsn in moved.items():
+            for table_id, lsn in few(list(moved.items())):
                 click.echo(f"{wanted[table_id]} continues in {to} from {lsn}.")
     click.echo("Done. The next start of the shard takes them over.")
 
 
 def _table_ids(control: SourceControl, tables: Sequence[str]) -> dict[TableId, str]:
-    """By OID, the names, as the source has them now."""
+    """The tables by OID, with the names that the source has for them now."""
     from etl_dagster.source.moving import fetch_table_id
     from etl_dagster.table_name import TableName
 
@@ -112,7 +113,7 @@ def _table_ids(control: SourceControl, tables: Sequence[str]) -> dict[TableId, s
 def _by_shard(
     shards: Mapping[str, Shard], to: str, tables: Mapping[TableId, str]
 ) -> dict[str, dict[TableId, str]]:
-    """The tables by the shard that has them, or had them before a move that was interrupted."""
+    """The tables by the shard that has them, or that had them before an interrupted move."""
     from etl_dagster.runtime.moved import find_move
 
     found: dict[str, dict[TableId, str]] = {}

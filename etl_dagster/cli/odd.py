@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from etl_dagster.cli.listing import few
-from etl_dagster.cli.options import config_option, json_option, load
+from etl_dagster.cli.listing import few, print_table
+from etl_dagster.cli.options import config_option, json_option, load, load_shared
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from etl_dagster.destinations.duckdb.reading import OddValue, Twin
     from etl_dagster.table_name import TableName
 
+Item = TypeVar("Item")
+
 
 @click.command(short_help="List values that a column's type can't hold.")
 @click.argument("table", required=False)
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Values, at most."
 )
+@click.option("--all", "everything", is_flag=True, help="All values, also where they are many.")
 @json_option
-def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None:
+def odd(table: str | None, config_path: Path, limit: int, everything: bool, as_json: bool) -> None:
     """List the values that their columns' types can't hold, as Postgres printed them.
 
     They are kept in _etl.odd_values of the DuckDB file or the DuckLake, each with the key of its
@@ -40,7 +43,7 @@ def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None
     \b
     etl-dagster odd public.orders --limit 10
     """
-    config = load(config_path)
+    config = load_shared(config_path)
     from etl_dagster.destinations.duckdb import reading
     from etl_dagster.table_name import TableName
 
@@ -50,10 +53,11 @@ def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None
         raise click.BadParameter(str(error), param_hint="TABLE") from error
     reader = _reader(config.destination)
     if reader is None:
-        _show_counted(config, name, as_json)
+        # What was counted is in the store, and each shard has its own part of it.
+        _show_counted(load(config_path), name, everything=everything, as_json=as_json)
         return
     with reader as connection:
-        counts, values = reading.odd_values_of(connection, name, limit)
+        counts, values = reading.odd_values_of(connection, name, None if everything else limit)
         twins = [twin for twin in reading.twins_of(connection, name) if twin.row_count]
     if as_json:
         shown = {
@@ -65,13 +69,13 @@ def odd(table: str | None, config_path: Path, limit: int, as_json: bool) -> None
         }
         click.echo(json.dumps(shown, indent=2))
     else:
-        _show(counts, values, twins)
+        _show(counts, values, twins, everything=everything)
 
 
 def _reader(
     destination: DestinationConfig,
 ) -> AbstractContextManager[duckdb.DuckDBPyConnection] | None:
-    """A connection to the destination; None where it can't be asked from here."""
+    """A connection to the destination; None if it can't be queried from here."""
     from etl_dagster.destinations.duckdb import reading
     from etl_dagster.destinations.duckdb.config import DuckDBDestinationConfig
     from etl_dagster.destinations.ducklake.config import DuckLakeDestinationConfig
@@ -85,8 +89,10 @@ def _reader(
     return None
 
 
-def _show_counted(config: PipelineConfig, name: TableName | None, as_json: bool) -> None:
-    """What the pipeline has counted, of a destination that can't be asked from here."""
+def _show_counted(
+    config: PipelineConfig, name: TableName | None, *, everything: bool, as_json: bool
+) -> None:
+    """What the pipeline has counted, for a destination that can't be queried from here."""
     from etl_dagster.cli.existing import existing_store
 
     with existing_store(config) as store:
@@ -105,9 +111,9 @@ def _show_counted(config: PipelineConfig, name: TableName | None, as_json: bool)
     if as_json:
         click.echo(json.dumps({"counts": counts, "values": None, "where": where}, indent=2))
         return
-    for table, columns in few(list(counts.items()), full="--json"):
+    for table, columns in _some(list(counts.items()), everything=everything):
         click.echo(f"{table}: {_of_each(columns)}")
-    for table in few(uncounted):
+    for table in _some(uncounted, everything=everything):
         click.echo(f"{table}: not counted yet")
     if counts:
         click.echo(where)
@@ -131,8 +137,17 @@ def _object(value: OddValue) -> dict[str, Any]:
     }
 
 
-def _show(counts: dict[str, dict[str, int]], values: list[OddValue], twins: Sequence[Twin]) -> None:
-    from rich.console import Console
+def _some(items: Sequence[Item], *, everything: bool) -> Iterable[Item]:
+    return items if everything else few(items, full="--all")
+
+
+def _show(
+    counts: dict[str, dict[str, int]],
+    values: list[OddValue],
+    twins: Sequence[Twin],
+    *,
+    everything: bool,
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -151,11 +166,11 @@ def _show(counts: dict[str, dict[str, int]], values: list[OddValue], twins: Sequ
         if twins:
             cells.append("quarantined" if value.is_quarantined else "")
         shown.add_row(*map(Text, cells))
-    Console().print(shown)
-    for table, columns in few(list(counts.items()), full="--json"):
+    print_table(shown)
+    for table, columns in _some(list(counts.items()), everything=everything):
         click.echo(f"{table}: {_of_each(columns)}")
-    for twin in few(twins, full="--json"):
+    for twin in _some(twins, everything=everything):
         rows = "1 row is" if twin.row_count == 1 else f"{twin.row_count:,} rows are"
         click.echo(f"{twin.table}: {rows} in quarantine, in {twin.twin}")
     if total > len(values):
-        click.echo(f"{len(values):,} of {total:,} values are shown; --limit shows more.")
+        click.echo(f"{len(values):,} of {total:,} values are shown; --all shows all.")

@@ -1,4 +1,4 @@
-"""What the commands have in common: the configuration, and logging."""
+"""Options that commands share: the configuration, JSON, logging."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def json_option(command: Command) -> Command:
 
 
 def load(path: Path) -> PipelineConfig:
-    """Read the configuration of one pipeline: of several destinations or shards, the named one.
+    """Read the configuration of one pipeline; of several destinations or shards, the named one.
 
     Raises:
-        ConfigError: it is not there, or holds mistakes.
-        UsageError: none is named where one must be, or there is none of that name.
+        ConfigError: the file is missing, or has mistakes.
+        UsageError: there are several and none is named, or none has that name.
     """
     config = load_whole(path)
     if config.destinations:
@@ -89,13 +89,13 @@ def load(path: Path) -> PipelineConfig:
 
 
 def load_shared(path: Path) -> PipelineConfig:
-    """As `load`, where only what all shards have in common is needed, such as the destination."""
+    """As `load`, for what all shards share, such as the destination: no shard must be named."""
     config = load_whole(path)
     return next(iter(config.members().values())) if config.shards else load(path)
 
 
 def load_each(path: Path) -> dict[str, PipelineConfig]:
-    """Read the configuration; by name, a pipeline for each destination or shard, or the named one.
+    """Read the configuration: a pipeline for each destination or shard, or for the named one.
 
     Raises:
         ConfigError, UsageError: as `load`.
@@ -105,7 +105,7 @@ def load_each(path: Path) -> dict[str, PipelineConfig]:
 
 
 def load_whole(path: Path) -> PipelineConfig:
-    """Read the configuration, with all destinations or shards where none was named.
+    """Read the configuration, with all destinations or shards if none is named.
 
     Raises:
         ConfigError, UsageError: as `load`.
@@ -156,11 +156,11 @@ def set_up_logging(
     as_json: bool = False,
     names_pipelines: bool = False,
 ) -> None:
-    """Log to stderr, so that stdout has nothing but results.
+    """Log to stderr: stdout is for results only.
 
     Args:
-        as_json: an object on each line, in place of what a person reads.
-        names_pipelines: begin lines with the pipeline's name, where a process runs several.
+        as_json: log an object on each line, in place of text.
+        names_pipelines: begin lines with the pipeline's name, for a process that runs several.
     """
     if context.find_root().params.get("debug"):
         level = logging.DEBUG
@@ -169,7 +169,7 @@ def set_up_logging(
         handler.setFormatter(JsonLines() if as_json else TextLines(names_pipelines=names_pipelines))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("etl_dagster").setLevel(level)
-    # By default retries are printed on stdout wherever structlog happens to be installed.
+    # Stamina's default prints retries on stdout if structlog is installed.
     from stamina.instrumentation import LoggingOnRetryHook, set_on_retry_hooks
 
     set_on_retry_hooks((LoggingOnRetryHook,))

@@ -1,4 +1,4 @@
-"""`etl-dagster query`: look at the destination."""
+"""`etl-dagster query`: query the destination."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etl_dagster.cli.listing import ROWS, say_more
+from etl_dagster.cli.listing import ROWS, print_table, say_more
 from etl_dagster.cli.options import config_option, json_option, load_shared
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _INFINITIES = {2**63 - 1: "infinity", -(2**63 - 1): "-infinity"}
 @json_option
 def query(sql: str, config_path: Path, as_csv: bool, as_json: bool) -> None:
     """Run a query on the DuckDB file, the DuckLake or the Postgres, read only, also while it is
-    written. --json prints an object on each line.
+    written. --json prints an object on each line. Bytes are printed as Postgres does: \\x6162.
 
     \b
     etl-dagster query "select origin, count(*) from public.flights group by all"
@@ -57,7 +57,7 @@ def query(sql: str, config_path: Path, as_csv: bool, as_json: bool) -> None:
 
 
 def _json_of(row: Mapping[str, Any]) -> str:
-    """The row as an object; JSON has no word for NaN and infinities, which are texts, then."""
+    """The row as an object. JSON cannot represent NaN and infinities: they become texts."""
     try:
         return json.dumps(row, default=str, allow_nan=False)
     except ValueError:
@@ -71,6 +71,17 @@ def _spelled(value: Any) -> Any:
         return {key: _spelled(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_spelled(each) for each in value]
+    return value
+
+
+def _printed(value: Any) -> Any:
+    """The value with its bytes, also those in parts of it, as the text that Postgres prints."""
+    if isinstance(value, bytes):
+        return f"\\x{value.hex()}"
+    if isinstance(value, Mapping):
+        return {key: _printed(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_printed, value))
     return value
 
 
@@ -112,22 +123,31 @@ def _run(config: PipelineConfig, sql: str) -> pa.Table:
 
 
 def _values(column: pa.ChunkedArray[Any]) -> list[Any]:
-    """The column as Python values; as text where Python has no such value."""
+    """The column as Python values, as texts if Python has no such values; bytes are texts."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     try:
-        return list(column.to_pylist())
+        values: list[Any] = column.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):
         texts: list[Any] = column.cast(pa.string()).to_pylist()
+    else:
+        return [_printed(each) for each in values] if _has_bytes(column.type) else values
     if pa.types.is_timestamp(column.type):
         offsets: list[Any] = pc.cast(column, pa.int64()).to_pylist()
         texts = [_INFINITIES.get(o, text) for o, text in zip(offsets, texts, strict=True)]
     return texts
 
 
+def _has_bytes(type_: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
+        return True
+    return pa.types.is_nested(type_)  # perhaps in its parts
+
+
 def _show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -138,6 +158,6 @@ def _show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table.add_column(Text(column), justify="right" if is_number else "left")
     for row in rows[:ROWS]:
         table.add_row(*(Text("" if value is None else str(value)) for value in row))
-    Console().print(table)
+    print_table(table)
     say_more(len(rows) - ROWS, full="--csv or --json")
     click.echo(f"{len(rows):,} row{'' if len(rows) == 1 else 's'}")

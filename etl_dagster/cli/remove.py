@@ -1,4 +1,4 @@
-"""`etl-dagster remove`: take a pipeline away for good."""
+"""`etl-dagster remove`: remove a pipeline for good."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from etl_dagster.cli.confirming import changes_something, is_wanted, require_decided
+from etl_dagster.cli.failures import FAILED, show
 from etl_dagster.cli.listing import some
 from etl_dagster.cli.options import config_option, json_option, load_whole
 
 if TYPE_CHECKING:
     from etl_dagster.config import PipelineConfig
+    from etl_dagster.errors import EtlError
     from etl_dagster.integrations.meltano.positions.mirrored import MirroredStates
     from etl_dagster.model.destination import Destination
     from etl_dagster.model.stores import CoordinatingStore
@@ -29,7 +31,7 @@ _NEVER_RAN = (
 )
 
 
-@click.command(short_help="Take a pipeline away for good: slots, state, tables on request.")
+@click.command(short_help="Remove a pipeline for good: slots, state, tables on request.")
 @config_option
 @click.option("--with-tables", is_flag=True, help="Drop its tables at the destination, too.")
 @click.option("--keep-slots", is_flag=True, help="Leave the source alone, because it is gone.")
@@ -73,7 +75,7 @@ def remove(
             "pipelines": [each.config.pipeline for each in found],
         }
         if not as_json:
-            _tell(answer, whole, with_tables=with_tables, keep_slots=keep_slots)
+            _show_removal(answer, whole, with_tables=with_tables, keep_slots=keep_slots)
         if dry_run and as_json:
             click.echo(json.dumps({"removed": False, **answer}))
             return
@@ -85,12 +87,17 @@ def remove(
     if as_json:
         click.echo(json.dumps({"removed": True, **answer, "tables": tables}))
     else:
-        click.echo(f"Removed {whole.pipeline}.")
+        click.echo(f"Removed {', '.join(answer['pipelines'])}.")
+    still_known = [each.still_known for each in found if each.still_known is not None]
+    for error in still_known:
+        show(error.reason, error.solution)
+    if still_known:
+        click.get_current_context().exit(FAILED)
 
 
 @dataclass
 class _Found:
-    """One pipeline, with all that it would lose."""
+    """A pipeline, and all that would be removed of it."""
 
     config: PipelineConfig
     store: CoordinatingStore
@@ -98,10 +105,12 @@ class _Found:
     destination: Destination | None
     states: MirroredStates | None
     mirrored: Sequence[str] = field(default_factory=list)
+    #: Once the pipeline is removed: why the destination still knows it.
+    still_known: EtlError | None = None
 
     @property
     def table_names(self) -> list[str]:
-        """As the destination has them; of one destination among several, with its name."""
+        """The names at the destination; with several destinations, after the destination's name."""
         member = self.config.membership
         prefix = "" if member is None else f"{member.name}: "
         return sorted(f"{prefix}{table.target}" for table in self.removal.tables)
@@ -125,10 +134,15 @@ class _Found:
         self._forget_mirrored()
 
     def _forget_shard(self) -> None:
-        """What the destination knows of a further shard would keep the other shards from it."""
+        """Have the destination forget a further shard.
+
+        The other shards would not start while the destination knows a shard that the configuration
+        does not have.
+        """
         from etl_dagster.assembly import build_destination
-        from etl_dagster.errors import DestinationError
+        from etl_dagster.errors import DestinationError, EtlError
         from etl_dagster.model.destination import RemovesTables, offered
+        from etl_dagster.runtime.sharding import how_to_forget
 
         sharding = self.config.sharding
         if self.destination is not None or sharding is None or sharding.name == sharding.pipeline:
@@ -140,10 +154,13 @@ class _Found:
             destination.startup(self.store)
             removing.remove_tables(self.config.pipeline, [])
         except DestinationError as error:
-            click.echo(
-                f"The destination still knows the shard {self.config.pipeline}: {error.reason}\n"
-                f"What to do: {error.solution}",
-                err=True,
+            # The rest is removed, since the destination may be gone for good.
+            self.still_known = EtlError(
+                f"the shard {sharding.name} is removed, but the destination still knows it: "
+                f"{error.reason}",
+                solution=f"{error.solution} Then have the destination forget the shard: "
+                f"{how_to_forget(self.config.pipeline)} If the destination is gone for good, "
+                "no action is needed.",
             )
         finally:
             destination.shutdown()
@@ -220,7 +237,7 @@ def _remove_shared(
         store.remove_pipeline()
 
 
-def _tell(
+def _show_removal(
     answer: dict[str, list[str]], whole: PipelineConfig, *, with_tables: bool, keep_slots: bool
 ) -> None:
     pipelines = ", ".join(answer["pipelines"])

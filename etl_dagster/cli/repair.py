@@ -13,7 +13,7 @@ import click
 
 from etl_dagster.cli.confirming import changes_something, is_wanted, require_decided
 from etl_dagster.cli.failures import FAILED, show
-from etl_dagster.cli.listing import NAMES, few
+from etl_dagster.cli.listing import NAMES, few, say_more
 from etl_dagster.cli.options import config_option, json_option, load, load_whole
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from etl_dagster.runtime.repair_requests import RepairOutcome
 
 
-#: Rows of which the keys are shown, and ranges of which the numbers are.
+#: How many rows are shown by their keys, and how many ranges by their numbers.
 _MOST_KEYS = 20
 _MOST_RANGES = 12
 
@@ -157,15 +157,18 @@ def _progress(table: Eligible) -> Iterator[Callable[[Side, int], None]]:
 
 
 def _show(compared: Sequence[tuple[Eligible, Comparison | None]]) -> None:
-    """A line for each table; of many that are equal, only of the first ones."""
-    equal = 0
+    """A line for each table; the first ones of each result, those that are equal last."""
+    by_result: dict[str, list[tuple[Eligible, Comparison | None]]] = {}
     for each, found in compared:
-        equal += found is not None and found.result == "equal"
-        if equal <= NAMES or found is None or found.result != "equal":
+        by_result.setdefault("not compared" if found is None else found.result, []).append(
+            (each, found)
+        )
+    for result in sorted(by_result, key=lambda result: result == "equal"):
+        tables = by_result[result]
+        for each, found in tables[:NAMES]:
             click.echo(f"{each.name}: {_sentence(each, found)}")
             _show_ranges(found)
-    if equal > NAMES:
-        click.echo(f"... and {equal - NAMES:,} more tables are equal; --json shows all")
+        say_more(len(tables) - NAMES, f"more tables are {result}", full="--json")
 
 
 def _repair(
@@ -179,17 +182,17 @@ def _repair(
     if not differing:
         return
     for each in few(differing):
-        click.echo(f"{each.name}: the rows that differ are replaced.")
+        click.echo(f"{each.name}: the rows that differ will be replaced.")
     if not is_wanted(dry_run=dry_run, yes=yes):
         return
-    for name, outcome in _request(store, differing, left).items():
+    for name, outcome in few(list(_request(store, differing, left).items())):
         click.echo(f"{name}: {_outcome_sentence(outcome)}")
 
 
 def _request(
     store: CoordinatingStore, differing: Sequence[Eligible], left: dict[str, EtlError]
 ) -> Mapping[str, RepairOutcome]:
-    """Have the pipeline repair the tables, and wait until it has; `left` gets those that fail."""
+    """Have the pipeline repair the tables, and wait; adds those that fail to `left`."""
     from etl_dagster.cli.table_progress import TableProgress
     from etl_dagster.runtime.copying.pausing import ask_for_copies
     from etl_dagster.runtime.repair_requests import await_repairs, request_repairs
@@ -240,7 +243,7 @@ def _outcome_sentence(outcome: RepairOutcome) -> str:
 
 
 def _show_ranges(found: Comparison | None) -> None:
-    """In which ranges of keys rows differ, and which rows, where that was asked for."""
+    """Print the ranges of keys in which rows differ, and the keys themselves with --show-keys."""
     if found is None or not found.ranges:
         return
     from etl_dagster.runtime.comparing.sums import RANGES

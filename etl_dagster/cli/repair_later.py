@@ -1,4 +1,4 @@
-"""Repairs of a pipeline that no process runs: noted for its next start."""
+"""Repairs of a pipeline that no process runs: its next start does them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def repair_at_next_start(
 
     if config.membership is None:
         click.echo(
-            "No process runs the pipeline. The slot is dropped; the next start makes another one, "
-            + _NEXT,
+            "No process runs the pipeline. The slot will be dropped; the next start creates "
+            f"another, {_NEXT}",
             err=as_json,
         )
     else:
-        # Slots of one destination are not touched by two processes.
+        # The process that runs the other destinations uses the slots of this one, too.
         _require_idle(config.whole)
         click.echo(
             f"No process runs the pipeline. The next start of {config.membership.name} {_NEXT} "
@@ -69,8 +69,8 @@ def repair_several_at_next_start(whole: PipelineConfig, *, yes: bool, as_json: b
     with contextlib.ExitStack() as opened:
         stores = {name: opened.enter_context(opened_store(each)) for name, each in members.items()}
         click.echo(
-            f"No process runs the pipeline. The slots are dropped; the next start makes another "
-            f"one, and for each of {', '.join(members)} {_NEXT}",
+            f"No process runs the pipeline. The slots will be dropped; the next start creates "
+            f"another, and for each of {', '.join(members)} {_NEXT}",
             err=as_json,
         )
         if not is_wanted(dry_run=False, yes=yes):

@@ -78,8 +78,8 @@ def copy_again(
     from etl_dagster.runtime.repair_requests import forget_repairs
 
     wanted = table_ids(config, store, tables)
-    for name in wanted:
-        click.echo(f"{name} is copied again from the beginning; its old rows stay until then.")
+    for name in few(list(wanted)):
+        click.echo(f"{name} will be copied again from the beginning; its old rows stay until then.")
     if not is_wanted(dry_run=dry_run, yes=yes):
         return
     ask_for_copies(store, list(wanted.values()))
@@ -125,17 +125,18 @@ def _reset_all(
         raise used
     count = len(store.get_table_replication_states())
     click.echo(
-        f"All {count} tables are copied again from the beginning; their old rows stay until then."
+        f"All tables ({count:,}) will be copied again from the beginning; their old rows stay "
+        "until then."
     )
     click.echo(
-        f"The slot {apply_slot_names(config)[0]} and the pipeline's table sync slots are "
-        "dropped; the next start makes new ones."
+        f"The slot {apply_slot_names(config)[0]} and the pipeline's table sync slots will be "
+        "dropped; the next start creates new ones."
     )
     if not is_wanted(dry_run=dry_run, yes=yes):
         return
     ask_for_copies(store, list(store.get_table_replication_states()))
     if is_offered:
-        click.echo("The replicator of Dagster's sensor stops the stream, and does it.")
+        click.echo("The replicator of Dagster's sensor stops the stream and resets the tables.")
         answer = request_reset(store)
         if answer is None:
             raise used
@@ -146,7 +147,7 @@ def _reset_all(
             dropped = reset_pipeline(config, store, control)
         finally:
             control.close()
-    for name in dropped:
+    for name in few(dropped):
         click.echo(f"Dropped {name}.")
     if is_offered:
         click.echo("Done. The sensor requests a run for each table.")
@@ -175,15 +176,17 @@ def _reset_all_of_several(whole: PipelineConfig, *, dry_run: bool, yes: bool) ->
         if is_leased and not is_offered:
             raise used
         click.echo(
-            f"All tables of {', '.join(members)} are copied again from the beginning; their old "
-            "rows stay until then. The slots are dropped; the next start makes new ones."
+            f"All tables of {', '.join(members)} will be copied again from the beginning; their "
+            "old rows stay until then. The slots will be dropped; the next start creates new ones."
         )
         if not is_wanted(dry_run=dry_run, yes=yes):
             return
         for each in stores.values():
             ask_for_copies(each, list(each.get_table_replication_states()))
         if is_offered:
-            click.echo("The replicator of Dagster's sensors stops the stream, and does it.")
+            click.echo(
+                "The replicator of Dagster's sensors stops the stream and resets the tables."
+            )
             answer = request_reset(store, ALL)
             if answer is None:
                 raise used
@@ -192,7 +195,7 @@ def _reset_all_of_several(whole: PipelineConfig, *, dry_run: bool, yes: bool) ->
             control = SourceControl(whole.source, application_name="etl_dagster reset")
             with contextlib.closing(control):
                 dropped = reset_several(whole, stores, control)
-    for name in dropped:
+    for name in few(dropped):
         click.echo(f"Dropped {name}.")
     if is_offered:
         click.echo("Done. The sensors request a run for each table.")
@@ -226,7 +229,7 @@ def _reset_cleared(
 
 
 def _meaning(pending: Pending) -> str:
-    """What becomes of a change, in a line."""
+    """What happens because of a change, in one line."""
     from etl_dagster.integrations.meltano.positions.verdicts import Cleared, Refused, Renamed
 
     match pending.verdict:

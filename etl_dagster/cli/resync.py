@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etl_dagster.cli.confirming import changes_something, is_wanted
+from etl_dagster.cli.listing import few
 from etl_dagster.cli.options import config_option, load
 from etl_dagster.cli.reset import copy_again
 
@@ -63,8 +64,8 @@ def _cancel(
     from etl_dagster.source.control import SourceControl
 
     wanted = table_ids(config, store, tables)
-    for name in wanted:
-        click.echo(f"The copy of {name} is cancelled; rows from before stay as they are.")
+    for name in few(list(wanted)):
+        click.echo(f"The copy of {name} will be cancelled; rows from before stay as they are.")
     if not is_wanted(dry_run=dry_run, yes=yes):
         return
     control = SourceControl(config.source, application_name="etl_dagster resync")

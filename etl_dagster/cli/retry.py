@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from pathlib import Path
 
 import click
@@ -41,6 +40,7 @@ def retry(
     config = load(config_path)
     from etl_dagster.cli.existing import existing_store
     from etl_dagster.cli.tables import table_ids
+    from etl_dagster.config.commands import command
     from etl_dagster.errors import EtlError
     from etl_dagster.runtime.copying.pausing import ask_for_copies, paused_tables
     from etl_dagster.runtime.retrying import request_retry, require_retryable, stopped_tables
@@ -48,7 +48,7 @@ def retry(
     from etl_dagster.source.control import SourceControl
 
     control = SourceControl(config.source, application_name=f"etl_dagster retry {config.pipeline}")
-    failed = False
+    refused: list[str] = []
     with existing_store(config) as store, contextlib.closing(control):
         if everything:
             stopped = stopped_tables(store)
@@ -64,29 +64,30 @@ def retry(
             try:
                 resumed[name] = require_retryable(config, store, control, table_id, name)
             except EtlError as error:
-                failed = True
-                click.echo(f"{error.reason}. What to do: {error.solution}", err=True)
+                refused.append(f"{error.reason}. What to do: {error.solution}")
+        for refusal in few(refused, err=True):
+            click.echo(refusal, err=True)
         for name in few(list(resumed)):
             lsn = resumed[name].lsn
             where = (
-                "continues its copy where it was"
+                "will continue its copy where it was"
                 if lsn is None
-                else f"is resumed from {lsn}, without a copy"
+                else f"will be resumed from {lsn}, without a copy"
             )
             click.echo(f"{name} {where}.")
             if wanted[name] in paused:
-                click.echo(f"It is paused: etl-dagster resume {shlex.quote(name)}")
+                click.echo(f"It is paused: `{command(config, 'resume', name)}`")
         if resumed and is_wanted(dry_run=dry_run, yes=yes):
             for name, state in resumed.items():
                 try:
                     ask_for_copies(store, [wanted[name]])
                     request_retry(store, wanted[name], state)
                 except EtlError as error:
-                    failed = True
+                    refused.append(name)
                     click.echo(f"{name}: {error.reason}. What to do: {error.solution}", err=True)
             if store.is_leased("apply"):
                 click.echo("Done. The running pipeline starts on it now.")
             else:
                 click.echo("Done. The next start begins with it.")
-    if failed:
+    if refused:
         click.get_current_context().exit(FAILED)

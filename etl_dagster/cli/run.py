@@ -47,8 +47,8 @@ def run(
 
     The first Ctrl-C stops when what is being written is durable; the second stops at once, and
     the next start continues from the last durable position. --json writes the status as one object
-    on each line. With --until-caught-up, a run that was stopped before ends with exit code 130, or
-    with 143 where SIGTERM or SIGHUP stopped it.
+    on each line. With --until-caught-up, a run that is stopped before it has caught up ends with
+    exit code 130, or with 143 if SIGTERM or SIGHUP stopped it.
     With --shard, this process runs one shard alone; without, all of them.
 
     \b
@@ -72,14 +72,14 @@ def run(
         has_errors = run_it(context, config, options)
     except Exception as error:
         if as_json:
-            _tell(error)
+            _print_error(error)
         raise
     if until_caught_up and has_errors:
         context.exit(FAILED)
 
 
 def _run_one(context: click.Context, config: PipelineConfig, options: RunArguments) -> bool:
-    """As `run_several`, of a pipeline with one stream and one destination."""
+    """As `run_several`, for a pipeline with one stream and one destination."""
     from etl_dagster.cli.checks import failed_checks
     from etl_dagster.cli.views import make_view
     from etl_dagster.in_process import opened_one
@@ -103,8 +103,8 @@ def _run_one(context: click.Context, config: PipelineConfig, options: RunArgumen
     return has_begun and any(table.error for table in pipeline.status().tables.values())
 
 
-def _tell(error: BaseException) -> None:
-    """The last line for programs; people read stderr."""
+def _print_error(error: BaseException) -> None:
+    """Print the last line for programs; people read stderr."""
     from etl_dagster.errors import EtlError
 
     cause = error.error if isinstance(error, RunFailed) else error

@@ -1,4 +1,4 @@
-"""`etl-dagster run` for several destinations or shards: one process, and one view of them all."""
+"""`etl-dagster run` for several destinations or shards: one process, and one view of all."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def run_several(context: click.Context, config: PipelineConfig, options: RunArguments) -> bool:
-    """Run until the end; whether any table has stopped.
+    """Run until the end; returns whether any table has stopped.
 
     Raises:
-        RunFailed: it failed after it had started.
-        NotCaughtUp: it was stopped before.
+        RunFailed: the pipeline failed after it had started.
+        NotCaughtUp: it was stopped before it had caught up.
         EtlError: it can't run as it is configured.
     """
     from etl_dagster.in_process import opened
@@ -63,9 +63,9 @@ def run_several(context: click.Context, config: PipelineConfig, options: RunArgu
 
 
 def _first_failures(config: PipelineConfig) -> Sequence[EtlError]:
-    """What stands in the way of every destination, or of a shard; of the first that has anything.
+    """What stands in the way of a start: the failures of the first destination or shard with any.
 
-    One destination that fails does not hold up the others, and is named here; a shard does.
+    One destination that fails does not hold up the others, and is only printed. One shard does.
     """
     from etl_dagster.cli.checks import failed_checks
 
@@ -79,7 +79,7 @@ def _first_failures(config: PipelineConfig) -> Sequence[EtlError]:
 
 
 class _Together:
-    """A view of each destination or shard, in lines that begin with its name, or as JSON."""
+    """A view of each destination or shard: lines that begin with its name, or JSON."""
 
     def __init__(self, config: PipelineConfig, *, as_json: bool, is_log_json: bool) -> None:
         self._views: Mapping[str, JsonView | LinesView] = {
@@ -97,7 +97,7 @@ class _Together:
         pass
 
     def show(self, status: PipelineStatus) -> None:
-        """Nothing: there is no status of all of them; see `show_each`."""
+        """Does nothing, since there is no status of all of them; see `show_each`."""
 
     def show_each(self, statuses: Mapping[str, PipelineStatus]) -> None:
         for name, status in statuses.items():
@@ -114,7 +114,7 @@ class _Together:
 
 
 class _Running:
-    """Several as what `follow` follows."""
+    """Several pipelines as the one that `run_to_its_end` runs."""
 
     def __init__(self, several: OpenedPipeline, view: _Together) -> None:
         self._several = several
@@ -125,7 +125,7 @@ class _Running:
         self.wait_until_caught_up = several.wait_until_caught_up
 
     def status(self) -> PipelineStatus:
-        """Those of all are shown; returns one with the tables of all, for a count."""
+        """Show the status of each; returns one with the tables of all, to count them."""
         statuses = self._several.statuses()
         self._view.show_each(statuses)
         tables = {

@@ -95,19 +95,29 @@ def get_state(state_id: str, uri: str | None, config_path: Path, as_json: bool) 
         click.echo(json.dumps(stored.merged(), indent=2))
 
 
-@state.command("history", short_help="Show who wrote a state when.")
+@state.command("history", short_help="Show who wrote a state, and when.")
 @click.argument("state_id")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Writes, at most."
+)
+@click.option("--all", "everything", is_flag=True, help="All writes, also where they are many.")
 @storage_options
 @json_option
-def history(state_id: str, limit: int, uri: str | None, config_path: Path, as_json: bool) -> None:
+def history(
+    state_id: str,
+    limit: int,
+    everything: bool,
+    uri: str | None,
+    config_path: Path,
+    as_json: bool,
+) -> None:
     """Show the writes of a state, the newest first, also of one that was cleared.
 
     \b
     etl-dagster state history dev:tap-to-target --limit 5
     """
     with opened_storage(uri, config_path) as storage:
-        versions = storage.history(state_id, limit=limit)
+        versions = storage.history(state_id, limit=None if everything else limit)
     if as_json:
         click.echo(json.dumps([version_facts(v) for v in versions], indent=2))
         return
@@ -123,12 +133,14 @@ def history(state_id: str, limit: int, uri: str | None, config_path: Path, as_js
 @click.argument("state_id")
 @click.argument("before", type=int, required=False)
 @click.argument("after", type=int, required=False)
+@click.option("--all", "everything", is_flag=True, help="All changes, also where they are many.")
 @storage_options
 @json_option
 def diff(
     state_id: str,
     before: int | None,
     after: int | None,
+    everything: bool,
     uri: str | None,
     config_path: Path,
     as_json: bool,
@@ -150,15 +162,16 @@ def diff(
     if as_json:
         click.echo(json.dumps([asdict(change) for change in changes], indent=2))
     else:
-        show_changes(changes)
+        show_changes(changes, everything=everything)
 
 
 @state.command("export", short_help="Write states as `meltano state export` does.")
 @click.argument("pattern", required=False)
 @storage_options
-def export(pattern: str | None, uri: str | None, config_path: Path) -> None:
+@json_option
+def export(pattern: str | None, uri: str | None, config_path: Path, as_json: bool) -> None:
     """Print states as one JSON object, which `meltano state import` and `etl-dagster state import
-    --from FILE` read.
+    --from FILE` read. It is the same with and without --json.
 
     \b
     etl-dagster state export 'prod:*' > states.json
@@ -166,7 +179,7 @@ def export(pattern: str | None, uri: str | None, config_path: Path) -> None:
     with opened_storage(uri, config_path) as storage:
         states = storage.get_all(pattern)
     states, corrupt = _readable(states)
-    # The halves to the letter, without a detour through numbers.
+    # The halves as they are stored: parsed and printed again, numbers might lose digits.
     lines = [
         f'  {json.dumps(s.state_id)}: {{"completed": {s.completed or "{}"}, '
         f'"partial": {s.partial or "{}"}}}'
@@ -176,13 +189,14 @@ def export(pattern: str | None, uri: str | None, config_path: Path) -> None:
     for error in corrupt:
         show(f"{error.reason}; it is left out", error.solution)
     if corrupt:
-        raise SystemExit(FAILED)
+        click.get_current_context().exit(FAILED)
 
 
-@state.command("locks", short_help="Show who writes or runs which state now.")
+@state.command("locks", short_help="Show which states are written or run now, and by whom.")
+@click.option("--all", "everything", is_flag=True, help="All of them, also where they are many.")
 @storage_options
 @json_option
-def locks(uri: str | None, config_path: Path, as_json: bool) -> None:
+def locks(everything: bool, uri: str | None, config_path: Path, as_json: bool) -> None:
     """Show locks and run leases. They end by themselves when their process is gone.
 
     \b
@@ -205,9 +219,11 @@ def locks(uri: str | None, config_path: Path, as_json: bool) -> None:
                 local_time(row.acquired_at),
                 "expired" if row.is_expired else local_time(row.expires_at),
             )
-            for row in rows
+            for row in (rows if everything else rows[:ROWS])
         ],
     )
+    if not everything:
+        say_more(len(rows) - ROWS, full="--all")
 
 
 for command in (restore, clear, import_states):
@@ -230,7 +246,7 @@ def _existing(storage: StateStorage, state_id: str) -> StoredState:
 def _readable(
     states: Sequence[StoredState],
 ) -> tuple[list[StoredState], list[StateCorrupt]]:
-    """Those that are JSON, and what is wrong with the others."""
+    """The states that are valid JSON, and what is wrong with the others."""
     from etl_dagster.integrations.meltano.states.errors import StateCorrupt
 
     readable, corrupt = [], []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etl_dagster.cli.confirming import changes_something, is_wanted
-from etl_dagster.cli.listing import NAMES, few
+from etl_dagster.cli.listing import few, some
 from etl_dagster.cli.state_place import opened_storage, storage_options
 from etl_dagster.cli.state_shown import show_changes
 
@@ -76,8 +76,7 @@ def clear(
         there = set(storage.list_ids())
         missing = [state_id for state_id in wanted if state_id not in there]
         if missing:
-            more = "" if len(missing) <= NAMES else f" and {len(missing) - NAMES} more"
-            raise click.UsageError(f"there is no state {', '.join(missing[:NAMES])}{more}")
+            raise click.UsageError(f"there is no state {some(missing)}")
         if not wanted:
             click.echo(f"No state matches {pattern!r}.")
             return
@@ -167,14 +166,14 @@ def _all_by_id(storage: StateStorage) -> dict[str, StoredState]:
     except StateSchemaMissing:
         raise
     except StateTablesMissing:
-        return {}  # they are made once the import is wanted
+        return {}  # the import creates them
 
 
 def _verdict(new: NewState, here: StoredState | None, only_new: bool) -> str:
     """new, same, keep or replace.
 
     Raises:
-        StateNotStorable: it couldn't be imported; not only --yes should find that out.
+        StateNotStorable: it can't be imported; --dry-run finds that out, too.
     """
     from etl_dagster.integrations.meltano.states.records import to_text
 

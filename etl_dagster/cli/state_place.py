@@ -1,4 +1,4 @@
-"""Where the commands on Meltano states find them."""
+"""The database in which the commands on Meltano states find them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def storage_options(command: Command) -> Command:
 def opened_storage(
     uri: str | None, config_path: Path, *, create: bool = False
 ) -> Iterator[StateStorage]:
-    """Looking makes no tables."""
+    """The states; their tables are only created with `create`."""
     from etl_dagster.integrations.meltano.states.storage import StateStorage, StorageOptions
 
     names = {

@@ -1,4 +1,4 @@
-"""How the commands on Meltano states show them."""
+"""How the commands on Meltano states print them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from etl_dagster.cli.listing import ROWS, say_more
 
 if TYPE_CHECKING:
     from etl_dagster.integrations.meltano.states.storage import (
@@ -41,14 +43,16 @@ def local_time(moment: datetime) -> str:
     return moment.astimezone().isoformat(sep=" ", timespec="seconds")
 
 
-def show_changes(changes: Sequence[Difference]) -> None:
+def show_changes(changes: Sequence[Difference], *, everything: bool = False) -> None:
     if not changes:
         click.echo("No difference.")
-    for change in changes:
+    for change in changes if everything else changes[:ROWS]:
         if change.before is not None:
             click.secho(f"- {change.path}: {change.before}", fg="red")
         if change.after is not None:
             click.secho(f"+ {change.path}: {change.after}", fg="green")
+    if not everything:
+        say_more(len(changes) - ROWS, full="`etl-dagster state diff --all`")
 
 
 def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""`etl-dagster status`: how a pipeline is, asked from outside."""
+"""`etl-dagster status`: the state of a pipeline, whichever process runs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etl_dagster.cli.listing import ROWS, few, say_more
+from etl_dagster.cli.listing import ROWS, few, print_table, say_more
 from etl_dagster.cli.options import config_option, json_option, load_whole
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from etl_dagster.source.control import SourceControl
     from etl_dagster.source.slots import CreationWait, Slot
 
-#: Of what people did to the tables' Meltano states.
+#: How many notices are shown about changes that people made to the tables' Meltano states.
 _NOTICES_SHOWN = 3
 
 
@@ -63,9 +63,10 @@ def status(
         if as_json:
             click.echo(json.dumps(report, indent=2))
         else:
-            _show(report, everything=everything)
+            _show(report, whole, everything=everything)
         return
-    reports = {name: _collect(member) for name, member in that_ran(whole).items()}
+    parts = that_ran(whole)
+    reports = {name: _collect(part) for name, part in parts.items()}
     if as_json:
         several = "shards" if whole.shards else "destinations"
         click.echo(json.dumps({"pipeline": whole.pipeline, several: reports}, indent=2))
@@ -76,11 +77,12 @@ def status(
     click.echo("\n".join([whole.pipeline, *lines(reports)]))
     for name, report in reports.items():
         click.echo("\n" + click.style(name, bold=True))
-        _show(report, everything=everything)
+        _show(report, parts[name], everything=everything)
 
 
 def _write_page(whole: PipelineConfig, path: Path) -> None:
     from etl_dagster.cli.existing import existing_store, that_ran
+    from etl_dagster.cli.files import write_text
     from etl_dagster.cli.status_page import status_page
     from etl_dagster.runtime.showing.history import HISTORY, read_history
 
@@ -88,7 +90,7 @@ def _write_page(whole: PipelineConfig, path: Path) -> None:
     for config in that_ran(whole).values():
         with existing_store(config) as store:
             reports.append((collect(config, store), read_history(store.get_status(HISTORY))))
-    path.write_text(status_page(reports), "utf-8")
+    write_text(path, status_page(reports), option="--html")
     click.echo(f"Wrote {path}.")
 
 
@@ -138,7 +140,7 @@ def collect(config: PipelineConfig, store: CoordinatingStore) -> dict[str, Any]:
         }
         if isinstance(state, Errored):
             table["wal_kept_bytes"] = known.get("wal_kept_bytes") if state.is_kept else None
-            table["what_to_do"] = what_to_do(state, name)
+            table["what_to_do"] = what_to_do(state, name, config)
         plan = plans.get(table_id)
         if plan is not None:
             table["copy_chunks_done"] = len(plan.finished)
@@ -172,7 +174,7 @@ def _coming_copies(
     try:
         coming = announced_copies(config, store, control)
     except EtlError:
-        return {"copied_again": None}  # what is wrong is said of the slot, or by the doctor
+        return {"copied_again": None}  # the slot's line, or the doctor, says what is wrong
     return {"copied_again": [{"table": each.table, **each.to_json()} for each in coming]}
 
 
@@ -227,11 +229,11 @@ def _slot(slot: Slot, waits: Mapping[str, Sequence[CreationWait]]) -> dict[str, 
     }
 
 
-def _show(report: dict[str, Any], *, everything: bool) -> None:
-    from rich.console import Console
+def _show(report: dict[str, Any], config: PipelineConfig, *, everything: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from etl_dagster.config.commands import command
     from etl_dagster.runtime.showing.stopped import where_it_stopped
     from etl_dagster.words import human_bytes, row_count
 
@@ -247,7 +249,7 @@ def _show(report: dict[str, Any], *, everything: bool) -> None:
         if slot["warning"]:
             click.echo(f"  warning        {slot['warning']}")
             click.echo(f"  what to do     {slot['solution']}")
-    for other in report["table_slots"]:
+    for other in few(report["table_slots"], full="--json"):
         kept = human_bytes(other["retained_bytes"])
         click.echo(f"  table's slot   {other['name']}: {other['wal_status']}, keeps {kept} of WAL")
     for each in (slot, *report["table_slots"]):
@@ -269,6 +271,8 @@ def _show(report: dict[str, Any], *, everything: bool) -> None:
         click.echo(f"  note           {published['note']}")
     if published.get("error"):
         click.echo(f"  last error     {published['error']}")
+        if published.get("solution"):
+            click.echo(f"  what to do     {published['solution']}")
     click.echo()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("table", "state", "rows", "last change"):
@@ -283,7 +287,7 @@ def _show(report: dict[str, Any], *, everything: bool) -> None:
         rows = row_count(row["row_count"], is_estimated=row["row_count_estimated"])
         last = (row["last_commit_time"] or "").partition(".")[0].partition("+")[0]
         table.add_row(Text(row["table"]), Text(state), rows, last.replace("T", " "))
-    Console().print(table)
+    print_table(table)
     say_more(len(report["tables"]) - len(shown), full="--all")
     for coming in few(report["copied_again"] or [], full="--json"):
         click.echo(
@@ -306,7 +310,7 @@ def _show(report: dict[str, Any], *, everything: bool) -> None:
             counts = ", ".join(f"{name} {count:,}" for name, count in row["odd_values"].items())
             click.echo(
                 f"\n{row['table']}: values that the column's type can't hold: {counts} "
-                f"(`etl-dagster odd {row['table']}`)"
+                f"(`{command(config, 'odd', row['table'])}`)"
             )
         if row["rows_quarantined"]:
             click.echo(
@@ -321,7 +325,7 @@ def _show(report: dict[str, Any], *, everything: bool) -> None:
 
 
 def _first(tables: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """Those that are not plainly streamed, and of the others as many as there is room for."""
+    """All tables that are not ready, as far as there is room, then those that are."""
     if len(tables) <= ROWS:
         return tables
     by_need = sorted(tables, key=lambda row: (row["state"] == "ready", row["table"]))

@@ -1,4 +1,4 @@
-"""The shards or destinations of a pipeline at one look: the one that most needs it comes first."""
+"""A line for each shard or destination of a pipeline; those in trouble come first."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from etl_dagster.words import human_bytes
 
 
 def by_need(reports: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The reports of `status`, those first that are in trouble, then those that are behind."""
+    """The reports of `status`: first those in trouble, then those that are furthest behind."""
     return dict(sorted(reports.items(), key=lambda report: _need(report[1]), reverse=True))
 
 
 def lines(reports: Mapping[str, dict[str, Any]]) -> list[str]:
-    """A line for each of them, in this order."""
+    """A line for each report, in this order."""
     width = max(map(len, reports))
     return [f"  {name:{width}}  {_line(report)}" for name, report in reports.items()]
 

@@ -1,4 +1,4 @@
-"""`etl-dagster status --html`: the status as one page, with plots, that needs nothing else."""
+"""`etl-dagster status --html`: the status as one page with plots, which loads no other file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals: the first asks for the end, the second is the end, and neither waits for a server."""
+"""Signals: the first asks for the end, the second ends the process; neither waits for a server."""
 
 from __future__ import annotations
 
@@ -16,26 +16,30 @@ from etl_dagster.cli.failures import FAILED, INTERRUPTED, TERMINATED
 if TYPE_CHECKING:
     from etl_dagster.cli.views import View
 
-#: What is left to do after the end may take so long: to take leave of servers.
+#: How long it may take to close connections after the end.
 _LEAVING_S = 1.0
-#: A command that is interrupted may take so long to clean up.
+#: How long a command that is interrupted may take to clean up.
 _CLEANING_UP_S = 1.5
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP, where KeyboardInterrupt is SIGINT."""
 
 
 class Asked(threading.Event):
     """Set by the first signal."""
 
-    #: Of a process that the signal stopped before its goal was reached.
+    #: The exit code if the signal stopped the process before its goal was reached.
     exit_code = INTERRUPTED
 
     @contextlib.contextmanager
     def ends_soon_after(self, *, has_goal: bool) -> Iterator[None]:
-        """Once it was asked to end, and this block is left, the process ends within a second.
+        """After a signal, the process ends within a second of the end of this block.
 
-        By itself, unless a server that it takes leave of does not answer.
+        It ends by itself, unless a server doesn't answer while its connection is closed.
 
         Args:
-            has_goal: being asked to end is not what it ran for.
+            has_goal: the process ran for something else than to be stopped.
         """
         has_failed = False
         try:
@@ -47,7 +51,7 @@ class Asked(threading.Event):
             self.end_soon(has_goal=has_goal, has_failed=has_failed)
 
     def end_soon(self, *, has_goal: bool, has_failed: bool = False) -> None:
-        """The same, from now on."""
+        """The same, with the second beginning now."""
         if self.is_set():
             code = FAILED if has_failed else self.exit_code if has_goal else 0
             _exit_after(_LEAVING_S, code)
@@ -55,13 +59,13 @@ class Asked(threading.Event):
 
 @contextlib.contextmanager
 def stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[Asked]:
-    """The first signal asks, the second doesn't."""
+    """The first signal calls `shutdown`, the second ends the process at once."""
     asked = Asked()
     terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
 
     def stop(number: int, frame: object) -> None:
         if number == signal.SIGHUP:
-            # The terminal is gone; what is still shown must not fail.
+            # The terminal is gone: printing to it would fail.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for terminal in terminals:
                 os.dup2(nowhere, terminal)
@@ -75,13 +79,13 @@ def stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[Ask
         shutdown()
 
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield asked
     finally:
-        if not asked.is_set():  # else a second signal is the end also from now on
+        if not asked.is_set():  # otherwise a second signal still ends the process
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -89,9 +93,9 @@ def stopped_by_signals(shutdown: Callable[[], None], view: View) -> Iterator[Ask
 def end_when_asked() -> None:
     """From now on, SIGINT, SIGTERM and SIGHUP end this process, also while it waits for a server.
 
-    An exception in the main thread has the time to clean up first; a driver that asks the server
-    to cancel a statement would wait for its answer. Where a command handles signals itself, or
-    the process was started with one ignored (SIGHUP, by nohup), this does nothing.
+    The signal raises an exception in the main thread, which has some time to clean up: a driver
+    that asks the server to cancel a statement might wait for its answer forever. Signals that a
+    command handles itself, or that are ignored (SIGHUP, by nohup), are left alone.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
@@ -112,12 +116,12 @@ def end_when_asked() -> None:
 
 
 def _terminate(number: int, frame: object) -> None:
-    """What default_int_handler is to SIGINT."""
-    raise SystemExit(TERMINATED)
+    """For SIGTERM and SIGHUP what default_int_handler is for SIGINT."""
+    raise Terminated(TERMINATED)
 
 
 def _exit_after(delay_s: float, exit_code: int) -> None:
-    """End the process then, unless it has ended by itself."""
+    """End the process after the delay, unless it has ended by itself."""
 
     def leave() -> None:
         time.sleep(delay_s)

@@ -1,4 +1,4 @@
-"""How far tables are that a running pipeline copies or repairs for a command."""
+"""Progress of the tables that a running pipeline copies or repairs for a command."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
+from etl_dagster.cli.listing import few, one_by_one
+from etl_dagster.cli.stopping import Terminated
 from etl_dagster.model.states import Errored, Ready, SyncDone, TimedRetry, state_name
 from etl_dagster.runtime.clock import SYSTEM_CLOCK, Clock
 
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
     from etl_dagster.model.stores import CoordinatingStore
     from etl_dagster.runtime.showing.status import TableStatus
 
+_SETTLED = ("ready", "sync_done")
 #: Each look asks the state store.
 _EVERY_S, _POLL_S = 0.5, 0.2
-#: What the states mean to someone who waits for a copy or a repair.
+#: What the states mean to a person who waits for a copy or a repair.
 _MEANINGS = {
     "init": "waits for a worker",
     "finished_copy": "rows are there; applying what changed meanwhile",
@@ -92,17 +95,22 @@ class TableProgress:
         if self._live is not None:
             from etl_dagster.cli.views import table_grid
 
-            self._live.update(table_grid(tables, self._console.width), refresh=True)
+            width, height = self._console.size
+            most = max(height - 2, 1)  # the screen's last line is the cursor's
+            first = sorted(tables, key=lambda table: table.state in _SETTLED)[:most]
+            self._live.update(table_grid(first, width), refresh=True)
             return
+        news: dict[str, list[str]] = {}
         for table in tables:
             if self._told.get(table.table_id) != table.state:
                 self._told[table.table_id] = table.state
-                click.echo(
-                    f"{table.name}: {self._meanings.get(table.state, table.state)}", err=True
-                )
+                news.setdefault(table.state, []).append(table.name)
+        for state, names in news.items():
+            for shown in one_by_one(names):
+                click.echo(f"{shown}: {self._meanings.get(state, state)}", err=True)
 
     def _tables(self) -> list[TableStatus]:
-        """As the pipeline published them last, with the states of now."""
+        """The tables as the pipeline last published them, with their current states."""
         from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 
         published = self._store.get_status("apply")
@@ -124,9 +132,9 @@ def follow_copies(
     console: Console | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> None:
-    """On a terminal, show copies that were asked for until each table is streamed, or has stopped.
+    """On a terminal, show copies until each table is streamed, or has stopped.
 
-    Returns at once where there is no terminal. Ctrl-C, or `stop`, ends the view and no copy.
+    Returns at once if there is no terminal. Ctrl-C, or `stop`, ends the view, but no copy.
     """
     progress = TableProgress(
         store, names, working="being copied", console=console, clock=clock.now_s
@@ -145,10 +153,10 @@ def follow_copies(
                     break
             else:
                 return
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         click.echo("The copies continue; `etl-dagster status` shows them.")
         return
-    for table_id, name in names.items():
+    for table_id, name in few(list(names.items())):
         state = store.get_table_replication_state(table_id)
         if isinstance(state, Errored):
             click.echo(f"{name} stopped: {state.reason}. {state.solution}")

@@ -35,7 +35,7 @@ def table_ids(
     unknown = [name for name in names if name not in known]
     if unknown:
         raise click.UsageError(
-            f"the pipeline has no table {', '.join(unknown)}; it has {some(sorted(known))}"
+            f"the pipeline has no table {some(unknown)}; it has {some(sorted(known))}"
             f"{suggest(unknown[0], list(known), [])}"
         )
     return {name: known[name] for name in names}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import click
 
+from etl_dagster.cli.listing import one_by_one
 from etl_dagster.model.states import TRANSITIONS
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from etl_dagster.words import human_bytes, row_count
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-#: In lines, a summary comes at most this often, and only when something changed.
+#: The shortest time between two summaries in lines, seconds; there is none if nothing changed.
 _SUMMARY_S = 10.0
-#: What the live display needs besides its tables: border, header, footer.
+#: Lines that the live display needs besides its tables: border, header, footer.
 _OTHER_LINES = 12
 #: The border of the live display and the space next to it, on both sides.
 _BORDER_COLUMNS = 4
-#: Of a copy's progress bar.
+#: Width of a copy's progress bar.
 _BAR_COLUMNS = 16
-#: Where termios.tcgetattr() has the flags that ECHO is one of.
+#: The index at which termios.tcgetattr() has the flags that include ECHO.
 _LOCAL_MODES = 3
 _STATE_COLORS = {"ready": "green", "errored": "red bold", "init": "dim"}
-assert len(TRANSITIONS) == 8, "a new state wants a look at what is shown of it"
+assert len(TRANSITIONS) == 8, "a new state: check how the views show it"
 
 
 class View(Protocol):
@@ -61,12 +62,12 @@ class View(Protocol):
         ...
 
     def log_handler(self) -> logging.Handler | None:
-        """Where log lines go so that they don't tear the display; None for the usual place."""
+        """A handler for log lines that doesn't tear the display; None for the usual one."""
         ...
 
 
 def make_view(*, plain: bool, as_json: bool, is_log_json: bool = False) -> View:
-    """The live display on a terminal, lines elsewhere; unless told."""
+    """The view that the options ask for; by default the live display on a terminal, else lines."""
     if as_json:
         return JsonView()
     # Lines of the log would tear a live display.
@@ -76,7 +77,7 @@ def make_view(*, plain: bool, as_json: bool, is_log_json: bool = False) -> View:
 
 
 class _Quiet:
-    """What a view without a terminal of its own needs not do."""
+    """A view without a terminal, which has nothing to prepare or to restore."""
 
     interval_s = 0.5
 
@@ -105,7 +106,7 @@ class _Quiet:
 
 
 class JsonView(_Quiet):
-    """A `PipelineStatus` on each line, when it says something new, and every few seconds."""
+    """A `PipelineStatus` on each line, when it has changed, and every few seconds."""
 
     _EVERY_S = 5.0
 
@@ -127,7 +128,7 @@ class JsonView(_Quiet):
 
 
 class LinesView(_Quiet):
-    """A line for each change of state, and a summary now and then.
+    """A line for each change of state, one for many that change alike, and sometimes a summary.
 
     Args:
         prefix: begins each line, after the time.
@@ -158,10 +159,14 @@ class LinesView(_Quiet):
                 self._say(summary)
 
     def _show_states(self, tables: Mapping[str, TableStatus]) -> None:
+        news: dict[str, list[str]] = {}
         for name, table in tables.items():
             if self._states.get(name) != table.state:
                 self._states[name] = table.state
-                self._say(f"{name}: {table.state}{_why(table)}")
+                news.setdefault(f"{table.state}{_why(table)}", []).append(name)
+        for state, names in news.items():
+            for shown in one_by_one(names):
+                self._say(f"{shown}: {state}")
 
     def stopping(self) -> None:
         # In a signal handler; click.echo's buffers may be in use.
@@ -199,7 +204,7 @@ def _summary(status: PipelineStatus) -> str:
 
 
 def in_progress(status: PipelineStatus) -> str:
-    """Transactions that were sent before they committed."""
+    """In words, the transactions that were sent before they committed."""
     count, size = status.transactions_in_progress, human_bytes(status.spooled_bytes)
     return f"{count} transaction{'s' if count != 1 else ''} in progress ({size} on disk)"
 
@@ -279,7 +284,7 @@ class KeyEcho:
                 self._before = before
 
     def restore(self) -> None:
-        """As it was before."""
+        """Set it as it was before."""
         if self._before is not None:
             import termios
 
@@ -300,7 +305,7 @@ def render(
 
     Args:
         width: of the terminal, columns.
-        hint: what keys do.
+        hint: what pressing a key does.
         below: what else is shown under the pipeline's figures.
     """
     from rich.console import Group
@@ -380,8 +385,8 @@ def _width_of(table: Table) -> int:
     return Measurement.get(wide, wide.options, table).maximum
 
 
-#: What is shown of each table, the most that a terminal has room for. The copy's columns are there
-#: only while there is a copy.
+#: The columns for each table, from the widest layout to the narrowest: the first that fits is used.
+#: The columns of a copy are shown only during one.
 _LAYOUTS = (
     ("state", "copy", "rows", "speed", "inserted", "updated", "deleted"),
     ("state", "copy", "rows", "speed", "changes"),
@@ -395,7 +400,7 @@ _OF_COPY = ("copy", "copied", "speed")
 
 
 def table_grid(tables: list[TableStatus], width: int) -> Table:
-    """What is shown of the tables, as much as so many columns of a terminal have room for."""
+    """The tables with as many columns as a terminal of this width has room for."""
     is_copying = any(_is_copying(table) for table in tables)
     for layout in _LAYOUTS:
         columns = [name for name in layout if is_copying or name not in _OF_COPY]
@@ -476,5 +481,5 @@ def _is_copying(table: TableStatus) -> bool:
 
 
 def _urgency(table: TableStatus) -> tuple[int, str]:
-    """Errors first, then what is under way, then the rest; by name."""
+    """Sorts errors first, then copies under way, then the rest; each by name."""
     return {"errored": 0, "ready": 2, "init": 3}.get(table.state, 1), table.name

@@ -1,4 +1,4 @@
-"""`etl-dagster status --watch`: a pipeline that runs elsewhere, live on this terminal."""
+"""`etl-dagster status --watch`: a pipeline that another process runs, live on this terminal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from etl_dagster.cli.stopping import Terminated
 from etl_dagster.runtime.showing.history import HISTORY, read_history
 from etl_dagster.runtime.showing.status import PipelineStatus
 from etl_dagster.words import human_bytes
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
     from etl_dagster.model.stores import CoordinatingStore
 
 _EVERY_S = 1.0
-#: Of a sparkline, and from the lowest to the highest.
+#: How many values a sparkline has, and its bars from the lowest to the highest.
 _COLUMNS, _BARS = 60, "▁▂▃▄▅▆▇█"
-#: What a screen needs besides tables, of each pipeline.
+#: Lines that each pipeline needs besides its tables.
 _OTHER_LINES = 17
 
 
 def watch(members: Mapping[str, PipelineConfig]) -> None:
-    """Show them until Ctrl-C.
+    """Show the pipelines until Ctrl-C, SIGTERM or SIGHUP: like `run`, it has no other goal.
 
     Raises:
         UsageError: stdout is not a terminal.
@@ -57,12 +58,12 @@ def watch(members: Mapping[str, PipelineConfig]) -> None:
                     Group(*(each.look(limit=limit, width=width) for each in watched)), refresh=True
                 )
                 time.sleep(_EVERY_S)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated):
             return
 
 
 class WatchedPipeline:
-    """One pipeline, and what was seen of it so far."""
+    """One pipeline, with its lag and its rate so far."""
 
     def __init__(self, store: CoordinatingStore, config: PipelineConfig) -> None:
         self._store = store
@@ -73,7 +74,7 @@ class WatchedPipeline:
         self._rates = deque((moment.rows_per_second for moment in past), maxlen=_COLUMNS)
 
     def look(self, *, limit: int, width: int) -> RenderableType:
-        """The pipeline, as it reported last."""
+        """Draw the pipeline as it last reported."""
         from rich.text import Text
 
         from etl_dagster.cli.views import render

@@ -194,7 +194,7 @@ def test_the_command_and_the_job_run_the_maintenance(
     command = ["lake", "maintain", "-c", str(config), "--older-than", "0"]
     assert CliRunner().invoke(cli, command).exit_code == 2
     told = CliRunner().invoke(cli, [*command, "--yes"])
-    assert "public.orders: 1 rows from the catalog to files" in told.stdout
+    assert "public.orders: 1 rows written from the catalog to files" in told.stdout
 
     stream.insert(1, 1)
     run = ducklake_maintenance_job(config).execute_in_process()

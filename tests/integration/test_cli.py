@@ -291,11 +291,12 @@ def test_a_query_has_three_forms(table_of_values: Shop) -> None:
 
 
 def test_a_query_prints_json_that_every_reader_accepts(table_of_values: Shop) -> None:
-    sql = "select 'nan'::double a, ['-inf'::double, 1] b"
+    sql = "select 'nan'::double a, ['-inf'::double, 1] b, 'ab'::blob c, ['ab'::blob] d"
 
     row = json.loads(table_of_values.call("query", "--json", sql).stdout)
 
-    assert row == {"a": "NaN", "b": ["-Infinity", 1.0]}
+    assert row == {"a": "NaN", "b": ["-Infinity", 1.0], "c": "\\x6162", "d": ["\\x6162"]}
+    assert "\\x6162" in table_of_values.call("query", "--csv", sql).stdout
     refused = table_of_values.call("query", "--json", "select 1 as a, 2 as a")
     assert (refused.returncode, "two columns are called 'a'" in refused.stderr) == (2, True)
 
@@ -595,7 +596,7 @@ def test_a_reset_announces_what_it_does_asks_first_and_has_a_dry_run(shop: Shop)
     refused = shop.call("reset", "--all")
 
     assert tried.returncode == 0
-    assert "All 1 tables are copied again" in tried.stdout
+    assert "All tables (1) will be copied again" in tried.stdout
     assert refused.returncode == 2
     assert shop.database.slots() == [apply_slot_name("shop")]
 

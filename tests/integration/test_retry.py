@@ -174,7 +174,7 @@ def test_a_table_that_stopped_is_resumed_where_it_stopped(
             cli, ["retry", "-c", written(tmp_path, database), "--all", "--yes"]
         )
         assert answer.output.splitlines() == [
-            f"public.visits is resumed from {state.lsn}, without a copy.",
+            f"public.visits will be resumed from {state.lsn}, without a copy.",
             "Done. The running pipeline starts on it now.",
         ]
         wait_until(lambda: isinstance(state_of(store, visits), Ready))

@@ -55,6 +55,8 @@ def test_commands_are_for_all_shards_or_for_the_one_that_is_named(
     refused = shop.call("pause", "public.events")
     assert refused.returncode == 2
     assert "shop has several shards: choose one with --shard (shop, events)" in refused.stderr
+    # All shards have one destination.
+    assert shop.call("odd").stdout == "Every value is held by its column.\n"
     unknown = shop.call("status", "--shard", "archive")
     assert "shop has no shard 'archive': shop, events" in unknown.stderr
 

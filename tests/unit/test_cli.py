@@ -17,11 +17,14 @@ from psycopg.conninfo import conninfo_to_dict
 
 from etl_dagster.cli import cli
 from etl_dagster.cli.checks import check_destination, check_state_store
+from etl_dagster.cli.doctor import _show as show_checks
 from etl_dagster.cli.doctor import wrapped
 from etl_dagster.cli.failures import RunFailed, explain
 from etl_dagster.cli.views import JsonView, LinesView, render
 from etl_dagster.config import load_config, parse_config
+from etl_dagster.config.commands import command
 from etl_dagster.errors import EtlError
+from etl_dagster.runtime.checking.check import Check
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
 from tests.support.leaks import make_secret
 
@@ -149,6 +152,12 @@ def test_init_drops_no_part_of_a_dsn_but_its_password(tmp_path: Path, dsn: str) 
     assert {key: str(kept.get(key)) for key in given} == {k: str(v) for k, v in given.items()}
 
 
+def test_init_ends_with_commands_that_find_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "my etl.yaml"
+
+    assert f"etl-dagster doctor -c '{path}'" in invoke("init", "-o", str(path)).stdout
+
+
 def test_init_overwrites_nothing_unless_told_to(tmp_path: Path) -> None:
     path = tmp_path / "etl.yaml"
     path.write_text("mine")
@@ -229,6 +238,28 @@ def test_an_error_that_is_not_ours_shows_its_kind_only(capsys: pytest.CaptureFix
     assert "RuntimeError" in err
     assert "--debug" in err
     assert SECRET not in err
+
+
+@pytest.mark.parametrize(
+    ("section", "shown"),
+    [
+        ({}, "etl-dagster retry 'public.a b'"),
+        ({"shards": {"events": {"publication": "e"}}}, "etl-dagster retry 'public.a b' --shard p"),
+        (
+            {"destinations": {"w": {"type": "duckdb", "path": "w.duckdb"}}},
+            "etl-dagster retry 'public.a b' --destination w",
+        ),
+    ],
+    ids=["one", "shards", "destinations"],
+)
+def test_a_command_that_is_advised_can_be_pasted(section: dict[str, object], shown: str) -> None:
+    """The name is quoted for the shell, and the shard or the destination is chosen."""
+    values = {"pipeline": "p", "source": {"publication": "p", "database": "d"}}
+    one = {} if "destinations" in section else {"destination": {"type": "memory"}}
+    config = parse_config(values | one | section, {})
+    config = next(iter(config.members().values()), config)
+
+    assert command(config, "retry", "public.a b") == shown
 
 
 @pytest.mark.parametrize(
@@ -404,6 +435,31 @@ def test_lines_come_for_each_change_of_state_once(capsys: pytest.CaptureFixture[
         "public.a: data_sync",
         "public.a: ready",
     ]
+
+
+def test_many_tables_that_change_alike_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    view = LinesView()
+    view.show(status(*(table(f"public.t{i:04}", "init") for i in range(1000))))
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2  # and the summary
+    assert "public.t0009 and 990 more: init" in lines[0]
+
+
+def test_the_doctor_shows_ten_findings_of_a_kind_and_counts_the_rest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checks = [Check("stopped table", "error", f"public.t{i}: x", "Retry.") for i in range(30)]
+    checks.append(Check.ok("destination", "there"))
+
+    show_checks(checks, None, everything=False)
+    few = capsys.readouterr().out
+    show_checks(checks, None, everything=True)
+
+    assert few.count("public.t") == 10
+    assert "... and 20 more; --all shows all" in few
+    assert "30 errors: the pipeline runs without" in few
+    assert capsys.readouterr().out.count("public.t") == 30
 
 
 def test_json_lines_are_statuses_that_say_something_new(capsys: pytest.CaptureFixture[str]) -> None:

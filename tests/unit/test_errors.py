@@ -15,6 +15,7 @@ from etl_dagster.errors import (
     DecodeError,
     EtlError,
     PublicationMissing,
+    TablesLeft,
     TableWriteFailed,
 )
 
@@ -103,3 +104,12 @@ def test_no_log_shows_the_message_of_an_error_that_is_not_ours() -> None:
         if _SHOWN.search(module.read_text("utf-8"))
     ]
     assert found == []
+
+
+def test_of_many_tables_that_were_left_ten_are_named_and_the_rest_counted() -> None:
+    left = {f"public.t{number:03}": EtlError("it has no key") for number in range(300)}
+
+    reason = TablesLeft(left, tables=900).reason
+
+    assert reason.startswith("not compared, or not repaired: 300 of 900 tables\n  public.t000: it")
+    assert reason.endswith("public.t009: it has no key\n  ... and 290 more")

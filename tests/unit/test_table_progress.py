@@ -65,6 +65,29 @@ def test_a_terminal_shows_a_copy_as_a_running_pipeline_does() -> None:
     assert "62,500/s, 40 s left" in drawn(console)
 
 
+def test_many_tables_of_one_state_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    store = Copying(DataSync())
+    store.update_table_replication_states([(table_id, DataSync()) for table_id in range(100)])
+    many = {table_id: f"public.t{table_id:03}" for table_id in range(100)}
+    plain = Console(file=io.StringIO())
+    with TableProgress(store, many, working="being copied", console=plain) as progress:
+        progress.look()
+
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("public.t009 and 90 more: being copied")
+
+
+def test_a_screen_that_is_too_low_shows_the_tables_first_that_are_not_done() -> None:
+    store, console = Copying(DataSync()), terminal()
+    many = {table_id: f"public.t{table_id:03}" for table_id in range(100)}
+    ready: list[tuple[int, TableState]] = [(table_id, Ready(Lsn(1))) for table_id in range(99)]
+    store.update_table_replication_states([*ready, (99, DataSync())])
+    with TableProgress(store, many, working="being copied", console=console) as progress:
+        progress.look()
+
+    assert "public.t099" in drawn(console)
+
+
 def test_without_a_terminal_each_state_is_a_line_on_stderr(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -212,9 +212,9 @@ def odd_values(
 
 
 def odd_values_of(
-    connection: duckdb.DuckDBPyConnection, table: TableName | None, limit: int
+    connection: duckdb.DuckDBPyConnection, table: TableName | None, limit: int | None
 ) -> tuple[dict[str, dict[str, int]], list[OddValue]]:
-    """As `odd_values`, over a connection."""
+    """As `odd_values`, over a connection; without a limit, all of them."""
     with _refusals():
         if not _has_table(connection, "odd_values"):
             return {}, []  # an earlier version wrote the file
