@@ -169,6 +169,7 @@ def test_a_wrong_password_is_a_failed_tick_that_says_what_to_do(
         waiting = ui.tick()
         assert waiting.skip_message is not None
         assert "next try in" in waiting.skip_message
+        assert waiting.skip_message.count("What to do") == 1
     assert not (tmp_path / "shop.duckdb").exists()
 
 

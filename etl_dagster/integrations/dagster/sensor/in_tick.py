@@ -91,7 +91,7 @@ class TickStreamer:
             return Supervision(None, 1, "a preview does not stream")
         pause_s = self._resume_at - self._clock()
         if self._failure is not None and pause_s > 0:
-            note = f"next try in {pause_s:.0f} s, after: {self._failure}"
+            note = f"next try in {pause_s:.0f} s, after: {self._failure.reason}"
             return Supervision(None, 1, note, self._failure)
         # A tick that Dagster gave up continues to stream until its time is over.
         if not self._lock.acquire(blocking=False):

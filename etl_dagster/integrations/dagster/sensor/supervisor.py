@@ -326,7 +326,7 @@ class Supervisor:
     def _spawn(self, lease_s: float, note: str | None) -> str | None:
         pause_s = self._resume_at - time.monotonic()
         if pause_s > 0 and self._failure is not None:
-            return f"next try in {pause_s:.0f} s, after: {self._failure}"
+            return f"next try in {pause_s:.0f} s, after: {self._failure.reason}"
         self._child = Replicator(self._payload, lease_s, self._shard)
         self._generation += 1
         return f"{note}; started again" if note else None
