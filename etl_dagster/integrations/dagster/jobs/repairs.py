@@ -45,7 +45,9 @@ class Repaired:
     not_compared: list[ComparedTable] = field(default_factory=list)
     #: By table, of the repairs that were waited for.
     outcomes: dict[str, RepairOutcome] = field(default_factory=dict)
-    #: Repairs that were asked for, but whose end this run did not see.
+    #: Repairs that could not be requested.
+    not_requested: list[str] = field(default_factory=list)
+    #: Repairs that were requested, but whose end this run did not see.
     left: list[str] = field(default_factory=list)
     #: Why the run fails, by table; empty where it doesn't.
     failures: dict[str, EtlError] = field(default_factory=dict)
@@ -87,8 +89,9 @@ class Repaired:
         """A record of each table that was neither found equal nor seen to be repaired."""
         why = {each.name: ("unsettled", each.words) for each in self.unsettled}
         why |= {each.name: ("not compared", each.words) for each in self.not_compared}
-        asked_for = "its repair was asked for and continues in the pipeline"
-        why |= dict.fromkeys(self.left, ("not seen to end", asked_for))
+        requested = "its repair was requested and continues in the pipeline"
+        why |= dict.fromkeys(self.not_requested, ("not requested", ""))
+        why |= dict.fromkeys(self.left, ("not seen to end", requested))
         return [_record_without_result(*each, self.failures.get(each[0])) for each in why.items()]
 
 
@@ -136,7 +139,7 @@ def repair(
         [PipelineParts, Collection[str] | None], Iterable[ComparedTable]
     ] = compare_tables,
 ) -> Repaired:
-    """Compare tables, have those repaired that differ, and wait until they are.
+    """Compare tables, have those that differ repaired, and wait for that.
 
     Each repair is requested as soon as its table was compared. If the step is interrupted, the
     pipeline completes the repairs. The run ends as `etl-dagster repair` does: as failed where a
@@ -172,6 +175,7 @@ def repair(
             try:
                 requests[compared.name] = compared.table_id, _request(resource, compared.table_id)
             except EtlError as error:
+                done.not_requested.append(compared.name)
                 done.failures[compared.name] = error
         elif compared.found is None:
             done.not_compared.append(compared)

@@ -14,7 +14,9 @@ from etl_dagster.integrations.dagster.sensor.supervision import Supervision
 class ServiceAbsent(EtlError):
     """The service that streams the pipeline does not run, or no longer reports its status."""
 
-    solution = "Start the service, `etl-dagster run`. If it runs, or has ended, read its own log."
+    solution = (
+        "Start the service, `etl-dagster run`. Its own log says why it ended or no longer reports."
+    )
 
 
 def observe(resource: EtlResource) -> Supervision:
