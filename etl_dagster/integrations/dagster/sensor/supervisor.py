@@ -123,7 +123,7 @@ class Replicator:
                 self._news.wait(0.1)
 
     def stop(self, timeout_s: float) -> None:
-        """Let it end in good order; kill it when that takes too long."""
+        """Let it end cleanly; kill it if that takes too long."""
         with contextlib.suppress(OSError):
             self._stdin.close()
         try:
@@ -138,7 +138,7 @@ class Replicator:
         return self._ending is None
 
     def failure(self) -> ReplicatorFailed | None:
-        """What it ended with; None when it was in good order. Only after its end."""
+        """What it ended with; None if it ended cleanly. Only after its end."""
         for thread in self._threads:
             thread.join(1.0)
         code = self._process.returncode
