@@ -201,4 +201,6 @@ def test_the_command_and_the_job_run_the_maintenance(
     [output] = [event for event in run.all_events if event.is_successful_output]
     metadata = output.step_output_data.metadata  # type: ignore[attr-defined]
     assert metadata["rows flushed"].value == 1
+    [orders] = metadata["tables"].records
+    assert (orders.data["table"], orders.data["rows flushed"]) == ("public.orders", 1)
     assert ids(place) == [0, 1]
