@@ -223,11 +223,12 @@ class TableReader:
                 self._on.connection.rollback()
 
     def hold(self, chunk: CopyChunk, source: ReadFrom) -> None:
-        """See that the names are still the relation's, which then keeps them until the read ends.
+        """See that the relation is what the copy was planned for, and keep it so while it is read.
 
         A statement that waits for a lock looks the table's name up again once it has it. By then
         that may be another table's, as after a migration that swaps the two. Columns may have
-        swapped their names, too.
+        swapped their names, too. A partition may have been detached: its rows aren't the table's
+        any more, and the stream doesn't have their changes.
 
         Args: as of `read`, which is to follow.
 
@@ -242,11 +243,14 @@ class TableReader:
             "select to_regclass({name})::oid::bigint, (select coalesce(bool_and("
             "(pg_identify_object_as_address('pg_class'::regclass, {table_id}, k.number))"
             ".object_names[3] is not distinct from k.name), true)"
-            " from (values {columns}) k (number, name))"
+            " from (values {columns}) k (number, name)),"
+            " {relation_id} = {table_id} or exists (select from"
+            " pg_partition_ancestors({relation_id}::oid::regclass) p where p.relid = {table_id})"
             " from (select) one left join only {table} on false"
         ).format(
             name=sql.Literal(table),
             table_id=sql.Literal(self._schema.id),
+            relation_id=sql.Literal(chunk.relation_id),
             columns=sql.SQL(", ").join(
                 sql.SQL("({}, {}::text)").format(sql.Literal(number), sql.Literal(name))
                 for number, name in self._numbered_columns()
@@ -256,11 +260,15 @@ class TableReader:
         with self._named_failures(), self._on.connection.cursor() as cursor:
             self._on.cursor = cursor
             cursor.execute(query.as_string())
-            [(found, has_columns)] = cursor.fetchall()
+            [(found, has_columns, is_of_table)] = cursor.fetchall()
         if found != (self._schema.id if source.condition else chunk.relation_id):
             raise TableRewritten(f"{self._schema.name} was renamed while it was copied")
         if not has_columns:
             raise TableRewritten(f"columns of {self._schema.name} were renamed while it was copied")
+        if not is_of_table:
+            raise TableRewritten(
+                f"a partition of {self._schema.name} was detached while the table was copied"
+            )
 
     def _numbered_columns(self) -> list[tuple[int, str]]:
         """Of the table as a whole: its partitions may have other numbers, but no other names."""

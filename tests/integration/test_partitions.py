@@ -253,6 +253,34 @@ def test_a_partition_attached_while_its_table_is_copied_arrives(replica: Replica
         replica.assert_in_step("public.ev")
 
 
+def test_a_partition_that_is_detached_during_the_copy_is_not_read(
+    newest_database: Database, make_config: MakeConfig
+) -> None:
+    """Nothing would ever tell what of its rows the table never had."""
+    config = make_config(
+        newest_database,
+        destination={"type": "memory"},
+        **{"copy.max_connections_per_table": 1, "partitions_removed": "keep"},
+    )
+    replica = Replica(newest_database, config)
+    newest_database.execute(EVENTS, PUBLISH)
+    write, once = replica.destination.write_table_rows, []
+
+    def detach_after_the_first(schema: Any, rows: Any) -> None:
+        write(schema, rows)
+        if not once:
+            once.append(True)
+            newest_database.execute(
+                "alter table ev detach partition ev_2",
+                "insert into ev_2 values (4, '2024-02-06', 'of another table')",
+            )
+
+    replica.destination.write_table_rows = detach_after_the_first  # type: ignore[method-assign]
+    with replica.running() as pipeline:
+        replica.assert_in_step("public.ev")
+        assert pipeline.status().tables["public.ev"].partitions_kept == 0
+
+
 def test_a_partition_whose_rows_were_added_in_part_is_added_again(
     newest_database: Database, make_config: MakeConfig
 ) -> None:
