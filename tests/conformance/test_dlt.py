@@ -12,6 +12,7 @@ import pytest
 
 from etl_dagster.destinations.dlt import DltDestination
 from etl_dagster.errors import (
+    DestinationReplaced,
     DestinationUnreachable,
     Superseded,
     TableWriteFailed,
@@ -136,6 +137,24 @@ class TestDuckDB(DestinationSuite):
             with pytest.raises(Superseded, match="a newer process loads into public"):
                 subject.deliver(changes, epoch=1)
         subject.holds(ORDERS, [order(1, "newer")])
+
+    def test_a_warehouse_that_never_had_a_copy_is_refused(self, subject: Subject) -> None:
+        """Else dlt would make the tables, with the rows that have changed since and no others."""
+        since = {ORDERS.id: Lsn(1)}
+        subject.copy(ORDERS, [order(1)])
+        first = subject.stream.commit(insert(ORDERS, **order(2)))
+        subject.deliver(first, epoch=1, apply_from=since)
+        subject.destination.shutdown()
+        self.path.unlink()
+        subject.reopen()
+        later = subject.stream.commit(insert(ORDERS, **order(3)))
+        with pytest.raises(DestinationReplaced, match="no record of the copy of table"):
+            subject.deliver(later, epoch=2, apply_from=since)
+        assert not self.table_exists(subject.destination, ORDERS)
+
+        subject.copy(ORDERS, [order(1), order(2)], copy_id="copy-2")
+        subject.deliver(later, epoch=3, apply_from=since)
+        subject.holds(ORDERS, [order(1), order(2), order(3)])
 
     def test_a_late_load_of_another_process_is_read_before_anything_is_written(
         self, subject: Subject

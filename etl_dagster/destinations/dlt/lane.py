@@ -23,7 +23,12 @@ from etl_dagster.destinations.dlt.unfinished import (
     remove_cut_off,
     remove_unfinished,
 )
-from etl_dagster.errors import DestinationError, DestinationUnreachable, Superseded
+from etl_dagster.errors import (
+    DestinationError,
+    DestinationReplaced,
+    DestinationUnreachable,
+    Superseded,
+)
 from etl_dagster.model.schema import TableId
 
 Disposition: TypeAlias = Literal["append", "replace", "merge"]
@@ -102,6 +107,23 @@ class Lane:
         """What is kept of a table; the first call asks the destination."""
         self._open()
         return self._tables.get(table_id, TableEntry())
+
+    def require_copied(self, table_id: TableId) -> None:
+        """See that a copy of a table was loaded here once, by its own lane.
+
+        Whether it is complete the sender knows: a new copy may have begun since its changes came.
+
+        Raises:
+            DestinationReplaced: there was none, so the rows that the changes are about are missing.
+            DestinationError: as `translated`.
+        """
+        name = f"{self.name}_{table_id}"
+        kept = self.run("look for a copy", lambda pipeline: stored(pipeline, name))
+        if table_id not in kept.tables:
+            raise DestinationReplaced(
+                f"the dataset {self.dataset} at the destination has no record of the copy of "
+                f"table {table_id}: it is empty, or another one"
+            )
 
     def forget_table(self, table_id: TableId) -> None:
         """Keep nothing of a table; the next package of the lane has that in it."""

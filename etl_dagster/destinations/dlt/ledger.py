@@ -99,14 +99,18 @@ def ledger_from_json(found: Mapping[str, Any] | None) -> dict[TableId, TableEntr
     }
 
 
-def stored(pipeline: Any) -> Stored:
-    """What is kept at the destination."""
+def stored(pipeline: Any, name: str | None = None) -> Stored:
+    """What is kept at the destination.
+
+    Args:
+        name: of the dlt pipeline that kept it, in the same dataset; this one by default.
+    """
     from dlt.common.destination.exceptions import DestinationUndefinedEntity
     from dlt.common.versioned_state import decompress_state
 
     with pipeline.destination_client() as client:
         try:
-            found = client.get_stored_state(pipeline.pipeline_name)
+            found = client.get_stored_state(name or pipeline.pipeline_name)
         except DestinationUndefinedEntity:
             found = None
     if found is None:

@@ -145,23 +145,33 @@ class LaneWorker:
 
     def _begin(self, write: _Write) -> bool:
         try:
-            write.rounds = [
-                self._stretches.rounds(each.steps, self._known.get(each.table_id), entry)
-                for each in write.changes
-                for entry in [self._entry(each)]
-            ]
+            write.rounds = [self._rounds(each) for each in write.changes]
         except Exception as error:
             write.result.set_exception(error)
             return False
         return True
 
-    def _entry(self, changes: ChangesOfTable) -> TableEntry:
-        entry = self._lane.entry(changes.table_id)
-        if self._is_of_stream and entry.applied_from != changes.applied_from:
-            # There was a new copy in between, perhaps in another process.
-            self._known.pop(changes.table_id, None)
-            return TableEntry(applied_from=changes.applied_from)
-        return replace(entry, chunks={})
+    def _rounds(self, changes: ChangesOfTable) -> Iterator[Round]:
+        table_id = changes.table_id
+        entry = self._lane.entry(table_id)
+        if not self._is_of_stream or entry.applied_from == changes.applied_from:
+            entry = replace(entry, chunks={})
+            return self._stretches.rounds(changes.steps, self._known.get(table_id), entry)
+        # There was a new copy in between, perhaps in another process.
+        self._known.pop(table_id, None)
+        entry = TableEntry(applied_from=changes.applied_from)
+        return self._of_copied(table_id, self._stretches.rounds(changes.steps, None, entry))
+
+    def _of_copied(self, table_id: TableId, rounds: Iterator[Round]) -> Iterator[Round]:
+        """The rounds, of a table whose copy is here.
+
+        The first one is made before: a table that came from another dataset is copied again.
+        """
+        first = next(rounds, None)
+        if first is not None:
+            self._lane.require_copied(table_id)
+            yield first
+            yield from rounds
 
     def _end(self, write: _Write) -> None:
         for each in write.changes:
