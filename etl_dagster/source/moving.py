@@ -56,12 +56,24 @@ def require_movable(connection: Connection, table_id: TableId, name: str, of: st
         ours.publication.operations != theirs.publication.operations
         or ours.publication.via_partition_root != theirs.publication.via_partition_root
     )
-    if differs:
+    if differs or _generated_differ(connection, of, to):
         raise MoveRefused(
             f"publications {of!r} and {to!r} differ in what they publish",
             solution="Give both the same settings: ALTER PUBLICATION ... SET (publish = ..., "
-            "publish_via_partition_root = ...). Then start the pipeline once before the move.",
+            "publish_via_partition_root = ..., and from PostgreSQL 18 on "
+            "publish_generated_columns = ...). Then start the pipeline once before the move.",
         )
+
+
+def _generated_differ(connection: Connection, of: str, to: str) -> bool:
+    """Whether only one of the publications sends generated columns, which Postgres 18 brought."""
+    row = connection.execute(
+        "select count(distinct to_jsonb(p) ->> 'pubgencols') > 1 from pg_publication p"
+        " where pubname in (%s, %s)",
+        [of, to],
+    ).fetchone()
+    assert row is not None
+    return bool(row[0])
 
 
 def move_between_publications(
