@@ -12,6 +12,7 @@ import pytest
 
 from etl_dagster.destinations.dlt import DltDestination
 from etl_dagster.errors import (
+    DestinationError,
     DestinationReplaced,
     DestinationUnreachable,
     Superseded,
@@ -155,6 +156,24 @@ class TestDuckDB(DestinationSuite):
         subject.copy(ORDERS, [order(1), order(2)], copy_id="copy-2")
         subject.deliver(later, epoch=3, apply_from=since)
         subject.holds(ORDERS, [order(1), order(2), order(3)])
+
+    def test_nothing_is_loaded_while_the_clock_is_behind_the_newest_package(
+        self, subject: Subject
+    ) -> None:
+        """Each try would add the rows again, and find an older position."""
+        subject.copy(VISITS)
+        subject.reopen()
+        with duckdb.connect(str(self.path)) as connection:
+            for table, load_id in (
+                ("_dlt_pipeline_state", "_dlt_load_id"),
+                ("_dlt_loads", "load_id"),
+            ):
+                later = f"update public.{table} set {load_id} = '9' || {load_id}"
+                connection.execute(later)
+        with pytest.raises(DestinationError, match="clock of this machine is behind"):
+            subject.write(insert(VISITS, page="/", at=1))
+
+        subject.holds(VISITS, [])
 
     def test_a_late_load_of_another_process_is_read_before_anything_is_written(
         self, subject: Subject

@@ -166,8 +166,9 @@ class Lane:
                 self._clear(pipeline, parts)
                 # As late as can be: from here on dlt writes.
                 self._require_newest(pipeline, epoch)
-                found = pipeline.load()
-                self._check_clock(found.loads_ids)
+                newest = self._require_later(pipeline.list_normalized_load_packages())
+                pipeline.load()
+                self._newest_load = newest
         except BaseException:
             self.forget()
             raise
@@ -309,8 +310,12 @@ class Lane:
             schema.drop_tables([name])
         self._types.pop(name, None)
 
-    def _check_clock(self, loads: Sequence[str]) -> None:
-        """dlt finds the newest package by its ID, which is a time by the clock of this machine."""
+    def _require_later(self, loads: Sequence[str]) -> str:
+        """The ID of the package that is about to be loaded, the newest.
+
+        It is a time by the clock of this machine, by which dlt finds the newest package. After an
+        older one the rows would be there, and what is kept of them would not be found.
+        """
         newest = max(loads, default="")
         if newest and self._newest_load and float(newest) <= float(self._newest_load):
             raise DestinationError(
@@ -318,7 +323,7 @@ class Lane:
                 "finds the newest one by its time",
                 solution="Set the clock. The pipeline continues once it is past that package.",
             )
-        self._newest_load = newest or self._newest_load
+        return newest or self._newest_load
 
 
 def _filled(part: LoadPart) -> Any:
