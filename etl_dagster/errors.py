@@ -248,7 +248,7 @@ class PublicationRecreated(SourceNotPrepared):
     """The publication didn't exist while changes were made that are still to be streamed."""
 
     solution = (
-        f"Postgres can't stream what was changed before the publication was created: {EQUAL_AGAIN}"
+        f"Postgres can't stream what was changed while no publication had this name: {EQUAL_AGAIN}"
     )
 
 

@@ -297,7 +297,7 @@ class ReplicationStream:
             name = " or ".join(map(repr, self._publications))
             return PublicationRecreated(
                 f"publication {name} did not exist when changes were made that are still to be "
-                "streamed: it was dropped and created again"
+                "streamed: it was dropped and created again, or renamed"
             )
         why = "no reason" if error is None else message_of(error)
         return SourceUnreachable(f"the replication stream of {self._slot_name!r} ended: {why}")
