@@ -1,4 +1,4 @@
-"""Changes whose rows must be whole, and of which only some rows are wanted."""
+"""Completes the rows of changes, and keeps only the changes of rows that are wanted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def with_whole_rows(changes: TableChanges) -> TableChanges:
-    """The changes with the values that Postgres left out taken from the old rows that have them.
+    """The changes, with values that Postgres left out taken from their old rows.
 
     Under REPLICA IDENTITY FULL an old row has all values.
     """
@@ -50,10 +50,10 @@ def with_whole_rows(changes: TableChanges) -> TableChanges:
 
 
 def without_vanished(changes: TableChanges) -> TableChanges:
-    """The changes, of which updates whose rows are still not whole are deletes.
+    """The changes; updates whose rows are still not whole become deletes.
 
-    Their values were asked of the source, which has no such row any more: a later change deletes it
-    or gives it another key, and comes with all that is needed then.
+    Their values were asked from the source, which doesn't have the row any more: a later change
+    deletes it or changes its key, and that change has all that is needed.
     """
     if not changes.unchanged:
         return changes
@@ -64,11 +64,11 @@ def without_vanished(changes: TableChanges) -> TableChanges:
 def matching(
     changes: TableChanges, matches: Callable[[pa.RecordBatch], Any]
 ) -> TableChanges | None:
-    """The changes of the rows for which a condition is true; None where there are none.
+    """The changes of the rows for which a condition is true; None if there are none.
 
-    The rows are whole. An update of which only the old row matches is a delete, one of which only
-    the new row does is an insert. Where the old row isn't known, the new one decides: a delete
-    finds nothing where the destination has no such row, and an update inserts it.
+    The rows must be whole. If only the old row of an update matches, the update becomes a delete;
+    if only the new row does, an insert. If the old row isn't known, the new one decides: a delete
+    does nothing if the destination doesn't have the row, and an update inserts it.
     """
     is_new = changes.ops != DELETE
     is_match = np.zeros(len(changes), bool)
@@ -89,15 +89,15 @@ def matching(
             ops[came[is_match[came]]] = INSERT
     is_kept |= lost
     changes = _as_deletes(replace(changes, ops=ops), lost)
-    # An insert has no old row; nor has what is a delete by now.
+    # Inserts have no old row, nor have updates that became deletes.
     changes = _with_old_of(changes, changes.ops == UPDATE)
     return changes if is_kept.all() else _taken(changes, np.flatnonzero(is_kept))
 
 
 def _as_deletes(changes: TableChanges, which: np.ndarray) -> TableChanges:
-    """The changes, of which these updates are deletes of the rows as they were before.
+    """The changes; these updates become deletes of their old rows.
 
-    Of the row only what identifies it is left, unless the whole row was sent.
+    Only the columns that identify the row are kept, unless the whole old row was sent.
     """
     import pyarrow as pa
 
@@ -124,8 +124,9 @@ def _as_deletes(changes: TableChanges, which: np.ndarray) -> TableChanges:
         arrays.append(column.take(pa.array(places)))
     rows = pa.RecordBatch.from_arrays(arrays, schema=changes.rows.schema)
     odd = {}
-    for name, each in changes.odd.items():
-        known = _without(each, which)
+    for name in dict.fromkeys((*changes.odd, *changes.old_odd)):
+        each = changes.odd.get(name)
+        known = None if each is None else _without(each, which)
         if name in identity:
             known = _joined_old(known, changes, name, which, each)
         if known is not None:
@@ -152,9 +153,9 @@ def _without(odd: Odd, which: np.ndarray) -> Odd | None:
 
 
 def _joined_old(
-    known: Odd | None, changes: TableChanges, name: str, which: np.ndarray, new: Odd
+    known: Odd | None, changes: TableChanges, name: str, which: np.ndarray, new: Odd | None
 ) -> Odd | None:
-    """The odd values of a column that identifies rows, where deletes take those of the old rows."""
+    """The odd values of a column that identifies rows; deletes have those of their old rows."""
     import pyarrow as pa
 
     texts: Any
@@ -167,14 +168,15 @@ def _joined_old(
             texts = old.texts
             places = changes.old_indices[old.places[is_used]]
             parts.append(Odd(places, texts.filter(pa.array(is_used))))
-    is_own = which[new.places] & ~has_old[new.places]
-    texts = new.texts
-    parts.append(Odd(new.places[is_own], texts.filter(pa.array(is_own))))
+    if new is not None:
+        is_own = which[new.places] & ~has_old[new.places]
+        texts = new.texts
+        parts.append(Odd(new.places[is_own], texts.filter(pa.array(is_own))))
     return joined(parts)
 
 
 def _with_old_of(changes: TableChanges, which: np.ndarray) -> TableChanges:
-    """The changes with the old rows of these alone."""
+    """The changes, with the old rows of these changes only."""
     old_indices, old_rows = changes.old_indices, changes.old_rows
     if old_indices is None or old_rows is None:
         return changes
@@ -190,7 +192,7 @@ def _with_old_of(changes: TableChanges, which: np.ndarray) -> TableChanges:
 
 
 def _taken(changes: TableChanges, which: np.ndarray) -> TableChanges | None:
-    """Some of the changes, in order; None where there are none."""
+    """Some of the changes, in order; None if there are none."""
     if not len(which):
         return None
     old_indices, old_rows, old_odd = changes.old_indices, changes.old_rows, dict(changes.old_odd)
@@ -221,7 +223,7 @@ def _taken(changes: TableChanges, which: np.ndarray) -> TableChanges | None:
 
 
 def taken_odd(odd: Odd, which: np.ndarray) -> Odd | None:
-    """Those of some rows, given by their places in ascending order."""
+    """The odd values of some rows, given by their places in ascending order."""
     import pyarrow as pa
 
     is_taken = np.isin(odd.places, which)

@@ -37,6 +37,9 @@ _TOKEN = re.compile(
 )
 _COMPARISONS = ("=", "<>", "<", "<=", ">", ">=")
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+#: How deeply parentheses and NOT may be nested. Each level is read and evaluated by a call, and
+#: Python ends that with a RecursionError at some hundred.
+_MOST_LEVELS = 100
 _WORDS = frozenset(["and", "or", "not", "in", "is", "null", "like", "between", "true", "false"])
 
 
@@ -100,7 +103,7 @@ def parse_condition(text: str) -> Condition:
 
 
 def columns_of(condition: Condition) -> Iterator[str]:
-    """The columns that it names, some perhaps several times."""
+    """The columns that the condition names; some may come several times."""
     match condition:
         case Compared(column) | Like(column) | IsNull(column) | IsTrue(column):
             yield column
@@ -127,6 +130,7 @@ class _Parser:
             self._tokens.append((kind, value, found.start(kind if kind != "keyword" else "word")))
             at = found.end()
         self._at = 0
+        self._levels = 0
 
     def condition(self) -> Condition:
         return self._joined("or", lambda: self._joined("and", self._not_term))
@@ -143,13 +147,19 @@ class _Parser:
         return parts[0] if len(parts) == 1 else Joined(word, tuple(parts))
 
     def _not_term(self) -> Condition:
-        if self._take("keyword", "not"):
-            return Not(self._not_term())
-        if self._take("sign", "("):
-            inner = self.condition()
-            self._require("sign", ")")
-            return inner
-        return self._test()
+        if self._levels > _MOST_LEVELS:
+            raise Unreadable(f"is nested more than {_MOST_LEVELS} levels deep")
+        self._levels += 1
+        try:
+            if self._take("keyword", "not"):
+                return Not(self._not_term())
+            if self._take("sign", "("):
+                inner = self.condition()
+                self._require("sign", ")")
+                return inner
+            return self._test()
+        finally:
+            self._levels -= 1
 
     def _test(self) -> Condition:
         literal = self._literal()
@@ -172,7 +182,7 @@ class _Parser:
         return IsTrue(column)
 
     def _set_test(self, column: str) -> Condition | None:
-        """What may have NOT before it."""
+        """A test that may have NOT before it; None if there is none of these."""
         if self._take("keyword", "in"):
             self._require("sign", "(")
             literals = [self._require_literal()]

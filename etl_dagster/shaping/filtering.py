@@ -43,7 +43,7 @@ class RowFilter:
     """A condition over the columns of one schema, of the source.
 
     Raises:
-        Unreadable: the text is not a condition, or not one over these columns.
+        Unreadable: the text is not a condition, or doesn't fit the columns.
     """
 
     def __init__(self, text: str, schema: TableSchema) -> None:
@@ -51,7 +51,7 @@ class RowFilter:
         self._columns = {name_in_condition(column): column for column in schema.columns}
         for name in columns_of(self._condition):
             if name not in self._columns:
-                raise Unreadable(f"names a column {name!r}, which {schema.name} has not")
+                raise Unreadable(f"names a column {name!r}, which {schema.name} does not have")
         _require_readable(self._condition, self._columns)
 
     def matches(self, rows: pa.RecordBatch) -> Any:
@@ -62,13 +62,13 @@ class RowFilter:
 
 
 def name_in_condition(column: ColumnSchema) -> str:
-    """The name that the condition has for it: the one that it had when the table was copied."""
+    """The column's name in the condition: the one that it had when the table was copied."""
     is_named = column.shape is not None and column.shape.in_condition
     return column.shape.chosen_as if is_named and column.shape else column.name
 
 
 class _Values:
-    """Columns as they are compared."""
+    """The values of columns, as they are compared."""
 
     def __init__(self, rows: pa.RecordBatch, columns: Mapping[str, ColumnSchema]) -> None:
         self._rows = rows
@@ -83,7 +83,7 @@ class _Values:
         return self._columns[name]
 
     def typed(self, name: str) -> Any:
-        """The values by their own type, also where they are held as text."""
+        """The values in their own type, even if they are held as text."""
         if name not in self._typed:
             self._typed[name] = _typed(self._columns[name], self.held(name))
         return self._typed[name]
@@ -155,15 +155,20 @@ def _number_test(sign: str, bound: tuple[int, Decimal]) -> Callable[[str], bool]
 
 
 def _order(text: str) -> tuple[int, Decimal]:
-    """Where a numeric stands among all of them: NaN is the largest."""
-    words = {"-Infinity": -1, "Infinity": 1, "NaN": 2}
-    if text in words:
-        return words[text], Decimal(0)
-    return 0, Decimal(text)
+    """The place of a numeric in the order of all numerics: NaN is the largest.
+
+    Postgres prints NaN and Infinity, Arrow nan and inf, and in a condition either may be written.
+    """
+    number = Decimal(text)
+    if number.is_nan():
+        return 2, Decimal(0)
+    if number.is_infinite():
+        return (-1 if number.is_signed() else 1), Decimal(0)
+    return 0, number
 
 
 def plain(column: ColumnSchema) -> ColumnSchema:
-    """The column held by its own type, or by the one that it is cast to."""
+    """The column, held in its own type, or in the one that it is cast to."""
     shape = column.shape
     if shape is not None:
         shape = None if shape.cast is None else replace(shape, mask=None, left_out=False)
@@ -171,7 +176,7 @@ def plain(column: ColumnSchema) -> ColumnSchema:
 
 
 def _oid(column: ColumnSchema) -> int:
-    """Of the type by which values are compared."""
+    """The OID of the type in which values are compared."""
     cast = None if column.shape is None else column.shape.cast
     return column.effective_type_oid if cast is None else cast.type_oid
 
@@ -196,7 +201,7 @@ def _typed(column: ColumnSchema, array: Any) -> Any:
 
     compute: Any = pc
     if _is_any_numeric(column):
-        # However it is held; a double prints as the number that it is.
+        # However they are held: the text of a decimal or double is the number, too.
         return array.cast(pa.string())
     wanted = form_of(plain(column)).arrow
     if column.as_text and array.type != wanted:
@@ -217,19 +222,21 @@ def _literal(column: ColumnSchema, text: str) -> Any:
     """The literal as a value of the column's type; an Arrow scalar.
 
     Raises:
-        Unreadable: it is none.
+        Unreadable: it isn't one.
     """
     import pyarrow as pa
 
     from etl_dagster.values.read_as import read_as
     from etl_dagster.values.text import parse
 
-    wrong = Unreadable(f"compares {column.name}, of type {column.type_name}, with what is none")
+    wrong = Unreadable(
+        f"compares {column.name} with a literal that is not a value of type {column.type_name}"
+    )
     oid = _oid(column)
     strings: Any = pa.array([text.rstrip(" ") if oid == oids.BPCHAR else text], pa.string())
     cast = CastTo(oid, column.type_modifier if oid == oids.NUMERIC else -1)
     try:
-        # As people write it: a day alone, true or false.
+        # As people write it: also a day without a time, true or false.
         is_known = oid not in _TEXTS and _is_ordered(oid)
         parsed = read_as(cast, strings) if is_known else parse(column, strings)
     except pa.ArrowException:
@@ -248,24 +255,26 @@ def _require_readable(condition: Condition, columns: Mapping[str, ColumnSchema])
                 try:
                     _order(literal)
                 except ArithmeticError:
-                    raise Unreadable(f"compares the numeric {name} with what is none") from None
+                    raise Unreadable(
+                        f"compares {name} with a literal that is not a value of type numeric"
+                    ) from None
                 return
             oid = _oid(column)
             if sign not in ("=", "<>") and not _is_ordered(oid):
                 raise Unreadable(
-                    f"compares {name}, of type {column.type_name}, by {sign}; of this type only "
-                    "=, <>, IN and IS NULL are known"
+                    f"compares {name}, of type {column.type_name}, by {sign}; for this type, use "
+                    "=, <>, IN or IS NULL"
                 )
             if column.type is not None and column.nested == "native" and _has_parts(column):
-                raise Unreadable(f"compares {name}, whose values have parts; only IS NULL is known")
+                raise Unreadable(f"compares {name}, whose values have parts; use only IS NULL")
             _literal(plain(column), literal)
         case Like(name):
             column = columns[name]
             if _oid(column) not in _TEXTS:
-                raise Unreadable(f"matches {name} by LIKE, which is not a text")
+                raise Unreadable(f"matches {name} by LIKE, but it is not a text")
         case IsTrue(name):
             if _oid(columns[name]) != oids.BOOL:
-                raise Unreadable(f"has {name} alone, which is not a boolean")
+                raise Unreadable(f"has {name} by itself, but it is not a boolean")
         case Not(inner):
             _require_readable(inner, columns)
         case Joined(_, parts):

@@ -1,7 +1,8 @@
-"""What stands in a row for a value that its column's type can't hold."""
+"""What a row has in place of a value that its column's type can't hold."""
 
 from __future__ import annotations
 
+import re
 from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from typing import Any, Final
 
@@ -13,15 +14,19 @@ from etl_dagster.values.oids import DATE_INFINITY, TIMESTAMP_INFINITY
 from etl_dagster.values.parsed import Odd
 
 _compute: Any = pc
-_WORDS: Final = ("Infinity", "-Infinity")
+#: A day or a moment as Postgres prints it, with a year of six digits or more.
+_LATE: Final = re.compile(r"(?P<year>\d{6,7})-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?(\+00)?)?", re.ASCII)
+#: The years in which 64-bit microseconds, and 32-bit days, since 1970 end.
+_LAST_YEAR: Final = 294_247
+_LAST_YEAR_OF_DAYS: Final = 5_881_580
 
 
 def clamp(array: AnyArray, odd: Odd) -> AnyArray:
-    """The array with the nearest value that its type holds, where one is nearest.
+    """The array, with the nearest value that its type can hold, if there is a nearest one.
 
-    Of dates and timestamps the first or last one that isn't an infinity; of decimals the rounded
-    one, the largest or the smallest. NaN, and values of other types, stay what they are: null, or a
-    text with escapes.
+    For dates and timestamps it is the last finite one; for decimals the rounded one, the largest or
+    the smallest. NaN, a text that isn't a value at all (of a column that is cast), and values of
+    other types stay as they are: null, or a text with escapes.
     """
     nearest = [_nearest(array.type, text) for text in odd.texts.to_pylist()]
     if not any(value is not None for value in nearest):
@@ -31,7 +36,7 @@ def clamp(array: AnyArray, odd: Odd) -> AnyArray:
     if number is None:
         clamped: AnyArray = _compute.replace_with_mask(array, is_odd, pa.array(nearest, array.type))
         return clamped
-    # Python has no date and no time so far away.
+    # Python has no objects for such late dates and times.
     numbers = _compute.replace_with_mask(array.view(number), is_odd, pa.array(nearest, number))
     viewed: AnyArray = numbers.view(array.type)
     return viewed
@@ -40,7 +45,8 @@ def clamp(array: AnyArray, odd: Odd) -> AnyArray:
 def is_one_of_a_kind(array: AnyArray, odd: Odd) -> bool:
     """Whether the odd values stay distinct in the array, as those of a key must.
 
-    A text is one with escapes; a decimal of a declared precision can only lack NaN.
+    Texts stay distinct by their escapes; the only odd value of a decimal with a declared precision
+    is NaN.
     """
     if not array.null_count:
         return True
@@ -56,20 +62,30 @@ def _number_type(arrow_type: pa.DataType) -> pa.DataType | None:
 def _nearest(arrow_type: pa.DataType, text: str | None) -> int | Decimal | None:
     if text is None:
         return None
-    if pa.types.is_timestamp(arrow_type) or pa.types.is_date32(arrow_type):
-        infinity = TIMESTAMP_INFINITY if pa.types.is_timestamp(arrow_type) else DATE_INFINITY
-        return 1 - infinity if text.endswith(" BC") else infinity - 1
+    if pa.types.is_timestamp(arrow_type):
+        return TIMESTAMP_INFINITY - 1 if _is_from(_LAST_YEAR, text) else None
+    if pa.types.is_date32(arrow_type):
+        return DATE_INFINITY - 1 if _is_from(_LAST_YEAR_OF_DAYS, text) else None
     if pa.types.is_decimal(arrow_type):
-        if text not in _WORDS and not text.lstrip("-")[:1].isdigit():
-            return None
         return _nearest_decimal(arrow_type.precision, arrow_type.scale, text)
     return None
 
 
-def _nearest_decimal(precision: int, scale: int, text: str) -> Decimal:
-    context = Context(prec=precision, rounding=ROUND_HALF_UP)
-    last_place = Decimal(1).scaleb(-scale)
+def _is_from(year: int, text: str) -> bool:
+    """Whether the text is a day or a moment, AD, of this year or a later one."""
+    found = _LATE.fullmatch(text)
+    return found is not None and int(found["year"]) >= year
+
+
+def _nearest_decimal(precision: int, scale: int, text: str) -> Decimal | None:
     try:
-        return context.quantize(Decimal(text), last_place)
+        number = Decimal(text)
+    except InvalidOperation:  # a text that is cast, and is not a number
+        return None
+    if number.is_nan():
+        return None
+    context = Context(prec=precision, rounding=ROUND_HALF_UP)
+    try:
+        return context.quantize(number, Decimal(1).scaleb(-scale))
     except InvalidOperation:  # more digits before the point than there are, or an infinity
-        return Decimal((int(text.startswith("-")), (9,) * precision, -scale))
+        return Decimal((int(number.is_signed()), (9,) * precision, -scale))

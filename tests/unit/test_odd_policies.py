@@ -33,6 +33,7 @@ from etl_dagster.testing.changes import (
 from etl_dagster.values.columns import ColumnSchema, column_from_json, column_to_json
 from etl_dagster.values.policy import clamp
 from etl_dagster.values.python import to_dicts
+from etl_dagster.values.read_as import read_as, type_named
 from etl_dagster.values.text import parse
 
 _MONEY = ((12 << 16) | 2) + 4
@@ -180,6 +181,32 @@ def test_the_nearest_value_is_the_largest_or_the_smallest(
     )
     last = to_dicts(pa.RecordBatch.from_arrays([clamped], ["c"]))[1]["c"]
     assert last == nearest
+
+
+@pytest.mark.parametrize(
+    ("type_name", "text", "nearest"),
+    [
+        ("timestamptz", "soon", None),
+        ("timestamp", "2024-02-30 10:00:00", None),
+        ("timestamp", "300000-01-01 00:00:00", LAST),
+        ("date", "0000-01-01", None),
+        ("date", "10000-01-01", None),
+        ("numeric(5,2)", "12 apples", None),
+        ("numeric(5,2)", "-1000.5", Decimal("-999.99")),
+        ("numeric(5,2)", "1.005", Decimal("1.01")),
+    ],
+)
+def test_a_text_that_is_not_a_value_of_its_cast_has_no_nearest_one(
+    type_name: str, text: str, nearest: object
+) -> None:
+    type_ = type_named(type_name)
+    assert type_ is not None
+    parsed = read_as(type_, pa.array([text], pa.string()))
+    assert parsed.odd is not None
+
+    clamped = clamp(parsed.array, parsed.odd)
+
+    assert to_dicts(pa.RecordBatch.from_arrays([clamped], ["c"])) == [{"c": nearest}]
 
 
 def test_null_is_the_policy_of_that_name_in_yaml_too(tmp_path: Path) -> None:

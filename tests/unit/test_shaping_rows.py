@@ -474,13 +474,15 @@ def test_an_update_of_a_row_that_no_longer_exists_deletes_it() -> None:
         ("'a", "can't be read from character 1"),
         ("nme = 'a'", "names a column 'nme'"),
         ("Name = 'a' and \"Name\" = 'a'", "names a column 'Name'"),
-        ("born = 'soon'", "of type date, with what is none"),
-        ("born < '2024-02-31'", "of type date, with what is none"),
-        ("id = 1.5", "of type integer, with what is none"),
-        ("amount > 'x'", "compares the numeric amount with what is none"),
+        ("born = 'soon'", "a literal that is not a value of type date"),
+        ("born < '2024-02-31'", "a literal that is not a value of type date"),
+        ("id = 1.5", "a literal that is not a value of type integer"),
+        ("amount > 'x'", "compares amount with a literal that is not a value of type numeric"),
         ("id like '1%'", "not a text"),
         ("name", "not a boolean"),
-        ("active > true and active > 'perhaps'", "with what is none"),
+        ("active > true and active > 'perhaps'", "not a value of type boolean"),
+        ("(" * 3000 + "active" + ")" * 3000, "is nested more than 100 levels deep"),
+        ("not " * 3000 + "active", "is nested more than 100 levels deep"),
     ],
 )
 def test_a_condition_that_cannot_be_evaluated_says_where(text: str, reason: str) -> None:
@@ -541,6 +543,40 @@ def test_not_a_number_is_equal_to_itself_and_the_largest(sign: str, expected: li
     rows = arrow_rows(schema, [{"id": i, "ratio": value} for i, value in enumerate(values)])
 
     assert RowFilter(f"ratio {sign} 'NaN'", schema).matches(rows).tolist() == expected
+
+
+@pytest.mark.parametrize("literal", ["NaN", "nan", "Infinity", "inf", "-Infinity", "5"])
+def test_numerics_are_ordered_alike_however_they_are_held_and_written(literal: str) -> None:
+    """Arrow prints the NaN of a double as nan; compared as a number, it would be an error."""
+    texts = ["NaN", "Infinity", "7", "-Infinity"]
+    as_text = arrow_rows(PEOPLE, [{"id": i, "amount": text} for i, text in enumerate(texts)])
+    amount = replace(PEOPLE.columns[2], numeric="double")
+    doubles = replace(PEOPLE, columns=(*PEOPLE.columns[:2], amount, *PEOPLE.columns[3:]))
+    as_double = arrow_rows(
+        doubles, [{"id": i, "amount": float(text)} for i, text in enumerate(texts)]
+    )
+    condition = f"amount > '{literal}'"
+    places = {"nan": 4, "infinity": 3, "inf": 3, "5": 1, "-infinity": 0}
+
+    expected = [place > places[literal.lower()] for place in (4, 3, 2, 0)]
+    assert RowFilter(condition, PEOPLE).matches(as_text).tolist() == expected
+    assert RowFilter(condition, doubles).matches(as_double).tolist() == expected
+
+
+def test_a_delete_of_a_row_that_leaves_the_condition_has_the_odd_values_of_the_old_row() -> None:
+    """A destination finds by them which texts to remove for a row without a key."""
+    columns = tuple(replace(c, is_identity=True, primary_key_ordinal=None) for c in PEOPLE.columns)
+    keyless = replace(PEOPLE, replica_identity="f", columns=columns)
+    schema = shape({"where": "name = 'a'"}, keyless)
+    old = {"id": 1, "name": "a", "born": Unheld("6000000-01-01")}
+
+    shaped = Shaper(schema).changes(changes(update(schema, old=old, id=1, name="b")))
+
+    assert done(shaped) == [("D", 1)]
+    assert shaped is not None
+    assert {name: odd.texts.to_pylist() for name, odd in shaped.odd.items()} == {
+        "born": ["6000000-01-01"]
+    }
 
 
 # -- hooks ---------------------------------------------------------------------------------------
